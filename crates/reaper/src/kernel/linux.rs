@@ -1,0 +1,177 @@
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+
+use super::{Death, NoPidfd, ProcStat, ProcessTable, Target, Until, Waited};
+use crate::sys::{self, WaitFor};
+
+/// The running kernel. Its pidfds are all watched by one epoll, which is itself pollable.
+#[derive(Debug)]
+pub(crate) struct Linux {
+    pidfds: AtomicBool,
+    wait_by_pidfd: AtomicBool,
+    epoll: OnceLock<Epoll>,
+}
+
+impl Linux {
+    pub(crate) fn new(pidfds: bool) -> Self {
+        Self {
+            pidfds: AtomicBool::new(pidfds),
+            wait_by_pidfd: AtomicBool::new(true),
+            epoll: OnceLock::new(),
+        }
+    }
+
+    /// The epoll, made on first use so that a shortage of descriptors at start heals itself.
+    fn epoll(&self) -> io::Result<&Epoll> {
+        if let Some(epoll) = self.epoll.get() {
+            return Ok(epoll);
+        }
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        Ok(self.epoll.get_or_init(|| epoll))
+    }
+
+    /// What to poll for the readiness of any watch; `None` while there are no pidfds to watch.
+    pub(crate) fn readiness_fd(&self) -> Option<BorrowedFd<'_>> {
+        if !self.pidfds.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.epoll().ok().map(|epoll| epoll.0.as_fd())
+    }
+
+    fn wait(&self, target: Target<'_, OwnedFd>, leave: bool) -> Waited {
+        let found = match target {
+            Target::Pid(pid) => sys::waitid(WaitFor::Pid(pid), leave),
+            Target::Pidfd(pid, pidfd) if self.wait_by_pidfd.load(Ordering::Relaxed) => {
+                match sys::waitid(WaitFor::Pidfd(pidfd.as_fd()), leave) {
+                    Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                        self.wait_by_pidfd.store(false, Ordering::Relaxed);
+                        wait_by_guarded_pid(pid, pidfd, leave)
+                    }
+                    found => found,
+                }
+            }
+            Target::Pidfd(pid, pidfd) => wait_by_guarded_pid(pid, pidfd, leave),
+        };
+        match found {
+            Ok(Some(sys::Waited { status, usage, .. })) => Waited::Exited(Death { status, usage }),
+            Ok(None) => Waited::Running,
+            Err(_) => Waited::NotOurs,
+        }
+    }
+}
+
+/// Linux 5.3 has pidfds but cannot wait by them: as long as the pidfd is not reaped, the number is
+/// still its own.
+fn wait_by_guarded_pid(pid: u32, pidfd: &OwnedFd, leave: bool) -> io::Result<Option<sys::Waited>> {
+    sys::pidfd_send_signal(pidfd.as_fd(), None)?;
+    sys::waitid(WaitFor::Pid(pid), leave)
+}
+
+impl ProcessTable for Linux {
+    type Pidfd = OwnedFd;
+
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn open(&self, pid: u32) -> Result<OwnedFd, NoPidfd> {
+        if !self.pidfds.load(Ordering::Relaxed) {
+            return Err(NoPidfd::Unsupported);
+        }
+        sys::pidfd_open(pid).map_err(|error| match error.raw_os_error() {
+            Some(libc::ESRCH | libc::EINVAL | libc::ENOENT) => NoPidfd::NoProcess,
+            Some(libc::ENOSYS | libc::EPERM | libc::ENODEV) => {
+                self.pidfds.store(false, Ordering::Relaxed);
+                tracing::warn!(%error, "no pidfds here: every shim is swept by interval");
+                NoPidfd::Unsupported
+            }
+            _ => NoPidfd::Exhausted(error),
+        })
+    }
+
+    fn watch(&self, pidfd: &OwnedFd, token: u64) -> io::Result<()> {
+        // One shot: collecting the process would otherwise report it a second time.
+        let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, token);
+        Ok(self.epoll()?.add(pidfd, event)?)
+    }
+
+    fn watch_again(&self, pidfd: &OwnedFd, token: u64, until: Until) -> io::Result<()> {
+        let flags = match until {
+            Until::Exited => EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT,
+            // EPOLLHUP needs no request; a pidfd hangs up when its process is reaped.
+            Until::Reaped => EpollFlags::EPOLLONESHOT,
+        };
+        Ok(self
+            .epoll()?
+            .modify(pidfd, &mut EpollEvent::new(flags, token))?)
+    }
+
+    fn ready(&self, tokens: &mut Vec<u64>, limit: usize) -> io::Result<()> {
+        const BATCH: usize = 256;
+        let Some(epoll) = self.epoll.get() else {
+            return Ok(());
+        };
+        let mut events = [EpollEvent::empty(); BATCH];
+        let found = epoll.wait(&mut events[..limit.min(BATCH)], EpollTimeout::ZERO)?;
+        tokens.extend(events[..found].iter().map(EpollEvent::data));
+        Ok(())
+    }
+
+    fn peek(&self, target: Target<'_, OwnedFd>) -> Waited {
+        self.wait(target, true)
+    }
+
+    fn reap(&self, target: Target<'_, OwnedFd>) -> Waited {
+        self.wait(target, false)
+    }
+
+    fn exit_status(&self, pidfd: &OwnedFd) -> Option<std::process::ExitStatus> {
+        sys::pidfd_exit_status(pidfd.as_fd())
+    }
+
+    fn is_reaped(&self, pidfd: &OwnedFd) -> bool {
+        sys::pidfd_send_signal(pidfd.as_fd(), None)
+            .is_err_and(|error| error.raw_os_error() == Some(libc::ESRCH))
+    }
+
+    fn signal(&self, pidfd: &OwnedFd, signal: Signal) -> io::Result<()> {
+        sys::pidfd_send_signal(pidfd.as_fd(), Some(signal))
+    }
+
+    fn signal_pid(&self, pid: u32, signal: Signal) -> io::Result<()> {
+        Ok(signal::kill(as_pid(pid), signal)?)
+    }
+
+    fn stat(&self, pid: u32) -> io::Result<Option<ProcStat>> {
+        ProcStat::read(pid)
+    }
+
+    fn reap_orphan(&self, pgid: u32) -> bool {
+        // A dead leader is never an orphan: it is the shim, or a stranger with its number.
+        match sys::waitid(WaitFor::Group(pgid), true) {
+            Ok(Some(orphan)) if orphan.pid != pgid => {
+                matches!(sys::waitid(WaitFor::Pid(orphan.pid), false), Ok(Some(_)))
+            }
+            _ => false,
+        }
+    }
+
+    fn group_exists(&self, pgid: u32) -> bool {
+        // While the old group has members nobody else can get its number as a pid.
+        let recycled = !matches!(signal::kill(as_pid(pgid), None), Err(Errno::ESRCH));
+        !recycled && !matches!(signal::killpg(as_pid(pgid), None), Err(Errno::ESRCH))
+    }
+}
+
+fn as_pid(pid: u32) -> Pid {
+    Pid::from_raw(pid.cast_signed())
+}

@@ -1,0 +1,9 @@
+//! The kernel's process table, as the sweep sees it.
+
+mod linux;
+mod process_table;
+mod procfs;
+
+pub(crate) use linux::Linux;
+pub(crate) use process_table::{Death, NoPidfd, ProcessTable, Target, Until, Waited};
+pub(crate) use procfs::ProcStat;

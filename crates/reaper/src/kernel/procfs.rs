@@ -1,0 +1,85 @@
+use std::fs;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use nix::libc;
+
+/// The fields of `/proc/<pid>/stat` that tell one process from another, and how a zombie ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ProcStat {
+    /// Clock ticks since boot: with the pid, the identity of a process where there is no pidfd.
+    pub(crate) start_time: u64,
+    pub(crate) exited: bool,
+    /// Known only for a zombie that we may inspect.
+    pub(crate) status: Option<ExitStatus>,
+}
+
+impl ProcStat {
+    /// `None` when no process has this pid.
+    pub(super) fn read(pid: u32) -> io::Result<Option<Self>> {
+        let line = match fs::read(format!("/proc/{pid}/stat")) {
+            Ok(line) => line,
+            Err(error) if is_gone(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let Some((state, start_time, exit_code)) = parse(&line) else {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("/proc/{pid}/stat has an unknown form"),
+            ));
+        };
+        let exited = matches!(state, b'Z' | b'X' | b'x');
+        // proc_pid_stat(5) shows 0 to whoever may not inspect the process; so does success.
+        let status = (exited && may_inspect(pid)).then(|| ExitStatus::from_raw(exit_code));
+        Ok(Some(Self {
+            start_time,
+            exited,
+            status,
+        }))
+    }
+}
+
+/// State (field 3), start time (22) and exit code (52). The name in field 2 may hold anything, so
+/// counting starts behind its last parenthesis.
+fn parse(line: &[u8]) -> Option<(u8, u64, i32)> {
+    let end_of_name = line.iter().rposition(|byte| *byte == b')')?;
+    let rest = str::from_utf8(line.get(end_of_name + 2..)?).ok()?;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = fields.next()?.bytes().next()?;
+    let start_time = fields.nth(18)?.parse().ok()?;
+    let exit_code = fields.nth(29)?.parse().ok()?;
+    Some((state, start_time, exit_code))
+}
+
+/// Reading `exe` needs the same permission (ptrace read) as the exit code in `stat`; for a zombie
+/// that may be inspected it fails with ENOENT, because the program is gone.
+fn may_inspect(pid: u32) -> bool {
+    match fs::read_link(format!("/proc/{pid}/exe")) {
+        Ok(_) => true,
+        Err(error) => error.raw_os_error() == Some(libc::ENOENT),
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    #[test]
+    fn a_name_with_parentheses_and_spaces_does_not_shift_the_fields() {
+        let line = b"77 (a) R (b)) Z 1 2 3 0 -1 4227148 18 0 0 0 0 0 0 0 20 0 1 0 156715 0 0 \
+            18446744073709551615 0 0 0 0 0 0 0 0 0 1 0 0 17 1 0 0 0 0 0 0 0 0 0 0 0 0 10752\n";
+        assert_eq!(parse(line), Some((b'Z', 156_715, 10_752)));
+    }
+
+    #[test]
+    fn a_torn_line_is_refused() {
+        assert_eq!(parse(b"77 (a) Z 1 2"), None);
+        assert_eq!(parse(b"77 (a"), None);
+        assert_eq!(parse(b""), None);
+    }
+}

@@ -1,0 +1,185 @@
+use std::io;
+use std::mem;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+
+use nix::libc;
+use nix::sys::signal::Signal;
+
+use crate::kernel::ProcessTable;
+use crate::{ReaperClosed, ShimExit};
+
+/// One registered process, shared by its handles, the directory and the registry.
+#[derive(Debug)]
+pub(crate) struct Shim<P> {
+    pub(crate) pid: u32,
+    /// Unique among all registrations of a reaper, as a pid is not.
+    pub(crate) id: u64,
+    pub(crate) leads_group: bool,
+    state: Mutex<State<P>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct State<P> {
+    pub(crate) role: Role,
+    pub(crate) pidfd: Option<P>,
+    /// The identity where there is no pidfd.
+    pub(crate) start_time: Option<u64>,
+    outcome: Outcome,
+}
+
+/// Whose child a shim is; a later registration of the same process can only raise it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Role {
+    /// Not our child, so never waited on.
+    Attached,
+    /// Somebody else may hold its `Child`, and comes first.
+    Shared,
+    /// Nobody else can wait for it.
+    Owned,
+}
+
+#[derive(Debug)]
+enum Outcome {
+    Running(Waiters),
+    Exited(ShimExit),
+    Closed,
+}
+
+#[derive(Debug, Default)]
+struct Waiters {
+    next_key: u32,
+    wakers: Vec<(u32, Waker)>,
+}
+
+impl<P> Shim<P> {
+    pub(crate) fn new(
+        pid: u32,
+        id: u64,
+        leads_group: bool,
+        role: Role,
+        pidfd: Option<P>,
+        start_time: Option<u64>,
+    ) -> Self {
+        Self {
+            pid,
+            id,
+            leads_group,
+            state: Mutex::new(State {
+                role,
+                pidfd,
+                start_time,
+                outcome: Outcome::Running(Waiters::default()),
+            }),
+        }
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State<P>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a signal to this very process, or fails with ESRCH once it is known to have ended.
+    pub(crate) fn signal<K>(&self, kernel: &K, signal: Signal) -> io::Result<()>
+    where
+        K: ProcessTable<Pidfd = P>,
+    {
+        // Collecting happens under this lock too, so the pid cannot be recycled in between.
+        let state = self.state();
+        if let Outcome::Exited(_) = state.outcome {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        if let Some(pidfd) = &state.pidfd {
+            return kernel.signal(pidfd, signal);
+        }
+        match kernel.stat(self.pid) {
+            Ok(Some(stat))
+                if state
+                    .start_time
+                    .is_none_or(|start| start == stat.start_time) =>
+            {
+                kernel.signal_pid(self.pid, signal)
+            }
+            Ok(_) => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+            // Out of descriptors: a child that only we can wait for still has its number.
+            Err(_) if state.role == Role::Owned => kernel.signal_pid(self.pid, signal),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// `key` is the caller's place among the waiters, for as long as it waits.
+    pub(crate) fn poll_exit(
+        &self,
+        key: &mut Option<u32>,
+        waker: &Waker,
+    ) -> Poll<Result<ShimExit, ReaperClosed>> {
+        match &mut self.state().outcome {
+            Outcome::Running(waiters) => {
+                waiters.enlist(key, waker);
+                Poll::Pending
+            }
+            Outcome::Exited(exit) => Poll::Ready(Ok(*exit)),
+            Outcome::Closed => Poll::Ready(Err(ReaperClosed)),
+        }
+    }
+
+    pub(crate) fn stop_waiting(&self, key: u32) {
+        let waker = match &mut self.state().outcome {
+            Outcome::Running(waiters) => waiters.remove(key),
+            _ => None,
+        };
+        // Dropping a waker may run code of its executor: not under the lock.
+        drop(waker);
+    }
+}
+
+impl<P> State<P> {
+    pub(crate) fn exit(&self) -> Option<ShimExit> {
+        match self.outcome {
+            Outcome::Exited(exit) => Some(exit),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        matches!(self.outcome, Outcome::Running(_))
+    }
+
+    /// Resolves every handle, once: a shim that is resolved already stays as it is. Returns false
+    /// then. The wakers are left to the caller, to be woken without any lock held.
+    pub(crate) fn resolve(&mut self, exit: ShimExit, wakers: &mut Vec<Waker>) -> bool {
+        self.replace_running(Outcome::Exited(exit), wakers)
+    }
+
+    pub(crate) fn close(&mut self, wakers: &mut Vec<Waker>) -> bool {
+        self.replace_running(Outcome::Closed, wakers)
+    }
+
+    fn replace_running(&mut self, outcome: Outcome, wakers: &mut Vec<Waker>) -> bool {
+        let Outcome::Running(_) = self.outcome else {
+            return false;
+        };
+        if let Outcome::Running(waiters) = mem::replace(&mut self.outcome, outcome) {
+            wakers.extend(waiters.wakers.into_iter().map(|(_, waker)| waker));
+        }
+        true
+    }
+}
+
+impl Waiters {
+    fn enlist(&mut self, key: &mut Option<u32>, waker: &Waker) {
+        let place = key.and_then(|key| self.wakers.iter_mut().find(|(k, _)| *k == key));
+        if let Some((_, known)) = place {
+            known.clone_from(waker);
+            return;
+        }
+        let new = self.next_key;
+        self.next_key = self.next_key.wrapping_add(1);
+        self.wakers.push((new, waker.clone()));
+        *key = Some(new);
+    }
+
+    fn remove(&mut self, key: u32) -> Option<Waker> {
+        let index = self.wakers.iter().position(|(k, _)| *k == key)?;
+        Some(self.wakers.swap_remove(index).1)
+    }
+}

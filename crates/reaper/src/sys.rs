@@ -1,0 +1,148 @@
+//! What needs `unsafe`: the Linux system calls that neither std nor nix wraps, and tokio's
+//! promise about raw descriptors.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::ptr;
+
+use nix::libc;
+use nix::sys::signal::Signal;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::ResourceUsage;
+
+/// Which children a [`waitid`] call is about. `P_ALL` has no variant on purpose.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum WaitFor<'a> {
+    Pid(u32),
+    Pidfd(BorrowedFd<'a>),
+    Group(u32),
+}
+
+/// A dead child as `waitid(2)` describes it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Waited {
+    pub(crate) pid: u32,
+    pub(crate) status: ExitStatus,
+    pub(crate) usage: ResourceUsage,
+}
+
+/// `pidfd_open(2)`, Linux 5.3. The descriptor is close-on-exec from birth.
+pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: takes two integers and touches no memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just created this descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `pidfd_send_signal(2)`, Linux 5.1. `None` sends nothing and only checks that the process has
+/// not been reaped.
+pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Option<Signal>) -> io::Result<()> {
+    let signal = signal.map_or(0, |signal| signal as libc::c_int);
+    // SAFETY: a null siginfo pointer is documented to mean "as kill(2) would fill it".
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// `waitid(2)` for exited children, never blocking; `P_PIDFD` needs Linux 5.4.
+///
+/// The raw system call, because only it reports the resource usage together with the status.
+/// With `leave` the zombie stays waitable (`WNOWAIT`).
+pub(crate) fn waitid(who: WaitFor<'_>, leave: bool) -> io::Result<Option<Waited>> {
+    let (id_type, id) = match who {
+        WaitFor::Pid(pid) => (libc::P_PID, pid),
+        WaitFor::Pidfd(pidfd) => (libc::P_PIDFD, pidfd.as_raw_fd().cast_unsigned()),
+        WaitFor::Group(pgid) => (libc::P_PGID, pgid),
+    };
+    let mut flags = libc::WEXITED | libc::WNOHANG;
+    if leave {
+        flags |= libc::WNOWAIT;
+    }
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: both pointers are valid for writes of their types for the length of the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_waitid,
+            id_type,
+            id,
+            info.as_mut_ptr(),
+            flags,
+            usage.as_mut_ptr(),
+        )
+    };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zeroed memory is a valid siginfo_t and a valid rusage (integers and padding), and
+    // the kernel overwrites them with valid ones.
+    let (info, usage) = unsafe { (info.assume_init(), usage.assume_init()) };
+    // SAFETY: waitid(2) fills the SIGCHLD members, and leaves si_pid 0 when nobody has exited.
+    let (pid, value) = unsafe { (info.si_pid(), info.si_status()) };
+    if pid == 0 {
+        return Ok(None);
+    }
+    let raw = match info.si_code {
+        libc::CLD_EXITED => value << 8,
+        libc::CLD_DUMPED => value | 0x80,
+        _ => value,
+    };
+    Ok(Some(Waited {
+        pid: pid.cast_unsigned(),
+        status: ExitStatus::from_raw(raw),
+        usage: ResourceUsage::from_raw(&usage),
+    }))
+}
+
+/// The first published form of `struct pidfd_info`; newer kernels accept it and fill a prefix.
+#[repr(C)]
+#[derive(Default)]
+struct PidfdInfo {
+    mask: u64,
+    cgroupid: u64,
+    ids: [u32; 11],
+    exit_code: i32,
+}
+
+const PIDFD_INFO_EXIT: u64 = 1 << 3;
+
+nix::ioctl_readwrite!(pidfd_get_info, 0xFF, 11, PidfdInfo);
+
+/// The wait status of a process that has already been reaped, by whomever: `PIDFD_GET_INFO` with
+/// `PIDFD_INFO_EXIT`, Linux 6.15. `None` while it has not been reaped, and on older kernels.
+pub(crate) fn pidfd_exit_status(pidfd: BorrowedFd<'_>) -> Option<ExitStatus> {
+    let mut info = PidfdInfo {
+        mask: PIDFD_INFO_EXIT,
+        ..PidfdInfo::default()
+    };
+    // SAFETY: `info` has the size that is encoded in the request and is valid for the call.
+    unsafe { pidfd_get_info(pidfd.as_raw_fd(), &raw mut info) }.ok()?;
+    (info.mask & PIDFD_INFO_EXIT != 0).then(|| ExitStatus::from_raw(info.exit_code))
+}
+
+/// Has the current tokio runtime poll a descriptor for reading.
+pub(crate) fn poll_readable(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<BorrowedFd<'_>>> {
+    // SAFETY: a `BorrowedFd` stays open and the same for its lifetime, which the result shares.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
+}

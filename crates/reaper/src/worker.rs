@@ -1,0 +1,249 @@
+use std::any::Any;
+use std::future::{pending, poll_fn};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::thread;
+use std::time::Duration;
+
+use futures::FutureExt;
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::{self, Handle};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::core::Core;
+use crate::failpoint::fail_point;
+use crate::kernel::Linux;
+use crate::sys;
+
+/// After this many panics in a row the pauses between replacements stop growing.
+const MAX_DOUBLINGS: u32 = 5;
+
+/// The task that sweeps, and what is needed to put another in its place.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    core: Arc<Core<Linux>>,
+    alive: AtomicBool,
+    /// Set when the last `ShimReaper` is gone: nobody can register any more.
+    abandoned: AtomicBool,
+    /// The runtime that the present worker runs on, or the last one did.
+    runtime: Mutex<Handle>,
+}
+
+impl Worker {
+    /// # Panics
+    ///
+    /// As tokio does when the runtime lacks its time or I/O driver.
+    pub(crate) fn start_on(core: Arc<Core<Linux>>, handle: &Handle) -> Arc<Self> {
+        let worker = Arc::new(Self::new(core, handle.clone()));
+        {
+            let _entered = handle.enter();
+            drop(sleep(Duration::ZERO));
+            drop(worker.readiness());
+        }
+        worker.launch(handle.clone());
+        worker
+    }
+
+    pub(crate) fn start_dedicated(core: Arc<Core<Linux>>) -> io::Result<Arc<Self>> {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let worker = Arc::new(Self::new(core, runtime.handle().clone()));
+        let alive = Alive::claim(&worker);
+        thread::Builder::new()
+            .name("shim-reaper".to_owned())
+            .spawn(move || {
+                if let Some(alive) = alive {
+                    runtime.block_on(supervise(alive));
+                }
+            })?;
+        Ok(worker)
+    }
+
+    fn new(core: Arc<Core<Linux>>, runtime: Handle) -> Self {
+        Self {
+            core,
+            alive: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
+            runtime: Mutex::new(runtime),
+        }
+    }
+
+    pub(crate) fn core(&self) -> &Core<Linux> {
+        &self.core
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::Acquire) && !self.core.is_closing()
+    }
+
+    pub(crate) fn runtime(&self) -> Handle {
+        self.runtime
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Puts a worker on the caller's runtime if the one that had it is gone. Does what a worker
+    /// would have done if the reaper was to shut down in between.
+    pub(crate) fn ensure_alive(self: &Arc<Self>) {
+        if self.alive.load(Ordering::Acquire) || self.core.directory.is_closed() {
+            return;
+        }
+        if self.core.token.is_cancelled() {
+            self.core.try_close();
+            return;
+        }
+        let Ok(handle) = Handle::try_current() else {
+            return;
+        };
+        if self.launch(handle) {
+            self.core.counters.respawned();
+            tracing::warn!("the runtime that drove the reaper is gone: it goes on in this one");
+        }
+    }
+
+    fn launch(self: &Arc<Self>, handle: Handle) -> bool {
+        let Some(alive) = Alive::claim(self) else {
+            return false;
+        };
+        *self.runtime.lock().unwrap_or_else(PoisonError::into_inner) = handle.clone();
+        handle.spawn(supervise(alive));
+        true
+    }
+
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
+        self.core.attention.notify_one();
+    }
+
+    fn has_nothing_left_to_do(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire) && self.core.is_idle()
+    }
+
+    /// The kernel's epoll, polled by the current runtime.
+    fn readiness(&self) -> Option<AsyncFd<BorrowedFd<'_>>> {
+        let epoll = self.core.kernel.readiness_fd()?;
+        sys::poll_readable(epoll)
+            .inspect_err(|error| tracing::debug!(%error, "no readiness for now"))
+            .ok()
+    }
+}
+
+/// The claim to be the one worker, given back however it ends: by return, by panic, or by being
+/// dropped with its runtime.
+#[derive(Debug)]
+struct Alive(Arc<Worker>);
+
+impl Alive {
+    fn claim(worker: &Arc<Worker>) -> Option<Self> {
+        worker
+            .alive
+            .compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire)
+            .ok()
+            .map(|_| Self(Arc::clone(worker)))
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.alive.store(false, Ordering::Release);
+    }
+}
+
+/// Replaces the worker whenever it panics, at once the first time, later and later after that.
+async fn supervise(alive: Alive) {
+    let worker = &alive.0;
+    let mut failures = 0;
+    while let Err(panic) = AssertUnwindSafe(work(worker, &mut failures))
+        .catch_unwind()
+        .await
+    {
+        failures += 1;
+        let pause = match failures {
+            1 => Duration::ZERO,
+            _ => worker.core.sweep_interval * 2_u32.pow((failures - 2).min(MAX_DOUBLINGS)),
+        };
+        worker.core.counters.respawned();
+        tracing::error!(
+            panic = message(&*panic),
+            failures,
+            ?pause,
+            "the reaper's worker panicked and is replaced"
+        );
+        tokio::select! {
+            () = worker.core.token.cancelled() => {}
+            () = sleep(pause) => {}
+        }
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("not a text")
+}
+
+async fn work(worker: &Worker, failures: &mut u32) {
+    let core = worker.core();
+    let mut cancelled = pin!(core.token.cancelled());
+    let mut attention = pin!(core.attention.notified());
+    let mut readiness = worker.readiness();
+    let mut next_sweep = Instant::now();
+    let mut timer = pin!(sleep_until(next_sweep));
+    loop {
+        fail_point!("shim_reaper::work");
+        tokio::select! {
+            biased;
+            () = &mut cancelled => {
+                core.close().await;
+                return;
+            }
+            // Before readiness, so that a stream of exits cannot hold up the interval sweep.
+            () = &mut timer => {}
+            () = &mut attention => attention.set(core.attention.notified()),
+            () = ready_to_collect(readiness.as_ref()) => {}
+        }
+        let mut deadline = core.collect().await;
+        if Instant::now() >= next_sweep {
+            core.sweep().await;
+            deadline = core.collect().await;
+            *failures = 0;
+            next_sweep = (next_sweep + core.sweep_interval).max(Instant::now());
+            if readiness.is_none() {
+                readiness = worker.readiness();
+            }
+        }
+        if worker.has_nothing_left_to_do() {
+            return;
+        }
+        let wake_at = deadline.map_or(next_sweep, |deadline| next_sweep.min(deadline.into()));
+        if timer.deadline() != wake_at {
+            timer.as_mut().reset(wake_at);
+        }
+    }
+}
+
+/// Returns when the epoll may have something to report; never without one.
+async fn ready_to_collect(readiness: Option<&AsyncFd<BorrowedFd<'_>>>) {
+    let Some(readiness) = readiness else {
+        return pending().await;
+    };
+    poll_fn(|cx: &mut Context<'_>| {
+        match ready!(readiness.poll_read_ready(cx)) {
+            // Cleared before the epoll is asked, so that a report that comes in between is not
+            // missed; `collect` asks until there are no more.
+            Ok(mut guard) => guard.clear_ready(),
+            Err(error) => tracing::debug!(%error, "the runtime shuts down"),
+        }
+        Poll::Ready(())
+    })
+    .await;
+}
