@@ -258,8 +258,7 @@ impl<K: ProcessTable> Core<K> {
             CollectedBy::Owner | CollectedBy::Observed => self.counters.vanished(),
         }
         let mut effects = Effects::<K::Pidfd>::new(&self.subscribers);
-        shim.state().resolve(exit, &mut effects.wakers);
-        effects.exits.push(exit);
+        effects.resolve(&mut shim.state(), exit);
         shim
     }
 

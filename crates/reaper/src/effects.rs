@@ -2,6 +2,7 @@ use std::task::Waker;
 
 use crate::ShimExit;
 use crate::exits::Subscribers;
+use crate::shim::State;
 
 /// What a slice of a sweep owes to the world outside the registry. Declared before the registry is
 /// locked, so that it is delivered after the lock is released, also when the slice panics: wakers
@@ -10,7 +11,7 @@ use crate::exits::Subscribers;
 pub(crate) struct Effects<'a, P> {
     subscribers: &'a Subscribers,
     pub(crate) wakers: Vec<Waker>,
-    pub(crate) exits: Vec<ShimExit>,
+    exits: Vec<(u64, ShimExit)>,
     /// Pidfds of collected shims: closing one costs about as much as reaping it, and can wait.
     pub(crate) closing: Vec<P>,
 }
@@ -24,6 +25,14 @@ impl<'a, P> Effects<'a, P> {
             closing: Vec::new(),
         }
     }
+
+    /// Resolves a shim's handles, and publishes its exit unless that has been done before.
+    pub(crate) fn resolve(&mut self, state: &mut State<P>, exit: ShimExit) {
+        if state.is_running() {
+            self.exits.push((self.subscribers.next_number(), exit));
+            state.resolve(exit, &mut self.wakers);
+        }
+    }
 }
 
 impl<P> Drop for Effects<'_, P> {
@@ -33,7 +42,7 @@ impl<P> Drop for Effects<'_, P> {
         }
         if !self.exits.is_empty() {
             self.subscribers.publish(&self.exits);
-            for exit in &self.exits {
+            for (_, exit) in &self.exits {
                 tracing::debug!(
                     pid = exit.pid,
                     code = exit.code(),

@@ -1,5 +1,6 @@
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use futures::Stream;
@@ -33,37 +34,60 @@ impl Stream for Exits {
     }
 }
 
-/// Everyone who reads [`Exits`]; `None` once the reaper has shut down.
+/// Everyone who reads [`Exits`].
 #[derive(Debug)]
-pub(crate) struct Subscribers(Mutex<Option<Vec<UnboundedSender<ShimExit>>>>);
+pub(crate) struct Subscribers {
+    /// How many exits have been settled so far; each gets its number before any handle resolves.
+    settled: AtomicU64,
+    /// `None` once the reaper has shut down.
+    readers: Mutex<Option<Vec<Reader>>>,
+}
+
+#[derive(Debug)]
+struct Reader {
+    /// The number of the first exit that was settled after it came.
+    from: u64,
+    sender: UnboundedSender<ShimExit>,
+}
 
 impl Subscribers {
     pub(crate) fn new() -> Self {
-        Self(Mutex::new(Some(Vec::new())))
+        Self {
+            settled: AtomicU64::new(0),
+            readers: Mutex::new(Some(Vec::new())),
+        }
     }
 
     pub(crate) fn subscribe(&self) -> Exits {
         let (sender, receiver) = unbounded();
-        let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(readers) = readers.as_mut() {
-            readers.push(sender);
+        if let Some(readers) = self.readers().as_mut() {
+            let from = self.settled.load(Ordering::Acquire);
+            readers.push(Reader { from, sender });
         }
         Exits { receiver }
     }
 
-    pub(crate) fn publish(&self, exits: &[ShimExit]) {
-        let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(readers) = readers.as_mut() {
+    pub(crate) fn next_number(&self) -> u64 {
+        self.settled.fetch_add(1, Ordering::AcqRel)
+    }
+
+    pub(crate) fn publish(&self, exits: &[(u64, ShimExit)]) {
+        if let Some(readers) = self.readers().as_mut() {
             readers.retain(|reader| {
                 exits
                     .iter()
-                    .all(|exit| reader.unbounded_send(*exit).is_ok())
+                    .filter(|(number, _)| *number >= reader.from)
+                    .all(|(_, exit)| reader.sender.unbounded_send(*exit).is_ok())
             });
         }
     }
 
     pub(crate) fn close(&self) {
-        let readers = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let readers = self.readers().take();
         drop(readers);
+    }
+
+    fn readers(&self) -> MutexGuard<'_, Option<Vec<Reader>>> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -466,9 +466,7 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
                 collected_by: CollectedBy::Owner,
                 rusage: Some(death.usage),
             };
-            if state.resolve(exit, &mut self.effects.wakers) {
-                self.effects.exits.push(exit);
-            }
+            self.effects.resolve(&mut state, exit);
         }
         if let Some(pidfd) = &state.pidfd {
             self.watch_again(pidfd, shim.id, Until::Reaped);
@@ -502,9 +500,7 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
             Some(pidfd) => self.effects.closing.push(pidfd),
             None => self.core.counters.no_longer_without_pidfd(),
         }
-        if state.resolve(exit, &mut self.effects.wakers) {
-            self.effects.exits.push(exit);
-        }
+        self.effects.resolve(&mut state, exit);
     }
 
     fn watch_again(&self, pidfd: &K::Pidfd, id: u64, until: Until) {

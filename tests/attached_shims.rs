@@ -1,0 +1,157 @@
+//! A process that is not our child is observed, never waited on.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use common::{Fixture, eventually, is_gone, is_zombie, kill};
+use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
+use shim_reaper::{CollectedBy, ReaperBuilder};
+
+in_both_modes!(
+    the_handle_resolves_with_the_code_of_a_process_that_is_not_our_child,
+    a_zombie_is_left_to_its_parent,
+    our_own_child_is_only_observed_too,
+    a_process_that_does_not_exist_resolves_as_vanished,
+);
+
+/// A parent that is not us, with a child of its own; it waits for the child when it may, and then
+/// prints the status.
+struct Family {
+    parent: Child,
+    lifeline: Option<ChildStdin>,
+    report: BufReader<ChildStdout>,
+    pid: u32,
+}
+
+impl Family {
+    fn new(code: i32) -> Self {
+        // The grandchild lives until our end of the pipe, its descriptor 3, is closed.
+        let script = format!(
+            "exec 3<&0 </dev/null; (read line <&3; exit {code}) & exec 3<&-; echo $!; wait $!; echo $?"
+        );
+        let mut parent = Command::new("sh")
+            .args(["-c", &script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lifeline = parent.stdin.take();
+        let mut report = BufReader::new(parent.stdout.take().unwrap());
+        let mut line = String::new();
+        report.read_line(&mut line).unwrap();
+        let pid = line.trim().parse().unwrap();
+        Self {
+            parent,
+            lifeline,
+            report,
+            pid,
+        }
+    }
+
+    fn end_child(&mut self) {
+        if let Some(mut lifeline) = self.lifeline.take() {
+            let _ = lifeline.flush();
+        }
+    }
+
+    /// What the parent got from its own wait.
+    fn status_seen_by_parent(&mut self) -> i32 {
+        let mut rest = String::new();
+        self.report.read_to_string(&mut rest).unwrap();
+        rest.trim().parse().unwrap()
+    }
+}
+
+impl Drop for Family {
+    fn drop(&mut self) {
+        if !is_gone(self.pid) && !is_zombie(self.pid) {
+            let _ = nix::sys::signal::kill(common::as_pid(self.pid), SIGKILL);
+        }
+        let _ = self.parent.kill();
+        let _ = self.parent.wait();
+    }
+}
+
+async fn the_handle_resolves_with_the_code_of_a_process_that_is_not_our_child(
+    builder: ReaperBuilder,
+) {
+    let pidfds = format!("{builder:?}").contains("pidfd: true");
+    let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(20)));
+    let mut family = Family::new(33);
+    let handle = fixture.reaper.attach(family.pid).await.unwrap();
+    assert!(handle.is_running());
+    assert_eq!(fixture.reaper.registered().await, [family.pid]);
+    fixture.sweeps(3).await;
+    fixture.expect(0, 0, 1).await;
+
+    family.end_child();
+    assert_eq!(
+        family.status_seen_by_parent(),
+        33,
+        "not delayed, not stolen"
+    );
+    let exit = handle.await.unwrap();
+    assert_eq!(exit.collected_by, CollectedBy::Observed);
+    // Without a pidfd only a sweep that meets the zombie can read it.
+    if pidfds {
+        assert_eq!(exit.code(), Some(33));
+    } else {
+        assert!(matches!(exit.code(), None | Some(33)));
+    }
+    fixture.expect(0, 1, 0).await;
+}
+
+async fn a_zombie_is_left_to_its_parent(builder: ReaperBuilder) {
+    let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(20)));
+    let mut family = Family::new(5);
+    let handle = fixture.reaper.attach(family.pid).await.unwrap();
+    kill(family.parent.id(), SIGSTOP);
+    family.end_child();
+
+    let exit = handle.await.unwrap();
+    assert_eq!(
+        (exit.code(), exit.collected_by),
+        (Some(5), CollectedBy::Observed)
+    );
+    fixture.expect(0, 1, 0).await;
+    fixture.sweeps(3).await;
+    assert!(is_zombie(family.pid), "its parent has not waited yet");
+
+    kill(family.parent.id(), SIGCONT);
+    assert_eq!(family.status_seen_by_parent(), 5);
+}
+
+async fn our_own_child_is_only_observed_too(builder: ReaperBuilder) {
+    let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(20)));
+    let mut child = common::exits_on_eof(6).spawn().unwrap();
+    let handle = fixture.reaper.attach(child.id()).await.unwrap();
+    drop(child.stdin.take());
+    let exit = handle.await.unwrap();
+    assert_eq!(
+        (exit.code(), exit.collected_by),
+        (Some(6), CollectedBy::Observed)
+    );
+    fixture.sweeps(5).await;
+    assert!(is_zombie(child.id()));
+    assert_eq!(child.wait().unwrap().code(), Some(6));
+    fixture.expect(0, 1, 0).await;
+}
+
+async fn a_process_that_does_not_exist_resolves_as_vanished(builder: ReaperBuilder) {
+    let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(20)));
+    let handle = fixture
+        .reaper
+        .attach(u32::try_from(i32::MAX).unwrap())
+        .await
+        .unwrap();
+    let exit = handle.await.unwrap();
+    assert_eq!(
+        (exit.status, exit.collected_by),
+        (None, CollectedBy::Observed)
+    );
+    eventually("forgotten", || fixture.reaper.stats().registered == 0).await;
+    fixture.expect(0, 1, 0).await;
+}

@@ -1,0 +1,127 @@
+//! With no descriptor left, shims are swept by interval, and get their pidfds later.
+
+mod common;
+
+use std::fs::File;
+use std::time::Duration;
+
+use common::logged::Logged;
+use common::own_process::{block_on, in_own_process};
+use common::{Fixture, eventually, exits_on_eof, is_gone};
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, setrlimit};
+use shim_reaper::ShimReaper;
+
+const SHIMS: usize = 10;
+
+#[test]
+fn registering_works_without_descriptors_and_pidfds_come_later() {
+    in_own_process(
+        "registering_works_without_descriptors_and_pidfds_come_later",
+        || {
+            let logged = Logged::everywhere();
+            block_on(async {
+                let fixture =
+                    Fixture::new(ShimReaper::builder().sweep_interval(Duration::from_millis(20)));
+                fixture.sweeps(1).await;
+                let mut children: Vec<_> = (0..SHIMS)
+                    .map(|_| exits_on_eof(7).spawn().unwrap())
+                    .collect();
+                let mut lifelines: Vec<_> = children
+                    .iter_mut()
+                    .map(|child| child.stdin.take())
+                    .collect();
+                let hoard = use_up_descriptors();
+
+                let mut handles = Vec::new();
+                for (i, child) in children.into_iter().enumerate() {
+                    handles.push(if i % 2 == 0 {
+                        fixture.reaper.register(child.id()).await.unwrap()
+                    } else {
+                        fixture.reaper.register_child(child).unwrap()
+                    });
+                }
+                assert_eq!(fixture.reaper.stats().without_pidfd, SHIMS as u64);
+                fixture.expect(0, 0, SHIMS as u64).await;
+                assert_eq!(logged.warnings(), 1, "logged once");
+
+                // Closing a lifeline frees a descriptor: it is put to the hoard.
+                drop(lifelines.pop());
+                let last = handles.pop().unwrap();
+                assert_eq!(
+                    last.await.unwrap().code(),
+                    Some(7),
+                    "collected all the same"
+                );
+                fixture.expect(1, 0, SHIMS as u64 - 1).await;
+
+                drop(hoard);
+                eventually("pidfds for all", || {
+                    fixture.reaper.stats().without_pidfd == 0
+                })
+                .await;
+                assert_eq!(pidfds(), SHIMS - 1);
+                fixture.sweeps(3).await;
+                fixture.expect(1, 0, SHIMS as u64 - 1).await;
+                drop(lifelines);
+                for handle in handles {
+                    let pid = handle.pid();
+                    assert_eq!(handle.await.unwrap().code(), Some(7));
+                    eventually("gone", || is_gone(pid)).await;
+                }
+                fixture.expect(SHIMS as u64, 0, 0).await;
+                eventually("no pidfd is leaked", || pidfds() == 0).await;
+                assert_eq!(logged.warnings(), 1);
+            });
+        },
+    );
+}
+
+#[test]
+fn a_reaper_that_starts_without_descriptors_gets_its_pidfds_later() {
+    in_own_process(
+        "a_reaper_that_starts_without_descriptors_gets_its_pidfds_later",
+        || {
+            block_on(async {
+                let mut child = exits_on_eof(8).spawn().unwrap();
+                let lifeline = child.stdin.take();
+                let hoard = use_up_descriptors();
+                let fixture =
+                    Fixture::new(ShimReaper::builder().sweep_interval(Duration::from_millis(20)));
+                let handle = fixture.reaper.register_child(child).unwrap();
+                fixture.sweeps(2).await;
+                assert_eq!(fixture.reaper.stats().without_pidfd, 1);
+
+                drop(hoard);
+                eventually("a pidfd", || fixture.reaper.stats().without_pidfd == 0).await;
+                assert_eq!(pidfds(), 1);
+                drop(lifeline);
+                assert_eq!(handle.await.unwrap().code(), Some(8));
+                fixture.expect(1, 0, 0).await;
+            });
+        },
+    );
+}
+
+fn use_up_descriptors() -> Vec<File> {
+    setrlimit(Resource::RLIMIT_NOFILE, 128, 128).unwrap();
+    let mut hoard = Vec::new();
+    loop {
+        match File::open("/dev/null") {
+            Ok(file) => hoard.push(file),
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(Errno::EMFILE as i32));
+                return hoard;
+            }
+        }
+    }
+}
+
+/// How many pidfds this process holds.
+fn pidfds() -> usize {
+    std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+        .filter(|target| target.to_string_lossy().contains("pidfd"))
+        .count()
+}

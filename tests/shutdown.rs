@@ -1,0 +1,353 @@
+//! Cancelling ends the reaper after one final drain, and says what still runs.
+
+mod common;
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use common::own_process::{block_on, in_own_process, in_own_process_unchecked};
+use common::{
+    DEADLINE, Doomed, Fixture, as_pid, eventually, exits_on_eof, exits_with, is_gone, is_zombie,
+    sleeper,
+};
+use futures::StreamExt;
+use nix::libc;
+use nix::sys::wait::waitpid;
+use shim_reaper::{
+    ReaperBuilder, ReaperClosed, RegisterErrorKind, ShimHandle, ShimReaper, ShutdownReport,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Anything that waited for the interval would not be seen to end.
+const ENDLESS: Duration = Duration::from_secs(1_000_000);
+
+in_both_modes!(
+    shutdown_returns_promptly,
+    shutdown_is_idempotent_from_many_tasks_at_once,
+    cancelling_the_token_shuts_down,
+    shutting_down_does_not_cancel_the_embedders_token,
+    what_has_exited_is_drained,
+    what_still_runs_is_named_and_its_handles_are_closed,
+    nothing_can_be_registered_afterwards,
+    a_child_refused_after_shutdown_is_given_back,
+    shutdown_sync_works_inside_a_multi_thread_runtime,
+    shutdown_sync_works_from_drop,
+    the_stream_of_exits_ends_after_the_drained_ones,
+);
+
+/// A shim that runs, one that has exited as an owned child, and one left to its owner; none of the
+/// exits has been seen by a sweep for want of an interval.
+struct Scene {
+    fixture: Fixture,
+    running: ShimHandle,
+    exited: Vec<ShimHandle>,
+    doomed: Doomed,
+}
+
+impl Scene {
+    async fn new(builder: ReaperBuilder) -> Self {
+        let fixture = Fixture::new(builder.sweep_interval(ENDLESS));
+        // The first sweep comes at once.
+        eventually("swept", || fixture.reaper.stats().sweeps_completed == 1).await;
+        let mut doomed = Doomed::default();
+        let pid = doomed.spawn(sleeper()).unwrap();
+        let running = fixture.reaper.register(pid).await.unwrap();
+        let mut exited = Vec::new();
+        for code in [1, 2] {
+            let mut child = exits_on_eof(code).spawn().unwrap();
+            drop(child.stdin.take());
+            let pid = child.id();
+            exited.push(if code == 1 {
+                fixture.reaper.register_child(child).unwrap()
+            } else {
+                fixture.reaper.register(pid).await.unwrap()
+            });
+            eventually("it has exited", || is_zombie(pid) || is_gone(pid)).await;
+        }
+        Self {
+            fixture,
+            running,
+            exited,
+            doomed,
+        }
+    }
+
+    async fn check(&self, report: &ShutdownReport) {
+        assert_eq!(report.still_running, [self.running.pid()]);
+        assert!(report.drained <= 2);
+        for (handle, code) in self.exited.iter().zip([1, 2]) {
+            assert_eq!(handle.clone().await.unwrap().code(), Some(code));
+            assert!(is_gone(handle.pid()), "no zombie is left");
+        }
+        assert_eq!(self.running.clone().await.unwrap_err(), ReaperClosed);
+        assert!(!self.fixture.reaper.worker_alive());
+        self.fixture.expect(2, 0, 0).await;
+        assert!(!is_gone(self.running.pid()), "left as it is");
+    }
+}
+
+async fn shutdown_returns_promptly(builder: ReaperBuilder) {
+    let scene = Scene::new(builder).await;
+    let start = Instant::now();
+    let report = scene.fixture.reaper.shutdown().await;
+    assert!(start.elapsed() < DEADLINE, "well under the interval");
+    scene.check(&report).await;
+}
+
+async fn shutdown_is_idempotent_from_many_tasks_at_once(builder: ReaperBuilder) {
+    let scene = Scene::new(builder).await;
+    let tasks: Vec<_> = (0..50)
+        .map(|i| {
+            let reaper = scene.fixture.reaper.clone();
+            tokio::spawn(async move {
+                if i % 2 == 0 {
+                    reaper.shutdown().await
+                } else {
+                    reaper.shutdown_sync()
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        scene.check(&task.await.unwrap()).await;
+    }
+    scene.check(&scene.fixture.reaper.shutdown().await).await;
+}
+
+async fn cancelling_the_token_shuts_down(builder: ReaperBuilder) {
+    let token = CancellationToken::new();
+    let scene = Scene::new(builder.shutdown_token(token.clone())).await;
+    token.cancel();
+    // Nobody calls shutdown: the worker does it.
+    assert_eq!(scene.running.clone().await.unwrap_err(), ReaperClosed);
+    scene.check(&scene.fixture.reaper.shutdown().await).await;
+}
+
+async fn shutting_down_does_not_cancel_the_embedders_token(builder: ReaperBuilder) {
+    let token = CancellationToken::new();
+    let fixture = Fixture::new(builder.shutdown_token(token.clone()));
+    fixture.reaper.shutdown().await;
+    assert!(!token.is_cancelled());
+}
+
+async fn what_has_exited_is_drained(builder: ReaperBuilder) {
+    let pidfds = format!("{builder:?}").contains("pidfd: true");
+    let fixture = Fixture::new(builder.sweep_interval(ENDLESS));
+    eventually("swept", || fixture.reaper.stats().sweeps_completed == 1).await;
+    let mut handles = Vec::new();
+    for code in 0..20 {
+        let child = exits_with(code).spawn().unwrap();
+        handles.push(fixture.reaper.register(child.id()).await.unwrap());
+    }
+    for handle in &handles {
+        eventually("it has exited", || is_zombie(handle.pid())).await;
+        if pidfds {
+            eventually("it is known", || !handle.is_running()).await;
+        }
+    }
+    // All of them are zombies that are still left to an owner, who gets no more time.
+    let report = fixture.reaper.shutdown().await;
+    assert_eq!(report.drained, 20);
+    assert!(report.still_running.is_empty());
+    for (code, handle) in (0..).zip(handles) {
+        assert!(is_gone(handle.pid()));
+        assert_eq!(handle.await.unwrap().code(), Some(code));
+    }
+    fixture.expect(20, 0, 0).await;
+}
+
+async fn what_still_runs_is_named_and_its_handles_are_closed(builder: ReaperBuilder) {
+    let fixture = Fixture::new(builder);
+    let mut handles = Vec::new();
+    for _ in 0..10 {
+        handles.push(fixture.reaper.spawn(sleeper()).await.unwrap());
+    }
+    handles.push(fixture.reaper.attach(1).await.unwrap());
+    let waiting: Vec<_> = handles.iter().cloned().map(tokio::spawn).collect();
+    let mut pids: Vec<u32> = handles.iter().map(ShimHandle::pid).collect();
+    pids.sort_unstable();
+
+    assert_eq!(fixture.reaper.shutdown().await.still_running, pids);
+    for task in waiting {
+        assert_eq!(task.await.unwrap().unwrap_err(), ReaperClosed);
+    }
+    assert!(fixture.reaper.registered().await.is_empty());
+    // A handle still reaches its process.
+    for handle in &handles[..10] {
+        assert!(!handle.is_running());
+        handle.kill().unwrap();
+        waitpid(as_pid(handle.pid()), None).unwrap();
+    }
+    fixture.expect(0, 0, 0).await;
+    assert_eq!(fixture.reaper.stats().without_pidfd, 0);
+}
+
+async fn nothing_can_be_registered_afterwards(builder: ReaperBuilder) {
+    let fixture = Fixture::new(builder);
+    fixture.reaper.shutdown().await;
+    let mut doomed = Doomed::default();
+    let pid = doomed.spawn(sleeper()).unwrap();
+    for error in [
+        fixture.reaper.register(pid).await.unwrap_err(),
+        fixture.reaper.attach(pid).await.unwrap_err(),
+    ] {
+        assert_eq!(
+            (error.pid(), error.kind()),
+            (pid, RegisterErrorKind::Closed)
+        );
+    }
+    let error = fixture.reaper.spawn(sleeper()).await.unwrap_err();
+    assert!(error.get_ref().unwrap().is::<ReaperClosed>(), "{error}");
+    fixture.expect(0, 0, 0).await;
+}
+
+async fn a_child_refused_after_shutdown_is_given_back(builder: ReaperBuilder) {
+    let fixture = Fixture::new(builder);
+    fixture.reaper.shutdown().await;
+    let child = exits_with(31).spawn().unwrap();
+    let error = fixture.reaper.register_child(child).unwrap_err();
+    assert_eq!(error.kind(), RegisterErrorKind::Closed);
+    assert_eq!(error.into_child().unwrap().wait().unwrap().code(), Some(31));
+}
+
+#[test]
+fn spawning_afterwards_forks_nothing() {
+    in_own_process("spawning_afterwards_forks_nothing", || {
+        block_on(async {
+            let fixture = Fixture::new(ShimReaper::builder());
+            fixture.reaper.shutdown().await;
+            fixture.reaper.spawn(sleeper()).await.unwrap_err();
+            let any = nix::sys::wait::waitpid(None, Some(nix::sys::wait::WaitPidFlag::WNOHANG));
+            assert_eq!(
+                any,
+                Err(nix::errno::Errno::ECHILD),
+                "there is no child at all"
+            );
+        });
+    });
+}
+
+async fn shutdown_sync_works_inside_a_multi_thread_runtime(builder: ReaperBuilder) {
+    let scene = Scene::new(builder).await;
+    let reaper = scene.fixture.reaper.clone();
+    let report = tokio::spawn(async move { reaper.shutdown_sync() })
+        .await
+        .unwrap();
+    scene.check(&report).await;
+}
+
+async fn shutdown_sync_works_from_drop(builder: ReaperBuilder) {
+    struct OnDrop(ShimReaper, Arc<OnceLock<ShutdownReport>>);
+    impl Drop for OnDrop {
+        fn drop(&mut self) {
+            self.1.set(self.0.shutdown_sync()).unwrap();
+        }
+    }
+    let scene = Scene::new(builder).await;
+    let report = Arc::new(OnceLock::new());
+    let guard = OnDrop(scene.fixture.reaper.clone(), Arc::clone(&report));
+    // Dropped by the runtime, as part of a future that is aborted.
+    let task = tokio::spawn(async move {
+        let _guard = guard;
+        std::future::pending::<()>().await;
+    });
+    tokio::task::yield_now().await;
+    task.abort();
+    let _ = task.await;
+    scene.check(report.get().unwrap()).await;
+}
+
+#[test]
+fn shutdown_sync_works_inside_a_current_thread_runtime() {
+    for pidfd in [true, false] {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let scene = Scene::new(ShimReaper::builder().pidfd(pidfd)).await;
+            let report = scene.fixture.reaper.shutdown_sync();
+            scene.check(&report).await;
+        });
+    }
+}
+
+#[test]
+fn shutdown_sync_works_without_a_runtime() {
+    for pidfd in [true, false] {
+        // The one that drove the reaper is gone.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let scene = runtime.block_on(Scene::new(ShimReaper::builder().pidfd(pidfd)));
+        drop(runtime);
+        let report = scene.fixture.reaper.shutdown_sync();
+        futures::executor::block_on(async {
+            assert_eq!(scene.running.clone().await.unwrap_err(), ReaperClosed);
+        });
+        block_on(scene.check(&report));
+
+        let dedicated = ShimReaper::builder()
+            .pidfd(pidfd)
+            .start_dedicated()
+            .unwrap();
+        let given = dedicated
+            .register_child(exits_with(3).spawn().unwrap())
+            .unwrap();
+        let exit = futures::executor::block_on(given).unwrap();
+        assert_eq!(exit.code(), Some(3));
+        assert_eq!(dedicated.shutdown_sync(), ShutdownReport::default());
+    }
+}
+
+#[test]
+fn shutdown_sync_works_from_an_atexit_handler() {
+    static REAPER: OnceLock<ShimReaper> = OnceLock::new();
+    extern "C" fn at_exit() {
+        let report = REAPER.get().unwrap().shutdown_sync();
+        println!(
+            "drained {} still running {}",
+            report.drained,
+            report.still_running.len()
+        );
+    }
+    let output = in_own_process_unchecked("shutdown_sync_works_from_an_atexit_handler", || {
+        // SAFETY: the handler may run at any later time.
+        assert_eq!(unsafe { libc::atexit(at_exit) }, 0);
+        block_on(async {
+            let scene = Scene::new(ShimReaper::builder().pidfd(false)).await;
+            REAPER.set(scene.fixture.reaper.clone()).unwrap();
+            scene.running.kill().unwrap();
+            eventually("dead", || is_zombie(scene.running.pid())).await;
+            std::mem::forget(scene.doomed);
+            // With the runtime's threads alive, from within one of its tasks.
+            tokio::spawn(async { std::process::exit(11) })
+                .await
+                .unwrap();
+        });
+    });
+    if let Some(output) = output {
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(11), "{printed}");
+        assert!(printed.contains("drained 3 still running 0"), "{printed}");
+    }
+}
+
+async fn the_stream_of_exits_ends_after_the_drained_ones(builder: ReaperBuilder) {
+    let scene = Scene::new(builder).await;
+    let later = scene.fixture.reaper.exits();
+    let mut child = exits_on_eof(9).spawn().unwrap();
+    drop(child.stdin.take());
+    let pid = child.id();
+    drop(scene.fixture.reaper.register(pid).await.unwrap());
+    eventually("it has exited", || is_zombie(pid)).await;
+    scene.fixture.reaper.shutdown().await;
+    let exits: Vec<_> = later.collect().await;
+    assert!(
+        exits
+            .iter()
+            .any(|exit| exit.pid == pid && exit.code() == Some(9))
+    );
+    assert_eq!(scene.fixture.reaper.exits().count().await, 0);
+}
