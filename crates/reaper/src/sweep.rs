@@ -566,3 +566,6 @@ fn is_same<P>(state: &State<P>, stat: &ProcStat) -> bool {
         .start_time
         .is_none_or(|start| start == stat.start_time)
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,8 @@
 mod linux;
 mod process_table;
 mod procfs;
+#[cfg(test)]
+pub(crate) mod simulated;
 
 pub(crate) use linux::Linux;
 pub(crate) use process_table::{Death, NoPidfd, ProcessTable, Target, Until, Waited};
