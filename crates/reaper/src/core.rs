@@ -284,13 +284,11 @@ impl<K: ProcessTable> Core<K> {
     }
 
     /// Settles whatever is ready, a slice at a time, and says when the next grace period ends.
-    pub(crate) async fn collect(&self) -> Option<Instant> {
+    pub(crate) async fn collect(&self, effects: &mut Effects<'_, K::Pidfd>) -> Option<Instant> {
         loop {
             let (slice, deadline) = {
-                let mut effects = Effects::new(&self.subscribers);
-                let mut registry = self.registry.lock().await;
-                let slice = Sweep::new(self, &mut registry, &mut effects).collect();
-                (slice, registry.next_deadline())
+                let registry = self.registry.lock().await;
+                self.collect_slice(registry, effects)
             };
             if slice == Slice::Done {
                 return deadline;
@@ -299,19 +297,40 @@ impl<K: ProcessTable> Core<K> {
         }
     }
 
+    /// One slice of [`collect`](Self::collect); `None` while the registry is locked.
+    pub(crate) fn try_collect(
+        &self,
+        effects: &mut Effects<'_, K::Pidfd>,
+    ) -> Option<(Slice, Option<Instant>)> {
+        let registry = self.registry.try_lock().ok()?;
+        Some(self.collect_slice(registry, effects))
+    }
+
+    fn collect_slice(
+        &self,
+        mut registry: tokio::sync::MutexGuard<'_, Registry<K::Pidfd>>,
+        effects: &mut Effects<'_, K::Pidfd>,
+    ) -> (Slice, Option<Instant>) {
+        let slice = Sweep::new(self, &mut registry, effects).collect();
+        let deadline = registry.next_deadline();
+        drop(registry);
+        effects.deliver();
+        (slice, deadline)
+    }
+
     /// One interval sweep, a slice at a time.
-    pub(crate) async fn sweep(&self) {
+    pub(crate) async fn sweep(&self, effects: &mut Effects<'_, K::Pidfd>) {
         let mut first = true;
         while !self.token.is_cancelled() {
             let slice = {
-                let mut effects = Effects::new(&self.subscribers);
                 let mut registry = self.registry.lock().await;
-                let mut sweep = Sweep::new(self, &mut registry, &mut effects);
+                let mut sweep = Sweep::new(self, &mut registry, effects);
                 if first {
                     sweep.begin_pass();
                 }
                 sweep.pass()
             };
+            effects.deliver();
             if slice == Slice::Done {
                 return;
             }

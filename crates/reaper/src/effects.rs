@@ -4,17 +4,20 @@ use crate::ShimExit;
 use crate::exits::Subscribers;
 use crate::shim::State;
 
-/// What a slice of a sweep owes to the world outside the registry. Declared before the registry is
-/// locked, so that it is delivered after the lock is released, also when the slice panics: wakers
-/// and subscribers may run any code.
+/// What slices of a sweep owe to the world outside the registry. Made before the registry is
+/// locked and delivered after that, also when a slice panics: wakers and subscribers may run any
+/// code.
 #[derive(Debug)]
 pub(crate) struct Effects<'a, P> {
     subscribers: &'a Subscribers,
     pub(crate) wakers: Vec<Waker>,
     exits: Vec<(u64, ShimExit)>,
-    /// Pidfds of collected shims: closing one costs about as much as reaping it, and can wait.
-    pub(crate) closing: Vec<P>,
+    closing: Vec<P>,
 }
+
+/// How many pidfds of collected shims may stay open until the next slice. Closing one takes about
+/// as long as waking somebody: whoever awaits the shim goes first.
+const CLOSE_LATER: usize = 16;
 
 impl<'a, P> Effects<'a, P> {
     pub(crate) fn new(subscribers: &'a Subscribers) -> Self {
@@ -33,16 +36,23 @@ impl<'a, P> Effects<'a, P> {
             state.resolve(exit, &mut self.wakers);
         }
     }
-}
 
-impl<P> Drop for Effects<'_, P> {
-    fn drop(&mut self) {
+    /// Closes a pidfd, by the end of the next interval sweep at the latest.
+    pub(crate) fn close(&mut self, pidfd: P) {
+        self.closing.push(pidfd);
+    }
+
+    pub(crate) fn close_pidfds(&mut self) {
+        self.closing.clear();
+    }
+
+    pub(crate) fn deliver(&mut self) {
         for waker in self.wakers.drain(..) {
             waker.wake();
         }
         if !self.exits.is_empty() {
             self.subscribers.publish(&self.exits);
-            for (_, exit) in &self.exits {
+            for (_, exit) in self.exits.drain(..) {
                 tracing::debug!(
                     pid = exit.pid,
                     code = exit.code(),
@@ -52,5 +62,14 @@ impl<P> Drop for Effects<'_, P> {
                 );
             }
         }
+        if self.closing.len() > CLOSE_LATER {
+            self.close_pidfds();
+        }
+    }
+}
+
+impl<P> Drop for Effects<'_, P> {
+    fn drop(&mut self) {
+        self.deliver();
     }
 }

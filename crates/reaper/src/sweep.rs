@@ -6,12 +6,12 @@ use crate::core::Core;
 use crate::directory::News;
 use crate::effects::Effects;
 use crate::failpoint::fail_point;
-use crate::kernel::{Death, NoPidfd, ProcStat, ProcessTable, Target, Until, Waited};
+use crate::kernel::{Death, NoPidfd, ProcStat, ProcessTable, READY_AT_ONCE, Target, Until, Waited};
 use crate::registry::{Pass, Phase, Registry, Tracked};
 use crate::shim::{Role, Shim, State};
 use crate::{CollectedBy, ShimExit, ShutdownReport};
 
-/// How many shims a slice looks at before it gives up the lock and the thread.
+/// How many shims without a pidfd a slice looks at before it gives up the lock and the thread.
 const SLICE: usize = 256;
 
 /// How many watched shims an interval sweep looks at although the kernel reported nothing.
@@ -85,7 +85,7 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
         self.registry.ready.extend(suspect);
         self.examine_ready();
         self.collect_overdue();
-        if reported == SLICE {
+        if reported == READY_AT_ONCE {
             Slice::More
         } else {
             Slice::Done
@@ -184,12 +184,11 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
     }
 
     fn take_ready(&mut self) -> usize {
-        let mut tokens = Vec::new();
-        if let Err(error) = self.core.kernel.ready(&mut tokens, SLICE) {
-            tracing::debug!(%error, "no readiness from the kernel");
-        }
-        self.registry.ready.extend(&tokens);
-        tokens.len()
+        self.core
+            .kernel
+            .ready(&mut self.registry.ready)
+            .inspect_err(|error| tracing::debug!(%error, "no reports from the kernel"))
+            .unwrap_or(0)
     }
 
     fn admit(&mut self) {
@@ -497,7 +496,7 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
         self.core.counters.unregistered();
         let mut state = shim.state();
         match state.pidfd.take() {
-            Some(pidfd) => self.effects.closing.push(pidfd),
+            Some(pidfd) => self.effects.close(pidfd),
             None => self.core.counters.no_longer_without_pidfd(),
         }
         self.effects.resolve(&mut state, exit);

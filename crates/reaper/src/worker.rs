@@ -1,7 +1,7 @@
 use std::any::Any;
 use std::future::{pending, poll_fn};
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,8 +16,10 @@ use tokio::runtime::{self, Handle};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::core::Core;
+use crate::effects::Effects;
 use crate::failpoint::fail_point;
 use crate::kernel::Linux;
+use crate::sweep::Slice;
 use crate::sys;
 
 /// After this many panics in a row the pauses between replacements stop growing.
@@ -193,28 +195,29 @@ fn message(panic: &(dyn Any + Send)) -> &str {
 
 async fn work(worker: &Worker, failures: &mut u32) {
     let core = worker.core();
-    let mut cancelled = pin!(core.token.cancelled());
-    let mut attention = pin!(core.attention.notified());
+    let mut effects = Effects::new(&core.subscribers);
     let mut readiness = worker.readiness();
     let mut next_sweep = Instant::now();
+    let mut cancelled = pin!(core.token.cancelled());
+    let mut attention = pin!(core.attention.notified());
     let mut timer = pin!(sleep_until(next_sweep));
     loop {
         fail_point!("shim_reaper::work");
         tokio::select! {
             biased;
+            () = collect_when_ready(core, readiness.as_ref(), &mut effects, timer.deadline()) => {}
             () = &mut cancelled => {
                 core.close().await;
                 return;
             }
-            // Before readiness, so that a stream of exits cannot hold up the interval sweep.
             () = &mut timer => {}
             () = &mut attention => attention.set(core.attention.notified()),
-            () = ready_to_collect(readiness.as_ref()) => {}
         }
-        let mut deadline = core.collect().await;
+        let mut deadline = core.collect(&mut effects).await;
         if Instant::now() >= next_sweep {
-            core.sweep().await;
-            deadline = core.collect().await;
+            core.sweep(&mut effects).await;
+            deadline = core.collect(&mut effects).await;
+            effects.close_pidfds();
             *failures = 0;
             next_sweep = (next_sweep + core.sweep_interval).max(Instant::now());
             if readiness.is_none() {
@@ -231,19 +234,32 @@ async fn work(worker: &Worker, failures: &mut u32) {
     }
 }
 
-/// Returns when the epoll may have something to report; never without one.
-async fn ready_to_collect(readiness: Option<&AsyncFd<BorrowedFd<'_>>>) {
+/// Collects what the epoll reports, for as long as that is all there is to do. Returns when the
+/// worker has to look around: for another slice, an earlier deadline, or the lock.
+///
+/// The short way from a death to whoever awaits it: the worker's other events are polled after it.
+async fn collect_when_ready(
+    core: &Core<Linux>,
+    readiness: Option<&AsyncFd<BorrowedFd<'_>>>,
+    effects: &mut Effects<'_, OwnedFd>,
+    timer: Instant,
+) {
     let Some(readiness) = readiness else {
         return pending().await;
     };
     poll_fn(|cx: &mut Context<'_>| {
-        match ready!(readiness.poll_read_ready(cx)) {
-            // Cleared before the epoll is asked, so that a report that comes in between is not
-            // missed; `collect` asks until there are no more.
-            Ok(mut guard) => guard.clear_ready(),
-            Err(error) => tracing::debug!(%error, "the runtime shuts down"),
+        loop {
+            match ready!(readiness.poll_read_ready(cx)) {
+                // Cleared before the epoll is asked, so that a report that comes in between is not
+                // missed.
+                Ok(mut guard) => guard.clear_ready(),
+                Err(error) => tracing::debug!(%error, "the runtime shuts down"),
+            }
+            match core.try_collect(effects) {
+                Some((Slice::Done, deadline)) if deadline.is_none_or(|at| timer <= at.into()) => {}
+                _ => return Poll::Ready(()),
+            }
         }
-        Poll::Ready(())
     })
     .await;
 }

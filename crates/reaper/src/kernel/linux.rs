@@ -1,3 +1,4 @@
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
@@ -10,7 +11,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
-use super::{Death, NoPidfd, ProcStat, ProcessTable, Target, Until, Waited};
+use super::{Death, NoPidfd, ProcStat, ProcessTable, READY_AT_ONCE, Target, Until, Waited};
 use crate::sys::{self, WaitFor};
 
 /// The running kernel. Its pidfds are all watched by one epoll, which is itself pollable.
@@ -115,15 +116,14 @@ impl ProcessTable for Linux {
             .modify(pidfd, &mut EpollEvent::new(flags, token))?)
     }
 
-    fn ready(&self, tokens: &mut Vec<u64>, limit: usize) -> io::Result<()> {
-        const BATCH: usize = 256;
+    fn ready(&self, tokens: &mut VecDeque<u64>) -> io::Result<usize> {
         let Some(epoll) = self.epoll.get() else {
-            return Ok(());
+            return Ok(0);
         };
-        let mut events = [EpollEvent::empty(); BATCH];
-        let found = epoll.wait(&mut events[..limit.min(BATCH)], EpollTimeout::ZERO)?;
+        let mut events = [EpollEvent::empty(); READY_AT_ONCE];
+        let found = epoll.wait(&mut events, EpollTimeout::ZERO)?;
         tokens.extend(events[..found].iter().map(EpollEvent::data));
-        Ok(())
+        Ok(found)
     }
 
     fn peek(&self, target: Target<'_, OwnedFd>) -> Waited {

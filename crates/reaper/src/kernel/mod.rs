@@ -7,5 +7,7 @@ mod procfs;
 pub(crate) mod simulated;
 
 pub(crate) use linux::Linux;
-pub(crate) use process_table::{Death, NoPidfd, ProcessTable, Target, Until, Waited};
+pub(crate) use process_table::{
+    Death, NoPidfd, ProcessTable, READY_AT_ONCE, Target, Until, Waited,
+};
 pub(crate) use procfs::ProcStat;

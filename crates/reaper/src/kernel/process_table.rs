@@ -1,3 +1,4 @@
+use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
 use std::process::ExitStatus;
@@ -7,6 +8,9 @@ use nix::sys::signal::Signal;
 
 use super::ProcStat;
 use crate::ResourceUsage;
+
+/// How many reports [`ProcessTable::ready`] gives at the most; fewer mean that there are no more.
+pub(crate) const READY_AT_ONCE: usize = 128;
 
 /// What the sweep asks of the kernel; everything else it decides by itself.
 ///
@@ -26,8 +30,9 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
     /// Arms a watch again after it has reported, for what is named by `until`.
     fn watch_again(&self, pidfd: &Self::Pidfd, token: u64, until: Until) -> io::Result<()>;
 
-    /// Appends the tokens of up to `limit` processes that a watch has reported.
-    fn ready(&self, tokens: &mut Vec<u64>, limit: usize) -> io::Result<()>;
+    /// Appends the tokens of processes that a watch has reported, up to [`READY_AT_ONCE`], and says
+    /// how many there were.
+    fn ready(&self, tokens: &mut VecDeque<u64>) -> io::Result<usize>;
 
     /// Looks for the death of a child and leaves it waitable.
     fn peek(&self, target: Target<'_, Self::Pidfd>) -> Waited;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use nix::sys::signal::Signal;
 
-use super::{Death, NoPidfd, ProcStat, ProcessTable, Target, Until, Waited};
+use super::{Death, NoPidfd, ProcStat, ProcessTable, READY_AT_ONCE, Target, Until, Waited};
 use crate::ResourceUsage;
 
 /// What a kernel can do.
@@ -207,11 +207,11 @@ impl ProcessTable for Simulated {
         Ok(())
     }
 
-    fn ready(&self, tokens: &mut Vec<u64>, limit: usize) -> io::Result<()> {
+    fn ready(&self, tokens: &mut VecDeque<u64>) -> io::Result<usize> {
         let mut world = self.world();
-        let count = limit.min(world.reported.len());
+        let count = READY_AT_ONCE.min(world.reported.len());
         tokens.extend(world.reported.drain(..count));
-        Ok(())
+        Ok(count)
     }
 
     fn peek(&self, target: Target<'_, usize>) -> Waited {

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
 use crate::counters::Counters;
+use crate::effects::Effects;
 use crate::kernel::simulated::{Abilities, Life, Simulated};
 use crate::shim::{Role, Shim};
 use crate::{CollectedBy, MetricsSink};
@@ -31,10 +32,11 @@ fn core(abilities: Abilities) -> Core<Simulated> {
 }
 
 fn sweep(core: &Core<Simulated>) {
+    let mut effects = Effects::new(&core.subscribers);
     block_on(async {
-        core.collect().await;
-        core.sweep().await;
-        core.collect().await;
+        core.collect(&mut effects).await;
+        core.sweep(&mut effects).await;
+        core.collect(&mut effects).await;
     });
 }
 
