@@ -174,6 +174,59 @@ fn racing_a_thief_loses_no_code() {
     });
 }
 
+/// They end before anybody could open a pidfd by number.
+#[test]
+fn spawning_short_lived_shims_with_sigchld_ignored_loses_no_code() {
+    in_own_process(
+        "spawning_short_lived_shims_with_sigchld_ignored_loses_no_code",
+        || {
+            ignore_sigchld();
+            block_on(async {
+                let fixture = Fixture::new(ShimReaper::builder());
+                for i in 0..SHIMS {
+                    let exit = spawn_short_lived(&fixture, i).await;
+                    assert_eq!(exit.code(), known_after_collection(i as usize));
+                }
+                fixture.expect(0, SHIMS as u64, 0).await;
+                let missing = std::process::Command::new("/nonexistent/shim");
+                fixture.reaper.spawn(missing).await.unwrap_err();
+            });
+        },
+    );
+}
+
+#[test]
+fn spawning_short_lived_shims_beside_a_known_thief_loses_no_code() {
+    in_own_process(
+        "spawning_short_lived_shims_beside_a_known_thief_loses_no_code",
+        || {
+            block_on(async {
+                std::thread::spawn(|| {
+                    loop {
+                        let _ = waitpid(Pid::from_raw(-1), None);
+                    }
+                });
+                let fixture = Fixture::new(ShimReaper::builder());
+                // Until the reaper has noticed.
+                while spawn_short_lived(&fixture, 0).await.collected_by == CollectedBy::Reaper {}
+                for i in 0..SHIMS {
+                    let exit = spawn_short_lived(&fixture, i).await;
+                    if exit.collected_by == CollectedBy::Owner {
+                        assert_eq!(exit.code(), known_after_collection(i as usize));
+                    } else {
+                        assert_eq!(exit.code(), Some(i % 250));
+                    }
+                }
+            });
+        },
+    );
+}
+
+async fn spawn_short_lived(fixture: &Fixture, i: i32) -> ShimExit {
+    let shim = common::exits_with(i % 250);
+    fixture.reaper.spawn(shim).await.unwrap().await.unwrap()
+}
+
 fn ignore_sigchld() {
     // SAFETY: SIG_IGN is no handler, so nothing can run in it.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };

@@ -40,6 +40,8 @@ pub(crate) struct Core<K: ProcessTable> {
     pub(crate) sweep_interval: Duration,
     pub(crate) owner_grace: Duration,
     exhaustion_logged: AtomicBool,
+    /// Set once somebody else has collected a child that was ours alone.
+    robbed: AtomicBool,
 }
 
 impl<K: ProcessTable> Core<K> {
@@ -61,6 +63,7 @@ impl<K: ProcessTable> Core<K> {
             sweep_interval,
             owner_grace,
             exhaustion_logged: AtomicBool::new(false),
+            robbed: AtomicBool::new(false),
         }
     }
 
@@ -92,15 +95,9 @@ impl<K: ProcessTable> Core<K> {
         if self.is_closing() {
             return Err(io::Error::other(ReaperClosed));
         }
-        let mut child = command.spawn()?;
-        let pid = child.id();
-        match self.enroll(
-            pid,
-            Role::Owned,
-            leads_group,
-            self.kernel.open(pid),
-            News::Quiet,
-        ) {
+        let contested = self.robbed.load(Ordering::Relaxed);
+        let (mut child, pidfd) = self.kernel.spawn(command, contested)?;
+        match self.enroll(child.id(), Role::Owned, leads_group, pidfd, News::Quiet) {
             Ok(shim) => Ok((shim, child)),
             Err(ReaperClosed) => {
                 // Closed between the fork and here: undo the fork.
@@ -180,6 +177,9 @@ impl<K: ProcessTable> Core<K> {
                 None
             }
         };
+        if news == News::Absent && role == Role::Owned {
+            self.note_robbery(pid);
+        }
         let mut entries = self.directory.lock();
         if entries.is_closed() || self.token.is_cancelled() {
             return Err(ReaperClosed);
@@ -276,6 +276,17 @@ impl<K: ProcessTable> Core<K> {
     pub(crate) fn pidfd_found(&self) {
         if !self.counters.any_without_pidfd() {
             self.exhaustion_logged.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Somebody else in this process collects children that are ours alone.
+    pub(crate) fn note_robbery(&self, pid: u32) {
+        if !self.robbed.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                pid,
+                "somebody else collected a shim of ours: look for waits on any child, \
+                 or an ignored SIGCHLD, in this process"
+            );
         }
     }
 

@@ -85,6 +85,10 @@ impl ShimReaper {
     /// kernel needs up to the `exec`. A shim that asks to die with its parent
     /// (`PR_SET_PDEATHSIG`) dies with that thread.
     ///
+    /// Where SIGCHLD is ignored, or somebody else in the process has been seen collecting shims,
+    /// the child opens its pidfd itself before it executes anything, so that even the shortest
+    /// life is told; that costs a full `fork` in place of std's `vfork`.
+    ///
     /// # Errors
     ///
     /// What [`Command::spawn`] says, or an error with [`ReaperClosed`](crate::ReaperClosed) inside

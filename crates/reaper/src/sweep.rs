@@ -347,7 +347,12 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
             Waited::Running => Verdict::Running,
             Waited::Exited(death) if left_to_owner => Verdict::Left(Some(death)),
             Waited::Exited(death) => Verdict::Reaped(death),
-            Waited::NotOurs => self.missed(pid, pidfd, phase, cause),
+            Waited::NotOurs => {
+                if role == Role::Owned {
+                    self.core.note_robbery(pid);
+                }
+                self.missed(pid, pidfd, phase, cause)
+            }
         }
     }
 
@@ -360,12 +365,14 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
         if reaped || status.is_some() {
             return Verdict::Vanished(status, CollectedBy::Owner);
         }
-        let exited = phase == Phase::Left
-            || matches!(kernel.stat(pid), Ok(Some(ProcStat { exited: true, .. })));
-        match (exited, cause) {
-            (true, Cause::Overdue) => Verdict::Vanished(None, CollectedBy::Owner),
-            (true, _) => Verdict::Left(None),
-            (false, _) => Verdict::Vanished(None, CollectedBy::Observed),
+        // Alive for sure only if it still has the number that was looked up.
+        let alive = phase != Phase::Left
+            && matches!(kernel.stat(pid), Ok(Some(ProcStat { exited: false, .. })))
+            && !kernel.is_reaped(pidfd);
+        match (alive, cause) {
+            (true, _) => Verdict::Vanished(None, CollectedBy::Observed),
+            (false, Cause::Overdue) => Verdict::Vanished(None, CollectedBy::Owner),
+            (false, _) => Verdict::Left(None),
         }
     }
 

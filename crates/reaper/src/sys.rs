@@ -5,9 +5,10 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, ExitStatus};
 use std::ptr;
 
 use nix::libc;
@@ -139,6 +140,94 @@ pub(crate) fn pidfd_exit_status(pidfd: BorrowedFd<'_>) -> Option<ExitStatus> {
     // SAFETY: `info` has the size that is encoded in the request and is valid for the call.
     unsafe { pidfd_get_info(pidfd.as_raw_fd(), &raw mut info) }.ok()?;
     (info.mask & PIDFD_INFO_EXIT != 0).then(|| ExitStatus::from_raw(info.exit_code))
+}
+
+/// True when the kernel collects children by itself: SIGCHLD is ignored, or `SA_NOCLDWAIT` is set.
+pub(crate) fn children_reap_themselves() -> bool {
+    let mut current = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: with a null new action the call only writes the current one, to a valid place.
+    if unsafe { libc::sigaction(libc::SIGCHLD, ptr::null(), current.as_mut_ptr()) } != 0 {
+        return false;
+    }
+    // SAFETY: all-zero is a valid sigaction, and the call has filled it.
+    let current = unsafe { current.assume_init() };
+    current.sa_sigaction == libc::SIG_IGN || current.sa_flags & libc::SA_NOCLDWAIT != 0
+}
+
+/// Has the child open its own pidfd before it executes anything, and send it through `socket`.
+pub(crate) fn send_pidfd_before_exec(command: &mut Command, socket: UnixDatagram) {
+    // SAFETY: the closure makes system calls only, on memory of its own stack.
+    unsafe { command.pre_exec(move || send_own_pidfd(socket.as_raw_fd())) };
+}
+
+/// Room for one control message with one descriptor, aligned as its header has to be.
+#[repr(C)]
+union Control {
+    _aligned: libc::cmsghdr,
+    bytes: [u8; 64],
+}
+
+/// Async-signal-safe. Without a pidfd it does nothing: the parent then opens one.
+fn send_own_pidfd(socket: RawFd) -> io::Result<()> {
+    // SAFETY: takes and returns integers.
+    let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
+    let Ok(pidfd @ 0..) = RawFd::try_from(pidfd) else {
+        return Ok(());
+    };
+    let mut control = Control { bytes: [0; 64] };
+    with_message(&mut control, |message| {
+        // SAFETY: the message has room for one header and one descriptor behind it.
+        unsafe {
+            message.msg_controllen = libc::CMSG_SPACE(size_of::<RawFd>() as u32) as _;
+            let header = libc::CMSG_FIRSTHDR(message);
+            (*header).cmsg_level = libc::SOL_SOCKET;
+            (*header).cmsg_type = libc::SCM_RIGHTS;
+            (*header).cmsg_len = libc::CMSG_LEN(size_of::<RawFd>() as u32) as _;
+            libc::CMSG_DATA(header)
+                .cast::<RawFd>()
+                .write_unaligned(pidfd);
+            libc::sendmsg(socket, message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
+        }
+    });
+    Ok(())
+}
+
+/// What [`send_pidfd_before_exec`] has sent, if anything.
+pub(crate) fn receive_pidfd(socket: &UnixDatagram) -> Option<OwnedFd> {
+    let mut control = Control { bytes: [0; 64] };
+    with_message(&mut control, |message| {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+        // SAFETY: all that the message points to is valid for writes during the call.
+        if unsafe { libc::recvmsg(socket.as_raw_fd(), message, flags) } < 0 {
+            return None;
+        }
+        // SAFETY: the kernel has filled the control buffer with whole messages, if any; an
+        // SCM_RIGHTS message carries descriptors that are ours from now on.
+        unsafe {
+            let header = libc::CMSG_FIRSTHDR(message);
+            if header.is_null() || (*header).cmsg_type != libc::SCM_RIGHTS {
+                return None;
+            }
+            let fd = libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned();
+            Some(OwnedFd::from_raw_fd(fd))
+        }
+    })
+}
+
+/// A message of one byte, with `control` beside it.
+fn with_message<T>(control: &mut Control, use_it: impl FnOnce(&mut libc::msghdr) -> T) -> T {
+    let mut byte = 0_u8;
+    let mut part = libc::iovec {
+        iov_base: (&raw mut byte).cast(),
+        iov_len: 1,
+    };
+    // SAFETY: all-zero is a valid msghdr: empty, with null pointers.
+    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = (control as *mut Control).cast();
+    message.msg_controllen = size_of::<Control>() as _;
+    use_it(&mut message)
 }
 
 /// Has the current tokio runtime poll a descriptor for reading.

@@ -1,6 +1,9 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::panic::{self, AssertUnwindSafe};
+use std::process::{Command, ExitStatus};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -11,7 +14,9 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
-use super::{Death, NoPidfd, ProcStat, ProcessTable, READY_AT_ONCE, Target, Until, Waited};
+use super::{
+    Death, NoPidfd, ProcStat, ProcessTable, READY_AT_ONCE, Spawned, Target, Until, Waited,
+};
 use crate::sys::{self, WaitFor};
 
 /// The running kernel. Its pidfds are all watched by one epoll, which is itself pollable.
@@ -46,6 +51,25 @@ impl Linux {
             return None;
         }
         self.epoll().ok().map(|epoll| epoll.0.as_fd())
+    }
+
+    fn spawn_and_receive(
+        &self,
+        command: &mut Command,
+        socket: &UnixDatagram,
+    ) -> io::Result<Spawned<OwnedFd>> {
+        // When the program cannot be executed, std waits for the child, and panics if somebody
+        // else has collected it.
+        let child = panic::catch_unwind(AssertUnwindSafe(|| command.spawn())).map_err(|_| {
+            io::Error::other(
+                "the program could not be executed, and somebody else has collected its process",
+            )
+        })??;
+        let pidfd = match sys::receive_pidfd(socket) {
+            Some(pidfd) => Ok(pidfd),
+            None => self.open(child.id()),
+        };
+        Ok((child, pidfd))
     }
 
     fn wait(&self, target: Target<'_, OwnedFd>, leave: bool) -> Waited {
@@ -99,6 +123,19 @@ impl ProcessTable for Linux {
         })
     }
 
+    fn spawn(&self, command: &mut Command, contested: bool) -> io::Result<Spawned<OwnedFd>> {
+        if self.pidfds.load(Ordering::Relaxed)
+            && (contested || sys::children_reap_themselves())
+            && let Ok((ours, theirs)) = UnixDatagram::pair()
+        {
+            sys::send_pidfd_before_exec(command, theirs);
+            return self.spawn_and_receive(command, &ours);
+        }
+        let child = command.spawn()?;
+        let pidfd = self.open(child.id());
+        Ok((child, pidfd))
+    }
+
     fn watch(&self, pidfd: &OwnedFd, token: u64) -> io::Result<()> {
         // One shot: collecting the process would otherwise report it a second time.
         let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, token);
@@ -134,7 +171,7 @@ impl ProcessTable for Linux {
         self.wait(target, false)
     }
 
-    fn exit_status(&self, pidfd: &OwnedFd) -> Option<std::process::ExitStatus> {
+    fn exit_status(&self, pidfd: &OwnedFd) -> Option<ExitStatus> {
         sys::pidfd_exit_status(pidfd.as_fd())
     }
 

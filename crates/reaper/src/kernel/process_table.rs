@@ -1,7 +1,7 @@
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
-use std::process::ExitStatus;
+use std::process::{Child, Command, ExitStatus};
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
@@ -23,6 +23,10 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
     fn now(&self) -> Instant;
 
     fn open(&self, pid: u32) -> Result<Self::Pidfd, NoPidfd>;
+
+    /// Starts a child. With `contested`, its pidfd is opened before it can end, at the price of a
+    /// slower start: somebody else may collect it before [`open`](Self::open) could see it.
+    fn spawn(&self, command: &mut Command, contested: bool) -> io::Result<Spawned<Self::Pidfd>>;
 
     /// Reports `token` through [`ready`](Self::ready) once, when the process has exited.
     fn watch(&self, pidfd: &Self::Pidfd, token: u64) -> io::Result<()>;
@@ -75,6 +79,9 @@ pub(crate) enum Waited {
     /// Nothing to wait for: collected by someone else, or not a child of this process.
     NotOurs,
 }
+
+/// A new child, and its pidfd or why there is none.
+pub(crate) type Spawned<P> = (Child, Result<P, NoPidfd>);
 
 /// How a child ended.
 #[derive(Clone, Copy, Debug)]

@@ -2,15 +2,18 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::mem;
 use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::sys::signal::Signal;
 
-use super::{Death, NoPidfd, ProcStat, ProcessTable, READY_AT_ONCE, Target, Until, Waited};
+use super::{
+    Death, NoPidfd, ProcStat, ProcessTable, READY_AT_ONCE, Spawned, Target, Until, Waited,
+};
 use crate::ResourceUsage;
 
 /// What a kernel can do.
@@ -55,6 +58,8 @@ struct World {
     watches: BTreeMap<u64, (usize, Until)>,
     reported: VecDeque<u64>,
     reaped_by_us: Vec<u32>,
+    /// Whoever is reaping finishes just before the next look into procfs.
+    finish_before_stat: bool,
 }
 
 impl Simulated {
@@ -67,6 +72,7 @@ impl Simulated {
                 watches: BTreeMap::new(),
                 reported: VecDeque::new(),
                 reaped_by_us: Vec::new(),
+                finish_before_stat: false,
             }),
         }
     }
@@ -116,6 +122,10 @@ impl Simulated {
                 world.reported.push_back(token);
             }
         }
+    }
+
+    pub(crate) fn finish_reaping_before_next_stat(&self) {
+        self.world().finish_before_stat = true;
     }
 
     pub(crate) fn pass_time(&self, time: Duration) {
@@ -197,6 +207,10 @@ impl ProcessTable for Simulated {
         self.world().find(pid).ok_or(NoPidfd::NoProcess)
     }
 
+    fn spawn(&self, _: &mut Command, _: bool) -> io::Result<Spawned<usize>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     fn watch(&self, pidfd: &usize, token: u64) -> io::Result<()> {
         self.arm(*pidfd, token, Until::Exited);
         Ok(())
@@ -242,6 +256,12 @@ impl ProcessTable for Simulated {
     }
 
     fn stat(&self, pid: u32) -> io::Result<Option<ProcStat>> {
+        if mem::take(&mut self.world().finish_before_stat) {
+            let found = self.world().find(pid);
+            if let Some(Life::BeingReaped(code)) = found.map(|i| self.world().processes[i].life) {
+                self.set(pid, Life::Reaped(code));
+            }
+        }
         let world = self.world();
         Ok(world.find(pid).map(|index| {
             let process = &world.processes[index];

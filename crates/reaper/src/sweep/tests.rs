@@ -87,6 +87,17 @@ fn the_status_is_awaited_while_a_thief_is_at_it() {
 }
 
 #[test]
+fn a_thief_that_finishes_while_we_look_leaves_us_the_status() {
+    let core = core(NEWEST);
+    core.kernel.fork(7);
+    let shim = register(&core, 7, Role::Owned);
+    core.kernel.set(7, Life::BeingReaped(3));
+    core.kernel.finish_reaping_before_next_stat();
+    sweep(&core);
+    assert_eq!(outcome(&shim), Some((Some(3), CollectedBy::Owner)));
+}
+
+#[test]
 fn a_thief_that_never_finishes_is_not_waited_for_for_ever() {
     let core = core(NEWEST);
     core.kernel.fork(7);
