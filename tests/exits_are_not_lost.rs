@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::own_process::{block_on, in_own_process};
-use common::{Fixture, eventually, exits_on_eof, is_gone};
+use common::{Fixture, eventually, exits_on_eof, is_gone, kernel_is_at_least};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -234,11 +234,5 @@ fn ignore_sigchld() {
 
 /// The exit code of shim `i`, on kernels that keep it for pidfds of collected processes.
 fn known_after_collection(i: usize) -> Option<i32> {
-    let release = nix::sys::utsname::uname().unwrap();
-    let release = release.release().to_str().unwrap();
-    let mut numbers = release
-        .split(['.', '-'])
-        .map_while(|n| n.parse::<u32>().ok());
-    let version = (numbers.next().unwrap(), numbers.next().unwrap());
-    (version >= (6, 15)).then_some(i as i32 % 250)
+    kernel_is_at_least(6, 15).then_some(i as i32 % 250)
 }

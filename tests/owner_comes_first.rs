@@ -5,9 +5,10 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{
-    DEADLINE, Fixture, eventually, exits_on_eof, is_gone, is_waitable, is_zombie, sleeper,
+    DEADLINE, Fixture, eventually, exits_on_eof, is_gone, is_waitable, is_zombie,
+    kernel_is_at_least, sleeper,
 };
-use shim_reaper::{CollectedBy, ReaperBuilder};
+use shim_reaper::{CollectedBy, ReaperBuilder, ShimReaper};
 
 in_both_modes!(
     an_owner_that_waits_within_the_grace_gets_the_status_and_so_do_we,
@@ -37,6 +38,24 @@ async fn an_owner_that_waits_within_the_grace_gets_the_status_and_so_do_we(build
     assert!(is_zombie(child.id()), "left to its owner over many sweeps");
     fixture.expect(0, 0, 1).await;
 
+    assert_eq!(child.wait().unwrap().code(), Some(42));
+    fixture.expect(0, 1, 0).await;
+}
+
+/// Not even one sweep comes in between: the kernel says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owners_wait_ends_the_entry_without_a_sweep() {
+    let endless = Duration::from_secs(1_000_000);
+    let builder = ShimReaper::builder().sweep_interval(endless);
+    let fixture = Fixture::new(builder.owner_grace(endless));
+    let mut child = exits_on_eof(42).spawn().unwrap();
+    let handle = fixture.reaper.register(child.id()).await.unwrap();
+    drop(child.stdin.take());
+    assert_eq!(handle.await.unwrap().code(), Some(42));
+    if !kernel_is_at_least(6, 9) {
+        eprintln!("SKIPPED: this kernel does not report that a process was reaped");
+        return;
+    }
     assert_eq!(child.wait().unwrap().code(), Some(42));
     fixture.expect(0, 1, 0).await;
 }

@@ -213,3 +213,12 @@ pub fn allow_descriptors(count: u64) {
         setrlimit(Resource::RLIMIT_NOFILE, count, hard).unwrap();
     }
 }
+
+pub fn kernel_is_at_least(major: u32, minor: u32) -> bool {
+    let name = nix::sys::utsname::uname().unwrap();
+    let release = name.release().to_str().unwrap().to_owned();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|number| number.parse::<u32>().ok());
+    (numbers.next().unwrap(), numbers.next().unwrap()) >= (major, minor)
+}

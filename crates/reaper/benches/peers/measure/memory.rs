@@ -1,0 +1,36 @@
+use std::thread;
+use std::time::Duration;
+
+use crate::ALLOCATOR;
+use crate::column::Column;
+use crate::effort::Effort;
+use crate::goal::Limit;
+use crate::peer::{Ours, Peer, TokioAwaited};
+use crate::population::Population;
+use crate::report::Report;
+use crate::unit::Unit;
+
+const SHIMS: usize = 10_000;
+const BYTES: f64 = 400.0;
+
+/// For the sweeps to take in what is new.
+const SEVERAL_SWEEPS: Duration = Duration::from_secs(1);
+
+pub(super) fn run(_: &Effort, report: &mut Report) {
+    let ours = per_child(&Ours::new());
+    let tokio = per_child(&TokioAwaited::new());
+    report
+        .row("Heap per live shim, of 10,000", Unit::Bytes)
+        .set(Column::Ours, ours)
+        .set(Column::TokioAwaited, tokio)
+        .goal("400 bytes", ours / BYTES, Limit::AtMost(1.0));
+}
+
+fn per_child(peer: &dyn Peer) -> f64 {
+    let mut population = Population::new(peer, 0);
+    population.reserve(SHIMS);
+    let before = ALLOCATOR.live();
+    population.grow_to(SHIMS);
+    thread::sleep(SEVERAL_SWEEPS);
+    (ALLOCATOR.live() - before) as f64 / SHIMS as f64
+}
