@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use common::logged::Logged;
 use common::own_process::{block_on, in_own_process};
-use common::{Fixture, eventually, exits_on_eof, exits_with, is_gone, sleeper};
+use common::{DEADLINE, Fixture, eventually, exits_on_eof, exits_with, is_gone, sleeper};
 use shim_reaper::{ReaperBuilder, ShimReaper};
 
 in_both_modes!(
@@ -56,6 +56,30 @@ async fn survives_a_panic_at(point: &str, pidfd: bool) {
     assert_eq!(fixture.reaper.stats().respawns_total, 1);
     fail::remove(format!("shim_reaper::{point}"));
     fixture.reaper.shutdown().await;
+}
+
+/// Nothing but its place in the queue would bring it back: the next sweep is an hour away.
+#[test]
+fn the_shim_whose_examination_panicked_is_examined_again() {
+    in_own_process(
+        "the_shim_whose_examination_panicked_is_examined_again",
+        || {
+            block_on(async {
+                let interval = Duration::from_secs(3_600);
+                let fixture = Fixture::new(ShimReaper::builder().sweep_interval(interval));
+                eventually("swept", || fixture.reaper.stats().sweeps_completed == 1).await;
+                fail::cfg("shim_reaper::examine", "100*off->1*panic(injected)").unwrap();
+                let mut shims = Vec::new();
+                for _ in 0..200 {
+                    shims.push(fixture.reaper.spawn(exits_with(5)).await.unwrap());
+                }
+                let all = futures::future::join_all(shims);
+                let exits = tokio::time::timeout(DEADLINE, all).await.unwrap();
+                assert!(exits.iter().all(|exit| exit.unwrap().code() == Some(5)));
+                assert_eq!(fixture.reaper.stats().respawns_total, 1);
+            });
+        },
+    );
 }
 
 #[test]
