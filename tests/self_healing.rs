@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use common::logged::Logged;
 use common::own_process::{block_on, in_own_process};
 use common::{DEADLINE, Fixture, eventually, exits_on_eof, exits_with, is_gone, sleeper};
-use shim_reaper::{ReaperBuilder, ShimReaper};
+use shim_reaper::{ReaperBuilder, ShimReaper, SpawnOptions};
 
 in_both_modes!(
     registering_brings_the_worker_back_on_the_callers_runtime,
@@ -68,6 +68,12 @@ fn the_shim_whose_examination_panicked_is_examined_again() {
                 let interval = Duration::from_secs(3_600);
                 let fixture = Fixture::new(ShimReaper::builder().sweep_interval(interval));
                 eventually("swept", || fixture.reaper.stats().sweeps_completed == 1).await;
+                // More than a few sweeps look at unasked.
+                let options = SpawnOptions::new().kill_on_drop(true);
+                let mut elders = Vec::new();
+                for _ in 0..50 {
+                    elders.push(fixture.reaper.spawn_with(sleeper(), options).await.unwrap());
+                }
                 fail::cfg("shim_reaper::examine", "100*off->1*panic(injected)").unwrap();
                 let mut shims = Vec::new();
                 for _ in 0..200 {
