@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use nix::libc;
 use nix::sys::signal::Signal::SIGKILL;
 use nix::sys::wait::{WaitStatus, waitpid};
 use shim_reaper::{ShimReaper, SpawnOptions};
+use tokio::io::AsyncReadExt;
 
 #[test]
 fn orphans_of_a_shim_are_collected_through_their_group_only() {
@@ -40,9 +40,7 @@ async fn collects_orphans_of_its_group_only(pidfd: bool) {
     let handle = fixture.reaper.spawn_with(shim, group).await.unwrap();
     let mut stdout = handle.take_stdout().unwrap();
     let mut printed = String::new();
-    tokio::io::AsyncReadExt::read_to_string(&mut stdout, &mut printed)
-        .await
-        .unwrap();
+    stdout.read_to_string(&mut printed).await.unwrap();
     let pids: Vec<u32> = printed.lines().map(|line| line.parse().unwrap()).collect();
     let (member, stranger) = (pids[0], pids[1]);
     assert_eq!(handle.await.unwrap().code(), Some(3));
@@ -87,9 +85,7 @@ fn orphans_of_a_living_shim_are_collected_too() {
             let handle = fixture.reaper.spawn_with(shim, group).await.unwrap();
             let mut stdout = handle.take_stdout().unwrap();
             let mut printed = String::new();
-            tokio::io::AsyncReadExt::read_to_string(&mut stdout, &mut printed)
-                .await
-                .unwrap();
+            stdout.read_to_string(&mut printed).await.unwrap();
             let orphan: u32 = printed.trim().parse().unwrap();
             eventually("collected while the shim lives", || is_gone(orphan)).await;
             eventually("counted", || {
@@ -103,32 +99,39 @@ fn orphans_of_a_living_shim_are_collected_too() {
     });
 }
 
+/// Not even those of a shim that made itself the leader of a group.
 #[test]
-fn without_a_process_group_orphans_are_left_alone() {
-    in_own_process("without_a_process_group_orphans_are_left_alone", || {
+fn without_the_option_orphans_are_left_alone() {
+    in_own_process("without_the_option_orphans_are_left_alone", || {
         become_subreaper();
         block_on(async {
-            let fixture =
-                Fixture::new(ShimReaper::builder().sweep_interval(Duration::from_millis(20)));
-            let mut shim = script("sleep 0.1 >/dev/null & echo $!");
-            shim.stdout(Stdio::piped());
-            let mut child = shim.spawn().unwrap();
-            let mut printed = String::new();
-            child
-                .stdout
-                .take()
-                .unwrap()
-                .read_to_string(&mut printed)
-                .unwrap();
-            let orphan: u32 = printed.trim().parse().unwrap();
-            fixture.reaper.register_child(child).unwrap().await.unwrap();
-            eventually("it has ended", || is_zombie(orphan)).await;
-            fixture.sweeps(5).await;
-            assert!(is_zombie(orphan));
-            waitpid(as_pid(orphan), None).unwrap();
+            let interval = Duration::from_millis(20);
+            let fixture = Fixture::new(ShimReaper::builder().sweep_interval(interval));
+            let spawned = fixture.reaper.spawn(leader_with_an_orphan()).await.unwrap();
+            let given = leader_with_an_orphan().spawn().unwrap();
+            let given = fixture.reaper.register_child(given).unwrap();
+            for handle in [spawned, given] {
+                let mut printed = String::new();
+                let mut stdout = handle.take_stdout().unwrap();
+                stdout.read_to_string(&mut printed).await.unwrap();
+                handle.await.unwrap();
+                let orphan: u32 = printed.trim().parse().unwrap();
+                eventually("it has ended", || is_zombie(orphan)).await;
+                fixture.sweeps(5).await;
+                assert!(is_zombie(orphan));
+                waitpid(as_pid(orphan), None).unwrap();
+            }
             assert_eq!(fixture.reaper.stats().orphans_reaped_total, 0);
         });
     });
+}
+
+fn leader_with_an_orphan() -> Command {
+    let mut shim = Command::new("setsid");
+    shim.args(["sh", "-c", "sleep 0.1 >/dev/null & echo $!"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    shim
 }
 
 fn script(script: &str) -> Command {

@@ -181,7 +181,9 @@ impl<K: ProcessTable> Core<K> {
             self.note_robbery(pid);
         }
         let mut entries = self.directory.lock();
-        if entries.is_closed() || self.token.is_cancelled() {
+        // Decided while the directory is locked: the final drain looks into it after the token is
+        // cancelled, so nothing slips in behind it.
+        if self.is_closing() {
             return Err(ReaperClosed);
         }
         if let Some(known) = self.known(&entries, pid, role, start_time) {
@@ -291,7 +293,7 @@ impl<K: ProcessTable> Core<K> {
     }
 
     pub(crate) fn is_closing(&self) -> bool {
-        self.token.is_cancelled() || self.directory.is_closed()
+        self.token.is_cancelled()
     }
 
     /// Settles whatever is ready, a slice at a time, and says when the next grace period ends.

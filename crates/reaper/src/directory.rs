@@ -14,7 +14,6 @@ pub(crate) struct Directory<P>(Mutex<Entries<P>>);
 
 #[derive(Debug)]
 pub(crate) struct Entries<P> {
-    closed: bool,
     next_id: u64,
     by_pid: HashMap<u32, Arc<Shim<P>>>,
     arrivals: Vec<Arrival<P>>,
@@ -41,7 +40,6 @@ pub(crate) enum News {
 impl<P> Directory<P> {
     pub(crate) fn new() -> Self {
         Self(Mutex::new(Entries {
-            closed: false,
             next_id: 0,
             by_pid: HashMap::new(),
             arrivals: Vec::new(),
@@ -52,17 +50,8 @@ impl<P> Directory<P> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn is_closed(&self) -> bool {
-        self.lock().closed
-    }
-
     pub(crate) fn take_arrivals(&self) -> Vec<Arrival<P>> {
         mem::take(&mut self.lock().arrivals)
-    }
-
-    /// Refuses every registration from now on.
-    pub(crate) fn close(&self) {
-        self.lock().closed = true;
     }
 
     /// Forgets a shim, unless its pid has been registered for another process since.
@@ -82,10 +71,6 @@ impl<P> Directory<P> {
 }
 
 impl<P> Entries<P> {
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed
-    }
-
     pub(crate) fn is_empty(&self) -> bool {
         self.by_pid.is_empty()
     }

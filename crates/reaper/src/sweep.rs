@@ -146,7 +146,6 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
         if let Some(report) = &self.registry.closed {
             return report.clone();
         }
-        self.core.directory.close();
         while self.take_ready() > 0 {}
         self.admit();
         self.examine_ready();

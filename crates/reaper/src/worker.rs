@@ -94,10 +94,10 @@ impl Worker {
     /// Puts a worker on the caller's runtime if the one that had it is gone. Does what a worker
     /// would have done if the reaper was to shut down in between.
     pub(crate) fn ensure_alive(self: &Arc<Self>) {
-        if self.alive.load(Ordering::Acquire) || self.core.directory.is_closed() {
+        if self.alive.load(Ordering::Acquire) {
             return;
         }
-        if self.core.token.is_cancelled() {
+        if self.core.is_closing() {
             self.core.try_close();
             return;
         }
