@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
 use crate::counters::Counters;
+use crate::intake::Intake;
 use crate::kernel::Linux;
 use crate::worker::Worker;
 use crate::{MetricsSink, ShimReaper};
@@ -130,12 +131,12 @@ impl ReaperBuilder {
     }
 
     fn into_core(self) -> Arc<Core<Linux>> {
-        Arc::new(Core::new(
+        Arc::new(Core::new(Intake::new(
             Linux::new(self.pidfd),
             Counters::new(self.metrics_sink),
             self.shutdown_token.child_token(),
             self.sweep_interval,
             self.owner_grace.unwrap_or(self.sweep_interval),
-        ))
+        )))
     }
 }

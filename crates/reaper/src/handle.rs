@@ -134,7 +134,7 @@ impl ShimHandle {
     /// `ESRCH` once the shim has ended; otherwise what `kill(2)` says, or, without a pidfd, what
     /// reading `/proc` says.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
-        self.shim.signal(&self.worker.core().kernel, signal)
+        self.shim.signal(&self.worker.intake().kernel, signal)
     }
 
     /// Sends SIGKILL.
@@ -269,7 +269,7 @@ impl Drop for Spawned {
             // It may have ended by itself.
             let _ = self
                 .shim
-                .signal(&self.worker.core().kernel, Signal::SIGKILL);
+                .signal(&self.worker.intake().kernel, Signal::SIGKILL);
         }
     }
 }

@@ -45,6 +45,7 @@ mod exit;
 mod exits;
 mod failpoint;
 mod handle;
+mod intake;
 mod kernel;
 mod metrics_sink;
 mod reaper;

@@ -120,7 +120,10 @@ impl ShimReaper {
             std::os::unix::process::CommandExt::process_group(&mut command, 0);
         }
         let worker = self.live_worker();
-        let (shim, child) = worker.core().spawn(&mut command, options.process_group)?;
+        let (shim, child) = worker
+            .core()
+            .intake
+            .spawn(&mut command, options.process_group)?;
         Ok(ShimHandle::of_child(
             shim,
             Arc::clone(worker),
@@ -147,7 +150,7 @@ impl ShimReaper {
     /// Nothing happens before the first poll and everything in it.
     pub async fn register(&self, pid: u32) -> Result<ShimHandle, RegisterError> {
         let worker = self.live_worker();
-        let shim = worker.core().register(pid, Role::Shared)?;
+        let shim = worker.intake().register(pid, Role::Shared)?;
         Ok(ShimHandle::new(shim, Arc::clone(worker)))
     }
 
@@ -159,7 +162,7 @@ impl ShimReaper {
     /// After shutdown; [`RegisterError::into_child`] then gives the child back.
     pub fn register_child(&self, mut child: Child) -> Result<ShimHandle, RegisterError> {
         let worker = self.live_worker();
-        match worker.core().adopt(&mut child) {
+        match worker.intake().adopt(&mut child) {
             Ok(shim) => Ok(ShimHandle::of_child(shim, Arc::clone(worker), child, false)),
             Err(kind) => Err(RegisterError::new(child.id(), kind).with_child(child)),
         }
@@ -182,7 +185,7 @@ impl ShimReaper {
     /// As [`register`](Self::register).
     pub async fn attach(&self, pid: u32) -> Result<ShimHandle, RegisterError> {
         let worker = self.live_worker();
-        let shim = worker.core().register(pid, Role::Attached)?;
+        let shim = worker.intake().register(pid, Role::Attached)?;
         Ok(ShimHandle::new(shim, Arc::clone(worker)))
     }
 
@@ -192,12 +195,15 @@ impl ShimReaper {
     ///
     /// Reads only.
     pub async fn registered(&self) -> Vec<u32> {
-        self.worker().core().directory.pids()
+        self.worker().intake().directory.pids()
     }
 
     /// What the reaper has done so far. Takes no lock.
     pub fn stats(&self) -> ReaperStats {
-        self.worker().core().counters.read(self.worker().is_alive())
+        self.worker()
+            .intake()
+            .counters
+            .read(self.worker().is_alive())
     }
 
     /// False once the reaper has shut down, or the runtime that drove it is gone. In the latter
@@ -209,7 +215,7 @@ impl ShimReaper {
 
     /// Every exit from now on.
     pub fn exits(&self) -> Exits {
-        self.worker().core().subscribers.subscribe()
+        self.worker().intake().subscribers.subscribe()
     }
 
     /// Shuts down: refuses new shims, collects what has exited, grace period or not, resolves the

@@ -2,10 +2,10 @@ use std::mem;
 use std::process::ExitStatus;
 use std::sync::{Arc, MutexGuard};
 
-use crate::core::Core;
 use crate::directory::News;
 use crate::effects::Effects;
 use crate::failpoint::fail_point;
+use crate::intake::Intake;
 use crate::kernel::{Death, NoPidfd, ProcStat, ProcessTable, READY_AT_ONCE, Target, Until, Waited};
 use crate::registry::{Pass, Phase, Registry, Tracked};
 use crate::shim::{Role, Shim, State};
@@ -24,7 +24,7 @@ const COMPARISONS: usize = 512;
 /// One slice of a sweep: decides what has become of registered shims, and sees to it.
 #[derive(Debug)]
 pub(crate) struct Sweep<'a, 'b, K: ProcessTable> {
-    core: &'a Core<K>,
+    intake: &'a Intake<K>,
     registry: &'a mut Registry<K::Pidfd>,
     effects: &'a mut Effects<'b, K::Pidfd>,
     finished: u64,
@@ -59,12 +59,12 @@ enum Verdict {
 
 impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
     pub(crate) fn new(
-        core: &'a Core<K>,
+        intake: &'a Intake<K>,
         registry: &'a mut Registry<K::Pidfd>,
         effects: &'a mut Effects<'b, K::Pidfd>,
     ) -> Self {
         Self {
-            core,
+            intake,
             registry,
             effects,
             finished: 0,
@@ -134,11 +134,11 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
         let groups: Vec<u32> = self.registry.orphaned_groups.iter().copied().collect();
         for pgid in groups {
             self.reap_orphans(pgid);
-            if !self.core.kernel.group_exists(pgid) {
+            if !self.intake.kernel.group_exists(pgid) {
                 self.registry.orphaned_groups.remove(&pgid);
             }
         }
-        self.core.counters.swept();
+        self.intake.counters.swept();
     }
 
     /// Settles all that has ended, leaves nothing to anybody, and lets go of the rest.
@@ -167,11 +167,11 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
             }
             let without_pidfd = state.pidfd.is_none();
             drop(state);
-            self.core.counters.unregistered();
+            self.intake.counters.unregistered();
             if without_pidfd {
-                self.core.counters.no_longer_without_pidfd();
+                self.intake.counters.no_longer_without_pidfd();
             }
-            self.core.directory.remove(&tracked.shim);
+            self.intake.directory.remove(&tracked.shim);
         }
         still_running.sort_unstable();
         let report = ShutdownReport {
@@ -183,7 +183,7 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
     }
 
     fn take_ready(&mut self) -> usize {
-        self.core
+        self.intake
             .kernel
             .ready(&mut self.registry.ready)
             .inspect_err(|error| tracing::debug!(%error, "no reports from the kernel"))
@@ -191,7 +191,7 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
     }
 
     fn admit(&mut self) {
-        for arrival in self.core.directory.take_arrivals() {
+        for arrival in self.intake.directory.take_arrivals() {
             let shim = arrival.shim;
             let id = shim.id;
             if arrival.news != News::Quiet {
@@ -223,13 +223,13 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
         if self.registry.left.is_empty() {
             return;
         }
-        let now = self.core.kernel.now();
+        let now = self.intake.kernel.now();
         while let Some((deadline, id)) = self.registry.left.first().copied() {
             if deadline > now {
                 break;
             }
             // Kept on the list meanwhile, for its turn to come again should this one panic.
-            let again = (now + self.core.sweep_interval, id);
+            let again = (now + self.intake.sweep_interval, id);
             self.registry.left.remove(&(deadline, id));
             self.registry.left.insert(again);
             self.examine(id, Cause::Overdue);
@@ -264,8 +264,8 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
     }
 
     fn reap_orphans(&mut self, pgid: u32) {
-        while self.core.kernel.reap_orphan(pgid) {
-            self.core.counters.orphan_reaped();
+        while self.intake.kernel.reap_orphan(pgid) {
+            self.intake.counters.orphan_reaped();
         }
     }
 
@@ -286,7 +286,7 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
             Verdict::Left(death) => self.leave(&shim, state, phase, death),
             Verdict::Reaped(death) => {
                 drop(state);
-                self.core.counters.reaped();
+                self.intake.counters.reaped();
                 self.finish(
                     &shim,
                     ShimExit {
@@ -299,7 +299,7 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
             }
             Verdict::Vanished(status, collected_by) => {
                 drop(state);
-                self.core.counters.vanished();
+                self.intake.counters.vanished();
                 self.finish(
                     &shim,
                     ShimExit {
@@ -331,11 +331,11 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
     }
 
     fn owner_comes_first(&self, role: Role, cause: Cause) -> bool {
-        role == Role::Shared && cause != Cause::Overdue && !self.core.owner_grace.is_zero()
+        role == Role::Shared && cause != Cause::Overdue && !self.intake.owner_grace.is_zero()
     }
 
     fn wait(&self, pid: u32, role: Role, pidfd: &K::Pidfd, phase: Phase, cause: Cause) -> Verdict {
-        let kernel = &self.core.kernel;
+        let kernel = &self.intake.kernel;
         let left_to_owner = self.owner_comes_first(role, cause);
         let waited = if left_to_owner {
             kernel.peek(Target::Pidfd(pid, pidfd))
@@ -348,7 +348,7 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
             Waited::Exited(death) => Verdict::Reaped(death),
             Waited::NotOurs => {
                 if role == Role::Owned {
-                    self.core.note_robbery(pid);
+                    self.intake.note_robbery(pid);
                 }
                 self.missed(pid, pidfd, phase, cause)
             }
@@ -357,7 +357,7 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
 
     /// Somebody else has collected it, or is just doing so, or it never was a child of ours.
     fn missed(&self, pid: u32, pidfd: &K::Pidfd, phase: Phase, cause: Cause) -> Verdict {
-        let kernel = &self.core.kernel;
+        let kernel = &self.intake.kernel;
         // In this order: the kernel publishes the status before it lets go of the process.
         let reaped = kernel.is_reaped(pidfd);
         let status = kernel.exit_status(pidfd);
@@ -376,7 +376,7 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
     }
 
     fn observe(&self, pid: u32, pidfd: &K::Pidfd, cause: Cause) -> Verdict {
-        let kernel = &self.core.kernel;
+        let kernel = &self.intake.kernel;
         let stat = kernel.stat(pid);
         // Asked after reading by number: not reaped now means that the number was its own then.
         if kernel.is_reaped(pidfd) {
@@ -402,27 +402,27 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
     ) -> Verdict {
         let pid = shim.pid;
         let gone = Verdict::Vanished(None, CollectedBy::Owner);
-        match self.core.kernel.peek(Target::Pid(pid)) {
+        match self.intake.kernel.peek(Target::Pid(pid)) {
             Waited::NotOurs if phase == Phase::Left => gone,
-            Waited::NotOurs => match self.core.kernel.stat(pid) {
+            Waited::NotOurs => match self.intake.kernel.stat(pid) {
                 Ok(Some(stat)) if is_same(state, &stat) && !stat.exited => {
                     Verdict::Vanished(None, CollectedBy::Observed)
                 }
                 _ => gone,
             },
             Waited::Running if self.is_due_for_comparison(shim.id) => {
-                match self.core.kernel.stat(pid) {
+                match self.intake.kernel.stat(pid) {
                     Ok(Some(stat)) if is_same(state, &stat) => Verdict::Running,
                     Err(_) => Verdict::Running,
                     Ok(_) => gone,
                 }
             }
             Waited::Running => Verdict::Running,
-            Waited::Exited(death) => match self.core.kernel.stat(pid) {
+            Waited::Exited(death) => match self.intake.kernel.stat(pid) {
                 Ok(Some(stat)) if !is_same(state, &stat) => gone,
                 Ok(None) => gone,
                 _ if self.owner_comes_first(state.role, cause) => Verdict::Left(Some(death)),
-                _ => match self.core.kernel.reap(Target::Pid(pid)) {
+                _ => match self.intake.kernel.reap(Target::Pid(pid)) {
                     Waited::Exited(death) => Verdict::Reaped(death),
                     Waited::Running | Waited::NotOurs => gone,
                 },
@@ -431,7 +431,7 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
     }
 
     fn observe_by_number(&self, pid: u32, state: &State<K::Pidfd>) -> Verdict {
-        match self.core.kernel.stat(pid) {
+        match self.intake.kernel.stat(pid) {
             Ok(Some(stat)) if is_same(state, &stat) => {
                 if stat.exited {
                     Verdict::Vanished(stat.status, CollectedBy::Observed)
@@ -481,10 +481,10 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
             return;
         }
         let patience = match death {
-            Some(_) => self.core.owner_grace,
-            None => self.core.owner_grace.max(self.core.sweep_interval),
+            Some(_) => self.intake.owner_grace,
+            None => self.intake.owner_grace.max(self.intake.sweep_interval),
         };
-        let deadline = self.core.kernel.now() + patience;
+        let deadline = self.intake.kernel.now() + patience;
         self.registry.left.insert((deadline, shim.id));
         if let Some(tracked) = self.registry.tracked.get_mut(&shim.id) {
             tracked.phase = Phase::Left;
@@ -498,18 +498,18 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
         if shim.leads_group {
             self.registry.orphaned_groups.insert(shim.pid);
         }
-        self.core.directory.remove(shim);
-        self.core.counters.unregistered();
+        self.intake.directory.remove(shim);
+        self.intake.counters.unregistered();
         let mut state = shim.state();
         match state.pidfd.take() {
             Some(pidfd) => self.effects.close(pidfd),
-            None => self.core.counters.no_longer_without_pidfd(),
+            None => self.intake.counters.no_longer_without_pidfd(),
         }
         self.effects.resolve(&mut state, exit);
     }
 
     fn watch_again(&self, pidfd: &K::Pidfd, id: u64, until: Until) {
-        if let Err(error) = self.core.kernel.watch_again(pidfd, id, until) {
+        if let Err(error) = self.intake.kernel.watch_again(pidfd, id, until) {
             tracing::debug!(%error, "a watch could not be armed again; left to spot checks");
         }
     }
@@ -527,7 +527,7 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
             return;
         };
         let shim = Arc::clone(shim);
-        let kernel = &self.core.kernel;
+        let kernel = &self.intake.kernel;
         let mut state = shim.state();
         let before = match kernel.stat(shim.pid) {
             Ok(Some(stat)) if is_same(&state, &stat) => stat,
@@ -560,8 +560,8 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
         state.pidfd = Some(pidfd);
         drop(state);
         self.registry.unwatched.remove(&id);
-        self.core.counters.no_longer_without_pidfd();
-        self.core.pidfd_found();
+        self.intake.counters.no_longer_without_pidfd();
+        self.intake.pidfd_found();
     }
 }
 

@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::core::Core;
 use crate::effects::Effects;
 use crate::failpoint::fail_point;
+use crate::intake::Intake;
 use crate::kernel::Linux;
 use crate::sweep::Slice;
 use crate::sys;
@@ -80,8 +81,12 @@ impl Worker {
         &self.core
     }
 
+    pub(crate) fn intake(&self) -> &Intake<Linux> {
+        &self.core.intake
+    }
+
     pub(crate) fn is_alive(&self) -> bool {
-        self.alive.load(Ordering::Acquire) && !self.core.is_closing()
+        self.alive.load(Ordering::Acquire) && !self.intake().is_closing()
     }
 
     pub(crate) fn runtime(&self) -> Handle {
@@ -97,7 +102,7 @@ impl Worker {
         if self.alive.load(Ordering::Acquire) {
             return;
         }
-        if self.core.is_closing() {
+        if self.intake().is_closing() {
             self.core.try_close();
             return;
         }
@@ -105,7 +110,7 @@ impl Worker {
             return;
         };
         if self.launch(handle) {
-            self.core.counters.respawned();
+            self.intake().counters.respawned();
             tracing::warn!("the runtime that drove the reaper is gone: it goes on in this one");
         }
     }
@@ -121,7 +126,7 @@ impl Worker {
 
     pub(crate) fn abandon(&self) {
         self.abandoned.store(true, Ordering::Release);
-        self.core.attention.notify_one();
+        self.intake().attention.notify_one();
     }
 
     fn has_nothing_left_to_do(&self) -> bool {
@@ -130,7 +135,7 @@ impl Worker {
 
     /// The kernel's epoll, polled by the current runtime.
     fn readiness(&self) -> Option<AsyncFd<BorrowedFd<'_>>> {
-        let epoll = self.core.kernel.readiness_fd()?;
+        let epoll = self.intake().kernel.readiness_fd()?;
         sys::poll_readable(epoll)
             .inspect_err(|error| tracing::debug!(%error, "no readiness for now"))
             .ok()
@@ -169,9 +174,9 @@ async fn supervise(alive: Alive) {
         failures += 1;
         let pause = match failures {
             1 => Duration::ZERO,
-            _ => worker.core.sweep_interval * 2_u32.pow((failures - 2).min(MAX_DOUBLINGS)),
+            _ => worker.intake().sweep_interval * 2_u32.pow((failures - 2).min(MAX_DOUBLINGS)),
         };
-        worker.core.counters.respawned();
+        worker.intake().counters.respawned();
         tracing::error!(
             panic = message(&*panic),
             failures,
@@ -179,7 +184,7 @@ async fn supervise(alive: Alive) {
             "the reaper's worker panicked and is replaced"
         );
         tokio::select! {
-            () = worker.core.token.cancelled() => {}
+            () = worker.intake().token.cancelled() => {}
             () = sleep(pause) => {}
         }
     }
@@ -195,11 +200,12 @@ fn message(panic: &(dyn Any + Send)) -> &str {
 
 async fn work(worker: &Worker, failures: &mut u32) {
     let core = worker.core();
-    let mut effects = Effects::new(&core.subscribers);
+    let intake = worker.intake();
+    let mut effects = core.effects();
     let mut readiness = worker.readiness();
     let mut next_sweep = Instant::now();
-    let mut cancelled = pin!(core.token.cancelled());
-    let mut attention = pin!(core.attention.notified());
+    let mut cancelled = pin!(intake.token.cancelled());
+    let mut attention = pin!(intake.attention.notified());
     let mut timer = pin!(sleep_until(next_sweep));
     loop {
         fail_point!("shim_reaper::work");
@@ -211,7 +217,7 @@ async fn work(worker: &Worker, failures: &mut u32) {
                 return;
             }
             () = &mut timer => {}
-            () = &mut attention => attention.set(core.attention.notified()),
+            () = &mut attention => attention.set(intake.attention.notified()),
         }
         let mut deadline = core.collect(&mut effects).await;
         if Instant::now() >= next_sweep {
@@ -219,7 +225,7 @@ async fn work(worker: &Worker, failures: &mut u32) {
             deadline = core.collect(&mut effects).await;
             effects.close_pidfds();
             *failures = 0;
-            next_sweep = (next_sweep + core.sweep_interval).max(Instant::now());
+            next_sweep = (next_sweep + intake.sweep_interval).max(Instant::now());
             if readiness.is_none() {
                 readiness = worker.readiness();
             }

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
 use crate::counters::Counters;
-use crate::effects::Effects;
+use crate::intake::Intake;
 use crate::kernel::simulated::{Abilities, Life, Simulated};
 use crate::shim::{Role, Shim};
 use crate::{CollectedBy, MetricsSink};
@@ -22,17 +22,17 @@ const NEWEST: Abilities = Abilities {
 const INTERVAL: Duration = Duration::from_millis(250);
 
 fn core(abilities: Abilities) -> Core<Simulated> {
-    Core::new(
+    Core::new(Intake::new(
         Simulated::new(abilities),
         Counters::new(MetricsSink::default()),
         CancellationToken::new(),
         INTERVAL,
         INTERVAL,
-    )
+    ))
 }
 
 fn sweep(core: &Core<Simulated>) {
-    let mut effects = Effects::new(&core.subscribers);
+    let mut effects = core.effects();
     block_on(async {
         core.collect(&mut effects).await;
         core.sweep(&mut effects).await;
@@ -41,12 +41,12 @@ fn sweep(core: &Core<Simulated>) {
 }
 
 fn register(core: &Core<Simulated>, pid: u32, role: Role) -> Arc<Shim<usize>> {
-    core.register(pid, role).unwrap()
+    core.intake.register(pid, role).unwrap()
 }
 
 /// (reaped, vanished, registered)
 fn counts(core: &Core<Simulated>) -> (u64, u64, u64) {
-    let stats = core.counters.read(true);
+    let stats = core.intake.counters.read(true);
     (stats.reaped_total, stats.vanished_total, stats.registered)
 }
 
@@ -61,9 +61,9 @@ fn what_a_thief_took_has_no_status_on_kernels_that_do_not_keep_it() {
         exit_info: false,
         ..NEWEST
     });
-    core.kernel.fork(7);
+    core.intake.kernel.fork(7);
     let shim = register(&core, 7, Role::Owned);
-    core.kernel.set(7, Life::Reaped(3));
+    core.intake.kernel.set(7, Life::Reaped(3));
     sweep(&core);
     assert_eq!(outcome(&shim), Some((None, CollectedBy::Owner)));
     assert_eq!(counts(&core), (0, 1, 0));
@@ -73,13 +73,13 @@ fn what_a_thief_took_has_no_status_on_kernels_that_do_not_keep_it() {
 fn the_status_is_awaited_while_a_thief_is_at_it() {
     for role in [Role::Owned, Role::Shared] {
         let core = core(NEWEST);
-        core.kernel.fork(7);
+        core.intake.kernel.fork(7);
         let shim = register(&core, 7, role);
-        core.kernel.set(7, Life::BeingReaped(3));
+        core.intake.kernel.set(7, Life::BeingReaped(3));
         sweep(&core);
         sweep(&core);
         assert_eq!(outcome(&shim), None, "nobody can tell yet");
-        core.kernel.set(7, Life::Reaped(3));
+        core.intake.kernel.set(7, Life::Reaped(3));
         sweep(&core);
         assert_eq!(outcome(&shim), Some((Some(3), CollectedBy::Owner)));
         assert_eq!(counts(&core), (0, 1, 0));
@@ -89,10 +89,10 @@ fn the_status_is_awaited_while_a_thief_is_at_it() {
 #[test]
 fn a_thief_that_finishes_while_we_look_leaves_us_the_status() {
     let core = core(NEWEST);
-    core.kernel.fork(7);
+    core.intake.kernel.fork(7);
     let shim = register(&core, 7, Role::Owned);
-    core.kernel.set(7, Life::BeingReaped(3));
-    core.kernel.finish_reaping_before_next_stat();
+    core.intake.kernel.set(7, Life::BeingReaped(3));
+    core.intake.kernel.finish_reaping_before_next_stat();
     sweep(&core);
     assert_eq!(outcome(&shim), Some((Some(3), CollectedBy::Owner)));
 }
@@ -100,11 +100,11 @@ fn a_thief_that_finishes_while_we_look_leaves_us_the_status() {
 #[test]
 fn a_thief_that_never_finishes_is_not_waited_for_for_ever() {
     let core = core(NEWEST);
-    core.kernel.fork(7);
+    core.intake.kernel.fork(7);
     let shim = register(&core, 7, Role::Owned);
-    core.kernel.set(7, Life::BeingReaped(3));
+    core.intake.kernel.set(7, Life::BeingReaped(3));
     sweep(&core);
-    core.kernel.pass_time(INTERVAL);
+    core.intake.kernel.pass_time(INTERVAL);
     sweep(&core);
     assert_eq!(outcome(&shim), Some((None, CollectedBy::Owner)));
     assert_eq!(counts(&core), (0, 1, 0));
@@ -118,13 +118,13 @@ fn lost_reports_are_made_good_by_the_spot_checks_of_a_few_sweeps() {
     });
     let shims: Vec<_> = (1..=100)
         .map(|i| {
-            core.kernel.fork(i + 1_000_000);
+            core.intake.kernel.fork(i + 1_000_000);
             register(&core, i + 1_000_000, Role::Owned)
         })
         .collect();
     sweep(&core);
     for shim in &shims {
-        core.kernel.set(shim.pid, Life::Zombie(1));
+        core.intake.kernel.set(shim.pid, Life::Zombie(1));
     }
     for _ in 0..30 {
         sweep(&core);
@@ -141,30 +141,30 @@ fn an_owners_wait_is_noticed_at_the_end_of_the_grace_without_hangups() {
         hangup: false,
         ..NEWEST
     });
-    core.kernel.fork(7);
+    core.intake.kernel.fork(7);
     let shim = register(&core, 7, Role::Shared);
-    core.kernel.set(7, Life::Zombie(3));
+    core.intake.kernel.set(7, Life::Zombie(3));
     sweep(&core);
     assert_eq!(outcome(&shim), Some((Some(3), CollectedBy::Owner)));
-    core.kernel.set(7, Life::Reaped(3));
+    core.intake.kernel.set(7, Life::Reaped(3));
     // A stranger gets the pid meanwhile, and dies too.
-    core.kernel.fork(7);
-    core.kernel.set(7, Life::Zombie(9));
-    core.kernel.pass_time(INTERVAL);
+    core.intake.kernel.fork(7);
+    core.intake.kernel.set(7, Life::Zombie(9));
+    core.intake.kernel.pass_time(INTERVAL);
     sweep(&core);
     assert_eq!(counts(&core), (0, 1, 0));
-    assert!(core.kernel.reaped_by_us().is_empty());
+    assert!(core.intake.kernel.reaped_by_us().is_empty());
 }
 
 #[test]
 fn the_code_of_a_stranger_that_we_may_not_inspect_is_known_once_it_is_reaped() {
     let core = core(NEWEST);
-    core.kernel.add_stranger(7, false);
+    core.intake.kernel.add_stranger(7, false);
     let shim = register(&core, 7, Role::Attached);
-    core.kernel.set(7, Life::Zombie(3));
+    core.intake.kernel.set(7, Life::Zombie(3));
     sweep(&core);
     assert_eq!(outcome(&shim), None);
-    core.kernel.set(7, Life::Reaped(3));
+    core.intake.kernel.set(7, Life::Reaped(3));
     sweep(&core);
     assert_eq!(outcome(&shim), Some((Some(3), CollectedBy::Observed)));
 }
@@ -172,35 +172,35 @@ fn the_code_of_a_stranger_that_we_may_not_inspect_is_known_once_it_is_reaped() {
 #[test]
 fn a_stranger_that_nobody_reaps_and_we_may_not_inspect_ends_without_a_code() {
     let core = core(NEWEST);
-    core.kernel.add_stranger(7, false);
+    core.intake.kernel.add_stranger(7, false);
     let shim = register(&core, 7, Role::Attached);
-    core.kernel.set(7, Life::Zombie(3));
+    core.intake.kernel.set(7, Life::Zombie(3));
     sweep(&core);
-    core.kernel.pass_time(INTERVAL);
+    core.intake.kernel.pass_time(INTERVAL);
     sweep(&core);
     assert_eq!(outcome(&shim), Some((None, CollectedBy::Observed)));
-    assert!(core.kernel.reaped_by_us().is_empty());
+    assert!(core.intake.kernel.reaped_by_us().is_empty());
 }
 
 #[test]
 fn a_recycled_pid_is_a_new_process_although_the_old_entry_is_not_settled() {
     let core = core(NEWEST);
-    core.kernel.fork(7);
+    core.intake.kernel.fork(7);
     let old = register(&core, 7, Role::Shared);
-    core.kernel.set(7, Life::Reaped(3));
-    core.kernel.fork(7);
+    core.intake.kernel.set(7, Life::Reaped(3));
+    core.intake.kernel.fork(7);
     let new = register(&core, 7, Role::Shared);
     assert_ne!(old.id, new.id);
-    assert_eq!(core.directory.pids(), [7]);
+    assert_eq!(core.intake.directory.pids(), [7]);
     sweep(&core);
     assert_eq!(outcome(&old), Some((Some(3), CollectedBy::Owner)));
     assert_eq!(outcome(&new), None);
-    assert_eq!(core.directory.pids(), [7]);
-    core.kernel.set(7, Life::Zombie(4));
+    assert_eq!(core.intake.directory.pids(), [7]);
+    core.intake.kernel.set(7, Life::Zombie(4));
     sweep(&core);
-    core.kernel.pass_time(INTERVAL);
+    core.intake.kernel.pass_time(INTERVAL);
     sweep(&core);
     assert_eq!(outcome(&new), Some((Some(4), CollectedBy::Owner)));
     assert_eq!(counts(&core), (1, 1, 0));
-    assert_eq!(core.kernel.reaped_by_us(), [7]);
+    assert_eq!(core.intake.kernel.reaped_by_us(), [7]);
 }
