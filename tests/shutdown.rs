@@ -216,7 +216,10 @@ fn spawning_afterwards_forks_nothing() {
         block_on(async {
             let fixture = Fixture::new(ShimReaper::builder());
             fixture.reaper.shutdown().await;
-            fixture.reaper.spawn(sleeper()).await.unwrap_err();
+            // A fork would have found out that there is no such program.
+            let missing = std::process::Command::new("/nonexistent/shim");
+            let error = fixture.reaper.spawn(missing).await.unwrap_err();
+            assert!(error.get_ref().unwrap().is::<ReaperClosed>(), "{error}");
             let any = nix::sys::wait::waitpid(None, Some(nix::sys::wait::WaitPidFlag::WNOHANG));
             assert_eq!(
                 any,
@@ -225,6 +228,48 @@ fn spawning_afterwards_forks_nothing() {
             );
         });
     });
+}
+
+#[test]
+fn a_shutdown_amid_spawning_leaves_no_child_unaccounted_for() {
+    in_own_process(
+        "a_shutdown_amid_spawning_leaves_no_child_unaccounted_for",
+        || {
+            for round in 0..20 {
+                block_on(async {
+                    let fixture = Fixture::new(ShimReaper::builder().pidfd(round % 2 == 0));
+                    let spawners: Vec<_> = (0..8)
+                        .map(|_| {
+                            let reaper = fixture.reaper.clone();
+                            tokio::spawn(async move {
+                                let mut handles = Vec::new();
+                                while let Ok(handle) = reaper.spawn(sleeper()).await {
+                                    handles.push(handle);
+                                    tokio::task::yield_now().await;
+                                }
+                                handles
+                            })
+                        })
+                        .collect();
+                    eventually("some run", || fixture.reaper.stats().registered > 20).await;
+                    let report = fixture.reaper.shutdown().await;
+                    let mut running = Vec::new();
+                    for spawner in spawners {
+                        for handle in spawner.await.unwrap() {
+                            assert_eq!(handle.clone().await.unwrap_err(), ReaperClosed);
+                            running.push(handle.pid());
+                            handle.kill().unwrap();
+                            waitpid(as_pid(handle.pid()), None).unwrap();
+                        }
+                    }
+                    running.sort_unstable();
+                    assert_eq!(report.still_running, running);
+                    assert_eq!(waitpid(None, None), Err(nix::errno::Errno::ECHILD));
+                    fixture.expect(0, 0, 0).await;
+                });
+            }
+        },
+    );
 }
 
 async fn shutdown_sync_works_inside_a_multi_thread_runtime(builder: ReaperBuilder) {
