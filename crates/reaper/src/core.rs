@@ -69,21 +69,21 @@ impl<K: ProcessTable> Core<K> {
         (slice, deadline)
     }
 
-    /// One interval sweep, a slice at a time.
-    pub(crate) async fn sweep(&self, effects: &mut Effects<'_, K::Pidfd>) {
+    /// One interval sweep, a slice at a time. Says the same as [`collect`](Self::collect).
+    pub(crate) async fn sweep(&self, effects: &mut Effects<'_, K::Pidfd>) -> Option<Instant> {
         let mut first = true;
-        while !self.intake.token.is_cancelled() {
-            let slice = {
+        loop {
+            let (slice, deadline) = {
                 let mut registry = self.registry.lock().await;
                 let mut sweep = Sweep::new(&self.intake, &mut registry, effects);
                 if first {
                     sweep.begin_pass();
                 }
-                sweep.pass()
+                (sweep.pass(), registry.next_deadline())
             };
             effects.deliver();
-            if slice == Slice::Done {
-                return;
+            if slice == Slice::Done || self.intake.is_closing() {
+                return deadline;
             }
             first = false;
             tokio::task::yield_now().await;

@@ -554,7 +554,11 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
                 Waited::NotOurs
             ),
         };
-        if !still_same || kernel.watch(&pidfd, id).is_err() {
+        if !still_same {
+            return;
+        }
+        if kernel.watch(&pidfd, id).is_err() {
+            self.registry.pass.exhausted = true;
             return;
         }
         state.pidfd = Some(pidfd);

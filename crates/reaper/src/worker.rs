@@ -221,8 +221,7 @@ async fn work(worker: &Worker, failures: &mut u32) {
         }
         let mut deadline = core.collect(&mut effects).await;
         if Instant::now() >= next_sweep {
-            core.sweep(&mut effects).await;
-            deadline = core.collect(&mut effects).await;
+            deadline = core.sweep(&mut effects).await;
             effects.close_pidfds();
             *failures = 0;
             next_sweep = (next_sweep + intake.sweep_interval).max(Instant::now());
