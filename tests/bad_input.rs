@@ -96,6 +96,23 @@ async fn a_living_process_that_is_not_our_child_resolves_as_vanished(builder: Re
     fixture.expect(0, 1, 0).await;
 }
 
+/// Nobody has to wait for a sweep to learn it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_waited_for_is_known_at_once() {
+    let endless = Duration::from_secs(1_000_000);
+    let fixture = Fixture::new(ShimReaper::builder().sweep_interval(endless));
+    common::eventually("swept", || fixture.reaper.stats().sweeps_completed == 1).await;
+    let nonexistent = u32::try_from(i32::MAX).unwrap();
+    for handle in [
+        fixture.reaper.register(nonexistent).await.unwrap(),
+        fixture.reaper.attach(nonexistent).await.unwrap(),
+        fixture.reaper.register(1).await.unwrap(),
+    ] {
+        assert!(handle.await.unwrap().status.is_none());
+    }
+    fixture.expect(0, 3, 0).await;
+}
+
 #[test]
 fn a_command_that_does_not_exist_is_an_error_and_leaves_no_child() {
     in_own_process(
