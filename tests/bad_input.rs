@@ -103,11 +103,12 @@ async fn what_cannot_be_waited_for_is_known_at_once() {
     let fixture = Fixture::new(ShimReaper::builder().sweep_interval(endless));
     common::eventually("swept", || fixture.reaper.stats().sweeps_completed == 1).await;
     let nonexistent = u32::try_from(i32::MAX).unwrap();
-    for handle in [
-        fixture.reaper.register(nonexistent).await.unwrap(),
-        fixture.reaper.attach(nonexistent).await.unwrap(),
-        fixture.reaper.register(1).await.unwrap(),
-    ] {
+    for (pid, attach) in [(nonexistent, false), (nonexistent, true), (1, false)] {
+        let handle = if attach {
+            fixture.reaper.attach(pid).await.unwrap()
+        } else {
+            fixture.reaper.register(pid).await.unwrap()
+        };
         assert!(handle.await.unwrap().status.is_none());
     }
     fixture.expect(0, 3, 0).await;

@@ -6,9 +6,11 @@ use nix::libc;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
-/// Of all threads but the calling one.
-pub(crate) fn others() -> Duration {
-    read(ClockId::CLOCK_PROCESS_CPUTIME_ID) - read(ClockId::CLOCK_THREAD_CPUTIME_ID)
+/// Of all threads but the calling one, in seconds. The two clocks are not read at the same
+/// instant, so that it may seem to go back by less than a microsecond.
+pub(crate) fn others() -> f64 {
+    let process = read(ClockId::CLOCK_PROCESS_CPUTIME_ID);
+    process.as_secs_f64() - read(ClockId::CLOCK_THREAD_CPUTIME_ID).as_secs_f64()
 }
 
 pub(crate) fn of_thread(id: Pid) -> Duration {

@@ -35,6 +35,10 @@ impl<'a> Population<'a> {
         }
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.pids.len()
+    }
+
     pub(crate) fn pids(&self) -> Vec<u32> {
         self.pids.iter().copied().collect()
     }
@@ -42,6 +46,11 @@ impl<'a> Population<'a> {
     /// Takes out the one that has lived longest.
     pub(crate) fn take(&mut self) -> u32 {
         self.pids.pop_front().unwrap()
+    }
+
+    /// Takes out the oldest of the last `among` that were started.
+    pub(crate) fn take_recent(&mut self, among: usize) -> u32 {
+        self.pids.remove(self.pids.len() - among).unwrap()
     }
 
     /// Kills all, and returns when the last of them has been collected.

@@ -20,11 +20,11 @@ const LIVE_DROPPED: usize = 4_000;
 /// Beyond that there would be too many threads.
 const MAX_THREADS: usize = 1_000;
 
-const ROUNDS: usize = 50;
-const ROUNDS_DROPPED: usize = 15;
+const ROUNDS: usize = 25;
+const ROUNDS_DROPPED: usize = 5;
 
-/// Few enough to leave most of the smallest population alive.
-const EXITS: usize = 5;
+/// In a round: enough to include what a peer puts off.
+const EXITS: usize = 40;
 
 /// Between a kill and the next, at the least.
 const PACE: Duration = Duration::from_millis(1);
@@ -46,10 +46,8 @@ pub(super) fn run(effort: &Effort, report: &mut Report) {
             .collect();
         let quiet = quiet();
         for _ in 0..effort.times(ROUNDS) {
-            for ((population, samples), live) in populations.iter_mut().zip(&mut samples).zip(LIVE)
-            {
+            for (population, samples) in populations.iter_mut().zip(&mut samples) {
                 samples.push_block(per_exit(population, quiet));
-                population.grow_to(live);
             }
         }
     }
@@ -101,7 +99,6 @@ fn measure(
         let mut samples = Samples::default();
         for _ in 0..effort.times(rounds) {
             samples.push_block(per_exit(&mut population, quiet));
-            population.grow_to(*live);
         }
         median = samples.median();
         report
@@ -120,22 +117,26 @@ fn quiet() -> f64 {
     thread::sleep(SETTLE);
     let before = clock::others();
     thread::sleep(QUIET);
-    (clock::others() - before).as_secs_f64() / QUIET.as_secs_f64()
+    (clock::others() - before) / QUIET.as_secs_f64()
 }
 
-/// What all threads but the one that kills spend on an exit, user and system time.
+/// What all threads but this one, which kills and starts, spend on an exit: user and system time.
 fn per_exit(population: &mut Population<'_>, quiet: f64) -> f64 {
     thread::sleep(TAIL);
     let (before, start) = (clock::others(), Instant::now());
+    let live = population.len();
     for _ in 0..EXITS {
-        let pid = population.take();
+        // Of the same age at every size, because the kernel frees a young process at half the
+        // price.
+        let pid = population.take_recent(LIVE[0]);
         system::kill(pid);
         thread::sleep(PACE);
         while !system::is_collected(pid) {
             thread::sleep(PACE);
         }
+        population.grow_to(live);
     }
     thread::sleep(TAIL);
-    let spent = (clock::others() - before).as_secs_f64();
+    let spent = clock::others() - before;
     (spent - quiet * start.elapsed().as_secs_f64()) / EXITS as f64
 }

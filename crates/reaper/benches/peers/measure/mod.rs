@@ -7,6 +7,8 @@ mod spawn;
 mod wake;
 mod zombie;
 
+use std::time::Duration;
+
 use crate::effort::Effort;
 use crate::report::Report;
 
@@ -28,7 +30,10 @@ pub(crate) const ALL: [Measure; 10] = [
 ];
 
 /// For what was just started to come to rest.
-const SETTLE: std::time::Duration = std::time::Duration::from_millis(50);
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// Between two victims, for what follows one exit not to delay the next.
+const PAUSE: Duration = Duration::from_micros(500);
 
 fn thousands(number: usize) -> String {
     match number {

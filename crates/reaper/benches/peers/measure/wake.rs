@@ -2,7 +2,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
-use super::SETTLE;
+use super::{PAUSE, SETTLE};
 use crate::effort::Effort;
 use crate::goal::Limit;
 use crate::peer::{Ours, Peer, ThreadPerChild, TokioAwaited};
@@ -36,11 +36,10 @@ pub(super) fn run(effort: &Effort, report: &mut Report) {
         samples.iter_mut().for_each(Samples::open_block);
         for victim in 0..VICTIMS {
             for (victims, samples) in victims.iter().zip(&mut samples) {
+                thread::sleep(PAUSE);
                 let killed = Instant::now();
                 system::kill(victims[victim]);
                 samples.push_time(told.recv().unwrap() - killed);
-                // For everybody to be asleep again.
-                thread::sleep(std::time::Duration::from_micros(500));
             }
         }
     }

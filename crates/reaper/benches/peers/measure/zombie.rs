@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
-use super::SETTLE;
+use super::{PAUSE, SETTLE};
 use crate::column::Column;
 use crate::effort::Effort;
 use crate::goal::Limit;
@@ -130,6 +130,7 @@ fn set(report: &mut Report, column: Column, samples: &Samples) {
 /// Kills a child and spins on a pidfd of our own, because a thread that had to be woken would see
 /// most zombies only after they are gone. One that comes and goes between two polls counts as 0.
 fn lifetime(pid: u32) -> Option<Duration> {
+    thread::sleep(PAUSE);
     let pidfd = system::pidfd_open(pid);
     system::kill(pid);
     let mut seen = PollFlags::empty();

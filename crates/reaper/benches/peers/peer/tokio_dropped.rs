@@ -8,7 +8,7 @@ use crate::site::Site;
 use crate::system;
 
 /// How often a busy runtime has something to do.
-const TICK: Duration = Duration::from_millis(1);
+const TICK: Duration = Duration::from_millis(10);
 
 /// `tokio::process` with the `Child` dropped.
 ///
