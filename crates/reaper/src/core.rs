@@ -14,6 +14,9 @@ use crate::sweep::{Slice, Sweep};
 /// millisecond; only a copy of the registry in a forked process stays locked for ever.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// When the first grace period ends, if any runs.
+pub(crate) type NextDeadline = Option<Instant>;
+
 /// Everything that the front (reaper and handles) and the worker share.
 #[derive(Debug)]
 pub(crate) struct Core<K: ProcessTable> {
@@ -34,8 +37,8 @@ impl<K: ProcessTable> Core<K> {
         Effects::new(&self.intake.subscribers)
     }
 
-    /// Settles whatever is ready, a slice at a time, and says when the next grace period ends.
-    pub(crate) async fn collect(&self, effects: &mut Effects<'_, K::Pidfd>) -> Option<Instant> {
+    /// Settles whatever is ready, a slice at a time.
+    pub(crate) async fn collect(&self, effects: &mut Effects<'_, K::Pidfd>) -> NextDeadline {
         loop {
             let (slice, deadline) = {
                 let registry = self.registry.lock().await;
@@ -52,7 +55,7 @@ impl<K: ProcessTable> Core<K> {
     pub(crate) fn try_collect(
         &self,
         effects: &mut Effects<'_, K::Pidfd>,
-    ) -> Option<(Slice, Option<Instant>)> {
+    ) -> Option<(Slice, NextDeadline)> {
         let registry = self.registry.try_lock().ok()?;
         Some(self.collect_slice(registry, effects))
     }
@@ -61,7 +64,7 @@ impl<K: ProcessTable> Core<K> {
         &self,
         mut registry: MutexGuard<'_, Registry<K::Pidfd>>,
         effects: &mut Effects<'_, K::Pidfd>,
-    ) -> (Slice, Option<Instant>) {
+    ) -> (Slice, NextDeadline) {
         let slice = Sweep::new(&self.intake, &mut registry, effects).collect();
         let deadline = registry.next_deadline();
         drop(registry);
@@ -69,8 +72,8 @@ impl<K: ProcessTable> Core<K> {
         (slice, deadline)
     }
 
-    /// One interval sweep, a slice at a time. Says the same as [`collect`](Self::collect).
-    pub(crate) async fn sweep(&self, effects: &mut Effects<'_, K::Pidfd>) -> Option<Instant> {
+    /// One interval sweep, a slice at a time.
+    pub(crate) async fn sweep(&self, effects: &mut Effects<'_, K::Pidfd>) -> NextDeadline {
         let mut first = true;
         loop {
             let (slice, deadline) = {

@@ -48,6 +48,7 @@ mod handle;
 mod intake;
 mod kernel;
 mod metrics_sink;
+mod readiness;
 mod reaper;
 mod registry;
 mod resource_usage;

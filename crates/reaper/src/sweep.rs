@@ -93,6 +93,7 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
     }
 
     pub(crate) fn begin_pass(&mut self) {
+        self.admit();
         let compare_from = self.registry.pass.compare_from;
         self.registry.pass = Pass {
             compare_from,

@@ -1,27 +1,21 @@
 use std::any::Any;
-use std::future::{pending, poll_fn};
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
 use std::thread;
 use std::time::Duration;
 
 use futures::FutureExt;
-use tokio::io::unix::AsyncFd;
 use tokio::runtime::{self, Handle};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::core::Core;
-use crate::effects::Effects;
 use crate::failpoint::fail_point;
 use crate::intake::Intake;
 use crate::kernel::Linux;
-use crate::sweep::Slice;
-use crate::sys;
+use crate::readiness::Readiness;
 
 /// After this many panics in a row the pauses between replacements stop growing.
 const MAX_DOUBLINGS: u32 = 5;
@@ -133,12 +127,8 @@ impl Worker {
         self.abandoned.load(Ordering::Acquire) && self.core.is_idle()
     }
 
-    /// The kernel's epoll, polled by the current runtime.
-    fn readiness(&self) -> Option<AsyncFd<BorrowedFd<'_>>> {
-        let epoll = self.intake().kernel.readiness_fd()?;
-        sys::poll_readable(epoll)
-            .inspect_err(|error| tracing::debug!(%error, "no readiness for now"))
-            .ok()
+    fn readiness(&self) -> Readiness<'_> {
+        Readiness::new(&self.intake().kernel, self.intake().sweep_interval)
     }
 }
 
@@ -204,67 +194,51 @@ async fn work(worker: &Worker, failures: &mut u32) {
     let mut effects = core.effects();
     let mut readiness = worker.readiness();
     let mut next_sweep = Instant::now();
+    let mut is_due = true;
     let mut cancelled = pin!(intake.token.cancelled());
     let mut attention = pin!(intake.attention.notified());
     let mut timer = pin!(sleep_until(next_sweep));
+    let mut deadline = core.collect(&mut effects).await;
     loop {
         fail_point!("shim_reaper::work");
-        tokio::select! {
-            biased;
-            () = collect_when_ready(core, readiness.as_ref(), &mut effects, timer.deadline()) => {}
-            () = &mut cancelled => {
-                core.close().await;
-                return;
-            }
-            () = &mut timer => {}
-            () = &mut attention => attention.set(intake.attention.notified()),
-        }
-        let mut deadline = core.collect(&mut effects).await;
-        if Instant::now() >= next_sweep {
+        if is_due {
             deadline = core.sweep(&mut effects).await;
             effects.close_pidfds();
             *failures = 0;
             next_sweep = (next_sweep + intake.sweep_interval).max(Instant::now());
-            if readiness.is_none() {
-                readiness = worker.readiness();
-            }
+            readiness.complete(intake.sweep_interval);
         }
         if worker.has_nothing_left_to_do() {
             return;
         }
-        let wake_at = deadline.map_or(next_sweep, |deadline| next_sweep.min(deadline.into()));
-        if timer.deadline() != wake_at {
-            timer.as_mut().reset(wake_at);
+        let until_sweep = (!readiness.ticks()).then_some(next_sweep);
+        let alarm = deadline
+            .map(Instant::from)
+            .into_iter()
+            .chain(until_sweep)
+            .min();
+        if let Some(alarm) = alarm
+            && timer.deadline() != alarm
+        {
+            timer.as_mut().reset(alarm);
         }
+        let collected = tokio::select! {
+            biased;
+            deadline = readiness.collect_when_ready(core, &mut effects, alarm) => deadline,
+            () = &mut cancelled => {
+                core.close().await;
+                return;
+            }
+            () = &mut timer, if alarm.is_some() => None,
+            () = &mut attention => {
+                attention.set(intake.attention.notified());
+                None
+            }
+        };
+        deadline = match collected {
+            Some(deadline) => deadline,
+            None => core.collect(&mut effects).await,
+        };
+        is_due = intake.kernel.take_tick() || until_sweep.is_some_and(|at| at <= Instant::now());
     }
-}
-
-/// Collects what the epoll reports, for as long as that is all there is to do. Returns when the
-/// worker has to look around: for another slice, an earlier deadline, or the lock.
-///
-/// The short way from a death to whoever awaits it: the worker's other events are polled after it.
-async fn collect_when_ready(
-    core: &Core<Linux>,
-    readiness: Option<&AsyncFd<BorrowedFd<'_>>>,
-    effects: &mut Effects<'_, OwnedFd>,
-    timer: Instant,
-) {
-    let Some(readiness) = readiness else {
-        return pending().await;
-    };
-    poll_fn(|cx: &mut Context<'_>| {
-        loop {
-            match ready!(readiness.poll_read_ready(cx)) {
-                // Cleared before the epoll is asked, so that a report that comes in between is not
-                // missed.
-                Ok(mut guard) => guard.clear_ready(),
-                Err(error) => tracing::debug!(%error, "the runtime shuts down"),
-            }
-            match core.try_collect(effects) {
-                Some((Slice::Done, deadline)) if deadline.is_none_or(|at| timer <= at.into()) => {}
-                _ => return Poll::Ready(()),
-            }
-        }
-    })
-    .await;
 }

@@ -27,6 +27,7 @@ mod row;
 mod samples;
 mod site;
 mod system;
+mod turns;
 mod unit;
 mod value;
 

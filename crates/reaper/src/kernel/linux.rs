@@ -6,12 +6,14 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::{Command, ExitStatus};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{self, Signal};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::unistd::Pid;
 
 use super::{
@@ -25,7 +27,12 @@ pub(crate) struct Linux {
     pidfds: AtomicBool,
     wait_by_pidfd: AtomicBool,
     epoll: OnceLock<Epoll>,
+    timer: OnceLock<TimerFd>,
+    ticked: AtomicBool,
 }
+
+/// What the timer reports as; no shim has this id.
+const TICK: u64 = 0;
 
 impl Linux {
     pub(crate) fn new(pidfds: bool) -> Self {
@@ -33,6 +40,8 @@ impl Linux {
             pidfds: AtomicBool::new(pidfds),
             wait_by_pidfd: AtomicBool::new(true),
             epoll: OnceLock::new(),
+            timer: OnceLock::new(),
+            ticked: AtomicBool::new(false),
         }
     }
 
@@ -51,6 +60,30 @@ impl Linux {
             return None;
         }
         self.epoll().ok().map(|epoll| epoll.0.as_fd())
+    }
+
+    /// Has the epoll report a tick every `interval`; without pidfds there is no epoll to do it.
+    /// Cheaper than a timer of the runtime's, which is set anew, and wakes the runtime, each time.
+    pub(crate) fn tick_every(&self, interval: Duration) -> io::Result<()> {
+        if self.timer.get().is_some() {
+            return Ok(());
+        }
+        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
+        let every = Expiration::Interval(TimeSpec::from_duration(interval));
+        timer.set(every, TimerSetTimeFlags::empty())?;
+        self.epoll()?
+            .add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TICK))?;
+        self.timer.get_or_init(|| timer);
+        Ok(())
+    }
+
+    pub(crate) fn has_ticked(&self) -> bool {
+        self.ticked.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn take_tick(&self) -> bool {
+        self.ticked.swap(false, Ordering::Relaxed)
     }
 
     fn spawn_and_receive(
@@ -159,7 +192,17 @@ impl ProcessTable for Linux {
         };
         let mut events = [EpollEvent::empty(); READY_AT_ONCE];
         let found = epoll.wait(&mut events, EpollTimeout::ZERO)?;
-        tokens.extend(events[..found].iter().map(EpollEvent::data));
+        for token in events[..found].iter().map(EpollEvent::data) {
+            if token == TICK {
+                // A periodic timer starts its next period when it is read: timerfd_create(2).
+                if let Some(timer) = self.timer.get() {
+                    let _ = timer.wait();
+                }
+                self.ticked.store(true, Ordering::Relaxed);
+            } else {
+                tokens.push_back(token);
+            }
+        }
         Ok(found)
     }
 

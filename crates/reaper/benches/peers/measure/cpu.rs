@@ -36,6 +36,9 @@ const TAIL: Duration = Duration::from_millis(5);
 const QUIET: Duration = Duration::from_secs(1);
 
 pub(super) fn run(effort: &Effort, report: &mut Report) {
+    for live in [LIVE[0], LIVE[1], LIVE_DROPPED, LIVE[2]] {
+        report.row(label(live), Unit::Time);
+    }
     let ours = LIVE.map(|_| Ours::new());
     let mut samples: [Samples; LIVE.len()] = Default::default();
     {
@@ -126,8 +129,7 @@ fn per_exit(population: &mut Population<'_>, quiet: f64) -> f64 {
     let (before, start) = (clock::others(), Instant::now());
     let live = population.len();
     for _ in 0..EXITS {
-        // Of the same age at every size, because the kernel frees a young process at half the
-        // price.
+        // Of the same age at every size, because the kernel frees a young process for less.
         let pid = population.take_recent(LIVE[0]);
         system::kill(pid);
         thread::sleep(PACE);

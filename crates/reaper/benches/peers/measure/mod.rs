@@ -29,11 +29,14 @@ pub(crate) const ALL: [Measure; 10] = [
     ("cpu", cpu::run_dropped),
 ];
 
-/// For what was just started to come to rest.
-const SETTLE: Duration = Duration::from_millis(50);
+/// For what was just started to come to rest, including what is done by interval.
+const SETTLE: Duration = Duration::from_millis(300);
 
 /// Between two victims, for what follows one exit not to delay the next.
 const PAUSE: Duration = Duration::from_micros(500);
+
+/// Rounds of victims that are not counted: the first meet cold caches and a processor fast asleep.
+const WARM_UP: usize = 5;
 
 fn thousands(number: usize) -> String {
     match number {

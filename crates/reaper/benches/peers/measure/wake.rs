@@ -2,17 +2,18 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
-use super::{PAUSE, SETTLE};
+use super::{PAUSE, SETTLE, WARM_UP};
 use crate::effort::Effort;
 use crate::goal::Limit;
 use crate::peer::{Ours, Peer, ThreadPerChild, TokioAwaited};
 use crate::report::Report;
 use crate::samples::{MEDIAN, P99, Samples};
 use crate::system;
+use crate::turns::turns;
 use crate::unit::Unit;
 
-const BLOCKS: usize = 10;
-const VICTIMS: usize = 100;
+const BLOCKS: usize = 8;
+const VICTIMS: usize = 200;
 
 /// From just before the kill to the first statement after the await.
 pub(super) fn run(effort: &Effort, report: &mut Report) {
@@ -30,16 +31,17 @@ pub(super) fn run(effort: &Effort, report: &mut Report) {
                     awake.send(now).unwrap();
                 })))
             };
-            (0..VICTIMS).map(start).collect::<Vec<u32>>()
+            (0..WARM_UP + VICTIMS).map(start).collect::<Vec<u32>>()
         });
         thread::sleep(SETTLE);
         samples.iter_mut().for_each(Samples::open_block);
-        for victim in 0..VICTIMS {
-            for (victims, samples) in victims.iter().zip(&mut samples) {
-                thread::sleep(PAUSE);
-                let killed = Instant::now();
-                system::kill(victims[victim]);
-                samples.push_time(told.recv().unwrap() - killed);
+        for (round, whose) in turns(peers.len(), WARM_UP + VICTIMS) {
+            thread::sleep(PAUSE);
+            let killed = Instant::now();
+            system::kill(victims[whose][round]);
+            let wake = told.recv().unwrap() - killed;
+            if round >= WARM_UP {
+                samples[whose].push_time(wake);
             }
         }
     }

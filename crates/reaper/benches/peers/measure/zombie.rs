@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
-use super::{PAUSE, SETTLE};
+use super::{PAUSE, SETTLE, WARM_UP};
 use crate::column::Column;
 use crate::effort::Effort;
 use crate::goal::Limit;
@@ -16,11 +16,12 @@ use crate::processors::Processors;
 use crate::report::Report;
 use crate::samples::{MEDIAN, P99, Samples};
 use crate::system;
+use crate::turns::turns;
 use crate::unit::Unit;
 use crate::value::Value;
 
-const BLOCKS: usize = 10;
-const VICTIMS: usize = 100;
+const BLOCKS: usize = 8;
+const VICTIMS: usize = 200;
 
 /// Each of them takes the polling thread a good part of its interval.
 const POLLED_VICTIMS: usize = 20;
@@ -41,13 +42,14 @@ pub(super) fn run(effort: &Effort, report: &mut Report) {
     let peers: [&dyn Peer; 4] = [&ours, &tokio, &AsyncProcess, &ThreadPerChild];
     let mut samples: [Samples; 4] = Default::default();
     for _ in 0..effort.times(BLOCKS) {
-        let mut populations = peers.map(|peer| Population::new(peer, VICTIMS));
+        let mut populations = peers.map(|peer| Population::new(peer, WARM_UP + VICTIMS));
         thread::sleep(SETTLE);
         samples.iter_mut().for_each(Samples::open_block);
         processors.be_observer();
-        for _ in 0..VICTIMS {
-            for (population, samples) in populations.iter_mut().zip(&mut samples) {
-                samples.push_time(lifetime(population.take()).unwrap());
+        for (round, whose) in turns(peers.len(), WARM_UP + VICTIMS) {
+            let lifetime = lifetime(populations[whose].take()).unwrap();
+            if round >= WARM_UP {
+                samples[whose].push_time(lifetime);
             }
         }
         processors.be_observed();
