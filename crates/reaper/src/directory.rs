@@ -35,6 +35,8 @@ pub(crate) enum News {
     Urgent,
     /// There was no such process.
     Absent,
+    /// It is known already, and to be looked at again.
+    Recalled,
 }
 
 impl<P> Directory<P> {
@@ -96,7 +98,7 @@ impl<P> Entries<P> {
     pub(crate) fn recall(&mut self, shim: &Arc<Shim<P>>) {
         self.arrivals.push(Arrival {
             shim: Arc::clone(shim),
-            news: News::Urgent,
+            news: News::Recalled,
         });
     }
 }

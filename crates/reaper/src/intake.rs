@@ -90,8 +90,9 @@ impl<K: ProcessTable> Intake<K> {
             Ok(shim) => Ok((shim, child)),
             Err(ReaperClosed) => {
                 // Closed between the fork and here: undo the fork.
-                child.kill()?;
-                child.wait()?;
+                if child.kill().is_ok() {
+                    let _ = child.wait();
+                }
                 Err(io::Error::other(ReaperClosed))
             }
         }

@@ -147,8 +147,10 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
         if let Some(report) = &self.registry.closed {
             return report.clone();
         }
+        let suspect = self.registry.in_flight.take();
         while self.take_ready() > 0 {}
         self.admit();
+        self.registry.ready.extend(suspect);
         self.examine_ready();
         for id in mem::take(&mut self.registry.unwatched) {
             self.examine(id, Cause::Overdue);
@@ -193,20 +195,21 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
 
     fn admit(&mut self) {
         for arrival in self.intake.directory.take_arrivals() {
-            let shim = arrival.shim;
+            let (shim, news) = (arrival.shim, arrival.news);
             let id = shim.id;
-            if arrival.news != News::Quiet {
+            if news != News::Quiet {
                 self.registry.ready.push_back(id);
             }
-            if self.registry.tracked.contains_key(&id) {
+            // One that is recalled is tracked already, or finished by now.
+            if news == News::Recalled {
                 continue;
             }
             if shim.state().pidfd.is_none() {
                 self.registry.unwatched.insert(id);
             }
-            let phase = match arrival.news {
+            let phase = match news {
                 News::Absent => Phase::Absent,
-                News::Quiet | News::Urgent => Phase::Alive,
+                _ => Phase::Alive,
             };
             self.registry.tracked.insert(id, Tracked { shim, phase });
         }

@@ -173,9 +173,15 @@ async fn supervise(alive: Alive) {
             ?pause,
             "the reaper's worker panicked and is replaced"
         );
-        tokio::select! {
-            () = worker.intake().token.cancelled() => {}
-            () = sleep(pause) => {}
+        let pause = sleep(pause);
+        if worker.intake().is_closing() {
+            pause.await;
+        } else {
+            // A shutdown is not kept waiting.
+            tokio::select! {
+                () = worker.intake().token.cancelled() => {}
+                () = pause => {}
+            }
         }
     }
 }

@@ -204,3 +204,16 @@ fn a_recycled_pid_is_a_new_process_although_the_old_entry_is_not_settled() {
     assert_eq!(counts(&core), (1, 1, 0));
     assert_eq!(core.intake.kernel.reaped_by_us(), [7]);
 }
+
+#[test]
+fn recalling_a_shim_that_is_finished_by_now_does_not_bring_it_back() {
+    let core = core(NEWEST);
+    core.intake.kernel.fork(7);
+    let shim = register(&core, 7, Role::Owned);
+    core.intake.kernel.set(7, Life::Zombie(3));
+    sweep(&core);
+    assert_eq!(counts(&core), (1, 0, 0));
+    core.intake.directory.lock().recall(&shim);
+    sweep(&core);
+    assert_eq!(counts(&core), (1, 0, 0));
+}
