@@ -10,7 +10,7 @@ use common::{
 };
 use nix::errno::Errno;
 use nix::sys::signal::Signal::{SIGTERM, SIGUSR1};
-use shim_reaper::{CollectedBy, ReaperBuilder, ShimReaper, SpawnOptions};
+use shim_reaper::{CollectedBy, Exits, ReaperBuilder, ShimHandle, ShimReaper, SpawnOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 in_both_modes!(
@@ -271,4 +271,12 @@ async fn every_way_to_end_is_told_apart(builder: ReaperBuilder) {
         assert_eq!(exit.success(), code == Some(0));
     }
     fixture.expect(cases.len() as u64, 0, 0).await;
+}
+
+#[test]
+fn reapers_handles_and_streams_can_go_anywhere() {
+    fn anywhere<T: Send + Sync + Unpin + std::fmt::Debug + 'static>() {}
+    anywhere::<ShimReaper>();
+    anywhere::<ShimHandle>();
+    anywhere::<Exits>();
 }

@@ -20,7 +20,7 @@ use crate::ResourceUsage;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ShimExit {
     /// The process id it had. The kernel may have given it to another process since.
