@@ -1,0 +1,128 @@
+use serde::{Deserialize, Serialize};
+
+use crate::{EngineError, PayloadExit};
+
+/// How a shim's work ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "how", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Ending {
+    /// The payload returned this code.
+    Exited {
+        /// 0 to 255.
+        code: i32,
+    },
+    /// A signal ended the payload, or the shim before there was one.
+    Signaled {
+        /// Its number, as in `signal(7)`.
+        signal: i32,
+    },
+    /// Code inside the shim panicked.
+    Panicked {
+        /// What it said.
+        message: String,
+        /// `file:line:column`, where known.
+        location: Option<String>,
+    },
+    /// The payload could not be started, or could no longer be followed.
+    Failed {
+        /// For programs.
+        kind: FailureKind,
+        /// For people.
+        message: String,
+    },
+}
+
+/// Why a payload could not be run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum FailureKind {
+    /// The spec was missing, torn or malformed.
+    Spec,
+    /// No engine has the name that the spec gives.
+    UnknownEngine,
+    /// There is no such program.
+    NotFound,
+    /// There is one, and it cannot be executed.
+    NotExecutable,
+    /// A file in the box's directory could not be written.
+    Storage,
+    /// Anything else that the engine says.
+    #[serde(other)]
+    Engine,
+}
+
+impl Ending {
+    /// As a shell would show it: the code, or 128 + signal; 125 to 127 for what could not be run,
+    /// as docker does, and 101 for a panic, as Rust does.
+    pub fn shell_code(&self) -> i32 {
+        match self {
+            Self::Exited { code } => *code,
+            Self::Signaled { signal } => 128 + signal,
+            Self::Panicked { .. } => 101,
+            Self::Failed { kind, .. } => match kind {
+                FailureKind::NotFound => 127,
+                FailureKind::NotExecutable => 126,
+                _ => 125,
+            },
+        }
+    }
+
+    pub(crate) fn failed(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self::Failed {
+            kind,
+            message: message.into(),
+        }
+    }
+}
+
+impl From<PayloadExit> for Ending {
+    fn from(exit: PayloadExit) -> Self {
+        match exit {
+            PayloadExit::Code(code) => Self::Exited { code },
+            PayloadExit::Signal(signal) => Self::Signaled { signal },
+        }
+    }
+}
+
+impl From<EngineError> for Ending {
+    fn from(error: EngineError) -> Self {
+        let kind = match error {
+            EngineError::NotFound { .. } => FailureKind::NotFound,
+            EngineError::NotExecutable { .. } => FailureKind::NotExecutable,
+            EngineError::File(_) => FailureKind::Storage,
+            EngineError::Spec(_) => FailureKind::Spec,
+            _ => FailureKind::Engine,
+        };
+        Self::failed(kind, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ending_survives_its_wire_form() {
+        for ending in [
+            Ending::Exited { code: 3 },
+            Ending::Signaled { signal: 9 },
+            Ending::Panicked {
+                message: "no".into(),
+                location: Some("src/x.rs:1:2".into()),
+            },
+            Ending::failed(FailureKind::Spec, "torn"),
+        ] {
+            let text = serde_json::to_string(&ending).unwrap();
+            assert_eq!(serde_json::from_str::<Ending>(&text).unwrap(), ending);
+        }
+    }
+
+    #[test]
+    fn a_kind_of_failure_from_a_newer_shim_is_read_as_the_engines() {
+        let newer = r#"{"how":"failed","kind":"moon_phase","message":"full"}"#;
+        let ending: Ending = serde_json::from_str(newer).unwrap();
+        assert_eq!(ending, Ending::failed(FailureKind::Engine, "full"));
+    }
+}

@@ -1,0 +1,148 @@
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::prctl;
+
+use super::notify_socket::NotifySocket;
+use super::process_payload::ProcessPayload;
+use super::{Engine, EngineError, Payload};
+use crate::{ARGV0, FILES, FileError, InstanceSpec, Invocation, PayloadSpec, Ready};
+
+/// The default engine: the payload is a command, without any virtual machine around it.
+///
+/// The command runs in a process group of its own and dies with the shim. When it has ended, its
+/// descendants are killed, also those that have left the group: the shim is their subreaper. Its
+/// stdout and stderr are appended to `console.log`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Process;
+
+impl Engine for Process {
+    fn name(&self) -> &str {
+        "process"
+    }
+
+    fn start(&self, spec: &InstanceSpec, dir: &Path) -> Result<Box<dyn Payload>, EngineError> {
+        let program = check(&spec.payload)?;
+        let notify = match spec.payload.ready {
+            Ready::Started => None,
+            Ready::Notified => Some(NotifySocket::bind(&dir.join(FILES.notify))?),
+        };
+        prctl::set_child_subreaper(true)
+            .map_err(io::Error::from)
+            .map_err(EngineError::system("become the payload's subreaper"))?;
+        let (mut report, theirs) =
+            io::pipe().map_err(EngineError::system("open a pipe to the payload"))?;
+        let mut child = {
+            let mut command = command(spec, dir, notify.as_ref())?;
+            command.stdout(theirs);
+            command
+                .spawn()
+                .map_err(EngineError::system("start the payload's process"))?
+        };
+        // Closed by a successful exec; otherwise it says why there was none.
+        let mut refusal = String::new();
+        let read = report.read_to_string(&mut refusal);
+        if read.is_err() || !refusal.is_empty() {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(refused(&program, &refusal));
+        }
+        Ok(Box::new(ProcessPayload::new(child, notify)))
+    }
+}
+
+/// The program, if the spec makes sense.
+fn check(payload: &PayloadSpec) -> Result<PathBuf, EngineError> {
+    let Some(program) = payload.command.first() else {
+        return Err(EngineError::Spec("the spec has no command".to_owned()));
+    };
+    if let Some(dir) = &payload.working_dir
+        && !dir.is_dir()
+    {
+        let dir = dir.display();
+        let message = format!("the working directory {dir} does not exist");
+        return Err(EngineError::Spec(message));
+    }
+    Ok(program.into())
+}
+
+/// This very program, which is to become the payload.
+fn command(
+    spec: &InstanceSpec,
+    dir: &Path,
+    notify: Option<&NotifySocket>,
+) -> Result<Command, EngineError> {
+    let PayloadSpec {
+        command: payload,
+        env,
+        working_dir,
+        stdin,
+        ..
+    } = &spec.payload;
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0(ARGV0)
+        .args(Invocation::payload_of_this_process(payload).args())
+        .env_clear()
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
+        .env("VMM_BOX_ID", &spec.id)
+        .env("VMM_BOX_DIR", dir)
+        .envs(env)
+        .current_dir(working_dir.as_deref().unwrap_or(Path::new("/")))
+        .stdin(stdin_of(stdin.as_deref())?)
+        .stderr(console(dir)?)
+        .process_group(0);
+    if let Some(notify) = notify {
+        command.env("NOTIFY_SOCKET", notify.path());
+    }
+    Ok(command)
+}
+
+fn stdin_of(text: Option<&str>) -> Result<Stdio, EngineError> {
+    let Some(text) = text else {
+        return Ok(Stdio::null());
+    };
+    let in_memory = || -> io::Result<File> {
+        let mut file = File::from(memfd_create("stdin", MFdFlags::MFD_CLOEXEC)?);
+        file.write_all(text.as_bytes())?;
+        file.rewind()?;
+        Ok(file)
+    };
+    in_memory()
+        .map(Stdio::from)
+        .map_err(EngineError::system("prepare the payload's stdin"))
+}
+
+fn console(dir: &Path) -> Result<File, FileError> {
+    let path = dir.join(FILES.console);
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|source| FileError::new("open", path, source))
+}
+
+fn refused(program: &Path, refusal: &str) -> EngineError {
+    let program = program.to_owned();
+    match refusal.parse().map(Errno::from_raw) {
+        Ok(Errno::ENOENT | Errno::ENOTDIR) => EngineError::NotFound { program },
+        Ok(errno) => EngineError::NotExecutable {
+            program,
+            source: errno.into(),
+        },
+        Err(_) => EngineError::NotExecutable {
+            program,
+            source: io::Error::other(refusal.to_owned()),
+        },
+    }
+}

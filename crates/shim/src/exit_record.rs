@@ -1,0 +1,54 @@
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Ending, FileError, write_file};
+
+/// What a shim leaves behind in the file `exit`.
+///
+/// It says more than the exit status: a panic's message and place, why a payload could not be
+/// started, and whether the end was asked for. It is missing when SIGKILL, or the machine, ended
+/// the shim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    /// Whose: the shim's pid.
+    pub pid: u32,
+    /// True if somebody had asked for the end: a signal to stop, or the watchdog.
+    #[serde(default)]
+    pub requested: bool,
+    /// How it ended.
+    #[serde(flatten)]
+    pub ending: Ending,
+}
+
+impl ExitRecord {
+    /// Writes it, whole and synced.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`], naming the file.
+    pub fn write(&self, path: &Path) -> Result<(), FileError> {
+        let text = serde_json::to_vec(self)
+            .map_err(|error| FileError::new("write", path, error.into()))?;
+        write_file(path, &text)
+    }
+
+    /// `None` when there is no such file.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`], naming the file; of kind [`InvalidData`](io::ErrorKind::InvalidData) when it
+    /// is torn or garbage.
+    pub fn read(path: &Path) -> Result<Option<Self>, FileError> {
+        let failed = |source| FileError::new("read", path, source);
+        match fs::read(path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+}

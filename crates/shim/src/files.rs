@@ -1,0 +1,39 @@
+use std::path::{Path, PathBuf};
+
+/// The names of the files in a box's directory.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct BoxFiles {
+    /// What the box is, and how it last ended. The runtime's.
+    pub spec: &'static str,
+    /// Who the shim is: a [`PidRecord`](crate::PidRecord). Its being there commits a start.
+    pub shim_pid: &'static str,
+    /// Who the payload is: a [`PidRecord`](crate::PidRecord).
+    pub payload_pid: &'static str,
+    /// How it ended: an [`ExitRecord`](crate::ExitRecord).
+    pub exit: &'static str,
+    /// What the shim itself prints.
+    pub shim_stderr: &'static str,
+    /// What the payload prints.
+    pub console: &'static str,
+    /// The socket at which a payload says that it is [ready](crate::Ready::Notified).
+    pub notify: &'static str,
+}
+
+/// The names that shim and runtime use.
+pub const FILES: BoxFiles = BoxFiles {
+    spec: "box.json",
+    shim_pid: "shim.pid",
+    payload_pid: "payload.pid",
+    exit: "exit",
+    shim_stderr: "shim.stderr",
+    console: "console.log",
+    notify: "notify.sock",
+};
+
+impl BoxFiles {
+    /// Every file of a run, for clearing up before the next.
+    pub fn of_a_run(&self, dir: &Path) -> [PathBuf; 4] {
+        [self.shim_pid, self.payload_pid, self.exit, self.notify].map(|name| dir.join(name))
+    }
+}

@@ -1,0 +1,95 @@
+use std::ffi::OsString;
+use std::process;
+
+/// What a shim's first argument is: how a process knows that it is one.
+pub const ARGV0: &str = "vmm-shim";
+
+/// What a program was started as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Invocation {
+    /// `vmm-shim box <id>`: the shim of a box. The id is for people who look at the process list.
+    Box {
+        /// The box's id.
+        id: String,
+    },
+    /// `vmm-shim payload <pid of the shim> <program> ...`: about to become a payload.
+    Payload {
+        /// Whom to die with.
+        shim: u32,
+        /// The program and its arguments.
+        command: Vec<OsString>,
+    },
+}
+
+impl Invocation {
+    /// Of this process; `None` if it is not a shim.
+    pub(crate) fn of_this_process() -> Option<Self> {
+        Self::parse(std::env::args_os())
+    }
+
+    fn parse(args: impl IntoIterator<Item = OsString>) -> Option<Self> {
+        let mut args = args.into_iter();
+        if args.next()? != ARGV0 {
+            return None;
+        }
+        match args.next()?.to_str()? {
+            "box" => Some(Self::Box {
+                id: args.next()?.into_string().ok()?,
+            }),
+            "payload" => Some(Self::Payload {
+                shim: args.next()?.to_str()?.parse().ok()?,
+                command: args.collect(),
+            }),
+            _ => None,
+        }
+    }
+
+    /// The arguments that [`of_this_process`](Self::of_this_process) understands, behind [`ARGV0`].
+    pub fn args(&self) -> Vec<OsString> {
+        match self {
+            Self::Box { id } => vec!["box".into(), id.into()],
+            Self::Payload { shim, command } => {
+                let mut args = vec!["payload".into(), shim.to_string().into()];
+                args.extend_from_slice(command);
+                args
+            }
+        }
+    }
+
+    /// For a payload of this process.
+    pub(crate) fn payload_of_this_process(command: &[String]) -> Self {
+        Self::Payload {
+            shim: process::id(),
+            command: command.iter().map(OsString::from).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invocation_is_understood_by_the_process_it_starts() {
+        for invocation in [
+            Invocation::Box { id: "b1".into() },
+            Invocation::payload_of_this_process(&["sh".into(), "-c".into(), "box".into()]),
+        ] {
+            let args = [OsString::from(ARGV0)].into_iter().chain(invocation.args());
+            assert_eq!(Invocation::parse(args), Some(invocation));
+        }
+    }
+
+    #[test]
+    fn any_other_program_is_not_a_shim() {
+        for args in [
+            &["shimd", "box", "b"][..],
+            &["vmm-shim"],
+            &["vmm-shim", "--help"],
+            &[],
+        ] {
+            assert_eq!(Invocation::parse(args.iter().map(OsString::from)), None);
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The child side of a VMM runtime: a *shim* runs the payload of one box, and ends with it.
+//!
+//! The runtime (crate `vmm-runtime`) starts one shim per box. A shim
+//!
+//! 1. publishes who it is in the file `shim.pid`, before anything else;
+//! 2. reads an [`InstanceSpec`] as one line of JSON from its stdin, because it can hold secrets;
+//! 3. has an [`Engine`] start the payload, and reports that it is ready on its stdout;
+//! 4. ends when the payload has ended, when it is told to (SIGTERM), or when the runtime is gone:
+//!    its stdin stays open as the *watchdog*, and hangs up with the runtime. A detached shim has
+//!    no watchdog;
+//! 5. leaves an [`ExitRecord`] in the file `exit`, on every ending that code can see.
+//!
+//! Use it as a library, so that one program is its own shim:
+//!
+//! ```no_run
+//! // First of all in `main`; returns unless this process is a shim.
+//! vmm_shim::run_if_shim();
+//! // ... open the runtime ...
+//! ```
+//!
+//! or install the program `vmm-shim`, made from it. With engines of one's own: [`Shim`].
+//!
+//! # Signals
+//!
+//! | signal | effect |
+//! |---|---|
+//! | SIGTERM, SIGINT, SIGHUP | the payload is asked to stop; the shim ends when it has |
+//! | [`KILL_SIGNAL`] | the payload and its descendants are killed; the shim ends |
+//! | SIGKILL | the payload dies with the shim (`PR_SET_PDEATHSIG`); nothing is recorded |
+//!
+//! # What it needs of the kernel
+//!
+//! Linux 3.4 (`PR_SET_CHILD_SUBREAPER`). A pidfd's inode number is part of the identity from 6.9 on.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("vmm-shim needs Linux");
+
+mod control;
+mod durable;
+mod ending;
+mod engine;
+mod exit_record;
+mod files;
+mod identity;
+mod instance;
+mod invocation;
+mod payload_spec;
+mod pid_record;
+mod report;
+mod shim;
+mod spec;
+mod standard_streams;
+
+pub use control::KILL_SIGNAL;
+pub use durable::{FileError, write_file};
+pub use ending::{Ending, FailureKind};
+pub use engine::{Engine, EngineError, Payload, PayloadExit, Process};
+pub use exit_record::ExitRecord;
+pub use files::{BoxFiles, FILES};
+pub use identity::ProcessIdentity;
+pub use invocation::{ARGV0, Invocation};
+pub use payload_spec::{PayloadSpec, Ready};
+pub use pid_record::PidRecord;
+pub use report::Report;
+pub use shim::{Shim, is_armed, run_if_shim};
+pub use spec::InstanceSpec;

@@ -1,0 +1,21 @@
+//! A shim's stdin and stdout are lines to the runtime; nothing that it starts may inherit them.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::unistd::{dup2_stdin, dup2_stdout};
+
+/// Moves stdin to a close-on-exec descriptor and leaves `/dev/null` in its place.
+pub(crate) fn take_stdin() -> io::Result<OwnedFd> {
+    let taken = io::stdin().as_fd().try_clone_to_owned()?;
+    dup2_stdin(File::open("/dev/null")?)?;
+    Ok(taken)
+}
+
+/// The same for stdout.
+pub(crate) fn take_stdout() -> io::Result<OwnedFd> {
+    let taken = io::stdout().as_fd().try_clone_to_owned()?;
+    dup2_stdout(OpenOptions::new().write(true).open("/dev/null")?)?;
+    Ok(taken)
+}

@@ -1,0 +1,411 @@
+//! The program `vmm-shim`, as a runtime starts it.
+#![allow(clippy::panic, clippy::unwrap_used)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use vmm_shim::{
+    ARGV0, Ending, ExitRecord, FILES, FailureKind, InstanceSpec, Invocation, KILL_SIGNAL,
+    PayloadSpec, PidRecord, ProcessIdentity, Ready, Report,
+};
+
+/// Far longer than anything takes on a busy machine; only a broken test waits for it.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+struct Shim {
+    dir: TempDir,
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Shim {
+    fn without_spec() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_vmm-shim"))
+            .arg0(ARGV0)
+            .args(Invocation::Box { id: "b1".into() }.args())
+            .current_dir(&dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self {
+            dir,
+            stdin: child.stdin.take(),
+            stdout: BufReader::new(child.stdout.take().unwrap()),
+            child,
+        }
+    }
+
+    fn told(text: &[u8]) -> Self {
+        let mut shim = Self::without_spec();
+        shim.stdin.as_mut().unwrap().write_all(text).unwrap();
+        shim
+    }
+
+    fn of(payload: PayloadSpec) -> Self {
+        Self::told(&spec(payload).to_line().unwrap())
+    }
+
+    /// A shell script as the payload, which has begun.
+    fn running(script: &str) -> Self {
+        let mut shim = Self::of(sh(&format!("{script} echo begun; {LOOP}")));
+        assert!(matches!(shim.report(), Report::Ready { .. }));
+        shim.eventually_prints("begun");
+        shim
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn report(&mut self) -> Report {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    fn payload_pid(&self) -> u32 {
+        let record = PidRecord::read(&self.path(FILES.payload_pid)).unwrap();
+        record.unwrap().pid
+    }
+
+    fn console(&self) -> String {
+        fs::read_to_string(self.path(FILES.console)).unwrap_or_default()
+    }
+
+    fn eventually_prints(&self, text: &str) {
+        eventually(text, || self.console().contains(text));
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(pid(self.child.id()), signal).unwrap();
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        eventually("the end of the shim", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    fn record(&self) -> ExitRecord {
+        ExitRecord::read(&self.path(FILES.exit)).unwrap().unwrap()
+    }
+}
+
+impl Drop for Shim {
+    fn drop(&mut self) {
+        // Not SIGKILL: that would leave descendants behind.
+        if let Ok(None) = self.child.try_wait() {
+            self.signal(KILL_SIGNAL);
+            drop(self.stdin.take());
+            let _ = self.child.wait();
+        }
+    }
+}
+
+const LOOP: &str = "while :; do sleep 0.05; done";
+
+fn spec(payload: PayloadSpec) -> InstanceSpec {
+    InstanceSpec {
+        id: "b1".into(),
+        payload,
+        detached: false,
+        stop_grace_ms: 60_000,
+    }
+}
+
+fn sh(script: &str) -> PayloadSpec {
+    PayloadSpec::command(["sh", "-c", script])
+}
+
+fn pid(pid: u32) -> Pid {
+    Pid::from_raw(pid.cast_signed())
+}
+
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn runs(pid: u32) -> bool {
+    ProcessIdentity::of(pid).unwrap().is_some()
+}
+
+/// What the payload printed behind `key=`.
+fn printed(shim: &Shim, key: &str) -> String {
+    let key = format!("{key}=");
+    shim.eventually_prints(&key);
+    let console = shim.console();
+    let line = console.lines().find_map(|line| line.strip_prefix(&key));
+    line.unwrap().to_owned()
+}
+
+#[test]
+fn the_payloads_code_is_the_shims_and_on_record() {
+    let mut shim = Shim::of(sh("exit 7"));
+    assert_eq!(shim.wait().code(), Some(7));
+    let record = shim.record();
+    assert_eq!(record.pid, shim.child.id());
+    assert_eq!(record.ending, Ending::Exited { code: 7 });
+    assert!(!record.requested);
+}
+
+#[test]
+fn a_signal_that_ends_the_payload_is_on_record_and_shown_as_a_shell_does() {
+    let mut shim = Shim::of(sh("kill -SEGV $$"));
+    assert_eq!(shim.wait().code(), Some(139));
+    assert_eq!(shim.record().ending, Ending::Signaled { signal: 11 });
+}
+
+#[test]
+fn sigterm_is_passed_on_and_the_end_counts_as_requested() {
+    let mut shim = Shim::running("trap 'exit 5' TERM;");
+    shim.signal(Signal::SIGTERM);
+    assert_eq!(shim.wait().code(), Some(5));
+    assert!(shim.record().requested);
+}
+
+#[test]
+fn it_publishes_who_it_is_before_it_is_told_anything() {
+    let shim = Shim::without_spec();
+    eventually("shim.pid", || shim.path(FILES.shim_pid).exists());
+    let record = PidRecord::read(&shim.path(FILES.shim_pid))
+        .unwrap()
+        .unwrap();
+    assert_eq!(record.pid, shim.child.id());
+    let now = ProcessIdentity::of(record.pid).unwrap().unwrap();
+    assert_eq!(record.identity, Some(now));
+}
+
+#[test]
+fn the_kill_signal_ends_every_descendant_and_is_on_record() {
+    let script = "setsid sleep 1000 & echo stray=$!; trap '' TERM;";
+    let mut shim = Shim::running(script);
+    let stray = printed(&shim, "stray").parse().unwrap();
+    let payload = shim.payload_pid();
+    shim.signal(KILL_SIGNAL);
+    assert_eq!(shim.wait().code(), Some(137));
+    assert!(shim.record().requested);
+    assert_eq!(shim.record().ending, Ending::Signaled { signal: 9 });
+    assert!(!runs(stray) && !runs(payload));
+}
+
+#[test]
+fn what_the_payload_leaves_behind_ends_with_it() {
+    let mut shim = Shim::of(sh("setsid sleep 1000 & echo stray=$!; exit 0"));
+    assert_eq!(shim.wait().code(), Some(0));
+    let stray = printed(&shim, "stray").parse().unwrap();
+    assert!(!runs(stray));
+}
+
+#[test]
+fn a_payload_dies_with_its_shim() {
+    let mut shim = Shim::running("trap '' TERM;");
+    let payload = shim.payload_pid();
+    shim.signal(Signal::SIGKILL);
+    shim.wait();
+    eventually("the end of the payload", || !runs(payload));
+    assert!(!shim.path(FILES.exit).exists());
+}
+
+#[test]
+fn it_stops_when_the_watchdog_hangs_up() {
+    let mut shim = Shim::running("trap 'exit 4' TERM;");
+    drop(shim.stdin.take());
+    assert_eq!(shim.wait().code(), Some(4));
+    assert!(shim.record().requested);
+}
+
+#[test]
+fn it_kills_a_payload_that_outstays_the_grace_of_the_watchdog() {
+    let payload = sh(&format!("trap '' TERM; echo begun; {LOOP}"));
+    let spec = InstanceSpec {
+        stop_grace_ms: 50,
+        ..spec(payload)
+    };
+    let mut shim = Shim::told(&spec.to_line().unwrap());
+    shim.eventually_prints("begun");
+    drop(shim.stdin.take());
+    assert_eq!(shim.wait().code(), Some(137));
+}
+
+#[test]
+fn a_detached_one_has_no_watchdog() {
+    let detached = InstanceSpec {
+        detached: true,
+        ..spec(sh(
+            "while [ ! -e $VMM_BOX_DIR/go ]; do sleep 0.02; done; exit 6",
+        ))
+    };
+    let mut shim = Shim::told(&detached.to_line().unwrap());
+    assert!(matches!(shim.report(), Report::Ready { .. }));
+    drop(shim.stdin.take());
+    // It must not end now; what it does instead is to wait for this file.
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(shim.child.try_wait().unwrap(), None);
+    fs::write(shim.path("go"), "").unwrap();
+    assert_eq!(shim.wait().code(), Some(6));
+}
+
+#[test]
+fn a_runtime_that_dies_before_it_has_told_anything_ends_it() {
+    let mut shim = Shim::without_spec();
+    drop(shim.stdin.take());
+    assert_eq!(shim.wait().code(), Some(125));
+    assert_fails(&shim, FailureKind::Spec);
+}
+
+#[test]
+fn a_malformed_spec_is_on_record_without_its_secrets() {
+    let mut shim = Shim::told(b"{\"id\":\"b1\",\"payload\":\"hunter2\"}\n");
+    assert!(matches!(shim.report(), Report::Failed(_)));
+    assert_eq!(shim.wait().code(), Some(125));
+    assert_fails(&shim, FailureKind::Spec);
+    for file in fs::read_dir(&shim.dir).unwrap() {
+        let text = fs::read_to_string(file.unwrap().path()).unwrap();
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+}
+
+fn assert_fails(shim: &Shim, expected: FailureKind) {
+    match shim.record().ending {
+        Ending::Failed { kind, message } => {
+            assert_eq!(kind, expected, "{message}");
+            assert!(!message.is_empty());
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_cannot_be_run_is_told_by_kind_and_by_code() {
+    let mut no_dir = sh("true");
+    no_dir.working_dir = Some("/nowhere".into());
+    let mut no_engine = sh("true");
+    no_engine.engine = "warp".into();
+    for (payload, kind, code) in [
+        (
+            PayloadSpec::command(["no-such-program"]),
+            FailureKind::NotFound,
+            127,
+        ),
+        (
+            PayloadSpec::command(["/etc/passwd"]),
+            FailureKind::NotExecutable,
+            126,
+        ),
+        (PayloadSpec::default(), FailureKind::Spec, 125),
+        (no_dir, FailureKind::Spec, 125),
+        (no_engine, FailureKind::UnknownEngine, 125),
+    ] {
+        let mut shim = Shim::of(payload);
+        let reported = shim.report();
+        assert_eq!(shim.wait().code(), Some(code));
+        assert_fails(&shim, kind);
+        assert_eq!(reported, Report::Failed(shim.record()));
+    }
+}
+
+#[test]
+fn readiness_is_reported_when_the_payload_says_so() {
+    let notify = "import os, socket, time
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+while not os.path.exists(os.environ['VMM_BOX_DIR'] + '/go'): time.sleep(0.01)
+s.sendto(b'STATUS=up\\nREADY=1', os.environ['NOTIFY_SOCKET'])
+time.sleep(1000)";
+    let mut payload = PayloadSpec::command(["python3", "-c", notify]);
+    payload.ready = Ready::Notified;
+    let mut shim = Shim::of(payload);
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(!shim.path(FILES.payload_pid).exists());
+    fs::write(shim.path("go"), "").unwrap();
+    match shim.report() {
+        Report::Ready { payload_pid } => assert_eq!(payload_pid, Some(shim.payload_pid())),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_payload_that_ends_before_it_is_ready_is_a_failure() {
+    let mut payload = sh("exit 3");
+    payload.ready = Ready::Notified;
+    let mut shim = Shim::of(payload);
+    assert!(matches!(shim.report(), Report::Failed(_)));
+    assert_eq!(shim.wait().code(), Some(125));
+    assert_fails(&shim, FailureKind::Engine);
+}
+
+#[test]
+fn a_payload_gets_its_environment_stdin_and_directory_and_nothing_else() {
+    let mut payload = sh(
+        "cat; echo color=$COLOR; echo id=$VMM_BOX_ID; echo home=$HOME; echo dir=$(pwd); \
+         ls -l /proc/self/fd; grep SigBlk /proc/self/status",
+    );
+    payload.env.insert("COLOR".into(), "blue".into());
+    payload.stdin = Some("said on stdin\n".into());
+    payload.working_dir = Some("/usr".into());
+    let mut shim = Shim::of(payload);
+    assert_eq!(shim.wait().code(), Some(0));
+    let console = shim.console();
+    for line in ["said on stdin", "color=blue", "id=b1", "home=", "dir=/usr"] {
+        assert!(console.lines().any(|l| l == line), "{line}: {console}");
+    }
+    assert!(!console.contains("pipe:"), "{console}");
+    assert!(console.contains("SigBlk:\t0000000000000000"), "{console}");
+}
+
+#[test]
+fn it_leaves_the_session_of_whoever_started_it() {
+    let shim = Shim::running("");
+    let session = nix::unistd::getsid(Some(pid(shim.child.id()))).unwrap();
+    assert_eq!(session, pid(shim.child.id()));
+    assert_ne!(kill(pid(shim.payload_pid()), None), Err(Errno::ESRCH));
+    let group = nix::unistd::getpgid(Some(pid(shim.payload_pid()))).unwrap();
+    assert_eq!(group, pid(shim.payload_pid()));
+}
+
+#[test]
+fn run_by_hand_it_says_what_it_is_for() {
+    let output = Command::new(env!("CARGO_BIN_EXE_vmm-shim"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("RuntimeOptions::shim_program"), "{said}");
+}
+
+#[test]
+fn files_of_a_box_are_readable_by_their_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut shim = Shim::of(sh("echo x"));
+    shim.wait();
+    for name in [FILES.shim_pid, FILES.exit, FILES.console] {
+        let mode = fs::metadata(shim.path(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+}
+
+/// A box's directory that has gone is no reason to hang.
+#[test]
+fn it_ends_although_its_directory_is_gone() {
+    let mut shim = Shim::running("");
+    fs::remove_dir_all(Path::new(shim.dir.path())).unwrap();
+    shim.signal(KILL_SIGNAL);
+    assert_eq!(shim.wait().code(), Some(137));
+}
