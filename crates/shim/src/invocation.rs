@@ -45,7 +45,7 @@ impl Invocation {
         }
     }
 
-    /// The arguments that [`of_this_process`](Self::of_this_process) understands, behind [`ARGV0`].
+    /// The arguments, behind [`ARGV0`], by which [`run_if_shim`](crate::run_if_shim) knows it.
     pub fn args(&self) -> Vec<OsString> {
         match self {
             Self::Box { id } => vec!["box".into(), id.into()],
