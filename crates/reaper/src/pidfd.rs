@@ -5,6 +5,7 @@ use std::process::ExitStatus;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::kernel::ProcStat;
 use crate::{Signal, sys};
 
 /// A process that stays the same one, whatever becomes of its pid.
@@ -60,15 +61,45 @@ impl Pidfd {
         poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    ///
+    /// When the descriptor cannot be polled.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with an I/O driver, as every tokio socket.
+    pub async fn exited(&self) -> io::Result<()> {
+        sys::poll_readable(self.fd.as_fd())?
+            .readable()
+            .await
+            .map(drop)
+    }
+
     /// Whether it is gone: its parent has collected it, and its pid may be another's.
     pub fn is_reaped(&self) -> bool {
         let probed = sys::pidfd_send_signal(self.fd.as_fd(), None);
         probed.is_err_and(|error| error.raw_os_error() == Some(Errno::ESRCH as i32))
     }
 
-    /// How it ended, once it is gone, whoever has collected it: from Linux 6.15 on.
+    /// How it ended, where that can be told: from `/proc` while it is a zombie that we may inspect
+    /// (`proc_pid_stat(5)`, field 52), and once it is gone, whoever has collected it, from Linux
+    /// 6.15 on.
     pub fn exit_status(&self) -> Option<ExitStatus> {
-        sys::pidfd_exit_status(self.fd.as_fd())
+        if self.is_reaped() {
+            return sys::pidfd_exit_status(self.fd.as_fd());
+        }
+        let seen = ProcStat::read(self.pid).ok().flatten();
+        // Collected meanwhile, and what was seen may be another process.
+        if self.is_reaped() {
+            return sys::pidfd_exit_status(self.fd.as_fd());
+        }
+        seen.and_then(|stat| stat.status)
     }
 
     /// Sends a signal, to this process and to no other.

@@ -1,5 +1,9 @@
 use std::path::{Path, PathBuf};
 
+/// What the payload finds the box's directory in. Its descendants inherit it, so that they can be
+/// told from other processes.
+pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
+
 /// The names of the files in a box's directory.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]

@@ -28,7 +28,8 @@ impl Invocation {
         Self::parse(std::env::args_os())
     }
 
-    fn parse(args: impl IntoIterator<Item = OsString>) -> Option<Self> {
+    /// From the arguments of a process, the first one included; `None` if it is not a shim.
+    pub fn parse(args: impl IntoIterator<Item = OsString>) -> Option<Self> {
         let mut args = args.into_iter();
         if args.next()? != ARGV0 {
             return None;

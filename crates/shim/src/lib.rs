@@ -56,7 +56,7 @@ pub use durable::{FileError, write_file};
 pub use ending::{Ending, FailureKind};
 pub use engine::{Engine, EngineError, Payload, PayloadExit, Process};
 pub use exit_record::ExitRecord;
-pub use files::{BoxFiles, FILES};
+pub use files::{BOX_DIR_VARIABLE, BoxFiles, FILES};
 pub use identity::ProcessIdentity;
 pub use invocation::{ARGV0, Invocation};
 pub use payload_spec::{PayloadSpec, Ready};

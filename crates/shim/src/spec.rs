@@ -31,6 +31,16 @@ fn default_stop_grace_ms() -> u64 {
 }
 
 impl InstanceSpec {
+    /// Attached, with 10 s to stop.
+    pub fn new(id: impl Into<String>, payload: PayloadSpec) -> Self {
+        Self {
+            id: id.into(),
+            payload,
+            detached: false,
+            stop_grace_ms: default_stop_grace_ms(),
+        }
+    }
+
     /// The wire form, newline included.
     ///
     /// # Errors

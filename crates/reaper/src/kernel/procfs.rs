@@ -17,7 +17,7 @@ pub(crate) struct ProcStat {
 
 impl ProcStat {
     /// `None` when no process has this pid.
-    pub(super) fn read(pid: u32) -> io::Result<Option<Self>> {
+    pub(crate) fn read(pid: u32) -> io::Result<Option<Self>> {
         let line = match fs::read(format!("/proc/{pid}/stat")) {
             Ok(line) => line,
             Err(error) if is_gone(&error) => return Ok(None),

@@ -12,7 +12,9 @@ use nix::sys::prctl;
 use super::notify_socket::NotifySocket;
 use super::process_payload::ProcessPayload;
 use super::{Engine, EngineError, Payload};
-use crate::{ARGV0, FILES, FileError, InstanceSpec, Invocation, PayloadSpec, Ready};
+use crate::{
+    ARGV0, BOX_DIR_VARIABLE, FILES, FileError, InstanceSpec, Invocation, PayloadSpec, Ready,
+};
 
 /// The default engine: the payload is a command, without any virtual machine around it.
 ///
@@ -94,9 +96,9 @@ fn command(
             "PATH",
             "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         )
-        .env("VMM_BOX_ID", &spec.id)
-        .env("VMM_BOX_DIR", dir)
         .envs(env)
+        .env("VMM_BOX_ID", &spec.id)
+        .env(BOX_DIR_VARIABLE, dir)
         .current_dir(working_dir.as_deref().unwrap_or(Path::new("/")))
         .stdin(stdin_of(stdin.as_deref())?)
         .stderr(console(dir)?)
