@@ -1,6 +1,7 @@
 //! What the tests share: real children, ways to see them, and a reaper with its counters.
 #![allow(dead_code)] // Every test file uses another part.
 
+pub mod boxes;
 pub mod herd;
 pub mod logged;
 pub mod own_process;

@@ -51,8 +51,8 @@ fn orders() -> SigSet {
     .collect()
 }
 
-/// To be called before any thread is started: threads inherit the mask. What the shim executes
-/// does not: std empties it.
+/// To be called before any thread is started: threads inherit the mask. So does what the shim
+/// executes, which has to empty it.
 pub(crate) fn block_signals() -> io::Result<()> {
     Ok(orders().thread_block()?)
 }

@@ -370,6 +370,15 @@ fn a_payload_gets_its_environment_stdin_and_directory_and_nothing_else() {
     assert!(console.contains("SigBlk:\t0000000000000000"), "{console}");
 }
 
+/// Some programs empty their signal mask; this one does not.
+#[test]
+fn a_payload_has_no_signal_blocked() {
+    let mut shim = Shim::of(PayloadSpec::command(["sleep", "1000"]));
+    assert!(matches!(shim.report(), Report::Ready { .. }));
+    shim.signal(Signal::SIGTERM);
+    assert_eq!(shim.wait().code(), Some(143));
+}
+
 #[test]
 fn it_leaves_the_session_of_whoever_started_it() {
     let shim = Shim::running("");

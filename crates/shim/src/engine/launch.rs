@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{self, Command};
 
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, dup2_stdout, getppid};
 
 /// Turns this process into a payload that dies with `shim`, its parent.
@@ -31,6 +31,8 @@ pub(crate) fn become_payload(shim: u32, command: &[OsString]) -> ! {
 fn execute(shim: u32, command: &[OsString]) -> io::Error {
     let prepare = || -> io::Result<()> {
         dup2_stdout(io::stderr())?;
+        // Inherited from the shim, and kept across exec.
+        SigSet::empty().thread_set_mask()?;
         prctl::set_pdeathsig(Signal::SIGKILL)?;
         // It takes effect only from now on: the shim may be gone already.
         if getppid() != Pid::from_raw(shim.cast_signed()) {
