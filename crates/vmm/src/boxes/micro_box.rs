@@ -1,0 +1,484 @@
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use shim_reaper::ShimHandle;
+use tokio_util::sync::CancellationToken;
+use vmm_shim::{Ending, ExitRecord, FILES, FileError, InstanceSpec, PidRecord};
+
+use super::{BoxInfo, BoxRecord, BoxStatus, Outcome};
+use crate::event::Herald;
+use crate::{BoxChange, HealthState, RuntimeError, ShimHandler, StartError};
+
+/// One box: what it is to be, what it does now, and how it last ended.
+#[derive(Debug)]
+pub(crate) struct MicroBox {
+    id: String,
+    dir: PathBuf,
+    herald: Arc<Herald>,
+    /// Held by whoever starts, stops or removes the box, one after the other.
+    pub(crate) turn: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+    /// The version of the record that the disk has.
+    saved: Mutex<u64>,
+}
+
+#[derive(Debug)]
+struct State {
+    record: BoxRecord,
+    /// Rises with every change of the record.
+    version: u64,
+    /// Why `box.json` could not be read; the record is then a stand-in, and never written.
+    damage: Option<Arc<FileError>>,
+    phase: Phase,
+    gate: Gate,
+    health: Option<HealthState>,
+    started_at: Option<Timestamp>,
+    updated_at: Timestamp,
+    /// Whether the last shim may have left descendants of its payload behind.
+    left_strays: bool,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Down,
+    Starting {
+        interrupt: CancellationToken,
+        shim: Option<ShimHandle>,
+    },
+    Up {
+        shim: Arc<ShimHandler>,
+        stop_requested: bool,
+    },
+}
+
+/// What may be begun with a box.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gate {
+    Open,
+    /// It is being removed, or has been.
+    Removing,
+    /// The runtime is being shut down.
+    Closed,
+}
+
+/// A start that has begun.
+#[derive(Debug)]
+pub(crate) struct Beginning {
+    pub(crate) spec: InstanceSpec,
+    /// Cancelled when the start is to be given up.
+    pub(crate) interrupt: CancellationToken,
+}
+
+/// A shim that is to end with the runtime.
+#[derive(Debug)]
+pub(crate) struct Closing {
+    pub(crate) shim: ShimHandle,
+    pub(crate) grace: Duration,
+}
+
+impl MicroBox {
+    pub(crate) fn new(
+        record: BoxRecord,
+        damage: Option<FileError>,
+        dir: PathBuf,
+        herald: Arc<Herald>,
+    ) -> Self {
+        let updated_at = record
+            .last
+            .as_ref()
+            .map_or(record.created_at, |last| last.at);
+        Self {
+            id: record.id.clone(),
+            dir,
+            herald,
+            turn: tokio::sync::Mutex::new(()),
+            state: Mutex::new(State {
+                record,
+                version: 0,
+                damage: damage.map(Arc::new),
+                phase: Phase::Down,
+                gate: Gate::Open,
+                health: None,
+                started_at: None,
+                updated_at,
+                left_strays: false,
+            }),
+            saved: Mutex::new(0),
+        }
+    }
+
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn not_found(&self) -> RuntimeError {
+        RuntimeError::NotFound {
+            wanted: self.id.clone(),
+        }
+    }
+
+    /// As it is now: an end that nobody has noticed yet is noticed here.
+    pub(crate) fn info(&self) -> BoxInfo {
+        self.settle();
+        self.state().info()
+    }
+
+    pub(crate) fn grace(&self) -> Duration {
+        self.state().record.spec.stop_grace
+    }
+
+    pub(crate) fn health_check(&self) -> Option<crate::HealthCheckOptions> {
+        self.state().record.spec.health.clone()
+    }
+
+    pub(crate) fn tell_created(&self) {
+        self.herald.tell(BoxChange::Created, self.state().info());
+    }
+
+    /// `None` if it runs already.
+    pub(crate) fn begin_start(
+        &self,
+        closing: &CancellationToken,
+    ) -> Result<Option<Beginning>, RuntimeError> {
+        self.settle();
+        let mut state = self.state();
+        match state.gate {
+            Gate::Open => {}
+            Gate::Removing => return Err(self.not_found()),
+            Gate::Closed => return Err(RuntimeError::Closed),
+        }
+        if let Phase::Up { .. } = state.phase {
+            return Ok(None);
+        }
+        if let Some(damage) = &state.damage {
+            return Err(RuntimeError::Damaged {
+                id: self.id.clone(),
+                source: Arc::clone(damage),
+            });
+        }
+        let interrupt = closing.child_token();
+        state.phase = Phase::Starting {
+            interrupt: interrupt.clone(),
+            shim: None,
+        };
+        Ok(Some(Beginning {
+            spec: state.record.instance(),
+            interrupt,
+        }))
+    }
+
+    /// The start has come as far as having a shim.
+    pub(crate) fn spawned(&self, started: &ShimHandle) {
+        if let Phase::Starting { shim, .. } = &mut self.state().phase {
+            *shim = Some(started.clone());
+        }
+    }
+
+    /// The payload runs. Gives the shim back if meanwhile it must not.
+    pub(crate) fn started(&self, shim: ShimHandler) -> Result<Arc<ShimHandler>, ShimHandler> {
+        let mut state = self.state();
+        if state.gate != Gate::Open {
+            return Err(shim);
+        }
+        let shim = state.run(shim);
+        state.started_at = Some(Timestamp::now());
+        self.herald.tell(BoxChange::Started, state.info());
+        Ok(shim)
+    }
+
+    /// It has been running since before the runtime was opened.
+    pub(crate) fn recovered(&self, shim: ShimHandler) -> Arc<ShimHandler> {
+        let mut state = self.state();
+        self.herald.recovered();
+        state.run(shim)
+    }
+
+    pub(crate) fn start_failed(&self, error: &StartError) {
+        // Whose failure it was, for the next opening.
+        let record = PidRecord::read(&self.dir.join(FILES.shim_pid));
+        let outcome = Outcome::of_start(error, record.ok().flatten());
+        self.ended(&mut self.state(), outcome);
+    }
+
+    /// Whether the record already says how this shim ended.
+    pub(crate) fn knows_end_of(&self, shim: &PidRecord) -> bool {
+        let state = self.state();
+        let last = state.record.last.as_ref();
+        last.is_some_and(|last| last.shim.as_ref() == Some(shim))
+    }
+
+    /// It was found ended when the runtime was opened.
+    pub(crate) fn found_ended(&self, outcome: Outcome) {
+        let mut state = self.state();
+        state.left_strays = outcome.may_leave_strays();
+        state.conclude(outcome);
+    }
+
+    /// Takes note of the end of the shim, if it has ended and that is not known yet.
+    pub(crate) fn settle(&self) {
+        let mut state = self.state();
+        let Phase::Up {
+            shim,
+            stop_requested,
+        } = &state.phase
+        else {
+            return;
+        };
+        let Some(exit) = shim.try_exit() else {
+            return;
+        };
+        let outcome = Outcome::of(
+            Some(shim.record().clone()),
+            exit.status,
+            ExitRecord::read(&self.dir.join(FILES.exit)),
+            *stop_requested,
+        );
+        state.left_strays |= outcome.may_leave_strays();
+        self.herald.run_is_over();
+        self.ended(&mut state, outcome);
+    }
+
+    fn ended(&self, state: &mut State, outcome: Outcome) {
+        let change = match outcome.status {
+            BoxStatus::Stopped => BoxChange::Stopped,
+            _ => BoxChange::Failed,
+        };
+        state.conclude(outcome);
+        self.herald.tell(change, state.info());
+    }
+
+    /// Whether to look for what the payload has left behind; says so once.
+    pub(crate) fn take_strays(&self) -> bool {
+        std::mem::take(&mut self.state().left_strays)
+    }
+
+    /// Of this shim, if it is still the current one.
+    pub(crate) fn set_health(&self, of: &Arc<ShimHandler>, health: HealthState) {
+        let mut state = self.state();
+        let current = matches!(&state.phase, Phase::Up { shim, .. } if Arc::ptr_eq(shim, of));
+        if current && state.health != Some(health) {
+            state.health = Some(health);
+            self.herald.tell(BoxChange::Health, state.info());
+        }
+    }
+
+    /// Gives up a start that is under way.
+    pub(crate) fn interrupt_start(&self) {
+        if let Phase::Starting { interrupt, .. } = &self.state().phase {
+            interrupt.cancel();
+        }
+    }
+
+    pub(crate) fn shim(&self) -> Option<Arc<ShimHandler>> {
+        match &self.state().phase {
+            Phase::Up { shim, .. } => Some(Arc::clone(shim)),
+            _ => None,
+        }
+    }
+
+    /// The shim, if it runs: from now on its end counts as asked for.
+    pub(crate) fn request_stop(&self) -> Result<Option<Arc<ShimHandler>>, RuntimeError> {
+        self.settle();
+        let mut state = self.state();
+        if state.gate == Gate::Removing {
+            return Err(self.not_found());
+        }
+        Ok(state.request_stop())
+    }
+
+    /// Lets nothing else begin. The shim that is to be killed, if there is one.
+    pub(crate) fn begin_removal(
+        &self,
+        force: bool,
+    ) -> Result<Option<Arc<ShimHandler>>, RuntimeError> {
+        self.settle();
+        let mut state = self.state();
+        match state.gate {
+            Gate::Open => {}
+            Gate::Removing => return Err(self.not_found()),
+            Gate::Closed => return Err(RuntimeError::Closed),
+        }
+        if !force && !matches!(state.phase, Phase::Down) {
+            return Err(RuntimeError::Running {
+                id: self.id.clone(),
+            });
+        }
+        state.gate = Gate::Removing;
+        if let Phase::Starting { interrupt, .. } = &state.phase {
+            interrupt.cancel();
+        }
+        Ok(state.request_stop())
+    }
+
+    /// It could not be removed after all.
+    pub(crate) fn keep(&self) {
+        let mut state = self.state();
+        if state.gate == Gate::Removing {
+            state.gate = Gate::Open;
+        }
+    }
+
+    pub(crate) fn tell_removed(&self) {
+        self.herald.tell(BoxChange::Removed, self.state().info());
+    }
+
+    /// Lets nothing else begin, because the runtime ends. What has to end with it.
+    pub(crate) fn close(&self) -> Option<Closing> {
+        self.settle();
+        let mut state = self.state();
+        state.shut_gate();
+        let grace = state.record.spec.stop_grace;
+        let detached = state.record.spec.detached;
+        match &mut state.phase {
+            Phase::Starting { interrupt, shim } => {
+                interrupt.cancel();
+                shim.clone().map(|shim| Closing {
+                    shim,
+                    grace: Duration::ZERO,
+                })
+            }
+            Phase::Up {
+                shim,
+                stop_requested,
+            } if !detached => {
+                *stop_requested = true;
+                Some(Closing {
+                    shim: shim.handle().clone(),
+                    grace,
+                })
+            }
+            _ => None,
+        }
+    }
+
+    /// The runtime is gone: a shim with a watchdog ends by itself.
+    pub(crate) fn let_go(&self) {
+        let mut state = self.state();
+        state.shut_gate();
+        match &state.phase {
+            Phase::Down => {}
+            Phase::Starting { interrupt, shim } => {
+                interrupt.cancel();
+                // Nobody may be there to see to it.
+                if let Some(shim) = shim {
+                    let _ = shim.signal(vmm_shim::KILL_SIGNAL);
+                }
+            }
+            Phase::Up { shim, .. } => shim.let_go(),
+        }
+    }
+
+    /// Brings `box.json` up to date, if it is not. Blocks on the disk.
+    pub(crate) fn save(&self) -> Result<(), FileError> {
+        let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
+        let (record, version) = {
+            let state = self.state();
+            if state.version == *saved || state.gate == Gate::Removing || state.damage.is_some() {
+                return Ok(());
+            }
+            (state.record.clone(), state.version)
+        };
+        record.write(&self.dir.join(FILES.spec))?;
+        *saved = version;
+        Ok(())
+    }
+}
+
+impl State {
+    fn run(&mut self, shim: ShimHandler) -> Arc<ShimHandler> {
+        let shim = Arc::new(shim);
+        self.phase = Phase::Up {
+            shim: Arc::clone(&shim),
+            stop_requested: false,
+        };
+        self.health = self
+            .record
+            .spec
+            .health
+            .is_some()
+            .then_some(HealthState::Starting);
+        self.updated_at = Timestamp::now();
+        shim
+    }
+
+    fn request_stop(&mut self) -> Option<Arc<ShimHandler>> {
+        match &mut self.phase {
+            Phase::Up {
+                shim,
+                stop_requested,
+            } => {
+                *stop_requested = true;
+                Some(Arc::clone(shim))
+            }
+            _ => None,
+        }
+    }
+
+    fn shut_gate(&mut self) {
+        if self.gate == Gate::Open {
+            self.gate = Gate::Closed;
+        }
+    }
+
+    fn conclude(&mut self, outcome: Outcome) {
+        self.phase = Phase::Down;
+        self.health = (self.record.spec.health.is_some() && !outcome.requested)
+            .then_some(HealthState::Unhealthy);
+        self.updated_at = outcome.at;
+        self.record.last = Some(outcome);
+        self.version += 1;
+    }
+
+    fn info(&self) -> BoxInfo {
+        let BoxRecord {
+            id,
+            created_at,
+            spec,
+            last,
+        } = &self.record;
+        let shim = match &self.phase {
+            Phase::Up { shim, .. } => Some(shim),
+            _ => None,
+        };
+        let last = match shim {
+            Some(_) => None,
+            None => last.as_ref(),
+        };
+        let ending: Option<&Ending> = last.and_then(|last| last.ending.as_ref());
+        let damage = self.damage.as_ref().map(ToString::to_string);
+        BoxInfo {
+            id: id.clone(),
+            name: spec.name.clone(),
+            status: match (shim, last) {
+                (Some(_), _) => BoxStatus::Running,
+                (None, None) if damage.is_some() => BoxStatus::Failed,
+                (None, _) => self.record.status(),
+            },
+            health: self.health,
+            pid: shim.map(|shim| shim.pid()),
+            payload_pid: shim.and_then(|shim| shim.payload_pid()),
+            exit_code: ending.map(Ending::shell_code),
+            signal: match ending {
+                Some(Ending::Signaled { signal }) => Some(*signal),
+                _ => None,
+            },
+            ending: ending.cloned(),
+            error: damage.or_else(|| last.and_then(|last| last.error.clone())),
+            detached: spec.detached,
+            labels: spec.labels.clone(),
+            created_at: *created_at,
+            updated_at: self.updated_at,
+            started_at: self.started_at,
+        }
+    }
+}

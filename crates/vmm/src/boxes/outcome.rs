@@ -1,0 +1,194 @@
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use jiff::Timestamp;
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+use vmm_shim::{Ending, ExitRecord, FileError, PidRecord};
+
+use super::BoxStatus;
+use crate::StartError;
+
+/// How a run of a box ended; kept in its `box.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Outcome {
+    pub(crate) status: BoxStatus,
+    #[serde(default)]
+    pub(crate) ending: Option<Ending>,
+    #[serde(default)]
+    pub(crate) error: Option<String>,
+    pub(crate) at: Timestamp,
+    /// Whether somebody had asked for it.
+    #[serde(default)]
+    pub(crate) requested: bool,
+    /// Whether the shim itself has said how it ended.
+    #[serde(skip)]
+    pub(crate) recorded: bool,
+    /// Whose run it was, so that an outcome is not taken for that of a later one.
+    #[serde(default)]
+    pub(crate) shim: Option<PidRecord>,
+}
+
+impl Outcome {
+    /// The exit record tells most; where there is none, the exit status has to do.
+    pub(crate) fn of(
+        shim: Option<PidRecord>,
+        status: Option<ExitStatus>,
+        record: Result<Option<ExitRecord>, FileError>,
+        stop_requested: bool,
+    ) -> Self {
+        let (record, unreadable) = match record {
+            Ok(record) => (record, None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        // One of an earlier run says nothing about this one.
+        let record =
+            record.filter(|record| shim.as_ref().is_none_or(|shim| shim.pid == record.pid));
+        let recorded = record.is_some();
+        let requested = stop_requested || record.as_ref().is_some_and(|record| record.requested);
+        let ending = record
+            .map(|record| record.ending)
+            .or_else(|| status.and_then(ending_of));
+        let status = match &ending {
+            Some(Ending::Exited { code: 0 }) => BoxStatus::Stopped,
+            Some(Ending::Exited { .. } | Ending::Signaled { .. }) | None if requested => {
+                BoxStatus::Stopped
+            }
+            _ => BoxStatus::Failed,
+        };
+        let error = unreadable.or_else(|| match status {
+            BoxStatus::Failed => Some(describe(ending.as_ref())),
+            _ => None,
+        });
+        Self {
+            status,
+            ending,
+            error,
+            at: Timestamp::now(),
+            requested,
+            recorded,
+            shim,
+        }
+    }
+
+    /// The same, with a file that could not be read as the reason.
+    pub(crate) fn because(mut self, error: &FileError) -> Self {
+        self.status = BoxStatus::Failed;
+        self.error = Some(error.to_string());
+        self
+    }
+
+    /// Whether the shim ended without seeing to what its payload had started.
+    pub(crate) fn may_leave_strays(&self) -> bool {
+        !matches!(
+            self.ending,
+            Some(Ending::Exited { .. } | Ending::Signaled { .. } | Ending::Failed { .. })
+        ) || !self.recorded
+    }
+
+    /// A start that came to nothing.
+    pub(crate) fn of_start(error: &StartError, shim: Option<PidRecord>) -> Self {
+        let requested = matches!(error, StartError::Interrupted);
+        Self {
+            status: match requested {
+                true => BoxStatus::Stopped,
+                false => BoxStatus::Failed,
+            },
+            ending: error.ending().cloned(),
+            error: Some(error.to_string()),
+            at: Timestamp::now(),
+            requested,
+            recorded: true,
+            shim,
+        }
+    }
+}
+
+pub(crate) fn ending_of(status: ExitStatus) -> Option<Ending> {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Some(Ending::Exited { code }),
+        (_, Some(signal)) => Some(Ending::Signaled { signal }),
+        _ => None,
+    }
+}
+
+pub(crate) fn describe(ending: Option<&Ending>) -> String {
+    match ending {
+        None => "the shim is gone, and nobody can tell how it ended".to_owned(),
+        Some(Ending::Exited { code }) => format!("ended with code {code}"),
+        Some(Ending::Signaled { signal }) => match Signal::try_from(*signal) {
+            Ok(signal) => format!("ended by {signal}"),
+            Err(_) => format!("ended by signal {signal}"),
+        },
+        Some(Ending::Panicked { message, location }) => match location {
+            Some(location) => format!("the shim panicked at {location}: {message}"),
+            None => format!("the shim panicked: {message}"),
+        },
+        Some(Ending::Failed { message, .. }) => message.clone(),
+        Some(other) => format!("{other:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(requested: bool, ending: Ending) -> Result<Option<ExitRecord>, FileError> {
+        Ok(Some(ExitRecord {
+            pid: 7,
+            requested,
+            ending,
+        }))
+    }
+
+    fn shim() -> Option<PidRecord> {
+        Some(PidRecord {
+            pid: 7,
+            identity: None,
+        })
+    }
+
+    #[test]
+    fn what_was_asked_for_is_stopped_and_the_rest_has_failed() {
+        let term = Ending::Signaled { signal: 15 };
+        let panic = Ending::Panicked {
+            message: "no".into(),
+            location: None,
+        };
+        for (requested, ending, expected) in [
+            (false, Ending::Exited { code: 0 }, BoxStatus::Stopped),
+            (false, Ending::Exited { code: 1 }, BoxStatus::Failed),
+            (true, Ending::Exited { code: 1 }, BoxStatus::Stopped),
+            (false, term.clone(), BoxStatus::Failed),
+            (true, term, BoxStatus::Stopped),
+            (true, panic, BoxStatus::Failed),
+        ] {
+            let outcome = Outcome::of(shim(), None, record(requested, ending.clone()), false);
+            assert_eq!(outcome.status, expected, "{requested} {ending:?}");
+            assert_eq!(outcome.error.is_some(), expected == BoxStatus::Failed);
+        }
+    }
+
+    #[test]
+    fn the_status_speaks_where_there_is_no_record_and_not_for_another_run() {
+        let killed = Some(ExitStatus::from_raw(9));
+        let outcome = Outcome::of(shim(), killed, Ok(None), false);
+        assert_eq!(outcome.ending, Some(Ending::Signaled { signal: 9 }));
+        assert_eq!(outcome.status, BoxStatus::Failed);
+        let of_another = Ok(Some(ExitRecord {
+            pid: 8,
+            requested: true,
+            ending: Ending::Exited { code: 0 },
+        }));
+        let outcome = Outcome::of(shim(), killed, of_another, false);
+        assert_eq!(outcome.status, BoxStatus::Failed);
+    }
+
+    #[test]
+    fn an_unreadable_record_is_named_and_the_status_still_counts() {
+        let torn = FileError::new("read", "/b/exit", std::io::ErrorKind::InvalidData.into());
+        let outcome = Outcome::of(shim(), Some(ExitStatus::from_raw(3 << 8)), Err(torn), false);
+        assert_eq!(outcome.ending, Some(Ending::Exited { code: 3 }));
+        assert!(outcome.error.unwrap().contains("/b/exit"));
+    }
+}

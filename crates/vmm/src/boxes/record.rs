@@ -1,0 +1,69 @@
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use vmm_shim::{FileError, InstanceSpec, write_file};
+
+use super::{BoxSpec, BoxStatus, Outcome};
+
+/// A box as its `box.json` has it. Whether it runs now is told by its `shim.pid`, not here.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct BoxRecord {
+    pub(crate) id: String,
+    pub(crate) created_at: Timestamp,
+    pub(crate) spec: BoxSpec,
+    /// How the last run ended.
+    #[serde(default)]
+    pub(crate) last: Option<Outcome>,
+}
+
+impl BoxRecord {
+    pub(crate) fn new(id: String, created_at: Timestamp, spec: BoxSpec) -> Self {
+        Self {
+            id,
+            created_at,
+            spec,
+            last: None,
+        }
+    }
+
+    /// While it does not run.
+    pub(crate) fn status(&self) -> BoxStatus {
+        match &self.last {
+            None => BoxStatus::Configured,
+            Some(last) => last.status,
+        }
+    }
+
+    /// What its shim is told.
+    pub(crate) fn instance(&self) -> InstanceSpec {
+        let mut instance = InstanceSpec::new(self.id.clone(), self.spec.payload.clone());
+        instance.detached = self.spec.detached;
+        instance.stop_grace_ms =
+            u64::try_from(self.spec.stop_grace.as_millis()).unwrap_or(u64::MAX);
+        instance
+    }
+
+    pub(crate) fn read(path: &Path) -> Result<Self, FileError> {
+        let failed = |source| FileError::new("read", path, source);
+        let text = fs::read(path).map_err(failed)?;
+        // The error's own text may quote a value, and that may be a secret.
+        serde_json::from_slice(&text).map_err(|error| {
+            let message = format!(
+                "malformed: {:?} error at line {} column {}",
+                error.classify(),
+                error.line(),
+                error.column()
+            );
+            failed(io::Error::new(io::ErrorKind::InvalidData, message))
+        })
+    }
+
+    pub(crate) fn write(&self, path: &Path) -> Result<(), FileError> {
+        let text = serde_json::to_vec_pretty(self)
+            .map_err(|error| FileError::new("write", path, error.into()))?;
+        write_file(path, &text)
+    }
+}

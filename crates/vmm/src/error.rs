@@ -1,0 +1,99 @@
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use vmm_shim::FileError;
+
+use crate::{ShimProgramError, StartError};
+
+/// Why the runtime could not be opened, or could not do something to a box.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RuntimeError {
+    /// Another runtime has this home. One of them has to take another, or to be shut down.
+    #[error(
+        "the home {} is in use by {}; shut that runtime down, or open another home",
+        home.display(),
+        holder.map_or("another runtime".to_owned(), |pid| format!("the runtime of process {pid}"))
+    )]
+    Locked {
+        /// The home directory.
+        home: PathBuf,
+        /// The process that has it, if it could be told.
+        holder: Option<u32>,
+    },
+    /// There is nothing to run shims with.
+    #[error(transparent)]
+    ShimProgram(#[from] ShimProgramError),
+    /// The thread that collects shims could not be started.
+    #[error("cannot start the reaper: {0}")]
+    Reaper(#[source] io::Error),
+    /// No box has this id or name.
+    #[error("there is no box {wanted:?}")]
+    NotFound {
+        /// As it was asked for.
+        wanted: String,
+    },
+    /// Another box has this name.
+    #[error("the box {id} is already named {name:?}; remove it, or choose another name")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Who has it.
+        id: String,
+    },
+    /// A name that could be taken for something else.
+    #[error(
+        "{name:?} cannot be the name of a box: at most 128 letters, digits, '.', '_' and '-', \
+         beginning with a letter or a digit"
+    )]
+    InvalidName {
+        /// As it was given.
+        name: String,
+    },
+    /// Only a box that does not run can be removed without force.
+    #[error("the box {id} is running; stop it first, or remove it by force")]
+    Running {
+        /// Which one.
+        id: String,
+    },
+    /// It could not be started; its shim is gone again.
+    #[error("the box {id} could not be started: {source}")]
+    Start {
+        /// Which one.
+        id: String,
+        /// Why.
+        source: StartError,
+    },
+    /// A process that survives SIGKILL: one that is stuck in the kernel, or that nobody collects.
+    #[error("the shim {pid} of the box {id} is still there {seconds} s after SIGKILL")]
+    Stuck {
+        /// Which box.
+        id: String,
+        /// Its shim.
+        pid: u32,
+        /// For how long.
+        seconds: u64,
+    },
+    /// Its `box.json` cannot be read. It can be repaired by hand while the runtime is down, or
+    /// removed as any other box.
+    #[error("the box {id} is damaged: {source}; repair that file, or remove the box")]
+    Damaged {
+        /// Which one.
+        id: String,
+        /// The file, and what is wrong with it.
+        source: Arc<FileError>,
+    },
+    /// A file of the runtime or of a box.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A bug in the runtime: the operation panicked. The box is as it was, or as `info` says.
+    #[error("the operation panicked: {message}")]
+    Panicked {
+        /// What the panic said.
+        message: String,
+    },
+    /// The runtime is shutting down, or has; open another.
+    #[error("the runtime has shut down")]
+    Closed,
+}

@@ -1,0 +1,143 @@
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process;
+
+use vmm_shim::FileError;
+
+use crate::RuntimeError;
+
+/// What marks a box's directory that is not yet whole, or not any more. No id begins with a dot.
+const CREATING: &str = ".creating-";
+const REMOVING: &str = ".removing-";
+
+/// The directory tree of a runtime: `lock`, and one directory per box under `boxes`.
+#[derive(Clone, Debug)]
+pub(crate) struct Home {
+    root: PathBuf,
+}
+
+/// The right to change what is in a [`Home`]; given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct HomeLock(#[expect(dead_code, reason = "holds the lock")] File);
+
+impl Home {
+    /// Makes what is missing of it and takes its lock.
+    pub(crate) fn open(root: &Path) -> Result<(Self, HomeLock), RuntimeError> {
+        let failed = |source| FileError::new("make the directory", root, source);
+        make_private(root).map_err(failed)?;
+        // A shim's current directory is compared with paths in here: no links.
+        let home = Self {
+            root: root.canonicalize().map_err(failed)?,
+        };
+        let lock = home.lock()?;
+        make_private(&home.boxes())
+            .map_err(|source| FileError::new("make the directory", home.boxes(), source))?;
+        Ok((home, lock))
+    }
+
+    fn lock(&self) -> Result<HomeLock, RuntimeError> {
+        let path = self.root.join("lock");
+        let failed = |source| FileError::new("lock", &path, source);
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let _ = file.read_to_string(&mut holder);
+                return Err(RuntimeError::Locked {
+                    home: self.root.clone(),
+                    holder: holder.trim().parse().ok(),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error).into()),
+        }
+        // For the error message of a second opener, and no more: a full disk is no obstacle.
+        if let Err(error) = file
+            .set_len(0)
+            .and_then(|()| writeln!(file, "{}", process::id()))
+        {
+            tracing::warn!(path = %path.display(), %error, "the lock does not name its holder");
+        }
+        Ok(HomeLock(file))
+    }
+
+    fn boxes(&self) -> PathBuf {
+        self.root.join("boxes")
+    }
+
+    pub(crate) fn box_dir(&self, id: &str) -> PathBuf {
+        self.boxes().join(id)
+    }
+
+    /// A directory for a new box that becomes visible as a whole, or not at all.
+    pub(crate) fn create_box(
+        &self,
+        id: &str,
+        fill: impl FnOnce(&Path) -> Result<(), FileError>,
+    ) -> Result<(), FileError> {
+        let half_made = self.boxes().join(format!("{CREATING}{id}"));
+        let dir = self.box_dir(id);
+        let made = DirBuilder::new()
+            .mode(0o700)
+            .create(&half_made)
+            .map_err(|source| FileError::new("make the directory", &half_made, source))
+            .and_then(|()| fill(&half_made))
+            .and_then(|()| {
+                fs::rename(&half_made, &dir)
+                    .and_then(|()| File::open(self.boxes())?.sync_all())
+                    .map_err(|source| FileError::new("make the directory", &dir, source))
+            });
+        if made.is_err() {
+            let _ = fs::remove_dir_all(&half_made);
+        }
+        made
+    }
+
+    /// Gone as a whole, or still there; what cannot be deleted at once is at the next opening.
+    pub(crate) fn remove_box(&self, id: &str) -> Result<(), FileError> {
+        let dir = self.box_dir(id);
+        let half_gone = self.boxes().join(format!("{REMOVING}{id}"));
+        fs::rename(&dir, &half_gone).map_err(|source| FileError::new("remove", &dir, source))?;
+        if let Err(error) = fs::remove_dir_all(&half_gone) {
+            tracing::warn!(path = %half_gone.display(), %error, "not removed as a whole yet");
+        }
+        Ok(())
+    }
+
+    /// The ids of all boxes, whole or damaged, in order; what an earlier runtime left half made or
+    /// half removed is cleared away.
+    pub(crate) fn box_ids(&self) -> Result<Vec<String>, FileError> {
+        let boxes = self.boxes();
+        let failed = |source| FileError::new("list", &boxes, source);
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&boxes).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            if name.starts_with(CREATING) || name.starts_with(REMOVING) {
+                if let Err(error) = fs::remove_dir_all(entry.path()) {
+                    let path = entry.path();
+                    tracing::warn!(path = %path.display(), %error, "a remnant stays");
+                }
+            } else if !name.starts_with('.') && entry.path().is_dir() {
+                ids.push(name);
+            }
+        }
+        ids.sort_unstable();
+        Ok(ids)
+    }
+}
+
+fn make_private(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}

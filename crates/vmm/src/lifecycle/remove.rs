@@ -1,0 +1,65 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::stop::{check, stuck};
+use super::{STUCK_AFTER, tidy_up};
+use crate::boxes::MicroBox;
+use crate::core::{Core, on_disk};
+use crate::process::procfs;
+use crate::{RuntimeError, ShimHandler};
+
+/// How often to look whether a zombie that is somebody else's is gone.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// Returns when nothing of the box is left: no process, no file.
+pub(crate) async fn remove(
+    core: Arc<Core>,
+    removed: Arc<MicroBox>,
+    force: bool,
+) -> Result<(), RuntimeError> {
+    let shim = removed.begin_removal(force)?;
+    let outcome = clear_away(&core, &removed, shim).await;
+    if outcome.is_err() {
+        removed.keep();
+    }
+    outcome
+}
+
+async fn clear_away(
+    core: &Arc<Core>,
+    removed: &Arc<MicroBox>,
+    shim: Option<Arc<ShimHandler>>,
+) -> Result<(), RuntimeError> {
+    // Before the turn: a stop with a long grace may have it, and ends with this.
+    if let Some(shim) = shim {
+        check(removed, shim.pid(), timeout(STUCK_AFTER, shim.kill()).await)?;
+        removed.settle();
+        until_collected(removed, shim.pid()).await?;
+    }
+    let _turn = removed.turn.lock().await;
+    tidy_up(core, removed).await;
+    on_disk({
+        let home = core.home.clone();
+        let id = removed.id().to_owned();
+        move || home.remove_box(&id)
+    })
+    .await?;
+    core.boxes.remove(removed.id());
+    removed.tell_removed();
+    Ok(())
+}
+
+/// Its death is known, and so the number is its zombie's until it is collected. By the reaper that
+/// is at once; whoever else is to do it, is waited for.
+async fn until_collected(removed: &MicroBox, pid: u32) -> Result<(), RuntimeError> {
+    let deadline = Instant::now() + STUCK_AFTER;
+    while procfs::is_zombie(pid) {
+        if Instant::now() >= deadline {
+            return Err(stuck(removed, pid, STUCK_AFTER));
+        }
+        sleep(LOOK_EVERY).await;
+    }
+    Ok(())
+}

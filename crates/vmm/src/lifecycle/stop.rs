@@ -1,0 +1,45 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use shim_reaper::ReaperClosed;
+use tokio::time::timeout;
+
+use super::{STUCK_AFTER, tidy_up};
+use crate::boxes::MicroBox;
+use crate::core::Core;
+use crate::{BoxInfo, RuntimeError};
+
+/// Gives up a start that is under way; a box that does not run is as good as stopped.
+pub(crate) async fn stop(core: Arc<Core>, stopped: Arc<MicroBox>) -> Result<BoxInfo, RuntimeError> {
+    stopped.interrupt_start();
+    let _turn = stopped.turn.lock().await;
+    if let Some(shim) = stopped.request_stop()? {
+        let grace = stopped.grace();
+        let ended = timeout(grace.saturating_add(STUCK_AFTER), shim.stop(grace)).await;
+        check(&stopped, shim.pid(), ended)?;
+        stopped.settle();
+    }
+    tidy_up(&core, &stopped).await;
+    Ok(stopped.info())
+}
+
+/// Whether a shim that was killed has ended.
+pub(super) fn check<T>(
+    ended: &MicroBox,
+    pid: u32,
+    outcome: Result<Result<T, ReaperClosed>, tokio::time::error::Elapsed>,
+) -> Result<T, RuntimeError> {
+    match outcome {
+        Ok(Ok(exit)) => Ok(exit),
+        Ok(Err(ReaperClosed)) => Err(RuntimeError::Closed),
+        Err(_) => Err(stuck(ended, pid, STUCK_AFTER)),
+    }
+}
+
+pub(super) fn stuck(ended: &MicroBox, pid: u32, after: Duration) -> RuntimeError {
+    RuntimeError::Stuck {
+        id: ended.id().to_owned(),
+        pid,
+        seconds: after.as_secs(),
+    }
+}

@@ -1,0 +1,73 @@
+//! What `/proc` tells of processes, `proc(5)`. Everything here may be out of date when it returns:
+//! who acts on it holds a pidfd and looks again.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use vmm_shim::{BOX_DIR_VARIABLE, Invocation};
+
+/// Every process that can be seen.
+pub(crate) fn pids() -> impl Iterator<Item = u32> {
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// Whether it has exited and nobody has collected it.
+pub(crate) fn is_zombie(pid: u32) -> bool {
+    field(pid, "State").is_some_and(|state| state.starts_with('Z'))
+}
+
+/// Alive or a zombie.
+#[cfg(feature = "testing")]
+pub(crate) fn state(pid: u32) -> Option<String> {
+    field(pid, "State")
+}
+
+/// Whether it is a child of this process.
+pub(crate) fn is_child(pid: u32) -> bool {
+    field(pid, "PPid").is_some_and(|parent| parent == std::process::id().to_string())
+}
+
+fn field(pid: u32, name: &str) -> Option<String> {
+    let status = fs::read(format!("/proc/{pid}/status")).ok()?;
+    String::from_utf8_lossy(&status)
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .map(|value| value.trim().to_owned())
+}
+
+/// The id and the directory of the box whose shim it is: by its arguments and where it works.
+pub(crate) fn shim_of(pid: u32) -> Option<(String, PathBuf)> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let mut args = line.split(|byte| *byte == 0).map(OsStr::from_bytes);
+    let id = match Invocation::parse(args.by_ref().map(OsStr::to_owned))? {
+        Invocation::Box { id } => id,
+        _ => return None,
+    };
+    let dir = fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
+    Some((id, dir))
+}
+
+/// Whether it descends from the payload of the box in this directory: it has inherited the variable
+/// that says so. Unreadable for processes of others.
+pub(crate) fn is_of_box(pid: u32, dirs: &[PathBuf]) -> bool {
+    let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else {
+        return false;
+    };
+    environment
+        .split(|byte| *byte == 0)
+        .filter_map(|variable| {
+            variable
+                .strip_prefix(BOX_DIR_VARIABLE.as_bytes())?
+                .strip_prefix(b"=")
+        })
+        .any(|dir| {
+            dirs.iter()
+                .any(|wanted| wanted == Path::new(OsStr::from_bytes(dir)))
+        })
+}

@@ -1,0 +1,312 @@
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use crate::core::Core;
+use crate::lifecycle::{self, RuntimeShutdown};
+use crate::{BoxInfo, BoxSpec, Events, RuntimeError, RuntimeMetrics, RuntimeOptions};
+
+/// Runs boxes, each inside a shim process of its own.
+///
+/// Clones refer to the same runtime. Everything may be called concurrently, also for one box: of
+/// two starts one starts the shim and both return when it runs, a stop or a removal by force gives
+/// up a start that is under way, and what else concerns one box goes one after the other. A box is
+/// named by its id or its name.
+///
+/// # Its end
+///
+/// [`shutdown`](Self::shutdown) stops the attached boxes and leaves the detached ones. A runtime
+/// that is dropped without it, or whose process dies, lets go of its shims: attached ones end by
+/// themselves, for their watchdog hangs up; detached ones are found again when the home is next
+/// opened.
+///
+/// # Cancel safety
+///
+/// Every operation goes on without its future, once that has been polled.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use vmm_runtime::{BoxSpec, RuntimeOptions, VmmRuntime};
+///
+/// let runtime = VmmRuntime::open(RuntimeOptions::new("/var/lib/boxes")).await?;
+/// runtime.create(BoxSpec::new(["sleep", "60"]).name("nap")).await?;
+/// let running = runtime.start("nap").await?;
+/// println!("{} runs in the shim {:?}", running.id, running.pid);
+/// runtime.remove("nap", true).await?;
+/// runtime.shutdown(Duration::from_secs(10)).await;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct VmmRuntime {
+    front: Arc<Front>,
+}
+
+/// Shared by the clones, but not by the tasks.
+#[derive(Debug)]
+struct Front {
+    core: Arc<Core>,
+    shutdown: Arc<Shutdown>,
+}
+
+/// The one shutdown that there can be.
+#[derive(Debug)]
+struct Shutdown {
+    begun: Mutex<bool>,
+    report: std::sync::OnceLock<RuntimeShutdown>,
+    /// Cancelled when there is a report.
+    reported: CancellationToken,
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        if self.shutdown.report.get().is_none() {
+            self.core.abandon();
+        }
+    }
+}
+
+impl VmmRuntime {
+    /// Opens a home, makes it if need be, and takes in the boxes that it holds. Tasks run on the
+    /// current tokio runtime, the reaper on a thread of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::Locked`] while another runtime has the home, [`RuntimeError::ShimProgram`]
+    /// if there is nothing to run shims with, [`RuntimeError::File`] if the home cannot be used.
+    /// A damaged box is no error: it is listed as failed, with the reason.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives the home back; shims that were found go on as before.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with a time and an I/O driver.
+    pub async fn open(options: RuntimeOptions) -> Result<Self, RuntimeError> {
+        let tokio = Handle::current();
+        let token = options.shutdown_token.clone();
+        let limit = options.shutdown_timeout;
+        let opened = tokio::task::spawn_blocking(move || Core::open(&options, tokio)).await;
+        let core = Arc::new(opened.unwrap_or(Err(RuntimeError::Closed))?);
+        let runtime = Self {
+            front: Arc::new(Front {
+                core: Arc::clone(&core),
+                shutdown: Arc::new(Shutdown {
+                    begun: Mutex::new(false),
+                    report: std::sync::OnceLock::new(),
+                    reported: CancellationToken::new(),
+                }),
+            }),
+        };
+        lifecycle::recover(&core).await?;
+        if let Some(token) = token {
+            let shutdown = Arc::clone(&runtime.front.shutdown);
+            let tied = Arc::clone(&core);
+            core.spawn(async move {
+                tokio::select! {
+                    () = token.cancelled() => shutdown.begin(&tied, limit),
+                    () = tied.closing.cancelled() => {}
+                }
+            });
+        }
+        Ok(runtime)
+    }
+
+    fn core(&self) -> &Arc<Core> {
+        &self.front.core
+    }
+
+    /// Makes a box, without starting it.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::NameTaken`], [`RuntimeError::InvalidName`], and [`RuntimeError::File`] if
+    /// the disk refuses; nothing is left behind.
+    ///
+    /// # Cancel safety
+    ///
+    /// See [`VmmRuntime`].
+    pub async fn create(&self, spec: BoxSpec) -> Result<BoxInfo, RuntimeError> {
+        let core = self.core();
+        core.operate(lifecycle::create(Arc::clone(core), spec))
+            .await
+    }
+
+    /// Starts a box, and returns when its payload is ready; at once if it runs already.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::Start`]: whatever failed, the shim is gone and collected.
+    /// [`RuntimeError::Damaged`] if its `box.json` cannot be read.
+    ///
+    /// # Cancel safety
+    ///
+    /// See [`VmmRuntime`].
+    pub async fn start(&self, id_or_name: &str) -> Result<BoxInfo, RuntimeError> {
+        let core = self.core();
+        let started = core.boxes.find(id_or_name)?;
+        core.operate(lifecycle::start(Arc::clone(core), started))
+            .await
+    }
+
+    /// Stops a box: its payload is asked to (SIGTERM), and killed with all that descends from it
+    /// when its [grace](BoxSpec::stop_grace) has passed. Gives up a start that is under way. A box
+    /// that does not run is as good as stopped.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::Stuck`] if the shim survives SIGKILL.
+    ///
+    /// # Cancel safety
+    ///
+    /// See [`VmmRuntime`].
+    pub async fn stop(&self, id_or_name: &str) -> Result<BoxInfo, RuntimeError> {
+        let core = self.core();
+        let stopped = core.boxes.find(id_or_name)?;
+        core.operate(lifecycle::stop(Arc::clone(core), stopped))
+            .await
+    }
+
+    /// Removes a box. With `force` one that runs is killed first, at once. Returns when its shim
+    /// is gone from `/proc` and its files from the disk.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::Running`] without `force`; [`RuntimeError::Stuck`] if the shim survives
+    /// SIGKILL, or is a zombie that its parent, another process, does not collect.
+    ///
+    /// # Cancel safety
+    ///
+    /// See [`VmmRuntime`].
+    pub async fn remove(&self, id_or_name: &str, force: bool) -> Result<(), RuntimeError> {
+        let core = self.core();
+        let removed = core.boxes.find(id_or_name)?;
+        core.operate(lifecycle::remove(Arc::clone(core), removed, force))
+            .await
+    }
+
+    /// What there is to know about a box now.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::NotFound`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Reads only.
+    pub async fn info(&self, id_or_name: &str) -> Result<BoxInfo, RuntimeError> {
+        Ok(self.core().boxes.find(id_or_name)?.info())
+    }
+
+    /// All boxes, in the order of their creation.
+    ///
+    /// # Cancel safety
+    ///
+    /// Reads only.
+    pub async fn list(&self) -> Vec<BoxInfo> {
+        let boxes = self.core().boxes.all();
+        boxes.iter().map(|listed| listed.info()).collect()
+    }
+
+    /// Waits until a box does not run, at once if it does not now, and tells how it ended.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::NotFound`], and [`RuntimeError::Closed`] if the runtime is shut down first.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing.
+    pub async fn wait(&self, id_or_name: &str) -> Result<BoxInfo, RuntimeError> {
+        let awaited = self.core().boxes.find(id_or_name)?;
+        if let Some(shim) = awaited.shim() {
+            shim.wait().await.map_err(|_| RuntimeError::Closed)?;
+        }
+        Ok(awaited.info())
+    }
+
+    /// What the runtime has done and does.
+    ///
+    /// # Cancel safety
+    ///
+    /// Reads only.
+    pub async fn metrics(&self) -> RuntimeMetrics {
+        self.core().metrics()
+    }
+
+    /// Every change of every box from now on.
+    pub fn events(&self) -> Events {
+        self.core().herald.subscribe()
+    }
+
+    /// Shuts down: nothing new is begun, starts that are under way are given up, attached boxes
+    /// are stopped, and killed when their grace or `timeout` has passed, whichever is earlier.
+    /// Detached boxes go on. Then the reaper ends, and the home is given back. Every caller gets
+    /// the same report.
+    ///
+    /// # Cancel safety
+    ///
+    /// The shutdown goes on without the future, once that has been polled.
+    pub async fn shutdown(&self, timeout: Duration) -> RuntimeShutdown {
+        let shutdown = &self.front.shutdown;
+        shutdown.begin(self.core(), timeout);
+        shutdown.reported.cancelled().await;
+        // Operations that were under way have been told to end.
+        self.core().tasks.close();
+        self.core().tasks.wait().await;
+        shutdown.report.get().cloned().unwrap_or_default()
+    }
+
+    /// [`shutdown`](Self::shutdown) for code that cannot await: a `Drop`, an `atexit` handler, in
+    /// or out of a tokio runtime. Depends on no task or thread of the caller's to make progress.
+    pub fn shutdown_sync(&self, timeout: Duration) -> RuntimeShutdown {
+        self.front.shutdown.begin(self.core(), timeout);
+        self.front.shutdown.report.wait().clone()
+    }
+}
+
+impl Shutdown {
+    /// On a thread of its own, so that it comes to its end whoever waits for it, and how.
+    fn begin(self: &Arc<Self>, core: &Arc<Core>, limit: Duration) {
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *begun, true) {
+            return;
+        }
+        let this = Arc::clone(self);
+        let ending = Arc::clone(core);
+        let run = move || {
+            let report = run_to_end(&ending, limit).unwrap_or_else(|error| {
+                tracing::error!(%error, "no shutdown in order: the shims are let go");
+                ending.abandon();
+                RuntimeShutdown::default()
+            });
+            this.finish(report);
+        };
+        let thread = thread::Builder::new().name("vmm-shutdown".to_owned());
+        if let Err(error) = thread.spawn(run) {
+            tracing::error!(%error, "no thread to shut down on: the shims are let go");
+            core.abandon();
+            self.finish(RuntimeShutdown::default());
+        }
+    }
+
+    fn finish(&self, report: RuntimeShutdown) {
+        // Nobody else sets it.
+        let _ = self.report.set(report);
+        self.reported.cancel();
+    }
+}
+
+fn run_to_end(core: &Core, limit: Duration) -> std::io::Result<RuntimeShutdown> {
+    let tokio = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .max_blocking_threads(8)
+        .build()?;
+    let run = std::panic::AssertUnwindSafe(|| tokio.block_on(lifecycle::shut_down(core, limit)));
+    std::panic::catch_unwind(run).map_err(|_| std::io::Error::other("it panicked"))
+}

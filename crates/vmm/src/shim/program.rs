@@ -1,0 +1,62 @@
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::unistd::{AccessFlags, access};
+use vmm_shim::{ARGV0, Invocation};
+
+use crate::ShimProgramError;
+
+/// What shims run: this very program, or another that is made from `vmm_shim`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShimProgram(PathBuf);
+
+/// Still the same program after its file has been replaced, or deleted, by an upgrade.
+const THIS_PROGRAM: &str = "/proc/self/exe";
+
+impl ShimProgram {
+    /// This very program.
+    ///
+    /// # Errors
+    ///
+    /// If it has not called [`vmm_shim::run_if_shim`]: a copy of it would not know that it is to
+    /// be a shim.
+    pub fn this() -> Result<Self, ShimProgramError> {
+        if vmm_shim::is_armed() {
+            Ok(Self(THIS_PROGRAM.into()))
+        } else {
+            Err(ShimProgramError::NotArmed)
+        }
+    }
+
+    /// Another program, such as `vmm-shim`.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, or it may not be executed.
+    pub fn at(path: impl Into<PathBuf>) -> Result<Self, ShimProgramError> {
+        let path = path.into();
+        let found = match path.canonicalize() {
+            Ok(found) => found,
+            Err(source) => return Err(ShimProgramError::Missing { path, source }),
+        };
+        if found.is_file() && access(&found, AccessFlags::X_OK).is_ok() {
+            Ok(Self(found))
+        } else {
+            Err(ShimProgramError::NotExecutable { path })
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The shim of a box, without its standard streams.
+    pub(super) fn command(&self, id: &str, dir: &Path) -> Command {
+        let invocation = Invocation::Box { id: id.to_owned() };
+        let mut command = Command::new(&self.0);
+        command.arg0(ARGV0).args(invocation.args()).current_dir(dir);
+        command
+    }
+}

@@ -1,0 +1,192 @@
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use shim_reaper::{ShimHandle, ShimReaper};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{ChildStdin, ChildStdout};
+use vmm_shim::{ExitRecord, FILES, FileError, InstanceSpec, Report};
+
+use super::{Keepalive, ShimProgram, StartError, end};
+use crate::boxes::ending_of;
+
+/// A shim whose payload is not ready yet: registered with the reaper from birth, and killed if
+/// this is dropped.
+///
+/// [`ShimController::start`](crate::ShimController::start) takes all the steps from here to a
+/// [`ShimHandler`](crate::ShimHandler).
+#[derive(Debug)]
+#[must_use = "a spawned shim is killed when it is dropped"]
+pub struct SpawnedShim {
+    shim: KillOnDrop,
+    dir: PathBuf,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+    detached: bool,
+    payload_pid: Option<u32>,
+}
+
+#[derive(Debug)]
+struct KillOnDrop {
+    handle: ShimHandle,
+    armed: bool,
+}
+
+/// What there is of a shim whose payload runs.
+pub(super) struct Started {
+    pub(super) handle: ShimHandle,
+    pub(super) keepalive: Option<Keepalive>,
+    pub(super) payload_pid: Option<u32>,
+}
+
+/// A line that is longer than this is no report.
+const MAX_REPORT: u64 = 1 << 20;
+
+impl SpawnedShim {
+    /// Starts the process of a shim whose box has this directory.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::File`] for its `shim.stderr`, [`StartError::Spawn`] for the process.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the shim is killed and collected.
+    pub async fn spawn(
+        reaper: &ShimReaper,
+        program: &ShimProgram,
+        spec: &InstanceSpec,
+        dir: &Path,
+    ) -> Result<Self, StartError> {
+        let mut command = program.command(&spec.id, dir);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(stderr_file(dir)?);
+        let handle = reaper.spawn(command).await.map_err(StartError::Spawn)?;
+        #[cfg(feature = "testing")]
+        crate::testing::witness(dir, handle.pid());
+        let shim = KillOnDrop {
+            handle,
+            armed: true,
+        };
+        let pipes = (shim.handle.take_stdin(), shim.handle.take_stdout());
+        let (Some(stdin), Some(stdout)) = pipes else {
+            let error = io::Error::other("its pipes cannot be polled");
+            return Err(StartError::Spawn(error));
+        };
+        Ok(Self {
+            shim,
+            dir: dir.to_owned(),
+            stdin,
+            stdout: BufReader::new(stdout),
+            detached: spec.detached,
+            payload_pid: None,
+        })
+    }
+
+    /// To signal it, or to await its end.
+    pub fn handle(&self) -> &ShimHandle {
+        &self.shim.handle
+    }
+
+    /// Tells it its spec.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Tell`] if it does not read, mostly because it has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// None: a shim that is told half of it fails. Drop the shim with the future.
+    pub async fn tell(&mut self, spec: &InstanceSpec) -> Result<(), StartError> {
+        let pid = self.handle().pid();
+        let failed = |source| StartError::Tell { pid, source };
+        let line = spec.to_line().map_err(|error| failed(error.into()))?;
+        self.stdin.write_all(&line).await.map_err(failed)
+    }
+
+    /// Waits until the payload is ready, or never will be.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Failed`] with what the shim says, [`StartError::Ended`] if it says nothing.
+    ///
+    /// # Cancel safety
+    ///
+    /// None: part of the report may have been read. Drop the shim with the future.
+    pub async fn ready(&mut self) -> Result<(), StartError> {
+        let mut line = Vec::new();
+        let mut report = (&mut self.stdout).take(MAX_REPORT);
+        // A failure to read is as good as an empty line.
+        let _ = report.read_until(b'\n', &mut line).await;
+        match serde_json::from_slice(&line) {
+            Ok(Report::Ready { payload_pid }) => {
+                self.payload_pid = payload_pid;
+                Ok(())
+            }
+            Ok(Report::Failed(record)) => Err(StartError::Failed { record }),
+            Err(_) => Err(self.ended().await),
+        }
+    }
+
+    /// It has closed its stdout without a word: it is dying, or it is not a shim.
+    async fn ended(&self) -> StartError {
+        let handle = self.handle();
+        // Whatever it is, it must not be waited for in vain.
+        let _ = handle.kill();
+        let exit = handle.clone().await.ok();
+        match ExitRecord::read(&self.dir.join(FILES.exit)) {
+            Ok(Some(record)) if record.pid == handle.pid() => StartError::Failed { record },
+            Err(error) => error.into(),
+            Ok(_) => StartError::Ended {
+                pid: handle.pid(),
+                ending: exit.and_then(|exit| ending_of(exit.status?)),
+            },
+        }
+    }
+
+    /// Ends it by force and waits until it is collected.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the shim is killed nevertheless.
+    pub async fn end(self) {
+        // It has nothing else to say, or it would have been heard.
+        let _ = end::by_force(&self.shim.handle).await;
+    }
+
+    pub(super) fn into_started(mut self) -> Started {
+        self.shim.armed = false;
+        let keepalive = match self.stdin.into_owned_fd() {
+            Ok(pipe) if !self.detached => Some(Keepalive::new(pipe)),
+            _ => None,
+        };
+        Started {
+            handle: self.shim.handle.clone(),
+            keepalive,
+            payload_pid: self.payload_pid,
+        }
+    }
+}
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        if self.armed {
+            // It may have ended by itself.
+            let _ = self.handle.kill();
+        }
+    }
+}
+
+fn stderr_file(dir: &Path) -> Result<File, FileError> {
+    let path = dir.join(FILES.shim_stderr);
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|source| FileError::new("open", path, source))
+}

@@ -1,0 +1,156 @@
+//! For tests of programs that run boxes.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use vmm_shim::{FILES, PidRecord, ProcessIdentity};
+
+use crate::RuntimeOptions;
+use crate::process::procfs;
+
+/// A temporary home that, when it is dropped, fails the test if a shim which was started under it
+/// is alive or a zombie; its panic names pid, state and box. Live ones are killed first, so that
+/// they disturb no other test.
+///
+/// Shims get two seconds to end, for those whose runtime has just let go of them.
+///
+/// Shims of other processes, a second runtime on the same home, count as well, unless one is a
+/// zombie of a process that goes on, and its box is removed.
+///
+/// ```no_run
+/// use vmm_runtime::VmmRuntime;
+/// use vmm_runtime::testing::PerTestBoxHome;
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let home = PerTestBoxHome::new();
+/// let runtime = VmmRuntime::open(home.options()).await?;
+/// // ... whatever happens here leaves no shim behind ...
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct PerTestBoxHome {
+    home: TempDir,
+}
+
+/// How long what is dying may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The shims that this process has started, with the directories of their boxes.
+static WITNESSED: Mutex<Vec<(PathBuf, u32, Option<ProcessIdentity>)>> = Mutex::new(Vec::new());
+
+/// Keeps in mind that a shim was started for the box in this directory.
+pub(crate) fn witness(dir: &Path, pid: u32) {
+    let identity = ProcessIdentity::of(pid).ok().flatten();
+    let mut witnessed = WITNESSED.lock().unwrap_or_else(PoisonError::into_inner);
+    witnessed.push((dir.to_owned(), pid, identity));
+}
+
+impl PerTestBoxHome {
+    /// An empty one.
+    ///
+    /// # Panics
+    ///
+    /// If no directory can be made.
+    #[expect(clippy::panic, reason = "a test that cannot be set up has failed")]
+    pub fn new() -> Self {
+        match tempfile::Builder::new().prefix("boxes-").tempdir() {
+            Ok(home) => Self { home },
+            Err(error) => panic!("cannot make a temporary home: {error}"),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// Options to open it with.
+    pub fn options(&self) -> RuntimeOptions {
+        RuntimeOptions::new(self.path())
+    }
+
+    /// The shims that are alive or zombies now: by pid, their state and box.
+    fn survivors(&self) -> BTreeMap<u32, String> {
+        let Ok(root) = self.path().canonicalize() else {
+            return BTreeMap::new();
+        };
+        let mut survivors = BTreeMap::new();
+        let mut add = |pid: u32, dir: &Path| {
+            if let Some(state) = procfs::state(pid) {
+                let name = dir.file_name().unwrap_or_default().to_string_lossy();
+                survivors.insert(pid, format!("pid {pid}, state {state}, box {name}"));
+            }
+        };
+        for (dir, pid, identity) in &*WITNESSED.lock().unwrap_or_else(PoisonError::into_inner) {
+            if dir.starts_with(&root) && is_or_was(*pid, identity.as_ref()) {
+                add(*pid, dir);
+            }
+        }
+        for pid in procfs::pids() {
+            if let Some((_, dir)) = procfs::shim_of(pid)
+                && dir.starts_with(&root)
+            {
+                add(pid, &dir);
+            }
+        }
+        let boxes = std::fs::read_dir(root.join("boxes"));
+        for dir in boxes.into_iter().flatten().flatten().map(|dir| dir.path()) {
+            if let Ok(Some(record)) = PidRecord::read(&dir.join(FILES.shim_pid))
+                && is_or_was(record.pid, record.identity.as_ref())
+            {
+                add(record.pid, &dir);
+            }
+        }
+        survivors
+    }
+}
+
+impl Default for PerTestBoxHome {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Whether it is the process of this identity, or a zombie with its pid.
+fn is_or_was(pid: u32, identity: Option<&ProcessIdentity>) -> bool {
+    match (ProcessIdentity::of(pid), identity) {
+        (Ok(Some(now)), Some(then)) => now.is_same(then),
+        (Ok(None), _) => procfs::is_zombie(pid),
+        _ => false,
+    }
+}
+
+impl Drop for PerTestBoxHome {
+    #[expect(clippy::panic, reason = "it is how a test fails")]
+    fn drop(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut survivors = self.survivors();
+        while !survivors.is_empty() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+            survivors = self.survivors();
+        }
+        for pid in survivors.keys() {
+            if let Ok(process) = shim_reaper::Pidfd::open(*pid)
+                && self.survivors().contains_key(pid)
+            {
+                let _ = process.signal(shim_reaper::Signal::SIGKILL);
+            }
+        }
+        if survivors.is_empty() {
+            return;
+        }
+        let list: Vec<_> = survivors.into_values().collect();
+        let home = self.path().display();
+        let message = format!("shims were left behind in {home}: {}", list.join("; "));
+        if thread::panicking() {
+            eprintln!("{message}");
+        } else {
+            panic!("{message}");
+        }
+    }
+}
