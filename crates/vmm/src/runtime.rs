@@ -1,3 +1,4 @@
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -41,7 +42,7 @@ use crate::{BoxInfo, BoxSpec, Events, RuntimeError, RuntimeMetrics, RuntimeOptio
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct VmmRuntime {
     front: Arc<Front>,
 }
@@ -67,6 +68,16 @@ impl Drop for Front {
         if self.shutdown.report.get().is_none() {
             self.core.abandon();
         }
+    }
+}
+
+impl fmt::Debug for VmmRuntime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let core = self.core();
+        f.debug_struct("VmmRuntime")
+            .field("home", &core.home)
+            .field("boxes", &core.boxes.all().len())
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,6 +1,8 @@
 //! For tests of programs that run boxes.
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -58,7 +60,9 @@ impl PerTestBoxHome {
     /// If no directory can be made.
     #[expect(clippy::panic, reason = "a test that cannot be set up has failed")]
     pub fn new() -> Self {
-        match tempfile::Builder::new().prefix("boxes-").tempdir() {
+        let private = Permissions::from_mode(0o700);
+        let mut builder = tempfile::Builder::new();
+        match builder.prefix("boxes-").permissions(private).tempdir() {
             Ok(home) => Self { home },
             Err(error) => panic!("cannot make a temporary home: {error}"),
         }

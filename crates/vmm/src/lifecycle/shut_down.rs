@@ -15,7 +15,7 @@ use crate::shim::end;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RuntimeShutdown {
-    /// The ids of the boxes that ran and have been stopped.
+    /// The ids of the boxes that ran, or were being started, and have been stopped.
     pub stopped: Vec<String>,
     /// The ids of the detached boxes that go on running.
     pub left_running: Vec<String>,

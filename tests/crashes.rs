@@ -1,0 +1,128 @@
+//! A shim that dies is known at once, asked or not.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::boxes::{exits_on_go, go, next, open, script, sleeping, started, until};
+use common::{eventually, is_gone, kill};
+use nix::sys::signal::Signal;
+use vmm_runtime::testing::PerTestBoxHome;
+use vmm_runtime::{BoxChange, BoxStatus, Ending, HealthCheckOptions, HealthState};
+
+#[tokio::test]
+async fn a_shim_killed_mid_run_is_reported_unasked_by_exactly_one_event() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let check = HealthCheckOptions::command(["true"]);
+    let running = started(&runtime, sleeping().health(check)).await;
+    let mut events = runtime.events();
+    kill(running.pid.unwrap(), Signal::SIGKILL);
+    let event = next(&mut events).await;
+    assert_eq!(event.change, BoxChange::Failed);
+    assert_eq!(event.info.status, BoxStatus::Failed);
+    assert_eq!(
+        (event.info.signal, event.info.exit_code),
+        (Some(9), Some(137))
+    );
+    assert_eq!(event.info.health, Some(HealthState::Unhealthy));
+    assert_eq!((event.info.pid, event.info.payload_pid), (None, None));
+    assert!(is_gone(running.pid.unwrap()));
+    eventually("the end of the payload", || {
+        is_gone(running.payload_pid.unwrap())
+    })
+    .await;
+    // The next thing to happen is nothing of that death's.
+    runtime.remove(&running.id, false).await.unwrap();
+    assert_eq!(next(&mut events).await.change, BoxChange::Removed);
+    let metrics = runtime.metrics().await;
+    assert_eq!(metrics.boxes_failed_total, 1);
+    assert_eq!((metrics.num_running_boxes, metrics.shim_reaped), (0, 1));
+}
+
+/// Most of twenty, since a machine may be busy at any one moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_death_is_told_within_fifty_milliseconds_with_nobody_awaiting() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let mut delays = Vec::new();
+    for _ in 0..20 {
+        let running = started(&runtime, sleeping()).await;
+        let mut events = runtime.events();
+        let killed = Instant::now();
+        kill(running.pid.unwrap(), Signal::SIGKILL);
+        next(&mut events).await;
+        delays.push(killed.elapsed());
+    }
+    delays.sort_unstable();
+    assert!(delays[10] < Duration::from_millis(50), "{delays:?}");
+}
+
+/// The reaper has a thread of its own, and whoever looks finds out.
+#[tokio::test(flavor = "current_thread")]
+async fn a_death_is_known_although_the_callers_runtime_was_blocked() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let running = started(&runtime, sleeping()).await;
+    let pid = running.pid.unwrap();
+    kill(pid, Signal::SIGKILL);
+    common::eventually_blocking("the shim is collected", || is_gone(pid));
+    let info = runtime.info(&running.id).await.unwrap();
+    assert_eq!((info.status, info.signal), (BoxStatus::Failed, Some(9)));
+}
+
+#[tokio::test]
+async fn how_the_payload_ended_is_how_the_box_did() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    for (code, status, health) in [
+        (0, BoxStatus::Stopped, HealthState::Unhealthy),
+        (42, BoxStatus::Failed, HealthState::Unhealthy),
+    ] {
+        let spec = exits_on_go(code).health(HealthCheckOptions::command(["true"]));
+        let running = started(&runtime, spec).await;
+        go(&home, &running.id);
+        let ended = until(&runtime, &running.id, status).await;
+        assert_eq!((ended.exit_code, ended.health), (Some(code), Some(health)));
+    }
+    let crashing = started(&runtime, script("kill -SEGV $$")).await;
+    let ended = until(&runtime, &crashing.id, BoxStatus::Failed).await;
+    assert_eq!(ended.ending, Some(Ending::Signaled { signal: 11 }));
+    assert!(ended.error.unwrap().contains("SIGSEGV"));
+}
+
+#[tokio::test]
+async fn descendants_of_a_payload_do_not_survive_their_shim() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let spec = script("setsid sleep 1000 & sleep 1000 & echo $! > $VMM_BOX_DIR/stray; wait");
+    let running = started(&runtime, spec).await;
+    let file = common::boxes::dir_of(&home, &running.id).join("stray");
+    let stray = || {
+        std::fs::read_to_string(&file)
+            .ok()?
+            .trim()
+            .parse::<u32>()
+            .ok()
+    };
+    eventually("the stray", || stray().is_some()).await;
+    kill(running.pid.unwrap(), Signal::SIGKILL);
+    until(&runtime, &running.id, BoxStatus::Failed).await;
+    eventually("the end of what the payload had started", || {
+        is_gone(stray().unwrap()) && processes_of(&running.id).is_empty()
+    })
+    .await;
+}
+
+fn processes_of(id: &str) -> Vec<u32> {
+    let marked = |pid: &u32| {
+        std::fs::read(format!("/proc/{pid}/environ"))
+            .is_ok_and(|env| String::from_utf8_lossy(&env).contains(&format!("VMM_BOX_ID={id}")))
+    };
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(marked)
+        .collect()
+}

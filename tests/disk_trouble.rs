@@ -1,0 +1,145 @@
+//! A disk that is full, read-only, or lies.
+
+mod common;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use common::boxes::{options, shim_program, sleeping, started};
+use common::own_process::{block_on, in_own_process};
+use common::{is_gone, kill};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
+use vmm_runtime::{BoxStatus, RuntimeError, StartError, VmmRuntime};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A small file system of its own, which goes with the process; `None`, after saying so, where
+/// mounting is not permitted.
+fn small_disk() -> Option<PathBuf> {
+    shim_program();
+    let dir = std::env::temp_dir();
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    let mounted = unshare(CloneFlags::CLONE_NEWNS)
+        .and_then(|()| mount(None::<&str>, "/", None::<&str>, private, None::<&str>))
+        .and_then(|()| {
+            mount(
+                Some("tmpfs"),
+                &dir,
+                Some("tmpfs"),
+                MsFlags::empty(),
+                Some("size=1m,mode=0700"),
+            )
+        });
+    match mounted {
+        Ok(()) => Some(dir.join("home")),
+        Err(error) => {
+            eprintln!("SKIPPED: mounting is not permitted here: {error}");
+            None
+        }
+    }
+}
+
+fn fill(home: &Path) -> PathBuf {
+    let path = home.join("filler");
+    let mut file = fs::File::create(&path).unwrap();
+    while file.write_all(&[0; 512]).is_ok() {}
+    path
+}
+
+fn assert_names_a_file(error: &RuntimeError, below: &Path) {
+    let named = match error {
+        RuntimeError::File(error) => &error.path,
+        RuntimeError::Start {
+            source: StartError::File(error),
+            ..
+        } => &error.path,
+        other => panic!("{other:?}"),
+    };
+    assert!(named.starts_with(below), "{}", named.display());
+    assert!(error.to_string().contains(named.to_str().unwrap()));
+}
+
+#[test]
+fn a_full_disk_fails_what_needs_it_and_nothing_else() {
+    in_own_process("a_full_disk_fails_what_needs_it_and_nothing_else", || {
+        let Some(home) = small_disk() else {
+            return;
+        };
+        block_on(async {
+            let runtime = VmmRuntime::open(options(&home)).await.unwrap();
+            let running = started(&runtime, sleeping()).await;
+            let doomed = started(&runtime, sleeping()).await;
+            let idle = runtime.create(sleeping()).await.unwrap().id;
+            let filler = fill(&home);
+
+            let error = runtime.create(sleeping().name("new")).await.unwrap_err();
+            assert_names_a_file(&error, &home);
+            assert_eq!(runtime.list().await.len(), 3);
+            let error = runtime.start(&idle).await.unwrap_err();
+            assert!(error.to_string().contains("shim.pid"), "{error}");
+            // A death is known all the same, and so is a stop.
+            kill(doomed.pid.unwrap(), Signal::SIGKILL);
+            let ended = runtime.wait(&doomed.id).await.unwrap();
+            assert_eq!((ended.status, ended.signal), (BoxStatus::Failed, Some(9)));
+            let stopped = runtime.stop(&running.id).await.unwrap();
+            assert_eq!((stopped.status, stopped.exit_code), (BoxStatus::Stopped, Some(143)));
+            // Removing needs no room.
+            runtime.remove(&doomed.id, false).await.unwrap();
+
+            fs::remove_file(filler).unwrap();
+            runtime.create(sleeping().name("new")).await.unwrap();
+            let again = runtime.start(&idle).await.unwrap();
+            assert_eq!(again.status, BoxStatus::Running);
+            runtime.remove(&idle, true).await.unwrap();
+            assert!(is_gone(again.pid.unwrap()));
+            runtime.shutdown(LIMIT).await;
+        });
+    });
+}
+
+#[test]
+fn a_read_only_disk_is_an_error_that_names_the_file() {
+    in_own_process("a_read_only_disk_is_an_error_that_names_the_file", || {
+        let Some(home) = small_disk() else {
+            return;
+        };
+        let remount = |flags: MsFlags| {
+            let disk = home.parent().unwrap();
+            let flags = flags | MsFlags::MS_REMOUNT;
+            mount(None::<&str>, disk, None::<&str>, flags, None::<&str>).unwrap();
+        };
+        block_on(async {
+            let runtime = VmmRuntime::open(options(&home)).await.unwrap();
+            let idle = runtime.create(sleeping().name("kept")).await.unwrap().id;
+            // What is open for writing keeps a disk from being made read-only.
+            runtime.shutdown(LIMIT).await;
+            remount(MsFlags::MS_RDONLY);
+            let error = VmmRuntime::open(options(&home)).await.unwrap_err();
+            assert_names_a_file(&error, &home);
+            remount(MsFlags::empty());
+            let runtime = VmmRuntime::open(options(&home)).await.unwrap();
+            assert_eq!(runtime.info("kept").await.unwrap().id, idle);
+        });
+    });
+}
+
+#[tokio::test]
+async fn a_box_whose_files_cannot_be_replaced_names_the_one_and_others_go_on() {
+    let home = vmm_runtime::testing::PerTestBoxHome::new();
+    let runtime = common::boxes::open(&home).await;
+    let odd = runtime.create(sleeping()).await.unwrap().id;
+    let other = runtime.create(sleeping()).await.unwrap().id;
+    // Not even root can replace a directory by a file.
+    let pid_file = common::boxes::dir_of(&home, &odd).join("shim.pid");
+    fs::create_dir(&pid_file).unwrap();
+    let error = runtime.start(&odd).await.unwrap_err();
+    assert!(error.to_string().contains(pid_file.to_str().unwrap()), "{error}");
+    runtime.start(&other).await.unwrap();
+    fs::remove_dir(&pid_file).unwrap();
+    runtime.start(&odd).await.unwrap();
+    runtime.shutdown(LIMIT).await;
+}

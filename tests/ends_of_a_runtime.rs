@@ -1,0 +1,212 @@
+//! Whatever becomes of a runtime: attached shims end, detached ones are found again, and neither a
+//! zombie nor a stray is left.
+
+mod common;
+
+use std::fs;
+use std::process::Output;
+use std::time::Duration;
+
+use common::boxes::{dir_of, in_two_processes, open, options, script, sleeping, started, until};
+use common::own_process::block_on;
+use common::{eventually, eventually_blocking, is_gone, kill};
+use nix::sys::signal::Signal;
+use vmm_runtime::testing::PerTestBoxHome;
+use vmm_runtime::{BoxSpec, BoxStatus, Ready, RuntimeOptions, VmmRuntime};
+
+/// A payload with a descendant that has left its process group.
+fn with_descendant() -> BoxSpec {
+    script("setsid sleep 1000 & echo $! > $VMM_BOX_DIR/stray; wait")
+}
+
+/// One attached box, one detached, one that is being started; then `end`.
+fn run_and_end(options: RuntimeOptions, end: impl FnOnce(VmmRuntime)) {
+    block_on(async {
+        let runtime = VmmRuntime::open(options).await.unwrap();
+        let attached = started(&runtime, with_descendant().name("attached")).await;
+        started(&runtime, sleeping().name("detached").detached(true)).await;
+        let starting = sleeping().name("starting").ready(Ready::Notified);
+        runtime.create(starting).await.unwrap();
+        tokio::spawn({
+            let runtime = runtime.clone();
+            async move { runtime.start("starting").await }
+        });
+        let boxes = attached.id.clone();
+        let home = std::env::var_os("SHIM_TEST_HOME_OF_ANOTHER_PROCESS").unwrap();
+        let stray = std::path::Path::new(&home)
+            .join("boxes")
+            .join(boxes)
+            .join("stray");
+        eventually("the descendant", || stray.exists()).await;
+        tokio::task::block_in_place(|| end(runtime));
+    });
+}
+
+/// The first process has ended; the second finds one box running, and nothing else.
+fn check_what_is_left(home: &PerTestBoxHome) {
+    block_on(async {
+        let runtime = VmmRuntime::open(options(home.path())).await.unwrap();
+        let attached = runtime.info("attached").await.unwrap();
+        let stray = dir_of(home, &attached.id).join("stray");
+        let stray = fs::read_to_string(stray).unwrap().trim().parse().unwrap();
+        // Its watchdog has hung up: it ends by itself, in its own time.
+        let attached = runtime.wait(&attached.id).await.unwrap();
+        assert_eq!(attached.status, BoxStatus::Stopped, "{attached:?}");
+        eventually("the end of the descendant", || is_gone(stray)).await;
+        until_not_running(&runtime, "starting").await;
+        let detached = runtime.info("detached").await.unwrap();
+        assert_eq!(detached.status, BoxStatus::Running);
+        runtime.remove("detached", true).await.unwrap();
+        assert!(is_gone(detached.pid.unwrap()));
+    });
+}
+
+async fn until_not_running(runtime: &VmmRuntime, id: &str) {
+    runtime.wait(id).await.unwrap();
+    assert_ne!(runtime.info(id).await.unwrap().status, BoxStatus::Running);
+}
+
+#[test]
+fn a_process_that_drops_its_runtime_and_ends() {
+    in_two_processes(
+        "a_process_that_drops_its_runtime_and_ends",
+        |options| run_and_end(options, drop),
+        |home, first: Output| {
+            assert!(first.status.success(), "{first:?}");
+            check_what_is_left(home);
+        },
+    );
+}
+
+#[test]
+fn a_process_that_calls_exit_in_the_middle() {
+    in_two_processes(
+        "a_process_that_calls_exit_in_the_middle",
+        |options| run_and_end(options, |_| std::process::exit(3)),
+        |home, first| {
+            assert_eq!(first.status.code(), Some(3), "{first:?}");
+            check_what_is_left(home);
+        },
+    );
+}
+
+#[test]
+fn a_process_that_panics() {
+    in_two_processes(
+        "a_process_that_panics",
+        |options| run_and_end(options, |_| panic!("user code")),
+        |home, first| {
+            assert_eq!(first.status.code(), Some(101), "{first:?}");
+            check_what_is_left(home);
+        },
+    );
+}
+
+#[test]
+fn a_process_that_is_killed() {
+    in_two_processes(
+        "a_process_that_is_killed",
+        |options| {
+            run_and_end(options, |_| {
+                kill(std::process::id(), Signal::SIGKILL);
+                loop {
+                    std::thread::park();
+                }
+            });
+        },
+        |home, first| {
+            assert!(!first.status.success(), "{first:?}");
+            check_what_is_left(home);
+        },
+    );
+}
+
+#[test]
+fn a_process_that_shuts_down_synchronously_from_a_drop() {
+    struct AtTheEnd(VmmRuntime);
+    impl Drop for AtTheEnd {
+        fn drop(&mut self) {
+            let report = self.0.shutdown_sync(Duration::from_secs(60));
+            assert!(!report.stopped.is_empty());
+            assert_eq!(report.left_running.len(), 1);
+        }
+    }
+    in_two_processes(
+        "a_process_that_shuts_down_synchronously_from_a_drop",
+        |options| run_and_end(options, |runtime| drop(AtTheEnd(runtime))),
+        |home, first| {
+            assert!(first.status.success(), "{first:?}");
+            check_what_is_left(home);
+        },
+    );
+}
+
+#[tokio::test]
+async fn a_runtime_that_is_dropped_lets_its_attached_shims_end_and_collects_them() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let attached = started(&runtime, with_descendant()).await;
+    let detached = started(&runtime, sleeping().detached(true)).await;
+    drop(runtime);
+    for pid in [attached.pid.unwrap(), attached.payload_pid.unwrap()] {
+        eventually("the end of the attached box", || is_gone(pid)).await;
+    }
+    assert!(!is_gone(detached.pid.unwrap()));
+    // The home is free at once, and the other one is found.
+    let runtime = open(&home).await;
+    until(&runtime, &attached.id, BoxStatus::Stopped).await;
+    until(&runtime, &detached.id, BoxStatus::Running).await;
+    runtime.remove(&detached.id, true).await.unwrap();
+}
+
+#[test]
+fn a_runtime_whose_tokio_runtime_is_dropped_first_leaves_no_zombie() {
+    let home = PerTestBoxHome::new();
+    let tokio = tokio::runtime::Runtime::new().unwrap();
+    let (runtime, running, starting) = tokio.block_on(async {
+        let runtime = open(&home).await;
+        let running = started(&runtime, sleeping()).await;
+        let starting = sleeping().ready(Ready::Notified);
+        let starting = runtime.create(starting).await.unwrap().id;
+        tokio::spawn({
+            let (runtime, id) = (runtime.clone(), starting.clone());
+            async move { runtime.start(&id).await }
+        });
+        let record = dir_of(&home, &starting).join("shim.pid");
+        eventually("the other shim", || record.exists()).await;
+        (runtime, running, starting)
+    });
+    drop(tokio);
+    // Its task is gone, and the shim with it.
+    let record = dir_of(&home, &starting).join("shim.pid");
+    let record = vmm_runtime::PidRecord::read(&record).unwrap().unwrap();
+    eventually_blocking("the end of the start", || is_gone(record.pid));
+    assert!(!is_gone(running.pid.unwrap()));
+    drop(runtime);
+    eventually_blocking("the end of the box", || is_gone(running.pid.unwrap()));
+}
+
+#[tokio::test]
+async fn an_aborted_user_task_takes_nothing_with_it_but_itself() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let task = tokio::spawn({
+        let runtime = runtime.clone();
+        async move {
+            started(&runtime, sleeping().name("kept")).await;
+            std::future::pending::<()>().await;
+        }
+    });
+    while runtime
+        .info("kept")
+        .await
+        .map_or(true, |info| info.status != BoxStatus::Running)
+    {
+        common::pause().await;
+    }
+    task.abort();
+    let _ = task.await;
+    let info = runtime.info("kept").await.unwrap();
+    assert_eq!(info.status, BoxStatus::Running);
+    runtime.remove("kept", true).await.unwrap();
+}
