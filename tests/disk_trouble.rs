@@ -86,7 +86,10 @@ fn a_full_disk_fails_what_needs_it_and_nothing_else() {
             let ended = runtime.wait(&doomed.id).await.unwrap();
             assert_eq!((ended.status, ended.signal), (BoxStatus::Failed, Some(9)));
             let stopped = runtime.stop(&running.id).await.unwrap();
-            assert_eq!((stopped.status, stopped.exit_code), (BoxStatus::Stopped, Some(143)));
+            assert_eq!(
+                (stopped.status, stopped.exit_code),
+                (BoxStatus::Stopped, Some(143))
+            );
             // Removing needs no room.
             runtime.remove(&doomed.id, false).await.unwrap();
 
@@ -137,7 +140,10 @@ async fn a_box_whose_files_cannot_be_replaced_names_the_one_and_others_go_on() {
     let pid_file = common::boxes::dir_of(&home, &odd).join("shim.pid");
     fs::create_dir(&pid_file).unwrap();
     let error = runtime.start(&odd).await.unwrap_err();
-    assert!(error.to_string().contains(pid_file.to_str().unwrap()), "{error}");
+    assert!(
+        error.to_string().contains(pid_file.to_str().unwrap()),
+        "{error}"
+    );
     runtime.start(&other).await.unwrap();
     fs::remove_dir(&pid_file).unwrap();
     runtime.start(&odd).await.unwrap();

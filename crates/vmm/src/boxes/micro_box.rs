@@ -95,12 +95,12 @@ impl MicroBox {
             herald,
             turn: tokio::sync::Mutex::new(()),
             state: Mutex::new(State {
+                health: record.health_when_down(),
                 record,
                 version: 0,
                 damage: damage.map(Arc::new),
                 phase: Phase::Down,
                 gate: Gate::Open,
-                health: None,
                 started_at: None,
                 updated_at,
                 left_strays: false,
@@ -432,10 +432,9 @@ impl State {
 
     fn conclude(&mut self, outcome: Outcome) {
         self.phase = Phase::Down;
-        self.health = (self.record.spec.health.is_some() && !outcome.requested)
-            .then_some(HealthState::Unhealthy);
         self.updated_at = outcome.at;
         self.record.last = Some(outcome);
+        self.health = self.record.health_when_down();
         self.version += 1;
     }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use vmm_shim::{FileError, InstanceSpec, write_file};
 
 use super::{BoxSpec, BoxStatus, Outcome};
+use crate::HealthState;
 
 /// A box as its `box.json` has it. Whether it runs now is told by its `shim.pid`, not here.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -35,6 +36,13 @@ impl BoxRecord {
             None => BoxStatus::Configured,
             Some(last) => last.status,
         }
+    }
+
+    /// A box that ended without being asked to has failed its check.
+    pub(crate) fn health_when_down(&self) -> Option<HealthState> {
+        self.spec.health.as_ref()?;
+        let last = self.last.as_ref()?;
+        (!last.requested).then_some(HealthState::Unhealthy)
     }
 
     /// What its shim is told.
