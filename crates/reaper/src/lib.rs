@@ -74,8 +74,3 @@ pub use resource_usage::ResourceUsage;
 pub use shutdown_report::ShutdownReport;
 pub use spawn_options::SpawnOptions;
 pub use stats::ReaperStats;
-
-/// Compiles what the README shows.
-#[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
-struct Readme;

@@ -55,3 +55,8 @@ pub use shim::{
 pub use vmm_shim::{
     Ending, FailureKind, FileError, InstanceSpec, PayloadSpec, PidRecord, ProcessIdentity, Ready,
 };
+
+/// Compiles what the README shows.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
