@@ -20,7 +20,14 @@ pub(crate) struct Home {
 
 /// The right to change what is in a [`Home`]; given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct HomeLock(#[expect(dead_code, reason = "holds the lock")] File);
+pub(crate) struct HomeLock(File);
+
+impl Drop for HomeLock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child between its fork and its exec has the descriptor, too.
+        let _ = self.0.unlock();
+    }
+}
 
 impl Home {
     /// Makes what is missing of it and takes its lock.
