@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use common::boxes::{exits_on_go, go, next, open, script, sleeping, started, until};
 use common::{eventually, is_gone, kill};
+use futures::{FutureExt, StreamExt};
 use nix::sys::signal::Signal;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxChange, BoxStatus, Ending, HealthCheckOptions, HealthState};
@@ -58,17 +59,19 @@ async fn a_death_is_told_within_fifty_milliseconds_with_nobody_awaiting() {
     assert!(delays[10] < Duration::from_millis(50), "{delays:?}");
 }
 
-/// The reaper has a thread of its own, and whoever looks finds out.
 #[tokio::test(flavor = "current_thread")]
-async fn a_death_is_known_although_the_callers_runtime_was_blocked() {
+async fn a_death_is_told_although_the_callers_runtime_is_blocked() {
     let home = PerTestBoxHome::new();
     let runtime = open(&home).await;
     let running = started(&runtime, sleeping()).await;
-    let pid = running.pid.unwrap();
-    kill(pid, Signal::SIGKILL);
-    common::eventually_blocking("the shim is collected", || is_gone(pid));
-    let info = runtime.info(&running.id).await.unwrap();
-    assert_eq!((info.status, info.signal), (BoxStatus::Failed, Some(9)));
+    let mut events = runtime.events();
+    kill(running.pid.unwrap(), Signal::SIGKILL);
+    let mut told = None;
+    common::eventually_blocking("an event", || {
+        told = events.next().now_or_never();
+        told.is_some()
+    });
+    assert_eq!(told.unwrap().unwrap().change, BoxChange::Failed);
 }
 
 #[tokio::test]
@@ -85,6 +88,14 @@ async fn how_the_payload_ended_is_how_the_box_did() {
         let ended = until(&runtime, &running.id, status).await;
         assert_eq!((ended.exit_code, ended.health), (Some(code), Some(health)));
     }
+    // A real-time signal, which not every interface can name.
+    let by_hand = started(&runtime, sleeping()).await;
+    let killed = std::process::Command::new("kill")
+        .args(["-40", &by_hand.payload_pid.unwrap().to_string()])
+        .status();
+    assert!(killed.unwrap().success());
+    let ended = until(&runtime, &by_hand.id, BoxStatus::Failed).await;
+    assert_eq!((ended.signal, ended.exit_code), (Some(40), Some(168)));
     let crashing = started(&runtime, script("kill -SEGV $$")).await;
     let ended = until(&runtime, &crashing.id, BoxStatus::Failed).await;
     assert_eq!(ended.ending, Some(Ending::Signaled { signal: 11 }));

@@ -159,8 +159,9 @@ async fn a_runtime_that_is_dropped_lets_its_attached_shims_end_and_collects_them
     runtime.remove(&detached.id, true).await.unwrap();
 }
 
+/// It does not need the caller's, and what was begun there goes on.
 #[test]
-fn a_runtime_whose_tokio_runtime_is_dropped_first_leaves_no_zombie() {
+fn a_runtime_whose_callers_tokio_runtime_is_gone_goes_on_and_leaves_no_zombie() {
     let home = PerTestBoxHome::new();
     let tokio = tokio::runtime::Runtime::new().unwrap();
     let (runtime, running, starting) = tokio.block_on(async {
@@ -177,13 +178,18 @@ fn a_runtime_whose_tokio_runtime_is_dropped_first_leaves_no_zombie() {
         (runtime, running, starting)
     });
     drop(tokio);
-    // Its task is gone, and the shim with it.
     let record = dir_of(&home, &starting).join("shim.pid");
     let record = vmm_runtime::PidRecord::read(&record).unwrap().unwrap();
-    eventually_blocking("the end of the start", || is_gone(record.pid));
-    assert!(!is_gone(running.pid.unwrap()));
+    let killed = block_on(started(&runtime, sleeping()));
+    kill(killed.pid.unwrap(), Signal::SIGKILL);
+    eventually_blocking("a death is known", || {
+        let metrics = futures::executor::block_on(runtime.metrics());
+        metrics.boxes_failed_total == 1
+    });
     drop(runtime);
-    eventually_blocking("the end of the box", || is_gone(running.pid.unwrap()));
+    for pid in [running.pid.unwrap(), record.pid] {
+        eventually_blocking("the end of the shim", || is_gone(pid));
+    }
 }
 
 #[tokio::test]

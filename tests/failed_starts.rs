@@ -178,8 +178,62 @@ async fn a_stop_gives_up_a_start() {
             ..
         })
     ));
-    assert_eq!(stopped.unwrap().status, BoxStatus::Stopped);
-    assert_eq!(runtime.metrics().await.boxes_failed_total, 0);
+    // As if nobody had tried.
+    assert_eq!(stopped.unwrap().status, BoxStatus::Configured);
+    let metrics = runtime.metrics().await;
+    assert_eq!(
+        (metrics.boxes_failed_total, metrics.boxes_stopped_total),
+        (0, 0)
+    );
+    assert!(!dir_of(&home, &id).join("exit").exists());
+}
+
+#[tokio::test]
+async fn a_stop_gives_up_the_starts_that_wait_for_their_turn() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let never_ready = sleeping().ready(Ready::Notified);
+    let id = runtime.create(never_ready).await.unwrap().id;
+    let starts = join_all((0..3).map(|_| runtime.start(&id)));
+    let stop = async {
+        let pid_file = dir_of(&home, &id).join("shim.pid");
+        eventually("a shim", || pid_file.exists()).await;
+        runtime.stop(&id).await.unwrap();
+    };
+    let (starts, ()) = tokio::join!(starts, stop);
+    for start in starts {
+        assert!(matches!(
+            start,
+            Err(RuntimeError::Start {
+                source: StartError::Interrupted,
+                ..
+            })
+        ));
+    }
+}
+
+#[tokio::test]
+async fn a_start_that_fails_leaves_nothing_of_what_the_payload_has_begun() {
+    let home = PerTestBoxHome::new();
+    let options = options(home.path()).start_timeout(Duration::from_millis(500));
+    let runtime = VmmRuntime::open(options).await.unwrap();
+    let spec = script("setsid sleep 1000 & echo $! > $VMM_BOX_DIR/stray; wait");
+    let spec = spec.ready(Ready::Notified);
+    let id = runtime.create(spec).await.unwrap().id;
+    let file = dir_of(&home, &id).join("stray");
+    let start = runtime.start(&id);
+    let kill = async {
+        let shim = dir_of(&home, &id).join("shim.pid");
+        let written = || std::fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n'));
+        eventually("the stray", written).await;
+        let shim = vmm_runtime::PidRecord::read(&shim).unwrap().unwrap();
+        common::kill(shim.pid, nix::sys::signal::Signal::SIGKILL);
+    };
+    let (started, ()) = tokio::join!(start, kill);
+    started.unwrap_err();
+    let stray = std::fs::read_to_string(&file).unwrap();
+    let stray = stray.trim().parse().unwrap();
+    eventually("the end of the stray", || common::is_gone(stray)).await;
 }
 
 #[tokio::test]

@@ -84,6 +84,24 @@ async fn a_probe_that_takes_too_long_has_failed_and_is_killed_with_its_group() {
 }
 
 #[tokio::test]
+async fn what_a_probe_leaves_behind_is_ended() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let check = HealthCheckOptions::command(["sh", "-c", "sleep 1000 & echo $! >> children"]);
+    let running = started(&runtime, sleeping().health(often(check))).await;
+    until_health(&runtime, &running.id, HealthState::Healthy).await;
+    runtime.stop(&running.id).await.unwrap();
+    let children = std::fs::read_to_string(dir_of(&home, &running.id).join("children")).unwrap();
+    for child in children.lines() {
+        let pid = child.parse().unwrap();
+        eventually("the end of the probe's child", || {
+            common::state_of(pid).is_none_or(|state| state == 'Z')
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn the_start_period_forgives_failures() {
     let home = PerTestBoxHome::new();
     let runtime = open(&home).await;

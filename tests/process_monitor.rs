@@ -38,6 +38,16 @@ async fn a_signal_is_told_as_a_shell_does() {
 }
 
 #[tokio::test]
+async fn a_real_time_signal_is_told_as_well() {
+    let child = common::shell("kill -40 $$").spawn().unwrap();
+    let monitor = ProcessMonitor::new(child.id());
+    assert_eq!(
+        monitor.wait_for_exit().await.unwrap(),
+        ProcessExit::Code(168)
+    );
+}
+
+#[tokio::test]
 async fn a_pid_that_nobody_has_is_unknown() {
     let mut child = exits_with(7).spawn().unwrap();
     child.wait().unwrap();

@@ -174,6 +174,53 @@ async fn a_live_shim_whose_record_is_garbage_or_gone_is_found_nevertheless() {
     }
 }
 
+/// A number that is somebody else's is no proof that the shim is dead.
+#[tokio::test]
+async fn a_live_shim_whose_record_names_another_is_found_and_its_payload_left_alone() {
+    for wrong in ["1", "{\"pid\":1,\"start_time\":1,\"boot_id\":\"x\"}"] {
+        let home = PerTestBoxHome::new();
+        let left = left_running(&home, sleeping()).await;
+        fs::write(shim_pid(&home, &left.id), wrong).unwrap();
+        let runtime = open(&home).await;
+        let found = runtime.info(&left.id).await.unwrap();
+        assert_eq!((found.status, found.pid), (BoxStatus::Running, left.pid));
+        assert!(!is_gone(left.payload_pid.unwrap()));
+        clear(&runtime).await;
+    }
+}
+
+#[tokio::test]
+async fn a_live_shim_of_a_damaged_box_outlives_the_next_runtime_too() {
+    let home = PerTestBoxHome::new();
+    let left = left_running(&home, sleeping()).await;
+    fs::write(dir_of(&home, &left.id).join("box.json"), "torn").unwrap();
+    let report = open(&home).await.shutdown(LIMIT).await;
+    assert_eq!(report.left_running, [left.id.clone()]);
+    assert!(!is_gone(left.pid.unwrap()));
+    clear(&open(&home).await).await;
+}
+
+/// An attached box whose runtime is gone is about to end: a start awaits that.
+#[tokio::test]
+async fn a_start_does_not_take_a_shim_that_is_ending_for_its_own() {
+    let home = PerTestBoxHome::new();
+    let slow = "trap 'sleep 0.3; exit 0' TERM; echo up; while :; do sleep 0.01; done";
+    let runtime = open(&home).await;
+    let old = started(&runtime, script(slow)).await;
+    let console = dir_of(&home, &old.id).join("console.log");
+    eventually("its trap", || {
+        fs::read_to_string(&console).is_ok_and(|text| text.contains("up"))
+    })
+    .await;
+    drop(runtime);
+    let runtime = open(&home).await;
+    let new = runtime.start(&old.id).await.unwrap();
+    assert_ne!(new.pid, old.pid);
+    eventually("the end of the old one", || is_gone(old.pid.unwrap())).await;
+    assert_eq!(new.status, BoxStatus::Running);
+    clear(&runtime).await;
+}
+
 #[tokio::test]
 async fn a_dead_shim_whose_record_is_garbage_is_named_with_its_file() {
     let home = PerTestBoxHome::new();

@@ -84,6 +84,34 @@ async fn a_box_that_outstays_the_limit_is_killed() {
 }
 
 #[tokio::test]
+async fn there_need_be_no_limit() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let running = started(&runtime, sleeping()).await;
+    let report = runtime.shutdown(Duration::MAX).await;
+    assert_eq!(report.stopped, [running.id]);
+}
+
+#[tokio::test]
+async fn a_shutdown_goes_on_without_its_future_and_its_runtime() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let running = started(&runtime, sleeping()).await;
+    let mut events = runtime.events();
+    {
+        let mut half_way = std::pin::pin!(runtime.shutdown(LIMIT));
+        assert!(futures::FutureExt::now_or_never(half_way.as_mut()).is_none());
+    }
+    drop(runtime);
+    assert_eq!(
+        changes_up_to(&mut events, BoxChange::Stopped).await,
+        [BoxChange::Stopped]
+    );
+    assert!(events.next().await.is_none());
+    assert!(is_gone(running.pid.unwrap()));
+}
+
+#[tokio::test]
 async fn the_token_shuts_the_runtime_down() {
     let home = PerTestBoxHome::new();
     let token = CancellationToken::new();

@@ -1,17 +1,17 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
-use shim_reaper::{MetricsSink, ReaperStats, ShimReaper};
-use tokio::runtime::Handle;
+use shim_reaper::{MetricsSink, ReaperStats, ShimReaper, ShutdownReport};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use ulid::{Generator, Ulid};
 use vmm_shim::FileError;
 
 use crate::boxes::Boxes;
+use crate::driver::Driver;
 use crate::event::Herald;
 use crate::health::Probes;
 use crate::home::{Home, HomeLock};
-use crate::process::Strays;
+use crate::process::{Strays, keep_collecting};
 use crate::{
     RuntimeError, RuntimeMetrics, RuntimeMetricsStorage, RuntimeOptions, ShimController,
     ShimProgram,
@@ -31,17 +31,17 @@ pub(crate) struct Core {
     /// Cancelled when nothing more may begin.
     pub(crate) closing: CancellationToken,
     /// Cancelled when every box that has to has ended. The reaper runs under a child of it.
-    pub(crate) token: CancellationToken,
-    /// Where operations and supervisors run.
-    tokio: Handle,
-    pub(crate) tasks: TaskTracker,
+    token: CancellationToken,
+    /// What is under way and works on the home.
+    pub(crate) operations: TaskTracker,
+    driver: Driver,
     ids: Mutex<Generator>,
     lock: Mutex<Option<HomeLock>>,
 }
 
 impl Core {
     /// Has the home; knows nothing of its boxes yet.
-    pub(crate) fn open(options: &RuntimeOptions, tokio: Handle) -> Result<Self, RuntimeError> {
+    pub(crate) fn open(options: &RuntimeOptions, driver: Driver) -> Result<Self, RuntimeError> {
         let program = match &options.shim_program {
             Some(path) => ShimProgram::at(path)?,
             None => ShimProgram::this()?,
@@ -54,26 +54,25 @@ impl Core {
             vanished_total: Arc::clone(&metrics.shim_reaper_vanished),
             registered_now: Arc::clone(&metrics.shim_reaper_registered),
         };
-        // On a thread of its own: it goes on when the caller's runtime is blocked, or gone.
         let reaper = ShimReaper::builder()
             .sweep_interval(options.sweep_interval)
             .metrics_sink(sink)
             .shutdown_token(token.child_token())
-            .start_dedicated()
-            .map_err(RuntimeError::Reaper)?;
+            .start_on(driver.handle());
+        let probes = Probes::new(program.clone());
         Ok(Self {
             home,
             boxes: Boxes::default(),
             controller: ShimController::new(reaper.clone(), program, options.start_timeout),
             strays: Arc::new(Strays::new(reaper.clone())),
             reaper,
-            probes: Probes::default(),
+            probes,
             herald: Arc::new(Herald::new(metrics.clone())),
             metrics,
             closing: CancellationToken::new(),
             token,
-            tokio,
-            tasks: TaskTracker::new(),
+            operations: TaskTracker::new(),
+            driver,
             ids: Mutex::new(Generator::new()),
             lock: Mutex::new(Some(lock)),
         })
@@ -84,14 +83,18 @@ impl Core {
         &self,
         work: impl Future<Output = Result<T, RuntimeError>> + Send + 'static,
     ) -> Result<T, RuntimeError> {
+        // Counted first: whoever closes the runtime afterwards waits for it.
+        let _counted = self.operations.token();
         if self.closing.is_cancelled() {
             return Err(RuntimeError::Closed);
         }
-        joined(self.tasks.spawn_on(work, &self.tokio).await)
+        let work = self.operations.track_future(work);
+        joined(self.driver.handle().spawn(work).await)
     }
 
+    /// In a task that nobody waits for.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.spawn_on(work, &self.tokio);
+        self.driver.handle().spawn(work);
     }
 
     pub(crate) fn new_id(&self) -> String {
@@ -119,20 +122,33 @@ impl Core {
         }
     }
 
-    /// Gives the home back.
-    pub(crate) fn unlock(&self) {
+    /// The last step of every end: no operation is under way, and the reaper and the home go.
+    pub(crate) fn retire(&self) -> ShutdownReport {
+        self.token.cancel();
+        let report = self.reaper.shutdown_sync();
+        keep_collecting(&report.still_running);
+        self.herald.close();
         *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        report
     }
 
     /// Nobody can reach the runtime any more, and nobody has shut it down: its attached shims end
-    /// by themselves, and the reaper collects them.
-    pub(crate) fn abandon(&self) {
+    /// by themselves.
+    pub(crate) fn abandon(self: &Arc<Self>) {
         self.closing.cancel();
         for left in self.boxes.all() {
             left.let_go();
         }
-        self.herald.close();
-        self.unlock();
+        self.operations.close();
+        if self.operations.is_empty() {
+            self.retire();
+        } else {
+            let core = Arc::clone(self);
+            self.spawn(async move {
+                core.operations.wait().await;
+                core.retire();
+            });
+        }
     }
 }
 
@@ -143,7 +159,7 @@ pub(crate) async fn on_disk<T: Send + 'static>(
     joined(tokio::task::spawn_blocking(|| work().map_err(RuntimeError::from)).await)
 }
 
-fn joined<T>(
+pub(crate) fn joined<T>(
     finished: Result<Result<T, RuntimeError>, tokio::task::JoinError>,
 ) -> Result<T, RuntimeError> {
     match finished {

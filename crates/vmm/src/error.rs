@@ -25,9 +25,9 @@ pub enum RuntimeError {
     /// There is nothing to run shims with.
     #[error(transparent)]
     ShimProgram(#[from] ShimProgramError),
-    /// The thread that collects shims could not be started.
-    #[error("cannot start the reaper: {0}")]
-    Reaper(#[source] io::Error),
+    /// The thread that the runtime works on could not be started.
+    #[error("cannot start the thread of the runtime: {0}")]
+    Thread(#[source] io::Error),
     /// No box has this id or name.
     #[error("there is no box {wanted:?}")]
     NotFound {

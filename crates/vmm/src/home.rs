@@ -105,6 +105,7 @@ impl Home {
             });
         if made.is_err() {
             let _ = fs::remove_dir_all(&half_made);
+            let _ = fs::remove_dir_all(&dir);
         }
         made
     }
@@ -113,7 +114,12 @@ impl Home {
     pub(crate) fn remove_box(&self, id: &str) -> Result<(), FileError> {
         let dir = self.box_dir(id);
         let half_gone = self.boxes().join(format!("{REMOVING}{id}"));
-        fs::rename(&dir, &half_gone).map_err(|source| FileError::new("remove", &dir, source))?;
+        match fs::rename(&dir, &half_gone) {
+            // Somebody has done it by hand.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            renamed => renamed.and_then(|()| File::open(self.boxes())?.sync_all()),
+        }
+        .map_err(|source| FileError::new("remove", &dir, source))?;
         if let Err(error) = fs::remove_dir_all(&half_gone) {
             tracing::warn!(path = %half_gone.display(), %error, "not removed as a whole yet");
         }

@@ -26,6 +26,7 @@ compile_error!("vmm-runtime needs Linux");
 
 mod boxes;
 mod core;
+mod driver;
 mod error;
 mod event;
 mod health;
@@ -37,6 +38,7 @@ mod process;
 mod runtime;
 mod serde_millis;
 mod shim;
+mod shutdown;
 #[cfg(feature = "testing")]
 pub mod testing;
 

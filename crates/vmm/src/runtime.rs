@@ -1,13 +1,11 @@
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
-use tokio_util::sync::CancellationToken;
-
-use crate::core::Core;
+use crate::core::{Core, joined};
+use crate::driver::Driver;
 use crate::lifecycle::{self, RuntimeShutdown};
+use crate::shutdown::Shutdown;
 use crate::{BoxInfo, BoxSpec, Events, RuntimeError, RuntimeMetrics, RuntimeOptions};
 
 /// Runs boxes, each inside a shim process of its own.
@@ -54,18 +52,9 @@ struct Front {
     shutdown: Arc<Shutdown>,
 }
 
-/// The one shutdown that there can be.
-#[derive(Debug)]
-struct Shutdown {
-    begun: Mutex<bool>,
-    report: std::sync::OnceLock<RuntimeShutdown>,
-    /// Cancelled when there is a report.
-    reported: CancellationToken,
-}
-
 impl Drop for Front {
     fn drop(&mut self) {
-        if self.shutdown.report.get().is_none() {
+        if !self.shutdown.has_begun() {
             self.core.abandon();
         }
     }
@@ -82,8 +71,10 @@ impl fmt::Debug for VmmRuntime {
 }
 
 impl VmmRuntime {
-    /// Opens a home, makes it if need be, and takes in the boxes that it holds. Tasks run on the
-    /// current tokio runtime, the reaper on a thread of its own.
+    /// Opens a home, makes it if need be, and takes in the boxes that it holds.
+    ///
+    /// Everything runs on a thread of its own, whatever the caller's tokio runtime does: it may be
+    /// blocked, or gone, and deaths are still known at once.
     ///
     /// # Errors
     ///
@@ -94,27 +85,20 @@ impl VmmRuntime {
     /// # Cancel safety
     ///
     /// Dropping the future gives the home back; shims that were found go on as before.
-    ///
-    /// # Panics
-    ///
-    /// Outside a tokio runtime with a time and an I/O driver.
     pub async fn open(options: RuntimeOptions) -> Result<Self, RuntimeError> {
-        let tokio = Handle::current();
+        let driver = Driver::start().map_err(RuntimeError::Thread)?;
+        let handle = driver.handle().clone();
         let token = options.shutdown_token.clone();
         let limit = options.shutdown_timeout;
-        let opened = tokio::task::spawn_blocking(move || Core::open(&options, tokio)).await;
-        let core = Arc::new(opened.unwrap_or(Err(RuntimeError::Closed))?);
+        let opened = handle.spawn_blocking(move || Core::open(&options, driver));
+        let core = Arc::new(joined(opened.await)?);
         let runtime = Self {
             front: Arc::new(Front {
                 core: Arc::clone(&core),
-                shutdown: Arc::new(Shutdown {
-                    begun: Mutex::new(false),
-                    report: std::sync::OnceLock::new(),
-                    reported: CancellationToken::new(),
-                }),
+                shutdown: Arc::default(),
             }),
         };
-        lifecycle::recover(&core).await?;
+        core.operate(lifecycle::recover(Arc::clone(&core))).await?;
         if let Some(token) = token {
             let shutdown = Arc::clone(&runtime.front.shutdown);
             let tied = Arc::clone(&core);
@@ -161,7 +145,8 @@ impl VmmRuntime {
     pub async fn start(&self, id_or_name: &str) -> Result<BoxInfo, RuntimeError> {
         let core = self.core();
         let started = core.boxes.find(id_or_name)?;
-        core.operate(lifecycle::start(Arc::clone(core), started))
+        let stops = started.stops();
+        core.operate(lifecycle::start(Arc::clone(core), started, stops))
             .await
     }
 
@@ -258,7 +243,8 @@ impl VmmRuntime {
     /// Shuts down: nothing new is begun, starts that are under way are given up, attached boxes
     /// are stopped, and killed when their grace or `timeout` has passed, whichever is earlier.
     /// Detached boxes go on. Then the reaper ends, and the home is given back. Every caller gets
-    /// the same report.
+    /// the same report, and the first one's `timeout` counts. It takes 10 s longer than that at the
+    /// most, for what survives SIGKILL.
     ///
     /// # Cancel safety
     ///
@@ -266,58 +252,14 @@ impl VmmRuntime {
     pub async fn shutdown(&self, timeout: Duration) -> RuntimeShutdown {
         let shutdown = &self.front.shutdown;
         shutdown.begin(self.core(), timeout);
-        shutdown.reported.cancelled().await;
-        // Operations that were under way have been told to end.
-        self.core().tasks.close();
-        self.core().tasks.wait().await;
-        shutdown.report.get().cloned().unwrap_or_default()
+        shutdown.report().await
     }
 
     /// [`shutdown`](Self::shutdown) for code that cannot await: a `Drop`, an `atexit` handler, in
     /// or out of a tokio runtime. Depends on no task or thread of the caller's to make progress.
     pub fn shutdown_sync(&self, timeout: Duration) -> RuntimeShutdown {
-        self.front.shutdown.begin(self.core(), timeout);
-        self.front.shutdown.report.wait().clone()
+        let shutdown = &self.front.shutdown;
+        shutdown.begin(self.core(), timeout);
+        shutdown.report_blocking()
     }
-}
-
-impl Shutdown {
-    /// On a thread of its own, so that it comes to its end whoever waits for it, and how.
-    fn begin(self: &Arc<Self>, core: &Arc<Core>, limit: Duration) {
-        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
-        if std::mem::replace(&mut *begun, true) {
-            return;
-        }
-        let this = Arc::clone(self);
-        let ending = Arc::clone(core);
-        let run = move || {
-            let report = run_to_end(&ending, limit).unwrap_or_else(|error| {
-                tracing::error!(%error, "no shutdown in order: the shims are let go");
-                ending.abandon();
-                RuntimeShutdown::default()
-            });
-            this.finish(report);
-        };
-        let thread = thread::Builder::new().name("vmm-shutdown".to_owned());
-        if let Err(error) = thread.spawn(run) {
-            tracing::error!(%error, "no thread to shut down on: the shims are let go");
-            core.abandon();
-            self.finish(RuntimeShutdown::default());
-        }
-    }
-
-    fn finish(&self, report: RuntimeShutdown) {
-        // Nobody else sets it.
-        let _ = self.report.set(report);
-        self.reported.cancel();
-    }
-}
-
-fn run_to_end(core: &Core, limit: Duration) -> std::io::Result<RuntimeShutdown> {
-    let tokio = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .max_blocking_threads(8)
-        .build()?;
-    let run = std::panic::AssertUnwindSafe(|| tokio.block_on(lifecycle::shut_down(core, limit)));
-    std::panic::catch_unwind(run).map_err(|_| std::io::Error::other("it panicked"))
 }

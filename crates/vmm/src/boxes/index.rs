@@ -45,8 +45,11 @@ impl Boxes {
         self.index().names.remove(name);
     }
 
-    pub(crate) fn insert(&self, made: Arc<MicroBox>) {
-        self.index().boxes.insert(made.id().to_owned(), made);
+    /// `then` is done before anybody can find it.
+    pub(crate) fn insert(&self, made: Arc<MicroBox>, then: impl FnOnce(&MicroBox)) {
+        let mut index = self.index();
+        then(&made);
+        index.boxes.insert(made.id().to_owned(), made);
     }
 
     pub(crate) fn remove(&self, id: &str) {

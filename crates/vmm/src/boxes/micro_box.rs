@@ -1,4 +1,5 @@
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,8 +18,13 @@ pub(crate) struct MicroBox {
     id: String,
     dir: PathBuf,
     herald: Arc<Herald>,
-    /// Held by whoever starts, stops or removes the box, one after the other.
+    /// Held by whoever starts, stops or clears away the box, one after the other.
     pub(crate) turn: tokio::sync::Mutex<()>,
+    /// Held by whoever removes the box, and by nobody who holds the turn: a removal by force begins
+    /// while somebody else has that.
+    pub(crate) removal: tokio::sync::Mutex<()>,
+    /// How often it has been asked to stop: starts that were asked for before are given up.
+    stops: AtomicU64,
     state: Mutex<State>,
     /// The version of the record that the disk has.
     saved: Mutex<u64>,
@@ -50,6 +56,8 @@ enum Phase {
     Up {
         shim: Arc<ShimHandler>,
         stop_requested: bool,
+        /// Its watchdog hung up with an earlier runtime: it is about to end.
+        ending: bool,
     },
 }
 
@@ -57,18 +65,25 @@ enum Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Gate {
     Open,
-    /// It is being removed, or has been.
     Removing,
+    Removed,
     /// The runtime is being shut down.
     Closed,
 }
 
-/// A start that has begun.
+/// What a start finds.
 #[derive(Debug)]
-pub(crate) struct Beginning {
-    pub(crate) spec: InstanceSpec,
-    /// Cancelled when the start is to be given up.
-    pub(crate) interrupt: CancellationToken,
+pub(crate) enum Beginning {
+    Running,
+    /// The shim of an earlier runtime, whose end has to be awaited.
+    After(Arc<ShimHandler>),
+    Begun {
+        spec: InstanceSpec,
+        /// Cancelled when the start is to be given up.
+        interrupt: CancellationToken,
+    },
+    /// It has been asked to stop since.
+    GivenUp,
 }
 
 /// A shim that is to end with the runtime.
@@ -94,6 +109,8 @@ impl MicroBox {
             dir,
             herald,
             turn: tokio::sync::Mutex::new(()),
+            removal: tokio::sync::Mutex::new(()),
+            stops: AtomicU64::new(0),
             state: Mutex::new(State {
                 health: record.health_when_down(),
                 record,
@@ -145,20 +162,36 @@ impl MicroBox {
         self.herald.tell(BoxChange::Created, self.state().info());
     }
 
-    /// `None` if it runs already.
+    /// To be taken when a start is asked for, and given to it when its turn has come.
+    pub(crate) fn stops(&self) -> u64 {
+        self.stops.load(Ordering::Relaxed)
+    }
+
+    fn check_gate(&self, state: &State) -> Result<(), RuntimeError> {
+        match state.gate {
+            Gate::Open => Ok(()),
+            Gate::Removing | Gate::Removed => Err(self.not_found()),
+            Gate::Closed => Err(RuntimeError::Closed),
+        }
+    }
+
     pub(crate) fn begin_start(
         &self,
+        stops: u64,
         closing: &CancellationToken,
-    ) -> Result<Option<Beginning>, RuntimeError> {
+    ) -> Result<Beginning, RuntimeError> {
         self.settle();
         let mut state = self.state();
-        match state.gate {
-            Gate::Open => {}
-            Gate::Removing => return Err(self.not_found()),
-            Gate::Closed => return Err(RuntimeError::Closed),
+        self.check_gate(&state)?;
+        if stops != self.stops() {
+            return Ok(Beginning::GivenUp);
         }
-        if let Phase::Up { .. } = state.phase {
-            return Ok(None);
+        match &state.phase {
+            Phase::Up {
+                shim, ending: true, ..
+            } => return Ok(Beginning::After(Arc::clone(shim))),
+            Phase::Up { .. } => return Ok(Beginning::Running),
+            _ => {}
         }
         if let Some(damage) = &state.damage {
             return Err(RuntimeError::Damaged {
@@ -171,10 +204,10 @@ impl MicroBox {
             interrupt: interrupt.clone(),
             shim: None,
         };
-        Ok(Some(Beginning {
+        Ok(Beginning::Begun {
             spec: state.record.instance(),
             interrupt,
-        }))
+        })
     }
 
     /// The start has come as far as having a shim.
@@ -190,7 +223,7 @@ impl MicroBox {
         if state.gate != Gate::Open {
             return Err(shim);
         }
-        let shim = state.run(shim);
+        let shim = state.run(shim, false);
         state.started_at = Some(Timestamp::now());
         self.herald.tell(BoxChange::Started, state.info());
         Ok(shim)
@@ -200,14 +233,24 @@ impl MicroBox {
     pub(crate) fn recovered(&self, shim: ShimHandler) -> Arc<ShimHandler> {
         let mut state = self.state();
         self.herald.recovered();
-        state.run(shim)
+        let ending = !state.is_detached();
+        state.run(shim, ending)
     }
 
+    /// One that was given up leaves the box as it was.
     pub(crate) fn start_failed(&self, error: &StartError) {
         // Whose failure it was, for the next opening.
         let record = PidRecord::read(&self.dir.join(FILES.shim_pid));
-        let outcome = Outcome::of_start(error, record.ok().flatten());
-        self.ended(&mut self.state(), outcome);
+        let exit = ExitRecord::read(&self.dir.join(FILES.exit));
+        let mut state = self.state();
+        state.left_strays |= error.may_leave_strays() && !matches!(exit, Ok(Some(_)));
+        match error {
+            StartError::Interrupted => state.phase = Phase::Down,
+            _ => {
+                let outcome = Outcome::of_start(error, record.ok().flatten());
+                self.ended(&mut state, outcome);
+            }
+        }
     }
 
     /// Whether the record already says how this shim ended.
@@ -220,7 +263,7 @@ impl MicroBox {
     /// It was found ended when the runtime was opened.
     pub(crate) fn found_ended(&self, outcome: Outcome) {
         let mut state = self.state();
-        state.left_strays = outcome.may_leave_strays();
+        state.left_strays = outcome.may_leave_strays;
         state.conclude(outcome);
     }
 
@@ -230,6 +273,7 @@ impl MicroBox {
         let Phase::Up {
             shim,
             stop_requested,
+            ..
         } = &state.phase
         else {
             return;
@@ -243,7 +287,7 @@ impl MicroBox {
             ExitRecord::read(&self.dir.join(FILES.exit)),
             *stop_requested,
         );
-        state.left_strays |= outcome.may_leave_strays();
+        state.left_strays |= outcome.may_leave_strays;
         self.herald.run_is_over();
         self.ended(&mut state, outcome);
     }
@@ -272,8 +316,9 @@ impl MicroBox {
         }
     }
 
-    /// Gives up a start that is under way.
-    pub(crate) fn interrupt_start(&self) {
+    /// Gives up a start that is under way, and those that wait for their turn.
+    pub(crate) fn give_up_starts(&self) {
+        self.stops.fetch_add(1, Ordering::Relaxed);
         if let Phase::Starting { interrupt, .. } = &self.state().phase {
             interrupt.cancel();
         }
@@ -290,7 +335,7 @@ impl MicroBox {
     pub(crate) fn request_stop(&self) -> Result<Option<Arc<ShimHandler>>, RuntimeError> {
         self.settle();
         let mut state = self.state();
-        if state.gate == Gate::Removing {
+        if state.gate == Gate::Removed {
             return Err(self.not_found());
         }
         Ok(state.request_stop())
@@ -303,11 +348,7 @@ impl MicroBox {
     ) -> Result<Option<Arc<ShimHandler>>, RuntimeError> {
         self.settle();
         let mut state = self.state();
-        match state.gate {
-            Gate::Open => {}
-            Gate::Removing => return Err(self.not_found()),
-            Gate::Closed => return Err(RuntimeError::Closed),
-        }
+        self.check_gate(&state)?;
         if !force && !matches!(state.phase, Phase::Down) {
             return Err(RuntimeError::Running {
                 id: self.id.clone(),
@@ -328,7 +369,8 @@ impl MicroBox {
         }
     }
 
-    pub(crate) fn tell_removed(&self) {
+    pub(crate) fn removed(&self) {
+        self.state().gate = Gate::Removed;
         self.herald.tell(BoxChange::Removed, self.state().info());
     }
 
@@ -338,7 +380,7 @@ impl MicroBox {
         let mut state = self.state();
         state.shut_gate();
         let grace = state.record.spec.stop_grace;
-        let detached = state.record.spec.detached;
+        let detached = state.is_detached();
         match &mut state.phase {
             Phase::Starting { interrupt, shim } => {
                 interrupt.cancel();
@@ -350,6 +392,7 @@ impl MicroBox {
             Phase::Up {
                 shim,
                 stop_requested,
+                ..
             } if !detached => {
                 *stop_requested = true;
                 Some(Closing {
@@ -383,7 +426,8 @@ impl MicroBox {
         let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
         let (record, version) = {
             let state = self.state();
-            if state.version == *saved || state.gate == Gate::Removing || state.damage.is_some() {
+            let current = state.version == *saved || state.damage.is_some();
+            if current || matches!(state.gate, Gate::Removing | Gate::Removed) {
                 return Ok(());
             }
             (state.record.clone(), state.version)
@@ -395,11 +439,17 @@ impl MicroBox {
 }
 
 impl State {
-    fn run(&mut self, shim: ShimHandler) -> Arc<ShimHandler> {
+    /// What is to be is unknown for a damaged box; not to end it is the safe side.
+    fn is_detached(&self) -> bool {
+        self.record.spec.detached || self.damage.is_some()
+    }
+
+    fn run(&mut self, shim: ShimHandler, ending: bool) -> Arc<ShimHandler> {
         let shim = Arc::new(shim);
         self.phase = Phase::Up {
             shim: Arc::clone(&shim),
             stop_requested: false,
+            ending,
         };
         self.health = self
             .record
@@ -416,6 +466,7 @@ impl State {
             Phase::Up {
                 shim,
                 stop_requested,
+                ..
             } => {
                 *stop_requested = true;
                 Some(Arc::clone(shim))

@@ -9,7 +9,7 @@ mod spec;
 
 pub(crate) use index::Boxes;
 pub use info::{BoxInfo, BoxStatus};
-pub(crate) use micro_box::{Closing, MicroBox};
+pub(crate) use micro_box::{Beginning, Closing, MicroBox};
 pub(crate) use outcome::{Outcome, describe, ending_of};
 pub(crate) use record::BoxRecord;
 pub use spec::BoxSpec;

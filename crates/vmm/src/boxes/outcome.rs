@@ -21,9 +21,9 @@ pub(crate) struct Outcome {
     /// Whether somebody had asked for it.
     #[serde(default)]
     pub(crate) requested: bool,
-    /// Whether the shim itself has said how it ended.
+    /// Whether the shim ended without seeing to what its payload had started.
     #[serde(skip)]
-    pub(crate) recorded: bool,
+    pub(crate) may_leave_strays: bool,
     /// Whose run it was, so that an outcome is not taken for that of a later one.
     #[serde(default)]
     pub(crate) shim: Option<PidRecord>,
@@ -44,7 +44,10 @@ impl Outcome {
         // One of an earlier run says nothing about this one.
         let record =
             record.filter(|record| shim.as_ref().is_none_or(|shim| shim.pid == record.pid));
-        let recorded = record.is_some();
+        let may_leave_strays = match &record {
+            Some(record) => matches!(record.ending, Ending::Panicked { .. }),
+            None => true,
+        };
         let requested = stop_requested || record.as_ref().is_some_and(|record| record.requested);
         let ending = record
             .map(|record| record.ending)
@@ -66,7 +69,7 @@ impl Outcome {
             error,
             at: Timestamp::now(),
             requested,
-            recorded,
+            may_leave_strays,
             shim,
         }
     }
@@ -78,27 +81,15 @@ impl Outcome {
         self
     }
 
-    /// Whether the shim ended without seeing to what its payload had started.
-    pub(crate) fn may_leave_strays(&self) -> bool {
-        !matches!(
-            self.ending,
-            Some(Ending::Exited { .. } | Ending::Signaled { .. } | Ending::Failed { .. })
-        ) || !self.recorded
-    }
-
     /// A start that came to nothing.
     pub(crate) fn of_start(error: &StartError, shim: Option<PidRecord>) -> Self {
-        let requested = matches!(error, StartError::Interrupted);
         Self {
-            status: match requested {
-                true => BoxStatus::Stopped,
-                false => BoxStatus::Failed,
-            },
+            status: BoxStatus::Failed,
             ending: error.ending().cloned(),
             error: Some(error.to_string()),
             at: Timestamp::now(),
-            requested,
-            recorded: true,
+            requested: false,
+            may_leave_strays: false,
             shim,
         }
     }

@@ -21,6 +21,7 @@ pub(crate) async fn check(
     probes: &Probes,
     report: impl Fn(HealthState),
 ) {
+    let options = &options.clone().with_defaults();
     let started = Instant::now();
     let mut streak = Streak::default();
     loop {
@@ -30,11 +31,11 @@ pub(crate) async fn check(
             false => options.interval,
         })
         .await;
+        let in_start_period = started.elapsed() < options.start_period;
         let probe = options.probe.run(dir, probes);
         let healthy = tokio::time::timeout(options.timeout, probe)
             .await
             .unwrap_or(false);
-        let in_start_period = started.elapsed() < options.start_period;
         report(streak.extend(healthy, in_start_period, options.retries));
     }
 }

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Probe;
 
-/// How, and how often, to look whether a box works: as Docker's `HEALTHCHECK` defines it.
+/// How, and how often, to look whether a box works: as Docker's `HEALTHCHECK` defines it. Zero, but
+/// for the start period, means the default.
 ///
 /// ```
 /// use std::time::Duration;
@@ -24,7 +25,7 @@ pub struct HealthCheckOptions {
     /// How long a probe may take before it counts as failed; 30 s by default.
     #[serde(with = "crate::serde_millis", default = "half_a_minute")]
     pub timeout: Duration,
-    /// How many have to fail in a row; 3 by default, 1 at the least.
+    /// How many have to fail in a row; 3 by default.
     #[serde(default = "three")]
     pub retries: u32,
     /// How long failures do not count after the start, unless a probe succeeds; 0 by default.
@@ -72,6 +73,23 @@ impl HealthCheckOptions {
             start_period: Duration::ZERO,
             start_interval: five_seconds(),
         }
+    }
+
+    /// As in Docker, zero means the default.
+    pub(super) fn with_defaults(mut self) -> Self {
+        for (value, default) in [
+            (&mut self.interval, half_a_minute()),
+            (&mut self.timeout, half_a_minute()),
+            (&mut self.start_interval, five_seconds()),
+        ] {
+            if value.is_zero() {
+                *value = default;
+            }
+        }
+        if self.retries == 0 {
+            self.retries = three();
+        }
+        self
     }
 
     /// Sets [`interval`](Self::interval).

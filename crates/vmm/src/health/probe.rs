@@ -1,23 +1,28 @@
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::process::Stdio;
 
-use nix::sys::signal::{Signal, killpg};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
-use shim_reaper::{ShimHandle, ShimReaper, SpawnOptions};
+use shim_reaper::{ShimHandle, SpawnOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use vmm_shim::BOX_DIR_VARIABLE;
 
+use crate::ShimProgram;
+use crate::process::caretaker;
+
 /// What a health check does.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Probe {
     /// Runs a command on the host, in the box's directory, which is also in `VMM_BOX_DIR`.
-    /// Healthy if it exits with 0. One that takes too long is killed with its process group.
+    /// Healthy if it exits with 0. What of its process group is left then, or when it takes too
+    /// long, is killed. It dies with the runtime.
     Command {
         /// The program and its arguments.
         command: Vec<String>,
@@ -31,19 +36,25 @@ pub enum Probe {
     },
 }
 
-/// Where the commands of probes run: apart from the shims, whose numbers they would spoil.
-#[derive(Debug, Default)]
-pub(crate) struct Probes(Mutex<Option<ShimReaper>>);
+/// What runs the commands of probes.
+#[derive(Debug)]
+pub(crate) struct Probes {
+    program: ShimProgram,
+}
 
 impl Probes {
-    fn reaper(&self) -> io::Result<ShimReaper> {
-        let mut reaper = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(reaper) = &*reaper {
-            return Ok(reaper.clone());
+    pub(crate) fn new(program: ShimProgram) -> Self {
+        Self { program }
+    }
+}
+
+/// Without the arguments, which can hold secrets.
+impl fmt::Debug for Probe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Command { command } => f.debug_tuple("Command").field(&command.first()).finish(),
+            Self::Socket { path } => f.debug_tuple("Socket").field(path).finish(),
         }
-        let started = ShimReaper::builder().start_dedicated()?;
-        *reaper = Some(started.clone());
-        Ok(started)
     }
 }
 
@@ -62,19 +73,18 @@ impl Probe {
 }
 
 async fn run_command(command: &[String], dir: &Path, probes: &Probes) -> io::Result<bool> {
-    let Some((program, args)) = command.split_first() else {
+    if command.is_empty() {
         return Err(io::Error::other("the probe has no command"));
-    };
-    let mut command = Command::new(program);
+    }
+    let mut command = probes.program.bound_command(command);
     command
-        .args(args)
         .current_dir(dir)
         .env(BOX_DIR_VARIABLE, dir)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     let options = SpawnOptions::new().process_group(true);
-    let process = Group(probes.reaper()?.spawn_with(command, options).await?);
+    let process = Group(caretaker()?.spawn_with(command, options).await?);
     let exit = process.0.clone().await.map_err(io::Error::other)?;
     Ok(exit.success())
 }
@@ -86,14 +96,16 @@ async fn ping(path: &Path) -> io::Result<bool> {
     Ok(socket.read(&mut answer).await? > 0)
 }
 
-/// A process group that ends with its leader, or with this.
+/// A process group that ends with this.
 struct Group(ShimHandle);
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // As long as its leader runs, the number of the group is its own.
-        if self.0.is_running() {
-            let _ = killpg(Pid::from_raw(self.0.pid().cast_signed()), Signal::SIGKILL);
+        let leader = Pid::from_raw(self.0.pid().cast_signed());
+        // As long as a group has members, nobody else gets its number: it is its own while its
+        // leader runs, and when there are members without a leader.
+        if self.0.is_running() || kill(leader, None) == Err(Errno::ESRCH) {
+            let _ = killpg(leader, Signal::SIGKILL);
         }
     }
 }

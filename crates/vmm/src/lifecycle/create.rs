@@ -30,7 +30,6 @@ pub(crate) async fn create(core: Arc<Core>, spec: BoxSpec) -> Result<BoxInfo, Ru
     }
     let dir = core.home.box_dir(&id);
     let made = Arc::new(MicroBox::new(record, None, dir, Arc::clone(&core.herald)));
-    core.boxes.insert(Arc::clone(&made));
-    made.tell_created();
+    core.boxes.insert(Arc::clone(&made), MicroBox::tell_created);
     Ok(made.info())
 }

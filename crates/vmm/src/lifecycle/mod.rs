@@ -21,4 +21,4 @@ pub(crate) use supervise::{supervise, tidy_up};
 use std::time::Duration;
 
 /// How long a process may survive SIGKILL before an operation gives up on it.
-const STUCK_AFTER: Duration = Duration::from_secs(10);
+pub(crate) const STUCK_AFTER: Duration = Duration::from_secs(10);

@@ -1,9 +1,11 @@
 use std::collections::HashMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures::future::join_all;
 use jiff::Timestamp;
+use nix::errno::Errno;
 use ulid::Ulid;
 use vmm_shim::{ExitRecord, FILES, FileError, PidRecord, ProcessIdentity};
 
@@ -14,77 +16,60 @@ use crate::process::procfs;
 use crate::{BoxSpec, RuntimeError, ShimHandler};
 
 /// Takes in what an earlier runtime has left in the home: boxes, and shims that still run.
-pub(crate) async fn recover(core: &Arc<Core>) -> Result<(), RuntimeError> {
+pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
     let found = on_disk({
-        let core = Arc::clone(core);
+        let core = Arc::clone(&core);
         move || read_all(&core)
     })
     .await?;
+    let mut ended = Vec::new();
     for Found { recovered, shim } in found {
         let recovered = Arc::new(recovered);
-        core.boxes.insert(Arc::clone(&recovered));
+        core.boxes.insert(Arc::clone(&recovered), |_| {});
         if let Some(name) = recovered.info().name
             && let Err(error) = core.boxes.reserve(&name, recovered.id())
         {
             tracing::warn!(id = recovered.id(), %error, "found by its id alone");
         }
-        match shim {
-            Shim::None => {}
-            Shim::Recorded(record) => match_up(core, &recovered, record).await?,
+        let shim = match shim {
+            Shim::None => continue,
+            Shim::Alive(record) => follow(&core, &recovered, &record).await?,
+            Shim::Dead(record) => Err(record),
             Shim::Unreadable(error) => {
                 tracing::error!(id = recovered.id(), %error, "its shim does not run");
                 let exit = ExitRecord::read(&recovered.dir().join(FILES.exit));
                 let outcome = Outcome::of(None, None, exit, false);
                 recovered.found_ended(outcome.because(&error));
+                ended.push(recovered);
+                continue;
             }
-        }
-        tidy_up(core, &recovered).await;
-    }
-    Ok(())
-}
-
-/// Goes on with the shim of this record if it still runs, or takes note of its end.
-async fn match_up(
-    core: &Arc<Core>,
-    recovered: &Arc<MicroBox>,
-    record: PidRecord,
-) -> Result<(), RuntimeError> {
-    let failed = |error| FileError::new("look at", format!("/proc/{}", record.pid), error);
-    let shim = match identify(&record, recovered).map_err(failed)? {
-        Some(record) => ShimHandler::from_pid(&core.reaper, &record)
-            .await
-            .map_err(failed)?,
-        None => None,
-    };
-    let Some(shim) = shim else {
-        if !recovered.knows_end_of(&record) {
+        };
+        if let Err(record) = shim {
             let exit = ExitRecord::read(&recovered.dir().join(FILES.exit));
             recovered.found_ended(Outcome::of(Some(record), None, exit, false));
-        }
-        return Ok(());
-    };
-    if *shim.record() != record {
-        let path = recovered.dir().join(FILES.shim_pid);
-        if let Err(error) = shim.record().write(&path) {
-            tracing::warn!(id = recovered.id(), %error, "the record of its shim stays as it was");
+            ended.push(recovered);
         }
     }
-    let payload = payload_pid(recovered);
-    let shim = recovered.recovered(shim.with_payload(payload));
-    tracing::info!(id = recovered.id(), pid = shim.pid(), "re-attached");
-    supervise(core, recovered, shim);
+    // At once: one search of the process table then does for all.
+    join_all(ended.iter().map(|ended| tidy_up(&core, ended))).await;
     Ok(())
 }
 
-/// A record with the pid alone may name anybody by now: what it names has to be the shim of this
-/// box by its arguments and its directory. `None` if it is not, or nobody.
-fn identify(record: &PidRecord, recovered: &MicroBox) -> io::Result<Option<PidRecord>> {
-    if record.identity.is_some() {
-        return Ok(Some(record.clone()));
-    }
-    let found = PidRecord::of(record.pid)?;
-    let expected = (recovered.id().to_owned(), recovered.dir().to_owned());
-    Ok(found.filter(|_| procfs::shim_of(record.pid) == Some(expected)))
+/// Goes on with the shim of this record; gives the record back if it has ended meanwhile.
+async fn follow(
+    core: &Arc<Core>,
+    recovered: &Arc<MicroBox>,
+    record: &PidRecord,
+) -> Result<Result<(), PidRecord>, RuntimeError> {
+    let attached = ShimHandler::from_pid(&core.reaper, record).await;
+    let shim = match attached.map_err(|error| looking_at(record.pid, error))? {
+        Some(shim) => shim.with_payload(payload_pid(recovered)),
+        None => return Ok(Err(record.clone())),
+    };
+    let shim = recovered.recovered(shim);
+    tracing::info!(id = recovered.id(), pid = shim.pid(), "re-attached");
+    supervise(core, recovered, shim);
+    Ok(Ok(()))
 }
 
 fn payload_pid(recovered: &MicroBox) -> Option<u32> {
@@ -93,17 +78,23 @@ fn payload_pid(recovered: &MicroBox) -> Option<u32> {
     record.identity?.is_same(&now).then_some(record.pid)
 }
 
+fn looking_at(pid: u32, error: io::Error) -> FileError {
+    FileError::new("look at", format!("/proc/{pid}"), error)
+}
+
 /// A box as the disk has it.
 struct Found {
     recovered: MicroBox,
     shim: Shim,
 }
 
-/// What its directory, or else `/proc`, says about a shim of its last run.
+/// The shim of a box's last run.
 enum Shim {
-    /// It has never had one.
+    /// There is none, or its end is known.
     None,
-    Recorded(PidRecord),
+    /// By its full identity.
+    Alive(PidRecord),
+    Dead(PidRecord),
     /// Its `shim.pid` says nothing, and none is running.
     Unreadable(FileError),
 }
@@ -111,26 +102,24 @@ enum Shim {
 fn read_all(core: &Core) -> Result<Vec<Found>, FileError> {
     let mut running = RunningShims::default();
     let ids = core.home.box_ids()?;
-    Ok(ids
-        .into_iter()
+    ids.into_iter()
         .map(|id| read_one(core, id, &mut running))
-        .collect())
+        .collect()
 }
 
-fn read_one(core: &Core, id: String, running: &mut RunningShims) -> Found {
+fn read_one(core: &Core, id: String, running: &mut RunningShims) -> Result<Found, FileError> {
     let dir = core.home.box_dir(&id);
     let (record, damage) = match BoxRecord::read(&dir.join(FILES.spec)) {
         Ok(record) => (BoxRecord { id, ..record }, None),
+        Err(error) if is_shortage(&error.source) => return Err(error),
         Err(error) => {
             tracing::error!(id, %error, "a damaged box");
             (stand_in(id), Some(error))
         }
     };
-    let shim = find_shim(&record.id, &dir, running);
-    Found {
-        recovered: MicroBox::new(record, damage, dir, Arc::clone(&core.herald)),
-        shim,
-    }
+    let recovered = MicroBox::new(record, damage, dir, Arc::clone(&core.herald));
+    let shim = find_shim(&recovered, running)?;
+    Ok(Found { recovered, shim })
 }
 
 /// For a box whose `box.json` cannot be read; its id still tells when it was created.
@@ -141,23 +130,70 @@ fn stand_in(id: String) -> BoxRecord {
     BoxRecord::new(id, created_at.unwrap_or_default(), BoxSpec::default())
 }
 
-fn find_shim(id: &str, dir: &std::path::Path, running: &mut RunningShims) -> Shim {
-    let missing = |error: Option<FileError>, running: &mut RunningShims| match running.of(id, dir) {
-        Some(pid) => {
-            tracing::warn!(id, pid, "found a shim that its shim.pid does not name");
-            Shim::Recorded(PidRecord {
-                pid,
-                identity: None,
-            })
-        }
-        None => error.map_or(Shim::None, Shim::Unreadable),
-    };
-    match PidRecord::read(&dir.join(FILES.shim_pid)) {
-        Ok(Some(record)) => Shim::Recorded(record),
+/// What passes says nothing about a box.
+fn is_shortage(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM))
+}
+
+fn find_shim(recovered: &MicroBox, running: &mut RunningShims) -> Result<Shim, FileError> {
+    let dir = recovered.dir();
+    let dead = match PidRecord::read(&dir.join(FILES.shim_pid)) {
+        Ok(Some(record)) => match identify(&record, recovered) {
+            Ok(Some(found)) => return Ok(Shim::Alive(found)),
+            Ok(None) if recovered.knows_end_of(&record) => return Ok(Shim::None),
+            Ok(None) => Shim::Dead(record),
+            Err(error) => return Err(looking_at(record.pid, error)),
+        },
         // Without this file no shim has ever been started.
-        Ok(None) if !dir.join(FILES.shim_stderr).exists() => Shim::None,
-        Ok(None) => missing(None, running),
-        Err(error) => missing(Some(error), running),
+        Ok(None) if !dir.join(FILES.shim_stderr).exists() => return Ok(Shim::None),
+        Ok(None) => Shim::None,
+        Err(error) if is_shortage(&error.source) => return Err(error),
+        Err(error) => Shim::Unreadable(error),
+    };
+    // A record that is wrong is no proof: whoever takes a live shim for dead orphans it.
+    let Some(pid) = running.of(recovered.id(), dir) else {
+        return Ok(dead);
+    };
+    let record = PidRecord::of(pid).map_err(|error| looking_at(pid, error))?;
+    let Some(record) = record.filter(|_| is_shim_of(pid, recovered)) else {
+        return Ok(dead);
+    };
+    tracing::warn!(
+        id = recovered.id(),
+        pid,
+        "its shim.pid did not name its shim"
+    );
+    repair(recovered, &record);
+    Ok(Shim::Alive(record))
+}
+
+/// The shim that a record means, if it is alive, with its identity. A record with the pid alone may
+/// name anybody by now: what it names has to be a shim of this box.
+fn identify(record: &PidRecord, recovered: &MicroBox) -> io::Result<Option<PidRecord>> {
+    let Some(found) = PidRecord::of(record.pid)? else {
+        return Ok(None);
+    };
+    let same = match (&record.identity, &found.identity) {
+        (Some(recorded), Some(now)) => recorded.is_same(now),
+        _ => {
+            let ours = is_shim_of(record.pid, recovered);
+            if ours {
+                repair(recovered, &found);
+            }
+            ours
+        }
+    };
+    Ok(same.then_some(found))
+}
+
+fn is_shim_of(pid: u32, recovered: &MicroBox) -> bool {
+    procfs::shim_of(pid).is_some_and(|(id, dir)| id == recovered.id() && dir == recovered.dir())
+}
+
+fn repair(recovered: &MicroBox, record: &PidRecord) {
+    if let Err(error) = record.write(&recovered.dir().join(FILES.shim_pid)) {
+        tracing::warn!(id = recovered.id(), %error, "the record of its shim stays as it was");
     }
 }
 
@@ -166,7 +202,7 @@ fn find_shim(id: &str, dir: &std::path::Path, running: &mut RunningShims) -> Shi
 struct RunningShims(Option<HashMap<(String, PathBuf), u32>>);
 
 impl RunningShims {
-    fn of(&mut self, id: &str, dir: &std::path::Path) -> Option<u32> {
+    fn of(&mut self, id: &str, dir: &Path) -> Option<u32> {
         let shims = self.0.get_or_insert_with(|| {
             procfs::pids()
                 .filter_map(|pid| Some((procfs::shim_of(pid)?, pid)))

@@ -19,12 +19,21 @@ pub(crate) async fn remove(
     removed: Arc<MicroBox>,
     force: bool,
 ) -> Result<(), RuntimeError> {
+    let _removal = removed.removal.lock().await;
     let shim = removed.begin_removal(force)?;
-    let outcome = clear_away(&core, &removed, shim).await;
-    if outcome.is_err() {
-        removed.keep();
+    let kept = Kept(&removed);
+    clear_away(&core, &removed, shim).await?;
+    std::mem::forget(kept);
+    Ok(())
+}
+
+/// A box that could not be removed after all.
+struct Kept<'a>(&'a MicroBox);
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        self.0.keep();
     }
-    outcome
 }
 
 async fn clear_away(
@@ -47,7 +56,7 @@ async fn clear_away(
     })
     .await?;
     core.boxes.remove(removed.id());
-    removed.tell_removed();
+    removed.removed();
     Ok(())
 }
 

@@ -1,4 +1,3 @@
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -6,9 +5,8 @@ use shim_reaper::ShutdownReport;
 use tokio::time::{Instant, timeout};
 
 use super::{STUCK_AFTER, tidy_up};
-use crate::boxes::{Closing, MicroBox};
+use crate::boxes::Closing;
 use crate::core::Core;
-use crate::process::keep_collecting;
 use crate::shim::end;
 
 /// What a shutdown of the runtime did, and left.
@@ -25,11 +23,14 @@ pub struct RuntimeShutdown {
     pub reaper: ShutdownReport,
 }
 
+/// Longer than anybody waits, and short enough to be added to an instant.
+const NO_LIMIT: Duration = Duration::from_secs(1 << 32);
+
 /// Ends every box but the detached ones, then the reaper.
 pub(crate) async fn shut_down(core: &Core, limit: Duration) -> RuntimeShutdown {
     let mut report = RuntimeShutdown::default();
     core.closing.cancel();
-    let deadline = Instant::now() + limit;
+    let deadline = Instant::now() + limit.min(NO_LIMIT);
     let boxes = core.boxes.all();
     let endings = boxes.iter().map(|ended| async move {
         let closing = ended.close();
@@ -49,12 +50,11 @@ pub(crate) async fn shut_down(core: &Core, limit: Duration) -> RuntimeShutdown {
             None => {}
         }
     }
-    join_all(boxes.iter().map(|ended| tidy(core, ended))).await;
-    core.token.cancel();
-    report.reaper = core.reaper.shutdown().await;
-    keep_collecting(&report.reaper.still_running);
-    core.herald.close();
-    core.unlock();
+    core.operations.close();
+    // They have been told to end, and each has a limit of its own.
+    core.operations.wait().await;
+    join_all(boxes.iter().map(|ended| tidy_up(core, ended))).await;
+    report.reaper = core.retire();
     report
 }
 
@@ -66,11 +66,4 @@ async fn end_by(closing: &Closing, deadline: Instant) -> bool {
     timeout(grace.saturating_add(STUCK_AFTER), ended)
         .await
         .is_ok()
-}
-
-/// In its turn where that can be had: whoever has it may be a task that no longer runs.
-async fn tidy(core: &Core, ended: &Arc<MicroBox>) {
-    const PATIENCE: Duration = Duration::from_secs(1);
-    let _turn = timeout(PATIENCE, ended.turn.lock()).await;
-    tidy_up(core, ended).await;
 }

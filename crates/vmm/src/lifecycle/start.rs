@@ -2,63 +2,86 @@ use std::fs;
 use std::io;
 use std::sync::Arc;
 
-use vmm_shim::{FILES, FileError};
+use tokio::time::timeout;
+use vmm_shim::{FILES, FileError, InstanceSpec};
 
-use super::{supervise, tidy_up};
-use crate::boxes::MicroBox;
+use super::stop::check;
+use super::{STUCK_AFTER, supervise, tidy_up};
+use crate::boxes::{Beginning, MicroBox};
 use crate::core::{Core, on_disk};
-use crate::{BoxInfo, RuntimeError, StartError};
+use crate::{BoxInfo, RuntimeError, ShimHandler, StartError};
+use tokio_util::sync::CancellationToken;
 
-/// Returns when the payload is ready, at once if it runs already.
+/// Returns when the payload is ready, at once if it runs already. `stops` is what the box's were
+/// when the start was asked for.
 pub(crate) async fn start(
     core: Arc<Core>,
     started: Arc<MicroBox>,
+    stops: u64,
 ) -> Result<BoxInfo, RuntimeError> {
+    // One that is under way may fail, and leave the box as it is.
+    drop(started.removal.lock().await);
     let _turn = started.turn.lock().await;
-    tidy_up(&core, &started).await;
-    let Some(beginning) = started.begin_start(&core.closing)? else {
-        return Ok(started.info());
-    };
-    let shim = match clear_last_run(&started).await {
-        Ok(()) => {
-            core.controller
-                .start_unless(
-                    &beginning.interrupt,
-                    started.dir(),
-                    &beginning.spec,
-                    |shim| started.spawned(shim),
-                )
-                .await
+    loop {
+        tidy_up(&core, &started).await;
+        match started.begin_start(stops, &core.closing)? {
+            Beginning::Running => return Ok(started.info()),
+            Beginning::After(shim) => {
+                let grace = started.grace();
+                let limit = grace.saturating_add(STUCK_AFTER);
+                let ended = timeout(limit, shim.stop(grace)).await;
+                check(&started, shim.pid(), ended)?;
+            }
+            Beginning::Begun { spec, interrupt } => {
+                return match launch(&core, &started, &spec, &interrupt).await {
+                    Ok(shim) => {
+                        supervise(&core, &started, shim);
+                        Ok(started.info())
+                    }
+                    Err(error) => Err(fail(&core, &started, error).await),
+                };
+            }
+            Beginning::GivenUp => return Err(failure(&started, StartError::Interrupted)),
         }
-        Err(error) => Err(error),
-    };
-    match shim {
-        Ok(shim) => match started.started(shim) {
-            Ok(shim) => {
-                supervise(&core, &started, shim);
-                Ok(started.info())
-            }
-            Err(shim) => {
-                // It is enough that it has been told to end.
-                let _ = shim.kill().await;
-                fail(&core, &started, StartError::Interrupted).await
-            }
-        },
-        Err(error) => fail(&core, &started, error).await,
     }
 }
 
-async fn fail(
+async fn launch(
     core: &Core,
-    started: &Arc<MicroBox>,
-    error: StartError,
-) -> Result<BoxInfo, RuntimeError> {
+    started: &MicroBox,
+    spec: &InstanceSpec,
+    interrupt: &CancellationToken,
+) -> Result<Arc<ShimHandler>, StartError> {
+    clear_last_run(started).await?;
+    let shim = core
+        .controller
+        .start_unless(interrupt, started.dir(), spec, |shim| started.spawned(shim))
+        .await?;
+    match started.started(shim) {
+        Ok(shim) => Ok(shim),
+        Err(shim) => {
+            // Whether it ends or is stuck, it is not this box's any more.
+            let _ = timeout(STUCK_AFTER, shim.kill()).await;
+            Err(StartError::Interrupted)
+        }
+    }
+}
+
+async fn fail(core: &Core, started: &Arc<MicroBox>, error: StartError) -> RuntimeError {
     started.start_failed(&error);
+    if let StartError::Interrupted = error {
+        // As if it had not been begun.
+        let _ = clear_last_run(started).await;
+    }
     tidy_up(core, started).await;
-    Err(RuntimeError::Start {
+    failure(started, error)
+}
+
+fn failure(started: &MicroBox, source: StartError) -> RuntimeError {
+    RuntimeError::Start {
         id: started.id().to_owned(),
-        source: error,
-    })
+        source,
+    }
 }
 
 /// What the last run has left must not be taken for this one's.

@@ -11,7 +11,7 @@ use crate::{BoxInfo, RuntimeError};
 
 /// Gives up a start that is under way; a box that does not run is as good as stopped.
 pub(crate) async fn stop(core: Arc<Core>, stopped: Arc<MicroBox>) -> Result<BoxInfo, RuntimeError> {
-    stopped.interrupt_start();
+    stopped.give_up_starts();
     let _turn = stopped.turn.lock().await;
     if let Some(shim) = stopped.request_stop()? {
         let grace = stopped.grace();

@@ -18,6 +18,11 @@ pub(crate) fn supervise(core: &Arc<Core>, followed: &Arc<MicroBox>, shim: Arc<Sh
                 _ = shim.wait() => {}
                 () = checked => {}
             }
+            // Counted first: whoever closes the runtime afterwards waits for it.
+            let _counted = core.operations.token();
+            if core.closing.is_cancelled() {
+                return;
+            }
             followed.settle();
             // Not while the next start is under way: its payload is no stray.
             let _turn = followed.turn.lock().await;

@@ -4,8 +4,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::OnceLock;
 
-use nix::errno::Errno;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use rustix::io::Errno;
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 use shim_reaper::Pidfd;
 
 /// How a process ended.
@@ -106,8 +106,8 @@ impl ProcessMonitor {
     fn process(&self) -> io::Result<Option<&Pidfd>> {
         match &self.process {
             Ok(process) => Ok(Some(process)),
-            Err(error) => match error.raw_os_error().map(Errno::from_raw) {
-                Some(Errno::ESRCH) => Ok(None),
+            Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {
+                Some(Errno::SRCH) => Ok(None),
                 Some(errno) => Err(errno.into()),
                 None => Err(io::Error::other(error.to_string())),
             },
@@ -116,17 +116,18 @@ impl ProcessMonitor {
 }
 
 fn look(process: &Pidfd) -> io::Result<Option<ProcessExit>> {
-    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
     loop {
-        return match waitid(Id::PIDFd(process.as_fd()), flags) {
-            Ok(WaitStatus::Exited(_, code)) => Ok(Some(ProcessExit::Code(code))),
-            Ok(WaitStatus::Signaled(_, signal, _)) => {
-                Ok(Some(ProcessExit::Code(128 + signal as i32)))
+        return match waitid(WaitId::PidFd(process.as_fd()), options) {
+            Ok(None) => Ok(None),
+            Ok(Some(status)) => {
+                let by_signal = status.terminating_signal().map(|signal| 128 + signal);
+                let code = status.exit_status().or(by_signal);
+                Ok(Some(code.map_or(ProcessExit::Unknown, ProcessExit::Code)))
             }
-            Ok(_) => Ok(None),
-            Err(Errno::EINTR) => continue,
-            Err(Errno::ECHILD) if !process.has_exited() => Ok(None),
-            Err(Errno::ECHILD) => Ok(Some(match process.exit_status() {
+            Err(Errno::INTR) => continue,
+            Err(Errno::CHILD) if !process.has_exited() => Ok(None),
+            Err(Errno::CHILD) => Ok(Some(match process.exit_status() {
                 Some(status) => of_status(status),
                 None => ProcessExit::Unknown,
             })),

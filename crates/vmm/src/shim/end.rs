@@ -1,6 +1,7 @@
 //! How a shim is ended.
 
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use shim_reaper::{ReaperClosed, ShimExit, ShimHandle, Signal};
 use vmm_shim::KILL_SIGNAL;
@@ -30,6 +31,26 @@ pub(crate) async fn by_force(shim: &ShimHandle) -> Result<ShimExit, ReaperClosed
             signal(shim, Signal::SIGKILL);
             shim.clone().await
         }
+    }
+}
+
+/// The same where nothing can be awaited: in a `Drop`.
+pub(super) fn in_the_background(shim: ShimHandle) {
+    signal(&shim, KILL_SIGNAL);
+    let run = {
+        let shim = shim.clone();
+        move || {
+            let deadline = Instant::now() + PATIENCE;
+            while shim.is_running() && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(5));
+            }
+            if shim.is_running() {
+                signal(&shim, Signal::SIGKILL);
+            }
+        }
+    };
+    if thread::Builder::new().spawn(run).is_err() {
+        signal(&shim, Signal::SIGKILL);
     }
 }
 

@@ -28,12 +28,10 @@ impl ShimHandler {
             handle,
             keepalive,
             payload_pid,
+            record,
         } = spawned.into_started();
-        let pid = handle.pid();
-        // Not collected without the reaper's saying so: the pid is its own, or nobody's.
-        let identity = ProcessIdentity::of(pid).ok().flatten();
         Self {
-            record: PidRecord { pid, identity },
+            record,
             handle,
             payload_pid,
             keepalive: Mutex::new(keepalive),

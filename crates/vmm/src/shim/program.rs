@@ -52,11 +52,27 @@ impl ShimProgram {
         &self.0
     }
 
+    /// A command that dies with this process, as a payload does with its shim. More exactly with
+    /// the thread that starts it, `prctl(2)`.
+    pub(crate) fn bound_command(&self, command: &[String]) -> Command {
+        let invocation = Invocation::Payload {
+            shim: std::process::id(),
+            command: command.iter().map(Into::into).collect(),
+        };
+        self.invoke(&invocation)
+    }
+
     /// The shim of a box, without its standard streams.
     pub(super) fn command(&self, id: &str, dir: &Path) -> Command {
         let invocation = Invocation::Box { id: id.to_owned() };
+        let mut command = self.invoke(&invocation);
+        command.current_dir(dir);
+        command
+    }
+
+    fn invoke(&self, invocation: &Invocation) -> Command {
         let mut command = Command::new(&self.0);
-        command.arg0(ARGV0).args(invocation.args()).current_dir(dir);
+        command.arg0(ARGV0).args(invocation.args());
         command
     }
 }

@@ -7,10 +7,11 @@ use std::process::Stdio;
 use shim_reaper::{ShimHandle, ShimReaper};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout};
-use vmm_shim::{ExitRecord, FILES, FileError, InstanceSpec, Report};
+use vmm_shim::{ExitRecord, FILES, FileError, InstanceSpec, PidRecord, Report};
 
 use super::{Keepalive, ShimProgram, StartError, end};
 use crate::boxes::ending_of;
+use crate::lifecycle::STUCK_AFTER;
 
 /// A shim whose payload is not ready yet: registered with the reaper from birth, and killed if
 /// this is dropped.
@@ -39,6 +40,7 @@ pub(super) struct Started {
     pub(super) handle: ShimHandle,
     pub(super) keepalive: Option<Keepalive>,
     pub(super) payload_pid: Option<u32>,
+    pub(super) record: PidRecord,
 }
 
 /// A line that is longer than this is no report.
@@ -154,12 +156,24 @@ impl SpawnedShim {
     ///
     /// If the future is dropped, the shim is killed nevertheless.
     pub async fn end(self) {
-        // It has nothing else to say, or it would have been heard.
-        let _ = end::by_force(&self.shim.handle).await;
+        let ended = end::by_force(&self.shim.handle);
+        if tokio::time::timeout(STUCK_AFTER, ended).await.is_err() {
+            tracing::error!(pid = self.handle().pid(), "the shim survives SIGKILL");
+        }
     }
 
     pub(super) fn into_started(mut self) -> Started {
         self.shim.armed = false;
+        let pid = self.handle().pid();
+        // It has published who it is before it was ready.
+        let published = PidRecord::read(&self.dir.join(FILES.shim_pid));
+        let record = match published {
+            Ok(Some(record)) if record.pid == pid => record,
+            _ => PidRecord {
+                pid,
+                identity: None,
+            },
+        };
         let keepalive = match self.stdin.into_owned_fd() {
             Ok(pipe) if !self.detached => Some(Keepalive::new(pipe)),
             _ => None,
@@ -168,6 +182,7 @@ impl SpawnedShim {
             handle: self.shim.handle.clone(),
             keepalive,
             payload_pid: self.payload_pid,
+            record,
         }
     }
 }
@@ -175,8 +190,7 @@ impl SpawnedShim {
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
         if self.armed {
-            // It may have ended by itself.
-            let _ = self.handle.kill();
+            end::in_the_background(self.handle.clone());
         }
     }
 }

@@ -1,0 +1,112 @@
+//! Shims without a runtime around them.
+
+mod common;
+
+use std::path::Path;
+use std::time::Duration;
+
+use common::boxes::shim_program;
+use common::{eventually, is_gone};
+use futures::FutureExt;
+use shim_reaper::ShimReaper;
+use vmm_runtime::{InstanceSpec, PayloadSpec, PidRecord, Ready, ShimController, ShimProgram};
+use vmm_runtime::{ShimHandler, SpawnedShim};
+
+fn controller(reaper: &ShimReaper) -> ShimController {
+    let program = ShimProgram::at(shim_program()).unwrap();
+    ShimController::new(reaper.clone(), program, Duration::from_secs(60))
+}
+
+fn spec(command: &[&str]) -> InstanceSpec {
+    InstanceSpec::new("b1", PayloadSpec::command(command.iter().copied()))
+}
+
+fn record(dir: &Path) -> Option<PidRecord> {
+    PidRecord::read(&dir.join("shim.pid")).unwrap()
+}
+
+#[tokio::test]
+async fn a_start_gives_a_handler_that_follows_and_stops_the_shim() {
+    let dir = tempfile::tempdir().unwrap();
+    let reaper = ShimReaper::start();
+    let shim = controller(&reaper)
+        .start(dir.path(), &spec(&["sleep", "1000"]))
+        .await
+        .unwrap();
+    assert!(shim.is_running());
+    assert_eq!(Some(shim.record()), record(dir.path()).as_ref());
+    assert_eq!(reaper.registered().await, [shim.pid()]);
+    let exit = shim.stop(Duration::from_secs(60)).await.unwrap();
+    assert_eq!(exit.code(), Some(143));
+    assert_eq!(shim.wait().await.unwrap(), exit);
+    assert_eq!(reaper.stats().reaped_total, 1);
+}
+
+#[tokio::test]
+async fn a_start_whose_future_is_dropped_kills_and_collects_its_shim() {
+    let dir = tempfile::tempdir().unwrap();
+    let reaper = ShimReaper::start();
+    let mut payload = PayloadSpec::command(["sh", "-c", "setsid sleep 1000 & wait"]);
+    payload.ready = Ready::Notified;
+    let spec = InstanceSpec::new("b1", payload);
+    let controller = controller(&reaper);
+    let mut start = Box::pin(controller.start(dir.path(), &spec));
+    while record(dir.path()).is_none() {
+        assert!(start.as_mut().now_or_never().is_none());
+        common::pause().await;
+    }
+    let pid = record(dir.path()).unwrap().pid;
+    drop(start);
+    eventually("the end of the shim", || is_gone(pid)).await;
+    eventually("it is counted", || reaper.stats().reaped_total == 1).await;
+}
+
+#[tokio::test]
+async fn a_spawned_shim_is_killed_when_it_is_dropped_unless_it_has_become_a_handler() {
+    let reaper = ShimReaper::start();
+    let program = ShimProgram::at(shim_program()).unwrap();
+    let spec = spec(&["sleep", "1000"]);
+    let dir = tempfile::tempdir().unwrap();
+    let spawned = SpawnedShim::spawn(&reaper, &program, &spec, dir.path());
+    let pid = spawned.await.unwrap().handle().pid();
+    eventually("its end", || is_gone(pid)).await;
+
+    let mut spawned = SpawnedShim::spawn(&reaper, &program, &spec, dir.path())
+        .await
+        .unwrap();
+    spawned.tell(&spec).await.unwrap();
+    spawned.ready().await.unwrap();
+    let handler = ShimHandler::from_spawned(spawned);
+    assert!(handler.payload_pid().is_some());
+    handler.let_go();
+    assert_eq!(handler.wait().await.unwrap().code(), Some(143));
+}
+
+#[tokio::test]
+async fn re_attaching_observes_and_never_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = ShimReaper::start();
+    let shim = controller(&first)
+        .start(dir.path(), &spec(&["sleep", "1000"]))
+        .await
+        .unwrap();
+    let second = ShimReaper::start();
+    let record = record(dir.path()).unwrap();
+    let again = ShimHandler::from_pid(&second, &record)
+        .await
+        .unwrap()
+        .unwrap();
+    again.kill().await.unwrap();
+    shim.wait().await.unwrap();
+    assert_eq!(
+        (first.stats().reaped_total, second.stats().reaped_total),
+        (1, 0)
+    );
+    eventually("it has vanished", || second.stats().vanished_total == 1).await;
+    assert!(
+        ShimHandler::from_pid(&second, &record)
+            .await
+            .unwrap()
+            .is_none()
+    );
+}
