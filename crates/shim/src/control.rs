@@ -1,4 +1,4 @@
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -100,7 +100,7 @@ impl Control {
             match poll(&mut polled, order.timeout()) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => {
-                    eprintln!("vmm-shim: cannot poll: {error}");
+                    let _ = writeln!(io::stderr(), "vmm-shim: cannot poll: {error}");
                     return;
                 }
             }

@@ -177,7 +177,8 @@ impl Recorder {
             ending,
         };
         if let Err(error) = record.write(Path::new(FILES.exit)) {
-            eprintln!("vmm-shim: {error}");
+            // Not eprintln, which panics where stderr is full or broken.
+            let _ = writeln!(io::stderr(), "vmm-shim: {error}");
         }
         self.report(&Report::Failed(record));
         process::exit(code)

@@ -29,6 +29,10 @@ struct Shim {
 
 impl Shim {
     fn without_spec() -> Self {
+        Self::printing_to(Stdio::inherit())
+    }
+
+    fn printing_to(stderr: Stdio) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_vmm-shim"))
             .arg0(ARGV0)
@@ -36,6 +40,7 @@ impl Shim {
             .current_dir(&dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(stderr)
             .spawn()
             .unwrap();
         Self {
@@ -417,4 +422,17 @@ fn it_ends_although_its_directory_is_gone() {
     fs::remove_dir_all(Path::new(shim.dir.path())).unwrap();
     shim.signal(KILL_SIGNAL);
     assert_eq!(shim.wait().code(), Some(137));
+}
+
+#[test]
+fn a_stderr_that_takes_nothing_changes_neither_code_nor_report() {
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut shim = Shim::printing_to(full.into());
+    eventually("shim.pid", || shim.path(FILES.shim_pid).exists());
+    fs::remove_dir_all(shim.dir.path()).unwrap();
+    let spec = spec(PayloadSpec::command(["no-such-program"]));
+    let line = spec.to_line().unwrap();
+    shim.stdin.as_mut().unwrap().write_all(&line).unwrap();
+    assert!(matches!(shim.report(), Report::Failed(_)));
+    assert_ne!(shim.wait().code(), Some(101));
 }
