@@ -1,9 +1,8 @@
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A file that could not be read or written, and why.
 #[derive(Debug, thiserror::Error)]
@@ -31,15 +30,18 @@ impl FileError {
 /// Replaces a file as a whole and for good: to a temporary file beside it, synced, then renamed,
 /// and the directory synced. A reader, or a crash, sees the old contents or the new ones.
 ///
-/// The file is readable by its owner only (mode 0600). Blocks on the disk.
+/// The file is readable by its owner only (mode 0600). Blocks on the disk. The temporary file of
+/// `name` is `.name.tmp`, so that a crash leaves one at most; the writers of one file have to take
+/// turns.
 ///
 /// # Errors
 ///
-/// [`FileError`], naming `path`; the old file is then as it was.
+/// [`FileError`], naming `path`; the old file is then as it was, unless it was only the sync of the
+/// directory that failed.
 pub fn write_file(path: &Path, contents: &[u8]) -> Result<(), FileError> {
     let failed = |source| FileError::new("write", path, source);
-    let temporary = temporary_for(path);
-    let written = write_new(&temporary, contents).and_then(|()| fs::rename(&temporary, path));
+    let temporary = temporary_of(path);
+    let written = fill(&temporary, contents).and_then(|()| fs::rename(&temporary, path));
     if let Err(error) = written {
         // It may not even exist.
         let _ = fs::remove_file(&temporary);
@@ -48,24 +50,28 @@ pub fn write_file(path: &Path, contents: &[u8]) -> Result<(), FileError> {
     sync_directory_of(path).map_err(failed)
 }
 
-/// Beside `path`, and nobody else's: two writers may be at it at once.
-fn temporary_for(path: &Path) -> PathBuf {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let mut name = std::ffi::OsString::from(".");
+/// Where [`write_file`] prepares what is to be in `path`.
+pub(crate) fn temporary_of(path: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}.{count}.tmp", process::id()));
+    name.push(".tmp");
     path.with_file_name(name)
 }
 
-fn write_new(path: &Path, contents: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
+fn fill(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let mut file = open(path)?;
     file.write_all(contents)?;
     file.sync_all()
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(path)
 }
 
 fn sync_directory_of(path: &Path) -> io::Result<()> {
@@ -73,7 +79,11 @@ fn sync_directory_of(path: &Path) -> io::Result<()> {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
-    File::open(parent)?.sync_all()
+    match File::open(parent)?.sync_all() {
+        // What a file system says that cannot sync directories, fsync(2).
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        synced => synced,
+    }
 }
 
 #[cfg(test)]
@@ -87,6 +97,16 @@ mod tests {
         write_file(&path, b"a longer first one").unwrap();
         write_file(&path, b"second").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"second");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_crashed_writer_left_is_no_obstacle_and_no_part_of_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        fs::write(temporary_of(&path), "a torn one, and longer").unwrap();
+        write_file(&path, b"whole").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"whole");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 

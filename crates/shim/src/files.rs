@@ -1,5 +1,7 @@
 use std::path::{Path, PathBuf};
 
+use crate::durable::temporary_of;
+
 /// What the payload finds the box's directory in. Its descendants inherit it, so that they can be
 /// told from other processes.
 pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
@@ -36,8 +38,34 @@ pub const FILES: BoxFiles = BoxFiles {
 };
 
 impl BoxFiles {
-    /// Every file of a run, for clearing up before the next.
-    pub fn of_a_run(&self, dir: &Path) -> [PathBuf; 4] {
-        [self.shim_pid, self.payload_pid, self.exit, self.notify].map(|name| dir.join(name))
+    /// Every file of a run, for clearing up before the next; also what a crash may have left of
+    /// writing them.
+    pub fn of_a_run(&self, dir: &Path) -> Vec<PathBuf> {
+        let written = [self.shim_pid, self.payload_pid, self.exit].map(|name| dir.join(name));
+        let temporary = written.each_ref().map(|path| temporary_of(path));
+        written
+            .into_iter()
+            .chain(temporary)
+            .chain([dir.join(self.notify)])
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_crashed_writer_leaves_is_of_the_run() {
+        let dir = Path::new("/box");
+        let files = FILES.of_a_run(dir);
+        for name in ["shim.pid", "payload.pid", "exit"] {
+            let temporary = dir.join(format!(".{name}.tmp"));
+            assert!(files.contains(&dir.join(name)) && files.contains(&temporary));
+        }
+        assert!(files.contains(&dir.join(FILES.notify)));
+        assert!(
+            !files.contains(&dir.join(FILES.spec)) && !files.contains(&dir.join(FILES.console))
+        );
     }
 }
