@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::instance::Recorder;
+use crate::recorder::Recorder;
 use crate::{Ending, Payload};
 
 /// Tells a shim to kill its payload, with all that descends from it, and to end. Unlike SIGKILL to

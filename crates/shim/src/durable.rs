@@ -50,6 +50,20 @@ pub fn write_file(path: &Path, contents: &[u8]) -> Result<(), FileError> {
     sync_directory_of(path).map_err(failed)
 }
 
+/// Keeps room on the disk for the first [`write_file`] to `path`, which then does not fail for lack
+/// of it; without room, nothing is kept.
+pub(crate) fn reserve(path: &Path) {
+    /// More than any record takes; one block of most file systems.
+    const ROOM: [u8; 4096] = [0; 4096];
+    let temporary = temporary_of(path);
+    if open(&temporary)
+        .and_then(|mut file| file.write_all(&ROOM))
+        .is_err()
+    {
+        let _ = fs::remove_file(&temporary);
+    }
+}
+
 /// Where [`write_file`] prepares what is to be in `path`.
 pub(crate) fn temporary_of(path: &Path) -> PathBuf {
     let mut name = OsString::from(".");
@@ -58,9 +72,11 @@ pub(crate) fn temporary_of(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
+/// Truncates afterwards, not before: it may hold the room that was kept for it.
 fn fill(path: &Path, contents: &[u8]) -> io::Result<()> {
     let mut file = open(path)?;
     file.write_all(contents)?;
+    file.set_len(contents.len() as u64)?;
     file.sync_all()
 }
 
@@ -68,7 +84,7 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .write(true)
         .create(true)
-        .truncate(true)
+        .truncate(false)
         .mode(0o600)
         .custom_flags(nix::libc::O_NOFOLLOW)
         .open(path)
@@ -88,6 +104,8 @@ fn sync_directory_of(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     #[test]
@@ -108,6 +126,18 @@ mod tests {
         write_file(&path, b"whole").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"whole");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_file_is_written_into_the_room_kept_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        reserve(&path);
+        let room = fs::metadata(temporary_of(&path)).unwrap();
+        assert!(room.blocks() * 512 >= 4096, "{room:?}");
+        write_file(&path, b"x").unwrap();
+        let file = fs::metadata(&path).unwrap();
+        assert_eq!((file.ino(), file.len()), (room.ino(), 1));
     }
 
     #[test]

@@ -1,19 +1,18 @@
 use std::env;
 use std::fs::File;
-use std::io::{self, BufReader, Write};
+use std::io::{self, BufReader};
 use std::os::fd::OwnedFd;
-use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
-use std::process;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use nix::unistd::setsid;
 
 use crate::control::{self, Control};
+use crate::recorder::Recorder;
 use crate::{
-    Ending, Engine, EngineError, ExitRecord, FILES, FailureKind, InstanceSpec, Payload, PidRecord,
-    Report, standard_streams,
+    Ending, Engine, EngineError, FILES, FailureKind, InstanceSpec, Payload, PidRecord, Report,
+    standard_streams,
 };
 
 /// The life of the shim of one box, whose directory is the current one.
@@ -44,9 +43,10 @@ fn begin(recorder: &Recorder) -> Result<(PathBuf, OwnedFd), String> {
     // A terminal's Ctrl-C is for the runtime. It fails for a leader of a group, which is as good.
     let _ = setsid();
     let stdout = standard_streams::take_stdout().map_err(system("take its stdout"))?;
-    *recorder.runtime() = Some(File::from(stdout));
+    recorder.report_to(File::from(stdout));
     let stdin = standard_streams::take_stdin().map_err(system("take its stdin"))?;
     let dir = env::current_dir().map_err(system("find the directory of its box"))?;
+    recorder.record_in(&dir);
     PidRecord::of_this_process()
         .map_err(system("read its identity"))?
         .write(&dir.join(FILES.shim_pid))
@@ -109,83 +109,4 @@ fn commit(recorder: &Recorder, payload: &dyn Payload, dir: &Path) -> Result<(), 
         payload_pid: payload.pid(),
     });
     Ok(())
-}
-
-/// Keeps what there is to say about the end, and says it once.
-#[derive(Default)]
-pub(crate) struct Recorder {
-    requested: AtomicBool,
-    /// The pipe to the runtime, until the one report is made.
-    runtime: Mutex<Option<File>>,
-    /// What the last panic said, and where.
-    panicked: Mutex<Option<(String, Option<String>)>>,
-    ended: Mutex<()>,
-}
-
-impl Recorder {
-    fn runtime(&self) -> MutexGuard<'_, Option<File>> {
-        self.runtime.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn report(&self, report: &Report) {
-        if let Some(mut runtime) = self.runtime().take()
-            && let Ok(mut line) = serde_json::to_vec(report)
-        {
-            line.push(b'\n');
-            // A runtime that is gone needs no report.
-            let _ = runtime.write_all(&line);
-        }
-    }
-
-    pub(crate) fn end_was_requested(&self) {
-        self.requested.store(true, Ordering::Release);
-    }
-
-    fn is_end_requested(&self) -> bool {
-        self.requested.load(Ordering::Acquire)
-    }
-
-    fn record_panics(self: &Arc<Self>) {
-        let recorder = Arc::clone(self);
-        let print = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            print(info);
-            *recorder.panicked() = Some(describe(info));
-            if cfg!(panic = "abort") {
-                recorder.end_with_panic();
-            }
-        }));
-    }
-
-    fn panicked(&self) -> MutexGuard<'_, Option<(String, Option<String>)>> {
-        self.panicked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn end_with_panic(&self) -> ! {
-        let (message, location) = self.panicked().take().unwrap_or_default();
-        self.end(Ending::Panicked { message, location })
-    }
-
-    /// Records the ending, reports it if the payload never got ready, and ends the process. Of two
-    /// threads the first one has its say.
-    pub(crate) fn end(&self, ending: Ending) -> ! {
-        let _ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        let code = ending.shell_code();
-        let record = ExitRecord {
-            pid: process::id(),
-            requested: self.is_end_requested(),
-            ending,
-        };
-        if let Err(error) = record.write(Path::new(FILES.exit)) {
-            // Not eprintln, which panics where stderr is full or broken.
-            let _ = writeln!(io::stderr(), "vmm-shim: {error}");
-        }
-        self.report(&Report::Failed(record));
-        process::exit(code)
-    }
-}
-
-fn describe(info: &PanicHookInfo<'_>) -> (String, Option<String>) {
-    let message = info.payload_as_str().unwrap_or("not a text").to_owned();
-    (message, info.location().map(ToString::to_string))
 }

@@ -46,6 +46,7 @@ mod instance;
 mod invocation;
 mod payload_spec;
 mod pid_record;
+mod recorder;
 mod report;
 mod shim;
 mod spec;

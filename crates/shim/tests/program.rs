@@ -424,6 +424,21 @@ fn it_ends_although_its_directory_is_gone() {
     assert_eq!(shim.wait().code(), Some(137));
 }
 
+/// So that a console that fills the disk cannot keep it from being written.
+#[test]
+fn room_for_the_exit_record_is_kept_from_the_start() {
+    use std::os::unix::fs::MetadataExt;
+    let mut shim = Shim::running("");
+    let room = fs::metadata(shim.path(".exit.tmp")).unwrap();
+    assert!(room.len() >= 4096);
+    shim.signal(KILL_SIGNAL);
+    shim.wait();
+    assert_eq!(
+        fs::metadata(shim.path(FILES.exit)).unwrap().ino(),
+        room.ino()
+    );
+}
+
 #[test]
 fn a_stderr_that_takes_nothing_changes_neither_code_nor_report() {
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
