@@ -1,7 +1,7 @@
-use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, PipeReader, PipeWriter};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::recorder::Recorder;
-use crate::{Ending, Payload};
+use crate::{Ending, FailureKind, Payload};
 
 /// Tells a shim to kill its payload, with all that descends from it, and to end. Unlike SIGKILL to
 /// the shim it leaves no descendant behind, and an exit record.
@@ -21,9 +21,37 @@ pub const KILL_SIGNAL: Signal = Signal::SIGUSR1;
 const AFTER_KILL: Duration = Duration::from_secs(2);
 
 /// Takes orders on the payload's behalf: from signals, and from the watchdog.
+///
+/// Its thread owns the clock, so it calls nothing that can hang with the payload.
 pub(crate) struct Control {
-    payload: Mutex<Option<Arc<dyn Payload>>>,
+    state: Mutex<State>,
     recorder: Arc<Recorder>,
+}
+
+struct State {
+    phase: Phase,
+    watchdog: Option<OwnedFd>,
+    /// How long the payload may take to stop after the watchdog has hung up.
+    grace: Duration,
+}
+
+/// Who obeys an order.
+enum Phase {
+    /// The shim, at once. The pipe closes with this phase, which wakes the thread.
+    AwaitingSpec { _until: PipeWriter },
+    /// The main thread, when it has the payload in hand.
+    Starting,
+    /// The payload.
+    Running,
+}
+
+/// What the thread watches for a hang-up.
+enum Line {
+    /// Until the spec is read.
+    Spec(PipeReader),
+    /// To the runtime.
+    Watchdog(OwnedFd),
+    None,
 }
 
 /// What has been ordered, and by when it must be done.
@@ -38,7 +66,8 @@ enum Order {
     Kill(Instant),
 }
 
-/// The signals that are orders, and SIGPIPE, which must not end a shim whose runtime is gone.
+/// The signals that are orders, and those that must not end a shim which cannot write: SIGPIPE
+/// without a runtime, SIGXFSZ at a limit of size.
 fn orders() -> SigSet {
     [
         Signal::SIGTERM,
@@ -46,6 +75,7 @@ fn orders() -> SigSet {
         Signal::SIGHUP,
         KILL_SIGNAL,
         Signal::SIGPIPE,
+        Signal::SIGXFSZ,
     ]
     .into_iter()
     .collect()
@@ -58,67 +88,91 @@ pub(crate) fn block_signals() -> io::Result<()> {
 }
 
 impl Control {
-    /// Starts the thread. `watchdog` is a pipe's reading end and how long the payload may take to
-    /// stop after it has hung up.
-    pub(crate) fn start(
-        recorder: Arc<Recorder>,
-        watchdog: Option<(OwnedFd, Duration)>,
-    ) -> io::Result<Arc<Self>> {
+    /// Starts the thread. Until [`starting`](Self::starting) an order ends the shim.
+    pub(crate) fn start(recorder: Arc<Recorder>) -> io::Result<Arc<Self>> {
+        let (spec, until) = io::pipe()?;
+        let signals = SignalFd::with_flags(&orders(), SfdFlags::SFD_CLOEXEC)?;
         let control = Arc::new(Self {
-            payload: Mutex::new(None),
+            state: Mutex::new(State {
+                phase: Phase::AwaitingSpec { _until: until },
+                watchdog: None,
+                grace: Duration::ZERO,
+            }),
             recorder,
         });
-        let signals = SignalFd::with_flags(&orders(), SfdFlags::SFD_CLOEXEC)?;
         let thread = Arc::clone(&control);
         thread::Builder::new()
             .name("shim-control".to_owned())
             .spawn(move || {
-                let run = AssertUnwindSafe(|| thread.run(&signals, watchdog));
-                if panic::catch_unwind(run).is_err() {
-                    thread.recorder.end_with_panic();
+                let run = AssertUnwindSafe(|| thread.run(&signals, Line::Spec(spec)));
+                match panic::catch_unwind(run) {
+                    Ok(error) => {
+                        let message = format!("the shim can no longer take orders: {error}");
+                        let ending = Ending::failed(FailureKind::Engine, message);
+                        thread.recorder.end_by_force(ending)
+                    }
+                    Err(_) => thread.recorder.end_with_panic(),
                 }
             })?;
         Ok(control)
     }
 
-    /// From now on orders go to the payload; until now they ended the shim.
-    pub(crate) fn command(&self, payload: Arc<dyn Payload>) {
-        *self.payload.lock().unwrap_or_else(PoisonError::into_inner) = Some(payload);
+    /// From now on an order is kept for [`running`](Self::running). `watchdog` is a pipe's reading
+    /// end, and `grace` how long the payload may take to stop after it has hung up.
+    pub(crate) fn starting(&self, watchdog: Option<OwnedFd>, grace: Duration) {
+        *self.state() = State {
+            phase: Phase::Starting,
+            watchdog,
+            grace,
+        };
     }
 
-    fn run(&self, signals: &SignalFd, watchdog: Option<(OwnedFd, Duration)>) {
+    /// From now on orders go to the recorder's payload. True if one came before: obeying it is up
+    /// to the caller.
+    pub(crate) fn running(&self) -> bool {
+        let mut state = self.state();
+        state.phase = Phase::Running;
+        self.recorder.is_end_requested()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Until it cannot.
+    fn run(&self, signals: &SignalFd, mut line: Line) -> Errno {
         let mut order = Order::None;
-        let mut watchdog = watchdog;
         loop {
             let mut polled = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
             // A hang-up is reported without being asked for.
-            polled.extend(
-                watchdog
-                    .as_ref()
-                    .map(|(pipe, _)| PollFd::new(pipe.as_fd(), PollFlags::empty())),
-            );
+            polled.extend(line.fd().map(|fd| PollFd::new(fd, PollFlags::empty())));
             match poll(&mut polled, order.timeout()) {
                 Ok(_) | Err(Errno::EINTR) => {}
-                Err(error) => {
-                    let _ = writeln!(io::stderr(), "vmm-shim: cannot poll: {error}");
-                    return;
-                }
+                Err(error) => return error,
             }
             let hung_up = polled.get(1).and_then(PollFd::any).unwrap_or(false);
             let signalled = polled[0].any().unwrap_or(false);
             drop(polled);
-            if hung_up && let Some((_, grace)) = watchdog.take() {
-                order = self.stop(order, Some(Instant::now() + grace));
+            if hung_up {
+                if let Line::Watchdog(_) = line {
+                    let by = Instant::now() + self.state().grace;
+                    order = self.stop(order, Some(by));
+                }
+                line = self
+                    .state()
+                    .watchdog
+                    .take()
+                    .map_or(Line::None, Line::Watchdog);
             }
-            if signalled && let Ok(Some(info)) = signals.read_signal() {
-                match Signal::try_from(info.ssi_signo.cast_signed()) {
-                    Ok(KILL_SIGNAL) => order = self.kill(),
-                    Ok(Signal::SIGPIPE) | Err(_) => {}
-                    Ok(_) => order = self.stop(order, None),
+            if signalled {
+                match signals.read_signal() {
+                    Ok(Some(info)) => order = self.obey(order, info.ssi_signo),
+                    Ok(None) | Err(Errno::EINTR) => {}
+                    Err(error) => return error,
                 }
             }
             order = match order {
-                Order::StopBy(at) if at <= Instant::now() => self.kill(),
+                Order::StopBy(at) if at <= Instant::now() => self.kill(order),
                 Order::Kill(at) if at <= Instant::now() => self.recorder.end(Ending::Signaled {
                     signal: Signal::SIGKILL as i32,
                 }),
@@ -127,29 +181,55 @@ impl Control {
         }
     }
 
+    fn obey(&self, order: Order, signal: u32) -> Order {
+        match Signal::try_from(signal.cast_signed()) {
+            Ok(KILL_SIGNAL) => self.kill(order),
+            Ok(Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP) => self.stop(order, None),
+            _ => order,
+        }
+    }
+
     fn stop(&self, order: Order, by: Option<Instant>) -> Order {
-        self.payload_or_end(Signal::SIGTERM).stop();
-        match (order, by) {
+        let start = self.pass_on(Signal::SIGTERM, |payload| payload.stop());
+        match (order, by.or(start)) {
             (Order::Kill(_) | Order::StopBy(_), _) => order,
             (_, Some(by)) => Order::StopBy(by),
             (_, None) => Order::Stop,
         }
     }
 
-    fn kill(&self) -> Order {
-        self.payload_or_end(Signal::SIGKILL).kill();
-        Order::Kill(Instant::now() + AFTER_KILL)
+    fn kill(&self, order: Order) -> Order {
+        self.pass_on(Signal::SIGKILL, |payload| payload.kill());
+        match order {
+            Order::Kill(_) => order,
+            _ => Order::Kill(Instant::now() + AFTER_KILL),
+        }
     }
 
-    /// Without a payload there is nothing to wait for: the shim ends, as if by this signal.
-    fn payload_or_end(&self, signal: Signal) -> Arc<dyn Payload> {
+    /// By when a start has to be over, if there is one.
+    fn pass_on(&self, signal: Signal, order: fn(&dyn Payload)) -> Option<Instant> {
+        let state = self.state();
         self.recorder.end_was_requested();
-        let payload = self.payload.lock().unwrap_or_else(PoisonError::into_inner);
-        match payload.as_ref() {
-            Some(payload) => Arc::clone(payload),
-            None => self.recorder.end(Ending::Signaled {
+        match state.phase {
+            // As if by this signal. The state stays locked, so that nothing is started any more.
+            Phase::AwaitingSpec { .. } => self.recorder.end(Ending::Signaled {
                 signal: signal as i32,
             }),
+            Phase::Starting => Some(Instant::now() + state.grace),
+            Phase::Running => {
+                self.recorder.order(order);
+                None
+            }
+        }
+    }
+}
+
+impl Line {
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Spec(pipe) => Some(pipe.as_fd()),
+            Self::Watchdog(pipe) => Some(pipe.as_fd()),
+            Self::None => None,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::sys::prctl;
 use nix::unistd::setsid;
 
 use crate::control::{self, Control};
@@ -29,12 +30,12 @@ pub(crate) fn run(engines: Vec<Box<dyn Engine>>) -> ! {
 fn live(recorder: &Arc<Recorder>, engines: &[Box<dyn Engine>]) -> Ending {
     begin(recorder)
         .map_err(|message| Ending::failed(FailureKind::Storage, message))
-        .and_then(|(dir, stdin)| serve(recorder, engines, &dir, stdin))
+        .and_then(|(dir, stdin, control)| serve(recorder, &control, engines, &dir, stdin))
         .unwrap_or_else(|failure| failure)
 }
 
-/// Says who this is, before anything else can fail.
-fn begin(recorder: &Recorder) -> Result<(PathBuf, OwnedFd), String> {
+/// Says who this is, before anything else can fail, and takes orders from then on.
+fn begin(recorder: &Arc<Recorder>) -> Result<(PathBuf, OwnedFd, Arc<Control>), String> {
     let system =
         |action: &'static str| move |error: io::Error| format!("the shim cannot {action}: {error}");
     control::block_signals().map_err(system("block signals"))?;
@@ -51,11 +52,16 @@ fn begin(recorder: &Recorder) -> Result<(PathBuf, OwnedFd), String> {
         .map_err(system("read its identity"))?
         .write(&dir.join(FILES.shim_pid))
         .map_err(|error| error.to_string())?;
-    Ok((dir, stdin))
+    let control = Control::start(Arc::clone(recorder)).map_err(system("take orders"))?;
+    prctl::set_child_subreaper(true)
+        .map_err(io::Error::from)
+        .map_err(system("become the payload's subreaper"))?;
+    Ok((dir, stdin, control))
 }
 
 fn serve(
     recorder: &Arc<Recorder>,
+    control: &Control,
     engines: &[Box<dyn Engine>],
     dir: &Path,
     stdin: OwnedFd,
@@ -63,6 +69,8 @@ fn serve(
     let stdin = File::from(stdin);
     let spec = InstanceSpec::read(BufReader::new(&stdin))
         .map_err(|message| Ending::failed(FailureKind::Spec, message))?;
+    let watchdog = (!spec.detached).then(|| OwnedFd::from(stdin));
+    control.starting(watchdog, spec.stop_grace());
     let wanted = spec.payload.engine.as_str();
     let engine = engines
         .iter()
@@ -73,12 +81,11 @@ fn serve(
             let message = format!("no engine is named {wanted:?}; known: {}", known.join(", "));
             Ending::failed(FailureKind::UnknownEngine, message)
         })?;
-    let watchdog = (!spec.detached).then(|| (OwnedFd::from(stdin), spec.stop_grace()));
-    let control = Control::start(Arc::clone(recorder), watchdog)
-        .map_err(EngineError::system("start the control thread"))?;
     let payload: Arc<dyn Payload> = engine.start(&spec, dir)?.into();
-    control.command(Arc::clone(&payload));
-    if let Err(error) = commit(recorder, &*payload, dir) {
+    recorder.follow(Arc::clone(&payload));
+    if control.running() {
+        payload.kill();
+    } else if let Err(error) = commit(recorder, &*payload, dir) {
         payload.kill();
         let ended = payload.wait();
         return Err(match (error, ended) {
@@ -87,11 +94,13 @@ fn serve(
             (error, _) => error.into(),
         });
     }
-    payload.wait().map(Ending::from).map_err(|error| {
-        payload.kill();
-        let message = format!("the payload can no longer be followed: {error}");
-        Ending::failed(FailureKind::Engine, message)
-    })
+    match payload.wait() {
+        Ok(exit) => Ok(exit.into()),
+        Err(error) => {
+            let message = format!("the payload can no longer be followed: {error}");
+            recorder.end_by_force(Ending::failed(FailureKind::Engine, message))
+        }
+    }
 }
 
 /// From started to ready, on record and reported.

@@ -36,6 +36,7 @@
 compile_error!("vmm-shim needs Linux");
 
 mod control;
+mod descendants;
 mod durable;
 mod ending;
 mod engine;

@@ -1,14 +1,29 @@
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Write};
-use std::panic::{self, PanicHookInfo};
+use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::Duration;
 
-use crate::{Ending, ExitRecord, FILES, Report, durable};
+use crate::{Ending, ExitRecord, FILES, Payload, Report, descendants, durable};
 
-/// Keeps what there is to say about the end, and says it once.
+/// How long the payload may take over an order, where an end waits for it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A panic's message, and `file:line:column`.
+type Panic = (String, Option<String>);
+
+thread_local! {
+    /// The last one of this thread.
+    static PANIC: RefCell<Option<Panic>> = const { RefCell::new(None) };
+}
+
+/// Keeps what there is to say about the end, and says it once, when nothing of the payload runs.
 #[derive(Default)]
 pub(crate) struct Recorder {
     requested: AtomicBool,
@@ -16,8 +31,7 @@ pub(crate) struct Recorder {
     runtime: Mutex<Option<File>>,
     /// The file for the record. Absolute, because an engine may change the directory.
     exit: OnceLock<PathBuf>,
-    /// What the last panic said, and where.
-    panicked: Mutex<Option<(String, Option<String>)>>,
+    payload: OnceLock<Arc<dyn Payload>>,
     ended: Mutex<()>,
 }
 
@@ -61,26 +75,69 @@ impl Recorder {
         let print = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
             print(info);
-            *recorder.panicked() = Some(describe(info));
+            // Without a slot any more, the thread is about to end.
+            let _ = PANIC.try_with(|slot| slot.replace(Some(describe(info))));
             if cfg!(panic = "abort") {
                 recorder.end_with_panic();
             }
         }));
     }
 
-    fn panicked(&self) -> MutexGuard<'_, Option<(String, Option<String>)>> {
-        self.panicked.lock().unwrap_or_else(PoisonError::into_inner)
+    /// To be killed before the end is on record.
+    pub(crate) fn follow(&self, payload: Arc<dyn Payload>) {
+        let _ = self.payload.set(payload);
     }
 
-    pub(crate) fn end_with_panic(&self) -> ! {
-        let (message, location) = self.panicked().take().unwrap_or_default();
-        self.end(Ending::Panicked { message, location })
+    /// Calls the payload, if there is one, in a thread of its own: it may hang, and it may panic,
+    /// which ends the shim. The channel closes when it has done neither.
+    pub(crate) fn order(self: &Arc<Self>, order: fn(&dyn Payload)) -> Receiver<()> {
+        let (done, receiver) = mpsc::channel();
+        if let Some(payload) = self.payload.get() {
+            let (recorder, payload) = (Arc::clone(self), Arc::clone(payload));
+            let run = move || {
+                let _done = done;
+                if panic::catch_unwind(AssertUnwindSafe(|| order(&*payload))).is_err() {
+                    recorder.end_with_panic();
+                }
+            };
+            let thread = thread::Builder::new().name("shim-order".to_owned());
+            if thread.spawn(run).is_err()
+                && let Some(payload) = self.payload.get()
+            {
+                // Rather at this thread's risk than not at all.
+                order(&**payload);
+            }
+        }
+        receiver
+    }
+
+    /// Of the panic of this thread.
+    pub(crate) fn end_with_panic(self: &Arc<Self>) -> ! {
+        let panic = PANIC.try_with(RefCell::take).ok().flatten();
+        let (message, location) = panic.unwrap_or_default();
+        self.end_by_force(Ending::Panicked { message, location })
+    }
+
+    /// [`end`](Self::end), where the payload may still run.
+    pub(crate) fn end_by_force(self: &Arc<Self>, ending: Ending) -> ! {
+        // First of all, lest another thread records how the payload ended of this.
+        let ended = self.ended();
+        let _ = self.order(|payload| payload.kill()).recv_timeout(PATIENCE);
+        self.publish(ended, ending)
     }
 
     /// Records the ending, reports it if the payload never got ready, and ends the process. Of two
     /// threads the first one has its say.
     pub(crate) fn end(&self, ending: Ending) -> ! {
-        let _ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        self.publish(self.ended(), ending)
+    }
+
+    fn ended(&self) -> MutexGuard<'_, ()> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, _ended: MutexGuard<'_, ()>, ending: Ending) -> ! {
+        descendants::end_all_but(None);
         let code = ending.shell_code();
         let record = ExitRecord {
             pid: process::id(),
@@ -98,7 +155,7 @@ impl Recorder {
     }
 }
 
-fn describe(info: &PanicHookInfo<'_>) -> (String, Option<String>) {
+fn describe(info: &PanicHookInfo<'_>) -> Panic {
     let message = info.payload_as_str().unwrap_or("not a text").to_owned();
     (message, info.location().map(ToString::to_string))
 }

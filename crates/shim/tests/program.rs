@@ -1,165 +1,21 @@
 //! The program `vmm-shim`, as a runtime starts it.
 #![allow(clippy::panic, clippy::unwrap_used)]
 
+mod support;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::CommandExt;
+use std::io::Write;
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use tempfile::TempDir;
+use support::{LOOP, Shim, eventually, pid, printed, runs, sh, spec};
 use vmm_shim::{
-    ARGV0, Ending, ExitRecord, FILES, FailureKind, InstanceSpec, Invocation, KILL_SIGNAL,
-    PayloadSpec, PidRecord, ProcessIdentity, Ready, Report,
+    Ending, FILES, FailureKind, InstanceSpec, KILL_SIGNAL, PayloadSpec, PidRecord, ProcessIdentity,
+    Ready, Report,
 };
-
-/// Far longer than anything takes on a busy machine; only a broken test waits for it.
-const DEADLINE: Duration = Duration::from_secs(60);
-
-struct Shim {
-    dir: TempDir,
-    child: Child,
-    stdin: Option<ChildStdin>,
-    stdout: BufReader<ChildStdout>,
-}
-
-impl Shim {
-    fn without_spec() -> Self {
-        Self::printing_to(Stdio::inherit())
-    }
-
-    fn printing_to(stderr: Stdio) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_vmm-shim"))
-            .arg0(ARGV0)
-            .args(Invocation::Box { id: "b1".into() }.args())
-            .current_dir(&dir)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(stderr)
-            .spawn()
-            .unwrap();
-        Self {
-            dir,
-            stdin: child.stdin.take(),
-            stdout: BufReader::new(child.stdout.take().unwrap()),
-            child,
-        }
-    }
-
-    fn told(text: &[u8]) -> Self {
-        let mut shim = Self::without_spec();
-        shim.stdin.as_mut().unwrap().write_all(text).unwrap();
-        shim
-    }
-
-    fn of(payload: PayloadSpec) -> Self {
-        Self::told(&spec(payload).to_line().unwrap())
-    }
-
-    /// A shell script as the payload, which has begun.
-    fn running(script: &str) -> Self {
-        let mut shim = Self::of(sh(&format!("{script} echo begun; {LOOP}")));
-        assert!(matches!(shim.report(), Report::Ready { .. }));
-        shim.eventually_prints("begun");
-        shim
-    }
-
-    fn path(&self, name: &str) -> std::path::PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn report(&mut self) -> Report {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap()
-    }
-
-    fn payload_pid(&self) -> u32 {
-        let record = PidRecord::read(&self.path(FILES.payload_pid)).unwrap();
-        record.unwrap().pid
-    }
-
-    fn console(&self) -> String {
-        fs::read_to_string(self.path(FILES.console)).unwrap_or_default()
-    }
-
-    fn eventually_prints(&self, text: &str) {
-        eventually(text, || self.console().contains(text));
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(pid(self.child.id()), signal).unwrap();
-    }
-
-    fn wait(&mut self) -> ExitStatus {
-        let mut status = None;
-        eventually("the end of the shim", || {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
-        status.unwrap()
-    }
-
-    fn record(&self) -> ExitRecord {
-        ExitRecord::read(&self.path(FILES.exit)).unwrap().unwrap()
-    }
-}
-
-impl Drop for Shim {
-    fn drop(&mut self) {
-        // Not SIGKILL: that would leave descendants behind.
-        if let Ok(None) = self.child.try_wait() {
-            self.signal(KILL_SIGNAL);
-            drop(self.stdin.take());
-            let _ = self.child.wait();
-        }
-    }
-}
-
-const LOOP: &str = "while :; do sleep 0.05; done";
-
-fn spec(payload: PayloadSpec) -> InstanceSpec {
-    InstanceSpec {
-        id: "b1".into(),
-        payload,
-        detached: false,
-        stop_grace_ms: 60_000,
-    }
-}
-
-fn sh(script: &str) -> PayloadSpec {
-    PayloadSpec::command(["sh", "-c", script])
-}
-
-fn pid(pid: u32) -> Pid {
-    Pid::from_raw(pid.cast_signed())
-}
-
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-fn runs(pid: u32) -> bool {
-    ProcessIdentity::of(pid).unwrap().is_some()
-}
-
-/// What the payload printed behind `key=`.
-fn printed(shim: &Shim, key: &str) -> String {
-    let key = format!("{key}=");
-    shim.eventually_prints(&key);
-    let console = shim.console();
-    let line = console.lines().find_map(|line| line.strip_prefix(&key));
-    line.unwrap().to_owned()
-}
 
 #[test]
 fn the_payloads_code_is_the_shims_and_on_record() {
@@ -450,4 +306,16 @@ fn a_stderr_that_takes_nothing_changes_neither_code_nor_report() {
     shim.stdin.as_mut().unwrap().write_all(&line).unwrap();
     assert!(matches!(shim.report(), Report::Failed(_)));
     assert_ne!(shim.wait().code(), Some(101));
+}
+
+#[test]
+fn an_order_that_comes_before_the_spec_is_obeyed_at_once() {
+    for (signal, code) in [(Signal::SIGTERM, 143), (KILL_SIGNAL, 137)] {
+        let mut shim = Shim::without_spec();
+        eventually("shim.pid", || shim.path(FILES.shim_pid).exists());
+        shim.signal(signal);
+        assert_eq!(shim.wait().code(), Some(code));
+        assert!(shim.record().requested);
+        assert_eq!(shim.report(), Report::Failed(shim.record()));
+    }
 }

@@ -1,6 +1,5 @@
 //! What runs payloads: the seam between a shim and a kind of virtual machine.
 
-mod descendants;
 mod error;
 mod launch;
 mod notify_socket;
@@ -19,8 +18,10 @@ use crate::InstanceSpec;
 /// Starts payloads of one kind. A shim has one or more engines, and the spec names one of them.
 ///
 /// Everything here runs inside the shim, one process per box, so a blocking or crashing engine
-/// harms no other box. A panic ends the shim with an [`ExitRecord`](crate::ExitRecord) that tells
-/// message and place.
+/// harms no other box. A panic in a call of these methods ends the shim with an
+/// [`ExitRecord`](crate::ExitRecord) that tells message and place; one in a thread of the engine's
+/// own does not end the shim, unless the program is built with `panic = "abort"`. An engine, or a
+/// library of its, that calls `exit(3)` ends the shim without a record.
 ///
 /// An engine for a virtual machine that is a process of its own starts and follows that; one that
 /// turns the shim itself into the machine prepares it in [`start`](Self::start) and enters it in
@@ -43,9 +44,9 @@ pub trait Engine: Send + Sync {
 
 /// A started payload.
 ///
-/// [`stop`](Self::stop) and [`kill`](Self::kill) are called from another thread while the main
+/// [`stop`](Self::stop) and [`kill`](Self::kill) are called from other threads while the main
 /// thread is in [`wait_until_ready`](Self::wait_until_ready) or [`wait`](Self::wait), any number of
-/// times, also after the payload has ended.
+/// times, also at once, and also after the payload has ended.
 pub trait Payload: Send + Sync {
     /// Its process, if it has one of its own.
     fn pid(&self) -> Option<u32>;

@@ -7,7 +7,6 @@ use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::prctl;
 
 use super::notify_socket::NotifySocket;
 use super::process_payload::ProcessPayload;
@@ -35,9 +34,6 @@ impl Engine for Process {
             Ready::Started => None,
             Ready::Notified => Some(NotifySocket::bind(&dir.join(FILES.notify))?),
         };
-        prctl::set_child_subreaper(true)
-            .map_err(io::Error::from)
-            .map_err(EngineError::system("become the payload's subreaper"))?;
         let (mut report, theirs) =
             io::pipe().map_err(EngineError::system("open a pipe to the payload"))?;
         let mut child = {

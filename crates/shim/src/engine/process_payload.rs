@@ -11,7 +11,8 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::Pid;
 
 use super::notify_socket::NotifySocket;
-use super::{EngineError, Payload, PayloadExit, descendants};
+use super::{EngineError, Payload, PayloadExit};
+use crate::descendants;
 
 /// A command as the payload, and whatever it starts.
 #[derive(Debug)]
@@ -122,7 +123,7 @@ impl Payload for ProcessPayload {
         self.wait_for_its_end()?;
         // Until the payload is collected, the number of its group cannot be another's.
         let _ = killpg(self.pid, Signal::SIGKILL);
-        descendants::end_all_but(self.pid);
+        descendants::end_all_but(Some(self.pid));
         let mut slot = self.child();
         let status = match slot.as_mut() {
             Some(child) => child.wait()?,
