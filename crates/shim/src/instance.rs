@@ -6,10 +6,12 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::libc::SIGCHLD;
 use nix::sys::prctl;
 use nix::unistd::setsid;
 
 use crate::control::{self, Control};
+use crate::ignored_signals::stop_ignoring;
 use crate::recorder::Recorder;
 use crate::{
     Ending, Engine, EngineError, FILES, FailureKind, InstanceSpec, Payload, PidRecord, Report,
@@ -39,6 +41,8 @@ fn begin(recorder: &Arc<Recorder>) -> Result<(PathBuf, OwnedFd, Arc<Control>), S
     let system =
         |action: &'static str| move |error: io::Error| format!("the shim cannot {action}: {error}");
     control::block_signals().map_err(system("block signals"))?;
+    // Who ignores SIGCHLD gets no exit codes, wait(2).
+    stop_ignoring([SIGCHLD]).map_err(system("restore SIGCHLD"))?;
     // What the runtime, or whoever started that, left open is none of the payload's business.
     close_fds::set_fds_cloexec(3, &[]);
     // A terminal's Ctrl-C is for the runtime. It fails for a leader of a group, which is as good.

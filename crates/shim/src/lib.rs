@@ -43,6 +43,7 @@ mod engine;
 mod exit_record;
 mod files;
 mod identity;
+mod ignored_signals;
 mod instance;
 mod invocation;
 mod payload_spec;

@@ -157,7 +157,8 @@ fn an_order_during_a_start_is_obeyed_when_it_is_over() {
         fs::write(shim.path("go"), "").unwrap();
         shim.wait();
         assert!(shim.record().requested);
-        assert!(matches!(shim.record().ending, Ending::Signaled { .. }));
+        let ending = shim.record().ending;
+        assert!(matches!(ending, Ending::Signaled { .. }), "{ending:?}");
         assert!(!runs(stray));
     }
 }

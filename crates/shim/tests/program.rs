@@ -6,15 +6,15 @@ mod support;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use support::{LOOP, Shim, eventually, pid, printed, runs, sh, spec};
 use vmm_shim::{
-    Ending, FILES, FailureKind, InstanceSpec, KILL_SIGNAL, PayloadSpec, PidRecord, ProcessIdentity,
-    Ready, Report,
+    ARGV0, Ending, FILES, FailureKind, InstanceSpec, Invocation, KILL_SIGNAL, PayloadSpec,
+    PidRecord, ProcessIdentity, Ready, Report,
 };
 
 #[test]
@@ -317,5 +317,37 @@ fn an_order_that_comes_before_the_spec_is_obeyed_at_once() {
         assert_eq!(shim.wait().code(), Some(code));
         assert!(shim.record().requested);
         assert_eq!(shim.report(), Report::Failed(shim.record()));
+    }
+}
+
+/// As from `trap '' SIGNAL` in a shell, which what it executes inherits.
+#[test]
+fn what_the_runtime_ignores_is_not_ignored_by_shim_and_payload() {
+    let ignoring = "import os, signal, sys
+for s in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+    signal.signal(s, signal.SIG_IGN)
+os.execv(sys.argv[1], sys.argv[2:])";
+    let mut command = Command::new("python3");
+    command
+        .args(["-c", ignoring, env!("CARGO_BIN_EXE_vmm-shim"), ARGV0])
+        .args(Invocation::Box { id: "b1".into() }.args())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut shim = Shim::started_by(&mut command);
+    let script = "sed -n 's/SigIgn:.*\\t/ignored=/p' /proc/self/status; exit 7";
+    let line = spec(sh(script)).to_line();
+    let stdin = shim.stdin.as_mut().unwrap();
+    stdin.write_all(&line.unwrap()).unwrap();
+    assert_eq!(shim.wait().code(), Some(7));
+    let ignored = printed(&shim, "ignored");
+    let ignored = u64::from_str_radix(&ignored, 16).unwrap();
+    for signal in [
+        Signal::SIGCHLD,
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGUSR2,
+    ] {
+        assert_eq!(ignored >> (signal as i32 - 1) & 1, 0, "{signal}");
     }
 }

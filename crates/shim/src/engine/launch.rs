@@ -9,6 +9,8 @@ use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, dup2_stdout, getppid};
 
+use crate::ignored_signals::stop_ignoring;
+
 /// Turns this process into a payload that dies with `shim`, its parent.
 ///
 /// A program in between, because binding a child's life to its parent's takes a system call
@@ -33,6 +35,8 @@ fn execute(shim: u32, command: &[OsString]) -> io::Error {
         dup2_stdout(io::stderr())?;
         // Inherited from the shim, and kept across exec.
         SigSet::empty().thread_set_mask()?;
+        // What nohup(1), or a runtime, has ignored is none of the payload's business.
+        stop_ignoring(1..=64)?;
         prctl::set_pdeathsig(Signal::SIGKILL)?;
         // It takes effect only from now on: the shim may be gone already.
         if getppid() != Pid::from_raw(shim.cast_signed()) {
