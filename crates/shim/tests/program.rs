@@ -203,6 +203,25 @@ time.sleep(1000)";
 }
 
 #[test]
+fn a_ready_payload_may_notify_as_often_as_it_likes() {
+    let notify = "import os, socket, time
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.connect(os.environ['NOTIFY_SOCKET'])
+s.send(b'READY=1')
+for _ in range(1000):
+    try: s.send(b'WATCHDOG=1')
+    except OSError: pass
+print('sent', flush=True)
+time.sleep(1000)";
+    let mut payload = PayloadSpec::command(["python3", "-c", notify]);
+    payload.ready = Ready::Notified;
+    let mut shim = Shim::of(payload);
+    assert!(matches!(shim.report(), Report::Ready { .. }));
+    shim.eventually_prints("sent");
+    assert!(!shim.path(FILES.notify).exists());
+}
+
+#[test]
 fn a_payload_that_ends_before_it_is_ready_is_a_failure() {
     let mut payload = sh("exit 3");
     payload.ready = Ready::Notified;

@@ -5,9 +5,9 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
 use super::EngineError;
-use crate::FileError;
+use crate::{FILES, FileError};
 
-/// Where a payload says that it is ready, in the way of `sd_notify(3)`.
+/// Where a payload says that it is ready, in the way of `sd_notify(3)`. Goes when it is dropped.
 #[derive(Debug)]
 pub(crate) struct NotifySocket {
     socket: UnixDatagram,
@@ -15,19 +15,17 @@ pub(crate) struct NotifySocket {
 }
 
 impl NotifySocket {
-    /// The path must be shorter than 108 bytes, `unix(7)`.
-    pub(crate) fn bind(path: &Path) -> Result<Self, EngineError> {
-        let failed = |source| FileError::new("bind the socket", path, source);
-        match fs::remove_file(path) {
+    /// In `dir`, the directory of the box.
+    pub(crate) fn bind(dir: &Path) -> Result<Self, EngineError> {
+        let path = dir.join(FILES.notify);
+        let failed = |source| FileError::new("bind the socket", &path, source);
+        match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error))?,
             _ => {}
         }
-        let socket = UnixDatagram::bind(path).map_err(failed)?;
+        let socket = UnixDatagram::bind(&path).map_err(failed)?;
         socket.set_nonblocking(true).map_err(failed)?;
-        Ok(Self {
-            socket,
-            path: path.to_owned(),
-        })
+        Ok(Self { socket, path })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -50,5 +48,11 @@ impl NotifySocket {
 impl AsFd for NotifySocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+impl Drop for NotifySocket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
     }
 }

@@ -32,7 +32,7 @@ impl Engine for Process {
         let program = check(&spec.payload)?;
         let notify = match spec.payload.ready {
             Ready::Started => None,
-            Ready::Notified => Some(NotifySocket::bind(&dir.join(FILES.notify))?),
+            Ready::Notified => Some(NotifySocket::bind(dir)?),
         };
         let (mut report, theirs) =
             io::pipe().map_err(EngineError::system("open a pipe to the payload"))?;

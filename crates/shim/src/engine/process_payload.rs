@@ -20,7 +20,8 @@ pub(super) struct ProcessPayload {
     pid: Pid,
     /// `None` once it is collected: its number may then be somebody else's.
     child: Mutex<Option<Child>>,
-    notify: Option<NotifySocket>,
+    /// `None` once it is ready: nobody reads it then, and the payload would hang when it is full.
+    notify: Mutex<Option<NotifySocket>>,
 }
 
 /// How often to look for an early end where there is no pidfd to poll, in milliseconds.
@@ -31,7 +32,7 @@ impl ProcessPayload {
         Self {
             pid: Pid::from_raw(child.id().cast_signed()),
             child: Mutex::new(Some(child)),
-            notify,
+            notify: Mutex::new(notify),
         }
     }
 
@@ -74,7 +75,12 @@ impl Payload for ProcessPayload {
     }
 
     fn wait_until_ready(&self) -> Result<(), EngineError> {
-        let Some(notify) = &self.notify else {
+        let notify = self
+            .notify
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(notify) = notify else {
             return Ok(());
         };
         let pidfd = self.pidfd();
