@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use support::{LOOP, Shim, eventually, pid, printed, runs, sh, spec};
+use support::{LOOP, Shim, command, eventually, pid, printed, runs, sh, spec};
 use vmm_shim::{
     ARGV0, Ending, FILES, FailureKind, InstanceSpec, Invocation, KILL_SIGNAL, PayloadSpec,
     PidRecord, ProcessIdentity, Ready, Report,
@@ -219,6 +219,21 @@ time.sleep(1000)";
     assert!(matches!(shim.report(), Report::Ready { .. }));
     shim.eventually_prints("sent");
     assert!(!shim.path(FILES.notify).exists());
+}
+
+#[test]
+fn a_payload_can_notify_although_the_path_of_its_box_is_long() {
+    let notify = "import os, socket, time
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])
+time.sleep(1000)";
+    let mut payload = PayloadSpec::command(["python3", "-c", notify]);
+    payload.ready = Ready::Notified;
+    let dir = tempfile::Builder::new().prefix(&"x".repeat(120)).tempdir();
+    let mut shim = Shim::in_dir(dir.unwrap(), &mut command());
+    let line = spec(payload).to_line().unwrap();
+    shim.stdin.as_mut().unwrap().write_all(&line).unwrap();
+    assert!(matches!(shim.report(), Report::Ready { .. }));
 }
 
 #[test]

@@ -3,6 +3,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::process;
 
 use super::EngineError;
 use crate::{FILES, FileError};
@@ -12,7 +13,11 @@ use crate::{FILES, FileError};
 pub(crate) struct NotifySocket {
     socket: UnixDatagram,
     path: PathBuf,
+    address: PathBuf,
 }
+
+/// Of `sun_path`, its terminating NUL included, `unix(7)`.
+const MAX_ADDRESS: usize = 108;
 
 impl NotifySocket {
     /// In `dir`, the directory of the box.
@@ -23,13 +28,19 @@ impl NotifySocket {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error))?,
             _ => {}
         }
-        let socket = UnixDatagram::bind(&path).map_err(failed)?;
+        let address = address_of(&path);
+        let socket = UnixDatagram::bind(&address).map_err(failed)?;
         socket.set_nonblocking(true).map_err(failed)?;
-        Ok(Self { socket, path })
+        Ok(Self {
+            socket,
+            path,
+            address,
+        })
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+    /// For `NOTIFY_SOCKET`.
+    pub(crate) fn address(&self) -> &Path {
+        &self.address
     }
 
     /// True if one of the messages that have arrived says so.
@@ -42,6 +53,17 @@ impl NotifySocket {
             }
         }
         false
+    }
+}
+
+/// The path itself, unless it is too long for an address. A shim's current directory is that of its
+/// box, so the kernel knows a short name for it, `proc_pid_cwd(5)`, which a payload of the same user
+/// may follow.
+fn address_of(path: &Path) -> PathBuf {
+    if path.as_os_str().len() < MAX_ADDRESS {
+        path.to_owned()
+    } else {
+        format!("/proc/{}/cwd/{}", process::id(), FILES.notify).into()
     }
 }
 

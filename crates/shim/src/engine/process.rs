@@ -100,7 +100,7 @@ fn command(
         .stderr(console(dir)?)
         .process_group(0);
     if let Some(notify) = notify {
-        command.env("NOTIFY_SOCKET", notify.path());
+        command.env("NOTIFY_SOCKET", notify.address());
     }
     Ok(command)
 }

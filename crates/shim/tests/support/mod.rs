@@ -34,6 +34,7 @@ pub fn command() -> Command {
     command
         .arg0(ARGV0)
         .args(Invocation::Box { id: "b1".into() }.args())
+        .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
     command
