@@ -184,6 +184,19 @@ fn what_cannot_be_run_is_told_by_kind_and_by_code() {
 }
 
 #[test]
+fn a_payload_whose_environment_breaks_every_program_is_not_taken_for_started() {
+    let broken = tempfile::tempdir().unwrap();
+    fs::write(broken.path().join("libc.so.6"), "no library").unwrap();
+    let mut payload = sh("true");
+    let path = broken.path().to_str().unwrap().to_owned();
+    payload.env.insert("LD_LIBRARY_PATH".into(), path);
+    let mut shim = Shim::of(payload);
+    assert!(matches!(shim.report(), Report::Failed(_)));
+    assert_eq!(shim.wait().code(), Some(125));
+    assert_fails(&shim, FailureKind::Engine);
+}
+
+#[test]
 fn readiness_is_reported_when_the_payload_says_so() {
     let notify = "import os, socket, time
 s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

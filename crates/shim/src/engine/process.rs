@@ -3,11 +3,12 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use super::launch::{self, LaunchError};
 use super::notify_socket::NotifySocket;
 use super::process_payload::ProcessPayload;
 use super::{Engine, EngineError, Payload};
@@ -43,13 +44,15 @@ impl Engine for Process {
                 .spawn()
                 .map_err(EngineError::system("start the payload's process"))?
         };
-        // Closed by a successful exec; otherwise it says why there was none.
-        let mut refusal = String::new();
-        let read = report.read_to_string(&mut refusal);
-        if read.is_err() || !refusal.is_empty() {
+        let mut told = String::new();
+        let launched = match report.read_to_string(&mut told) {
+            Ok(_) => launch::understand(&told),
+            Err(error) => Err(LaunchError::Failed(error.to_string())),
+        };
+        if let Err(error) = launched {
             let _ = child.kill();
-            let _ = child.wait();
-            return Err(refused(&program, &refusal));
+            let ended = child.wait();
+            return Err(refused(program, error, ended));
         }
         Ok(Box::new(ProcessPayload::new(child, notify)))
     }
@@ -130,17 +133,21 @@ fn console(dir: &Path) -> Result<File, FileError> {
         .map_err(|source| FileError::new("open", path, source))
 }
 
-fn refused(program: &Path, refusal: &str) -> EngineError {
-    let program = program.to_owned();
-    match refusal.parse().map(Errno::from_raw) {
-        Ok(Errno::ENOENT | Errno::ENOTDIR) => EngineError::NotFound { program },
-        Ok(errno) => EngineError::NotExecutable {
+fn refused(program: PathBuf, error: LaunchError, ended: io::Result<ExitStatus>) -> EngineError {
+    match (error, ended) {
+        (LaunchError::Refused(Errno::ENOENT | Errno::ENOTDIR), _) => {
+            EngineError::NotFound { program }
+        }
+        (LaunchError::Refused(errno), _) => EngineError::NotExecutable {
             program,
             source: errno.into(),
         },
-        Err(_) => EngineError::NotExecutable {
-            program,
-            source: io::Error::other(refusal.to_owned()),
-        },
+        (LaunchError::Failed(told), Ok(status)) if told.is_empty() => EngineError::Other(format!(
+            "the launcher ended before it could execute the payload: {status}; the console may \
+             tell why"
+        )),
+        (LaunchError::Failed(told), _) => {
+            EngineError::Other(format!("cannot launch the payload: {told}"))
+        }
     }
 }
