@@ -39,15 +39,30 @@ impl FileError {
 /// [`FileError`], naming `path`; the old file is then as it was, unless it was only the sync of the
 /// directory that failed.
 pub fn write_file(path: &Path, contents: &[u8]) -> Result<(), FileError> {
-    let failed = |source| FileError::new("write", path, source);
+    replace(path, contents, File::sync_all)?;
+    sync_directory_of(path).map_err(|source| FileError::new("write", path, source))
+}
+
+/// [`write_file`] for what means nothing after a crash of the machine: it does not wait for the
+/// disk, and such a crash can leave anything in the file.
+pub(crate) fn write_file_unsynced(path: &Path, contents: &[u8]) -> Result<(), FileError> {
+    replace(path, contents, |_| Ok(()))
+}
+
+fn replace(
+    path: &Path,
+    contents: &[u8],
+    sync: impl FnOnce(&File) -> io::Result<()>,
+) -> Result<(), FileError> {
     let temporary = temporary_of(path);
-    let written = fill(&temporary, contents).and_then(|()| fs::rename(&temporary, path));
-    if let Err(error) = written {
+    let replaced = fill(&temporary, contents)
+        .and_then(|file| sync(&file))
+        .and_then(|()| fs::rename(&temporary, path));
+    replaced.map_err(|error| {
         // It may not even exist.
         let _ = fs::remove_file(&temporary);
-        return Err(failed(error));
-    }
-    sync_directory_of(path).map_err(failed)
+        FileError::new("write", path, error)
+    })
 }
 
 /// Keeps room on the disk for the first [`write_file`] to `path`, which then does not fail for lack
@@ -73,11 +88,11 @@ pub(crate) fn temporary_of(path: &Path) -> PathBuf {
 }
 
 /// Truncates afterwards, not before: it may hold the room that was kept for it.
-fn fill(path: &Path, contents: &[u8]) -> io::Result<()> {
+fn fill(path: &Path, contents: &[u8]) -> io::Result<File> {
     let mut file = open(path)?;
     file.write_all(contents)?;
     file.set_len(contents.len() as u64)?;
-    file.sync_all()
+    Ok(file)
 }
 
 fn open(path: &Path) -> io::Result<File> {

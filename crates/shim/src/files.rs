@@ -14,7 +14,8 @@ pub struct BoxFiles {
     pub spec: &'static str,
     /// Who the shim is: a [`PidRecord`](crate::PidRecord). Its being there commits a start.
     pub shim_pid: &'static str,
-    /// Who the payload is: a [`PidRecord`](crate::PidRecord).
+    /// Who the payload is, from its start on: a [`PidRecord`](crate::PidRecord). Not synced, so a
+    /// crash of the machine can leave anything in it.
     pub payload_pid: &'static str,
     /// How it ended: an [`ExitRecord`](crate::ExitRecord).
     pub exit: &'static str,

@@ -109,15 +109,15 @@ fn serve(
 
 /// From started to ready, on record and reported.
 fn commit(recorder: &Recorder, payload: &dyn Payload, dir: &Path) -> Result<(), EngineError> {
-    payload.wait_until_ready()?;
     if let Some(pid) = payload.pid() {
         let identity =
             PidRecord::of(pid).map_err(EngineError::system("read the payload's identity"))?;
         // Without one it has ended, as `wait` will tell.
         if let Some(record) = identity {
-            record.write(&dir.join(FILES.payload_pid))?;
+            record.write_of_payload(&dir.join(FILES.payload_pid))?;
         }
     }
+    payload.wait_until_ready()?;
     recorder.report(&Report::Ready {
         payload_pid: payload.pid(),
     });

@@ -5,6 +5,7 @@ use std::process;
 
 use serde::{Deserialize, Serialize};
 
+use crate::durable::write_file_unsynced;
 use crate::{FileError, ProcessIdentity, write_file};
 
 /// Who a process is, as the files `shim.pid` and `payload.pid` say it.
@@ -49,9 +50,16 @@ impl PidRecord {
     ///
     /// [`FileError`], naming the file.
     pub fn write(&self, path: &Path) -> Result<(), FileError> {
-        let text = serde_json::to_vec(self)
-            .map_err(|error| FileError::new("write", path, error.into()))?;
-        write_file(path, &text)
+        write_file(path, &self.to_text(path)?)
+    }
+
+    /// Whole, but not synced: no payload outlives the machine.
+    pub(crate) fn write_of_payload(&self, path: &Path) -> Result<(), FileError> {
+        write_file_unsynced(path, &self.to_text(path)?)
+    }
+
+    fn to_text(&self, path: &Path) -> Result<Vec<u8>, FileError> {
+        serde_json::to_vec(self).map_err(|error| FileError::new("write", path, error.into()))
     }
 
     /// `None` when there is no such file. Reads older records, which hold the pid alone, too.

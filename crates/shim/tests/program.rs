@@ -5,11 +5,13 @@ mod support;
 
 use std::fs;
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use support::{LOOP, Shim, command, eventually, pid, printed, runs, sh, spec};
 use vmm_shim::{
@@ -206,8 +208,16 @@ time.sleep(1000)";
     let mut payload = PayloadSpec::command(["python3", "-c", notify]);
     payload.ready = Ready::Notified;
     let mut shim = Shim::of(payload);
-    std::thread::sleep(Duration::from_millis(200));
-    assert!(!shim.path(FILES.payload_pid).exists());
+    let is_published = || shim.path(FILES.payload_pid).exists();
+    eventually(
+        "payload.pid, which does not wait for readiness",
+        is_published,
+    );
+    let mut stdout = [PollFd::new(
+        shim.stdout.get_ref().as_fd(),
+        PollFlags::POLLIN,
+    )];
+    assert_eq!(poll(&mut stdout, PollTimeout::from(200_u8)), Ok(0));
     fs::write(shim.path("go"), "").unwrap();
     match shim.report() {
         Report::Ready { payload_pid } => assert_eq!(payload_pid, Some(shim.payload_pid())),
