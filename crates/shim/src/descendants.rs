@@ -37,6 +37,15 @@ pub(crate) fn end_all_but(except: Option<Pid>) {
     }
 }
 
+/// Collects the children but `except` that have ended; false if none has.
+pub(crate) fn collect_all_but(except: Pid) -> bool {
+    let collected = children().filter(|child| *child != except).filter(|child| {
+        let status = waitpid(*child, Some(WaitPidFlag::WNOHANG));
+        !matches!(status, Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD))
+    });
+    collected.count() > 0
+}
+
 /// Of every thread of this process. Empty on a kernel without `CONFIG_PROC_CHILDREN`.
 fn children() -> impl Iterator<Item = Pid> {
     fs::read_dir("/proc/self/task")

@@ -408,3 +408,39 @@ os.execv(sys.argv[1], sys.argv[2:])";
         assert_eq!(ignored >> (signal as i32 - 1) & 1, 0, "{signal}");
     }
 }
+
+#[test]
+fn a_stopped_payload_can_obey_the_order_to_stop() {
+    let mut shim = Shim::running("");
+    kill(pid(shim.payload_pid()), Signal::SIGSTOP).unwrap();
+    shim.signal(Signal::SIGTERM);
+    assert_eq!(shim.wait().code(), Some(143));
+}
+
+#[test]
+fn orphans_are_collected_before_the_payload_is_ready() {
+    let mut payload = sh(&format!("(sleep 0.01 & echo orphan=$!); {LOOP}"));
+    payload.ready = Ready::Notified;
+    let shim = Shim::of(payload);
+    let orphan = Path::new("/proc").join(printed(&shim, "orphan"));
+    eventually("the orphan is no zombie", || !orphan.exists());
+}
+
+/// Not every signal has a name.
+#[test]
+fn an_orphan_that_a_real_time_signal_ends_is_no_failure() {
+    let script = "(sleep 1000 & echo $! > $VMM_BOX_DIR/orphan)
+orphan=$(cat $VMM_BOX_DIR/orphan)
+kill -40 $orphan
+while [ -e /proc/$orphan ]; do sleep 0.02; done
+exit 8";
+    let mut shim = Shim::of(sh(script));
+    assert_eq!(shim.wait().code(), Some(8));
+}
+
+#[test]
+fn a_real_time_signal_that_ends_the_payload_is_on_record() {
+    let mut shim = Shim::of(sh("kill -40 $$"));
+    assert_eq!(shim.wait().code(), Some(168));
+    assert_eq!(shim.record().ending, Ending::Signaled { signal: 40 });
+}

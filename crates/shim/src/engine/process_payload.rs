@@ -7,8 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
+use rustix::process::{WaitId, WaitIdOptions};
 
 use super::notify_socket::NotifySocket;
 use super::{EngineError, Payload, PayloadExit};
@@ -27,6 +28,9 @@ pub(super) struct ProcessPayload {
 /// How often to look for an early end where there is no pidfd to poll, in milliseconds.
 const LOOK_EVERY: u16 = 20;
 
+/// How often to collect orphans while polling, in milliseconds.
+const COLLECT_EVERY: u16 = 500;
+
 impl ProcessPayload {
     pub(super) fn new(child: Child, notify: Option<NotifySocket>) -> Self {
         Self {
@@ -40,32 +44,41 @@ impl ProcessPayload {
         self.child.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn has_ended(&self) -> bool {
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
-        !matches!(
-            waitid(Id::Pid(self.pid), flags),
-            Ok(nix::sys::wait::WaitStatus::StillAlive) | Err(Errno::EINTR)
-        )
-    }
-
     fn pidfd(&self) -> Option<OwnedFd> {
         let pid = rustix::process::Pid::from_raw(self.pid.as_raw())?;
         rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
     }
 
-    /// Leaves the payload waitable; collects adopted orphans on the way.
-    fn wait_for_its_end(&self) -> io::Result<()> {
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+    /// Whether it has ended; with `WNOHANG` among the flags, by now. Leaves it waitable.
+    ///
+    /// Waits on any child: every child of a shim is its payload's, and orphans that the shim has
+    /// adopted as their subreaper have nobody else to collect them.
+    fn has_ended(&self, flags: WaitPidFlag) -> io::Result<bool> {
+        let flags = flags | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
         loop {
-            match waitid(Id::All, flags).map(|status| status.pid()) {
-                Ok(Some(pid)) if pid != self.pid => {
-                    let _ = waitpid(pid, None);
+            match waitid(Id::All, flags) {
+                Ok(WaitStatus::StillAlive) => return Ok(false),
+                Ok(status) if status.pid() == Some(self.pid) => return Ok(true),
+                Ok(status) => {
+                    let _ = waitpid(status.pid(), Some(WaitPidFlag::WNOHANG));
                 }
-                Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
+                // By a real-time signal, for which nix has no name: there is one, but not who.
+                Err(Errno::EINVAL) if self.is_waitable() => return Ok(true),
+                Err(Errno::EINVAL) if descendants::collect_all_but(self.pid) => {}
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    fn is_waitable(&self) -> bool {
+        let flags = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        rustix::process::Pid::from_raw(self.pid.as_raw()).is_some_and(|pid| {
+            matches!(
+                rustix::process::waitid(WaitId::Pid(pid), flags),
+                Ok(Some(_))
+            )
+        })
     }
 }
 
@@ -85,14 +98,15 @@ impl Payload for ProcessPayload {
         };
         let pidfd = self.pidfd();
         let timeout = match pidfd {
-            Some(_) => PollTimeout::NONE,
+            Some(_) => PollTimeout::from(COLLECT_EVERY),
             None => PollTimeout::from(LOOK_EVERY),
         };
+        let system = |error| EngineError::system("wait for the payload's notification")(error);
         loop {
             if notify.says_ready() {
                 return Ok(());
             }
-            if self.has_ended() {
+            if self.has_ended(WaitPidFlag::WNOHANG).map_err(system)? {
                 return Err(EngineError::EndedEarly);
             }
             let mut polled = vec![PollFd::new(notify.as_fd(), PollFlags::POLLIN)];
@@ -103,10 +117,7 @@ impl Payload for ProcessPayload {
             );
             match poll(&mut polled, timeout) {
                 Ok(_) | Err(Errno::EINTR) => {}
-                Err(error) => {
-                    let system = EngineError::system("wait for the payload's notification");
-                    return Err(system(error.into()));
-                }
+                Err(error) => return Err(system(error.into())),
             }
         }
     }
@@ -115,6 +126,8 @@ impl Payload for ProcessPayload {
         let child = self.child();
         if child.is_some() {
             let _ = kill(self.pid, Signal::SIGTERM);
+            // A stopped process obeys when it is continued.
+            let _ = kill(self.pid, Signal::SIGCONT);
         }
     }
 
@@ -122,11 +135,13 @@ impl Payload for ProcessPayload {
         let child = self.child();
         if child.is_some() {
             let _ = killpg(self.pid, Signal::SIGKILL);
+            // It may have joined another group.
+            let _ = kill(self.pid, Signal::SIGKILL);
         }
     }
 
     fn wait(&self) -> io::Result<PayloadExit> {
-        self.wait_for_its_end()?;
+        self.has_ended(WaitPidFlag::empty())?;
         // Until the payload is collected, the number of its group cannot be another's.
         let _ = killpg(self.pid, Signal::SIGKILL);
         descendants::end_all_but(Some(self.pid));
