@@ -4,18 +4,43 @@ use std::path::Path;
 use std::process;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::durable::write_file_unsynced;
 use crate::{FileError, ProcessIdentity, write_file};
 
 /// Who a process is, as the files `shim.pid` and `payload.pid` say it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Raw")]
 pub struct PidRecord {
     /// The pid, in the pid namespace of the runtime.
     pub pid: u32,
     /// What tells it from others with this pid; `None` in older records, which hold the pid alone.
     #[serde(flatten)]
     pub identity: Option<ProcessIdentity>,
+}
+
+/// As written. A flattened `Option` would take a damaged identity for none.
+#[derive(Deserialize)]
+struct Raw {
+    pid: u32,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+impl TryFrom<Raw> for PidRecord {
+    type Error = serde_json::Error;
+
+    fn try_from(Raw { pid, rest }: Raw) -> serde_json::Result<Self> {
+        let is_older = ["start_time", "boot_id", "pidfd_inode"]
+            .iter()
+            .all(|field| !rest.contains_key(*field));
+        let identity = match is_older {
+            true => None,
+            false => Some(serde_json::from_value(Value::Object(rest))?),
+        };
+        Ok(Self { pid, identity })
+    }
 }
 
 impl PidRecord {
@@ -84,12 +109,14 @@ impl PidRecord {
 
     fn parse(text: &[u8]) -> Option<Self> {
         let text = str::from_utf8(text).ok()?.trim();
-        let record = match text.parse() {
-            Ok(pid) => Self {
-                pid,
+        // Parsing alone would take a sign.
+        let record = if text.bytes().all(|byte| byte.is_ascii_digit()) {
+            Self {
+                pid: text.parse().ok()?,
                 identity: None,
-            },
-            Err(_) => serde_json::from_str(text).ok()?,
+            }
+        } else {
+            serde_json::from_str(text).ok()?
         };
         (1..=i32::MAX.cast_unsigned())
             .contains(&record.pid)
@@ -130,11 +157,17 @@ mod tests {
             "",
             "0",
             "-1",
+            "+5",
             "4294967295",
             "{\"pid\":12",
             "{}",
             "pid",
             "\u{0}",
+            r#"{"pid":5,"start_time":"7","boot_id":"b"}"#,
+            r#"{"pid":5,"start_time":7}"#,
+            r#"{"pid":5,"boot_id":"b"}"#,
+            r#"{"pid":5,"start_time":7,"boot_id":null}"#,
+            r#"{"pid":5,"start_time":7,"boot_id":"b","pidfd_inode":-1}"#,
         ] {
             assert_eq!(PidRecord::parse(text.as_bytes()), None, "{text:?}");
         }
