@@ -48,6 +48,8 @@ pub enum FailureKind {
     NotExecutable,
     /// A file in the box's directory could not be written.
     Storage,
+    /// Another shim lives in the box's directory. Only reported, never on record there.
+    InUse,
     /// Anything else that the engine says.
     #[serde(other)]
     Engine,

@@ -1,9 +1,10 @@
 use std::env;
-use std::fs::File;
-use std::io::{self, BufReader};
-use std::os::fd::OwnedFd;
+use std::fs::{File, TryLockError};
+use std::io::{self, BufReader, Write};
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
+use std::process;
 use std::sync::Arc;
 
 use nix::libc::SIGCHLD;
@@ -20,6 +21,13 @@ use crate::{
 
 /// The life of the shim of one box, whose directory is the current one.
 pub(crate) fn run(engines: Vec<Box<dyn Engine>>) -> ! {
+    if !standard_streams::are_a_runtimes() {
+        let _ = writeln!(
+            io::stderr(),
+            "vmm-shim: only a VMM runtime can start the shim of a box, with pipes to it"
+        );
+        process::exit(64); // EX_USAGE, sysexits(3)
+    }
     let recorder = Arc::new(Recorder::default());
     recorder.record_panics();
     let lived = panic::catch_unwind(AssertUnwindSafe(|| live(&recorder, &engines)));
@@ -31,15 +39,16 @@ pub(crate) fn run(engines: Vec<Box<dyn Engine>>) -> ! {
 
 fn live(recorder: &Arc<Recorder>, engines: &[Box<dyn Engine>]) -> Ending {
     begin(recorder)
-        .map_err(|message| Ending::failed(FailureKind::Storage, message))
         .and_then(|(dir, stdin, control)| serve(recorder, &control, engines, &dir, stdin))
         .unwrap_or_else(|failure| failure)
 }
 
 /// Says who this is, before anything else can fail, and takes orders from then on.
-fn begin(recorder: &Arc<Recorder>) -> Result<(PathBuf, OwnedFd, Arc<Control>), String> {
-    let system =
-        |action: &'static str| move |error: io::Error| format!("the shim cannot {action}: {error}");
+fn begin(recorder: &Arc<Recorder>) -> Result<(PathBuf, OwnedFd, Arc<Control>), Ending> {
+    let failed = |message: String| Ending::failed(FailureKind::Storage, message);
+    let system = |action: &'static str| {
+        move |error: io::Error| failed(format!("the shim cannot {action}: {error}"))
+    };
     control::block_signals().map_err(system("block signals"))?;
     // Who ignores SIGCHLD gets no exit codes, wait(2).
     stop_ignoring([SIGCHLD]).map_err(system("restore SIGCHLD"))?;
@@ -51,16 +60,32 @@ fn begin(recorder: &Arc<Recorder>) -> Result<(PathBuf, OwnedFd, Arc<Control>), S
     recorder.report_to(File::from(stdout));
     let stdin = standard_streams::take_stdin().map_err(system("take its stdin"))?;
     let dir = env::current_dir().map_err(system("find the directory of its box"))?;
+    keep_others_out(&dir)?;
     recorder.record_in(&dir);
     PidRecord::of_this_process()
         .map_err(system("read its identity"))?
         .write(&dir.join(FILES.shim_pid))
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| failed(error.to_string()))?;
     let control = Control::start(Arc::clone(recorder)).map_err(system("take orders"))?;
     prctl::set_child_subreaper(true)
         .map_err(io::Error::from)
         .map_err(system("become the payload's subreaper"))?;
     Ok((dir, stdin, control))
+}
+
+/// Two shims in one box would each overwrite what the other has published.
+fn keep_others_out(dir: &Path) -> Result<(), Ending> {
+    // Without locks, on some network file systems, that is up to the runtime alone.
+    let Ok(opened) = File::open(dir) else {
+        return Ok(());
+    };
+    if let Err(TryLockError::WouldBlock) = opened.try_lock() {
+        let message = format!("another shim lives in {}", dir.display());
+        return Err(Ending::failed(FailureKind::InUse, message));
+    }
+    // For as long as this process lives; what it executes does not inherit it.
+    let _ = opened.into_raw_fd();
+    Ok(())
 }
 
 fn serve(

@@ -144,11 +144,14 @@ impl Recorder {
             requested: self.is_end_requested(),
             ending,
         };
-        if let Some(path) = self.exit.get()
-            && let Err(error) = record.write(path)
-        {
+        let on_record = match (self.exit.get(), &record.ending) {
+            (Some(path), _) => record.write(path).map_err(|error| error.to_string()),
+            (None, Ending::Failed { message, .. }) => Err(message.clone()),
+            (None, _) => Ok(()),
+        };
+        if let Err(message) = on_record {
             // Not eprintln, which panics where stderr is full or broken.
-            let _ = writeln!(io::stderr(), "vmm-shim: {error}");
+            let _ = writeln!(io::stderr(), "vmm-shim: {message}");
         }
         self.report(&Report::Failed(record));
         process::exit(code)

@@ -11,6 +11,7 @@ pub enum Report {
         /// Its pid, where it is a process of its own.
         payload_pid: Option<u32>,
     },
-    /// It will not. The same is in the file `exit`, unless the disk is full.
+    /// It will not. The same is in the file `exit`, unless the disk is full or the box is another
+    /// shim's.
     Failed(ExitRecord),
 }

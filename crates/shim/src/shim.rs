@@ -50,6 +50,9 @@ impl Shim {
     /// Becomes a shim, and never returns, if this process was started as one; otherwise returns at
     /// once, and the runtime knows that this program can be its own shim.
     ///
+    /// A shim of a box whose stdin is a device, such as a terminal, was not started by a runtime,
+    /// and ends with code 64.
+    ///
     /// Call it first of all in `main`, before any thread is started and any file is opened.
     pub fn run_if_shim(self) {
         match Invocation::of_this_process() {

@@ -444,3 +444,39 @@ fn a_real_time_signal_that_ends_the_payload_is_on_record() {
     assert_eq!(shim.wait().code(), Some(168));
     assert_eq!(shim.record().ending, Ending::Signaled { signal: 40 });
 }
+
+#[test]
+fn a_second_shim_leaves_the_box_to_the_first() {
+    let mut shim = Shim::running("");
+    let published = fs::read(shim.path(FILES.shim_pid)).unwrap();
+    let second = command().current_dir(&shim.dir).output().unwrap();
+    assert_eq!(second.status.code(), Some(125));
+    assert!(!second.stderr.is_empty());
+    match serde_json::from_slice(&second.stdout).unwrap() {
+        Report::Failed(record) => assert!(matches!(
+            record.ending,
+            Ending::Failed {
+                kind: FailureKind::InUse,
+                ..
+            }
+        )),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(fs::read(shim.path(FILES.shim_pid)).unwrap(), published);
+    assert!(!shim.path(FILES.exit).exists());
+    shim.signal(KILL_SIGNAL);
+    assert_eq!(shim.wait().code(), Some(137));
+    assert_eq!(shim.record().pid, shim.child.id());
+}
+
+#[test]
+fn the_shim_of_a_box_that_is_started_by_hand_touches_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = command()
+        .stdin(Stdio::null())
+        .current_dir(&dir)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+}
