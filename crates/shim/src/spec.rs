@@ -64,6 +64,9 @@ impl InstanceSpec {
             .map_err(|error| format!("the spec could not be read: {error}"))?;
         if line.last() != Some(&b'\n') {
             let size = line.len();
+            if size as u64 == MAX_BYTES {
+                return Err("the spec is larger than 16 MiB".to_owned());
+            }
             return Err(format!(
                 "the spec broke off after {size} bytes, before its newline"
             ));
@@ -115,6 +118,13 @@ mod tests {
     fn a_torn_spec_is_refused() {
         let message = InstanceSpec::read(&b"{\"id\":\"b\"}"[..]).unwrap_err();
         assert!(message.contains("broke off after 10 bytes"), "{message}");
+    }
+
+    #[test]
+    fn too_large_a_spec_is_refused_as_that() {
+        let endless = io::BufReader::new(io::repeat(b' '));
+        let message = InstanceSpec::read(endless).unwrap_err();
+        assert!(message.contains("larger than 16 MiB"), "{message}");
     }
 
     #[test]
