@@ -82,7 +82,8 @@ impl Ending {
 impl From<PayloadExit> for Ending {
     fn from(exit: PayloadExit) -> Self {
         match exit {
-            PayloadExit::Code(code) => Self::Exited { code },
+            // As the kernel does, exit(3).
+            PayloadExit::Code(code) => Self::Exited { code: code & 0xff },
             PayloadExit::Signal(signal) => Self::Signaled { signal },
         }
     }
@@ -118,6 +119,16 @@ mod tests {
         ] {
             let text = serde_json::to_string(&ending).unwrap();
             assert_eq!(serde_json::from_str::<Ending>(&text).unwrap(), ending);
+        }
+    }
+
+    #[test]
+    fn a_code_is_what_the_kernel_would_make_of_it() {
+        for (code, seen) in [(255, 255), (256, 0), (-1, 255)] {
+            assert_eq!(
+                Ending::from(PayloadExit::Code(code)),
+                Ending::Exited { code: seen }
+            );
         }
     }
 

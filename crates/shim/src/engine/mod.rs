@@ -76,7 +76,7 @@ pub trait Payload: Send + Sync {
 /// How a payload ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PayloadExit {
-    /// With this code.
+    /// With this code, of which the lower 8 bits count, as in `exit(3)`.
     Code(i32),
     /// By this signal.
     Signal(i32),
