@@ -58,7 +58,12 @@ impl ProcessIdentity {
             let message = format!("/proc/{pid}/stat has an unknown form");
             return Err(io::Error::new(io::ErrorKind::InvalidData, message));
         };
-        if matches!(state, b'Z' | b'X') || pidfd.as_ref().is_some_and(has_exited) {
+        let is_gone = match &pidfd {
+            // The state is that of the main thread, which others may outlive.
+            Some(pidfd) => has_exited(pidfd),
+            None => matches!(state, b'Z' | b'X'),
+        };
+        if is_gone {
             return Ok(None);
         }
         Ok(Some(Self {
@@ -85,6 +90,8 @@ fn open(pid: u32) -> io::Result<Option<OwnedFd>> {
     };
     match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(pidfd) => Ok(Some(pidfd)),
+        // A thread's, pidfd_open(2).
+        Err(rustix::io::Errno::INVAL) => Err(nix::errno::Errno::ESRCH.into()),
         Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => Ok(None),
         Err(error) => Err(error.into()),
     }
@@ -159,6 +166,41 @@ mod tests {
     fn numbers_that_are_no_pids_are_nobody() {
         assert_eq!(ProcessIdentity::of(0).unwrap(), None);
         assert_eq!(ProcessIdentity::of(u32::MAX).unwrap(), None);
+    }
+
+    #[test]
+    fn a_threads_number_is_nobody() {
+        let (told, number) = std::sync::mpsc::channel();
+        let (end, until) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            told.send(nix::unistd::gettid()).unwrap();
+            until.recv().unwrap_err();
+        });
+        let number = number.recv().unwrap().as_raw().cast_unsigned();
+        assert_eq!(ProcessIdentity::of(number).unwrap(), None);
+        drop(end);
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_process_outlives_its_main_thread() {
+        let script = "import ctypes, os, threading, time
+threading.Thread(target=lambda: time.sleep(1000)).start()
+exit = {'x86_64': 60, 'aarch64': 93}[os.uname().machine]
+ctypes.CDLL(None).syscall(exit, 0)";
+        let mut child = Command::new("python3")
+            .args(["-c", script])
+            .spawn()
+            .unwrap();
+        let stat = format!("/proc/{}/stat", child.id());
+        while parse(&fs::read(&stat).unwrap()).unwrap().0 != b'Z' {
+            std::thread::yield_now();
+        }
+        let identity = ProcessIdentity::of(child.id()).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // Without pidfds there is only the state of its main thread.
+        assert_eq!(identity.is_some(), open(process::id()).unwrap().is_some());
     }
 
     #[test]
