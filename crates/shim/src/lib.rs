@@ -26,11 +26,25 @@
 //! |---|---|
 //! | SIGTERM, SIGINT, SIGHUP | the payload is asked to stop; the shim ends when it has |
 //! | [`KILL_SIGNAL`] | the payload and its descendants are killed; the shim ends |
-//! | SIGKILL | the payload dies with the shim (`PR_SET_PDEATHSIG`); nothing is recorded |
+//! | SIGKILL | the payload dies with the shim, within limits; nothing is recorded |
+//!
+//! An order that comes before the spec ends the shim at once; one that comes while the engine
+//! starts the payload is obeyed when it has.
+//!
+//! The kernel kills the payload of the engine [`Process`] when its shim dies (`PR_SET_PDEATHSIG`),
+//! but forgets to once the payload changes its credentials or executes a program that does,
+//! `prctl(2)`. It never does so for what the payload has started: a runtime ends that, which it
+//! finds by the [`VMM_BOX_DIR`](BOX_DIR_VARIABLE) in its environment.
 //!
 //! # What it needs of the kernel
 //!
-//! Linux 3.4 (`PR_SET_CHILD_SUBREAPER`). A pidfd's inode number is part of the identity from 6.9 on.
+//! | Linux | for what |
+//! |---|---|
+//! | 3.4 | the payload's orphans come to the shim (`PR_SET_CHILD_SUBREAPER`) |
+//! | 3.5 | `/proc/<pid>/task/<tid>/children`, to find them, with `CONFIG_PROC_CHILDREN` |
+//! | 3.17 | a payload with a stdin (`memfd_create(2)`) |
+//! | 5.3 | the end of a process is seen without polling (`pidfd_open(2)`); can do without |
+//! | 6.9 | the inode number of a pidfd is part of an identity; can do without |
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("vmm-shim needs Linux");
