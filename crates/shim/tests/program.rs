@@ -6,6 +6,7 @@ mod support;
 use std::fs;
 use std::io::Write;
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -161,6 +162,13 @@ fn what_cannot_be_run_is_told_by_kind_and_by_code() {
     let mut no_dir = sh("true");
     no_dir.working_dir = Some("/nowhere".into());
     let mut no_engine = sh("true");
+    let scripts = tempfile::tempdir().unwrap();
+    let script = scripts.path().join("script");
+    fs::write(&script, "#!/no/such/interpreter\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = |path: &Path| path.to_str().unwrap().to_owned();
+    let mut bare_name = PayloadSpec::command(["script"]);
+    bare_name.env.insert("PATH".into(), path(scripts.path()));
     no_engine.engine = "warp".into();
     for (payload, kind, code) in [
         (
@@ -173,7 +181,14 @@ fn what_cannot_be_run_is_told_by_kind_and_by_code() {
             FailureKind::NotExecutable,
             126,
         ),
+        (
+            PayloadSpec::command([path(&script)]),
+            FailureKind::NotExecutable,
+            126,
+        ),
+        (bare_name, FailureKind::NotExecutable, 126),
         (PayloadSpec::default(), FailureKind::Spec, 125),
+        (sh("nul \0"), FailureKind::Spec, 125),
         (no_dir, FailureKind::Spec, 125),
         (no_engine, FailureKind::UnknownEngine, 125),
     ] {
@@ -319,7 +334,6 @@ fn run_by_hand_it_says_what_it_is_for() {
 
 #[test]
 fn files_of_a_box_are_readable_by_their_owner_only() {
-    use std::os::unix::fs::PermissionsExt;
     let mut shim = Shim::of(sh("echo x"));
     shim.wait();
     for name in [FILES.shim_pid, FILES.exit, FILES.console] {
@@ -479,4 +493,32 @@ fn the_shim_of_a_box_that_is_started_by_hand_touches_nothing() {
         .unwrap();
     assert_eq!(output.status.code(), Some(64));
     assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+}
+
+#[test]
+fn a_console_that_leads_elsewhere_is_a_failure_and_not_written_to() {
+    let elsewhere = tempfile::NamedTempFile::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(&elsewhere, dir.path().join(FILES.console)).unwrap();
+    let mut shim = Shim::in_dir(dir, &mut command());
+    let line = spec(sh("echo x")).to_line().unwrap();
+    shim.stdin.as_mut().unwrap().write_all(&line).unwrap();
+    assert_eq!(shim.wait().code(), Some(125));
+    assert_fails(&shim, FailureKind::Storage);
+    assert_eq!(fs::metadata(&elsewhere).unwrap().len(), 0);
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_does_not_end_the_shim() {
+    let program = Path::new(env!("CARGO_BIN_EXE_vmm-shim"));
+    let mut limited = Command::new("/bin/sh");
+    limited
+        .args(["-c", "ulimit -f 0; exec \"$@\"", "sh", ARGV0])
+        .args(Invocation::Box { id: "b1".into() }.args())
+        .env("PATH", program.parent().unwrap())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut shim = Shim::started_by(&mut limited);
+    assert_eq!(shim.wait().code(), Some(125));
+    assert!(matches!(shim.report(), Report::Failed(_)));
 }

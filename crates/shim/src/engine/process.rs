@@ -1,3 +1,4 @@
+use std::env;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -6,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
 use nix::errno::Errno;
+use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::launch::{self, LaunchError};
@@ -23,6 +25,9 @@ use crate::{
 /// stdout and stderr are appended to `console.log`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Process;
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const DEFAULT_DIR: &str = "/";
 
 impl Engine for Process {
     fn name(&self) -> &str {
@@ -52,7 +57,7 @@ impl Engine for Process {
         if let Err(error) = launched {
             let _ = child.kill();
             let ended = child.wait();
-            return Err(refused(program, error, ended));
+            return Err(refused(&spec.payload, program, error, ended));
         }
         Ok(Box::new(ProcessPayload::new(child, notify)))
     }
@@ -63,6 +68,16 @@ fn check(payload: &PayloadSpec) -> Result<PathBuf, EngineError> {
     let Some(program) = payload.command.first() else {
         return Err(EngineError::Spec("the spec has no command".to_owned()));
     };
+    let env = payload.env.iter().flat_map(|(name, value)| [name, value]);
+    if payload
+        .command
+        .iter()
+        .chain(env)
+        .any(|text| text.contains('\0'))
+    {
+        let message = "the command or its environment holds a NUL byte";
+        return Err(EngineError::Spec(message.to_owned()));
+    }
     if let Some(dir) = &payload.working_dir
         && !dir.is_dir()
     {
@@ -91,14 +106,11 @@ fn command(
         .arg0(ARGV0)
         .args(Invocation::payload_of_this_process(payload).args())
         .env_clear()
-        .env(
-            "PATH",
-            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        )
+        .env("PATH", DEFAULT_PATH)
         .envs(env)
         .env("VMM_BOX_ID", &spec.id)
         .env(BOX_DIR_VARIABLE, dir)
-        .current_dir(working_dir.as_deref().unwrap_or(Path::new("/")))
+        .current_dir(working_dir.as_deref().unwrap_or(DEFAULT_DIR.as_ref()))
         .stdin(stdin_of(stdin.as_deref())?)
         .stderr(console(dir)?)
         .process_group(0);
@@ -129,12 +141,26 @@ fn console(dir: &Path) -> Result<File, FileError> {
         .append(true)
         .create(true)
         .mode(0o600)
+        // What a payload may have put there instead must lead nowhere and not make it hang.
+        .custom_flags(O_NOFOLLOW | O_NONBLOCK)
         .open(&path)
         .map_err(|source| FileError::new("open", path, source))
 }
 
-fn refused(program: PathBuf, error: LaunchError, ended: io::Result<ExitStatus>) -> EngineError {
+fn refused(
+    payload: &PayloadSpec,
+    program: PathBuf,
+    error: LaunchError,
+    ended: io::Result<ExitStatus>,
+) -> EngineError {
     match (error, ended) {
+        // Of a script without its interpreter, execve(2) says the same as of no script.
+        (LaunchError::Refused(Errno::ENOENT), _) if is_there(payload, &program) => {
+            EngineError::NotExecutable {
+                program,
+                source: io::Error::new(io::ErrorKind::NotFound, "its interpreter does not exist"),
+            }
+        }
         (LaunchError::Refused(Errno::ENOENT | Errno::ENOTDIR), _) => {
             EngineError::NotFound { program }
         }
@@ -150,4 +176,17 @@ fn refused(program: PathBuf, error: LaunchError, ended: io::Result<ExitStatus>) 
             EngineError::Other(format!("cannot launch the payload: {told}"))
         }
     }
+}
+
+/// Where `execvp(3)` looks for it.
+fn is_there(payload: &PayloadSpec, program: &Path) -> bool {
+    let dir = payload
+        .working_dir
+        .as_deref()
+        .unwrap_or(DEFAULT_DIR.as_ref());
+    if program.as_os_str().as_encoded_bytes().contains(&b'/') {
+        return dir.join(program).exists();
+    }
+    let path = payload.env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
+    env::split_paths(path).any(|entry| dir.join(entry).join(program).exists())
 }
