@@ -29,7 +29,8 @@
 //! | SIGKILL | the payload dies with the shim, within limits; nothing is recorded |
 //!
 //! An order that comes before the spec ends the shim at once; one that comes while the engine
-//! starts the payload is obeyed when it has.
+//! starts the payload is obeyed when it has, or when
+//! [that takes too long](InstanceSpec::stop_grace_ms).
 //!
 //! The kernel kills the payload of the engine [`Process`] when its shim dies (`PR_SET_PDEATHSIG`),
 //! but forgets to once the payload changes its credentials or executes a program that does,

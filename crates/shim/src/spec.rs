@@ -18,7 +18,8 @@ pub struct InstanceSpec {
     /// No watchdog: the shim outlives the runtime.
     #[serde(default)]
     pub detached: bool,
-    /// How long a payload may take to stop after the watchdog has hung up, in milliseconds.
+    /// How long a payload may take to stop after the watchdog has hung up, in milliseconds; also
+    /// how long its start may go on after any order to stop.
     #[serde(default = "default_stop_grace_ms")]
     pub stop_grace_ms: u64,
 }

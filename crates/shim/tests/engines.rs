@@ -10,6 +10,7 @@ use std::time::Duration;
 use std::{env, fs, io, thread};
 
 use nix::sys::signal::Signal;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::{LOOP, Shim, eventually, runs, sh, spec};
 use vmm_shim::{
     Ending, Engine, EngineError, FILES, InstanceSpec, KILL_SIGNAL, Payload, PayloadExit, Process,
@@ -72,6 +73,24 @@ impl Payload for Deaf {
 fn hang() -> ! {
     loop {
         thread::park();
+    }
+}
+
+/// Leaves so few descriptors that `poll(2)` refuses.
+struct Poor;
+
+impl Engine for Poor {
+    fn name(&self) -> &str {
+        "poor"
+    }
+
+    fn start(&self, _: &InstanceSpec, _: &Path) -> Result<Box<dyn Payload>, EngineError> {
+        let limit = Rlimit {
+            current: Some(1),
+            ..getrlimit(Resource::Nofile)
+        };
+        setrlimit(Resource::Nofile, limit).unwrap();
+        Ok(Box::new(Deaf))
     }
 }
 
@@ -180,6 +199,13 @@ fn a_payload_that_hangs_in_every_call_does_not_outlive_the_watchdog() {
     assert_eq!(shim.wait().code(), Some(137));
 }
 
+fn a_shim_that_can_take_no_more_orders_ends() {
+    let mut shim = on("poor", LONG);
+    assert!(matches!(shim.report(), Report::Ready { .. }));
+    shim.signal(Signal::SIGTERM);
+    assert_eq!(shim.wait().code(), Some(125));
+}
+
 fn to_order_the_end_again_does_not_postpone_it() {
     let mut shim = on("deaf", LONG);
     assert!(matches!(shim.report(), Report::Ready { .. }));
@@ -226,6 +252,7 @@ fn main() {
     vmm_shim::Shim::new()
         .engine(Slow)
         .engine(Deaf)
+        .engine(Poor)
         .engine(Astray)
         .engine(Clumsy(None))
         .run_if_shim();
@@ -233,6 +260,7 @@ fn main() {
         an_order_during_a_start_is_obeyed_when_it_is_over,
         a_start_that_takes_too_long_is_ended_with_all_that_it_started,
         a_payload_that_hangs_in_every_call_does_not_outlive_the_watchdog,
+        a_shim_that_can_take_no_more_orders_ends,
         to_order_the_end_again_does_not_postpone_it,
         an_engine_that_changes_the_directory_does_not_misplace_the_record,
         a_panic_ends_the_payload_and_is_the_one_on_record,
