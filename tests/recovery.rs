@@ -195,7 +195,7 @@ async fn a_live_shim_of_a_damaged_box_outlives_the_next_runtime_too() {
     let left = left_running(&home, sleeping()).await;
     fs::write(dir_of(&home, &left.id).join("box.json"), "torn").unwrap();
     let report = open(&home).await.shutdown(LIMIT).await;
-    assert_eq!(report.left_running, [left.id.clone()]);
+    assert_eq!(report.left_running, std::slice::from_ref(&left.id));
     assert!(!is_gone(left.pid.unwrap()));
     clear(&open(&home).await).await;
 }

@@ -26,8 +26,8 @@ async fn attached_boxes_are_stopped_and_detached_ones_go_on() {
     let detached = started(&runtime, sleeping().detached(true)).await;
     let mut events = runtime.events();
     let report = runtime.shutdown(LIMIT).await;
-    assert_eq!(report.stopped, [attached.id.clone()]);
-    assert_eq!(report.left_running, [detached.id.clone()]);
+    assert_eq!(report.stopped, std::slice::from_ref(&attached.id));
+    assert_eq!(report.left_running, std::slice::from_ref(&detached.id));
     assert!(report.stuck.is_empty());
     assert_eq!(report.reaper.still_running, [detached.pid.unwrap()]);
     assert!(is_gone(attached.pid.unwrap()) && is_gone(attached.payload_pid.unwrap()));
@@ -77,7 +77,7 @@ async fn a_box_that_outstays_the_limit_is_killed() {
     let began = Instant::now();
     let report = runtime.shutdown(Duration::from_millis(100)).await;
     assert!(began.elapsed() < LIMIT);
-    assert_eq!(report.stopped, [running.id.clone()]);
+    assert_eq!(report.stopped, std::slice::from_ref(&running.id));
     assert!(is_gone(running.pid.unwrap()) && is_gone(running.payload_pid.unwrap()));
     let info = runtime.info(&running.id).await.unwrap();
     assert_eq!(info.status, BoxStatus::Stopped);
