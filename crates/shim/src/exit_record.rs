@@ -9,8 +9,8 @@ use crate::{Ending, FileError, write_file};
 /// What a shim leaves behind in the file `exit`.
 ///
 /// It says more than the exit status: a panic's message and place, why a payload could not be
-/// started, and whether the end was asked for. It is missing when SIGKILL, or the machine, ended
-/// the shim.
+/// started, and whether the end was asked for. It is missing when SIGKILL, the machine, or
+/// a library that calls `exit(3)` ended the shim.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitRecord {
     /// Whose: the shim's pid.

@@ -132,7 +132,9 @@ impl Payload for Clumsy {
 
     fn stop(&self) {}
 
-    fn kill(&self) {}
+    fn kill(&self) {
+        fs::write("killed", "").unwrap();
+    }
 
     fn wait(&self) -> io::Result<PayloadExit> {
         let _later = PanicsElsewhere;
@@ -232,7 +234,7 @@ fn a_panic_ends_the_payload_and_is_the_one_on_record() {
         other => panic!("{other:?}"),
     };
     assert_eq!(shim.wait().code(), Some(101));
-    assert!(!runs(payload));
+    assert!(!runs(payload) && shim.path("killed").exists());
     match shim.record().ending {
         Ending::Panicked { message, .. } => assert_eq!(message, "this one ends the shim"),
         other => panic!("{other:?}"),

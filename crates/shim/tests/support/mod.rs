@@ -136,7 +136,13 @@ impl Drop for Shim {
         if let Ok(None) = self.child.try_wait() {
             self.signal(KILL_SIGNAL);
             drop(self.stdin.take());
-            let _ = self.child.wait();
+            let deadline = Instant::now() + DEADLINE;
+            while let Ok(None) = self.child.try_wait() {
+                if Instant::now() >= deadline {
+                    let _ = self.child.kill();
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
         }
     }
 }
