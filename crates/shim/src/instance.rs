@@ -143,8 +143,14 @@ fn commit(recorder: &Recorder, payload: &dyn Payload, dir: &Path) -> Result<(), 
         }
     }
     payload.wait_until_ready()?;
-    recorder.report(&Report::Ready {
+    let ready = Report::Ready {
         payload_pid: payload.pid(),
-    });
-    Ok(())
+    };
+    if recorder.report(&ready) {
+        Ok(())
+    } else {
+        // Nobody knows of the payload: a start ends with whoever asked for it, detached or not.
+        let message = "the runtime was gone before the payload was ready";
+        Err(EngineError::Other(message.to_owned()))
+    }
 }

@@ -52,14 +52,16 @@ impl Recorder {
         let _ = self.exit.set(path);
     }
 
-    pub(crate) fn report(&self, report: &Report) {
-        if let Some(mut runtime) = self.runtime().take()
-            && let Ok(mut line) = serde_json::to_vec(report)
-        {
-            line.push(b'\n');
-            // A runtime that is gone needs no report.
-            let _ = runtime.write_all(&line);
-        }
+    /// False if nobody is there to hear it.
+    pub(crate) fn report(&self, report: &Report) -> bool {
+        let Some(mut runtime) = self.runtime().take() else {
+            return false;
+        };
+        let Ok(mut line) = serde_json::to_vec(report) else {
+            return false;
+        };
+        line.push(b'\n');
+        runtime.write_all(&line).is_ok()
     }
 
     pub(crate) fn end_was_requested(&self) {

@@ -128,6 +128,26 @@ fn a_detached_one_has_no_watchdog() {
 }
 
 #[test]
+fn a_detached_start_that_nobody_waits_for_any_more_is_given_up() {
+    let script = "while [ ! -e $VMM_BOX_DIR/go ]; do sleep 0.02; done;
+        python3 -c \"import os, socket
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])\"; sleep 1000";
+    let mut payload = sh(script);
+    payload.ready = Ready::Notified;
+    let detached = InstanceSpec {
+        detached: true,
+        ..spec(payload)
+    };
+    let mut shim = Shim::told(&detached.to_line().unwrap());
+    drop(shim.stdin.take());
+    drop(shim.stdout.take());
+    fs::write(shim.path("go"), "").unwrap();
+    assert_eq!(shim.wait().code(), Some(125));
+    assert_fails(&shim, FailureKind::Engine);
+}
+
+#[test]
 fn a_runtime_that_dies_before_it_has_told_anything_ends_it() {
     let mut shim = Shim::without_spec();
     drop(shim.stdin.take());
@@ -229,7 +249,7 @@ time.sleep(1000)";
         is_published,
     );
     let mut stdout = [PollFd::new(
-        shim.stdout.get_ref().as_fd(),
+        shim.stdout.as_ref().unwrap().get_ref().as_fd(),
         PollFlags::POLLIN,
     )];
     assert_eq!(poll(&mut stdout, PollTimeout::from(200_u8)), Ok(0));

@@ -44,7 +44,7 @@ pub struct Shim {
     pub dir: TempDir,
     pub child: Child,
     pub stdin: Option<ChildStdin>,
-    pub stdout: BufReader<ChildStdout>,
+    pub stdout: Option<BufReader<ChildStdout>>,
 }
 
 impl Shim {
@@ -66,7 +66,7 @@ impl Shim {
         Self {
             dir,
             stdin: child.stdin.take(),
-            stdout: BufReader::new(child.stdout.take().unwrap()),
+            stdout: child.stdout.take().map(BufReader::new),
             child,
         }
     }
@@ -95,7 +95,7 @@ impl Shim {
 
     pub fn report(&mut self) -> Report {
         let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
+        self.stdout.as_mut().unwrap().read_line(&mut line).unwrap();
         serde_json::from_str(&line).unwrap()
     }
 
