@@ -65,6 +65,26 @@ fn a_shim_whose_box_is_gone_from_the_disk_is_known_nevertheless() {
 }
 
 #[test]
+fn what_a_payload_has_left_behind_fails_the_test_as_well() {
+    let home = PerTestBoxHome::new();
+    let dir = home
+        .path()
+        .canonicalize()
+        .unwrap()
+        .join("boxes")
+        .join("left");
+    let mut child = std::process::Command::new("sleep")
+        .arg("1000")
+        .env("VMM_BOX_DIR", dir)
+        .spawn()
+        .unwrap();
+    let complaint = complaint(home).expect("a complaint");
+    let named = format!("pid {}, state S (sleeping), box left", child.id());
+    assert!(complaint.contains(&named), "{complaint}");
+    child.wait().unwrap();
+}
+
+#[test]
 fn a_test_that_leaves_nothing_passes() {
     let home = PerTestBoxHome::new();
     let path = home.path().to_owned();

@@ -15,10 +15,10 @@ use crate::RuntimeOptions;
 use crate::process::procfs;
 
 /// A temporary home that, when it is dropped, fails the test if a shim which was started under it
-/// is alive or a zombie; its panic names pid, state and box. Live ones are killed first, so that
-/// they disturb no other test.
+/// is alive or a zombie, or anything that a payload has started is alive; its panic names pid,
+/// state and box. Live ones are killed first, so that they disturb no other test.
 ///
-/// Shims get two seconds to end, for those whose runtime has just let go of them.
+/// They get two seconds to end, for those whose runtime has just let go of them.
 ///
 /// Shims of other processes, a second runtime on the same home, count as well, unless one is a
 /// zombie of a process that goes on, and its box is removed.
@@ -78,7 +78,7 @@ impl PerTestBoxHome {
         RuntimeOptions::new(self.path())
     }
 
-    /// The shims that are alive or zombies now: by pid, their state and box.
+    /// What is left now: by pid, its state and box.
     fn survivors(&self) -> BTreeMap<u32, String> {
         let Ok(root) = self.path().canonicalize() else {
             return BTreeMap::new();
@@ -96,7 +96,8 @@ impl PerTestBoxHome {
             }
         }
         for pid in procfs::pids() {
-            if let Some((_, dir)) = procfs::shim_of(pid)
+            let shim = procfs::shim_of(pid).map(|(_, dir)| dir);
+            if let Some(dir) = shim.or_else(|| procfs::box_dir_of(pid))
                 && dir.starts_with(&root)
             {
                 add(pid, &dir);
@@ -150,7 +151,7 @@ impl Drop for PerTestBoxHome {
         }
         let list: Vec<_> = survivors.into_values().collect();
         let home = self.path().display();
-        let message = format!("shims were left behind in {home}: {}", list.join("; "));
+        let message = format!("processes were left behind in {home}: {}", list.join("; "));
         if thread::panicking() {
             eprintln!("{message}");
         } else {

@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use vmm_shim::{BOX_DIR_VARIABLE, Invocation};
 
@@ -53,21 +53,14 @@ pub(crate) fn shim_of(pid: u32) -> Option<(String, PathBuf)> {
     Some((id, dir))
 }
 
-/// Whether it descends from the payload of the box in this directory: it has inherited the variable
-/// that says so. Unreadable for processes of others.
-pub(crate) fn is_of_box(pid: u32, dirs: &[PathBuf]) -> bool {
-    let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else {
-        return false;
-    };
-    environment
-        .split(|byte| *byte == 0)
-        .filter_map(|variable| {
-            variable
-                .strip_prefix(BOX_DIR_VARIABLE.as_bytes())?
-                .strip_prefix(b"=")
-        })
-        .any(|dir| {
-            dirs.iter()
-                .any(|wanted| wanted == Path::new(OsStr::from_bytes(dir)))
-        })
+/// The directory of the box from whose payload, or for whose health check, it was started: it has
+/// inherited the variable that says so. `None` also for processes of others, and for zombies.
+pub(crate) fn box_dir_of(pid: u32) -> Option<PathBuf> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let dir = environment.split(|byte| *byte == 0).find_map(|variable| {
+        variable
+            .strip_prefix(BOX_DIR_VARIABLE.as_bytes())?
+            .strip_prefix(b"=")
+    })?;
+    Some(PathBuf::from(OsStr::from_bytes(dir)))
 }

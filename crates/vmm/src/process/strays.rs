@@ -40,7 +40,7 @@ impl Strays {
         self.wanted().insert(dir);
         let _searching = self.search.lock().unwrap_or_else(PoisonError::into_inner);
         // Empty if somebody else's search was for this one, too.
-        let dirs: Vec<_> = std::mem::take(&mut *self.wanted()).into_iter().collect();
+        let dirs = std::mem::take(&mut *self.wanted());
         if dirs.is_empty() {
             return;
         }
@@ -59,12 +59,13 @@ impl Strays {
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn kill_all(&self, dirs: &[PathBuf]) -> usize {
+    fn kill_all(&self, dirs: &HashSet<PathBuf>) -> usize {
+        let is_wanted = |pid: u32| procfs::box_dir_of(pid).is_some_and(|dir| dirs.contains(&dir));
         let strays: Vec<_> = procfs::pids()
-            .filter(|pid| procfs::is_of_box(*pid, dirs))
+            .filter(|pid| is_wanted(*pid))
             .filter_map(|pid| Pidfd::open(pid).ok())
             // Once more, now that the pidfd holds on to whoever it is.
-            .filter(|stray| procfs::is_of_box(stray.pid(), dirs))
+            .filter(|stray| is_wanted(stray.pid()))
             .collect();
         for stray in &strays {
             tracing::info!(pid = stray.pid(), "ending a stray descendant of a payload");
