@@ -110,3 +110,28 @@ async fn re_attaching_observes_and_never_waits() {
             .is_none()
     );
 }
+
+#[tokio::test]
+async fn a_record_of_another_process_is_not_re_attached_to() {
+    let reaper = ShimReaper::start();
+    let mut doomed = common::Doomed::default();
+    let mine = doomed.spawn(common::sleeper()).unwrap();
+    let other = doomed.spawn(common::sleeper()).unwrap();
+    let record = PidRecord {
+        pid: mine,
+        ..PidRecord::of(other).unwrap().unwrap()
+    };
+    assert!(
+        ShimHandler::from_pid(&reaper, &record)
+            .await
+            .unwrap()
+            .is_none()
+    );
+    let true_record = PidRecord::of(mine).unwrap().unwrap();
+    assert!(
+        ShimHandler::from_pid(&reaper, &true_record)
+            .await
+            .unwrap()
+            .is_some()
+    );
+}
