@@ -6,9 +6,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use shim_reaper::ShimHandle;
 use tokio_util::sync::CancellationToken;
-use vmm_shim::{Ending, ExitRecord, FILES, FileError, InstanceSpec, PidRecord};
+use vmm_shim::{ExitRecord, FILES, FileError, PidRecord};
 
-use super::{BoxInfo, BoxRecord, BoxStatus, Outcome};
+use super::gate::Gate;
+use super::phase::Phase;
+use super::state::State;
+use super::{Beginning, BoxInfo, BoxRecord, BoxStatus, Closing, Outcome};
 use crate::event::Herald;
 use crate::{BoxChange, HealthState, RuntimeError, ShimHandler, StartError};
 
@@ -28,69 +31,6 @@ pub(crate) struct MicroBox {
     state: Mutex<State>,
     /// The version of the record that the disk has.
     saved: Mutex<u64>,
-}
-
-#[derive(Debug)]
-struct State {
-    record: BoxRecord,
-    /// Rises with every change of the record.
-    version: u64,
-    /// Why `box.json` could not be read; the record is then a stand-in, and never written.
-    damage: Option<Arc<FileError>>,
-    phase: Phase,
-    gate: Gate,
-    health: Option<HealthState>,
-    started_at: Option<Timestamp>,
-    updated_at: Timestamp,
-    /// Whether the last shim may have left descendants of its payload behind.
-    left_strays: bool,
-}
-
-#[derive(Debug)]
-enum Phase {
-    Down,
-    Starting {
-        interrupt: CancellationToken,
-        shim: Option<ShimHandle>,
-    },
-    Up {
-        shim: Arc<ShimHandler>,
-        stop_requested: bool,
-        /// Its watchdog hung up with an earlier runtime: it is about to end.
-        ending: bool,
-    },
-}
-
-/// What may be begun with a box.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Gate {
-    Open,
-    Removing,
-    Removed,
-    /// The runtime is being shut down.
-    Closed,
-}
-
-/// What a start finds.
-#[derive(Debug)]
-pub(crate) enum Beginning {
-    Running,
-    /// The shim of an earlier runtime, whose end has to be awaited.
-    After(Arc<ShimHandler>),
-    Begun {
-        spec: InstanceSpec,
-        /// Cancelled when the start is to be given up.
-        interrupt: CancellationToken,
-    },
-    /// It has been asked to stop since.
-    GivenUp,
-}
-
-/// A shim that is to end with the runtime.
-#[derive(Debug)]
-pub(crate) struct Closing {
-    pub(crate) shim: ShimHandle,
-    pub(crate) grace: Duration,
 }
 
 impl MicroBox {
@@ -435,100 +375,5 @@ impl MicroBox {
         record.write(&self.dir.join(FILES.spec))?;
         *saved = version;
         Ok(())
-    }
-}
-
-impl State {
-    /// What is to be is unknown for a damaged box; not to end it is the safe side.
-    fn is_detached(&self) -> bool {
-        self.record.spec.detached || self.damage.is_some()
-    }
-
-    fn run(&mut self, shim: ShimHandler, ending: bool) -> Arc<ShimHandler> {
-        let shim = Arc::new(shim);
-        self.phase = Phase::Up {
-            shim: Arc::clone(&shim),
-            stop_requested: false,
-            ending,
-        };
-        self.health = self
-            .record
-            .spec
-            .health
-            .is_some()
-            .then_some(HealthState::Starting);
-        self.updated_at = Timestamp::now();
-        shim
-    }
-
-    fn request_stop(&mut self) -> Option<Arc<ShimHandler>> {
-        match &mut self.phase {
-            Phase::Up {
-                shim,
-                stop_requested,
-                ..
-            } => {
-                *stop_requested = true;
-                Some(Arc::clone(shim))
-            }
-            _ => None,
-        }
-    }
-
-    fn shut_gate(&mut self) {
-        if self.gate == Gate::Open {
-            self.gate = Gate::Closed;
-        }
-    }
-
-    fn conclude(&mut self, outcome: Outcome) {
-        self.phase = Phase::Down;
-        self.updated_at = outcome.at;
-        self.record.last = Some(outcome);
-        self.health = self.record.health_when_down();
-        self.version += 1;
-    }
-
-    fn info(&self) -> BoxInfo {
-        let BoxRecord {
-            id,
-            created_at,
-            spec,
-            last,
-        } = &self.record;
-        let shim = match &self.phase {
-            Phase::Up { shim, .. } => Some(shim),
-            _ => None,
-        };
-        let last = match shim {
-            Some(_) => None,
-            None => last.as_ref(),
-        };
-        let ending: Option<&Ending> = last.and_then(|last| last.ending.as_ref());
-        let damage = self.damage.as_ref().map(ToString::to_string);
-        BoxInfo {
-            id: id.clone(),
-            name: spec.name.clone(),
-            status: match (shim, last) {
-                (Some(_), _) => BoxStatus::Running,
-                (None, None) if damage.is_some() => BoxStatus::Failed,
-                (None, _) => self.record.status(),
-            },
-            health: self.health,
-            pid: shim.map(|shim| shim.pid()),
-            payload_pid: shim.and_then(|shim| shim.payload_pid()),
-            exit_code: ending.map(Ending::shell_code),
-            signal: match ending {
-                Some(Ending::Signaled { signal }) => Some(*signal),
-                _ => None,
-            },
-            ending: ending.cloned(),
-            error: damage.or_else(|| last.and_then(|last| last.error.clone())),
-            detached: spec.detached,
-            labels: spec.labels.clone(),
-            created_at: *created_at,
-            updated_at: self.updated_at,
-            started_at: self.started_at,
-        }
     }
 }

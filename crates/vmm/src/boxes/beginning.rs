@@ -1,0 +1,21 @@
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use vmm_shim::InstanceSpec;
+
+use crate::ShimHandler;
+
+/// What a start finds.
+#[derive(Debug)]
+pub(crate) enum Beginning {
+    Running,
+    /// The shim of an earlier runtime, whose end has to be awaited.
+    After(Arc<ShimHandler>),
+    Begun {
+        spec: InstanceSpec,
+        /// Cancelled when the start is to be given up.
+        interrupt: CancellationToken,
+    },
+    /// It has been asked to stop since.
+    GivenUp,
+}
