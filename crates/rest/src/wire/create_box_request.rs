@@ -1,0 +1,159 @@
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{CreateBoxAdvancedOptions, NetworkSpec, SecretSpec, SecurityPreset, VolumeSpec};
+
+/// What a new box is to be.
+///
+/// It has every field of the public API, so that what this server lacks is refused by name. It can
+/// hold secrets, so its `Debug` form shows none.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct CreateBoxRequest {
+    /// Unique: letters, digits, `.`, `_` and `-`, beginning with a letter or digit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(
+        min_length = 1,
+        max_length = 128,
+        pattern = "^[a-zA-Z0-9][a-zA-Z0-9._-]*$"
+    )]
+    pub name: Option<String>,
+    /// An entry of the server's image table; `idle` by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Virtual processors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 32)]
+    pub cpus: Option<u32>,
+    /// Memory in MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 128)]
+    pub memory_mib: Option<u32>,
+    /// Where the payload starts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub working_dir: Option<String>,
+    /// Added to the image's environment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub env: Option<BTreeMap<String, String>>,
+    /// In place of the image's entrypoint; its command is dropped, unless there is one here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<Vec<String>>,
+    /// In place of the image's command.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cmd: Option<Vec<String>>,
+    /// Whether it outlives the server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detach: Option<bool>,
+    /// Only `enabled`, without an allowlist: the payload has the host's network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkSpec>,
+    /// Anything but `maximum`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub security: Option<SecurityPreset>,
+    /// Idle seconds before it is paused: 0, or 900, which clients send by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_pause: Option<u64>,
+    /// Seconds from its stop to its removal: 0 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_delete: Option<u64>,
+    /// Without effect, for nothing is paused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_resume: Option<bool>,
+    /// Unsupported unless empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advanced: Option<CreateBoxAdvancedOptions>,
+    /// Unsupported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rootfs_path: Option<String>,
+    /// Unsupported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub disk_size_gb: Option<u64>,
+    /// Unsupported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Unsupported unless empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volumes: Option<Vec<VolumeSpec>>,
+    /// Unsupported unless empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secrets: Option<Vec<SecretSpec>>,
+}
+
+impl CreateBoxRequest {
+    /// Of this image, with all its defaults.
+    pub fn of(image: impl Into<String>) -> Self {
+        Self {
+            image: Some(image.into()),
+            ..Self::default()
+        }
+    }
+
+    /// Sets [`name`](Self::name).
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Sets [`cmd`](Self::cmd).
+    #[must_use]
+    pub fn cmd<S: Into<String>>(mut self, command: impl IntoIterator<Item = S>) -> Self {
+        self.cmd = Some(command.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Adds to [`env`](Self::env).
+    #[must_use]
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        let env = self.env.get_or_insert_default();
+        env.insert(name.into(), value.into());
+        self
+    }
+
+    /// Sets [`working_dir`](Self::working_dir).
+    #[must_use]
+    pub fn working_dir(mut self, dir: impl Into<String>) -> Self {
+        self.working_dir = Some(dir.into());
+        self
+    }
+
+    /// Sets [`detach`](Self::detach).
+    #[must_use]
+    pub fn detach(mut self, on: bool) -> Self {
+        self.detach = Some(on);
+        self
+    }
+}
+
+impl fmt::Debug for CreateBoxRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CreateBoxRequest")
+            .field("name", &self.name)
+            .field("image", &self.image)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_debug_form_shows_no_secret() {
+        let secret = SecretSpec {
+            name: "key".into(),
+            value: "hidden".into(),
+            hosts: Vec::new(),
+            placeholder: None,
+        };
+        let mut request = CreateBoxRequest::of("idle").env("TOKEN", "hidden");
+        let shown = format!("{secret:?}");
+        request.secrets = Some(vec![secret]);
+        assert!(!shown.contains("hidden") && !format!("{request:?}").contains("hidden"));
+    }
+}
