@@ -116,8 +116,10 @@ mod tests {
             entrypoint: vec!["sh".into()],
             ..Image::command(["-c", "true"])
         };
-        let words = |list: &[&str]| Some(list.iter().map(|word| (*word).to_owned()).collect());
-        let cases: [(Option<Vec<String>>, Option<Vec<String>>, &[&str]); 4] = [
+        type Words = Option<Vec<String>>;
+        let words =
+            |list: &[&str]| -> Words { Some(list.iter().map(|word| (*word).to_owned()).collect()) };
+        let cases: [(Words, Words, &[&str]); 4] = [
             (None, None, &["sh", "-c", "true"]),
             (None, words(&["x"]), &["sh", "x"]),
             (words(&["env"]), None, &["env"]),

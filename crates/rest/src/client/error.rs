@@ -1,0 +1,71 @@
+use crate::wire::{ErrorCode, ErrorModel};
+
+/// Why a request was not answered, or not as it was hoped for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// It cannot be the address of a server.
+    #[error("{url:?} cannot be used: {reason}; try http://HOST:PORT")]
+    Address {
+        /// As it was given.
+        url: String,
+        /// Why not.
+        reason: String,
+    },
+    /// It cannot be the name or id of a box.
+    #[error("{wanted:?} cannot be the name of a box")]
+    Name {
+        /// As it was given.
+        wanted: String,
+    },
+    /// Nobody listens there.
+    #[error("no server answers at {at}: {source}; is it running?")]
+    Unreachable {
+        /// The socket or the address.
+        at: String,
+        /// What the system says.
+        source: reqwest::Error,
+    },
+    /// The connection broke, or the answer took too long: the request may have been done or not.
+    #[error("the server at {at} did not finish its answer: {source}")]
+    Lost {
+        /// The socket or the address.
+        at: String,
+        /// What happened.
+        source: reqwest::Error,
+    },
+    /// The server says no, and why.
+    #[error("{}", error.message)]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// The reason.
+        error: ErrorModel,
+    },
+    /// It answers, but not as a server of this API does.
+    #[error("{at} answers with status {status}, and not as this API does: {reason}")]
+    Strange {
+        /// The socket or the address.
+        at: String,
+        /// The HTTP status.
+        status: u16,
+        /// What is wrong with the answer.
+        reason: String,
+    },
+    /// This reader of events was too slow. List the boxes anew; the stream goes on.
+    #[error("{missed} events were missed")]
+    EventsMissed {
+        /// How many.
+        missed: u64,
+    },
+}
+
+impl ClientError {
+    /// What the server says is wrong, if it does.
+    pub fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Refused { error, .. } => Some(error.code),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! The client's side.
+
+mod answer;
+mod error;
+mod events;
+mod sse;
+
+use std::path::Path;
+use std::time::Duration;
+
+use reqwest::{Method, RequestBuilder, StatusCode, Url, redirect};
+
+use answer::Answer;
+pub use error::ClientError;
+pub use events::BoxEvents;
+
+use crate::BearerToken;
+use crate::wire::{
+    BoxMetricsResponse, BoxResponse, CreateBoxRequest, ListBoxesQuery, ListBoxesResponse,
+    Principal, Readiness, RuntimeMetricsResponse, ServerConfig, StopBoxRequest,
+};
+
+/// Drives a server, over its Unix socket or TCP. Clones share their connections.
+///
+/// # Errors
+///
+/// Every method: [`ClientError::Unreachable`] if nothing has been sent, [`ClientError::Lost`] if it
+/// may have been, [`ClientError::Refused`] if the server says no, and [`ClientError::Strange`] if it
+/// is no such server.
+///
+/// # Cancel safety
+///
+/// Of every method: dropping the future drops the answer; a request that the server has got may be
+/// done nevertheless.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::path::Path;
+/// use vmm_rest::Client;
+/// use vmm_rest::wire::CreateBoxRequest;
+///
+/// let client = Client::unix(Path::new("/run/boxes/api.sock"))?;
+/// let made = client.create(&CreateBoxRequest::of("idle").name("nap")).await?;
+/// let running = client.start(&made.box_id).await?;
+/// println!("{} runs in the shim {:?}", running.box_id, running.pid);
+/// client.remove("nap", true).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    base: Url,
+    token: Option<BearerToken>,
+    /// For people.
+    at: String,
+}
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longer than a server lets any request take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+/// A server says something several times a minute, if only that it is there.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Shorter than a server keeps an idle connection.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Client {
+    /// Of the server at this Unix socket. Does not connect yet.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Address`] if the system's configuration cannot be read.
+    pub fn unix(socket: &Path) -> Result<Self, ClientError> {
+        let at = socket.display().to_string();
+        let http = builder().unix_socket(socket);
+        Self::new(http, "http://localhost", None, at)
+    }
+
+    /// Of the server at this address, `http://HOST:PORT`. Does not connect yet.
+    ///
+    /// The connection is not encrypted: across a network, put a tunnel around it.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError::Address`].
+    pub fn tcp(url: &str, token: Option<BearerToken>) -> Result<Self, ClientError> {
+        Self::new(builder(), url, token, url.to_owned())
+    }
+
+    fn new(
+        http: reqwest::ClientBuilder,
+        url: &str,
+        token: Option<BearerToken>,
+        at: String,
+    ) -> Result<Self, ClientError> {
+        let refused = |reason: String| ClientError::Address {
+            url: at.clone(),
+            reason,
+        };
+        let base = Url::parse(url).map_err(|error| refused(error.to_string()))?;
+        if base.scheme() != "http" || base.cannot_be_a_base() {
+            return Err(refused("it is no http address".to_owned()));
+        }
+        let http = http.build().map_err(|error| refused(error.to_string()))?;
+        Ok(Self {
+            http,
+            base,
+            token,
+            at,
+        })
+    }
+
+    /// What the server can do.
+    pub async fn config(&self) -> Result<ServerConfig, ClientError> {
+        self.get(["v1", "config"]).await
+    }
+
+    /// Who the server takes this client for.
+    pub async fn me(&self) -> Result<Principal, ClientError> {
+        self.get(["v1", "me"]).await
+    }
+
+    /// A page of boxes, in the order of their creation.
+    pub async fn boxes(&self, query: &ListBoxesQuery) -> Result<ListBoxesResponse, ClientError> {
+        let mut url = self.url(["v1", "boxes"])?;
+        let pairs = [
+            ("pageSize", query.page_size.map(|size| size.to_string())),
+            ("pageToken", query.page_token.clone()),
+            ("status", query.status.clone()),
+        ];
+        for (name, value) in pairs {
+            if let Some(value) = value {
+                url.query_pairs_mut().append_pair(name, &value);
+            }
+        }
+        let request = self.authorized(self.http.get(url));
+        self.send(request).await?.check().await?.json().await
+    }
+
+    /// All boxes, in the order of their creation. One that is created meanwhile may be among them.
+    pub async fn all_boxes(&self) -> Result<Vec<BoxResponse>, ClientError> {
+        let mut query = ListBoxesQuery::default().page_size(1000);
+        let mut boxes = Vec::new();
+        loop {
+            let page = self.boxes(&query).await?;
+            boxes.extend(page.boxes);
+            match page.next_page_token {
+                Some(token) => query = query.page_token(token),
+                None => return Ok(boxes),
+            }
+        }
+    }
+
+    /// A box, by its id or name.
+    pub async fn inspect(&self, id: &str) -> Result<BoxResponse, ClientError> {
+        self.get(["v1", "boxes", id]).await
+    }
+
+    /// Whether there is such a box.
+    pub async fn exists(&self, id: &str) -> Result<bool, ClientError> {
+        let request = self.request(Method::HEAD, ["v1", "boxes", id])?;
+        let answer = self.send(request).await?;
+        match answer.status() {
+            StatusCode::NO_CONTENT | StatusCode::OK => Ok(true),
+            StatusCode::NOT_FOUND => Ok(false),
+            // The answer to HEAD has no body to tell more.
+            status => Err(ClientError::Strange {
+                at: answer.at,
+                status: status.as_u16(),
+                reason: status.to_string(),
+            }),
+        }
+    }
+
+    /// Makes a box, without starting it.
+    pub async fn create(&self, request: &CreateBoxRequest) -> Result<BoxResponse, ClientError> {
+        let sent = self.request(Method::POST, ["v1", "boxes"])?.json(request);
+        self.send(sent).await?.check().await?.json().await
+    }
+
+    /// [`create`](Self::create) that can be called again with the same key, a UUID, after an error,
+    /// and yet makes one box only.
+    pub async fn create_once(
+        &self,
+        request: &CreateBoxRequest,
+        key: &str,
+    ) -> Result<BoxResponse, ClientError> {
+        let sent = self.request(Method::POST, ["v1", "boxes"])?;
+        let sent = sent.header("Idempotency-Key", key).json(request);
+        self.send(sent).await?.check().await?.json().await
+    }
+
+    /// Starts a box; returns when its payload is ready, at once if it runs already.
+    pub async fn start(&self, id: &str) -> Result<BoxResponse, ClientError> {
+        let request = self.request(Method::POST, ["v1", "boxes", id, "start"])?;
+        self.send(request).await?.check().await?.json().await
+    }
+
+    /// Stops a box; returns when it has ended, at once if it does not run.
+    pub async fn stop(
+        &self,
+        id: &str,
+        request: &StopBoxRequest,
+    ) -> Result<BoxResponse, ClientError> {
+        let sent = self.request(Method::POST, ["v1", "boxes", id, "stop"])?;
+        self.send(sent.json(request))
+            .await?
+            .check()
+            .await?
+            .json()
+            .await
+    }
+
+    /// Removes a box; one that runs only with `force`.
+    pub async fn remove(&self, id: &str, force: bool) -> Result<(), ClientError> {
+        let mut url = self.url(["v1", "boxes", id])?;
+        if force {
+            url.query_pairs_mut().append_pair("force", "true");
+        }
+        let request = self.authorized(self.http.delete(url));
+        self.send(request).await?.check().await?;
+        Ok(())
+    }
+
+    /// What the runtime has done and does.
+    pub async fn metrics(&self) -> Result<RuntimeMetricsResponse, ClientError> {
+        self.get(["v1", "metrics"]).await
+    }
+
+    /// What a box uses.
+    pub async fn box_metrics(&self, id: &str) -> Result<BoxMetricsResponse, ClientError> {
+        self.get(["v1", "boxes", id, "metrics"]).await
+    }
+
+    /// The numbers of the runtime as OpenMetrics text.
+    pub async fn exposition(&self) -> Result<String, ClientError> {
+        let request = self.request(Method::GET, ["metrics"])?;
+        self.send(request).await?.check().await?.text().await
+    }
+
+    /// Whether the server can run boxes, and why not.
+    pub async fn readiness(&self) -> Result<Readiness, ClientError> {
+        let request = self.request(Method::GET, ["readyz"])?;
+        let answer = self.send(request).await?;
+        match answer.status() {
+            StatusCode::OK | StatusCode::SERVICE_UNAVAILABLE => answer.json().await,
+            _ => Err(answer.refusal().await),
+        }
+    }
+
+    /// Every change of every box from now on.
+    pub async fn events(&self) -> Result<BoxEvents, ClientError> {
+        let request = self.request(Method::GET, ["v1", "events"])?;
+        // It has no end that could be late.
+        let request = request.timeout(Duration::MAX);
+        Ok(BoxEvents::new(self.send(request).await?.check().await?))
+    }
+
+    async fn get<T: serde::de::DeserializeOwned, const N: usize>(
+        &self,
+        path: [&str; N],
+    ) -> Result<T, ClientError> {
+        let request = self.request(Method::GET, path)?;
+        self.send(request).await?.check().await?.json().await
+    }
+
+    fn request<const N: usize>(
+        &self,
+        method: Method,
+        path: [&str; N],
+    ) -> Result<RequestBuilder, ClientError> {
+        let url = self.url(path)?;
+        Ok(self.authorized(self.http.request(method, url)))
+    }
+
+    fn url<const N: usize>(&self, path: [&str; N]) -> Result<Url, ClientError> {
+        // These would lead elsewhere.
+        if let Some(wanted) = path
+            .iter()
+            .find(|segment| matches!(**segment, "" | "." | ".."))
+        {
+            let wanted = (*wanted).to_owned();
+            return Err(ClientError::Name { wanted });
+        }
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(path);
+        }
+        Ok(url)
+    }
+
+    fn authorized(&self, request: RequestBuilder) -> RequestBuilder {
+        match &self.token {
+            Some(token) => request.bearer_auth(token.reveal()),
+            None => request,
+        }
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Answer, ClientError> {
+        let at = self.at.clone();
+        match request.send().await {
+            Ok(response) => Ok(Answer { at, response }),
+            Err(source) if source.is_connect() => Err(ClientError::Unreachable { at, source }),
+            Err(source) => Err(ClientError::Lost { at, source }),
+        }
+    }
+}
+
+fn builder() -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .user_agent(concat!(
+            env!("CARGO_PKG_NAME"),
+            "/",
+            env!("CARGO_PKG_VERSION")
+        ))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(ANSWER_TIMEOUT)
+        .read_timeout(SILENCE_TIMEOUT)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .redirect(redirect::Policy::none())
+}

@@ -1,0 +1,99 @@
+//! What every answer has in common: the id of its request, and the error model.
+
+use std::time::Instant;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use ulid::Ulid;
+
+use crate::wire::{ErrorCode, ErrorModel, ErrorResponse};
+
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+const MAX_ID: usize = 128;
+
+/// Gives the request an id, and puts it into the answer; makes the body of an error.
+pub(crate) async fn complete(request: Request, next: Next) -> Response {
+    let id = id_of(request.headers());
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let begun = Instant::now();
+    let answer = next.run(request).await;
+    let status = answer.status();
+    let mut answer = match model_of(&answer) {
+        Some(model) => {
+            if status.is_server_error() {
+                tracing::error!(request_id = ?id, %method, path, error = model.message, "failed");
+            }
+            with_body(answer, model, &id)
+        }
+        None => answer,
+    };
+    tracing::debug!(
+        request_id = ?id, %method, path, status = status.as_u16(), elapsed = ?begun.elapsed(),
+        "answered"
+    );
+    answer.headers_mut().insert(REQUEST_ID, id);
+    answer
+}
+
+/// The client's, if it has one that can be put into a log.
+fn id_of(headers: &HeaderMap) -> HeaderValue {
+    let sane = |id: &&HeaderValue| {
+        let bytes = id.as_bytes();
+        (1..=MAX_ID).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
+    };
+    match headers.get(REQUEST_ID).filter(sane) {
+        Some(id) => id.clone(),
+        // Always ASCII.
+        None => HeaderValue::from_str(&format!("req_{}", Ulid::generate()))
+            .unwrap_or(HeaderValue::from_static("req_unknown")),
+    }
+}
+
+/// Of an error; one that does not come from the handlers is told by its status.
+fn model_of(answer: &Response) -> Option<ErrorModel> {
+    if let Some(model) = answer.extensions().get::<ErrorModel>() {
+        return Some(model.clone());
+    }
+    let status = answer.status();
+    let foreign = (status.is_client_error() || status.is_server_error())
+        && answer.headers().get(header::CONTENT_TYPE) != Some(&JSON);
+    foreign.then(|| match status {
+        StatusCode::METHOD_NOT_ALLOWED => ErrorModel::new(
+            ErrorCode::InvalidArgument,
+            "this path has no such method; the header `Allow` lists those that it has",
+        ),
+        StatusCode::REQUEST_TIMEOUT => {
+            ErrorModel::new(ErrorCode::Timeout, "the request took too long")
+        }
+        status if status.is_server_error() => {
+            ErrorModel::new(ErrorCode::Internal, "the server failed; its log says how")
+        }
+        status => ErrorModel::new(ErrorCode::InvalidArgument, status.to_string()),
+    })
+}
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+fn with_body(answer: Response, mut model: ErrorModel, id: &HeaderValue) -> Response {
+    let (mut parts, _) = answer.into_parts();
+    model.request_id = id.to_str().ok().map(str::to_owned);
+    let body = Json(ErrorResponse::from(model)).into_response().into_body();
+    parts.headers.remove(header::CONTENT_LENGTH);
+    parts.headers.insert(header::CONTENT_TYPE, JSON);
+    Response::from_parts(parts, Body::new(body))
+}
+
+/// A handler panicked. The message is for the log.
+pub(crate) fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
+    let message = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    tracing::error!(message, "a request handler panicked");
+    StatusCode::INTERNAL_SERVER_ERROR.into_response()
+}

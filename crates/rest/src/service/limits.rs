@@ -1,0 +1,94 @@
+use std::time::Duration;
+
+/// What a server lets one client, or all of them together, take.
+///
+/// ```
+/// use vmm_rest::Limits;
+///
+/// let limits = Limits::default().connections(64);
+/// assert_eq!(limits.body_bytes, 1 << 20);
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Limits {
+    /// The longest body of a request; 1 MiB by default.
+    pub body_bytes: usize,
+    /// How long a client may take to send the head of a request, and stay idle between two of them;
+    /// 10 s by default.
+    pub head_timeout: Duration,
+    /// How long a client may take to send a body; 10 s by default.
+    pub body_timeout: Duration,
+    /// How long an answer may take; 90 s by default, longer than any start or stop.
+    pub request_timeout: Duration,
+    /// Connections at one time; more wait to be accepted. 1024 by default.
+    pub connections: usize,
+    /// Readers of events at one time; more are refused. 64 by default.
+    pub event_readers: usize,
+    /// How long requests may take to be finished once the server is to end; 60 s by default.
+    pub drain_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 1 << 20,
+            head_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(90),
+            connections: 1024,
+            event_readers: 64,
+            drain_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Limits {
+    /// Sets [`body_bytes`](Self::body_bytes).
+    #[must_use]
+    pub fn body_bytes(mut self, bytes: usize) -> Self {
+        self.body_bytes = bytes;
+        self
+    }
+
+    /// Sets [`head_timeout`](Self::head_timeout).
+    #[must_use]
+    pub fn head_timeout(mut self, timeout: Duration) -> Self {
+        self.head_timeout = timeout;
+        self
+    }
+
+    /// Sets [`body_timeout`](Self::body_timeout).
+    #[must_use]
+    pub fn body_timeout(mut self, timeout: Duration) -> Self {
+        self.body_timeout = timeout;
+        self
+    }
+
+    /// Sets [`request_timeout`](Self::request_timeout).
+    #[must_use]
+    pub fn request_timeout(mut self, timeout: Duration) -> Self {
+        self.request_timeout = timeout;
+        self
+    }
+
+    /// Sets [`connections`](Self::connections).
+    #[must_use]
+    pub fn connections(mut self, count: usize) -> Self {
+        self.connections = count;
+        self
+    }
+
+    /// Sets [`event_readers`](Self::event_readers).
+    #[must_use]
+    pub fn event_readers(mut self, count: usize) -> Self {
+        self.event_readers = count;
+        self
+    }
+
+    /// Sets [`drain_timeout`](Self::drain_timeout).
+    #[must_use]
+    pub fn drain_timeout(mut self, timeout: Duration) -> Self {
+        self.drain_timeout = timeout;
+        self
+    }
+}

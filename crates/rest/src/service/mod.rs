@@ -1,0 +1,39 @@
+//! The server's side: listeners, connections, and what is done with a request on its way in and out.
+
+mod access;
+mod answer;
+mod api_error;
+mod body;
+mod connection;
+mod document;
+mod event_hub;
+mod exposition;
+mod extract;
+mod idempotency;
+mod limits;
+mod listener;
+mod new_box;
+mod page;
+mod procfs;
+mod routes;
+mod server;
+mod socket_file;
+mod state;
+mod stop;
+mod usage;
+
+use access::Access;
+use api_error::ApiError;
+use connection::Connection;
+pub use limits::Limits;
+pub use listener::{ListenError, Listener};
+use new_box::{STOP_GRACE, spec_of};
+pub use server::Server;
+use state::ApiState;
+use stop::stop_within;
+
+/// The OpenAPI document of what a [`Server`] serves, made from its handlers and types; as
+/// `GET /v1/openapi.json` answers it.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    routes::all().1
+}

@@ -1,0 +1,183 @@
+use std::time::Duration;
+
+use vmm_runtime::BoxSpec;
+
+use super::ApiError;
+use crate::images::{Allotment, CPUS, DEFAULT_CPUS, DEFAULT_MEMORY_MIB, ImageTable, MEMORY_MIB};
+use crate::wire::{CreateBoxRequest, ErrorCode, NetworkMode, SecurityPreset};
+
+/// How long a box may take to stop before it is killed, unless a request to stop it says less.
+pub(crate) const STOP_GRACE: Duration = Duration::from_secs(30);
+
+/// What clients send as `auto_pause` when their user has not said anything.
+const AUTO_PAUSE_BY_DEFAULT: u64 = 900;
+
+/// What the runtime is to make, if this server has all that the request asks for.
+pub(crate) fn spec_of(request: CreateBoxRequest, images: &ImageTable) -> Result<BoxSpec, ApiError> {
+    refuse_what_is_lacking(&request)?;
+    let CreateBoxRequest {
+        name,
+        image,
+        cpus,
+        memory_mib,
+        working_dir,
+        env,
+        entrypoint,
+        cmd,
+        detach,
+        ..
+    } = request;
+    let image_name = image.unwrap_or_else(|| ImageTable::IDLE.to_owned());
+    let image = images.get(&image_name).ok_or_else(|| {
+        let known: Vec<_> = images.names().collect();
+        ApiError::new(
+            ErrorCode::ImagePullFailed,
+            format!(
+                "there is no image {image_name:?}; there are {}",
+                known.join(", ")
+            ),
+        )
+    })?;
+    let allotment = Allotment {
+        cpus: cpus.or(image.cpus).unwrap_or(DEFAULT_CPUS),
+        memory_mib: memory_mib
+            .or(image.memory_mib)
+            .unwrap_or(DEFAULT_MEMORY_MIB),
+        image: image_name,
+    };
+    within("cpus", allotment.cpus, &CPUS)?;
+    within("memory_mib", allotment.memory_mib, &MEMORY_MIB)?;
+
+    let mut payload = image.payload(entrypoint, cmd);
+    payload.env.extend(env.into_iter().flatten());
+    if let Some(dir) = working_dir {
+        payload.working_dir = Some(dir.into());
+    }
+    payload
+        .options
+        .insert("cpus".to_owned(), allotment.cpus.into());
+    payload
+        .options
+        .insert("memory_mib".to_owned(), allotment.memory_mib.into());
+    check_command(&payload.command)?;
+    check_environment(payload.env.iter())?;
+    if let Some(dir) = &payload.working_dir
+        && (!dir.is_absolute() || has_nul(&dir.to_string_lossy()))
+    {
+        return Err(ApiError::invalid("working_dir is no absolute path"));
+    }
+
+    let mut spec = BoxSpec::of(payload)
+        .detached(detach.unwrap_or_default())
+        .stop_grace(STOP_GRACE);
+    spec.name = name;
+    spec.health.clone_from(&image.health);
+    allotment.put_into(&mut spec.labels);
+    Ok(spec)
+}
+
+fn refuse_what_is_lacking(request: &CreateBoxRequest) -> Result<(), ApiError> {
+    let advanced = request.advanced.as_ref();
+    let capabilities = advanced.and_then(|advanced| advanced.capabilities.as_ref());
+    let network = request.network.as_ref();
+    let lacking = [
+        (
+            capabilities.is_some_and(|wanted| !wanted.add.is_empty()),
+            "advanced.capabilities.add",
+            "choice of Linux capabilities",
+        ),
+        (
+            capabilities.is_some_and(|wanted| !wanted.drop.is_empty()),
+            "advanced.capabilities.drop",
+            "choice of Linux capabilities",
+        ),
+        (
+            request.security == Some(SecurityPreset::Maximum),
+            "security",
+            "preset `maximum`",
+        ),
+        (
+            request.rootfs_path.is_some(),
+            "rootfs_path",
+            "root file systems; name an image",
+        ),
+        (request.disk_size_gb.is_some(), "disk_size_gb", "disks"),
+        (
+            request.user.is_some(),
+            "user",
+            "choice of users; the payload runs as the server does",
+        ),
+        (is_filled(request.volumes.as_ref()), "volumes", "volumes"),
+        (is_filled(request.secrets.as_ref()), "secrets", "secrets"),
+        (
+            network.is_some_and(|wanted| wanted.mode == NetworkMode::Disabled),
+            "network.mode",
+            "way to take the network away",
+        ),
+        (
+            network.is_some_and(|wanted| !wanted.allow_net.is_empty()),
+            "network.allow_net",
+            "filter for the network",
+        ),
+        (
+            !matches!(request.auto_pause, None | Some(0 | AUTO_PAUSE_BY_DEFAULT)),
+            "auto_pause",
+            "way to pause a box",
+        ),
+        (
+            !matches!(request.auto_delete, None | Some(0)),
+            "auto_delete",
+            "removal by time",
+        ),
+    ];
+    match lacking.into_iter().find(|(asked, ..)| *asked) {
+        Some((_, field, wanted)) => Err(ApiError::unsupported(field, wanted)),
+        None => Ok(()),
+    }
+}
+
+fn is_filled<T>(list: Option<&Vec<T>>) -> bool {
+    list.is_some_and(|list| !list.is_empty())
+}
+
+fn within(field: &str, value: u32, range: &std::ops::RangeInclusive<u32>) -> Result<(), ApiError> {
+    match range.contains(&value) {
+        true => Ok(()),
+        false => Err(ApiError::invalid(format!(
+            "{field} must be between {} and {}",
+            range.start(),
+            range.end()
+        ))),
+    }
+}
+
+fn check_command(command: &[String]) -> Result<(), ApiError> {
+    match command.first() {
+        None => Err(ApiError::invalid("cmd: there is no command to run")),
+        Some(program) if program.is_empty() => {
+            Err(ApiError::invalid("cmd: the name of the program is empty"))
+        }
+        Some(_) if command.iter().any(|word| has_nul(word)) => {
+            Err(ApiError::invalid("cmd: no argument can have a NUL in it"))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+fn check_environment<'a>(
+    mut env: impl Iterator<Item = (&'a String, &'a String)>,
+) -> Result<(), ApiError> {
+    let wrong = env.find(|(name, value)| {
+        name.is_empty() || name.contains('=') || has_nul(name) || has_nul(value)
+    });
+    match wrong {
+        Some((name, _)) => Err(ApiError::invalid(format!(
+            "env: {name:?} cannot be set: a name is not empty and has no '=', and nothing has a NUL"
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn has_nul(text: &str) -> bool {
+    text.contains('\0')
+}

@@ -1,0 +1,38 @@
+use axum::Json;
+use axum::extract::Extension;
+
+use crate::images::{CPUS, DEFAULT_CPUS, DEFAULT_MEMORY_MIB, MEMORY_MIB};
+use crate::service::{Access, idempotency};
+use crate::wire::{Principal, ServerCapabilities, ServerConfig, ServerDefaults};
+
+/// What the server can do. Needs no token.
+#[utoipa::path(
+    get, path = "/v1/config", tag = "Configuration", operation_id = "getConfig", security(()),
+    responses((status = 200, description = "What the server can do", body = ServerConfig)),
+)]
+pub(super) async fn config() -> Json<ServerConfig> {
+    Json(ServerConfig {
+        defaults: ServerDefaults {
+            cpus: DEFAULT_CPUS,
+            memory_mib: DEFAULT_MEMORY_MIB,
+            auto_delete: 0,
+        },
+        capabilities: ServerCapabilities {
+            max_cpus: *CPUS.end(),
+            max_memory_mib: *MEMORY_MIB.end(),
+            supported_security_presets: ["development", "standard"].map(str::to_owned).to_vec(),
+            idempotency_key_lifetime: idempotency::LIFETIME_ISO.to_owned(),
+            ..ServerCapabilities::default()
+        },
+        ..ServerConfig::default()
+    })
+}
+
+/// Who is asking, to the server's mind.
+#[utoipa::path(
+    get, path = "/v1/me", tag = "Authentication", operation_id = "getCurrentPrincipal",
+    responses((status = 200, description = "Who is asking", body = Principal)),
+)]
+pub(super) async fn me(Extension(access): Extension<Access>) -> Json<Principal> {
+    Json(access.principal())
+}

@@ -1,0 +1,59 @@
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::header;
+use axum::response::IntoResponse;
+use tokio::task::spawn_blocking;
+
+use super::boxes::BoxId;
+use crate::service::exposition::{CONTENT_TYPE, Numbers};
+use crate::service::{ApiError, ApiState, usage};
+use crate::wire::{BoxMetricsResponse, ErrorCode, ErrorResponse, RuntimeMetricsResponse};
+
+/// What the runtime has done and does.
+#[utoipa::path(
+    get, path = "/v1/metrics", tag = "Metrics", operation_id = "getRuntimeMetrics",
+    responses((status = 200, description = "The numbers", body = RuntimeMetricsResponse)),
+)]
+pub(super) async fn of_runtime(State(api): State<ApiState>) -> Json<RuntimeMetricsResponse> {
+    Json(api.runtime.metrics().await.into())
+}
+
+/// What a box uses.
+#[utoipa::path(
+    get, path = "/v1/boxes/{box_id}/metrics", tag = "Metrics", operation_id = "getBoxMetrics",
+    params(BoxId),
+    responses(
+        (status = 200, description = "The numbers", body = BoxMetricsResponse),
+        (status = 404, description = "There is no such box", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn of_box(
+    State(api): State<ApiState>,
+    Path(id): Path<String>,
+) -> Result<Json<BoxMetricsResponse>, ApiError> {
+    let info = api.runtime.info(&id).await?;
+    let usage = match info.pid {
+        Some(pid) => spawn_blocking(move || usage::of_shim(pid))
+            .await
+            .map_err(lost)?,
+        None => BoxMetricsResponse::default(),
+    };
+    Ok(Json(usage))
+}
+
+/// The numbers of the runtime for Prometheus, as OpenMetrics text.
+#[utoipa::path(
+    get, path = "/metrics", tag = "Metrics", operation_id = "getExposition",
+    responses((status = 200, description = "OpenMetrics text", body = String,
+        content_type = "application/openmetrics-text")),
+)]
+pub(super) async fn exposition(State(api): State<ApiState>) -> Result<impl IntoResponse, ApiError> {
+    let (metrics, boxes) = (api.runtime.metrics().await, api.runtime.list().await);
+    let text = spawn_blocking(move || Numbers::take(metrics, &boxes).text());
+    let text = text.await.map_err(lost)?.map_err(lost)?;
+    Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text))
+}
+
+fn lost(error: impl std::fmt::Display) -> ApiError {
+    ApiError::new(ErrorCode::Internal, error.to_string())
+}

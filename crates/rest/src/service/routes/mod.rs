@@ -1,0 +1,72 @@
+//! The handlers, by what they are about.
+
+mod boxes;
+mod discovery;
+mod events;
+mod metrics;
+mod probes;
+
+use axum::Router;
+use axum::http::Uri;
+use axum::routing::get;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::{ApiError, ApiState, document};
+use crate::wire::ErrorCode;
+
+/// All paths, and the document that describes them; both from the handlers.
+pub(crate) fn all() -> (Router<ApiState>, OpenApi) {
+    let described = OpenApiRouter::with_openapi(document::head())
+        .routes(routes!(discovery::config))
+        .routes(routes!(discovery::me))
+        .routes(routes!(boxes::list, boxes::create))
+        .routes(routes!(boxes::inspect, boxes::exists, boxes::remove))
+        .routes(routes!(boxes::start))
+        .routes(routes!(boxes::stop))
+        .routes(routes!(metrics::of_runtime))
+        .routes(routes!(metrics::of_box))
+        .routes(routes!(metrics::exposition))
+        .routes(routes!(events::stream))
+        .routes(routes!(probes::alive))
+        .routes(routes!(probes::ready));
+    let (router, mut api) = described.split_for_parts();
+    document::complete(&mut api);
+    let text = document::text(&api);
+    let document = get(async move || text.clone());
+    let router = router.route("/v1/openapi.json", document).fallback(nowhere);
+    (router, api)
+}
+
+/// A path that only the public API has is told from one that nobody has.
+async fn nowhere(uri: Uri) -> ApiError {
+    let segments: Vec<_> = uri.path().split('/').skip(1).collect();
+    let lacking = match segments[..] {
+        ["v1", "boxes", _, operation, ..] => Some(operation),
+        ["v1", "boxes", "import"] => Some("import"),
+        ["v1", "images", ..] => Some("images"),
+        _ => None,
+    };
+    let known = "GET /v1/openapi.json lists the paths that there are";
+    match lacking.filter(|name| LACKING.contains(name)) {
+        Some(name) => ApiError::unsupported(name, &format!("such paths; {known}")),
+        None => ApiError::new(
+            ErrorCode::NotFound,
+            format!("there is no path {:?}; {known}", uri.path()),
+        ),
+    }
+}
+
+/// What the public API has, and this server has not.
+const LACKING: [&str; 9] = [
+    "clone",
+    "exec",
+    "executions",
+    "export",
+    "files",
+    "images",
+    "import",
+    "network",
+    "snapshots",
+];

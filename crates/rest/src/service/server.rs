@@ -1,0 +1,229 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, Extension};
+use axum::http::StatusCode;
+use axum::{Router, middleware};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::timeout::TimeoutLayer;
+use vmm_runtime::VmmRuntime;
+
+use super::event_hub::EventHub;
+use super::idempotency::{self, IdempotencyKeys};
+use super::{ApiState, Connection, Limits, Listener, access, answer, body, routes};
+use crate::ImageTable;
+
+/// Serves a runtime over HTTP.
+///
+/// # Its end
+///
+/// The token ends it: nothing new is accepted, requests that are under way are finished, and
+/// [`serve`](Self::serve) returns. Only then shut the runtime down, for they need it.
+///
+/// ```no_run
+/// # async fn example(runtime: vmm_runtime::VmmRuntime) -> Result<(), Box<dyn std::error::Error>> {
+/// use std::{path::Path, time::Duration};
+/// use tokio_util::sync::CancellationToken;
+/// use vmm_rest::{ImageTable, Limits, Listener, Server};
+///
+/// let shutdown = CancellationToken::new();
+/// let socket = Listener::unix(Path::new("/run/boxes/api.sock")).await?;
+/// let server = Server::new(&runtime, ImageTable::builtin(), Limits::default(), &shutdown);
+/// server.serve([socket]).await;
+/// runtime.shutdown(Duration::from_secs(10)).await;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Server {
+    router: Router,
+    limits: Limits,
+    closing: CancellationToken,
+}
+
+/// How long to wait when no connection can be accepted: no descriptors are left, most often.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+impl Server {
+    /// Of this runtime. Cancelling the token ends it.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn new(
+        runtime: &VmmRuntime,
+        images: ImageTable,
+        limits: Limits,
+        shutdown: &CancellationToken,
+    ) -> Self {
+        let closing = shutdown.child_token();
+        let state = ApiState {
+            runtime: runtime.clone(),
+            images: Arc::new(images),
+            events: Arc::new(EventHub::new(runtime.events())),
+            event_readers: Arc::new(Semaphore::new(limits.event_readers)),
+            closing: closing.clone(),
+        };
+        Self {
+            router: router(state, &limits),
+            limits,
+            closing,
+        }
+    }
+
+    /// Serves until the token is cancelled, then until the requests that are under way have been
+    /// finished, or their time is up.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the listeners and all connections; what a request has begun with
+    /// a box goes on.
+    pub async fn serve(self, listeners: impl IntoIterator<Item = Listener>) {
+        let kill = CancellationToken::new();
+        let _kill_when_dropped = kill.clone().drop_guard();
+        let front = Front {
+            permits: Arc::new(Semaphore::new(self.limits.connections)),
+            graceful: GracefulShutdown::new(),
+            http: http(&self.limits),
+            tasks: TaskTracker::new(),
+            kill,
+        };
+        let accepting = listeners.into_iter().map(|listener| {
+            let router = self
+                .router
+                .clone()
+                .layer(Extension(listener.access().clone()));
+            front.accept(listener, router, &self.closing)
+        });
+        futures::future::join_all(accepting).await;
+        self.closing.cancelled().await;
+        front.drain(self.limits.drain_timeout).await;
+    }
+}
+
+/// What the listeners share.
+struct Front {
+    permits: Arc<Semaphore>,
+    graceful: GracefulShutdown,
+    http: http1::Builder,
+    tasks: TaskTracker,
+    /// Cancelled when connections must end.
+    kill: CancellationToken,
+}
+
+impl Front {
+    /// Until the server is to end; takes the listener with it.
+    async fn accept(&self, listener: Listener, router: Router, closing: &CancellationToken) {
+        let accept = async {
+            loop {
+                // Waiting in the backlog costs nothing here.
+                let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else {
+                    return;
+                };
+                match listener.accept().await {
+                    Ok(connection) => {
+                        let serve = self.connection(connection, router.clone());
+                        self.tasks.spawn(async move {
+                            serve.await;
+                            drop(permit);
+                        });
+                    }
+                    Err(error) if is_of_one_client(&error) => {}
+                    Err(error) => {
+                        tracing::error!(%error, "cannot accept a connection");
+                        sleep(ACCEPT_AGAIN).await;
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = closing.cancelled() => {}
+            () = accept => {}
+        }
+    }
+
+    fn connection(
+        &self,
+        connection: Connection,
+        router: Router,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let service = router
+            .map_request(|request: hyper::Request<hyper::body::Incoming>| request.map(Body::new));
+        let service = TowerToHyperService::new(service);
+        let served = self
+            .http
+            .serve_connection(TokioIo::new(connection), service);
+        let served = self.graceful.watch(served);
+        let kill = self.kill.clone();
+        async move {
+            tokio::select! {
+                outcome = served => {
+                    if let Err(error) = outcome {
+                        tracing::debug!(%error, "a connection has ended");
+                    }
+                }
+                () = kill.cancelled() => {}
+            }
+        }
+    }
+
+    async fn drain(self, limit: Duration) {
+        if timeout(limit, self.graceful.shutdown()).await.is_err() {
+            tracing::warn!(
+                ?limit,
+                "requests were not finished in time, and are given up"
+            );
+        }
+        self.kill.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+fn http(limits: &Limits) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(limits.head_timeout);
+    http
+}
+
+fn is_of_one_client(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset
+    )
+}
+
+fn router(state: ApiState, limits: &Limits) -> Router {
+    let (routes, _) = routes::all();
+    // The last one is the first to see a request.
+    routes
+        .with_state(state)
+        .layer(middleware::from_fn_with_state(
+            IdempotencyKeys::default(),
+            idempotency::once,
+        ))
+        .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn_with_state(
+            limits.clone(),
+            body::take_in,
+        ))
+        .layer(middleware::from_fn(access::guard))
+        .layer(TimeoutLayer::with_status_code(
+            StatusCode::REQUEST_TIMEOUT,
+            limits.request_timeout,
+        ))
+        .layer(CatchPanicLayer::custom(answer::panicked))
+        .layer(middleware::from_fn(answer::complete))
+}

@@ -1,0 +1,84 @@
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use super::ListenError;
+
+/// The file of a Unix socket; removed when it is dropped, unless another has taken its place.
+#[derive(Debug)]
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    inode: (u64, u64),
+}
+
+impl SocketFile {
+    /// Binds in a private directory, and moves the socket to its place when it has its mode:
+    /// nobody else can open it at any moment.
+    pub(crate) async fn bind(path: &Path) -> Result<(UnixListener, Self), ListenError> {
+        let path = path.to_owned();
+        let failed = |path: &Path, source| ListenError::System {
+            at: path.display().to_string(),
+            source,
+        };
+        let at = path.clone();
+        let bound = tokio::task::spawn_blocking(move || {
+            make_way(&path)?;
+            bind_privately(&path).map_err(|source| failed(&path, source))
+        });
+        match bound.await {
+            Ok(outcome) => outcome,
+            Err(error) => Err(failed(&at, error.into())),
+        }
+    }
+}
+
+/// Whether what is there may be replaced.
+fn make_way(path: &Path) -> Result<(), ListenError> {
+    let path = path.to_owned();
+    match fs::symlink_metadata(&path) {
+        Err(_) => Ok(()),
+        Ok(found) if !found.file_type().is_socket() => Err(ListenError::NoSocket { path }),
+        Ok(_) => match std::os::unix::net::UnixStream::connect(&path) {
+            Ok(_) => Err(ListenError::InUse { path }),
+            Err(_) => Ok(()),
+        },
+    }
+}
+
+fn bind_privately(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    let mut private = path.as_os_str().to_owned();
+    private.push(format!(".{}", std::process::id()));
+    let private = PathBuf::from(private);
+    // Left by a process of the same number that was killed at the wrong moment.
+    let _ = fs::remove_dir_all(&private);
+    DirBuilder::new().mode(0o700).create(&private)?;
+    let bound = bind_in(&private, path);
+    let _ = fs::remove_dir_all(&private);
+    bound
+}
+
+fn bind_in(private: &Path, path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    let fresh = private.join("s");
+    let listener = UnixListener::bind(&fresh)?;
+    fs::set_permissions(&fresh, Permissions::from_mode(0o600))?;
+    let file = SocketFile {
+        path: path.to_owned(),
+        inode: inode(&fresh)?,
+    };
+    fs::rename(&fresh, path)?;
+    Ok((listener, file))
+}
+
+fn inode(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if inode(&self.path).is_ok_and(|found| found == self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}

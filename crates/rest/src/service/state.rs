@@ -1,0 +1,20 @@
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use vmm_runtime::VmmRuntime;
+
+use super::event_hub::EventHub;
+use crate::images::ImageTable;
+
+/// What the handlers share.
+#[derive(Clone, Debug)]
+pub(crate) struct ApiState {
+    pub(crate) runtime: VmmRuntime,
+    pub(crate) images: Arc<ImageTable>,
+    pub(crate) events: Arc<EventHub>,
+    /// One for each reader of events that there may be.
+    pub(crate) event_readers: Arc<Semaphore>,
+    /// Cancelled when the server is to end.
+    pub(crate) closing: CancellationToken,
+}

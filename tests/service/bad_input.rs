@@ -1,0 +1,276 @@
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::fixture::{Service, heard};
+
+#[tokio::test]
+async fn what_is_malformed_gets_the_error_model_and_makes_nothing() {
+    let service = Service::start().await;
+    let post = |body: &'static str| service.send(Method::POST, "/v1/boxes", body);
+    for body in [
+        "{",
+        "[]",
+        "null",
+        "3",
+        "\"x\"",
+        r#"{"image": 5}"#,
+        r#"{"cpus": -1}"#,
+    ] {
+        let reply = post(body).await;
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (400, "invalid_argument"),
+            "{body}"
+        );
+        assert_eq!(reply.json()["error"]["type"], "InvalidArgumentError");
+    }
+    for (body, named) in [
+        (r#"{"nmae": "x"}"#, "nmae"),
+        (r#"{"cpus": 0}"#, "cpus"),
+        (r#"{"cpus": 33}"#, "cpus"),
+        (r#"{"memory_mib": 127}"#, "memory_mib"),
+        (r#"{"name": ""}"#, "name"),
+        (r#"{"name": "../x"}"#, "../x"),
+        (r#"{"env": {"": "x"}}"#, "env"),
+        (r#"{"env": {"A=B": "x"}}"#, "A=B"),
+        (r#"{"env": {"A": "\u0000"}}"#, "env"),
+        (r#"{"cmd": []}"#, "cmd"),
+        (r#"{"cmd": [""]}"#, "cmd"),
+        (r#"{"cmd": ["a\u0000b"]}"#, "cmd"),
+        (r#"{"working_dir": "relative"}"#, "working_dir"),
+    ] {
+        let reply = post(body).await;
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (400, "invalid_argument"),
+            "{body}"
+        );
+        assert!(
+            reply.message().contains(named),
+            "{body}: {}",
+            reply.message()
+        );
+    }
+    assert!(service.runtime.list().await.is_empty());
+    service.end().await;
+}
+
+#[tokio::test]
+async fn what_the_server_lacks_is_unsupported_by_name() {
+    let service = Service::start().await;
+    for (field, value) in [
+        (
+            "advanced.capabilities.add",
+            json!({"advanced": {"capabilities": {"add": ["ALL"]}}}),
+        ),
+        (
+            "advanced.capabilities.drop",
+            json!({"advanced": {"capabilities": {"drop": ["ALL"]}}}),
+        ),
+        ("security", json!({"security": "maximum"})),
+        ("rootfs_path", json!({"rootfs_path": "/rootfs"})),
+        ("disk_size_gb", json!({"disk_size_gb": 1})),
+        ("user", json!({"user": "1000"})),
+        (
+            "volumes",
+            json!({"volumes": [{"host_path": "/a", "guest_path": "/b"}]}),
+        ),
+        ("secrets", json!({"secrets": [{"name": "a", "value": "b"}]})),
+        ("network.mode", json!({"network": {"mode": "disabled"}})),
+        (
+            "network.allow_net",
+            json!({"network": {"mode": "enabled", "allow_net": ["a"]}}),
+        ),
+        ("auto_pause", json!({"auto_pause": 60})),
+        ("auto_delete", json!({"auto_delete": 60})),
+    ] {
+        let reply = service
+            .send(Method::POST, "/v1/boxes", &value.to_string())
+            .await;
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (400, "unsupported"),
+            "{value}"
+        );
+        assert!(
+            reply.message().contains(field),
+            "{field}: {}",
+            reply.message()
+        );
+    }
+    for (method, path) in [
+        (Method::POST, "/v1/boxes/x/exec"),
+        (Method::GET, "/v1/boxes/x/executions/y/attach"),
+        (Method::PUT, "/v1/boxes/x/files?path=/"),
+        (Method::GET, "/v1/boxes/x/snapshots"),
+        (Method::POST, "/v1/boxes/x/network/tunnel?port=1"),
+        (Method::GET, "/v1/images"),
+        (Method::POST, "/v1/images/pull"),
+    ] {
+        let reply = service.send(method, path, "").await;
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (400, "unsupported"),
+            "{path}"
+        );
+    }
+    service.end().await;
+}
+
+#[tokio::test]
+async fn an_unknown_image_is_told_with_those_that_there_are() {
+    let service = Service::start().await;
+    let reply = service
+        .send(Method::POST, "/v1/boxes", r#"{"image": "alpine:latest"}"#)
+        .await;
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (422, "image_pull_failed")
+    );
+    assert!(reply.message().contains("idle"), "{}", reply.message());
+    service.end().await;
+}
+
+#[tokio::test]
+async fn unknown_boxes_paths_and_methods_are_told() {
+    let service = Service::start().await;
+    for (method, path) in [
+        (Method::GET, "/v1/boxes/nobody"),
+        (Method::DELETE, "/v1/boxes/nobody?force=true"),
+        (Method::POST, "/v1/boxes/nobody/start"),
+        (Method::POST, "/v1/boxes/nobody/stop"),
+        (Method::GET, "/v1/boxes/nobody/metrics"),
+        (Method::GET, "/v1/boxes/%00"),
+        (Method::GET, "/v1/boxes/a%2Fb"),
+        (Method::GET, "/"),
+        (Method::GET, "/v1"),
+        (Method::GET, "/v2/boxes"),
+        (Method::GET, "/v1/boxes/"),
+    ] {
+        let reply = service.send(method, path, "").await;
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (404, "not_found"),
+            "{path}"
+        );
+    }
+    let head = service.send(Method::HEAD, "/v1/boxes/nobody", "").await;
+    assert_eq!((head.status, head.text.as_str()), (404, ""));
+    let wrong = service.send(Method::PATCH, "/v1/boxes", "").await;
+    assert_eq!(
+        (wrong.status, wrong.code().as_str()),
+        (405, "invalid_argument")
+    );
+    assert!(wrong.headers["allow"].to_str().unwrap().contains("POST"));
+    for query in ["force=maybe", "force=1", "force=true&force=true"] {
+        let target = format!("/v1/boxes/nobody?{query}");
+        let reply = service.send(Method::DELETE, &target, "").await;
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (400, "invalid_argument"),
+            "{query}"
+        );
+    }
+    let not_utf8 = service.send(Method::GET, "/v1/boxes/%ff", "").await;
+    assert_eq!(
+        (not_utf8.status, not_utf8.code().as_str()),
+        (400, "invalid_argument")
+    );
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_long_or_of_another_type_is_refused() {
+    let service = Service::start().await;
+    let long = format!(r#"{{"image": "{}"}}"#, "x".repeat(10 << 20));
+    // The server answers before it has read all, and may hang up then.
+    let sent = service
+        .http
+        .post("http://localhost/v1/boxes")
+        .body(long)
+        .send()
+        .await;
+    if let Ok(response) = sent {
+        assert_eq!(response.status().as_u16(), 413);
+        let error: Value = response.json().await.unwrap();
+        assert_eq!(error["error"]["code"], "invalid_argument");
+    }
+    let form = service
+        .http
+        .post("http://localhost/v1/boxes")
+        .body("image=idle");
+    let form = crate::fixture::Reply::of(form).await;
+    assert_eq!(
+        (form.status, form.code().as_str()),
+        (415, "invalid_argument")
+    );
+
+    let chunks = "10000\r\n".to_owned() + &"x".repeat(0x10000) + "\r\n";
+    let head = "POST /v1/boxes HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+                content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+    let endless = format!("{head}{}", chunks.repeat(17));
+    let mut stream = service.saying("").await;
+    // Its reset, when it has heard enough, is as good as an answer.
+    let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, endless.as_bytes()).await;
+    let answer = heard(&mut stream).await;
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 413"),
+        "{answer}"
+    );
+    assert!(service.client.all_boxes().await.unwrap().is_empty());
+    service.end().await;
+}
+
+#[tokio::test]
+async fn what_is_no_http_is_hung_up_on() {
+    let service = Service::start().await;
+    for noise in [
+        "\0\0\0\0\r\n\r\n",
+        "GET / HTTP/9.9\r\n\r\n",
+        "hello\r\n\r\n",
+    ] {
+        let answer = heard(&mut service.saying(noise).await).await;
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 4"),
+            "{answer}"
+        );
+    }
+    let head = format!(
+        "GET /healthz HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n",
+        "y".repeat(1 << 20)
+    );
+    let mut stream = service.saying("").await;
+    let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, head.as_bytes()).await;
+    let answer = heard(&mut stream).await;
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 431"),
+        "{answer}"
+    );
+    service.client.config().await.unwrap();
+    service.end().await;
+}
+
+#[tokio::test]
+async fn every_answer_has_the_id_of_its_request() {
+    let service = Service::start().await;
+    for path in ["/v1/config", "/v1/boxes/nobody", "/nowhere", "/healthz"] {
+        let reply = service.send(Method::GET, path, "").await;
+        let id = reply.headers["x-request-id"].to_str().unwrap().to_owned();
+        assert!(id.starts_with("req_"), "{id}");
+        if reply.status == 404 {
+            assert_eq!(reply.json()["error"]["request_id"], id);
+        }
+    }
+    let given = [("x-request-id", "mine-1")];
+    let reply = service.send_with(Method::GET, "/nowhere", "", &given).await;
+    assert_eq!(reply.headers["x-request-id"], "mine-1");
+    assert_eq!(reply.json()["error"]["request_id"], "mine-1");
+    let long = "x".repeat(200);
+    for unfit in ["with space", long.as_str()] {
+        let reply = service
+            .send_with(Method::GET, "/nowhere", "", &[("x-request-id", unfit)])
+            .await;
+        assert_ne!(reply.headers["x-request-id"], unfit);
+    }
+    service.end().await;
+}

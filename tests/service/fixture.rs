@@ -1,0 +1,160 @@
+//! A server over a runtime of its own.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::Method;
+use reqwest::header::HeaderMap;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use vmm_rest::wire::{BoxResponse, CreateBoxRequest};
+use vmm_rest::{BearerToken, Client, ImageTable, Limits, Listener, Server};
+use vmm_runtime::VmmRuntime;
+use vmm_runtime::testing::PerTestBoxHome;
+
+use crate::common::{DEADLINE, boxes};
+
+pub const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+/// Has to be [ended](Self::end).
+pub struct Service {
+    pub runtime: VmmRuntime,
+    pub client: Client,
+    pub http: reqwest::Client,
+    pub shutdown: CancellationToken,
+    /// Of the TCP listener, whose token is [`TOKEN`].
+    pub url: String,
+    /// `None` when it has ended.
+    server: Option<JoinHandle<()>>,
+    pub home: PerTestBoxHome,
+}
+
+/// An answer as it came.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub text: String,
+}
+
+impl Service {
+    pub async fn start() -> Self {
+        Self::with(Limits::default()).await
+    }
+
+    pub async fn with(limits: Limits) -> Self {
+        let home = PerTestBoxHome::new();
+        let runtime = boxes::open(&home).await;
+        let shutdown = CancellationToken::new();
+        let socket = home.path().join("api.sock");
+        let token = BearerToken::new(TOKEN).unwrap();
+        let tcp = Listener::tcp("127.0.0.1:0".parse().unwrap(), Some(token));
+        let tcp = tcp.await.unwrap();
+        let url = format!("http://{}", tcp.local_addr().unwrap());
+        let listeners = [Listener::unix(&socket).await.unwrap(), tcp];
+        let server = Server::new(&runtime, ImageTable::builtin(), limits, &shutdown);
+        let http = reqwest::Client::builder().unix_socket(socket.as_path());
+        Self {
+            client: Client::unix(&socket).unwrap(),
+            http: http.build().unwrap(),
+            server: Some(tokio::spawn(server.serve(listeners))),
+            runtime,
+            shutdown,
+            url,
+            home,
+        }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.home.path().join("api.sock")
+    }
+
+    pub async fn started(&self, request: CreateBoxRequest) -> BoxResponse {
+        let made = self.client.create(&request).await.unwrap();
+        self.client.start(&made.box_id).await.unwrap()
+    }
+
+    pub async fn send(&self, method: Method, target: &str, body: &str) -> Reply {
+        self.send_with(method, target, body, &[]).await
+    }
+
+    pub async fn send_with(
+        &self,
+        method: Method,
+        target: &str,
+        body: &str,
+        headers: &[(&str, &str)],
+    ) -> Reply {
+        let url = format!("http://localhost{target}");
+        let mut request = self.http.request(method, url).body(body.to_owned());
+        if !body.is_empty() {
+            request = request.header("content-type", "application/json");
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        Reply::of(request).await
+    }
+
+    /// A connection that says just this.
+    pub async fn saying(&self, text: &str) -> UnixStream {
+        let mut stream = UnixStream::connect(self.socket()).await.unwrap();
+        stream.write_all(text.as_bytes()).await.unwrap();
+        stream
+    }
+
+    /// Ends the server only.
+    pub async fn end_server(&mut self) {
+        self.shutdown.cancel();
+        if let Some(server) = self.server.take() {
+            let ended = tokio::time::timeout(DEADLINE, server);
+            ended.await.expect("the server goes on").unwrap();
+        }
+    }
+
+    pub async fn end(mut self) {
+        self.end_server().await;
+        self.runtime.shutdown(Duration::from_secs(10)).await;
+    }
+}
+
+impl Reply {
+    pub async fn of(request: reqwest::RequestBuilder) -> Self {
+        let response = request.send().await.unwrap();
+        Self {
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            text: response.text().await.unwrap(),
+        }
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("no JSON: {self:?}"))
+    }
+
+    pub fn code(&self) -> String {
+        self.json()["error"]["code"].as_str().unwrap().to_owned()
+    }
+
+    pub fn message(&self) -> String {
+        self.json()["error"]["message"].as_str().unwrap().to_owned()
+    }
+}
+
+/// All that the server says until it hangs up.
+pub async fn heard(stream: &mut UnixStream) -> String {
+    let mut text = Vec::new();
+    let read = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut text));
+    // One that hangs up on unread bytes resets the connection.
+    let _ = read.await.expect("the server does not hang up");
+    String::from_utf8(text).unwrap()
+}
+
+/// A payload that says that it is up, and ignores SIGTERM.
+pub fn deaf() -> CreateBoxRequest {
+    let script = "trap '' TERM; touch $VMM_BOX_DIR/up; while :; do sleep 0.01; done";
+    CreateBoxRequest::of("idle").cmd(["sh", "-c", script])
+}

@@ -1,0 +1,123 @@
+use futures::future::join_all;
+use reqwest::Method;
+use vmm_rest::wire::CreateBoxRequest;
+
+use crate::common::eventually;
+use crate::fixture::Service;
+
+const KEY: &str = "017f22e2-79b0-7cc3-98c4-dc0c0c07398f";
+const OTHER: &str = "017f22e2-79b0-7cc3-98c4-dc0c0c073990";
+
+#[tokio::test]
+async fn the_same_request_with_the_same_key_is_done_once() {
+    let service = Service::start().await;
+    let post = || service.send_with(Method::POST, "/v1/boxes", "{}", &[("idempotency-key", KEY)]);
+    let replies = join_all((0..16).map(|_| post())).await;
+    for reply in &replies {
+        assert_eq!((reply.status, &reply.text), (201, &replies[0].text));
+        assert_eq!(reply.headers["location"], replies[0].headers["location"]);
+    }
+    let again = post().await;
+    assert_eq!(again.text, replies[0].text);
+    assert_eq!(again.headers["idempotent-replayed"], "true");
+    assert_ne!(
+        again.headers["x-request-id"],
+        replies[0].headers["x-request-id"]
+    );
+    assert_eq!(service.runtime.list().await.len(), 1);
+
+    let request = CreateBoxRequest::of("idle");
+    let first = service.client.create_once(&request, OTHER).await.unwrap();
+    let second = service.client.create_once(&request, OTHER).await.unwrap();
+    assert_eq!(first, second);
+    assert_eq!(service.runtime.list().await.len(), 2);
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_refusal_is_repeated_with_an_id_of_its_own() {
+    let service = Service::start().await;
+    let remove = || {
+        service.send_with(
+            Method::DELETE,
+            "/v1/boxes/x",
+            "",
+            &[("idempotency-key", KEY)],
+        )
+    };
+    let first = remove().await;
+    service
+        .client
+        .create(&CreateBoxRequest::of("idle").name("x"))
+        .await
+        .unwrap();
+    let second = remove().await;
+    assert_eq!((first.status, second.status), (404, 404));
+    assert_ne!(
+        first.json()["error"]["request_id"],
+        second.json()["error"]["request_id"]
+    );
+    assert_eq!(first.message(), second.message());
+    assert!(service.client.exists("x").await.unwrap());
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_key_belongs_to_one_request() {
+    let service = Service::start().await;
+    let key = [("idempotency-key", KEY)];
+    let first = service
+        .send_with(Method::POST, "/v1/boxes", "{}", &key)
+        .await;
+    assert_eq!(first.status, 201);
+    for (method, target, body) in [
+        (Method::POST, "/v1/boxes", r#"{"name": "x"}"#),
+        (Method::POST, "/v1/boxes?x", "{}"),
+        (Method::DELETE, "/v1/boxes/x", ""),
+    ] {
+        let reply = service.send_with(method, target, body, &key).await;
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (422, "invalid_argument"),
+            "{target}"
+        );
+    }
+    for wrong in ["", "1", "not-a-uuid-not-a-uuid-not-a-uuid-not"] {
+        let key = [("idempotency-key", wrong)];
+        let reply = service
+            .send_with(Method::POST, "/v1/boxes", "{}", &key)
+            .await;
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (400, "invalid_argument"),
+            "{wrong}"
+        );
+    }
+    let read = service.send_with(Method::GET, "/v1/boxes", "", &key).await;
+    assert_eq!(read.status, 200);
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_client_that_hung_up_finds_what_it_has_begun() {
+    let service = Service::start().await;
+    let request = format!(
+        "POST /v1/boxes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+         idempotency-key: {KEY}\r\ncontent-length: 2\r\n\r\n{{}}"
+    );
+    let stream = service.saying(&request).await;
+    // The request has begun at the latest when its box is there.
+    eventually("the box", || {
+        futures::executor::block_on(service.runtime.list()).len() == 1
+    })
+    .await;
+    drop(stream);
+    let again = [("idempotency-key", KEY)];
+    let reply = service
+        .send_with(Method::POST, "/v1/boxes", "{}", &again)
+        .await;
+    assert_eq!(reply.status, 201);
+    assert_eq!(reply.headers["idempotent-replayed"], "true");
+    assert_eq!(service.runtime.list().await.len(), 1);
+    service.end().await;
+}

@@ -1,0 +1,186 @@
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use reqwest::Method;
+use serde_json::json;
+use vmm_rest::ClientError;
+use vmm_rest::wire::{BoxStatus, CreateBoxRequest, ErrorCode, StopBoxRequest};
+
+use crate::common::{boxes, eventually, is_gone, kill, pause, state_of};
+use crate::fixture::{Service, deaf};
+
+#[tokio::test]
+async fn a_box_is_created_started_stopped_and_removed() {
+    let service = Service::start().await;
+    let client = &service.client;
+    let made = client
+        .create(&CreateBoxRequest::of("idle").name("nap"))
+        .await
+        .unwrap();
+    assert_eq!(made.status, BoxStatus::Configured);
+    assert_eq!(
+        (made.image.as_str(), made.cpus, made.memory_mib),
+        ("idle", 1, 512)
+    );
+    assert!(made.labels.is_empty() && made.pid.is_none());
+
+    let running = client.start("nap").await.unwrap();
+    assert_eq!(
+        (running.status, &running.box_id),
+        (BoxStatus::Running, &made.box_id)
+    );
+    let shim = running.pid.unwrap();
+    assert!(state_of(shim).is_some());
+    assert_eq!(client.start("nap").await.unwrap().pid, Some(shim));
+    assert_eq!(client.inspect(&made.box_id).await.unwrap(), running);
+    assert!(client.exists("nap").await.unwrap());
+    assert_eq!(client.all_boxes().await.unwrap(), [running]);
+
+    let stopped = client
+        .stop("nap", &StopBoxRequest::default())
+        .await
+        .unwrap();
+    assert_eq!(
+        (stopped.status, stopped.signal),
+        (BoxStatus::Stopped, Some(15))
+    );
+    assert!(is_gone(shim));
+    client.remove("nap", false).await.unwrap();
+    assert!(!client.exists("nap").await.unwrap());
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_running_box_is_removed_by_force_only_and_then_is_gone() {
+    let service = Service::start().await;
+    let running = service.started(CreateBoxRequest::of("idle")).await;
+    let refused = service
+        .client
+        .remove(&running.box_id, false)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Some(ErrorCode::InvalidState));
+    service.client.remove(&running.box_id, true).await.unwrap();
+    assert!(is_gone(running.pid.unwrap()));
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_shim_that_is_killed_from_outside_is_reported() {
+    let service = Service::start().await;
+    let running = service.started(CreateBoxRequest::of("idle")).await;
+    kill(running.pid.unwrap(), Signal::SIGKILL);
+    loop {
+        let found = service.client.inspect(&running.box_id).await.unwrap();
+        if found.status == BoxStatus::Failed {
+            assert_eq!((found.pid, found.signal), (None, Some(9)));
+            assert_eq!(found.exit_code, Some(137));
+            assert!(found.error.is_some());
+            break;
+        }
+        pause().await;
+    }
+    service.end().await;
+}
+
+#[tokio::test]
+async fn command_environment_directory_and_size_are_honoured() {
+    let service = Service::start().await;
+    let script = r#"echo "$(pwd) $WORD $1" > $VMM_BOX_DIR/said; exit 7"#;
+    let body = json!({
+        "image": "idle:latest", "cpus": 3, "memory_mib": 640, "working_dir": "/usr",
+        "env": {"WORD": "hello"}, "entrypoint": ["sh", "-c"], "cmd": [script, "-", "world"],
+        "network": {"mode": "enabled"}, "detach": false, "security": "standard",
+        "auto_pause": 900, "auto_delete": 0, "auto_resume": true, "volumes": [], "secrets": [],
+    });
+    let reply = service
+        .send(Method::POST, "/v1/boxes", &body.to_string())
+        .await;
+    assert_eq!(reply.status, 201, "{reply:?}");
+    let made = reply.json();
+    let id = made["box_id"].as_str().unwrap();
+    assert_eq!(reply.headers["location"], format!("/v1/boxes/{id}"));
+    assert_eq!(
+        (&made["cpus"], &made["memory_mib"]),
+        (&json!(3), &json!(640))
+    );
+    assert_eq!(
+        (&made["auto_pause"], &made["pid"]),
+        (&json!(0), &json!(null))
+    );
+    service.client.start(id).await.unwrap();
+    let ended = service.runtime.wait(id).await.unwrap();
+    assert_eq!(ended.exit_code, Some(7));
+    let said = boxes::dir_of(&service.home, id).join("said");
+    assert_eq!(std::fs::read_to_string(said).unwrap(), "/usr hello world\n");
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_stop_kills_when_the_time_that_it_gives_is_over() {
+    let service = Service::start().await;
+    let running = service.started(deaf()).await;
+    let up = boxes::dir_of(&service.home, &running.box_id).join("up");
+    eventually("the payload is up", || up.exists()).await;
+    let at_once = StopBoxRequest::default().timeout_seconds(0.05);
+    let begun = std::time::Instant::now();
+    let stopped = service
+        .client
+        .stop(&running.box_id, &at_once)
+        .await
+        .unwrap();
+    assert_eq!(
+        (stopped.status, stopped.signal),
+        (BoxStatus::Stopped, Some(9))
+    );
+    assert!(
+        begun.elapsed() < Duration::from_secs(25),
+        "its own grace ended it"
+    );
+    assert!(is_gone(running.pid.unwrap()));
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_payload_that_cannot_be_started_is_the_requests_fault() {
+    let service = Service::start().await;
+    let client = &service.client;
+    let nothing = CreateBoxRequest::of("idle").cmd(["/nonexistent/program"]);
+    let made = client.create(&nothing).await.unwrap();
+    match client.start(&made.box_id).await.unwrap_err() {
+        ClientError::Refused { status, error } => {
+            assert_eq!((status, error.code), (422, ErrorCode::ExecutionFailed));
+            assert!(error.message.contains("/nonexistent/program"), "{error:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let failed = client.inspect(&made.box_id).await.unwrap();
+    assert_eq!(
+        (failed.status, failed.exit_code),
+        (BoxStatus::Failed, Some(127))
+    );
+    let nowhere = CreateBoxRequest::of("idle").working_dir("/nonexistent");
+    let made = client.create(&nowhere).await.unwrap();
+    let refused = client.start(&made.box_id).await.unwrap_err();
+    assert!(refused.to_string().contains("/nonexistent"), "{refused}");
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_detached_box_is_there_again_with_the_next_server() {
+    let service = Service::start().await;
+    let request = CreateBoxRequest::of("idle").name("keeper").detach(true);
+    let running = service.started(request).await;
+    let Service { home, .. } = {
+        let mut service = service;
+        service.end_server().await;
+        service.runtime.shutdown(Duration::from_secs(10)).await;
+        service
+    };
+    let runtime = boxes::open(&home).await;
+    let found = vmm_rest::wire::BoxResponse::from(runtime.info("keeper").await.unwrap());
+    assert_eq!((found.pid, found.image.as_str()), (running.pid, "idle"));
+    assert!(found.detach);
+    runtime.remove("keeper", true).await.unwrap();
+    runtime.shutdown(Duration::from_secs(10)).await;
+}

@@ -1,0 +1,131 @@
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::join_all;
+use tokio::io::AsyncWriteExt;
+use vmm_rest::Limits;
+use vmm_rest::wire::{CreateBoxRequest, ErrorCode};
+
+use crate::common::eventually;
+use crate::fixture::{Service, heard};
+
+#[tokio::test]
+async fn whoever_does_not_finish_a_head_is_hung_up_on() {
+    let limits = Limits::default().head_timeout(Duration::from_millis(100));
+    let service = Service::with(limits).await;
+    for beginning in ["", "GET /v1/boxes HTTP/1.1\r\nhost:"] {
+        let answer = heard(&mut service.saying(beginning).await).await;
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 408"),
+            "{answer}"
+        );
+    }
+    // A byte now and then does not buy more time.
+    let mut drop_by_drop = service.saying("GET /").await;
+    let ended = async {
+        while drop_by_drop.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(crate::common::DEADLINE, ended)
+        .await
+        .unwrap();
+    service.end().await;
+}
+
+#[tokio::test]
+async fn whoever_does_not_finish_a_body_is_told_so() {
+    let limits = Limits::default().body_timeout(Duration::from_millis(100));
+    let service = Service::with(limits).await;
+    let beginning = "POST /v1/boxes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+                     content-length: 100\r\n\r\n{";
+    let answer = heard(&mut service.saying(beginning).await).await;
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    assert!(answer.contains(r#""code":"timeout""#), "{answer}");
+    service.end().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_takes_too_long_is_given_up_and_what_it_began_goes_on() {
+    let limits = Limits::default().request_timeout(Duration::from_millis(100));
+    let service = Service::with(limits).await;
+    let running = service.started(crate::fixture::deaf()).await;
+    let up = crate::common::boxes::dir_of(&service.home, &running.box_id).join("up");
+    eventually("the payload is up", || up.exists()).await;
+    let patience = vmm_rest::wire::StopBoxRequest::default().timeout_seconds(1.0);
+    let late = service
+        .client
+        .stop(&running.box_id, &patience)
+        .await
+        .unwrap_err();
+    assert_eq!(late.code(), Some(ErrorCode::Timeout));
+    service.client.remove(&running.box_id, true).await.unwrap();
+    service.end().await;
+}
+
+#[tokio::test]
+async fn more_connections_than_there_may_be_wait_for_their_turn() {
+    let limits = Limits::default()
+        .connections(2)
+        .head_timeout(Duration::from_millis(300));
+    let service = Service::with(limits).await;
+    let mut idle = Vec::new();
+    for _ in 0..8 {
+        idle.push(service.saying("").await);
+    }
+    // Served when those before it have been hung up on.
+    service.client.config().await.unwrap();
+    drop(idle);
+    service.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_requests_at_once_are_all_answered() {
+    crate::common::allow_descriptors(4096);
+    let service = Service::start().await;
+    let request = CreateBoxRequest::of("idle");
+    let creations = (0..1000).map(|_| async {
+        let fresh = vmm_rest::Client::unix(&service.socket()).unwrap();
+        fresh.create(&request).await
+    });
+    for made in join_all(creations).await {
+        made.unwrap();
+    }
+    let mut ids: Vec<_> = service.client.all_boxes().await.unwrap();
+    ids.dedup_by(|a, b| a.box_id == b.box_id);
+    assert_eq!(ids.len(), 1000);
+    assert_eq!(
+        service.client.metrics().await.unwrap().boxes_created_total,
+        1000
+    );
+    service.end().await;
+}
+
+#[tokio::test]
+async fn more_readers_of_events_than_there_may_be_are_refused() {
+    let service = Service::with(Limits::default().event_readers(1)).await;
+    let first = service.client.events().await.unwrap();
+    let refused = service.client.events().await.unwrap_err();
+    assert_eq!(refused.code(), Some(ErrorCode::ResourceExhausted));
+    drop(first);
+    let deadline = std::time::Instant::now() + crate::common::DEADLINE;
+    let mut second = loop {
+        match service.client.events().await {
+            Ok(events) => break events,
+            // The server has to notice first; that it writes something helps.
+            Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
+        }
+        service
+            .client
+            .create(&CreateBoxRequest::of("idle"))
+            .await
+            .unwrap();
+    };
+    service
+        .client
+        .create(&CreateBoxRequest::of("idle").name("x"))
+        .await
+        .unwrap();
+    while second.next().await.unwrap().unwrap().state.name.as_deref() != Some("x") {}
+    service.end().await;
+}

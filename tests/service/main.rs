@@ -1,0 +1,17 @@
+//! Boxes over HTTP, with real shims: one module per behaviour.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod access;
+mod bad_input;
+mod events;
+mod fixture;
+mod idempotency;
+mod lifecycle;
+mod limits;
+mod numbers;
+mod paging;
+mod probes;
+mod shutdown;
+mod sockets;

@@ -1,0 +1,97 @@
+use reqwest::Method;
+use vmm_rest::wire::{BoxStatus, CreateBoxRequest, ListBoxesQuery};
+
+use crate::fixture::Service;
+
+#[tokio::test]
+async fn pages_show_every_box_once_in_order_whatever_is_removed_meanwhile() {
+    let service = Service::start().await;
+    let client = &service.client;
+    let mut ids = Vec::new();
+    for _ in 0..7 {
+        ids.push(
+            client
+                .create(&CreateBoxRequest::of("idle"))
+                .await
+                .unwrap()
+                .box_id,
+        );
+    }
+    let mut seen = Vec::new();
+    let mut query = ListBoxesQuery::default().page_size(3);
+    loop {
+        let page = client.boxes(&query).await.unwrap();
+        assert!(page.boxes.len() <= 3);
+        seen.extend(page.boxes.into_iter().map(|listed| listed.box_id));
+        let Some(token) = page.next_page_token else {
+            break;
+        };
+        // The token is that of the box.
+        client.remove(seen.last().unwrap(), false).await.unwrap();
+        query = query.page_token(token);
+    }
+    assert_eq!(seen, ids);
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_page_that_is_full_to_the_brim_is_the_last() {
+    let service = Service::start().await;
+    for _ in 0..2 {
+        service
+            .client
+            .create(&CreateBoxRequest::of("idle"))
+            .await
+            .unwrap();
+    }
+    let reply = service.send(Method::GET, "/v1/boxes?pageSize=2", "").await;
+    assert_eq!(reply.json()["boxes"].as_array().unwrap().len(), 2);
+    assert!(reply.json().get("next_page_token").is_none());
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_status_selects() {
+    let service = Service::start().await;
+    service
+        .client
+        .create(&CreateBoxRequest::of("idle"))
+        .await
+        .unwrap();
+    let running = service.started(CreateBoxRequest::of("idle")).await;
+    for (status, wanted) in [
+        (BoxStatus::Running, vec![running.box_id.clone()]),
+        (BoxStatus::Paused, vec![]),
+    ] {
+        let query = ListBoxesQuery::default().status(status);
+        let page = service.client.boxes(&query).await.unwrap();
+        let found: Vec<_> = page.boxes.into_iter().map(|listed| listed.box_id).collect();
+        assert_eq!(found, wanted);
+    }
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_query_that_is_out_of_range_is_refused() {
+    let service = Service::start().await;
+    for query in [
+        "pageSize=0",
+        "pageSize=1001",
+        "pageSize=-1",
+        "pageSize=many",
+        "pageToken=mine",
+        "status=asleep",
+        "status=",
+        "pageSize=1&pageSize=2",
+    ] {
+        let reply = service
+            .send(Method::GET, &format!("/v1/boxes?{query}"), "")
+            .await;
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (400, "invalid_argument"),
+            "{query}"
+        );
+    }
+    service.end().await;
+}

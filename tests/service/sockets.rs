@@ -1,0 +1,100 @@
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+
+use vmm_rest::{Client, ClientError, ListenError, Listener};
+
+use crate::fixture::Service;
+
+#[tokio::test]
+async fn only_the_owner_can_open_the_socket_which_goes_with_the_server() {
+    let mut service = Service::start().await;
+    let socket = service.socket();
+    let found = fs::metadata(&socket).unwrap();
+    assert!(found.file_type().is_socket());
+    assert_eq!(found.permissions().mode() & 0o777, 0o600);
+    service.end_server().await;
+    assert!(!socket.exists());
+    let beside: Vec<_> = fs::read_dir(service.home.path())
+        .unwrap()
+        .flatten()
+        .collect();
+    let left = beside
+        .iter()
+        .any(|entry| entry.file_name().to_string_lossy().contains("sock"));
+    assert!(!left, "{beside:?}");
+    let gone = service.client.me().await.unwrap_err();
+    assert!(matches!(gone, ClientError::Unreachable { .. }), "{gone:?}");
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_socket_that_nobody_listens_at_is_replaced_and_one_in_use_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    assert!(path.exists());
+    let first = Listener::unix(&path).await.unwrap();
+    let second = Listener::unix(&path).await;
+    assert!(
+        matches!(second, Err(ListenError::InUse { .. })),
+        "{second:?}"
+    );
+    drop(first);
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn what_is_no_socket_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notes");
+    fs::write(&path, "mine").unwrap();
+    let refused = Listener::unix(&path).await.unwrap_err();
+    assert!(
+        matches!(refused, ListenError::NoSocket { .. }),
+        "{refused:?}"
+    );
+    assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+    let missing = Listener::unix(&dir.path().join("no/such/dir")).await;
+    assert!(matches!(missing, Err(ListenError::System { .. })));
+}
+
+#[tokio::test]
+async fn a_listener_leaves_the_socket_of_its_successor() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let first = Listener::unix(&path).await.unwrap();
+    fs::remove_file(&path).unwrap();
+    let second = Listener::unix(&path).await.unwrap();
+    drop(first);
+    assert!(path.exists());
+    drop(second);
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn an_address_or_a_name_that_cannot_be_used_is_told() {
+    for url in ["", "boxes", "https://localhost", "unix:///x", "data:x"] {
+        let refused = Client::tcp(url, None);
+        assert!(matches!(refused, Err(ClientError::Address { .. })), "{url}");
+    }
+    let client = Client::tcp("http://127.0.0.1:1/", None).unwrap();
+    for name in ["", ".", ".."] {
+        let refused = client.inspect(name).await;
+        assert!(matches!(refused, Err(ClientError::Name { .. })), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_with_a_slash_stays_one_name() {
+    let service = Service::start().await;
+    let refused = service
+        .client
+        .inspect("a/../../v1/me?x#y")
+        .await
+        .unwrap_err();
+    assert!(
+        refused.to_string().contains("a/../../v1/me?x#y"),
+        "{refused}"
+    );
+    service.end().await;
+}
