@@ -184,8 +184,8 @@ pub(super) async fn stop(
 
 /// Clients may send no body, whatever type they claim that it has.
 fn stop_limit(body: &[u8]) -> Result<Duration, ApiError> {
-    let request = match body {
-        [] => StopBoxRequest::default(),
+    let request = match body.trim_ascii() {
+        [] | b"null" => StopBoxRequest::default(),
         body => extract::object(body)?,
     };
     let Some(seconds) = request.timeout_seconds else {
