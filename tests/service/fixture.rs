@@ -154,7 +154,8 @@ pub async fn heard(stream: &mut UnixStream) -> String {
 }
 
 /// A payload that says that it is up, and ignores SIGTERM.
+pub const DEAF: &str = "trap '' TERM; touch $VMM_BOX_DIR/up; while :; do sleep 0.01; done";
+
 pub fn deaf() -> CreateBoxRequest {
-    let script = "trap '' TERM; touch $VMM_BOX_DIR/up; while :; do sleep 0.01; done";
-    CreateBoxRequest::of("idle").cmd(["sh", "-c", script])
+    CreateBoxRequest::of("idle").cmd(["sh", "-c", DEAF])
 }

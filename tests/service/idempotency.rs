@@ -74,6 +74,7 @@ async fn a_key_belongs_to_one_request() {
         (Method::POST, "/v1/boxes", r#"{"name": "x"}"#),
         (Method::POST, "/v1/boxes?x", "{}"),
         (Method::DELETE, "/v1/boxes/x", ""),
+        (Method::POST, "/v1/boxes/x/start", ""),
     ] {
         let reply = service.send_with(method, target, body, &key).await;
         assert_eq!(
@@ -119,5 +120,38 @@ async fn a_client_that_hung_up_finds_what_it_has_begun() {
     assert_eq!(reply.status, 201);
     assert_eq!(reply.headers["idempotent-replayed"], "true");
     assert_eq!(service.runtime.list().await.len(), 1);
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_failure_of_the_servers_is_not_kept() {
+    let service = Service::start().await;
+    service
+        .runtime
+        .shutdown(std::time::Duration::from_secs(10))
+        .await;
+    for _ in 0..2 {
+        let key = [("idempotency-key", KEY)];
+        let reply = service
+            .send_with(Method::POST, "/v1/boxes", "{}", &key)
+            .await;
+        assert_eq!(reply.status, 503);
+        assert!(!reply.headers.contains_key("idempotent-replayed"));
+    }
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_method_that_a_path_has_not_uses_up_no_key() {
+    let service = Service::start().await;
+    let key = [("idempotency-key", KEY)];
+    let wrong = service
+        .send_with(Method::DELETE, "/v1/boxes", "", &key)
+        .await;
+    assert_eq!(wrong.status, 405);
+    let right = service
+        .send_with(Method::POST, "/v1/boxes", "{}", &key)
+        .await;
+    assert_eq!(right.status, 201);
     service.end().await;
 }

@@ -98,3 +98,21 @@ async fn a_name_with_a_slash_stays_one_name() {
     );
     service.end().await;
 }
+
+#[tokio::test]
+async fn a_path_is_as_long_as_a_socket_can_have_and_no_longer() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = |length: usize| "s".repeat(length - dir.path().as_os_str().len() - 1);
+    let longest = dir.path().join(name(107));
+    let listener = Listener::unix(&longest).await.unwrap();
+    tokio::net::UnixStream::connect(&longest).await.unwrap();
+    drop(listener);
+    let too_long = Listener::unix(&dir.path().join(name(108)))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(too_long, ListenError::System { .. }),
+        "{too_long:?}"
+    );
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}

@@ -1,5 +1,7 @@
 //! The server's OpenAPI document beside that of the public API, which it is a subset of.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
@@ -57,7 +59,7 @@ const ADDED: [(&str, &[&str]); 2] = [
 const METHODS: [&str; 5] = ["get", "head", "post", "put", "delete"];
 
 fn ours() -> Value {
-    serde_json::to_value(vmm_rest::openapi()).unwrap()
+    serde_json::from_str(&vmm_rest::openapi()).unwrap()
 }
 
 fn reference() -> Value {

@@ -97,3 +97,36 @@ pub(crate) fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
     tracing::error!(message, "a request handler panicked");
     StatusCode::INTERNAL_SERVER_ERROR.into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::body::to_bytes;
+    use axum::middleware;
+    use axum::routing::get;
+    use tower::ServiceExt;
+    use tower_http::catch_panic::CatchPanicLayer;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_an_internal_error_that_does_not_say_what_it_was() {
+        async fn panics() -> &'static str {
+            panic!("the secret is out")
+        }
+        let router = Router::new()
+            .route("/", get(panics))
+            .layer(CatchPanicLayer::custom(panicked))
+            .layer(middleware::from_fn(complete));
+        let answer = router.oneshot(Request::new(Body::empty())).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let id = answer.headers()[REQUEST_ID].to_str().unwrap().to_owned();
+        let body = to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+        let ErrorResponse { error } = serde_json::from_slice(&body).unwrap();
+        assert_eq!(
+            (error.code, error.request_id),
+            (ErrorCode::Internal, Some(id))
+        );
+        assert!(!error.message.contains("secret"));
+    }
+}

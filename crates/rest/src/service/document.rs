@@ -1,8 +1,5 @@
 //! The OpenAPI document, but for what the handlers say themselves.
 
-use axum::http::{HeaderValue, header};
-use axum::response::IntoResponse;
-use bytes::Bytes;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{
@@ -105,18 +102,7 @@ fn has_key(operation: &Operation) -> bool {
     })
 }
 
-/// A response that is made once, and sent again and again.
-#[derive(Clone, Debug)]
-pub(crate) struct Text(Bytes);
-
-pub(crate) fn text(api: &OpenApi) -> Text {
+pub(crate) fn text(api: &OpenApi) -> String {
     // Every value of the type is JSON.
-    Text(serde_json::to_vec(api).unwrap_or_default().into())
-}
-
-impl IntoResponse for Text {
-    fn into_response(self) -> axum::response::Response {
-        const JSON: HeaderValue = HeaderValue::from_static("application/json");
-        ([(header::CONTENT_TYPE, JSON)], self.0).into_response()
-    }
+    serde_json::to_string(api).unwrap_or_default()
 }

@@ -74,37 +74,37 @@ impl Collector for Numbers {
         for (name, help, count) in [
             (
                 "boxes_created",
-                "Boxes created",
+                "Boxes created.",
                 runtime.boxes_created_total,
             ),
             (
                 "boxes_failed",
-                "Times that a box could not be started, or failed while it ran",
+                "Times that a box could not be started, or failed while it ran.",
                 runtime.boxes_failed_total,
             ),
             (
                 "boxes_stopped",
-                "Times that a box stopped",
+                "Times that a box stopped.",
                 runtime.boxes_stopped_total,
             ),
             (
                 "shim_reaped",
-                "Shims collected by the reaper",
+                "Shims collected by the reaper.",
                 runtime.shim_reaped,
             ),
             (
                 "shim_reaper_vanished",
-                "Shims whose end the reaper saw but did not collect",
+                "Shims whose end the reaper saw but did not collect.",
                 runtime.shim_reaper_vanished,
             ),
             (
                 "shim_reaper_sweeps",
-                "Sweeps that the reaper completed; never stands still",
+                "Sweeps that the reaper completed; never stands still.",
                 runtime.shim_reaper_sweeps,
             ),
             (
                 "shim_reaper_respawns",
-                "Times that the reaper's worker had to be replaced",
+                "Times that the reaper's worker had to be replaced.",
                 runtime.shim_reaper_respawns,
             ),
         ] {
@@ -113,17 +113,17 @@ impl Collector for Numbers {
         for (name, help, value) in [
             (
                 "boxes_running",
-                "Boxes that run now",
+                "Boxes that run now.",
                 runtime.num_running_boxes,
             ),
             (
                 "shim_reaper_registered",
-                "Shims that the reaper watches now",
+                "Shims that the reaper watches now.",
                 runtime.shim_reaper_registered,
             ),
             (
                 "shim_reaper_up",
-                "Whether the reaper's worker is there",
+                "Whether the reaper's worker is there.",
                 u64::from(runtime.shim_reaper_alive),
             ),
         ] {
@@ -133,12 +133,12 @@ impl Collector for Numbers {
             let seconds = ConstGauge::new(at as f64 / 1000.0);
             let (name, help) = (
                 "shim_reaper_last_sweep_timestamp",
-                "When the reaper's last sweep was, in seconds since 1970",
+                "When the reaper's last sweep was, in seconds since 1970.",
             );
             put(&mut encoder, name, help, Some(&Unit::Seconds), &seconds)?;
         }
         if let Some(zombies) = self.zombies {
-            let help = "Children of the server that have ended and are not collected";
+            let help = "Children of the server that have ended and are not collected.";
             let zombies = ConstGauge::new(zombies);
             put(&mut encoder, "shim_zombies", help, None, &zombies)?;
         }

@@ -20,7 +20,8 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// How long an answer may take; 90 s by default, longer than any start or stop.
     pub request_timeout: Duration,
-    /// Connections at one time; more wait to be accepted. 1024 by default.
+    /// Connections at one time; more wait for their turn. 512 by default,
+    /// which leaves half of the descriptors that a process usually has to the shims.
     pub connections: usize,
     /// Readers of events at one time; more are refused. 64 by default.
     pub event_readers: usize,
@@ -35,7 +36,7 @@ impl Default for Limits {
             head_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(90),
-            connections: 1024,
+            connections: 512,
             event_readers: 64,
             drain_timeout: Duration::from_secs(60),
         }

@@ -32,8 +32,8 @@ pub use server::Server;
 use state::ApiState;
 use stop::stop_within;
 
-/// The OpenAPI document of what a [`Server`] serves, made from its handlers and types; as
+/// The OpenAPI document of what a [`Server`] serves, made from its handlers and types: JSON, as
 /// `GET /v1/openapi.json` answers it.
-pub fn openapi() -> utoipa::openapi::OpenApi {
-    routes::all().1
+pub fn openapi() -> String {
+    document::text(&routes::all().1)
 }

@@ -19,7 +19,6 @@ use tower_http::timeout::TimeoutLayer;
 use vmm_runtime::VmmRuntime;
 
 use super::event_hub::EventHub;
-use super::idempotency::{self, IdempotencyKeys};
 use super::{ApiState, Connection, Limits, Listener, access, answer, body, routes};
 use crate::ImageTable;
 
@@ -126,12 +125,12 @@ impl Front {
     async fn accept(&self, listener: Listener, router: Router, closing: &CancellationToken) {
         let accept = async {
             loop {
-                // Waiting in the backlog costs nothing here.
-                let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else {
-                    return;
-                };
                 match listener.accept().await {
                     Ok(connection) => {
+                        // Until there is room it waits, and those after it in the backlog.
+                        let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else {
+                            return;
+                        };
                         let serve = self.connection(connection, router.clone());
                         self.tasks.spawn(async move {
                             serve.await;
@@ -210,10 +209,6 @@ fn router(state: ApiState, limits: &Limits) -> Router {
     // The last one is the first to see a request.
     routes
         .with_state(state)
-        .layer(middleware::from_fn_with_state(
-            IdempotencyKeys::default(),
-            idempotency::once,
-        ))
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(
             limits.clone(),

@@ -1,7 +1,8 @@
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use super::ListenError;
@@ -40,7 +41,7 @@ fn make_way(path: &Path) -> Result<(), ListenError> {
     match fs::symlink_metadata(&path) {
         Err(_) => Ok(()),
         Ok(found) if !found.file_type().is_socket() => Err(ListenError::NoSocket { path }),
-        Ok(_) => match std::os::unix::net::UnixStream::connect(&path) {
+        Ok(_) => match UnixStream::connect(&path) {
             Ok(_) => Err(ListenError::InUse { path }),
             Err(_) => Ok(()),
         },
@@ -48,6 +49,8 @@ fn make_way(path: &Path) -> Result<(), ListenError> {
 }
 
 fn bind_privately(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    // Clients could not connect to it.
+    SocketAddr::from_pathname(path)?;
     let mut private = path.as_os_str().to_owned();
     private.push(format!(".{}", std::process::id()));
     let private = PathBuf::from(private);
@@ -60,8 +63,10 @@ fn bind_privately(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
 }
 
 fn bind_in(private: &Path, path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    // Bound by a path that is short: the longer one below may be too long for a socket's name.
+    let dir = File::open(private)?;
+    let listener = UnixListener::bind(format!("/proc/self/fd/{}/s", dir.as_raw_fd()))?;
     let fresh = private.join("s");
-    let listener = UnixListener::bind(&fresh)?;
     fs::set_permissions(&fresh, Permissions::from_mode(0o600))?;
     let file = SocketFile {
         path: path.to_owned(),

@@ -53,3 +53,45 @@ async fn next(events: &mut Receiver<Arc<BoxEvent>>) -> Option<Event> {
     // Every value of these types is JSON.
     told.ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::body::to_bytes;
+    use axum::response::IntoResponse;
+    use tokio::sync::broadcast;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_reader_that_was_too_slow_is_told_how_much_it_missed_and_goes_on() {
+        let (sender, mut receiver) = broadcast::channel(2);
+        for i in 0..5 {
+            let event = serde_json::json!({
+                "change": "created", "at": "2026-01-02T03:04:05Z",
+                "box": {
+                    "box_id": format!("b{i}"), "status": "configured", "image": "idle", "cpus": 1,
+                    "memory_mib": 512, "created_at": "2026-01-02T03:04:05Z",
+                    "updated_at": "2026-01-02T03:04:05Z",
+                },
+            });
+            sender
+                .send(Arc::new(serde_json::from_value(event).unwrap()))
+                .unwrap();
+        }
+        drop(sender);
+        let mut told = Vec::new();
+        while let Some(event) = next(&mut receiver).await {
+            told.push(Ok::<_, Infallible>(event));
+        }
+        let body = Sse::new(stream::iter(told)).into_response().into_body();
+        let text = String::from_utf8(to_bytes(body, 1 << 20).await.unwrap().into()).unwrap();
+        assert!(
+            text.starts_with("event: lagged\ndata: {\"missed\":3}\n\nevent: created\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("b3") && text.contains("b4") && !text.contains("b2"),
+            "{text}"
+        );
+    }
+}

@@ -6,25 +6,31 @@ mod events;
 mod metrics;
 mod probes;
 
-use axum::Router;
-use axum::http::Uri;
+use axum::body::Bytes;
+use axum::http::{Uri, header};
 use axum::routing::get;
+use axum::{Router, middleware};
 use utoipa::openapi::OpenApi;
-use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
 
+use super::idempotency::{self, IdempotencyKeys};
 use super::{ApiError, ApiState, document};
 use crate::wire::ErrorCode;
 
 /// All paths, and the document that describes them; both from the handlers.
 pub(crate) fn all() -> (Router<ApiState>, OpenApi) {
+    let keys = IdempotencyKeys::default();
     let described = OpenApiRouter::with_openapi(document::head())
         .routes(routes!(discovery::config))
         .routes(routes!(discovery::me))
-        .routes(routes!(boxes::list, boxes::create))
-        .routes(routes!(boxes::inspect, boxes::exists, boxes::remove))
-        .routes(routes!(boxes::start))
-        .routes(routes!(boxes::stop))
+        .routes(keyed(&keys, routes!(boxes::list, boxes::create)))
+        .routes(keyed(
+            &keys,
+            routes!(boxes::inspect, boxes::exists, boxes::remove),
+        ))
+        .routes(keyed(&keys, routes!(boxes::start)))
+        .routes(keyed(&keys, routes!(boxes::stop)))
         .routes(routes!(metrics::of_runtime))
         .routes(routes!(metrics::of_box))
         .routes(routes!(metrics::exposition))
@@ -33,10 +39,20 @@ pub(crate) fn all() -> (Router<ApiState>, OpenApi) {
         .routes(routes!(probes::ready));
     let (router, mut api) = described.split_for_parts();
     document::complete(&mut api);
-    let text = document::text(&api);
-    let document = get(async move || text.clone());
+    let text = Bytes::from(document::text(&api));
+    let document = get(async move || ([(header::CONTENT_TYPE, "application/json")], text.clone()));
     let router = router.route("/v1/openapi.json", document).fallback(nowhere);
     (router, api)
+}
+
+/// Where idempotency keys are heeded.
+fn keyed(
+    keys: &IdempotencyKeys,
+    routes: UtoipaMethodRouter<ApiState>,
+) -> UtoipaMethodRouter<ApiState> {
+    let (schemas, paths, methods) = routes;
+    let once = middleware::from_fn_with_state(keys.clone(), idempotency::once);
+    (schemas, paths, methods.route_layer(once))
 }
 
 /// A path that only the public API has is told from one that nobody has.
