@@ -153,8 +153,9 @@ pub async fn heard(stream: &mut UnixStream) -> String {
     String::from_utf8(text).unwrap()
 }
 
-/// A payload that says that it is up, and ignores SIGTERM.
-pub const DEAF: &str = "trap '' TERM; touch $VMM_BOX_DIR/up; while :; do sleep 0.01; done";
+/// A payload that says when it is up, and when it is asked to stop, which it does not.
+pub const DEAF: &str = "trap 'touch $VMM_BOX_DIR/asked' TERM; touch $VMM_BOX_DIR/up; \
+                        while :; do sleep 0.01; done";
 
 pub fn deaf() -> CreateBoxRequest {
     CreateBoxRequest::of("idle").cmd(["sh", "-c", DEAF])

@@ -7,24 +7,24 @@ use vmm_rest::{ClientError, Limits};
 use crate::common::{DEADLINE, boxes, eventually};
 use crate::fixture::{Service, deaf, heard};
 
-async fn up(service: &Service, id: &str) {
-    let up = boxes::dir_of(&service.home, id).join("up");
-    eventually("the payload is up", || up.exists()).await;
+/// Waits for the payload's sign.
+async fn sign(service: &Service, id: &str, name: &str) {
+    let file = boxes::dir_of(&service.home, id).join(name);
+    eventually(name, || file.exists()).await;
 }
 
 #[tokio::test]
 async fn a_request_that_is_under_way_is_finished_and_no_other_is_begun() {
     let mut service = Service::start().await;
     let running = service.started(deaf()).await;
-    up(&service, &running.box_id).await;
+    sign(&service, &running.box_id, "up").await;
     let client = service.client.clone();
     let id = running.box_id.clone();
     let stopping = tokio::spawn(async move {
         let patience = StopBoxRequest::default().timeout_seconds(1.0);
         client.stop(&id, &patience).await
     });
-    // The stop has begun when the shim asks its payload, which has not ended yet.
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    sign(&service, &running.box_id, "asked").await;
     service.end_server().await;
     let stopped = stopping.await.unwrap().unwrap();
     assert_eq!(
@@ -71,11 +71,11 @@ async fn what_is_not_finished_in_time_is_given_up() {
     let mut service =
         Service::with(Limits::default().drain_timeout(Duration::from_millis(50))).await;
     let running = service.started(deaf()).await;
-    up(&service, &running.box_id).await;
+    sign(&service, &running.box_id, "up").await;
     let client = service.client.clone();
     let id = running.box_id.clone();
     let stopping = tokio::spawn(async move { client.stop(&id, &StopBoxRequest::default()).await });
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    sign(&service, &running.box_id, "asked").await;
     service.end_server().await;
     let given_up = tokio::time::timeout(DEADLINE, stopping)
         .await
@@ -86,5 +86,30 @@ async fn what_is_not_finished_in_time_is_given_up() {
         "{given_up:?}"
     );
     service.runtime.remove(&running.box_id, true).await.unwrap();
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_reader_of_events_that_reads_none_does_not_delay_the_end() {
+    let mut service = Service::start().await;
+    let stalled = service
+        .saying("GET /v1/events HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await;
+    // It has been let in when it is sent the head.
+    stalled.readable().await.unwrap();
+    // More than any socket holds.
+    for _ in 0..1000 {
+        service
+            .client
+            .create(&CreateBoxRequest::of("idle"))
+            .await
+            .unwrap();
+    }
+    let begun = Instant::now();
+    service.end_server().await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(30),
+        "it waited for the reader"
+    );
     service.end().await;
 }

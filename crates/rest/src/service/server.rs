@@ -5,6 +5,7 @@ use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Extension};
 use axum::http::StatusCode;
 use axum::{Router, middleware};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -19,7 +20,7 @@ use tower_http::timeout::TimeoutLayer;
 use vmm_runtime::VmmRuntime;
 
 use super::event_hub::EventHub;
-use super::{ApiState, Connection, Limits, Listener, access, answer, body, routes};
+use super::{ApiState, Connection, HangUp, Limits, Listener, access, answer, body, routes};
 use crate::ImageTable;
 
 /// Serves a runtime over HTTP.
@@ -156,15 +157,19 @@ impl Front {
         connection: Connection,
         router: Router,
     ) -> impl Future<Output = ()> + Send + 'static {
-        let service = router
-            .map_request(|request: hyper::Request<hyper::body::Incoming>| request.map(Body::new));
+        let kill = self.kill.child_token();
+        let hang_up = HangUp::new(kill.clone());
+        let service = router.map_request(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(hang_up.clone());
+            request.map(Body::new)
+        });
         let service = TowerToHyperService::new(service);
         let served = self
             .http
             .serve_connection(TokioIo::new(connection), service);
         let served = self.graceful.watch(served);
-        let kill = self.kill.clone();
         async move {
+            let _ended = kill.clone().drop_guard();
             tokio::select! {
                 outcome = served => {
                     if let Err(error) = outcome {

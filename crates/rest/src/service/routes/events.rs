@@ -1,13 +1,16 @@
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::response::sse::{Event, KeepAlive, Sse};
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, stream};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
 
-use crate::service::{ApiError, ApiState};
+use crate::service::{ApiError, ApiState, HangUp};
 use crate::wire::{BoxEvent, ErrorCode, ErrorResponse, EventsLost};
 
 /// Every change of every box from now on, as server-sent events: named by the change, or `lagged`
@@ -22,26 +25,53 @@ use crate::wire::{BoxEvent, ErrorCode, ErrorResponse, EventsLost};
 )]
 pub(super) async fn stream(
     State(api): State<ApiState>,
+    Extension(hang_up): Extension<HangUp>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
-    let permit = api.event_readers.try_acquire_owned().map_err(|_| {
-        ApiError::new(
-            ErrorCode::ResourceExhausted,
-            "there are too many readers of events",
-        )
-    })?;
-    let events = stream::unfold(
-        (api.events.subscribe(), permit),
-        async |(mut events, permit)| {
-            let event = next(&mut events).await?;
-            Some((event, (events, permit)))
-        },
-    );
-    let until_closing = events.take_until(api.closing.cancelled_owned());
-    Ok(Sse::new(until_closing.map(Ok)).keep_alive(KeepAlive::default()))
+    let reader = Reader::new(&api, hang_up)?;
+    let events = stream::unfold(reader, async |mut reader| {
+        let event = next(&mut reader.events, &reader.closing).await?;
+        Some((Ok(event), reader))
+    });
+    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
 }
 
-async fn next(events: &mut Receiver<Arc<BoxEvent>>) -> Option<Event> {
-    let told = match events.recv().await {
+/// How long a reader may take to read what it is sent last: one who has stopped reading does not
+/// delay the server's end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Somebody who reads the events, until they hang up or the server is to end.
+struct Reader {
+    events: Receiver<Arc<BoxEvent>>,
+    closing: CancellationToken,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Reader {
+    fn new(api: &ApiState, hang_up: HangUp) -> Result<Self, ApiError> {
+        let permit = Arc::clone(&api.event_readers).try_acquire_owned();
+        let permit = permit.map_err(|_| {
+            let message = "there are too many readers of events";
+            ApiError::new(ErrorCode::ResourceExhausted, message)
+        })?;
+        let closing = api.closing.clone();
+        // Not the stream's: when that has ended, what it said may still be on its way.
+        tokio::spawn(hang_up.after(closing.clone(), LAST_WORDS));
+        Ok(Self {
+            events: api.events.subscribe(),
+            closing,
+            _permit: permit,
+        })
+    }
+}
+
+/// What has happened is told even when the server is to end.
+async fn next(events: &mut Receiver<Arc<BoxEvent>>, closing: &CancellationToken) -> Option<Event> {
+    let event = tokio::select! {
+        biased;
+        event = events.recv() => event,
+        () = closing.cancelled() => return None,
+    };
+    let told = match event {
         Ok(event) => Event::default()
             .event(event.change.name())
             .json_data(&*event),
@@ -78,9 +108,10 @@ mod tests {
                 .send(Arc::new(serde_json::from_value(event).unwrap()))
                 .unwrap();
         }
-        drop(sender);
+        let closing = CancellationToken::new();
+        closing.cancel();
         let mut told = Vec::new();
-        while let Some(event) = next(&mut receiver).await {
+        while let Some(event) = next(&mut receiver, &closing).await {
             told.push(Ok::<_, Infallible>(event));
         }
         let body = Sse::new(stream::iter(told)).into_response().into_body();
