@@ -46,6 +46,10 @@ impl Service {
     }
 
     pub async fn with(limits: Limits) -> Self {
+        Self::of(ImageTable::builtin(), limits).await
+    }
+
+    pub async fn of(images: ImageTable, limits: Limits) -> Self {
         let home = PerTestBoxHome::new();
         let runtime = boxes::open(&home).await;
         let shutdown = CancellationToken::new();
@@ -55,7 +59,7 @@ impl Service {
         let tcp = tcp.await.unwrap();
         let url = format!("http://{}", tcp.local_addr().unwrap());
         let listeners = [Listener::unix(&socket).await.unwrap(), tcp];
-        let server = Server::new(&runtime, ImageTable::builtin(), limits, &shutdown);
+        let server = Server::new(&runtime, images, limits, &shutdown);
         let http = reqwest::Client::builder().unix_socket(socket.as_path());
         Self {
             client: Client::unix(&socket).unwrap(),

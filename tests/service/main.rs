@@ -8,6 +8,7 @@ mod bad_input;
 mod events;
 mod fixture;
 mod idempotency;
+mod images;
 mod lifecycle;
 mod limits;
 mod numbers;
