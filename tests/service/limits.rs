@@ -62,7 +62,7 @@ async fn an_answer_that_takes_too_long_is_given_up_and_what_it_began_goes_on() {
 }
 
 #[tokio::test]
-async fn more_connections_than_there_may_be_wait_for_their_turn_wherever_they_come() {
+async fn more_connections_than_there_may_be_wait_for_their_turn() {
     let limits = Limits::default()
         .connections(1)
         .head_timeout(Duration::from_millis(100));
@@ -72,11 +72,24 @@ async fn more_connections_than_there_may_be_wait_for_their_turn_wherever_they_co
         idle.push(service.saying("").await);
     }
     // Served when those before it have been hung up on.
-    service.client.config().await.unwrap();
-    let over_tcp = vmm_rest::Client::tcp(&service.url, None).unwrap();
-    over_tcp.config().await.unwrap();
     service.client.me().await.unwrap();
     drop(idle);
+    service.end().await;
+}
+
+#[tokio::test]
+async fn whoever_fills_one_listener_leaves_room_at_the_others() {
+    let limits = Limits::default()
+        .connections(1)
+        .head_timeout(Duration::from_secs(3600));
+    let service = Service::with(limits).await;
+    let address = service.url.strip_prefix("http://").unwrap();
+    let strangers = [
+        tokio::net::TcpStream::connect(address).await.unwrap(),
+        tokio::net::TcpStream::connect(address).await.unwrap(),
+    ];
+    service.client.me().await.unwrap();
+    drop(strangers);
     service.end().await;
 }
 

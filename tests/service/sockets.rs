@@ -24,6 +24,11 @@ async fn only_the_owner_can_open_the_socket_which_goes_with_the_server() {
     assert!(!left, "{beside:?}");
     let gone = service.client.me().await.unwrap_err();
     assert!(matches!(gone, ClientError::Unreachable { .. }), "{gone:?}");
+    let told = gone.to_string();
+    assert!(
+        told.contains("api.sock") && told.contains("No such file"),
+        "{told}"
+    );
     service.end().await;
 }
 
@@ -115,4 +120,34 @@ async fn a_path_is_as_long_as_a_socket_can_have_and_no_longer() {
         "{too_long:?}"
     );
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn whoever_answers_but_is_no_such_server_is_told_apart() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let stranger = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", stranger.local_addr().unwrap());
+    let answers = [
+        "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello",
+        "HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-length: 500\r\nconnection: close\r\n\r\nhello",
+    ];
+    let serve = tokio::spawn(async move {
+        for answer in answers {
+            let (mut stream, _) = stranger.accept().await.unwrap();
+            let mut request = [0; 1024];
+            assert!(stream.read(&mut request).await.unwrap() > 0);
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    let client = Client::tcp(&url, None).unwrap();
+    for status in [200, 502] {
+        match client.metrics().await.unwrap_err() {
+            ClientError::Strange { status: found, .. } => assert_eq!(found, status),
+            other => panic!("{other:?}"),
+        }
+    }
+    let torn = client.metrics().await.unwrap_err();
+    assert!(matches!(torn, ClientError::Lost { .. }), "{torn:?}");
+    serve.await.unwrap();
 }

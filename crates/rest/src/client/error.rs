@@ -1,3 +1,5 @@
+use std::error::Error;
+
 use crate::wire::{ErrorCode, ErrorModel};
 
 /// Why a request was not answered, or not as it was hoped for.
@@ -19,7 +21,7 @@ pub enum ClientError {
         wanted: String,
     },
     /// Nobody listens there.
-    #[error("no server answers at {at}: {source}; is it running?")]
+    #[error("no server answers at {at}: {}; is it running?", root_of(source))]
     Unreachable {
         /// The socket or the address.
         at: String,
@@ -27,7 +29,7 @@ pub enum ClientError {
         source: reqwest::Error,
     },
     /// The connection broke, or the answer took too long: the request may have been done or not.
-    #[error("the server at {at} did not finish its answer: {source}")]
+    #[error("the server at {at} did not finish its answer: {}", root_of(source))]
     Lost {
         /// The socket or the address.
         at: String,
@@ -58,6 +60,15 @@ pub enum ClientError {
         /// How many.
         missed: u64,
     },
+}
+
+/// What lies at the bottom of it; the rest only says that a request failed.
+fn root_of(error: &reqwest::Error) -> String {
+    let mut root: &dyn Error = error;
+    while let Some(cause) = root.source() {
+        root = cause;
+    }
+    root.to_string()
 }
 
 impl ClientError {

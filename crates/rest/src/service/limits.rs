@@ -20,7 +20,7 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// How long an answer may take; 90 s by default, longer than any start or stop.
     pub request_timeout: Duration,
-    /// Connections at one time; more wait for their turn. 512 by default,
+    /// Connections at one time to each listener; more wait for their turn. 512 by default,
     /// which leaves half of the descriptors that a process usually has to the shims.
     pub connections: usize,
     /// Readers of events at one time; more are refused. 64 by default.

@@ -60,11 +60,16 @@ pub(crate) fn uptime() -> Option<f64> {
     text.split_whitespace().next()?.parse().ok()
 }
 
+/// A family that grows faster than it is looked through comes to an end here.
+const LARGEST_FAMILY: usize = 10_000;
+
 /// The process and all that descends from it.
 pub(crate) fn family(pid: u32) -> Vec<u32> {
     let mut family = vec![pid];
     let mut seen = 0;
-    while let Some(parent) = family.get(seen) {
+    while let Some(parent) = family.get(seen)
+        && family.len() < LARGEST_FAMILY
+    {
         // One that is gone has none.
         let children = children(*parent).unwrap_or_default();
         family.extend(children);

@@ -54,6 +54,9 @@ pub struct Server {
 /// How long to wait when no connection can be accepted: no descriptors are left, most often.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
+/// The longest head of a request, in bytes.
+const MAX_HEAD: usize = 64 << 10;
+
 impl Server {
     /// Of this runtime. Cancelling the token ends it.
     ///
@@ -92,9 +95,9 @@ impl Server {
         let kill = CancellationToken::new();
         let _kill_when_dropped = kill.clone().drop_guard();
         let front = Front {
-            permits: Arc::new(Semaphore::new(self.limits.connections)),
             graceful: GracefulShutdown::new(),
             http: http(&self.limits),
+            connections: self.limits.connections,
             tasks: TaskTracker::new(),
             kill,
         };
@@ -113,9 +116,9 @@ impl Server {
 
 /// What the listeners share.
 struct Front {
-    permits: Arc<Semaphore>,
     graceful: GracefulShutdown,
     http: http1::Builder,
+    connections: usize,
     tasks: TaskTracker,
     /// Cancelled when connections must end.
     kill: CancellationToken,
@@ -124,12 +127,14 @@ struct Front {
 impl Front {
     /// Until the server is to end; takes the listener with it.
     async fn accept(&self, listener: Listener, router: Router, closing: &CancellationToken) {
+        // Its own: strangers at one listener do not shut out the owner at another.
+        let permits = Arc::new(Semaphore::new(self.connections));
         let accept = async {
             loop {
                 match listener.accept().await {
                     Ok(connection) => {
                         // Until there is room it waits, and those after it in the backlog.
-                        let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else {
+                        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
                             return;
                         };
                         let serve = self.connection(connection, router.clone());
@@ -197,7 +202,8 @@ impl Front {
 fn http(limits: &Limits) -> http1::Builder {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
-        .header_read_timeout(limits.head_timeout);
+        .header_read_timeout(limits.head_timeout)
+        .max_buf_size(MAX_HEAD);
     http
 }
 
