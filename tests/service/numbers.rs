@@ -73,7 +73,9 @@ async fn the_exposition_has_the_same_numbers_as_open_metrics() {
         let value = value.unwrap_or_else(|| panic!("no {name}:\n{}", reply.text));
         assert!(value.parse::<f64>().unwrap() >= 0.0);
     }
-    assert!(reply.text.ends_with("# EOF\n"));
+    let parsed = openmetrics_parser::openmetrics::parse_openmetrics(&reply.text);
+    let families = parsed.unwrap_or_else(|error| panic!("{error}:\n{}", reply.text));
+    assert_eq!(families.families.len(), 13);
     service.client.remove(&running.box_id, true).await.unwrap();
     service.end().await;
 }
