@@ -34,6 +34,28 @@ async fn whoever_does_not_finish_a_head_is_hung_up_on() {
 }
 
 #[tokio::test]
+async fn limits_may_be_as_high_as_they_can_be() {
+    let limits = Limits::default()
+        .body_bytes(usize::MAX)
+        .head_timeout(Duration::MAX)
+        .body_timeout(Duration::MAX)
+        .request_timeout(Duration::MAX)
+        .connections(usize::MAX)
+        .event_readers(usize::MAX)
+        .reaper_silence(Duration::MAX)
+        .drain_timeout(Duration::MAX);
+    let service = Service::with(limits).await;
+    service
+        .client
+        .create(&CreateBoxRequest::of("idle"))
+        .await
+        .unwrap();
+    assert!(service.client.readiness().await.unwrap().ready);
+    drop(service.client.events().await.unwrap());
+    service.end().await;
+}
+
+#[tokio::test]
 async fn whoever_does_not_finish_a_body_is_told_so() {
     let limits = Limits::default().body_timeout(Duration::from_millis(100));
     let service = Service::with(limits).await;

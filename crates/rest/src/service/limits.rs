@@ -25,6 +25,9 @@ pub struct Limits {
     pub connections: usize,
     /// Readers of events at one time; more are refused. 64 by default.
     pub event_readers: usize,
+    /// How long the reaper may not sweep before the server is not ready: 10 s by default, forty
+    /// times what a runtime usually takes between two sweeps.
+    pub reaper_silence: Duration,
     /// How long requests may take to be finished once the server is to end; 60 s by default.
     pub drain_timeout: Duration,
 }
@@ -38,6 +41,7 @@ impl Default for Limits {
             request_timeout: Duration::from_secs(90),
             connections: 512,
             event_readers: 64,
+            reaper_silence: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(60),
         }
     }
@@ -83,6 +87,13 @@ impl Limits {
     #[must_use]
     pub fn event_readers(mut self, count: usize) -> Self {
         self.event_readers = count;
+        self
+    }
+
+    /// Sets [`reaper_silence`](Self::reaper_silence).
+    #[must_use]
+    pub fn reaper_silence(mut self, silence: Duration) -> Self {
+        self.reaper_silence = silence;
         self
     }
 

@@ -54,6 +54,8 @@ pub struct Server {
 /// How long to wait when no connection can be accepted: no descriptors are left, most often.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// The longest head of a request, in bytes.
 const MAX_HEAD: usize = 64 << 10;
 
@@ -74,7 +76,8 @@ impl Server {
             runtime: runtime.clone(),
             images: Arc::new(images),
             events: Arc::new(EventHub::new(runtime.events())),
-            event_readers: Arc::new(Semaphore::new(limits.event_readers)),
+            event_readers: room_for(limits.event_readers),
+            reaper_silence: limits.reaper_silence,
             closing: closing.clone(),
         };
         Self {
@@ -128,7 +131,7 @@ impl Front {
     /// Until the server is to end; takes the listener with it.
     async fn accept(&self, listener: Listener, router: Router, closing: &CancellationToken) {
         // Its own: strangers at one listener do not shut out the owner at another.
-        let permits = Arc::new(Semaphore::new(self.connections));
+        let permits = room_for(self.connections);
         let accept = async {
             loop {
                 match listener.accept().await {
@@ -199,10 +202,15 @@ impl Front {
     }
 }
 
+fn room_for(count: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)))
+}
+
 fn http(limits: &Limits) -> http1::Builder {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
-        .header_read_timeout(limits.head_timeout)
+        // It is added to the time, which has an end.
+        .header_read_timeout(limits.head_timeout.min(FOR_EVER))
         .max_buf_size(MAX_HEAD);
     http
 }

@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +16,8 @@ pub(crate) struct ApiState {
     pub(crate) events: Arc<EventHub>,
     /// One for each reader of events that there may be.
     pub(crate) event_readers: Arc<Semaphore>,
+    /// See [`Limits`](super::Limits).
+    pub(crate) reaper_silence: Duration,
     /// Cancelled when the server is to end.
     pub(crate) closing: CancellationToken,
 }

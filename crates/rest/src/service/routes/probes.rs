@@ -9,9 +9,6 @@ use vmm_runtime::RuntimeMetrics;
 use crate::service::ApiState;
 use crate::wire::Readiness;
 
-/// A reaper that has not swept for so long is stuck: it does so several times a second.
-const STUCK_AFTER: Duration = Duration::from_secs(10);
-
 /// Whether the server answers. Needs no token.
 #[utoipa::path(
     get, path = "/healthz", tag = "Health", operation_id = "isAlive", security(()),
@@ -32,7 +29,11 @@ pub(super) async fn alive() -> &'static str {
 pub(super) async fn ready(State(api): State<ApiState>) -> impl IntoResponse {
     let reason = match api.closing.is_cancelled() {
         true => Some("the server is shutting down".to_owned()),
-        false => obstacle(&api.runtime.metrics().await, SystemTime::now()),
+        false => obstacle(
+            &api.runtime.metrics().await,
+            api.reaper_silence,
+            SystemTime::now(),
+        ),
     };
     let status = match reason {
         None => StatusCode::OK,
@@ -42,7 +43,7 @@ pub(super) async fn ready(State(api): State<ApiState>) -> impl IntoResponse {
     (status, Json(Readiness { ready, reason }))
 }
 
-fn obstacle(metrics: &RuntimeMetrics, now: SystemTime) -> Option<String> {
+fn obstacle(metrics: &RuntimeMetrics, patience: Duration, now: SystemTime) -> Option<String> {
     if !metrics.shim_reaper_alive {
         return Some("the reaper is down".to_owned());
     }
@@ -50,7 +51,7 @@ fn obstacle(metrics: &RuntimeMetrics, now: SystemTime) -> Option<String> {
     let last = UNIX_EPOCH + Duration::from_millis(last_ms);
     // A clock that was set back tells nothing.
     let silent = now.duration_since(last).unwrap_or_default();
-    (silent > STUCK_AFTER).then(|| {
+    (silent > patience).then(|| {
         let seconds = silent.as_secs();
         format!("the reaper has not swept for {seconds} s")
     })
@@ -63,6 +64,8 @@ mod tests {
     #[test]
     fn a_reaper_that_is_down_or_does_not_sweep_is_an_obstacle() {
         let mut metrics = RuntimeMetrics::default();
+        let patience = Duration::from_secs(10);
+        let obstacle = |metrics: &RuntimeMetrics, now| obstacle(metrics, patience, now);
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
         assert_eq!(obstacle(&metrics, at(0)).unwrap(), "the reaper is down");
         metrics.shim_reaper_alive = true;
