@@ -104,6 +104,9 @@ async fn what_the_server_lacks_is_unsupported_by_name() {
         (Method::PUT, "/v1/boxes/x/files?path=/"),
         (Method::GET, "/v1/boxes/x/snapshots"),
         (Method::POST, "/v1/boxes/x/network/tunnel?port=1"),
+        (Method::POST, "/v1/boxes/import"),
+        (Method::POST, "/v1/boxes/x/clone"),
+        (Method::POST, "/v1/boxes/x/export"),
         (Method::GET, "/v1/images"),
         (Method::POST, "/v1/images/pull"),
     ] {

@@ -63,10 +63,6 @@ fn model_of(answer: &Response) -> Option<ErrorModel> {
     let foreign = (status.is_client_error() || status.is_server_error())
         && answer.headers().get(header::CONTENT_TYPE) != Some(&JSON);
     foreign.then(|| match status {
-        StatusCode::METHOD_NOT_ALLOWED => ErrorModel::new(
-            ErrorCode::InvalidArgument,
-            "this path has no such method; the header `Allow` lists those that it has",
-        ),
         StatusCode::REQUEST_TIMEOUT => {
             ErrorModel::new(ErrorCode::Timeout, "the request took too long")
         }

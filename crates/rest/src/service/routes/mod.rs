@@ -7,7 +7,7 @@ mod metrics;
 mod probes;
 
 use axum::body::Bytes;
-use axum::http::{Uri, header};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::routing::get;
 use axum::{Router, middleware};
 use utoipa::openapi::OpenApi;
@@ -41,7 +41,10 @@ pub(crate) fn all() -> (Router<ApiState>, OpenApi) {
     document::complete(&mut api);
     let text = Bytes::from(document::text(&api));
     let document = get(async move || ([(header::CONTENT_TYPE, "application/json")], text.clone()));
-    let router = router.route("/v1/openapi.json", document).fallback(nowhere);
+    let router = router
+        .route("/v1/openapi.json", document)
+        .fallback(nowhere)
+        .method_not_allowed_fallback(no_such_method);
     (router, api)
 }
 
@@ -60,29 +63,40 @@ async fn nowhere(uri: Uri) -> ApiError {
     let segments: Vec<_> = uri.path().split('/').skip(1).collect();
     let lacking = match segments[..] {
         ["v1", "boxes", _, operation, ..] => Some(operation),
-        ["v1", "boxes", "import"] => Some("import"),
         ["v1", "images", ..] => Some("images"),
         _ => None,
     };
-    let known = "GET /v1/openapi.json lists the paths that there are";
     match lacking.filter(|name| LACKING.contains(name)) {
-        Some(name) => ApiError::unsupported(name, &format!("such paths; {known}")),
+        Some(name) => ApiError::unsupported(name, "such path"),
         None => ApiError::new(
             ErrorCode::NotFound,
-            format!("there is no path {:?}; {known}", uri.path()),
+            format!(
+                "there is no path {:?}; GET /v1/openapi.json lists those that there are",
+                uri.path()
+            ),
         ),
     }
 }
 
+/// The one path of the public API that looks like a box's is told, too.
+async fn no_such_method(method: Method, uri: Uri) -> ApiError {
+    match (method, uri.path()) {
+        (Method::POST, "/v1/boxes/import") => ApiError::unsupported("import", "such path"),
+        _ => ApiError::invalid(
+            "this path has no such method; the header `Allow` lists those that it has",
+        )
+        .with_status(StatusCode::METHOD_NOT_ALLOWED),
+    }
+}
+
 /// What the public API has, and this server has not.
-const LACKING: [&str; 9] = [
+const LACKING: [&str; 8] = [
     "clone",
     "exec",
     "executions",
     "export",
     "files",
     "images",
-    "import",
     "network",
     "snapshots",
 ];
