@@ -30,7 +30,7 @@ impl ApiError {
     pub(crate) fn unsupported(field: &str, wanted: &str) -> Self {
         Self::new(
             ErrorCode::Unsupported,
-            format!("unsupported: {field}: this server has no {wanted}"),
+            format!("{field}: this server has no {wanted}"),
         )
     }
 
