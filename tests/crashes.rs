@@ -5,6 +5,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::boxes::{exits_on_go, go, next, open, script, sleeping, started, until};
+use common::own_process::{block_on, in_own_process};
 use common::{eventually, is_gone, kill};
 use futures::{FutureExt, StreamExt};
 use nix::sys::signal::Signal;
@@ -123,6 +124,63 @@ async fn descendants_of_a_payload_do_not_survive_their_shim() {
         is_gone(stray().unwrap()) && processes_of(&running.id).is_empty()
     })
     .await;
+}
+
+/// Neither its parent, nor its environment gives it away, but its session does.
+#[tokio::test]
+async fn descendants_that_have_emptied_their_environment_do_not_survive_either() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let spec = script("env -i sleep 1000 & echo $! > $VMM_BOX_DIR/stray; wait");
+    let running = started(&runtime, spec).await;
+    let file = common::boxes::dir_of(&home, &running.id).join("stray");
+    let stray = || {
+        std::fs::read_to_string(&file)
+            .ok()?
+            .trim()
+            .parse::<u32>()
+            .ok()
+    };
+    let is_sleep = |pid| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "sleep\n")
+    };
+    eventually("the stray", || stray().is_some_and(is_sleep)).await;
+    let stray = stray().unwrap();
+    kill(running.pid.unwrap(), Signal::SIGKILL);
+    until(&runtime, &running.id, BoxStatus::Failed).await;
+    eventually("its end", || is_gone(stray)).await;
+}
+
+/// To a subreaper, or to pid 1 of a container, fall the payloads of shims that were killed.
+#[test]
+fn orphans_that_fall_to_the_runtimes_process_are_collected_and_not_counted_as_shims() {
+    let test = "orphans_that_fall_to_the_runtimes_process_are_collected_and_not_counted_as_shims";
+    in_own_process(test, || {
+        nix::sys::prctl::set_child_subreaper(true).unwrap();
+        block_on(async {
+            let home = PerTestBoxHome::new();
+            let runtime = open(&home).await;
+            let mut pids = Vec::new();
+            for _ in 0..5 {
+                let spec = script("setsid sleep 1000 & echo $! > $VMM_BOX_DIR/stray; wait");
+                let running = started(&runtime, spec).await;
+                let file = common::boxes::dir_of(&home, &running.id).join("stray");
+                eventually("the stray", || {
+                    std::fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n'))
+                })
+                .await;
+                let stray = std::fs::read_to_string(&file).unwrap();
+                pids.push(stray.trim().parse().unwrap());
+                pids.extend([running.pid.unwrap(), running.payload_pid.unwrap()]);
+                kill(running.pid.unwrap(), Signal::SIGKILL);
+            }
+            for pid in pids {
+                eventually("it is collected", || is_gone(pid)).await;
+            }
+            let metrics = runtime.metrics().await;
+            assert_eq!((metrics.shim_reaped, metrics.shim_reaper_vanished), (5, 0));
+        });
+    });
 }
 
 fn processes_of(id: &str) -> Vec<u32> {

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use common::boxes::{options, shim_program, sleeping, started};
+use common::boxes::{options, sleeping, started};
 use common::own_process::{block_on, in_own_process};
 use common::{is_gone, kill};
 use nix::mount::{MsFlags, mount};
@@ -20,8 +20,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// A small file system of its own, which goes with the process; `None`, after saying so, where
 /// mounting is not permitted.
 fn small_disk() -> Option<PathBuf> {
-    shim_program();
-    let dir = std::env::temp_dir();
+    // What it is mounted on stays behind, empty.
+    let dir = tempfile::tempdir().unwrap().keep();
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     let mounted = unshare(CloneFlags::CLONE_NEWNS)
         .and_then(|()| mount(None::<&str>, "/", None::<&str>, private, None::<&str>))
@@ -128,6 +128,23 @@ fn a_read_only_disk_is_an_error_that_names_the_file() {
             assert_eq!(runtime.info("kept").await.unwrap().id, idle);
         });
     });
+}
+
+#[tokio::test]
+async fn a_box_that_cannot_be_removed_is_named_and_goes_on() {
+    let home = vmm_runtime::testing::PerTestBoxHome::new();
+    let runtime = common::boxes::open(&home).await;
+    let id = runtime.create(sleeping()).await.unwrap().id;
+    let dir = common::boxes::dir_of(&home, &id);
+    // Where it is moved before it is deleted.
+    let in_the_way = dir.with_file_name(format!(".removing-{id}"));
+    fs::create_dir_all(in_the_way.join("full")).unwrap();
+    let error = runtime.remove(&id, false).await.unwrap_err();
+    assert_names_a_file(&error, &dir);
+    runtime.start(&id).await.unwrap();
+    fs::remove_dir_all(&in_the_way).unwrap();
+    runtime.remove(&id, true).await.unwrap();
+    assert!(!dir.exists());
 }
 
 #[tokio::test]

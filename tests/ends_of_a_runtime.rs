@@ -192,6 +192,29 @@ fn a_runtime_whose_callers_tokio_runtime_is_gone_goes_on_and_leaves_no_zombie() 
     }
 }
 
+/// Also when the end of a run is still being seen to.
+#[tokio::test]
+async fn the_home_of_a_dropped_runtime_can_be_opened_at_once() {
+    let home = PerTestBoxHome::new();
+    for round in 0..30 {
+        let runtime = open(&home).await;
+        let running = started(&runtime, sleeping()).await;
+        match round % 3 {
+            0 => runtime.remove(&running.id, true).await.unwrap(),
+            1 => kill(running.pid.unwrap(), Signal::SIGKILL),
+            _ => {
+                let mut shutdown = std::pin::pin!(runtime.shutdown(Duration::from_secs(60)));
+                let _ = futures::FutureExt::now_or_never(shutdown.as_mut());
+            }
+        }
+        drop(runtime);
+    }
+    let runtime = open(&home).await;
+    for info in runtime.list().await {
+        runtime.remove(&info.id, true).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn an_aborted_user_task_takes_nothing_with_it_but_itself() {
     let home = PerTestBoxHome::new();

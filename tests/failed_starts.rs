@@ -156,6 +156,34 @@ async fn a_start_that_is_given_up_leaves_no_process() {
 }
 
 #[tokio::test]
+async fn a_removal_by_force_gives_up_a_start() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let never_ready = sleeping().ready(Ready::Notified);
+    let id = runtime.create(never_ready).await.unwrap().id;
+    let start = runtime.start(&id);
+    let remove = async {
+        let pid_file = dir_of(&home, &id).join("shim.pid");
+        eventually("a shim", || pid_file.exists()).await;
+        assert!(matches!(
+            runtime.remove(&id, false).await,
+            Err(RuntimeError::Running { .. })
+        ));
+        runtime.remove(&id, true).await
+    };
+    let (started, removed) = tokio::join!(start, remove);
+    assert!(matches!(
+        started,
+        Err(RuntimeError::Start {
+            source: StartError::Interrupted,
+            ..
+        })
+    ));
+    removed.unwrap();
+    assert!(!dir_of(&home, &id).exists());
+}
+
+#[tokio::test]
 async fn a_stop_gives_up_a_start() {
     let home = PerTestBoxHome::new();
     let runtime = open(&home).await;

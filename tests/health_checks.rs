@@ -102,6 +102,34 @@ async fn what_a_probe_leaves_behind_is_ended() {
 }
 
 #[tokio::test]
+async fn a_probe_outlives_neither_its_box_nor_what_it_has_started() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let daemon = "setsid sleep 1000 & echo $! >> children";
+    let check = often(HealthCheckOptions::command(["sh", "-c", daemon]));
+    let running = started(&runtime, sleeping().health(check)).await;
+    until_health(&runtime, &running.id, HealthState::Healthy).await;
+    let children = std::fs::read_to_string(dir_of(&home, &running.id).join("children")).unwrap();
+    runtime.remove(&running.id, true).await.unwrap();
+    for child in children.lines() {
+        let state = common::state_of(child.parse().unwrap());
+        assert!(state.is_none_or(|state| state == 'Z'), "{state:?}");
+    }
+}
+
+#[tokio::test]
+async fn probes_come_more_often_in_the_start_period() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let check = HealthCheckOptions::command(["true"])
+        .interval(Duration::from_secs(10_000))
+        .start_period(Duration::from_secs(1000))
+        .start_interval(Duration::from_millis(20));
+    let running = started(&runtime, sleeping().health(check)).await;
+    until_health(&runtime, &running.id, HealthState::Healthy).await;
+}
+
+#[tokio::test]
 async fn the_start_period_forgives_failures() {
     let home = PerTestBoxHome::new();
     let runtime = open(&home).await;

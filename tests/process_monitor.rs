@@ -88,7 +88,9 @@ fn grandchild(script: &str) -> (std::process::Child, u32) {
 
 #[tokio::test]
 async fn the_zombie_of_another_parent_is_read_and_left_to_it() {
-    let (parent, pid) = grandchild("sh -c 'exit 5'");
+    // Not before its parent has become one that does not collect.
+    let patient = "sh -c 'until grep -q sleep /proc/$PPID/comm; do sleep 0.01; done; exit 5'";
+    let (parent, pid) = grandchild(patient);
     let _doomed = Doomed(vec![parent]);
     eventually("a zombie", || is_zombie(pid)).await;
     let monitor = ProcessMonitor::new(pid);

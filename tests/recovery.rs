@@ -121,6 +121,60 @@ async fn a_recycled_pid_is_left_alone() {
     nix::sys::wait::waitpid(common::as_pid(stranger), None).unwrap();
 }
 
+/// The shim dies, and another process gets its pid, while it is being re-attached to.
+#[test]
+fn a_pid_that_is_recycled_between_the_looks_is_left_alone() {
+    let test = "a_pid_that_is_recycled_between_the_looks_is_left_alone";
+    common::own_process::in_own_process(test, || {
+        common::own_process::block_on(async {
+            let home = PerTestBoxHome::new();
+            let left = left_running(&home, sleeping()).await;
+            let pid = left.pid.unwrap();
+            let stranger = std::sync::Arc::new(std::sync::Mutex::new(None));
+            let recycle = {
+                let (stranger, payload) = (stranger.clone(), left.payload_pid.unwrap());
+                move || {
+                    kill(pid, Signal::SIGKILL);
+                    for pid in [pid, payload] {
+                        common::eventually_blocking("its end", || is_gone(pid));
+                    }
+                    *stranger.lock().unwrap() = sleeper_with_pid(pid);
+                }
+            };
+            fail::cfg_callback("vmm_runtime::attach", recycle).unwrap();
+            let runtime = open(&home).await;
+            fail::remove("vmm_runtime::attach");
+            let info = runtime.info(&left.id).await.unwrap();
+            assert_eq!((info.status, info.pid), (BoxStatus::Failed, None));
+            runtime.remove(&left.id, true).await.unwrap();
+            runtime.shutdown(LIMIT).await;
+            let Some(stranger) = *stranger.lock().unwrap() else {
+                return;
+            };
+            assert!(matches!(state_of(stranger), Some('S' | 'R')));
+            kill(stranger, Signal::SIGKILL);
+            let _ = nix::sys::wait::waitpid(common::as_pid(stranger), None);
+        });
+    });
+}
+
+#[tokio::test]
+async fn a_payload_whose_record_names_another_process_is_not_shown() {
+    let home = PerTestBoxHome::new();
+    let left = left_running(&home, sleeping()).await;
+    let record = PidRecord {
+        pid: std::process::id(),
+        ..PidRecord::of(left.pid.unwrap()).unwrap().unwrap()
+    };
+    record
+        .write(&dir_of(&home, &left.id).join("payload.pid"))
+        .unwrap();
+    let runtime = open(&home).await;
+    let found = runtime.info(&left.id).await.unwrap();
+    assert_eq!((found.pid, found.payload_pid), (left.pid, None));
+    clear(&runtime).await;
+}
+
 #[tokio::test]
 async fn a_record_with_the_pid_alone_is_matched_by_what_the_process_is() {
     let home = PerTestBoxHome::new();

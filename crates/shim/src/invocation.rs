@@ -1,4 +1,5 @@
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process;
 
 /// What a shim's first argument is: how a process knows that it is one.
@@ -8,10 +9,13 @@ pub const ARGV0: &str = "vmm-shim";
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Invocation {
-    /// `vmm-shim box <id>`: the shim of a box. The id is for people who look at the process list.
+    /// `vmm-shim box <id> <directory>`: the shim of a box. For people who look at the process list,
+    /// and for a runtime that looks for a shim of which it has no record.
     Box {
         /// The box's id.
         id: String,
+        /// The box's directory, which is also the current one.
+        dir: PathBuf,
     },
     /// `vmm-shim payload <pid of the shim> <program> ...`: about to become a payload.
     Payload {
@@ -37,6 +41,7 @@ impl Invocation {
         match args.next()?.to_str()? {
             "box" => Some(Self::Box {
                 id: args.next()?.into_string().ok()?,
+                dir: args.next()?.into(),
             }),
             "payload" => Some(Self::Payload {
                 shim: args.next()?.to_str()?.parse().ok()?,
@@ -49,7 +54,7 @@ impl Invocation {
     /// The arguments, behind [`ARGV0`], by which [`run_if_shim`](crate::run_if_shim) knows it.
     pub fn args(&self) -> Vec<OsString> {
         match self {
-            Self::Box { id } => vec!["box".into(), id.into()],
+            Self::Box { id, dir } => vec!["box".into(), id.into(), dir.into()],
             Self::Payload { shim, command } => {
                 let mut args = vec!["payload".into(), shim.to_string().into()];
                 args.extend_from_slice(command);
@@ -74,7 +79,10 @@ mod tests {
     #[test]
     fn an_invocation_is_understood_by_the_process_it_starts() {
         for invocation in [
-            Invocation::Box { id: "b1".into() },
+            Invocation::Box {
+                id: "b1".into(),
+                dir: "/boxes/b1".into(),
+            },
             Invocation::payload_of_this_process(&["sh".into(), "-c".into(), "box".into()]),
         ] {
             let args = [OsString::from(ARGV0)].into_iter().chain(invocation.args());
@@ -88,6 +96,7 @@ mod tests {
             &["shimd", "box", "b"][..],
             &["vmm-shim"],
             &["vmm-shim", "--help"],
+            &["vmm-shim", "box", "b"],
             &[],
         ] {
             assert_eq!(Invocation::parse(args.iter().map(OsString::from)), None);

@@ -16,8 +16,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use support::{LOOP, Shim, command, eventually, pid, printed, runs, sh, spec};
 use vmm_shim::{
-    ARGV0, Ending, FILES, FailureKind, InstanceSpec, Invocation, KILL_SIGNAL, PayloadSpec,
-    PidRecord, ProcessIdentity, Ready, Report,
+    ARGV0, Ending, FILES, FailureKind, InstanceSpec, KILL_SIGNAL, PayloadSpec, PidRecord,
+    ProcessIdentity, Ready, Report,
 };
 
 #[test]
@@ -421,7 +421,7 @@ os.execv(sys.argv[1], sys.argv[2:])";
     let mut command = Command::new("python3");
     command
         .args(["-c", ignoring, env!("CARGO_BIN_EXE_vmm-shim"), ARGV0])
-        .args(Invocation::Box { id: "b1".into() }.args())
+        .args(support::invocation().args())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
     let mut shim = Shim::started_by(&mut command);
@@ -534,7 +534,7 @@ fn a_limit_on_the_size_of_files_does_not_end_the_shim() {
     let mut limited = Command::new("/bin/sh");
     limited
         .args(["-c", "ulimit -f 0; exec \"$@\"", "sh", ARGV0])
-        .args(Invocation::Box { id: "b1".into() }.args())
+        .args(support::invocation().args())
         .env("PATH", program.parent().unwrap())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());

@@ -64,7 +64,7 @@ impl Core {
             home,
             boxes: Boxes::default(),
             controller: ShimController::new(reaper.clone(), program, options.start_timeout),
-            strays: Arc::new(Strays::new(reaper.clone())),
+            strays: Arc::default(),
             reaper,
             probes,
             herald: Arc::new(Herald::new(metrics.clone())),
@@ -122,14 +122,18 @@ impl Core {
         }
     }
 
-    /// The last step of every end: no operation is under way, and the reaper and the home go.
-    pub(crate) fn retire(&self) -> ShutdownReport {
+    /// Ends the reaper. Whoever still runs goes on.
+    pub(crate) fn stop_reaping(&self) -> ShutdownReport {
         self.token.cancel();
         let report = self.reaper.shutdown_sync();
         keep_collecting(&report.still_running);
+        report
+    }
+
+    /// The last step of every end, when nothing works on the home any more: gives it back.
+    pub(crate) fn retire(&self) {
         self.herald.close();
         *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        report
     }
 
     /// Nobody can reach the runtime any more, and nobody has shut it down: its attached shims end
@@ -141,12 +145,16 @@ impl Core {
         }
         self.operations.close();
         if self.operations.is_empty() {
+            self.stop_reaping();
             self.retire();
         } else {
+            let retiring = self.home.retiring();
             let core = Arc::clone(self);
             self.spawn(async move {
                 core.operations.wait().await;
+                core.stop_reaping();
                 core.retire();
+                drop(retiring);
             });
         }
     }

@@ -3,7 +3,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::{Mutex, PoisonError};
 
+use tokio_util::sync::CancellationToken;
 use vmm_shim::FileError;
 
 use crate::RuntimeError;
@@ -16,6 +18,24 @@ const REMOVING: &str = ".removing-";
 #[derive(Clone, Debug)]
 pub(crate) struct Home {
     root: PathBuf,
+}
+
+/// The homes of runtimes of this process that nobody holds any more, and that are still being left.
+static RETIRING: Mutex<Vec<(PathBuf, CancellationToken)>> = Mutex::new(Vec::new());
+
+/// Kept as long as a home is being left.
+#[derive(Debug)]
+pub(crate) struct Retiring {
+    root: PathBuf,
+    left: CancellationToken,
+}
+
+impl Drop for Retiring {
+    fn drop(&mut self) {
+        let mut retiring = RETIRING.lock().unwrap_or_else(PoisonError::into_inner);
+        retiring.retain(|(root, _)| *root != self.root);
+        self.left.cancel();
+    }
 }
 
 /// The right to change what is in a [`Home`]; given back when it is dropped.
@@ -75,6 +95,32 @@ impl Home {
             tracing::warn!(path = %path.display(), %error, "the lock does not name its holder");
         }
         Ok(HomeLock(file))
+    }
+
+    /// From now on who opens it [waits](Self::until_left) for the end of its runtime.
+    pub(crate) fn retiring(&self) -> Retiring {
+        let left = CancellationToken::new();
+        let mut retiring = RETIRING.lock().unwrap_or_else(PoisonError::into_inner);
+        retiring.push((self.root.clone(), left.clone()));
+        Retiring {
+            root: self.root.clone(),
+            left,
+        }
+    }
+
+    /// Returns at once unless a runtime of this process is about to leave it.
+    pub(crate) async fn until_left(root: &Path) {
+        let left = {
+            let retiring = RETIRING.lock().unwrap_or_else(PoisonError::into_inner);
+            let root = root.canonicalize().unwrap_or_default();
+            let mut homes = retiring.iter();
+            homes
+                .find(|(home, _)| *home == root)
+                .map(|(_, left)| left.clone())
+        };
+        if let Some(left) = left {
+            left.cancelled().await;
+        }
     }
 
     fn boxes(&self) -> PathBuf {

@@ -18,6 +18,8 @@
 //!
 //! # Features
 //!
+//! * `failpoints`: a named point at which tests inject a fault (`vmm_runtime::attach`), through the
+//!   `fail` crate.
 //! * `testing`: `testing::PerTestBoxHome`, a home for tests of programs that embed the runtime; it
 //!   fails those that leave a shim behind.
 
@@ -29,6 +31,7 @@ mod core;
 mod driver;
 mod error;
 mod event;
+mod failpoint;
 mod health;
 mod home;
 mod lifecycle;

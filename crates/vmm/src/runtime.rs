@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::core::{Core, joined};
 use crate::driver::Driver;
+use crate::home::Home;
 use crate::lifecycle::{self, RuntimeShutdown};
 use crate::shutdown::Shutdown;
 use crate::{BoxInfo, BoxSpec, Events, RuntimeError, RuntimeMetrics, RuntimeOptions};
@@ -54,7 +55,9 @@ struct Front {
 
 impl Drop for Front {
     fn drop(&mut self) {
-        if !self.shutdown.has_begun() {
+        if self.shutdown.has_begun() {
+            self.shutdown.keep(self.core.home.retiring());
+        } else {
             self.core.abandon();
         }
     }
@@ -86,6 +89,7 @@ impl VmmRuntime {
     ///
     /// Dropping the future gives the home back; shims that were found go on as before.
     pub async fn open(options: RuntimeOptions) -> Result<Self, RuntimeError> {
+        Home::until_left(&options.home).await;
         let driver = Driver::start().map_err(RuntimeError::Thread)?;
         let handle = driver.handle().clone();
         let token = options.shutdown_token.clone();

@@ -1,12 +1,13 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
+use crate::home::Retiring;
 use crate::lifecycle::{RuntimeShutdown, shut_down};
 
 /// The one shutdown that a runtime can have, and its report for everybody who asks.
@@ -16,6 +17,8 @@ pub(crate) struct Shutdown {
     report: OnceLock<RuntimeShutdown>,
     /// Cancelled when there is a report.
     reported: CancellationToken,
+    /// Dropped then.
+    retiring: Mutex<Option<Retiring>>,
 }
 
 impl Shutdown {
@@ -39,7 +42,20 @@ impl Shutdown {
             // Nobody else sets it.
             let _ = this.report.set(report);
             this.reported.cancel();
+            drop(this.retiring().take());
         });
+    }
+
+    fn retiring(&self) -> MutexGuard<'_, Option<Retiring>> {
+        self.retiring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nobody holds the runtime any more: who opens its home next waits for the end of this.
+    pub(crate) fn keep(&self, retiring: Retiring) {
+        let mut kept = self.retiring();
+        if !self.reported.is_cancelled() {
+            *kept = Some(retiring);
+        }
     }
 
     pub(crate) async fn report(&self) -> RuntimeShutdown {

@@ -33,7 +33,7 @@ pub fn command() -> Command {
     let mut command = Command::new(program);
     command
         .arg0(ARGV0)
-        .args(Invocation::Box { id: "b1".into() }.args())
+        .args(invocation().args())
         .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
@@ -45,6 +45,13 @@ pub struct Shim {
     pub child: Child,
     pub stdin: Option<ChildStdin>,
     pub stdout: Option<BufReader<ChildStdout>>,
+}
+
+pub fn invocation() -> Invocation {
+    Invocation::Box {
+        id: "b1".into(),
+        dir: "/boxes/b1".into(),
+    }
 }
 
 impl Shim {

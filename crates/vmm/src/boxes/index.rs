@@ -54,8 +54,12 @@ impl Boxes {
 
     pub(crate) fn remove(&self, id: &str) {
         let mut index = self.index();
-        index.boxes.remove(id);
-        index.names.retain(|_, holder| holder != id);
+        let removed = index.boxes.remove(id);
+        if let Some(name) = removed.and_then(|removed| removed.name())
+            && index.names.get(&name).is_some_and(|holder| holder == id)
+        {
+            index.names.remove(&name);
+        }
     }
 
     /// By id, or else by name.

@@ -13,6 +13,7 @@ use super::phase::Phase;
 use super::state::State;
 use super::{Beginning, BoxInfo, BoxRecord, BoxStatus, Closing, Outcome};
 use crate::event::Herald;
+use crate::process::Litter;
 use crate::{BoxChange, HealthState, RuntimeError, ShimHandler, StartError};
 
 /// One box: what it is to be, what it does now, and how it last ended.
@@ -60,7 +61,7 @@ impl MicroBox {
                 gate: Gate::Open,
                 started_at: None,
                 updated_at,
-                left_strays: false,
+                litter: None,
             }),
             saved: Mutex::new(0),
         }
@@ -88,6 +89,10 @@ impl MicroBox {
     pub(crate) fn info(&self) -> BoxInfo {
         self.settle();
         self.state().info()
+    }
+
+    pub(crate) fn name(&self) -> Option<String> {
+        self.state().record.spec.name.clone()
     }
 
     pub(crate) fn grace(&self) -> Duration {
@@ -181,13 +186,17 @@ impl MicroBox {
     pub(crate) fn start_failed(&self, error: &StartError) {
         // Whose failure it was, for the next opening.
         let record = PidRecord::read(&self.dir.join(FILES.shim_pid));
+        let record = record.ok().flatten();
         let exit = ExitRecord::read(&self.dir.join(FILES.exit));
         let mut state = self.state();
-        state.left_strays |= error.may_leave_strays() && !matches!(exit, Ok(Some(_)));
+        if error.may_leave_strays() && !matches!(exit, Ok(Some(_))) {
+            let session = record.as_ref().map(|shim| shim.pid);
+            state.litter = Some(self.litter(session));
+        }
         match error {
             StartError::Interrupted => state.phase = Phase::Down,
             _ => {
-                let outcome = Outcome::of_start(error, record.ok().flatten());
+                let outcome = Outcome::of_start(error, record);
                 self.ended(&mut state, outcome);
             }
         }
@@ -203,7 +212,9 @@ impl MicroBox {
     /// It was found ended when the runtime was opened.
     pub(crate) fn found_ended(&self, outcome: Outcome) {
         let mut state = self.state();
-        state.left_strays = outcome.may_leave_strays;
+        if outcome.may_leave_strays || state.has_probes() {
+            state.litter = Some(self.litter(None));
+        }
         state.conclude(outcome);
     }
 
@@ -227,7 +238,9 @@ impl MicroBox {
             ExitRecord::read(&self.dir.join(FILES.exit)),
             *stop_requested,
         );
-        state.left_strays |= outcome.may_leave_strays;
+        if outcome.may_leave_strays || state.has_probes() {
+            state.litter = Some(self.litter(Some(shim.pid())));
+        }
         self.herald.run_is_over();
         self.ended(&mut state, outcome);
     }
@@ -241,9 +254,16 @@ impl MicroBox {
         self.herald.tell(change, state.info());
     }
 
-    /// Whether to look for what the payload has left behind; says so once.
-    pub(crate) fn take_strays(&self) -> bool {
-        std::mem::take(&mut self.state().left_strays)
+    fn litter(&self, session: Option<u32>) -> Litter {
+        Litter {
+            dir: self.dir.clone(),
+            session,
+        }
+    }
+
+    /// What its last run may have left behind; says so once.
+    pub(crate) fn take_litter(&self) -> Option<Litter> {
+        self.state().litter.take()
     }
 
     /// Of this shim, if it is still the current one.

@@ -6,7 +6,8 @@ use vmm_shim::{Ending, FileError};
 use super::gate::Gate;
 use super::phase::Phase;
 use super::{BoxInfo, BoxRecord, BoxStatus, Outcome};
-use crate::{HealthState, ShimHandler};
+use crate::process::Litter;
+use crate::{HealthState, Probe, ShimHandler};
 
 /// What a box is and does at one moment.
 #[derive(Debug)]
@@ -21,8 +22,8 @@ pub(super) struct State {
     pub(super) health: Option<HealthState>,
     pub(super) started_at: Option<Timestamp>,
     pub(super) updated_at: Timestamp,
-    /// Whether the last shim may have left descendants of its payload behind.
-    pub(super) left_strays: bool,
+    /// What is still to be searched for.
+    pub(super) litter: Option<Litter>,
 }
 
 impl State {
@@ -60,6 +61,12 @@ impl State {
             }
             _ => None,
         }
+    }
+
+    /// Probes are no children of the shim, which therefore cannot see to what they start.
+    pub(super) fn has_probes(&self) -> bool {
+        let check = self.record.spec.health.as_ref();
+        check.is_some_and(|check| matches!(check.probe, Probe::Command { .. }))
     }
 
     pub(super) fn shut_gate(&mut self) {

@@ -46,15 +46,24 @@ pub(crate) async fn shut_down(core: &Core, limit: Duration) -> RuntimeShutdown {
         match outcome {
             Some(true) => report.stopped.push(id),
             Some(false) => report.stuck.push(id),
-            None if ended.shim().is_some() => report.left_running.push(id),
             None => {}
         }
     }
     core.operations.close();
     // They have been told to end, and each has a limit of its own.
     core.operations.wait().await;
+    report.reaper = core.stop_reaping();
+    for ended in &boxes {
+        // The reaper's last look may have found it ended.
+        ended.settle();
+        if ended.shim().is_some_and(|shim| shim.try_exit().is_none())
+            && !report.stuck.iter().any(|id| id == ended.id())
+        {
+            report.left_running.push(ended.id().to_owned());
+        }
+    }
     join_all(boxes.iter().map(|ended| tidy_up(core, ended))).await;
-    report.reaper = core.retire();
+    core.retire();
     report
 }
 

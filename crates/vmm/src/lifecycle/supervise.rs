@@ -43,11 +43,10 @@ async fn check_health(core: &Core, followed: &MicroBox, shim: &Arc<ShimHandler>)
 
 /// What remains to be done when a run is over. To be called in the box's turn.
 pub(crate) async fn tidy_up(core: &Core, ended: &Arc<MicroBox>) {
-    if ended.take_strays() {
+    if let Some(litter) = ended.take_litter() {
         let strays = Arc::clone(&core.strays);
-        let dir = ended.dir().to_owned();
         let searched = on_disk(move || {
-            strays.end(dir);
+            strays.end(litter);
             Ok(())
         });
         // Fails only when everything ends.

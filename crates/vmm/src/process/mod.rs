@@ -7,4 +7,4 @@ mod strays;
 
 pub(crate) use caretaker::{caretaker, keep_collecting};
 pub use monitor::{ProcessExit, ProcessMonitor};
-pub(crate) use strays::Strays;
+pub(crate) use strays::{Litter, Strays};

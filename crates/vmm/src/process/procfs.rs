@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use vmm_shim::{BOX_DIR_VARIABLE, Invocation};
 
@@ -41,16 +41,27 @@ fn field(pid: u32, name: &str) -> Option<String> {
         .map(|value| value.trim().to_owned())
 }
 
-/// The id and the directory of the box whose shim it is: by its arguments and where it works.
+/// Its session, `setsid(2)`: a shim leads one, and what it starts stays in that unless it leaves.
+pub(crate) fn session_of(pid: u32) -> Option<u32> {
+    field(pid, "NSsid")?
+        .split_ascii_whitespace()
+        .next()?
+        .parse()
+        .ok()
+}
+
+pub(crate) fn exists(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
+/// The id and the directory of the box whose shim it says to be, by its arguments.
 pub(crate) fn shim_of(pid: u32) -> Option<(String, PathBuf)> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let mut args = line.split(|byte| *byte == 0).map(OsStr::from_bytes);
-    let id = match Invocation::parse(args.by_ref().map(OsStr::to_owned))? {
-        Invocation::Box { id } => id,
-        _ => return None,
-    };
-    let dir = fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
-    Some((id, dir))
+    let args = line.split(|byte| *byte == 0).map(OsStr::from_bytes);
+    match Invocation::parse(args.map(OsStr::to_owned))? {
+        Invocation::Box { id, dir } => Some((id, dir)),
+        _ => None,
+    }
 }
 
 /// The directory of the box from whose payload, or for whose health check, it was started: it has

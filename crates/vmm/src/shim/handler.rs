@@ -7,6 +7,7 @@ use vmm_shim::{PidRecord, ProcessIdentity};
 
 use super::spawned::Started;
 use super::{Keepalive, SpawnedShim, end};
+use crate::failpoint::fail_point;
 
 /// A shim whose payload runs: to follow it, to stop it, to let it go.
 ///
@@ -63,6 +64,7 @@ impl ShimHandler {
         {
             return Ok(None);
         }
+        fail_point!("vmm_runtime::attach");
         let handle = reaper.attach(record.pid).await.map_err(io::Error::other)?;
         // Once more, now that the reaper has a pidfd, which is the one of a process that had the
         // pid between the two looks.

@@ -64,7 +64,10 @@ impl ShimProgram {
 
     /// The shim of a box, without its standard streams.
     pub(super) fn command(&self, id: &str, dir: &Path) -> Command {
-        let invocation = Invocation::Box { id: id.to_owned() };
+        let invocation = Invocation::Box {
+            id: id.to_owned(),
+            dir: dir.to_owned(),
+        };
         let mut command = self.invoke(&invocation);
         command.current_dir(dir);
         command
