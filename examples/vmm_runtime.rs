@@ -33,18 +33,13 @@ fn main() -> ExitCode {
     let played = tokio::runtime::Runtime::new()
         .map_err(Into::into)
         .and_then(|tokio| tokio.block_on(run()));
-    match played {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    played.unwrap_or_else(|error| {
+        eprintln!("{error}");
+        ExitCode::FAILURE
+    })
 }
 
-/// True if everything ended as it should, and nothing is left behind.
-async fn run() -> Result<bool> {
+async fn run() -> Result<ExitCode> {
     let home = tempfile::Builder::new().prefix("vmm-").tempdir()?;
     let mut stage = Stage {
         runtime: VmmRuntime::open(RuntimeOptions::new(home.path())).await?,
@@ -55,7 +50,11 @@ async fn run() -> Result<bool> {
         played = stage.play(home.path()) => played.map(|()| true)?,
         _ = tokio::signal::ctrl_c() => false,
     };
-    stage.end(whole).await
+    Ok(match (stage.end(whole, home.path()).await?, whole) {
+        (true, true) => ExitCode::SUCCESS,
+        (true, false) => ExitCode::from(130), // 128 + SIGINT
+        (false, _) => ExitCode::FAILURE,
+    })
 }
 
 struct Stage {
@@ -125,25 +124,32 @@ impl Stage {
         loop {
             self.table.draw(&self.runtime).await?;
             if Instant::now() >= end {
-                return Ok(());
+                return Ok(self.table.settle(&self.runtime).await?);
             }
             tokio::time::sleep(Duration::from_millis(40)).await;
         }
     }
 
-    async fn end(mut self, whole: bool) -> Result<bool> {
+    /// Whether everything ended as it should, and nothing is left behind.
+    async fn end(mut self, whole: bool, home: &Path) -> Result<bool> {
         if !whole {
             self.table.say("interrupted: shutting down in order")?;
-            // Its home goes with this program.
-            let _ = self.runtime.remove("survivor", true).await;
+            // The home goes with this program, and whoever is detached has to go before.
+            self.runtime.shutdown(LIMIT).await;
+            self.runtime = VmmRuntime::open(RuntimeOptions::new(home)).await?;
+            for left in self.runtime.list().await {
+                self.runtime.stop(&left.id).await?;
+            }
         }
         self.runtime.shutdown(LIMIT).await;
+        self.table.say("shut down")?;
         // Whoever ended a moment ago is left to its owner for a moment.
         let deadline = Instant::now() + LIMIT;
         while zombies() > 0 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        self.table.print(&self.runtime).await?;
+        self.table.draw(&self.runtime).await?;
+        self.table.settle(&self.runtime).await?;
         let boxes = self.runtime.list().await;
         let as_expected = EXPECTED.iter().all(|(name, status, code)| {
             boxes.iter().any(|found| {
@@ -152,11 +158,12 @@ impl Stage {
                     && found.exit_code == *code
             })
         });
-        Ok(zombies() == 0 && (as_expected || !whole))
+        let running = boxes.iter().any(|left| left.status == BoxStatus::Running);
+        Ok(zombies() == 0 && !running && (as_expected || !whole))
     }
 }
 
-/// The boxes: redrawn in place on a terminal, otherwise printed once, at the end.
+/// The boxes: redrawn in place on a terminal, otherwise printed at the end of each step.
 struct Table {
     live: bool,
     /// How many lines of it are on the screen.
@@ -194,6 +201,14 @@ impl Table {
         }
     }
 
+    /// The state in which a step has ended.
+    async fn settle(&mut self, runtime: &VmmRuntime) -> io::Result<()> {
+        match self.live {
+            true => Ok(()),
+            false => self.print(runtime).await,
+        }
+    }
+
     async fn print(&mut self, runtime: &VmmRuntime) -> io::Result<()> {
         let heading = format!(
             "  {:<9} {:<11} {:<10} {:>8} {:>5}  {}",
@@ -201,12 +216,12 @@ impl Table {
         );
         let metrics = runtime.metrics().await;
         let totals = format!(
-            "  running {}, failed {}, shims reaped {}, vanished {}, registered {}; zombies {}",
+            "  running {}, failed {}, registered {}, reaped {}, vanished {}; zombies {}",
             metrics.num_running_boxes,
             metrics.boxes_failed_total,
+            metrics.shim_reaper_registered,
             metrics.shim_reaped,
             metrics.shim_reaper_vanished,
-            metrics.shim_reaper_registered,
             zombies(),
         );
         let mut lines = vec![heading];
@@ -220,7 +235,9 @@ impl Table {
             // A line that wraps would upset the next redrawing.
             writeln!(out, "{}", line.chars().take(width).collect::<String>())?;
         }
-        self.lines = u16::try_from(lines.len()).unwrap_or(u16::MAX);
+        if self.live {
+            self.lines = u16::try_from(lines.len()).unwrap_or(u16::MAX);
+        }
         out.flush()
     }
 }

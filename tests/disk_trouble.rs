@@ -10,32 +10,46 @@ use std::time::Duration;
 use common::boxes::{options, sleeping, started};
 use common::own_process::{block_on, in_own_process};
 use common::{is_gone, kill};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
+use tempfile::TempDir;
 use vmm_runtime::{BoxStatus, RuntimeError, StartError, VmmRuntime};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A small file system of its own, which goes with the process; `None`, after saying so, where
-/// mounting is not permitted.
-fn small_disk() -> Option<PathBuf> {
-    // What it is mounted on stays behind, empty.
-    let dir = tempfile::tempdir().unwrap().keep();
+/// A small file system, to be seen by this process alone.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    fn home(&self) -> PathBuf {
+        self.0.path().join("home")
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        umount2(self.0.path(), MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+/// `None`, after saying so, where mounting is not permitted.
+fn small_disk() -> Option<SmallDisk> {
+    let dir = tempfile::tempdir().unwrap();
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     let mounted = unshare(CloneFlags::CLONE_NEWNS)
         .and_then(|()| mount(None::<&str>, "/", None::<&str>, private, None::<&str>))
         .and_then(|()| {
             mount(
                 Some("tmpfs"),
-                &dir,
+                dir.path(),
                 Some("tmpfs"),
                 MsFlags::empty(),
                 Some("size=1m,mode=0700"),
             )
         });
     match mounted {
-        Ok(()) => Some(dir.join("home")),
+        Ok(()) => Some(SmallDisk(dir)),
         Err(error) => {
             eprintln!("SKIPPED: mounting is not permitted here: {error}");
             None
@@ -66,9 +80,10 @@ fn assert_names_a_file(error: &RuntimeError, below: &Path) {
 #[test]
 fn a_full_disk_fails_what_needs_it_and_nothing_else() {
     in_own_process("a_full_disk_fails_what_needs_it_and_nothing_else", || {
-        let Some(home) = small_disk() else {
+        let Some(disk) = small_disk() else {
             return;
         };
+        let home = disk.home();
         block_on(async {
             let runtime = VmmRuntime::open(options(&home)).await.unwrap();
             let running = started(&runtime, sleeping()).await;
@@ -107,9 +122,10 @@ fn a_full_disk_fails_what_needs_it_and_nothing_else() {
 #[test]
 fn a_read_only_disk_is_an_error_that_names_the_file() {
     in_own_process("a_read_only_disk_is_an_error_that_names_the_file", || {
-        let Some(home) = small_disk() else {
+        let Some(disk) = small_disk() else {
             return;
         };
+        let home = disk.home();
         let remount = |flags: MsFlags| {
             let disk = home.parent().unwrap();
             let flags = flags | MsFlags::MS_REMOUNT;
