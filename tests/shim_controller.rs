@@ -48,7 +48,9 @@ async fn a_start_whose_future_is_dropped_kills_and_collects_its_shim() {
     let reaper = ShimReaper::start();
     let mut payload = PayloadSpec::command(["sh", "-c", "setsid sleep 1000 & wait"]);
     payload.ready = Ready::Notified;
-    let spec = InstanceSpec::new("b1", payload);
+    let mut spec = InstanceSpec::new("b1", payload);
+    // It has no watchdog that would end it.
+    spec.detached = true;
     let controller = controller(&reaper);
     let mut start = Box::pin(controller.start(dir.path(), &spec));
     while record(dir.path()).is_none() {
