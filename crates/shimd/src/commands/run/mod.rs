@@ -1,0 +1,93 @@
+mod attended;
+mod console;
+mod interrupts;
+
+use std::process::ExitCode;
+
+use clap::Args;
+use vmm_rest::Client;
+use vmm_rest::wire::BoxResponse;
+
+use self::attended::Attended;
+use self::console::Console;
+use super::NewBox;
+use crate::cli::{OWN_FAILURE, complain};
+use crate::failure::Failure;
+use crate::home::Home;
+use crate::output::print;
+use crate::server::Server;
+
+/// Make a box, start it, show what it prints, and end as it does
+///
+/// Ctrl-C stops it, a second one kills it. The exit code is that of the command, 128 + N if the
+/// signal N ended it, 127 if there is no such command, 126 if it cannot be executed, and 125 for
+/// everything else that goes wrong.
+#[derive(Args, Debug)]
+pub(crate) struct Run {
+    /// Return as soon as it runs, and print its id
+    #[arg(short, long)]
+    detach: bool,
+    /// Remove it when it has ended
+    #[arg(long, conflicts_with = "detach")]
+    rm: bool,
+    #[command(flatten)]
+    new_box: NewBox,
+    #[command(flatten)]
+    server: Server,
+}
+
+impl Run {
+    pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
+        let client = self.server.client(&home)?;
+        // Before the box can start, so that its end cannot be missed.
+        let attended = match self.detach {
+            true => None,
+            false => Some(Attended::begin(&client).await?),
+        };
+        let id = client.create(&self.new_box.request()).await?.box_id;
+        let outcome = match attended {
+            None => client.start(&id).await.map_err(Failure::from),
+            Some(attended) => {
+                let console = self
+                    .server
+                    .is_local()
+                    .then(|| Console::at(home.console(&id)));
+                attended.until_end(&id, console).await
+            }
+        };
+        let code = match outcome {
+            Ok(_) if self.detach => {
+                print(format_args!("{id}\n"))?;
+                ExitCode::SUCCESS
+            }
+            outcome => code_of(&client, &id, outcome).await,
+        };
+        if self.rm
+            && let Err(error) = client.remove(&id, true).await
+        {
+            complain(Failure::from(error));
+        }
+        Ok(code)
+    }
+}
+
+/// The payload's, also when it could not be started.
+async fn code_of(client: &Client, id: &str, outcome: Result<BoxResponse, Failure>) -> ExitCode {
+    let ended = match outcome {
+        Ok(ended) => Some(ended),
+        Err(failure) => {
+            complain(failure);
+            client.inspect(id).await.ok()
+        }
+    };
+    let code = ended.and_then(|ended| {
+        if ended.exit_code.is_none()
+            && let Some(reason) = &ended.error
+        {
+            complain(format_args!("the box {id}: {reason}"));
+        }
+        // As the kernel cuts it.
+        u8::try_from(ended.exit_code? & 0xff).ok()
+    });
+    ExitCode::from(code.unwrap_or(OWN_FAILURE))
+}

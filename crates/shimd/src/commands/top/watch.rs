@@ -1,0 +1,38 @@
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+use tokio_util::task::AbortOnDropHandle;
+use vmm_rest::{Client, ClientError};
+
+use super::Glance;
+
+/// Looks again and again, apart from the screen, which a daemon that is slow must not hold up.
+#[derive(Debug)]
+pub(super) struct Watch {
+    glances: mpsc::Receiver<Result<Glance, ClientError>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Watch {
+    pub(super) fn start(client: Client, delay: Duration) -> Self {
+        let (sender, glances) = mpsc::channel(1);
+        let look = async move {
+            loop {
+                sleep(delay).await;
+                if sender.send(Glance::take(&client).await).await.is_err() {
+                    return;
+                }
+            }
+        };
+        Self {
+            glances,
+            _task: AbortOnDropHandle::new(tokio::spawn(look)),
+        }
+    }
+
+    /// `None` when there will be no more.
+    pub(super) async fn next(&mut self) -> Option<Result<Glance, ClientError>> {
+        self.glances.recv().await
+    }
+}

@@ -1,0 +1,38 @@
+use std::io::{self, IsTerminal};
+
+use clap::ValueEnum;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::failure::Failure;
+
+/// How to log.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people
+    #[default]
+    Human,
+    /// For programs, an object a line
+    Json,
+}
+
+impl LogFormat {
+    /// To stderr, from now on.
+    pub(super) fn start(self) -> Result<(), Failure> {
+        let filter = EnvFilter::builder()
+            .with_default_directive(LevelFilter::INFO.into())
+            .from_env()?;
+        let log = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(io::stderr);
+        match self {
+            Self::Human => {
+                let choice = anstream::AutoStream::choice(&io::stderr());
+                let colours = io::stderr().is_terminal() && choice != anstream::ColorChoice::Never;
+                log.with_ansi(colours).with_target(false).init();
+            }
+            Self::Json => log.json().flatten_event(true).init(),
+        }
+        Ok(())
+    }
+}

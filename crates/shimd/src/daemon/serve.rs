@@ -1,0 +1,137 @@
+use std::env;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use vmm_rest::{BearerToken, Image, ImageTable, Limits, Listener, Server};
+use vmm_runtime::{RuntimeOptions, RuntimeShutdown, VmmRuntime};
+
+use super::signals::Signals;
+use super::watchdog::Watchdog;
+use super::{Inherited, LogFormat, service_manager};
+use crate::failure::Failure;
+use crate::home::Home;
+use crate::server::token;
+
+/// Run the daemon, in the foreground
+///
+/// It listens at the socket shimd.sock in --home, which only its own user can open. SIGTERM and
+/// SIGINT shut it down: requests are finished, and boxes are stopped unless they were made with
+/// --outlive. A second one ends it at once.
+///
+/// RUST_LOG says how much it logs, for example `debug`.
+#[derive(Args, Debug)]
+pub(crate) struct Serve {
+    /// Listen on TCP as well, for those who have the token; can be given several times
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Vec<SocketAddr>,
+    /// The token that lets clients in over TCP, which may also be in SHIMD_TOKEN
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// A folder of files NAME.json, each an image that boxes can be made from
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
+    /// How to log, to stderr
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    log_format: LogFormat,
+}
+
+/// How long boxes may take to stop when the daemon ends.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Serve {
+    pub(crate) fn run(self, home: Home) -> Result<ExitCode, Failure> {
+        // While there is one thread.
+        let inherited = Inherited::take()?;
+        self.log_format.start()?;
+        let images = self.images()?;
+        let token = token(self.token_file.as_deref())?;
+        tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .map_err(Failure::system("start"))?
+            .block_on(self.serve(&home, inherited, images, token))?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn images(&self) -> Result<ImageTable, Failure> {
+        let this = env::current_exe().map_err(Failure::system("find this program"))?;
+        let idle = Image::command([this.to_string_lossy().as_ref(), "idle"]);
+        let table = ImageTable::with_idle(idle);
+        Ok(match &self.images {
+            Some(folder) => table.with_folder(folder)?,
+            None => table,
+        })
+    }
+
+    async fn serve(
+        self,
+        home: &Home,
+        inherited: Inherited,
+        images: ImageTable,
+        token: Option<BearerToken>,
+    ) -> Result<(), Failure> {
+        let shutdown = CancellationToken::new();
+        let signals = Signals::catch().map_err(Failure::system("catch signals"))?;
+        tokio::spawn(signals.run(shutdown.clone()));
+
+        let runtime = VmmRuntime::open(RuntimeOptions::new(home.path())).await?;
+        let listeners = self.listeners(home, inherited, token).await?;
+        let server = Server::new(&runtime, images, Limits::default(), &shutdown);
+        let _watchdog = sd_notify::watchdog_enabled().map(|limit| {
+            let watchdog = Watchdog::default().run(runtime.clone(), limit);
+            AbortOnDropHandle::new(tokio::spawn(watchdog))
+        });
+        service_manager::ready();
+        tracing::info!(home = %home.path().display(), "ready");
+
+        server.serve(listeners).await;
+        report(&runtime.shutdown(SHUTDOWN_TIMEOUT).await);
+        Ok(())
+    }
+
+    async fn listeners(
+        &self,
+        home: &Home,
+        inherited: Inherited,
+        token: Option<BearerToken>,
+    ) -> Result<Vec<Listener>, Failure> {
+        let mut listeners = Vec::new();
+        if !inherited.has_unix() {
+            let socket = home.socket();
+            listeners.push(Listener::unix(&socket).await?);
+            tracing::info!(socket = %socket.display(), "listening");
+        }
+        for listener in inherited.listeners(token.as_ref()) {
+            listeners.push(listener?);
+            tracing::info!("listening at a socket of the service manager");
+        }
+        for address in &self.listen {
+            let listener = Listener::tcp(*address, token.clone()).await?;
+            let address = listener.local_addr().unwrap_or(*address);
+            tracing::info!(%address, "listening");
+            if token.is_none() {
+                tracing::warn!(%address, "without a token only /healthz and /v1/config are served");
+            }
+            listeners.push(listener);
+        }
+        Ok(listeners)
+    }
+}
+
+fn report(shutdown: &RuntimeShutdown) {
+    let RuntimeShutdown {
+        stopped,
+        left_running,
+        stuck,
+        ..
+    } = shutdown;
+    tracing::info!(?stopped, ?left_running, "shut down");
+    if !stuck.is_empty() {
+        tracing::error!(?stuck, "boxes whose shims survived SIGKILL");
+    }
+}

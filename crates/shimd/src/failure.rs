@@ -1,0 +1,66 @@
+use std::io;
+
+use vmm_rest::{ClientError, ImageError, ListenError, TokenError};
+use vmm_runtime::RuntimeError;
+
+/// Why a command could not do what it was to do.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error("{0}")]
+    Client(ClientError),
+    #[error(
+        "no daemon answers at {at}; start one with `shimd serve`, or say where it is with --home \
+         or --url"
+    )]
+    NoDaemon { at: String },
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error("SHIMD_TOKEN: {0}")]
+    TokenVariable(#[source] TokenError),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error("RUST_LOG: {0}; try RUST_LOG=debug")]
+    LogFilter(#[from] tracing_subscriber::filter::FromEnvError),
+    #[error("no home: HOME is not set; give one with --home")]
+    NoHome,
+    #[error("the daemon has ended before the box {id} did")]
+    DaemonEnded { id: String },
+    #[error(
+        "this is no terminal; programs read `shimd ps --format json` and `shimd metrics --format \
+         json`"
+    )]
+    NoTerminal,
+    #[error("the numbers of a box are not for Prometheus; leave the box out, or the format")]
+    OfDaemonOnly,
+    #[error("cannot print: {0}")]
+    Output(#[source] io::Error),
+    #[error("cannot {action}: {source}")]
+    System {
+        action: &'static str,
+        source: io::Error,
+    },
+}
+
+impl Failure {
+    pub(crate) fn system(action: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self::System { action, source }
+    }
+
+    /// Whoever was reading has seen enough.
+    pub(crate) fn is_broken_pipe(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Unreachable { at, .. } => Self::NoDaemon { at },
+            other => Self::Client(other),
+        }
+    }
+}

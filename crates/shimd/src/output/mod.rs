@@ -1,0 +1,13 @@
+//! What is printed, and how.
+
+mod age;
+mod cell;
+mod format;
+mod print;
+mod table;
+
+pub(crate) use age::age_of;
+pub(crate) use cell::Cell;
+pub(crate) use format::Format;
+pub(crate) use print::{print, print_json, print_line_of_json, print_raw};
+pub(crate) use table::Table;
