@@ -1,0 +1,80 @@
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use vmm_runtime::testing::PerTestBoxHome;
+
+use crate::fixture::{Daemon, said};
+
+fn dist() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("dist")
+}
+
+fn read(name: &str) -> String {
+    std::fs::read_to_string(dist().join(name)).unwrap()
+}
+
+/// Whether a tool accepts a file; one that is not installed does not mind.
+fn accepts(tool: &str, args: &[&str], file: &str) {
+    match Command::new(tool)
+        .args(args)
+        .arg(file)
+        .current_dir(dist())
+        .output()
+    {
+        Ok(output) => assert!(output.status.success(), "{output:?}"),
+        Err(_) => eprintln!("not tested: there is no {tool}"),
+    }
+}
+
+#[test]
+fn alert_rules_are_valid_and_fire_when_they_should() {
+    accepts("promtool", &["check", "rules"], "prometheus-rules.yml");
+    accepts("promtool", &["test", "rules"], "prometheus-rules.test.yml");
+}
+
+/// The metrics that an expression names.
+fn metrics_in(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| word.starts_with("vmm_"))
+}
+
+#[tokio::test]
+async fn rules_and_dashboard_use_metrics_that_there_are() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    let exposition = said(&home, &["metrics", "--format", "openmetrics"]).out();
+    daemon.end().await;
+    let dashboard: Value = serde_json::from_str(&read("grafana-dashboard.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets = panels
+        .iter()
+        .flat_map(|panel| panel["targets"].as_array().unwrap());
+    let mut expressions: Vec<_> = targets
+        .map(|target| target["expr"].as_str().unwrap().to_owned())
+        .collect();
+    assert!(expressions.len() >= panels.len());
+    expressions.push(read("prometheus-rules.yml"));
+    for name in expressions.iter().flat_map(|text| metrics_in(text)) {
+        let is_there = exposition.lines().any(|line| {
+            let rest = line.strip_prefix(name);
+            rest.is_some_and(|rest| rest.starts_with([' ', '{']))
+        });
+        assert!(is_there, "{name} is not in:\n{exposition}");
+    }
+}
+
+#[test]
+fn units_start_the_daemon_at_the_socket_that_its_clients_look_for() {
+    let service = read("shimd.service");
+    for line in [
+        "Type=notify",
+        "StateDirectory=shimd",
+        "KillMode=process",
+        "Restart=on-failure",
+    ] {
+        assert!(service.lines().any(|found| found == line), "{line}");
+    }
+    assert!(service.contains("\nWatchdogSec="));
+    assert!(read("shimd.socket").contains("\nListenStream=/var/lib/shimd/shimd.sock\n"));
+}

@@ -1,0 +1,17 @@
+//! The program itself, from outside: one module per behaviour.
+
+// What cannot be set up, or does not hold, has failed.
+#![allow(clippy::panic, clippy::unwrap_used)]
+
+mod command_line;
+mod dist;
+mod fixture;
+mod lifecycle;
+mod process;
+mod restart;
+mod run;
+mod service_manager;
+mod shutdown;
+mod terminal;
+mod top;
+mod web;

@@ -1,0 +1,172 @@
+use std::fs;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::process::{Command, Stdio};
+
+use nix::errno::Errno;
+use nix::sys::ptrace;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+use vmm_rest::{BearerToken, Client};
+use vmm_runtime::testing::PerTestBoxHome;
+
+use crate::fixture::{Daemon, log, logged, serve, shimd};
+use crate::process::{as_pid, eventually};
+
+/// Hears what a service says, as systemd does.
+struct ServiceManager {
+    socket: UnixDatagram,
+    heard: Vec<String>,
+}
+
+impl ServiceManager {
+    fn at(home: &PerTestBoxHome, command: &mut Command) -> Self {
+        let path = home.path().join("notify.sock");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        command.env("NOTIFY_SOCKET", path);
+        let heard = Vec::new();
+        Self { socket, heard }
+    }
+
+    /// How often this was said until now.
+    fn count(&mut self, what: &str) -> usize {
+        let mut buffer = [0; 4096];
+        while let Ok(length) = self.socket.recv(&mut buffer) {
+            let text = std::str::from_utf8(&buffer[..length]).unwrap();
+            self.heard.extend(text.lines().map(str::to_owned));
+        }
+        self.heard.iter().filter(|line| *line == what).count()
+    }
+}
+
+/// A thread that stands still until this is dropped.
+struct Held(Pid);
+
+impl Held {
+    /// `None` where one process may not hold another.
+    fn hold(thread: Pid) -> Option<Self> {
+        match ptrace::seize(thread, ptrace::Options::empty()) {
+            Err(Errno::EPERM | Errno::ENOSYS) => return None,
+            outcome => outcome.unwrap(),
+        }
+        let held = Self(thread);
+        ptrace::interrupt(thread).unwrap();
+        waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+        Some(held)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = ptrace::detach(self.0, None);
+    }
+}
+
+fn thread_named(name: &str, pid: u32) -> Pid {
+    let mut threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let thread = threads.find_map(|thread| {
+        let thread = thread.ok()?;
+        let found = fs::read_to_string(thread.path().join("comm")).ok()?;
+        let id = thread.file_name().to_str()?.parse().ok()?;
+        (found.trim() == name).then_some(as_pid(id))
+    });
+    thread.unwrap_or_else(|| panic!("no thread is named {name}"))
+}
+
+#[tokio::test]
+async fn the_service_manager_is_told_when_the_daemon_is_ready_and_when_it_stops() {
+    let home = PerTestBoxHome::new();
+    let mut command = serve(&home);
+    let mut manager = ServiceManager::at(&home, &mut command);
+    let mut daemon = Daemon::spawn(&home, command).await;
+    eventually("READY=1", async || manager.count("READY=1") == 1).await;
+    assert_eq!(manager.count("STOPPING=1"), 0);
+    daemon.signal(Signal::SIGTERM);
+    assert!(daemon.ended().await.success());
+    assert_eq!(manager.count("STOPPING=1"), 1);
+    assert_eq!(manager.count("WATCHDOG=1"), 0, "nobody asked for it");
+}
+
+#[tokio::test]
+async fn the_watchdog_is_fed_while_the_reaper_sweeps_and_only_then() {
+    const HUNGRY: &str = "the reaper does not sweep";
+    let home = PerTestBoxHome::new();
+    let mut command = serve(&home);
+    command.env("WATCHDOG_USEC", "2000000");
+    let mut manager = ServiceManager::at(&home, &mut command);
+    let daemon = Daemon::spawn(&home, command).await;
+    eventually("it is fed", async || manager.count("WATCHDOG=1") >= 2).await;
+
+    let Some(held) = Held::hold(thread_named("shim-reaper", daemon.pid())) else {
+        eprintln!("not tested without the reaper: this process may not trace another");
+        return daemon.end().await;
+    };
+    let complaints = || logged(&home).matches(HUNGRY).count();
+    let before = complaints();
+    eventually("the daemon notices", async || complaints() > before).await;
+    let fed = manager.count("WATCHDOG=1");
+    eventually("time passes", async || complaints() > before + 2).await;
+    assert_eq!(manager.count("WATCHDOG=1"), fed);
+
+    drop(held);
+    eventually("it is fed again", async || {
+        manager.count("WATCHDOG=1") > fed
+    })
+    .await;
+    daemon.end().await;
+}
+
+/// `serve` as a service manager starts it that has bound this socket for it.
+fn activated(home: &PerTestBoxHome, socket: OwnedFd) -> Command {
+    let serve = shimd(home);
+    let mut shell = Command::new("sh");
+    // The process that becomes the daemon has to be named before it is there.
+    shell
+        .args(["-c", r#"exec 3<&0 0</dev/null; LISTEN_PID=$$ exec "$@""#])
+        .arg("sh")
+        .arg(serve.get_program())
+        .args(serve.get_args())
+        .arg("serve")
+        .env("LISTEN_FDS", "1")
+        .stdin(Stdio::from(socket))
+        .stdout(Stdio::null())
+        .stderr(log(home));
+    shell
+}
+
+#[tokio::test]
+async fn a_unix_socket_of_the_service_manager_takes_the_place_of_the_daemons() {
+    let home = PerTestBoxHome::new();
+    let path = home.path().join("shimd.sock");
+    let socket = UnixListener::bind(&path).unwrap();
+    let kept = socket.try_clone().unwrap();
+    let daemon = Daemon::spawn(&home, activated(&home, socket.into())).await;
+    assert!(daemon.client.all_boxes().await.unwrap().is_empty());
+    daemon.end().await;
+    assert!(path.exists(), "it is the service manager's");
+
+    // Who connects while there is no daemon is answered by the next.
+    let client = Client::unix(&path).unwrap();
+    let early = tokio::spawn(async move { client.all_boxes().await });
+    let daemon = Daemon::spawn(&home, activated(&home, kept.into())).await;
+    assert!(early.await.unwrap().unwrap().is_empty());
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn a_tcp_socket_of_the_service_manager_is_served_beside_the_daemons() {
+    const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+    let home = PerTestBoxHome::new();
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", socket.local_addr().unwrap());
+    let mut command = activated(&home, socket.into());
+    command.env("SHIMD_TOKEN", TOKEN);
+    let daemon = Daemon::spawn(&home, command).await;
+    let token = BearerToken::new(TOKEN).unwrap();
+    let client = Client::tcp(&url, Some(token)).unwrap();
+    assert!(client.all_boxes().await.unwrap().is_empty());
+    daemon.end().await;
+}
