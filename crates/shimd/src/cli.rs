@@ -1,4 +1,5 @@
 use std::fmt::Display;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -71,7 +72,7 @@ pub(crate) fn run() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Nowhere to print to? Then the code has to do.
+            // As for what is wrong elsewhere, see `complain`.
             let _ = error.print();
             return match error.use_stderr() {
                 true => ExitCode::from(OWN_FAILURE),
@@ -95,7 +96,8 @@ pub(crate) fn run() -> ExitCode {
 
 /// Tells of a failure.
 pub(crate) fn complain(failure: impl Display) {
-    anstream::eprintln!("shimd: {failure}");
+    // Nobody reads it? Then the exit code has to do.
+    let _ = writeln!(anstream::stderr(), "shimd: {failure}");
 }
 
 impl Cli {

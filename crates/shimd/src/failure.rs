@@ -1,3 +1,4 @@
+use std::error::Error;
 use std::io;
 
 use vmm_rest::{ClientError, ImageError, ListenError, TokenError};
@@ -6,7 +7,7 @@ use vmm_runtime::RuntimeError;
 /// Why a command could not do what it was to do.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    #[error("{0}")]
+    #[error("{0}{cause}", cause = root_cause(.0))]
     Client(ClientError),
     #[error(
         "no daemon answers at {at}; start one with `shimd serve`, or say where it is with --home \
@@ -50,6 +51,10 @@ impl Failure {
         move |source| Self::System { action, source }
     }
 
+    pub(crate) fn is_of_output(&self) -> bool {
+        matches!(self, Self::Output(_))
+    }
+
     /// Whoever was reading has seen enough.
     pub(crate) fn is_broken_pipe(&self) -> bool {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
@@ -62,5 +67,38 @@ impl From<ClientError> for Failure {
             ClientError::Unreachable { at, .. } => Self::NoDaemon { at },
             other => Self::Client(other),
         }
+    }
+}
+
+/// What began it, unless the message has said so.
+fn root_cause(error: &dyn Error) -> String {
+    let mut root = error;
+    while let Some(source) = root.source() {
+        root = source;
+    }
+    let cause = root.to_string();
+    match error.to_string().contains(&cause) {
+        true => String::new(),
+        false => format!(": {cause}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_began_it_is_told_once() {
+        let plain = TokenError::TooShort;
+        assert_eq!(root_cause(&plain), "");
+        let told = TokenError::Read {
+            path: "/token".into(),
+            source: io::Error::other("no"),
+        };
+        assert_eq!(root_cause(&told), "");
+        #[derive(Debug, thiserror::Error)]
+        #[error("outer")]
+        struct Outer(#[source] io::Error);
+        assert_eq!(root_cause(&Outer(io::Error::other("inner"))), ": inner");
     }
 }

@@ -11,9 +11,9 @@ use crate::server::Server;
 /// Stop boxes: ask them to end, and kill those that have not in time
 #[derive(Args, Debug)]
 pub(crate) struct Stop {
-    /// Seconds until a box is killed, at most 30
-    #[arg(short, long, value_name = "SECONDS", default_value_t = 30.0)]
-    time: f64,
+    /// Seconds until a box is killed, at most 30 [default: 30]
+    #[arg(short, long, value_name = "SECONDS")]
+    time: Option<f64>,
     /// Ids or names
     #[arg(required = true, value_name = "BOX")]
     boxes: Vec<String>,
@@ -24,7 +24,8 @@ pub(crate) struct Stop {
 impl Stop {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
         let client = self.server.client(&home)?;
-        let request = StopBoxRequest::default().timeout_seconds(self.time);
+        let mut request = StopBoxRequest::default();
+        request.timeout_seconds = self.time;
         each(&self.boxes, async |name| {
             client.stop(name, &request).await.map(|_| ())
         })

@@ -24,7 +24,9 @@ impl LogFormat {
             .from_env()?;
         let log = tracing_subscriber::fmt()
             .with_env_filter(filter)
-            .with_writer(io::stderr);
+            .with_writer(io::stderr)
+            // It would tell of them on stderr as well, and panic when nobody reads that any more.
+            .log_internal_errors(false);
         match self {
             Self::Human => {
                 let choice = anstream::AutoStream::choice(&io::stderr());

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use vmm_runtime::VmmRuntime;
 
 use super::service_manager;
@@ -16,7 +16,8 @@ impl Watchdog {
     /// Twice as often as the service manager wants to hear it. Never returns.
     pub(super) async fn run(mut self, runtime: VmmRuntime, limit: Duration) {
         // An interval is not zero.
-        let mut ticks = interval((limit / 2).max(Duration::from_millis(1)));
+        let period = (limit / 2).max(Duration::from_millis(1));
+        let mut ticks = interval_at(Instant::now() + period, period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;

@@ -78,3 +78,14 @@ fn units_start_the_daemon_at_the_socket_that_its_clients_look_for() {
     assert!(service.contains("\nWatchdogSec="));
     assert!(read("shimd.socket").contains("\nListenStream=/var/lib/shimd/shimd.sock\n"));
 }
+
+#[test]
+fn systemd_understands_the_units() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = read("shimd.service").replace("/usr/bin/shimd", env!("CARGO_BIN_EXE_shimd"));
+    std::fs::write(dir.path().join("shimd.service"), service).unwrap();
+    std::fs::write(dir.path().join("shimd.socket"), read("shimd.socket")).unwrap();
+    let verify = ["verify", "--recursive-errors=no", "--man=no"];
+    let unit = dir.path().join("shimd.service");
+    accepts("systemd-analyze", &verify, unit.to_str().unwrap());
+}

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use vmm_rest::wire::{BoxStatus, CreateBoxRequest};
 use vmm_runtime::testing::PerTestBoxHome;
 
-use crate::fixture::{Daemon, said};
+use crate::fixture::{Daemon, said, serve};
 use crate::process::{is_gone, kill, state_of};
 
 /// Over HTTP as any client speaks it.
@@ -82,5 +82,19 @@ async fn the_image_that_is_built_in_is_this_program_and_waits_to_be_stopped() {
         (BoxStatus::Stopped, Some(15))
     );
     assert!(is_gone(payload));
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn a_daemon_whose_log_nobody_reads_goes_on() {
+    let home = PerTestBoxHome::new();
+    let mut command = serve(&home);
+    let (reader, writer) = std::io::pipe().unwrap();
+    command.stderr(writer);
+    let daemon = Daemon::spawn(&home, command).await;
+    drop(reader);
+    assert_eq!(said(&home, &["run", "idle", "echo", "hi"]).out(), "hi\n");
+    let metrics = daemon.client.metrics().await.unwrap();
+    assert_eq!((metrics.shim_reaped, metrics.shim_reaper_respawns), (1, 0));
     daemon.end().await;
 }

@@ -6,6 +6,7 @@
 mod command_line;
 mod dist;
 mod fixture;
+mod held_reaper;
 mod lifecycle;
 mod process;
 mod restart;

@@ -1,19 +1,15 @@
-use std::fs;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::process::{Command, Stdio};
 
-use nix::errno::Errno;
-use nix::sys::ptrace;
 use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, waitpid};
-use nix::unistd::Pid;
 use vmm_rest::{BearerToken, Client};
 use vmm_runtime::testing::PerTestBoxHome;
 
 use crate::fixture::{Daemon, log, logged, serve, shimd};
-use crate::process::{as_pid, eventually};
+use crate::held_reaper::HeldReaper;
+use crate::process::eventually;
 
 /// Hears what a service says, as systemd does.
 struct ServiceManager {
@@ -42,40 +38,6 @@ impl ServiceManager {
     }
 }
 
-/// A thread that stands still until this is dropped.
-struct Held(Pid);
-
-impl Held {
-    /// `None` where one process may not hold another.
-    fn hold(thread: Pid) -> Option<Self> {
-        match ptrace::seize(thread, ptrace::Options::empty()) {
-            Err(Errno::EPERM | Errno::ENOSYS) => return None,
-            outcome => outcome.unwrap(),
-        }
-        let held = Self(thread);
-        ptrace::interrupt(thread).unwrap();
-        waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
-        Some(held)
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let _ = ptrace::detach(self.0, None);
-    }
-}
-
-fn thread_named(name: &str, pid: u32) -> Pid {
-    let mut threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let thread = threads.find_map(|thread| {
-        let thread = thread.ok()?;
-        let found = fs::read_to_string(thread.path().join("comm")).ok()?;
-        let id = thread.file_name().to_str()?.parse().ok()?;
-        (found.trim() == name).then_some(as_pid(id))
-    });
-    thread.unwrap_or_else(|| panic!("no thread is named {name}"))
-}
-
 #[tokio::test]
 async fn the_service_manager_is_told_when_the_daemon_is_ready_and_when_it_stops() {
     let home = PerTestBoxHome::new();
@@ -100,8 +62,7 @@ async fn the_watchdog_is_fed_while_the_reaper_sweeps_and_only_then() {
     let daemon = Daemon::spawn(&home, command).await;
     eventually("it is fed", async || manager.count("WATCHDOG=1") >= 2).await;
 
-    let Some(held) = Held::hold(thread_named("shim-reaper", daemon.pid())) else {
-        eprintln!("not tested without the reaper: this process may not trace another");
+    let Some(held) = HeldReaper::of(daemon.pid()) else {
         return daemon.end().await;
     };
     let complaints = || logged(&home).matches(HUNGRY).count();

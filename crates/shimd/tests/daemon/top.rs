@@ -3,7 +3,8 @@ use vmm_rest::wire::CreateBoxRequest;
 use vmm_runtime::testing::PerTestBoxHome;
 
 use crate::fixture::{Daemon, said, words};
-use crate::process::kill;
+use crate::held_reaper::HeldReaper;
+use crate::process::{is_gone, kill, state_of};
 use crate::terminal::Terminal;
 
 fn command(home: &PerTestBoxHome) -> String {
@@ -67,6 +68,37 @@ async fn boxes_the_reaper_and_zombies_are_seen_live() {
             line_of(text, "second").contains(&"configured".to_owned())
         })
         .await;
+    terminal.press("q");
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn a_stuck_reaper_and_its_zombies_are_seen() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    let id = said(&home, &["run", "-d", "idle"]).out();
+    let shim = daemon.client.inspect(id.trim()).await.unwrap().pid.unwrap();
+    let Some(terminal) = Terminal::open(&home, 130, 24) else {
+        return daemon.end().await;
+    };
+    terminal.enter(&command(&home));
+    let Some(held) = HeldReaper::of(daemon.pid()) else {
+        return daemon.end().await;
+    };
+    kill(shim, Signal::SIGKILL);
+    terminal
+        .shows("the stuck reaper and a zombie", |text| {
+            text.contains("stuck for") && line_of(text, "zombies") == ["zombies", "1"]
+        })
+        .await;
+    assert_eq!(state_of(shim), Some('Z'));
+    drop(held);
+    terminal
+        .shows("all is well", |text| {
+            text.contains("sweeping") && line_of(text, "zombies") == ["zombies", "0"]
+        })
+        .await;
+    assert!(is_gone(shim));
     terminal.press("q");
     daemon.end().await;
 }

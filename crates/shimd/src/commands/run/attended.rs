@@ -9,6 +9,7 @@ use vmm_rest::{BoxEvents, Client, ClientError};
 
 use super::Console;
 use super::interrupts::Interrupts;
+use crate::cli::complain;
 use crate::failure::Failure;
 
 /// A box that somebody waits for.
@@ -51,9 +52,7 @@ impl<'c> Attended<'c> {
         loop {
             tokio::select! {
                 ended = &mut life => {
-                    if let Some(mut console) = console {
-                        console.show()?;
-                    }
+                    show(&mut console);
                     return ended;
                 }
                 () = interrupts.next() => stops.push(stop(match stops.is_empty() {
@@ -63,14 +62,26 @@ impl<'c> Attended<'c> {
                 // Its end is told by the events.
                 Some(stopped) = stops.next() => drop(stopped?),
                 _ = look.tick(), if console.is_some() => {
-                    let shown = console.as_mut().map_or(Ok(()), Console::show);
-                    // A box that is not heard any more ends, as a program in a pipe does.
-                    if shown.is_err() {
-                        console = None;
+                    if !show(&mut console) {
                         stops.push(stop(StopBoxRequest::default()));
                     }
                 }
             }
+        }
+    }
+}
+
+/// False if nobody reads what is printed: the box is to end, as a program in a pipe does.
+fn show(console: &mut Option<Console>) -> bool {
+    match console.as_mut().map_or(Ok(()), Console::show) {
+        Ok(()) => true,
+        Err(failure) => {
+            *console = None;
+            let is_read = !failure.is_of_output();
+            if is_read {
+                complain(failure);
+            }
+            is_read
         }
     }
 }

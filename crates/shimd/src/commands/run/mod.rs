@@ -19,7 +19,8 @@ use crate::server::Server;
 
 /// Make a box, start it, show what it prints, and end as it does
 ///
-/// Ctrl-C stops it, a second one kills it. The exit code is that of the command, 128 + N if the
+/// What it prints can be shown only when the daemon is reached through --home. Ctrl-C stops it, a
+/// second one kills it. The exit code is that of the command, 128 + N if the
 /// signal N ended it, 127 if there is no such command, 126 if it cannot be executed, and 125 for
 /// everything else that goes wrong.
 #[derive(Args, Debug)]

@@ -1,3 +1,6 @@
+use std::io;
+use std::time::Duration;
+
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Style, Stylize};
@@ -26,11 +29,11 @@ pub(super) struct View {
 }
 
 /// A reaper that does not sweep for so long is stuck: it does so several times a second.
-const STUCK_AFTER: std::time::Duration = std::time::Duration::from_secs(2);
+const STUCK_AFTER: Duration = Duration::from_secs(2);
 
 impl View {
     pub(super) fn new(server: String, first: Glance) -> Self {
-        let choice = anstream::AutoStream::choice(&std::io::stdout());
+        let choice = anstream::AutoStream::choice(&io::stdout());
         Self {
             server,
             swept_at: first.at,
