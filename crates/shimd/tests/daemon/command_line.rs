@@ -6,6 +6,7 @@ use vmm_runtime::testing::PerTestBoxHome;
 
 use crate::fixture::{Daemon, Said, logged, said, shimd, words};
 use crate::process::end_of;
+use crate::terminal::Terminal;
 
 #[tokio::test]
 async fn every_table_has_a_form_for_programs() {
@@ -149,6 +150,35 @@ async fn colours_are_for_terminals_that_want_them() {
     assert!(forced.contains("\x1b[32mrunning"), "{forced:?}");
     // A log goes to a file here.
     assert!(!logged(&home).contains('\x1b'));
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn a_terminal_gets_colours_unless_no_color_is_set() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    said(&home, &["run", "-d", "idle"]).out();
+    let Some(terminal) = Terminal::open(&home, 120, 20) else {
+        return daemon.end().await;
+    };
+    let list = format!(
+        "{} --home {} ps",
+        env!("CARGO_BIN_EXE_shimd"),
+        home.path().display()
+    );
+    let is_coloured = || terminal.coloured_text().contains("\x1b[32mrunning");
+    terminal.enter(&list);
+    terminal
+        .shows("the box", |text| text.contains(" running "))
+        .await;
+    assert!(is_coloured(), "{}", terminal.coloured_text());
+    terminal.enter(&format!("clear; NO_COLOR=1 {list}; echo do''ne"));
+    terminal
+        .shows("the box once more", |text| {
+            text.contains(" running ") && text.contains("done")
+        })
+        .await;
+    assert!(!is_coloured(), "{}", terminal.coloured_text());
     daemon.end().await;
 }
 

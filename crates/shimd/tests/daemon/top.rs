@@ -110,17 +110,25 @@ async fn every_way_out_leaves_the_terminal_as_it_was() {
     let Some(terminal) = Terminal::open(&home, 100, 20) else {
         return daemon.end().await;
     };
-    for key in ["q", "Escape", "C-c"] {
+    let top = command(&home);
+    let pid = home.path().join("pid");
+    for way in ["q", "Escape", "C-c", "SIGTERM"] {
         terminal.enter("clear; stty -g > $HOME/before; echo be''fore");
-        let top = command(&home);
         terminal
             .shows("the shell", |text| text.contains("before"))
             .await;
         terminal.enter(&format!(
-            "{top}; echo code $?; stty -g | cmp - $HOME/before && echo the sa''me"
+            "sh -c 'echo $$ > $HOME/pid; exec {top}'; echo code $?; \
+             stty -g | cmp - $HOME/before && echo the sa''me"
         ));
         terminal.shows("top", |text| text.contains("zombies")).await;
-        terminal.press(key);
+        match way {
+            "SIGTERM" => {
+                let pid = std::fs::read_to_string(&pid).unwrap();
+                kill(pid.trim().parse().unwrap(), Signal::SIGTERM);
+            }
+            key => terminal.press(key),
+        }
         terminal
             .shows("the shell again", |text| {
                 text.contains("before")

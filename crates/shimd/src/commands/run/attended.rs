@@ -59,8 +59,12 @@ impl<'c> Attended<'c> {
                     true => StopBoxRequest::default(),
                     false => StopBoxRequest::default().timeout_seconds(0.0),
                 })),
-                // Its end is told by the events.
-                Some(stopped) = stops.next() => drop(stopped?),
+                // The events tell its end, also if somebody else has ended it first.
+                Some(stopped) = stops.next() => {
+                    if let Err(error) = stopped {
+                        complain(Failure::from(error));
+                    }
+                }
                 _ = look.tick(), if console.is_some() => {
                     if !show(&mut console) {
                         stops.push(stop(StopBoxRequest::default()));
