@@ -1,10 +1,11 @@
-use std::io::{self, IsTerminal};
+use std::io;
 
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::failure::Failure;
+use crate::output::wants_colours;
 
 /// How to log.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -28,11 +29,10 @@ impl LogFormat {
             // It would tell of them on stderr as well, and panic when nobody reads that any more.
             .log_internal_errors(false);
         match self {
-            Self::Human => {
-                let choice = anstream::AutoStream::choice(&io::stderr());
-                let colours = io::stderr().is_terminal() && choice != anstream::ColorChoice::Never;
-                log.with_ansi(colours).with_target(false).init();
-            }
+            Self::Human => log
+                .with_ansi(wants_colours(&io::stderr()))
+                .with_target(false)
+                .init(),
             Self::Json => log.json().flatten_event(true).init(),
         }
         Ok(())

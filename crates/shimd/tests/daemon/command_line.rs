@@ -1,11 +1,14 @@
 use std::io::{BufRead, BufReader};
+use std::iter;
 use std::process::Stdio;
+use std::sync::mpsc;
+use std::thread;
 
 use serde_json::{Value, json};
 use vmm_runtime::testing::PerTestBoxHome;
 
 use crate::fixture::{Daemon, Said, logged, said, shimd, words};
-use crate::process::end_of;
+use crate::process::{DEADLINE, end_of};
 use crate::terminal::Terminal;
 
 #[tokio::test]
@@ -113,29 +116,27 @@ async fn events_are_told_as_they_happen_until_the_daemon_ends() {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
-    // It may not follow yet: until it does, something else happens.
-    let (sender, first) = std::sync::mpsc::channel();
-    let reader = std::thread::spawn(move || {
-        let mut changes = Vec::new();
+    let (sender, heard) = mpsc::channel();
+    let reader = thread::spawn(move || {
         while let Some(Ok(line)) = lines.next() {
             let event: Value = serde_json::from_str(&line).unwrap();
-            let _ = sender.send(());
-            if event["box"]["name"] == "seen" {
-                changes.push(event["change"].as_str().unwrap().to_owned());
-            }
+            let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let told = (word(&event["box"]["name"]), word(&event["change"]));
+            sender.send(told).unwrap();
         }
-        changes
     });
-    while first.try_recv().is_err() {
+    // It may not follow yet: until it does, something else happens.
+    while heard.try_recv().is_err() {
         said(&home, &["run", "--rm", "idle", "true"]).out();
     }
     said(&home, &["run", "--rm", "--name", "seen", "idle", "true"]).out();
+    let changes = iter::from_fn(|| heard.recv_timeout(DEADLINE).ok());
+    let of_box = changes.filter(|(name, _)| name == "seen");
+    let of_box: Vec<_> = of_box.map(|(_, change)| change).take(4).collect();
+    assert_eq!(of_box, ["created", "started", "stopped", "removed"]);
     daemon.end().await;
     assert!(end_of(&mut follower).await.success());
-    assert_eq!(
-        reader.join().unwrap(),
-        ["created", "started", "stopped", "removed"]
-    );
+    reader.join().unwrap();
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use vmm_rest::wire::{BoxResponse, BoxStatus, RuntimeMetricsResponse};
 
 use super::Glance;
 use crate::failure::Failure;
-use crate::output::age_of;
+use crate::output::{age_of, wants_colours};
 
 /// What is on the screen.
 #[derive(Debug)]
@@ -33,14 +33,13 @@ const STUCK_AFTER: Duration = Duration::from_secs(2);
 
 impl View {
     pub(super) fn new(server: String, first: Glance) -> Self {
-        let choice = anstream::AutoStream::choice(&io::stdout());
         Self {
             server,
             swept_at: first.at,
             now: first,
             trouble: None,
             scrolled: 0,
-            colours: choice != anstream::ColorChoice::Never,
+            colours: wants_colours(&io::stdout()),
         }
     }
 
