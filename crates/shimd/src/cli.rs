@@ -126,7 +126,7 @@ fn block_on<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, F
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(Failure::system("start"))?
+        .map_err(Failure::system("start its event loop"))?
         .block_on(command)
 }
 

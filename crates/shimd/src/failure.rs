@@ -24,6 +24,11 @@ pub(crate) enum Failure {
     Listen(#[from] ListenError),
     #[error(transparent)]
     Image(#[from] ImageError),
+    #[error(
+        "the socket {index} of the service manager is no stream socket; its unit needs \
+         ListenStream= for it"
+    )]
+    NoStreamSocket { index: usize },
     #[error("RUST_LOG: {0}; try RUST_LOG=debug")]
     LogFilter(#[from] tracing_subscriber::filter::FromEnvError),
     #[error("no home: HOME is not set; give one with --home")]

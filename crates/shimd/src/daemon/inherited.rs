@@ -1,4 +1,3 @@
-use std::io;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 
@@ -26,10 +25,7 @@ impl Inherited {
             } else if let Ok(Some(listener)) = passed.take_tcp_listener(index) {
                 inherited.tcp.push(listener);
             } else {
-                let source = io::Error::other(format!("number {index} is no stream socket"));
-                return Err(Failure::system("use the sockets of the service manager")(
-                    source,
-                ));
+                return Err(Failure::NoStreamSocket { index });
             }
         }
         Ok(inherited)

@@ -53,7 +53,7 @@ impl Serve {
         tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
-            .map_err(Failure::system("start"))?
+            .map_err(Failure::system("start its threads"))?
             .block_on(self.serve(&home, inherited, images, token))?;
         Ok(ExitCode::SUCCESS)
     }

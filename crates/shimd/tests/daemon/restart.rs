@@ -32,9 +32,11 @@ async fn a_daemon_that_was_killed_finds_the_boxes_that_outlived_it() {
         matches!(state_of(attached), None | Some('Z'))
     })
     .await;
-    let ended = daemon.client.inspect("attached").await.unwrap();
-    assert_ne!(ended.status, BoxStatus::Running);
-    assert_eq!(ended.pid, None);
+    eventually("its end is known", async || {
+        let ended = daemon.client.inspect("attached").await.unwrap();
+        ended.status != BoxStatus::Running && ended.pid.is_none()
+    })
+    .await;
 
     kill(victim, Signal::SIGKILL);
     daemon.until("victim", BoxStatus::Failed).await;

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use vmm_rest::{BearerToken, Client};
 use vmm_runtime::testing::PerTestBoxHome;
 
-use crate::fixture::{Daemon, log, logged, serve, shimd};
+use crate::fixture::{Daemon, Said, log, logged, serve, shimd};
 use crate::held_reaper::HeldReaper;
 use crate::process::eventually;
 
@@ -130,4 +130,14 @@ async fn a_tcp_socket_of_the_service_manager_is_served_beside_the_daemons() {
     let client = Client::tcp(&url, Some(token)).unwrap();
     assert!(client.all_boxes().await.unwrap().is_empty());
     daemon.end().await;
+}
+
+#[test]
+fn a_socket_that_cannot_be_served_is_told() {
+    let home = PerTestBoxHome::new();
+    let socket = UnixDatagram::unbound().unwrap();
+    let mut command = activated(&home, socket.into());
+    let refused = Said::of(command.stderr(Stdio::piped()));
+    assert_eq!(refused.code, 1);
+    assert!(refused.err.contains("ListenStream="), "{refused:?}");
 }
