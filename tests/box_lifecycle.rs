@@ -108,6 +108,21 @@ async fn a_stop_gives_the_payload_its_grace_and_then_kills_it() {
     runtime.shutdown(Duration::ZERO).await;
 }
 
+/// It cannot put on record that it was asked to, but the runtime knows.
+#[tokio::test]
+async fn a_shim_that_has_to_be_killed_in_a_stop_has_been_stopped() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let spec = sleeping().stop_grace(Duration::from_millis(50));
+    let frozen = started(&runtime, spec).await;
+    common::kill(frozen.pid.unwrap(), nix::sys::signal::Signal::SIGSTOP);
+    let stopped = runtime.stop(&frozen.id).await.unwrap();
+    assert_eq!(
+        (stopped.status, stopped.signal),
+        (BoxStatus::Stopped, Some(9))
+    );
+}
+
 async fn wait_for_console(home: &PerTestBoxHome, id: &str) {
     let console = dir_of(home, id).join("console.log");
     common::eventually("the payload's first line", || {

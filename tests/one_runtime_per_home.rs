@@ -2,6 +2,9 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use common::boxes::{in_two_processes, open, options, sleeping, started};
 use common::own_process::block_on;
 use vmm_runtime::testing::PerTestBoxHome;
@@ -42,6 +45,30 @@ async fn a_refused_opener_disturbs_nothing() {
     VmmRuntime::open(options(home.path())).await.unwrap_err();
     assert_eq!(first.info(&running.id).await.unwrap(), running);
     first.remove(&running.id, true).await.unwrap();
+}
+
+/// A child has every descriptor of its parent between its fork and its exec.
+#[tokio::test]
+async fn children_that_are_just_being_started_do_not_keep_the_home() {
+    let home = PerTestBoxHome::new();
+    let busy = Arc::new(AtomicBool::new(true));
+    let spawners: Vec<_> = (0..3)
+        .map(|_| {
+            let busy = Arc::clone(&busy);
+            std::thread::spawn(move || {
+                while busy.load(Ordering::Relaxed) {
+                    std::process::Command::new("true").status().unwrap();
+                }
+            })
+        })
+        .collect();
+    for _ in 0..100 {
+        drop(open(&home).await);
+    }
+    busy.store(false, Ordering::Relaxed);
+    for spawner in spawners {
+        spawner.join().unwrap();
+    }
 }
 
 #[test]
