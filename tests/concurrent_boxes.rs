@@ -64,7 +64,13 @@ async fn of_many_removals_one_removes_and_the_rest_find_nothing() {
     let home = PerTestBoxHome::new();
     let runtime = open(&home).await;
     let running = started(&runtime, sleeping()).await;
-    let removals = join_all((0..10).map(|_| runtime.remove(&running.id, true))).await;
+    let removals = (0..10).map(|_| async {
+        let outcome = runtime.remove(&running.id, true).await;
+        // Whoever returns, returns when it is gone.
+        assert!(is_gone(running.pid.unwrap()));
+        outcome
+    });
+    let removals = join_all(removals).await;
     let removed = removals.iter().filter(|outcome| outcome.is_ok()).count();
     assert_eq!(removed, 1);
     let rest = removals.into_iter().filter_map(Result::err);

@@ -1,39 +1,40 @@
 use std::io;
+use std::thread;
 
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::{Builder, Handle};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// The tokio runtime that belongs to a VMM runtime: what that has begun goes on however the
-/// caller's runtime is driven, blocked or dropped.
+/// The thread that belongs to a VMM runtime, with a tokio runtime of its own: what it has begun
+/// goes on however the caller's is driven, blocked or dropped.
 #[derive(Debug)]
 pub(crate) struct Driver {
     handle: Handle,
-    runtime: Option<Runtime>,
+    /// The thread ends with this, whatever is still to be done.
+    _stop: DropGuard,
 }
 
 impl Driver {
     pub(crate) fn start() -> io::Result<Self> {
-        let runtime = Builder::new_multi_thread()
-            // Probes are bound to the thread that starts them: there has to be one only.
-            .worker_threads(1)
-            .thread_name("vmm-runtime")
+        let runtime = Builder::new_current_thread()
             .enable_all()
+            .thread_name("vmm-disk")
             .build()?;
+        let handle = runtime.handle().clone();
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        thread::Builder::new()
+            .name("vmm-runtime".to_owned())
+            .spawn(move || {
+                runtime.block_on(stopped.cancelled());
+                runtime.shutdown_background();
+            })?;
         Ok(Self {
-            handle: runtime.handle().clone(),
-            runtime: Some(runtime),
+            handle,
+            _stop: stop.drop_guard(),
         })
     }
 
     pub(crate) fn handle(&self) -> &Handle {
         &self.handle
-    }
-}
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            // The last to hold it may be one of its own tasks, which must not wait for itself.
-            runtime.shutdown_background();
-        }
     }
 }

@@ -7,13 +7,13 @@ use nix::unistd::Pid;
 
 use crate::process::as_pid;
 
-/// The thread of a daemon's reaper, which stands still until this is dropped.
+/// The thread on which a daemon's reaper runs, which stands still until this is dropped.
 pub(crate) struct HeldReaper(Pid);
 
 impl HeldReaper {
     /// `None` where one process may not hold another.
     pub(crate) fn of(daemon: u32) -> Option<Self> {
-        let thread = thread_named("shim-reaper", daemon);
+        let thread = thread_named("vmm-runtime", daemon);
         match ptrace::seize(thread, ptrace::Options::empty()) {
             Err(Errno::EPERM | Errno::ENOSYS) => {
                 eprintln!("not tested with a stuck reaper: this process may not trace another");
