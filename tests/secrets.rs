@@ -29,6 +29,7 @@ fn a_secret_appears_in_no_argument_no_environment_and_no_log_at_trace_level() {
     let test = "a_secret_appears_in_no_argument_no_environment_and_no_log_at_trace_level";
     let output = in_own_process(test, || {
         tracing_subscriber::fmt()
+            .with_ansi(false)
             .with_max_level(tracing::Level::TRACE)
             .init();
         block_on(async {
