@@ -72,15 +72,18 @@ async fn a_probe_that_takes_too_long_has_failed_and_is_killed_with_its_group() {
         .retries(1);
     let running = started(&runtime, sleeping().health(check)).await;
     until_health(&runtime, &running.id, HealthState::Unhealthy).await;
-    runtime.stop(&running.id).await.unwrap();
-    let children = std::fs::read_to_string(dir_of(&home, &running.id).join("children")).unwrap();
-    for child in children.lines() {
-        let pid = child.parse().unwrap();
-        eventually("the end of the probe's child", || {
-            common::state_of(pid).is_none_or(|state| state == 'Z')
-        })
-        .await;
-    }
+    until_first_child_is_gone(&home, &running.id).await;
+    runtime.remove(&running.id, true).await.unwrap();
+}
+
+/// While the box goes on, and with it its probes.
+async fn until_first_child_is_gone(home: &PerTestBoxHome, id: &str) {
+    let children = std::fs::read_to_string(dir_of(home, id).join("children")).unwrap();
+    let pid = children.lines().next().unwrap().parse().unwrap();
+    eventually("the end of the probe's child", || {
+        common::state_of(pid).is_none_or(|state| state == 'Z')
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -90,15 +93,8 @@ async fn what_a_probe_leaves_behind_is_ended() {
     let check = HealthCheckOptions::command(["sh", "-c", "sleep 1000 & echo $! >> children"]);
     let running = started(&runtime, sleeping().health(often(check))).await;
     until_health(&runtime, &running.id, HealthState::Healthy).await;
-    runtime.stop(&running.id).await.unwrap();
-    let children = std::fs::read_to_string(dir_of(&home, &running.id).join("children")).unwrap();
-    for child in children.lines() {
-        let pid = child.parse().unwrap();
-        eventually("the end of the probe's child", || {
-            common::state_of(pid).is_none_or(|state| state == 'Z')
-        })
-        .await;
-    }
+    until_first_child_is_gone(&home, &running.id).await;
+    runtime.remove(&running.id, true).await.unwrap();
 }
 
 #[tokio::test]
