@@ -4,7 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::boxes::{exits_on_go, go, next, open, script, sleeping, started, until};
+use common::boxes::{exits_on_go, go, next, open, script, sleeping, started, stray_of, until};
 use common::own_process::{block_on, in_own_process};
 use common::{eventually, is_gone, kill};
 use futures::{FutureExt, StreamExt};
@@ -109,19 +109,11 @@ async fn descendants_of_a_payload_do_not_survive_their_shim() {
     let runtime = open(&home).await;
     let spec = script("setsid sleep 1000 & sleep 1000 & echo $! > $VMM_BOX_DIR/stray; wait");
     let running = started(&runtime, spec).await;
-    let file = common::boxes::dir_of(&home, &running.id).join("stray");
-    let stray = || {
-        std::fs::read_to_string(&file)
-            .ok()?
-            .trim()
-            .parse::<u32>()
-            .ok()
-    };
-    eventually("the stray", || stray().is_some()).await;
+    let stray = stray_of(&home, &running.id).await;
     kill(running.pid.unwrap(), Signal::SIGKILL);
     until(&runtime, &running.id, BoxStatus::Failed).await;
     eventually("the end of what the payload had started", || {
-        is_gone(stray().unwrap()) && processes_of(&running.id).is_empty()
+        is_gone(stray) && processes_of(&running.id).is_empty()
     })
     .await;
 }
@@ -133,19 +125,11 @@ async fn descendants_that_have_emptied_their_environment_do_not_survive_either()
     let runtime = open(&home).await;
     let spec = script("env -i sleep 1000 & echo $! > $VMM_BOX_DIR/stray; wait");
     let running = started(&runtime, spec).await;
-    let file = common::boxes::dir_of(&home, &running.id).join("stray");
-    let stray = || {
-        std::fs::read_to_string(&file)
-            .ok()?
-            .trim()
-            .parse::<u32>()
-            .ok()
-    };
+    let stray = stray_of(&home, &running.id).await;
     let is_sleep = |pid| {
         std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "sleep\n")
     };
-    eventually("the stray", || stray().is_some_and(is_sleep)).await;
-    let stray = stray().unwrap();
+    eventually("its environment is empty", || is_sleep(stray)).await;
     kill(running.pid.unwrap(), Signal::SIGKILL);
     until(&runtime, &running.id, BoxStatus::Failed).await;
     eventually("its end", || is_gone(stray)).await;
@@ -164,13 +148,7 @@ fn orphans_that_fall_to_the_runtimes_process_are_collected_and_not_counted_as_sh
             for _ in 0..5 {
                 let spec = script("setsid sleep 1000 & echo $! > $VMM_BOX_DIR/stray; wait");
                 let running = started(&runtime, spec).await;
-                let file = common::boxes::dir_of(&home, &running.id).join("stray");
-                eventually("the stray", || {
-                    std::fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n'))
-                })
-                .await;
-                let stray = std::fs::read_to_string(&file).unwrap();
-                pids.push(stray.trim().parse().unwrap());
+                pids.push(stray_of(&home, &running.id).await);
                 pids.extend([running.pid.unwrap(), running.payload_pid.unwrap()]);
                 kill(running.pid.unwrap(), Signal::SIGKILL);
             }

@@ -37,7 +37,10 @@ fn run_and_end(options: RuntimeOptions, end: impl FnOnce(VmmRuntime)) {
             .join("boxes")
             .join(boxes)
             .join("stray");
-        eventually("the descendant", || stray.exists()).await;
+        eventually("the descendant", || {
+            fs::read_to_string(&stray).is_ok_and(|text| text.ends_with('\n'))
+        })
+        .await;
         tokio::task::block_in_place(|| end(runtime));
     });
 }

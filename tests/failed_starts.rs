@@ -248,19 +248,16 @@ async fn a_start_that_fails_leaves_nothing_of_what_the_payload_has_begun() {
     let spec = script("setsid sleep 1000 & echo $! > $VMM_BOX_DIR/stray; wait");
     let spec = spec.ready(Ready::Notified);
     let id = runtime.create(spec).await.unwrap().id;
-    let file = dir_of(&home, &id).join("stray");
     let start = runtime.start(&id);
     let kill = async {
+        let stray = common::boxes::stray_of(&home, &id).await;
         let shim = dir_of(&home, &id).join("shim.pid");
-        let written = || std::fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n'));
-        eventually("the stray", written).await;
         let shim = vmm_runtime::PidRecord::read(&shim).unwrap().unwrap();
         common::kill(shim.pid, nix::sys::signal::Signal::SIGKILL);
+        stray
     };
-    let (started, ()) = tokio::join!(start, kill);
+    let (started, stray) = tokio::join!(start, kill);
     started.unwrap_err();
-    let stray = std::fs::read_to_string(&file).unwrap();
-    let stray = stray.trim().parse().unwrap();
     eventually("the end of the stray", || common::is_gone(stray)).await;
 }
 

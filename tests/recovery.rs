@@ -375,14 +375,12 @@ async fn descendants_of_a_payload_whose_shim_died_meanwhile_are_ended() {
     let home = PerTestBoxHome::new();
     let spec = script("sleep 1000 & echo $! > $VMM_BOX_DIR/stray; wait");
     let left = left_running(&home, spec).await;
-    let file = dir_of(&home, &left.id).join("stray");
-    let stray = || fs::read_to_string(&file).ok()?.trim().parse::<u32>().ok();
-    eventually("the stray", || stray().is_some()).await;
+    let stray = common::boxes::stray_of(&home, &left.id).await;
     kill(left.pid.unwrap(), Signal::SIGKILL);
     eventually("the end of the shim", || is_gone(left.pid.unwrap())).await;
-    assert!(!is_gone(stray().unwrap()));
+    assert!(!is_gone(stray));
     let _runtime = open(&home).await;
-    eventually("the end of the stray", || is_gone(stray().unwrap())).await;
+    eventually("the end of the stray", || is_gone(stray)).await;
 }
 
 #[tokio::test]

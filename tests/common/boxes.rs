@@ -10,7 +10,7 @@ use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxChange, BoxEvent, BoxInfo, BoxSpec, BoxStatus, Events};
 use vmm_runtime::{RuntimeOptions, VmmRuntime};
 
-use super::{DEADLINE, pause};
+use super::{DEADLINE, eventually, pause};
 
 /// The program `vmm-shim`, up to date: a test that is built alone does not build it.
 pub fn shim_program() -> &'static Path {
@@ -106,6 +106,18 @@ pub async fn changes_up_to(events: &mut Events, last: BoxChange) -> Vec<BoxChang
         changes.push(next(events).await.change);
     }
     changes
+}
+
+/// The pid that a payload has written to the file `stray` in its directory, when it is there.
+pub async fn stray_of(home: &PerTestBoxHome, id: &str) -> u32 {
+    let file = dir_of(home, id).join("stray");
+    let mut text = String::new();
+    eventually("the stray", || {
+        text = std::fs::read_to_string(&file).unwrap_or_default();
+        text.ends_with('\n')
+    })
+    .await;
+    text.trim().parse().unwrap()
 }
 
 const HOME: &str = "SHIM_TEST_HOME_OF_ANOTHER_PROCESS";
