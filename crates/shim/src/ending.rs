@@ -1,3 +1,4 @@
+use nix::libc::SIGKILL;
 use serde::{Deserialize, Serialize};
 
 use crate::{EngineError, PayloadExit};
@@ -17,6 +18,8 @@ pub enum Ending {
         /// Its number, as in `signal(7)`.
         signal: i32,
     },
+    /// The kernel killed the payload, because the memory that it may use was used up.
+    OutOfMemory,
     /// Code inside the shim panicked.
     Panicked {
         /// What it said.
@@ -62,12 +65,22 @@ impl Ending {
         match self {
             Self::Exited { code } => *code,
             Self::Signaled { signal } => 128 + signal,
+            Self::OutOfMemory => 128 + SIGKILL,
             Self::Panicked { .. } => 101,
             Self::Failed { kind, .. } => match kind {
                 FailureKind::NotFound => 127,
                 FailureKind::NotExecutable => 126,
                 _ => 125,
             },
+        }
+    }
+
+    /// The signal that ended it, if one did.
+    pub fn signal(&self) -> Option<i32> {
+        match self {
+            Self::Signaled { signal } => Some(*signal),
+            Self::OutOfMemory => Some(SIGKILL),
+            _ => None,
         }
     }
 
@@ -85,6 +98,7 @@ impl From<PayloadExit> for Ending {
             // As the kernel does, exit(3).
             PayloadExit::Code(code) => Self::Exited { code: code & 0xff },
             PayloadExit::Signal(signal) => Self::Signaled { signal },
+            PayloadExit::OutOfMemory => Self::OutOfMemory,
         }
     }
 }
@@ -111,6 +125,7 @@ mod tests {
         for ending in [
             Ending::Exited { code: 3 },
             Ending::Signaled { signal: 9 },
+            Ending::OutOfMemory,
             Ending::Panicked {
                 message: "no".into(),
                 location: Some("src/x.rs:1:2".into()),

@@ -17,6 +17,9 @@ pub struct BoxFiles {
     /// Who the payload is, from its start on: a [`PidRecord`](crate::PidRecord). Not synced, so a
     /// crash of the machine can leave anything in it.
     pub payload_pid: &'static str,
+    /// Where the kernel bounds the payload: the paths of its [`ControlGroup`](crate::ControlGroup), a
+    /// line each. Not synced.
+    pub control_group: &'static str,
     /// How it ended: an [`ExitRecord`](crate::ExitRecord).
     pub exit: &'static str,
     /// What the shim itself prints.
@@ -32,6 +35,7 @@ pub const FILES: BoxFiles = BoxFiles {
     spec: "box.json",
     shim_pid: "shim.pid",
     payload_pid: "payload.pid",
+    control_group: "cgroup",
     exit: "exit",
     shim_stderr: "shim.stderr",
     console: "console.log",
@@ -42,7 +46,13 @@ impl BoxFiles {
     /// Every file of a run, for clearing up before the next; also what a crash may have left of
     /// writing them.
     pub fn of_a_run(&self, dir: &Path) -> Vec<PathBuf> {
-        let written = [self.shim_pid, self.payload_pid, self.exit].map(|name| dir.join(name));
+        let written = [
+            self.shim_pid,
+            self.payload_pid,
+            self.control_group,
+            self.exit,
+        ]
+        .map(|name| dir.join(name));
         let temporary = written.each_ref().map(|path| temporary_of(path));
         written
             .into_iter()
@@ -60,7 +70,7 @@ mod tests {
     fn what_a_crashed_writer_leaves_is_of_the_run() {
         let dir = Path::new("/box");
         let files = FILES.of_a_run(dir);
-        for name in ["shim.pid", "payload.pid", "exit"] {
+        for name in ["shim.pid", "payload.pid", "cgroup", "exit"] {
             let temporary = dir.join(format!(".{name}.tmp"));
             assert!(files.contains(&dir.join(name)) && files.contains(&temporary));
         }

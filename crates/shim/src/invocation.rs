@@ -17,10 +17,12 @@ pub enum Invocation {
         /// The box's directory, which is also the current one.
         dir: PathBuf,
     },
-    /// `vmm-shim payload <pid of the shim> <program> ...`: about to become a payload.
+    /// `vmm-shim payload <pid of the shim> <confinement> <program> ...`: about to become a payload.
     Payload {
         /// Whom to die with.
         shim: u32,
+        /// What is to bound it, in JSON. The shim's own affair.
+        confinement: String,
         /// The program and its arguments.
         command: Vec<OsString>,
     },
@@ -45,6 +47,7 @@ impl Invocation {
             }),
             "payload" => Some(Self::Payload {
                 shim: args.next()?.to_str()?.parse().ok()?,
+                confinement: args.next()?.into_string().ok()?,
                 command: args.collect(),
             }),
             _ => None,
@@ -55,18 +58,32 @@ impl Invocation {
     pub fn args(&self) -> Vec<OsString> {
         match self {
             Self::Box { id, dir } => vec!["box".into(), id.into(), dir.into()],
-            Self::Payload { shim, command } => {
-                let mut args = vec!["payload".into(), shim.to_string().into()];
+            Self::Payload {
+                shim,
+                confinement,
+                command,
+            } => {
+                let mut args = vec![
+                    "payload".into(),
+                    shim.to_string().into(),
+                    confinement.into(),
+                ];
                 args.extend_from_slice(command);
                 args
             }
         }
     }
 
+    /// For a command that dies with this process, and is not bounded in any other way.
+    pub fn bound_to_this_process(command: &[String]) -> Self {
+        Self::payload_of_this_process("{}".to_owned(), command)
+    }
+
     /// For a payload of this process.
-    pub(crate) fn payload_of_this_process(command: &[String]) -> Self {
+    pub(crate) fn payload_of_this_process(confinement: String, command: &[String]) -> Self {
         Self::Payload {
             shim: process::id(),
+            confinement,
             command: command.iter().map(OsString::from).collect(),
         }
     }
@@ -83,7 +100,7 @@ mod tests {
                 id: "b1".into(),
                 dir: "/boxes/b1".into(),
             },
-            Invocation::payload_of_this_process(&["sh".into(), "-c".into(), "box".into()]),
+            Invocation::bound_to_this_process(&["sh".into(), "-c".into(), "box".into()]),
         ] {
             let args = [OsString::from(ARGV0)].into_iter().chain(invocation.args());
             assert_eq!(Invocation::parse(args), Some(invocation));

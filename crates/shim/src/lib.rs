@@ -51,6 +51,7 @@
 compile_error!("vmm-shim needs Linux");
 
 mod control;
+mod control_group;
 mod descendants;
 mod durable;
 mod ending;
@@ -70,6 +71,7 @@ mod spec;
 mod standard_streams;
 
 pub use control::KILL_SIGNAL;
+pub use control_group::ControlGroup;
 pub use durable::{FileError, write_file};
 pub use ending::{Ending, FailureKind};
 pub use engine::{Engine, EngineError, Payload, PayloadExit, Process};

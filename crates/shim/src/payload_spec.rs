@@ -26,6 +26,10 @@ pub struct PayloadSpec {
     pub stdin: Option<String>,
     /// When the payload counts as running.
     pub ready: Ready,
+    /// How many processors it may use; all of them unless said otherwise.
+    pub cpus: Option<u32>,
+    /// How much memory it may use, in MiB; as much as there is unless said otherwise.
+    pub memory_mib: Option<u32>,
     /// What only one engine understands.
     pub options: Map<String, Value>,
 }
@@ -61,6 +65,8 @@ impl Default for PayloadSpec {
             working_dir: None,
             stdin: None,
             ready: Ready::default(),
+            cpus: None,
+            memory_mib: None,
             options: Map::new(),
         }
     }
@@ -73,6 +79,8 @@ impl fmt::Debug for PayloadSpec {
             .field("program", &self.command.first())
             .field("working_dir", &self.working_dir)
             .field("ready", &self.ready)
+            .field("cpus", &self.cpus)
+            .field("memory_mib", &self.memory_mib)
             .finish_non_exhaustive()
     }
 }

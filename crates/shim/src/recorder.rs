@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::{Ending, ExitRecord, FILES, Payload, Report, descendants, durable};
+use crate::{ControlGroup, Ending, ExitRecord, FILES, Payload, Report, descendants, durable};
 
 /// How long the payload may take over an order, where an end waits for it.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -140,6 +140,13 @@ impl Recorder {
 
     fn publish(&self, _ended: MutexGuard<'_, ()>, ending: Ending) -> ! {
         descendants::end_all_but(None);
+        if let Some(group) = self
+            .exit
+            .get()
+            .and_then(|exit| ControlGroup::of_box(exit.parent()?))
+        {
+            group.remove();
+        }
         let code = ending.shell_code();
         let record = ExitRecord {
             pid: process::id(),

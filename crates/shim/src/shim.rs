@@ -58,7 +58,11 @@ impl Shim {
         match Invocation::of_this_process() {
             None => ARMED.store(true, Ordering::Release),
             Some(Invocation::Box { .. }) => instance::run(self.engines),
-            Some(Invocation::Payload { shim, command }) => engine::become_payload(shim, &command),
+            Some(Invocation::Payload {
+                shim,
+                confinement,
+                command,
+            }) => engine::become_payload(shim, &confinement, &command),
         }
     }
 }

@@ -168,7 +168,28 @@ impl VmmRuntime {
     pub async fn stop(&self, id_or_name: &str) -> Result<BoxInfo, RuntimeError> {
         let core = self.core();
         let stopped = core.boxes.find(id_or_name)?;
-        core.operate(lifecycle::stop(Arc::clone(core), stopped))
+        let grace = stopped.grace();
+        core.operate(lifecycle::stop(Arc::clone(core), stopped, grace))
+            .await
+    }
+
+    /// [`stop`](Self::stop) with another grace than the box's own.
+    ///
+    /// # Errors
+    ///
+    /// As [`stop`](Self::stop).
+    ///
+    /// # Cancel safety
+    ///
+    /// See [`VmmRuntime`].
+    pub async fn stop_within(
+        &self,
+        id_or_name: &str,
+        grace: Duration,
+    ) -> Result<BoxInfo, RuntimeError> {
+        let core = self.core();
+        let stopped = core.boxes.find(id_or_name)?;
+        core.operate(lifecycle::stop(Arc::clone(core), stopped, grace))
             .await
     }
 

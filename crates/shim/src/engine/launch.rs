@@ -10,6 +10,7 @@ use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, dup2_stdout, getppid};
 
+use super::Confinement;
 use crate::ignored_signals::stop_ignoring;
 
 /// What the report starts with, once all that is left to do is to execute the payload. A launcher
@@ -37,16 +38,16 @@ pub(super) fn understand(report: &str) -> Result<(), LaunchError> {
     }
 }
 
-/// Turns this process into a payload that dies with `shim`, its parent.
+/// Turns this process into a confined payload that dies with `shim`, its parent.
 ///
 /// A program in between, because binding a child's life to its parent's takes a system call
 /// between fork and exec, and only async-signal-safe code may run there. Stdout is the pipe for the
 /// report; it closes when the payload's program is executed.
-pub(crate) fn become_payload(shim: u32, command: &[OsString]) -> ! {
+pub(crate) fn become_payload(shim: u32, confinement: &str, command: &[OsString]) -> ! {
     let report = io::stdout().as_fd().try_clone_to_owned();
     if let Ok(report) = report {
         let mut report = File::from(report);
-        let error = execute(shim, command, &mut report);
+        let error = execute(shim, confinement, command, &mut report);
         let told = match error.raw_os_error() {
             Some(errno) => errno.to_string(),
             None => error.to_string(),
@@ -57,7 +58,7 @@ pub(crate) fn become_payload(shim: u32, command: &[OsString]) -> ! {
 }
 
 /// Returns only if the program could not be executed.
-fn execute(shim: u32, command: &[OsString], report: &mut File) -> io::Error {
+fn execute(shim: u32, confinement: &str, command: &[OsString], report: &mut File) -> io::Error {
     let mut prepare = || -> io::Result<()> {
         dup2_stdout(io::stderr())?;
         // Inherited from the shim, and kept across exec.
@@ -69,6 +70,7 @@ fn execute(shim: u32, command: &[OsString], report: &mut File) -> io::Error {
         if getppid() != Pid::from_raw(shim.cast_signed()) {
             return Err(io::Error::other("the shim is gone"));
         }
+        serde_json::from_str::<Confinement>(confinement)?.apply()?;
         write!(report, "{ABOUT_TO_EXECUTE}")
     };
     let Some((program, args)) = command.split_first() else {

@@ -1,5 +1,6 @@
 //! What runs payloads: the seam between a shim and a kind of virtual machine.
 
+mod confinement;
 mod error;
 mod launch;
 mod notify_socket;
@@ -9,6 +10,7 @@ mod process_payload;
 use std::io;
 use std::path::Path;
 
+pub(crate) use confinement::Confinement;
 pub use error::EngineError;
 pub(crate) use launch::become_payload;
 pub use process::Process;
@@ -80,4 +82,6 @@ pub enum PayloadExit {
     Code(i32),
     /// By this signal.
     Signal(i32),
+    /// Killed by the kernel, because its memory was used up.
+    OutOfMemory,
 }

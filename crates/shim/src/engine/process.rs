@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use super::confinement::Confinement;
 use super::launch::{self, LaunchError};
 use super::notify_socket::NotifySocket;
 use super::process_payload::ProcessPayload;
@@ -23,6 +24,15 @@ use crate::{
 /// The command runs in a process group of its own and dies with the shim. When it has ended, its
 /// descendants are killed, also those that have left the group: the shim is their subreaper. Its
 /// stdout and stderr are appended to `console.log`.
+///
+/// The [`cpus`](PayloadSpec::cpus) and [`memory_mib`](PayloadSpec::memory_mib) of a spec bound the
+/// command together with its descendants, in control groups: it gets as much time as so many
+/// processors have, and the kernel kills a process that wants more memory. That takes the
+/// controllers `cpu` and `memory` of `cgroups(7)`, of version 1, or of version 2 in a group that
+/// systemd has delegated (`Delegate=yes` with a `DelegateSubgroup=` for the runtime, systemd 254).
+/// Where no group can be made, the shim says so in `shim.stderr`, and the command is kept on so
+/// many processors (`sched_setaffinity(2)`), and each of its processes within so much data of its
+/// own (`RLIMIT_DATA`, `getrlimit(2)`, Linux 4.7), which a process can see, and two can exceed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Process;
 
@@ -43,7 +53,8 @@ impl Engine for Process {
         let (mut report, theirs) =
             io::pipe().map_err(EngineError::system("open a pipe to the payload"))?;
         let mut child = {
-            let mut command = command(spec, dir, notify.as_ref())?;
+            let confinement = Confinement::prepare(spec, dir)?;
+            let mut command = command(spec, dir, &confinement, notify.as_ref())?;
             command.stdout(theirs);
             command
                 .spawn()
@@ -59,7 +70,7 @@ impl Engine for Process {
             let ended = child.wait();
             return Err(refused(&spec.payload, program, error, ended));
         }
-        Ok(Box::new(ProcessPayload::new(child, notify)))
+        Ok(Box::new(ProcessPayload::new(child, dir, notify)))
     }
 }
 
@@ -92,6 +103,7 @@ fn check(payload: &PayloadSpec) -> Result<PathBuf, EngineError> {
 fn command(
     spec: &InstanceSpec,
     dir: &Path,
+    confinement: &Confinement,
     notify: Option<&NotifySocket>,
 ) -> Result<Command, EngineError> {
     let PayloadSpec {
@@ -101,10 +113,12 @@ fn command(
         stdin,
         ..
     } = &spec.payload;
+    let confinement = serde_json::to_string(confinement)
+        .map_err(|error| EngineError::Other(error.to_string()))?;
     let mut command = Command::new("/proc/self/exe");
     command
         .arg0(ARGV0)
-        .args(Invocation::payload_of_this_process(payload).args())
+        .args(Invocation::payload_of_this_process(confinement, payload).args())
         .env_clear()
         .env("PATH", DEFAULT_PATH)
         .envs(env)

@@ -1,10 +1,12 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
+use nix::libc::SIGKILL;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
@@ -13,12 +15,14 @@ use rustix::process::{WaitId, WaitIdOptions};
 
 use super::notify_socket::NotifySocket;
 use super::{EngineError, Payload, PayloadExit};
-use crate::descendants;
+use crate::{ControlGroup, descendants};
 
 /// A command as the payload, and whatever it starts.
 #[derive(Debug)]
 pub(super) struct ProcessPayload {
     pid: Pid,
+    /// The box's directory.
+    dir: PathBuf,
     /// `None` once it is collected: its number may then be somebody else's.
     child: Mutex<Option<Child>>,
     /// `None` once it is ready: nobody reads it then, and the payload would hang when it is full.
@@ -32,9 +36,10 @@ const LOOK_EVERY: u16 = 20;
 const COLLECT_EVERY: u16 = 500;
 
 impl ProcessPayload {
-    pub(super) fn new(child: Child, notify: Option<NotifySocket>) -> Self {
+    pub(super) fn new(child: Child, dir: &Path, notify: Option<NotifySocket>) -> Self {
         Self {
             pid: Pid::from_raw(child.id().cast_signed()),
+            dir: dir.to_owned(),
             child: Mutex::new(Some(child)),
             notify: Mutex::new(notify),
         }
@@ -151,7 +156,10 @@ impl Payload for ProcessPayload {
             None => return Err(Errno::ECHILD.into()),
         };
         *slot = None;
+        let out_of_memory =
+            || ControlGroup::of_box(&self.dir).is_some_and(|group| group.has_run_out_of_memory());
         Ok(match status.signal() {
+            Some(SIGKILL) if out_of_memory() => PayloadExit::OutOfMemory,
             Some(signal) => PayloadExit::Signal(signal),
             None => PayloadExit::Code(status.code().unwrap_or(255)),
         })

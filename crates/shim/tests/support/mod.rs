@@ -10,6 +10,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -28,8 +29,12 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 pub fn command() -> Command {
     let program = match vmm_shim::is_armed() {
         true => std::env::current_exe().unwrap(),
-        false => env!("CARGO_BIN_EXE_vmm-shim").into(),
+        false => PathBuf::from(env!("CARGO_BIN_EXE_vmm-shim")),
     };
+    command_of(program.as_path())
+}
+
+pub fn command_of(program: &Path) -> Command {
     let mut command = Command::new(program);
     command
         .arg0(ARGV0)
@@ -80,8 +85,12 @@ impl Shim {
 
     pub fn told(text: &[u8]) -> Self {
         let mut shim = Self::without_spec();
-        shim.stdin.as_mut().unwrap().write_all(text).unwrap();
+        shim.tell(text);
         shim
+    }
+
+    pub fn tell(&mut self, text: &[u8]) {
+        self.stdin.as_mut().unwrap().write_all(text).unwrap();
     }
 
     pub fn of(payload: PayloadSpec) -> Self {
@@ -96,7 +105,7 @@ impl Shim {
         shim
     }
 
-    pub fn path(&self, name: &str) -> std::path::PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 

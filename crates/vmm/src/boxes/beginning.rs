@@ -12,7 +12,7 @@ pub(crate) enum Beginning {
     /// The shim of an earlier runtime, whose end has to be awaited.
     After(Arc<ShimHandler>),
     Begun {
-        spec: InstanceSpec,
+        spec: Box<InstanceSpec>,
         /// Cancelled when the start is to be given up.
         interrupt: CancellationToken,
     },

@@ -58,6 +58,10 @@ pub struct BoxInfo {
     pub error: Option<String>,
     /// Whether it outlives the runtime.
     pub detached: bool,
+    /// How many processors its payload may use; all of them if it does not say.
+    pub cpus: Option<u32>,
+    /// How much memory its payload may use, in MiB; as much as there is if it does not say.
+    pub memory_mib: Option<u32>,
     /// The user's.
     pub labels: BTreeMap<String, String>,
     /// When it was created.

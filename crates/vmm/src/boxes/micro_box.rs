@@ -150,7 +150,7 @@ impl MicroBox {
             shim: None,
         };
         Ok(Beginning::Begun {
-            spec: state.record.instance(),
+            spec: Box::new(state.record.instance()),
             interrupt,
         })
     }

@@ -54,7 +54,9 @@ impl Outcome {
             .or_else(|| status.and_then(ending_of));
         let status = match &ending {
             Some(Ending::Exited { code: 0 }) => BoxStatus::Stopped,
-            Some(Ending::Exited { .. } | Ending::Signaled { .. }) | None if requested => {
+            Some(Ending::Exited { .. } | Ending::Signaled { .. } | Ending::OutOfMemory) | None
+                if requested =>
+            {
                 BoxStatus::Stopped
             }
             _ => BoxStatus::Failed,
@@ -111,6 +113,7 @@ pub(crate) fn describe(ending: Option<&Ending>) -> String {
             Ok(signal) => format!("ended by {signal}"),
             Err(_) => format!("ended by signal {signal}"),
         },
+        Some(Ending::OutOfMemory) => "killed: the memory it may use was used up".to_owned(),
         Some(Ending::Panicked { message, location }) => match location {
             Some(location) => format!("the shim panicked at {location}: {message}"),
             None => format!("the shim panicked: {message}"),
@@ -152,6 +155,7 @@ mod tests {
             (true, Ending::Exited { code: 1 }, BoxStatus::Stopped),
             (false, term.clone(), BoxStatus::Failed),
             (true, term, BoxStatus::Stopped),
+            (false, Ending::OutOfMemory, BoxStatus::Failed),
             (true, panic, BoxStatus::Failed),
         ] {
             let outcome = Outcome::of(shim(), None, record(requested, ending.clone()), false);

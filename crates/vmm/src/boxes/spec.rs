@@ -104,6 +104,20 @@ impl BoxSpec {
         self
     }
 
+    /// Sets how many processors the payload may use.
+    #[must_use]
+    pub fn cpus(mut self, count: u32) -> Self {
+        self.payload.cpus = Some(count);
+        self
+    }
+
+    /// Sets how much memory the payload may use, in MiB.
+    #[must_use]
+    pub fn memory_mib(mut self, mib: u32) -> Self {
+        self.payload.memory_mib = Some(mib);
+        self
+    }
+
     /// Sets [`detached`](Self::detached).
     #[must_use]
     pub fn detached(mut self, on: bool) -> Self {
@@ -167,6 +181,8 @@ mod tests {
         let spec = BoxSpec::new(["sleep", "1"])
             .name("b")
             .env("A", "b")
+            .cpus(2)
+            .memory_mib(512)
             .detached(true)
             .stop_grace(Duration::from_millis(1500))
             .health(HealthCheckOptions::command(["true"]))

@@ -10,11 +10,14 @@ use crate::core::Core;
 use crate::{BoxInfo, RuntimeError};
 
 /// Gives up a start that is under way; a box that does not run is as good as stopped.
-pub(crate) async fn stop(core: Arc<Core>, stopped: Arc<MicroBox>) -> Result<BoxInfo, RuntimeError> {
+pub(crate) async fn stop(
+    core: Arc<Core>,
+    stopped: Arc<MicroBox>,
+    grace: Duration,
+) -> Result<BoxInfo, RuntimeError> {
     stopped.give_up_starts();
     let _turn = stopped.turn.lock().await;
     if let Some(shim) = stopped.request_stop()? {
-        let grace = stopped.grace();
         let ended = timeout(grace.saturating_add(STUCK_AFTER), shim.stop(grace)).await;
         check(&stopped, shim.pid(), ended)?;
         stopped.settle();

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use shim_reaper::{Pidfd, Signal};
+use vmm_shim::ControlGroup;
 
 use super::{caretaker, procfs};
 
@@ -22,7 +23,8 @@ pub(crate) struct Litter {
 /// Ends what payloads have left behind: descendants that outlived a shim which had no time to see
 /// to them. A payload dies with its shim, what it has started does not.
 ///
-/// Who has left both the session and the environment is not found; that takes a cgroup.
+/// A control group knows them all. Of a payload without one, who has left both the session and the
+/// environment is not found.
 #[derive(Debug, Default)]
 pub(crate) struct Strays {
     /// What is still to be searched for.
@@ -46,15 +48,13 @@ impl Strays {
         if wanted.is_empty() {
             return;
         }
-        for _ in 0..ROUNDS {
-            if kill_all(&wanted) == 0 {
-                return;
-            }
+        if (0..ROUNDS).all(|_| kill_all(&wanted) > 0) {
+            tracing::warn!(
+                ?wanted,
+                "descendants of payloads multiply faster than they are killed"
+            );
         }
-        tracing::warn!(
-            ?wanted,
-            "descendants of payloads multiply faster than they are killed"
-        );
+        groups_of(&wanted).for_each(|group| group.remove());
     }
 
     fn wanted(&self) -> MutexGuard<'_, HashSet<Litter>> {
@@ -62,27 +62,51 @@ impl Strays {
     }
 }
 
-fn kill_all(wanted: &HashSet<Litter>) -> usize {
-    let dirs: HashSet<_> = wanted.iter().map(|litter| &litter.dir).collect();
-    // While a session has members nobody else gets its number; if somebody has, they are strangers.
-    let sessions: HashSet<_> = wanted
+fn groups_of(wanted: &HashSet<Litter>) -> impl Iterator<Item = ControlGroup> {
+    wanted
         .iter()
-        .filter_map(|litter| litter.session)
-        .filter(|session| !procfs::exists(*session))
-        .collect();
-    let is_wanted = |pid: u32| {
-        procfs::session_of(pid).is_some_and(|session| sessions.contains(&session))
-            || procfs::box_dir_of(pid).is_some_and(|dir| dirs.contains(&dir))
-    };
-    let strays: Vec<_> = procfs::pids()
-        .filter(|pid| is_wanted(*pid))
+        .filter_map(|litter| ControlGroup::of_box(&litter.dir))
+}
+
+/// What tells strays from other processes, at one moment.
+struct Traits<'a> {
+    members: HashSet<u32>,
+    sessions: HashSet<u32>,
+    dirs: HashSet<&'a PathBuf>,
+}
+
+impl<'a> Traits<'a> {
+    fn of(wanted: &'a HashSet<Litter>) -> Self {
+        let sessions = wanted.iter().filter_map(|litter| litter.session);
+        Self {
+            members: groups_of(wanted).flat_map(|group| group.pids()).collect(),
+            // While a session has members nobody else gets its number; if somebody has, they are
+            // strangers.
+            sessions: sessions
+                .filter(|session| !procfs::exists(*session))
+                .collect(),
+            dirs: wanted.iter().map(|litter| &litter.dir).collect(),
+        }
+    }
+
+    fn has(&self, pid: u32) -> bool {
+        self.members.contains(&pid)
+            || procfs::session_of(pid).is_some_and(|session| self.sessions.contains(&session))
+            || procfs::box_dir_of(pid).is_some_and(|dir| self.dirs.contains(&dir))
+    }
+}
+
+fn kill_all(wanted: &HashSet<Litter>) -> usize {
+    let traits = Traits::of(wanted);
+    let found: Vec<_> = procfs::pids()
+        .filter(|pid| traits.has(*pid))
         .filter_map(|pid| Pidfd::open(pid).ok())
-        // Once more, now that the pidfd holds on to whoever it is.
-        .filter(|stray| is_wanted(stray.pid()))
         .collect();
+    // Once more, now that the pidfds hold on to whoever they are.
+    let traits = Traits::of(wanted);
     let mut killed = 0;
     let deadline = Instant::now() + PATIENCE;
-    for stray in strays {
+    for stray in found.into_iter().filter(|stray| traits.has(stray.pid())) {
         if !stray.has_exited() {
             tracing::info!(pid = stray.pid(), "ending a stray descendant of a payload");
             // It may have ended by itself.

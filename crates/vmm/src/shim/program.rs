@@ -55,11 +55,7 @@ impl ShimProgram {
     /// A command that dies with this process, as a payload does with its shim. More exactly with
     /// the thread that starts it, `prctl(2)`.
     pub(crate) fn bound_command(&self, command: &[String]) -> Command {
-        let invocation = Invocation::Payload {
-            shim: std::process::id(),
-            command: command.iter().map(Into::into).collect(),
-        };
-        self.invoke(&invocation)
+        self.invoke(&Invocation::bound_to_this_process(command))
     }
 
     /// The shim of a box, without its standard streams.

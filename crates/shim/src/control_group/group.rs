@@ -1,0 +1,165 @@
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::hierarchy::{Hierarchy, Version};
+use super::setting::Controller;
+use crate::durable::write_file_unsynced;
+use crate::{FILES, FileError};
+
+/// The control groups of one box's payload: one, or with version 1 of `cgroups(7)` one for each
+/// kind of resource.
+///
+/// They bound what the payload takes together with all that descends from it, and know every one
+/// of these processes, whatever it has done to its session and environment. They outlive a shim
+/// that is killed; whoever finds that [removes](Self::remove) them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ControlGroup {
+    dirs: Vec<PathBuf>,
+}
+
+const PREFIX: &str = "vmm-box-";
+
+/// How long the kernel may take to let go of a group whose last process has ended.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+impl ControlGroup {
+    /// Makes the groups for a payload of this process, and records them in the box's directory
+    /// first: nothing may be left that nobody knows of.
+    pub(crate) fn create(
+        id: &str,
+        dir: &Path,
+        limits: &[(Controller, u64)],
+    ) -> Result<Self, FileError> {
+        let name = format!("{PREFIX}{id}.{}", process::id());
+        let places = limits
+            .iter()
+            .map(|(controller, _)| Place::of(*controller, &name))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut dirs: Vec<_> = places.iter().map(|place| place.dir.clone()).collect();
+        dirs.dedup();
+        let group = Self { dirs };
+        group.record(dir)?;
+        let made = places
+            .iter()
+            .zip(limits)
+            .try_for_each(|(place, (controller, amount))| place.make(*controller, *amount));
+        if let Err(error) = made {
+            group.remove();
+            return Err(error);
+        }
+        Ok(group)
+    }
+
+    fn record(&self, dir: &Path) -> Result<(), FileError> {
+        let mut text = Vec::new();
+        for dir in &self.dirs {
+            text.extend_from_slice(dir.as_os_str().as_encoded_bytes());
+            text.push(b'\n');
+        }
+        write_file_unsynced(&dir.join(FILES.control_group), &text)
+    }
+
+    /// Of the last run of the box with this directory, if it still has one. Kernel interfaces,
+    /// present or not; the record is believed only where it names groups of boxes.
+    pub fn of_box(dir: &Path) -> Option<Self> {
+        let text = fs::read_to_string(dir.join(FILES.control_group)).ok()?;
+        let is_of_a_box = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| name.starts_with(PREFIX)) && path.join(PROCESSES).exists()
+        };
+        let dirs: Vec<_> = text
+            .lines()
+            .map(PathBuf::from)
+            .filter(is_of_a_box)
+            .collect();
+        (!dirs.is_empty()).then_some(Self { dirs })
+    }
+
+    pub(crate) fn into_dirs(self) -> Vec<PathBuf> {
+        self.dirs
+    }
+
+    /// The processes in it now.
+    pub fn pids(&self) -> Vec<u32> {
+        let mut pids: Vec<_> = self
+            .dirs
+            .iter()
+            .filter_map(|dir| fs::read_to_string(dir.join(PROCESSES)).ok())
+            .flat_map(|list| list.lines().map(str::parse).collect::<Vec<_>>())
+            .flatten()
+            .collect();
+        pids.sort_unstable();
+        pids.dedup();
+        pids
+    }
+
+    /// Whether the kernel has killed a process of it because its memory was used up. Linux 4.13.
+    pub(crate) fn has_run_out_of_memory(&self) -> bool {
+        let files = [Version::V1, Version::V2].map(Controller::kills_file);
+        let counted = self
+            .dirs
+            .iter()
+            .flat_map(|dir| files.map(|file| dir.join(file)))
+            .filter_map(|path| fs::read_to_string(path).ok());
+        counted.into_iter().any(|text| {
+            let kills = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+            kills.is_some_and(|kills| kills.trim() != "0")
+        })
+    }
+
+    /// Removes it, when its last process has ended; what still holds processes after a second
+    /// stays. Blocks.
+    pub fn remove(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        for dir in &self.dirs {
+            while let Err(error) = fs::remove_dir(dir)
+                && error.kind() == io::ErrorKind::ResourceBusy
+                && Instant::now() < deadline
+            {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+/// The processes of a group; to enter it is to write to this.
+pub(crate) const PROCESSES: &str = "cgroup.procs";
+
+struct Place {
+    version: Version,
+    dir: PathBuf,
+}
+
+impl Place {
+    fn of(controller: Controller, name: &str) -> Result<Self, FileError> {
+        let failed = |source| FileError::new("use", "/proc/self/cgroup", source);
+        let hierarchy = Hierarchy::of(controller).map_err(failed)?;
+        Ok(Self {
+            version: hierarchy.version,
+            dir: hierarchy.parent(controller)?.join(name),
+        })
+    }
+
+    fn make(&self, controller: Controller, amount: u64) -> Result<(), FileError> {
+        match fs::create_dir(&self.dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(FileError::new("make", &self.dir, error));
+            }
+            // By the other controller in this hierarchy.
+            _ => {}
+        }
+        for setting in controller.settings(self.version, amount) {
+            let path = self.dir.join(setting.file);
+            match fs::write(&path, setting.value.to_string()) {
+                Err(error) if setting.is_optional && error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(FileError::new("write", path, error)),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+}

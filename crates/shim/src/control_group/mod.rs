@@ -1,0 +1,9 @@
+//! What the kernel keeps a payload to its processors and memory by: `cgroups(7)`.
+
+mod group;
+mod hierarchy;
+mod setting;
+
+pub use group::ControlGroup;
+pub(crate) use group::PROCESSES;
+pub(crate) use setting::Controller;

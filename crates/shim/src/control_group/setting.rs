@@ -1,0 +1,67 @@
+use super::hierarchy::Version;
+
+/// A limit that a controller keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Setting {
+    pub(super) file: &'static str,
+    pub(super) value: u64,
+    /// Whether the kernel may be built or booted without it.
+    pub(super) is_optional: bool,
+}
+
+/// What bounds one kind of resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Controller {
+    Cpu,
+    Memory,
+}
+
+/// Microseconds; what the kernel takes where nothing else is said.
+const PERIOD: u64 = 100_000;
+
+impl Controller {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Memory => "memory",
+        }
+    }
+
+    /// `amount` in processors, or in bytes. Swap is not memory: with some, a payload would take
+    /// more than that.
+    pub(super) fn settings(self, version: Version, amount: u64) -> Vec<Setting> {
+        let needed = |file, value| Setting {
+            file,
+            value,
+            is_optional: false,
+        };
+        let optional = |file, value| Setting {
+            file,
+            value,
+            is_optional: true,
+        };
+        match (self, version) {
+            // The period is optional to write, and stays as it is.
+            (Self::Cpu, Version::V2) => vec![needed("cpu.max", amount * PERIOD)],
+            (Self::Cpu, Version::V1) => vec![
+                needed("cpu.cfs_period_us", PERIOD),
+                needed("cpu.cfs_quota_us", amount * PERIOD),
+            ],
+            (Self::Memory, Version::V2) => {
+                vec![needed("memory.max", amount), optional("memory.swap.max", 0)]
+            }
+            (Self::Memory, Version::V1) => vec![
+                needed("memory.limit_in_bytes", amount),
+                optional("memory.memsw.limit_in_bytes", amount),
+            ],
+        }
+    }
+
+    /// Where the kernel counts in a line `oom_kill <n>` what it has killed for want of memory.
+    pub(super) fn kills_file(version: Version) -> &'static str {
+        match version {
+            Version::V1 => "memory.oom_control",
+            Version::V2 => "memory.events",
+        }
+    }
+}

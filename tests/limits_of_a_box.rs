@@ -1,0 +1,86 @@
+//! A box gets the processors and the memory of its spec, and its control group gives strays away.
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+
+use common::boxes::{dir_of, open, script, sleeping, started, stray_of, until};
+use common::{eventually, is_gone, kill};
+use nix::sys::signal::Signal::SIGKILL;
+use vmm_runtime::testing::PerTestBoxHome;
+use vmm_runtime::{BoxSpec, BoxStatus, Ending};
+
+/// The control groups of a running box; none on a host that gives it none, which is said.
+fn groups_of(home: &PerTestBoxHome, id: &str) -> Option<Vec<PathBuf>> {
+    let record = fs::read_to_string(dir_of(home, id).join("cgroup")).unwrap();
+    let dirs: Vec<_> = record.lines().map(PathBuf::from).collect();
+    if dirs.iter().all(|dir| dir.exists()) {
+        return Some(dirs);
+    }
+    println!("SKIPPED: this host lets this user make no control group");
+    None
+}
+
+fn bounded(spec: BoxSpec) -> BoxSpec {
+    spec.cpus(1).memory_mib(64)
+}
+
+#[tokio::test]
+async fn a_box_that_uses_up_its_memory_has_failed_of_that() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    // Looks for the last line of what has none.
+    let spec = bounded(BoxSpec::new(["tail", "/dev/zero"]));
+    let greedy = started(&runtime, spec).await;
+    assert_eq!((greedy.cpus, greedy.memory_mib), (Some(1), Some(64)));
+    let ended = until(&runtime, &greedy.id, BoxStatus::Failed).await;
+    match ended.ending {
+        Some(Ending::OutOfMemory) => {
+            assert_eq!((ended.exit_code, ended.signal), (Some(137), Some(9)));
+            assert!(ended.error.unwrap().contains("memory"));
+        }
+        // Without a control group it notices by itself.
+        ending => assert_eq!(ending, Some(Ending::Exited { code: 1 })),
+    }
+}
+
+#[tokio::test]
+async fn who_has_left_session_and_environment_does_not_survive_a_killed_shim() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let away = "setsid env -i sh -c 'echo $$ > stray; exec sleep 1000' & wait";
+    let spec = bounded(script(&format!("cd $VMM_BOX_DIR; {away}")));
+    let running = started(&runtime, spec).await;
+    let stray = stray_of(&home, &running.id).await;
+    let Some(dirs) = groups_of(&home, &running.id) else {
+        kill(stray, SIGKILL);
+        return;
+    };
+    kill(running.pid.unwrap(), SIGKILL);
+    until(&runtime, &running.id, BoxStatus::Failed).await;
+    eventually("its end", || is_gone(stray)).await;
+    eventually("the end of its groups", || {
+        dirs.iter().all(|dir| !dir.exists())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn no_group_outlives_its_box() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let stopped = started(&runtime, bounded(sleeping())).await;
+    let removed = started(&runtime, bounded(sleeping())).await;
+    let dirs: Vec<_> = [&stopped, &removed]
+        .iter()
+        .filter_map(|info| groups_of(&home, &info.id))
+        .flatten()
+        .collect();
+    runtime.stop(&stopped.id).await.unwrap();
+    runtime.remove(&removed.id, true).await.unwrap();
+    assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
+    // Again, in another group.
+    let again = runtime.start(&stopped.id).await.unwrap();
+    assert_eq!(again.status, BoxStatus::Running);
+}
