@@ -108,6 +108,19 @@ async fn a_stop_gives_the_payload_its_grace_and_then_kills_it() {
     runtime.shutdown(Duration::ZERO).await;
 }
 
+#[tokio::test]
+async fn a_stop_can_bring_a_grace_of_its_own() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let deaf = script("trap '' TERM; echo up; while :; do sleep 0.01; done");
+    let deaf = started(&runtime, deaf.stop_grace(Duration::from_secs(3600))).await;
+    wait_for_console(&home, &deaf.id).await;
+    let grace = Duration::from_millis(50);
+    let stopped = runtime.stop_within(&deaf.id, grace).await.unwrap();
+    assert_eq!(stopped.status, BoxStatus::Stopped);
+    assert_eq!(stopped.ending, Some(Ending::Signaled { signal: 9 }));
+}
+
 /// It cannot put on record that it was asked to, but the runtime knows.
 #[tokio::test]
 async fn a_shim_that_has_to_be_killed_in_a_stop_has_been_stopped() {

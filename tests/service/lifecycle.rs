@@ -117,6 +117,45 @@ async fn command_environment_directory_and_size_are_honoured() {
 }
 
 #[tokio::test]
+async fn a_box_gets_the_processors_and_the_memory_that_the_request_asks_for() {
+    let service = Service::start().await;
+    let mut greedy = CreateBoxRequest::of("idle").cmd(["tail", "/dev/zero"]);
+    greedy.memory_mib = Some(128);
+    let greedy = service.started(greedy).await.box_id;
+    service.runtime.wait(&greedy).await.unwrap();
+    let ended = service.client.inspect(&greedy).await.unwrap();
+    assert_eq!(ended.status, BoxStatus::Failed);
+    // Killed by the kernel; or told, where there can be no control group.
+    assert!(matches!(ended.exit_code, Some(137 | 1)), "{ended:?}");
+
+    let mut wide = CreateBoxRequest::of("idle");
+    (wide.cpus, wide.memory_mib) = (Some(32), Some(256));
+    let wide = service.started(wide).await.box_id;
+    let dir = boxes::dir_of(&service.home, &wide);
+    let groups = std::fs::read_to_string(dir.join("cgroup")).unwrap();
+    let limits: Vec<_> = groups
+        .lines()
+        .flat_map(|group| {
+            let files = [
+                "cpu.max",
+                "cpu.cfs_quota_us",
+                "memory.max",
+                "memory.limit_in_bytes",
+            ];
+            files.map(|file| std::path::Path::new(group).join(file))
+        })
+        .filter_map(|file| std::fs::read_to_string(file).ok())
+        .map(|text| text.split_whitespace().next().unwrap().to_owned())
+        .collect();
+    if limits.is_empty() {
+        println!("SKIPPED: this host lets this user make no control group");
+    } else {
+        assert_eq!(limits, ["3200000", "268435456"]);
+    }
+    service.end().await;
+}
+
+#[tokio::test]
 async fn a_stop_kills_when_the_time_that_it_gives_is_over() {
     let service = Service::start().await;
     let running = service.started(deaf()).await;

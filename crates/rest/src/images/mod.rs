@@ -1,11 +1,11 @@
 //! What boxes can be made from.
 
-mod allotment;
 mod error;
 mod image;
+mod origin;
 mod table;
 
-pub(crate) use allotment::{Allotment, CPUS, DEFAULT_CPUS, DEFAULT_MEMORY_MIB, MEMORY_MIB};
 pub use error::ImageError;
 pub use image::Image;
+pub(crate) use origin::Origin;
 pub use table::ImageTable;

@@ -2,7 +2,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{CPUS, Image, ImageError, MEMORY_MIB};
+use super::{Image, ImageError};
+use crate::wire::box_size::{CPUS, MEMORY_MIB};
 
 /// The images that boxes can be made from, by name.
 ///

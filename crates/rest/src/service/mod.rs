@@ -20,7 +20,6 @@ mod routes;
 mod server;
 mod socket_file;
 mod state;
-mod stop;
 mod usage;
 
 use access::Access;
@@ -32,7 +31,6 @@ pub use listener::{ListenError, Listener};
 use new_box::{STOP_GRACE, spec_of};
 pub use server::Server;
 use state::ApiState;
-use stop::stop_within;
 
 /// The OpenAPI document of what a [`Server`] serves, made from its handlers and types: JSON, as
 /// `GET /v1/openapi.json` answers it.

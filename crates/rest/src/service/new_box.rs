@@ -1,12 +1,14 @@
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use vmm_runtime::BoxSpec;
 
 use super::ApiError;
-use crate::images::{Allotment, CPUS, DEFAULT_CPUS, DEFAULT_MEMORY_MIB, ImageTable, MEMORY_MIB};
+use crate::images::{ImageTable, Origin};
+use crate::wire::box_size::{CPUS, DEFAULT_CPUS, DEFAULT_MEMORY_MIB, MEMORY_MIB};
 use crate::wire::{CreateBoxRequest, ErrorCode, NetworkMode, SecurityPreset};
 
-/// How long a box may take to stop before it is killed, unless a request to stop it says less.
+/// How long a box may take to stop before it is killed, unless a request to stop it says otherwise.
 pub(crate) const STOP_GRACE: Duration = Duration::from_secs(30);
 
 /// What clients send as `auto_pause` when their user has not said anything.
@@ -38,27 +40,20 @@ pub(crate) fn spec_of(request: CreateBoxRequest, images: &ImageTable) -> Result<
             ),
         )
     })?;
-    let allotment = Allotment {
-        cpus: cpus.or(image.cpus).unwrap_or(DEFAULT_CPUS),
-        memory_mib: memory_mib
-            .or(image.memory_mib)
-            .unwrap_or(DEFAULT_MEMORY_MIB),
-        image: image_name,
-    };
-    within("cpus", allotment.cpus, &CPUS)?;
-    within("memory_mib", allotment.memory_mib, &MEMORY_MIB)?;
+    let cpus = cpus.or(image.cpus).unwrap_or(DEFAULT_CPUS);
+    let memory_mib = memory_mib
+        .or(image.memory_mib)
+        .unwrap_or(DEFAULT_MEMORY_MIB);
+    within("cpus", cpus, &CPUS)?;
+    within("memory_mib", memory_mib, &MEMORY_MIB)?;
 
     let mut payload = image.payload(entrypoint, cmd);
     payload.env.extend(env.into_iter().flatten());
     if let Some(dir) = working_dir {
         payload.working_dir = Some(dir.into());
     }
-    payload
-        .options
-        .insert("cpus".to_owned(), allotment.cpus.into());
-    payload
-        .options
-        .insert("memory_mib".to_owned(), allotment.memory_mib.into());
+    payload.cpus = Some(cpus);
+    payload.memory_mib = Some(memory_mib);
     check_command(&payload.command)?;
     check_environment(payload.env.iter())?;
     if let Some(dir) = &payload.working_dir
@@ -72,7 +67,7 @@ pub(crate) fn spec_of(request: CreateBoxRequest, images: &ImageTable) -> Result<
         .stop_grace(STOP_GRACE);
     spec.name = name;
     spec.health.clone_from(&image.health);
-    allotment.put_into(&mut spec.labels);
+    Origin::of(image_name).put_into(&mut spec.labels);
     Ok(spec)
 }
 
@@ -140,7 +135,7 @@ fn is_filled<T>(list: Option<&Vec<T>>) -> bool {
     list.is_some_and(|list| !list.is_empty())
 }
 
-fn within(field: &str, value: u32, range: &std::ops::RangeInclusive<u32>) -> Result<(), ApiError> {
+fn within(field: &str, value: u32, range: &RangeInclusive<u32>) -> Result<(), ApiError> {
     match range.contains(&value) {
         true => Ok(()),
         false => Err(ApiError::invalid(format!(

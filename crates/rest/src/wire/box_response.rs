@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use vmm_runtime::BoxInfo;
 
+use super::box_size::{DEFAULT_CPUS, DEFAULT_MEMORY_MIB};
 use super::{BoxStatus, Health};
-use crate::images::Allotment;
+use crate::images::Origin;
 
 /// A box at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -36,10 +37,10 @@ pub struct BoxResponse {
     pub pid: Option<u32>,
     /// The entry of the server's image table that it was made from.
     pub image: String,
-    /// Virtual processors.
+    /// Virtual processors; the default of a box that was not made by the server, and has no limit.
     #[schema(minimum = 1, maximum = 32)]
     pub cpus: u32,
-    /// Memory in MiB.
+    /// Memory in MiB; of a box without limit as above.
     #[schema(minimum = 128)]
     pub memory_mib: u32,
     /// The user's.
@@ -82,7 +83,7 @@ pub struct BoxResponse {
 impl From<BoxInfo> for BoxResponse {
     fn from(info: BoxInfo) -> Self {
         let mut labels = info.labels;
-        let allotment = Allotment::take_from(&mut labels);
+        let image = Origin::take_from(&mut labels).into_name();
         Self {
             box_id: info.id,
             name: info.name,
@@ -90,9 +91,9 @@ impl From<BoxInfo> for BoxResponse {
             created_at: info.created_at,
             updated_at: info.updated_at,
             pid: info.pid,
-            image: allotment.image,
-            cpus: allotment.cpus,
-            memory_mib: allotment.memory_mib,
+            image,
+            cpus: info.cpus.unwrap_or(DEFAULT_CPUS),
+            memory_mib: info.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB),
             labels,
             auto_pause: 0,
             auto_delete: 0,

@@ -7,6 +7,7 @@ mod advanced_options;
 mod box_event;
 mod box_metrics;
 mod box_response;
+pub(crate) mod box_size;
 mod box_status;
 mod create_box_request;
 mod error_code;

@@ -8,7 +8,7 @@ use axum::response::IntoResponse;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use crate::service::{ApiError, ApiState, STOP_GRACE, extract, page, spec_of, stop_within};
+use crate::service::{ApiError, ApiState, STOP_GRACE, extract, page, spec_of};
 use crate::wire::{
     BoxResponse, CreateBoxRequest, ErrorResponse, ListBoxesQuery, ListBoxesResponse, StopBoxRequest,
 };
@@ -179,8 +179,11 @@ pub(super) async fn stop(
     body: Bytes,
 ) -> Result<Json<BoxResponse>, ApiError> {
     let limit = stop_limit(&body)?;
-    Ok(Json(stop_within(&api.runtime, &id, limit).await?.into()))
+    Ok(Json(api.runtime.stop_within(&id, limit).await?.into()))
 }
+
+/// What leaves time to answer within that of a request.
+const LONGEST_GRACE: Duration = Duration::from_secs(60);
 
 /// Clients may send no body, whatever type they claim that it has.
 fn stop_limit(body: &[u8]) -> Result<Duration, ApiError> {
@@ -192,10 +195,10 @@ fn stop_limit(body: &[u8]) -> Result<Duration, ApiError> {
         return Ok(STOP_GRACE);
     };
     match Duration::try_from_secs_f64(seconds) {
-        Ok(limit) if limit <= STOP_GRACE => Ok(limit),
+        Ok(limit) if limit <= LONGEST_GRACE => Ok(limit),
         Ok(_) => Err(ApiError::unsupported(
             "timeout_seconds",
-            &format!("patience beyond {} seconds", STOP_GRACE.as_secs()),
+            &format!("patience beyond {} seconds", LONGEST_GRACE.as_secs()),
         )),
         Err(_) => Err(ApiError::invalid("timeout_seconds is no span of time")),
     }
@@ -218,12 +221,13 @@ mod tests {
         }
         let half = Duration::from_millis(500);
         assert_eq!(limit(r#"{"timeout_seconds": 0.5}"#), Some(half));
+        assert_eq!(limit(r#"{"timeout_seconds": 60}"#), Some(2 * STOP_GRACE));
         for body in [
             "[",
             "[]",
             "3",
             r#"{"timeout_seconds": -1}"#,
-            r#"{"timeout_seconds": 31}"#,
+            r#"{"timeout_seconds": 61}"#,
         ] {
             assert_eq!(limit(body), None, "{body}");
         }

@@ -1,8 +1,8 @@
 use axum::Json;
 use axum::extract::Extension;
 
-use crate::images::{CPUS, DEFAULT_CPUS, DEFAULT_MEMORY_MIB, MEMORY_MIB};
 use crate::service::{Access, idempotency};
+use crate::wire::box_size::{CPUS, DEFAULT_CPUS, DEFAULT_MEMORY_MIB, MEMORY_MIB};
 use crate::wire::{Principal, ServerCapabilities, ServerConfig, ServerDefaults};
 
 /// What the server can do. Needs no token.
