@@ -63,6 +63,8 @@ async fn every_box_and_every_shim_is_counted_once() {
     runtime.wait(&ended.id).await.unwrap();
     runtime.remove(&removed.id, true).await.unwrap();
     assert_eq!(boxes(&runtime.metrics().await), (5, 2, 3, 0));
+    // The one that could not be run has not.
+    assert_eq!(runtime.metrics().await.boxes_crashed_total, 1);
     until_shims(&runtime, (5, 0, 0)).await;
 }
 

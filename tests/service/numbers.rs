@@ -49,6 +49,7 @@ async fn the_exposition_has_the_same_numbers_as_open_metrics() {
         "vmm_boxes{status=\"failed\"} 0",
         "# TYPE vmm_boxes_created counter",
         "vmm_boxes_created_total 1",
+        "vmm_boxes_crashed_total 0",
         "vmm_boxes_running 1",
         "vmm_shim_reaped_total 0",
         "vmm_shim_reaper_registered 1",
@@ -75,7 +76,7 @@ async fn the_exposition_has_the_same_numbers_as_open_metrics() {
     }
     let parsed = openmetrics_parser::openmetrics::parse_openmetrics(&reply.text);
     let families = parsed.unwrap_or_else(|error| panic!("{error}:\n{}", reply.text));
-    assert_eq!(families.families.len(), 13);
+    assert_eq!(families.families.len(), 14);
     service.client.remove(&running.box_id, true).await.unwrap();
     service.end().await;
 }

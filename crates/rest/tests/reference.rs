@@ -45,6 +45,7 @@ const ADDED: [(&str, &[&str]); 2] = [
     (
         "RuntimeMetrics",
         &[
+            "boxes_crashed_total",
             "shim_reaped",
             "shim_reaper_alive",
             "shim_reaper_last_sweep_at_ms",

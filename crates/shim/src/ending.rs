@@ -84,6 +84,22 @@ impl Ending {
         }
     }
 
+    /// Whether neither the payload chose to end like this, nor the spec asked for what cannot be
+    /// run.
+    pub fn is_crash(&self) -> bool {
+        match self {
+            Self::Exited { .. } => false,
+            Self::Signaled { .. } | Self::OutOfMemory | Self::Panicked { .. } => true,
+            Self::Failed { kind, .. } => !matches!(
+                kind,
+                FailureKind::Spec
+                    | FailureKind::UnknownEngine
+                    | FailureKind::NotFound
+                    | FailureKind::NotExecutable
+            ),
+        }
+    }
+
     pub(crate) fn failed(kind: FailureKind, message: impl Into<String>) -> Self {
         Self::Failed {
             kind,
@@ -134,6 +150,23 @@ mod tests {
         ] {
             let text = serde_json::to_string(&ending).unwrap();
             assert_eq!(serde_json::from_str::<Ending>(&text).unwrap(), ending);
+        }
+    }
+
+    #[test]
+    fn who_ends_with_a_code_or_cannot_be_run_has_not_crashed() {
+        for ending in [
+            Ending::Signaled { signal: 11 },
+            Ending::OutOfMemory,
+            Ending::failed(FailureKind::Storage, "full"),
+        ] {
+            assert!(ending.is_crash(), "{ending:?}");
+        }
+        for ending in [
+            Ending::Exited { code: 1 },
+            Ending::failed(FailureKind::NotFound, "no such program"),
+        ] {
+            assert!(!ending.is_crash(), "{ending:?}");
         }
     }
 

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use futures::Stream;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use pin_project::pin_project;
+use vmm_shim::Ending;
 
 use crate::{BoxInfo, RuntimeMetricsStorage};
 
@@ -101,6 +102,10 @@ impl Herald {
         };
         if let Some(counter) = counter {
             counter.fetch_add(1, Ordering::Relaxed);
+        }
+        if change == BoxChange::Failed && info.ending.as_ref().is_none_or(Ending::is_crash) {
+            let crashed = &self.metrics.boxes_crashed_total;
+            crashed.fetch_add(1, Ordering::Relaxed);
         }
         tracing::info!(
             id = info.id,

@@ -13,6 +13,10 @@ pub struct RuntimeMetrics {
     pub boxes_created_total: u64,
     /// Times that a box could not be started, or failed while it ran; never falls.
     pub boxes_failed_total: u64,
+    /// Of these, the times that it was neither the payload that ended with a code, nor the spec
+    /// that asked for what cannot be run: a signal, the end of the memory, a shim that failed or
+    /// is gone; never falls.
+    pub boxes_crashed_total: u64,
     /// Times that a box stopped; never falls.
     pub boxes_stopped_total: u64,
     /// Boxes that run now.
@@ -44,6 +48,8 @@ pub struct RuntimeMetricsStorage {
     pub boxes_created_total: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::boxes_failed_total`].
     pub boxes_failed_total: Arc<AtomicU64>,
+    /// See [`RuntimeMetrics::boxes_crashed_total`].
+    pub boxes_crashed_total: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::boxes_stopped_total`].
     pub boxes_stopped_total: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::num_running_boxes`].
@@ -63,6 +69,7 @@ impl RuntimeMetricsStorage {
         RuntimeMetrics {
             boxes_created_total: read(&self.boxes_created_total),
             boxes_failed_total: read(&self.boxes_failed_total),
+            boxes_crashed_total: read(&self.boxes_crashed_total),
             boxes_stopped_total: read(&self.boxes_stopped_total),
             num_running_boxes: read(&self.num_running_boxes),
             shim_reaped: read(&self.shim_reaped),

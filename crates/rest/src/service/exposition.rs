@@ -83,6 +83,11 @@ impl Collector for Numbers {
                 runtime.boxes_failed_total,
             ),
             (
+                "boxes_crashed",
+                "Of these, the times that it was not the payload's code, nor what the spec asked for.",
+                runtime.boxes_crashed_total,
+            ),
+            (
                 "boxes_stopped",
                 "Times that a box stopped.",
                 runtime.boxes_stopped_total,

@@ -13,6 +13,9 @@ pub struct RuntimeMetricsResponse {
     pub boxes_created_total: u64,
     /// Times that a box could not be started, or failed while it ran; never falls.
     pub boxes_failed_total: u64,
+    /// Of these, the times that it was neither the payload that ended with a code, nor the request
+    /// that asked for what cannot be run; never falls.
+    pub boxes_crashed_total: u64,
     /// Times that a box stopped; never falls.
     pub boxes_stopped_total: u64,
     /// Boxes that run now.
@@ -42,6 +45,7 @@ impl From<RuntimeMetrics> for RuntimeMetricsResponse {
         Self {
             boxes_created_total: metrics.boxes_created_total,
             boxes_failed_total: metrics.boxes_failed_total,
+            boxes_crashed_total: metrics.boxes_crashed_total,
             boxes_stopped_total: metrics.boxes_stopped_total,
             num_running_boxes: metrics.num_running_boxes,
             total_commands_executed: 0,
