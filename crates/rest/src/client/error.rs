@@ -1,4 +1,5 @@
 use std::error::Error;
+use std::time::Duration;
 
 use crate::wire::{ErrorCode, ErrorModel};
 
@@ -36,6 +37,15 @@ pub enum ClientError {
         /// What happened.
         source: reqwest::Error,
     },
+    /// Nothing is heard of a stream that never falls silent for so long: the server hangs, or the
+    /// way to it is cut.
+    #[error("nothing has been heard of the server at {at} for {seconds} s")]
+    Silent {
+        /// The socket or the address.
+        at: String,
+        /// For how long.
+        seconds: u64,
+    },
     /// The server says no, and why.
     #[error("{}", error.message)]
     Refused {
@@ -72,6 +82,13 @@ fn root_of(error: &reqwest::Error) -> String {
 }
 
 impl ClientError {
+    pub(super) fn silent(at: &str, silence: Duration) -> Self {
+        Self::Silent {
+            at: at.to_owned(),
+            seconds: silence.as_secs(),
+        }
+    }
+
     /// What the server says is wrong, if it does.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {

@@ -2,10 +2,12 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt};
 use reqwest::Response;
+use tokio::time::timeout;
 
 use super::sse::{SentEvent, Sse};
 use super::{Answer, ClientError};
@@ -26,16 +28,19 @@ struct Reading {
     response: Response,
     sse: Sse,
     events: VecDeque<SentEvent>,
+    silence: Duration,
     over: bool,
 }
 
 impl BoxEvents {
-    pub(super) fn new(answer: Answer) -> Self {
+    /// Over when nothing is heard for as long as `silence`.
+    pub(super) fn new(answer: Answer, silence: Duration) -> Self {
         let reading = Reading {
             at: answer.at,
             response: answer.response,
             sse: Sse::default(),
             events: VecDeque::new(),
+            silence,
             over: false,
         };
         Self(stream::unfold(reading, Reading::next).boxed())
@@ -48,13 +53,18 @@ impl Reading {
             if let Some(event) = self.events.pop_front() {
                 return Some((self.parse(&event), self));
             }
-            match self.response.chunk().await {
-                Ok(Some(piece)) => self.events.extend(self.sse.push(&piece)),
-                Ok(None) => self.over = true,
-                Err(source) => {
+            match timeout(self.silence, self.response.chunk()).await {
+                Ok(Ok(Some(piece))) => self.events.extend(self.sse.push(&piece)),
+                Ok(Ok(None)) => self.over = true,
+                Ok(Err(source)) => {
                     self.over = true;
                     let at = self.at.clone();
                     return Some((Err(ClientError::Lost { at, source }), self));
+                }
+                Err(_) => {
+                    self.over = true;
+                    let silent = ClientError::silent(&self.at, self.silence);
+                    return Some((Err(silent), self));
                 }
             }
         }

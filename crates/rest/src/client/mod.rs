@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder, StatusCode, Url, redirect};
+use tokio::time::timeout;
 
 use answer::Answer;
 pub use error::ClientError;
@@ -54,6 +55,8 @@ pub struct Client {
     token: Option<BearerToken>,
     /// For people.
     at: String,
+    /// How long it may take until something of an event stream is heard.
+    silence: Duration,
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -78,7 +81,8 @@ impl Client {
 
     /// Of the server at this address, `http://HOST:PORT`. Does not connect yet.
     ///
-    /// The connection is not encrypted: across a network, put a tunnel around it.
+    /// The connection is not encrypted, and goes through no proxy: across a network, put a tunnel
+    /// around it.
     ///
     /// # Errors
     ///
@@ -107,6 +111,7 @@ impl Client {
             base,
             token,
             at,
+            silence: SILENCE_TIMEOUT,
         })
     }
 
@@ -253,7 +258,11 @@ impl Client {
         let request = self.request(Method::GET, ["v1", "events"])?;
         // It has no end that could be late.
         let request = request.timeout(Duration::MAX);
-        Ok(BoxEvents::new(self.send(request).await?.check().await?))
+        let begun = async { self.send(request).await?.check().await };
+        let answer = timeout(self.silence, begun)
+            .await
+            .map_err(|_| ClientError::silent(&self.at, self.silence))??;
+        Ok(BoxEvents::new(answer, self.silence))
     }
 
     async fn get<T: serde::de::DeserializeOwned, const N: usize>(
@@ -315,7 +324,65 @@ fn builder() -> reqwest::ClientBuilder {
         ))
         .connect_timeout(CONNECT_TIMEOUT)
         .timeout(ANSWER_TIMEOUT)
-        .read_timeout(SILENCE_TIMEOUT)
         .pool_idle_timeout(IDLE_TIMEOUT)
         .redirect(redirect::Policy::none())
+        // The token is for the server, not for whoever is on the way.
+        .no_proxy()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::thread;
+
+    use futures::StreamExt;
+
+    use super::*;
+
+    const SILENCE: Duration = Duration::from_millis(50);
+
+    /// Answers one request, piece by piece, each after a silence that is too long for events, and
+    /// keeps the connection.
+    fn slow_server(pieces: &'static [&'static str]) -> Client {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        thread::spawn(move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            let mut request = [0; 4096];
+            let _ = connection.read(&mut request).unwrap();
+            for piece in pieces {
+                thread::sleep(4 * SILENCE);
+                let _ = connection.write_all(piece.as_bytes());
+            }
+            // Until the client hangs up.
+            let _ = connection.read(&mut request);
+        });
+        let mut client = Client::tcp(&url, None).unwrap();
+        client.silence = SILENCE;
+        client
+    }
+
+    #[tokio::test]
+    async fn an_answer_may_take_longer_than_a_stream_may_be_silent() {
+        let client = slow_server(&["HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n", "{}"]);
+        assert_eq!(client.metrics().await.unwrap(), Default::default());
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_falls_silent_is_over() {
+        let mut client = slow_server(&["HTTP/1.1 200 OK\r\n\r\n: hello\n\n"]);
+        let unanswered = client.events().await;
+        assert!(matches!(unanswered, Err(ClientError::Silent { .. })));
+
+        client = slow_server(&["HTTP/1.1 200 OK\r\n\r\n: hello\n\n"]);
+        client.silence = 20 * SILENCE;
+        let mut events = client.events().await.unwrap();
+        let heard = events.next().await;
+        assert!(matches!(
+            heard,
+            Some(Err(ClientError::Silent { seconds: 1, .. }))
+        ));
+        assert!(events.next().await.is_none());
+    }
 }

@@ -6,6 +6,9 @@ pub(super) struct Sse {
     data: String,
 }
 
+/// What is longer is no event of a box; the rest of it is left out.
+const MAX_LINE: usize = 1 << 20;
+
 /// An event as it was sent.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct SentEvent {
@@ -18,7 +21,8 @@ impl Sse {
     pub(super) fn push(&mut self, piece: &[u8]) -> Vec<SentEvent> {
         let mut events = Vec::new();
         for line in piece.split_inclusive(|byte| *byte == b'\n') {
-            self.line.extend_from_slice(line);
+            let room = MAX_LINE.saturating_sub(self.line.len());
+            self.line.extend_from_slice(&line[..line.len().min(room)]);
             if line.ends_with(b"\n") {
                 let line = std::mem::take(&mut self.line);
                 let line = String::from_utf8_lossy(&line);
