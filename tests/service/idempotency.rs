@@ -35,30 +35,30 @@ async fn the_same_request_with_the_same_key_is_done_once() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_repeated_with_an_id_of_its_own() {
+async fn a_refusal_uses_up_no_key() {
     let service = Service::start().await;
-    let remove = || {
-        service.send_with(
-            Method::DELETE,
-            "/v1/boxes/x",
-            "",
-            &[("idempotency-key", KEY)],
-        )
-    };
-    let first = remove().await;
-    service
-        .client
-        .create(&CreateBoxRequest::of("idle").name("x"))
-        .await
-        .unwrap();
-    let second = remove().await;
-    assert_eq!((first.status, second.status), (404, 404));
-    assert_ne!(
-        first.json()["error"]["request_id"],
-        second.json()["error"]["request_id"]
+    let key = [("idempotency-key", KEY)];
+    let remove = || service.send_with(Method::DELETE, "/v1/boxes/x", "", &key);
+    assert_eq!(remove().await.status, 404);
+    let named = CreateBoxRequest::of("idle").name("x");
+    service.client.create(&named).await.unwrap();
+    assert_eq!(remove().await.status, 204);
+    let again = remove().await;
+    assert_eq!(again.status, 204);
+    assert_eq!(again.headers["idempotent-replayed"], "true");
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_refusal_quotes_no_more_than_a_part_of_what_was_sent() {
+    let service = Service::start().await;
+    let body = format!(r#"{{"image": "{}"}}"#, "x".repeat(500_000));
+    let reply = service.send(Method::POST, "/v1/boxes", &body).await;
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (422, "image_pull_failed")
     );
-    assert_eq!(first.message(), second.message());
-    assert!(service.client.exists("x").await.unwrap());
+    assert!(reply.text.len() < 2000, "{} bytes", reply.text.len());
     service.end().await;
 }
 

@@ -24,6 +24,15 @@ pub enum TokenError {
         /// What the system says.
         source: io::Error,
     },
+    /// The file holds none.
+    #[error("{} holds no token: {reason}", path.display())]
+    File {
+        /// Which one.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        reason: Box<TokenError>,
+    },
     /// It is too short to be a secret.
     #[error(
         "a token needs at least {} characters: try `openssl rand -hex 32`",
@@ -66,10 +75,14 @@ impl BearerToken {
         };
         let text = fs::read_to_string(path).map_err(failed)?;
         let mode = fs::metadata(path).map_err(failed)?.permissions().mode();
-        if mode & 0o007 != 0 {
-            tracing::warn!(path = %path.display(), "every user can read the token: chmod o= it");
+        if mode & 0o027 != 0 {
+            let path = path.display();
+            tracing::warn!(%path, "others can read or change the token: chmod g-w,o= it");
         }
-        Self::new(&text)
+        Self::new(&text).map_err(|reason| TokenError::File {
+            path: path.to_owned(),
+            reason: Box::new(reason),
+        })
     }
 
     pub(crate) fn matches(&self, presented: &[u8]) -> bool {
@@ -104,6 +117,24 @@ mod tests {
             assert!(!token.matches(other.as_bytes()), "{other}");
         }
         assert_eq!(format!("{token:?}"), "BearerToken(..)");
+    }
+
+    #[test]
+    fn a_file_without_a_token_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        fs::write(&path, "short\n").unwrap();
+        let refused = BearerToken::read(&path).unwrap_err().to_string();
+        assert!(
+            refused.contains("token") && refused.contains("16"),
+            "{refused}"
+        );
+        fs::write(&path, "0123456789abcdef\n").unwrap();
+        assert!(
+            BearerToken::read(&path)
+                .unwrap()
+                .matches(b"0123456789abcdef")
+        );
     }
 
     #[test]

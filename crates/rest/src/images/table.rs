@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Image, ImageError};
+use super::{Image, ImageError, check};
 use crate::wire::box_size::{CPUS, MEMORY_MIB};
 
 /// The images that boxes can be made from, by name.
@@ -111,14 +111,23 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, ImageError> {
 }
 
 fn read(path: &Path) -> Result<(String, Image), ImageError> {
-    let text = fs::read(path).map_err(|source| ImageError::Read {
+    let failed = |source| ImageError::Read {
         path: path.to_owned(),
         source,
-    })?;
+    };
     let malformed = |reason: String| ImageError::Malformed {
         path: path.to_owned(),
         reason,
     };
+    // A pipe would be waited for.
+    if !fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(malformed("it is no file".to_owned()));
+    }
+    let text = fs::read(path).map_err(failed)?;
+    // An array of an image's values would be taken for one.
+    if text.trim_ascii_start().first() != Some(&b'{') {
+        return Err(malformed("it is no JSON object".to_owned()));
+    }
     let image: Image =
         serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;
     let stem = path.file_stem().unwrap_or_default();
@@ -129,9 +138,10 @@ fn read(path: &Path) -> Result<(String, Image), ImageError> {
             None => return Err(malformed("its name is not UTF-8".to_owned())),
         },
     };
-    if image.engine == "process" && image.entrypoint.is_empty() && image.command.is_empty() {
-        return Err(malformed("it has no command".to_owned()));
+    if name.is_empty() || name.contains(char::is_control) {
+        return Err(malformed(format!("{name:?} cannot be its name")));
     }
+    check(&image.payload(None, None)).map_err(malformed)?;
     if image.cpus.is_some_and(|cpus| !CPUS.contains(&cpus)) {
         return Err(malformed(format!("cpus is not within {CPUS:?}")));
     }
@@ -180,8 +190,19 @@ mod tests {
     fn what_is_no_image_is_named() {
         for (text, wanted) in [
             ("{", "EOF"),
+            ("", "no JSON object"),
+            (r#"["name"]"#, "no JSON object"),
             (r#"{"comand": ["true"]}"#, "unknown field `comand`"),
             ("{}", "no command"),
+            (r#"{"command": [""]}"#, "program is empty"),
+            (r#"{"command": ["a\u0000"]}"#, "NUL"),
+            (r#"{"command": ["true"], "env": {"A=B": ""}}"#, "A=B"),
+            (
+                r#"{"command": ["true"], "working_dir": "srv"}"#,
+                "working_dir",
+            ),
+            (r#"{"command": ["true"], "name": ""}"#, "name"),
+            (r#"{"command": ["true"], "name": "a\nb"}"#, "name"),
             (r#"{"command": ["true"], "cpus": 0}"#, "cpus"),
         ] {
             let folder = folder(&[("bad.json", text)]);
@@ -192,6 +213,10 @@ mod tests {
                 "{message}"
             );
         }
+        let pipe = tempfile::tempdir().unwrap();
+        nix::unistd::mkfifo(&pipe.path().join("p.json"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let refused = ImageTable::builtin().with_folder(pipe.path()).unwrap_err();
+        assert!(refused.to_string().contains("no file"), "{refused}");
         let nowhere = ImageTable::builtin().with_folder(Path::new("/nonexistent"));
         assert!(matches!(nowhere, Err(ImageError::Read { .. })));
     }

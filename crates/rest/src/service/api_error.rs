@@ -1,4 +1,4 @@
-use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
+use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use vmm_runtime::{Ending, FailureKind, RuntimeError, StartError};
@@ -18,7 +18,7 @@ impl ApiError {
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self {
             status: status_of(code),
-            model: ErrorModel::new(code, message),
+            model: ErrorModel::new(code, cut(message.into())),
         }
     }
 
@@ -38,6 +38,17 @@ impl ApiError {
         self.status = status;
         self
     }
+}
+
+/// It may quote what the client has sent, which can be long.
+const MAX_MESSAGE: usize = 1000;
+
+fn cut(mut message: String) -> String {
+    if message.len() > MAX_MESSAGE {
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+        message.push('…');
+    }
+    message
 }
 
 fn status_of(code: ErrorCode) -> StatusCode {
@@ -119,6 +130,12 @@ fn code_of_start(error: &StartError) -> ErrorCode {
 impl From<JsonRejection> for ApiError {
     fn from(rejection: JsonRejection) -> Self {
         // Well-formed JSON of the wrong shape is a bad request in the public API, too.
+        Self::invalid(rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for ApiError {
+    fn from(rejection: PathRejection) -> Self {
         Self::invalid(rejection.body_text())
     }
 }

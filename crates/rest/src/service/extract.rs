@@ -1,7 +1,7 @@
 //! Parts of a request whose malformedness is told in the error model.
 
 use axum::body::Bytes;
-use axum::extract::rejection::QueryRejection;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -12,6 +12,10 @@ use super::ApiError;
 /// The body, an object in JSON.
 #[derive(Debug)]
 pub(crate) struct Json<T>(pub(crate) T);
+
+/// What the route names of the path.
+#[derive(Debug)]
+pub(crate) struct Path<T>(pub(crate) T);
 
 /// The query.
 #[derive(Debug)]
@@ -49,6 +53,20 @@ pub(crate) fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     }
     let axum::Json(value) = axum::Json::from_bytes(body)?;
     Ok(value)
+}
+
+impl<S, T> FromRequestParts<S> for Path<T>
+where
+    axum::extract::Path<T>: FromRequestParts<S, Rejection = PathRejection>,
+    S: Send + Sync,
+{
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let axum::extract::Path(value) =
+            axum::extract::Path::from_request_parts(parts, state).await?;
+        Ok(Self(value))
+    }
 }
 
 impl<S, T> FromRequestParts<S> for Query<T>

@@ -24,8 +24,8 @@ pub(crate) const LIFETIME_ISO: &str = "PT1H";
 /// When there are more, the oldest are given up before their time.
 const KEPT: usize = 16_384;
 
-/// The answers to requests that had a key, so that the same request gets the same answer again,
-/// and nothing is done twice. In memory: a server that is started again knows none.
+/// The answers to requests that had a key and succeeded, so that the same request gets the same
+/// answer again, and nothing is done twice. In memory: a server that is started again knows none.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct IdempotencyKeys(Arc<Mutex<Kept>>);
 
@@ -100,8 +100,8 @@ impl IdempotencyKeys {
                 // In a task: a client that hangs up asks again, and must find what it has begun.
                 let run = tokio::spawn(async move {
                     let (answer, response) = Answer::record(next.run(request).await).await;
-                    // A failure of the server's may be over when it is asked again.
-                    if answer.status.is_server_error() {
+                    // What was refused has not been done; another time it may be.
+                    if !answer.status.is_success() {
                         self.kept().forget(&key, fingerprint);
                     }
                     sender.send_replace(Some(answer));

@@ -4,7 +4,7 @@ use std::time::Duration;
 use vmm_runtime::BoxSpec;
 
 use super::ApiError;
-use crate::images::{ImageTable, Origin};
+use crate::images::{ImageTable, Origin, check};
 use crate::wire::box_size::{CPUS, DEFAULT_CPUS, DEFAULT_MEMORY_MIB, MEMORY_MIB};
 use crate::wire::{CreateBoxRequest, ErrorCode, NetworkMode, SecurityPreset};
 
@@ -54,13 +54,7 @@ pub(crate) fn spec_of(request: CreateBoxRequest, images: &ImageTable) -> Result<
     }
     payload.cpus = Some(cpus);
     payload.memory_mib = Some(memory_mib);
-    check_command(&payload.command)?;
-    check_environment(payload.env.iter())?;
-    if let Some(dir) = &payload.working_dir
-        && (!dir.is_absolute() || has_nul(&dir.to_string_lossy()))
-    {
-        return Err(ApiError::invalid("working_dir is no absolute path"));
-    }
+    check(&payload).map_err(ApiError::invalid)?;
 
     let mut spec = BoxSpec::of(payload)
         .detached(detach.unwrap_or_default())
@@ -144,35 +138,4 @@ fn within(field: &str, value: u32, range: &RangeInclusive<u32>) -> Result<(), Ap
             range.end()
         ))),
     }
-}
-
-fn check_command(command: &[String]) -> Result<(), ApiError> {
-    match command.first() {
-        None => Err(ApiError::invalid("cmd: there is no command to run")),
-        Some(program) if program.is_empty() => {
-            Err(ApiError::invalid("cmd: the name of the program is empty"))
-        }
-        Some(_) if command.iter().any(|word| has_nul(word)) => {
-            Err(ApiError::invalid("cmd: no argument can have a NUL in it"))
-        }
-        Some(_) => Ok(()),
-    }
-}
-
-fn check_environment<'a>(
-    mut env: impl Iterator<Item = (&'a String, &'a String)>,
-) -> Result<(), ApiError> {
-    let wrong = env.find(|(name, value)| {
-        name.is_empty() || name.contains('=') || has_nul(name) || has_nul(value)
-    });
-    match wrong {
-        Some((name, _)) => Err(ApiError::invalid(format!(
-            "env: {name:?} cannot be set: a name is not empty and has no '=', and nothing has a NUL"
-        ))),
-        None => Ok(()),
-    }
-}
-
-fn has_nul(text: &str) -> bool {
-    text.contains('\0')
 }

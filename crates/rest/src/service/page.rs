@@ -1,5 +1,6 @@
 //! Pages of a list of boxes.
 
+use ulid::Ulid;
 use vmm_runtime::BoxInfo;
 
 use super::ApiError;
@@ -27,9 +28,13 @@ pub(crate) fn cut(
     };
     let last = match &query.page_token {
         None => "",
-        Some(token) => token.strip_prefix(TOKEN).ok_or_else(|| {
-            ApiError::invalid("pageToken is none that this server has given; begin without one")
-        })?,
+        Some(token) => token
+            .strip_prefix(TOKEN)
+            .filter(|id| Ulid::from_string(id).is_ok())
+            .ok_or_else(|| {
+                let message = "pageToken is none that this server has given; begin without one";
+                ApiError::invalid(message)
+            })?,
     };
     let status: Option<BoxStatus> = match &query.status {
         None => None,

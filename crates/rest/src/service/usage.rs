@@ -3,8 +3,8 @@ use rustix::param::{clock_ticks_per_second, page_size};
 use super::procfs;
 use crate::wire::BoxMetricsResponse;
 
-/// What a shim and all that descends from it use. Blocks.
-pub(crate) fn of_shim(pid: u32) -> BoxMetricsResponse {
+/// What a shim and all that descends from it use, of so many processors. Blocks.
+pub(crate) fn of_shim(pid: u32, cpus: u32) -> BoxMetricsResponse {
     let mut usage = BoxMetricsResponse::default();
     let Some(shim) = procfs::stat(pid) else {
         return usage;
@@ -19,7 +19,8 @@ pub(crate) fn of_shim(pid: u32) -> BoxMetricsResponse {
         let age = uptime - ticks_to_seconds(shim.started, per_second);
         // A tick is the least that can be told.
         let age = age.max(1.0 / ticks_to_seconds(per_second, 1));
-        (100.0 * ticks_to_seconds(ticks, per_second) / age) as f32
+        let share = ticks_to_seconds(ticks, per_second) / age / f64::from(cpus.max(1));
+        (100.0 * share).min(100.0) as f32
     });
     usage
 }

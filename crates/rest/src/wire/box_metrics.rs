@@ -15,8 +15,10 @@ pub struct BoxMetricsResponse {
     pub bytes_sent_total: u64,
     /// Bytes read from their stdout and stderr.
     pub bytes_received_total: u64,
-    /// Processor time per wall-clock time since it was started, in percent of one processor; of
-    /// the shim and all that descends from it now, and what these have collected.
+    /// Processor time per wall-clock time since it was started, in percent of the processors that it
+    /// may use, up to 100; of the shim and all that descends from it now, and what these have
+    /// collected.
+    #[schema(minimum = 0, maximum = 100)]
     pub cpu_percent: Option<f32>,
     /// Resident memory of the same processes; what they share is counted for each.
     pub memory_bytes: Option<u64>,

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use serde::Deserialize;
@@ -100,7 +100,7 @@ pub(super) async fn create(
 )]
 pub(super) async fn inspect(
     State(api): State<ApiState>,
-    Path(id): Path<String>,
+    extract::Path(id): extract::Path<String>,
 ) -> Result<Json<BoxResponse>, ApiError> {
     Ok(Json(api.runtime.info(&id).await?.into()))
 }
@@ -116,7 +116,7 @@ pub(super) async fn inspect(
 )]
 pub(super) async fn exists(
     State(api): State<ApiState>,
-    Path(id): Path<String>,
+    extract::Path(id): extract::Path<String>,
 ) -> Result<StatusCode, ApiError> {
     api.runtime.info(&id).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -135,7 +135,7 @@ pub(super) async fn exists(
 )]
 pub(super) async fn remove(
     State(api): State<ApiState>,
-    Path(id): Path<String>,
+    extract::Path(id): extract::Path<String>,
     extract::Query(query): extract::Query<RemoveQuery>,
 ) -> Result<StatusCode, ApiError> {
     api.runtime.remove(&id, query.force).await?;
@@ -156,7 +156,7 @@ pub(super) async fn remove(
 )]
 pub(super) async fn start(
     State(api): State<ApiState>,
-    Path(id): Path<String>,
+    extract::Path(id): extract::Path<String>,
 ) -> Result<Json<BoxResponse>, ApiError> {
     Ok(Json(api.runtime.start(&id).await?.into()))
 }
@@ -175,7 +175,7 @@ pub(super) async fn start(
 )]
 pub(super) async fn stop(
     State(api): State<ApiState>,
-    Path(id): Path<String>,
+    extract::Path(id): extract::Path<String>,
     body: Bytes,
 ) -> Result<Json<BoxResponse>, ApiError> {
     let limit = stop_limit(&body)?;

@@ -1,12 +1,14 @@
+use std::thread;
+
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 use tokio::task::spawn_blocking;
 
 use super::boxes::BoxId;
 use crate::service::exposition::{CONTENT_TYPE, Numbers};
-use crate::service::{ApiError, ApiState, usage};
+use crate::service::{ApiError, ApiState, extract, usage};
 use crate::wire::{BoxMetricsResponse, ErrorCode, ErrorResponse, RuntimeMetricsResponse};
 
 /// What the runtime has done and does.
@@ -29,11 +31,12 @@ pub(super) async fn of_runtime(State(api): State<ApiState>) -> Json<RuntimeMetri
 )]
 pub(super) async fn of_box(
     State(api): State<ApiState>,
-    Path(id): Path<String>,
+    extract::Path(id): extract::Path<String>,
 ) -> Result<Json<BoxMetricsResponse>, ApiError> {
     let info = api.runtime.info(&id).await?;
+    let cpus = info.cpus.unwrap_or_else(processors);
     let usage = match info.pid {
-        Some(pid) => spawn_blocking(move || usage::of_shim(pid))
+        Some(pid) => spawn_blocking(move || usage::of_shim(pid, cpus))
             .await
             .map_err(lost)?,
         None => BoxMetricsResponse::default(),
@@ -52,6 +55,12 @@ pub(super) async fn exposition(State(api): State<ApiState>) -> Result<impl IntoR
     let text = spawn_blocking(move || Numbers::take(metrics, &boxes).text());
     let text = text.await.map_err(lost)?.map_err(lost)?;
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text))
+}
+
+/// Of the host.
+fn processors() -> u32 {
+    let count = thread::available_parallelism().map_or(1, usize::from);
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 fn lost(error: impl std::fmt::Display) -> ApiError {
