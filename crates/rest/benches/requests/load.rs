@@ -1,0 +1,14 @@
+use std::time::Duration;
+
+/// What was borne for a while.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
+    pub(crate) per_second: f64,
+    pub(crate) p99: Duration,
+}
+
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<_> = values.collect();
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
+}
