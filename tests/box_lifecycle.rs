@@ -121,6 +121,23 @@ async fn a_stop_can_bring_a_grace_of_its_own() {
     assert_eq!(stopped.ending, Some(Ending::Signaled { signal: 9 }));
 }
 
+#[tokio::test]
+async fn a_stop_does_not_wait_for_one_that_is_more_patient() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let deaf = script("trap '' TERM; echo up; while :; do sleep 0.01; done");
+    let deaf = started(&runtime, deaf).await;
+    wait_for_console(&home, &deaf.id).await;
+    let patient = runtime.stop_within(&deaf.id, Duration::from_secs(3600));
+    let impatient = async {
+        let grace = Duration::from_millis(50);
+        runtime.stop_within(&deaf.id, grace).await
+    };
+    let (patient, impatient) = tokio::join!(patient, impatient);
+    assert_eq!(patient.unwrap().status, BoxStatus::Stopped);
+    assert_eq!(impatient.unwrap().status, BoxStatus::Stopped);
+}
+
 /// It cannot put on record that it was asked to, but the runtime knows.
 #[tokio::test]
 async fn a_shim_that_has_to_be_killed_in_a_stop_has_been_stopped() {

@@ -16,7 +16,20 @@ pub(crate) async fn stop(
     grace: Duration,
 ) -> Result<BoxInfo, RuntimeError> {
     stopped.give_up_starts();
-    let _turn = stopped.turn.lock().await;
+    let _turn = match timeout(grace, stopped.turn.lock()).await {
+        Ok(turn) => turn,
+        Err(_) => {
+            // It may be that of a stop that is more patient than this one.
+            if let Some(shim) = stopped.request_stop()? {
+                check(
+                    &stopped,
+                    shim.pid(),
+                    timeout(STUCK_AFTER, shim.kill()).await,
+                )?;
+            }
+            stopped.turn.lock().await
+        }
+    };
     if let Some(shim) = stopped.request_stop()? {
         let ended = timeout(grace.saturating_add(STUCK_AFTER), shim.stop(grace)).await;
         check(&stopped, shim.pid(), ended)?;
