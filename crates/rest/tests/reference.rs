@@ -274,6 +274,100 @@ fn enumerations_are_the_same() {
     }
 }
 
+/// What a value may be, as far as both documents say.
+#[derive(Debug, PartialEq)]
+struct Shape {
+    types: BTreeSet<String>,
+    nullable: bool,
+    least: f64,
+    most: f64,
+}
+
+/// Of version 3.0 of OpenAPI, or 3.1, which writes `null` as a type.
+fn shape(document: &Value, value: &Value) -> Shape {
+    let alternatives = ["oneOf", "anyOf", "allOf"].iter();
+    let mut parts: Vec<_> = alternatives
+        .filter_map(|key| value.get(*key)?.as_array())
+        .flatten()
+        .map(|part| resolve(document, part))
+        .collect();
+    parts.push(resolve(document, value));
+    let mut types = BTreeSet::new();
+    for part in &parts {
+        match &part["type"] {
+            Value::String(name) => drop(types.insert(name.clone())),
+            list => types.extend(strings(list).into_iter().map(str::to_owned)),
+        }
+    }
+    let number = |key: &str| parts.iter().find_map(|part| part[key].as_f64());
+    Shape {
+        nullable: types.remove("null") | (value["nullable"] == true),
+        types,
+        least: number("minimum").unwrap_or(f64::NEG_INFINITY),
+        most: number("maximum").unwrap_or(f64::INFINITY),
+    }
+}
+
+/// Every property that both documents have, of schemas of these names.
+fn shapes(names: &[&'static str]) -> Vec<(String, Shape, Shape)> {
+    let (ours, reference) = (ours(), reference());
+    let mut both = Vec::new();
+    for name in names {
+        let (here, there) = (schema(&ours, name), schema(&reference, name));
+        for property in &properties(here) & &properties(there) {
+            let of = |document, schema: &Value| shape(document, &schema["properties"][property]);
+            both.push((
+                format!("{name}.{property}"),
+                of(&ours, here),
+                of(&reference, there),
+            ));
+        }
+    }
+    both
+}
+
+#[test]
+fn every_value_that_is_answered_is_one_that_the_public_api_allows() {
+    let names = [
+        "Box",
+        "BoxMetrics",
+        "ErrorModel",
+        "ErrorResponse",
+        "ListBoxesResponse",
+        "Principal",
+        "RuntimeMetrics",
+    ];
+    for (property, here, there) in shapes(&names) {
+        assert_eq!(here.types, there.types, "{property}");
+        assert!(there.nullable || !here.nullable, "{property} can be null");
+        assert!(
+            here.least >= there.least && here.most <= there.most,
+            "{property}: {here:?} goes beyond {there:?}"
+        );
+    }
+}
+
+#[test]
+fn every_value_that_the_public_api_allows_can_be_asked_for() {
+    let names = [
+        "CreateBoxRequest",
+        "CreateBoxAdvancedOptions",
+        "CreateContainerCapabilities",
+        "NetworkSpec",
+        "SecretSpec",
+        "StopBoxRequest",
+        "VolumeSpec",
+    ];
+    for (property, here, there) in shapes(&names) {
+        assert_eq!(here.types, there.types, "{property}");
+        assert!(here.nullable || !there.nullable, "{property} can't be null");
+        assert!(
+            here.least <= there.least && here.most >= there.most,
+            "{property}: {here:?} is narrower than {there:?}"
+        );
+    }
+}
+
 #[test]
 fn every_type_of_an_error_is_one_that_the_public_api_has() {
     let reference = reference();

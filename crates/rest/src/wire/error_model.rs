@@ -23,7 +23,8 @@ pub struct ErrorModel {
     /// What went wrong, for programs.
     pub code: ErrorCode,
     /// As in the response's header `X-Request-Id` and the server's log.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub request_id: Option<String>,
 }
 

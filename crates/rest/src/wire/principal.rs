@@ -12,6 +12,7 @@ pub struct Principal {
     pub principal_type: PrincipalType,
     /// For people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub display_name: Option<String>,
     /// What belongs between `/v1/` and `boxes` in paths; `null`, for this server has one tenant.
     #[serde(default)]

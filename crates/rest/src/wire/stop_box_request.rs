@@ -6,9 +6,10 @@ use utoipa::ToSchema;
 #[serde(default)]
 #[non_exhaustive]
 pub struct StopBoxRequest {
-    /// Seconds until it is killed, at most 30, which is the default.
+    /// Seconds until it is killed. Where that takes longer than a server lets a request take, the
+    /// answer is `timeout`, and the stop goes on.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 0, maximum = 30, default = 30)]
+    #[schema(minimum = 0, default = 30)]
     pub timeout_seconds: Option<f64>,
 }
 
