@@ -63,10 +63,12 @@ async fn a_status_selects() {
         (BoxStatus::Running, vec![running.box_id.clone()]),
         (BoxStatus::Paused, vec![]),
     ] {
-        let query = ListBoxesQuery::default().status(status);
-        let page = service.client.boxes(&query).await.unwrap();
-        let found: Vec<_> = page.boxes.into_iter().map(|listed| listed.box_id).collect();
-        assert_eq!(found, wanted);
+        for size in [1, 100] {
+            let query = ListBoxesQuery::default().status(status).page_size(size);
+            let page = service.client.boxes(&query).await.unwrap();
+            let found: Vec<_> = page.boxes.into_iter().map(|listed| listed.box_id).collect();
+            assert_eq!((found, page.next_page_token), (wanted.clone(), None));
+        }
     }
     service.end().await;
 }
@@ -80,6 +82,8 @@ async fn a_query_that_is_out_of_range_is_refused() {
         "pageSize=-1",
         "pageSize=many",
         "pageToken=mine",
+        "pageToken=after-",
+        "pageToken=after-%00",
         "status=asleep",
         "status=",
         "pageSize=1&pageSize=2",

@@ -234,6 +234,17 @@ impl VmmRuntime {
         boxes.iter().map(|listed| listed.info()).collect()
     }
 
+    /// A page of [`list`](Self::list), at the cost of that page: of the boxes created after the one
+    /// with this id, which may be gone by now, at most so many. An empty id is before all.
+    ///
+    /// # Cancel safety
+    ///
+    /// Reads only.
+    pub async fn list_after(&self, id: &str, limit: usize) -> Vec<BoxInfo> {
+        let boxes = self.core().boxes.after(id, limit);
+        boxes.iter().map(|listed| listed.info()).collect()
+    }
+
     /// Waits until a box does not run, at once if it does not now, and tells how it ended.
     ///
     /// # Errors

@@ -1,7 +1,6 @@
 //! Pages of a list of boxes.
 
-use ulid::Ulid;
-use vmm_runtime::BoxInfo;
+use vmm_runtime::{BoxInfo, VmmRuntime};
 
 use super::ApiError;
 use crate::wire::{BoxStatus, ListBoxesQuery, ListBoxesResponse};
@@ -13,9 +12,9 @@ const MAX_SIZE: usize = 1000;
 /// or created meanwhile makes no other one be missed or listed twice.
 const TOKEN: &str = "after-";
 
-/// Of boxes in the order of their ids, the page that is asked for.
-pub(crate) fn cut(
-    boxes: Vec<BoxInfo>,
+/// The page that is asked for.
+pub(crate) async fn find(
+    runtime: &VmmRuntime,
     query: &ListBoxesQuery,
 ) -> Result<ListBoxesResponse, ApiError> {
     let size = match query.page_size.map(usize::try_from) {
@@ -30,7 +29,8 @@ pub(crate) fn cut(
         None => "",
         Some(token) => token
             .strip_prefix(TOKEN)
-            .filter(|id| Ulid::from_string(id).is_ok())
+            // A damaged box has whatever name its directory has.
+            .filter(|id| !id.is_empty() && !id.contains(['/', '\0']))
             .ok_or_else(|| {
                 let message = "pageToken is none that this server has given; begin without one";
                 ApiError::invalid(message)
@@ -43,17 +43,34 @@ pub(crate) fn cut(
             Some(parsed.map_err(|error| ApiError::invalid(format!("status: {error}")))?)
         }
     };
-    let mut rest = boxes
-        .into_iter()
-        .filter(|info| info.id.as_str() > last)
-        .filter(|info| status.is_none_or(|wanted| wanted == info.status.into()));
-    let page: Vec<_> = rest.by_ref().take(size).collect();
-    let next_page_token = match (page.last(), rest.next()) {
-        (Some(last), Some(_)) => Some(format!("{TOKEN}{}", last.id)),
-        _ => None,
-    };
-    Ok(ListBoxesResponse {
+    let is_wanted = |info: &BoxInfo| status.is_none_or(|wanted| wanted == info.status.into());
+
+    let mut last = last.to_owned();
+    let mut page: Vec<BoxInfo> = Vec::new();
+    loop {
+        // One more than fits, to see whether there is another page.
+        let batch = runtime.list_after(&last, size + 1).await;
+        let is_rest = batch.len() <= size;
+        for info in batch {
+            last.clone_from(&info.id);
+            if !is_wanted(&info) {
+                continue;
+            }
+            if page.len() == size {
+                return Ok(answer(page, true));
+            }
+            page.push(info);
+        }
+        if is_rest {
+            return Ok(answer(page, false));
+        }
+    }
+}
+
+fn answer(page: Vec<BoxInfo>, has_next: bool) -> ListBoxesResponse {
+    let last = page.last().filter(|_| has_next);
+    ListBoxesResponse {
+        next_page_token: last.map(|last| format!("{TOKEN}{}", last.id)),
         boxes: page.into_iter().map(Into::into).collect(),
-        next_page_token,
-    })
+    }
 }

@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::MicroBox;
@@ -74,6 +75,14 @@ impl Boxes {
             .ok_or_else(|| RuntimeError::NotFound {
                 wanted: wanted.to_owned(),
             })
+    }
+
+    /// Those created after the one with this id, which may be gone, in the order of their creation.
+    pub(crate) fn after(&self, id: &str, limit: usize) -> Vec<Arc<MicroBox>> {
+        let later = (Bound::Excluded(id), Bound::Unbounded);
+        let index = self.index();
+        let boxes = index.boxes.range::<str, _>(later).take(limit);
+        boxes.map(|(_, found)| Arc::clone(found)).collect()
     }
 
     /// In the order of their creation.

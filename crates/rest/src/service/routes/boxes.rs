@@ -59,7 +59,7 @@ pub(super) async fn list(
     State(api): State<ApiState>,
     extract::Query(query): extract::Query<ListBoxesQuery>,
 ) -> Result<Json<ListBoxesResponse>, ApiError> {
-    page::cut(api.runtime.list().await, &query).map(Json)
+    page::find(&api.runtime, &query).await.map(Json)
 }
 
 /// Makes a box, without starting it.
