@@ -11,7 +11,7 @@ use crate::server::Server;
 /// Stop boxes: ask them to end, and kill those that have not in time
 #[derive(Args, Debug)]
 pub(crate) struct Stop {
-    /// Seconds until a box is killed, at most 30 [default: 30]
+    /// Seconds until a box is killed [default: 30]
     #[arg(short, long, value_name = "SECONDS")]
     time: Option<f64>,
     /// Ids or names
