@@ -15,7 +15,7 @@ pub struct ListBoxesQuery {
     pub page_size: Option<u32>,
     /// The `next_page_token` of the page before.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[param(nullable = false)]
+    #[param(nullable = false, pattern = r"^after-[^/\x00]+$")]
     pub page_token: Option<String>,
     /// Only boxes with this status.
     #[serde(skip_serializing_if = "Option::is_none")]
