@@ -126,7 +126,7 @@ mod tests {
         fs::write(&path, "short\n").unwrap();
         let refused = BearerToken::read(&path).unwrap_err().to_string();
         assert!(
-            refused.contains("token") && refused.contains("16"),
+            refused.contains(&*path.to_string_lossy()) && refused.contains("16"),
             "{refused}"
         );
         fs::write(&path, "0123456789abcdef\n").unwrap();
