@@ -6,8 +6,11 @@ use tokio::io::AsyncWriteExt;
 use vmm_rest::Limits;
 use vmm_rest::wire::{CreateBoxRequest, ErrorCode};
 
-use crate::common::{boxes, eventually};
+use crate::common::{DEADLINE, boxes, eventually};
 use crate::fixture::{Service, heard};
+
+/// Longer than any test waits.
+const NEVER: Duration = Duration::from_secs(3600);
 
 #[tokio::test]
 async fn whoever_does_not_finish_a_head_is_hung_up_on() {
@@ -27,9 +30,7 @@ async fn whoever_does_not_finish_a_head_is_hung_up_on() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(crate::common::DEADLINE, ended)
-        .await
-        .unwrap();
+    tokio::time::timeout(DEADLINE, ended).await.unwrap();
     service.end().await;
 }
 
@@ -40,6 +41,7 @@ async fn limits_may_be_as_high_as_they_can_be() {
         .head_timeout(Duration::MAX)
         .body_timeout(Duration::MAX)
         .request_timeout(Duration::MAX)
+        .write_timeout(Duration::MAX)
         .connections(usize::MAX)
         .event_readers(usize::MAX)
         .reaper_silence(Duration::MAX)
@@ -64,6 +66,23 @@ async fn whoever_does_not_finish_a_body_is_told_so() {
     let answer = heard(&mut service.saying(beginning).await).await;
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
     assert!(answer.contains(r#""code":"timeout""#), "{answer}");
+    service.end().await;
+}
+
+#[tokio::test]
+async fn whoever_reads_no_answers_is_hung_up_on() {
+    let limits = Limits::default()
+        .connections(1)
+        .head_timeout(NEVER)
+        .write_timeout(Duration::from_millis(100));
+    let service = Service::with(limits).await;
+    let mut deaf = service.saying("").await;
+    let asked = async {
+        let question = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
+        while deaf.write_all(question).await.is_ok() {}
+    };
+    tokio::time::timeout(DEADLINE, asked).await.unwrap();
+    service.client.me().await.unwrap();
     service.end().await;
 }
 
@@ -101,9 +120,7 @@ async fn more_connections_than_there_may_be_wait_for_their_turn() {
 
 #[tokio::test]
 async fn whoever_fills_one_listener_leaves_room_at_the_others() {
-    let limits = Limits::default()
-        .connections(1)
-        .head_timeout(Duration::from_secs(3600));
+    let limits = Limits::default().connections(1).head_timeout(NEVER);
     let service = Service::with(limits).await;
     let address = service.url.strip_prefix("http://").unwrap();
     let strangers = [
@@ -144,7 +161,7 @@ async fn more_readers_of_events_than_there_may_be_are_refused() {
     let refused = service.client.events().await.unwrap_err();
     assert_eq!(refused.code(), Some(ErrorCode::ResourceExhausted));
     drop(first);
-    let deadline = std::time::Instant::now() + crate::common::DEADLINE;
+    let deadline = std::time::Instant::now() + DEADLINE;
     let mut second = loop {
         match service.client.events().await {
             Ok(events) => break events,
@@ -163,5 +180,30 @@ async fn more_readers_of_events_than_there_may_be_are_refused() {
         .await
         .unwrap();
     while second.next().await.unwrap().unwrap().state.name.as_deref() != Some("x") {}
+    service.end().await;
+}
+
+#[tokio::test]
+async fn readers_of_events_that_read_none_make_room_for_others() {
+    let limits = Limits::default()
+        .event_readers(1)
+        .write_timeout(Duration::from_millis(100));
+    let service = Service::with(limits).await;
+    let stalled = service
+        .saying("GET /v1/events HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await;
+    // It has been let in when it is sent the head.
+    stalled.readable().await.unwrap();
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while let Err(refused) = service.client.events().await {
+        assert_eq!(refused.code(), Some(ErrorCode::ResourceExhausted));
+        assert!(std::time::Instant::now() < deadline, "{refused}");
+        // Until no socket holds what is told.
+        service
+            .client
+            .create(&CreateBoxRequest::of("idle"))
+            .await
+            .unwrap();
+    }
     service.end().await;
 }

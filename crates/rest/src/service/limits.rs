@@ -20,6 +20,9 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// How long an answer may take; 90 s by default, longer than any start or stop.
     pub request_timeout: Duration,
+    /// How long a client may read nothing of an answer that waits for it before it is hung up on;
+    /// 30 s by default. What the system buffers does not wait.
+    pub write_timeout: Duration,
     /// Connections at one time to each listener; more wait for their turn. 512 by default,
     /// which leaves half of the descriptors that a process usually has to the shims.
     pub connections: usize,
@@ -39,6 +42,7 @@ impl Default for Limits {
             head_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(90),
+            write_timeout: Duration::from_secs(30),
             connections: 512,
             event_readers: 64,
             reaper_silence: Duration::from_secs(10),
@@ -73,6 +77,13 @@ impl Limits {
     #[must_use]
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
         self.request_timeout = timeout;
+        self
+    }
+
+    /// Sets [`write_timeout`](Self::write_timeout).
+    #[must_use]
+    pub fn write_timeout(mut self, timeout: Duration) -> Self {
+        self.write_timeout = timeout;
         self
     }
 

@@ -20,7 +20,9 @@ use tower_http::timeout::TimeoutLayer;
 use vmm_runtime::VmmRuntime;
 
 use super::event_hub::EventHub;
-use super::{ApiState, Connection, HangUp, Limits, Listener, access, answer, body, routes};
+use super::{
+    ApiState, Connection, HangUp, Impatient, Limits, Listener, access, answer, body, routes,
+};
 use crate::ImageTable;
 
 /// Serves a runtime over HTTP.
@@ -101,6 +103,7 @@ impl Server {
             graceful: GracefulShutdown::new(),
             http: http(&self.limits),
             connections: self.limits.connections,
+            write_timeout: self.limits.write_timeout,
             tasks: TaskTracker::new(),
             kill,
         };
@@ -122,6 +125,7 @@ struct Front {
     graceful: GracefulShutdown,
     http: http1::Builder,
     connections: usize,
+    write_timeout: Duration,
     tasks: TaskTracker,
     /// Cancelled when connections must end.
     kill: CancellationToken,
@@ -172,6 +176,7 @@ impl Front {
             request.map(Body::new)
         });
         let service = TowerToHyperService::new(service);
+        let connection = Impatient::new(connection, self.write_timeout);
         let served = self
             .http
             .serve_connection(TokioIo::new(connection), service);
