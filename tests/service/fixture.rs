@@ -19,6 +19,9 @@ use crate::common::{DEADLINE, boxes};
 
 pub const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
+/// Longer than any test waits.
+pub const NEVER: Duration = Duration::from_secs(3600);
+
 /// Has to be [ended](Self::end).
 pub struct Service {
     pub runtime: VmmRuntime,

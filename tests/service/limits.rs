@@ -7,10 +7,7 @@ use vmm_rest::Limits;
 use vmm_rest::wire::{CreateBoxRequest, ErrorCode};
 
 use crate::common::{DEADLINE, boxes, eventually};
-use crate::fixture::{Service, heard};
-
-/// Longer than any test waits.
-const NEVER: Duration = Duration::from_secs(3600);
+use crate::fixture::{NEVER, Service, heard};
 
 #[tokio::test]
 async fn whoever_does_not_finish_a_head_is_hung_up_on() {

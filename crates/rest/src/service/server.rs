@@ -1,4 +1,6 @@
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -8,7 +10,6 @@ use axum::{Router, middleware};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
@@ -29,7 +30,7 @@ use crate::ImageTable;
 ///
 /// # Its end
 ///
-/// The token ends it: nothing new is accepted, requests that are under way are finished, and
+/// The token ends it: nothing new is accepted, requests that have arrived are finished, and
 /// [`serve`](Self::serve) returns. Only then shut the runtime down, for they need it.
 ///
 /// ```no_run
@@ -100,11 +101,11 @@ impl Server {
         let kill = CancellationToken::new();
         let _kill_when_dropped = kill.clone().drop_guard();
         let front = Front {
-            graceful: GracefulShutdown::new(),
             http: http(&self.limits),
             connections: self.limits.connections,
             write_timeout: self.limits.write_timeout,
             tasks: TaskTracker::new(),
+            closing: self.closing,
             kill,
         };
         let accepting = listeners.into_iter().map(|listener| {
@@ -112,28 +113,29 @@ impl Server {
                 .router
                 .clone()
                 .layer(Extension(listener.access().clone()));
-            front.accept(listener, router, &self.closing)
+            front.accept(listener, router)
         });
         futures::future::join_all(accepting).await;
-        self.closing.cancelled().await;
+        front.closing.cancelled().await;
         front.drain(self.limits.drain_timeout).await;
     }
 }
 
 /// What the listeners share.
 struct Front {
-    graceful: GracefulShutdown,
     http: http1::Builder,
     connections: usize,
     write_timeout: Duration,
     tasks: TaskTracker,
+    /// Cancelled when the server is to end.
+    closing: CancellationToken,
     /// Cancelled when connections must end.
     kill: CancellationToken,
 }
 
 impl Front {
     /// Until the server is to end; takes the listener with it.
-    async fn accept(&self, listener: Listener, router: Router, closing: &CancellationToken) {
+    async fn accept(&self, listener: Listener, router: Router) {
         // Its own: strangers at one listener do not shut out the owner at another.
         let permits = room_for(self.connections);
         let accept = async {
@@ -159,7 +161,7 @@ impl Front {
             }
         };
         tokio::select! {
-            () = closing.cancelled() => {}
+            () = self.closing.cancelled() => {}
             () = accept => {}
         }
     }
@@ -169,9 +171,12 @@ impl Front {
         connection: Connection,
         router: Router,
     ) -> impl Future<Output = ()> + Send + 'static {
-        let kill = self.kill.child_token();
+        let (closing, kill) = (self.closing.clone(), self.kill.child_token());
         let hang_up = HangUp::new(kill.clone());
+        let asked = Arc::new(AtomicBool::new(false));
+        let has_asked = Arc::clone(&asked);
         let service = router.map_request(move |mut request: hyper::Request<Incoming>| {
+            asked.store(true, Relaxed);
             request.extensions_mut().insert(hang_up.clone());
             request.map(Body::new)
         });
@@ -180,7 +185,19 @@ impl Front {
         let served = self
             .http
             .serve_connection(TokioIo::new(connection), service);
-        let served = self.graceful.watch(served);
+        let served = async move {
+            let mut served = pin!(served);
+            tokio::select! {
+                outcome = served.as_mut() => return outcome,
+                () = closing.cancelled() => {}
+            }
+            // For the rest of its first head hyper would wait.
+            if !has_asked.load(Relaxed) {
+                return Ok(());
+            }
+            served.as_mut().graceful_shutdown();
+            served.await
+        };
         async move {
             let _ended = kill.clone().drop_guard();
             tokio::select! {
@@ -195,14 +212,14 @@ impl Front {
     }
 
     async fn drain(self, limit: Duration) {
-        if timeout(limit, self.graceful.shutdown()).await.is_err() {
+        self.tasks.close();
+        if timeout(limit, self.tasks.wait()).await.is_err() {
             tracing::warn!(
                 ?limit,
                 "requests were not finished in time, and are given up"
             );
         }
         self.kill.cancel();
-        self.tasks.close();
         self.tasks.wait().await;
     }
 }
@@ -230,12 +247,13 @@ fn is_of_one_client(error: &std::io::Error) -> bool {
 
 fn router(state: ApiState, limits: &Limits) -> Router {
     let (routes, _) = routes::all();
+    let closing = state.closing.clone();
     // The last one is the first to see a request.
     routes
         .with_state(state)
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(
-            limits.clone(),
+            (limits.clone(), closing),
             body::take_in,
         ))
         .layer(middleware::from_fn(access::guard))
