@@ -1,5 +1,6 @@
 use futures::StreamExt;
 use reqwest::Method;
+use vmm_rest::Limits;
 use vmm_rest::wire::{BoxChange, BoxStatus, CreateBoxRequest, StopBoxRequest};
 
 use crate::common::DEADLINE;
@@ -69,5 +70,16 @@ async fn the_stream_is_server_sent_events() {
         "{text}"
     );
     drop(response);
+    service.end().await;
+}
+
+#[tokio::test]
+async fn whoever_asks_for_the_head_alone_is_no_reader() {
+    let service = Service::with(Limits::default().event_readers(1)).await;
+    let reader = service.client.events().await.unwrap();
+    let head = service.send(Method::HEAD, "/v1/events", "").await;
+    assert_eq!((head.status, head.text.as_str()), (200, ""));
+    assert_eq!(head.headers["content-type"], "text/event-stream");
+    drop(reader);
     service.end().await;
 }

@@ -166,3 +166,27 @@ async fn a_reader_of_events_that_reads_none_does_not_delay_the_end() {
     service.end_server().await;
     service.end().await;
 }
+
+#[tokio::test]
+async fn whoever_has_asked_about_events_before_is_answered_to_the_end() {
+    let mut service = Service::start().await;
+    let running = service.started(deaf()).await;
+    sign(&service, &running.box_id, "up").await;
+    let mut stream = service
+        .saying("HEAD /v1/events HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await;
+    stream.readable().await.unwrap();
+    // Longer than a reader of events is waited for.
+    let patience = r#"{"timeout_seconds": 3}"#;
+    let stop = format!(
+        "POST /v1/boxes/{}/stop HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{patience}",
+        running.box_id,
+        patience.len()
+    );
+    stream.write_all(stop.as_bytes()).await.unwrap();
+    sign(&service, &running.box_id, "asked").await;
+    service.end_server().await;
+    let answer = heard(&mut stream).await;
+    assert!(answer.contains(r#""status":"stopped""#), "{answer}");
+    service.end().await;
+}

@@ -5,25 +5,18 @@ use tokio_util::sync::CancellationToken;
 
 /// Ends the connection that a request has come by, whatever is still to be sent.
 #[derive(Clone, Debug)]
-pub(crate) struct HangUp {
-    /// Cancelled at the latest when the connection has ended.
-    connection: CancellationToken,
-}
+pub(crate) struct HangUp(CancellationToken);
 
 impl HangUp {
+    /// By cancelling the token.
     pub(crate) fn new(connection: CancellationToken) -> Self {
-        Self { connection }
+        Self(connection)
     }
 
-    /// So long after the token is cancelled; returns when the connection has ended.
+    /// So long after the token is cancelled, unless the future is dropped before.
     pub(crate) async fn after(self, token: CancellationToken, grace: Duration) {
-        let hang_up = async {
-            token.cancelled().await;
-            sleep(grace).await;
-        };
-        tokio::select! {
-            () = self.connection.cancelled() => {}
-            () = hang_up => self.connection.cancel(),
-        }
+        token.cancelled().await;
+        sleep(grace).await;
+        self.0.cancel();
     }
 }

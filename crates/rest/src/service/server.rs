@@ -199,7 +199,6 @@ impl Front {
             served.await
         };
         async move {
-            let _ended = kill.clone().drop_guard();
             tokio::select! {
                 outcome = served => {
                     if let Err(error) = outcome {

@@ -3,12 +3,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Extension, State};
+use axum::http::Method;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures::{Stream, stream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::service::{ApiError, ApiState, HangUp};
 use crate::wire::{BoxEvent, ErrorCode, ErrorResponse, EventsLost};
@@ -24,25 +26,32 @@ use crate::wire::{BoxEvent, ErrorCode, ErrorResponse, EventsLost};
     ),
 )]
 pub(super) async fn stream(
+    method: Method,
     State(api): State<ApiState>,
     Extension(hang_up): Extension<HangUp>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
-    let reader = Reader::new(&api, hang_up)?;
-    let events = stream::unfold(reader, async |mut reader| {
+    // Whoever asks for the head alone reads no events.
+    let reader = match method {
+        Method::HEAD => None,
+        _ => Some(Reader::new(&api, hang_up)?),
+    };
+    let events = stream::unfold(reader, async |reader| {
+        let mut reader = reader?;
         let event = next(&mut reader.events, &reader.closing).await?;
-        Some((Ok(event), reader))
+        Some((Ok(event), Some(reader)))
     });
     Ok(Sse::new(events).keep_alive(KeepAlive::default()))
 }
 
-/// How long a reader may take to read what it is sent last: one who has stopped reading does not
-/// delay the server's end.
+/// How long a reader who has stopped reading may delay the server's end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Somebody who reads the events, until they hang up or the server is to end.
 struct Reader {
     events: Receiver<Arc<BoxEvent>>,
     closing: CancellationToken,
+    /// For a stream that nobody reads, and so does not see that the server is to end.
+    _hang_up: AbortOnDropHandle<()>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -54,10 +63,10 @@ impl Reader {
             ApiError::new(ErrorCode::ResourceExhausted, message)
         })?;
         let closing = api.closing.clone();
-        // Not the stream's: when that has ended, what it said may still be on its way.
-        tokio::spawn(hang_up.after(closing.clone(), LAST_WORDS));
+        let hang_up = tokio::spawn(hang_up.after(closing.clone(), LAST_WORDS));
         Ok(Self {
             events: api.events.subscribe(),
+            _hang_up: AbortOnDropHandle::new(hang_up),
             closing,
             _permit: permit,
         })
