@@ -151,6 +151,15 @@ impl Reply {
     }
 }
 
+/// A request to stop, as it is sent.
+pub fn stop(id: &str, timeout_seconds: f64) -> String {
+    let body = format!(r#"{{"timeout_seconds": {timeout_seconds}}}"#);
+    let length = body.len();
+    format!(
+        "POST /v1/boxes/{id}/stop HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+}
+
 /// All that the server says until it hangs up.
 pub async fn heard(stream: &mut UnixStream) -> String {
     let mut text = Vec::new();

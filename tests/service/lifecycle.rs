@@ -3,11 +3,12 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
 use vmm_rest::ClientError;
 use vmm_rest::wire::{BoxStatus, CreateBoxRequest, ErrorCode, StopBoxRequest};
 
 use crate::common::{boxes, eventually, is_gone, kill, pause, state_of};
-use crate::fixture::{Service, deaf};
+use crate::fixture::{Service, deaf, heard, stop};
 
 #[tokio::test]
 async fn a_box_is_created_started_stopped_and_removed() {
@@ -222,4 +223,17 @@ async fn a_detached_box_is_there_again_with_the_next_server() {
     assert!(found.detach);
     runtime.remove("keeper", true).await.unwrap();
     runtime.shutdown(Duration::from_secs(10)).await;
+}
+
+#[tokio::test]
+async fn a_client_that_has_said_all_before_it_listens_is_answered() {
+    let service = Service::start().await;
+    let running = service.started(deaf()).await;
+    let up = boxes::dir_of(&service.home, &running.box_id).join("up");
+    eventually("the payload is up", || up.exists()).await;
+    let mut stream = service.saying(&stop(&running.box_id, 0.5)).await;
+    stream.shutdown().await.unwrap();
+    let answer = heard(&mut stream).await;
+    assert!(answer.contains(r#""status":"stopped""#), "{answer}");
+    service.end().await;
 }

@@ -7,7 +7,7 @@ use vmm_rest::wire::{BoxStatus, CreateBoxRequest, StopBoxRequest};
 use vmm_rest::{ClientError, Limits};
 
 use crate::common::{DEADLINE, boxes, eventually};
-use crate::fixture::{NEVER, Service, deaf, heard};
+use crate::fixture::{NEVER, Service, deaf, heard, stop};
 
 const QUESTION: &str = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
 
@@ -177,12 +177,7 @@ async fn whoever_has_asked_about_events_before_is_answered_to_the_end() {
         .await;
     stream.readable().await.unwrap();
     // Longer than a reader of events is waited for.
-    let patience = r#"{"timeout_seconds": 3}"#;
-    let stop = format!(
-        "POST /v1/boxes/{}/stop HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{patience}",
-        running.box_id,
-        patience.len()
-    );
+    let stop = stop(&running.box_id, 3.0);
     stream.write_all(stop.as_bytes()).await.unwrap();
     sign(&service, &running.box_id, "asked").await;
     service.end_server().await;

@@ -232,6 +232,8 @@ fn http(limits: &Limits) -> http1::Builder {
     http.timer(TokioTimer::new())
         // It is added to the time, which has an end.
         .header_read_timeout(limits.head_timeout.min(FOR_EVER))
+        // Who says no more may still listen.
+        .half_close(true)
         .max_buf_size(MAX_HEAD);
     http
 }
