@@ -1,8 +1,12 @@
 use reqwest::{Client, Method};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 use vmm_rest::wire::{ErrorCode, PrincipalType};
-use vmm_rest::{BearerToken, ListenError, Listener};
+use vmm_rest::{BearerToken, Limits, ListenError, Listener};
 
-use crate::fixture::{Reply, Service, TOKEN};
+use crate::common::DEADLINE;
+use crate::fixture::{NEVER, Reply, Service, TOKEN};
 
 const GUARDED: [&str; 6] = [
     "/v1/me",
@@ -138,6 +142,29 @@ async fn at_the_socket_no_token_is_asked_for() {
             200,
             "{path}"
         );
+    }
+    service.end().await;
+}
+
+#[tokio::test]
+async fn nothing_that_a_stranger_says_is_taken_in() {
+    let limits = Limits::default().body_timeout(NEVER);
+    let service = Service::with(limits).await;
+    let address = service.url.strip_prefix("http://").unwrap();
+    for (line, status) in [
+        ("POST /v1/boxes", 401),
+        ("POST /healthz", 413),
+        ("GET /healthz", 413),
+        ("GET /v1/config", 413),
+    ] {
+        let mut stranger = TcpStream::connect(address).await.unwrap();
+        let head = format!("{line} HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n{{");
+        stranger.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = vec![0; "HTTP/1.1 200".len()];
+        let read = timeout(DEADLINE, stranger.read_exact(&mut answer));
+        read.await.expect("it waits for the body").unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        assert_eq!(answer, format!("HTTP/1.1 {status}"), "{line}");
     }
     service.end().await;
 }

@@ -1,7 +1,15 @@
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::json;
+use tokio::io::AsyncWriteExt;
 
-use crate::fixture::{Service, heard};
+use crate::fixture::{Reply, Service, heard};
+
+/// Also if the server has not read all of it.
+async fn answer_to(service: &Service, request: &str) -> String {
+    let mut stream = service.saying("").await;
+    let _ = stream.write_all(request.as_bytes()).await;
+    heard(&mut stream).await
+}
 
 #[tokio::test]
 async fn what_is_malformed_gets_the_error_model_and_makes_nothing() {
@@ -185,70 +193,70 @@ async fn unknown_boxes_paths_and_methods_are_told() {
 #[tokio::test]
 async fn a_body_that_is_too_long_or_of_another_type_is_refused() {
     let service = Service::start().await;
+    let head = "POST /v1/boxes HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+                content-type: application/json\r\n";
     let long = format!(r#"{{"image": "{}"}}"#, "x".repeat(10 << 20));
-    // The server answers before it has read all, and may hang up then.
-    let sent = service
-        .http
-        .post("http://localhost/v1/boxes")
-        .body(long)
-        .send()
-        .await;
-    if let Ok(response) = sent {
-        assert_eq!(response.status().as_u16(), 413);
-        let error: Value = response.json().await.unwrap();
-        assert_eq!(error["error"]["code"], "invalid_argument");
+    let long = format!("{head}content-length: {}\r\n\r\n{long}", long.len());
+    let chunks = format!("10000\r\n{}\r\n", "x".repeat(0x10000)).repeat(17);
+    let endless = format!("{head}transfer-encoding: chunked\r\n\r\n{chunks}");
+    for request in [long, endless] {
+        let answer = answer_to(&service, &request).await;
+        assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+        assert!(answer.contains(r#""code":"invalid_argument""#), "{answer}");
     }
     let form = service
         .http
         .post("http://localhost/v1/boxes")
         .body("image=idle");
-    let form = crate::fixture::Reply::of(form).await;
+    let form = Reply::of(form).await;
     assert_eq!(
         (form.status, form.code().as_str()),
         (415, "invalid_argument")
-    );
-
-    let chunks = "10000\r\n".to_owned() + &"x".repeat(0x10000) + "\r\n";
-    let head = "POST /v1/boxes HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
-                content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
-    let endless = format!("{head}{}", chunks.repeat(17));
-    let mut stream = service.saying("").await;
-    // Its reset, when it has heard enough, is as good as an answer.
-    let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, endless.as_bytes()).await;
-    let answer = heard(&mut stream).await;
-    assert!(
-        answer.is_empty() || answer.starts_with("HTTP/1.1 413"),
-        "{answer}"
     );
     assert!(service.client.all_boxes().await.unwrap().is_empty());
     service.end().await;
 }
 
 #[tokio::test]
-async fn what_is_no_http_is_hung_up_on() {
+async fn a_body_that_means_nothing_may_be_there_but_not_be_long() {
+    let service = Service::start().await;
+    for (method, target, status) in [
+        (Method::GET, "/v1/boxes", 200),
+        (Method::GET, "/healthz", 200),
+        (Method::DELETE, "/v1/boxes/nobody", 404),
+    ] {
+        let reply = service.send(method.clone(), target, "{}").await;
+        assert_eq!(reply.status, status, "{method} {target}");
+        let long = "x".repeat(2000);
+        // The server may hang up on what it has not read.
+        let last = [("connection", "close")];
+        let reply = service
+            .send_with(method.clone(), target, &long, &last)
+            .await;
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (413, "invalid_argument"),
+            "{method} {target}"
+        );
+    }
+    service.end().await;
+}
+
+#[tokio::test]
+async fn what_is_no_http_or_too_much_of_it_is_refused() {
     let service = Service::start().await;
     for noise in [
         "\0\0\0\0\r\n\r\n",
         "GET / HTTP/9.9\r\n\r\n",
         "hello\r\n\r\n",
     ] {
-        let answer = heard(&mut service.saying(noise).await).await;
-        assert!(
-            answer.is_empty() || answer.starts_with("HTTP/1.1 4"),
-            "{answer}"
-        );
+        let answer = answer_to(&service, noise).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{noise:?}: {answer}");
     }
-    let head = format!(
-        "GET /healthz HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n",
-        "y".repeat(1 << 20)
-    );
-    let mut stream = service.saying("").await;
-    let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, head.as_bytes()).await;
-    let answer = heard(&mut stream).await;
-    assert!(
-        answer.is_empty() || answer.starts_with("HTTP/1.1 431"),
-        "{answer}"
-    );
+    let value = "y".repeat(1 << 20);
+    let head = format!("GET /healthz HTTP/1.1\r\nhost: x\r\nx: {value}\r\n\r\n");
+    let answer = answer_to(&service, &head).await;
+    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
     service.client.config().await.unwrap();
     service.end().await;
 }

@@ -19,6 +19,10 @@ pub(crate) enum Access {
 /// What a client may know before it has shown who it is.
 const OPEN: [&str; 2] = ["/v1/config", "/healthz"];
 
+pub(crate) fn is_open(path: &str) -> bool {
+    OPEN.contains(&path)
+}
+
 impl Access {
     pub(crate) fn principal(&self) -> Principal {
         match self {
@@ -70,7 +74,7 @@ pub(crate) async fn guard(
     request: Request,
     next: Next,
 ) -> Response {
-    if !OPEN.contains(&request.uri().path())
+    if !is_open(request.uri().path())
         && let Err(refusal) = access.check(request.headers())
     {
         return refusal.into_response();

@@ -1,14 +1,17 @@
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, Bytes, HttpBody, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::LengthLimitError;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::{ApiError, Limits};
+use super::{ApiError, Limits, access};
 use crate::wire::ErrorCode;
+
+/// The longest body, in bytes, where none means anything: some clients always send `{}`.
+const IDLE_TALK: usize = 1 << 10;
 
 /// Takes the whole body in before anything is done: nobody is half served, and a slow or endless
 /// body costs a connection only. When the server is to end, what has not arrived is not waited for.
@@ -17,38 +20,60 @@ pub(crate) async fn take_in(
     request: Request,
     next: Next,
 ) -> Response {
+    let longest = match means_something(&request) {
+        true => limits.body_bytes,
+        false => limits.body_bytes.min(IDLE_TALK),
+    };
     let (parts, body) = request.into_parts();
-    let read = timeout(limits.body_timeout, to_bytes(body, limits.body_bytes));
     let read = tokio::select! {
         biased;
-        read = read => read,
-        () = closing.cancelled() => return shutting_down().into_response(),
+        read = timeout(limits.body_timeout, whole(body, longest)) => {
+            read.unwrap_or_else(|_| Err(late(&limits)))
+        }
+        () = closing.cancelled() => Err(shutting_down()),
     };
     match read {
-        Ok(Ok(bytes)) => {
+        Ok(bytes) => {
             next.run(Request::from_parts(parts, Body::from(bytes)))
                 .await
         }
-        Ok(Err(error)) if is_too_long(&error) => ApiError::invalid(format!(
-            "the body is longer than {} bytes",
-            limits.body_bytes
-        ))
-        .with_status(StatusCode::PAYLOAD_TOO_LARGE)
-        .into_response(),
-        Ok(Err(error)) => ApiError::invalid(format!("the body is broken: {error}")).into_response(),
-        Err(_) => ApiError::new(
-            ErrorCode::Timeout,
-            format!("the body did not arrive within {:?}", limits.body_timeout),
-        )
-        .into_response(),
+        Err(error) => error.into_response(),
     }
+}
+
+/// Strangers have nothing to say.
+fn means_something(request: &Request) -> bool {
+    request.method() == Method::POST && !access::is_open(request.uri().path())
+}
+
+async fn whole(body: Body, longest: usize) -> Result<Bytes, ApiError> {
+    // If the head says so, nothing of it need be read.
+    if body.size_hint().lower() > longest as u64 {
+        return Err(too_long(longest));
+    }
+    to_bytes(body, longest)
+        .await
+        .map_err(|error| match is_too_long(&error) {
+            true => too_long(longest),
+            false => ApiError::invalid(format!("the body is broken: {error}")),
+        })
+}
+
+fn is_too_long(error: &axum::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|cause| cause.is::<LengthLimitError>())
+}
+
+fn too_long(longest: usize) -> ApiError {
+    ApiError::invalid(format!("the body is longer than {longest} bytes"))
+        .with_status(StatusCode::PAYLOAD_TOO_LARGE)
+}
+
+fn late(limits: &Limits) -> ApiError {
+    let message = format!("the body did not arrive within {:?}", limits.body_timeout);
+    ApiError::new(ErrorCode::Timeout, message)
 }
 
 fn shutting_down() -> ApiError {
     ApiError::new(ErrorCode::Stopped, "the server is shutting down")
         .with_status(StatusCode::SERVICE_UNAVAILABLE)
-}
-
-fn is_too_long(error: &axum::Error) -> bool {
-    std::error::Error::source(error).is_some_and(|cause| cause.is::<LengthLimitError>())
 }

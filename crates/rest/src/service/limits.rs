@@ -11,7 +11,8 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Limits {
-    /// The longest body of a request; 1 MiB by default.
+    /// The longest body of a request, in bytes; 1 MiB by default. Where a body means nothing, it
+    /// is 1 KiB at most.
     pub body_bytes: usize,
     /// How long a client may take to send the head of a request, and stay idle between two of them;
     /// 10 s by default.
