@@ -3,6 +3,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 
 use vmm_rest::{Client, ClientError, ListenError, Listener};
 
+use crate::common::DEADLINE;
 use crate::fixture::Service;
 
 #[tokio::test]
@@ -46,6 +47,24 @@ async fn a_socket_that_nobody_listens_at_is_replaced_and_one_in_use_is_not() {
     );
     drop(first);
     assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn a_listener_that_takes_no_more_is_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let socket = tokio::net::UnixSocket::new_stream().unwrap();
+    socket.bind(&path).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(client) = tokio::net::UnixStream::connect(&path).await {
+        waiting.push(client);
+    }
+    assert!(waiting.len() < 10, "it takes {}", waiting.len());
+    let refused = tokio::time::timeout(DEADLINE, Listener::unix(&path)).await;
+    let refused = refused.expect("it waits for room").unwrap_err();
+    assert!(matches!(refused, ListenError::InUse { .. }), "{refused:?}");
+    drop(listener);
 }
 
 #[tokio::test]

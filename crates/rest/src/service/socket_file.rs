@@ -2,8 +2,10 @@ use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
+
+use tokio::net::UnixStream;
 
 use super::ListenError;
 
@@ -18,33 +20,45 @@ impl SocketFile {
     /// Binds in a private directory, and moves the socket to its place when it has its mode:
     /// nobody else can open it at any moment.
     pub(crate) async fn bind(path: &Path) -> Result<(UnixListener, Self), ListenError> {
-        let path = path.to_owned();
-        let failed = |path: &Path, source| ListenError::System {
-            at: path.display().to_string(),
-            source,
-        };
-        let at = path.clone();
-        let bound = tokio::task::spawn_blocking(move || {
-            make_way(&path)?;
-            bind_privately(&path).map_err(|source| failed(&path, source))
-        });
-        match bound.await {
-            Ok(outcome) => outcome,
-            Err(error) => Err(failed(&at, error.into())),
-        }
+        make_way(path).await?;
+        let at = path.to_owned();
+        let bound = tokio::task::spawn_blocking(move || bind_privately(&at)).await;
+        bound
+            .map_err(io::Error::from)
+            .flatten()
+            .map_err(|source| failed(path, source))
     }
 }
 
 /// Whether what is there may be replaced.
-fn make_way(path: &Path) -> Result<(), ListenError> {
-    let path = path.to_owned();
-    match fs::symlink_metadata(&path) {
-        Err(_) => Ok(()),
-        Ok(found) if !found.file_type().is_socket() => Err(ListenError::NoSocket { path }),
-        Ok(_) => match UnixStream::connect(&path) {
-            Ok(_) => Err(ListenError::InUse { path }),
-            Err(_) => Ok(()),
+async fn make_way(path: &Path) -> Result<(), ListenError> {
+    match fs::symlink_metadata(path) {
+        Err(_) => return Ok(()),
+        Ok(found) if !found.file_type().is_socket() => {
+            let path = path.to_owned();
+            return Err(ListenError::NoSocket { path });
+        }
+        Ok(_) => {}
+    }
+    use io::ErrorKind::{ConnectionRefused, NotFound, WouldBlock};
+    let in_use = || ListenError::InUse {
+        path: path.to_owned(),
+    };
+    match UnixStream::connect(path).await {
+        Ok(_) => Err(in_use()),
+        Err(error) => match error.kind() {
+            ConnectionRefused | NotFound => Ok(()),
+            // Its backlog is full.
+            WouldBlock => Err(in_use()),
+            _ => Err(failed(path, error)),
         },
+    }
+}
+
+fn failed(path: &Path, source: io::Error) -> ListenError {
+    ListenError::System {
+        at: path.display().to_string(),
+        source,
     }
 }
 
