@@ -237,3 +237,18 @@ async fn a_client_that_has_said_all_before_it_listens_is_answered() {
     assert!(answer.contains(r#""status":"stopped""#), "{answer}");
     service.end().await;
 }
+
+#[tokio::test]
+async fn an_answer_without_content_has_no_length() {
+    let service = Service::start().await;
+    let request = CreateBoxRequest::of("idle").name("nap");
+    service.client.create(&request).await.unwrap();
+    for method in ["HEAD", "DELETE"] {
+        let request =
+            format!("{method} /v1/boxes/nap HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let answer = heard(&mut service.saying(&request).await).await;
+        assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
+        assert!(!answer.contains("content-length"), "{answer}");
+    }
+    service.end().await;
+}

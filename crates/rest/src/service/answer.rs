@@ -40,6 +40,15 @@ pub(crate) async fn complete(request: Request, next: Next) -> Response {
     answer
 }
 
+/// An answer without content says nothing of its length (RFC 9110, section 8.6), which axum adds
+/// after all layers.
+pub(crate) fn without_idle_length(mut answer: Response) -> Response {
+    if answer.status() == StatusCode::NO_CONTENT {
+        answer.headers_mut().remove(header::CONTENT_LENGTH);
+    }
+    answer
+}
+
 /// The client's, if it has one that can be put into a log.
 fn id_of(headers: &HeaderMap) -> HeaderValue {
     let sane = |id: &&HeaderValue| {

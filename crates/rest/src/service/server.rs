@@ -180,6 +180,7 @@ impl Front {
             request.extensions_mut().insert(hang_up.clone());
             request.map(Body::new)
         });
+        let service = service.map_response(answer::without_idle_length);
         let service = TowerToHyperService::new(service);
         let connection = Impatient::new(connection, self.write_timeout);
         let served = self
