@@ -1,13 +1,14 @@
 use std::time::Duration;
 
 use futures::StreamExt;
+use reqwest::Method;
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 use vmm_rest::wire::{BoxStatus, CreateBoxRequest, StopBoxRequest};
 use vmm_rest::{ClientError, Limits};
 
 use crate::common::{DEADLINE, boxes, eventually};
-use crate::fixture::{NEVER, Service, deaf, heard, stop};
+use crate::fixture::{DEAF, NEVER, Service, deaf, heard, stop};
 
 const QUESTION: &str = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
 
@@ -183,5 +184,23 @@ async fn whoever_has_asked_about_events_before_is_answered_to_the_end() {
     service.end_server().await;
     let answer = heard(&mut stream).await;
     assert!(answer.contains(r#""status":"stopped""#), "{answer}");
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_request_with_a_key_is_finished_although_its_client_waits_no_longer() {
+    let limits = Limits::default().request_timeout(Duration::from_millis(100));
+    let mut service = Service::with(limits).await;
+    // Not over HTTP: a start may take longer than that.
+    let running = boxes::started(&service.runtime, boxes::script(DEAF)).await;
+    sign(&service, &running.id, "up").await;
+    let target = format!("/v1/boxes/{}/stop", running.id);
+    let key = [("idempotency-key", "017f22e2-79b0-7cc3-98c4-dc0c0c07398f")];
+    let patience = r#"{"timeout_seconds": 2}"#;
+    let late = service.send_with(Method::POST, &target, patience, &key);
+    assert_eq!(late.await.status, 408);
+    service.end_server().await;
+    let stopped = service.runtime.info(&running.id).await.unwrap();
+    assert_eq!(stopped.status, vmm_runtime::BoxStatus::Stopped);
     service.end().await;
 }

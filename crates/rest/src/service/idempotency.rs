@@ -10,6 +10,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 
 use super::ApiError;
 use crate::wire::{ErrorCode, ErrorModel};
@@ -96,9 +97,11 @@ impl IdempotencyKeys {
         match turn {
             Err(refusal) => refusal.into_response(),
             Ok(Turn::First(sender)) => {
+                // The server's, which waits for them when it is to end.
+                let tasks: TaskTracker = parts.extensions.get().cloned().unwrap_or_default();
                 let request = Request::from_parts(parts, Body::from(body));
                 // In a task: a client that hangs up asks again, and must find what it has begun.
-                let run = tokio::spawn(async move {
+                let run = tasks.spawn(async move {
                     let (answer, response) = Answer::record(next.run(request).await).await;
                     // What was refused has not been done; another time it may be.
                     if !answer.status.is_success() {

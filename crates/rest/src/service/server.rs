@@ -52,6 +52,8 @@ pub struct Server {
     router: Router,
     limits: Limits,
     closing: CancellationToken,
+    /// See [`Front::requests`].
+    requests: TaskTracker,
 }
 
 /// How long to wait when no connection can be accepted: no descriptors are left, most often.
@@ -83,10 +85,12 @@ impl Server {
             reaper_silence: limits.reaper_silence,
             closing: closing.clone(),
         };
+        let requests = TaskTracker::new();
         Self {
-            router: router(state, &limits),
+            router: router(state, &limits).layer(Extension(requests.clone())),
             limits,
             closing,
+            requests,
         }
     }
 
@@ -102,9 +106,10 @@ impl Server {
         let _kill_when_dropped = kill.clone().drop_guard();
         let front = Front {
             http: http(&self.limits),
-            connections: self.limits.connections,
+            room: self.limits.connections,
             write_timeout: self.limits.write_timeout,
-            tasks: TaskTracker::new(),
+            connections: TaskTracker::new(),
+            requests: self.requests,
             closing: self.closing,
             kill,
         };
@@ -124,9 +129,11 @@ impl Server {
 /// What the listeners share.
 struct Front {
     http: http1::Builder,
-    connections: usize,
+    room: usize,
     write_timeout: Duration,
-    tasks: TaskTracker,
+    connections: TaskTracker,
+    /// Those that do not end with their connection.
+    requests: TaskTracker,
     /// Cancelled when the server is to end.
     closing: CancellationToken,
     /// Cancelled when connections must end.
@@ -137,7 +144,7 @@ impl Front {
     /// Until the server is to end; takes the listener with it.
     async fn accept(&self, listener: Listener, router: Router) {
         // Its own: strangers at one listener do not shut out the owner at another.
-        let permits = room_for(self.connections);
+        let permits = room_for(self.room);
         let accept = async {
             loop {
                 match listener.accept().await {
@@ -147,7 +154,7 @@ impl Front {
                             return;
                         };
                         let serve = self.connection(connection, router.clone());
-                        self.tasks.spawn(async move {
+                        self.connections.spawn(async move {
                             serve.await;
                             drop(permit);
                         });
@@ -212,15 +219,21 @@ impl Front {
     }
 
     async fn drain(self, limit: Duration) {
-        self.tasks.close();
-        if timeout(limit, self.tasks.wait()).await.is_err() {
+        self.connections.close();
+        self.requests.close();
+        let finished = async {
+            // No request begins without one.
+            self.connections.wait().await;
+            self.requests.wait().await;
+        };
+        if timeout(limit, finished).await.is_err() {
             tracing::warn!(
                 ?limit,
                 "requests were not finished in time, and are given up"
             );
         }
         self.kill.cancel();
-        self.tasks.wait().await;
+        self.connections.wait().await;
     }
 }
 
