@@ -19,6 +19,9 @@ use crate::common::{DEADLINE, boxes};
 
 pub const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
+/// Needs no token.
+pub const QUESTION: &str = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
+
 /// Longer than any test waits.
 pub const NEVER: Duration = Duration::from_secs(3600);
 

@@ -1,13 +1,17 @@
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::join_all;
 use tokio::io::AsyncWriteExt;
-use vmm_rest::Limits;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use vmm_rest::wire::{CreateBoxRequest, ErrorCode};
+use vmm_rest::{BearerToken, ImageTable, Limits, Listener, Server};
 
 use crate::common::{DEADLINE, boxes, eventually};
-use crate::fixture::{NEVER, Service, heard};
+use crate::fixture::{NEVER, QUESTION, Service, TOKEN, heard};
 
 #[tokio::test]
 async fn whoever_does_not_finish_a_head_is_hung_up_on() {
@@ -24,7 +28,7 @@ async fn whoever_does_not_finish_a_head_is_hung_up_on() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(DEADLINE, ended).await.unwrap();
+    timeout(DEADLINE, ended).await.unwrap();
     service.end().await;
 }
 
@@ -71,11 +75,8 @@ async fn whoever_reads_no_answers_is_hung_up_on() {
         .write_timeout(Duration::from_millis(100));
     let service = Service::with(limits).await;
     let mut deaf = service.saying("").await;
-    let asked = async {
-        let question = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
-        while deaf.write_all(question).await.is_ok() {}
-    };
-    tokio::time::timeout(DEADLINE, asked).await.unwrap();
+    let asked = async { while deaf.write_all(QUESTION.as_bytes()).await.is_ok() {} };
+    timeout(DEADLINE, asked).await.unwrap();
     service.client.me().await.unwrap();
     service.end().await;
 }
@@ -113,17 +114,40 @@ async fn more_connections_than_there_may_be_wait_for_their_turn() {
 }
 
 #[tokio::test]
-async fn whoever_fills_one_listener_leaves_room_at_the_others() {
+async fn strangers_share_their_room_and_leave_the_owners() {
+    let mut service = Service::start().await;
+    service.end_server().await;
+    let token = || BearerToken::new(TOKEN).unwrap();
+    let mut listeners = vec![Listener::unix(&service.socket()).await.unwrap()];
+    for _ in 0..2 {
+        let listener = Listener::tcp("127.0.0.1:0".parse().unwrap(), Some(token()));
+        listeners.push(listener.await.unwrap());
+    }
+    let addresses: Vec<_> = listeners.iter().filter_map(Listener::local_addr).collect();
     let limits = Limits::default().connections(1).head_timeout(NEVER);
-    let service = Service::with(limits).await;
-    let address = service.url.strip_prefix("http://").unwrap();
-    let strangers = [
-        tokio::net::TcpStream::connect(address).await.unwrap(),
-        tokio::net::TcpStream::connect(address).await.unwrap(),
-    ];
+    let shutdown = CancellationToken::new();
+    let server = Server::new(&service.runtime, ImageTable::builtin(), limits, &shutdown);
+    let serving = tokio::spawn(server.serve(listeners));
+
+    let first = asking(addresses[0]).await;
+    first.readable().await.unwrap();
+    let second = asking(addresses[1]).await;
     service.client.me().await.unwrap();
-    drop(strangers);
+    let soon = timeout(Duration::from_millis(300), second.readable()).await;
+    assert!(soon.is_err(), "there is room for two");
+    drop(first);
+    let answered = timeout(DEADLINE, second.readable()).await;
+    answered.expect("there is no room for one").unwrap();
+
+    shutdown.cancel();
+    serving.await.unwrap();
     service.end().await;
+}
+
+async fn asking(address: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(QUESTION.as_bytes()).await.unwrap();
+    stream
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,9 +8,7 @@ use vmm_rest::wire::{BoxStatus, CreateBoxRequest, StopBoxRequest};
 use vmm_rest::{ClientError, Limits};
 
 use crate::common::{DEADLINE, boxes, eventually};
-use crate::fixture::{DEAF, NEVER, Service, deaf, heard, stop};
-
-const QUESTION: &str = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
+use crate::fixture::{DEAF, NEVER, QUESTION, Service, deaf, heard, stop};
 
 /// Waits for the payload's sign.
 async fn sign(service: &Service, id: &str, name: &str) {

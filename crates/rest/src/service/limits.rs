@@ -24,8 +24,9 @@ pub struct Limits {
     /// How long a client may read nothing of an answer that waits for it before it is hung up on;
     /// 30 s by default. What the system buffers does not wait.
     pub write_timeout: Duration,
-    /// Connections at one time to each listener; more wait for their turn. 512 by default,
-    /// which leaves half of the descriptors that a process usually has to the shims.
+    /// Connections at one time to all Unix sockets together, and as many over TCP; more wait for
+    /// their turn. 512 by default, and never more than a quarter of the descriptors that the
+    /// process may have, which leaves half of them to the shims.
     pub connections: usize,
     /// Readers of events at one time; more are refused. 64 by default.
     pub event_readers: usize,

@@ -1,0 +1,174 @@
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+use super::{Connection, HangUp, Impatient, Limits, Listener, Room, answer};
+
+/// How long to wait when no connection can be accepted: no descriptors are left, most often.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// The longest head of a request, in bytes.
+const MAX_HEAD: usize = 64 << 10;
+
+/// What takes connections in from the listeners, and sees them out at the end.
+#[derive(Debug)]
+pub(crate) struct Front {
+    http: http1::Builder,
+    room: Room,
+    write_timeout: Duration,
+    connections: TaskTracker,
+    /// Those that do not end with their connection.
+    requests: TaskTracker,
+    /// Cancelled when the server is to end.
+    closing: CancellationToken,
+    /// Cancelled when connections must end.
+    kill: CancellationToken,
+}
+
+impl Front {
+    /// The token ends it; the requests that do not end with their connection are in the tracker.
+    pub(crate) fn new(limits: &Limits, closing: CancellationToken, requests: TaskTracker) -> Self {
+        Self {
+            http: http(limits),
+            room: Room::new(limits.connections),
+            write_timeout: limits.write_timeout,
+            connections: TaskTracker::new(),
+            requests,
+            closing,
+            kill: CancellationToken::new(),
+        }
+    }
+
+    /// Until the server is to end; takes the listener with it.
+    pub(crate) async fn accept(&self, listener: Listener, router: Router) {
+        let accept = async {
+            loop {
+                match listener.accept().await {
+                    Ok(connection) => {
+                        // Until there is room it waits, and those after it in the backlog.
+                        let place = self.room.place(listener.access()).await;
+                        let serve = self.connection(connection, router.clone());
+                        self.connections.spawn(async move {
+                            serve.await;
+                            drop(place);
+                        });
+                    }
+                    Err(error) if is_of_one_client(&error) => {}
+                    Err(error) => {
+                        tracing::error!(%error, "cannot accept a connection");
+                        sleep(ACCEPT_AGAIN).await;
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = self.closing.cancelled() => {}
+            () = accept => {}
+        }
+    }
+
+    fn connection(
+        &self,
+        connection: Connection,
+        router: Router,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let (closing, kill) = (self.closing.clone(), self.kill.child_token());
+        let hang_up = HangUp::new(kill.clone());
+        let asked = Arc::new(AtomicBool::new(false));
+        let has_asked = Arc::clone(&asked);
+        let service = router.map_request(move |mut request: hyper::Request<Incoming>| {
+            asked.store(true, Relaxed);
+            request.extensions_mut().insert(hang_up.clone());
+            request.map(Body::new)
+        });
+        let service = service.map_response(answer::without_idle_length);
+        let service = TowerToHyperService::new(service);
+        let connection = Impatient::new(connection, self.write_timeout);
+        let served = self
+            .http
+            .serve_connection(TokioIo::new(connection), service);
+        let served = async move {
+            let mut served = pin!(served);
+            tokio::select! {
+                outcome = served.as_mut() => return outcome,
+                () = closing.cancelled() => {}
+            }
+            // For the rest of its first head hyper would wait.
+            if !has_asked.load(Relaxed) {
+                return Ok(());
+            }
+            served.as_mut().graceful_shutdown();
+            served.await
+        };
+        async move {
+            tokio::select! {
+                outcome = served => {
+                    if let Err(error) = outcome {
+                        tracing::debug!(%error, "a connection has ended");
+                    }
+                }
+                () = kill.cancelled() => {}
+            }
+        }
+    }
+
+    /// Until the server is to end, then until all is finished, or the time is up.
+    pub(crate) async fn drain(&self, limit: Duration) {
+        self.closing.cancelled().await;
+        self.connections.close();
+        self.requests.close();
+        let finished = async {
+            // No request begins without one.
+            self.connections.wait().await;
+            self.requests.wait().await;
+        };
+        if timeout(limit, finished).await.is_err() {
+            tracing::warn!(
+                ?limit,
+                "requests were not finished in time, and are given up"
+            );
+        }
+        self.kill.cancel();
+        self.connections.wait().await;
+    }
+}
+
+/// Drops what is left when the server is dropped.
+impl Drop for Front {
+    fn drop(&mut self) {
+        self.kill.cancel();
+    }
+}
+
+fn http(limits: &Limits) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        // It is added to the time, which has an end.
+        .header_read_timeout(limits.head_timeout.min(FOR_EVER))
+        // Who says no more may still listen.
+        .half_close(true)
+        .max_buf_size(MAX_HEAD);
+    http
+}
+
+fn is_of_one_client(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset
+    )
+}
