@@ -4,11 +4,13 @@ use std::process::Stdio;
 use std::sync::mpsc;
 use std::thread;
 
+use futures::StreamExt;
 use serde_json::{Value, json};
+use vmm_rest::wire::CreateBoxRequest;
 use vmm_runtime::testing::PerTestBoxHome;
 
-use crate::fixture::{Daemon, Said, logged, said, shimd, words};
-use crate::process::{DEADLINE, end_of};
+use crate::fixture::{Daemon, Said, deaf, logged, said, shimd, words};
+use crate::process::{DEADLINE, end_of, eventually};
 use crate::terminal::Terminal;
 
 #[tokio::test]
@@ -102,6 +104,52 @@ async fn one_box_that_refuses_does_not_spare_the_others() {
     let removed = said(&home, &["rm", "-f", "a", "nope", "b"]);
     assert_eq!((removed.code, removed.out.as_str()), (1, "a\nb\n"));
     assert!(daemon.client.all_boxes().await.unwrap().is_empty());
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn a_reader_that_is_gone_does_not_spare_the_boxes() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    let names = ["a", "b", "c", "d"];
+    for name in names {
+        said(&home, &["run", "-d", "--name", name, "idle"]).out();
+    }
+    let unheard = |args: &[&str]| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        Said::of(shimd(&home).args(args).args(names).stdout(writer))
+    };
+    let told = unheard(&["rm", "-f", "nope"]);
+    assert_eq!(told.code, 1, "{told:?}");
+    assert!(told.err.contains("nope"), "{told:?}");
+    assert!(daemon.client.all_boxes().await.unwrap().is_empty());
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn several_boxes_are_stopped_together() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    let names = ["c", "a", "b"];
+    for name in names {
+        let up = home.path().join(name);
+        let request = CreateBoxRequest::of("idle").name(name).cmd(deaf(&up));
+        daemon.client.create(&request).await.unwrap();
+        daemon.client.start(name).await.unwrap();
+        eventually("the payload is up", async || up.exists()).await;
+    }
+    let events = daemon.client.events().await.unwrap();
+    let told = said(&home, &[&["stop", "--time", "2"][..], &names].concat());
+    assert_eq!(told.out(), "c\na\nb\n");
+    let stopped: Vec<_> = events
+        .take(names.len())
+        .map(|it| it.unwrap().at)
+        .collect()
+        .await;
+    let between = stopped[2].duration_since(stopped[0]);
+    // One after another they take two seconds each.
+    assert!(between.as_secs_f64() < 2.0, "{between:?}");
     daemon.end().await;
 }
 
