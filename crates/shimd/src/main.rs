@@ -8,6 +8,7 @@ mod cli;
 mod commands;
 mod daemon;
 mod failure;
+mod hang_up;
 mod home;
 mod output;
 mod server;

@@ -1,4 +1,7 @@
-use std::process::Stdio;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 use vmm_rest::wire::BoxStatus;
@@ -55,6 +58,9 @@ async fn what_cannot_be_run_has_the_exit_codes_of_docker() {
     assert!(detached.err.contains("/nonexistent/program"));
     let left = daemon.client.all_boxes().await.unwrap();
     assert_eq!(left.len(), 1, "--rm removes also what did not start");
+    let nowhere = said(&home, &["run", "-d", "-w", "/nonexistent", "idle"]);
+    assert_eq!(nowhere.code, 125);
+    assert_eq!(nowhere.err.lines().count(), 1, "{nowhere:?}");
     daemon.end().await;
 }
 
@@ -83,6 +89,144 @@ async fn an_interrupt_stops_the_box_and_a_second_one_kills_it() {
     kill(stubborn.id(), Signal::SIGINT);
     assert_eq!(end_of(&mut stubborn).await.code(), Some(128 + 9));
     assert!(!daemon.client.exists("stubborn").await.unwrap());
+    daemon.end().await;
+}
+
+/// Prints more than a pipe takes, and says when it has.
+fn loud(up: &Path, then: &str) -> [String; 3] {
+    let script = format!("seq 1 200000; touch {}; {then}", up.display());
+    ["sh".to_owned(), "-c".to_owned(), script]
+}
+
+#[tokio::test]
+async fn interrupts_are_heeded_while_nobody_reads() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    for (name, then, code) in [
+        ("polite", "sleep 1000", 128 + 15),
+        (
+            "stubborn",
+            "trap '' TERM; touch $0; while :; do sleep 0.01; done",
+            128 + 9,
+        ),
+    ] {
+        let up = home.path().join(name);
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut run = shimd(&home);
+        run.args(["run", "--name", name, "idle"]);
+        let deaf = home.path().join("deaf");
+        run.args(loud(&up, then)).arg(&deaf);
+        let mut run = run.stdout(writer).stderr(Stdio::null()).spawn().unwrap();
+        eventually("all is printed", async || up.exists()).await;
+        // From here on the pipe is full, sooner or later.
+        reader.read_exact(&mut [0]).unwrap();
+        if name == "stubborn" {
+            eventually("it is deaf", async || deaf.exists()).await;
+            kill(run.id(), Signal::SIGTERM);
+        }
+        kill(run.id(), Signal::SIGINT);
+        assert_eq!(end_of(&mut run).await.code(), Some(code));
+        let ended = daemon.client.inspect(name).await.unwrap();
+        assert_eq!(ended.status, BoxStatus::Stopped);
+    }
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn a_slow_reader_gets_all_that_was_printed() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    let (mut reader, writer) = io::pipe().unwrap();
+    let mut command = shimd(&home);
+    command.args(["run", "--name", "loud", "idle", "seq", "200000"]);
+    let mut run = command.stdout(writer).spawn().unwrap();
+    drop(command);
+    eventually("the box has ended", async || {
+        let found = daemon.client.inspect("loud").await;
+        found.is_ok_and(|found| found.exit_code == Some(0))
+    })
+    .await;
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(text.lines().count(), 200_000);
+    assert!(end_of(&mut run).await.success());
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_printed_is_told_and_ends_the_box() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    let mut command = shimd(&home);
+    command.args(["run", "--name", "unheard", "idle"]);
+    command.args(["sh", "-c", "echo word; sleep 1000"]);
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    // Its own stderr is read until its end.
+    let told = tokio::task::spawn_blocking(move || {
+        let run = command.stdout(full).stderr(Stdio::piped()).spawn();
+        let output = run.unwrap().wait_with_output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    });
+    let (code, err) = told.await.unwrap();
+    assert_eq!(code, Some(125));
+    assert!(err.contains("cannot print: No space left"), "{err}");
+    let stopped = daemon.client.inspect("unheard").await.unwrap();
+    assert_eq!(stopped.status, BoxStatus::Stopped);
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn a_terminal_that_goes_away_takes_the_box_with_it() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    let mut command = shimd(&home);
+    let mut run = command
+        .args(["run", "--name", "polite", "idle"])
+        .spawn()
+        .unwrap();
+    started(&daemon, "polite").await;
+    kill(run.id(), Signal::SIGHUP);
+    assert_eq!(end_of(&mut run).await.code(), Some(128 + 15));
+    let stopped = daemon.client.inspect("polite").await.unwrap();
+    assert_eq!(stopped.status, BoxStatus::Stopped);
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn nohup_keeps_a_box_from_ending_with_the_terminal() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    let go = home.path().join("go");
+    let script = "while [ ! -e $0 ]; do sleep 0.01; done; exit 7";
+    let run = shimd(&home);
+    let mut nohup = Command::new("nohup");
+    nohup.arg(run.get_program()).args(run.get_args());
+    nohup.args(["run", "--name", "keeper", "idle", "sh", "-c", script]);
+    nohup.arg(&go).stdin(Stdio::null()).stderr(Stdio::null());
+    let mut nohup = nohup.stdout(Stdio::null()).spawn().unwrap();
+    started(&daemon, "keeper").await;
+    kill(nohup.id(), Signal::SIGHUP);
+    File::create(&go).unwrap();
+    assert_eq!(end_of(&mut nohup).await.code(), Some(7));
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn a_box_that_somebody_else_has_removed_is_no_failure() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    let mut command = shimd(&home);
+    command.args(["run", "--rm", "--name", "gone", "idle"]);
+    let run = command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let run = run.spawn().unwrap();
+    started(&daemon, "gone").await;
+    daemon.client.remove("gone", true).await.unwrap();
+    let output = run.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(128 + 9));
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
     daemon.end().await;
 }
 

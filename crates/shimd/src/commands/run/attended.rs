@@ -2,8 +2,9 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::OptionFuture;
 use futures::stream::FuturesUnordered;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::sleep;
 use vmm_rest::wire::{BoxChange, BoxResponse, BoxStatus, StopBoxRequest};
 use vmm_rest::{BoxEvents, Client, ClientError};
 
@@ -20,8 +21,10 @@ pub(super) struct Attended<'c> {
     interrupts: Interrupts,
 }
 
-/// How often to look whether the box has printed anything.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const NOT_ALL: &str = "not all that the box has printed is shown";
+
+/// How long to go on showing what a box has printed when it was interrupted, and has ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 impl<'c> Attended<'c> {
     /// From now on nothing is missed.
@@ -47,45 +50,47 @@ impl<'c> Attended<'c> {
         let mut life = pin!(live(client, id, events));
         let mut stops = FuturesUnordered::new();
         let stop = async |request: StopBoxRequest| client.stop(id, &request).await;
-        let mut look = interval(LOOK_EVERY);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
+        let mut is_interrupted = false;
+        let mut unprinted = None;
+        let ended = loop {
             tokio::select! {
-                ended = &mut life => {
-                    show(&mut console);
-                    return ended;
+                ended = &mut life => break ended,
+                () = interrupts.next() => {
+                    is_interrupted = true;
+                    stops.push(stop(match stops.is_empty() {
+                        true => StopBoxRequest::default(),
+                        false => StopBoxRequest::default().timeout_seconds(0.0),
+                    }));
                 }
-                () = interrupts.next() => stops.push(stop(match stops.is_empty() {
-                    true => StopBoxRequest::default(),
-                    false => StopBoxRequest::default().timeout_seconds(0.0),
-                })),
                 // The events tell its end, also if somebody else has ended it first.
                 Some(stopped) = stops.next() => {
                     if let Err(error) = stopped {
                         complain(Failure::from(error));
                     }
                 }
-                _ = look.tick(), if console.is_some() => {
-                    if !show(&mut console) {
+                Some(failure) = OptionFuture::from(console.as_mut().map(Console::failure)) => {
+                    console = None;
+                    if failure.is_of_output() {
+                        // As a program in a pipe ends.
                         stops.push(stop(StopBoxRequest::default()));
+                        unprinted = Some(failure);
+                    } else {
+                        complain(failure);
                     }
                 }
             }
-        }
-    }
-}
-
-/// False if nobody reads what is printed: the box is to end, as a program in a pipe does.
-fn show(console: &mut Option<Console>) -> bool {
-    match console.as_mut().map_or(Ok(()), Console::show) {
-        Ok(()) => true,
-        Err(failure) => {
-            *console = None;
-            let is_read = !failure.is_of_output();
-            if is_read {
-                complain(failure);
+        };
+        if let Some(mut console) = console {
+            tokio::select! {
+                shown = console.finish() => unprinted = shown.err(),
+                () = interrupts.next() => complain(NOT_ALL),
+                () = sleep(LAST_WORDS), if is_interrupted => complain(NOT_ALL),
             }
-            is_read
+        }
+        match unprinted {
+            // Nobody wants to hear more of it, of this neither.
+            Some(failure) if !failure.is_broken_pipe() => Err(failure),
+            _ => ended,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use vmm_rest::Client;
-use vmm_rest::wire::BoxResponse;
+use vmm_rest::wire::{BoxResponse, ErrorCode};
 
 use self::attended::Attended;
 use self::console::Console;
@@ -19,8 +19,9 @@ use crate::server::Server;
 
 /// Make a box, start it, show what it prints, and end as it does
 ///
-/// What it prints can be shown only when the daemon is reached through --home. Ctrl-C stops it, a
-/// second one kills it. The exit code is that of the command, 128 + N if the
+/// What it prints can be shown only when the daemon is reached through --home. It is shown on
+/// stdout, also what it prints to stderr; its stdin is empty. Ctrl-C, SIGTERM, or the end of the
+/// terminal stops it, another one kills it. The exit code is that of the command, 128 + N if the
 /// signal N ended it, 127 if there is no such command, 126 if it cannot be executed, and 125 for
 /// everything else that goes wrong.
 #[derive(Args, Debug)]
@@ -52,7 +53,8 @@ impl Run {
                 let console = self
                     .server
                     .is_local()
-                    .then(|| Console::at(home.console(&id)));
+                    .then(|| Console::follow(home.console(&id)))
+                    .transpose()?;
                 attended.until_end(&id, console).await
             }
         };
@@ -65,6 +67,8 @@ impl Run {
         };
         if self.rm
             && let Err(error) = client.remove(&id, true).await
+            // Somebody else was faster.
+            && error.code() != Some(ErrorCode::NotFound)
         {
             complain(Failure::from(error));
         }
@@ -75,20 +79,24 @@ impl Run {
 /// The payload's, also when it could not be started.
 async fn code_of(client: &Client, id: &str, outcome: Result<BoxResponse, Failure>) -> ExitCode {
     let ended = match outcome {
-        Ok(ended) => Some(ended),
+        Ok(ended) => {
+            if ended.exit_code.is_none()
+                && let Some(reason) = &ended.error
+            {
+                complain(format_args!("the box {id}: {reason}"));
+            }
+            Some(ended)
+        }
         Err(failure) => {
+            let is_ours = failure.is_of_output();
             complain(failure);
-            client.inspect(id).await.ok()
+            match is_ours {
+                true => None,
+                false => client.inspect(id).await.ok(),
+            }
         }
     };
-    let code = ended.and_then(|ended| {
-        if ended.exit_code.is_none()
-            && let Some(reason) = &ended.error
-        {
-            complain(format_args!("the box {id}: {reason}"));
-        }
-        // As the kernel cuts it.
-        u8::try_from(ended.exit_code? & 0xff).ok()
-    });
+    // As the kernel cuts it.
+    let code = ended.and_then(|ended| u8::try_from(ended.exit_code? & 0xff).ok());
     ExitCode::from(code.unwrap_or(OWN_FAILURE))
 }
