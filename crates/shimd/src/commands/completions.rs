@@ -1,6 +1,6 @@
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory};
+use clap::{Args, Command, CommandFactory};
 use clap_complete::Shell;
 
 use crate::cli::Cli;
@@ -19,8 +19,16 @@ pub(crate) struct Completions {
 
 impl Completions {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        let cli = Cli::command();
+        // What help does not show is not offered either.
+        let shown = cli.get_subcommands().filter(|it| !it.is_hide_set());
+        let mut shown = Command::new("shimd")
+            .version(env!("CARGO_PKG_VERSION"))
+            .disable_help_subcommand(true)
+            .args(cli.get_arguments())
+            .subcommands(shown);
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), "shimd", &mut script);
+        clap_complete::generate(self.shell, &mut shown, "shimd", &mut script);
         print_raw(&script)?;
         Ok(ExitCode::SUCCESS)
     }
