@@ -3,7 +3,8 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
     Completions, Create, Events, Inspect, List, Metrics, Remove, Run, Start, Stop, Top, idle,
@@ -69,8 +70,12 @@ enum Command {
 
 /// Does what the arguments say.
 pub(crate) fn run() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let parsed = Cli::command().try_get_matches().and_then(|mut matches| {
+        let home_beats_url = home_beats_url(&matches);
+        Ok((Cli::from_arg_matches_mut(&mut matches)?, home_beats_url))
+    });
+    let (cli, home_beats_url) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => {
             // As for what is wrong elsewhere, see `complain`.
             let _ = error.print();
@@ -84,7 +89,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Run(_) => ExitCode::from(OWN_FAILURE),
         _ => ExitCode::FAILURE,
     };
-    match cli.run() {
+    match cli.run(home_beats_url) {
         Ok(code) => code,
         Err(failure) if failure.is_broken_pipe() => ExitCode::SUCCESS,
         Err(failure) => {
@@ -94,6 +99,16 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
+/// What is given as an argument comes before what the environment says.
+fn home_beats_url(matches: &ArgMatches) -> bool {
+    let is_argument = |matches: &ArgMatches, name| {
+        matches.try_contains_id(name).is_ok()
+            && matches.value_source(name) == Some(ValueSource::CommandLine)
+    };
+    let of_command = matches.subcommand().map(|(_, matches)| matches);
+    is_argument(matches, "home") && !of_command.is_some_and(|it| is_argument(it, "url"))
+}
+
 /// Tells of a failure.
 pub(crate) fn complain(failure: impl Display) {
     // Nobody reads it? Then the exit code has to do.
@@ -101,8 +116,8 @@ pub(crate) fn complain(failure: impl Display) {
 }
 
 impl Cli {
-    fn run(self) -> Result<ExitCode, Failure> {
-        let home = || Home::at(self.home);
+    fn run(self, home_beats_url: bool) -> Result<ExitCode, Failure> {
+        let home = || Home::at(self.home, home_beats_url);
         match self.command {
             Command::Serve(command) => command.run(home()?),
             Command::Create(command) => block_on(command.run(home()?)),
@@ -132,8 +147,6 @@ fn block_on<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, F
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -1,5 +1,6 @@
 use std::error::Error;
 use std::io;
+use std::path::PathBuf;
 
 use vmm_rest::{ClientError, ImageError, ListenError, TokenError};
 use vmm_runtime::RuntimeError;
@@ -10,12 +11,19 @@ pub(crate) enum Failure {
     #[error("{0}{cause}", cause = root_cause(.0))]
     Client(ClientError),
     #[error(
-        "no daemon answers at {at}; start one with `shimd serve`, or say where it is with --home \
-         or --url"
+        "no daemon answers at {at} ({cause}); start one with `shimd serve`, or say where it is \
+         with --home or --url"
     )]
-    NoDaemon { at: String },
+    NoDaemon { at: String, cause: String },
+    #[error(
+        "{at} may not be opened by this user ({cause}): its daemon is somebody else's; become its \
+         user, or have a daemon of your own with --home"
+    )]
+    NotYours { at: String, cause: String },
     #[error(transparent)]
     Token(#[from] TokenError),
+    #[error("the token file {}: {source}", path.display())]
+    TokenFile { path: PathBuf, source: TokenError },
     #[error("SHIMD_TOKEN: {0}")]
     TokenVariable(#[source] TokenError),
     #[error(transparent)]
@@ -69,19 +77,30 @@ impl Failure {
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         match error {
-            ClientError::Unreachable { at, .. } => Self::NoDaemon { at },
+            ClientError::Unreachable { at, source } => {
+                let root = root_of(&source);
+                let cause = root.to_string();
+                let system = root.downcast_ref::<io::Error>().map(io::Error::kind);
+                match system {
+                    Some(io::ErrorKind::PermissionDenied) => Self::NotYours { at, cause },
+                    _ => Self::NoDaemon { at, cause },
+                }
+            }
             other => Self::Client(other),
         }
     }
 }
 
-/// What began it, unless the message has said so.
-fn root_cause(error: &dyn Error) -> String {
-    let mut root = error;
-    while let Some(source) = root.source() {
-        root = source;
+fn root_of<'e>(mut error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'static) {
+    while let Some(source) = error.source() {
+        error = source;
     }
-    let cause = root.to_string();
+    error
+}
+
+/// What began it, unless the message has said so.
+fn root_cause(error: &(dyn Error + 'static)) -> String {
+    let cause = root_of(error).to_string();
     match error.to_string().contains(&cause) {
         true => String::new(),
         false => format!(": {cause}"),

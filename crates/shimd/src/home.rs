@@ -6,29 +6,41 @@ use crate::failure::Failure;
 
 /// The directory of a daemon: its boxes, and the socket at which it is reached.
 #[derive(Clone, Debug)]
-pub(crate) struct Home(PathBuf);
+pub(crate) struct Home {
+    path: PathBuf,
+    beats_url: bool,
+}
 
 impl Home {
     /// The given one, or the user's.
-    pub(crate) fn at(given: Option<PathBuf>) -> Result<Self, Failure> {
+    pub(crate) fn at(given: Option<PathBuf>, beats_url: bool) -> Result<Self, Failure> {
         let default = || match rustix::process::geteuid().is_root() {
             true => Some(PathBuf::from("/var/lib/shimd")),
             false => of_user(env::var_os("XDG_STATE_HOME"), env::var_os("HOME")),
         };
-        given.or_else(default).map(Self).ok_or(Failure::NoHome)
+        let path = given.or_else(default).ok_or(Failure::NoHome)?;
+        Ok(Self { path, beats_url })
+    }
+
+    /// Whether it is an argument, which comes before a URL of the environment.
+    pub(crate) fn beats_url(&self) -> bool {
+        self.beats_url
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
-        self.0.join("shimd.sock")
+        self.path.join("shimd.sock")
     }
 
     /// What a box prints.
     pub(crate) fn console(&self, id: &str) -> PathBuf {
-        self.0.join("boxes").join(id).join(vmm_shim::FILES.console)
+        self.path
+            .join("boxes")
+            .join(id)
+            .join(vmm_shim::FILES.console)
     }
 }
 

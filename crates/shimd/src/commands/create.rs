@@ -19,7 +19,7 @@ pub(crate) struct Create {
 
 impl Create {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
-        let client = self.server.client(&home)?;
+        let client = self.server.client(&home).await?;
         let made = client.create(&self.new_box.request()).await?;
         print(format_args!("{}\n", made.box_id))?;
         Ok(ExitCode::SUCCESS)

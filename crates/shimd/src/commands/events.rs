@@ -23,7 +23,7 @@ pub(crate) struct Events {
 
 impl Events {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
-        let mut events = self.server.client(&home)?.events().await?;
+        let mut events = self.server.client(&home).await?.events().await?;
         while let Some(event) = events.next().await {
             match (event, self.format) {
                 (Ok(event), Format::Table) => print(line(&event))?,

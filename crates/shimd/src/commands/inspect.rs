@@ -25,7 +25,7 @@ pub(crate) struct Inspect {
 
 impl Inspect {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
-        let client = self.server.client(&home)?;
+        let client = self.server.client(&home).await?;
         let mut found = Vec::new();
         let mut code = ExitCode::SUCCESS;
         for name in &self.boxes {

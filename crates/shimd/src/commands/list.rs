@@ -30,7 +30,7 @@ pub(crate) struct List {
 impl List {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
         let wanted = self.status.unwrap_or(BoxStatus::Running);
-        let mut boxes = self.server.client(&home)?.all_boxes().await?;
+        let mut boxes = self.server.client(&home).await?.all_boxes().await?;
         boxes.retain(|listed| self.all || listed.status == wanted);
         if self.quiet {
             let ids = boxes.iter().map(|listed| format!("{}\n", listed.box_id));

@@ -35,7 +35,7 @@ enum MetricsFormat {
 
 impl Metrics {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
-        let client = self.server.client(&home)?;
+        let client = self.server.client(&home).await?;
         let numbers = match (&self.of, self.format) {
             (Some(_), MetricsFormat::Openmetrics) => return Err(Failure::OfDaemonOnly),
             (None, MetricsFormat::Openmetrics) => {

@@ -22,7 +22,7 @@ pub(crate) struct Remove {
 
 impl Remove {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
-        let client = self.server.client(&home)?;
+        let client = self.server.client(&home).await?;
         each(&self.boxes, async |name| {
             client.remove(name, self.force).await
         })

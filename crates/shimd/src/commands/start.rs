@@ -19,7 +19,7 @@ pub(crate) struct Start {
 
 impl Start {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
-        let client = self.server.client(&home)?;
+        let client = self.server.client(&home).await?;
         each(&self.boxes, async |name| {
             client.start(name).await.map(|_| ())
         })

@@ -1,9 +1,10 @@
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use vmm_rest::wire::StopBoxRequest;
 
-use super::each;
+use super::{each, seconds};
 use crate::failure::Failure;
 use crate::home::Home;
 use crate::server::Server;
@@ -12,8 +13,8 @@ use crate::server::Server;
 #[derive(Args, Debug)]
 pub(crate) struct Stop {
     /// Seconds until a box is killed [default: 30]
-    #[arg(short, long, value_name = "SECONDS")]
-    time: Option<f64>,
+    #[arg(short, long, value_name = "SECONDS", value_parser = seconds)]
+    time: Option<Duration>,
     /// Ids or names
     #[arg(required = true, value_name = "BOX")]
     boxes: Vec<String>,
@@ -23,9 +24,9 @@ pub(crate) struct Stop {
 
 impl Stop {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
-        let client = self.server.client(&home)?;
+        let client = self.server.client(&home).await?;
         let mut request = StopBoxRequest::default();
-        request.timeout_seconds = self.time;
+        request.timeout_seconds = self.time.map(|time| time.as_secs_f64());
         each(&self.boxes, async |name| {
             client.stop(name, &request).await.map(|_| ())
         })

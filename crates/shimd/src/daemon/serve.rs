@@ -27,7 +27,7 @@ use crate::server::token;
 #[derive(Args, Debug)]
 pub(crate) struct Serve {
     /// Listen on TCP as well, for those who have the token; can be given several times
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = address)]
     listen: Vec<SocketAddr>,
     /// The token that lets clients in over TCP, which may also be in SHIMD_TOKEN
     #[arg(long, value_name = "FILE")]
@@ -121,6 +121,11 @@ impl Serve {
         }
         Ok(listeners)
     }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let wanted = "an IP address and a port, as in 127.0.0.1:8080 or [::1]:8080";
+    text.parse().map_err(|_| format!("it takes {wanted}"))
 }
 
 fn report(shutdown: &RuntimeShutdown) {

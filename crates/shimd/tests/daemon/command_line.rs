@@ -269,12 +269,17 @@ fn what_is_misspelt_is_told_with_the_exit_code_of_docker() {
         &["ps", "--al"],
         &["rm"],
         &["stop", "--time", "x", "a"],
+        &["stop", "--time", "nan", "a"],
+        &["stop", "--time=-1", "a"],
+        &["serve", "--listen", "localhost:8099"],
     ] {
         let refused = said(&home, args);
         assert_eq!(refused.code, 125, "{refused:?}");
         assert!(refused.err.contains("--help"), "{refused:?}");
     }
     assert!(said(&home, &["strat"]).err.contains("start"));
+    let no_address = said(&home, &["serve", "--listen", "localhost:8099"]);
+    assert!(no_address.err.contains("an IP address"), "{no_address:?}");
     let refused = said(&home, &["ps"]);
     assert_eq!(refused.code, 1);
     assert!(refused.err.contains("no daemon answers"), "{refused:?}");
@@ -288,6 +293,10 @@ fn completions_are_there_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = said(&home, &["completions", shell]).out();
         assert!(script.contains("inspect"), "{shell}");
+        assert!(script.contains("token-file"), "{shell}");
+        // What boxes run, and nobody types.
+        assert!(!script.contains("Waits to be stopped"), "{shell}");
+        assert!(!script.contains("shimd__idle"), "{shell}");
     }
     let mut bash = std::process::Command::new("bash");
     let script = said(&home, &["completions", "bash"]).out();

@@ -4,6 +4,7 @@
 #![allow(clippy::panic, clippy::unwrap_used)]
 
 mod command_line;
+mod connecting;
 mod dist;
 mod fixture;
 mod held_reaper;

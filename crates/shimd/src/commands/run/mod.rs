@@ -40,7 +40,7 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
-        let client = self.server.client(&home)?;
+        let client = self.server.client(&home).await?;
         // Before the box can start, so that its end cannot be missed.
         let attended = match self.detach {
             true => None,
@@ -52,7 +52,7 @@ impl Run {
             Some(attended) => {
                 let console = self
                     .server
-                    .is_local()
+                    .is_local(&home)
                     .then(|| Console::follow(home.console(&id)))
                     .transpose()?;
                 attended.until_end(&id, console).await

@@ -13,6 +13,7 @@ use self::glance::Glance;
 use self::screen::Screen;
 use self::view::View;
 use self::watch::Watch;
+use super::seconds;
 use crate::failure::Failure;
 use crate::home::Home;
 use crate::server::Server;
@@ -29,7 +30,7 @@ pub(crate) struct Top {
 
 impl Top {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
-        let client = self.server.client(&home)?;
+        let client = self.server.client(&home).await?;
         if !(io::stdout().is_terminal() && io::stdin().is_terminal()) {
             return Err(Failure::NoTerminal);
         }
@@ -43,9 +44,8 @@ impl Top {
 }
 
 fn delay(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().map_err(|_| "this is no number".to_owned())?;
-    match Duration::try_from_secs_f64(seconds) {
-        Ok(delay) if delay >= Duration::from_millis(100) => Ok(delay),
+    match seconds(text)? {
+        delay if delay >= Duration::from_millis(100) => Ok(delay),
         _ => Err("at least 0.1".to_owned()),
     }
 }
