@@ -46,6 +46,7 @@ impl Core {
             Some(path) => ShimProgram::at(path)?,
             None => ShimProgram::this()?,
         };
+        let program = program.private_env(options.private_env.clone());
         let (home, lock) = Home::open(&options.home)?;
         let metrics = RuntimeMetricsStorage::default();
         let token = CancellationToken::new();

@@ -1,3 +1,4 @@
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ pub struct RuntimeOptions {
     /// The program that shims run; by default this very program, which must call
     /// [`vmm_shim::run_if_shim`] first of all in its `main`.
     pub shim_program: Option<PathBuf>,
+    /// Variables of this process's environment that are for itself alone, such as its secrets:
+    /// shims and health checks do not get them.
+    pub private_env: Vec<OsString>,
     /// How long a box may take from the start of its shim until its payload is ready; 30 s by
     /// default.
     pub start_timeout: Duration,
@@ -37,6 +41,7 @@ impl RuntimeOptions {
         Self {
             home: home.into(),
             shim_program: None,
+            private_env: Vec::new(),
             start_timeout: Duration::from_secs(30),
             sweep_interval: Duration::from_millis(250),
             shutdown_token: None,
@@ -48,6 +53,13 @@ impl RuntimeOptions {
     #[must_use]
     pub fn shim_program(mut self, path: impl Into<PathBuf>) -> Self {
         self.shim_program = Some(path.into());
+        self
+    }
+
+    /// Sets [`private_env`](Self::private_env).
+    #[must_use]
+    pub fn private_env<S: Into<OsString>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
+        self.private_env = names.into_iter().map(Into::into).collect();
         self
     }
 

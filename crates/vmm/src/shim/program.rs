@@ -1,3 +1,4 @@
+use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +10,10 @@ use crate::ShimProgramError;
 
 /// What shims run: this very program, or another that is made from `vmm_shim`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ShimProgram(PathBuf);
+pub struct ShimProgram {
+    path: PathBuf,
+    private_env: Vec<OsString>,
+}
 
 /// Still the same program after its file has been replaced, or deleted, by an upgrade.
 const THIS_PROGRAM: &str = "/proc/self/exe";
@@ -23,7 +27,7 @@ impl ShimProgram {
     /// be a shim.
     pub fn this() -> Result<Self, ShimProgramError> {
         if vmm_shim::is_armed() {
-            Ok(Self(THIS_PROGRAM.into()))
+            Ok(Self::of(THIS_PROGRAM.into()))
         } else {
             Err(ShimProgramError::NotArmed)
         }
@@ -41,15 +45,29 @@ impl ShimProgram {
             Err(source) => return Err(ShimProgramError::Missing { path, source }),
         };
         if found.is_file() && access(&found, AccessFlags::X_OK).is_ok() {
-            Ok(Self(found))
+            Ok(Self::of(found))
         } else {
             Err(ShimProgramError::NotExecutable { path })
         }
     }
 
+    fn of(path: PathBuf) -> Self {
+        Self {
+            path,
+            private_env: Vec::new(),
+        }
+    }
+
+    /// Without these variables of this process's environment.
+    #[must_use]
+    pub fn private_env(mut self, names: Vec<OsString>) -> Self {
+        self.private_env = names;
+        self
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     /// A command that dies with this process, as a payload does with its shim. More exactly with
@@ -70,8 +88,11 @@ impl ShimProgram {
     }
 
     fn invoke(&self, invocation: &Invocation) -> Command {
-        let mut command = Command::new(&self.0);
+        let mut command = Command::new(&self.path);
         command.arg0(ARGV0).args(invocation.args());
+        for name in &self.private_env {
+            command.env_remove(name);
+        }
         command
     }
 }
