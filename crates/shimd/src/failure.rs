@@ -41,6 +41,18 @@ pub(crate) enum Failure {
     LogFilter(#[from] tracing_subscriber::filter::FromEnvError),
     #[error("no home: HOME is not set; give one with --home")]
     NoHome,
+    #[error(
+        "the home {} belongs to the user {owner}, who could change all that is run from it; chown \
+         it, or choose another with --home",
+        path.display()
+    )]
+    HomeOfAnother { path: PathBuf, owner: u32 },
+    #[error(
+        "others can write to the home {}, and change all that is run from it; `chmod go-w` it, or \
+         choose another with --home",
+        path.display()
+    )]
+    OpenHome { path: PathBuf },
     #[error("the daemon has ended before the box {id} did")]
     DaemonEnded { id: String },
     #[error(

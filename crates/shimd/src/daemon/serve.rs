@@ -7,21 +7,23 @@ use std::time::Duration;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Level;
 use vmm_rest::{BearerToken, Image, ImageTable, Limits, Listener, Server};
 use vmm_runtime::{RuntimeOptions, RuntimeShutdown, VmmRuntime};
 
 use super::signals::Signals;
 use super::watchdog::Watchdog;
 use super::{Inherited, LogFormat, service_manager};
+use crate::cli::complain;
 use crate::failure::Failure;
 use crate::home::Home;
-use crate::server::token;
+use crate::server::{TOKEN_VARIABLE, token};
 
 /// Run the daemon, in the foreground
 ///
-/// It listens at the socket shimd.sock in --home, which only its own user can open. SIGTERM and
-/// SIGINT shut it down: requests are finished, and boxes are stopped unless they were made with
-/// --outlive. A second one ends it at once.
+/// It listens at the socket shimd.sock in --home, which only its own user can open. SIGTERM,
+/// SIGINT and the end of its terminal shut it down: requests are finished, and boxes are stopped
+/// unless they were made with --outlive. A second signal ends it at once.
 ///
 /// RUST_LOG says how much it logs, for example `debug`.
 #[derive(Args, Debug)]
@@ -45,17 +47,27 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Serve {
     pub(crate) fn run(self, home: Home) -> Result<ExitCode, Failure> {
+        self.log_format.start()?;
+        // From now on whatever is told is logged.
+        match self.run_logged(&home) {
+            Ok(()) => return Ok(ExitCode::SUCCESS),
+            Err(failure) if tracing::enabled!(Level::ERROR) => tracing::error!("{failure}"),
+            Err(failure) => complain(failure),
+        }
+        Ok(ExitCode::FAILURE)
+    }
+
+    fn run_logged(self, home: &Home) -> Result<(), Failure> {
         // While there is one thread.
         let inherited = Inherited::take()?;
-        self.log_format.start()?;
+        home.check()?;
         let images = self.images()?;
         let token = token(self.token_file.as_deref())?;
         tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
             .map_err(Failure::system("start its threads"))?
-            .block_on(self.serve(&home, inherited, images, token))?;
-        Ok(ExitCode::SUCCESS)
+            .block_on(self.serve(home, inherited, images, token))
     }
 
     fn images(&self) -> Result<ImageTable, Failure> {
@@ -79,33 +91,44 @@ impl Serve {
         let signals = Signals::catch().map_err(Failure::system("catch signals"))?;
         tokio::spawn(signals.run(shutdown.clone()));
 
-        let runtime = VmmRuntime::open(RuntimeOptions::new(home.path())).await?;
-        let listeners = self.listeners(home, inherited, token).await?;
+        let needs_socket = !inherited.has_unix();
+        // Before anything is done to boxes.
+        let mut listeners = self.listeners(inherited, token).await?;
+        let private = service_manager::VARIABLES
+            .into_iter()
+            .chain([TOKEN_VARIABLE]);
+        let options = RuntimeOptions::new(home.path()).private_env(private);
+        let runtime = VmmRuntime::open(options).await?;
+        // The home has one daemon, which may replace what an earlier one has left.
+        if needs_socket {
+            let socket = home.socket();
+            listeners.push(Listener::unix(&socket).await?);
+            tracing::info!(socket = %socket.display(), "listening");
+        }
         let server = Server::new(&runtime, images, Limits::default(), &shutdown);
         let _watchdog = sd_notify::watchdog_enabled().map(|limit| {
             let watchdog = Watchdog::default().run(runtime.clone(), limit);
             AbortOnDropHandle::new(tokio::spawn(watchdog))
         });
-        service_manager::ready();
-        tracing::info!(home = %home.path().display(), "ready");
-
-        server.serve(listeners).await;
+        if !shutdown.is_cancelled() {
+            service_manager::ready();
+            tracing::info!(home = %home.path().display(), "ready");
+        }
+        let stopping = async {
+            shutdown.cancelled().await;
+            service_manager::stopping();
+        };
+        tokio::join!(server.serve(listeners), stopping);
         report(&runtime.shutdown(SHUTDOWN_TIMEOUT).await);
         Ok(())
     }
 
     async fn listeners(
         &self,
-        home: &Home,
         inherited: Inherited,
         token: Option<BearerToken>,
     ) -> Result<Vec<Listener>, Failure> {
         let mut listeners = Vec::new();
-        if !inherited.has_unix() {
-            let socket = home.socket();
-            listeners.push(Listener::unix(&socket).await?);
-            tracing::info!(socket = %socket.display(), "listening");
-        }
         for listener in inherited.listeners(token.as_ref()) {
             listeners.push(listener?);
             tracing::info!("listening at a socket of the service manager");

@@ -2,6 +2,17 @@
 
 use sd_notify::NotifyState;
 
+/// What it tells this process alone.
+pub(super) const VARIABLES: [&str; 7] = [
+    "CREDENTIALS_DIRECTORY",
+    "LISTEN_FDNAMES",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+];
+
 pub(super) fn ready() {
     tell(NotifyState::Ready);
 }

@@ -7,6 +7,7 @@ mod command_line;
 mod connecting;
 mod dist;
 mod fixture;
+mod guarded_home;
 mod held_reaper;
 mod lifecycle;
 mod process;

@@ -1,15 +1,19 @@
+use std::fs::File;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
+use vmm_rest::wire::CreateBoxRequest;
 use vmm_rest::{BearerToken, Client};
 use vmm_runtime::testing::PerTestBoxHome;
 
 use crate::fixture::{Daemon, Said, log, logged, serve, shimd};
 use crate::held_reaper::HeldReaper;
-use crate::process::eventually;
+use crate::process::{end_of, eventually, kill};
+
+const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
 /// Hears what a service says, as systemd does.
 struct ServiceManager {
@@ -50,6 +54,75 @@ async fn the_service_manager_is_told_when_the_daemon_is_ready_and_when_it_stops(
     assert!(daemon.ended().await.success());
     assert_eq!(manager.count("STOPPING=1"), 1);
     assert_eq!(manager.count("WATCHDOG=1"), 0, "nobody asked for it");
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_ended_before_it_is_ready_does_not_say_that_it_is() {
+    let home = PerTestBoxHome::new();
+    // Recovery waits as long as nothing comes out of this.
+    let record = home.path().join("boxes/damaged/box.json");
+    std::fs::create_dir_all(record.parent().unwrap()).unwrap();
+    assert!(
+        Command::new("mkfifo")
+            .arg(&record)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mut command = serve(&home);
+    let mut manager = ServiceManager::at(&home, &mut command);
+    let mut process = command.spawn().unwrap();
+    let open = move || File::options().write(true).open(record).unwrap();
+    let held = tokio::task::spawn_blocking(open).await.unwrap();
+    kill(process.id(), Signal::SIGTERM);
+    eventually("the signal is heeded", async || {
+        logged(&home).contains("shutting down")
+    })
+    .await;
+    drop(held);
+    assert!(end_of(&mut process).await.success(), "{}", logged(&home));
+    assert_eq!(
+        (manager.count("READY=1"), manager.count("STOPPING=1")),
+        (0, 1)
+    );
+}
+
+#[tokio::test]
+async fn what_the_daemon_is_told_in_its_environment_is_for_it_alone() {
+    let home = PerTestBoxHome::new();
+    let path = home.path().join("shimd.sock");
+    let mut command = activated(&home, UnixListener::bind(&path).unwrap().into());
+    let _manager = ServiceManager::at(&home, &mut command);
+    command
+        .env("SHIMD_TOKEN", TOKEN)
+        .env("WATCHDOG_USEC", "60000000")
+        .env("LISTEN_FDNAMES", "shimd.socket");
+    let daemon = Daemon::spawn(&home, command).await;
+    let made = daemon.client.create(&CreateBoxRequest::of("idle")).await;
+    let id = made.unwrap().box_id;
+    let shim = daemon.client.start(&id).await.unwrap().pid.unwrap();
+    let names = |pid: u32| -> Vec<String> {
+        let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+        let variables = environ.split(|byte| *byte == 0);
+        let names = variables.map(|it| it.split(|byte| *byte == b'=').next().unwrap());
+        names
+            .map(|name| String::from_utf8(name.to_vec()).unwrap())
+            .collect()
+    };
+    let (of_daemon, of_shim) = (names(daemon.pid()), names(shim));
+    for private in [
+        "SHIMD_TOKEN",
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "LISTEN_FDNAMES",
+    ] {
+        assert!(of_daemon.iter().any(|name| name == private), "{private}");
+        assert!(of_shim.iter().all(|name| name != private), "{private}");
+    }
+    assert!(of_shim.iter().any(|name| name == "PATH"), "{of_shim:?}");
+    daemon.end().await;
 }
 
 #[tokio::test]
@@ -119,7 +192,6 @@ async fn a_unix_socket_of_the_service_manager_takes_the_place_of_the_daemons() {
 
 #[tokio::test]
 async fn a_tcp_socket_of_the_service_manager_is_served_beside_the_daemons() {
-    const TOKEN: &str = "0123456789abcdef0123456789abcdef";
     let home = PerTestBoxHome::new();
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", socket.local_addr().unwrap());

@@ -8,8 +8,8 @@ use crate::fixture::{Daemon, Said, deaf, logged, serve};
 use crate::process::{eventually, is_gone, kill, state_of};
 
 #[tokio::test]
-async fn either_signal_stops_the_boxes_and_ends_the_daemon_in_order() {
-    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+async fn any_signal_stops_the_boxes_and_ends_the_daemon_in_order() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         let home = PerTestBoxHome::new();
         let mut daemon = Daemon::start(&home).await;
         let made = daemon.client.create(&CreateBoxRequest::of("idle")).await;

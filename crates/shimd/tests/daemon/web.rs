@@ -52,6 +52,7 @@ async fn a_daemon_that_everybody_could_reach_does_not_start() {
     let refused = Said::of(&mut command);
     assert_eq!(refused.code, 1);
     assert!(refused.err.contains("there is no token"), "{refused:?}");
+    assert!(!home.path().join("boxes").exists(), "no box was looked at");
     for bad in ["short", "with a blank in the middle"] {
         let refused = Said::of(command.env("SHIMD_TOKEN", bad));
         assert!(refused.err.contains("SHIMD_TOKEN"), "{refused:?}");
@@ -82,6 +83,22 @@ async fn images_of_a_folder_can_be_run_and_a_bad_one_is_named() {
     let refused = Said::of(&mut command);
     assert_eq!(refused.code, 1);
     assert!(refused.err.contains("bad.json"), "{refused:?}");
+}
+
+#[test]
+fn a_failure_to_start_is_logged_in_json_too() {
+    let home = PerTestBoxHome::new();
+    let mut command = serve(&home);
+    command.args(["--log-format", "json", "--listen", "0.0.0.0:0"]);
+    let refused = Said::of(command.stderr(Stdio::piped()));
+    assert_eq!(refused.code, 1);
+    let line: serde_json::Value = serde_json::from_str(&refused.err).unwrap();
+    assert_eq!(line["level"], "ERROR");
+    let message = line["message"].as_str().unwrap();
+    assert!(message.contains("there is no token"), "{message}");
+    // Also when nothing is to be logged it is told.
+    let refused = Said::of(command.env("RUST_LOG", "off"));
+    assert!(refused.err.contains("there is no token"), "{refused:?}");
 }
 
 #[tokio::test]
