@@ -20,6 +20,8 @@ pub(crate) enum Failure {
          user, or have a daemon of your own with --home"
     )]
     NotYours { at: String, cause: String },
+    #[error("the daemon at {at} does not answer: it is stopped, stuck, or overloaded")]
+    Silent { at: String },
     #[error(transparent)]
     Token(#[from] TokenError),
     #[error("the token file {}: {source}", path.display())]

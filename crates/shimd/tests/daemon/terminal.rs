@@ -1,9 +1,10 @@
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use vmm_runtime::testing::PerTestBoxHome;
 
-use crate::process::eventually;
+use crate::process::DEADLINE;
 
 /// A shell in a terminal of its own, by tmux.
 pub(crate) struct Terminal {
@@ -82,12 +83,13 @@ impl Terminal {
     }
 
     pub(crate) async fn shows(&self, what: &str, is_so: impl Fn(&str) -> bool) {
-        let mut text = String::new();
-        let shown = eventually(what, async || {
+        let deadline = Instant::now() + DEADLINE;
+        let mut text = self.text();
+        while !is_so(&text) {
+            assert!(Instant::now() < deadline, "no sign of {what}:\n{text}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
             text = self.text();
-            is_so(&text)
-        });
-        shown.await;
+        }
     }
 }
 

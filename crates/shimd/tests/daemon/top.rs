@@ -12,6 +12,10 @@ fn command(home: &PerTestBoxHome) -> String {
     format!("{program} --home {} top --delay 0.1", home.path().display())
 }
 
+/// As tmux tells of it.
+const COLOUR: &str = "\x1b[38;5;";
+const RED: &str = "\x1b[38;5;1m";
+
 fn line_of(text: &str, word: &str) -> Vec<String> {
     let line = text.lines().find(|line| line.contains(word));
     words(line.unwrap_or_default())
@@ -112,7 +116,9 @@ async fn every_way_out_leaves_the_terminal_as_it_was() {
     };
     let top = command(&home);
     let pid = home.path().join("pid");
-    for way in ["q", "Escape", "C-c", "SIGTERM"] {
+    for way in [
+        "q", "Escape", "C-c", "SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP",
+    ] {
         terminal.enter("clear; stty -g > $HOME/before; echo be''fore");
         terminal
             .shows("the shell", |text| text.contains("before"))
@@ -122,12 +128,12 @@ async fn every_way_out_leaves_the_terminal_as_it_was() {
              stty -g | cmp - $HOME/before && echo the sa''me"
         ));
         terminal.shows("top", |text| text.contains("zombies")).await;
-        match way {
-            "SIGTERM" => {
+        match way.parse::<Signal>() {
+            Ok(signal) => {
                 let pid = std::fs::read_to_string(&pid).unwrap();
-                kill(pid.trim().parse().unwrap(), Signal::SIGTERM);
+                kill(pid.trim().parse().unwrap(), signal);
             }
-            key => terminal.press(key),
+            Err(_) => terminal.press(way),
         }
         terminal
             .shows("the shell again", |text| {
@@ -165,7 +171,113 @@ async fn a_daemon_that_goes_away_and_comes_back_is_told() {
 }
 
 #[tokio::test]
-async fn it_fits_a_terminal_of_any_size_scrolls_and_heeds_no_color() {
+async fn a_daemon_that_does_not_answer_is_seen() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    let Some(terminal) = Terminal::open(&home, 80, 20) else {
+        return daemon.end().await;
+    };
+    let sweeps = |text: &str| text.contains("sweeping");
+    terminal.enter(&command(&home));
+    terminal.shows("all is well", sweeps).await;
+    daemon.signal(Signal::SIGSTOP);
+    terminal
+        .shows("the silence", |text| {
+            text.matches("no answer for ").count() == 2 && !sweeps(text)
+        })
+        .await;
+    let coloured = terminal.coloured_text();
+    assert!(
+        coloured.contains(&format!("{RED}no answer for ")),
+        "{coloured:?}"
+    );
+    daemon.signal(Signal::SIGCONT);
+    terminal
+        .shows("all is well again", |text| {
+            sweeps(text) && !text.contains("no answer")
+        })
+        .await;
+    terminal.press("q");
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn what_matters_most_is_seen_at_every_size() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    for i in 10..40 {
+        let request = CreateBoxRequest::of("idle").name(format!("box-{i}"));
+        daemon.client.create(&request).await.unwrap();
+    }
+    let nowhere = ["run", "--name", "broken", "-w", "/nonexistent", "idle"];
+    assert_eq!(said(&home, &nowhere).code, 125);
+    let Some(terminal) = Terminal::open(&home, 120, 20) else {
+        return daemon.end().await;
+    };
+    terminal.enter(&command(&home));
+    terminal.shows("top", |text| text.contains("box-10")).await;
+    let error = "the working directory /nonexistent";
+    for (width, height, titles, remark, boxes) in [
+        (
+            120,
+            20,
+            "BOX ID NAME IMAGE STATUS PID AGE REMARK",
+            error,
+            14,
+        ),
+        (80, 24, "NAME IMAGE STATUS PID AGE REMARK", error, 18),
+        (40, 8, "NAME STATUS REMARK", "the working dire", 3),
+    ] {
+        terminal.resize(width, height);
+        terminal
+            .shows(&format!("the columns at {width}x{height}"), |text| {
+                line_of(text, "NAME") == words(titles)
+            })
+            .await;
+        terminal.press("End");
+        terminal
+            .shows(&format!("the end at {width}x{height}"), |text| {
+                let listed = text.lines().filter(|line| line.contains("box-"));
+                text.contains("1 failed")
+                    && text.contains("sweeping, 0 respawns, 0 vanished")
+                    && text.lines().all(|line| line.chars().count() <= width.into())
+                    // The last ones, as many as there is room for.
+                    && listed.count() == boxes - 1
+                    && text.lines().any(|line| {
+                        line.contains("broken") && line.contains("failed") && line.contains(remark)
+                    })
+            })
+            .await;
+    }
+    terminal.resize(20, 3);
+    let zombies = |text: &str| text.contains("zombies");
+    terminal.shows("a line", zombies).await;
+    terminal.resize(1, 1);
+    let letter = |text: &str| text.trim().chars().count() == 1;
+    terminal.shows("a letter", letter).await;
+    terminal.resize(120, 20);
+    terminal.shows("all again", zombies).await;
+    terminal.press("q");
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn a_box_without_a_name_is_called_by_its_id() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    let made = daemon.client.create(&CreateBoxRequest::of("idle")).await;
+    let id = made.unwrap().box_id;
+    let Some(terminal) = Terminal::open(&home, 80, 20) else {
+        return daemon.end().await;
+    };
+    terminal.enter(&command(&home));
+    terminal.shows("its id", |text| text.contains(&id)).await;
+    terminal.press("q");
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn it_scrolls_and_heeds_no_color() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
     for i in 10..40 {
@@ -182,16 +294,13 @@ async fn it_fits_a_terminal_of_any_size_scrolls_and_heeds_no_color() {
         })
         .await;
     let coloured = terminal.coloured_text();
-    assert!(!coloured.contains("\x1b[32m") && !coloured.contains("\x1b[31m"));
+    assert!(!coloured.contains(COLOUR), "{coloured:?}");
     terminal.press("End");
     terminal
         .shows("the last box", |text| {
             text.contains("box-39") && !text.contains("box-10")
         })
         .await;
-    for (width, height) in [(20, 3), (200, 50), (1, 1), (100, 20)] {
-        terminal.resize(width, height);
-    }
     terminal.press("Home");
     terminal
         .shows("the first again", |text| text.contains("box-10"))

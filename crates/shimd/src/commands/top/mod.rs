@@ -1,5 +1,8 @@
+mod column;
+mod ends;
 mod glance;
 mod screen;
+mod tone;
 mod view;
 mod watch;
 
@@ -8,9 +11,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use tokio::time::timeout;
 
+use self::column::Column;
+use self::ends::Ends;
 use self::glance::Glance;
 use self::screen::Screen;
+use self::tone::Tone;
 use self::view::View;
 use self::watch::Watch;
 use super::seconds;
@@ -28,6 +35,12 @@ pub(crate) struct Top {
     server: Server,
 }
 
+/// How long the daemon may take to answer for the first time.
+const FIRST_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long it may take from then on, unless the looks are far between.
+const LEAST_PATIENCE: Duration = Duration::from_secs(2);
+
 impl Top {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
         let client = self.server.client(&home).await?;
@@ -35,17 +48,26 @@ impl Top {
             return Err(Failure::NoTerminal);
         }
         // Before the screen is taken: a daemon that is not there is told as by any other command.
-        let first = Glance::take(&client).await?;
-        let watch = Watch::start(client, self.delay);
-        let view = View::new(self.server.name(&home), first);
-        Screen::open(view)?.run(watch).await?;
+        let name = self.server.name(&home);
+        let first = match timeout(FIRST_PATIENCE, Glance::take(&client)).await {
+            Ok(first) => first?,
+            Err(_) => return Err(Failure::Silent { at: name }),
+        };
+        let patience = LEAST_PATIENCE.max(self.delay * 3);
+        let watch = Watch::start(client, self.delay, patience);
+        Screen::open(View::new(name, first, patience))?
+            .run(watch)
+            .await?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
+const LEAST_DELAY: Duration = Duration::from_millis(100);
+const MOST_DELAY: Duration = Duration::from_secs(3600);
+
 fn delay(text: &str) -> Result<Duration, String> {
     match seconds(text)? {
-        delay if delay >= Duration::from_millis(100) => Ok(delay),
-        _ => Err("at least 0.1".to_owned()),
+        delay if (LEAST_DELAY..=MOST_DELAY).contains(&delay) => Ok(delay),
+        _ => Err("from 0.1 to 3600".to_owned()),
     }
 }

@@ -1,11 +1,12 @@
 use std::io;
+use std::time::Duration;
 
 use crossterm::event::{Event, EventStream, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use futures::StreamExt;
 use ratatui::DefaultTerminal;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval};
 
-use super::{View, Watch};
+use super::{Ends, View, Watch};
 use crate::failure::Failure;
 
 /// The terminal, while it is ours. It is given back as it was, however this ends.
@@ -13,23 +14,28 @@ use crate::failure::Failure;
 pub(super) struct Screen {
     terminal: DefaultTerminal,
     view: View,
-    terminate: Signal,
+    ends: Ends,
 }
+
+/// How often the clock on the screen moves, also when nothing else does.
+const REDRAW_EVERY: Duration = Duration::from_millis(500);
 
 impl Screen {
     pub(super) fn open(view: View) -> Result<Self, Failure> {
         let failed = Failure::system("use the terminal");
-        let terminate = signal(SignalKind::terminate()).map_err(&failed)?;
+        let ends = Ends::catch().map_err(&failed)?;
         Ok(Self {
             terminal: ratatui::try_init().map_err(&failed)?,
             view,
-            terminate,
+            ends,
         })
     }
 
     /// Until the user has seen enough.
     pub(super) async fn run(mut self, mut watch: Watch) -> Result<(), Failure> {
         let mut events = EventStream::new();
+        let mut redraw = interval(REDRAW_EVERY);
+        redraw.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.draw().map_err(Failure::system("draw"))?;
             tokio::select! {
@@ -46,7 +52,8 @@ impl Screen {
                     Some(Err(_)) | None => return Ok(()),
                 },
                 Some(glance) = watch.next() => self.view.saw(glance),
-                _ = self.terminate.recv() => return Ok(()),
+                () = self.ends.next() => return Ok(()),
+                _ = redraw.tick() => {}
             }
         }
     }

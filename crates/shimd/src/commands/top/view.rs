@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use vmm_rest::ClientError;
 use vmm_rest::wire::{BoxResponse, BoxStatus, RuntimeMetricsResponse};
 
-use super::Glance;
+use super::{Column, Glance, Tone};
 use crate::failure::Failure;
 use crate::output::{age_of, wants_colours};
 
@@ -23,22 +23,31 @@ pub(super) struct View {
     swept_at: Instant,
     /// Why there is no newer glance.
     trouble: Option<String>,
+    /// How old a glance may be.
+    patience: Duration,
     /// Boxes above the first one that is shown.
     scrolled: usize,
+    /// How many are shown.
+    rows: usize,
     colours: bool,
 }
+
+/// A screen that is lower than this has no line to spare.
+const ROOMY: u16 = 12;
 
 /// A reaper that does not sweep for so long is stuck: it does so several times a second.
 const STUCK_AFTER: Duration = Duration::from_secs(2);
 
 impl View {
-    pub(super) fn new(server: String, first: Glance) -> Self {
+    pub(super) fn new(server: String, first: Glance, patience: Duration) -> Self {
         Self {
             server,
             swept_at: first.at,
             now: first,
             trouble: None,
+            patience,
             scrolled: 0,
+            rows: 0,
             colours: wants_colours(&io::stdout()),
         }
     }
@@ -65,47 +74,53 @@ impl View {
                 self.scrolled.saturating_sub(up)
             }
         };
-        self.scrolled = moved.min(self.now.boxes.len().saturating_sub(1));
+        let last = self.now.boxes.len().saturating_sub(self.rows.max(1));
+        self.scrolled = moved.min(last);
     }
 
     pub(super) fn draw(&mut self, frame: &mut Frame<'_>) {
+        let area = frame.area();
         let [head, reaper, zombies, _, list, foot] = Layout::vertical([
             Constraint::Length(1),
             Constraint::Length(1),
             Constraint::Length(1),
-            Constraint::Length(1),
+            Constraint::Length(u16::from(area.height >= ROOMY)),
             Constraint::Fill(1),
             Constraint::Length(1),
         ])
-        .areas(frame.area());
+        .areas(area);
+        // Below the heading.
+        self.rows = usize::from(list.height.saturating_sub(1));
         self.scroll(0);
-        frame.render_widget(self.head(), head);
-        frame.render_widget(self.reaper(), reaper);
-        frame.render_widget(self.zombies(), zombies);
+        frame.render_widget(self.head(head.width), head);
+        frame.render_widget(self.reaper(reaper.width), reaper);
+        frame.render_widget(self.zombies(zombies.width), zombies);
         self.draw_boxes(frame, list);
         frame.render_widget(self.foot(), foot);
     }
 
-    fn head(&self) -> Line<'_> {
+    fn head(&self, width: u16) -> Line<'static> {
         let count = |status| {
             let boxes = self.now.boxes.iter();
             boxes.filter(|listed| listed.status == status).count()
         };
         let failed = count(BoxStatus::Failed);
-        Line::from_iter([
-            Span::from("boxes    ").bold(),
-            format!(
-                "{} in all, {} running, {} stopped, ",
-                self.now.boxes.len(),
-                count(BoxStatus::Running),
-                count(BoxStatus::Stopped),
-            )
-            .into(),
-            self.alarming(format!("{failed} failed"), failed > 0),
-        ])
+        let parts = [
+            (format!("{} in all", self.now.boxes.len()), Tone::Plain),
+            (
+                format!("{} running", count(BoxStatus::Running)),
+                Tone::Plain,
+            ),
+            (
+                format!("{} stopped", count(BoxStatus::Stopped)),
+                Tone::Plain,
+            ),
+            (format!("{failed} failed"), Tone::alarm_if(failed > 0)),
+        ];
+        self.line("boxes", parts, width)
     }
 
-    fn reaper(&self) -> Line<'_> {
+    fn reaper(&self, width: u16) -> Line<'static> {
         let RuntimeMetricsResponse {
             shim_reaper_alive,
             shim_reaper_sweeps,
@@ -115,104 +130,130 @@ impl View {
             shim_reaper_respawns,
             ..
         } = self.now.metrics;
-        let silent = self.now.at.duration_since(self.swept_at);
-        let state = match shim_reaper_alive {
-            Some(false) => self.alarming("down".to_owned(), true),
-            _ if silent >= STUCK_AFTER => {
-                self.alarming(format!("stuck for {} s", silent.as_secs()), true)
+        let stuck_for = self.now.at.duration_since(self.swept_at);
+        let state = match (self.silence(), shim_reaper_alive) {
+            (Some(silence), _) => (silence, Tone::Alarm),
+            (None, Some(false)) => ("down".to_owned(), Tone::Alarm),
+            (None, _) if stuck_for >= STUCK_AFTER => {
+                (format!("stuck for {} s", stuck_for.as_secs()), Tone::Alarm)
             }
-            _ => self.coloured("sweeping".to_owned(), Color::Green),
+            (None, _) => ("sweeping".to_owned(), Tone::Good),
         };
-        Line::from_iter([
-            Span::from("reaper   ").bold(),
+        let parts = [
             state,
-            format!(
-                ", {shim_reaper_sweeps} sweeps, {shim_reaper_registered} shims registered, \
-                 {shim_reaped} reaped, "
-            )
-            .into(),
-            self.alarming(
-                format!("{shim_reaper_vanished} vanished"),
-                shim_reaper_vanished > 0,
-            ),
-            ", ".into(),
-            self.alarming(
+            (
                 format!("{shim_reaper_respawns} respawns"),
-                shim_reaper_respawns > 0,
+                Tone::alarm_if(shim_reaper_respawns > 0),
             ),
-        ])
+            (
+                format!("{shim_reaper_vanished} vanished"),
+                Tone::alarm_if(shim_reaper_vanished > 0),
+            ),
+            (
+                format!("{shim_reaper_registered} shims registered"),
+                Tone::Plain,
+            ),
+            (format!("{shim_reaped} reaped"), Tone::Plain),
+            (format!("{shim_reaper_sweeps} sweeps"), Tone::Plain),
+        ];
+        self.line("reaper", parts, width)
     }
 
-    fn zombies(&self) -> Line<'_> {
+    fn zombies(&self, width: u16) -> Line<'static> {
         let count = self.now.zombies;
         let text = count.map_or_else(|| "unknown".to_owned(), |count| count.to_string());
-        Line::from_iter([
-            Span::from("zombies  ").bold(),
-            self.alarming(text, count.is_some_and(|count| count > 0)),
-        ])
+        let tone = Tone::alarm_if(count.is_some_and(|count| count > 0));
+        self.line("zombies", [(text, tone)], width)
+    }
+
+    /// What is on the screen is old.
+    fn silence(&self) -> Option<String> {
+        let silence = self.now.at.elapsed();
+        (self.trouble.is_some() || silence >= self.patience)
+            .then(|| format!("no answer for {} s", silence.as_secs()))
+    }
+
+    /// What does not fit is left out, and after the first part what alarms comes first.
+    fn line<const N: usize>(
+        &self,
+        name: &str,
+        mut parts: [(String, Tone); N],
+        width: u16,
+    ) -> Line<'static> {
+        if let [_, rest @ ..] = &mut parts[..] {
+            rest.sort_by_key(|(_, tone)| *tone != Tone::Alarm);
+        }
+        let mut line = Line::from(Span::from(format!("{name:<8}")).bold());
+        for (index, (text, tone)) in parts.into_iter().enumerate() {
+            let gap = Span::from(if index > 0 { ", " } else { "" });
+            let part = self.toned(text, tone);
+            if index > 0 && line.width() + gap.width() + part.width() > usize::from(width) {
+                break;
+            }
+            line.push_span(gap);
+            line.push_span(part);
+        }
+        line
     }
 
     fn draw_boxes(&self, frame: &mut Frame<'_>, area: Rect) {
-        let widths = [
-            Constraint::Length(26),
-            Constraint::Fill(2),
-            Constraint::Fill(2),
-            Constraint::Length(10),
-            Constraint::Length(7),
-            Constraint::Length(4),
-            Constraint::Fill(3),
-        ];
-        let heading = ["BOX ID", "NAME", "IMAGE", "STATUS", "PID", "AGE", "REMARK"];
-        let rows = self.now.boxes.iter().skip(self.scrolled);
-        let rows = rows.map(|listed| self.row(listed));
-        let table = Table::new(rows, widths).header(Row::new(heading).style(Style::new().bold()));
+        let columns = Column::fitting(area.width);
+        // All of them, for columns that stay where they are when the list is scrolled.
+        let boxes = self.now.boxes.iter();
+        let mut rows: Vec<_> = boxes.map(|listed| self.row(listed, &columns)).collect();
+        let widths = Column::share(&columns, area.width, &rows);
+        let shown = rows.drain(self.scrolled..).take(self.rows).map(Row::new);
+        let heading = Row::new(columns.iter().map(|column| column.title()));
+        let table = Table::new(shown, widths).header(heading.style(Style::new().bold()));
         frame.render_widget(table, area);
     }
 
-    fn row(&self, listed: &BoxResponse) -> Row<'static> {
-        let status = listed.status.to_string();
-        let status = match listed.status {
-            BoxStatus::Running => self.coloured(status, Color::Green),
-            failed => self.alarming(status, failed == BoxStatus::Failed),
+    fn row(&self, listed: &BoxResponse, columns: &[Column]) -> Vec<Span<'static>> {
+        let cell = |column: &Column| match column {
+            Column::Id => listed.box_id.clone().into(),
+            Column::Name => match &listed.name {
+                Some(name) => name.clone().into(),
+                // It has to be called something.
+                None if !columns.contains(&Column::Id) => listed.box_id.clone().into(),
+                None => Span::default(),
+            },
+            Column::Image => listed.image.clone().into(),
+            Column::Status => {
+                let tone = match listed.status {
+                    BoxStatus::Running => Tone::Good,
+                    status => Tone::alarm_if(status == BoxStatus::Failed),
+                };
+                self.toned(listed.status.to_string(), tone)
+            }
+            Column::Pid => {
+                let pid = listed.pid.map(|pid| pid.to_string());
+                pid.unwrap_or_default().into()
+            }
+            Column::Age => age_of(listed.created_at).into(),
+            Column::Remark => match (&listed.error, listed.exit_code) {
+                (Some(error), _) => error.replace(char::is_control, " ").into(),
+                (None, Some(code)) => format!("code {code}").into(),
+                (None, None) => Span::default(),
+            },
         };
-        let remark = match (&listed.error, listed.exit_code) {
-            (Some(error), _) => error.replace(char::is_control, " "),
-            (None, Some(code)) => format!("code {code}"),
-            (None, None) => String::new(),
-        };
-        Row::new([
-            listed.box_id.clone().into(),
-            listed.name.clone().unwrap_or_default().into(),
-            listed.image.clone().into(),
-            status,
-            listed
-                .pid
-                .map(|pid| pid.to_string())
-                .unwrap_or_default()
-                .into(),
-            Span::from(age_of(listed.created_at)),
-            remark.into(),
-        ])
+        columns.iter().map(cell).collect()
     }
 
-    fn foot(&self) -> Line<'_> {
-        match &self.trouble {
-            Some(trouble) => Line::from(self.alarming(trouble.clone(), true)),
+    fn foot(&self) -> Line<'static> {
+        match self.trouble.clone().or_else(|| self.silence()) {
+            Some(trouble) => Line::from(self.toned(trouble, Tone::Alarm)),
             None => Line::from(format!("{}   q quits, arrows scroll", self.server)).dim(),
         }
     }
 
-    fn alarming(&self, text: String, is_so: bool) -> Span<'static> {
-        match is_so {
-            true => self.coloured(text, Color::Red).bold(),
-            false => text.into(),
-        }
-    }
-
-    fn coloured(&self, text: String, colour: Color) -> Span<'static> {
-        match self.colours {
-            true => Span::from(text).fg(colour),
-            false => text.into(),
+    fn toned(&self, text: String, tone: Tone) -> Span<'static> {
+        let text = Span::from(text);
+        match tone {
+            Tone::Plain => text,
+            Tone::Alarm if self.colours => text.fg(Color::Red).bold(),
+            Tone::Alarm => text.bold(),
+            Tone::Good if self.colours => text.fg(Color::Green),
+            Tone::Good => text,
         }
     }
 }

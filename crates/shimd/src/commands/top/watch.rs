@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use vmm_rest::{Client, ClientError};
 
@@ -15,12 +15,16 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn start(client: Client, delay: Duration) -> Self {
+    /// What takes longer than `patience` is given up, and begun anew.
+    pub(super) fn start(client: Client, delay: Duration, patience: Duration) -> Self {
         let (sender, glances) = mpsc::channel(1);
         let look = async move {
             loop {
                 sleep(delay).await;
-                if sender.send(Glance::take(&client).await).await.is_err() {
+                // A daemon that does not answer says nothing, which is seen as well.
+                if let Ok(glance) = timeout(patience, Glance::take(&client)).await
+                    && sender.send(glance).await.is_err()
+                {
                     return;
                 }
             }

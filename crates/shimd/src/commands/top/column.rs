@@ -1,0 +1,116 @@
+use ratatui::text::Span;
+
+/// What is told of each box, in the order of the screen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Column {
+    Id,
+    Name,
+    Image,
+    Status,
+    Pid,
+    Age,
+    Remark,
+}
+
+/// Between two of them.
+const GAP: u16 = 1;
+
+impl Column {
+    const BY_IMPORTANCE: [Self; 7] = [
+        Self::Name,
+        Self::Status,
+        Self::Remark,
+        Self::Pid,
+        Self::Image,
+        Self::Age,
+        Self::Id,
+    ];
+
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Self::Id => "BOX ID",
+            Self::Name => "NAME",
+            Self::Image => "IMAGE",
+            Self::Status => "STATUS",
+            Self::Pid => "PID",
+            Self::Age => "AGE",
+            Self::Remark => "REMARK",
+        }
+    }
+
+    /// Less would tell nothing, more would not help.
+    fn widths(self) -> (u16, u16) {
+        match self {
+            Self::Id => (26, 26),
+            Self::Name => (12, 32),
+            Self::Image => (8, 24),
+            Self::Status => (10, 10),
+            Self::Pid => (7, 7),
+            Self::Age => (4, 4),
+            Self::Remark => (16, u16::MAX),
+        }
+    }
+
+    /// Those for which there is room, the most important one in any case.
+    pub(super) fn fitting(width: u16) -> Vec<Self> {
+        let mut used = 0;
+        let mut fitting: Vec<_> = Self::BY_IMPORTANCE
+            .into_iter()
+            .enumerate()
+            .take_while(|(index, column)| {
+                used += column.widths().0 + if *index > 0 { GAP } else { 0 };
+                *index == 0 || used <= width
+            })
+            .map(|(_, column)| column)
+            .collect();
+        fitting.sort_unstable();
+        fitting
+    }
+
+    /// How wide these are, so that as much as possible of what is in them can be read.
+    pub(super) fn share(columns: &[Self], width: u16, rows: &[Vec<Span<'_>>]) -> Vec<u16> {
+        let mut widths: Vec<_> = columns.iter().map(|column| column.widths().0).collect();
+        let gaps = GAP * u16::try_from(columns.len().saturating_sub(1)).unwrap_or(0);
+        let mut spare = width.saturating_sub(widths.iter().sum::<u16>() + gaps);
+        for column in Self::BY_IMPORTANCE {
+            let Some(index) = columns.iter().position(|it| *it == column) else {
+                continue;
+            };
+            let longest = rows.iter().map(|row| row[index].width()).max();
+            let longest = u16::try_from(longest.unwrap_or(0)).unwrap_or(u16::MAX);
+            let wanted = longest.min(column.widths().1);
+            let more = wanted.saturating_sub(widths[index]).min(spare);
+            widths[index] += more;
+            spare -= more;
+        }
+        widths
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_least_important_goes_first() {
+        use Column::{Age, Id, Image, Name, Pid, Remark, Status};
+        let all = vec![Id, Name, Image, Status, Pid, Age, Remark];
+        assert_eq!(Column::fitting(200), all);
+        assert_eq!(Column::fitting(80), all[1..]);
+        assert_eq!(Column::fitting(40), [Name, Status, Remark]);
+        assert_eq!(Column::fitting(1), [Name]);
+    }
+
+    #[test]
+    fn room_goes_to_what_needs_it() {
+        let columns = Column::fitting(40);
+        let row = |name: usize, remark: usize| {
+            let texts = ["n".repeat(name), "running".to_owned(), "r".repeat(remark)];
+            texts.map(Span::from).to_vec()
+        };
+        assert_eq!(Column::share(&columns, 40, &[row(40, 80)]), [12, 10, 16]);
+        assert_eq!(Column::share(&columns, 80, &[row(20, 80)]), [20, 10, 48]);
+        assert_eq!(Column::share(&columns, 80, &[row(3, 3)]), [12, 10, 16]);
+        assert_eq!(Column::share(&columns, 80, &[]), [12, 10, 16]);
+    }
+}
