@@ -5,6 +5,7 @@ use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
+use crate::fixture::skipped;
 use crate::process::as_pid;
 
 /// The thread on which a daemon's reaper runs, which stands still until this is dropped.
@@ -16,7 +17,7 @@ impl HeldReaper {
         let thread = thread_named("vmm-runtime", daemon);
         match ptrace::seize(thread, ptrace::Options::empty()) {
             Err(Errno::EPERM | Errno::ENOSYS) => {
-                eprintln!("not tested with a stuck reaper: this process may not trace another");
+                skipped("this process may not trace another");
                 return None;
             }
             outcome => outcome.unwrap(),

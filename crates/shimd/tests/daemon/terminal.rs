@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use vmm_runtime::testing::PerTestBoxHome;
 
+use crate::fixture::skipped;
 use crate::process::DEADLINE;
 
 /// A shell in a terminal of its own, by tmux.
@@ -39,7 +40,7 @@ impl Terminal {
                 Some(terminal)
             }
             Err(_) => {
-                eprintln!("not tested: there is no tmux");
+                skipped("there is no tmux");
                 None
             }
         }
