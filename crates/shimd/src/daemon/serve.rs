@@ -27,6 +27,7 @@ use crate::server::{TOKEN_VARIABLE, token};
 ///
 /// RUST_LOG says how much it logs, for example `debug`.
 #[derive(Args, Debug)]
+#[command(after_long_help = IMAGES)]
 pub(crate) struct Serve {
     /// Listen on TCP as well, for those who have the token; can be given several times
     #[arg(long, value_name = "ADDR:PORT", value_parser = address)]
@@ -41,6 +42,22 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
 }
+
+const IMAGES: &str = r#"Images:
+  A file greeter.json in the folder that --images names, from which `shimd run greeter` makes a box:
+
+  {
+    "command": ["sh", "-c", "echo $WORD"],
+    "env": {"WORD": "hello"},
+    "working_dir": "/tmp",
+    "health": {"probe": {"command": {"command": ["test", "-d", "/tmp"]}}, "interval": 5000},
+    "cpus": 1,
+    "memory_mib": 256
+  }
+
+  Every field can be left out. There are also `entrypoint`, what comes before the command; `ready`,
+  "started" or "notified", for a payload that says READY=1 as sd_notify(3) does; `name`, in place of
+  the file's; and `engine` with its `options`, "process" unless said otherwise."#;
 
 /// How long boxes may take to stop when the daemon ends.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);

@@ -198,6 +198,14 @@ async fn a_daemon_that_does_not_answer_is_seen() {
         })
         .await;
     terminal.press("q");
+    daemon.signal(Signal::SIGSTOP);
+    terminal.enter(&command(&home));
+    terminal
+        .shows("that there is nothing to see", |text| {
+            text.contains("does not answer")
+        })
+        .await;
+    daemon.signal(Signal::SIGCONT);
     daemon.end().await;
 }
 

@@ -101,6 +101,36 @@ fn a_failure_to_start_is_logged_in_json_too() {
     assert!(refused.err.contains("there is no token"), "{refused:?}");
 }
 
+/// The first object that a text shows, from a line that begins it to the line that ends it.
+fn object_in(text: &str) -> String {
+    let mut lines = text
+        .lines()
+        .skip_while(|line| !line.trim().starts_with('{'));
+    let mut object = String::new();
+    while serde_json::from_str::<serde_json::Value>(&object).is_err() {
+        object += lines.next().unwrap();
+    }
+    object
+}
+
+#[tokio::test]
+async fn the_images_that_help_and_readme_show_can_be_run() {
+    let home = PerTestBoxHome::new();
+    let images = tempfile::tempdir().unwrap();
+    let of_help = object_in(&said(&home, &["serve", "--help"]).out());
+    let readme = include_str!("../../../../README.md");
+    let of_readme = object_in(readme.split_once("\n```json\n").unwrap().1);
+    fs::write(images.path().join("help.json"), of_help).unwrap();
+    fs::write(images.path().join("readme.json"), of_readme).unwrap();
+    let mut command = serve(&home);
+    command.arg("--images").arg(images.path());
+    let daemon = Daemon::spawn(&home, command).await;
+    for image in ["help", "readme"] {
+        assert_eq!(said(&home, &["run", "--rm", image]).out(), "hello\n");
+    }
+    daemon.end().await;
+}
+
 #[tokio::test]
 async fn a_log_in_json_has_an_object_a_line() {
     let home = PerTestBoxHome::new();
