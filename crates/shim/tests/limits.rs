@@ -94,6 +94,12 @@ fn the_kernel_has_the_limits_of_the_group_that_the_payload_is_in() {
 }
 
 #[test]
+fn a_host_says_beforehand_whether_there_will_be_groups() {
+    let checked = ControlGroup::check();
+    assert_eq!(checked.is_ok(), with_groups("").is_some(), "{checked:?}");
+}
+
+#[test]
 fn a_group_knows_who_has_left_session_and_environment() {
     let Some((shim, _)) = with_groups("env -i setsid -f sh -c 'echo away=$$; sleep 1000';") else {
         return;

@@ -27,6 +27,28 @@ const PREFIX: &str = "vmm-box-";
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl ControlGroup {
+    /// Whether shims that this process starts can make groups for processors and memory: makes one,
+    /// and removes it. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`], with what stands in the way.
+    pub fn check() -> Result<(), FileError> {
+        let name = format!("{PREFIX}check.{}", process::id());
+        let limits = [(Controller::Cpu, 1), (Controller::Memory, 1 << 30)];
+        let places = limits.map(|(controller, _)| Place::of(controller, &name));
+        for (place, (controller, amount)) in places.into_iter().zip(limits) {
+            let place = place?;
+            let made = place.make(controller, amount);
+            let removed = Self {
+                dirs: vec![place.dir],
+            };
+            removed.remove();
+            made?;
+        }
+        Ok(())
+    }
+
     /// Makes the groups for a payload of this process, and records them in the box's directory
     /// first: nothing may be left that nobody knows of.
     pub(crate) fn create(

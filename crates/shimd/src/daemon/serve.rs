@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Level;
 use vmm_rest::{BearerToken, Image, ImageTable, Limits, Listener, Server};
-use vmm_runtime::{RuntimeOptions, RuntimeShutdown, VmmRuntime};
+use vmm_runtime::{ControlGroup, RuntimeOptions, RuntimeShutdown, VmmRuntime};
 
 use super::signals::Signals;
 use super::watchdog::Watchdog;
@@ -116,6 +116,11 @@ impl Serve {
             .chain([TOKEN_VARIABLE]);
         let options = RuntimeOptions::new(home.path()).private_env(private);
         let runtime = VmmRuntime::open(options).await?;
+        if let Err(error) = ControlGroup::check() {
+            tracing::warn!(
+                %error, "no control groups: boxes are kept to their processors and memory less strictly"
+            );
+        }
         // The home has one daemon, which may replace what an earlier one has left.
         if needs_socket {
             let socket = home.socket();
