@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use support::{LOOP, Shim, command, eventually, pid, printed, runs, sh, spec};
 use vmm_shim::{
@@ -330,6 +331,16 @@ fn a_payload_has_no_signal_blocked() {
     assert!(matches!(shim.report(), Report::Ready { .. }));
     shim.signal(Signal::SIGTERM);
     assert_eq!(shim.wait().code(), Some(143));
+}
+
+#[test]
+fn a_payload_has_no_more_descriptors_than_every_program_can_bear() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    // Which the shim inherits.
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    let shim = Shim::running("echo soft=$(ulimit -Sn); echo hard=$(ulimit -Hn);");
+    assert_eq!(printed(&shim, "soft"), hard.min(1024).to_string());
+    assert_eq!(printed(&shim, "hard"), hard.to_string());
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::process::{self, Command};
 
 use nix::errno::Errno;
 use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, dup2_stdout, getppid};
 
@@ -16,6 +17,10 @@ use crate::ignored_signals::stop_ignoring;
 /// What the report starts with, once all that is left to do is to execute the payload. A launcher
 /// that dies earlier, by what the payload's environment does to its libraries, says nothing.
 const ABOUT_TO_EXECUTE: char = '>';
+
+/// How many descriptors a payload may have unless it raises the limit itself, within the hard one:
+/// what comes after them `select(2)` cannot wait for.
+const DESCRIPTORS: u64 = 1024;
 
 /// Why a payload was not executed.
 #[derive(Debug, PartialEq, Eq)]
@@ -65,6 +70,8 @@ fn execute(shim: u32, confinement: &str, command: &[OsString], report: &mut File
         SigSet::empty().thread_set_mask()?;
         // What nohup(1), or a runtime, has ignored is none of the payload's business.
         stop_ignoring(1..=64)?;
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, soft.min(DESCRIPTORS), hard)?;
         prctl::set_pdeathsig(Signal::SIGKILL)?;
         // It takes effect only from now on: the shim may be gone already.
         if getppid() != Pid::from_raw(shim.cast_signed()) {

@@ -23,7 +23,8 @@ use crate::{
 ///
 /// The command runs in a process group of its own and dies with the shim. When it has ended, its
 /// descendants are killed, also those that have left the group: the shim is their subreaper. Its
-/// stdout and stderr are appended to `console.log`.
+/// stdout and stderr are appended to `console.log`. Its soft limit of descriptors is 1024, whatever
+/// the shim's is, as systemd has it: a command that wants more raises it itself.
 ///
 /// The [`cpus`](PayloadSpec::cpus) and [`memory_mib`](PayloadSpec::memory_mib) of a spec bound the
 /// command together with its descendants, in control groups: it gets as much time as so many
