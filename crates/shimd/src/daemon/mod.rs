@@ -1,5 +1,6 @@
 //! The daemon: a runtime, the server over it, and the service manager that looks after both.
 
+mod descriptors;
 mod inherited;
 mod log_format;
 mod serve;

@@ -13,7 +13,7 @@ use vmm_runtime::{ControlGroup, RuntimeOptions, RuntimeShutdown, VmmRuntime};
 
 use super::signals::Signals;
 use super::watchdog::Watchdog;
-use super::{Inherited, LogFormat, service_manager};
+use super::{Inherited, LogFormat, descriptors, service_manager};
 use crate::cli::complain;
 use crate::failure::Failure;
 use crate::home::Home;
@@ -78,6 +78,7 @@ impl Serve {
         // While there is one thread.
         let inherited = Inherited::take()?;
         home.check()?;
+        descriptors::raise_limit();
         let images = self.images()?;
         let token = token(self.token_file.as_deref())?;
         tokio::runtime::Builder::new_multi_thread()

@@ -5,6 +5,7 @@
 
 mod command_line;
 mod connecting;
+mod descriptors;
 mod dist;
 mod fixture;
 mod guarded_home;
