@@ -2,14 +2,11 @@
 
 mod common;
 
-use std::fs::File;
 use std::time::Duration;
 
 use common::logged::Logged;
-use common::own_process::{block_on, in_own_process};
+use common::own_process::{block_on, in_own_process, use_up_descriptors};
 use common::{Fixture, eventually, exits_on_eof, is_gone};
-use nix::errno::Errno;
-use nix::sys::resource::{Resource, setrlimit};
 use shim_reaper::ShimReaper;
 
 const SHIMS: usize = 10;
@@ -101,20 +98,6 @@ fn a_reaper_that_starts_without_descriptors_gets_its_pidfds_later() {
             });
         },
     );
-}
-
-fn use_up_descriptors() -> Vec<File> {
-    setrlimit(Resource::RLIMIT_NOFILE, 128, 128).unwrap();
-    let mut hoard = Vec::new();
-    loop {
-        match File::open("/dev/null") {
-            Ok(file) => hoard.push(file),
-            Err(error) => {
-                assert_eq!(error.raw_os_error(), Some(Errno::EMFILE as i32));
-                return hoard;
-            }
-        }
-    }
 }
 
 /// How many pidfds this process holds.

@@ -2,7 +2,11 @@
 //! orphans go to.
 
 use std::env;
+use std::fs::File;
 use std::process::{Command, Output};
+
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, setrlimit};
 
 const NAME: &str = "SHIM_TEST_IN_OWN_PROCESS";
 
@@ -44,4 +48,19 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
         .build()
         .unwrap()
         .block_on(future)
+}
+
+/// Until what this returns is dropped.
+pub fn use_up_descriptors() -> Vec<File> {
+    setrlimit(Resource::RLIMIT_NOFILE, 128, 128).unwrap();
+    let mut hoard = Vec::new();
+    loop {
+        match File::open("/dev/null") {
+            Ok(file) => hoard.push(file),
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(Errno::EMFILE as i32));
+                return hoard;
+            }
+        }
+    }
 }

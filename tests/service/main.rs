@@ -5,6 +5,7 @@ mod common;
 
 mod access;
 mod bad_input;
+mod descriptors;
 mod events;
 mod fixture;
 mod idempotency;

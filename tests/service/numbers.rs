@@ -55,6 +55,7 @@ async fn the_exposition_has_the_same_numbers_as_open_metrics() {
         "vmm_shim_reaper_registered 1",
         "vmm_shim_reaper_up 1",
         "vmm_shim_reaper_respawns_total 0",
+        "vmm_rest_accept_failures_total 0",
     ] {
         assert!(
             reply.text.lines().any(|found| found == line),
@@ -76,7 +77,7 @@ async fn the_exposition_has_the_same_numbers_as_open_metrics() {
     }
     let parsed = openmetrics_parser::openmetrics::parse_openmetrics(&reply.text);
     let families = parsed.unwrap_or_else(|error| panic!("{error}:\n{}", reply.text));
-    assert_eq!(families.families.len(), 14);
+    assert_eq!(families.families.len(), 15);
     service.client.remove(&running.box_id, true).await.unwrap();
     service.end().await;
 }

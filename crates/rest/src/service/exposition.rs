@@ -22,13 +22,14 @@ pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 pub(crate) struct Numbers {
     runtime: RuntimeMetrics,
     by_status: BTreeMap<BoxStatus, u64>,
+    accept_failures: u64,
     /// `None` where the kernel does not tell.
     zombies: Option<u64>,
 }
 
 impl Numbers {
     /// Looks into `/proc`: blocks.
-    pub(crate) fn take(runtime: RuntimeMetrics, boxes: &[BoxInfo]) -> Self {
+    pub(crate) fn take(runtime: RuntimeMetrics, boxes: &[BoxInfo], accept_failures: u64) -> Self {
         use BoxStatus::{Configured, Failed, Running, Stopped};
         let mut by_status: BTreeMap<BoxStatus, u64> = [Configured, Running, Stopped, Failed]
             .map(|status| (status, 0))
@@ -39,6 +40,7 @@ impl Numbers {
         Self {
             runtime,
             by_status,
+            accept_failures,
             zombies: zombies(),
         }
     }
@@ -111,6 +113,11 @@ impl Collector for Numbers {
                 "shim_reaper_respawns",
                 "Times that the reaper's worker had to be replaced.",
                 runtime.shim_reaper_respawns,
+            ),
+            (
+                "rest_accept_failures",
+                "Times that the server could not accept a connection.",
+                self.accept_failures,
             ),
         ] {
             put(&mut encoder, name, help, None, &ConstCounter::new(count))?;

@@ -1,6 +1,7 @@
+use std::mem;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use axum::Router;
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
-use super::{Connection, HangUp, Impatient, Limits, Listener, Room, answer};
+use super::{ApiState, Connection, HangUp, Impatient, Limits, Listener, Room, answer};
 
 /// How long to wait when no connection can be accepted: no descriptors are left, most often.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
@@ -33,6 +34,7 @@ pub(crate) struct Front {
     connections: TaskTracker,
     /// Those that do not end with their connection.
     requests: TaskTracker,
+    accept_failures: Arc<AtomicU64>,
     /// Cancelled when the server is to end.
     closing: CancellationToken,
     /// Cancelled when connections must end.
@@ -40,15 +42,16 @@ pub(crate) struct Front {
 }
 
 impl Front {
-    /// The token ends it; the requests that do not end with their connection are in the tracker.
-    pub(crate) fn new(limits: &Limits, closing: CancellationToken, requests: TaskTracker) -> Self {
+    /// The requests that do not end with their connection are in the tracker.
+    pub(crate) fn new(limits: &Limits, state: &ApiState, requests: TaskTracker) -> Self {
         Self {
             http: http(limits),
             room: Room::new(limits.connections),
             write_timeout: limits.write_timeout,
             connections: TaskTracker::new(),
             requests,
-            closing,
+            accept_failures: Arc::clone(&state.accept_failures),
+            closing: state.closing.clone(),
             kill: CancellationToken::new(),
         }
     }
@@ -56,9 +59,13 @@ impl Front {
     /// Until the server is to end; takes the listener with it.
     pub(crate) async fn accept(&self, listener: Listener, router: Router) {
         let accept = async {
+            let mut failing = false;
             loop {
                 match listener.accept().await {
                     Ok(connection) => {
+                        if mem::take(&mut failing) {
+                            tracing::info!("connections can be accepted again");
+                        }
                         // Until there is room it waits, and those after it in the backlog.
                         let place = self.room.place(listener.access()).await;
                         let serve = self.connection(connection, router.clone());
@@ -69,7 +76,10 @@ impl Front {
                     }
                     Err(error) if is_of_one_client(&error) => {}
                     Err(error) => {
-                        tracing::error!(%error, "cannot accept a connection");
+                        self.accept_failures.fetch_add(1, Relaxed);
+                        if !mem::replace(&mut failing, true) {
+                            tracing::error!(%error, "cannot accept connections");
+                        }
                         sleep(ACCEPT_AGAIN).await;
                     }
                 }

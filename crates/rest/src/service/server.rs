@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, Extension};
 use axum::http::StatusCode;
@@ -37,11 +38,9 @@ use crate::ImageTable;
 /// ```
 #[derive(Debug)]
 pub struct Server {
+    front: Front,
     router: Router,
-    limits: Limits,
-    closing: CancellationToken,
-    /// See [`Front::requests`].
-    requests: TaskTracker,
+    drain_timeout: Duration,
 }
 
 impl Server {
@@ -56,21 +55,20 @@ impl Server {
         limits: Limits,
         shutdown: &CancellationToken,
     ) -> Self {
-        let closing = shutdown.child_token();
         let state = ApiState {
             runtime: runtime.clone(),
             images: Arc::new(images),
             events: Arc::new(EventHub::new(runtime.events())),
             event_readers: room_for(limits.event_readers),
+            accept_failures: Arc::default(),
             reaper_silence: limits.reaper_silence,
-            closing: closing.clone(),
+            closing: shutdown.child_token(),
         };
         let requests = TaskTracker::new();
         Self {
-            router: router(state, &limits).layer(Extension(requests.clone())),
-            limits,
-            closing,
-            requests,
+            front: Front::new(&limits, &state, requests.clone()),
+            drain_timeout: limits.drain_timeout,
+            router: router(state, &limits).layer(Extension(requests)),
         }
     }
 
@@ -82,16 +80,15 @@ impl Server {
     /// Dropping the future closes the listeners and all connections; what a request has begun with
     /// a box goes on.
     pub async fn serve(self, listeners: impl IntoIterator<Item = Listener>) {
-        let front = Front::new(&self.limits, self.closing, self.requests);
         let accepting = listeners.into_iter().map(|listener| {
             let router = self
                 .router
                 .clone()
                 .layer(Extension(listener.access().clone()));
-            front.accept(listener, router)
+            self.front.accept(listener, router)
         });
         futures::future::join_all(accepting).await;
-        front.drain(self.limits.drain_timeout).await;
+        self.front.drain(self.drain_timeout).await;
     }
 }
 

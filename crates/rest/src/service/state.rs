@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -16,6 +17,8 @@ pub(crate) struct ApiState {
     pub(crate) events: Arc<EventHub>,
     /// One for each reader of events that there may be.
     pub(crate) event_readers: Arc<Semaphore>,
+    /// How often no connection could be accepted.
+    pub(crate) accept_failures: Arc<AtomicU64>,
     /// See [`Limits`](super::Limits).
     pub(crate) reaper_silence: Duration,
     /// Cancelled when the server is to end.

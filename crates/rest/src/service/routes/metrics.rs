@@ -1,3 +1,4 @@
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 
 use axum::Json;
@@ -52,7 +53,8 @@ pub(super) async fn of_box(
 )]
 pub(super) async fn exposition(State(api): State<ApiState>) -> Result<impl IntoResponse, ApiError> {
     let (metrics, boxes) = (api.runtime.metrics().await, api.runtime.list().await);
-    let text = spawn_blocking(move || Numbers::take(metrics, &boxes).text());
+    let accept_failures = api.accept_failures.load(Relaxed);
+    let text = spawn_blocking(move || Numbers::take(metrics, &boxes, accept_failures).text());
     let text = text.await.map_err(lost)?.map_err(lost)?;
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text))
 }
