@@ -28,7 +28,8 @@ pub(crate) fn head() -> OpenApi {
                 .version(env!("CARGO_PKG_VERSION"))
                 .description(Some(
                     "Boxes: payloads that run inside processes of their own. A subset of the \
-                     BoxLite Box API, and the server's own health, metrics and events.",
+                     BoxLite Box API, and the server's own health, metrics and events. A request \
+                     that is no HTTP gets 400, 414 or 431 without a body.",
                 ))
                 .license(Some(
                     LicenseBuilder::new()

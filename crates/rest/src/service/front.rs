@@ -157,7 +157,7 @@ impl Front {
     }
 }
 
-/// Drops what is left when the server is dropped.
+/// Ends the connections of a server that is dropped.
 impl Drop for Front {
     fn drop(&mut self) {
         self.kill.cancel();

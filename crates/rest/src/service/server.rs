@@ -17,6 +17,12 @@ use crate::ImageTable;
 
 /// Serves a runtime over HTTP.
 ///
+/// # Errors
+///
+/// An answer that is an error has the error model as its body, but for what is no HTTP: such a
+/// request gets 400, 414 for a target that is too long, or 431 for a head that is (64 KiB, 100
+/// header fields), without a body and without an id.
+///
 /// # Its end
 ///
 /// The token ends it: nothing new is accepted, requests that have arrived are finished, and
