@@ -16,11 +16,16 @@ const SAID: &str = "hunter2-said";
 /// Given to the payload in its environment: seen there alone.
 const SET: &str = "hunter2-set";
 
+/// Of this process: another one runs the tests beside this one.
+fn set() -> String {
+    format!("{SET}-{}", std::process::id())
+}
+
 fn secretive(text: &str) -> BoxSpec {
     let mut payload = PayloadSpec::command(["sh", "-c", text]);
     payload.stdin = Some(SAID.to_owned());
     payload.options.insert("key".to_owned(), SAID.into());
-    payload.env.insert("TOKEN".to_owned(), SET.to_owned());
+    payload.env.insert("TOKEN".to_owned(), set());
     BoxSpec::of(payload)
 }
 
@@ -44,11 +49,11 @@ fn a_secret_appears_in_no_argument_no_environment_and_no_log_at_trace_level() {
                 assert!(!environment.contains(SAID), "{pid}: {environment}");
                 let its_own = pid == payload || is_child_of(pid, payload);
                 assert!(
-                    its_own || !environment.contains(SET),
+                    its_own || !environment.contains(&set()),
                     "{pid}: {environment}"
                 );
             }
-            assert!(read(payload, "environ").contains(SET));
+            assert!(read(payload, "environ").contains(&set()));
             fail_in_every_way(&runtime).await;
             check_files(&home, &running.id);
             runtime.shutdown(Duration::from_secs(60)).await;
@@ -107,7 +112,7 @@ async fn the_payload_itself_gets_it() {
     let running = started(&runtime, secretive("echo $(cat) $TOKEN")).await;
     runtime.wait(&running.id).await.unwrap();
     let console = fs::read_to_string(dir_of(&home, &running.id).join("console.log")).unwrap();
-    assert_eq!(console.trim(), format!("{SAID} {SET}"));
+    assert_eq!(console.trim(), format!("{SAID} {}", set()));
 }
 
 /// What a spec says and does not know is no reason to show it.
