@@ -43,10 +43,13 @@ fn with_groups(script: &str) -> Option<(Shim, Vec<PathBuf>)> {
 fn without_groups(payload: PayloadSpec) -> Shim {
     const NOBODY: u32 = 65534;
     let dir = tempfile::tempdir().unwrap();
-    // Where that user can execute it.
+    // Where that user can execute it. By another process: one that this one forks meanwhile would
+    // hold on to a file that is written to, which cannot be executed, execve(2).
     let program = dir.path().join("vmm-shim");
-    fs::copy(env!("CARGO_BIN_EXE_vmm-shim"), &program).unwrap();
-    let mut command: Command = command_of(&program);
+    let mut copy = Command::new("cp");
+    copy.arg(env!("CARGO_BIN_EXE_vmm-shim")).arg(&program);
+    assert!(copy.status().unwrap().success());
+    let mut command = command_of(&program);
     if geteuid().is_root() {
         chown(dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
         command.uid(NOBODY).gid(NOBODY);
