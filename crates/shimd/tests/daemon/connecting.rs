@@ -53,7 +53,11 @@ async fn why_no_daemon_can_be_reached_is_told() {
     let open = tempfile::tempdir().unwrap();
     fs::set_permissions(open.path(), Permissions::from_mode(0o755)).unwrap();
     let program = open.path().join("shimd");
-    fs::copy(env!("CARGO_BIN_EXE_shimd"), &program).unwrap();
+    // By another process: what this one forks meanwhile would hold on to a file that is written to,
+    // which cannot be executed, execve(2).
+    let mut copy = Command::new("cp");
+    copy.arg(env!("CARGO_BIN_EXE_shimd")).arg(&program);
+    assert!(copy.status().unwrap().success());
     let closed = open.path().join("closed");
     DirBuilder::new().mode(0o000).create(&closed).unwrap();
     let mut list = Command::new(program);
