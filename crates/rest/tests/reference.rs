@@ -57,6 +57,28 @@ const ADDED: [(&str, &[&str]); 2] = [
     ),
 ];
 
+/// Schemas of what both answer.
+const ANSWERS: [&str; 7] = [
+    "Box",
+    "BoxMetrics",
+    "ErrorModel",
+    "ErrorResponse",
+    "ListBoxesResponse",
+    "Principal",
+    "RuntimeMetrics",
+];
+
+/// Schemas of what both can be asked for.
+const REQUESTS: [&str; 7] = [
+    "CreateBoxRequest",
+    "CreateBoxAdvancedOptions",
+    "CreateContainerCapabilities",
+    "NetworkSpec",
+    "SecretSpec",
+    "StopBoxRequest",
+    "VolumeSpec",
+];
+
 const METHODS: [&str; 5] = ["get", "head", "post", "put", "delete"];
 
 fn ours() -> Value {
@@ -189,15 +211,7 @@ fn every_path_beyond_the_public_api_is_one_that_it_does_not_have() {
 #[test]
 fn what_is_answered_has_what_the_public_api_requires() {
     let (ours, reference) = (ours(), reference());
-    for name in [
-        "Box",
-        "BoxMetrics",
-        "ErrorModel",
-        "ErrorResponse",
-        "ListBoxesResponse",
-        "Principal",
-        "RuntimeMetrics",
-    ] {
+    for name in ANSWERS {
         let (here, there) = (schema(&ours, name), schema(&reference, name));
         let required = strings(&there["required"]);
         assert!(required.is_subset(&strings(&here["required"])), "{name}");
@@ -226,15 +240,7 @@ fn what_the_server_says_that_it_can_do_is_named_as_in_the_public_api() {
 #[test]
 fn what_is_asked_for_may_be_all_that_the_public_api_knows() {
     let (ours, reference) = (ours(), reference());
-    for name in [
-        "CreateBoxRequest",
-        "CreateBoxAdvancedOptions",
-        "CreateContainerCapabilities",
-        "NetworkSpec",
-        "SecretSpec",
-        "StopBoxRequest",
-        "VolumeSpec",
-    ] {
+    for name in REQUESTS {
         let (here, there) = (schema(&ours, name), schema(&reference, name));
         assert_eq!(properties(here), properties(there), "{name}");
         assert_eq!(
@@ -328,16 +334,7 @@ fn shapes(names: &[&'static str]) -> Vec<(String, Shape, Shape)> {
 
 #[test]
 fn every_value_that_is_answered_is_one_that_the_public_api_allows() {
-    let names = [
-        "Box",
-        "BoxMetrics",
-        "ErrorModel",
-        "ErrorResponse",
-        "ListBoxesResponse",
-        "Principal",
-        "RuntimeMetrics",
-    ];
-    for (property, here, there) in shapes(&names) {
+    for (property, here, there) in shapes(&ANSWERS) {
         assert_eq!(here.types, there.types, "{property}");
         assert!(there.nullable || !here.nullable, "{property} can be null");
         assert!(
@@ -349,16 +346,7 @@ fn every_value_that_is_answered_is_one_that_the_public_api_allows() {
 
 #[test]
 fn every_value_that_the_public_api_allows_can_be_asked_for() {
-    let names = [
-        "CreateBoxRequest",
-        "CreateBoxAdvancedOptions",
-        "CreateContainerCapabilities",
-        "NetworkSpec",
-        "SecretSpec",
-        "StopBoxRequest",
-        "VolumeSpec",
-    ];
-    for (property, here, there) in shapes(&names) {
+    for (property, here, there) in shapes(&REQUESTS) {
         assert_eq!(here.types, there.types, "{property}");
         assert!(here.nullable || !there.nullable, "{property} can't be null");
         assert!(
