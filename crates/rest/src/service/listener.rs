@@ -2,6 +2,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::Connection;
@@ -28,6 +29,9 @@ enum Socket {
     },
     Tcp(TcpListener),
 }
+
+/// How much the kernel holds, in bytes, for a client that reads nothing; it would be megabytes.
+const SEND_BUFFER: usize = 128 << 10;
 
 /// Why a server cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -192,6 +196,7 @@ impl Listener {
                 let (stream, _) = listener.accept().await?;
                 // Answers are small, and whole when they are sent.
                 stream.set_nodelay(true)?;
+                set_socket_send_buffer_size(&stream, SEND_BUFFER)?;
                 Ok(Connection::Tcp(stream))
             }
         }
@@ -202,5 +207,27 @@ fn check(address: SocketAddr, token: Option<&BearerToken>) -> Result<(), ListenE
     match address.ip().to_canonical().is_loopback() || token.is_some() {
         true => Ok(()),
         false => Err(ListenError::NoToken { address }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::sockopt::socket_send_buffer_size;
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_cannot_have_the_kernel_hold_more_than_a_little() {
+        let listener = Listener::tcp(([127, 0, 0, 1], 0).into(), None)
+            .await
+            .unwrap();
+        let address = listener.local_addr().unwrap();
+        let _client = TcpStream::connect(address).await.unwrap();
+        let Connection::Tcp(stream) = listener.accept().await.unwrap() else {
+            panic!("it came by another way");
+        };
+        // The kernel doubles it, for what it needs itself, socket(7).
+        assert_eq!(socket_send_buffer_size(&stream).unwrap(), 2 * SEND_BUFFER);
     }
 }
