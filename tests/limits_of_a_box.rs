@@ -84,3 +84,81 @@ async fn no_group_outlives_its_box() {
     let again = runtime.start(&stopped.id).await.unwrap();
     assert_eq!(again.status, BoxStatus::Running);
 }
+
+/// What the last run has left looks like what the new one makes.
+#[tokio::test]
+async fn a_start_that_meets_a_death_clears_up_after_it_first() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let away = "env -i setsid -f sleep 1000; exec sleep 1000";
+    let mut running = started(&runtime, bounded(script(away))).await;
+    let mut left = Vec::new();
+    for round in 0..40 {
+        left.extend(groups_of(&home, &running.id).unwrap_or_default());
+        let pid = running.pid.unwrap();
+        kill(pid, SIGKILL);
+        tokio::time::sleep(std::time::Duration::from_millis(round % 5)).await;
+        loop {
+            running = runtime.start(&running.id).await.unwrap();
+            if running.pid != Some(pid) {
+                break;
+            }
+        }
+    }
+    // Whoever waits for the box's turn has had it then.
+    runtime.start(&running.id).await.unwrap();
+    let metrics = runtime.metrics().await;
+    assert_eq!(metrics.boxes_failed_total, 40, "one a death");
+    let current = groups_of(&home, &running.id).unwrap_or_default();
+    left.retain(|dir| !current.contains(dir) && dir.exists());
+    assert_eq!(left, Vec::<PathBuf>::new());
+    runtime.remove(&running.id, true).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_record_that_a_payload_has_changed_leads_to_no_other_box() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let changed = started(&runtime, bounded(sleeping())).await;
+    let other = started(&runtime, bounded(sleeping())).await;
+    let (Some(dirs), Some(_)) = (groups_of(&home, &changed.id), groups_of(&home, &other.id)) else {
+        return;
+    };
+    let record = |id| dir_of(&home, id).join("cgroup");
+    // Nor to what only looks like a group.
+    let fake = dir_of(&home, &changed.id).join(dirs[0].file_name().unwrap());
+    fs::create_dir(&fake).unwrap();
+    fs::write(fake.join("cgroup.procs"), other.pid.unwrap().to_string()).unwrap();
+    let theirs = fs::read_to_string(record(&other.id)).unwrap();
+    fs::write(record(&changed.id), format!("{theirs}{}\n", fake.display())).unwrap();
+    kill(changed.pid.unwrap(), SIGKILL);
+    until(&runtime, &changed.id, BoxStatus::Failed).await;
+    runtime.remove(&changed.id, true).await.unwrap();
+    assert_eq!(runtime.info(&other.id).await.unwrap().pid, other.pid);
+    for dir in dirs {
+        eventually("its last process has ended", || {
+            fs::remove_dir(&dir).is_ok()
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn groups_that_a_payload_has_made_within_its_own_go_with_it() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let divide = "cd $VMM_BOX_DIR; for dir in $(cat cgroup); do mkdir $dir/inner; done; \
+                  env -i setsid -f sh -c 'for dir in $(cat cgroup); do \
+                  echo $$ > $dir/inner/cgroup.procs; done; echo $$ > stray; exec sleep 1000'; \
+                  exec sleep 1000";
+    let running = started(&runtime, bounded(script(divide))).await;
+    let Some(dirs) = groups_of(&home, &running.id) else {
+        return;
+    };
+    let stray = stray_of(&home, &running.id).await;
+    kill(running.pid.unwrap(), SIGKILL);
+    until(&runtime, &running.id, BoxStatus::Failed).await;
+    runtime.remove(&running.id, false).await.unwrap();
+    eventually("its end", || is_gone(stray)).await;
+    assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
+}

@@ -1,9 +1,11 @@
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
 
 use super::hierarchy::{Hierarchy, Version};
 use super::setting::Controller;
@@ -51,12 +53,8 @@ impl ControlGroup {
 
     /// Makes the groups for a payload of this process, and records them in the box's directory
     /// first: nothing may be left that nobody knows of.
-    pub(crate) fn create(
-        id: &str,
-        dir: &Path,
-        limits: &[(Controller, u64)],
-    ) -> Result<Self, FileError> {
-        let name = format!("{PREFIX}{id}.{}", process::id());
+    pub(crate) fn create(dir: &Path, limits: &[(Controller, u64)]) -> Result<Self, FileError> {
+        let name = format!("{}{}", prefix_of(dir), process::id());
         let places = limits
             .iter()
             .map(|(controller, _)| Place::of(*controller, &name))
@@ -85,18 +83,20 @@ impl ControlGroup {
         write_file_unsynced(&dir.join(FILES.control_group), &text)
     }
 
-    /// Of the last run of the box with this directory, if it still has one. Kernel interfaces,
-    /// present or not; the record is believed only where it names groups of boxes.
+    /// Of the last run of the box with this directory, if it still has one. The record is believed
+    /// only where it names control groups that were made for this box: a payload can write to it.
     pub fn of_box(dir: &Path) -> Option<Self> {
         let text = fs::read_to_string(dir.join(FILES.control_group)).ok()?;
-        let is_of_a_box = |path: &PathBuf| {
+        let prefix = prefix_of(dir);
+        let is_of_this_box = |path: &PathBuf| {
             let name = path.file_name().and_then(|name| name.to_str());
-            name.is_some_and(|name| name.starts_with(PREFIX)) && path.join(PROCESSES).exists()
+            let pid = name.and_then(|name| name.strip_prefix(prefix.as_str()));
+            pid.is_some_and(|pid| pid.parse::<u32>().is_ok()) && is_control_group(path)
         };
         let dirs: Vec<_> = text
             .lines()
             .map(PathBuf::from)
-            .filter(is_of_a_box)
+            .filter(is_of_this_box)
             .collect();
         (!dirs.is_empty()).then_some(Self { dirs })
     }
@@ -108,8 +108,8 @@ impl ControlGroup {
     /// The processes in it now.
     pub fn pids(&self) -> Vec<u32> {
         let mut pids: Vec<_> = self
-            .dirs
-            .iter()
+            .tree()
+            .into_iter()
             .filter_map(|dir| fs::read_to_string(dir.join(PROCESSES)).ok())
             .flat_map(|list| list.lines().map(str::parse).collect::<Vec<_>>())
             .flatten()
@@ -117,6 +117,36 @@ impl ControlGroup {
         pids.sort_unstable();
         pids.dedup();
         pids
+    }
+
+    /// Kills all that is in it now, at once where the kernel can: version 2, Linux 5.14.
+    pub fn kill(&self) {
+        for dir in &self.dirs {
+            // There is no such file elsewhere.
+            let _ = fs::OpenOptions::new()
+                .write(true)
+                .open(dir.join("cgroup.kill"))
+                .and_then(|mut file| file.write_all(b"1"));
+        }
+    }
+
+    /// The payload may have divided it: the innermost groups first.
+    fn tree(&self) -> Vec<PathBuf> {
+        let mut tree = self.dirs.clone();
+        let mut seen = 0;
+        while let Some(dir) = tree.get(seen) {
+            let within: Vec<_> = fs::read_dir(dir)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                .map(|entry| entry.path())
+                .collect();
+            tree.extend(within);
+            seen += 1;
+        }
+        tree.reverse();
+        tree
     }
 
     /// Whether the kernel has killed a process of it because its memory was used up. Linux 4.13.
@@ -137,8 +167,8 @@ impl ControlGroup {
     /// stays. Blocks.
     pub fn remove(&self) {
         let deadline = Instant::now() + PATIENCE;
-        for dir in &self.dirs {
-            while let Err(error) = fs::remove_dir(dir)
+        for dir in self.tree() {
+            while let Err(error) = fs::remove_dir(&dir)
                 && error.kind() == io::ErrorKind::ResourceBusy
                 && Instant::now() < deadline
             {
@@ -146,6 +176,19 @@ impl ControlGroup {
             }
         }
     }
+}
+
+/// What the names of the groups of this box begin with; the pid of their shim follows.
+fn prefix_of(dir: &Path) -> String {
+    let name = dir.file_name().unwrap_or_default();
+    format!("{PREFIX}{}.", name.to_string_lossy())
+}
+
+fn is_control_group(path: &Path) -> bool {
+    statfs(path).is_ok_and(|file_system| {
+        let kind = file_system.filesystem_type();
+        kind == CGROUP_SUPER_MAGIC || kind == CGROUP2_SUPER_MAGIC
+    })
 }
 
 /// The processes of a group; to enter it is to write to this.
@@ -178,6 +221,9 @@ impl Place {
             let path = self.dir.join(setting.file);
             match fs::write(&path, setting.value.to_string()) {
                 Err(error) if setting.is_optional && error.kind() == io::ErrorKind::NotFound => {}
+                // What is around it is bounded more tightly already.
+                Err(error)
+                    if setting.is_bounded_above && error.kind() == io::ErrorKind::InvalidInput => {}
                 Err(error) => return Err(FileError::new("write", path, error)),
                 Ok(()) => {}
             }

@@ -7,6 +7,8 @@ pub(super) struct Setting {
     pub(super) value: u64,
     /// Whether the kernel may be built or booted without it.
     pub(super) is_optional: bool,
+    /// Whether the kernel refuses more than the group around it has.
+    pub(super) is_bounded_above: bool,
 }
 
 /// What bounds one kind of resource.
@@ -34,18 +36,23 @@ impl Controller {
             file,
             value,
             is_optional: false,
+            is_bounded_above: false,
         };
         let optional = |file, value| Setting {
             file,
             value,
             is_optional: true,
+            is_bounded_above: false,
         };
         match (self, version) {
             // The period is optional to write, and stays as it is.
             (Self::Cpu, Version::V2) => vec![needed("cpu.max", amount * PERIOD)],
             (Self::Cpu, Version::V1) => vec![
                 needed("cpu.cfs_period_us", PERIOD),
-                needed("cpu.cfs_quota_us", amount * PERIOD),
+                Setting {
+                    is_bounded_above: true,
+                    ..needed("cpu.cfs_quota_us", amount * PERIOD)
+                },
             ],
             (Self::Memory, Version::V2) => {
                 vec![needed("memory.max", amount), optional("memory.swap.max", 0)]

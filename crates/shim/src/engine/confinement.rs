@@ -49,7 +49,7 @@ impl Confinement {
         if limits.is_empty() {
             return Ok(Self::default());
         }
-        match ControlGroup::create(&spec.id, dir, &limits) {
+        match ControlGroup::create(dir, &limits) {
             Ok(group) => Ok(Self {
                 groups: group.into_dirs(),
                 ..Self::default()

@@ -16,6 +16,8 @@ pub(crate) enum Beginning {
         /// Cancelled when the start is to be given up.
         interrupt: CancellationToken,
     },
+    /// The last run has just ended, and what it has left is still to be cleared away.
+    Untidy,
     /// It has been asked to stop since.
     GivenUp,
 }

@@ -138,6 +138,10 @@ impl MicroBox {
             Phase::Up { .. } => return Ok(Beginning::Running),
             _ => {}
         }
+        // Afterwards it could not be told from what the new run makes.
+        if state.litter.is_some() {
+            return Ok(Beginning::Untidy);
+        }
         if let Some(damage) = &state.damage {
             return Err(RuntimeError::Damaged {
                 id: self.id.clone(),

@@ -41,6 +41,7 @@ pub(crate) async fn start(
                     Err(error) => Err(fail(&core, &started, error).await),
                 };
             }
+            Beginning::Untidy => {}
             Beginning::GivenUp => return Err(failure(&started, StartError::Interrupted)),
         }
     }

@@ -48,10 +48,14 @@ impl Strays {
         if wanted.is_empty() {
             return;
         }
-        if (0..ROUNDS).all(|_| kill_all(&wanted) > 0) {
+        let is_any_left = |_| {
+            let killed = kill_all(&wanted);
+            killed > 0 || groups_of(&wanted).any(|group| !group.pids().is_empty())
+        };
+        if (0..ROUNDS).all(is_any_left) {
             tracing::warn!(
                 ?wanted,
-                "descendants of payloads multiply faster than they are killed"
+                "not all that payloads have started could be killed"
             );
         }
         groups_of(&wanted).for_each(|group| group.remove());
@@ -96,7 +100,34 @@ impl<'a> Traits<'a> {
     }
 }
 
+/// What forks and exits without end is seldom there any more when all other processes have been
+/// looked at.
+fn kill_members(wanted: &HashSet<Litter>) {
+    for group in groups_of(wanted) {
+        let pidfds = group.pids().into_iter().map(Pidfd::open);
+        let found: Vec<_> = pidfds.filter_map(Result::ok).collect();
+        // Once more, now that the pidfds hold on to whoever they are.
+        let members = group.pids();
+        group.kill();
+        for member in found.iter().filter(|one| members.contains(&one.pid())) {
+            let _ = member.signal(Signal::SIGKILL);
+            collect(member.pid());
+        }
+    }
+}
+
+/// Orphans fall to this process if it is a subreaper, or pid 1.
+fn collect(pid: u32) {
+    if procfs::is_child(pid)
+        && let Ok(caretaker) = caretaker()
+    {
+        // Registering is complete in its first poll.
+        let _ = caretaker.register(pid).now_or_never();
+    }
+}
+
 fn kill_all(wanted: &HashSet<Litter>) -> usize {
+    kill_members(wanted);
     let traits = Traits::of(wanted);
     let found: Vec<_> = procfs::pids()
         .filter(|pid| traits.has(*pid))
@@ -116,13 +147,7 @@ fn kill_all(wanted: &HashSet<Litter>) -> usize {
             }
             killed += usize::from(stray.has_exited());
         }
-        // Orphans fall to this process if it is a subreaper, or pid 1.
-        if procfs::is_child(stray.pid())
-            && let Ok(caretaker) = caretaker()
-        {
-            // Registering is complete in its first poll.
-            let _ = caretaker.register(stray.pid()).now_or_never();
-        }
+        collect(stray.pid());
     }
     killed
 }
