@@ -26,6 +26,9 @@ const NOT_ALL: &str = "not all that the box has printed is shown";
 /// How long to go on showing what a box has printed when it was interrupted, and has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// How long to wait before another stop of a box that has not been started yet.
+const STOP_AGAIN: Duration = Duration::from_millis(50);
+
 impl<'c> Attended<'c> {
     /// From now on nothing is missed.
     pub(super) async fn begin(client: &'c Client) -> Result<Self, Failure> {
@@ -49,7 +52,10 @@ impl<'c> Attended<'c> {
         } = self;
         let mut life = pin!(live(client, id, events));
         let mut stops = FuturesUnordered::new();
-        let stop = async |request: StopBoxRequest| client.stop(id, &request).await;
+        let stop = async |after: Duration, request: StopBoxRequest| {
+            sleep(after).await;
+            client.stop(id, &request).await
+        };
         let mut is_interrupted = false;
         let mut unprinted = None;
         let ended = loop {
@@ -57,22 +63,28 @@ impl<'c> Attended<'c> {
                 ended = &mut life => break ended,
                 () = interrupts.next() => {
                     is_interrupted = true;
-                    stops.push(stop(match stops.is_empty() {
+                    let request = match stops.is_empty() {
                         true => StopBoxRequest::default(),
                         false => StopBoxRequest::default().timeout_seconds(0.0),
-                    }));
+                    };
+                    stops.push(stop(Duration::ZERO, request));
                 }
                 // The events tell its end, also if somebody else has ended it first.
                 Some(stopped) = stops.next() => {
-                    if let Err(error) = stopped {
-                        complain(Failure::from(error));
+                    match stopped {
+                        // It has overtaken the start, which goes by another connection.
+                        Ok(stopped) if stopped.status == BoxStatus::Configured => {
+                            stops.push(stop(STOP_AGAIN, StopBoxRequest::default()));
+                        }
+                        Ok(_) => {}
+                        Err(error) => complain(Failure::from(error)),
                     }
                 }
                 Some(failure) = OptionFuture::from(console.as_mut().map(Console::failure)) => {
                     console = None;
                     if failure.is_of_output() {
                         // As a program in a pipe ends.
-                        stops.push(stop(StopBoxRequest::default()));
+                        stops.push(stop(Duration::ZERO, StopBoxRequest::default()));
                         unprinted = Some(failure);
                     } else {
                         complain(failure);
