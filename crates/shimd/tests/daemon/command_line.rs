@@ -1,15 +1,15 @@
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::iter;
 use std::process::Stdio;
 use std::sync::mpsc;
 use std::thread;
 
-use futures::StreamExt;
 use serde_json::{Value, json};
 use vmm_rest::wire::CreateBoxRequest;
 use vmm_runtime::testing::PerTestBoxHome;
 
-use crate::fixture::{Daemon, Said, deaf, logged, said, shimd, words};
+use crate::fixture::{Daemon, Said, logged, said, shimd, words};
 use crate::process::{DEADLINE, end_of, eventually};
 use crate::terminal::Terminal;
 
@@ -132,24 +132,35 @@ async fn several_boxes_are_stopped_together() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
     let names = ["c", "a", "b"];
+    let file = |name: &str| home.path().join(name);
+    let go = file("go");
     for name in names {
-        let up = home.path().join(name);
-        let request = CreateBoxRequest::of("idle").name(name).cmd(deaf(&up));
+        let (up, asked) = (file(name), file(&format!("{name}.asked")));
+        let script = format!(
+            "trap 'touch {}; while [ ! -e {} ]; do sleep 0.05; done; exit 0' TERM; touch {}; \
+             while :; do sleep 0.05; done",
+            asked.display(),
+            go.display(),
+            up.display()
+        );
+        let request = CreateBoxRequest::of("idle").name(name);
+        let request = request.cmd(["sh", "-c", &script]);
         daemon.client.create(&request).await.unwrap();
         daemon.client.start(name).await.unwrap();
         eventually("the payload is up", async || up.exists()).await;
     }
-    let events = daemon.client.events().await.unwrap();
-    let told = said(&home, &[&["stop", "--time", "2"][..], &names].concat());
-    assert_eq!(told.out(), "c\na\nb\n");
-    let stopped: Vec<_> = events
-        .take(names.len())
-        .map(|it| it.unwrap().at)
-        .collect()
-        .await;
-    let between = stopped[2].duration_since(stopped[0]);
-    // One after another they take two seconds each.
-    assert!(between.as_secs_f64() < 2.0, "{between:?}");
+    let mut stop = shimd(&home);
+    stop.args(["stop", "--time", "600"]).args(names);
+    let stop = stop.stdout(Stdio::piped()).spawn().unwrap();
+    // None has ended by then.
+    eventually("all are asked", async || {
+        let mut asked = names.iter().map(|name| file(&format!("{name}.asked")));
+        asked.all(|asked| asked.exists())
+    })
+    .await;
+    fs::write(&go, "").unwrap();
+    let output = stop.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "c\na\nb\n");
     daemon.end().await;
 }
 

@@ -198,6 +198,10 @@ async fn a_daemon_that_does_not_answer_is_seen() {
         })
         .await;
     terminal.press("q");
+    // What is typed before would be taken by the one that ends.
+    terminal
+        .shows("that it has ended", |text| !text.contains("reaper"))
+        .await;
     daemon.signal(Signal::SIGSTOP);
     terminal.enter(&command(&home));
     terminal
