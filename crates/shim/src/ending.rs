@@ -19,6 +19,10 @@ pub enum Ending {
         signal: i32,
     },
     /// The kernel killed the payload, because the memory that it may use was used up.
+    ///
+    /// So it looks: SIGKILL ended the payload, its shim did not send that, and the kernel has
+    /// killed one of the payload's processes for memory. It does not tell which one, so that of a
+    /// payload that has survived that, and is later killed from outside, the same is said.
     OutOfMemory,
     /// Code inside the shim panicked.
     Panicked {

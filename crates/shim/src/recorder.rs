@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::{ControlGroup, Ending, ExitRecord, FILES, Payload, Report, descendants, durable};
+use crate::{
+    ControlGroup, Ending, ExitRecord, FILES, FileError, Payload, Report, descendants, durable,
+};
 
 /// How long the payload may take over an order, where an end waits for it.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -140,12 +142,14 @@ impl Recorder {
 
     fn publish(&self, _ended: MutexGuard<'_, ()>, ending: Ending) -> ! {
         descendants::end_all_but(None);
-        if let Some(group) = self
+        if let Some(Err(error)) = self
             .exit
             .get()
-            .and_then(|exit| ControlGroup::of_box(exit.parent()?))
+            .and_then(|exit| exit.parent())
+            .map(remove_group)
         {
-            group.remove();
+            // The runtime finds what is left.
+            let _ = writeln!(io::stderr(), "vmm-shim: {error}");
         }
         let code = ending.shell_code();
         let record = ExitRecord {
@@ -164,6 +168,13 @@ impl Recorder {
         }
         self.report(&Report::Failed(record));
         process::exit(code)
+    }
+}
+
+fn remove_group(dir: &Path) -> Result<(), FileError> {
+    match ControlGroup::of_box(dir)? {
+        Some(group) => group.remove(),
+        None => Ok(()),
     }
 }
 

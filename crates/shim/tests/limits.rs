@@ -4,14 +4,15 @@
 mod support;
 
 use std::fs;
+use std::io::{self, Write};
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use nix::unistd::geteuid;
-use support::{LOOP, Shim, command_of, eventually, printed, runs, sh, spec};
-use vmm_shim::{ControlGroup, Ending, FILES, FailureKind, PayloadSpec, Report};
+use support::{LOOP, Shim, command_of, eventually, invocation, printed, runs, sh, spec};
+use vmm_shim::{ControlGroup, Ending, FILES, FailureKind, KILL_SIGNAL, PayloadSpec, Report};
 
 fn bounded(mut payload: PayloadSpec, cpus: u32, memory_mib: u32) -> PayloadSpec {
     payload.cpus = Some(cpus);
@@ -24,19 +25,64 @@ fn greedy() -> PayloadSpec {
     PayloadSpec::command(["tail", "/dev/zero"])
 }
 
-/// A shim that runs, and its groups; none on a host that gives it none, which is said.
+/// Whether this host gives groups to shims; that it does not is said.
+fn has_groups() -> bool {
+    let checked = ControlGroup::check();
+    if let Err(error) = &checked {
+        skipped(error);
+    }
+    checked.is_ok()
+}
+
+/// Not by `println`, which a test that passes does not show.
+fn skipped(why: &dyn std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "SKIPPED, in part: {why}");
+}
+
+fn groups_of(shim: &Shim) -> Vec<PathBuf> {
+    let record = fs::read_to_string(shim.path(FILES.control_group)).unwrap();
+    let dirs = record.lines().map(PathBuf::from);
+    dirs.filter(|dir| dir.exists()).collect()
+}
+
+fn group_of(shim: &Shim) -> ControlGroup {
+    ControlGroup::of_box(shim.dir.path()).unwrap().unwrap()
+}
+
+/// A shim that runs, and its groups.
 fn with_groups(script: &str) -> Option<(Shim, Vec<PathBuf>)> {
+    if !has_groups() {
+        return None;
+    }
+    let shim = bounded_and_running(script);
+    let dirs = groups_of(&shim);
+    assert!(!dirs.is_empty());
+    Some((shim, dirs))
+}
+
+fn bounded_and_running(script: &str) -> Shim {
     let payload = bounded(sh(&format!("{script} echo begun; {LOOP}")), 1, 64);
     let mut shim = Shim::of(payload);
     assert!(matches!(shim.report(), Report::Ready { .. }));
     shim.eventually_prints("begun");
-    let record = fs::read_to_string(shim.path(FILES.control_group)).unwrap_or_default();
-    let dirs: Vec<_> = record.lines().map(PathBuf::from).collect();
-    if dirs.is_empty() || dirs.iter().any(|dir| !dir.exists()) {
-        println!("SKIPPED: this host lets this user make no control group");
-        return None;
+    shim
+}
+
+/// A group that a test makes, to be dropped after the shim that is in it.
+struct Around(PathBuf);
+
+impl Around {
+    fn beside(group: &Path) -> Self {
+        let dir = group.with_file_name(format!("around-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        Self(dir)
     }
-    Some((shim, dirs))
+}
+
+impl Drop for Around {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
 }
 
 /// A shim of a user who may make no group.
@@ -61,14 +107,27 @@ fn without_groups(payload: PayloadSpec) -> Shim {
 
 #[test]
 fn a_payload_that_takes_more_memory_than_it_may_ends_of_that() {
+    let expected = match has_groups() {
+        true => (Ending::OutOfMemory, Some(137)),
+        // Without a control group the payload notices by itself.
+        false => (Ending::Exited { code: 1 }, Some(1)),
+    };
     let mut shim = Shim::of(bounded(greedy(), 1, 64));
     let code = shim.wait().code();
-    match shim.record().ending {
-        Ending::OutOfMemory => assert_eq!(code, Some(137)),
-        // Without a control group the payload notices by itself.
-        ending => assert_eq!(ending, Ending::Exited { code: 1 }),
-    }
-    assert_eq!(ControlGroup::of_box(shim.dir.path()), None, "is left");
+    assert_eq!((shim.record().ending, code), expected);
+    let left = ControlGroup::of_box(shim.dir.path()).unwrap();
+    assert_eq!(left, None);
+}
+
+#[test]
+fn who_survives_a_want_of_memory_and_is_killed_by_its_shim_has_not_ended_of_that() {
+    let Some((mut shim, _)) = with_groups("tail /dev/zero; echo tail=$?;") else {
+        return;
+    };
+    assert_eq!(printed(&shim, "tail"), "137");
+    shim.signal(KILL_SIGNAL);
+    shim.wait();
+    assert_eq!(shim.record().ending, Ending::Signaled { signal: 9 });
 }
 
 #[test]
@@ -91,15 +150,79 @@ fn the_kernel_has_the_limits_of_the_group_that_the_payload_is_in() {
         .map(|text| text.split_whitespace().next().unwrap().to_owned())
         .collect();
     assert_eq!(limits, ["100000", "67108864"]);
-    let members = ControlGroup::of_box(shim.dir.path()).unwrap().pids();
+    let members = group_of(&shim).pids().unwrap();
     assert!(members.contains(&shim.payload_pid()), "{members:?}");
     assert!(!members.contains(&shim.child.id()), "the shim is bounded");
 }
 
 #[test]
 fn a_host_says_beforehand_whether_there_will_be_groups() {
+    let dirs = groups_of(&bounded_and_running(""));
     let checked = ControlGroup::check();
-    assert_eq!(checked.is_ok(), with_groups("").is_some(), "{checked:?}");
+    assert_eq!(checked.is_ok(), !dirs.is_empty(), "{checked:?} {dirs:?}");
+}
+
+#[test]
+fn a_controller_that_is_lacking_takes_nothing_from_the_other() {
+    let memory = Path::new("/sys/fs/cgroup/memory");
+    if !has_groups() {
+        return;
+    }
+    let bins = Path::new(env!("CARGO_BIN_EXE_vmm-shim")).parent().unwrap();
+    let path = std::env::var("PATH").unwrap();
+    // In a mount namespace of its own.
+    let unmounted = |program: &str| {
+        let mut command = Command::new("unshare");
+        let script = format!("umount $0 && exec {program} \"$@\"");
+        command
+            .args(["--mount", "sh", "-c", &script])
+            .arg(memory)
+            .env("PATH", format!("{}:{path}", bins.display()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        command
+    };
+    if !unmounted("true")
+        .status()
+        .is_ok_and(|status| status.success())
+    {
+        return skipped(&"no hierarchy with memory alone can be unmounted");
+    }
+    let mut shim = Shim::started_by(unmounted("vmm-shim").args(invocation().args()));
+    let payload = bounded(sh(&format!("echo data=$(ulimit -d); {LOOP}")), 1, 64);
+    shim.tell(&spec(payload).to_line().unwrap());
+    assert_eq!(printed(&shim, "data"), "65536");
+    let dirs = groups_of(&shim);
+    assert!(
+        matches!(&dirs[..], [cpu] if cpu.join("cpu.cfs_quota_us").exists()),
+        "{dirs:?}"
+    );
+}
+
+#[test]
+fn a_bound_around_the_shim_that_is_tighter_takes_no_group_from_the_payload() {
+    if !has_groups() {
+        return;
+    }
+    let other = bounded_and_running("");
+    let made = groups_of(&other);
+    let quota = made.iter().map(|dir| dir.join("cpu.cfs_quota_us"));
+    let Some(quota) = quota.into_iter().find(|file| file.exists()) else {
+        return skipped(&"version 2 of control groups has no such refusal");
+    };
+    let around = Around::beside(quota.parent().unwrap());
+    fs::write(around.0.join("cpu.cfs_quota_us"), "100000").unwrap();
+    let mut shim = Shim::without_spec();
+    fs::write(around.0.join("cgroup.procs"), shim.child.id().to_string()).unwrap();
+    let mut payload = sh(&format!("echo begun; {LOOP}"));
+    payload.cpus = Some(2);
+    shim.tell(&spec(payload).to_line().unwrap());
+    shim.eventually_prints("begun");
+    let dirs = groups_of(&shim);
+    assert!(
+        matches!(&dirs[..], [cpu] if cpu.starts_with(&around.0)),
+        "{dirs:?}"
+    );
 }
 
 #[test]
@@ -108,7 +231,7 @@ fn a_group_knows_who_has_left_session_and_environment() {
         return;
     };
     let away: u32 = printed(&shim, "away").parse().unwrap();
-    let members = ControlGroup::of_box(shim.dir.path()).unwrap().pids();
+    let members = group_of(&shim).pids().unwrap();
     assert!(members.contains(&away), "{members:?}");
 }
 
@@ -117,13 +240,14 @@ fn a_group_ends_with_its_payload_and_outlives_a_killed_shim_until_it_is_removed(
     let Some((shim, dirs)) = with_groups("") else {
         return;
     };
-    let dir = shim.dir.path();
+    let group = group_of(&shim);
+    let busy = group.remove().unwrap_err();
+    assert_eq!(busy.source.kind(), io::ErrorKind::ResourceBusy);
     shim.signal(nix::sys::signal::Signal::SIGKILL);
-    let group = ControlGroup::of_box(dir).unwrap();
     eventually("the end of the payload", || !runs(shim.payload_pid()));
-    group.remove();
+    group.remove().unwrap();
     assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
-    assert_eq!(ControlGroup::of_box(dir), None);
+    assert_eq!(ControlGroup::of_box(shim.dir.path()).unwrap(), None);
 }
 
 #[test]
@@ -132,7 +256,7 @@ fn a_record_that_names_other_groups_is_not_believed() {
     fs::write(dir.path().join("cgroup.procs"), "").unwrap();
     let record = format!("{}\n", dir.path().display());
     fs::write(dir.path().join(FILES.control_group), record).unwrap();
-    assert_eq!(ControlGroup::of_box(dir.path()), None);
+    assert_eq!(ControlGroup::of_box(dir.path()).unwrap(), None);
 }
 
 #[test]

@@ -75,6 +75,18 @@ pub enum RuntimeError {
         /// For how long.
         seconds: u64,
     },
+    /// Processes that its last run has left survive SIGKILL, or could not be looked for, of want of
+    /// descriptors or memory. The runtime goes on trying; until then the box can neither start nor be
+    /// removed.
+    #[error(
+        "what the last run of the box {id} has left could not be cleared away: {source}; try again"
+    )]
+    Untidy {
+        /// Which box.
+        id: String,
+        /// Why.
+        source: io::Error,
+    },
     /// Its `box.json` cannot be read. It can be repaired by hand while the runtime is down, or
     /// removed as any other box.
     #[error("the box {id} is damaged: {source}; repair that file, or remove the box")]

@@ -95,9 +95,9 @@ impl PerTestBoxHome {
                 add(*pid, dir);
             }
         }
-        for pid in procfs::pids() {
-            let shim = procfs::shim_of(pid).map(|(_, dir)| dir);
-            if let Some(dir) = shim.or_else(|| procfs::box_dir_of(pid))
+        for pid in procfs::pids().into_iter().flatten() {
+            let shim = procfs::shim_of(pid).ok().flatten().map(|(_, dir)| dir);
+            if let Some(dir) = shim.or_else(|| procfs::box_dir_of(pid).ok().flatten())
                 && dir.starts_with(&root)
             {
                 add(pid, &dir);

@@ -97,7 +97,9 @@ impl From<RuntimeError> for ApiError {
             RuntimeError::InvalidName { .. } => ErrorCode::InvalidArgument,
             RuntimeError::Running { .. } => ErrorCode::InvalidState,
             RuntimeError::Start { source, .. } => code_of_start(source),
-            RuntimeError::Stuck { .. } => ErrorCode::EngineUnavailable,
+            RuntimeError::Stuck { .. } | RuntimeError::Untidy { .. } => {
+                ErrorCode::EngineUnavailable
+            }
             RuntimeError::Damaged { .. } => ErrorCode::MetadataError,
             RuntimeError::File(_) => ErrorCode::StorageError,
             RuntimeError::Closed => ErrorCode::Stopped,

@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -5,6 +6,7 @@ use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::libc::ENODEV;
 use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
 
 use super::hierarchy::{Hierarchy, Version};
@@ -42,36 +44,48 @@ impl ControlGroup {
         for (place, (controller, amount)) in places.into_iter().zip(limits) {
             let place = place?;
             let made = place.make(controller, amount);
-            let removed = Self {
+            let checked = Self {
                 dirs: vec![place.dir],
             };
-            removed.remove();
-            made?;
+            let removed = checked.remove();
+            made.and(removed)?;
         }
         Ok(())
     }
 
     /// Makes the groups for a payload of this process, and records them in the box's directory
-    /// first: nothing may be left that nobody knows of.
-    pub(crate) fn create(dir: &Path, limits: &[(Controller, u64)]) -> Result<Self, FileError> {
+    /// first: nothing may be left that nobody knows of. Says which limits got none, and why.
+    pub(crate) fn create(
+        dir: &Path,
+        limits: &[(Controller, u64)],
+    ) -> Result<(Self, Vec<(Controller, FileError)>), FileError> {
         let name = format!("{}{}", prefix_of(dir), process::id());
-        let places = limits
-            .iter()
-            .map(|(controller, _)| Place::of(*controller, &name))
-            .collect::<Result<Vec<_>, _>>()?;
-        let mut dirs: Vec<_> = places.iter().map(|place| place.dir.clone()).collect();
-        dirs.dedup();
-        let group = Self { dirs };
-        group.record(dir)?;
-        let made = places
-            .iter()
-            .zip(limits)
-            .try_for_each(|(place, (controller, amount))| place.make(*controller, *amount));
-        if let Err(error) = made {
-            group.remove();
-            return Err(error);
+        let mut refused = Vec::new();
+        let mut places = Vec::new();
+        for (controller, amount) in limits.iter().copied() {
+            match Place::of(controller, &name) {
+                Ok(place) => places.push((place, controller, amount)),
+                Err(error) => refused.push((controller, error)),
+            }
         }
-        Ok(group)
+        let mut dirs: Vec<_> = places.iter().map(|(place, ..)| place.dir.clone()).collect();
+        dirs.dedup();
+        let mut group = Self { dirs };
+        group.record(dir)?;
+        let mut made = HashSet::new();
+        for (place, controller, amount) in places {
+            match place.make(controller, amount) {
+                Ok(()) => _ = made.insert(place.dir),
+                Err(error) => refused.push((controller, error)),
+            }
+        }
+        let useless = group.dirs.extract_if(.., |dir| !made.contains(dir));
+        let useless = Self {
+            dirs: useless.collect(),
+        };
+        // Of a group that was not even made, too; what is left is on record.
+        let _ = useless.remove();
+        Ok((group, refused))
     }
 
     fn record(&self, dir: &Path) -> Result<(), FileError> {
@@ -85,8 +99,18 @@ impl ControlGroup {
 
     /// Of the last run of the box with this directory, if it still has one. The record is believed
     /// only where it names control groups that were made for this box: a payload can write to it.
-    pub fn of_box(dir: &Path) -> Option<Self> {
-        let text = fs::read_to_string(dir.join(FILES.control_group)).ok()?;
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`], when whether there is one could not be told.
+    pub fn of_box(dir: &Path) -> Result<Option<Self>, FileError> {
+        let path = dir.join(FILES.control_group);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(FileError::new("read", path, error)),
+        };
+        let text = String::from_utf8_lossy(&text);
         let prefix = prefix_of(dir);
         let is_of_this_box = |path: &PathBuf| {
             let name = path.file_name().and_then(|name| name.to_str());
@@ -98,7 +122,7 @@ impl ControlGroup {
             .map(PathBuf::from)
             .filter(is_of_this_box)
             .collect();
-        (!dirs.is_empty()).then_some(Self { dirs })
+        Ok((!dirs.is_empty()).then_some(Self { dirs }))
     }
 
     pub(crate) fn into_dirs(self) -> Vec<PathBuf> {
@@ -106,17 +130,22 @@ impl ControlGroup {
     }
 
     /// The processes in it now.
-    pub fn pids(&self) -> Vec<u32> {
-        let mut pids: Vec<_> = self
-            .tree()
-            .into_iter()
-            .filter_map(|dir| fs::read_to_string(dir.join(PROCESSES)).ok())
-            .flat_map(|list| list.lines().map(str::parse).collect::<Vec<_>>())
-            .flatten()
-            .collect();
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`], when not all of them could be listed.
+    pub fn pids(&self) -> Result<Vec<u32>, FileError> {
+        let mut pids = Vec::new();
+        for path in self.tree()?.iter().map(|dir| dir.join(PROCESSES)) {
+            match fs::read_to_string(&path) {
+                Ok(list) => pids.extend(list.lines().filter_map(|pid| pid.parse::<u32>().ok())),
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(FileError::new("read", path, error)),
+            }
+        }
         pids.sort_unstable();
         pids.dedup();
-        pids
+        Ok(pids)
     }
 
     /// Kills all that is in it now, at once where the kernel can: version 2, Linux 5.14.
@@ -131,22 +160,19 @@ impl ControlGroup {
     }
 
     /// The payload may have divided it: the innermost groups first.
-    fn tree(&self) -> Vec<PathBuf> {
+    fn tree(&self) -> Result<Vec<PathBuf>, FileError> {
         let mut tree = self.dirs.clone();
         let mut seen = 0;
         while let Some(dir) = tree.get(seen) {
-            let within: Vec<_> = fs::read_dir(dir)
-                .into_iter()
-                .flatten()
-                .flatten()
-                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-                .map(|entry| entry.path())
-                .collect();
-            tree.extend(within);
+            match groups_in(dir) {
+                Ok(within) => tree.extend(within),
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(FileError::new("read", dir, error)),
+            }
             seen += 1;
         }
         tree.reverse();
-        tree
+        Ok(tree)
     }
 
     /// Whether the kernel has killed a process of it because its memory was used up. Linux 4.13.
@@ -163,18 +189,25 @@ impl ControlGroup {
         })
     }
 
-    /// Removes it, when its last process has ended; what still holds processes after a second
-    /// stays. Blocks.
-    pub fn remove(&self) {
+    /// Removes it, when its last process has ended. Blocks for a second at most.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`] with what could not be removed; `ResourceBusy` where a process is still in it.
+    pub fn remove(&self) -> Result<(), FileError> {
         let deadline = Instant::now() + PATIENCE;
-        for dir in self.tree() {
-            while let Err(error) = fs::remove_dir(&dir)
-                && error.kind() == io::ErrorKind::ResourceBusy
-                && Instant::now() < deadline
-            {
+        for dir in self.tree()? {
+            while let Err(error) = fs::remove_dir(&dir) {
+                if is_gone(&error) {
+                    break;
+                }
+                if error.kind() != io::ErrorKind::ResourceBusy || Instant::now() >= deadline {
+                    return Err(FileError::new("remove", dir, error));
+                }
                 thread::sleep(Duration::from_millis(1));
             }
         }
+        Ok(())
     }
 }
 
@@ -182,6 +215,22 @@ impl ControlGroup {
 fn prefix_of(dir: &Path) -> String {
     let name = dir.file_name().unwrap_or_default();
     format!("{PREFIX}{}.", name.to_string_lossy())
+}
+
+fn groups_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut groups = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            groups.push(entry.path());
+        }
+    }
+    Ok(groups)
+}
+
+/// A group was removed meanwhile, perhaps between opening its file and reading that.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(ENODEV)
 }
 
 fn is_control_group(path: &Path) -> bool {

@@ -49,24 +49,28 @@ impl Confinement {
         if limits.is_empty() {
             return Ok(Self::default());
         }
-        match ControlGroup::create(dir, &limits) {
-            Ok(group) => Ok(Self {
-                groups: group.into_dirs(),
-                ..Self::default()
-            }),
-            Err(error) => {
-                let _ = writeln!(
-                    io::stderr(),
-                    "vmm-shim: the payload gets no control group, but an affinity and a limit of \
-                     data for each process: {error}"
-                );
-                Ok(Self {
-                    groups: Vec::new(),
-                    processors,
-                    data: bytes,
-                })
-            }
+        let (group, refused) = ControlGroup::create(dir, &limits)?;
+        let mut confinement = Self {
+            groups: group.into_dirs(),
+            ..Self::default()
+        };
+        for (controller, error) in refused {
+            let instead = match controller {
+                Controller::Cpu => {
+                    confinement.processors = processors;
+                    "an affinity"
+                }
+                Controller::Memory => {
+                    confinement.data = bytes;
+                    "a limit of data for each process"
+                }
+            };
+            let _ = writeln!(
+                io::stderr(),
+                "vmm-shim: the payload gets {instead} instead of a control group: {error}"
+            );
         }
+        Ok(confinement)
     }
 
     /// To this process, and what it will be.

@@ -3,6 +3,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
@@ -27,6 +28,8 @@ pub(super) struct ProcessPayload {
     child: Mutex<Option<Child>>,
     /// `None` once it is ready: nobody reads it then, and the payload would hang when it is full.
     notify: Mutex<Option<NotifySocket>>,
+    /// By this shim, and so not by the kernel for want of memory.
+    is_killed: AtomicBool,
 }
 
 /// How often to look for an early end where there is no pidfd to poll, in milliseconds.
@@ -42,6 +45,7 @@ impl ProcessPayload {
             dir: dir.to_owned(),
             child: Mutex::new(Some(child)),
             notify: Mutex::new(notify),
+            is_killed: AtomicBool::new(false),
         }
     }
 
@@ -74,6 +78,13 @@ impl ProcessPayload {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Whom the kernel has killed for that, it does not say: any of the payload's processes.
+    fn has_run_out_of_memory(&self) -> bool {
+        let group = ControlGroup::of_box(&self.dir).ok().flatten();
+        !self.is_killed.load(Ordering::Relaxed)
+            && group.is_some_and(|group| group.has_run_out_of_memory())
     }
 
     fn is_waitable(&self) -> bool {
@@ -139,6 +150,7 @@ impl Payload for ProcessPayload {
     fn kill(&self) {
         let child = self.child();
         if child.is_some() {
+            self.is_killed.store(true, Ordering::Relaxed);
             let _ = killpg(self.pid, Signal::SIGKILL);
             // It may have joined another group.
             let _ = kill(self.pid, Signal::SIGKILL);
@@ -156,10 +168,8 @@ impl Payload for ProcessPayload {
             None => return Err(Errno::ECHILD.into()),
         };
         *slot = None;
-        let out_of_memory =
-            || ControlGroup::of_box(&self.dir).is_some_and(|group| group.has_run_out_of_memory());
         Ok(match status.signal() {
-            Some(SIGKILL) if out_of_memory() => PayloadExit::OutOfMemory,
+            Some(SIGKILL) if self.has_run_out_of_memory() => PayloadExit::OutOfMemory,
             Some(signal) => PayloadExit::Signal(signal),
             None => PayloadExit::Code(status.code().unwrap_or(255)),
         })

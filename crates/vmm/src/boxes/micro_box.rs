@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use shim_reaper::ShimHandle;
 use tokio_util::sync::CancellationToken;
-use vmm_shim::{ExitRecord, FILES, FileError, PidRecord};
+use vmm_shim::{ControlGroup, ExitRecord, FILES, FileError, PidRecord};
 
 use super::gate::Gate;
 use super::phase::Phase;
@@ -193,9 +193,10 @@ impl MicroBox {
         let record = record.ok().flatten();
         let exit = ExitRecord::read(&self.dir.join(FILES.exit));
         let mut state = self.state();
-        if error.may_leave_strays() && !matches!(exit, Ok(Some(_))) {
+        let on_record = matches!(exit, Ok(Some(_)));
+        if error.may_leave_strays() && !on_record || self.has_group() {
             let session = record.as_ref().map(|shim| shim.pid);
-            state.litter = Some(self.litter(session));
+            state.litter = Some(self.litter_of(session));
         }
         match error {
             StartError::Interrupted => state.phase = Phase::Down,
@@ -216,8 +217,8 @@ impl MicroBox {
     /// It was found ended when the runtime was opened.
     pub(crate) fn found_ended(&self, outcome: Outcome) {
         let mut state = self.state();
-        if outcome.may_leave_strays || state.has_probes() {
-            state.litter = Some(self.litter(None));
+        if outcome.may_leave_strays || state.has_probes() || self.has_group() {
+            state.litter = Some(self.litter_of(None));
         }
         state.conclude(outcome);
     }
@@ -242,8 +243,8 @@ impl MicroBox {
             ExitRecord::read(&self.dir.join(FILES.exit)),
             *stop_requested,
         );
-        if outcome.may_leave_strays || state.has_probes() {
-            state.litter = Some(self.litter(Some(shim.pid())));
+        if outcome.may_leave_strays || state.has_probes() || self.has_group() {
+            state.litter = Some(self.litter_of(Some(shim.pid())));
         }
         self.herald.run_is_over();
         self.ended(&mut state, outcome);
@@ -258,16 +259,30 @@ impl MicroBox {
         self.herald.tell(change, state.info());
     }
 
-    fn litter(&self, session: Option<u32>) -> Litter {
+    /// Whether the control group of its last run is left, as far as can be told: that of a shim
+    /// which could not end all that was in it.
+    fn has_group(&self) -> bool {
+        !matches!(ControlGroup::of_box(&self.dir), Ok(None))
+    }
+
+    fn litter_of(&self, session: Option<u32>) -> Litter {
         Litter {
             dir: self.dir.clone(),
             session,
         }
     }
 
-    /// What its last run may have left behind; says so once.
-    pub(crate) fn take_litter(&self) -> Option<Litter> {
-        self.state().litter.take()
+    /// What its last run may have left behind.
+    pub(crate) fn litter(&self) -> Option<Litter> {
+        self.state().litter.clone()
+    }
+
+    /// Nothing of this is left.
+    pub(crate) fn tidied(&self, litter: &Litter) {
+        let mut state = self.state();
+        if state.litter.as_ref() == Some(litter) {
+            state.litter = None;
+        }
     }
 
     /// Of this shim, if it is still the current one.

@@ -16,6 +16,7 @@ pub use shut_down::RuntimeShutdown;
 pub(crate) use shut_down::shut_down;
 pub(crate) use start::start;
 pub(crate) use stop::stop;
+use supervise::keep_tidying;
 pub(crate) use supervise::{supervise, tidy_up};
 
 use std::time::Duration;

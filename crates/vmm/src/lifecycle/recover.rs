@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use futures::future::join_all;
 use jiff::Timestamp;
-use nix::errno::Errno;
 use ulid::Ulid;
 use vmm_shim::{ExitRecord, FILES, FileError, PidRecord, ProcessIdentity};
 
-use super::{supervise, tidy_up};
+use super::{keep_tidying, supervise, tidy_up};
 use crate::boxes::{BoxRecord, MicroBox, Outcome};
 use crate::core::{Core, on_disk};
 use crate::process::procfs;
@@ -51,7 +50,12 @@ pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
         }
     }
     // At once: one search of the process table then does for all.
-    join_all(ended.iter().map(|ended| tidy_up(&core, ended))).await;
+    let tidied = join_all(ended.iter().map(|ended| tidy_up(&core, ended))).await;
+    for (ended, tidied) in ended.into_iter().zip(tidied) {
+        if tidied.is_err() {
+            keep_tidying(&core, ended);
+        }
+    }
     Ok(())
 }
 
@@ -111,7 +115,7 @@ fn read_one(core: &Core, id: String, running: &mut RunningShims) -> Result<Found
     let dir = core.home.box_dir(&id);
     let (record, damage) = match BoxRecord::read(&dir.join(FILES.spec)) {
         Ok(record) => (BoxRecord { id, ..record }, None),
-        Err(error) if is_shortage(&error.source) => return Err(error),
+        Err(error) if procfs::is_shortage(&error.source) => return Err(error),
         Err(error) => {
             tracing::error!(id, %error, "a damaged box");
             (stand_in(id), Some(error))
@@ -130,12 +134,6 @@ fn stand_in(id: String) -> BoxRecord {
     BoxRecord::new(id, created_at.unwrap_or_default(), BoxSpec::default())
 }
 
-/// What passes says nothing about a box.
-fn is_shortage(error: &io::Error) -> bool {
-    let errno = error.raw_os_error().map(Errno::from_raw);
-    matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM))
-}
-
 fn find_shim(recovered: &MicroBox, running: &mut RunningShims) -> Result<Shim, FileError> {
     let dir = recovered.dir();
     let dead = match PidRecord::read(&dir.join(FILES.shim_pid)) {
@@ -148,15 +146,18 @@ fn find_shim(recovered: &MicroBox, running: &mut RunningShims) -> Result<Shim, F
         // Without this file no shim has ever been started.
         Ok(None) if !dir.join(FILES.shim_stderr).exists() => return Ok(Shim::None),
         Ok(None) => Shim::None,
-        Err(error) if is_shortage(&error.source) => return Err(error),
+        Err(error) if procfs::is_shortage(&error.source) => return Err(error),
         Err(error) => Shim::Unreadable(error),
     };
     // A record that is wrong is no proof: whoever takes a live shim for dead orphans it.
-    let Some(pid) = running.of(recovered.id(), dir) else {
+    let known = running.of(recovered.id(), dir);
+    let known = known.map_err(|source| FileError::new("list", "/proc", source))?;
+    let Some(pid) = known else {
         return Ok(dead);
     };
     let record = PidRecord::of(pid).map_err(|error| looking_at(pid, error))?;
-    let Some(record) = record.filter(|_| is_shim_of(pid, recovered)) else {
+    let is_ours = is_shim_of(pid, recovered).map_err(|error| looking_at(pid, error))?;
+    let Some(record) = record.filter(|_| is_ours) else {
         return Ok(dead);
     };
     tracing::warn!(
@@ -177,7 +178,7 @@ fn identify(record: &PidRecord, recovered: &MicroBox) -> io::Result<Option<PidRe
     let same = match (&record.identity, &found.identity) {
         (Some(recorded), Some(now)) => recorded.is_same(now),
         _ => {
-            let ours = is_shim_of(record.pid, recovered);
+            let ours = is_shim_of(record.pid, recovered)?;
             if ours {
                 repair(recovered, &found);
             }
@@ -187,8 +188,9 @@ fn identify(record: &PidRecord, recovered: &MicroBox) -> io::Result<Option<PidRe
     Ok(same.then_some(found))
 }
 
-fn is_shim_of(pid: u32, recovered: &MicroBox) -> bool {
-    procfs::shim_of(pid).is_some_and(|(id, dir)| id == recovered.id() && dir == recovered.dir())
+fn is_shim_of(pid: u32, recovered: &MicroBox) -> io::Result<bool> {
+    let shim = procfs::shim_of(pid)?;
+    Ok(shim.is_some_and(|(id, dir)| id == recovered.id() && dir == recovered.dir()))
 }
 
 fn repair(recovered: &MicroBox, record: &PidRecord) {
@@ -202,12 +204,16 @@ fn repair(recovered: &MicroBox, record: &PidRecord) {
 struct RunningShims(Option<HashMap<(String, PathBuf), u32>>);
 
 impl RunningShims {
-    fn of(&mut self, id: &str, dir: &Path) -> Option<u32> {
-        let shims = self.0.get_or_insert_with(|| {
-            procfs::pids()
-                .filter_map(|pid| Some((procfs::shim_of(pid)?, pid)))
-                .collect()
-        });
-        shims.get(&(id.to_owned(), dir.to_owned())).copied()
+    fn of(&mut self, id: &str, dir: &Path) -> io::Result<Option<u32>> {
+        let shims = match &mut self.0 {
+            Some(shims) => shims,
+            unknown => unknown.insert(Self::look_up()?),
+        };
+        Ok(shims.get(&(id.to_owned(), dir.to_owned())).copied())
+    }
+
+    fn look_up() -> io::Result<HashMap<(String, PathBuf), u32>> {
+        let shims = procfs::pids()?.map(|pid| Ok(procfs::shim_of(pid)?.map(|shim| (shim, pid))));
+        shims.filter_map(Result::transpose).collect()
     }
 }

@@ -48,7 +48,7 @@ async fn clear_away(
         until_collected(removed, shim.pid()).await?;
     }
     let _turn = removed.turn.lock().await;
-    tidy_up(core, removed).await;
+    tidy_up(core, removed).await?;
     on_disk({
         let home = core.home.clone();
         let id = removed.id().to_owned();

@@ -62,7 +62,8 @@ pub(crate) async fn shut_down(core: &Core, limit: Duration) -> RuntimeShutdown {
             report.left_running.push(ended.id().to_owned());
         }
     }
-    join_all(boxes.iter().map(|ended| tidy_up(core, ended))).await;
+    // What cannot be ended is logged, and left to the next runtime.
+    let _ = join_all(boxes.iter().map(|ended| tidy_up(core, ended))).await;
     core.retire();
     report
 }

@@ -6,7 +6,7 @@ use tokio::time::timeout;
 use vmm_shim::{FILES, FileError, InstanceSpec};
 
 use super::stop::check;
-use super::{STUCK_AFTER, supervise, tidy_up};
+use super::{STUCK_AFTER, keep_tidying, supervise, tidy_up};
 use crate::boxes::{Beginning, MicroBox};
 use crate::core::{Core, on_disk};
 use crate::{BoxInfo, RuntimeError, ShimHandler, StartError};
@@ -23,7 +23,7 @@ pub(crate) async fn start(
     drop(started.removal.lock().await);
     let _turn = started.turn.lock().await;
     loop {
-        tidy_up(&core, &started).await;
+        tidy_up(&core, &started).await?;
         match started.begin_start(stops, &core.closing)? {
             Beginning::Running => return Ok(started.info()),
             Beginning::After(shim) => {
@@ -68,13 +68,15 @@ async fn launch(
     }
 }
 
-async fn fail(core: &Core, started: &Arc<MicroBox>, error: StartError) -> RuntimeError {
+async fn fail(core: &Arc<Core>, started: &Arc<MicroBox>, error: StartError) -> RuntimeError {
     started.start_failed(&error);
     if let StartError::Interrupted = error {
         // As if it had not been begun.
         let _ = clear_last_run(started).await;
     }
-    tidy_up(core, started).await;
+    if tidy_up(core, started).await.is_err() {
+        keep_tidying(core, Arc::clone(started));
+    }
     failure(started, error)
 }
 

@@ -35,7 +35,7 @@ pub(crate) async fn stop(
         check(&stopped, shim.pid(), ended)?;
         stopped.settle();
     }
-    tidy_up(&core, &stopped).await;
+    tidy_up(&core, &stopped).await?;
     Ok(stopped.info())
 }
 

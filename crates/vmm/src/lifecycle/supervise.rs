@@ -1,9 +1,16 @@
+use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::ShimHandler;
+use tokio::time::sleep;
+
 use crate::boxes::MicroBox;
 use crate::core::{Core, on_disk};
-use crate::health;
+use crate::{RuntimeError, ShimHandler, health};
+
+/// Between attempts to end strays.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Follows a shim to its end, in a task of its own that ends with the runtime at the latest.
 pub(crate) fn supervise(core: &Arc<Core>, followed: &Arc<MicroBox>, shim: Arc<ShimHandler>) {
@@ -24,12 +31,42 @@ pub(crate) fn supervise(core: &Arc<Core>, followed: &Arc<MicroBox>, shim: Arc<Sh
                 return;
             }
             followed.settle();
-            // Not while the next start is under way: its payload is no stray.
-            let _turn = followed.turn.lock().await;
-            tidy_up(&core, &followed).await;
+            if tidy_up_in_turn(&core, &followed).await.is_err() {
+                keep_tidying(&core, followed);
+            }
         }
     };
     core.spawn(task);
+}
+
+/// Goes on trying, in a task of its own, until it is done or the runtime ends.
+pub(super) fn keep_tidying(core: &Arc<Core>, ended: Arc<MicroBox>) {
+    let task = {
+        let core = Arc::clone(core);
+        async move {
+            let mut pause = FIRST_PAUSE;
+            loop {
+                tokio::select! {
+                    biased;
+                    () = core.closing.cancelled() => return,
+                    () = sleep(pause) => {}
+                }
+                // Counted first: whoever closes the runtime afterwards waits for it.
+                let _counted = core.operations.token();
+                if core.closing.is_cancelled() || tidy_up_in_turn(&core, &ended).await.is_ok() {
+                    return;
+                }
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    };
+    core.spawn(task);
+}
+
+/// Not while the next start is under way: its payload is no stray.
+async fn tidy_up_in_turn(core: &Core, ended: &Arc<MicroBox>) -> Result<(), RuntimeError> {
+    let _turn = ended.turn.lock().await;
+    tidy_up(core, ended).await
 }
 
 /// Returns only with the box.
@@ -42,18 +79,31 @@ async fn check_health(core: &Core, followed: &MicroBox, shim: &Arc<ShimHandler>)
 }
 
 /// What remains to be done when a run is over. To be called in the box's turn.
-pub(crate) async fn tidy_up(core: &Core, ended: &Arc<MicroBox>) {
-    if let Some(litter) = ended.take_litter() {
+///
+/// As long as its strays cannot be ended it is to be called again, and how the box ended is not on
+/// disk: the next runtime then searches for them, too.
+pub(crate) async fn tidy_up(core: &Core, ended: &Arc<MicroBox>) -> Result<(), RuntimeError> {
+    if let Some(litter) = ended.litter() {
         let strays = Arc::clone(&core.strays);
-        let searched = on_disk(move || {
-            strays.end(litter);
-            Ok(())
-        });
-        // Fails only when everything ends.
-        let _ = searched.await;
+        let searched = {
+            let litter = litter.clone();
+            tokio::task::spawn_blocking(move || strays.end(&litter))
+        };
+        // There is no answer only when everything ends.
+        if let Ok(searched) = searched.await {
+            searched.map_err(|source| untidy(ended, source))?;
+            ended.tidied(&litter);
+        }
     }
     let saved = Arc::clone(ended);
     if let Err(error) = on_disk(move || saved.save()).await {
         tracing::warn!(id = ended.id(), %error, "how the box ended is not on disk");
     }
+    Ok(())
+}
+
+fn untidy(ended: &MicroBox, source: io::Error) -> RuntimeError {
+    let id = ended.id().to_owned();
+    tracing::warn!(id, error = %source, "what the box has left could not be cleared away");
+    RuntimeError::Untidy { id, source }
 }

@@ -3,18 +3,32 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use vmm_shim::{BOX_DIR_VARIABLE, Invocation};
 
 /// Every process that can be seen.
-pub(crate) fn pids() -> impl Iterator<Item = u32> {
-    fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+pub(crate) fn pids() -> io::Result<impl Iterator<Item = u32>> {
+    let entries = fs::read_dir("/proc")?.flatten();
+    Ok(entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()))
+}
+
+/// What passes, and says nothing about a process or a box: want of descriptors or memory.
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM))
+}
+
+/// `None` where the process is gone or another user's. Fails only of want.
+fn read(pid: u32, file: &str) -> io::Result<Option<Vec<u8>>> {
+    match fs::read(format!("/proc/{pid}/{file}")) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if is_shortage(&error) => Err(error),
+        Err(_) => Ok(None),
+    }
 }
 
 /// Whether it has exited and nobody has collected it.
@@ -34,44 +48,49 @@ pub(crate) fn is_child(pid: u32) -> bool {
 }
 
 fn field(pid: u32, name: &str) -> Option<String> {
-    let status = fs::read(format!("/proc/{pid}/status")).ok()?;
-    String::from_utf8_lossy(&status)
+    let status = read(pid, "status").ok()??;
+    field_of(&status, name)
+}
+
+fn field_of(status: &[u8], name: &str) -> Option<String> {
+    String::from_utf8_lossy(status)
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
         .map(|value| value.trim().to_owned())
 }
 
 /// Its session, `setsid(2)`: a shim leads one, and what it starts stays in that unless it leaves.
-pub(crate) fn session_of(pid: u32) -> Option<u32> {
-    field(pid, "NSsid")?
-        .split_ascii_whitespace()
-        .next()?
-        .parse()
-        .ok()
+/// Fails only of want.
+pub(crate) fn session_of(pid: u32) -> io::Result<Option<u32>> {
+    let status = read(pid, "status")?.unwrap_or_default();
+    let sessions = field_of(&status, "NSsid");
+    Ok(sessions.and_then(|sessions| sessions.split_ascii_whitespace().next()?.parse().ok()))
 }
 
 pub(crate) fn exists(pid: u32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }
 
-/// The id and the directory of the box whose shim it says to be, by its arguments.
-pub(crate) fn shim_of(pid: u32) -> Option<(String, PathBuf)> {
-    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+/// The id and the directory of the box whose shim it says to be, by its arguments. Fails only
+/// of want.
+pub(crate) fn shim_of(pid: u32) -> io::Result<Option<(String, PathBuf)>> {
+    let line = read(pid, "cmdline")?.unwrap_or_default();
     let args = line.split(|byte| *byte == 0).map(OsStr::from_bytes);
-    match Invocation::parse(args.map(OsStr::to_owned))? {
-        Invocation::Box { id, dir } => Some((id, dir)),
+    Ok(match Invocation::parse(args.map(OsStr::to_owned)) {
+        Some(Invocation::Box { id, dir }) => Some((id, dir)),
         _ => None,
-    }
+    })
 }
 
 /// The directory of the box from whose payload, or for whose health check, it was started: it has
-/// inherited the variable that says so. `None` also for processes of others, and for zombies.
-pub(crate) fn box_dir_of(pid: u32) -> Option<PathBuf> {
-    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+/// inherited the variable that says so. `None` also for processes of others, and for zombies. Fails
+/// only of want.
+pub(crate) fn box_dir_of(pid: u32) -> io::Result<Option<PathBuf>> {
+    let environment = read(pid, "environ")?.unwrap_or_default();
     let dir = environment.split(|byte| *byte == 0).find_map(|variable| {
         variable
             .strip_prefix(BOX_DIR_VARIABLE.as_bytes())?
             .strip_prefix(b"=")
-    })?;
-    Some(PathBuf::from(OsStr::from_bytes(dir)))
+    });
+    Ok(dir.map(|dir| PathBuf::from(OsStr::from_bytes(dir))))
 }
