@@ -33,6 +33,11 @@ pub struct Limits {
     /// How long the reaper may not sweep before the server is not ready: 10 s by default, forty
     /// times what a runtime usually takes between two sweeps.
     pub reaper_silence: Duration,
+    /// Whether a box is kept to 1 processor and 512 MiB where neither its request nor its image says
+    /// anything; true by default. Where there are no
+    /// [control groups](vmm_runtime::ControlGroup::check), what stands in for them also bounds what
+    /// is only reserved, such as the stacks of threads: few programs expect that.
+    pub bounds_by_default: bool,
     /// How long requests may take to be finished once the server is to end; 60 s by default.
     pub drain_timeout: Duration,
 }
@@ -48,6 +53,7 @@ impl Default for Limits {
             connections: 512,
             event_readers: 64,
             reaper_silence: Duration::from_secs(10),
+            bounds_by_default: true,
             drain_timeout: Duration::from_secs(60),
         }
     }
@@ -107,6 +113,13 @@ impl Limits {
     #[must_use]
     pub fn reaper_silence(mut self, silence: Duration) -> Self {
         self.reaper_silence = silence;
+        self
+    }
+
+    /// Sets [`bounds_by_default`](Self::bounds_by_default).
+    #[must_use]
+    pub fn bounds_by_default(mut self, bounds: bool) -> Self {
+        self.bounds_by_default = bounds;
         self
     }
 

@@ -15,7 +15,11 @@ pub(crate) const STOP_GRACE: Duration = Duration::from_secs(30);
 const AUTO_PAUSE_BY_DEFAULT: u64 = 900;
 
 /// What the runtime is to make, if this server has all that the request asks for.
-pub(crate) fn spec_of(request: CreateBoxRequest, images: &ImageTable) -> Result<BoxSpec, ApiError> {
+pub(crate) fn spec_of(
+    request: CreateBoxRequest,
+    images: &ImageTable,
+    bounds_by_default: bool,
+) -> Result<BoxSpec, ApiError> {
     refuse_what_is_lacking(&request)?;
     let CreateBoxRequest {
         name,
@@ -40,10 +44,11 @@ pub(crate) fn spec_of(request: CreateBoxRequest, images: &ImageTable) -> Result<
             ),
         )
     })?;
-    let cpus = cpus.or(image.cpus).unwrap_or(DEFAULT_CPUS);
+    let by_default = |value| bounds_by_default.then_some(value);
+    let cpus = cpus.or(image.cpus).or(by_default(DEFAULT_CPUS));
     let memory_mib = memory_mib
         .or(image.memory_mib)
-        .unwrap_or(DEFAULT_MEMORY_MIB);
+        .or(by_default(DEFAULT_MEMORY_MIB));
     within("cpus", cpus, &CPUS)?;
     within("memory_mib", memory_mib, &MEMORY_MIB)?;
 
@@ -52,8 +57,8 @@ pub(crate) fn spec_of(request: CreateBoxRequest, images: &ImageTable) -> Result<
     if let Some(dir) = working_dir {
         payload.working_dir = Some(dir.into());
     }
-    payload.cpus = Some(cpus);
-    payload.memory_mib = Some(memory_mib);
+    payload.cpus = cpus;
+    payload.memory_mib = memory_mib;
     check(&payload).map_err(ApiError::invalid)?;
 
     let mut spec = BoxSpec::of(payload)
@@ -129,8 +134,8 @@ fn is_filled<T>(list: Option<&Vec<T>>) -> bool {
     list.is_some_and(|list| !list.is_empty())
 }
 
-fn within(field: &str, value: u32, range: &RangeInclusive<u32>) -> Result<(), ApiError> {
-    match range.contains(&value) {
+fn within(field: &str, value: Option<u32>, range: &RangeInclusive<u32>) -> Result<(), ApiError> {
+    match value.is_none_or(|value| range.contains(&value)) {
         true => Ok(()),
         false => Err(ApiError::invalid(format!(
             "{field} must be between {} and {}",

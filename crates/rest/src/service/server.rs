@@ -68,6 +68,7 @@ impl Server {
             event_readers: room_for(limits.event_readers),
             accept_failures: Arc::default(),
             reaper_silence: limits.reaper_silence,
+            bounds_by_default: limits.bounds_by_default,
             closing: shutdown.child_token(),
         };
         let requests = TaskTracker::new();

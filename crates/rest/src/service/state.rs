@@ -21,6 +21,8 @@ pub(crate) struct ApiState {
     pub(crate) accept_failures: Arc<AtomicU64>,
     /// See [`Limits`](super::Limits).
     pub(crate) reaper_silence: Duration,
+    /// See [`Limits`](super::Limits).
+    pub(crate) bounds_by_default: bool,
     /// Cancelled when the server is to end.
     pub(crate) closing: CancellationToken,
 }

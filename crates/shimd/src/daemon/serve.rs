@@ -117,9 +117,12 @@ impl Serve {
             .chain([TOKEN_VARIABLE]);
         let options = RuntimeOptions::new(home.path()).private_env(private);
         let runtime = VmmRuntime::open(options).await?;
-        if let Err(error) = ControlGroup::check() {
+        let groups = ControlGroup::check();
+        if let Err(error) = &groups {
             tracing::warn!(
-                %error, "no control groups: boxes are kept to their processors and memory less strictly"
+                %error,
+                "no control groups: a box that asks for processors or memory is kept to them less \
+                 strictly, and one that asks for nothing is not bounded"
             );
         }
         // The home has one daemon, which may replace what an earlier one has left.
@@ -128,7 +131,8 @@ impl Serve {
             listeners.push(Listener::unix(&socket).await?);
             tracing::info!(socket = %socket.display(), "listening");
         }
-        let server = Server::new(&runtime, images, Limits::default(), &shutdown);
+        let limits = Limits::default().bounds_by_default(groups.is_ok());
+        let server = Server::new(&runtime, images, limits, &shutdown);
         let _watchdog = sd_notify::watchdog_enabled().map(|limit| {
             let watchdog = Watchdog::default().run(runtime.clone(), limit);
             AbortOnDropHandle::new(tokio::spawn(watchdog))
