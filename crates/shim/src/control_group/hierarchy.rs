@@ -69,14 +69,26 @@ impl Hierarchy {
         if self.version == Version::V1 {
             return Ok(self.own.clone());
         }
-        let delegated = self.own.parent().filter(|parent| is_delegated(parent));
-        let parent = delegated.unwrap_or(&self.own);
+        let parent = match self.own.parent() {
+            Some(parent) if is_delegated(parent) => parent,
+            _ if is_root(&self.own) => &self.own,
+            _ => {
+                let message = "it holds this process itself, and is in no delegated group";
+                let error = io::Error::new(io::ErrorKind::PermissionDenied, message);
+                return Err(FileError::new("divide", &self.own, error));
+            }
+        };
         let enabled = parent.join("cgroup.subtree_control");
         match fs::write(&enabled, format!("+{}", controller.name())) {
             Ok(()) => Ok(parent.to_owned()),
             Err(error) => Err(FileError::new("write", enabled, error)),
         }
     }
+}
+
+/// Every other group has this file, `cgroups(7)`.
+fn is_root(group: &Path) -> bool {
+    !group.join("cgroup.type").exists()
 }
 
 fn has(list: &str, name: &str) -> bool {
@@ -134,5 +146,34 @@ mod tests {
         assert_eq!(found(Controller::Cpu, ""), None);
         let unmounted = Hierarchy::find(Controller::Cpu, "0::/\n", "");
         assert_eq!(unmounted, None);
+    }
+
+    /// In version 2.
+    fn parent_of(own: &Path) -> Result<PathBuf, FileError> {
+        let hierarchy = Hierarchy {
+            version: Version::V2,
+            own: own.to_owned(),
+        };
+        hierarchy.parent(Controller::Cpu)
+    }
+
+    #[test]
+    fn a_group_with_processes_is_divided_only_at_the_root_or_beside_it_where_that_is_delegated() {
+        let around = tempfile::tempdir().unwrap();
+        let own = around.path().join("own");
+        fs::create_dir(&own).unwrap();
+        assert_eq!(parent_of(&own).unwrap(), own);
+        let enabled = fs::read_to_string(own.join("cgroup.subtree_control"));
+        assert_eq!(enabled.unwrap(), "+cpu");
+
+        fs::write(own.join("cgroup.type"), "domain").unwrap();
+        assert_eq!(parent_of(&own).unwrap_err().path, own);
+
+        let flags = rustix::fs::XattrFlags::empty();
+        if let Err(error) = rustix::fs::setxattr(around.path(), "user.delegate", b"1", flags) {
+            println!("SKIPPED, in part: {error}");
+            return;
+        }
+        assert_eq!(parent_of(&own).unwrap(), around.path());
     }
 }
