@@ -6,7 +6,7 @@ use std::time::Duration;
 use reqwest::Method;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -164,7 +164,7 @@ pub fn stop(id: &str, timeout_seconds: f64) -> String {
 }
 
 /// All that the server says until it hangs up.
-pub async fn heard(stream: &mut UnixStream) -> String {
+pub async fn heard(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut text = Vec::new();
     let read = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut text));
     // One that hangs up on unread bytes resets the connection.

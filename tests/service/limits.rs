@@ -144,10 +144,40 @@ async fn strangers_share_their_room_and_leave_the_owners() {
     service.end().await;
 }
 
+/// With the token.
 async fn asking(address: SocketAddr) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    stream.write_all(QUESTION.as_bytes()).await.unwrap();
+    let question =
+        format!("GET /v1/me HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\n\r\n");
+    stream.write_all(question.as_bytes()).await.unwrap();
     stream
+}
+
+#[tokio::test]
+async fn a_stranger_who_has_been_answered_is_hung_up_on() {
+    let limits = Limits::default().connections(1).head_timeout(NEVER);
+    let service = Service::with(limits).await;
+    let address = service.url.strip_prefix("http://").unwrap();
+    let token = BearerToken::new(TOKEN).unwrap();
+    let bearer = vmm_rest::Client::tcp(&service.url, Some(token)).unwrap();
+    for (target, status) in [
+        ("/healthz", 200),
+        ("/v1/config", 200),
+        ("/v1/me", 401),
+        ("/nowhere", 401),
+    ] {
+        let mut stranger = TcpStream::connect(address).await.unwrap();
+        let question = format!("GET {target} HTTP/1.1\r\nhost: x\r\n\r\n");
+        stranger.write_all(question.as_bytes()).await.unwrap();
+        let answer = heard(&mut stranger).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{answer}"
+        );
+        assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+    }
+    timeout(DEADLINE, bearer.me()).await.unwrap().unwrap();
+    service.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,5 +1,5 @@
 use axum::extract::{Extension, Request};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -68,16 +68,22 @@ fn presented(headers: &HeaderMap) -> Option<&[u8]> {
         .then(|| token.trim_ascii())
 }
 
-/// Lets nobody else in.
+/// Lets nobody else in. A stranger's connection ends with its answer: those who keep theirs would
+/// keep others out.
 pub(crate) async fn guard(
     Extension(access): Extension<Access>,
     request: Request,
     next: Next,
 ) -> Response {
-    if !is_open(request.uri().path())
-        && let Err(refusal) = access.check(request.headers())
-    {
-        return refusal.into_response();
-    }
-    next.run(request).await
+    let Err(refusal) = access.check(request.headers()) else {
+        return next.run(request).await;
+    };
+    let mut answer = match is_open(request.uri().path()) {
+        true => next.run(request).await,
+        false => refusal.into_response(),
+    };
+    answer
+        .headers_mut()
+        .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    answer
 }

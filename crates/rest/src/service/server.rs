@@ -114,11 +114,11 @@ fn router(state: ApiState, limits: &Limits) -> Router {
             (limits.clone(), closing),
             body::take_in,
         ))
-        .layer(middleware::from_fn(access::guard))
         .layer(TimeoutLayer::with_status_code(
             StatusCode::REQUEST_TIMEOUT,
             limits.request_timeout,
         ))
         .layer(CatchPanicLayer::custom(answer::panicked))
+        .layer(middleware::from_fn(access::guard))
         .layer(middleware::from_fn(answer::complete))
 }
