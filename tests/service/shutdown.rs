@@ -1,3 +1,6 @@
+use std::io::Write;
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -5,10 +8,10 @@ use reqwest::Method;
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 use vmm_rest::wire::{BoxStatus, CreateBoxRequest, StopBoxRequest};
-use vmm_rest::{ClientError, Limits};
+use vmm_rest::{BearerToken, ClientError, Limits};
 
 use crate::common::{DEADLINE, boxes, eventually};
-use crate::fixture::{DEAF, NEVER, QUESTION, Service, deaf, heard, stop};
+use crate::fixture::{DEAF, NEVER, QUESTION, Service, TOKEN, deaf, heard, stop};
 
 /// Waits for the payload's sign.
 async fn sign(service: &Service, id: &str, name: &str) {
@@ -88,6 +91,73 @@ async fn requests_that_have_not_arrived_are_not_waited_for() {
     assert!(answer.contains(r#""code":"stopped""#), "{answer}");
     assert!(service.runtime.list().await.is_empty());
     service.end().await;
+}
+
+#[tokio::test]
+async fn requests_that_have_arrived_are_answered_although_nobody_has_read_them() {
+    let mut service = Service::with(patient()).await;
+    let address = service.url.strip_prefix("http://").unwrap().to_owned();
+    let unix = || UnixStream::connect(service.socket()).unwrap();
+    let tcp = || TcpStream::connect(&address).unwrap();
+    let (silent, idle, silent_tcp) = (unix(), unix(), tcp());
+    (&idle).write_all(QUESTION.as_bytes()).unwrap();
+    let mut idle = tokio_of(idle);
+    idle.readable().await.unwrap();
+    service.client.me().await.unwrap();
+    let bearer = BearerToken::new(TOKEN).unwrap();
+    let bearer = vmm_rest::Client::tcp(&service.url, Some(bearer)).unwrap();
+    bearer.me().await.unwrap();
+
+    // The server, in the same thread, sees nothing of this before it is to end.
+    let (waiting, waiting_tcp, mute) = (unix(), tcp(), unix());
+    idle.try_write(QUESTION.as_bytes()).unwrap();
+    for mut stream in [&silent, &waiting] {
+        stream.write_all(QUESTION.as_bytes()).unwrap();
+    }
+    for mut stream in [&silent_tcp, &waiting_tcp] {
+        stream.write_all(QUESTION.as_bytes()).unwrap();
+    }
+    service.end_server().await;
+
+    for stream in [silent, waiting] {
+        assert_last(&heard(&mut tokio_of(stream)).await);
+    }
+    for stream in [silent_tcp, waiting_tcp] {
+        stream.set_nonblocking(true).unwrap();
+        let mut stream = tokio::net::TcpStream::from_std(stream).unwrap();
+        assert_last(&heard(&mut stream).await);
+    }
+    let both = heard(&mut idle).await;
+    assert_eq!(both.matches("HTTP/1.1 200 OK").count(), 2, "{both}");
+    assert_eq!(heard(&mut tokio_of(mute)).await, "");
+    service.end().await;
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_turn_at_the_end_has_it() {
+    let mut service = Service::with(patient().connections(1)).await;
+    let idle = service.saying(QUESTION).await;
+    idle.readable().await.unwrap();
+    let mut waiting = Vec::new();
+    for _ in 0..4 {
+        waiting.push(service.saying(QUESTION).await);
+    }
+    service.end_server().await;
+    for mut stream in waiting {
+        assert_last(&heard(&mut stream).await);
+    }
+    service.end().await;
+}
+
+fn tokio_of(stream: UnixStream) -> tokio::net::UnixStream {
+    stream.set_nonblocking(true).unwrap();
+    tokio::net::UnixStream::from_std(stream).unwrap()
+}
+
+/// A good answer, and the last.
+fn assert_last(answer: &str) {
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer:?}");
+    assert!(answer.contains("connection: close\r\n"), "{answer:?}");
 }
 
 #[tokio::test]

@@ -1,9 +1,9 @@
 use axum::extract::{Extension, Request};
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::ApiError;
+use super::{ApiError, answer};
 use crate::BearerToken;
 use crate::wire::{ErrorCode, Principal, PrincipalType};
 
@@ -82,8 +82,6 @@ pub(crate) async fn guard(
         true => next.run(request).await,
         false => refusal.into_response(),
     };
-    answer
-        .headers_mut()
-        .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    answer::say_last(&mut answer);
     answer
 }

@@ -49,6 +49,12 @@ pub(crate) fn without_idle_length(mut answer: Response) -> Response {
     answer
 }
 
+/// The last one that its connection carries.
+pub(crate) fn say_last(answer: &mut Response) {
+    let close = HeaderValue::from_static("close");
+    answer.headers_mut().insert(header::CONNECTION, close);
+}
+
 /// The client's, if it has one that can be put into a log.
 fn id_of(headers: &HeaderMap) -> HeaderValue {
     let sane = |id: &&HeaderValue| {

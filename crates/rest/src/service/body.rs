@@ -37,6 +37,8 @@ pub(crate) async fn take_in(
             next.run(Request::from_parts(parts, Body::from(bytes)))
                 .await
         }
+        // It does not arrive any more.
+        Err(_) if closing.is_cancelled() => shutting_down().into_response(),
         Err(error) => error.into_response(),
     }
 }

@@ -1,7 +1,9 @@
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -10,6 +12,25 @@ use tokio::net::{TcpStream, UnixStream};
 pub(crate) enum Connection {
     Unix(UnixStream),
     Tcp(TcpStream),
+}
+
+impl Connection {
+    /// What the kernel has now; [`WouldBlock`](io::ErrorKind::WouldBlock) if that is nothing.
+    /// A read waits until tokio has been told of it.
+    pub(crate) fn read_arrived(&self, buf: &mut ReadBuf<'_>) -> io::Result<()> {
+        let (_, read) = recv(self, buf.initialize_unfilled(), RecvFlags::DONTWAIT)?;
+        buf.advance(read);
+        Ok(())
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Unix(stream) => stream.as_fd(),
+            Self::Tcp(stream) => stream.as_fd(),
+        }
+    }
 }
 
 macro_rules! delegate {

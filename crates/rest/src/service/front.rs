@@ -1,11 +1,12 @@
+use std::io;
 use std::mem;
-use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -15,10 +16,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
-use super::{ApiState, Connection, HangUp, Impatient, Limits, Listener, Room, answer};
+use super::{ApiState, Closing, Connection, HangUp, Impatient, Limits, Listener, Room, answer};
 
 /// How long to wait when no connection can be accepted: no descriptors are left, most often.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// As many as the kernel lets wait for a listener, unless it is told otherwise, listen(2). Those
+/// who come while these are let in do not delay the end.
+const BACKLOG: usize = 4096;
 
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -56,39 +61,58 @@ impl Front {
         }
     }
 
-    /// Until the server is to end; takes the listener with it.
+    /// Until the server is to end, and those who have come by then are let in; takes the listener
+    /// with it.
     pub(crate) async fn accept(&self, listener: Listener, router: Router) {
+        // All is not finished while some are still to be let in.
+        let _pending = self.connections.token();
         let accept = async {
-            let mut failing = false;
-            loop {
-                match listener.accept().await {
-                    Ok(connection) => {
-                        if mem::take(&mut failing) {
-                            tracing::info!("connections can be accepted again");
-                        }
-                        // Until there is room it waits, and those after it in the backlog.
-                        let place = self.room.place(listener.access()).await;
-                        let serve = self.connection(connection, router.clone());
-                        self.connections.spawn(async move {
-                            serve.await;
-                            drop(place);
-                        });
-                    }
+            self.accept_more(&listener, &router).await;
+            for _ in 0..BACKLOG {
+                match listener.accept_arrived() {
+                    Ok(connection) => self.let_in(connection, &listener, &router).await,
                     Err(error) if is_of_one_client(&error) => {}
-                    Err(error) => {
-                        self.accept_failures.fetch_add(1, Relaxed);
-                        if !mem::replace(&mut failing, true) {
-                            tracing::error!(%error, "cannot accept connections");
-                        }
-                        sleep(ACCEPT_AGAIN).await;
-                    }
+                    Err(_) => break,
                 }
             }
         };
         tokio::select! {
-            () = self.closing.cancelled() => {}
+            () = self.kill.cancelled() => {}
             () = accept => {}
         }
+    }
+
+    /// Until the server is to end.
+    async fn accept_more(&self, listener: &Listener, router: &Router) {
+        let mut failing = false;
+        while let Some(accepted) = self.closing.run_until_cancelled(listener.accept()).await {
+            match accepted {
+                Ok(connection) => {
+                    if mem::take(&mut failing) {
+                        tracing::info!("connections can be accepted again");
+                    }
+                    self.let_in(connection, listener, router).await;
+                }
+                Err(error) if is_of_one_client(&error) => {}
+                Err(error) => {
+                    self.accept_failures.fetch_add(1, Relaxed);
+                    if !mem::replace(&mut failing, true) {
+                        tracing::error!(%error, "cannot accept connections");
+                    }
+                    sleep(ACCEPT_AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// Until there is room it waits, and those after it in the backlog.
+    async fn let_in(&self, connection: Connection, listener: &Listener, router: &Router) {
+        let place = self.room.place(listener.access()).await;
+        let serve = self.connection(connection, router.clone());
+        self.connections.spawn(async move {
+            serve.await;
+            drop(place);
+        });
     }
 
     fn connection(
@@ -98,32 +122,22 @@ impl Front {
     ) -> impl Future<Output = ()> + Send + 'static {
         let (closing, kill) = (self.closing.clone(), self.kill.child_token());
         let hang_up = HangUp::new(kill.clone());
-        let asked = Arc::new(AtomicBool::new(false));
-        let has_asked = Arc::clone(&asked);
+        let connection = Closing::new(connection, closing.clone());
+        let connection = Impatient::new(connection, self.write_timeout);
         let service = router.map_request(move |mut request: hyper::Request<Incoming>| {
-            asked.store(true, Relaxed);
             request.extensions_mut().insert(hang_up.clone());
             request.map(Body::new)
         });
-        let service = service.map_response(answer::without_idle_length);
-        let service = TowerToHyperService::new(service);
-        let connection = Impatient::new(connection, self.write_timeout);
+        let service = service.map_response(move |answer: Response| {
+            let mut answer = answer::without_idle_length(answer);
+            if closing.is_cancelled() {
+                answer::say_last(&mut answer);
+            }
+            answer
+        });
         let served = self
             .http
-            .serve_connection(TokioIo::new(connection), service);
-        let served = async move {
-            let mut served = pin!(served);
-            tokio::select! {
-                outcome = served.as_mut() => return outcome,
-                () = closing.cancelled() => {}
-            }
-            // For the rest of its first head hyper would wait.
-            if !has_asked.load(Relaxed) {
-                return Ok(());
-            }
-            served.as_mut().graceful_shutdown();
-            served.await
-        };
+            .serve_connection(TokioIo::new(connection), TowerToHyperService::new(service));
         async move {
             tokio::select! {
                 outcome = served => {
@@ -175,8 +189,8 @@ fn http(limits: &Limits) -> http1::Builder {
     http
 }
 
-fn is_of_one_client(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+fn is_of_one_client(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(
         error.kind(),
         ConnectionAborted | ConnectionRefused | ConnectionReset

@@ -1,9 +1,11 @@
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::net::sockopt::set_socket_send_buffer_size;
-use tokio::net::{TcpListener, UnixListener};
+use rustix::net::{SocketFlags, accept_with};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::Connection;
 use super::access::Access;
@@ -194,13 +196,34 @@ impl Listener {
             }
             Socket::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
-                // Answers are small, and whole when they are sent.
-                stream.set_nodelay(true)?;
-                set_socket_send_buffer_size(&stream, SEND_BUFFER)?;
-                Ok(Connection::Tcp(stream))
+                of_tcp(stream)
             }
         }
     }
+
+    /// Somebody who waits now; [`WouldBlock`](io::ErrorKind::WouldBlock) if nobody does.
+    /// [`accept`](Self::accept) waits until tokio has been told of them.
+    pub(crate) fn accept_arrived(&self) -> io::Result<Connection> {
+        match &self.socket {
+            Socket::Unix { listener, .. } => {
+                let stream = UnixStream::from_std(arrived(listener)?.into())?;
+                Ok(Connection::Unix(stream))
+            }
+            Socket::Tcp(listener) => of_tcp(TcpStream::from_std(arrived(listener)?.into())?),
+        }
+    }
+}
+
+fn arrived(listener: impl AsFd) -> io::Result<OwnedFd> {
+    let stream = accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    Ok(stream)
+}
+
+fn of_tcp(stream: TcpStream) -> io::Result<Connection> {
+    // Answers are small, and whole when they are sent.
+    stream.set_nodelay(true)?;
+    set_socket_send_buffer_size(&stream, SEND_BUFFER)?;
+    Ok(Connection::Tcp(stream))
 }
 
 fn check(address: SocketAddr, token: Option<&BearerToken>) -> Result<(), ListenError> {
@@ -213,7 +236,6 @@ fn check(address: SocketAddr, token: Option<&BearerToken>) -> Result<(), ListenE
 #[cfg(test)]
 mod tests {
     use rustix::net::sockopt::socket_send_buffer_size;
-    use tokio::net::TcpStream;
 
     use super::*;
 

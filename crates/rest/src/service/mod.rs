@@ -4,6 +4,7 @@ mod access;
 mod answer;
 mod api_error;
 mod body;
+mod closing;
 mod connection;
 mod document;
 mod event_hub;
@@ -27,6 +28,7 @@ mod usage;
 
 use access::Access;
 use api_error::ApiError;
+use closing::Closing;
 use connection::Connection;
 use front::Front;
 use hang_up::HangUp;

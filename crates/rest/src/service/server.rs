@@ -4,6 +4,7 @@ use std::time::Duration;
 use axum::extract::{DefaultBodyLimit, Extension};
 use axum::http::StatusCode;
 use axum::{Router, middleware};
+use futures::future::{join, join_all};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,8 +26,9 @@ use crate::ImageTable;
 ///
 /// # Its end
 ///
-/// The token ends it: nothing new is accepted, requests that have arrived are finished, and
-/// [`serve`](Self::serve) returns. Only then shut the runtime down, for they need it.
+/// The token ends it: requests that have arrived are finished, also those that the kernel holds for
+/// connections not yet accepted, nothing more is waited for, and [`serve`](Self::serve) returns.
+/// Only then shut the runtime down, for they need it.
 ///
 /// ```no_run
 /// # async fn example(runtime: vmm_runtime::VmmRuntime) -> Result<(), Box<dyn std::error::Error>> {
@@ -94,8 +96,8 @@ impl Server {
                 .layer(Extension(listener.access().clone()));
             self.front.accept(listener, router)
         });
-        futures::future::join_all(accepting).await;
-        self.front.drain(self.drain_timeout).await;
+        let drained = self.front.drain(self.drain_timeout);
+        join(join_all(accepting), drained).await;
     }
 }
 
