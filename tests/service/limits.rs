@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::join_all;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -12,6 +12,8 @@ use vmm_rest::{BearerToken, ImageTable, Limits, Listener, Server};
 
 use crate::common::{DEADLINE, boxes, eventually};
 use crate::fixture::{NEVER, QUESTION, Service, TOKEN, heard};
+
+const EVENTS: &str = "GET /v1/events HTTP/1.1\r\nhost: x\r\n\r\n";
 
 #[tokio::test]
 async fn whoever_does_not_finish_a_head_is_hung_up_on() {
@@ -213,14 +215,9 @@ async fn more_readers_of_events_than_there_may_be_are_refused() {
     let mut second = loop {
         match service.client.events().await {
             Ok(events) => break events,
-            // The server has to notice first; that it writes something helps.
+            // The server has to notice first.
             Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
         }
-        service
-            .client
-            .create(&CreateBoxRequest::of("idle"))
-            .await
-            .unwrap();
     };
     service
         .client
@@ -231,27 +228,76 @@ async fn more_readers_of_events_than_there_may_be_are_refused() {
     service.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_of_events_that_leave_make_room_for_others() {
+    let service = Service::start().await;
+    let token = BearerToken::new(TOKEN).unwrap();
+    let bearer = vmm_rest::Client::tcp(&service.url, Some(token)).unwrap();
+    // Several times as many as there may be, and nothing is told to them.
+    for _ in 0..200 {
+        for client in [&service.client, &bearer] {
+            drop(client.events().await.unwrap());
+        }
+    }
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_reader_of_events_who_comes_waits_for_one_who_leaves() {
+    let service = Service::with(Limits::default().event_readers(1)).await;
+    let deadline = std::time::Instant::now() + DEADLINE;
+    // The wait is short: this thread may be late.
+    loop {
+        let first = service.saying(EVENTS).await;
+        first.readable().await.unwrap();
+        let mut second = service.saying(EVENTS).await;
+        // The server has seen both.
+        service.client.me().await.unwrap();
+        drop(first);
+        let mut status = [0; "HTTP/1.1 200".len()];
+        second.read_exact(&mut status).await.unwrap();
+        match &status {
+            b"HTTP/1.1 200" => break,
+            status => assert!(std::time::Instant::now() < deadline, "{status:?}"),
+        }
+    }
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_reader_of_events_that_says_no_more_has_left() {
+    let service = Service::with(Limits::default().event_readers(1)).await;
+    let mut reader = service.saying(EVENTS).await;
+    reader.readable().await.unwrap();
+    reader.shutdown().await.unwrap();
+    let answer = heard(&mut reader).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    assert!(answer.ends_with("\r\n0\r\n\r\n"), "{answer}");
+    drop(service.client.events().await.unwrap());
+    service.end().await;
+}
+
 #[tokio::test]
 async fn readers_of_events_that_read_none_make_room_for_others() {
     let limits = Limits::default()
         .event_readers(1)
         .write_timeout(Duration::from_millis(100));
     let service = Service::with(limits).await;
-    let stalled = service
-        .saying("GET /v1/events HTTP/1.1\r\nhost: x\r\n\r\n")
-        .await;
+    let stalled = service.saying(EVENTS).await;
     // It has been let in when it is sent the head.
     stalled.readable().await.unwrap();
-    let deadline = std::time::Instant::now() + DEADLINE;
-    while let Err(refused) = service.client.events().await {
-        assert_eq!(refused.code(), Some(ErrorCode::ResourceExhausted));
-        assert!(std::time::Instant::now() < deadline, "{refused}");
-        // Until no socket holds what is told.
+    // More than any socket holds.
+    for _ in 0..1000 {
         service
             .client
             .create(&CreateBoxRequest::of("idle"))
             .await
             .unwrap();
+    }
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while let Err(refused) = service.client.events().await {
+        assert_eq!(refused.code(), Some(ErrorCode::ResourceExhausted));
+        assert!(std::time::Instant::now() < deadline, "{refused}");
     }
     service.end().await;
 }

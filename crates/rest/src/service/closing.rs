@@ -1,5 +1,6 @@
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -11,13 +12,13 @@ use super::Connection;
 /// asked something is answered, and nobody is waited for.
 #[derive(Debug)]
 pub(crate) struct Closing {
-    connection: Connection,
+    connection: Arc<Connection>,
     closed: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl Closing {
     /// The server is to end when the token is cancelled.
-    pub(crate) fn new(connection: Connection, closing: CancellationToken) -> Self {
+    pub(crate) fn new(connection: Arc<Connection>, closing: CancellationToken) -> Self {
         Self {
             connection,
             closed: Box::pin(closing.cancelled_owned()),
@@ -33,7 +34,7 @@ impl AsyncRead for Closing {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.closed.as_mut().poll(cx).is_pending() {
-            return Pin::new(&mut this.connection).poll_read(cx, buf);
+            return this.connection.poll_read(cx, buf);
         }
         Poll::Ready(match this.connection.read_arrived(buf) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
@@ -48,14 +49,14 @@ impl AsyncWrite for Closing {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().connection).poll_write(cx, buf)
+        self.connection.poll_write(cx, buf)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().connection).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().connection).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.connection.shutdown())
     }
 }

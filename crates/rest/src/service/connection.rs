@@ -1,10 +1,10 @@
+use std::future::pending;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use rustix::net::{RecvFlags, recv};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
+use tokio::io::{Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// A client that has come.
@@ -14,64 +14,68 @@ pub(crate) enum Connection {
     Tcp(TcpStream),
 }
 
+macro_rules! with {
+    ($self:ident, $stream:ident => $call:expr) => {
+        match $self {
+            Connection::Unix($stream) => $call,
+            Connection::Tcp($stream) => $call,
+        }
+    };
+}
+
+/// Like the methods of [`AsyncRead`](tokio::io::AsyncRead) and
+/// [`AsyncWrite`](tokio::io::AsyncWrite), but for a connection that is shared.
 impl Connection {
+    pub(crate) fn poll_read(
+        &self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            ready!(with!(self, stream => stream.poll_read_ready(cx)))?;
+            let read = || self.read_arrived(buf);
+            match with!(self, stream => stream.try_io(Interest::READABLE, read)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read),
+            }
+        }
+    }
+
+    pub(crate) fn poll_write(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(with!(self, stream => stream.poll_write_ready(cx)))?;
+            match with!(self, stream => stream.try_write(buf)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
+    pub(crate) fn shutdown(&self) -> io::Result<()> {
+        Ok(shutdown(self, Shutdown::Write)?)
+    }
+
     /// What the kernel has now; [`WouldBlock`](io::ErrorKind::WouldBlock) if that is nothing.
-    /// A read waits until tokio has been told of it.
+    /// [`poll_read`](Self::poll_read) waits until tokio has been told of it.
     pub(crate) fn read_arrived(&self, buf: &mut ReadBuf<'_>) -> io::Result<()> {
         let (_, read) = recv(self, buf.initialize_unfilled(), RecvFlags::DONTWAIT)?;
         buf.advance(read);
         Ok(())
     }
+
+    /// Until the client has hung up, or shut down its side, which over TCP looks the same. For ever
+    /// if it has said something that nobody has read.
+    pub(crate) async fn left(&self) {
+        let peek = || Ok(recv(self, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT)?.1);
+        let said = with!(self, stream => stream.async_io(Interest::READABLE, peek).await);
+        if matches!(said, Ok(1..)) {
+            pending().await
+        }
+    }
 }
 
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Unix(stream) => stream.as_fd(),
-            Self::Tcp(stream) => stream.as_fd(),
-        }
-    }
-}
-
-macro_rules! delegate {
-    ($self:ident, $stream:ident => $call:expr) => {
-        match $self.get_mut() {
-            Connection::Unix(stream) => {
-                let $stream = Pin::new(stream);
-                $call
-            }
-            Connection::Tcp(stream) => {
-                let $stream = Pin::new(stream);
-                $call
-            }
-        }
-    };
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        delegate!(self, stream => stream.poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        delegate!(self, stream => stream.poll_write(cx, buf))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        delegate!(self, stream => stream.poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        delegate!(self, stream => stream.poll_shutdown(cx))
+        with!(self, stream => stream.as_fd())
     }
 }

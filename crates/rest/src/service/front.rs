@@ -122,10 +122,13 @@ impl Front {
     ) -> impl Future<Output = ()> + Send + 'static {
         let (closing, kill) = (self.closing.clone(), self.kill.child_token());
         let hang_up = HangUp::new(kill.clone());
+        let connection = Arc::new(connection);
+        let client = Arc::downgrade(&connection);
         let connection = Closing::new(connection, closing.clone());
         let connection = Impatient::new(connection, self.write_timeout);
         let service = router.map_request(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(hang_up.clone());
+            request.extensions_mut().insert(client.clone());
             request.map(Body::new)
         });
         let service = service.map_response(move |answer: Response| {
@@ -183,7 +186,7 @@ fn http(limits: &Limits) -> http1::Builder {
     http.timer(TokioTimer::new())
         // It is added to the time, which has an end.
         .header_read_timeout(limits.head_timeout.min(FOR_EVER))
-        // Who says no more may still listen.
+        // Who says no more may still listen, but to events.
         .half_close(true)
         .max_buf_size(MAX_HEAD);
     http
