@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use vmm_rest::wire::{CreateBoxRequest, ErrorCode};
+use vmm_rest::wire::{BoxStatus, CreateBoxRequest, ErrorCode, StopBoxRequest};
 use vmm_rest::{BearerToken, ImageTable, Limits, Listener, Server};
 
 use crate::common::{DEADLINE, boxes, eventually};
@@ -92,10 +92,51 @@ async fn an_answer_that_takes_too_long_is_given_up_and_what_it_began_goes_on() {
     let running = boxes::started(&service.runtime, stubborn).await;
     let up = boxes::dir_of(&service.home, &running.id).join("up");
     eventually("the payload is up", || up.exists()).await;
-    let patience = vmm_rest::wire::StopBoxRequest::default().timeout_seconds(30.0);
-    let late = service.client.stop(&running.id, &patience).await;
-    assert_eq!(late.unwrap_err().code(), Some(ErrorCode::Timeout));
-    service.runtime.remove(&running.id, true).await.unwrap();
+    let stopping = service.runtime.stop_within(&running.id, NEVER);
+    let late = async {
+        let asked = boxes::dir_of(&service.home, &running.id).join("asked");
+        eventually("the payload is asked to stop", || asked.exists()).await;
+        // Waits until it has stopped.
+        let late = service.client.start(&running.id).await;
+        assert_eq!(late.unwrap_err().code(), Some(ErrorCode::Timeout));
+        service.runtime.remove(&running.id, true).await.unwrap();
+    };
+    let _ = tokio::join!(stopping, late);
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_stop_is_answered_however_long_it_gives_the_box() {
+    let limits = Limits::default().request_timeout(Duration::from_secs(1));
+    let service = Service::with(limits).await;
+    let stubborn = boxes::script(crate::fixture::DEAF);
+    let running = boxes::started(&service.runtime, stubborn).await;
+    let up = boxes::dir_of(&service.home, &running.id).join("up");
+    eventually("the payload is up", || up.exists()).await;
+    let patience = StopBoxRequest::default().timeout_seconds(3.0);
+    let stopped = service.client.stop(&running.id, &patience).await.unwrap();
+    assert_eq!(
+        (stopped.status, stopped.signal),
+        (BoxStatus::Stopped, Some(9))
+    );
+    service.end().await;
+}
+
+#[tokio::test]
+async fn a_stop_that_would_give_the_box_more_than_a_day_is_refused() {
+    let service = Service::start().await;
+    let running = service.started(CreateBoxRequest::of("idle")).await;
+    let stop = async |seconds| {
+        let patience = StopBoxRequest::default().timeout_seconds(seconds);
+        service.client.stop(&running.box_id, &patience).await
+    };
+    for seconds in [86_400.5, 1e300, -1.0] {
+        let refused = stop(seconds).await.unwrap_err();
+        assert_eq!(refused.code(), Some(ErrorCode::InvalidArgument));
+        assert!(refused.to_string().contains("timeout_seconds"), "{refused}");
+    }
+    let stopped = stop(StopBoxRequest::MAX_TIMEOUT_SECONDS).await.unwrap();
+    assert_eq!(stopped.status, BoxStatus::Stopped);
     service.end().await;
 }
 

@@ -262,13 +262,19 @@ async fn a_request_with_a_key_is_finished_although_its_client_waits_no_longer() 
     // Not over HTTP: a start may take longer than that.
     let running = boxes::started(&service.runtime, boxes::script(DEAF)).await;
     sign(&service, &running.id, "up").await;
-    let target = format!("/v1/boxes/{}/stop", running.id);
+    let (runtime, id) = (service.runtime.clone(), running.id.clone());
+    let grace = Duration::from_secs(2);
+    let stopping = tokio::spawn(async move { runtime.stop_within(&id, grace).await });
+    sign(&service, &running.id, "asked").await;
+    // Waits until it has stopped.
+    let target = format!("/v1/boxes/{}/start", running.id);
     let key = [("idempotency-key", "017f22e2-79b0-7cc3-98c4-dc0c0c07398f")];
-    let patience = r#"{"timeout_seconds": 2}"#;
-    let late = service.send_with(Method::POST, &target, patience, &key);
+    let late = service.send_with(Method::POST, &target, "", &key);
     assert_eq!(late.await.status, 408);
     service.end_server().await;
-    let stopped = service.runtime.info(&running.id).await.unwrap();
-    assert_eq!(stopped.status, vmm_runtime::BoxStatus::Stopped);
+    stopping.await.unwrap().unwrap();
+    let again = service.runtime.info(&running.id).await.unwrap();
+    assert_eq!(again.status, vmm_runtime::BoxStatus::Running);
+    service.runtime.remove(&running.id, true).await.unwrap();
     service.end().await;
 }

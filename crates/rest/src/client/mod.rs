@@ -60,7 +60,7 @@ pub struct Client {
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longer than a server lets any request take.
+/// Longer than a server lets any request take, beside the time that a stop gives the box.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 /// A server says something several times a minute, if only that it is there.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -201,19 +201,18 @@ impl Client {
         self.send(request).await?.check().await?.json().await
     }
 
-    /// Stops a box; returns when it has ended, at once if it does not run.
+    /// Stops a box; returns when it has ended, at once if it does not run. Waits for as long as the
+    /// request gives the box, too.
     pub async fn stop(
         &self,
         id: &str,
         request: &StopBoxRequest,
     ) -> Result<BoxResponse, ClientError> {
         let sent = self.request(Method::POST, ["v1", "boxes", id, "stop"])?;
-        self.send(sent.json(request))
-            .await?
-            .check()
-            .await?
-            .json()
-            .await
+        // The server refuses what is no grace.
+        let grace = request.grace().unwrap_or_default();
+        let sent = sent.timeout(ANSWER_TIMEOUT + grace).json(request);
+        self.send(sent).await?.check().await?.json().await
     }
 
     /// Removes a box; one that runs only with `force`.
@@ -367,6 +366,16 @@ mod tests {
     async fn an_answer_may_take_longer_than_a_stream_may_be_silent() {
         let client = slow_server(&["HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n", "{}"]);
         assert_eq!(client.metrics().await.unwrap(), Default::default());
+    }
+
+    #[tokio::test]
+    async fn a_stop_may_take_as_long_as_it_gives_the_box_on_top() {
+        let mut client = slow_server(&["HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n", "{}"]);
+        client.http = builder().timeout(SILENCE).build().unwrap();
+        let patience = StopBoxRequest::default().timeout_seconds(60.0);
+        let answer = client.stop("x", &patience).await.unwrap_err();
+        // No box, but an answer, after a time that is too long for others.
+        assert!(matches!(answer, ClientError::Strange { .. }), "{answer:?}");
     }
 
     #[tokio::test]

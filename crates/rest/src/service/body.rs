@@ -7,7 +7,7 @@ use http_body_util::LengthLimitError;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::{ApiError, Limits, access};
+use super::{ApiError, Limits, access, routes};
 use crate::wire::ErrorCode;
 
 /// The longest body, in bytes, where none means anything: some clients always send `{}`.
@@ -15,6 +15,7 @@ const IDLE_TALK: usize = 1 << 10;
 
 /// Takes the whole body in before anything is done: nobody is half served, and a slow or endless
 /// body costs a connection only. When the server is to end, what has not arrived is not waited for.
+/// From then on the answer has its time.
 pub(crate) async fn take_in(
     State((limits, closing)): State<(Limits, CancellationToken)>,
     request: Request,
@@ -34,8 +35,13 @@ pub(crate) async fn take_in(
     };
     match read {
         Ok(bytes) => {
-            next.run(Request::from_parts(parts, Body::from(bytes)))
+            let limit = limits
+                .request_timeout
+                .saturating_add(routes::wait_asked_for(&parts.uri, &bytes));
+            let request = Request::from_parts(parts, Body::from(bytes));
+            timeout(limit, next.run(request))
                 .await
+                .unwrap_or_else(|_| StatusCode::REQUEST_TIMEOUT.into_response())
         }
         // It does not arrive any more.
         Err(_) if closing.is_cancelled() => shutting_down().into_response(),

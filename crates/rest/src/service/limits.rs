@@ -19,7 +19,8 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// How long a client may take to send a body; 10 s by default.
     pub body_timeout: Duration,
-    /// How long an answer may take; 90 s by default, longer than any start or stop.
+    /// How long an answer may take, beside the time that a request to stop a box gives that; 90 s by
+    /// default, longer than any start, or end of a box whose time is over.
     pub request_timeout: Duration,
     /// How long a client may read nothing of an answer that waits for it before it is hung up on;
     /// 30 s by default. What the system buffers does not wait.

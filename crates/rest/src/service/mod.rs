@@ -35,7 +35,7 @@ use hang_up::HangUp;
 use impatient::Impatient;
 pub use limits::Limits;
 pub use listener::{ListenError, Listener};
-use new_box::{STOP_GRACE, spec_of};
+use new_box::spec_of;
 use room::Room;
 pub use server::Server;
 use state::ApiState;

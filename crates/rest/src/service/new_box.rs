@@ -1,15 +1,11 @@
 use std::ops::RangeInclusive;
-use std::time::Duration;
 
 use vmm_runtime::BoxSpec;
 
 use super::ApiError;
 use crate::images::{ImageTable, Origin, check};
 use crate::wire::box_size::{CPUS, DEFAULT_CPUS, DEFAULT_MEMORY_MIB, MEMORY_MIB};
-use crate::wire::{CreateBoxRequest, ErrorCode, NetworkMode, SecurityPreset};
-
-/// How long a box may take to stop before it is killed, unless a request to stop it says otherwise.
-pub(crate) const STOP_GRACE: Duration = Duration::from_secs(30);
+use crate::wire::{CreateBoxRequest, ErrorCode, NetworkMode, STOP_GRACE, SecurityPreset};
 
 /// What clients send as `auto_pause` when their user has not said anything.
 const AUTO_PAUSE_BY_DEFAULT: u64 = 900;

@@ -2,14 +2,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, Extension};
-use axum::http::StatusCode;
 use axum::{Router, middleware};
 use futures::future::{join, join_all};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::timeout::TimeoutLayer;
 use vmm_runtime::VmmRuntime;
 
 use super::event_hub::EventHub;
@@ -115,10 +113,6 @@ fn router(state: ApiState, limits: &Limits) -> Router {
         .layer(middleware::from_fn_with_state(
             (limits.clone(), closing),
             body::take_in,
-        ))
-        .layer(TimeoutLayer::with_status_code(
-            StatusCode::REQUEST_TIMEOUT,
-            limits.request_timeout,
         ))
         .layer(CatchPanicLayer::custom(answer::panicked))
         .layer(middleware::from_fn(access::guard))

@@ -43,5 +43,6 @@ pub use runtime_metrics::RuntimeMetricsResponse;
 pub use secret_spec::SecretSpec;
 pub use security_preset::SecurityPreset;
 pub use server_config::{ServerCapabilities, ServerConfig, ServerDefaults};
+pub(crate) use stop_box_request::STOP_GRACE;
 pub use stop_box_request::StopBoxRequest;
 pub use volume_spec::VolumeSpec;

@@ -3,12 +3,12 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{StatusCode, Uri, header};
 use axum::response::IntoResponse;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use crate::service::{ApiError, ApiState, STOP_GRACE, extract, page, spec_of};
+use crate::service::{ApiError, ApiState, extract, page, spec_of};
 use crate::wire::{
     BoxResponse, CreateBoxRequest, ErrorResponse, ListBoxesQuery, ListBoxesResponse, StopBoxRequest,
 };
@@ -187,18 +187,24 @@ fn stop_limit(body: &[u8]) -> Result<Duration, ApiError> {
         [] | b"null" => StopBoxRequest::default(),
         body => extract::object(body)?,
     };
-    let Some(seconds) = request.timeout_seconds else {
-        return Ok(STOP_GRACE);
-    };
-    if seconds.is_nan() || seconds < 0.0 {
-        return Err(ApiError::invalid("timeout_seconds is no span of time"));
+    request.grace().ok_or_else(|| {
+        let longest = StopBoxRequest::MAX_TIMEOUT_SECONDS;
+        ApiError::invalid(format!("timeout_seconds is not between 0 and {longest}"))
+    })
+}
+
+/// How long a request asks to be kept waiting: a stop, for as long as the box may take.
+pub(crate) fn wait_asked_for(uri: &Uri, body: &[u8]) -> Duration {
+    match uri.path().ends_with("/stop") {
+        true => stop_limit(body).unwrap_or_default(),
+        false => Duration::ZERO,
     }
-    Ok(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::STOP_GRACE;
 
     #[test]
     fn a_stop_waits_as_long_as_it_is_told_to() {
@@ -213,9 +219,16 @@ mod tests {
         }
         let half = Duration::from_millis(500);
         assert_eq!(limit(r#"{"timeout_seconds": 0.5}"#), Some(half));
-        let for_ever = limit(r#"{"timeout_seconds": 1e300}"#);
-        assert_eq!(for_ever, Some(Duration::MAX));
-        for body in ["[", "[]", "3", r#"{"timeout_seconds": -1}"#] {
+        let day = Duration::from_secs(24 * 60 * 60);
+        assert_eq!(limit(r#"{"timeout_seconds": 86400}"#), Some(day));
+        for body in [
+            "[",
+            "[]",
+            "3",
+            r#"{"timeout_seconds": -1}"#,
+            r#"{"timeout_seconds": 86400.1}"#,
+            r#"{"timeout_seconds": 1e300}"#,
+        ] {
             assert_eq!(limit(body), None, "{body}");
         }
     }

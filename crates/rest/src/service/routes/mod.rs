@@ -14,6 +14,8 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
 
+pub(crate) use boxes::wait_asked_for;
+
 use super::idempotency::{self, IdempotencyKeys};
 use super::{ApiError, ApiState, document};
 use crate::wire::ErrorCode;
