@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use vmm_rest::{ClientError, ImageError, ListenError, TokenError};
 use vmm_runtime::RuntimeError;
 
+use crate::cli::OWN_FAILURE;
+
 /// Why a command could not do what it was to do.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
@@ -64,6 +66,8 @@ pub(crate) enum Failure {
     NoTerminal,
     #[error("the numbers of a box are not for Prometheus; leave the box out, or the format")]
     OfDaemonOnly,
+    #[error("{failure}")]
+    Interrupted { signal: i32, failure: Box<Self> },
     #[error("cannot print: {0}")]
     Output(#[source] io::Error),
     #[error("cannot {action}: {source}")]
@@ -76,6 +80,25 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn system(action: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| Self::System { action, source }
+    }
+
+    /// The same, if a signal has asked for the end before.
+    pub(crate) fn when_interrupted_by(self, signal: Option<i32>) -> Self {
+        match signal {
+            Some(signal) => Self::Interrupted {
+                signal,
+                failure: Box::new(self),
+            },
+            None => self,
+        }
+    }
+
+    /// What `run` exits with, where no payload has a say.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Interrupted { signal, .. } => u8::try_from(128 + signal).unwrap_or(OWN_FAILURE),
+            _ => OWN_FAILURE,
+        }
     }
 
     pub(crate) fn is_of_output(&self) -> bool {

@@ -1,4 +1,4 @@
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use vmm_rest::wire::BoxStatus;
 use vmm_runtime::testing::PerTestBoxHome;
 
-use crate::fixture::{Daemon, Said, deaf, said, shimd};
+use crate::fixture::{Daemon, Said, deaf, said, serve, shimd};
 use crate::process::{end_of, eventually, kill};
 
 #[tokio::test]
@@ -89,6 +89,29 @@ async fn an_interrupt_stops_the_box_and_a_second_one_kills_it() {
     kill(stubborn.id(), Signal::SIGINT);
     assert_eq!(end_of(&mut stubborn).await.code(), Some(128 + 9));
     assert!(!daemon.client.exists("stubborn").await.unwrap());
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn an_interrupt_before_the_payload_is_ready_has_the_exit_code_of_the_signal() {
+    let home = PerTestBoxHome::new();
+    let images = tempfile::tempdir().unwrap();
+    let image = r#"{"command": ["sh", "-c", "touch $UP; sleep 1000"], "ready": "notified"}"#;
+    fs::write(images.path().join("unready.json"), image).unwrap();
+    let mut command = serve(&home);
+    command.arg("--images").arg(images.path());
+    let daemon = Daemon::spawn(&home, command).await;
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let up = home.path().join(signal.as_str());
+        let mut run = shimd(&home);
+        run.args(["run", "--rm", "-e"]);
+        run.arg(format!("UP={}", up.display())).arg("unready");
+        let mut run = run.stderr(Stdio::null()).spawn().unwrap();
+        eventually("the payload is up", async || up.exists()).await;
+        kill(run.id(), signal);
+        assert_eq!(end_of(&mut run).await.code(), Some(128 + signal as i32));
+    }
+    assert_eq!(daemon.client.all_boxes().await.unwrap(), []);
     daemon.end().await;
 }
 

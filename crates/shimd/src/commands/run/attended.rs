@@ -56,13 +56,13 @@ impl<'c> Attended<'c> {
             sleep(after).await;
             client.stop(id, &request).await
         };
-        let mut is_interrupted = false;
+        let mut interrupted = None;
         let mut unprinted = None;
         let ended = loop {
             tokio::select! {
                 ended = &mut life => break ended,
-                () = interrupts.next() => {
-                    is_interrupted = true;
+                signal = interrupts.next() => {
+                    interrupted.get_or_insert(signal);
                     let request = match stops.is_empty() {
                         true => StopBoxRequest::default(),
                         false => StopBoxRequest::default().timeout_seconds(0.0),
@@ -95,14 +95,14 @@ impl<'c> Attended<'c> {
         if let Some(mut console) = console {
             tokio::select! {
                 shown = console.finish() => unprinted = shown.err(),
-                () = interrupts.next() => complain(NOT_ALL),
-                () = sleep(LAST_WORDS), if is_interrupted => complain(NOT_ALL),
+                _ = interrupts.next() => complain(NOT_ALL),
+                () = sleep(LAST_WORDS), if interrupted.is_some() => complain(NOT_ALL),
             }
         }
         match unprinted {
             // Nobody wants to hear more of it, of this neither.
             Some(failure) if !failure.is_broken_pipe() => Err(failure),
-            _ => ended,
+            _ => ended.map_err(|failure| failure.when_interrupted_by(interrupted)),
         }
     }
 }

@@ -21,11 +21,13 @@ impl Interrupts {
         })
     }
 
-    pub(super) async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            () = self.hang_up.next() => {}
-        }
+    /// The number of the signal.
+    pub(super) async fn next(&mut self) -> i32 {
+        let kind = tokio::select! {
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
+            _ = self.terminate.recv() => SignalKind::terminate(),
+            () = self.hang_up.next() => SignalKind::hangup(),
+        };
+        kind.as_raw_value()
     }
 }

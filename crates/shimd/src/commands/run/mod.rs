@@ -22,8 +22,8 @@ use crate::server::Server;
 /// What it prints can be shown only when the daemon is reached through --home. It is shown on
 /// stdout, also what it prints to stderr; its stdin is empty. Ctrl-C, SIGTERM, or the end of the
 /// terminal stops it, another one kills it. The exit code is that of the command, 128 + N if the
-/// signal N ended it, 127 if there is no such command, 126 if it cannot be executed, and 125 for
-/// everything else that goes wrong.
+/// signal N ended it or came before it ran, 127 if there is no such command, 126 if it cannot be
+/// executed, and 125 for everything else that goes wrong.
 #[derive(Args, Debug)]
 pub(crate) struct Run {
     /// Return as soon as it runs, and print its id
@@ -78,6 +78,7 @@ impl Run {
 
 /// The payload's, also when it could not be started.
 async fn code_of(client: &Client, id: &str, outcome: Result<BoxResponse, Failure>) -> ExitCode {
+    let mut otherwise = OWN_FAILURE;
     let ended = match outcome {
         Ok(ended) => {
             if ended.exit_code.is_none()
@@ -89,6 +90,7 @@ async fn code_of(client: &Client, id: &str, outcome: Result<BoxResponse, Failure
         }
         Err(failure) => {
             let is_ours = failure.is_of_output();
+            otherwise = failure.exit_code();
             complain(failure);
             match is_ours {
                 true => None,
@@ -98,5 +100,5 @@ async fn code_of(client: &Client, id: &str, outcome: Result<BoxResponse, Failure
     };
     // As the kernel cuts it.
     let code = ended.and_then(|ended| u8::try_from(ended.exit_code? & 0xff).ok());
-    ExitCode::from(code.unwrap_or(OWN_FAILURE))
+    ExitCode::from(code.unwrap_or(otherwise))
 }
