@@ -11,6 +11,7 @@ mod fixture;
 mod guarded_home;
 mod held_reaper;
 mod lifecycle;
+mod overtaken_start;
 mod process;
 mod restart;
 mod run;

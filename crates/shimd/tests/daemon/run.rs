@@ -8,6 +8,7 @@ use vmm_rest::wire::BoxStatus;
 use vmm_runtime::testing::PerTestBoxHome;
 
 use crate::fixture::{Daemon, Said, deaf, said, serve, shimd};
+use crate::overtaken_start::OvertakenStart;
 use crate::process::{end_of, eventually, kill};
 
 #[tokio::test]
@@ -111,6 +112,22 @@ async fn an_interrupt_before_the_payload_is_ready_has_the_exit_code_of_the_signa
         kill(run.id(), signal);
         assert_eq!(end_of(&mut run).await.code(), Some(128 + signal as i32));
     }
+    assert_eq!(daemon.client.all_boxes().await.unwrap(), []);
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn an_interrupt_that_overtakes_the_start_ends_the_box() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    let before = PerTestBoxHome::new();
+    let start = OvertakenStart::between(&before, &home);
+    let mut run = shimd(&before);
+    run.args(["run", "--rm", "idle"]).stderr(Stdio::null());
+    let mut run = run.spawn().unwrap();
+    eventually("the start is asked for", async || start.is_held()).await;
+    kill(run.id(), Signal::SIGTERM);
+    assert_eq!(end_of(&mut run).await.code(), Some(128 + 15));
     assert_eq!(daemon.client.all_boxes().await.unwrap(), []);
     daemon.end().await;
 }
