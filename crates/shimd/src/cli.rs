@@ -12,6 +12,7 @@ use crate::commands::{
 use crate::daemon::Serve;
 use crate::failure::Failure;
 use crate::home::Home;
+use crate::output::plain;
 
 /// What docker exits with when it could not do its own part of a `run`, or understand a command.
 pub(crate) const OWN_FAILURE: u8 = 125;
@@ -111,6 +112,7 @@ fn home_beats_url(matches: &ArgMatches) -> bool {
 
 /// Tells of a failure.
 pub(crate) fn complain(failure: impl Display) {
+    let failure = plain(&failure.to_string());
     // Nobody reads it? Then the exit code has to do.
     let _ = writeln!(anstream::stderr(), "shimd: {failure}");
 }

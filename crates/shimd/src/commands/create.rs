@@ -5,7 +5,7 @@ use clap::Args;
 use super::NewBox;
 use crate::failure::Failure;
 use crate::home::Home;
-use crate::output::print;
+use crate::output::{plain, print};
 use crate::server::Server;
 
 /// Make a box, without starting it, and print its id
@@ -21,7 +21,7 @@ impl Create {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
         let client = self.server.client(&home).await?;
         let made = client.create(&self.new_box.request()).await?;
-        print(format_args!("{}\n", made.box_id))?;
+        print(format_args!("{}\n", plain(&made.box_id)))?;
         Ok(ExitCode::SUCCESS)
     }
 }

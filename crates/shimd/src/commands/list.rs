@@ -5,7 +5,7 @@ use vmm_rest::wire::{BoxResponse, BoxStatus};
 
 use crate::failure::Failure;
 use crate::home::Home;
-use crate::output::{Cell, Format, Table, age_of, print, print_json};
+use crate::output::{Cell, Format, Table, age_of, plain, print, print_json};
 use crate::server::Server;
 
 /// List boxes: those that run, unless said otherwise
@@ -33,7 +33,9 @@ impl List {
         let mut boxes = self.server.client(&home).await?.all_boxes().await?;
         boxes.retain(|listed| self.all || listed.status == wanted);
         if self.quiet {
-            let ids = boxes.iter().map(|listed| format!("{}\n", listed.box_id));
+            let ids = boxes
+                .iter()
+                .map(|listed| format!("{}\n", plain(&listed.box_id)));
             print(ids.collect::<String>())?;
         } else {
             match self.format {

@@ -1,6 +1,8 @@
 use anstyle::{AnsiColor, Style};
 use vmm_rest::wire::BoxStatus;
 
+use super::plain;
+
 /// One value of a table.
 #[derive(Debug)]
 pub(crate) struct Cell {
@@ -30,17 +32,15 @@ impl Cell {
 
 impl From<String> for Cell {
     fn from(text: String) -> Self {
-        // A table's lines are its own, and so is the terminal.
-        let text = text.replace(char::is_control, "\u{fffd}");
-        Self {
-            text,
-            style: Style::new(),
-        }
+        text.as_str().into()
     }
 }
 
 impl From<&str> for Cell {
     fn from(text: &str) -> Self {
-        text.to_owned().into()
+        Self {
+            text: plain(text),
+            style: Style::new(),
+        }
     }
 }

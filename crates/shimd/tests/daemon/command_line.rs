@@ -14,6 +14,30 @@ use crate::process::{DEADLINE, end_of, eventually};
 use crate::terminal::Terminal;
 
 #[tokio::test]
+async fn a_message_leaves_the_terminal_alone_whatever_it_quotes() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    let program = "\n/\u{7}\u{9b}2J\u{202e}\u{2066}program";
+    let absent = home.path().join(program);
+    let absent = absent.to_str().unwrap();
+    for args in [
+        &["run", "--rm", "idle", program][..],
+        &["run", "--detach", "idle", program],
+        &["create", "--name", program, "idle"],
+        &["ps", "--url", program],
+        &["ps", "--url", "http://127.0.0.1:1", "--token-file", absent],
+    ] {
+        let told = said(&home, args);
+        assert_ne!(told.code, 0);
+        let line = told.err.strip_suffix('\n').unwrap();
+        assert!(line.contains("program"), "{told:?}");
+        let active = ['\n', '\u{7}', '\u{9b}', '\u{202e}', '\u{2066}'];
+        assert!(!line.contains(active), "{args:?}: {told:?}");
+    }
+    daemon.end().await;
+}
+
+#[tokio::test]
 async fn every_table_has_a_form_for_programs() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;

@@ -14,7 +14,7 @@ use super::NewBox;
 use crate::cli::{OWN_FAILURE, complain};
 use crate::failure::Failure;
 use crate::home::Home;
-use crate::output::print;
+use crate::output::{plain, print};
 use crate::server::Server;
 
 /// Make a box, start it, show what it prints, and end as it does
@@ -60,7 +60,7 @@ impl Run {
         };
         let code = match outcome {
             Ok(_) if self.detach => {
-                print(format_args!("{id}\n"))?;
+                print(format_args!("{}\n", plain(&id)))?;
                 ExitCode::SUCCESS
             }
             outcome => code_of(&client, &id, outcome).await,

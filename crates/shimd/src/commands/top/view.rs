@@ -12,7 +12,7 @@ use vmm_rest::wire::{BoxResponse, BoxStatus, RuntimeMetricsResponse};
 
 use super::{Column, Glance, Tone};
 use crate::failure::Failure;
-use crate::output::{age_of, wants_colours};
+use crate::output::{age_of, plain, wants_colours};
 
 /// What is on the screen.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ const STUCK_AFTER: Duration = Duration::from_secs(2);
 impl View {
     pub(super) fn new(server: String, first: Glance, patience: Duration) -> Self {
         Self {
-            server,
+            server: plain(&server),
             swept_at: first.at,
             now: first,
             trouble: None,
@@ -62,7 +62,7 @@ impl View {
                 self.now = glance;
                 self.trouble = None;
             }
-            Err(error) => self.trouble = Some(Failure::from(error).to_string()),
+            Err(error) => self.trouble = Some(plain(&Failure::from(error).to_string())),
         }
     }
 
@@ -210,14 +210,14 @@ impl View {
 
     fn row(&self, listed: &BoxResponse, columns: &[Column]) -> Vec<Span<'static>> {
         let cell = |column: &Column| match column {
-            Column::Id => listed.box_id.clone().into(),
+            Column::Id => plain(&listed.box_id).into(),
             Column::Name => match &listed.name {
-                Some(name) => name.clone().into(),
+                Some(name) => plain(name).into(),
                 // It has to be called something.
-                None if !columns.contains(&Column::Id) => listed.box_id.clone().into(),
+                None if !columns.contains(&Column::Id) => plain(&listed.box_id).into(),
                 None => Span::default(),
             },
-            Column::Image => listed.image.clone().into(),
+            Column::Image => plain(&listed.image).into(),
             Column::Status => {
                 let tone = match listed.status {
                     BoxStatus::Running => Tone::Good,
@@ -231,7 +231,7 @@ impl View {
             }
             Column::Age => age_of(listed.created_at).into(),
             Column::Remark => match (&listed.error, listed.exit_code) {
-                (Some(error), _) => error.replace(char::is_control, " ").into(),
+                (Some(error), _) => plain(error).into(),
                 (None, Some(code)) => format!("code {code}").into(),
                 (None, None) => Span::default(),
             },
