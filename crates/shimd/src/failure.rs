@@ -68,6 +68,8 @@ pub(crate) enum Failure {
     OfDaemonOnly,
     #[error("{failure}")]
     Interrupted { signal: i32, failure: Box<Self> },
+    #[error("what the box prints cannot be shown: its console.log is no regular file any more")]
+    NoConsole,
     #[error("cannot print: {0}")]
     Output(#[source] io::Error),
     #[error("cannot {action}: {source}")]

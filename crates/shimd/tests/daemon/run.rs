@@ -297,6 +297,26 @@ async fn a_run_whose_daemon_goes_away_has_failed() {
     assert_eq!(end_of(&mut run).await.code(), Some(125));
 }
 
+#[tokio::test]
+async fn a_payload_that_replaces_its_log_neither_holds_nor_misleads_its_run() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    let secret = home.path().join("secret");
+    fs::write(&secret, "secret").unwrap();
+    for replace in ["mkfifo", "ln -s $SECRET"] {
+        let script = format!("cd $VMM_BOX_DIR; rm console.log; {replace} console.log; exit 7");
+        let mut run = shimd(&home);
+        run.args(["run", "-e", &format!("SECRET={}", secret.display())]);
+        run.args(["idle", "sh", "-c", &script]);
+        run.stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut run = run.spawn().unwrap();
+        assert_eq!(end_of(&mut run).await.code(), Some(7), "{replace}");
+        let shown = run.wait_with_output().unwrap().stdout;
+        assert_eq!(String::from_utf8(shown).unwrap(), "", "{replace}");
+    }
+    daemon.end().await;
+}
+
 async fn started(daemon: &Daemon, name: &str) {
     eventually("the box runs", async || {
         let found = daemon.client.inspect(name).await;

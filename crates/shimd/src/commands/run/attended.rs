@@ -94,7 +94,10 @@ impl<'c> Attended<'c> {
         };
         if let Some(mut console) = console {
             tokio::select! {
-                shown = console.finish() => unprinted = shown.err(),
+                shown = console.finish() => match shown {
+                    Err(failure) if !failure.is_of_output() => complain(failure),
+                    shown => unprinted = shown.err(),
+                },
                 _ = interrupts.next() => complain(NOT_ALL),
                 () = sleep(LAST_WORDS), if interrupted.is_some() => complain(NOT_ALL),
             }

@@ -6,6 +6,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use tokio::sync::oneshot;
 
 use crate::failure::Failure;
@@ -71,11 +73,19 @@ fn show_until(is_over: &Receiver<Infallible>, path: &Path) -> Result<(), Failure
     }
 }
 
+/// Neither waits nor goes elsewhere, whatever the payload has put in its place.
 fn open(path: &Path) -> Result<Option<File>, Failure> {
-    match File::open(path) {
-        Ok(file) => Ok(Some(file)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(unreadable(error)),
+    let flags = OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT) => return Ok(None),
+        // A link, or a socket, open(2).
+        Err(Errno::LOOP | Errno::NXIO) => return Err(Failure::NoConsole),
+        Err(error) => return Err(unreadable(error.into())),
+    };
+    match file.metadata().map_err(unreadable)?.is_file() {
+        true => Ok(Some(file)),
+        false => Err(Failure::NoConsole),
     }
 }
 
@@ -94,4 +104,35 @@ fn show(file: &mut File) -> Result<(), Failure> {
 
 fn unreadable(error: io::Error) -> Failure {
     Failure::system("read what the box prints")(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use rustix::fs::{CWD, FileType, mknodat};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// Far longer than anything takes on a busy machine.
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn what_is_no_regular_file_is_neither_waited_for_nor_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        mknodat(CWD, path("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        fs::write(path("secret"), "secret").unwrap();
+        symlink(path("secret"), path("link")).unwrap();
+        fs::create_dir(path("directory")).unwrap();
+        let _socket = UnixListener::bind(path("socket")).unwrap();
+        for name in ["fifo", "link", "directory", "socket"] {
+            let mut console = Console::follow(path(name)).unwrap();
+            let failure = timeout(DEADLINE, console.failure()).await;
+            assert!(matches!(failure, Ok(Failure::NoConsole)), "{name}");
+        }
+    }
 }
