@@ -103,6 +103,14 @@ impl Failure {
         }
     }
 
+    /// A daemon that was there is so no more.
+    pub(crate) fn is_of_lost_daemon(&self) -> bool {
+        matches!(
+            self,
+            Self::DaemonEnded { .. } | Self::Client(ClientError::Lost { .. })
+        )
+    }
+
     pub(crate) fn is_of_output(&self) -> bool {
         matches!(self, Self::Output(_))
     }

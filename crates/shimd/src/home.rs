@@ -54,12 +54,8 @@ impl Home {
         self.path.join("shimd.sock")
     }
 
-    /// What a box prints.
-    pub(crate) fn console(&self, id: &str) -> PathBuf {
-        self.path
-            .join("boxes")
-            .join(id)
-            .join(vmm_shim::FILES.console)
+    pub(crate) fn box_dir(&self, id: &str) -> PathBuf {
+        self.path.join("boxes").join(id)
     }
 }
 

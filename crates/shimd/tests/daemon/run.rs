@@ -9,7 +9,7 @@ use vmm_runtime::testing::PerTestBoxHome;
 
 use crate::fixture::{Daemon, Said, deaf, said, serve, shimd};
 use crate::overtaken_start::OvertakenStart;
-use crate::process::{end_of, eventually, kill};
+use crate::process::{end_of, eventually, kill, state_of};
 
 #[tokio::test]
 async fn a_run_prints_what_the_payload_prints_and_ends_as_it_does() {
@@ -285,16 +285,66 @@ async fn a_box_that_nobody_hears_any_more_ends() {
 }
 
 #[tokio::test]
-async fn a_run_whose_daemon_goes_away_has_failed() {
+async fn a_box_that_ends_with_its_daemon_gives_run_its_code_and_last_words() {
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let home = PerTestBoxHome::new();
+        let mut daemon = Daemon::start(&home).await;
+        let up = home.path().join("up");
+        let script = "trap 'echo last words; exit 7' TERM; touch $0; while :; do sleep 0.01; done";
+        let mut run = shimd(&home);
+        run.args(["run", "--name", "orphan", "idle", "sh", "-c", script]);
+        let mut run = run.arg(&up).stdout(Stdio::piped()).spawn().unwrap();
+        eventually("the payload is up", async || up.exists()).await;
+        started(&daemon, "orphan").await;
+        daemon.signal(signal);
+        daemon.ended().await;
+        assert_eq!(end_of(&mut run).await.code(), Some(7), "{signal}");
+        let shown = run.wait_with_output().unwrap().stdout;
+        assert_eq!(String::from_utf8(shown).unwrap(), "last words\n");
+    }
+}
+
+#[tokio::test]
+async fn two_interrupts_end_a_run_whose_box_takes_its_time_to_end_with_the_daemon() {
+    let home = PerTestBoxHome::new();
+    let mut daemon = Daemon::start(&home).await;
+    let up = home.path().join("up");
+    let mut run = shimd(&home);
+    run.args(["run", "--name", "stubborn", "idle"]);
+    let mut run = run.args(deaf(&up)).stderr(Stdio::null()).spawn().unwrap();
+    eventually("the payload is up", async || up.exists()).await;
+    started(&daemon, "stubborn").await;
+    let shim = daemon.client.inspect("stubborn").await.unwrap().pid;
+    daemon.signal(Signal::SIGKILL);
+    daemon.ended().await;
+    kill(run.id(), Signal::SIGINT);
+    kill(run.id(), Signal::SIGTERM);
+    assert!(matches!(end_of(&mut run).await.code(), Some(130 | 143)));
+    // The test need not wait for the grace period.
+    let shim = shim.unwrap();
+    kill(shim, vmm_shim::KILL_SIGNAL);
+    eventually("the shim ends", async || {
+        matches!(state_of(shim), None | Some('Z'))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_run_whose_box_outlives_the_daemon_has_failed() {
     let home = PerTestBoxHome::new();
     let mut daemon = Daemon::start(&home).await;
     let mut command = shimd(&home);
-    command.args(["run", "--name", "orphan", "idle"]);
-    let mut run = command.stderr(Stdio::null()).spawn().unwrap();
-    started(&daemon, "orphan").await;
+    command.args(["run", "--outlive", "--name", "keeper", "idle"]);
+    let mut run = command.stderr(Stdio::piped()).spawn().unwrap();
+    started(&daemon, "keeper").await;
     daemon.signal(Signal::SIGTERM);
     assert!(daemon.ended().await.success());
     assert_eq!(end_of(&mut run).await.code(), Some(125));
+    let err = String::from_utf8(run.wait_with_output().unwrap().stderr).unwrap();
+    assert!(err.contains("the daemon has ended before the box"), "{err}");
+    let next = Daemon::start(&home).await;
+    next.client.remove("keeper", true).await.unwrap();
+    next.end().await;
 }
 
 #[tokio::test]

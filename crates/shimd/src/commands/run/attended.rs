@@ -5,11 +5,11 @@ use futures::StreamExt;
 use futures::future::OptionFuture;
 use futures::stream::FuturesUnordered;
 use tokio::time::sleep;
-use vmm_rest::wire::{BoxChange, BoxResponse, BoxStatus, StopBoxRequest};
+use vmm_rest::wire::{BoxChange, BoxStatus, StopBoxRequest};
 use vmm_rest::{BoxEvents, Client, ClientError};
 
-use super::Console;
 use super::interrupts::Interrupts;
+use super::{Console, End, Remains};
 use crate::cli::complain;
 use crate::failure::Failure;
 
@@ -44,24 +44,27 @@ impl<'c> Attended<'c> {
         self,
         id: &str,
         mut console: Option<Console>,
-    ) -> Result<BoxResponse, Failure> {
+        remains: Option<Remains>,
+    ) -> Result<End, Failure> {
         let Self {
             client,
             events,
             mut interrupts,
         } = self;
-        let mut life = pin!(live(client, id, events));
+        let mut life = pin!(live(client, id, events, remains));
         let mut stops = FuturesUnordered::new();
         let stop = async |after: Duration, request: StopBoxRequest| {
             sleep(after).await;
             client.stop(id, &request).await
         };
         let mut interrupted = None;
+        let mut is_urgent = false;
         let mut unprinted = None;
         let ended = loop {
             tokio::select! {
                 ended = &mut life => break ended,
                 signal = interrupts.next() => {
+                    is_urgent = interrupted.is_some();
                     interrupted.get_or_insert(signal);
                     let request = match stops.is_empty() {
                         true => StopBoxRequest::default(),
@@ -77,6 +80,10 @@ impl<'c> Attended<'c> {
                             stops.push(stop(STOP_AGAIN, StopBoxRequest::default()));
                         }
                         Ok(_) => {}
+                        // Nobody is there to end the box, which may take its time.
+                        Err(error) if is_urgent && error.code().is_none() => {
+                            break Err(error.into());
+                        }
                         Err(error) => complain(Failure::from(error)),
                     }
                 }
@@ -110,20 +117,36 @@ impl<'c> Attended<'c> {
     }
 }
 
-async fn live(client: &Client, id: &str, mut events: BoxEvents) -> Result<BoxResponse, Failure> {
+async fn live(
+    client: &Client,
+    id: &str,
+    events: BoxEvents,
+    remains: Option<Remains>,
+) -> Result<End, Failure> {
+    match (told(client, id, events).await, remains) {
+        // A daemon that ends stops its boxes when it tells nothing any more.
+        (Err(failure), Some(remains)) if failure.is_of_lost_daemon() => {
+            remains.end().await.ok_or(failure)
+        }
+        (end, _) => end,
+    }
+}
+
+/// By the daemon.
+async fn told(client: &Client, id: &str, mut events: BoxEvents) -> Result<End, Failure> {
     use BoxChange::{Failed, Removed, Stopped};
     client.start(id).await?;
     while let Some(event) = events.next().await {
         match event {
             Ok(event) if event.state.box_id != id => {}
             Ok(event) if matches!(event.change, Stopped | Failed | Removed) => {
-                return Ok(event.state);
+                return Ok(event.state.into());
             }
             Ok(_) => {}
             Err(ClientError::EventsMissed { .. }) => {
                 let now = client.inspect(id).await?;
                 if now.status != BoxStatus::Running {
-                    return Ok(now);
+                    return Ok(now.into());
                 }
             }
             Err(error) => return Err(error.into()),

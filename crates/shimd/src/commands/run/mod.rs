@@ -1,15 +1,20 @@
 mod attended;
 mod console;
+mod end;
 mod interrupts;
+mod remains;
 
 use std::process::ExitCode;
 
 use clap::Args;
 use vmm_rest::Client;
-use vmm_rest::wire::{BoxResponse, ErrorCode};
+use vmm_rest::wire::ErrorCode;
+use vmm_shim::FILES;
 
 use self::attended::Attended;
 use self::console::Console;
+use self::end::End;
+use self::remains::Remains;
 use super::NewBox;
 use crate::cli::{OWN_FAILURE, complain};
 use crate::failure::Failure;
@@ -46,16 +51,25 @@ impl Run {
             true => None,
             false => Some(Attended::begin(&client).await?),
         };
-        let id = client.create(&self.new_box.request()).await?.box_id;
+        let made = client.create(&self.new_box.request()).await?;
+        let id = made.box_id;
         let outcome = match attended {
-            None => client.start(&id).await.map_err(Failure::from),
+            None => client
+                .start(&id)
+                .await
+                .map(End::from)
+                .map_err(Failure::from),
             Some(attended) => {
-                let console = self
-                    .server
-                    .is_local(&home)
-                    .then(|| Console::follow(home.console(&id)))
+                let is_local = self.server.is_local(&home);
+                let remains = is_local.then(|| Remains {
+                    dir: home.box_dir(&id),
+                    outlives: made.detach,
+                });
+                let console = remains
+                    .as_ref()
+                    .map(|remains| Console::follow(remains.dir.join(FILES.console)))
                     .transpose()?;
-                attended.until_end(&id, console).await
+                attended.until_end(&id, console, remains).await
             }
         };
         let code = match outcome {
@@ -77,11 +91,11 @@ impl Run {
 }
 
 /// The payload's, also when it could not be started.
-async fn code_of(client: &Client, id: &str, outcome: Result<BoxResponse, Failure>) -> ExitCode {
+async fn code_of(client: &Client, id: &str, outcome: Result<End, Failure>) -> ExitCode {
     let mut otherwise = OWN_FAILURE;
     let ended = match outcome {
         Ok(ended) => {
-            if ended.exit_code.is_none()
+            if ended.code.is_none()
                 && let Some(reason) = &ended.error
             {
                 complain(format_args!("the box {id}: {reason}"));
@@ -94,11 +108,11 @@ async fn code_of(client: &Client, id: &str, outcome: Result<BoxResponse, Failure
             complain(failure);
             match is_ours {
                 true => None,
-                false => client.inspect(id).await.ok(),
+                false => client.inspect(id).await.ok().map(End::from),
             }
         }
     };
     // As the kernel cuts it.
-    let code = ended.and_then(|ended| u8::try_from(ended.exit_code? & 0xff).ok());
+    let code = ended.and_then(|ended| u8::try_from(ended.code? & 0xff).ok());
     ExitCode::from(code.unwrap_or(otherwise))
 }
