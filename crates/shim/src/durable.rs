@@ -1,8 +1,10 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 
 /// A file that could not be read or written, and why.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +67,22 @@ fn replace(
     })
 }
 
+/// What [`write_file`] has written. Neither waits nor goes elsewhere: a payload can put anything in
+/// its place.
+pub(crate) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(O_NOFOLLOW | O_NONBLOCK)
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        let message = "it is no regular file";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    let mut contents = Vec::new();
+    file.read_to_end(&mut contents)?;
+    Ok(contents)
+}
+
 /// Keeps room on the disk for the first [`write_file`] to `path`, which then does not fail for lack
 /// of it; without room, nothing is kept.
 pub(crate) fn reserve(path: &Path) {
@@ -101,7 +119,7 @@ fn open(path: &Path) -> io::Result<File> {
         .create(true)
         .truncate(false)
         .mode(0o600)
-        .custom_flags(nix::libc::O_NOFOLLOW)
+        .custom_flags(O_NOFOLLOW)
         .open(path)
 }
 
@@ -119,7 +137,13 @@ fn sync_directory_of(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::fs::{MetadataExt, symlink};
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
 
     use super::*;
 
@@ -153,6 +177,25 @@ mod tests {
         write_file(&path, b"x").unwrap();
         let file = fs::metadata(&path).unwrap();
         assert_eq!((file.ino(), file.len()), (room.ino(), 1));
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_neither_waited_for_nor_read() {
+        /// Far longer than anything takes on a busy machine.
+        const DEADLINE: Duration = Duration::from_secs(60);
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        mkfifo(&path("fifo"), Mode::S_IRUSR).unwrap();
+        write_file(&path("elsewhere"), b"x").unwrap();
+        symlink(path("elsewhere"), path("link")).unwrap();
+        fs::create_dir(path("directory")).unwrap();
+        for name in ["fifo", "link", "directory"] {
+            let (tell, told) = mpsc::channel();
+            let path = path(name);
+            thread::spawn(move || tell.send(read_file(&path).is_err()));
+            assert_eq!(told.recv_timeout(DEADLINE), Ok(true), "{name}");
+        }
+        assert_eq!(read_file(&path("elsewhere")).unwrap(), b"x");
     }
 
     #[test]
