@@ -123,19 +123,17 @@ async fn a_stop_is_answered_however_long_it_gives_the_box() {
 }
 
 #[tokio::test]
-async fn a_stop_that_would_give_the_box_more_than_a_day_is_refused() {
+async fn a_stop_takes_every_span_of_time() {
     let service = Service::start().await;
     let running = service.started(CreateBoxRequest::of("idle")).await;
     let stop = async |seconds| {
         let patience = StopBoxRequest::default().timeout_seconds(seconds);
         service.client.stop(&running.box_id, &patience).await
     };
-    for seconds in [86_400.5, 1e300, -1.0] {
-        let refused = stop(seconds).await.unwrap_err();
-        assert_eq!(refused.code(), Some(ErrorCode::InvalidArgument));
-        assert!(refused.to_string().contains("timeout_seconds"), "{refused}");
-    }
-    let stopped = stop(StopBoxRequest::MAX_TIMEOUT_SECONDS).await.unwrap();
+    let refused = stop(-1.0).await.unwrap_err();
+    assert_eq!(refused.code(), Some(ErrorCode::InvalidArgument));
+    assert!(refused.to_string().contains("timeout_seconds"), "{refused}");
+    let stopped = stop(1e300).await.unwrap();
     assert_eq!(stopped.status, BoxStatus::Stopped);
     service.end().await;
 }

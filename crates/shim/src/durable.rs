@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 
 /// A file that could not be read or written, and why.
@@ -27,6 +28,13 @@ impl FileError {
             source,
         }
     }
+}
+
+/// Whether it is want of descriptors or memory: that passes, and says nothing about a file or a
+/// process.
+pub fn is_shortage(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM))
 }
 
 /// Replaces a file as a whole and for good: to a temporary file beside it, synced, then renamed,

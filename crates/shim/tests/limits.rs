@@ -10,7 +10,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use nix::unistd::geteuid;
+use nix::sys::stat::Mode;
+use nix::unistd::{geteuid, mkfifo};
 use support::{LOOP, Shim, command_of, eventually, invocation, printed, runs, sh, spec};
 use vmm_shim::{ControlGroup, Ending, FILES, FailureKind, KILL_SIGNAL, PayloadSpec, Report};
 
@@ -257,6 +258,10 @@ fn a_record_that_names_other_groups_is_not_believed() {
     let record = format!("{}\n", dir.path().display());
     fs::write(dir.path().join(FILES.control_group), record).unwrap();
     assert_eq!(ControlGroup::of_box(dir.path()).unwrap(), None);
+    let fifo = tempfile::tempdir().unwrap();
+    let path = fifo.path().join(FILES.control_group);
+    mkfifo(&path, Mode::S_IRWXU).unwrap();
+    assert_eq!(ControlGroup::of_box(fifo.path()).unwrap(), None);
 }
 
 #[test]

@@ -11,8 +11,8 @@ use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
 
 use super::hierarchy::{Hierarchy, Version};
 use super::setting::Controller;
-use crate::durable::write_file_unsynced;
-use crate::{FILES, FileError};
+use crate::durable::{read_file, write_file_unsynced};
+use crate::{FILES, FileError, is_shortage};
 
 /// The control groups of one box's payload: one, or with version 1 of `cgroups(7)` one for each
 /// kind of resource.
@@ -102,13 +102,13 @@ impl ControlGroup {
     ///
     /// # Errors
     ///
-    /// [`FileError`], when whether there is one could not be told.
+    /// [`FileError`], where for want of descriptors or memory it cannot be told.
     pub fn of_box(dir: &Path) -> Result<Option<Self>, FileError> {
         let path = dir.join(FILES.control_group);
-        let text = match fs::read(&path) {
+        let text = match read_file(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(FileError::new("read", path, error)),
+            Err(error) if is_shortage(&error) => return Err(FileError::new("read", path, error)),
+            Err(_) => return Ok(None),
         };
         let text = String::from_utf8_lossy(&text);
         let prefix = prefix_of(dir);

@@ -12,7 +12,7 @@ use crate::server::Server;
 /// Stop boxes: ask them to end, and kill those that have not in time
 #[derive(Args, Debug)]
 pub(crate) struct Stop {
-    /// Seconds until a box is killed, a day at most [default: 30]
+    /// Seconds until a box is killed [default: 30]
     #[arg(short, long, value_name = "SECONDS", value_parser = seconds)]
     time: Option<Duration>,
     /// Ids or names

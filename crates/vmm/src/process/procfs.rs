@@ -7,19 +7,12 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use vmm_shim::{BOX_DIR_VARIABLE, Invocation};
+use vmm_shim::{BOX_DIR_VARIABLE, Invocation, is_shortage};
 
 /// Every process that can be seen.
 pub(crate) fn pids() -> io::Result<impl Iterator<Item = u32>> {
     let entries = fs::read_dir("/proc")?.flatten();
     Ok(entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()))
-}
-
-/// What passes, and says nothing about a process or a box: want of descriptors or memory.
-pub(crate) fn is_shortage(error: &io::Error) -> bool {
-    let errno = error.raw_os_error().map(Errno::from_raw);
-    matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM))
 }
 
 /// `None` where the process is gone or another user's. Fails only of want.

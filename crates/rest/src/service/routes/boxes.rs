@@ -187,10 +187,8 @@ fn stop_limit(body: &[u8]) -> Result<Duration, ApiError> {
         [] | b"null" => StopBoxRequest::default(),
         body => extract::object(body)?,
     };
-    request.grace().ok_or_else(|| {
-        let longest = StopBoxRequest::MAX_TIMEOUT_SECONDS;
-        ApiError::invalid(format!("timeout_seconds is not between 0 and {longest}"))
-    })
+    let grace = request.grace();
+    grace.ok_or_else(|| ApiError::invalid("timeout_seconds is no span of time"))
 }
 
 /// How long a request asks to be kept waiting: a stop, for as long as the box may take.
@@ -220,15 +218,8 @@ mod tests {
         let half = Duration::from_millis(500);
         assert_eq!(limit(r#"{"timeout_seconds": 0.5}"#), Some(half));
         let day = Duration::from_secs(24 * 60 * 60);
-        assert_eq!(limit(r#"{"timeout_seconds": 86400}"#), Some(day));
-        for body in [
-            "[",
-            "[]",
-            "3",
-            r#"{"timeout_seconds": -1}"#,
-            r#"{"timeout_seconds": 86400.1}"#,
-            r#"{"timeout_seconds": 1e300}"#,
-        ] {
+        assert_eq!(limit(r#"{"timeout_seconds": 1e300}"#), Some(day));
+        for body in ["[", "[]", "3", r#"{"timeout_seconds": -1}"#] {
             assert_eq!(limit(body), None, "{body}");
         }
     }
