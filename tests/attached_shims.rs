@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use common::{Fixture, eventually, is_gone, is_zombie, kill};
+use common::{Fixture, eventually, is_gone, is_zombie, kernel_is_at_least, kill};
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
 use shim_reaper::{CollectedBy, ReaperBuilder};
 
@@ -95,8 +95,8 @@ async fn the_handle_resolves_with_the_code_of_a_process_that_is_not_our_child(
     );
     let exit = handle.await.unwrap();
     assert_eq!(exit.collected_by, CollectedBy::Observed);
-    // Without a pidfd only a sweep that meets the zombie can read it.
-    if pidfds {
+    // Without that only a sweep that meets the zombie can read it.
+    if pidfds && kernel_is_at_least(6, 15) {
         assert_eq!(exit.code(), Some(33));
     } else {
         assert!(matches!(exit.code(), None | Some(33)));
