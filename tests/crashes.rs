@@ -161,6 +161,27 @@ fn orphans_that_fall_to_the_runtimes_process_are_collected_and_not_counted_as_sh
     });
 }
 
+/// While a program is being executed, its process has no environment to be known by.
+#[tokio::test]
+async fn a_stray_that_executes_one_program_after_another_is_ended() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let mut strays = Vec::new();
+    for _ in 0..20 {
+        let again = "#!/bin/sh\\nexec ./again\\n";
+        let spec = script(&format!(
+            "cd $VMM_BOX_DIR; printf '{again}' > again; chmod +x again; \
+             setsid ./again & echo $! > stray; wait"
+        ));
+        let running = started(&runtime, spec).await;
+        let stray = stray_of(&home, &running.id).await;
+        kill(running.pid.unwrap(), Signal::SIGKILL);
+        runtime.remove(&running.id, true).await.unwrap();
+        strays.push(stray);
+    }
+    eventually("their end", || strays.iter().all(|stray| is_gone(*stray))).await;
+}
+
 fn processes_of(id: &str) -> Vec<u32> {
     let marked = |pid: &u32| {
         std::fs::read(format!("/proc/{pid}/environ"))

@@ -6,8 +6,14 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use vmm_shim::{BOX_DIR_VARIABLE, Invocation, is_shortage};
+
+/// How long the execution of a program may take: its pages may have to come from a disk.
+const PATIENCE: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// Every process that can be seen.
 pub(crate) fn pids() -> io::Result<impl Iterator<Item = u32>> {
@@ -77,13 +83,37 @@ pub(crate) fn shim_of(pid: u32) -> io::Result<Option<(String, PathBuf)>> {
 
 /// The directory of the box from whose payload, or for whose health check, it was started: it has
 /// inherited the variable that says so. `None` also for processes of others, and for zombies. Fails
-/// only of want.
+/// only of want. Blocks for a while if it is just being executed.
 pub(crate) fn box_dir_of(pid: u32) -> io::Result<Option<PathBuf>> {
-    let environment = read(pid, "environ")?.unwrap_or_default();
+    let Some(mut environment) = read(pid, "environ")? else {
+        return Ok(None);
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while environment.is_empty() && Instant::now() < deadline {
+        let is_early = is_being_executed(pid)?;
+        environment = read(pid, "environ")?.unwrap_or_default();
+        if !is_early {
+            break;
+        }
+        thread::sleep(LOOK_EVERY);
+    }
     let dir = environment.split(|byte| *byte == 0).find_map(|variable| {
         variable
             .strip_prefix(BOX_DIR_VARIABLE.as_bytes())?
             .strip_prefix(b"=")
     });
     Ok(dir.map(|dir| PathBuf::from(OsStr::from_bytes(dir))))
+}
+
+/// Whether it has the memory of its new program, but not yet its environment, where it was left
+/// none: the kernel puts that there last.
+fn is_being_executed(pid: u32) -> io::Result<bool> {
+    let stat = read(pid, "stat")?.unwrap_or_default();
+    let stat = String::from_utf8_lossy(&stat);
+    // The name, which may hold anything, comes second, in parentheses.
+    let (_, fields) = stat.rsplit_once(") ").unwrap_or_default();
+    let fields: Vec<_> = fields.split(' ').collect();
+    let field = |number: usize| fields.get(number - 3).copied().unwrap_or_default();
+    // vsize and env_end; neither a zombie nor a thread of the kernel has memory.
+    Ok(field(23) != "0" && field(51) == "0")
 }

@@ -7,9 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
-use nix::errno::Errno;
 use shim_reaper::{Pidfd, Signal};
-use vmm_shim::{ControlGroup, FileError};
+use vmm_shim::{ControlGroup, FileError, is_shortage};
 
 use super::{Litter, caretaker, procfs};
 
@@ -180,9 +179,12 @@ fn open(pids: Vec<u32>) -> io::Result<Vec<Pidfd>> {
     for pid in pids {
         match Pidfd::open(pid) {
             Ok(pidfd) => opened.push(pidfd),
-            Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => {}
-            Err(error) if opened.is_empty() => return Err(error),
-            Err(_) => break,
+            Err(error) if is_shortage(&error) => match opened.is_empty() {
+                true => return Err(error),
+                false => break,
+            },
+            // It is gone.
+            Err(_) => {}
         }
     }
     Ok(opened)
