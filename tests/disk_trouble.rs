@@ -7,13 +7,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use common::boxes::{options, sleeping, started};
+use common::boxes::{open, options, script, sleeping, started};
 use common::own_process::{block_on, in_own_process};
-use common::{is_gone, kill};
+use common::{DEADLINE, is_gone, kill};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
+use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxStatus, RuntimeError, StartError, VmmRuntime};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -181,4 +182,41 @@ async fn a_box_whose_files_cannot_be_replaced_names_the_one_and_others_go_on() {
     fs::remove_dir(&pid_file).unwrap();
     runtime.start(&odd).await.unwrap();
     runtime.shutdown(LIMIT).await;
+}
+
+/// Who opens one waits for somebody at its other end.
+#[tokio::test]
+async fn fifos_that_a_payload_puts_in_place_of_its_boxs_files_hold_nobody_up() {
+    let home = PerTestBoxHome::new();
+    let names = [
+        "box.json",
+        ".box.json.tmp",
+        "shim.pid",
+        "payload.pid",
+        "cgroup",
+        "exit",
+        ".exit.tmp",
+        "shim.stderr",
+        "console.log",
+    ];
+    let all = async {
+        let runtime = open(&home).await;
+        for name in names {
+            let replace = format!("cd $VMM_BOX_DIR; rm -f {name}; mkfifo {name}; exit 3");
+            let id = runtime.create(script(&replace)).await.unwrap().id;
+            // Some can be started again, some cannot.
+            for _ in 0..2 {
+                if runtime.start(&id).await.is_ok() {
+                    runtime.wait(&id).await.unwrap();
+                }
+            }
+        }
+        runtime.shutdown(DEADLINE).await;
+        let runtime = open(&home).await;
+        for left in runtime.list().await {
+            runtime.remove(&left.id, true).await.unwrap();
+        }
+        runtime.shutdown(DEADLINE).await
+    };
+    tokio::time::timeout(DEADLINE, all).await.expect("held up");
 }

@@ -105,11 +105,16 @@ async fn no_group_outlives_its_box() {
 async fn a_start_that_meets_a_death_clears_up_after_it_first() {
     let home = PerTestBoxHome::new();
     let runtime = open(&home).await;
-    let away = "env -i setsid -f sleep 1000; exec sleep 1000";
-    let mut running = started(&runtime, bounded(script(away))).await;
+    let spec = script(&format!("cd $VMM_BOX_DIR; {AWAY}"));
+    let mut running = started(&runtime, bounded(spec)).await;
     let mut left = Vec::new();
     for round in 0..40 {
-        left.extend(groups_of(&home, &running.id).unwrap_or_default());
+        let Some(groups) = groups_of(&home, &running.id) else {
+            // Nobody else would find what one has left.
+            kill(stray_of(&home, &running.id).await, SIGKILL);
+            return;
+        };
+        left.extend(groups);
         let pid = running.pid.unwrap();
         kill(pid, SIGKILL);
         tokio::time::sleep(std::time::Duration::from_millis(round % 5)).await;

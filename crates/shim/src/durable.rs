@@ -75,21 +75,51 @@ fn replace(
     })
 }
 
-/// What [`write_file`] has written. Neither waits nor goes elsewhere: a payload can put anything in
-/// its place.
-pub(crate) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
-    let mut file = OpenOptions::new()
-        .read(true)
-        .custom_flags(O_NOFOLLOW | O_NONBLOCK)
-        .open(path)?;
-    if !file.metadata()?.is_file() {
-        let message = "it is no regular file";
+/// What [`write_file`] has written, up to `longest` bytes. Neither waits nor goes elsewhere: a
+/// payload can put anything in its place.
+///
+/// # Errors
+///
+/// What the system says; `InvalidData` for what is no regular file, or longer.
+pub fn read_file(path: &Path, longest: u64) -> io::Result<Vec<u8>> {
+    let file = open_regular(path, OpenOptions::new().read(true))?;
+    let mut contents = Vec::new();
+    if file
+        .take(longest.saturating_add(1))
+        .read_to_end(&mut contents)? as u64
+        > longest
+    {
+        let message = format!("it is longer than {longest} bytes");
         return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
-    let mut contents = Vec::new();
-    file.read_to_end(&mut contents)?;
     Ok(contents)
 }
+
+/// A file in a box's directory that what a payload prints, or its shim, is appended to; made with
+/// mode 0600. Neither waits nor goes elsewhere, as [`read_file`].
+///
+/// # Errors
+///
+/// [`FileError`], also for what is no regular file.
+pub fn open_log(path: &Path) -> Result<File, FileError> {
+    let mut options = OpenOptions::new();
+    open_regular(path, options.append(true).create(true).mode(0o600))
+        .map_err(|source| FileError::new("open", path, source))
+}
+
+fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let file = options.custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is no regular file",
+        )),
+    }
+}
+
+/// More than any record takes that is not the runtime's own, in bytes.
+pub(crate) const LONGEST_RECORD: u64 = 1 << 20;
 
 /// Keeps room on the disk for the first [`write_file`] to `path`, which then does not fail for lack
 /// of it; without room, nothing is kept.
@@ -122,13 +152,9 @@ fn fill(path: &Path, contents: &[u8]) -> io::Result<File> {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(O_NOFOLLOW)
-        .open(path)
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    open_regular(path, &mut options)
 }
 
 fn sync_directory_of(path: &Path) -> io::Result<()> {
@@ -200,10 +226,11 @@ mod tests {
         for name in ["fifo", "link", "directory"] {
             let (tell, told) = mpsc::channel();
             let path = path(name);
-            thread::spawn(move || tell.send(read_file(&path).is_err()));
+            thread::spawn(move || tell.send(read_file(&path, 1).is_err()));
             assert_eq!(told.recv_timeout(DEADLINE), Ok(true), "{name}");
         }
-        assert_eq!(read_file(&path("elsewhere")).unwrap(), b"x");
+        assert_eq!(read_file(&path("elsewhere"), 1).unwrap(), b"x");
+        assert!(read_file(&path("elsewhere"), 0).is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::durable::read_file;
+use crate::durable::{LONGEST_RECORD, read_file};
 use crate::{Ending, FileError, write_file};
 
 /// What a shim leaves behind in the file `exit`.
@@ -43,7 +43,7 @@ impl ExitRecord {
     /// is torn or garbage.
     pub fn read(path: &Path) -> Result<Option<Self>, FileError> {
         let failed = |source| FileError::new("read", path, source);
-        match read_file(path) {
+        match read_file(path, LONGEST_RECORD) {
             Ok(text) => serde_json::from_slice(&text)
                 .map(Some)
                 .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error))),

@@ -72,7 +72,7 @@ mod standard_streams;
 
 pub use control::KILL_SIGNAL;
 pub use control_group::ControlGroup;
-pub use durable::{FileError, is_shortage, write_file};
+pub use durable::{FileError, is_shortage, open_log, read_file, write_file};
 pub use ending::{Ending, FailureKind};
 pub use engine::{Engine, EngineError, Payload, PayloadExit, Process};
 pub use exit_record::ExitRecord;

@@ -5,7 +5,7 @@ use std::process;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::durable::{read_file, write_file_unsynced};
+use crate::durable::{LONGEST_RECORD, read_file, write_file_unsynced};
 use crate::{FileError, ProcessIdentity, write_file};
 
 /// Who a process is, as the files `shim.pid` and `payload.pid` say it.
@@ -94,7 +94,7 @@ impl PidRecord {
     /// is torn or garbage.
     pub fn read(path: &Path) -> Result<Option<Self>, FileError> {
         let failed = |source| FileError::new("read", path, source);
-        match read_file(path) {
+        match read_file(path, LONGEST_RECORD) {
             Ok(text) => Self::parse(&text).map(Some).ok_or_else(|| {
                 failed(io::Error::new(
                     io::ErrorKind::InvalidData,

@@ -12,8 +12,8 @@ use std::process::{Command, Stdio};
 
 use nix::sys::stat::Mode;
 use nix::unistd::{geteuid, mkfifo};
-use support::{LOOP, Shim, command_of, eventually, invocation, printed, runs, sh, spec};
-use vmm_shim::{ControlGroup, Ending, FILES, FailureKind, KILL_SIGNAL, PayloadSpec, Report};
+use support::{LOOP, Shim, eventually, invocation, printed, runs, sh, spec};
+use vmm_shim::{ARGV0, ControlGroup, Ending, FILES, FailureKind, KILL_SIGNAL, PayloadSpec, Report};
 
 fn bounded(mut payload: PayloadSpec, cpus: u32, memory_mib: u32) -> PayloadSpec {
     payload.cpus = Some(cpus);
@@ -86,8 +86,17 @@ impl Drop for Around {
     }
 }
 
+fn path() -> String {
+    std::env::var("PATH").unwrap()
+}
+
 /// A shim of a user who may make no group.
 fn without_groups(payload: PayloadSpec) -> Shim {
+    without_groups_within(payload, "unlimited")
+}
+
+/// The same, where the user may have no more than so many bytes of data.
+fn without_groups_within(payload: PayloadSpec, data: &str) -> Shim {
     const NOBODY: u32 = 65534;
     let dir = tempfile::tempdir().unwrap();
     // Where that user can execute it. By another process: one that this one forks meanwhile would
@@ -96,7 +105,14 @@ fn without_groups(payload: PayloadSpec) -> Shim {
     let mut copy = Command::new("cp");
     copy.arg(env!("CARGO_BIN_EXE_vmm-shim")).arg(&program);
     assert!(copy.status().unwrap().success());
-    let mut command = command_of(&program);
+    let mut command = Command::new("prlimit");
+    command
+        .arg(format!("--data={data}"))
+        .arg(ARGV0)
+        .args(invocation().args())
+        .env("PATH", format!("{}:{}", dir.path().display(), path()))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     if geteuid().is_root() {
         chown(dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
         command.uid(NOBODY).gid(NOBODY);
@@ -170,7 +186,6 @@ fn a_controller_that_is_lacking_takes_nothing_from_the_other() {
         return;
     }
     let bins = Path::new(env!("CARGO_BIN_EXE_vmm-shim")).parent().unwrap();
-    let path = std::env::var("PATH").unwrap();
     // In a mount namespace of its own.
     let unmounted = |program: &str| {
         let mut command = Command::new("unshare");
@@ -178,7 +193,7 @@ fn a_controller_that_is_lacking_takes_nothing_from_the_other() {
         command
             .args(["--mount", "sh", "-c", &script])
             .arg(memory)
-            .env("PATH", format!("{}:{path}", bins.display()))
+            .env("PATH", format!("{}:{}", bins.display(), path()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         command
@@ -271,6 +286,8 @@ fn without_a_group_a_payload_is_kept_on_its_processors_and_within_its_data() {
     shim.eventually_prints("65536");
     let mut shim = without_groups(bounded(greedy(), 1, 64));
     assert_eq!(shim.wait().code(), Some(1));
+    let tight = without_groups_within(bounded(sh("ulimit -d"), 1, 64), "33554432");
+    tight.eventually_prints("32768");
 }
 
 #[test]

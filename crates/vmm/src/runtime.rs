@@ -280,7 +280,7 @@ impl VmmRuntime {
     /// are stopped, and killed when their grace or `timeout` has passed, whichever is earlier.
     /// Detached boxes go on. Then the reaper ends, and the home is given back. Every caller gets
     /// the same report, and the first one's `timeout` counts. It takes 10 s longer than that at the
-    /// most, for what survives SIGKILL.
+    /// most, for what survives SIGKILL, and half a minute more only where a disk hangs.
     ///
     /// # Cancel safety
     ///

@@ -11,7 +11,7 @@ use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
 
 use super::hierarchy::{Hierarchy, Version};
 use super::setting::Controller;
-use crate::durable::{read_file, write_file_unsynced};
+use crate::durable::{LONGEST_RECORD, read_file, write_file_unsynced};
 use crate::{FILES, FileError, is_shortage};
 
 /// The control groups of one box's payload: one, or with version 1 of `cgroups(7)` one for each
@@ -105,7 +105,7 @@ impl ControlGroup {
     /// [`FileError`], where for want of descriptors or memory it cannot be told.
     pub fn of_box(dir: &Path) -> Result<Option<Self>, FileError> {
         let path = dir.join(FILES.control_group);
-        let text = match read_file(&path) {
+        let text = match read_file(&path, LONGEST_RECORD) {
             Ok(text) => text,
             Err(error) if is_shortage(&error) => return Err(FileError::new("read", path, error)),
             Err(_) => return Ok(None),
@@ -152,10 +152,7 @@ impl ControlGroup {
     pub fn kill(&self) {
         for dir in &self.dirs {
             // There is no such file elsewhere.
-            let _ = fs::OpenOptions::new()
-                .write(true)
-                .open(dir.join("cgroup.kill"))
-                .and_then(|mut file| file.write_all(b"1"));
+            let _ = set(&dir.join("cgroup.kill"), "1");
         }
     }
 
@@ -228,6 +225,14 @@ fn groups_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(groups)
 }
 
+/// Never makes the file: of one that is not there, the kernel would say that it may not be made.
+pub(super) fn set(path: &Path, value: &str) -> io::Result<()> {
+    fs::OpenOptions::new()
+        .write(true)
+        .open(path)?
+        .write_all(value.as_bytes())
+}
+
 /// A group was removed meanwhile, perhaps between opening its file and reading that.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(ENODEV)
@@ -268,7 +273,7 @@ impl Place {
         }
         for setting in controller.settings(self.version, amount) {
             let path = self.dir.join(setting.file);
-            match fs::write(&path, setting.value.to_string()) {
+            match set(&path, &setting.value.to_string()) {
                 Err(error) if setting.is_optional && error.kind() == io::ErrorKind::NotFound => {}
                 // What is around it is bounded more tightly already.
                 Err(error)
@@ -278,5 +283,35 @@ impl Place {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As if the kernel had made these files in the group.
+    fn made(files: &[&str]) -> (tempfile::TempDir, Result<(), FileError>) {
+        let dir = tempfile::tempdir().unwrap();
+        for file in files {
+            fs::write(dir.path().join(file), "").unwrap();
+        }
+        let place = Place {
+            version: Version::V2,
+            dir: dir.path().to_owned(),
+        };
+        let outcome = place.make(Controller::Memory, 1 << 20);
+        (dir, outcome)
+    }
+
+    #[test]
+    fn a_kernel_without_limits_of_swap_still_limits_memory() {
+        let (dir, outcome) = made(&["memory.max"]);
+        outcome.unwrap();
+        let limit = fs::read_to_string(dir.path().join("memory.max"));
+        assert_eq!(limit.unwrap(), "1048576");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        let (_, outcome) = made(&[]);
+        assert!(outcome.unwrap_err().path.ends_with("memory.max"));
     }
 }

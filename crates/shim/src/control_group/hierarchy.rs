@@ -3,6 +3,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::group::set;
 use super::setting::Controller;
 use crate::FileError;
 
@@ -79,7 +80,7 @@ impl Hierarchy {
             }
         };
         let enabled = parent.join("cgroup.subtree_control");
-        match fs::write(&enabled, format!("+{}", controller.name())) {
+        match set(&enabled, &format!("+{}", controller.name())) {
             Ok(()) => Ok(parent.to_owned()),
             Err(error) => Err(FileError::new("write", enabled, error)),
         }
@@ -162,6 +163,9 @@ mod tests {
         let around = tempfile::tempdir().unwrap();
         let own = around.path().join("own");
         fs::create_dir(&own).unwrap();
+        for group in [around.path(), &own] {
+            fs::write(group.join("cgroup.subtree_control"), "").unwrap();
+        }
         assert_eq!(parent_of(&own).unwrap(), own);
         let enabled = fs::read_to_string(own.join("cgroup.subtree_control"));
         assert_eq!(enabled.unwrap(), "+cpu");

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -82,6 +82,9 @@ impl Confinement {
             stay_on(count as usize)?;
         }
         if let Some(bytes) = self.data {
+            // Only the superuser may raise it.
+            let (_, hard) = getrlimit(Resource::RLIMIT_DATA)?;
+            let bytes = bytes.min(hard);
             setrlimit(Resource::RLIMIT_DATA, bytes, bytes)?;
         }
         Ok(())

@@ -1,13 +1,11 @@
 use std::env;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
 use nix::errno::Errno;
-use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::confinement::Confinement;
@@ -16,7 +14,7 @@ use super::notify_socket::NotifySocket;
 use super::process_payload::ProcessPayload;
 use super::{Engine, EngineError, Payload};
 use crate::{
-    ARGV0, BOX_DIR_VARIABLE, FILES, FileError, InstanceSpec, Invocation, PayloadSpec, Ready,
+    ARGV0, BOX_DIR_VARIABLE, FILES, InstanceSpec, Invocation, PayloadSpec, Ready, open_log,
 };
 
 /// The default engine: the payload is a command, without any virtual machine around it.
@@ -127,7 +125,7 @@ fn command(
         .env(BOX_DIR_VARIABLE, dir)
         .current_dir(working_dir.as_deref().unwrap_or(DEFAULT_DIR.as_ref()))
         .stdin(stdin_of(stdin.as_deref())?)
-        .stderr(console(dir)?)
+        .stderr(open_log(&dir.join(FILES.console))?)
         .process_group(0);
     if let Some(notify) = notify {
         command.env("NOTIFY_SOCKET", notify.address());
@@ -148,18 +146,6 @@ fn stdin_of(text: Option<&str>) -> Result<Stdio, EngineError> {
     in_memory()
         .map(Stdio::from)
         .map_err(EngineError::system("prepare the payload's stdin"))
-}
-
-fn console(dir: &Path) -> Result<File, FileError> {
-    let path = dir.join(FILES.console);
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        // What a payload may have put there instead must lead nowhere and not make it hang.
-        .custom_flags(O_NOFOLLOW | O_NONBLOCK)
-        .open(&path)
-        .map_err(|source| FileError::new("open", path, source))
 }
 
 fn refused(

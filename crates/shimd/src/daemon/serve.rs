@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use tokio::task::block_in_place;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Level;
@@ -117,7 +118,7 @@ impl Serve {
             .chain([TOKEN_VARIABLE]);
         let options = RuntimeOptions::new(home.path()).private_env(private);
         let runtime = VmmRuntime::open(options).await?;
-        let groups = ControlGroup::check();
+        let groups = block_in_place(ControlGroup::check);
         if let Err(error) = &groups {
             tracing::warn!(
                 %error,

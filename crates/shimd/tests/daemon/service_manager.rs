@@ -1,8 +1,9 @@
-use std::fs::File;
+use std::io::Read;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::Signal;
 use vmm_rest::wire::CreateBoxRequest;
@@ -56,24 +57,50 @@ async fn the_service_manager_is_told_when_the_daemon_is_ready_and_when_it_stops(
     assert_eq!(manager.count("WATCHDOG=1"), 0, "nobody asked for it");
 }
 
+/// A file that nobody else can open until this is dropped, "Leases" in fcntl(2). Python takes the
+/// lease: it has a name for that.
+struct Held(Child);
+
+const HOLD: &str = "import fcntl, os, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+fcntl.fcntl(os.open(sys.argv[1], os.O_RDWR | os.O_CREAT), fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print('held', flush=True)
+sys.stdin.read()";
+
+impl Held {
+    fn open(path: &Path) -> Self {
+        let mut python = Command::new("python3");
+        python.args(["-c", HOLD]).arg(path);
+        let piped = python.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut holder = piped.spawn().unwrap();
+        let mut said = [0; 4];
+        holder.stdout.take().unwrap().read_exact(&mut said).unwrap();
+        Self(holder)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+fn catches_sigterm(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = u64::from_str_radix(caught.unwrap().trim(), 16).unwrap();
+    caught & 1 << (Signal::SIGTERM as u32 - 1) != 0
+}
+
 #[tokio::test]
 async fn a_daemon_that_is_ended_before_it_is_ready_does_not_say_that_it_is() {
     let home = PerTestBoxHome::new();
-    // Recovery waits as long as nothing comes out of this.
-    let record = home.path().join("boxes/damaged/box.json");
-    std::fs::create_dir_all(record.parent().unwrap()).unwrap();
-    assert!(
-        Command::new("mkfifo")
-            .arg(&record)
-            .status()
-            .unwrap()
-            .success()
-    );
+    let held = Held::open(&home.path().join("lock"));
     let mut command = serve(&home);
     let mut manager = ServiceManager::at(&home, &mut command);
     let mut process = command.spawn().unwrap();
-    let open = move || File::options().write(true).open(record).unwrap();
-    let held = tokio::task::spawn_blocking(open).await.unwrap();
+    eventually("it catches signals", async || catches_sigterm(process.id())).await;
     kill(process.id(), Signal::SIGTERM);
     eventually("the signal is heeded", async || {
         logged(&home).contains("shutting down")

@@ -1,13 +1,15 @@
-use std::fs;
 use std::io;
 use std::path::Path;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use vmm_shim::{FileError, InstanceSpec, write_file};
+use vmm_shim::{FileError, InstanceSpec, read_file, write_file};
 
 use super::{BoxSpec, BoxStatus, Outcome};
 use crate::HealthState;
+
+/// More than any spec takes, in bytes.
+const LONGEST: u64 = 64 << 20;
 
 /// A box as its `box.json` has it. Whether it runs now is told by its `shim.pid`, not here.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -56,7 +58,7 @@ impl BoxRecord {
 
     pub(crate) fn read(path: &Path) -> Result<Self, FileError> {
         let failed = |source| FileError::new("read", path, source);
-        let text = fs::read(path).map_err(failed)?;
+        let text = read_file(path, LONGEST).map_err(failed)?;
         // The error's own text may quote a value, and that may be a secret.
         serde_json::from_slice(&text).map_err(|error| {
             let message = format!(
@@ -72,6 +74,11 @@ impl BoxRecord {
     pub(crate) fn write(&self, path: &Path) -> Result<(), FileError> {
         let text = serde_json::to_vec_pretty(self)
             .map_err(|error| FileError::new("write", path, error.into()))?;
+        if text.len() as u64 > LONGEST {
+            let message = format!("the spec takes more than {LONGEST} bytes");
+            let error = io::Error::new(io::ErrorKind::InvalidInput, message);
+            return Err(FileError::new("write", path, error));
+        }
         write_file(path, &text)
     }
 }

@@ -23,6 +23,9 @@ pub struct RuntimeShutdown {
     pub reaper: ShutdownReport,
 }
 
+/// How long what reads and writes files may delay the end, at each of two points.
+const HUNG_AFTER: Duration = Duration::from_secs(15);
+
 /// Longer than anybody waits, and short enough to be added to an instant.
 const NO_LIMIT: Duration = Duration::from_secs(1 << 32);
 
@@ -50,8 +53,10 @@ pub(crate) async fn shut_down(core: &Core, limit: Duration) -> RuntimeShutdown {
         }
     }
     core.operations.close();
-    // They have been told to end, and each has a limit of its own.
-    core.operations.wait().await;
+    // They have been told to end, and each has a limit of its own, but for a disk that hangs.
+    if timeout(HUNG_AFTER, core.operations.wait()).await.is_err() {
+        tracing::warn!("not all that was under way has ended; it is given up");
+    }
     report.reaper = core.stop_reaping();
     for ended in &boxes {
         // The reaper's last look may have found it ended.
@@ -63,7 +68,10 @@ pub(crate) async fn shut_down(core: &Core, limit: Duration) -> RuntimeShutdown {
         }
     }
     // What cannot be ended is logged, and left to the next runtime.
-    let _ = join_all(boxes.iter().map(|ended| tidy_up(core, ended))).await;
+    let tidied = join_all(boxes.iter().map(|ended| tidy_up(core, ended)));
+    if timeout(HUNG_AFTER, tidied).await.is_err() {
+        tracing::warn!("not all boxes are on disk as they are; the next runtime looks again");
+    }
     core.retire();
     report
 }

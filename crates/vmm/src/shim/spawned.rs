@@ -1,13 +1,11 @@
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use shim_reaper::{ShimHandle, ShimReaper};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout};
-use vmm_shim::{ExitRecord, FILES, FileError, InstanceSpec, PidRecord, Report};
+use vmm_shim::{ExitRecord, FILES, InstanceSpec, PidRecord, Report, open_log};
 
 use super::{Keepalive, ShimProgram, StartError, end};
 use crate::boxes::ending_of;
@@ -66,7 +64,7 @@ impl SpawnedShim {
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(stderr_file(dir)?);
+            .stderr(open_log(&dir.join(FILES.shim_stderr))?);
         let handle = reaper.spawn(command).await.map_err(StartError::Spawn)?;
         #[cfg(feature = "testing")]
         crate::testing::witness(dir, handle.pid());
@@ -193,14 +191,4 @@ impl Drop for KillOnDrop {
             end::in_the_background(self.handle.clone());
         }
     }
-}
-
-fn stderr_file(dir: &Path) -> Result<File, FileError> {
-    let path = dir.join(FILES.shim_stderr);
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|source| FileError::new("open", path, source))
 }
