@@ -124,8 +124,8 @@ impl VmmRuntime {
     ///
     /// # Errors
     ///
-    /// [`RuntimeError::NameTaken`], [`RuntimeError::InvalidName`], and [`RuntimeError::File`] if
-    /// the disk refuses; nothing is left behind.
+    /// [`RuntimeError::NameTaken`], [`RuntimeError::InvalidName`], [`RuntimeError::Closed`], and
+    /// [`RuntimeError::File`] if the disk refuses; nothing is left behind.
     ///
     /// # Cancel safety
     ///
@@ -141,7 +141,9 @@ impl VmmRuntime {
     /// # Errors
     ///
     /// [`RuntimeError::Start`]: whatever failed, the shim is gone and collected.
-    /// [`RuntimeError::Damaged`] if its `box.json` cannot be read.
+    /// [`RuntimeError::NotFound`], [`RuntimeError::Closed`]; [`RuntimeError::Damaged`] if its
+    /// `box.json` cannot be read; [`RuntimeError::Untidy`] if strays of its last run are left, and
+    /// [`RuntimeError::Stuck`] if the shim of that survives SIGKILL.
     ///
     /// # Cancel safety
     ///
@@ -160,7 +162,8 @@ impl VmmRuntime {
     ///
     /// # Errors
     ///
-    /// [`RuntimeError::Stuck`] if the shim survives SIGKILL.
+    /// [`RuntimeError::Stuck`] if the shim survives SIGKILL, [`RuntimeError::Untidy`] if it has
+    /// ended and strays are left; [`RuntimeError::NotFound`], [`RuntimeError::Closed`].
     ///
     /// # Cancel safety
     ///
@@ -199,7 +202,9 @@ impl VmmRuntime {
     /// # Errors
     ///
     /// [`RuntimeError::Running`] without `force`; [`RuntimeError::Stuck`] if the shim survives
-    /// SIGKILL, or is a zombie that its parent, another process, does not collect.
+    /// SIGKILL, or is a zombie that its parent, another process, does not collect;
+    /// [`RuntimeError::Untidy`] if strays are left, [`RuntimeError::File`] if its directory cannot
+    /// be removed; [`RuntimeError::NotFound`], [`RuntimeError::Closed`].
     ///
     /// # Cancel safety
     ///

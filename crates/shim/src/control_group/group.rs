@@ -20,6 +20,8 @@ use crate::{FILES, FileError, is_shortage};
 /// They bound what the payload takes together with all that descends from it, and know every one
 /// of these processes, whatever it has done to its session and environment. They outlive a shim
 /// that is killed; whoever finds that [removes](Self::remove) them.
+///
+/// All methods read and write files, and so block.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ControlGroup {
     dirs: Vec<PathBuf>,

@@ -26,6 +26,8 @@ struct Requests {
 impl Strays {
     /// Blocks until they have ended and their control groups are removed, for some seconds at most.
     ///
+    /// Each litter is one caller's at a time: it is searched for in its box's turn.
+    ///
     /// Fails if some survive that, or if for want of descriptors or memory none could be looked for.
     pub(crate) fn end(&self, litter: &Litter) -> io::Result<()> {
         self.requests().wanted.insert(litter.clone());
