@@ -105,20 +105,59 @@ pub(crate) fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    tracing::error!(message, "a request handler panicked");
+    tracing::error!(panic = message, "a request handler panicked");
     StatusCode::INTERNAL_SERVER_ERROR.into_response()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fmt;
+    use std::sync::{Arc, Mutex};
+
     use axum::Router;
     use axum::body::to_bytes;
     use axum::middleware;
     use axum::routing::get;
     use tower::ServiceExt;
     use tower_http::catch_panic::CatchPanicLayer;
+    use tracing::field::{Field, Visit};
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::{Event, Metadata, Subscriber};
 
     use super::*;
+
+    /// Counts how often each field of the events is given a value.
+    #[derive(Clone, Default)]
+    struct Fields(Arc<Mutex<Vec<&'static str>>>);
+
+    impl Visit for Fields {
+        fn record_debug(&mut self, field: &Field, _: &dyn fmt::Debug) {
+            self.0.lock().unwrap().push(field.name());
+        }
+    }
+
+    impl Subscriber for Fields {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+        fn event(&self, event: &Event<'_>) {
+            event.record(&mut self.clone());
+        }
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
+
+    #[test]
+    fn a_panic_is_logged_beside_the_message_and_not_as_one() {
+        let fields = Fields::default();
+        tracing::subscriber::with_default(fields.clone(), || panicked(Box::new("ouch")));
+        assert_eq!(*fields.0.lock().unwrap(), ["message", "panic"]);
+    }
 
     #[tokio::test]
     async fn a_panic_is_an_internal_error_that_does_not_say_what_it_was() {
