@@ -33,7 +33,7 @@ pub(crate) struct IdempotencyKeys(Arc<Mutex<Kept>>);
 #[derive(Debug, Default)]
 struct Kept {
     requests: HashMap<String, Known>,
-    /// The keys, oldest first.
+    /// The same keys, oldest first.
     by_age: VecDeque<(Instant, String)>,
 }
 
@@ -56,7 +56,7 @@ struct Answer {
 
 /// What to do with a request.
 enum Turn {
-    First(watch::Sender<Option<Answer>>),
+    First(watch::Sender<Option<Answer>>, Instant),
     Again(watch::Receiver<Option<Answer>>),
 }
 
@@ -96,7 +96,7 @@ impl IdempotencyKeys {
         let turn = self.kept().turn(&key, fingerprint);
         match turn {
             Err(refusal) => refusal.into_response(),
-            Ok(Turn::First(sender)) => {
+            Ok(Turn::First(sender, since)) => {
                 // The server's, which waits for them when it is to end.
                 let tasks: TaskTracker = parts.extensions.get().cloned().unwrap_or_default();
                 let request = Request::from_parts(parts, Body::from(body));
@@ -105,7 +105,7 @@ impl IdempotencyKeys {
                     let (answer, response) = Answer::record(next.run(request).await).await;
                     // What was refused has not been done; another time it may be.
                     if !answer.status.is_success() {
-                        self.kept().forget(&key, fingerprint);
+                        self.kept().forget(&key, since);
                     }
                     sender.send_replace(Some(answer));
                     response
@@ -155,6 +155,9 @@ impl Kept {
             .with_status(StatusCode::UNPROCESSABLE_ENTITY)),
             Some(known) => Ok(Turn::Again(known.answer.clone())),
             None => {
+                if let Some(known) = self.requests.get(key) {
+                    self.forget(key, known.since);
+                }
                 let (sender, answer) = watch::channel(None);
                 let known = Known {
                     fingerprint,
@@ -163,7 +166,7 @@ impl Kept {
                 };
                 self.requests.insert(key.to_owned(), known);
                 self.by_age.push_back((now, key.to_owned()));
-                Ok(Turn::First(sender))
+                Ok(Turn::First(sender, now))
             }
         }
     }
@@ -173,25 +176,25 @@ impl Kept {
             if self.by_age.len() < KEPT && now.duration_since(*since) < LIFETIME {
                 return;
             }
-            // The key may have been forgotten, and used anew, meanwhile.
-            if self
-                .requests
-                .get(key)
-                .is_some_and(|known| known.since == *since)
-            {
-                self.requests.remove(key);
-            }
+            self.requests.remove(key);
             self.by_age.pop_front();
         }
     }
 
-    fn forget(&mut self, key: &str, fingerprint: u64) {
+    /// Nothing, if it has been given up already: the key may be another request's by now.
+    fn forget(&mut self, key: &str, since: Instant) {
         if self
             .requests
             .get(key)
-            .is_some_and(|known| known.fingerprint == fingerprint)
+            .is_none_or(|known| known.since != since)
         {
-            self.requests.remove(key);
+            return;
+        }
+        self.requests.remove(key);
+        let older = self.by_age.partition_point(|(other, _)| *other < since);
+        let mut rest = self.by_age.range(older..);
+        if let Some(offset) = rest.position(|(_, other)| other == key) {
+            self.by_age.remove(older + offset);
         }
     }
 }
@@ -259,15 +262,56 @@ mod tests {
         let mut senders = Vec::new();
         for i in 0..=KEPT {
             match kept.turn(&format!("key-{i}"), 0) {
-                Ok(Turn::First(sender)) => senders.push(sender),
+                Ok(Turn::First(sender, _)) => senders.push(sender),
                 _ => panic!("{i} was not the first"),
             }
         }
         assert!(kept.requests.len() <= KEPT && kept.by_age.len() <= KEPT);
-        assert!(matches!(kept.turn("key-0", 0), Ok(Turn::First(_))));
+        assert!(matches!(kept.turn("key-0", 0), Ok(Turn::First(..))));
         assert!(matches!(
             kept.turn(&format!("key-{KEPT}"), 0),
             Ok(Turn::Again(_))
         ));
+    }
+
+    fn first(kept: &mut Kept, key: &str) -> (watch::Sender<Option<Answer>>, Instant) {
+        match kept.turn(key, 0) {
+            Ok(Turn::First(sender, since)) => (sender, since),
+            _ => panic!("{key} was not the first"),
+        }
+    }
+
+    #[test]
+    fn what_is_refused_takes_no_room_from_what_was_done() {
+        let mut kept = Kept::default();
+        let _done = first(&mut kept, "done");
+        for i in 0..=KEPT {
+            let key = format!("refused-{i}");
+            let (_, since) = first(&mut kept, &key);
+            kept.forget(&key, since);
+        }
+        assert!(matches!(kept.turn("done", 0), Ok(Turn::Again(_))));
+    }
+
+    #[test]
+    fn a_request_without_an_answer_takes_room_once() {
+        let mut kept = Kept::default();
+        for _ in 0..2 {
+            // As when its handler panics.
+            drop(first(&mut kept, "key"));
+        }
+        assert_eq!((kept.requests.len(), kept.by_age.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_refusal_that_comes_late_leaves_a_later_request_with_its_key() {
+        let mut kept = Kept::default();
+        let (_early, since) = first(&mut kept, "key");
+        let _others: Vec<_> = (0..KEPT)
+            .map(|i| first(&mut kept, &format!("other-{i}")))
+            .collect();
+        let _later = first(&mut kept, "key");
+        kept.forget("key", since);
+        assert!(matches!(kept.turn("key", 0), Ok(Turn::Again(_))));
     }
 }
