@@ -6,8 +6,8 @@ pub(super) struct Sse {
     data: String,
 }
 
-/// What is longer is no event of a box; the rest of it is left out.
-const MAX_LINE: usize = 1 << 20;
+/// A line that is longer, or the data of an event, is none of a box; the rest of it is left out.
+const MAX: usize = 1 << 20;
 
 /// An event as it was sent.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ impl Sse {
     pub(super) fn push(&mut self, piece: &[u8]) -> Vec<SentEvent> {
         let mut events = Vec::new();
         for line in piece.split_inclusive(|byte| *byte == b'\n') {
-            let room = MAX_LINE.saturating_sub(self.line.len());
+            let room = MAX.saturating_sub(self.line.len());
             self.line.extend_from_slice(&line[..line.len().min(room)]);
             if line.ends_with(b"\n") {
                 let line = std::mem::take(&mut self.line);
@@ -49,6 +49,7 @@ impl Sse {
                     self.data.push('\n');
                 }
                 self.data.push_str(value);
+                self.data.truncate(self.data.floor_char_boundary(MAX));
             }
             // A comment, or what is of no use here.
             _ => {}
@@ -78,5 +79,17 @@ mod tests {
                 .collect();
             assert_eq!(events, wanted, "in pieces of {size}");
         }
+    }
+
+    #[test]
+    fn an_event_is_no_longer_than_a_line_may_be() {
+        let mut sse = Sse::default();
+        let line = format!("data: {}\n", "ä".repeat(MAX / 8));
+        for _ in 0..8 {
+            assert_eq!(sse.push(line.as_bytes()), []);
+        }
+        let events = sse.push(b"\ndata: x\n\n");
+        assert!(events[0].data.len() <= MAX, "{}", events[0].data.len());
+        assert_eq!(events[1].data, "x");
     }
 }
