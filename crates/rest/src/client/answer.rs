@@ -2,7 +2,7 @@ use reqwest::{Response, StatusCode};
 use serde::de::DeserializeOwned;
 
 use super::ClientError;
-use crate::wire::ErrorResponse;
+use crate::wire::{ErrorCode, ErrorModel, ErrorResponse};
 
 /// What a server has answered.
 #[derive(Debug)]
@@ -29,6 +29,31 @@ impl Answer {
         match self.json::<ErrorResponse>().await {
             Ok(ErrorResponse { error }) => ClientError::Refused { status, error },
             Err(error) => error,
+        }
+    }
+
+    /// The same of an answer to HEAD, which has no body: told by the status.
+    pub(super) fn refusal_without_body(self) -> ClientError {
+        let status = self.status();
+        let code = match status {
+            StatusCode::BAD_REQUEST => ErrorCode::InvalidArgument,
+            StatusCode::UNAUTHORIZED => ErrorCode::Unauthenticated,
+            StatusCode::FORBIDDEN => ErrorCode::PermissionDenied,
+            StatusCode::REQUEST_TIMEOUT => ErrorCode::Timeout,
+            StatusCode::TOO_MANY_REQUESTS => ErrorCode::ResourceExhausted,
+            StatusCode::INTERNAL_SERVER_ERROR => ErrorCode::Internal,
+            StatusCode::SERVICE_UNAVAILABLE => ErrorCode::Stopped,
+            _ => {
+                return ClientError::Strange {
+                    at: self.at,
+                    status: status.as_u16(),
+                    reason: status.to_string(),
+                };
+            }
+        };
+        ClientError::Refused {
+            status: status.as_u16(),
+            error: ErrorModel::new(code, format!("{} answers {status}", self.at)),
         }
     }
 

@@ -21,13 +21,16 @@ use crate::wire::{
     Principal, Readiness, RuntimeMetricsResponse, ServerConfig, StopBoxRequest,
 };
 
-/// Drives a server, over its Unix socket or TCP. Clones share their connections.
+/// Drives a server, over its Unix socket or TCP. Clones share their connections, which are kept for
+/// 5 s when they are idle: a server whose [`Limits::head_timeout`](crate::Limits::head_timeout) is
+/// shorter hangs up on them, which the request after that may see as [`ClientError::Lost`].
 ///
 /// # Errors
 ///
 /// Every method: [`ClientError::Unreachable`] if nothing has been sent, [`ClientError::Lost`] if it
 /// may have been, [`ClientError::Refused`] if the server says no, and [`ClientError::Strange`] if it
-/// is no such server.
+/// is no such server. Those that take the name or id of a box: [`ClientError::Name`], before
+/// anything is sent. [`events`](Self::events): [`ClientError::Silent`].
 ///
 /// # Cancel safety
 ///
@@ -55,16 +58,18 @@ pub struct Client {
     token: Option<BearerToken>,
     /// For people.
     at: String,
+    answer_timeout: Duration,
     /// How long it may take until something of an event stream is heard.
     silence: Duration,
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longer than a server lets any request take, beside the time that a stop gives the box.
+/// Longer than a server of the default limits lets any request take, beside the time that a stop
+/// gives the box.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 /// A server says something several times a minute, if only that it is there.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Shorter than a server keeps an idle connection.
+/// Shorter than a server of the default limits keeps an idle connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Client {
@@ -86,9 +91,19 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`ClientError::Address`].
+    /// [`ClientError::Address`], also for an address with a password or a query in it: errors show
+    /// the address.
     pub fn tcp(url: &str, token: Option<BearerToken>) -> Result<Self, ClientError> {
         Self::new(builder(), url, token, url.to_owned())
+    }
+
+    /// How long an answer may take before it is [`ClientError::Lost`], beside the time that a stop
+    /// gives the box; 120 s by default. For a server whose
+    /// [`Limits::request_timeout`](crate::Limits::request_timeout) is longer.
+    #[must_use]
+    pub fn answer_timeout(mut self, timeout: Duration) -> Self {
+        self.answer_timeout = timeout;
+        self
     }
 
     fn new(
@@ -98,12 +113,19 @@ impl Client {
         at: String,
     ) -> Result<Self, ClientError> {
         let refused = |reason: String| ClientError::Address {
-            url: at.clone(),
+            url: without_secrets(&at),
             reason,
         };
         let base = Url::parse(url).map_err(|error| refused(error.to_string()))?;
         if base.scheme() != "http" || base.cannot_be_a_base() {
             return Err(refused("it is no http address".to_owned()));
+        }
+        if !base.username().is_empty() || base.password().is_some() {
+            let reason = "it has a user or a password in it, and the server knows tokens only";
+            return Err(refused(reason.to_owned()));
+        }
+        if base.query().is_some() || base.fragment().is_some() {
+            return Err(refused("it goes on after its path".to_owned()));
         }
         let http = http.build().map_err(|error| refused(error.to_string()))?;
         Ok(Self {
@@ -111,6 +133,7 @@ impl Client {
             base,
             token,
             at,
+            answer_timeout: ANSWER_TIMEOUT,
             silence: SILENCE_TIMEOUT,
         })
     }
@@ -168,12 +191,7 @@ impl Client {
         match answer.status() {
             StatusCode::NO_CONTENT | StatusCode::OK => Ok(true),
             StatusCode::NOT_FOUND => Ok(false),
-            // The answer to HEAD has no body to tell more.
-            status => Err(ClientError::Strange {
-                at: answer.at,
-                status: status.as_u16(),
-                reason: status.to_string(),
-            }),
+            _ => Err(answer.refusal_without_body()),
         }
     }
 
@@ -211,7 +229,9 @@ impl Client {
         let sent = self.request(Method::POST, ["v1", "boxes", id, "stop"])?;
         // The server refuses what is no grace.
         let grace = request.grace().unwrap_or_default();
-        let sent = sent.timeout(ANSWER_TIMEOUT + grace).json(request);
+        let sent = sent
+            .timeout(self.answer_timeout.saturating_add(grace))
+            .json(request);
         self.send(sent).await?.check().await?.json().await
     }
 
@@ -298,6 +318,7 @@ impl Client {
     }
 
     fn authorized(&self, request: RequestBuilder) -> RequestBuilder {
+        let request = request.timeout(self.answer_timeout);
         match &self.token {
             Some(token) => request.bearer_auth(token.reveal()),
             None => request,
@@ -314,6 +335,19 @@ impl Client {
     }
 }
 
+/// Of an address as it was given, which may be malformed.
+fn without_secrets(url: &str) -> String {
+    let (scheme, rest) = url.split_at(url.find("://").map_or(0, |at| at + "://".len()));
+    let (user, rest) = match rest.rsplit_once('@') {
+        Some((_, rest)) => ("…@", rest),
+        None => ("", rest),
+    };
+    match rest.split_once(['?', '#']) {
+        Some((path, _)) => format!("{scheme}{user}{path}…"),
+        None => format!("{scheme}{user}{rest}"),
+    }
+}
+
 fn builder() -> reqwest::ClientBuilder {
     reqwest::Client::builder()
         .user_agent(concat!(
@@ -322,7 +356,6 @@ fn builder() -> reqwest::ClientBuilder {
             env!("CARGO_PKG_VERSION")
         ))
         .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(ANSWER_TIMEOUT)
         .pool_idle_timeout(IDLE_TIMEOUT)
         .redirect(redirect::Policy::none())
         // The token is for the server, not for whoever is on the way.
@@ -338,12 +371,14 @@ mod tests {
     use futures::StreamExt;
 
     use super::*;
+    use crate::wire::ErrorCode;
 
     const SILENCE: Duration = Duration::from_millis(50);
 
     /// Answers one request, piece by piece, each after a silence that is too long for events, and
     /// keeps the connection.
-    fn slow_server(pieces: &'static [&'static str]) -> Client {
+    fn slow_server(pieces: &[impl ToString]) -> Client {
+        let pieces: Vec<_> = pieces.iter().map(ToString::to_string).collect();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         thread::spawn(move || {
@@ -370,12 +405,69 @@ mod tests {
 
     #[tokio::test]
     async fn a_stop_may_take_as_long_as_it_gives_the_box_on_top() {
-        let mut client = slow_server(&["HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n", "{}"]);
-        client.http = builder().timeout(SILENCE).build().unwrap();
+        let client = slow_server(&["HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n", "{}"]);
+        let client = client.answer_timeout(SILENCE);
         let patience = StopBoxRequest::default().timeout_seconds(60.0);
         let answer = client.stop("x", &patience).await.unwrap_err();
         // No box, but an answer, after a time that is too long for others.
         assert!(matches!(answer, ClientError::Strange { .. }), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_may_take_as_long_as_the_client_is_told() {
+        let client = slow_server(&[""]).answer_timeout(SILENCE);
+        let late = timeout(ANSWER_TIMEOUT / 2, client.metrics()).await;
+        let late = late.expect("it waits longer").unwrap_err();
+        assert!(matches!(late, ClientError::Lost { .. }), "{late:?}");
+        let client = slow_server(&["HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n", "{}"]);
+        client
+            .answer_timeout(Duration::MAX)
+            .metrics()
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_refusal_of_a_head_is_told_by_its_status() {
+        for (status, code) in [
+            ("401 Unauthorized", ErrorCode::Unauthenticated),
+            ("408 Request Timeout", ErrorCode::Timeout),
+            ("503 Service Unavailable", ErrorCode::Stopped),
+        ] {
+            let head = format!("HTTP/1.1 {status}\r\ncontent-length: 20\r\n\r\n");
+            let client = slow_server(&[head]);
+            let refused = client.exists("x").await.unwrap_err();
+            assert_eq!(refused.code(), Some(code), "{refused:?}");
+        }
+        let client = slow_server(&["HTTP/1.1 502 Bad Gateway\r\n\r\n"]);
+        let strange = client.exists("x").await.unwrap_err();
+        assert!(
+            matches!(strange, ClientError::Strange { .. }),
+            "{strange:?}"
+        );
+    }
+
+    #[test]
+    fn an_address_that_would_show_a_secret_is_refused_without_it() {
+        for (url, shown) in [
+            ("http://me:secret@host:1", "\"http://…@host:1\""),
+            ("http://:secret@host", "\"http://…@host\""),
+            ("http://secret@host", "\"http://…@host\""),
+            ("http://host/?secret", "\"http://host/…\""),
+            ("http://host/#secret", "\"http://host/…\""),
+            ("https://me:secret@host", "\"https://…@host\""),
+            ("http://me:sec?ret#secret@host", "\"http://…@host\""),
+            ("me:secret@host", "\"…@host\""),
+        ] {
+            let refused = Client::tcp(url, None).unwrap_err();
+            assert!(
+                matches!(refused, ClientError::Address { .. }),
+                "{refused:?}"
+            );
+            let told = refused.to_string();
+            assert!(told.starts_with(shown), "{told}");
+            assert!(!format!("{refused:?}").contains("secret"), "{refused:?}");
+        }
     }
 
     #[tokio::test]
