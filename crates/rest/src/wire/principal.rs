@@ -1,6 +1,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::openapi::{ObjectBuilder, RefOr, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 /// Who is asking.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -26,14 +27,31 @@ pub struct Principal {
 }
 
 /// What kind of identity a [`Principal`] is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum PrincipalType {
     /// The user that the server runs as, at its Unix socket.
     User,
     /// Whoever has the token.
     ServiceAccount,
+    /// Something that only a newer server knows.
+    #[serde(other)]
+    Other,
 }
+
+// Not derived: it has no `other`, which no server answers and the public API does not have.
+impl PartialSchema for PrincipalType {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some("What kind of identity a principal is."))
+            .enum_values(Some(["user", "service_account"]))
+            .into()
+    }
+}
+
+impl ToSchema for PrincipalType {}
 
 impl Principal {
     pub(crate) fn new(principal_type: PrincipalType, sub: &str, display_name: &str) -> Self {
@@ -46,5 +64,18 @@ impl Principal {
             scopes: scopes.map(str::to_owned).to_vec(),
             expires_at: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_principal_of_a_newer_server_is_read_as_other() {
+        let least = r#"{"sub": "x", "principal_type": "robot", "scopes": []}"#;
+        let read: Principal = serde_json::from_str(least).unwrap();
+        assert_eq!(read.principal_type, PrincipalType::Other);
+        assert!(serde_json::to_string(&read).is_ok());
     }
 }
