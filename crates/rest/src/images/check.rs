@@ -1,7 +1,8 @@
 use vmm_runtime::PayloadSpec;
 
-/// What is wrong with a payload that could never run, whatever engine it is for; the field first.
-pub(crate) fn check(payload: &PayloadSpec) -> Result<(), String> {
+/// What is wrong with a payload that could never run, whatever engine it is for; the field first,
+/// of which `command_field` is the command's.
+pub(crate) fn check(payload: &PayloadSpec, command_field: &str) -> Result<(), String> {
     let PayloadSpec {
         engine,
         command,
@@ -10,14 +11,16 @@ pub(crate) fn check(payload: &PayloadSpec) -> Result<(), String> {
         ..
     } = payload;
     match command.first() {
-        None if engine == PROCESS => return Err("cmd: there is no command to run".to_owned()),
+        None if engine == PROCESS => {
+            return Err(format!("{command_field}: there is no command to run"));
+        }
         Some(program) if program.is_empty() => {
-            return Err("cmd: the name of the program is empty".to_owned());
+            return Err(format!("{command_field}: the name of the program is empty"));
         }
         _ => {}
     }
     if command.iter().any(|word| has_nul(word)) {
-        return Err("cmd: no argument can have a NUL in it".to_owned());
+        return Err(format!("{command_field}: no argument can have a NUL in it"));
     }
     let wrong = env.iter().find(|(name, value)| {
         name.is_empty() || name.contains('=') || has_nul(name) || has_nul(value)

@@ -141,7 +141,7 @@ fn read(path: &Path) -> Result<(String, Image), ImageError> {
     if name.is_empty() || name.contains(char::is_control) {
         return Err(malformed(format!("{name:?} cannot be its name")));
     }
-    check(&image.payload(None, None)).map_err(malformed)?;
+    check(&image.payload(None, None), "command").map_err(malformed)?;
     if image.cpus.is_some_and(|cpus| !CPUS.contains(&cpus)) {
         return Err(malformed(format!("cpus is not within {CPUS:?}")));
     }
@@ -193,9 +193,12 @@ mod tests {
             ("", "no JSON object"),
             (r#"["name"]"#, "no JSON object"),
             (r#"{"comand": ["true"]}"#, "unknown field `comand`"),
-            ("{}", "no command"),
-            (r#"{"command": [""]}"#, "program is empty"),
-            (r#"{"command": ["a\u0000"]}"#, "NUL"),
+            ("{}", "command: there is no command"),
+            (
+                r#"{"command": [""]}"#,
+                "command: the name of the program is empty",
+            ),
+            (r#"{"command": ["a\u0000"]}"#, "command: no argument"),
             (r#"{"command": ["true"], "env": {"A=B": ""}}"#, "A=B"),
             (
                 r#"{"command": ["true"], "working_dir": "srv"}"#,

@@ -55,7 +55,7 @@ pub(crate) fn spec_of(
     }
     payload.cpus = cpus;
     payload.memory_mib = memory_mib;
-    check(&payload).map_err(ApiError::invalid)?;
+    check(&payload, "cmd").map_err(ApiError::invalid)?;
 
     let mut spec = BoxSpec::of(payload)
         .detached(detach.unwrap_or_default())
