@@ -31,7 +31,7 @@ pub struct Limits {
     /// quarter of the descriptors that the process may have, which leaves half of them to the
     /// shims.
     pub connections: usize,
-    /// Readers of events at one time; more are refused. 64 by default.
+    /// Readers of events at one time; more are refused. 256 by default.
     pub event_readers: usize,
     /// How long the reaper may not sweep before the server is not ready: 10 s by default, forty
     /// times what a runtime usually takes between two sweeps.
@@ -54,7 +54,7 @@ impl Default for Limits {
             request_timeout: Duration::from_secs(90),
             write_timeout: Duration::from_secs(30),
             connections: 512,
-            event_readers: 64,
+            event_readers: 256,
             reaper_silence: Duration::from_secs(10),
             bounds_by_default: true,
             drain_timeout: Duration::from_secs(60),
