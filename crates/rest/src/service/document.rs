@@ -79,7 +79,11 @@ fn add_common_answers(operation: &mut Operation) {
         ),
         ("422", "The key was used for another request", mutating),
         ("500", "The server failed", true),
-        ("503", "The server is shutting down, or overloaded", true),
+        (
+            "503",
+            "The server is shutting down, or a shim cannot be started or stopped",
+            true,
+        ),
     ] {
         if applies {
             let content = ContentBuilder::new()

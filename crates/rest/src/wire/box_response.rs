@@ -37,10 +37,12 @@ pub struct BoxResponse {
     pub pid: Option<u32>,
     /// The entry of the server's image table that it was made from.
     pub image: String,
-    /// Virtual processors; the default of a box that was not made by the server, and has no limit.
+    /// Virtual processors; 1 where it has no limit, for clients are always told a size. Of a box
+    /// that was not made by the server, they may be more.
     #[schema(minimum = 1, maximum = 32)]
     pub cpus: u32,
-    /// Memory in MiB; of a box without limit as above.
+    /// Memory in MiB; 512 where it has no limit. Of a box that was not made by the server, it may
+    /// be less.
     #[schema(minimum = 128)]
     pub memory_mib: u32,
     /// The user's.

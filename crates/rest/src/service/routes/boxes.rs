@@ -169,7 +169,7 @@ pub(super) async fn start(
         (status = 200, description = "The box, stopped", body = BoxResponse),
         (status = 400, description = "The request is malformed", body = ErrorResponse),
         (status = 404, description = "There is no such box", body = ErrorResponse),
-        (status = 409, description = "It is being removed", body = ErrorResponse),
+        (status = 409, description = "Never from this server; the public API has it", body = ErrorResponse),
     ),
 )]
 pub(super) async fn stop(
