@@ -15,7 +15,7 @@ use vmm_rest::{BearerToken, Client, ImageTable, Limits, Listener, Server};
 use vmm_runtime::VmmRuntime;
 use vmm_runtime::testing::PerTestBoxHome;
 
-use crate::common::{DEADLINE, boxes};
+use crate::common::{DEADLINE, boxes, pause};
 
 pub const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
@@ -85,6 +85,21 @@ impl Service {
     pub async fn started(&self, request: CreateBoxRequest) -> BoxResponse {
         let made = self.client.create(&request).await.unwrap();
         self.client.start(&made.box_id).await.unwrap()
+    }
+
+    /// The box as soon as it is told to be so.
+    pub async fn until(&self, id: &str, is_so: impl Fn(&BoxResponse) -> bool) -> BoxResponse {
+        let told = async {
+            loop {
+                let found = self.client.inspect(id).await.unwrap();
+                if is_so(&found) {
+                    break found;
+                }
+                pause().await;
+            }
+        };
+        let told = tokio::time::timeout(DEADLINE, told).await;
+        told.expect("the box does not change as it should")
     }
 
     pub async fn send(&self, method: Method, target: &str, body: &str) -> Reply {
@@ -172,9 +187,10 @@ pub async fn heard(stream: &mut (impl AsyncRead + Unpin)) -> String {
     String::from_utf8(text).unwrap()
 }
 
-/// A payload that says when it is up, and when it is asked to stop, which it does not.
+/// A payload that says when it is up, and when it is asked to stop, which it does not; only when it
+/// is [told to go](boxes::go).
 pub const DEAF: &str = "trap 'touch $VMM_BOX_DIR/asked' TERM; touch $VMM_BOX_DIR/up; \
-                        while :; do sleep 0.01; done";
+                        until rm $VMM_BOX_DIR/go 2>/dev/null; do sleep 0.01; done";
 
 pub fn deaf() -> CreateBoxRequest {
     CreateBoxRequest::of("idle").cmd(["sh", "-c", DEAF])

@@ -1,7 +1,7 @@
 use vmm_rest::wire::{BoxStatus, CreateBoxRequest, ErrorCode, Health};
 use vmm_rest::{Image, ImageTable, Limits};
 
-use crate::common::{boxes, pause};
+use crate::common::boxes;
 use crate::fixture::Service;
 
 #[tokio::test]
@@ -27,12 +27,13 @@ async fn a_box_is_what_its_image_says_unless_the_request_says_otherwise() {
     assert_eq!(said(other).await, "request here /\n");
     let command = ["echo other > $VMM_BOX_DIR/said"];
     assert_eq!(said(plain.clone().cmd(command)).await, "other\n");
+    let entrypoint = ["sh", "-c", "echo $1 > $VMM_BOX_DIR/said", "-"];
+    let entered = plain.clone().entrypoint(entrypoint).cmd(["entered"]);
+    assert_eq!(said(entered).await, "entered\n");
 
     let made = service.client.create(&plain).await.unwrap();
     assert_eq!((made.cpus, made.memory_mib), (2, 256));
-    let mut larger = plain;
-    larger.cpus = Some(4);
-    let made = service.client.create(&larger).await.unwrap();
+    let made = service.client.create(&plain.cpus(4)).await.unwrap();
     assert_eq!(
         (made.image.as_str(), made.cpus, made.memory_mib),
         ("teller", 4, 256)
@@ -53,14 +54,12 @@ async fn an_images_health_check_is_the_boxs() {
     let service = Service::of(images, Limits::default()).await;
     let running = service.started(CreateBoxRequest::of("checked")).await;
     assert_eq!(running.health, Some(Health::Starting));
-    loop {
-        let found = service.client.inspect(&running.box_id).await.unwrap();
-        assert_eq!(found.status, BoxStatus::Running);
-        if found.health == Some(Health::Healthy) {
-            break;
-        }
-        pause().await;
-    }
+    let healthy = service
+        .until(&running.box_id, |found| {
+            found.health == Some(Health::Healthy)
+        })
+        .await;
+    assert_eq!(healthy.status, BoxStatus::Running);
     service.end().await;
 }
 

@@ -9,7 +9,7 @@ use vmm_rest::wire::{BoxStatus, CreateBoxRequest, ErrorCode, StopBoxRequest};
 use vmm_rest::{ClientError, Limits};
 use vmm_runtime::ControlGroup;
 
-use crate::common::{boxes, eventually, is_gone, kill, pause, state_of};
+use crate::common::{boxes, eventually, is_gone, kill, state_of};
 use crate::fixture::{Service, deaf, heard, stop};
 
 #[tokio::test]
@@ -73,16 +73,12 @@ async fn a_shim_that_is_killed_from_outside_is_reported() {
     let service = Service::start().await;
     let running = service.started(CreateBoxRequest::of("idle")).await;
     kill(running.pid.unwrap(), Signal::SIGKILL);
-    loop {
-        let found = service.client.inspect(&running.box_id).await.unwrap();
-        if found.status == BoxStatus::Failed {
-            assert_eq!((found.pid, found.signal), (None, Some(9)));
-            assert_eq!(found.exit_code, Some(137));
-            assert!(found.error.is_some());
-            break;
-        }
-        pause().await;
-    }
+    let failed = service
+        .until(&running.box_id, |found| found.status == BoxStatus::Failed)
+        .await;
+    assert_eq!((failed.pid, failed.signal), (None, Some(9)));
+    assert_eq!(failed.exit_code, Some(137));
+    assert!(failed.error.is_some());
     service.end().await;
 }
 
@@ -122,9 +118,8 @@ async fn command_environment_directory_and_size_are_honoured() {
 #[tokio::test]
 async fn a_box_gets_the_processors_and_the_memory_that_the_request_asks_for() {
     let service = Service::start().await;
-    let mut greedy = CreateBoxRequest::of("idle").cmd(["tail", "/dev/zero"]);
-    greedy.memory_mib = Some(128);
-    let greedy = service.started(greedy).await.box_id;
+    let greedy = CreateBoxRequest::of("idle").cmd(["tail", "/dev/zero"]);
+    let greedy = service.started(greedy.memory_mib(128)).await.box_id;
     service.runtime.wait(&greedy).await.unwrap();
     let ended = service.client.inspect(&greedy).await.unwrap();
     assert_eq!(ended.status, BoxStatus::Failed);
@@ -133,8 +128,7 @@ async fn a_box_gets_the_processors_and_the_memory_that_the_request_asks_for() {
     let code = if checked.is_ok() { 137 } else { 1 };
     assert_eq!(ended.exit_code, Some(code), "{ended:?}");
 
-    let mut wide = CreateBoxRequest::of("idle");
-    (wide.cpus, wide.memory_mib) = (Some(32), Some(256));
+    let wide = CreateBoxRequest::of("idle").cpus(32).memory_mib(256);
     let wide = service.started(wide).await.box_id;
     let dir = boxes::dir_of(&service.home, &wide);
     let groups = std::fs::read_to_string(dir.join("cgroup")).unwrap_or_default();

@@ -1,7 +1,7 @@
 use reqwest::Method;
 use vmm_rest::wire::{BoxMetricsResponse, CreateBoxRequest};
 
-use crate::common::pause;
+use crate::common::{DEADLINE, pause};
 use crate::fixture::Service;
 
 #[tokio::test]
@@ -88,13 +88,17 @@ async fn a_box_that_works_uses_memory_and_time_and_one_that_does_not_run_nothing
     let busy = CreateBoxRequest::of("idle").cmd(["sh", "-c", "while :; do :; done"]);
     let running = service.started(busy).await;
     let id = &running.box_id;
-    loop {
-        let usage = service.client.box_metrics(id).await.unwrap();
-        if usage.cpu_percent.unwrap() > 0.0 && usage.memory_bytes.unwrap() > 100_000 {
-            break;
+    let used = async {
+        loop {
+            let usage = service.client.box_metrics(id).await.unwrap();
+            if usage.cpu_percent.unwrap() > 0.0 && usage.memory_bytes.unwrap() > 100_000 {
+                break;
+            }
+            pause().await;
         }
-        pause().await;
-    }
+    };
+    let used = tokio::time::timeout(DEADLINE, used).await;
+    used.expect("it uses nothing");
     service.client.stop(id, &Default::default()).await.unwrap();
     let usage = service.client.box_metrics(id).await.unwrap();
     assert_eq!(usage, BoxMetricsResponse::default());

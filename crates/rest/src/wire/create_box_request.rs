@@ -100,6 +100,27 @@ impl CreateBoxRequest {
         self
     }
 
+    /// Sets [`cpus`](Self::cpus).
+    #[must_use]
+    pub fn cpus(mut self, count: u32) -> Self {
+        self.cpus = Some(count);
+        self
+    }
+
+    /// Sets [`memory_mib`](Self::memory_mib).
+    #[must_use]
+    pub fn memory_mib(mut self, mib: u32) -> Self {
+        self.memory_mib = Some(mib);
+        self
+    }
+
+    /// Sets [`entrypoint`](Self::entrypoint).
+    #[must_use]
+    pub fn entrypoint<S: Into<String>>(mut self, words: impl IntoIterator<Item = S>) -> Self {
+        self.entrypoint = Some(words.into_iter().map(Into::into).collect());
+        self
+    }
+
     /// Sets [`cmd`](Self::cmd).
     #[must_use]
     pub fn cmd<S: Into<String>>(mut self, command: impl IntoIterator<Item = S>) -> Self {
