@@ -56,7 +56,7 @@ pub(super) async fn stream(
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How long a reader who comes may wait for one who leaves to be seen leaving.
-const TURN: Duration = Duration::from_secs(1);
+const TURN: Duration = Duration::from_secs(5);
 
 /// Somebody who reads the events, until they hang up or the server is to end.
 struct Reader {
