@@ -107,17 +107,25 @@ async fn an_answer_that_takes_too_long_is_given_up_and_what_it_began_goes_on() {
 
 #[tokio::test]
 async fn a_stop_is_answered_however_long_it_gives_the_box() {
-    let limits = Limits::default().request_timeout(Duration::from_secs(1));
-    let service = Service::with(limits).await;
+    let limit = Duration::from_millis(100);
+    let service = Service::with(Limits::default().request_timeout(limit)).await;
     let stubborn = boxes::script(crate::fixture::DEAF);
     let running = boxes::started(&service.runtime, stubborn).await;
     let up = boxes::dir_of(&service.home, &running.id).join("up");
     eventually("the payload is up", || up.exists()).await;
-    let patience = StopBoxRequest::default().timeout_seconds(3.0);
-    let stopped = service.client.stop(&running.id, &patience).await.unwrap();
+    let patience = StopBoxRequest::default().timeout_seconds(60.0);
+    let stopping = service.client.stop(&running.id, &patience);
+    let late = async {
+        let asked = boxes::dir_of(&service.home, &running.id).join("asked");
+        eventually("the payload is asked to stop", || asked.exists()).await;
+        tokio::time::sleep(5 * limit).await;
+        boxes::go(&service.home, &running.id);
+    };
+    let (stopped, ()) = tokio::join!(stopping, late);
+    let stopped = stopped.unwrap();
     assert_eq!(
-        (stopped.status, stopped.signal),
-        (BoxStatus::Stopped, Some(9))
+        (stopped.status, stopped.exit_code),
+        (BoxStatus::Stopped, Some(0))
     );
     service.end().await;
 }
@@ -269,7 +277,7 @@ async fn more_readers_of_events_than_there_may_be_are_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_of_events_that_leave_make_room_for_others() {
-    let service = Service::start().await;
+    let service = Service::with(Limits::default().event_readers(64)).await;
     let token = BearerToken::new(TOKEN).unwrap();
     let bearer = vmm_rest::Client::tcp(&service.url, Some(token)).unwrap();
     // Several times as many as there may be, and nothing is told to them.

@@ -263,15 +263,18 @@ async fn a_request_with_a_key_is_finished_although_its_client_waits_no_longer() 
     let running = boxes::started(&service.runtime, boxes::script(DEAF)).await;
     sign(&service, &running.id, "up").await;
     let (runtime, id) = (service.runtime.clone(), running.id.clone());
-    let grace = Duration::from_secs(2);
-    let stopping = tokio::spawn(async move { runtime.stop_within(&id, grace).await });
+    let stopping = tokio::spawn(async move { runtime.stop_within(&id, NEVER).await });
     sign(&service, &running.id, "asked").await;
     // Waits until it has stopped.
     let target = format!("/v1/boxes/{}/start", running.id);
     let key = [("idempotency-key", "017f22e2-79b0-7cc3-98c4-dc0c0c07398f")];
     let late = service.send_with(Method::POST, &target, "", &key);
     assert_eq!(late.await.status, 408);
-    service.end_server().await;
+    let go = boxes::dir_of(&service.home, &running.id).join("go");
+    // The server has been told to end before the payload is.
+    tokio::join!(service.end_server(), async {
+        std::fs::write(go, "").unwrap();
+    });
     stopping.await.unwrap().unwrap();
     let again = service.runtime.info(&running.id).await.unwrap();
     assert_eq!(again.status, vmm_runtime::BoxStatus::Running);
