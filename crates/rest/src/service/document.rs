@@ -72,11 +72,6 @@ fn add_common_answers(operation: &mut Operation) {
         ("401", "There is no token, or a wrong one", !open),
         ("408", "It took too long", true),
         ("413", "The body is too long", true),
-        (
-            "415",
-            "The body is no JSON",
-            operation.request_body.is_some(),
-        ),
         ("422", "The key was used for another request", mutating),
         ("500", "The server failed", true),
         (

@@ -72,6 +72,7 @@ pub(super) async fn list(
         (status = 400, description = "The request is malformed, or asks for what the server lacks",
             body = ErrorResponse),
         (status = 409, description = "The name is taken", body = ErrorResponse),
+        (status = 415, description = "The body is not said to be JSON", body = ErrorResponse),
         (status = 422, description = "There is no such image", body = ErrorResponse),
     ),
 )]
