@@ -45,7 +45,14 @@ pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
         };
         if let Err(record) = shim {
             let exit = ExitRecord::read(&recovered.dir().join(FILES.exit));
-            recovered.found_ended(Outcome::of(Some(record), None, exit, false));
+            let outcome = Outcome::of(Some(record), None, exit, false);
+            match &outcome.error {
+                Some(error) => {
+                    tracing::warn!(id = recovered.id(), error, "failed while no runtime looked");
+                }
+                None => tracing::info!(id = recovered.id(), "ended while no runtime looked"),
+            }
+            recovered.found_ended(outcome);
             ended.push(recovered);
         }
     }
