@@ -3,14 +3,18 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use common::boxes::{dir_of, exits_on_go, go, open, options, script, sleeping, started};
+use common::own_process::{block_on, in_own_process};
 use common::recycled_pid::sleeper_with_pid;
-use common::{Doomed, eventually, is_gone, kernel_is_at_least, kill, sleeper, state_of};
+use common::{
+    Doomed, as_pid, eventually, is_gone, is_zombie, kernel_is_at_least, kill, sleeper, state_of,
+};
 use nix::sys::signal::Signal;
+use nix::sys::wait::waitpid;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxInfo, BoxStatus, Ending, PidRecord, RuntimeError, VmmRuntime};
 
@@ -457,4 +461,45 @@ fn the_helper_knows_a_child_when_it_sees_one() {
     assert!(is_child_of_this_process(child.id()));
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+const STAGE: &str = "SHIM_TEST_STAGE";
+const STAGE_HOME: &str = "SHIM_TEST_STAGE_HOME";
+
+/// As in a container whose pid 1 waits for nobody.
+#[test]
+fn a_box_whose_shim_nobody_collects_is_removed_nevertheless() {
+    let test = "a_box_whose_shim_nobody_collects_is_removed_nevertheless";
+    in_own_process(test, || match std::env::var(STAGE).as_deref() {
+        Ok(stage) => block_on(leave_or_remove(stage)),
+        Err(_) => {
+            nix::sys::prctl::set_child_subreaper(true).unwrap();
+            let home = PerTestBoxHome::new();
+            let run = |stage| {
+                let mut command = Command::new(std::env::current_exe().unwrap());
+                command.args([test, "--exact", "--nocapture", "--test-threads=1"]);
+                command.env(STAGE, stage).env(STAGE_HOME, home.path());
+                assert!(command.status().unwrap().success(), "{stage}");
+            };
+            run("leave");
+            let pid = fs::read_to_string(home.path().join("left")).unwrap();
+            let pid = pid.parse().unwrap();
+            run("remove");
+            assert!(is_zombie(pid));
+            waitpid(as_pid(pid), None).unwrap();
+        }
+    });
+}
+
+async fn leave_or_remove(stage: &str) {
+    let home = PathBuf::from(std::env::var_os(STAGE_HOME).unwrap());
+    let runtime = VmmRuntime::open(options(&home)).await.unwrap();
+    if stage == "leave" {
+        let left = started(&runtime, sleeping().detached(true)).await;
+        fs::write(home.join("left"), left.pid.unwrap().to_string()).unwrap();
+    } else {
+        clear(&runtime).await;
+        assert!(runtime.list().await.is_empty());
+    }
+    runtime.shutdown(LIMIT).await;
 }

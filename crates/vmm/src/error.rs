@@ -65,7 +65,7 @@ pub enum RuntimeError {
         /// Why.
         source: StartError,
     },
-    /// A process that survives SIGKILL: one that is stuck in the kernel, or that nobody collects.
+    /// A process that survives SIGKILL: it is stuck in the kernel.
     #[error("the shim {pid} of the box {id} is still there {seconds} s after SIGKILL")]
     Stuck {
         /// Which box.

@@ -197,14 +197,14 @@ impl VmmRuntime {
     }
 
     /// Removes a box. With `force` one that runs is killed first, at once. Returns when its shim
-    /// is gone from `/proc` and its files from the disk.
+    /// is gone from `/proc` and its files from the disk. The zombie of a shim that was found again,
+    /// and is another process's child, is waited for, but for two seconds only.
     ///
     /// # Errors
     ///
     /// [`RuntimeError::Running`] without `force`; [`RuntimeError::Stuck`] if the shim survives
-    /// SIGKILL, or is a zombie that its parent, another process, does not collect;
-    /// [`RuntimeError::Untidy`] if strays are left, [`RuntimeError::File`] if its directory cannot
-    /// be removed; [`RuntimeError::NotFound`], [`RuntimeError::Closed`].
+    /// SIGKILL; [`RuntimeError::Untidy`] if strays are left, [`RuntimeError::File`] if its directory
+    /// cannot be removed; [`RuntimeError::NotFound`], [`RuntimeError::Closed`].
     ///
     /// # Cancel safety
     ///

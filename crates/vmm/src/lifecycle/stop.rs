@@ -48,14 +48,10 @@ pub(super) fn check<T>(
     match outcome {
         Ok(Ok(exit)) => Ok(exit),
         Ok(Err(ReaperClosed)) => Err(RuntimeError::Closed),
-        Err(_) => Err(stuck(ended, pid, STUCK_AFTER)),
-    }
-}
-
-pub(super) fn stuck(ended: &MicroBox, pid: u32, after: Duration) -> RuntimeError {
-    RuntimeError::Stuck {
-        id: ended.id().to_owned(),
-        pid,
-        seconds: after.as_secs(),
+        Err(_) => Err(RuntimeError::Stuck {
+            id: ended.id().to_owned(),
+            pid,
+            seconds: STUCK_AFTER.as_secs(),
+        }),
     }
 }
