@@ -85,15 +85,13 @@ async fn check_health(core: &Core, followed: &MicroBox, shim: &Arc<ShimHandler>)
 pub(crate) async fn tidy_up(core: &Core, ended: &Arc<MicroBox>) -> Result<(), RuntimeError> {
     if let Some(litter) = ended.litter() {
         let strays = Arc::clone(&core.strays);
-        let searched = {
+        let search = {
             let litter = litter.clone();
             tokio::task::spawn_blocking(move || strays.end(&litter))
         };
-        // There is no answer only when everything ends.
-        if let Ok(searched) = searched.await {
-            searched.map_err(|source| untidy(ended, source))?;
-            ended.tidied(&litter);
-        }
+        let searched = search.await.unwrap_or_else(|error| Err(error.into()));
+        searched.map_err(|source| untidy(ended, source))?;
+        ended.tidied(&litter);
     }
     let saved = Arc::clone(ended);
     if let Err(error) = on_disk(move || saved.save()).await {
