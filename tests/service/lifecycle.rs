@@ -1,5 +1,5 @@
 use std::io::{self, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use reqwest::Method;
@@ -9,7 +9,7 @@ use vmm_rest::wire::{BoxStatus, CreateBoxRequest, ErrorCode, StopBoxRequest};
 use vmm_rest::{ClientError, Limits};
 use vmm_runtime::ControlGroup;
 
-use crate::common::{boxes, eventually, is_gone, kill, state_of};
+use crate::common::{DEADLINE, boxes, eventually, is_gone, kill, pause, state_of};
 use crate::fixture::{Service, deaf, heard, stop};
 
 #[tokio::test]
@@ -166,6 +166,33 @@ async fn a_box_that_asks_for_no_size_is_bounded_only_where_that_is_strict() {
         assert_eq!((info.cpus, info.memory_mib), bounded_to);
         service.end().await;
     }
+}
+
+#[tokio::test]
+async fn a_box_that_takes_its_time_to_stop_is_stopping() {
+    let service = Service::start().await;
+    let id = service.started(deaf()).await.box_id;
+    let up = boxes::dir_of(&service.home, &id).join("up");
+    eventually("the payload is up", || up.exists()).await;
+    let patient = StopBoxRequest::default().timeout_seconds(3600.0);
+    let stop = {
+        let (client, id) = (service.client.clone(), id.clone());
+        tokio::spawn(async move { client.stop(&id, &patient).await })
+    };
+    let deadline = Instant::now() + DEADLINE;
+    while service.client.inspect(&id).await.unwrap().status != BoxStatus::Stopping {
+        assert!(Instant::now() < deadline, "it is not stopping");
+        pause().await;
+    }
+    let listed = service
+        .send(Method::GET, "/v1/boxes?status=stopping", "")
+        .await;
+    assert_eq!(listed.json()["boxes"][0]["box_id"], json!(id));
+    let at_once = StopBoxRequest::default().timeout_seconds(0.0);
+    let stopped = service.client.stop(&id, &at_once).await.unwrap();
+    assert_eq!(stopped.status, BoxStatus::Stopped);
+    stop.await.unwrap().unwrap();
+    service.end().await;
 }
 
 #[tokio::test]

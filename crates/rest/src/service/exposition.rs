@@ -30,12 +30,13 @@ pub(crate) struct Numbers {
 impl Numbers {
     /// Looks into `/proc`: blocks.
     pub(crate) fn take(runtime: RuntimeMetrics, boxes: &[BoxInfo], accept_failures: u64) -> Self {
-        use BoxStatus::{Configured, Failed, Running, Stopped};
-        let mut by_status: BTreeMap<BoxStatus, u64> = [Configured, Running, Stopped, Failed]
-            .map(|status| (status, 0))
-            .into();
+        use BoxStatus::{Configured, Failed, Running, Stopped, Stopping};
+        let mut by_status: BTreeMap<BoxStatus, u64> =
+            [Configured, Running, Stopping, Stopped, Failed]
+                .map(|status| (status, 0))
+                .into();
         for info in boxes {
-            *by_status.entry(info.status.into()).or_default() += 1;
+            *by_status.entry(info.into()).or_default() += 1;
         }
         Self {
             runtime,

@@ -43,7 +43,7 @@ pub(crate) async fn find(
             Some(parsed.map_err(|error| ApiError::invalid(format!("status: {error}")))?)
         }
     };
-    let is_wanted = |info: &BoxInfo| status.is_none_or(|wanted| wanted == info.status.into());
+    let is_wanted = |info: &BoxInfo| status.is_none_or(|wanted| wanted == info.into());
 
     let mut last = last.to_owned();
     let mut page: Vec<BoxInfo> = Vec::new();

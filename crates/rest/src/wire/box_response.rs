@@ -84,12 +84,13 @@ pub struct BoxResponse {
 
 impl From<BoxInfo> for BoxResponse {
     fn from(info: BoxInfo) -> Self {
+        let status = (&info).into();
         let mut labels = info.labels;
         let image = Origin::take_from(&mut labels).into_name();
         Self {
             box_id: info.id,
             name: info.name,
-            status: info.status.into(),
+            status,
             created_at: info.created_at,
             updated_at: info.updated_at,
             pid: info.pid,

@@ -3,8 +3,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use vmm_runtime::BoxInfo;
 
-/// Where a box is in its life. This server knows `configured`, `running`, `stopped` and `failed`.
+/// Where a box is in its life. This server knows all but `paused` and `unknown`.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
 )]
@@ -56,6 +57,11 @@ impl BoxStatus {
         }
     }
 
+    /// Whether its payload has not ended: it runs, is being stopped, or is frozen.
+    pub fn is_alive(self) -> bool {
+        matches!(self, Self::Running | Self::Stopping | Self::Paused)
+    }
+
     fn list() -> String {
         Self::ALL.map(Self::name).join(", ")
     }
@@ -78,11 +84,12 @@ impl FromStr for BoxStatus {
     }
 }
 
-impl From<vmm_runtime::BoxStatus> for BoxStatus {
-    fn from(status: vmm_runtime::BoxStatus) -> Self {
+impl From<&BoxInfo> for BoxStatus {
+    fn from(info: &BoxInfo) -> Self {
         use vmm_runtime::BoxStatus as Status;
-        match status {
+        match info.status {
             Status::Configured => Self::Configured,
+            Status::Running if info.stopping => Self::Stopping,
             Status::Running => Self::Running,
             Status::Stopped => Self::Stopped,
             Status::Failed => Self::Failed,

@@ -14,7 +14,7 @@ pub(crate) struct List {
     /// Also those that do not run
     #[arg(short, long)]
     all: bool,
-    /// Only those with this status: configured, running, stopped or failed
+    /// Only those with this status: configured, running, stopping, stopped or failed
     #[arg(long, conflicts_with = "all")]
     status: Option<BoxStatus>,
     /// Only their ids
@@ -29,9 +29,11 @@ pub(crate) struct List {
 
 impl List {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
-        let wanted = self.status.unwrap_or(BoxStatus::Running);
         let mut boxes = self.server.client(&home).await?.all_boxes().await?;
-        boxes.retain(|listed| self.all || listed.status == wanted);
+        boxes.retain(|listed| match self.status {
+            Some(wanted) => listed.status == wanted,
+            None => self.all || listed.status.is_alive(),
+        });
         if self.quiet {
             let ids = boxes
                 .iter()

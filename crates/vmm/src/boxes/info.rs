@@ -42,6 +42,9 @@ pub struct BoxInfo {
     pub name: Option<String>,
     /// Where it is in its life.
     pub status: BoxStatus,
+    /// Whether it runs and is about to end: it has been asked to, or has lost the runtime that it
+    /// was attached to.
+    pub stopping: bool,
     /// What its health check says; `None` without a check, or before the first start.
     pub health: Option<HealthState>,
     /// The shim, while it runs.

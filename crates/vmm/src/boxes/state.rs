@@ -108,6 +108,14 @@ impl State {
                 (None, None) if damage.is_some() => BoxStatus::Failed,
                 (None, _) => self.record.status(),
             },
+            stopping: matches!(
+                self.phase,
+                Phase::Up {
+                    stop_requested,
+                    ending,
+                    ..
+                } if stop_requested || ending
+            ),
             health: self.health,
             pid: shim.map(|shim| shim.pid()),
             payload_pid: shim.and_then(|shim| shim.payload_pid()),

@@ -145,7 +145,7 @@ async fn told(client: &Client, id: &str, mut events: BoxEvents) -> Result<End, F
             Ok(_) => {}
             Err(ClientError::EventsMissed { .. }) => {
                 let now = client.inspect(id).await?;
-                if now.status != BoxStatus::Running {
+                if !now.status.is_alive() {
                     return Ok(now.into());
                 }
             }

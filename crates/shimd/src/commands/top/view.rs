@@ -100,21 +100,17 @@ impl View {
     }
 
     fn head(&self, width: u16) -> Line<'static> {
-        let count = |status| {
+        let count = |is_such: fn(BoxStatus) -> bool| {
             let boxes = self.now.boxes.iter();
-            boxes.filter(|listed| listed.status == status).count()
+            boxes.filter(|listed| is_such(listed.status)).count()
         };
-        let failed = count(BoxStatus::Failed);
+        let running = count(BoxStatus::is_alive);
+        let stopped = count(|status| status == BoxStatus::Stopped);
+        let failed = count(|status| status == BoxStatus::Failed);
         let parts = [
             (format!("{} in all", self.now.boxes.len()), Tone::Plain),
-            (
-                format!("{} running", count(BoxStatus::Running)),
-                Tone::Plain,
-            ),
-            (
-                format!("{} stopped", count(BoxStatus::Stopped)),
-                Tone::Plain,
-            ),
+            (format!("{running} running"), Tone::Plain),
+            (format!("{stopped} stopped"), Tone::Plain),
             (format!("{failed} failed"), Tone::alarm_if(failed > 0)),
         ];
         self.line("boxes", parts, width)
