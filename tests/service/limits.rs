@@ -203,6 +203,47 @@ async fn asking(address: SocketAddr) -> TcpStream {
 }
 
 #[tokio::test]
+async fn unauthenticated_connections_make_room_for_others() {
+    let limits = Limits::default()
+        .connections(4)
+        .head_timeout(NEVER)
+        .body_timeout(NEVER);
+    let service = Service::with(limits).await;
+    let address = service.url.strip_prefix("http://").unwrap();
+    let mut authenticated = asking(address.parse().unwrap()).await;
+    authenticated.readable().await.unwrap();
+
+    // All of this is unfinished: nothing, half a head, half a body.
+    let silent = [
+        "",
+        "GET /v1/me HTTP/1.1\r\nhost:",
+        "GET /healthz HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{",
+    ];
+    let mut unfinished = Vec::new();
+    for text in silent.into_iter().cycle().take(60) {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        // It may have been closed already.
+        let _ = stream.write_all(text.as_bytes()).await;
+        unfinished.push(stream);
+    }
+    for _ in 0..10 {
+        let token = BearerToken::new(TOKEN).unwrap();
+        let bearer = vmm_rest::Client::tcp(&service.url, Some(token)).unwrap();
+        timeout(DEADLINE, bearer.me()).await.unwrap().unwrap();
+    }
+
+    // The oldest connection is closed first, and none that has authenticated.
+    assert_eq!(heard(&mut unfinished[0]).await, "");
+    let farewell = "GET /v1/me HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+                    authorization: Bearer 0123456789abcdef0123456789abcdef\r\n\r\n";
+    authenticated.write_all(farewell.as_bytes()).await.unwrap();
+    let answers = heard(&mut authenticated).await;
+    assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 2, "{answers}");
+    drop(unfinished);
+    service.end().await;
+}
+
+#[tokio::test]
 async fn a_stranger_who_has_been_answered_is_hung_up_on() {
     let limits = Limits::default().connections(1).head_timeout(NEVER);
     let service = Service::with(limits).await;

@@ -1,9 +1,11 @@
+use std::sync::Weak;
+
 use axum::extract::{Extension, Request};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::{ApiError, answer};
+use super::{ApiError, Place, answer};
 use crate::BearerToken;
 use crate::wire::{ErrorCode, Principal, PrincipalType};
 
@@ -72,10 +74,14 @@ fn presented(headers: &HeaderMap) -> Option<&[u8]> {
 /// keep others out.
 pub(crate) async fn guard(
     Extension(access): Extension<Access>,
+    Extension(place): Extension<Weak<Place>>,
     request: Request,
     next: Next,
 ) -> Response {
     let Err(refusal) = access.check(request.headers()) else {
+        if let Some(place) = place.upgrade() {
+            place.keep();
+        }
         return next.run(request).await;
     };
     let mut answer = match is_open(request.uri().path()) {

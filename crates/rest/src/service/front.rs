@@ -1,7 +1,7 @@
 use std::io;
 use std::mem;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use axum::Router;
@@ -16,7 +16,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
-use super::{ApiState, Closing, Connection, HangUp, Impatient, Limits, Listener, Room, answer};
+use super::{
+    ApiState, Closing, Connection, HangUp, Impatient, Limits, Listener, Place, Room, answer,
+};
 
 /// How long to wait when no connection can be accepted: no descriptors are left, most often.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
@@ -107,8 +109,12 @@ impl Front {
 
     /// Until there is room it waits, and those after it in the backlog.
     async fn let_in(&self, connection: Connection, listener: &Listener, router: &Router) {
-        let place = self.room.place(listener.access()).await;
-        let serve = self.connection(connection, router.clone());
+        let kill = self.kill.child_token();
+        let place = self.room.place(listener.access(), &kill, &self.closing);
+        let Some(place) = place.await.map(Arc::new) else {
+            return;
+        };
+        let serve = self.connection(connection, kill, Arc::downgrade(&place), router.clone());
         self.connections.spawn(async move {
             serve.await;
             drop(place);
@@ -118,9 +124,11 @@ impl Front {
     fn connection(
         &self,
         connection: Connection,
+        kill: CancellationToken,
+        place: Weak<Place>,
         router: Router,
     ) -> impl Future<Output = ()> + Send + 'static {
-        let (closing, kill) = (self.closing.clone(), self.kill.child_token());
+        let closing = self.closing.clone();
         let hang_up = HangUp::new(kill.clone());
         let connection = Arc::new(connection);
         let client = Arc::downgrade(&connection);
@@ -129,6 +137,7 @@ impl Front {
         let service = router.map_request(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(hang_up.clone());
             request.extensions_mut().insert(client.clone());
+            request.extensions_mut().insert(place.clone());
             request.map(Body::new)
         });
         let service = service.map_response(move |answer: Response| {

@@ -26,10 +26,11 @@ pub struct Limits {
     /// 30 s by default. What the system buffers does not wait.
     pub write_timeout: Duration,
     /// Connections at one time to all Unix sockets together, and as many over TCP; more wait for
-    /// their turn. A client without the token has one for one request, which it keeps no longer
-    /// than `head_timeout` and `body_timeout` together. 512 by default, and never more than a
-    /// quarter of the descriptors that the process may have, which leaves half of them to the
-    /// shims.
+    /// their turn. Over TCP, when there are that many, the server closes the oldest connection
+    /// whose client has not shown the token. Such a client gets one connection for one request, for
+    /// no longer than `head_timeout` and `body_timeout` together. 512 by default, and never more
+    /// than a quarter of the descriptors that the process may have, which leaves half of them to
+    /// the shims.
     pub connections: usize,
     /// Readers of events at one time; more are refused. 256 by default.
     pub event_readers: usize,

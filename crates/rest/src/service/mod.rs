@@ -36,7 +36,7 @@ use impatient::Impatient;
 pub use limits::Limits;
 pub use listener::{ListenError, Listener};
 use new_box::spec_of;
-use room::Room;
+use room::{Place, Room};
 pub use server::Server;
 use state::ApiState;
 
