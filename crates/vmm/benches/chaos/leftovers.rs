@@ -1,0 +1,74 @@
+//! What is left when nothing should be.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The processes that have this in their arguments or their environment. Zombies have neither.
+pub(crate) fn processes(mark: &str) -> Vec<String> {
+    let found = pids().filter(|pid| *pid != std::process::id() && mentions(*pid, mark));
+    found.map(describe).collect()
+}
+
+/// The zombies whose parent has this pid.
+pub(crate) fn zombies_of(parent: u32) -> Vec<String> {
+    let wanted = format!("PPid:\t{parent}\n");
+    let is_one = |pid: &u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.contains(&wanted) && status.contains("State:\tZ")
+    };
+    pids().filter(is_one).map(describe).collect()
+}
+
+/// The control groups of these boxes.
+pub(crate) fn control_groups(ids: &[String]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut dirs = vec![PathBuf::from("/sys/fs/cgroup")];
+    while let Some(dir) = dirs.pop() {
+        let children = entries(&dir).into_iter().filter(|path| path.is_dir());
+        for child in children {
+            let name = child.file_name().unwrap_or_default().to_string_lossy();
+            match ids
+                .iter()
+                .any(|id| name.starts_with(&format!("vmm-box-{id}.")))
+            {
+                true => found.push(child),
+                false => dirs.push(child),
+            }
+        }
+    }
+    found
+}
+
+/// What a home without boxes does not hold, and what temporary files are left.
+pub(crate) fn files(root: &Path) -> Vec<PathBuf> {
+    let home = root.join("home");
+    let expected = [home.join("lock"), home.join("boxes")];
+    let mut found = entries(&home);
+    found.retain(|path| !expected.contains(path));
+    found.extend(entries(&home.join("boxes")));
+    found.extend(entries(&root.join("tmp")));
+    found
+}
+
+pub(crate) fn mentions(pid: u32, mark: &str) -> bool {
+    ["cmdline", "environ"].into_iter().any(|file| {
+        let text = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        String::from_utf8_lossy(&text).contains(mark)
+    })
+}
+
+fn describe(pid: u32) -> String {
+    let text = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let line = String::from_utf8_lossy(&text).replace('\0', " ");
+    format!("{pid}: {line}")
+}
+
+fn pids() -> impl Iterator<Item = u32> {
+    let paths = entries(Path::new("/proc")).into_iter();
+    paths.filter_map(|path| path.file_name()?.to_str()?.parse().ok())
+}
+
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}

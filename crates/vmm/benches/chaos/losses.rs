@@ -1,0 +1,70 @@
+//! What must not happen, and how often it has.
+
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Column {
+    /// A run whose end is never reported.
+    EndsLost,
+    /// A reported end that the run cannot have had.
+    EndsWrong,
+    EndsReportedTwice,
+    /// A reported end that is another one later.
+    EndsForgotten,
+    /// An operation that failed without a reason.
+    Refused,
+    /// An operation without a reply.
+    Hung,
+    ZombiesLeft,
+    ProcessesLeft,
+    ControlGroupsLeft,
+    FilesLeft,
+}
+
+const COLUMNS: [Column; 10] = [
+    Column::EndsLost,
+    Column::EndsWrong,
+    Column::EndsReportedTwice,
+    Column::EndsForgotten,
+    Column::Refused,
+    Column::Hung,
+    Column::ZombiesLeft,
+    Column::ProcessesLeft,
+    Column::ControlGroupsLeft,
+    Column::FilesLeft,
+];
+
+/// How many are printed in full.
+const SHOWN: usize = 10;
+
+#[derive(Default)]
+pub(crate) struct Losses(Mutex<Vec<(Column, String)>>);
+
+impl Losses {
+    fn all(&self) -> MutexGuard<'_, Vec<(Column, String)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn add(&self, column: Column, details: impl Into<String>) {
+        self.all().push((column, details.into()));
+    }
+
+    pub(crate) fn any(&self) -> bool {
+        !self.all().is_empty()
+    }
+}
+
+impl fmt::Display for Losses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = self.all();
+        for (column, details) in all.iter().take(SHOWN) {
+            writeln!(f, "{column:?}: {details}\n")?;
+        }
+        for column in COLUMNS {
+            let count = all.iter().filter(|(of, _)| *of == column).count();
+            writeln!(f, "{:<18} {count}", format!("{column:?}"))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,387 @@
+//! Makes one box after the other, and operates on it and kills its processes, one or two things at a
+//! time. After each it looks at what the runtime reports.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use shim_reaper::{Pidfd, Signal};
+use tokio::join;
+use tokio::time::sleep;
+use vmm_runtime::{BoxSpec, BoxStatus, Ready};
+
+use crate::account::{Account, Known, Slot};
+use crate::client::Client;
+use crate::leftovers;
+use crate::losses::{Column, Losses};
+use crate::oracle::Run;
+use crate::payload::{Kind, Ledger, Payload};
+use crate::server::{Op, Reply, View};
+
+pub(crate) struct Operator {
+    number: usize,
+    rng: Rng,
+    /// Whether boxes with limits have control groups.
+    has_groups: bool,
+    client: Arc<Client>,
+    account: Account,
+    made: usize,
+    /// The ids of the boxes that were made.
+    ids: Vec<String>,
+}
+
+/// How often a box that is still there at the end is removed.
+const REMOVALS: usize = 10;
+const SIGNALS: [Signal; 3] = [Signal::SIGKILL, Signal::SIGUSR1, Signal::SIGALRM];
+
+impl Operator {
+    pub(crate) fn new(
+        number: usize,
+        seed: u64,
+        has_groups: bool,
+        root: &Path,
+        client: Arc<Client>,
+        losses: Arc<Losses>,
+    ) -> Self {
+        Self {
+            number,
+            rng: Rng::with_seed(seed),
+            has_groups,
+            client,
+            account: Account::new(root, losses),
+            made: 0,
+            ids: Vec::new(),
+        }
+    }
+
+    pub(crate) fn slot(&self) -> Arc<Mutex<Slot>> {
+        Arc::clone(&self.account.slot)
+    }
+
+    /// Goes on until then, and removes its box. Returns the ids of all that it made.
+    pub(crate) async fn run(mut self, until: Instant) -> Vec<String> {
+        while Instant::now() < until {
+            self.step().await;
+        }
+        for _ in 0..REMOVALS {
+            match self.account.known {
+                Known::Absent => break,
+                Known::Down(_) => self.remove(true).await,
+                _ => {
+                    self.account.with_run(|run| run.stop(true));
+                    let stop = Op::StopWithin(self.account.name.clone(), Duration::ZERO);
+                    let reply = self.call(stop).await;
+                    self.has_ended(reply);
+                }
+            }
+            self.look().await;
+        }
+        self.ids
+    }
+
+    async fn step(&mut self) {
+        match &self.account.known {
+            Known::Absent => self.create().await,
+            Known::Down(_) => self.rouse().await,
+            Known::Up(view) | Known::Perhaps(view) => self.disturb(view.clone()).await,
+        }
+        self.look().await;
+    }
+
+    async fn create(&mut self) {
+        self.made += 1;
+        self.account.name = format!("box-{}-{}-", self.number, self.made);
+        self.account.kind = Kind::ALL[self.rng.usize(..Kind::ALL.len())];
+        let limited = self.rng.u8(..4) == 0;
+        let payload = Payload {
+            kind: self.account.kind,
+            lasts: self.rng.u64(..600),
+            ledger: self.account.ledger(),
+            hides: limited && self.has_groups,
+        };
+        let program = std::env::current_exe().unwrap_or_default();
+        let command = [program.display().to_string()]
+            .into_iter()
+            .chain(payload.args());
+        let attached = self.rng.bool();
+        let mut spec = BoxSpec::new(command)
+            .name(&self.account.name)
+            .detached(!attached);
+        if self.account.kind == Kind::Deaf {
+            spec = spec.stop_grace(Duration::from_millis(300));
+        }
+        if self.rng.u8(..4) == 0 {
+            spec = spec.ready(Ready::Notified);
+        }
+        if limited {
+            spec = spec.cpus(1).memory_mib(128);
+        }
+        *self.account.locked() = Slot {
+            attached,
+            run: None,
+        };
+        self.account
+            .note(format!("{:?}, attached: {attached}", self.account.kind));
+        match self.call(Op::Create(Box::new(spec))).await.0 {
+            Ok(views) => self.made(views.into_iter().next()),
+            Err(failure) if Self::is_interruption(&failure) => {
+                let found = self.info().await.map(|(view, _)| view);
+                self.made(found);
+            }
+            Err(failure) => self.account.lose(Column::Refused, &failure),
+        }
+    }
+
+    fn made(&mut self, view: Option<View>) {
+        if let Some(view) = view {
+            self.ids.push(view.id.clone());
+            self.account.known = Known::Down(view);
+        }
+    }
+
+    /// Of a box that does not run.
+    async fn rouse(&mut self) {
+        let name = self.account.name.clone();
+        let grace = Duration::from_millis(self.rng.u64(..20));
+        match self.rng.u8(..12) {
+            0..6 => self.start(None).await,
+            6 | 7 => self.start(Some(Op::StopWithin(name, grace))).await,
+            8 => self.start(Some(Op::Remove(name, true))).await,
+            9 => self.remove(false).await,
+            10 => {
+                let reply = self.call(Op::Stop(name)).await;
+                self.has_ended(reply);
+            }
+            _ => self.list().await,
+        }
+    }
+
+    /// Of a box that runs, or may.
+    async fn disturb(&mut self, view: View) {
+        let name = self.account.name.clone();
+        let pause = Duration::from_millis(self.rng.u64(..300));
+        let signal = SIGNALS[self.rng.usize(..SIGNALS.len())];
+        let victim = self.rng.u8(..4);
+        let kill = |op: &Self, choice| match choice {
+            0 => op.kill_payload(&view, signal),
+            1 => op.kill_shim(&view),
+            _ => false,
+        };
+        match self.rng.u8(..12) {
+            0 | 1 => sleep(pause).await,
+            2 => self.list().await,
+            3 => self.remove(false).await,
+            4 => self.remove(true).await,
+            5 => _ = kill(self, victim % 2),
+            6 | 7 => {
+                if self.account.kind.ends_by_itself() || kill(self, 0) {
+                    let reply = self.call(Op::Wait(name)).await;
+                    self.has_ended(reply);
+                }
+            }
+            _ => {
+                let (op, forced) = match self.rng.bool() {
+                    true => (Op::Stop(name), false),
+                    false => (Op::StopWithin(name, pause / 4), true),
+                };
+                self.account.with_run(|run| run.stop(forced));
+                let race = async {
+                    sleep(pause / 100).await;
+                    kill(self, victim)
+                };
+                let (reply, _) = join!(self.call(op), race);
+                self.has_ended(reply);
+            }
+        }
+    }
+
+    /// Starts the box; the race is an operation that cancels the start.
+    async fn start(&mut self, race: Option<Op>) {
+        let Known::Down(before) = self.account.known.clone() else {
+            return;
+        };
+        let begun = Ledger::read(&self.account.ledger()).begun;
+        let mut run = Run::new(self.account.kind, begun, self.client.epoch());
+        if race.is_some() {
+            run.cancelled = true;
+            run.stop(true);
+        }
+        self.account.locked().run = Some(run);
+        self.account.known = Known::Perhaps(before);
+        let start = self.call(Op::Start(self.account.name.clone()));
+        let other = async {
+            match &race {
+                Some(op) => Some(self.call(op.clone()).await.0),
+                None => None,
+            }
+        };
+        let ((started, epoch), other) = join!(start, other);
+        self.account.with_run(|run| run.runtime = epoch);
+        let closing = self.client.epoch() != epoch;
+        match started {
+            Ok(views) => {
+                self.account.known = views.into_iter().next().map_or(Known::Absent, Known::Up)
+            }
+            Err(failure) => {
+                self.account.with_run(|run| {
+                    run.interrupted = true;
+                    run.stop(true);
+                });
+                let given_up = failure.starts_with("Start") && (race.is_some() || closing)
+                    || failure.starts_with("NotFound") && race.is_some();
+                if !given_up && !Self::is_interruption(&failure) {
+                    self.account.lose(Column::Refused, &failure);
+                }
+            }
+        }
+        match (race, other) {
+            (Some(Op::Remove(..)), Some(Ok(_))) => self.removed(),
+            (Some(Op::Remove(..)), Some(Err(_))) => self.look_for_it().await,
+            (_, Some(reply)) => self.check(&reply),
+            _ => {}
+        }
+    }
+
+    async fn remove(&mut self, force: bool) {
+        if force {
+            self.account.with_run(|run| run.stop(true));
+        }
+        let may_run = !matches!(self.account.known, Known::Down(_));
+        match self
+            .call(Op::Remove(self.account.name.clone(), force))
+            .await
+            .0
+        {
+            Ok(_) => self.removed(),
+            Err(failure) if failure.starts_with("Running") && !force && may_run => {}
+            Err(failure) => {
+                if !Self::is_interruption(&failure) {
+                    self.account.lose(Column::Refused, &failure);
+                }
+                self.look_for_it().await;
+            }
+        }
+    }
+
+    /// Nothing of it is left.
+    fn removed(&mut self) {
+        self.account.known = Known::Absent;
+        self.account.locked().run = None;
+        let left = leftovers::processes(&self.account.name);
+        if !left.is_empty() {
+            self.account.lose(Column::ProcessesLeft, left);
+        }
+    }
+
+    /// It may have been removed.
+    async fn look_for_it(&mut self) {
+        if self.info().await.is_none() {
+            self.account.known = Known::Absent;
+        }
+    }
+
+    async fn list(&self) {
+        let reply = self.call(Op::List).await.0;
+        self.check(&reply);
+        if let Ok(views) = reply
+            && !views.iter().any(|view| view.name == self.account.name)
+        {
+            self.account.lose(Column::EndsLost, "it is not in the list");
+        }
+    }
+
+    /// Checks the reply to an operation after which the box does not run.
+    fn has_ended(&mut self, (reply, epoch): (Reply, u64)) {
+        self.check(&reply);
+        for view in reply.into_iter().flatten() {
+            if view.status == BoxStatus::Running {
+                self.account.lose(Column::EndsLost, "it still runs");
+            }
+            self.account.observe(view, epoch);
+        }
+    }
+
+    async fn look(&mut self) {
+        if matches!(self.account.known, Known::Absent) {
+            return;
+        }
+        match self.info().await {
+            Some((view, epoch)) => self.account.observe(view, epoch),
+            None => {
+                self.account.lose(Column::EndsLost, "the box is gone");
+                self.account.known = Known::Absent;
+            }
+        }
+    }
+
+    /// `None` if there is no such box.
+    async fn info(&self) -> Option<(View, u64)> {
+        loop {
+            let (reply, epoch) = self.call(Op::Info(self.account.name.clone())).await;
+            match reply {
+                Ok(views) => return Some((views.into_iter().next()?, epoch)),
+                Err(failure) if failure.starts_with("NotFound") => return None,
+                Err(failure) if Self::is_interruption(&failure) => {}
+                Err(failure) => {
+                    self.account.lose(Column::Refused, &failure);
+                    return None;
+                }
+            }
+        }
+    }
+
+    fn kill_payload(&self, view: &View, signal: Signal) -> bool {
+        let cause = |run: &mut Run| run.signals.push(signal as i32);
+        self.kill(view.payload_pid, signal, cause)
+    }
+
+    fn kill_shim(&self, view: &View) -> bool {
+        self.kill(view.pid, Signal::SIGKILL, |run| run.shim_killed = true)
+    }
+
+    /// Kills a process of this box. Another process may have the pid by now: that gets no signal.
+    fn kill(&self, pid: Option<u32>, signal: Signal, cause: impl FnOnce(&mut Run)) -> bool {
+        let of_the_box = |pid: &u32| {
+            let mut marks = self.ids.last().into_iter().chain([&self.account.name]);
+            marks.any(|mark| leftovers::mentions(*pid, mark))
+        };
+        let Some((pid, process)) = pid
+            .and_then(|pid| Some((pid, Pidfd::open(pid).ok()?)))
+            .filter(|(pid, _)| of_the_box(pid))
+        else {
+            return false;
+        };
+        self.account.with_run(cause);
+        let sent = process.signal(signal);
+        self.account.note(format!("{signal} to {pid}: {sent:?}"));
+        sent.is_ok()
+    }
+
+    async fn call(&self, op: Op) -> (Reply, u64) {
+        let (reply, epoch) = self.client.call(op.clone()).await;
+        if !matches!(op, Op::Info(_) | Op::List | Op::Create(_)) || reply.is_err() {
+            self.account.note(format!("{op:?} in {epoch}: {reply:?}"));
+        }
+        if matches!(&reply, Err(failure) if failure.starts_with("Hung")) {
+            self.account.lose(Column::Hung, &op);
+        }
+        (reply, epoch)
+    }
+
+    /// Checks the reply to an operation that must not fail.
+    fn check(&self, reply: &Reply) {
+        if let Err(failure) = reply
+            && !Self::is_interruption(failure)
+        {
+            self.account.lose(Column::Refused, failure);
+        }
+    }
+
+    /// Whether the runtime has ended, or is about to: it may have done what it was asked to.
+    fn is_interruption(failure: &str) -> bool {
+        ["Gone", "Closed", "Hung"]
+            .iter()
+            .any(|name| failure.starts_with(name))
+    }
+}
