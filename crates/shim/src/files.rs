@@ -24,8 +24,12 @@ pub struct BoxFiles {
     pub exit: &'static str,
     /// What the shim itself prints.
     pub shim_stderr: &'static str,
-    /// What the payload prints.
+    /// What the payload prints, within its [`ConsoleOptions`](crate::ConsoleOptions): the newest of
+    /// the files that [`rotated_console`](Self::rotated_console) names.
     pub console: &'static str,
+    /// The number of bytes of output that rotation has deleted, as decimal text; missing while there
+    /// are none. Not synced.
+    pub console_dropped: &'static str,
     /// The socket at which a payload says that it is [ready](crate::Ready::Notified).
     pub notify: &'static str,
 }
@@ -39,10 +43,20 @@ pub const FILES: BoxFiles = BoxFiles {
     exit: "exit",
     shim_stderr: "shim.stderr",
     console: "console.log",
+    console_dropped: "console.dropped",
     notify: "notify.sock",
 };
 
 impl BoxFiles {
+    /// Returns the name of the console file that has been rotated `number` times; a higher number is
+    /// an older file, and 0 is [`console`](Self::console) itself.
+    pub fn rotated_console(&self, number: u8) -> String {
+        match number {
+            0 => self.console.to_owned(),
+            number => format!("{}.{number}", self.console),
+        }
+    }
+
     /// Every file of a run, for clearing up before the next; also what a crash may have left of
     /// writing them.
     pub fn of_a_run(&self, dir: &Path) -> Vec<PathBuf> {

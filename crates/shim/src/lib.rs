@@ -26,7 +26,7 @@
 //! |---|---|
 //! | SIGTERM, SIGINT, SIGHUP | the payload is asked to stop; the shim ends when it has |
 //! | [`KILL_SIGNAL`] | the payload and its descendants are killed; the shim ends |
-//! | SIGKILL | the payload dies with the shim, within limits; nothing is recorded |
+//! | SIGKILL | the payload dies with the shim, within limits; nothing is recorded, and output that is still in the pipe is lost |
 //!
 //! An order that comes before the spec ends the shim at once; one that comes while the engine
 //! starts the payload is obeyed when it has, or when
@@ -50,6 +50,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("vmm-shim needs Linux");
 
+mod console_options;
 mod control;
 mod control_group;
 mod descendants;
@@ -70,6 +71,7 @@ mod shim;
 mod spec;
 mod standard_streams;
 
+pub use console_options::ConsoleOptions;
 pub use control::KILL_SIGNAL;
 pub use control_group::ControlGroup;
 pub use durable::{FileError, is_shortage, open_log, read_file, write_file};

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::ConsoleOptions;
+
 /// What a box runs, and on which engine.
 ///
 /// It can hold secrets (in `env`, `stdin` and `options`), so its `Debug` form shows none of them.
@@ -30,6 +32,8 @@ pub struct PayloadSpec {
     pub cpus: Option<u32>,
     /// How much memory it may use, in MiB; as much as there is unless said otherwise.
     pub memory_mib: Option<u32>,
+    /// How much of what it prints is kept.
+    pub console: ConsoleOptions,
     /// What only one engine understands.
     pub options: Map<String, Value>,
 }
@@ -67,6 +71,7 @@ impl Default for PayloadSpec {
             ready: Ready::default(),
             cpus: None,
             memory_mib: None,
+            console: ConsoleOptions::default(),
             options: Map::new(),
         }
     }
@@ -81,6 +86,7 @@ impl fmt::Debug for PayloadSpec {
             .field("ready", &self.ready)
             .field("cpus", &self.cpus)
             .field("memory_mib", &self.memory_mib)
+            .field("console", &self.console)
             .finish_non_exhaustive()
     }
 }

@@ -320,7 +320,12 @@ fn a_payload_gets_its_environment_stdin_and_directory_and_nothing_else() {
     for line in ["said on stdin", "color=blue", "id=b1", "home=", "dir=/usr"] {
         assert!(console.lines().any(|l| l == line), "{line}: {console}");
     }
-    assert!(!console.contains("pipe:"), "{console}");
+    // Of its own stdout and stderr, and of no line of the shim.
+    let pipes = console
+        .lines()
+        .filter_map(|line| line.split_once(" -> pipe:"));
+    let pipes: Vec<_> = pipes.map(|(fd, _)| &fd[fd.len() - 2..]).collect();
+    assert_eq!(pipes, [" 1", " 2"], "{console}");
     assert!(console.contains("SigBlk:\t0000000000000000"), "{console}");
 }
 

@@ -1,6 +1,8 @@
 //! What runs payloads: the seam between a shim and a kind of virtual machine.
 
 mod confinement;
+mod console;
+mod console_log;
 mod error;
 mod launch;
 mod notify_socket;

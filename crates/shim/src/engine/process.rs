@@ -1,6 +1,6 @@
 use std::env;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, PipeWriter, Read, Seek, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -9,20 +9,28 @@ use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::confinement::Confinement;
+use super::console::Console;
 use super::launch::{self, LaunchError};
 use super::notify_socket::NotifySocket;
 use super::process_payload::ProcessPayload;
 use super::{Engine, EngineError, Payload};
-use crate::{
-    ARGV0, BOX_DIR_VARIABLE, FILES, InstanceSpec, Invocation, PayloadSpec, Ready, open_log,
-};
+use crate::{ARGV0, BOX_DIR_VARIABLE, InstanceSpec, Invocation, PayloadSpec, Ready};
 
 /// The default engine: the payload is a command, without any virtual machine around it.
 ///
 /// The command runs in a process group of its own and dies with the shim. When it has ended, its
 /// descendants are killed, also those that have left the group: the shim is their subreaper. Its
-/// stdout and stderr are appended to `console.log`. Its soft limit of descriptors is 1024, whatever
-/// the shim's is, as systemd has it: a command that wants more raises it itself.
+/// soft limit of descriptors is 1024, whatever the shim's is, as systemd has it: a command that wants
+/// more raises it itself.
+///
+/// Its stdout and stderr are one pipe, from which the shim appends to `console.log`. Before that
+/// file exceeds [`max_bytes`](crate::ConsoleOptions::max_bytes), the shim renames it to
+/// `console.log.1`, that one to `console.log.2`, and so on; the oldest file is deleted, and
+/// `console.dropped` counts its bytes. A file ends with a whole line where it can. A full disk does
+/// not block the command: the shim drops what it cannot write, and puts a line
+/// `[vmm-shim: N bytes dropped]` where that is missing as soon as the disk takes it. When the command
+/// and its descendants have ended, the shim stores what is in the pipe before it records the exit;
+/// SIGKILL to the shim loses that.
 ///
 /// The [`cpus`](PayloadSpec::cpus) and [`memory_mib`](PayloadSpec::memory_mib) of a spec bound the
 /// command together with its descendants, in control groups: it gets as much time as so many
@@ -51,13 +59,15 @@ impl Engine for Process {
         };
         let (mut report, theirs) =
             io::pipe().map_err(EngineError::system("open a pipe to the payload"))?;
-        let mut child = {
+        let (mut child, console) = {
             let confinement = Confinement::prepare(spec, dir)?;
-            let mut command = command(spec, dir, &confinement, notify.as_ref())?;
+            let (console, output) = Console::start(dir, spec.payload.console)?;
+            let mut command = command(spec, dir, &confinement, notify.as_ref(), output)?;
             command.stdout(theirs);
-            command
+            let child = command
                 .spawn()
-                .map_err(EngineError::system("start the payload's process"))?
+                .map_err(EngineError::system("start the payload's process"))?;
+            (child, console)
         };
         let mut told = String::new();
         let launched = match report.read_to_string(&mut told) {
@@ -67,9 +77,10 @@ impl Engine for Process {
         if let Err(error) = launched {
             let _ = child.kill();
             let ended = child.wait();
+            console.finish();
             return Err(refused(&spec.payload, program, error, ended));
         }
-        Ok(Box::new(ProcessPayload::new(child, dir, notify)))
+        Ok(Box::new(ProcessPayload::new(child, dir, notify, console)))
     }
 }
 
@@ -88,6 +99,10 @@ fn check(payload: &PayloadSpec) -> Result<PathBuf, EngineError> {
         let message = "the command or its environment holds a NUL byte";
         return Err(EngineError::Spec(message.to_owned()));
     }
+    if !payload.console.is_valid() {
+        let message = "the console needs at least 4096 bytes per file, and 1 file";
+        return Err(EngineError::Spec(message.to_owned()));
+    }
     if let Some(dir) = &payload.working_dir
         && !dir.is_dir()
     {
@@ -104,6 +119,7 @@ fn command(
     dir: &Path,
     confinement: &Confinement,
     notify: Option<&NotifySocket>,
+    output: PipeWriter,
 ) -> Result<Command, EngineError> {
     let PayloadSpec {
         command: payload,
@@ -125,7 +141,7 @@ fn command(
         .env(BOX_DIR_VARIABLE, dir)
         .current_dir(working_dir.as_deref().unwrap_or(DEFAULT_DIR.as_ref()))
         .stdin(stdin_of(stdin.as_deref())?)
-        .stderr(open_log(&dir.join(FILES.console))?)
+        .stderr(output)
         .process_group(0);
     if let Some(notify) = notify {
         command.env("NOTIFY_SOCKET", notify.address());

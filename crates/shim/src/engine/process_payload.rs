@@ -14,6 +14,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use rustix::process::{WaitId, WaitIdOptions};
 
+use super::console::Console;
 use super::notify_socket::NotifySocket;
 use super::{EngineError, Payload, PayloadExit};
 use crate::{ControlGroup, descendants};
@@ -28,6 +29,8 @@ pub(super) struct ProcessPayload {
     child: Mutex<Option<Child>>,
     /// `None` once it is ready: nobody reads it then, and the payload would hang when it is full.
     notify: Mutex<Option<NotifySocket>>,
+    /// `None` once it is finished.
+    console: Mutex<Option<Console>>,
     /// By this shim, and so not by the kernel for want of memory.
     is_killed: AtomicBool,
 }
@@ -39,12 +42,18 @@ const LOOK_EVERY: u16 = 20;
 const COLLECT_EVERY: u16 = 500;
 
 impl ProcessPayload {
-    pub(super) fn new(child: Child, dir: &Path, notify: Option<NotifySocket>) -> Self {
+    pub(super) fn new(
+        child: Child,
+        dir: &Path,
+        notify: Option<NotifySocket>,
+        console: Console,
+    ) -> Self {
         Self {
             pid: Pid::from_raw(child.id().cast_signed()),
             dir: dir.to_owned(),
             child: Mutex::new(Some(child)),
             notify: Mutex::new(notify),
+            console: Mutex::new(Some(console)),
             is_killed: AtomicBool::new(false),
         }
     }
@@ -168,6 +177,11 @@ impl Payload for ProcessPayload {
             None => return Err(Errno::ECHILD.into()),
         };
         *slot = None;
+        drop(slot);
+        let mut console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(console) = console.take() {
+            console.finish();
+        }
         Ok(match status.signal() {
             Some(SIGKILL) if self.has_run_out_of_memory() => PayloadExit::OutOfMemory,
             Some(signal) => PayloadExit::Signal(signal),

@@ -1,0 +1,275 @@
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use crate::durable::{read_file, write_file_unsynced};
+use crate::{ConsoleOptions, FILES, FileError, open_log};
+
+/// `console.log` and the files that it is rotated to.
+///
+/// A payload must neither block nor fail because its output cannot be stored. What a file system
+/// refuses is therefore dropped, and a line in the log reports how many bytes are missing there.
+#[derive(Debug)]
+pub(super) struct ConsoleLog {
+    /// The box's directory.
+    dir: PathBuf,
+    options: ConsoleOptions,
+    /// `None` after it could not be opened.
+    file: Option<File>,
+    len: u64,
+    is_line_start: bool,
+    /// The bytes that were refused since the last marker.
+    refused: u64,
+    /// The bytes of the files that rotation has deleted, in this run and those before.
+    deleted: u64,
+}
+
+/// More digits than any count has.
+const MAX_COUNT_BYTES: u64 = 32;
+
+impl ConsoleLog {
+    /// Appends to the log that is in `dir`.
+    pub(super) fn open(dir: &Path, options: ConsoleOptions) -> Result<Self, FileError> {
+        let deleted = read_file(&dir.join(FILES.console_dropped), MAX_COUNT_BYTES)
+            .ok()
+            .and_then(|text| String::from_utf8(text).ok()?.trim().parse().ok());
+        let mut log = Self {
+            dir: dir.to_owned(),
+            options,
+            file: None,
+            len: 0,
+            is_line_start: true,
+            refused: 0,
+            deleted: deleted.unwrap_or(0),
+        };
+        log.reopen()?;
+        Ok(log)
+    }
+
+    /// Stores what the log takes, and counts the rest.
+    pub(super) fn write(&mut self, output: &[u8]) {
+        let stored = if self.mark_refused() {
+            self.store(output)
+        } else {
+            0
+        };
+        self.refused += (output.len() - stored) as u64;
+    }
+
+    /// Reports the bytes that were refused last.
+    pub(super) fn finish(&mut self) {
+        if !self.mark_refused() {
+            let refused = self.refused;
+            let _ = writeln!(
+                io::stderr(),
+                "vmm-shim: {refused} bytes dropped at the end of console.log: it cannot be written"
+            );
+        }
+    }
+
+    /// False if the log still takes nothing.
+    fn mark_refused(&mut self) -> bool {
+        if self.refused == 0 {
+            return true;
+        }
+        let newline = if self.is_line_start { "" } else { "\n" };
+        let marker = format!("{newline}[vmm-shim: {} bytes dropped]\n", self.refused);
+        let is_marked = self.store(marker.as_bytes()) == marker.len();
+        if is_marked {
+            self.refused = 0;
+        }
+        is_marked
+    }
+
+    /// Returns how many bytes could be stored.
+    fn store(&mut self, output: &[u8]) -> usize {
+        let mut stored = 0;
+        while stored < output.len() {
+            let rest = &output[stored..];
+            let step = match self.fitting(rest) {
+                0 => self.rotate().map(|()| 0),
+                length => self.append(&rest[..length]),
+            };
+            match step {
+                Ok(length) => stored += length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        stored
+    }
+
+    /// How much of `output` the current file takes: whole lines, unless a line is longer than a
+    /// file, or its beginning is in the file already.
+    fn fitting(&self, output: &[u8]) -> usize {
+        let room = self.options.max_bytes.saturating_sub(self.len);
+        let room = usize::try_from(room).unwrap_or(usize::MAX);
+        if output.len() <= room {
+            return output.len();
+        }
+        match output[..room].iter().rposition(|byte| *byte == b'\n') {
+            Some(newline) => newline + 1,
+            None if self.is_line_start && self.len > 0 => 0,
+            None => room,
+        }
+    }
+
+    /// Like [`Write::write`], but never returns 0.
+    fn append(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.file.is_none() {
+            self.reopen().map_err(|error| error.source)?;
+        }
+        let length = match &mut self.file {
+            Some(file) => file.write(bytes)?,
+            None => 0,
+        };
+        if length == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.len += length as u64;
+        self.is_line_start = bytes[..length].ends_with(b"\n");
+        Ok(length)
+    }
+
+    fn reopen(&mut self) -> Result<(), FileError> {
+        let file = open_log(&self.path(0))?;
+        self.len = file
+            .metadata()
+            .map_err(|source| FileError::new("read", self.path(0), source))?
+            .len();
+        self.file = Some(file);
+        Ok(())
+    }
+
+    /// Renames each file to the next number, over the oldest one. At every moment a higher number
+    /// is an older file, and a file that has been renamed is not written to any more.
+    fn rotate(&mut self) -> io::Result<()> {
+        let oldest = self.path(self.options.files - 1);
+        // The payload can put anything there, and can take anything away.
+        let lost = fs::symlink_metadata(&oldest).map_or(0, |oldest| oldest.len());
+        self.count_deleted(lost);
+        for number in (0..self.options.files - 1).rev() {
+            let _ = fs::rename(self.path(number), self.path(number + 1));
+        }
+        self.file = None;
+        match fs::remove_file(self.path(0)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => {
+                self.len = 0;
+                self.is_line_start = true;
+                Ok(())
+            }
+        }
+    }
+
+    /// Before they are, so that a reader who misses a file finds it counted.
+    fn count_deleted(&mut self, bytes: u64) {
+        if bytes > 0 {
+            // The payload can write any number to the file.
+            self.deleted = self.deleted.saturating_add(bytes);
+            let count = format!("{}\n", self.deleted);
+            let _ = write_file_unsynced(&self.dir.join(FILES.console_dropped), count.as_bytes());
+        }
+    }
+
+    fn path(&self, number: u8) -> PathBuf {
+        self.dir.join(FILES.rotated_console(number))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX: usize = 4096;
+
+    fn log_in(dir: &Path) -> ConsoleLog {
+        let options = ConsoleOptions::default().max_bytes(MAX as u64).files(2);
+        ConsoleLog::open(dir, options).unwrap()
+    }
+
+    fn text(dir: &Path, number: u8) -> String {
+        fs::read_to_string(dir.join(FILES.rotated_console(number))).unwrap()
+    }
+
+    #[test]
+    fn a_file_ends_with_a_whole_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = log_in(dir.path());
+        let lines = "a line\n".repeat(MAX / 7) + "the next one\n";
+        log.write(lines.as_bytes());
+        assert_eq!(text(dir.path(), 1), "a line\n".repeat(MAX / 7));
+        assert_eq!(text(dir.path(), 0), "the next one\n");
+        let line = "x".repeat(MAX - 1) + "\n";
+        log.write(line.as_bytes());
+        assert_eq!(text(dir.path(), 0), line);
+    }
+
+    #[test]
+    fn a_line_that_is_longer_than_a_file_is_split() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = log_in(dir.path());
+        log.write("x".repeat(MAX).as_bytes());
+        log.write(b"y\n");
+        assert_eq!(text(dir.path(), 1), "x".repeat(MAX));
+        assert_eq!(text(dir.path(), 0), "y\n");
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_counted_where_it_is_missing() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("box");
+        fs::create_dir(&dir).unwrap();
+        let mut log = log_in(&dir);
+        log.write(&[b'\n'; MAX]);
+        fs::remove_dir_all(&dir).unwrap();
+        log.write(b"lost\n");
+        log.write(b"this, too\n");
+        fs::create_dir(&dir).unwrap();
+        log.write(b"found\n");
+        log.finish();
+        assert_eq!(text(&dir, 0), "[vmm-shim: 15 bytes dropped]\nfound\n");
+    }
+
+    #[test]
+    fn what_is_missing_at_the_end_is_counted_there() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("box");
+        fs::create_dir(&dir).unwrap();
+        let mut log = log_in(&dir);
+        log.write(&[b'\n'; MAX]);
+        fs::remove_dir_all(&dir).unwrap();
+        log.write(b"lost\n");
+        fs::create_dir(&dir).unwrap();
+        log.finish();
+        assert_eq!(text(&dir, 0), "[vmm-shim: 5 bytes dropped]\n");
+    }
+
+    #[test]
+    fn a_count_that_the_payload_has_forged_does_no_harm() {
+        let dir = tempfile::tempdir().unwrap();
+        let count = dir.path().join(FILES.console_dropped);
+        for forged in [u64::MAX.to_string(), "-1".to_owned(), "x".repeat(100)] {
+            fs::write(&count, forged).unwrap();
+            let mut log = log_in(dir.path());
+            log.write(&[b'\n'; 4 * MAX]);
+            let count = fs::read_to_string(&count).unwrap();
+            assert!(count.trim().parse::<u64>().unwrap() > 0);
+        }
+    }
+
+    #[test]
+    fn deleted_bytes_are_counted_across_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        for run in 1..=3 {
+            let mut log = log_in(dir.path());
+            log.write(&[b'\n'; 2 * MAX]);
+            let total = fs::read_dir(dir.path()).unwrap().count();
+            let dropped = fs::read_to_string(dir.path().join(FILES.console_dropped));
+            match run {
+                1 => assert!(dropped.is_err() && total == 2),
+                _ => assert_eq!(dropped.unwrap(), format!("{}\n", (run - 1) * 2 * MAX)),
+            }
+        }
+    }
+}
