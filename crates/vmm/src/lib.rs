@@ -58,8 +58,8 @@ pub use shim::{
     Keepalive, ShimController, ShimHandler, ShimProgram, ShimProgramError, SpawnedShim, StartError,
 };
 pub use vmm_shim::{
-    ControlGroup, Ending, FailureKind, FileError, InstanceSpec, PayloadSpec, PidRecord,
-    ProcessIdentity, Ready,
+    ConsoleOptions, ControlGroup, Ending, FailureKind, FileError, InstanceSpec, PayloadSpec,
+    PidRecord, ProcessIdentity, Ready,
 };
 
 /// Compiles what the README shows.

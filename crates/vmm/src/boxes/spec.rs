@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vmm_shim::{PayloadSpec, Ready};
+use vmm_shim::{ConsoleOptions, PayloadSpec, Ready};
 
 use crate::{HealthCheckOptions, RuntimeError};
 
@@ -118,6 +118,13 @@ impl BoxSpec {
         self
     }
 
+    /// Sets how much of the payload's output is kept.
+    #[must_use]
+    pub fn console(mut self, options: ConsoleOptions) -> Self {
+        self.payload.console = options;
+        self
+    }
+
     /// Sets [`detached`](Self::detached).
     #[must_use]
     pub fn detached(mut self, on: bool) -> Self {
@@ -183,6 +190,7 @@ mod tests {
             .env("A", "b")
             .cpus(2)
             .memory_mib(512)
+            .console(ConsoleOptions::default().max_bytes(1 << 20).files(2))
             .detached(true)
             .stop_grace(Duration::from_millis(1500))
             .health(HealthCheckOptions::command(["true"]))
