@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::boxes::{open, options, script, sleeping, started};
 use common::own_process::{block_on, in_own_process};
-use common::{DEADLINE, is_gone, kill};
+use common::{DEADLINE, eventually, is_gone, kill};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
@@ -120,6 +120,45 @@ fn a_full_disk_fails_what_needs_it_and_nothing_else() {
     });
 }
 
+/// The shim stores the output, and drops what it cannot store.
+#[test]
+fn a_full_disk_neither_blocks_nor_ends_a_payload_that_prints() {
+    in_own_process(
+        "a_full_disk_neither_blocks_nor_ends_a_payload_that_prints",
+        || {
+            let Some(disk) = small_disk() else {
+                return;
+            };
+            let home = disk.home();
+            let elsewhere = tempfile::tempdir().unwrap();
+            let print = "cd $DIR && head -c 4194304 /dev/zero && touch printed || exit 1
+                while [ ! -e go ]; do sleep 0.01; done; echo; echo after; exit 7";
+            let spec = script(print).env("DIR", elsewhere.path().to_str().unwrap());
+            block_on(async {
+                let runtime = VmmRuntime::open(options(&home)).await.unwrap();
+                let id = started(&runtime, spec).await.id;
+                let printed = elsewhere.path().join("printed");
+                eventually("all is printed", || printed.exists()).await;
+                let console = home.join("boxes").join(&id).join("console.log");
+                fs::File::create(&console).unwrap();
+                fs::File::create(elsewhere.path().join("go")).unwrap();
+                let ended = runtime.wait(&id).await.unwrap();
+                assert_eq!(ended.exit_code, Some(7));
+                let text = fs::read_to_string(&console).unwrap();
+                assert!(text.ends_with("\nafter\n"));
+                let marker = text.lines().find_map(|line| {
+                    let count = line.strip_prefix("[vmm-shim: ")?;
+                    count.strip_suffix(" bytes dropped]")
+                });
+                let count: u64 = marker.unwrap().parse().unwrap();
+                assert!((2 << 20..4 << 20).contains(&count), "{count}");
+                runtime.remove(&id, true).await.unwrap();
+                runtime.shutdown(LIMIT).await;
+            });
+        },
+    );
+}
+
 #[test]
 fn a_read_only_disk_is_an_error_that_names_the_file() {
     in_own_process("a_read_only_disk_is_an_error_that_names_the_file", || {
@@ -198,6 +237,9 @@ async fn fifos_that_a_payload_puts_in_place_of_its_boxs_files_hold_nobody_up() {
         ".exit.tmp",
         "shim.stderr",
         "console.log",
+        "console.log.1",
+        "console.dropped",
+        ".console.dropped.tmp",
     ];
     let all = async {
         let runtime = open(&home).await;
