@@ -45,7 +45,8 @@ impl ConsoleOptions {
         self
     }
 
-    pub(crate) fn is_valid(&self) -> bool {
+    /// Whether both are at least what they have to be.
+    pub fn is_valid(&self) -> bool {
         self.max_bytes >= MIN_BYTES && self.files > 0
     }
 }

@@ -8,6 +8,7 @@ pub(crate) fn check(payload: &PayloadSpec, command_field: &str) -> Result<(), St
         command,
         env,
         working_dir,
+        console,
         ..
     } = payload;
     match command.first() {
@@ -29,6 +30,9 @@ pub(crate) fn check(payload: &PayloadSpec, command_field: &str) -> Result<(), St
         return Err(format!(
             "env: {name:?} cannot be set: a name is not empty and has no '=', and nothing has a NUL"
         ));
+    }
+    if !console.is_valid() {
+        return Err("console: max_bytes must be at least 4096, and files at least 1".to_owned());
     }
     match working_dir {
         Some(dir) if !dir.is_absolute() || has_nul(&dir.to_string_lossy()) => {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use vmm_runtime::{HealthCheckOptions, PayloadSpec, Ready};
+use vmm_runtime::{ConsoleOptions, HealthCheckOptions, PayloadSpec, Ready};
 
 /// What boxes of one kind have in common, as a file of the image table says in JSON. Fields that
 /// are missing get their defaults; one that is unknown is an error.
@@ -43,6 +43,8 @@ pub struct Image {
     pub cpus: Option<u32>,
     /// Memory in MiB, unless the request says otherwise.
     pub memory_mib: Option<u32>,
+    /// How much of what the payload prints is kept.
+    pub console: ConsoleOptions,
     /// What only the engine understands.
     pub options: Map<String, Value>,
 }
@@ -74,6 +76,7 @@ impl Image {
         payload.env.clone_from(&self.env);
         payload.working_dir.clone_from(&self.working_dir);
         payload.ready = self.ready;
+        payload.console = self.console;
         payload.options.clone_from(&self.options);
         payload
     }
@@ -92,6 +95,7 @@ impl Default for Image {
             health: None,
             cpus: None,
             memory_mib: None,
+            console: ConsoleOptions::default(),
             options: Map::new(),
         }
     }

@@ -207,6 +207,14 @@ mod tests {
             (r#"{"command": ["true"], "name": ""}"#, "name"),
             (r#"{"command": ["true"], "name": "a\nb"}"#, "name"),
             (r#"{"command": ["true"], "cpus": 0}"#, "cpus"),
+            (
+                r#"{"command": ["true"], "console": {"max_bytes": 1}}"#,
+                "console: max_bytes",
+            ),
+            (
+                r#"{"command": ["true"], "console": {"files": 0}}"#,
+                "console: max_bytes",
+            ),
         ] {
             let folder = folder(&[("bad.json", text)]);
             let refused = ImageTable::builtin().with_folder(folder.path());
