@@ -70,6 +70,11 @@ pub(crate) enum Failure {
     Interrupted { signal: i32, failure: Box<Self> },
     #[error("what the box prints cannot be shown: its console.log is no regular file any more")]
     NoConsole,
+    #[error(
+        "{bytes} bytes that the box printed are not shown: console.log was rotated before they could \
+         be read; an image can keep more, with `console`"
+    )]
+    OutputRotated { bytes: u64 },
     #[error("cannot print: {0}")]
     Output(#[source] io::Error),
     #[error("cannot {action}: {source}")]

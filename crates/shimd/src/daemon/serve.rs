@@ -53,7 +53,8 @@ const IMAGES: &str = r#"Images:
     "working_dir": "/tmp",
     "health": {"probe": {"command": {"command": ["test", "-d", "/tmp"]}}, "interval": 5000},
     "cpus": 1,
-    "memory_mib": 256
+    "memory_mib": 256,
+    "console": {"max_bytes": 10485760, "files": 3}
   }
 
   Every field can be left out. There are also `entrypoint`, what comes before the command; `ready`,

@@ -1,5 +1,5 @@
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -34,6 +34,45 @@ async fn much_output_is_printed_whole() {
     let told = said(&home, &["run", "--rm", "idle", "seq", "100000"]).out();
     assert_eq!(told.lines().count(), 100_000);
     assert!(told.ends_with("\n100000\n"));
+    daemon.end().await;
+}
+
+#[tokio::test]
+async fn output_is_printed_whole_while_the_shim_rotates_it() {
+    let home = PerTestBoxHome::new();
+    let images = tempfile::tempdir().unwrap();
+    // Waits for its lines to be shown, a file at a time: what is rotated away is not kept.
+    let script = "i=0; while [ $i -lt 20 ]; do seq $((i * 1000)) $((i * 1000 + 600));
+        while [ ! -e $GO/$i ]; do sleep 0.01; done; i=$((i + 1)); done; exit 6";
+    let image = serde_json::json!({
+        "command": ["timeout", "60", "sh", "-c", script],
+        "console": {"max_bytes": 4096, "files": 2},
+    });
+    fs::write(images.path().join("loud.json"), image.to_string()).unwrap();
+    let mut command = serve(&home);
+    command.arg("--images").arg(images.path());
+    let daemon = Daemon::spawn(&home, command).await;
+    let go = tempfile::tempdir().unwrap();
+    let mut run = shimd(&home);
+    run.args(["run", "-e", &format!("GO={}", go.path().display())]);
+    let run = run.args(["--name", "loud", "loud"]);
+    let run = run.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut run = run.spawn().unwrap();
+    let mut lines = io::BufReader::new(run.stdout.take().unwrap()).lines();
+    for part in 0..20 {
+        for line in part * 1000..=part * 1000 + 600 {
+            assert_eq!(lines.next().unwrap().unwrap(), line.to_string());
+        }
+        File::create(go.path().join(part.to_string())).unwrap();
+    }
+    assert!(lines.next().is_none());
+    assert_eq!(end_of(&mut run).await.code(), Some(6));
+    assert_eq!(run.wait_with_output().unwrap().stderr, b"");
+    let id = daemon.client.inspect("loud").await.unwrap().box_id;
+    let dir = home.path().join("boxes").join(id);
+    let kept = fs::metadata(dir.join("console.log")).unwrap().len()
+        + fs::metadata(dir.join("console.log.1")).unwrap().len();
+    assert!(kept <= 8192, "{kept}");
     daemon.end().await;
 }
 

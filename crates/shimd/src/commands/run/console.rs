@@ -1,15 +1,11 @@
 use std::convert::Infallible;
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 use tokio::sync::oneshot;
 
+use super::console_reader::ConsoleReader;
 use crate::failure::Failure;
 use crate::output::print_raw;
 
@@ -25,15 +21,17 @@ pub(super) struct Console {
 /// How often to look whether the box has printed anything.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
+/// The same while it prints, so that no output is rotated away before it is shown.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
 impl Console {
-    /// Of this file, which may not be there yet.
-    pub(super) fn follow(path: PathBuf) -> Result<Self, Failure> {
+    pub(super) fn follow(reader: ConsoleReader) -> Result<Self, Failure> {
         let (box_lives, is_over) = channel();
         let (tell, shown) = oneshot::channel();
         // Not one of the event loop's, which would wait for it in the end.
         thread::Builder::new()
             .name("console".to_owned())
-            .spawn(move || tell.send(show_until(&is_over, &path)))
+            .spawn(move || tell.send(show_until(&is_over, reader)))
             .map_err(Failure::system("start a thread"))?;
         Ok(Self {
             box_lives: Some(box_lives),
@@ -56,54 +54,20 @@ impl Console {
     }
 }
 
-fn show_until(is_over: &Receiver<Infallible>, path: &Path) -> Result<(), Failure> {
-    let mut file = None;
+fn show_until(is_over: &Receiver<Infallible>, mut reader: ConsoleReader) -> Result<(), Failure> {
+    let mut look_after = LOOK_EVERY;
     loop {
         // Asked before the last look, for the last words.
-        let end = is_over.recv_timeout(LOOK_EVERY);
-        if file.is_none() {
-            file = open(path)?;
-        }
-        if let Some(file) = &mut file {
-            show(file)?;
-        }
+        let end = is_over.recv_timeout(look_after);
+        look_after = if reader.show(print_raw)? {
+            LOOK_AGAIN
+        } else {
+            LOOK_EVERY
+        };
         if end == Err(RecvTimeoutError::Disconnected) {
-            return Ok(());
+            return reader.check_complete();
         }
     }
-}
-
-/// Neither waits nor goes elsewhere, whatever the payload has put in its place.
-fn open(path: &Path) -> Result<Option<File>, Failure> {
-    let flags = OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = match rustix::fs::open(path, flags, Mode::empty()) {
-        Ok(file) => File::from(file),
-        Err(Errno::NOENT) => return Ok(None),
-        // A link, or a socket, open(2).
-        Err(Errno::LOOP | Errno::NXIO) => return Err(Failure::NoConsole),
-        Err(error) => return Err(unreadable(error.into())),
-    };
-    match file.metadata().map_err(unreadable)?.is_file() {
-        true => Ok(Some(file)),
-        false => Err(Failure::NoConsole),
-    }
-}
-
-/// Prints what is new.
-fn show(file: &mut File) -> Result<(), Failure> {
-    let mut piece = [0; 1 << 14];
-    loop {
-        match file.read(&mut piece) {
-            Ok(0) => return Ok(()),
-            Ok(length) => print_raw(&piece[..length])?,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(unreadable(error)),
-        }
-    }
-}
-
-fn unreadable(error: io::Error) -> Failure {
-    Failure::system("read what the box prints")(error)
 }
 
 #[cfg(test)]
@@ -112,8 +76,9 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::os::unix::net::UnixListener;
 
-    use rustix::fs::{CWD, FileType, mknodat};
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
     use tokio::time::timeout;
+    use vmm_shim::FILES;
 
     use super::*;
 
@@ -123,14 +88,20 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_regular_file_is_neither_waited_for_nor_read() {
         let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        mknodat(CWD, path("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
-        fs::write(path("secret"), "secret").unwrap();
-        symlink(path("secret"), path("link")).unwrap();
-        fs::create_dir(path("directory")).unwrap();
-        let _socket = UnixListener::bind(path("socket")).unwrap();
+        let console_of = |name: &str| {
+            let dir = dir.path().join(name);
+            fs::create_dir(&dir).unwrap();
+            dir.join(FILES.console)
+        };
+        mknodat(CWD, console_of("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let secret = dir.path().join("secret");
+        fs::write(&secret, "secret").unwrap();
+        symlink(secret, console_of("link")).unwrap();
+        fs::create_dir(console_of("directory")).unwrap();
+        let _socket = UnixListener::bind(console_of("socket")).unwrap();
         for name in ["fifo", "link", "directory", "socket"] {
-            let mut console = Console::follow(path(name)).unwrap();
+            let reader = ConsoleReader::new(dir.path().join(name));
+            let mut console = Console::follow(reader).unwrap();
             let failure = timeout(DEADLINE, console.failure()).await;
             assert!(matches!(failure, Ok(Failure::NoConsole)), "{name}");
         }

@@ -1,5 +1,6 @@
 mod attended;
 mod console;
+mod console_reader;
 mod end;
 mod interrupts;
 mod remains;
@@ -9,10 +10,10 @@ use std::process::ExitCode;
 use clap::Args;
 use vmm_rest::Client;
 use vmm_rest::wire::ErrorCode;
-use vmm_shim::FILES;
 
 use self::attended::Attended;
 use self::console::Console;
+use self::console_reader::ConsoleReader;
 use self::end::End;
 use self::remains::Remains;
 use super::NewBox;
@@ -67,7 +68,7 @@ impl Run {
                 });
                 let console = remains
                     .as_ref()
-                    .map(|remains| Console::follow(remains.dir.join(FILES.console)))
+                    .map(|remains| Console::follow(ConsoleReader::new(remains.dir.clone())))
                     .transpose()?;
                 attended.until_end(&id, console, remains).await
             }
