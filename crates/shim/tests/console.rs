@@ -9,8 +9,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::thread;
 
 use nix::sys::signal::Signal;
-use support::{Shim, eventually, sh};
-use vmm_shim::{ConsoleOptions, Ending, ExitRecord, FILES, FailureKind, KILL_SIGNAL, PayloadSpec};
+use support::{Shim, eventually, runs, sh};
+use vmm_shim::{ConsoleOptions, Ending, ExitRecord, FILES, FailureKind, PayloadSpec, Report};
 
 /// The total size of all console files.
 fn kept(shim: &Shim) -> u64 {
@@ -72,19 +72,31 @@ fn the_newest_lines_are_kept_in_order_and_the_others_are_counted() {
     }
 }
 
+/// With as much in the pipe as one takes, and a log that is slow to write.
 #[test]
 fn the_last_words_of_a_crash_are_in_the_log_before_its_record() {
-    for _ in 0..20 {
-        let mut shim = Shim::of(sh("seq 20000; echo last words; kill -SEGV $$"));
-        let mut record = None;
-        eventually("the record", || {
-            record = ExitRecord::read(&shim.path(FILES.exit)).unwrap();
-            record.is_some()
-        });
-        assert!(shim.console().ends_with("\n20000\nlast words\n"));
-        assert_eq!(record.unwrap().ending, Ending::Signaled { signal: 11 });
-        shim.wait();
-    }
+    let crash = "import fcntl, os, signal, time
+fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, 1 << 20)
+while not os.path.exists(os.environ['VMM_BOX_DIR'] + '/go'): time.sleep(0.01)
+os.write(1, b'a line\\n' * 100000 + b'last words\\n')
+os.kill(os.getpid(), signal.SIGSEGV)";
+    let mut payload = small("", 2);
+    payload.command = ["python3", "-c", crash].map(str::to_owned).into();
+    let mut shim = Shim::of(payload);
+    assert!(matches!(shim.report(), Report::Ready { .. }));
+    let payload = shim.payload_pid();
+    shim.signal(Signal::SIGSTOP);
+    fs::write(shim.path("go"), "").unwrap();
+    eventually("the end of the payload", || !runs(payload));
+    shim.signal(Signal::SIGCONT);
+    let mut record = None;
+    eventually("the record", || {
+        record = ExitRecord::read(&shim.path(FILES.exit)).unwrap();
+        record.is_some()
+    });
+    assert!(shim.console().ends_with("a line\nlast words\n"));
+    assert_eq!(record.unwrap().ending, Ending::Signaled { signal: 11 });
+    assert_eq!(shim.wait().code(), Some(139));
 }
 
 #[test]
@@ -101,16 +113,41 @@ fn a_payload_that_closes_its_output_goes_on() {
     assert_eq!(shim.console(), "out\n");
 }
 
-/// As a process in an uninterruptible sleep does, which cannot be killed.
+/// As a descendant in an uninterruptible sleep, which cannot be killed.
 #[test]
-fn a_process_that_holds_the_pipe_and_prints_does_not_hold_up_the_end() {
-    let mut shim = Shim::running("");
+fn a_process_that_holds_the_pipe_does_not_hold_up_the_end() {
+    let mut shim = Shim::of(sh(
+        "while [ ! -e $VMM_BOX_DIR/go ]; do sleep 0.01; done; exit 3",
+    ));
+    let _output = output_of(&mut shim);
+    fs::write(shim.path("go"), "").unwrap();
+    assert_eq!(shim.wait().code(), Some(3));
+}
+
+#[test]
+fn processes_that_print_without_end_do_not_hold_up_the_end() {
+    let script = "while [ ! -e $VMM_BOX_DIR/go ]; do sleep 0.01; done; exit 3";
+    let mut shim = Shim::of(small(script, 3));
+    let output = output_of(&mut shim);
+    // Faster than the shim, so that the pipe is never empty.
+    let floods = [(); 4].map(|()| {
+        let mut output = output.try_clone().unwrap();
+        thread::spawn(move || while output.write_all(&[b'\n'; 4096]).is_ok() {})
+    });
+    drop(output);
+    eventually("more than the log takes", || dropped(&shim) > 0);
+    fs::write(shim.path("go"), "").unwrap();
+    assert_eq!(shim.wait().code(), Some(3));
+    for flood in floods {
+        flood.join().unwrap();
+    }
+}
+
+/// The payload's end of the pipe.
+fn output_of(shim: &mut Shim) -> File {
+    assert!(matches!(shim.report(), Report::Ready { .. }));
     let output = format!("/proc/{}/fd/1", shim.payload_pid());
-    let mut output = File::options().write(true).open(output).unwrap();
-    let flood = thread::spawn(move || while output.write_all(&[b'\n'; 4096]).is_ok() {});
-    shim.signal(KILL_SIGNAL);
-    assert_eq!(shim.wait().code(), Some(137));
-    flood.join().unwrap();
+    File::options().write(true).open(output).unwrap()
 }
 
 #[test]
