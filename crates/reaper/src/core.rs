@@ -112,7 +112,6 @@ impl<K: ProcessTable> Core<K> {
         drop(registry);
         drop(effects);
         if first {
-            self.intake.subscribers.close();
             tracing::info!(
                 drained = report.drained,
                 still_running = report.still_running.len(),

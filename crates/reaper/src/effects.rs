@@ -1,3 +1,4 @@
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Waker;
 
 use crate::ShimExit;
@@ -5,13 +6,13 @@ use crate::exits::Subscribers;
 use crate::shim::State;
 
 /// What slices of a sweep owe to the world outside the registry. Made before the registry is
-/// locked and delivered after that, also when a slice panics: wakers and subscribers may run any
-/// code.
+/// locked and delivered after that, also when a slice panics: wakers and log subscribers may run
+/// any code.
 #[derive(Debug)]
 pub(crate) struct Effects<'a, P> {
     subscribers: &'a Subscribers,
     pub(crate) wakers: Vec<Waker>,
-    exits: Vec<(u64, ShimExit)>,
+    exits: Vec<ShimExit>,
     closing: Vec<P>,
 }
 
@@ -30,10 +31,13 @@ impl<'a, P> Effects<'a, P> {
     }
 
     /// Resolves a shim's handles, and publishes its exit unless that has been done before.
+    ///
+    /// Both happen under the lock of the shim's state: every reader has the exit by the time that
+    /// a handle can show it.
     pub(crate) fn resolve(&mut self, state: &mut State<P>, exit: ShimExit) {
-        if state.is_running() {
-            self.exits.push((self.subscribers.next_number(), exit));
-            state.resolve(exit, &mut self.wakers);
+        if state.resolve(exit, &mut self.wakers) {
+            self.subscribers.publish(exit, &mut self.wakers);
+            self.exits.push(exit);
         }
     }
 
@@ -48,19 +52,19 @@ impl<'a, P> Effects<'a, P> {
 
     pub(crate) fn deliver(&mut self) {
         for waker in self.wakers.drain(..) {
-            waker.wake();
-        }
-        if !self.exits.is_empty() {
-            self.subscribers.publish(&self.exits);
-            for (_, exit) in self.exits.drain(..) {
-                tracing::debug!(
-                    pid = exit.pid,
-                    code = exit.code(),
-                    signal = exit.signal(),
-                    collected_by = ?exit.collected_by,
-                    "shim ended"
-                );
+            // One panicking waker must not keep the others from being woken.
+            if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
+                tracing::error!("a waker panicked; its task may not learn of an exit");
             }
+        }
+        for exit in self.exits.drain(..) {
+            tracing::debug!(
+                pid = exit.pid,
+                code = exit.code(),
+                signal = exit.signal(),
+                collected_by = ?exit.collected_by,
+                "shim ended"
+            );
         }
         if self.closing.len() > CLOSE_LATER {
             self.close_pidfds();

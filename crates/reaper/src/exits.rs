@@ -1,11 +1,11 @@
+use std::collections::VecDeque;
+use std::mem;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
 
 use futures::Stream;
-use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
-use pin_project::pin_project;
+use futures::task::AtomicWaker;
 
 use crate::ShimExit;
 
@@ -18,76 +18,108 @@ use crate::ShimExit;
 /// # Cancel safety
 ///
 /// Dropping a future that reads from the stream loses no exit.
-#[pin_project]
 #[derive(Debug)]
 #[must_use = "streams do nothing unless polled"]
 pub struct Exits {
-    #[pin]
-    receiver: UnboundedReceiver<ShimExit>,
+    reader: Arc<Reader>,
 }
 
 impl Stream for Exits {
     type Item = ShimExit;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<ShimExit>> {
-        self.project().receiver.poll_next(cx)
+        // Before the queue is looked into, so that what comes after that look wakes the task.
+        self.reader.waker.register(cx.waker());
+        let mut queue = self.reader.queue();
+        match queue.exits.pop_front() {
+            Some(exit) => Poll::Ready(Some(exit)),
+            None if queue.closed => Poll::Ready(None),
+            None => Poll::Pending,
+        }
+    }
+}
+
+/// A reaper that still publishes must not drop the waker, which may run code of its executor.
+impl Drop for Exits {
+    fn drop(&mut self) {
+        drop(self.reader.waker.take());
     }
 }
 
 /// Everyone who reads [`Exits`].
 #[derive(Debug)]
 pub(crate) struct Subscribers {
-    /// How many exits have been settled so far; each gets its number before any handle resolves.
-    settled: AtomicU64,
     /// `None` once the reaper has shut down.
-    readers: Mutex<Option<Vec<Reader>>>,
+    readers: Mutex<Option<Vec<Weak<Reader>>>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Reader {
-    /// The number of the first exit that was settled after it came.
-    from: u64,
-    sender: UnboundedSender<ShimExit>,
+    queue: Mutex<Queue>,
+    waker: AtomicWaker,
 }
 
+#[derive(Debug, Default)]
+struct Queue {
+    exits: VecDeque<ShimExit>,
+    closed: bool,
+}
+
+impl Reader {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Publishing and closing leave the wakers to the caller, to be woken without any lock held.
 impl Subscribers {
     pub(crate) fn new() -> Self {
         Self {
-            settled: AtomicU64::new(0),
             readers: Mutex::new(Some(Vec::new())),
         }
     }
 
     pub(crate) fn subscribe(&self) -> Exits {
-        let (sender, receiver) = unbounded();
-        if let Some(readers) = self.readers().as_mut() {
-            let from = self.settled.load(Ordering::Acquire);
-            readers.push(Reader { from, sender });
+        let reader = Arc::new(Reader::default());
+        match self.readers().as_mut() {
+            Some(readers) => readers.push(Arc::downgrade(&reader)),
+            None => reader.queue().closed = true,
         }
-        Exits { receiver }
+        Exits { reader }
     }
 
-    pub(crate) fn next_number(&self) -> u64 {
-        self.settled.fetch_add(1, Ordering::AcqRel)
-    }
-
-    pub(crate) fn publish(&self, exits: &[(u64, ShimExit)]) {
+    pub(crate) fn publish(&self, exit: ShimExit, wakers: &mut Vec<Waker>) {
         if let Some(readers) = self.readers().as_mut() {
             readers.retain(|reader| {
-                exits
-                    .iter()
-                    .filter(|(number, _)| *number >= reader.from)
-                    .all(|(_, exit)| reader.sender.unbounded_send(*exit).is_ok())
+                let Some(reader) = reader.upgrade() else {
+                    return false;
+                };
+                reader.queue().exits.push_back(exit);
+                wakers.extend(reader.waker.take());
+                true
             });
         }
     }
 
-    pub(crate) fn close(&self) {
-        let readers = self.readers().take();
-        drop(readers);
+    /// Ends every stream after what it has not read yet.
+    pub(crate) fn close(&self, wakers: &mut Vec<Waker>) {
+        let readers = mem::take(&mut *self.readers());
+        for reader in readers.iter().flatten().filter_map(Weak::upgrade) {
+            reader.queue().closed = true;
+            wakers.extend(reader.waker.take());
+        }
     }
 
-    fn readers(&self) -> MutexGuard<'_, Option<Vec<Reader>>> {
+    fn readers(&self) -> MutexGuard<'_, Option<Vec<Weak<Reader>>>> {
         self.readers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The last handle of a reaper that did not shut down is gone.
+impl Drop for Subscribers {
+    fn drop(&mut self) {
+        let mut wakers = Vec::new();
+        self.close(&mut wakers);
+        wakers.into_iter().for_each(Waker::wake);
     }
 }

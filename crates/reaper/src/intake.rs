@@ -129,12 +129,14 @@ impl<K: ProcessTable> Intake<K> {
             } else {
                 CollectedBy::Owner
             };
-            return Ok(self.enroll_ended(ShimExit {
-                pid,
-                status: Some(status),
-                collected_by,
-                rusage,
-            }));
+            return self
+                .enroll_ended(ShimExit {
+                    pid,
+                    status: Some(status),
+                    collected_by,
+                    rusage,
+                })
+                .map_err(|ReaperClosed| RegisterErrorKind::Closed);
         }
         self.enroll(pid, Role::Owned, false, pidfd, News::Quiet)
             .map_err(|ReaperClosed| RegisterErrorKind::Closed)
@@ -242,16 +244,21 @@ impl<K: ProcessTable> Intake<K> {
     }
 
     /// A child that had ended before it came to us: counted and published, never registered.
-    fn enroll_ended(&self, exit: ShimExit) -> Arc<Shim<K::Pidfd>> {
-        let id = self.directory.lock().next_id();
+    fn enroll_ended(&self, exit: ShimExit) -> Result<Arc<Shim<K::Pidfd>>, ReaperClosed> {
+        let mut effects = Effects::<K::Pidfd>::new(&self.subscribers);
+        let mut entries = self.directory.lock();
+        // As in `enroll`: the final drain, which ends the streams, comes after this.
+        if self.is_closing() {
+            return Err(ReaperClosed);
+        }
+        let id = entries.next_id();
         let shim = Arc::new(Shim::new(exit.pid, id, false, Role::Owned, None, None));
         match exit.collected_by {
             CollectedBy::Reaper => self.counters.reaped(),
             CollectedBy::Owner | CollectedBy::Observed => self.counters.vanished(),
         }
-        let mut effects = Effects::<K::Pidfd>::new(&self.subscribers);
         effects.resolve(&mut shim.state(), exit);
-        shim
+        Ok(shim)
     }
 
     fn pidfd_missing(&self, pid: u32, error: &io::Error) {

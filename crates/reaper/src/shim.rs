@@ -144,10 +144,10 @@ impl<P> State<P> {
         matches!(self.outcome, Outcome::Running(_))
     }
 
-    /// Resolves every handle, once: a shim that is resolved already stays as it is. The wakers are
-    /// left to the caller, to be woken without any lock held.
-    pub(crate) fn resolve(&mut self, exit: ShimExit, wakers: &mut Vec<Waker>) {
-        self.replace_running(Outcome::Exited(exit), wakers);
+    /// Resolves every handle; false if they are resolved already. The wakers are left to the
+    /// caller, to be woken without any lock held.
+    pub(crate) fn resolve(&mut self, exit: ShimExit, wakers: &mut Vec<Waker>) -> bool {
+        self.replace_running(Outcome::Exited(exit), wakers)
     }
 
     /// Resolves every handle to [`ReaperClosed`]; false if they are resolved already.

@@ -176,6 +176,8 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
             }
             self.intake.directory.remove(&tracked.shim);
         }
+        // Nothing resolves a shim any more: the registry, which is locked, knows none.
+        self.intake.subscribers.close(&mut self.effects.wakers);
         still_running.sort_unstable();
         let report = ShutdownReport {
             drained: self.finished,
