@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use common::{Fixture, exits_with};
 use shim_reaper::{MetricsSink, ShimReaper};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 
 #[test]
 fn a_reaper_runs_on_the_runtime_that_it_is_given() {
@@ -38,24 +38,4 @@ fn a_runtime_without_drivers_is_refused_at_the_start() {
         let start = || ShimReaper::builder().start_on(runtime.handle());
         assert!(catch_unwind(AssertUnwindSafe(start)).is_err());
     }
-}
-
-#[test]
-fn a_runtime_without_drivers_does_not_bring_a_stranded_reaper_back() {
-    let first = Builder::new_current_thread().enable_all().build().unwrap();
-    let reaper = first.block_on(async { ShimReaper::start() });
-    drop(first);
-    let without_drivers = Builder::new_current_thread().build().unwrap();
-    let mut spawned = None;
-    without_drivers.block_on(async {
-        spawned = Some(reaper.spawn(exits_with(4)).await.unwrap());
-        tokio::task::yield_now().await;
-    });
-    let handle = spawned.unwrap();
-    assert!(!reaper.worker_alive());
-
-    // A proper one does, and nothing was lost.
-    let second: Runtime = Builder::new_current_thread().enable_all().build().unwrap();
-    assert_eq!(second.block_on(handle).unwrap().code(), Some(4));
-    assert!(reaper.worker_alive());
 }

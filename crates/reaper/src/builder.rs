@@ -96,7 +96,8 @@ impl ReaperBuilder {
     /// Starts the reaper as a task of the current tokio runtime.
     ///
     /// A current-thread runtime drives it only while something blocks on that runtime;
-    /// [`start_dedicated`](Self::start_dedicated) depends on nobody.
+    /// [`start_dedicated`](Self::start_dedicated) does not depend on that. When the runtime is
+    /// dropped while the reaper is still in use, a dedicated thread takes over.
     ///
     /// # Panics
     ///

@@ -206,9 +206,11 @@ impl ShimReaper {
             .read(self.worker().is_alive())
     }
 
-    /// False once the reaper has shut down, or the runtime that drove it is gone. In the latter
-    /// case the next registration, or the next poll of a handle, from within another runtime
-    /// brings it back there.
+    /// False once the reaper has shut down.
+    ///
+    /// When the tokio runtime that drove the reaper is dropped, a dedicated thread drives it from
+    /// then on, and [`respawns_total`](ReaperStats::respawns_total) rises. While that thread cannot
+    /// be started this is false, and each registration and each poll of a handle tries again.
     pub fn worker_alive(&self) -> bool {
         self.worker().is_alive()
     }

@@ -10,16 +10,18 @@ pub struct ReaperStats {
     pub reaped_total: u64,
     /// Shims that somebody else collected, or that were not our children. Only rises.
     pub vanished_total: u64,
-    /// Orphans of shims with a process group of their own that were collected. Only rises.
+    /// Orphans that were reaped in the process groups of ended shims. Only rises.
     pub orphans_reaped_total: u64,
     /// Interval sweeps since the start. Rises every interval, also when nothing exits: when it
     /// does not, the reaper is not running.
     pub sweeps_completed: u64,
     /// When the latest interval sweep ended, in milliseconds since the Unix epoch.
     pub last_sweep_at_ms: Option<i64>,
-    /// False once the reaper has shut down, or the runtime that drove it is gone.
+    /// False once the reaper has shut down, or while it has lost its tokio runtime and the thread
+    /// that is to replace it cannot be started.
     pub worker_alive: bool,
-    /// Times the worker was replaced, after a panic or the loss of its runtime. Only rises.
+    /// Times the worker was replaced: after a panic, or by a dedicated thread after the loss of its
+    /// tokio runtime. Only rises.
     pub respawns_total: u64,
     /// Registered shims that only the interval sweep looks after, for want of a pidfd.
     pub without_pidfd: u64,

@@ -3,12 +3,12 @@ use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use futures::FutureExt;
-use tokio::runtime::{self, Handle};
+use tokio::runtime::{self, Handle, Runtime};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::core::Core;
@@ -20,6 +20,9 @@ use crate::readiness::Readiness;
 /// After this many panics in a row the pauses between replacements stop growing.
 const MAX_DOUBLINGS: u32 = 5;
 
+/// The longest pause of a dedicated thread that lacks the descriptors for a tokio runtime.
+const RUNTIME_RETRY: Duration = Duration::from_millis(250);
+
 /// The task that sweeps, and what is needed to put another in its place.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -29,6 +32,8 @@ pub(crate) struct Worker {
     abandoned: AtomicBool,
     /// The runtime that the present worker runs on, or the last one did.
     runtime: Mutex<Handle>,
+    /// Set while no thread could be made to replace a lost runtime.
+    thread_refused: AtomicBool,
 }
 
 impl Worker {
@@ -42,23 +47,17 @@ impl Worker {
             drop(sleep(Duration::ZERO));
             drop(worker.readiness());
         }
-        worker.launch(handle.clone());
+        worker.claim();
+        handle.spawn(supervise(Alive(Arc::clone(&worker))));
         worker
     }
 
     pub(crate) fn start_dedicated(core: Arc<Core<Linux>>) -> io::Result<Arc<Self>> {
-        let runtime = runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = dedicated_runtime()?;
         let worker = Arc::new(Self::new(core, runtime.handle().clone()));
-        let alive = Alive::claim(&worker);
-        thread::Builder::new()
-            .name("shim-reaper".to_owned())
-            .spawn(move || {
-                if let Some(alive) = alive {
-                    runtime.block_on(supervise(alive));
-                }
-            })?;
+        worker.claim();
+        let alive = Arc::clone(&worker);
+        spawn_thread(move || runtime.block_on(supervise(Alive(alive))))?;
         Ok(worker)
     }
 
@@ -68,6 +67,7 @@ impl Worker {
             alive: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             runtime: Mutex::new(runtime),
+            thread_refused: AtomicBool::new(false),
         }
     }
 
@@ -84,13 +84,11 @@ impl Worker {
     }
 
     pub(crate) fn runtime(&self) -> Handle {
-        self.runtime
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.last_runtime().clone()
     }
 
-    /// Puts a worker on the caller's runtime if the one that had it is gone. Does what a worker
+    /// Goes on in a thread of its own if the runtime that had the worker is gone. The caller's
+    /// runtime would not do: it may have no drivers, or never be driven again. Does what a worker
     /// would have done if the reaper was to shut down in between.
     pub(crate) fn ensure_alive(self: &Arc<Self>) {
         if self.alive.load(Ordering::Acquire) {
@@ -98,24 +96,60 @@ impl Worker {
         }
         if self.intake().is_closing() {
             self.core.try_close();
-            return;
-        }
-        let Ok(handle) = Handle::try_current() else {
-            return;
-        };
-        if self.launch(handle) {
-            self.intake().counters.respawned();
-            tracing::warn!("the runtime that drove the reaper is gone: it goes on in this one");
+        } else if self.claim() {
+            self.move_to_thread();
         }
     }
 
-    fn launch(self: &Arc<Self>, handle: Handle) -> bool {
-        let Some(alive) = Alive::claim(self) else {
-            return false;
-        };
-        *self.runtime.lock().unwrap_or_else(PoisonError::into_inner) = handle.clone();
-        handle.spawn(supervise(alive));
-        true
+    fn move_to_thread(self: &Arc<Self>) {
+        let worker = Arc::clone(self);
+        match spawn_thread(move || worker.run_on_this_thread()) {
+            Ok(()) => {
+                self.thread_refused.store(false, Ordering::Relaxed);
+                self.intake().counters.respawned();
+                tracing::warn!(
+                    "the tokio runtime that drove the reaper is gone; a dedicated thread drives it now"
+                );
+            }
+            Err(error) => {
+                self.alive.store(false, Ordering::Release);
+                if !self.thread_refused.swap(true, Ordering::Relaxed) {
+                    tracing::error!(
+                        %error,
+                        "the tokio runtime that drove the reaper is gone and a dedicated thread \
+                         cannot be started; the next call to the reaper or a handle tries again"
+                    );
+                }
+            }
+        }
+    }
+
+    fn run_on_this_thread(self: Arc<Self>) {
+        let alive = Alive(Arc::clone(&self));
+        let mut logged = false;
+        while !self.has_nothing_left_to_do() && !self.intake().is_closing() {
+            match dedicated_runtime() {
+                Ok(runtime) => {
+                    *self.last_runtime() = runtime.handle().clone();
+                    return runtime.block_on(supervise(alive));
+                }
+                Err(error) if !logged => {
+                    tracing::error!(%error, "the reaper's thread cannot start a tokio runtime yet");
+                    logged = true;
+                }
+                Err(_) => {}
+            }
+            thread::sleep(self.intake().sweep_interval.min(RUNTIME_RETRY));
+        }
+    }
+
+    /// Whether the caller is to put a worker in place; there is one already otherwise.
+    fn claim(&self) -> bool {
+        !self.alive.swap(true, Ordering::AcqRel)
+    }
+
+    fn last_runtime(&self) -> MutexGuard<'_, Handle> {
+        self.runtime.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn abandon(&self) {
@@ -132,24 +166,26 @@ impl Worker {
     }
 }
 
-/// The claim to be the one worker, given back however it ends: by return, by panic, or by being
-/// dropped with its runtime.
+fn dedicated_runtime() -> io::Result<Runtime> {
+    runtime::Builder::new_current_thread().enable_all().build()
+}
+
+fn spawn_thread(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let thread = thread::Builder::new().name("shim-reaper".to_owned());
+    thread.spawn(run).map(drop)
+}
+
+/// The claim to be the one worker. However it ends, by return or by being dropped with its runtime,
+/// work that is left goes on elsewhere: nobody may call the reaper again.
 #[derive(Debug)]
 struct Alive(Arc<Worker>);
-
-impl Alive {
-    fn claim(worker: &Arc<Worker>) -> Option<Self> {
-        worker
-            .alive
-            .compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire)
-            .ok()
-            .map(|_| Self(Arc::clone(worker)))
-    }
-}
 
 impl Drop for Alive {
     fn drop(&mut self) {
         self.0.alive.store(false, Ordering::Release);
+        if !self.0.has_nothing_left_to_do() {
+            self.0.ensure_alive();
+        }
     }
 }
 
