@@ -3,7 +3,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitStatus;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::kernel::ProcStat;
 use crate::{Signal, sys};
@@ -57,8 +56,7 @@ impl Pidfd {
 
     /// Whether it has ended: it is a zombie, or gone.
     pub fn has_exited(&self) -> bool {
-        let mut polled = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
-        poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        sys::pidfd_has_exited(self.fd.as_fd())
     }
 
     /// Waits until it has ended.

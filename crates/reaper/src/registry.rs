@@ -14,7 +14,7 @@ pub(crate) struct Registry<P> {
     pub(crate) ready: VecDeque<u64>,
     /// Being examined: still here afterwards only if that panicked.
     pub(crate) in_flight: Option<u64>,
-    /// Without a pidfd, so that only an interval sweep sees their death.
+    /// Those whose zombie only an interval sweep can find: without a pidfd, or held by a tracer.
     pub(crate) unwatched: BTreeSet<u64>,
     /// Dead, and left for a while to whoever else can collect them; by the end of that while.
     pub(crate) left: BTreeSet<(Instant, u64)>,

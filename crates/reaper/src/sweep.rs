@@ -286,7 +286,14 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
         match self.judge(&shim, &state, phase, cause) {
             Verdict::Running => {
                 if let (Some(pidfd), Cause::Reported) = (&state.pidfd, cause) {
-                    self.watch_again(pidfd, id, Until::Exited);
+                    // A tracer that has not waited keeps a zombie from us, and no watch reports
+                    // when that tracer is gone.
+                    if self.intake.kernel.has_exited(pidfd) {
+                        self.watch_again(pidfd, id, Until::Reaped);
+                        self.registry.unwatched.insert(id);
+                    } else {
+                        self.watch_again(pidfd, id, Until::Exited);
+                    }
                 }
             }
             Verdict::Left(death) => self.leave(&shim, state, phase, death),
@@ -535,6 +542,9 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
         let shim = Arc::clone(shim);
         let kernel = &self.intake.kernel;
         let mut state = shim.state();
+        if state.pidfd.is_some() {
+            return;
+        }
         let before = match kernel.stat(shim.pid) {
             Ok(Some(stat)) if is_same(&state, &stat) => stat,
             Ok(_) => return,

@@ -12,6 +12,7 @@ use std::process::{Command, ExitStatus};
 use std::ptr;
 
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -64,6 +65,12 @@ pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Option<Signal>) -
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Whether the process is a zombie, or gone: its pidfd is readable then.
+pub(crate) fn pidfd_has_exited(pidfd: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::new(pidfd, PollFlags::POLLIN)];
+    poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 /// `waitid(2)` for exited children, never blocking; `P_PIDFD` needs Linux 5.4.

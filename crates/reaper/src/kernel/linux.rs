@@ -218,6 +218,10 @@ impl ProcessTable for Linux {
         sys::pidfd_exit_status(pidfd.as_fd())
     }
 
+    fn has_exited(&self, pidfd: &OwnedFd) -> bool {
+        sys::pidfd_has_exited(pidfd.as_fd())
+    }
+
     fn is_reaped(&self, pidfd: &OwnedFd) -> bool {
         sys::pidfd_send_signal(pidfd.as_fd(), None)
             .is_err_and(|error| error.raw_os_error() == Some(libc::ESRCH))

@@ -47,6 +47,10 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
     /// How an already reaped process ended, whoever reaped it; `None` where nobody can tell.
     fn exit_status(&self, pidfd: &Self::Pidfd) -> Option<ExitStatus>;
 
+    /// True once the process has ended: it is a zombie, or gone. Its parent cannot reap it before a
+    /// tracer has.
+    fn has_exited(&self, pidfd: &Self::Pidfd) -> bool;
+
     /// True once the process has been reaped: its pid may belong to another one by now.
     fn is_reaped(&self, pidfd: &Self::Pidfd) -> bool;
 

@@ -31,6 +31,8 @@ pub(crate) struct Abilities {
 pub(crate) enum Life {
     Running,
     Zombie(i32),
+    /// Dead, and kept from its parent by a tracer that has not waited.
+    Traced(i32),
     /// Somebody's wait has begun to collect it, and has not published its status yet.
     BeingReaped(i32),
     Reaped(i32),
@@ -41,6 +43,7 @@ struct Process {
     pid: u32,
     child: bool,
     inspectable: bool,
+    group: Option<u32>,
     life: Life,
 }
 
@@ -95,8 +98,21 @@ impl Simulated {
             pid,
             child,
             inspectable,
+            group: None,
             life: Life::Running,
         });
+    }
+
+    pub(crate) fn set_group(&self, pid: u32, pgid: u32) {
+        let mut world = self.world();
+        if let Some(index) = world.find(pid) {
+            world.processes[index].group = Some(pgid);
+        }
+    }
+
+    /// How many reports have not been taken.
+    pub(crate) fn reports(&self) -> usize {
+        self.world().reported.len()
     }
 
     /// Moves the process that has this pid on, and reports what its watches wait for.
@@ -157,7 +173,7 @@ impl Simulated {
         let process = &mut world.processes[index];
         match process.life {
             _ if !process.child => Waited::NotOurs,
-            Life::Running => Waited::Running,
+            Life::Running | Life::Traced(_) => Waited::Running,
             Life::BeingReaped(_) | Life::Reaped(_) => Waited::NotOurs,
             Life::Zombie(code) => {
                 if collect {
@@ -241,6 +257,10 @@ impl ProcessTable for Simulated {
             Life::Reaped(code) if self.abilities.exit_info => Some(exited(code)),
             _ => None,
         }
+    }
+
+    fn has_exited(&self, pidfd: &usize) -> bool {
+        self.world().processes[*pidfd].life != Life::Running
     }
 
     fn is_reaped(&self, pidfd: &usize) -> bool {
