@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::ShutdownReport;
+use crate::kernel::Orphan;
 use crate::shim::Shim;
 
 /// What the sweep goes over: every registered shim that it has been told of, by id, and which of
@@ -18,8 +19,9 @@ pub(crate) struct Registry<P> {
     pub(crate) unwatched: BTreeSet<u64>,
     /// Dead, and left for a while to whoever else can collect them; by the end of that while.
     pub(crate) left: BTreeSet<(Instant, u64)>,
-    /// Process groups whose leader is gone and whose orphans are ours to collect.
-    pub(crate) orphaned_groups: BTreeSet<u32>,
+    /// Process groups whose leader is gone, and when the grace period of each dead orphan in them
+    /// ends.
+    pub(crate) orphaned_groups: BTreeMap<u32, BTreeMap<Orphan, Instant>>,
     pub(crate) pass: Pass,
     /// Where the next sweep's spot check of watched shims begins.
     pub(crate) spot_check_from: u64,
@@ -61,7 +63,7 @@ impl<P> Registry<P> {
             in_flight: None,
             unwatched: BTreeSet::new(),
             left: BTreeSet::new(),
-            orphaned_groups: BTreeSet::new(),
+            orphaned_groups: BTreeMap::new(),
             pass: Pass::default(),
             spot_check_from: 0,
             closed: None,

@@ -11,9 +11,20 @@ pub struct SpawnOptions {
     /// Send SIGKILL when the last handle that came from the spawn is dropped. The reaper collects
     /// the shim as always. Off by default.
     pub kill_on_drop: bool,
-    /// Make the shim the leader of a new process group, and collect members of that group that
-    /// outlive it and fall to this process, as its orphans do to a subreaper
-    /// (`PR_SET_CHILD_SUBREAPER`) or to pid 1 of a container. Off by default.
+    /// Make the shim the leader of a new process group. When the shim has ended, the reaper also
+    /// reaps the orphans in that group which this process adopts, as a subreaper
+    /// (`PR_SET_CHILD_SUBREAPER`) or as pid 1 of a container. Off by default.
+    ///
+    /// Nothing in the group is reaped while the shim lives, if this process adopts no orphans, or
+    /// if it is registered with this reaper.
+    ///
+    /// The kernel does not record whether a child was adopted or forked. A child that you put into
+    /// the group yourself, such as a process of a pipeline, is not touched if a thread other than
+    /// the main thread forked it: the main thread adopts all orphans while it lives. One that the
+    /// main thread forked, or any thread where that cannot be told (the main thread has ended, or
+    /// the kernel lacks `CONFIG_PROC_CHILDREN`), is reaped like an orphan if nobody has waited for
+    /// it within the [grace period](crate::ReaperBuilder::owner_grace), at least one sweep interval,
+    /// after its end. Register it if its owner may take longer.
     pub process_group: bool,
 }
 

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::mem;
 use std::process::ExitStatus;
 use std::sync::{Arc, MutexGuard};
@@ -132,13 +133,7 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
             self.registry.pass.compare_from = 0;
         }
         self.spot_check();
-        let groups: Vec<u32> = self.registry.orphaned_groups.iter().copied().collect();
-        for pgid in groups {
-            self.reap_orphans(pgid);
-            if !self.intake.kernel.group_exists(pgid) {
-                self.registry.orphaned_groups.remove(&pgid);
-            }
-        }
+        self.reap_orphans();
         self.intake.counters.swept();
     }
 
@@ -158,9 +153,8 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
         for (_, id) in mem::take(&mut self.registry.left) {
             self.examine(id, Cause::Overdue);
         }
-        for pgid in mem::take(&mut self.registry.orphaned_groups) {
-            self.reap_orphans(pgid);
-        }
+        self.reap_orphans();
+        self.registry.orphaned_groups.clear();
         let abandoned = mem::take(&mut self.registry.tracked);
         let mut still_running = Vec::new();
         for tracked in abandoned.values() {
@@ -258,21 +252,34 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
             _ => 0,
         };
         for id in ids {
-            let Some(tracked) = self.registry.tracked.get(&id) else {
-                continue;
-            };
-            if tracked.shim.leads_group {
-                let pgid = tracked.shim.pid;
-                self.reap_orphans(pgid);
-            }
             self.examine(id, Cause::Checked);
         }
     }
 
-    fn reap_orphans(&mut self, pgid: u32) {
-        while self.intake.kernel.reap_orphan(pgid) {
-            self.intake.counters.orphan_reaped();
-        }
+    /// Reaps what has died in the groups of reaped shims and is registered nowhere, unless an owner
+    /// does so within the grace period: it may be a child of the embedder's.
+    fn reap_orphans(&mut self) {
+        let kernel = &self.intake.kernel;
+        let now = kernel.now();
+        let deadline = now + self.intake.owner_grace.max(self.intake.sweep_interval);
+        self.registry.orphaned_groups.retain(|pgid, known| {
+            // Asked first: the number may lead another group by now.
+            if !kernel.group_exists(*pgid) {
+                return false;
+            }
+            let found = kernel.dead_orphans(*pgid).into_iter();
+            *known = found
+                .map(|orphan| (orphan, known.get(&orphan).copied().unwrap_or(deadline)))
+                .collect();
+            for (orphan, _) in known.iter().filter(|(_, deadline)| **deadline <= now) {
+                // Locked until it is reaped, so that it is not registered meanwhile.
+                let entries = self.intake.directory.lock();
+                if entries.get(orphan.pid).is_none() && kernel.reap_orphan(*orphan) {
+                    self.intake.counters.orphan_reaped();
+                }
+            }
+            true
+        });
     }
 
     fn examine(&mut self, id: u64, cause: Cause) {
@@ -509,7 +516,9 @@ impl<'a, 'b, K: ProcessTable> Sweep<'a, 'b, K> {
         self.registry.tracked.remove(&shim.id);
         self.registry.unwatched.remove(&shim.id);
         if shim.leads_group {
-            self.registry.orphaned_groups.insert(shim.pid);
+            self.registry
+                .orphaned_groups
+                .insert(shim.pid, BTreeMap::new());
         }
         self.intake.directory.remove(shim);
         self.intake.counters.unregistered();

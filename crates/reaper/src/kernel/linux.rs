@@ -11,13 +11,15 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::prctl::get_child_subreaper;
 use nix::sys::signal::{self, Signal};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpgid};
 
 use super::{
-    Death, NoPidfd, ProcStat, ProcessTable, READY_AT_ONCE, Spawned, Target, Until, Waited,
+    Death, NoPidfd, Orphan, ProcStat, ProcessTable, READY_AT_ONCE, Spawned, Target, Until, Waited,
+    procfs,
 };
 use crate::sys::{self, WaitFor};
 
@@ -239,14 +241,42 @@ impl ProcessTable for Linux {
         ProcStat::read(pid)
     }
 
-    fn reap_orphan(&self, pgid: u32) -> bool {
-        // A dead leader is never an orphan: it is the shim, or a stranger with its number.
-        match sys::waitid(WaitFor::Group(pgid), true) {
-            Ok(Some(orphan)) if orphan.pid != pgid => {
-                matches!(sys::waitid(WaitFor::Pid(orphan.pid), false), Ok(Some(_)))
-            }
-            _ => false,
-        }
+    fn dead_orphans(&self, pgid: u32) -> Vec<Orphan> {
+        let adopts = std::process::id() == 1 || get_child_subreaper().unwrap_or(false);
+        let dead = |who| sys::waitid(who, true).ok().flatten();
+        let Some(first) = dead(WaitFor::Group(pgid)).filter(|_| adopts) else {
+            return Vec::new();
+        };
+        let is_dead_member = |pid: &u32| {
+            // With the number of the reaped leader it would be another process.
+            *pid != pgid
+                && dead(WaitFor::Pid(*pid)).is_some()
+                && getpgid(Some(as_pid(*pid))) == Ok(as_pid(pgid))
+        };
+        procfs::children_of_main_thread()
+            .unwrap_or_else(|| vec![first.pid])
+            .into_iter()
+            .filter(is_dead_member)
+            .filter_map(|pid| {
+                let start_time = ProcStat::read(pid).ok()??.start_time;
+                Some(Orphan { pid, start_time })
+            })
+            .collect()
+    }
+
+    fn reap_orphan(&self, orphan: Orphan) -> bool {
+        let pidfd = self.open(orphan.pid);
+        let target = match &pidfd {
+            Ok(pidfd) => Target::Pidfd(orphan.pid, pidfd),
+            Err(NoPidfd::Unsupported) => Target::Pid(orphan.pid),
+            Err(NoPidfd::NoProcess | NoPidfd::Exhausted(_)) => return false,
+        };
+        // Read after the pidfd is open: it is the process that was found.
+        let same = matches!(
+            ProcStat::read(orphan.pid),
+            Ok(Some(stat)) if stat.start_time == orphan.start_time
+        );
+        same && matches!(self.reap(target), Waited::Exited(_))
     }
 
     fn group_exists(&self, pgid: u32) -> bool {

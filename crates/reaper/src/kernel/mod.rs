@@ -8,6 +8,6 @@ pub(crate) mod simulated;
 
 pub(crate) use linux::Linux;
 pub(crate) use process_table::{
-    Death, NoPidfd, ProcessTable, READY_AT_ONCE, Spawned, Target, Until, Waited,
+    Death, NoPidfd, Orphan, ProcessTable, READY_AT_ONCE, Spawned, Target, Until, Waited,
 };
 pub(crate) use procfs::ProcStat;

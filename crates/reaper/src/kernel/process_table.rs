@@ -61,8 +61,12 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
     /// `None` when no process has this pid.
     fn stat(&self, pid: u32) -> io::Result<Option<ProcStat>>;
 
-    /// Collects one dead child of a process group, its leader excepted; true if there was one.
-    fn reap_orphan(&self, pgid: u32) -> bool;
+    /// The dead children in a process group that may be orphans, adopted by this process. None if
+    /// it adopts none, or if one of its threads has forked them for sure.
+    fn dead_orphans(&self, pgid: u32) -> Vec<Orphan>;
+
+    /// Reaps an orphan; false if it is not there any more, or cannot be told from another process.
+    fn reap_orphan(&self, orphan: Orphan) -> bool;
 
     /// True while the process group has a member and its number cannot have been recycled.
     fn group_exists(&self, pgid: u32) -> bool;
@@ -92,6 +96,13 @@ pub(crate) type Spawned<P> = (Child, Result<P, NoPidfd>);
 pub(crate) struct Death {
     pub(crate) status: ExitStatus,
     pub(crate) usage: ResourceUsage,
+}
+
+/// A dead child that this process may not have forked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Orphan {
+    pub(crate) pid: u32,
+    pub(crate) start_time: u64,
 }
 
 /// What a watch waits for.

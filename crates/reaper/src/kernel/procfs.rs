@@ -61,6 +61,17 @@ fn may_inspect(pid: u32) -> bool {
     }
 }
 
+/// The children of this process that its main thread has forked or adopted: the kernel gives
+/// orphans to the first thread that lives. `None` where the main thread has ended, and on kernels
+/// without `CONFIG_PROC_CHILDREN`.
+pub(crate) fn children_of_main_thread() -> Option<Vec<u32>> {
+    let pid = std::process::id();
+    let main_thread = ProcStat::read(pid).ok()??;
+    let children = fs::read_to_string(format!("/proc/self/task/{pid}/children")).ok()?;
+    let parsed = children.split_ascii_whitespace().map(str::parse);
+    (!main_thread.exited).then(|| parsed.flatten().collect())
+}
+
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }

@@ -12,7 +12,7 @@ use nix::libc;
 use nix::sys::signal::Signal;
 
 use super::{
-    Death, NoPidfd, ProcStat, ProcessTable, READY_AT_ONCE, Spawned, Target, Until, Waited,
+    Death, NoPidfd, Orphan, ProcStat, ProcessTable, READY_AT_ONCE, Spawned, Target, Until, Waited,
 };
 use crate::ResourceUsage;
 
@@ -297,11 +297,30 @@ impl ProcessTable for Simulated {
         }))
     }
 
-    fn reap_orphan(&self, _: u32) -> bool {
-        false
+    fn dead_orphans(&self, pgid: u32) -> Vec<Orphan> {
+        let world = self.world();
+        let dead = world.processes.iter().enumerate().filter(|(_, process)| {
+            process.group == Some(pgid) && matches!(process.life, Life::Zombie(_))
+        });
+        dead.map(|(index, process)| Orphan {
+            pid: process.pid,
+            start_time: index as u64,
+        })
+        .collect()
     }
 
-    fn group_exists(&self, _: u32) -> bool {
-        false
+    fn reap_orphan(&self, orphan: Orphan) -> bool {
+        let index = orphan.start_time as usize;
+        matches!(
+            self.reap(Target::Pidfd(orphan.pid, &index)),
+            Waited::Exited(_)
+        )
+    }
+
+    fn group_exists(&self, pgid: u32) -> bool {
+        let world = self.world();
+        let mut members = world.processes.iter();
+        members
+            .any(|process| process.group == Some(pgid) && !matches!(process.life, Life::Reaped(_)))
     }
 }

@@ -8,7 +8,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
 use crate::counters::Counters;
+use crate::directory::News;
 use crate::intake::Intake;
+use crate::kernel::ProcessTable;
 use crate::kernel::simulated::{Abilities, Life, Simulated};
 use crate::shim::{Role, Shim};
 use crate::{CollectedBy, MetricsSink};
@@ -216,4 +218,71 @@ fn recalling_a_shim_that_is_finished_by_now_does_not_bring_it_back() {
     core.intake.directory.lock().recall(&shim);
     sweep(&core);
     assert_eq!(counts(&core), (1, 0, 0));
+}
+
+#[test]
+fn a_zombie_that_a_tracer_holds_is_looked_at_by_sweeps_only() {
+    for role in [Role::Owned, Role::Shared] {
+        let core = core(NEWEST);
+        core.intake.kernel.fork(7);
+        let shim = register(&core, 7, role);
+        core.intake.kernel.set(7, Life::Traced(3));
+        sweep(&core);
+        assert_eq!(core.intake.kernel.reports(), 0, "its watch is at rest");
+        assert_eq!(outcome(&shim), None);
+        core.intake.kernel.set(7, Life::Zombie(3));
+        sweep(&core);
+        core.intake.kernel.pass_time(INTERVAL);
+        sweep(&core);
+        assert_eq!(outcome(&shim).unwrap().0, Some(3));
+        assert_eq!(counts(&core), (1, 0, 0));
+    }
+}
+
+#[test]
+fn what_a_tracer_holds_and_another_wait_reaps_is_known_when_it_is_reaped() {
+    let core = core(NEWEST);
+    core.intake.kernel.fork(7);
+    let shim = register(&core, 7, Role::Owned);
+    core.intake.kernel.set(7, Life::Traced(3));
+    sweep(&core);
+    core.intake.kernel.set(7, Life::Reaped(3));
+    block_on(core.collect(&mut core.effects()));
+    assert_eq!(outcome(&shim), Some((Some(3), CollectedBy::Owner)));
+    assert_eq!(counts(&core), (0, 1, 0));
+}
+
+#[test]
+fn a_dead_member_of_a_shims_group_is_reaped_a_grace_period_after_the_shim() {
+    let core = core(NEWEST);
+    let kernel = &core.intake.kernel;
+    for pid in [7, 8] {
+        kernel.fork(pid);
+        kernel.set_group(pid, 7);
+    }
+    let leader = Arc::new(Shim::new(
+        7,
+        1_000,
+        true,
+        Role::Owned,
+        kernel.open(7).ok(),
+        None,
+    ));
+    core.intake.directory.lock().insert(&leader, News::Urgent);
+    kernel.set(8, Life::Zombie(3));
+    sweep(&core);
+    kernel.pass_time(INTERVAL * 2);
+    sweep(&core);
+    assert!(kernel.reaped_by_us().is_empty(), "the leader lives");
+
+    kernel.set(7, Life::Zombie(0));
+    core.intake.directory.lock().recall(&leader);
+    sweep(&core);
+    kernel.pass_time(INTERVAL / 2);
+    sweep(&core);
+    assert_eq!(kernel.reaped_by_us(), [7], "its grace period has not ended");
+    kernel.pass_time(INTERVAL / 2);
+    sweep(&core);
+    assert_eq!(kernel.reaped_by_us(), [7, 8]);
+    assert_eq!(core.intake.counters.read(true).orphans_reaped_total, 1);
 }
