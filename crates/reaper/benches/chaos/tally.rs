@@ -1,0 +1,52 @@
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::round::Round;
+
+/// What has been found out, in all rounds.
+#[derive(Default)]
+pub(crate) struct Tally {
+    lifecycles: AtomicU64,
+    losses: [AtomicU64; 4],
+}
+
+/// The columns that have to stay zero.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Loss {
+    /// A handle or a stream has not reported an exit.
+    Lost,
+    /// An owner's wait found that its child had been reaped.
+    Stolen,
+    /// Another status than the child ended with, or the same exit twice.
+    Wrong,
+    /// A child that nothing reaped.
+    Zombie,
+}
+
+impl Tally {
+    pub(crate) fn lived(&self, count: usize) {
+        self.lifecycles.fetch_add(count as u64, Relaxed);
+    }
+
+    pub(crate) fn count(&self, loss: Loss, count: u64, round: &Round, what: &str) {
+        if count > 0 && self.losses[loss as usize].fetch_add(count, Relaxed) < 20 {
+            eprintln!(
+                "{loss:?}: {count} {what}, in round {}: {round:?}",
+                round.number
+            );
+        }
+    }
+
+    pub(crate) fn is_clean(&self) -> bool {
+        self.losses.iter().all(|loss| loss.load(Relaxed) == 0)
+    }
+
+    pub(crate) fn table(&self) -> String {
+        let [lost, stolen, wrong, zombies] = self.losses.each_ref().map(|loss| loss.load(Relaxed));
+        let lifecycles = self.lifecycles.load(Relaxed);
+        format!(
+            "| lifecycles | exits lost | stolen | wrong | zombies left |\n\
+             |---|---|---|---|---|\n\
+             | {lifecycles} | {lost} | {stolen} | {wrong} | {zombies} |"
+        )
+    }
+}
