@@ -62,6 +62,23 @@ async fn a_box_that_uses_up_its_memory_has_failed_of_that() {
 }
 
 #[tokio::test]
+async fn a_box_has_a_limit_of_processes_whether_it_asks_for_one_or_not() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    for (spec, expected) in [(sleeping(), "4096\n"), (sleeping().pids(16), "16\n")] {
+        let running = started(&runtime, spec).await;
+        let Some(dirs) = groups_of(&home, &running.id) else {
+            return;
+        };
+        let limits: Vec<_> = dirs
+            .iter()
+            .filter_map(|dir| fs::read_to_string(dir.join("pids.max")).ok())
+            .collect();
+        assert_eq!(limits, [expected]);
+    }
+}
+
+#[tokio::test]
 async fn who_has_left_session_and_environment_does_not_survive_a_killed_shim() {
     let home = PerTestBoxHome::new();
     let runtime = open(&home).await;

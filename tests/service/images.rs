@@ -11,7 +11,7 @@ async fn a_box_is_what_its_image_says_unless_the_request_says_otherwise() {
         "entrypoint": ["sh", "-c"],
         "command": ["echo $WHO $WHERE $(pwd) > $VMM_BOX_DIR/said; exit 0"],
         "env": {"WHO": "image", "WHERE": "here"}, "working_dir": "/usr",
-        "cpus": 2, "memory_mib": 256
+        "cpus": 2, "memory_mib": 256, "pids": 32
     }"#;
     std::fs::write(folder.path().join("teller.json"), image).unwrap();
     let images = ImageTable::builtin().with_folder(folder.path()).unwrap();
@@ -33,6 +33,8 @@ async fn a_box_is_what_its_image_says_unless_the_request_says_otherwise() {
 
     let made = service.client.create(&plain).await.unwrap();
     assert_eq!((made.cpus, made.memory_mib), (2, 256));
+    let info = service.runtime.info(&made.box_id).await.unwrap();
+    assert_eq!(info.pids, Some(32));
     let made = service.client.create(&plain.cpus(4)).await.unwrap();
     assert_eq!(
         (made.image.as_str(), made.cpus, made.memory_mib),

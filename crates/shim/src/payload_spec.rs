@@ -32,6 +32,9 @@ pub struct PayloadSpec {
     pub cpus: Option<u32>,
     /// How much memory it may use, in MiB; as much as there is unless said otherwise.
     pub memory_mib: Option<u32>,
+    /// How many processes and threads it may have at a time; as many as the host unless said
+    /// otherwise.
+    pub pids: Option<u32>,
     /// How much of what it prints is kept.
     pub console: ConsoleOptions,
     /// What only one engine understands.
@@ -71,6 +74,7 @@ impl Default for PayloadSpec {
             ready: Ready::default(),
             cpus: None,
             memory_mib: None,
+            pids: None,
             console: ConsoleOptions::default(),
             options: Map::new(),
         }
@@ -86,6 +90,7 @@ impl fmt::Debug for PayloadSpec {
             .field("ready", &self.ready)
             .field("cpus", &self.cpus)
             .field("memory_mib", &self.memory_mib)
+            .field("pids", &self.pids)
             .field("console", &self.console)
             .finish_non_exhaustive()
     }

@@ -1,4 +1,4 @@
-//! Processors and memory of a payload, bounded by control groups, or without any.
+//! Processors, memory and processes of a payload, bounded by control groups, or without any.
 #![allow(clippy::panic, clippy::unwrap_used)]
 
 mod support;
@@ -173,6 +173,40 @@ fn the_kernel_has_the_limits_of_the_group_that_the_payload_is_in() {
 }
 
 #[test]
+fn a_payload_starts_no_more_processes_than_it_may_have() {
+    if !has_groups() {
+        return;
+    }
+    let forks = "n=0; while [ $n -lt 40 ]; do sleep 1000 & n=$((n + 1)); done; echo started=$n";
+    let mut payload = sh(forks);
+    payload.pids = Some(8);
+    let mut shim = Shim::of(payload);
+    // The fork that fails ends the shell.
+    assert_ne!(shim.wait().code(), Some(0));
+    assert!(!shim.console().contains("started"), "{}", shim.console());
+    // Threads count, too.
+    let mut payload = PayloadSpec::command([
+        "python3",
+        "-c",
+        "import threading, time
+for _ in range(40): threading.Thread(target=time.sleep, args=(0.01,), daemon=True).start()
+print('started')",
+    ]);
+    payload.pids = Some(1);
+    let mut shim = Shim::of(payload);
+    assert_eq!(shim.wait().code(), Some(1));
+    assert!(!shim.console().contains("started"), "{}", shim.console());
+}
+
+#[test]
+fn without_a_group_processes_are_not_limited() {
+    let mut payload = sh("sh -c 'exit 3'; exit $?");
+    payload.pids = Some(1);
+    let mut shim = without_groups(payload);
+    assert_eq!(shim.wait().code(), Some(3));
+}
+
+#[test]
 fn a_host_says_beforehand_whether_there_will_be_groups() {
     let dirs = groups_of(&bounded_and_running(""));
     let checked = ControlGroup::check();
@@ -292,7 +326,9 @@ fn without_a_group_a_payload_is_kept_on_its_processors_and_within_its_data() {
 
 #[test]
 fn a_payload_that_may_have_more_than_the_host_has_runs() {
-    let mut shim = Shim::of(bounded(sh("exit 3"), u32::MAX, u32::MAX));
+    let mut payload = bounded(sh("exit 3"), u32::MAX, u32::MAX);
+    payload.pids = Some(u32::MAX);
+    let mut shim = Shim::of(payload);
     assert_eq!(shim.wait().code(), Some(3));
     let mut shim = without_groups(bounded(sh("exit 3"), u32::MAX, u32::MAX));
     assert_eq!(shim.wait().code(), Some(3));
@@ -300,8 +336,10 @@ fn a_payload_that_may_have_more_than_the_host_has_runs() {
 
 #[test]
 fn nothing_is_no_limit() {
-    for (cpus, memory_mib) in [(0, 64), (1, 0)] {
-        let mut shim = Shim::of(bounded(sh("exit 0"), cpus, memory_mib));
+    for (cpus, memory_mib, pids) in [(0, 64, 1), (1, 0, 1), (1, 64, 0)] {
+        let mut payload = bounded(sh("exit 0"), cpus, memory_mib);
+        payload.pids = Some(pids);
+        let mut shim = Shim::of(payload);
         assert_eq!(shim.wait().code(), Some(125));
         let Ending::Failed { kind, .. } = shim.record().ending else {
             panic!("{:?}", shim.record());

@@ -43,6 +43,9 @@ pub struct Image {
     pub cpus: Option<u32>,
     /// Memory in MiB, unless the request says otherwise.
     pub memory_mib: Option<u32>,
+    /// Processes and threads that a box may have at a time; 4,096 unless said otherwise. Requests
+    /// cannot change it.
+    pub pids: Option<u32>,
     /// How much of what the payload prints is kept.
     pub console: ConsoleOptions,
     /// What only the engine understands.
@@ -76,6 +79,7 @@ impl Image {
         payload.env.clone_from(&self.env);
         payload.working_dir.clone_from(&self.working_dir);
         payload.ready = self.ready;
+        payload.pids = self.pids;
         payload.console = self.console;
         payload.options.clone_from(&self.options);
         payload
@@ -95,6 +99,7 @@ impl Default for Image {
             health: None,
             cpus: None,
             memory_mib: None,
+            pids: None,
             console: ConsoleOptions::default(),
             options: Map::new(),
         }

@@ -3,7 +3,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{Image, ImageError, check};
-use crate::wire::box_size::{CPUS, MEMORY_MIB};
+use crate::wire::box_size::{CPUS, MEMORY_MIB, PIDS};
 
 /// The images that boxes can be made from, by name.
 ///
@@ -142,16 +142,14 @@ fn read(path: &Path) -> Result<(String, Image), ImageError> {
         return Err(malformed(format!("{name:?} cannot be its name")));
     }
     check(&image.payload(None, None), "command").map_err(malformed)?;
-    if image.cpus.is_some_and(|cpus| !CPUS.contains(&cpus)) {
-        return Err(malformed(format!("cpus is not within {CPUS:?}")));
-    }
-    if image
-        .memory_mib
-        .is_some_and(|mib| !MEMORY_MIB.contains(&mib))
-    {
-        return Err(malformed(format!(
-            "memory_mib is not within {MEMORY_MIB:?}"
-        )));
+    for (field, value, range) in [
+        ("cpus", image.cpus, CPUS),
+        ("memory_mib", image.memory_mib, MEMORY_MIB),
+        ("pids", image.pids, PIDS),
+    ] {
+        if value.is_some_and(|value| !range.contains(&value)) {
+            return Err(malformed(format!("{field} is not within {range:?}")));
+        }
     }
     Ok((name, image))
 }
@@ -207,6 +205,7 @@ mod tests {
             (r#"{"command": ["true"], "name": ""}"#, "name"),
             (r#"{"command": ["true"], "name": "a\nb"}"#, "name"),
             (r#"{"command": ["true"], "cpus": 0}"#, "cpus"),
+            (r#"{"command": ["true"], "pids": 0}"#, "pids"),
             (
                 r#"{"command": ["true"], "console": {"max_bytes": 1}}"#,
                 "console: max_bytes",

@@ -33,15 +33,19 @@ const PREFIX: &str = "vmm-box-";
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl ControlGroup {
-    /// Whether shims that this process starts can make groups for processors and memory: makes one,
-    /// and removes it. Blocks.
+    /// Whether shims that this process starts can make groups for processors, memory and processes:
+    /// makes them, and removes them. Blocks.
     ///
     /// # Errors
     ///
     /// [`FileError`], with what stands in the way.
     pub fn check() -> Result<(), FileError> {
         let name = format!("{PREFIX}check.{}", process::id());
-        let limits = [(Controller::Cpu, 1), (Controller::Memory, 1 << 30)];
+        let limits = [
+            (Controller::Cpu, 1),
+            (Controller::Memory, 1 << 30),
+            (Controller::Pids, 1),
+        ];
         let places = limits.map(|(controller, _)| Place::of(controller, &name));
         for (place, (controller, amount)) in places.into_iter().zip(limits) {
             let place = place?;

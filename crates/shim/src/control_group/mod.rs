@@ -1,4 +1,4 @@
-//! What the kernel keeps a payload to its processors and memory by: `cgroups(7)`.
+//! What the kernel keeps a payload to its processors, memory and processes by: `cgroups(7)`.
 
 mod group;
 mod hierarchy;

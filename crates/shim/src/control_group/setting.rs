@@ -16,6 +16,7 @@ pub(super) struct Setting {
 pub(crate) enum Controller {
     Cpu,
     Memory,
+    Pids,
 }
 
 /// Microseconds; what the kernel takes where nothing else is said.
@@ -26,10 +27,11 @@ impl Controller {
         match self {
             Self::Cpu => "cpu",
             Self::Memory => "memory",
+            Self::Pids => "pids",
         }
     }
 
-    /// `amount` in processors, or in bytes. Swap is not memory: with some, a payload would take
+    /// `amount` in processors, in bytes, or in processes. Swap is not memory: with some, a payload would take
     /// more than that.
     pub(super) fn settings(self, version: Version, amount: u64) -> Vec<Setting> {
         let needed = |file, value| Setting {
@@ -61,6 +63,7 @@ impl Controller {
                 needed("memory.limit_in_bytes", amount),
                 optional("memory.memsw.limit_in_bytes", amount),
             ],
+            (Self::Pids, Version::V1 | Version::V2) => vec![needed("pids.max", amount)],
         }
     }
 

@@ -12,7 +12,7 @@ use super::EngineError;
 use crate::control_group::{Controller, PROCESSES};
 use crate::{ControlGroup, InstanceSpec, PayloadSpec};
 
-/// What keeps a payload to the processors and the memory of its spec. The shim prepares it; the
+/// What keeps a payload to the processors, the memory and the processes of its spec. The shim prepares it; the
 /// launcher, which becomes the payload, applies it to itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -28,13 +28,19 @@ pub(crate) struct Confinement {
 /// More than any kernel is built for, and within what it takes as a quota.
 const MAX_PROCESSORS: u32 = 8192;
 
+/// As many as any kernel can have; it refuses a larger limit.
+const MAX_PIDS: u32 = 1 << 22;
+
 impl Confinement {
     pub(super) fn prepare(spec: &InstanceSpec, dir: &Path) -> Result<Self, EngineError> {
         let PayloadSpec {
-            cpus, memory_mib, ..
+            cpus,
+            memory_mib,
+            pids,
+            ..
         } = spec.payload;
-        if cpus == Some(0) || memory_mib == Some(0) {
-            let message = "a payload needs at least 1 processor and 1 MiB of memory";
+        if [cpus, memory_mib, pids].contains(&Some(0)) {
+            let message = "a payload needs at least 1 processor, 1 MiB of memory and 1 process";
             return Err(EngineError::Spec(message.to_owned()));
         }
         let processors = cpus.map(|cpus| cpus.min(MAX_PROCESSORS));
@@ -42,6 +48,7 @@ impl Confinement {
         let limits: Vec<_> = [
             (Controller::Cpu, processors.map(u64::from)),
             (Controller::Memory, bytes),
+            (Controller::Pids, pids.map(|pids| pids.min(MAX_PIDS).into())),
         ]
         .into_iter()
         .filter_map(|(controller, amount)| Some((controller, amount?)))
@@ -64,6 +71,8 @@ impl Confinement {
                     confinement.data = bytes;
                     "a limit of data for each process"
                 }
+                // RLIMIT_NPROC counts all processes of the user, and does not bind root.
+                Controller::Pids => "no limit of processes",
             };
             let _ = writeln!(
                 io::stderr(),

@@ -32,14 +32,19 @@ use crate::{ARGV0, BOX_DIR_VARIABLE, InstanceSpec, Invocation, PayloadSpec, Read
 /// and its descendants have ended, the shim stores what is in the pipe before it records the exit;
 /// SIGKILL to the shim loses that.
 ///
-/// The [`cpus`](PayloadSpec::cpus) and [`memory_mib`](PayloadSpec::memory_mib) of a spec bound the
-/// command together with its descendants, in control groups: it gets as much time as so many
-/// processors have, and the kernel kills a process that wants more memory. That takes the
-/// controllers `cpu` and `memory` of `cgroups(7)`, of version 1, or of version 2 in a group that
-/// systemd has delegated (`Delegate=yes` with a `DelegateSubgroup=` for the runtime, systemd 254).
+/// The [`cpus`](PayloadSpec::cpus), [`memory_mib`](PayloadSpec::memory_mib) and
+/// [`pids`](PayloadSpec::pids) of a spec bound the command together with its descendants, in
+/// control groups: it gets as much time as so many processors have, the kernel kills a process that
+/// wants more memory, and a fork that would make one process or thread too many fails with EAGAIN.
+/// That takes the controllers `cpu`, `memory` and `pids` of `cgroups(7)`, of version 1, or of
+/// version 2 in a group that systemd has delegated (`Delegate=yes` with a `DelegateSubgroup=` for
+/// the runtime, systemd 254).
+///
 /// Where no group can be made, the shim says so in `shim.stderr`, and the command is kept on so
 /// many processors (`sched_setaffinity(2)`), and each of its processes within so much data of its
-/// own (`RLIMIT_DATA`, `getrlimit(2)`, Linux 4.7), which a process can see, and two can exceed.
+/// own (`RLIMIT_DATA`, `getrlimit(2)`, Linux 4.7), which a process can see, and two can exceed. Its
+/// processes are not limited then: `RLIMIT_NPROC` counts all processes of a user, not those of one
+/// box, and does not bind root.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Process;
 

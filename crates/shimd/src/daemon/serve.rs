@@ -54,10 +54,12 @@ const IMAGES: &str = r#"Images:
     "health": {"probe": {"command": {"command": ["test", "-d", "/tmp"]}}, "interval": 5000},
     "cpus": 1,
     "memory_mib": 256,
+    "pids": 64,
     "console": {"max_bytes": 10485760, "files": 3}
   }
 
-  Every field can be left out. There are also `entrypoint`, what comes before the command; `ready`,
+  Every field can be left out. `pids` is how many processes and threads a box may have at a time,
+  4096 unless said otherwise, where the daemon can make control groups. There are also `entrypoint`, what comes before the command; `ready`,
   "started" or "notified", for a payload that says READY=1 as sd_notify(3) does; `name`, in place of
   the file's; and `engine` with its `options`, "process" unless said otherwise."#;
 
@@ -124,7 +126,8 @@ impl Serve {
             tracing::warn!(
                 %error,
                 "no control groups: a box that asks for processors or memory is kept to them less \
-                 strictly, and one that asks for nothing is not bounded"
+                 strictly, one that asks for nothing is not bounded, and the processes of boxes \
+                 are not limited"
             );
         }
         // The home has one daemon, which may replace what an earlier one has left.

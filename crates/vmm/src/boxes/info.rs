@@ -65,6 +65,8 @@ pub struct BoxInfo {
     pub cpus: Option<u32>,
     /// How much memory its payload may use, in MiB; as much as there is if it does not say.
     pub memory_mib: Option<u32>,
+    /// How many processes and threads its payload may have at a time; 4,096 if it does not say.
+    pub pids: Option<u32>,
     /// The user's.
     pub labels: BTreeMap<String, String>,
     /// When it was created.

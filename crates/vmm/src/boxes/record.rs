@@ -8,6 +8,10 @@ use vmm_shim::{FileError, InstanceSpec, read_file, write_file};
 use super::{BoxSpec, BoxStatus, Outcome};
 use crate::HealthState;
 
+/// How many processes and threads a box may have that does not ask for a number: more than a service
+/// needs, and few enough that a fork bomb leaves the host its pids.
+const DEFAULT_PIDS: u32 = 4096;
+
 /// More than any spec takes, in bytes.
 const LONGEST: u64 = 64 << 20;
 
@@ -50,6 +54,7 @@ impl BoxRecord {
     /// What its shim is told.
     pub(crate) fn instance(&self) -> InstanceSpec {
         let mut instance = InstanceSpec::new(self.id.clone(), self.spec.payload.clone());
+        instance.payload.pids.get_or_insert(DEFAULT_PIDS);
         instance.detached = self.spec.detached;
         instance.stop_grace_ms =
             u64::try_from(self.spec.stop_grace.as_millis()).unwrap_or(u64::MAX);

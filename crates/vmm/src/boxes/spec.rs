@@ -118,6 +118,14 @@ impl BoxSpec {
         self
     }
 
+    /// Sets how many processes and threads the payload may have at a time, where the runtime can
+    /// make control groups; 4,096 by default.
+    #[must_use]
+    pub fn pids(mut self, count: u32) -> Self {
+        self.payload.pids = Some(count);
+        self
+    }
+
     /// Sets how much of the payload's output is kept.
     #[must_use]
     pub fn console(mut self, options: ConsoleOptions) -> Self {
@@ -190,6 +198,7 @@ mod tests {
             .env("A", "b")
             .cpus(2)
             .memory_mib(512)
+            .pids(64)
             .console(ConsoleOptions::default().max_bytes(1 << 20).files(2))
             .detached(true)
             .stop_grace(Duration::from_millis(1500))

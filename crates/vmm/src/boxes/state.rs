@@ -126,6 +126,7 @@ impl State {
             detached: spec.detached,
             cpus: spec.payload.cpus,
             memory_mib: spec.payload.memory_mib,
+            pids: spec.payload.pids,
             labels: spec.labels.clone(),
             created_at: *created_at,
             updated_at: self.updated_at,
