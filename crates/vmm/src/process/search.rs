@@ -95,7 +95,7 @@ impl<'a> Search<'a> {
     }
 
     fn kill_all(&self, deadline: Instant) -> io::Result<Met<'a>> {
-        let mut met = self.kill_members()?;
+        let mut met = self.kill_members(deadline)?;
         let members = self.members()?;
         let mut found = Vec::new();
         for pid in procfs::pids()? {
@@ -115,18 +115,15 @@ impl<'a> Search<'a> {
                 tracing::info!(pid = stray.pid(), "ending a stray descendant of a payload");
                 // It may have ended by itself.
                 let _ = stray.signal(Signal::SIGKILL);
-                while !stray.has_exited() && Instant::now() < deadline {
-                    thread::sleep(LOOK_EVERY);
-                }
             }
-            collect(stray.pid());
+            collect(&stray, deadline);
         }
         Ok(met)
     }
 
     /// What forks and exits without end is seldom there any more when all other processes have been
     /// looked at.
-    fn kill_members(&self) -> io::Result<Met<'a>> {
+    fn kill_members(&self, deadline: Instant) -> io::Result<Met<'a>> {
         let mut met = HashMap::new();
         for (group, owner) in &self.groups {
             let pids = group.pids().map_err(system)?;
@@ -135,9 +132,13 @@ impl<'a> Search<'a> {
             // Once more, now that the pidfds hold on to whoever they are.
             let members = group.pids().map_err(system)?;
             group.kill();
-            for member in found.iter().filter(|one| members.contains(&one.pid())) {
+            let killed = || found.iter().filter(|one| members.contains(&one.pid()));
+            for member in killed() {
                 let _ = member.signal(Signal::SIGKILL);
-                collect(member.pid());
+            }
+            // Only a member whose parent has exited too can be a child of this process.
+            for member in killed() {
+                collect(member, deadline);
             }
         }
         Ok(met)
@@ -190,8 +191,13 @@ fn open(pids: Vec<u32>) -> io::Result<Vec<Pidfd>> {
     Ok(opened)
 }
 
-/// Orphans fall to this process if it is a subreaper, or pid 1.
-fn collect(pid: u32) {
+/// Reaps a killed process once it has exited: orphans fall to this process if it is a subreaper, or
+/// pid 1.
+fn collect(killed: &Pidfd, deadline: Instant) {
+    while !killed.has_exited() && Instant::now() < deadline {
+        thread::sleep(LOOK_EVERY);
+    }
+    let pid = killed.pid();
     if procfs::is_child(pid)
         && let Ok(caretaker) = caretaker()
     {
