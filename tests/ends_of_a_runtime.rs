@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use common::boxes::{dir_of, in_two_processes, open, options, script, sleeping, started, until};
 use common::own_process::block_on;
-use common::{eventually, eventually_blocking, is_gone, kill};
+use common::{DEADLINE, eventually, eventually_blocking, is_gone, kill};
 use nix::sys::signal::Signal;
+use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdout, fork};
+use tokio::runtime::Handle;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxSpec, BoxStatus, Ready, RuntimeOptions, VmmRuntime};
 
@@ -122,6 +124,70 @@ fn a_process_that_is_killed() {
             check_what_is_left(home);
         },
     );
+}
+
+/// The child inherits the watchdog's pipe.
+#[test]
+fn a_process_that_is_killed_and_leaves_a_child_that_it_forked_without_an_exec() {
+    in_two_processes(
+        "a_process_that_is_killed_and_leaves_a_child_that_it_forked_without_an_exec",
+        |options| {
+            run_and_end(options, |runtime| {
+                let attached = Handle::current()
+                    .block_on(runtime.info("attached"))
+                    .unwrap();
+                println!(
+                    "pids: {} {} {}",
+                    attached.pid.unwrap(),
+                    attached.payload_pid.unwrap(),
+                    fork_without_exec()
+                );
+                kill(std::process::id(), Signal::SIGKILL);
+                loop {
+                    std::thread::park();
+                }
+            });
+        },
+        |home, first| {
+            let printed = String::from_utf8_lossy(&first.stdout);
+            let (_, pids) = printed.split_once("pids: ").unwrap();
+            let pids: Vec<u32> = pids
+                .split_whitespace()
+                .take(3)
+                .map(|pid| pid.parse().unwrap())
+                .collect();
+            let [shim, payload, child] = pids[..] else {
+                panic!("{pids:?}");
+            };
+            eventually_blocking("the end of the attached box", || {
+                is_gone(shim) && is_gone(payload)
+            });
+            assert!(!is_gone(child));
+            // It holds the home's lock, too.
+            kill(child, Signal::SIGKILL);
+            eventually_blocking("the end of the child", || is_gone(child));
+            check_what_is_left(home);
+        },
+    );
+}
+
+/// A child that holds all descriptors of this process but for the standard ones.
+#[allow(unsafe_code)]
+fn fork_without_exec() -> Pid {
+    let null = fs::File::options().write(true).open("/dev/null").unwrap();
+    // SAFETY: the child makes only async-signal-safe calls, signal-safety(7).
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            // Whoever started this process reads its output to the end.
+            let _ = dup2_stdout(&null).and_then(|()| dup2_stderr(&null));
+            // Ends it if the test fails.
+            nix::unistd::alarm::set(2 * DEADLINE.as_secs() as u32);
+            loop {
+                nix::unistd::pause();
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
 use std::io::{self, PipeReader, PipeWriter};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -11,7 +11,8 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::recorder::Recorder;
-use crate::{Ending, FailureKind, Payload};
+use crate::runtime_process::RuntimeExited;
+use crate::{Ending, FailureKind, Payload, RuntimeProcess};
 
 /// Tells a shim to kill its payload, with all that descends from it, and to end. Unlike SIGKILL to
 /// the shim it leaves no descendant behind, and an exit record.
@@ -28,9 +29,17 @@ pub(crate) struct Control {
     recorder: Arc<Recorder>,
 }
 
+/// What tells an attached shim that its runtime is gone.
+pub(crate) struct Watchdog {
+    /// Hangs up when the runtime releases the box, and when it exits.
+    pipe: OwnedFd,
+    /// A pidfd: a forked child of the runtime can hold the pipe.
+    runtime: Option<OwnedFd>,
+}
+
 struct State {
     phase: Phase,
-    watchdog: Option<OwnedFd>,
+    watchdog: Option<Watchdog>,
     /// How long the payload may take to stop after the watchdog has hung up.
     grace: Duration,
 }
@@ -50,7 +59,7 @@ enum Line {
     /// Until the spec is read.
     Spec(PipeReader),
     /// To the runtime.
-    Watchdog(OwnedFd),
+    Watchdog(Watchdog),
     None,
 }
 
@@ -117,9 +126,9 @@ impl Control {
         Ok(control)
     }
 
-    /// From now on an order is kept for [`running`](Self::running). `watchdog` is a pipe's reading
-    /// end, and `grace` how long the payload may take to stop after it has hung up.
-    pub(crate) fn starting(&self, watchdog: Option<OwnedFd>, grace: Duration) {
+    /// From now on an order is kept for [`running`](Self::running). `grace` is how long the payload
+    /// may take to stop after the watchdog has hung up.
+    pub(crate) fn starting(&self, watchdog: Option<Watchdog>, grace: Duration) {
         *self.state() = State {
             phase: Phase::Starting,
             watchdog,
@@ -144,14 +153,14 @@ impl Control {
         let mut order = Order::None;
         loop {
             let mut polled = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-            // A hang-up is reported without being asked for.
-            polled.extend(line.fd().map(|fd| PollFd::new(fd, PollFlags::empty())));
+            polled.extend(line.polled());
             match poll(&mut polled, order.timeout()) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return error,
             }
-            let hung_up = polled.get(1).and_then(PollFd::any).unwrap_or(false);
-            let signalled = polled[0].any().unwrap_or(false);
+            let has_event = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
+            let signalled = has_event(&polled[0]);
+            let hung_up = polled[1..].iter().any(has_event);
             drop(polled);
             if hung_up {
                 if let Line::Watchdog(_) = line {
@@ -224,13 +233,28 @@ impl Control {
     }
 }
 
+impl Watchdog {
+    /// `pipe` is the reading end.
+    pub(crate) fn new(
+        pipe: OwnedFd,
+        runtime: Option<&RuntimeProcess>,
+    ) -> Result<Self, RuntimeExited> {
+        let runtime = runtime.map(RuntimeProcess::watch).transpose()?.flatten();
+        Ok(Self { pipe, runtime })
+    }
+}
+
 impl Line {
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        match self {
-            Self::Spec(pipe) => Some(pipe.as_fd()),
-            Self::Watchdog(pipe) => Some(pipe.as_fd()),
-            Self::None => None,
-        }
+    fn polled(&self) -> impl Iterator<Item = PollFd<'_>> {
+        let (pipe, runtime) = match self {
+            Self::Spec(pipe) => (Some(pipe.as_fd()), None),
+            Self::Watchdog(Watchdog { pipe, runtime }) => (Some(pipe.as_fd()), runtime.as_ref()),
+            Self::None => (None, None),
+        };
+        // A hang-up is reported without being asked for.
+        let pipe = pipe.map(|fd| PollFd::new(fd, PollFlags::empty()));
+        let runtime = runtime.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN));
+        pipe.into_iter().chain(runtime)
     }
 }
 

@@ -84,7 +84,7 @@ impl ProcessIdentity {
 }
 
 /// `None` on a kernel without pidfds, or where they are forbidden.
-fn open(pid: u32) -> io::Result<Option<OwnedFd>> {
+pub(crate) fn open(pid: u32) -> io::Result<Option<OwnedFd>> {
     let Some(pid) = pid.try_into().ok().and_then(Pid::from_raw) else {
         return Err(nix::errno::Errno::ESRCH.into());
     };
@@ -98,7 +98,7 @@ fn open(pid: u32) -> io::Result<Option<OwnedFd>> {
 }
 
 /// A pidfd is readable once its process has exited, and stays so when it is reaped.
-fn has_exited(pidfd: &OwnedFd) -> bool {
+pub(crate) fn has_exited(pidfd: &OwnedFd) -> bool {
     let mut polled = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
     poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
@@ -128,7 +128,7 @@ fn parse(line: &[u8]) -> Option<(u8, u64)> {
     Some((state, fields.nth(18)?.parse().ok()?))
 }
 
-fn is_gone(error: &io::Error) -> bool {
+pub(crate) fn is_gone(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(nix::libc::ENOENT | nix::libc::ESRCH)

@@ -11,9 +11,10 @@ use nix::libc::SIGCHLD;
 use nix::sys::prctl;
 use nix::unistd::setsid;
 
-use crate::control::{self, Control};
+use crate::control::{self, Control, Watchdog};
 use crate::ignored_signals::stop_ignoring;
 use crate::recorder::Recorder;
+use crate::runtime_process::RuntimeExited;
 use crate::{
     Ending, Engine, EngineError, FILES, FailureKind, InstanceSpec, Payload, PidRecord, Report,
     standard_streams,
@@ -96,9 +97,15 @@ fn serve(
     stdin: OwnedFd,
 ) -> Result<Ending, Ending> {
     let stdin = File::from(stdin);
-    let spec = InstanceSpec::read(BufReader::new(&stdin))
+    let (spec, runtime) = InstanceSpec::read(BufReader::new(&stdin))
         .map_err(|message| Ending::failed(FailureKind::Spec, message))?;
-    let watchdog = (!spec.detached).then(|| OwnedFd::from(stdin));
+    let watchdog = (!spec.detached)
+        .then(|| Watchdog::new(stdin.into(), runtime.as_ref()))
+        .transpose()
+        .map_err(|RuntimeExited| {
+            let message = "the runtime exited before the payload was started";
+            Ending::failed(FailureKind::Engine, message)
+        })?;
     control.starting(watchdog, spec.stop_grace());
     let wanted = spec.payload.engine.as_str();
     let engine = engines

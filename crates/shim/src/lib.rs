@@ -6,8 +6,9 @@
 //! 2. reads an [`InstanceSpec`] as one line of JSON from its stdin, because it can hold secrets;
 //! 3. has an [`Engine`] start the payload, and reports that it is ready on its stdout;
 //! 4. ends when the payload has ended, when it is told to (SIGTERM), or when the runtime is gone:
-//!    its stdin stays open as the *watchdog*, and hangs up with the runtime. A detached shim has
-//!    no watchdog;
+//!    its stdin stays open as the *watchdog*, and hangs up with the runtime. It also ends when the
+//!    runtime's [process](RuntimeProcess) has exited, though a forked child of that still holds the
+//!    watchdog. A detached shim has no watchdog;
 //! 5. leaves an [`ExitRecord`] in the file `exit`, on every ending that code can see.
 //!
 //! Use it as a library, so that one program is its own shim:
@@ -44,7 +45,7 @@
 //! | 3.4 | the payload's orphans come to the shim (`PR_SET_CHILD_SUBREAPER`) |
 //! | 3.5 | `/proc/<pid>/task/<tid>/children`, to find them, with `CONFIG_PROC_CHILDREN` |
 //! | 3.17 | a payload with a stdin (`memfd_create(2)`) |
-//! | 5.3 | the end of a process is seen without polling (`pidfd_open(2)`); can do without |
+//! | 5.3 | the end of a process is seen without polling (`pidfd_open(2)`); can do without, but for the exit of a runtime whose watchdog a forked child holds |
 //! | 6.9 | the inode number of a pidfd is part of an identity; can do without |
 
 #[cfg(not(target_os = "linux"))]
@@ -67,6 +68,7 @@ mod payload_spec;
 mod pid_record;
 mod recorder;
 mod report;
+mod runtime_process;
 mod shim;
 mod spec;
 mod standard_streams;
@@ -84,5 +86,6 @@ pub use invocation::{ARGV0, Invocation};
 pub use payload_spec::{PayloadSpec, Ready};
 pub use pid_record::PidRecord;
 pub use report::Report;
+pub use runtime_process::RuntimeProcess;
 pub use shim::{Shim, is_armed, run_if_shim};
 pub use spec::InstanceSpec;

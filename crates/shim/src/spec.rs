@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::PayloadSpec;
+use crate::{PayloadSpec, RuntimeProcess};
 
 /// What a shim is told, as one line of JSON on its stdin.
 ///
@@ -53,12 +53,28 @@ impl InstanceSpec {
         Ok(line)
     }
 
+    /// The wire form, newline included, for an attached shim that is also to end when `runtime`
+    /// exits.
+    ///
+    /// # Errors
+    ///
+    /// Never with the types as they are.
+    pub fn to_line_from(&self, runtime: &RuntimeProcess) -> serde_json::Result<Vec<u8>> {
+        let mut line = serde_json::to_vec(&SpecFrom {
+            spec: self,
+            runtime,
+        })?;
+        line.push(b'\n');
+        Ok(line)
+    }
+
     pub(crate) fn stop_grace(&self) -> Duration {
         Duration::from_millis(self.stop_grace_ms)
     }
 
-    /// Reads one line. The message of a refusal quotes nothing of it, because it can hold secrets.
-    pub(crate) fn read(from: impl BufRead) -> Result<Self, String> {
+    /// Reads one line; also from whom it is, if it says so. The message of a refusal quotes nothing
+    /// of it, because it can hold secrets.
+    pub(crate) fn read(from: impl BufRead) -> Result<(Self, Option<RuntimeProcess>), String> {
         let mut line = Vec::new();
         io::Read::take(from, MAX_BYTES)
             .read_until(b'\n', &mut line)
@@ -72,14 +88,31 @@ impl InstanceSpec {
                 "the spec broke off after {size} bytes, before its newline"
             ));
         }
-        serde_json::from_slice(&line).map_err(|error| {
+        let malformed = |error: serde_json::Error| {
             format!(
                 "the spec is malformed: {:?} error at column {}",
                 error.classify(),
                 error.column()
             )
-        })
+        };
+        let spec = serde_json::from_slice(&line).map_err(malformed)?;
+        let Sender { runtime } = serde_json::from_slice(&line).map_err(malformed)?;
+        Ok((spec, runtime))
     }
+}
+
+/// A spec with its sender, as written.
+#[derive(Serialize)]
+struct SpecFrom<'a> {
+    #[serde(flatten)]
+    spec: &'a InstanceSpec,
+    runtime: &'a RuntimeProcess,
+}
+
+/// The sender alone, as read.
+#[derive(Deserialize)]
+struct Sender {
+    runtime: Option<RuntimeProcess>,
 }
 
 #[cfg(test)]
@@ -96,13 +129,24 @@ mod tests {
         };
         let line = spec.to_line().unwrap();
         assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
-        assert_eq!(InstanceSpec::read(&line[..]).unwrap(), spec);
+        assert_eq!(InstanceSpec::read(&line[..]).unwrap(), (spec, None));
+    }
+
+    #[test]
+    fn a_spec_names_the_runtime_that_sends_it() {
+        let spec = InstanceSpec::new("b1", PayloadSpec::command(["true"]));
+        let runtime = RuntimeProcess::this().unwrap();
+        let line = spec.to_line_from(&runtime).unwrap();
+        assert_eq!(
+            InstanceSpec::read(&line[..]).unwrap(),
+            (spec, Some(runtime))
+        );
     }
 
     #[test]
     fn unknown_fields_are_ignored_and_missing_ones_have_defaults() {
         let line = b"{\"id\":\"b\",\"payload\":{\"command\":[\"true\"],\"new\":1},\"newer\":[]}\n";
-        let spec = InstanceSpec::read(&line[..]).unwrap();
+        let (spec, _) = InstanceSpec::read(&line[..]).unwrap();
         assert_eq!(spec.payload, PayloadSpec::command(["true"]));
         assert_eq!(spec.stop_grace(), Duration::from_secs(10));
         assert!(!spec.detached);

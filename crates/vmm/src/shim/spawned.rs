@@ -5,7 +5,7 @@ use std::process::Stdio;
 use shim_reaper::{ShimHandle, ShimReaper};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout};
-use vmm_shim::{ExitRecord, FILES, InstanceSpec, PidRecord, Report, open_log};
+use vmm_shim::{ExitRecord, FILES, InstanceSpec, PidRecord, Report, RuntimeProcess, open_log};
 
 use super::{Keepalive, ShimProgram, StartError, end};
 use crate::boxes::ending_of;
@@ -21,6 +21,7 @@ use crate::lifecycle::STUCK_AFTER;
 pub struct SpawnedShim {
     shim: KillOnDrop,
     dir: PathBuf,
+    runtime: RuntimeProcess,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
     detached: bool,
@@ -60,6 +61,7 @@ impl SpawnedShim {
         spec: &InstanceSpec,
         dir: &Path,
     ) -> Result<Self, StartError> {
+        let runtime = RuntimeProcess::this().map_err(StartError::Spawn)?;
         let mut command = program.command(&spec.id, dir);
         command
             .stdin(Stdio::piped())
@@ -80,6 +82,7 @@ impl SpawnedShim {
         Ok(Self {
             shim,
             dir: dir.to_owned(),
+            runtime,
             stdin,
             stdout: BufReader::new(stdout),
             detached: spec.detached,
@@ -104,7 +107,8 @@ impl SpawnedShim {
     pub async fn tell(&mut self, spec: &InstanceSpec) -> Result<(), StartError> {
         let pid = self.handle().pid();
         let failed = |source| StartError::Tell { pid, source };
-        let line = spec.to_line().map_err(|error| failed(error.into()))?;
+        let line = spec.to_line_from(&self.runtime);
+        let line = line.map_err(|error| failed(error.into()))?;
         self.stdin.write_all(&line).await.map_err(failed)
     }
 
