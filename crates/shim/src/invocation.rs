@@ -21,7 +21,7 @@ pub enum Invocation {
     Payload {
         /// Whom to die with.
         shim: u32,
-        /// What is to bound it, in JSON. The shim's own affair.
+        /// What is to bound it, and where its environment comes from, in JSON. The shim's own affair.
         confinement: String,
         /// The program and its arguments.
         command: Vec<OsString>,
@@ -74,7 +74,8 @@ impl Invocation {
         }
     }
 
-    /// For a command that dies with this process, and is not bounded in any other way.
+    /// For a command that dies with this process, has the environment that it is started with, and
+    /// is not bounded in any other way.
     pub fn bound_to_this_process(command: &[String]) -> Self {
         Self::payload_of_this_process("{}".to_owned(), command)
     }

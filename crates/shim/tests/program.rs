@@ -222,16 +222,46 @@ fn what_cannot_be_run_is_told_by_kind_and_by_code() {
 }
 
 #[test]
-fn a_payload_whose_environment_breaks_every_program_is_not_taken_for_started() {
+fn what_a_payload_preloads_is_loaded_by_the_payload_alone() {
+    let mut payload = sh("exit 3");
+    let library = "/no/such/library.so";
+    payload.env.insert("LD_PRELOAD".into(), library.into());
+    let mut shim = Shim::of(payload);
+    assert_eq!(shim.wait().code(), Some(3));
+    // The loader complains once for each program that it loads.
+    let console = shim.console();
+    assert_eq!(console.matches(library).count(), 1, "{console}");
+}
+
+#[test]
+fn an_environment_of_any_size_and_content_reaches_the_payload() {
+    let mut payload = sh("echo sizes=${#A},${#B},${#C}; printf %s \"$LINES_OF\"; exit 3");
+    for name in ["A", "B", "C"] {
+        payload.env.insert(name.into(), "x".repeat(100_000));
+    }
+    payload.env.insert("LINES_OF".into(), "a=b\nä=\n".into());
+    let mut shim = Shim::of(payload.clone());
+    assert_eq!(shim.wait().code(), Some(3));
+    assert_eq!(shim.console(), "sizes=100000,100000,100000\na=b\nä=\n");
+    // More than the kernel takes, execve(2).
+    payload.env.insert("D".into(), "x".repeat(1 << 20));
+    let mut shim = Shim::of(payload);
+    assert_eq!(shim.wait().code(), Some(126));
+    assert_fails(&shim, FailureKind::NotExecutable);
+}
+
+#[test]
+fn a_payload_whose_environment_breaks_every_program_fails_as_that_program() {
     let broken = tempfile::tempdir().unwrap();
     fs::write(broken.path().join("libc.so.6"), "no library").unwrap();
     let mut payload = sh("true");
     let path = broken.path().to_str().unwrap().to_owned();
     payload.env.insert("LD_LIBRARY_PATH".into(), path);
     let mut shim = Shim::of(payload);
-    assert!(matches!(shim.report(), Report::Failed(_)));
-    assert_eq!(shim.wait().code(), Some(125));
-    assert_fails(&shim, FailureKind::Engine);
+    // The loader's, as under a shell.
+    assert_eq!(shim.wait().code(), Some(127));
+    assert_eq!(shim.record().ending, Ending::Exited { code: 127 });
+    assert!(shim.console().contains("libc.so.6"), "{}", shim.console());
 }
 
 #[test]

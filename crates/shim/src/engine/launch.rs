@@ -1,7 +1,11 @@
-use std::ffi::OsString;
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{self, Command};
 
@@ -10,12 +14,26 @@ use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, dup2_stdout, getppid};
+use serde::{Deserialize, Serialize};
 
 use super::Confinement;
 use crate::ignored_signals::stop_ignoring;
 
+pub(super) type Environment = BTreeMap<OsString, OsString>;
+
+/// What a launcher finds in its arguments, in JSON.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct LaunchOptions {
+    #[serde(flatten)]
+    pub(super) confinement: Confinement,
+    /// Whether stdout is a socket that the payload's environment comes from. A launcher that had it
+    /// as its own would load what it preloads, before the confinement holds, and outside of it.
+    pub(super) receives_environment: bool,
+}
+
 /// What the report starts with, once all that is left to do is to execute the payload. A launcher
-/// that dies earlier, by what the payload's environment does to its libraries, says nothing.
+/// that dies earlier says nothing.
 const ABOUT_TO_EXECUTE: char = '>';
 
 /// How many descriptors a payload may have unless it raises the limit itself, within the hard one:
@@ -31,8 +49,53 @@ pub(super) enum LaunchError {
     Failed(String),
 }
 
+/// Sends a launcher the environment of its payload, and waits until it has executed that.
+pub(super) fn launch(
+    mut launcher: UnixStream,
+    environment: &Environment,
+) -> Result<(), LaunchError> {
+    let sent = launcher
+        .write_all(&encode(environment))
+        .and_then(|()| launcher.shutdown(Shutdown::Write));
+    let mut report = String::new();
+    match sent.and_then(|()| launcher.read_to_string(&mut report)) {
+        Ok(_) => understand(&report),
+        // It has ended without reading all of it; its exit status says more.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+            ) =>
+        {
+            Err(LaunchError::Failed(report))
+        }
+        Err(error) => Err(LaunchError::Failed(error.to_string())),
+    }
+}
+
+/// As in `/proc/<pid>/environ`.
+fn encode(environment: &Environment) -> Vec<u8> {
+    let variables = environment.iter();
+    variables
+        .flat_map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes(), b"\0"].concat())
+        .collect()
+}
+
+fn decode(text: &[u8]) -> Environment {
+    text.split(|byte| *byte == 0)
+        .filter_map(|variable| {
+            let equals = variable.iter().position(|byte| *byte == b'=')?;
+            let (name, value) = (&variable[..equals], &variable[equals + 1..]);
+            Some((
+                OsStr::from_bytes(name).into(),
+                OsStr::from_bytes(value).into(),
+            ))
+        })
+        .collect()
+}
+
 /// Understands all that a launcher reported until its stdout was closed.
-pub(super) fn understand(report: &str) -> Result<(), LaunchError> {
+fn understand(report: &str) -> Result<(), LaunchError> {
     match report.strip_prefix(ABOUT_TO_EXECUTE) {
         Some("") => Ok(()),
         Some(refusal) => Err(match refusal.parse() {
@@ -46,13 +109,13 @@ pub(super) fn understand(report: &str) -> Result<(), LaunchError> {
 /// Turns this process into a confined payload that dies with `shim`, its parent.
 ///
 /// A program in between, because binding a child's life to its parent's takes a system call
-/// between fork and exec, and only async-signal-safe code may run there. Stdout is the pipe for the
-/// report; it closes when the payload's program is executed.
-pub(crate) fn become_payload(shim: u32, confinement: &str, command: &[OsString]) -> ! {
+/// between fork and exec, and only async-signal-safe code may run there. The report goes to stdout,
+/// which closes when the payload's program is executed.
+pub(crate) fn become_payload(shim: u32, options: &str, command: &[OsString]) -> ! {
     let report = io::stdout().as_fd().try_clone_to_owned();
     if let Ok(report) = report {
         let mut report = File::from(report);
-        let error = execute(shim, confinement, command, &mut report);
+        let error = execute(shim, options, command, &mut report);
         let told = match error.raw_os_error() {
             Some(errno) => errno.to_string(),
             None => error.to_string(),
@@ -63,8 +126,17 @@ pub(crate) fn become_payload(shim: u32, confinement: &str, command: &[OsString])
 }
 
 /// Returns only if the program could not be executed.
-fn execute(shim: u32, confinement: &str, command: &[OsString], report: &mut File) -> io::Error {
-    let mut prepare = || -> io::Result<()> {
+fn execute(shim: u32, options: &str, command: &[OsString], report: &mut File) -> io::Error {
+    let mut prepare = || -> io::Result<Option<Environment>> {
+        let options: LaunchOptions = serde_json::from_str(options)?;
+        let environment = match options.receives_environment {
+            true => {
+                let mut text = Vec::new();
+                report.read_to_end(&mut text)?;
+                Some(decode(&text))
+            }
+            false => None,
+        };
         dup2_stdout(io::stderr())?;
         // Inherited from the shim, and kept across exec.
         SigSet::empty().thread_set_mask()?;
@@ -73,18 +145,24 @@ fn execute(shim: u32, confinement: &str, command: &[OsString], report: &mut File
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
         setrlimit(Resource::RLIMIT_NOFILE, soft.min(DESCRIPTORS), hard)?;
         prctl::set_pdeathsig(Signal::SIGKILL)?;
-        // It takes effect only from now on: the shim may be gone already.
+        // It takes effect only from now on: the shim may be gone already, and what was received
+        // incomplete.
         if getppid() != Pid::from_raw(shim.cast_signed()) {
             return Err(io::Error::other("the shim is gone"));
         }
-        serde_json::from_str::<Confinement>(confinement)?.apply()?;
-        write!(report, "{ABOUT_TO_EXECUTE}")
+        options.confinement.apply()?;
+        write!(report, "{ABOUT_TO_EXECUTE}")?;
+        Ok(environment)
     };
     let Some((program, args)) = command.split_first() else {
         return io::Error::other("no command");
     };
+    let mut command = Command::new(program);
+    command.args(args);
     match prepare() {
-        Ok(()) => Command::new(program).args(args).exec(),
+        Ok(None) => command.exec(),
+        // The program is looked for in the `PATH` of this environment.
+        Ok(Some(environment)) => command.env_clear().envs(environment).exec(),
         Err(error) => io::Error::other(error),
     }
 }
@@ -92,6 +170,17 @@ fn execute(shim: u32, confinement: &str, command: &[OsString], report: &mut File
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_environment_survives_its_wire_form() {
+        let variables = [("PATH", "/bin"), ("EMPTY", ""), ("LINES", "a=b\nc=d")];
+        let mut environment: Environment = variables
+            .map(|(name, value)| (name.into(), value.into()))
+            .into();
+        environment.insert("BYTES".into(), OsStr::from_bytes(b"\xff").into());
+        assert_eq!(decode(&encode(&environment)), environment);
+        assert_eq!(decode(b""), Environment::new());
+    }
 
     #[test]
     fn only_a_launcher_that_was_about_to_execute_has_executed() {

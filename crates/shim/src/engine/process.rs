@@ -1,6 +1,8 @@
 use std::env;
 use std::fs::File;
-use std::io::{self, PipeWriter, Read, Seek, Write};
+use std::io::{self, PipeWriter, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -10,7 +12,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::confinement::Confinement;
 use super::console::Console;
-use super::launch::{self, LaunchError};
+use super::launch::{self, Environment, LaunchError, LaunchOptions};
 use super::notify_socket::NotifySocket;
 use super::process_payload::ProcessPayload;
 use super::{Engine, EngineError, Payload};
@@ -20,8 +22,9 @@ use crate::{ARGV0, BOX_DIR_VARIABLE, InstanceSpec, Invocation, PayloadSpec, Read
 ///
 /// The command runs in a process group of its own and dies with the shim. When it has ended, its
 /// descendants are killed, also those that have left the group: the shim is their subreaper. Its
-/// soft limit of descriptors is 1024, whatever the shim's is, as systemd has it: a command that wants
-/// more raises it itself.
+/// environment holds from its own program on: the launcher that the shim executes before, to confine
+/// the command, loads no library that it names. Its soft limit of descriptors is 1024, whatever the
+/// shim's is, as systemd has it: a command that wants more raises it itself.
 ///
 /// Its stdout and stderr are one pipe, from which the shim appends to `console.log`. Before that
 /// file exceeds [`max_bytes`](crate::ConsoleOptions::max_bytes), the shim renames it to
@@ -62,24 +65,20 @@ impl Engine for Process {
             Ready::Started => None,
             Ready::Notified => Some(NotifySocket::bind(dir)?),
         };
-        let (mut report, theirs) =
-            io::pipe().map_err(EngineError::system("open a pipe to the payload"))?;
+        let (launcher, theirs) =
+            UnixStream::pair().map_err(EngineError::system("open a socket to the payload"))?;
         let (mut child, console) = {
             let confinement = Confinement::prepare(spec, dir)?;
             let (console, output) = Console::start(dir, spec.payload.console)?;
-            let mut command = command(spec, dir, &confinement, notify.as_ref(), output)?;
-            command.stdout(theirs);
+            let mut command = command(spec, dir, confinement, output)?;
+            command.stdout(OwnedFd::from(theirs));
             let child = command
                 .spawn()
                 .map_err(EngineError::system("start the payload's process"))?;
             (child, console)
         };
-        let mut told = String::new();
-        let launched = match report.read_to_string(&mut told) {
-            Ok(_) => launch::understand(&told),
-            Err(error) => Err(LaunchError::Failed(error.to_string())),
-        };
-        if let Err(error) = launched {
+        let environment = environment(spec, dir, notify.as_ref());
+        if let Err(error) = launch::launch(launcher, &environment) {
             let _ = child.kill();
             let ended = child.wait();
             console.finish();
@@ -122,36 +121,44 @@ fn check(payload: &PayloadSpec) -> Result<PathBuf, EngineError> {
 fn command(
     spec: &InstanceSpec,
     dir: &Path,
-    confinement: &Confinement,
-    notify: Option<&NotifySocket>,
+    confinement: Confinement,
     output: PipeWriter,
 ) -> Result<Command, EngineError> {
     let PayloadSpec {
         command: payload,
-        env,
         working_dir,
         stdin,
         ..
     } = &spec.payload;
-    let confinement = serde_json::to_string(confinement)
-        .map_err(|error| EngineError::Other(error.to_string()))?;
+    let options = LaunchOptions {
+        confinement,
+        receives_environment: true,
+    };
+    let options =
+        serde_json::to_string(&options).map_err(|error| EngineError::Other(error.to_string()))?;
     let mut command = Command::new("/proc/self/exe");
     command
         .arg0(ARGV0)
-        .args(Invocation::payload_of_this_process(confinement, payload).args())
+        .args(Invocation::payload_of_this_process(options, payload).args())
         .env_clear()
-        .env("PATH", DEFAULT_PATH)
-        .envs(env)
-        .env("VMM_BOX_ID", &spec.id)
+        // What a runtime knows it by if the shim is killed now.
         .env(BOX_DIR_VARIABLE, dir)
         .current_dir(working_dir.as_deref().unwrap_or(DEFAULT_DIR.as_ref()))
         .stdin(stdin_of(stdin.as_deref())?)
         .stderr(output)
         .process_group(0);
-    if let Some(notify) = notify {
-        command.env("NOTIFY_SOCKET", notify.address());
-    }
     Ok(command)
+}
+
+/// Of the payload.
+fn environment(spec: &InstanceSpec, dir: &Path, notify: Option<&NotifySocket>) -> Environment {
+    let mut environment = Environment::from([("PATH".into(), DEFAULT_PATH.into())]);
+    let env = spec.payload.env.iter();
+    environment.extend(env.map(|(name, value)| (name.into(), value.into())));
+    environment.insert("VMM_BOX_ID".into(), spec.id.clone().into());
+    environment.insert(BOX_DIR_VARIABLE.into(), dir.into());
+    environment.extend(notify.map(|socket| ("NOTIFY_SOCKET".into(), socket.address().into())));
+    environment
 }
 
 fn stdin_of(text: Option<&str>) -> Result<Stdio, EngineError> {
