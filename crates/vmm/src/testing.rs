@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use vmm_shim::{FILES, PidRecord, ProcessIdentity};
+use vmm_shim::{ControlGroup, FILES, PidRecord, ProcessIdentity};
 
 use crate::RuntimeOptions;
 use crate::process::procfs;
@@ -103,8 +103,7 @@ impl PerTestBoxHome {
                 add(pid, &dir);
             }
         }
-        let boxes = std::fs::read_dir(root.join("boxes"));
-        for dir in boxes.into_iter().flatten().flatten().map(|dir| dir.path()) {
+        for dir in box_dirs(&root) {
             if let Ok(Some(record)) = PidRecord::read(&dir.join(FILES.shim_pid))
                 && is_or_was(record.pid, record.identity.as_ref())
             {
@@ -113,6 +112,11 @@ impl PerTestBoxHome {
         }
         survivors
     }
+}
+
+fn box_dirs(root: &Path) -> impl Iterator<Item = PathBuf> {
+    let boxes = std::fs::read_dir(root.join("boxes"));
+    boxes.into_iter().flatten().flatten().map(|dir| dir.path())
 }
 
 impl Default for PerTestBoxHome {
@@ -145,6 +149,10 @@ impl Drop for PerTestBoxHome {
             {
                 let _ = process.signal(shim_reaper::Signal::SIGKILL);
             }
+        }
+        // No runtime will open this home again, and clean up after a shim that was killed.
+        for group in box_dirs(self.path()).filter_map(|dir| ControlGroup::of_box(&dir).ok()?) {
+            let _ = group.remove();
         }
         if survivors.is_empty() {
             return;
