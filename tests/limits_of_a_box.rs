@@ -5,14 +5,15 @@ mod common;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use common::boxes::{dir_of, open, script, sleeping, started, stray_of, until};
 use common::own_process::{block_on, in_own_process};
-use common::{eventually, is_gone, kill};
+use common::{DEADLINE, eventually, is_gone, kill};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal::SIGKILL;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxSpec, BoxStatus, ControlGroup, Ending, RuntimeError};
+use vmm_runtime::{BoxSpec, BoxStatus, ControlGroup, Ending, RuntimeError, VmmRuntime};
 
 /// The control groups of a running box; none on a host that gives it none, which is said.
 fn groups_of(home: &PerTestBoxHome, id: &str) -> Option<Vec<PathBuf>> {
@@ -260,6 +261,68 @@ async fn what_forks_and_exits_without_end_is_ended() {
     })
     .await;
     runtime.remove(&running.id, false).await.unwrap();
+}
+
+/// Each process that is killed is replaced.
+#[tokio::test]
+async fn a_fork_bomb_at_its_limit_does_not_survive_its_box() {
+    if let Err(error) = ControlGroup::check() {
+        return skipped(&error);
+    }
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let (id, _, dirs) = fork_bomb(&home, &runtime).await;
+    let deadline = Instant::now() + DEADLINE;
+    // On a busy machine one attempt may be too short.
+    while let Err(error) = runtime.remove(&id, true).await {
+        assert!(Instant::now() < deadline, "{error}");
+    }
+    assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
+}
+
+/// There are more processes than descriptors to kill them by.
+#[test]
+fn a_fork_bomb_at_its_limit_does_not_survive_a_killed_shim() {
+    in_own_process(
+        "a_fork_bomb_at_its_limit_does_not_survive_a_killed_shim",
+        || block_on(ends_a_fork_bomb()),
+    );
+}
+
+async fn ends_a_fork_bomb() {
+    if let Err(error) = ControlGroup::check() {
+        return skipped(&error);
+    }
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, 100, hard).unwrap();
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let (id, shim, dirs) = fork_bomb(&home, &runtime).await;
+    kill(shim, SIGKILL);
+    eventually("the end of its groups", || {
+        dirs.iter().all(|dir| !dir.exists())
+    })
+    .await;
+    runtime.remove(&id, false).await.unwrap();
+}
+
+/// A box at its limit of processes: its id, its shim, its groups.
+async fn fork_bomb(home: &PerTestBoxHome, runtime: &VmmRuntime) -> (String, u32, Vec<PathBuf>) {
+    // It ends by itself if the test fails.
+    let bomb = "import os, time
+end = time.monotonic() + 90
+while time.monotonic() < end:
+    try: os.fork()
+    except OSError: time.sleep(0.02)";
+    let payload = format!("setsid env -i python3 -c '{bomb}' & exec sleep 1000");
+    let running = started(runtime, script(&payload).pids(200)).await;
+    let dirs = groups_of(home, &running.id).unwrap();
+    let pids = || {
+        let current = |dir: &PathBuf| fs::read_to_string(dir.join("pids.current")).ok();
+        dirs.iter().find_map(current)
+    };
+    eventually("the limit", || pids().as_deref() == Some("200\n")).await;
+    (running.id, running.pid.unwrap(), dirs)
 }
 
 /// What survives SIGKILL: it is frozen.

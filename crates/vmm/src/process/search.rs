@@ -174,7 +174,8 @@ impl<'a> Search<'a> {
     }
 }
 
-/// As many of them as there are descriptors for: those who are killed make room for the rest.
+/// As many of them as there are descriptors for, of which half are given back: to look once more
+/// takes some. The ones that are killed make room for the rest.
 fn open(pids: Vec<u32>) -> io::Result<Vec<Pidfd>> {
     let mut opened = Vec::new();
     for pid in pids {
@@ -182,7 +183,10 @@ fn open(pids: Vec<u32>) -> io::Result<Vec<Pidfd>> {
             Ok(pidfd) => opened.push(pidfd),
             Err(error) if is_shortage(&error) => match opened.is_empty() {
                 true => return Err(error),
-                false => break,
+                false => {
+                    opened.truncate(opened.len().div_ceil(2));
+                    break;
+                }
             },
             // It is gone.
             Err(_) => {}
