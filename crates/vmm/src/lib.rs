@@ -38,6 +38,7 @@ mod lifecycle;
 mod metrics;
 mod options;
 mod process;
+mod remove_tree;
 mod runtime;
 mod serde_millis;
 mod shim;

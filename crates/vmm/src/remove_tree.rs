@@ -1,0 +1,386 @@
+//! Removal of a directory tree that somebody else has filled.
+
+use std::ffi::{CStr, OsStr};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{
+    AtFlags, CWD, Dir, Mode, OFlags, StatxAttributes, StatxFlags, chmod, fstat, openat, renameat,
+    statx, unlinkat,
+};
+use rustix::io::Errno;
+use rustix::path::Arg;
+use vmm_shim::FileError;
+
+/// How far a removal has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    Removed,
+    /// It was stopped. The next call continues.
+    Stopped,
+}
+
+/// How often a directory is read again that has got new entries meanwhile.
+const ATTEMPTS: u32 = 3;
+
+/// Removes a file or a directory with everything in it, until `stop` returns true.
+///
+/// Whatever the tree looks like, this takes a constant amount of stack and memory and at most four
+/// descriptors: it does not descend, but moves each directory that is not empty up into the root of
+/// the tree, and removes it there. No path in it is longer than two names.
+///
+/// It neither follows symbolic links nor enters mount points. Directories without permissions get
+/// them, if they belong to this user.
+///
+/// # Errors
+///
+/// [`FileError`], naming the first entry that cannot be removed; the others are removed all the
+/// same.
+pub(crate) fn remove_tree(path: &Path, stop: impl Fn() -> bool) -> Result<Progress, FileError> {
+    let failed = |errno: Errno| FileError::new("remove", path, errno.into());
+    let Entry::Filled = unlink(CWD, path).map_err(failed)? else {
+        return Ok(Progress::Removed);
+    };
+    let root = open_dir(CWD, path).and_then(Dir::new).map_err(failed)?;
+    let mut tree = Tree {
+        path,
+        root,
+        stop,
+        next: 0,
+        removed: 0,
+        failure: None,
+    };
+    for _ in 0..ATTEMPTS {
+        tree.failure = None;
+        tree.empty().map_err(failed)?;
+        if (tree.stop)() {
+            return Ok(Progress::Stopped);
+        }
+        if let Some(failure) = tree.failure.take() {
+            return Err(failure);
+        }
+        if let Entry::Gone = unlink(CWD, path).map_err(failed)? {
+            return Ok(Progress::Removed);
+        }
+    }
+    Err(failed(Errno::NOTEMPTY))
+}
+
+struct Tree<'a, S> {
+    path: &'a Path,
+    root: Dir,
+    stop: S,
+    /// The number that names the next directory to be moved up.
+    next: u64,
+    /// The numbers below this one have been removed.
+    removed: u64,
+    failure: Option<FileError>,
+}
+
+impl<S: Fn() -> bool> Tree<'_, S> {
+    /// Removes what is in the root.
+    fn empty(&mut self) -> Result<(), Errno> {
+        self.root.rewind();
+        while let Some(entry) = self.root.read() {
+            let entry = entry?;
+            if (self.stop)() {
+                return Ok(());
+            }
+            if !is_self_or_parent(entry.file_name()) {
+                self.remove(entry.file_name());
+            }
+        }
+        // Whether a listing shows what has been added during it is up to the file system.
+        while self.removed < self.next && !(self.stop)() {
+            let name = self.removed.to_string().into_c_str()?.into_owned();
+            self.remove(&name);
+            self.removed += 1;
+        }
+        Ok(())
+    }
+
+    /// Removes an entry of the root.
+    fn remove(&mut self, name: &CStr) {
+        let removed = match self.root.fd().and_then(|root| unlink(root, name)) {
+            Ok(Entry::Gone) => Ok(()),
+            Ok(Entry::Filled) => self.remove_dir(name),
+            Err(errno) => Err(errno),
+        };
+        if let Err(errno) = removed {
+            self.fail(&[name], errno);
+        }
+    }
+
+    /// Removes a directory of the root.
+    fn remove_dir(&mut self, name: &CStr) -> Result<(), Errno> {
+        for _ in 0..ATTEMPTS {
+            let mut dir = match open_dir(self.root.fd()?, name) {
+                Err(Errno::NOENT) => return Ok(()),
+                opened => Dir::new(opened?)?,
+            };
+            let mut is_emptied = true;
+            while let Some(entry) = dir.read() {
+                let entry = entry?;
+                if (self.stop)() {
+                    return Ok(());
+                }
+                let inner = entry.file_name();
+                if is_self_or_parent(inner) {
+                    continue;
+                }
+                let removed = match unlink(dir.fd()?, inner) {
+                    Ok(Entry::Gone) => Ok(()),
+                    Ok(Entry::Filled) => self.move_up(dir.fd()?, inner),
+                    Err(errno) => Err(errno),
+                };
+                if let Err(errno) = removed {
+                    is_emptied = false;
+                    self.fail(&[name, inner], errno);
+                }
+            }
+            if !is_emptied {
+                // The failure that is on record says why.
+                return Ok(());
+            }
+            if let Entry::Gone = unlink(self.root.fd()?, name)? {
+                return Ok(());
+            }
+        }
+        Err(Errno::NOTEMPTY)
+    }
+
+    /// Moves a directory into the root, from a directory of the root.
+    fn move_up(&mut self, from: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+        let mut is_accessible = false;
+        loop {
+            let fresh = self.next.to_string();
+            match renameat(from, name, self.root.fd()?, fresh) {
+                Ok(()) => {
+                    self.next += 1;
+                    return Ok(());
+                }
+                Err(Errno::NOENT) => return Ok(()),
+                // The payload has used this name.
+                Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => self.next += 1,
+                // The entry `..` of a directory can be changed only by those who can write to it.
+                Err(Errno::ACCESS) if !is_accessible => {
+                    open_dir(from, name)?;
+                    is_accessible = true;
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
+    fn fail(&mut self, names: &[&CStr], errno: Errno) {
+        self.failure.get_or_insert_with(|| {
+            let mut path = self.path.to_owned();
+            path.extend(names.iter().map(|name| OsStr::from_bytes(name.to_bytes())));
+            FileError::new("remove", path, errno.into())
+        });
+    }
+}
+
+enum Entry {
+    Gone,
+    /// A directory that is not empty, and not a mount point.
+    Filled,
+}
+
+/// Removes what can be removed by one system call.
+fn unlink(dir: BorrowedFd<'_>, name: impl Arg + Copy) -> Result<Entry, Errno> {
+    match unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(Entry::Gone),
+        Err(Errno::ISDIR) => {}
+        Err(errno) => return Err(errno),
+    }
+    // A mount point is refused with EBUSY.
+    match unlinkat(dir, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(Entry::Gone),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(Entry::Filled),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Opens a directory for reading, with all permissions for its owner. Refuses a mount point, also
+/// one that has become so since [`unlink`].
+fn open_dir(dir: BorrowedFd<'_>, name: impl Arg) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // Needs no permission of the directory itself.
+    let found = openat(dir, name, flags | OFlags::PATH, Mode::empty())?;
+    if is_mount_point(dir, &found)? {
+        return Err(Errno::BUSY);
+    }
+    let mode = Mode::from_raw_mode(fstat(&found)?.st_mode);
+    if !mode.contains(Mode::RWXU) {
+        // A descriptor of this kind cannot be changed itself. If it fails, what needs it does, too.
+        let _ = chmod(format!("/proc/self/fd/{}", found.as_raw_fd()), Mode::RWXU);
+    }
+    openat(&found, c".", flags, Mode::empty())
+}
+
+fn is_mount_point(parent: BorrowedFd<'_>, dir: &OwnedFd) -> Result<bool, Errno> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT;
+    if let Ok(found) = statx(dir, c"", flags, StatxFlags::empty())
+        && found
+            .stx_attributes_mask
+            .contains(StatxAttributes::MOUNT_ROOT)
+    {
+        return Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
+    }
+    // Before Linux 5.8. The root of the tree is checked by `unlink` alone.
+    let is_root = parent.as_raw_fd() == CWD.as_raw_fd();
+    Ok(!is_root && fstat(parent)?.st_dev != fstat(dir)?.st_dev)
+}
+
+fn is_self_or_parent(name: &CStr) -> bool {
+    matches!(name.to_bytes(), b"." | b"..")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::symlink;
+    use std::path::PathBuf;
+    use std::thread;
+
+    use rustix::fs::mkdirat;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn never() -> bool {
+        false
+    }
+
+    fn tree() -> (TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tree");
+        fs::create_dir(&path).unwrap();
+        (dir, path)
+    }
+
+    fn assert_removed(dir: &TempDir, path: &Path) {
+        assert_eq!(remove_tree(path, never).unwrap(), Progress::Removed);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    /// Makes so many directories in one another, each beside a file.
+    fn dig(path: &Path, levels: usize) {
+        let mut dir = open_dir(CWD, path).unwrap();
+        for _ in 0..levels {
+            mkdirat(&dir, c"d", Mode::RWXU).unwrap();
+            let flags = OFlags::CREATE | OFlags::WRONLY;
+            openat(&dir, c"file", flags, Mode::RUSR).unwrap();
+            dir = open_dir(dir.as_fd(), c"d").unwrap();
+        }
+    }
+
+    #[test]
+    fn a_deep_tree_is_removed_on_a_small_stack() {
+        let (dir, path) = tree();
+        dig(&path, 20_000);
+        let small = thread::Builder::new().stack_size(64 << 10);
+        let removal = small.spawn(move || assert_removed(&dir, &path)).unwrap();
+        removal.join().unwrap();
+    }
+
+    #[test]
+    fn a_wide_tree_is_removed() {
+        let (dir, path) = tree();
+        for number in 0..2_000 {
+            fs::create_dir_all(path.join(format!("{number}/inner/empty"))).unwrap();
+            fs::write(path.join(format!("{number}/inner/file")), "").unwrap();
+        }
+        assert_removed(&dir, &path);
+    }
+
+    /// They are what directories are named that have been moved up.
+    #[test]
+    fn names_that_are_numbers_are_no_obstacle() {
+        let (dir, path) = tree();
+        fs::write(path.join("0"), "").unwrap();
+        for name in ["1/1/1/1/1", "1/2/0/0", "2/0/1/2", "3/3", "3/0"] {
+            fs::create_dir_all(path.join(name)).unwrap();
+            fs::write(path.join(name).join("4"), "").unwrap();
+        }
+        assert_removed(&dir, &path);
+    }
+
+    #[test]
+    fn names_can_be_of_any_bytes() {
+        let (dir, path) = tree();
+        for name in [&b"\xff\xfe"[..], b"a\nb", b"\x1b[0m", b" ", b"-rf", b"..."] {
+            let inner = path.join(OsStr::from_bytes(name));
+            fs::create_dir_all(inner.join("inner")).unwrap();
+            fs::write(inner.join("inner").join(OsStr::from_bytes(name)), "").unwrap();
+        }
+        assert_removed(&dir, &path);
+    }
+
+    #[test]
+    fn links_are_removed_and_not_followed() {
+        let (dir, path) = tree();
+        let elsewhere = tempfile::tempdir().unwrap();
+        fs::create_dir_all(elsewhere.path().join("kept/inner")).unwrap();
+        fs::create_dir_all(path.join("a/b")).unwrap();
+        for link in ["link", "a/link", "a/b/link"] {
+            symlink(elsewhere.path(), path.join(link)).unwrap();
+        }
+        assert_removed(&dir, &path);
+        symlink(elsewhere.path(), &path).unwrap();
+        assert_removed(&dir, &path);
+        assert!(elsewhere.path().join("kept/inner").exists());
+    }
+
+    #[test]
+    fn what_is_a_file_or_not_there_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        fs::write(&path, "").unwrap();
+        assert_removed(&dir, &path);
+        assert_removed(&dir, &path);
+    }
+
+    #[test]
+    fn a_stopped_removal_is_continued_by_the_next() {
+        let (dir, path) = tree();
+        dig(&path, 100);
+        let mut calls = 0;
+        loop {
+            calls += 1;
+            let entries = std::cell::Cell::new(0);
+            let stop = || entries.replace(entries.get() + 1) >= 30;
+            match remove_tree(&path, stop).unwrap() {
+                Progress::Stopped => {}
+                Progress::Removed => break,
+            }
+        }
+        assert!(calls > 1);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn entries_that_are_added_meanwhile_do_not_make_it_endless() {
+        let (dir, path) = tree();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let stop = &stop;
+        thread::scope(|scope| {
+            let root = open_dir(CWD, &path).unwrap();
+            scope.spawn(move || {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    // It fails as soon as the root is removed.
+                    let _ = mkdirat(&root, c"x", Mode::RWXU);
+                    let _ = mkdirat(&root, c"x/y", Mode::RWXU);
+                    let _ = mkdirat(&root, c"x/y/z", Mode::RWXU);
+                }
+            });
+            // Either outcome is right; a hang is not.
+            let _ = remove_tree(&path, never);
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        assert_removed(&dir, &path);
+    }
+}
