@@ -1,6 +1,10 @@
+use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use shim_reaper::{MetricsSink, ReaperStats, ShimReaper, ShutdownReport};
+use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use ulid::{Generator, Ulid};
@@ -8,14 +12,19 @@ use vmm_shim::FileError;
 
 use crate::boxes::Boxes;
 use crate::driver::Driver;
+use crate::error::message_of;
 use crate::event::Herald;
 use crate::health::Probes;
 use crate::home::{Home, HomeLock};
-use crate::process::{Strays, keep_collecting};
+use crate::process::{Litter, Strays, keep_collecting};
+use crate::remove_tree::{Progress, remove_tree};
 use crate::{
     RuntimeError, RuntimeMetrics, RuntimeMetricsStorage, RuntimeOptions, ShimController,
     ShimProgram,
 };
+
+/// How long one removed box may keep the others waiting for their removal.
+const REMOVAL_SLICE: Duration = Duration::from_secs(1);
 
 /// What the handles of a runtime and its tasks share.
 #[derive(Debug)]
@@ -93,9 +102,52 @@ impl Core {
         joined(self.driver.handle().spawn(work).await)
     }
 
-    /// In a task that nobody waits for.
-    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.driver.handle().spawn(work);
+    /// In a task that goes on when its handle is dropped.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        self.driver.handle().spawn(work)
+    }
+
+    /// Runs work that blocks on the disk apart from the tasks.
+    pub(crate) async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, FileError> + Send + 'static,
+    ) -> Result<T, RuntimeError> {
+        Ok(self.driver.disk.run(work).await??)
+    }
+
+    /// Ends what the last run of a box has left, together with all others that wait for that.
+    pub(crate) async fn end_strays(&self, litter: Litter) -> io::Result<()> {
+        let strays = Arc::clone(&self.strays);
+        strays.request(litter.clone());
+        let searched = self.driver.cleanup.run(move || strays.end(&litter)).await;
+        searched.map_err(io::Error::other).flatten()
+    }
+
+    /// Starts to remove a directory that does not belong to a box any more; the task ends when
+    /// nothing is left of it. What cannot be removed is logged, and left to the next runtime.
+    pub(crate) fn remove_remnant(self: &Arc<Self>, path: PathBuf) -> JoinHandle<()> {
+        let core = Arc::clone(self);
+        self.spawn(async move {
+            loop {
+                let path = path.clone();
+                let part = move || {
+                    let end = Instant::now() + REMOVAL_SLICE;
+                    remove_tree(&path, || Instant::now() >= end)
+                };
+                match core.driver.removal.run(part).await {
+                    Ok(Ok(Progress::Stopped)) if !core.closing.is_cancelled() => {}
+                    Ok(Ok(_)) => return,
+                    Ok(Err(error)) => {
+                        tracing::warn!(%error, "a removed box is still on disk in part");
+                        return;
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "a removed box is still on disk in part");
+                        return;
+                    }
+                }
+            }
+        })
     }
 
     pub(crate) fn new_id(&self) -> String {
@@ -161,15 +213,8 @@ impl Core {
     }
 }
 
-/// Runs what blocks on the disk apart from the tasks.
-pub(crate) async fn on_disk<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, FileError> + Send + 'static,
-) -> Result<T, RuntimeError> {
-    joined(tokio::task::spawn_blocking(|| work().map_err(RuntimeError::from)).await)
-}
-
 pub(crate) fn joined<T>(
-    finished: Result<Result<T, RuntimeError>, tokio::task::JoinError>,
+    finished: Result<Result<T, RuntimeError>, JoinError>,
 ) -> Result<T, RuntimeError> {
     match finished {
         Ok(outcome) => outcome,
@@ -180,12 +225,4 @@ pub(crate) fn joined<T>(
             Err(_) => Err(RuntimeError::Closed),
         },
     }
-}
-
-fn message_of(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<&str>()
-        .map(ToString::to_string)
-        .or_else(|| panic.downcast_ref::<String>().cloned());
-    text.unwrap_or_else(|| "not a text".to_owned())
 }

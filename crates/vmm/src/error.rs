@@ -109,3 +109,12 @@ pub enum RuntimeError {
     #[error("the runtime has shut down")]
     Closed,
 }
+
+/// What a panic said.
+pub(crate) fn message_of(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(ToString::to_string)
+        .or_else(|| panic.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "not a text".to_owned())
+}

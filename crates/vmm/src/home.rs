@@ -150,51 +150,55 @@ impl Home {
                     .map_err(|source| FileError::new("make the directory", &dir, source))
             });
         if made.is_err() {
+            // No payload has been in there.
             let _ = fs::remove_dir_all(&half_made);
             let _ = fs::remove_dir_all(&dir);
         }
         made
     }
 
-    /// Gone as a whole, or still there; what cannot be deleted at once is at the next opening.
-    pub(crate) fn remove_box(&self, id: &str) -> Result<(), FileError> {
+    /// Takes the directory of a box away, as a whole, and returns where it is to be removed: `None`
+    /// if it is not there.
+    pub(crate) fn set_aside(&self, id: &str) -> Result<Option<PathBuf>, FileError> {
         let dir = self.box_dir(id);
-        let half_gone = self.boxes().join(format!("{REMOVING}{id}"));
-        match fs::rename(&dir, &half_gone) {
+        let remnant = self.boxes().join(format!("{REMOVING}{id}"));
+        match fs::rename(&dir, &remnant) {
             // Somebody has done it by hand.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             renamed => renamed.and_then(|()| File::open(self.boxes())?.sync_all()),
         }
         .map_err(|source| FileError::new("remove", &dir, source))?;
-        if let Err(error) = fs::remove_dir_all(&half_gone) {
-            tracing::warn!(path = %half_gone.display(), %error, "not removed as a whole yet");
-        }
-        Ok(())
+        Ok(Some(remnant))
     }
 
-    /// The ids of all boxes, whole or damaged, in order; what an earlier runtime left half made or
-    /// half removed is cleared away.
-    pub(crate) fn box_ids(&self) -> Result<Vec<String>, FileError> {
+    /// Lists what an earlier runtime has left.
+    pub(crate) fn contents(&self) -> Result<Contents, FileError> {
         let boxes = self.boxes();
         let failed = |source| FileError::new("list", &boxes, source);
-        let mut ids = Vec::new();
+        let mut contents = Contents::default();
         for entry in fs::read_dir(&boxes).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let Ok(name) = entry.file_name().into_string() else {
                 continue;
             };
             if name.starts_with(CREATING) || name.starts_with(REMOVING) {
-                if let Err(error) = fs::remove_dir_all(entry.path()) {
-                    let path = entry.path();
-                    tracing::warn!(path = %path.display(), %error, "a remnant stays");
-                }
+                contents.remnants.push(entry.path());
             } else if !name.starts_with('.') && entry.path().is_dir() {
-                ids.push(name);
+                contents.boxes.push(name);
             }
         }
-        ids.sort_unstable();
-        Ok(ids)
+        contents.boxes.sort_unstable();
+        Ok(contents)
     }
+}
+
+/// What is in a [`Home`].
+#[derive(Debug, Default)]
+pub(crate) struct Contents {
+    /// The ids of all boxes, whole or damaged, in order.
+    pub(crate) boxes: Vec<String>,
+    /// What was half made or half removed.
+    pub(crate) remnants: Vec<PathBuf>,
 }
 
 fn make_private(dir: &Path) -> io::Result<()> {

@@ -45,6 +45,7 @@ mod shim;
 mod shutdown;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod workers;
 
 pub use boxes::{BoxInfo, BoxSpec, BoxStatus};
 pub use error::RuntimeError;

@@ -2,7 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::core::{Core, joined};
+use crate::core::Core;
 use crate::driver::Driver;
 use crate::home::Home;
 use crate::lifecycle::{self, RuntimeShutdown};
@@ -91,11 +91,10 @@ impl VmmRuntime {
     pub async fn open(options: RuntimeOptions) -> Result<Self, RuntimeError> {
         Home::until_left(&options.home).await;
         let driver = Driver::start().map_err(RuntimeError::Thread)?;
-        let handle = driver.handle().clone();
+        let disk = driver.disk.clone();
         let token = options.shutdown_token.clone();
         let limit = options.shutdown_timeout;
-        let opened = handle.spawn_blocking(move || Core::open(&options, driver));
-        let core = Arc::new(joined(opened.await)?);
+        let core = Arc::new(disk.run(move || Core::open(&options, driver)).await??);
         let runtime = Self {
             front: Arc::new(Front {
                 core: Arc::clone(&core),

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use vmm_shim::FILES;
 
 use crate::boxes::{BoxRecord, MicroBox};
-use crate::core::{Core, on_disk};
+use crate::core::Core;
 use crate::{BoxInfo, BoxSpec, RuntimeError};
 
 /// A box exists once it is whole on disk.
@@ -16,12 +16,13 @@ pub(crate) async fn create(core: Arc<Core>, spec: BoxSpec) -> Result<BoxInfo, Ru
         core.boxes.reserve(name, &id)?;
     }
     let record = BoxRecord::new(id.clone(), Timestamp::now(), spec);
-    let written = on_disk({
-        let home = core.home.clone();
-        let record = record.clone();
-        move || home.create_box(&record.id, |dir| record.write(&dir.join(FILES.spec)))
-    })
-    .await;
+    let written = core
+        .on_disk({
+            let home = core.home.clone();
+            let record = record.clone();
+            move || home.create_box(&record.id, |dir| record.write(&dir.join(FILES.spec)))
+        })
+        .await;
     if let Err(error) = written {
         if let Some(name) = &name {
             core.boxes.release(name);

@@ -2,25 +2,40 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::join_all;
 use jiff::Timestamp;
+use tokio::time::timeout;
 use ulid::Ulid;
 use vmm_shim::{ExitRecord, FILES, FileError, PidRecord, ProcessIdentity, is_shortage};
 
 use super::{keep_tidying, supervise, tidy_up};
 use crate::boxes::{BoxRecord, MicroBox, Outcome};
-use crate::core::{Core, on_disk};
+use crate::core::Core;
+use crate::home::Contents;
 use crate::process::procfs;
 use crate::{BoxSpec, RuntimeError, ShimHandler};
 
+/// How long the opening of a home waits for the removal of remnants: they are gone when it returns,
+/// unless they are large.
+const REMNANTS_WITHIN: Duration = Duration::from_millis(250);
+
 /// Takes in what an earlier runtime has left in the home: boxes, and shims that still run.
 pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
-    let found = on_disk({
-        let core = Arc::clone(&core);
-        move || read_all(&core)
-    })
-    .await?;
+    let Contents { boxes, remnants } = core
+        .on_disk({
+            let home = core.home.clone();
+            move || home.contents()
+        })
+        .await?;
+    let remnants = join_all(remnants.into_iter().map(|path| core.remove_remnant(path)));
+    let found = core
+        .on_disk({
+            let core = Arc::clone(&core);
+            move || read_all(&core, boxes)
+        })
+        .await?;
     let mut ended = Vec::new();
     for Found { recovered, shim } in found {
         let recovered = Arc::new(recovered);
@@ -63,6 +78,8 @@ pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
             keep_tidying(&core, ended);
         }
     }
+    // Their removal goes on in the background.
+    let _ = timeout(REMNANTS_WITHIN, remnants).await;
     Ok(())
 }
 
@@ -110,9 +127,8 @@ enum Shim {
     Unreadable(FileError),
 }
 
-fn read_all(core: &Core) -> Result<Vec<Found>, FileError> {
+fn read_all(core: &Core, ids: Vec<String>) -> Result<Vec<Found>, FileError> {
     let mut running = RunningShims::default();
-    let ids = core.home.box_ids()?;
     ids.into_iter()
         .map(|id| read_one(core, id, &mut running))
         .collect()

@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::stop::check;
 use super::{STUCK_AFTER, tidy_up};
 use crate::boxes::MicroBox;
-use crate::core::{Core, on_disk};
+use crate::core::Core;
 use crate::process::procfs;
 use crate::{RuntimeError, ShimHandler};
 
@@ -14,8 +14,11 @@ use crate::{RuntimeError, ShimHandler};
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 const COLLECTED_WITHIN: Duration = Duration::from_secs(2);
 
+/// How long to wait for the removal of its directory, which a payload can fill without end.
+const REMOVED_WITHIN: Duration = Duration::from_secs(10);
+
 /// Returns when nothing of the box is left: no process, no file; but perhaps a zombie that is
-/// another process's to collect.
+/// another process's to collect, and files that take long to remove.
 pub(crate) async fn remove(
     core: Arc<Core>,
     removed: Arc<MicroBox>,
@@ -51,12 +54,24 @@ async fn clear_away(
     }
     let _turn = removed.turn.lock().await;
     tidy_up(core, removed).await?;
-    on_disk({
-        let home = core.home.clone();
-        let id = removed.id().to_owned();
-        move || home.remove_box(&id)
-    })
-    .await?;
+    let remnant = core
+        .on_disk({
+            let home = core.home.clone();
+            let id = removed.id().to_owned();
+            move || home.set_aside(&id)
+        })
+        .await?;
+    if let Some(remnant) = remnant
+        && timeout(REMOVED_WITHIN, core.remove_remnant(remnant))
+            .await
+            .is_err()
+    {
+        let id = removed.id();
+        tracing::warn!(
+            id,
+            "its directory is large: the removal goes on in the background"
+        );
+    }
     core.boxes.remove(removed.id());
     removed.removed();
     Ok(())

@@ -8,7 +8,7 @@ use vmm_shim::{FILES, FileError, InstanceSpec};
 use super::stop::check;
 use super::{STUCK_AFTER, keep_tidying, supervise, tidy_up};
 use crate::boxes::{Beginning, MicroBox};
-use crate::core::{Core, on_disk};
+use crate::core::Core;
 use crate::{BoxInfo, RuntimeError, ShimHandler, StartError};
 use tokio_util::sync::CancellationToken;
 
@@ -53,7 +53,7 @@ async fn launch(
     spec: &InstanceSpec,
     interrupt: &CancellationToken,
 ) -> Result<Arc<ShimHandler>, StartError> {
-    clear_last_run(started).await?;
+    clear_last_run(core, started).await?;
     let shim = core
         .controller
         .start_unless(interrupt, started.dir(), spec, |shim| started.spawned(shim))
@@ -72,7 +72,7 @@ async fn fail(core: &Arc<Core>, started: &Arc<MicroBox>, error: StartError) -> R
     started.start_failed(&error);
     if let StartError::Interrupted = error {
         // As if it had not been begun.
-        let _ = clear_last_run(started).await;
+        let _ = clear_last_run(core, started).await;
     }
     if tidy_up(core, started).await.is_err() {
         keep_tidying(core, Arc::clone(started));
@@ -88,20 +88,21 @@ fn failure(started: &MicroBox, source: StartError) -> RuntimeError {
 }
 
 /// What the last run has left must not be taken for this one's.
-async fn clear_last_run(started: &MicroBox) -> Result<(), StartError> {
+async fn clear_last_run(core: &Core, started: &MicroBox) -> Result<(), StartError> {
     let files = FILES.of_a_run(started.dir());
-    let cleared = on_disk(move || {
-        for path in files {
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(FileError::new("delete", path, error));
+    let cleared = core
+        .on_disk(move || {
+            for path in files {
+                match fs::remove_file(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        return Err(FileError::new("delete", path, error));
+                    }
+                    _ => {}
                 }
-                _ => {}
             }
-        }
-        Ok(())
-    })
-    .await;
+            Ok(())
+        })
+        .await;
     cleared.map_err(|error| match error {
         RuntimeError::File(error) => StartError::File(error),
         _ => StartError::Interrupted,

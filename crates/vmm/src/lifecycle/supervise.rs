@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use crate::boxes::MicroBox;
-use crate::core::{Core, on_disk};
+use crate::core::Core;
 use crate::{RuntimeError, ShimHandler, health};
 
 /// Between attempts to end strays.
@@ -84,17 +84,12 @@ async fn check_health(core: &Core, followed: &MicroBox, shim: &Arc<ShimHandler>)
 /// disk: the next runtime then searches for them, too.
 pub(crate) async fn tidy_up(core: &Core, ended: &Arc<MicroBox>) -> Result<(), RuntimeError> {
     if let Some(litter) = ended.litter() {
-        let strays = Arc::clone(&core.strays);
-        let search = {
-            let litter = litter.clone();
-            tokio::task::spawn_blocking(move || strays.end(&litter))
-        };
-        let searched = search.await.unwrap_or_else(|error| Err(error.into()));
+        let searched = core.end_strays(litter.clone()).await;
         searched.map_err(|source| untidy(ended, source))?;
         ended.tidied(&litter);
     }
     let saved = Arc::clone(ended);
-    if let Err(error) = on_disk(move || saved.save()).await {
+    if let Err(error) = core.on_disk(move || saved.save()).await {
         tracing::warn!(id = ended.id(), %error, "how the box ended is not on disk");
     }
     Ok(())

@@ -24,13 +24,17 @@ struct Requests {
 }
 
 impl Strays {
-    /// Blocks until they have ended and their control groups are removed, for some seconds at most.
+    /// Has the next search include this litter. [`end`](Self::end) is to be called next.
     ///
     /// Each litter is one caller's at a time: it is searched for in its box's turn.
+    pub(crate) fn request(&self, litter: Litter) {
+        self.requests().wanted.insert(litter);
+    }
+
+    /// Blocks until they have ended and their control groups are removed, for some seconds at most.
     ///
     /// Fails if some survive that, or if for want of descriptors or memory none could be looked for.
     pub(crate) fn end(&self, litter: &Litter) -> io::Result<()> {
-        self.requests().wanted.insert(litter.clone());
         let _searching = self.search.lock().unwrap_or_else(PoisonError::into_inner);
         let wanted = {
             let mut requests = self.requests();
