@@ -21,7 +21,7 @@ pub fn ends_with(code: i32) -> u32 {
 }
 
 /// `body` may only do what a signal handler may.
-fn forked(body: impl FnOnce()) -> u32 {
+pub fn forked(body: impl FnOnce()) -> u32 {
     // SAFETY: the child calls async-signal-safe functions only, and never returns.
     match unsafe { fork() }.unwrap() {
         ForkResult::Parent { child } => u32::try_from(child.as_raw()).unwrap(),

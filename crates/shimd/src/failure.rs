@@ -30,7 +30,7 @@ pub(crate) enum Failure {
     TokenFile { path: PathBuf, source: TokenError },
     #[error("SHIMD_TOKEN: {0}")]
     TokenVariable(#[source] TokenError),
-    #[error(transparent)]
+    #[error("{0}{hint}", hint = home_hint(.0))]
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -45,18 +45,6 @@ pub(crate) enum Failure {
     LogFilter(#[from] tracing_subscriber::filter::FromEnvError),
     #[error("no home: HOME is not set; give one with --home")]
     NoHome,
-    #[error(
-        "the home {} belongs to the user {owner}, who could change all that is run from it; chown \
-         it, or choose another with --home",
-        path.display()
-    )]
-    HomeOfAnother { path: PathBuf, owner: u32 },
-    #[error(
-        "others can write to the home {}, and change all that is run from it; `chmod go-w` it, or \
-         choose another with --home",
-        path.display()
-    )]
-    OpenHome { path: PathBuf },
     #[error("the daemon has ended before the box {id} did")]
     DaemonEnded { id: String },
     #[error(
@@ -140,6 +128,14 @@ impl From<ClientError> for Failure {
             }
             other => Self::Client(other),
         }
+    }
+}
+
+/// How another home is chosen, where that is what the error advises.
+fn home_hint(error: &RuntimeError) -> &'static str {
+    match error {
+        RuntimeError::HomeOfAnother { .. } | RuntimeError::OpenHome { .. } => " with --home",
+        _ => "",
     }
 }
 

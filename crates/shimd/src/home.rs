@@ -1,7 +1,5 @@
 use std::env;
 use std::ffi::OsString;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
@@ -31,23 +29,6 @@ impl Home {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// Whether nobody else can put anything into it: the daemon believes what it finds there.
-    pub(crate) fn check(&self) -> Result<(), Failure> {
-        let path = self.path.clone();
-        let Ok(found) = fs::metadata(&path) else {
-            // It is made, or why that fails is told, when it is opened.
-            return Ok(());
-        };
-        if found.uid() != rustix::process::geteuid().as_raw() {
-            let owner = found.uid();
-            return Err(Failure::HomeOfAnother { path, owner });
-        }
-        match found.mode() & 0o022 {
-            0 => Ok(()),
-            _ => Err(Failure::OpenHome { path }),
-        }
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

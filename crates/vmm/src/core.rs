@@ -1,5 +1,6 @@
 use std::io;
 use std::path::PathBuf;
+use std::process;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,8 @@ pub(crate) struct Core {
     driver: Driver,
     ids: Mutex<Generator>,
     lock: Mutex<Option<HomeLock>>,
+    /// The process that has opened the runtime.
+    owner: u32,
 }
 
 impl Core {
@@ -85,7 +88,13 @@ impl Core {
             driver,
             ids: Mutex::new(Generator::new()),
             lock: Mutex::new(Some(lock)),
+            owner: process::id(),
         })
+    }
+
+    /// False in a forked child, which has none of the threads.
+    pub(crate) fn is_own(&self) -> bool {
+        self.owner == process::id()
     }
 
     /// In a task that a dropped future does not end.

@@ -19,8 +19,34 @@ pub enum RuntimeError {
     Locked {
         /// The home directory.
         home: PathBuf,
-        /// The process that has it, if it could be told.
+        /// The process that has it. `None` if it could not be told, or has died: a child that it
+        /// has forked then still has the home.
         holder: Option<u32>,
+    },
+    /// The home belongs to another user, who can change what is run from it.
+    #[error(
+        "the home {} belongs to the user {owner}, who can change what is run from it; chown it, or \
+         choose another home",
+        home.display()
+    )]
+    HomeOfAnother {
+        /// The home directory.
+        home: PathBuf,
+        /// The id of the user.
+        owner: u32,
+    },
+    /// Other users can write to the home, or to a directory above it.
+    #[error(
+        "other users can write to {}, and change what is run from the home {}; run `chmod go-w` on \
+         it, or choose another home",
+        path.display(),
+        home.display()
+    )]
+    OpenHome {
+        /// The home directory.
+        home: PathBuf,
+        /// The directory that they can write to.
+        path: PathBuf,
     },
     /// There is nothing to run shims with.
     #[error(transparent)]

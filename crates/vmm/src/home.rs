@@ -1,18 +1,29 @@
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
+use rustix::process::geteuid;
 use tokio_util::sync::CancellationToken;
 use vmm_shim::FileError;
 
 use crate::RuntimeError;
+use crate::process::procfs;
 
 /// What marks a box's directory that is not yet whole, or not any more. No id begins with a dot.
 const CREATING: &str = ".creating-";
 const REMOVING: &str = ".removing-";
+
+/// Of a mode.
+const WRITE_BY_GROUP: u32 = 0o020;
+const WRITE_BY_OTHERS: u32 = 0o002;
+/// Entries can be replaced by their owners only.
+const STICKY: u32 = 0o1000;
 
 /// The directory tree of a runtime: `lock`, and one directory per box under `boxes`.
 #[derive(Clone, Debug)]
@@ -38,15 +49,47 @@ impl Drop for Retiring {
     }
 }
 
+/// The homes that runtimes of this process have.
+static LOCKED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// How long a lock may stay when its holder has died: a child that it was starting has the
+/// descriptor until it executes its program.
+const RELEASED_WITHIN: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+
 /// The right to change what is in a [`Home`]; given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct HomeLock(File);
+pub(crate) struct HomeLock {
+    file: File,
+    root: PathBuf,
+    /// The process that has taken it. A forked child has a copy, but not the right.
+    owner: u32,
+}
+
+impl HomeLock {
+    fn new(file: File, root: &Path) -> Self {
+        locked().push(root.to_owned());
+        Self {
+            file,
+            root: root.to_owned(),
+            owner: process::id(),
+        }
+    }
+}
 
 impl Drop for HomeLock {
     fn drop(&mut self) {
+        if self.owner != process::id() {
+            return;
+        }
+        locked().retain(|root| *root != self.root);
         // Closing is not enough: a child between its fork and its exec has the descriptor, too.
-        let _ = self.0.unlock();
+        let _ = self.file.unlock();
     }
+}
+
+fn locked() -> MutexGuard<'static, Vec<PathBuf>> {
+    LOCKED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Home {
@@ -58,12 +101,44 @@ impl Home {
         let home = Self {
             root: root.canonicalize().map_err(failed)?,
         };
+        // Now, not before: until it exists, anybody may make it.
+        home.check()?;
         let lock = home.lock()?;
         make_private(&home.boxes())
             .map_err(|source| FileError::new("make the directory", home.boxes(), source))?;
         Ok((home, lock))
     }
 
+    /// Fails if another user could change what is in it, or put another directory in its place.
+    fn check(&self) -> Result<(), RuntimeError> {
+        let found = open_dir(&self.root)
+            .and_then(|dir| dir.metadata())
+            .map_err(|source| FileError::new("open", &self.root, source))?;
+        if found.uid() != geteuid().as_raw() {
+            return Err(RuntimeError::HomeOfAnother {
+                home: self.root.clone(),
+                owner: found.uid(),
+            });
+        }
+        let others_write = |path: &Path| RuntimeError::OpenHome {
+            home: self.root.clone(),
+            path: path.to_owned(),
+        };
+        if found.mode() & (WRITE_BY_GROUP | WRITE_BY_OTHERS) != 0 {
+            return Err(others_write(&self.root));
+        }
+        for parent in self.root.ancestors().skip(1) {
+            let mode = fs::symlink_metadata(parent)
+                .map_err(|source| FileError::new("look at", parent, source))?
+                .mode();
+            if mode & WRITE_BY_OTHERS != 0 && mode & STICKY == 0 {
+                return Err(others_write(parent));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for a lock whose holder has died.
     fn lock(&self) -> Result<HomeLock, RuntimeError> {
         let path = self.root.join("lock");
         let failed = |source| FileError::new("lock", &path, source);
@@ -75,17 +150,22 @@ impl Home {
             .mode(0o600)
             .open(&path)
             .map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                let _ = file.read_to_string(&mut holder);
-                return Err(RuntimeError::Locked {
-                    home: self.root.clone(),
-                    holder: holder.trim().parse().ok(),
-                });
+        let deadline = Instant::now() + RELEASED_WITHIN;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) => {
+                    let holder = holder_of(&file).filter(|pid| self.may_be_held_by(*pid));
+                    if holder.is_some() || Instant::now() >= deadline {
+                        return Err(RuntimeError::Locked {
+                            home: self.root.clone(),
+                            holder,
+                        });
+                    }
+                    thread::sleep(POLL_INTERVAL);
+                }
+                Err(TryLockError::Error(error)) => return Err(failed(error).into()),
             }
-            Err(TryLockError::Error(error)) => return Err(failed(error).into()),
         }
         // For the error message of a second opener, and no more: a full disk is no obstacle.
         if let Err(error) = file
@@ -94,7 +174,15 @@ impl Home {
         {
             tracing::warn!(path = %path.display(), %error, "the lock does not name its holder");
         }
-        Ok(HomeLock(file))
+        Ok(HomeLock::new(file, &self.root))
+    }
+
+    /// Whether this process, as the lock names it, can have the home.
+    fn may_be_held_by(&self, pid: u32) -> bool {
+        if pid == process::id() {
+            return locked().contains(&self.root);
+        }
+        procfs::exists(pid) && !procfs::is_zombie(pid)
     }
 
     /// From now on who opens it [waits](Self::until_left) for the end of its runtime.
@@ -199,6 +287,20 @@ pub(crate) struct Contents {
     pub(crate) boxes: Vec<String>,
     /// What was half made or half removed.
     pub(crate) remnants: Vec<PathBuf>,
+}
+
+/// The process that a lock names.
+fn holder_of(lock: &File) -> Option<u32> {
+    let mut text = [0; 16];
+    let length = lock.read_at(&mut text, 0).ok()?;
+    str::from_utf8(&text[..length]).ok()?.trim().parse().ok()
+}
+
+/// Not through a link.
+fn open_dir(path: &Path) -> io::Result<File> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(path, flags, Mode::empty())?;
+    Ok(File::from(dir))
 }
 
 fn make_private(dir: &Path) -> io::Result<()> {

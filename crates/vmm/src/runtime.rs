@@ -23,6 +23,9 @@ use crate::{BoxInfo, BoxSpec, Events, RuntimeError, RuntimeMetrics, RuntimeOptio
 /// themselves, for their watchdog hangs up; detached ones are found again when the home is next
 /// opened.
 ///
+/// A child that the process forks without executing another program does not have the runtime:
+/// dropping it there does nothing.
+///
 /// # Cancel safety
 ///
 /// Every operation goes on without its future, once that has been polled.
@@ -55,6 +58,11 @@ struct Front {
 
 impl Drop for Front {
     fn drop(&mut self) {
+        if !self.core.is_own() {
+            // Of a forked child: the runtime, its shims and its lock are the parent's.
+            std::mem::forget((Arc::clone(&self.core), Arc::clone(&self.shutdown)));
+            return;
+        }
         if self.shutdown.has_begun() {
             self.shutdown.keep(self.core.home.retiring());
         } else {
@@ -81,7 +89,9 @@ impl VmmRuntime {
     ///
     /// # Errors
     ///
-    /// [`RuntimeError::Locked`] while another runtime has the home, [`RuntimeError::ShimProgram`]
+    /// [`RuntimeError::Locked`] while another runtime has the home;
+    /// [`RuntimeError::HomeOfAnother`] and [`RuntimeError::OpenHome`] if other users could change
+    /// it; [`RuntimeError::Thread`] if its threads cannot be started; [`RuntimeError::ShimProgram`]
     /// if there is nothing to run shims with, [`RuntimeError::File`] if the home cannot be used.
     /// A damaged box is no error: it is listed as failed, with the reason.
     ///

@@ -81,7 +81,6 @@ impl Serve {
     fn run_logged(self, home: &Home) -> Result<(), Failure> {
         // While there is one thread.
         let inherited = Inherited::take()?;
-        home.check()?;
         descriptors::raise_limit();
         let images = self.images()?;
         let token = token(self.token_file.as_deref())?;

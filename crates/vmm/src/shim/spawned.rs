@@ -1,6 +1,6 @@
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{self, Stdio};
 
 use shim_reaper::{ShimHandle, ShimReaper};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -32,6 +32,8 @@ pub struct SpawnedShim {
 struct KillOnDrop {
     handle: ShimHandle,
     armed: bool,
+    /// The process that has started it: dropped in a forked child, this kills nothing.
+    owner: u32,
 }
 
 /// What there is of a shim whose payload runs.
@@ -73,6 +75,7 @@ impl SpawnedShim {
         let shim = KillOnDrop {
             handle,
             armed: true,
+            owner: process::id(),
         };
         let pipes = (shim.handle.take_stdin(), shim.handle.take_stdout());
         let (Some(stdin), Some(stdout)) = pipes else {
@@ -191,7 +194,7 @@ impl SpawnedShim {
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        if self.armed {
+        if self.armed && self.owner == process::id() {
             end::in_the_background(self.handle.clone());
         }
     }
