@@ -1,14 +1,20 @@
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fmt::{self, Debug, Write};
 use std::io;
 use std::panic::{self, PanicHookInfo};
 use std::thread;
 
+use anstyle::Style;
 use clap::ValueEnum;
+use tracing::field::Field;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::{self, Writer};
 
 use crate::failure::Failure;
-use crate::output::wants_colours;
+use crate::output::{is_active, wants_colours};
 
 /// How to log.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -33,6 +39,7 @@ impl LogFormat {
             .log_internal_errors(false);
         match self {
             Self::Human => log
+                .fmt_fields(fields_on_one_line())
                 .with_ansi(wants_colours(&io::stderr()))
                 .with_target(false)
                 .init(),
@@ -40,6 +47,36 @@ impl LogFormat {
         }
         panic::set_hook(Box::new(log_panic));
         Ok(())
+    }
+}
+
+/// As by default, but with everything escaped that would begin another line or act on a terminal:
+/// messages and fields hold names and errors that others have chosen.
+fn fields_on_one_line() -> impl for<'w> FormatFields<'w> {
+    const NAME: Style = Style::new().italic();
+    const EQUALS: Style = Style::new().dimmed();
+    let field = |to: &mut Writer<'_>, field: &Field, value: &dyn Debug| {
+        match field.name() {
+            "message" => {}
+            name if to.has_ansi_escapes() => {
+                write!(to, "{NAME}{name}{NAME:#}{EQUALS}={EQUALS:#}")?;
+            }
+            name => write!(to, "{name}=")?,
+        }
+        write!(Escaped(to), "{value:?}")
+    };
+    format::debug_fn(field).delimited(" ")
+}
+
+/// Text without what would act on a terminal.
+struct Escaped<'t, 'w>(&'t mut Writer<'w>);
+
+impl Write for Escaped<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        text.chars().try_for_each(|letter| match is_active(letter) {
+            true => write!(self.0, "{}", letter.escape_default()),
+            false => self.0.write_char(letter),
+        })
     }
 }
 
@@ -83,5 +120,45 @@ mod tests {
         assert_eq!(line["message"], "panicked: for the test");
         assert_eq!(line["level"], "ERROR");
         assert!(line["place"].as_str().unwrap().contains("log_format.rs"));
+    }
+    fn logged(with_ansi: bool, log_something: impl FnOnce()) -> String {
+        let (mut reader, writer): (PipeReader, _) = io::pipe().unwrap();
+        let log = tracing_subscriber::fmt()
+            .fmt_fields(fields_on_one_line())
+            .with_ansi(with_ansi)
+            .with_target(false)
+            .without_time()
+            .with_writer(move || writer.try_clone().unwrap())
+            .finish();
+        tracing::subscriber::with_default(log, log_something);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn no_field_and_no_message_can_forge_a_line_or_act_on_a_terminal() {
+        let forged = "a\n2026-01-01T00:00:00Z ERROR forged \u{1b}[2J\r\u{9b}1A\u{202e}";
+        let line = logged(false, || {
+            let path = std::path::Path::new(forged).display();
+            let error = io::Error::other(forged);
+            tracing::info!(%path, %error, error_as_debug = ?error, text = forged, "in {forged}");
+        });
+        let (line, rest) = line.split_once('\n').unwrap();
+        assert_eq!(rest, "");
+        assert!(!line.contains(is_active), "{line:?}");
+        let escaped = r"a\n2026-01-01T00:00:00Z ERROR forged \u{1b}[2J\r\u{9b}1A\u{202e}";
+        assert!(
+            line.contains(&format!(" in {escaped} path={escaped} error={escaped} ")),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn what_is_harmless_is_logged_as_it_is() {
+        let text = || tracing::warn!(id = "b1", path = %"/tmp/名前", pid = 7, "not \"removed\"");
+        let wanted = " WARN not \"removed\" id=\"b1\" path=/tmp/名前 pid=7\n";
+        assert_eq!(logged(false, text), wanted);
+        assert!(logged(true, text).contains("\u{1b}[3mid\u{1b}[0m\u{1b}[2m=\u{1b}[0m\"b1\""));
     }
 }

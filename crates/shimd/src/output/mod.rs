@@ -12,6 +12,6 @@ pub(crate) use age::age_of;
 pub(crate) use cell::Cell;
 pub(crate) use colours::wants_colours;
 pub(crate) use format::Format;
-pub(crate) use plain::plain;
+pub(crate) use plain::{is_active, plain};
 pub(crate) use print::{print, print_json, print_line_of_json, print_raw};
 pub(crate) use table::Table;

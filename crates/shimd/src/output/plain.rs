@@ -5,7 +5,7 @@ pub(crate) fn plain(text: &str) -> String {
 }
 
 /// Joiners are not: there are languages that need them.
-fn is_active(letter: char) -> bool {
+pub(crate) fn is_active(letter: char) -> bool {
     letter.is_control()
         || matches!(
             letter,
