@@ -2,8 +2,8 @@
 //! who acts on it holds a pidfd and looks again.
 
 use std::ffi::OsStr;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -15,16 +15,23 @@ use vmm_shim::{BOX_DIR_VARIABLE, Invocation, is_shortage};
 const PATIENCE: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
+/// More than the kernel lets arguments and environment of a program take together, `execve(2)`. What
+/// a process says with `prctl(2)` to be its environment can be longer.
+const LONGEST: u64 = 8 << 20;
+
 /// Every process that can be seen.
 pub(crate) fn pids() -> io::Result<impl Iterator<Item = u32>> {
     let entries = fs::read_dir("/proc")?.flatten();
     Ok(entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()))
 }
 
-/// `None` where the process is gone or another user's. Fails only of want.
+/// The beginning of a file. `None` where the process is gone or another user's. Fails only of want.
 fn read(pid: u32, file: &str) -> io::Result<Option<Vec<u8>>> {
-    match fs::read(format!("/proc/{pid}/{file}")) {
-        Ok(text) => Ok(Some(text)),
+    let mut text = Vec::new();
+    let read = File::open(format!("/proc/{pid}/{file}"))
+        .and_then(|file| file.take(LONGEST).read_to_end(&mut text));
+    match read {
+        Ok(_) => Ok(Some(text)),
         Err(error) if is_shortage(&error) => Err(error),
         Err(_) => Ok(None),
     }
@@ -116,4 +123,20 @@ fn is_being_executed(pid: u32) -> io::Result<bool> {
     let field = |number: usize| fields.get(number - 3).copied().unwrap_or_default();
     // vsize and env_end; neither a zombie nor a thread of the kernel has memory.
     Ok(field(23) != "0" && field(51) == "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_a_process_has_made_huge_is_read_in_part() {
+        // Larger than any memory, as `prctl(2)` lets a process make its `environ`.
+        if let Err(error) = File::open("/proc/self/pagemap") {
+            eprintln!("SKIPPED: this kernel has no such file: {error}");
+            return;
+        }
+        let read = read(std::process::id(), "pagemap").unwrap();
+        assert_eq!(read.unwrap().len() as u64, LONGEST);
+    }
 }
