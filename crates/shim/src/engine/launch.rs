@@ -49,6 +49,9 @@ pub(super) enum LaunchError {
     Failed(String),
 }
 
+/// More bytes than a launcher reports.
+const MAX_REPORT: u64 = 4096;
+
 /// Sends a launcher the environment of its payload, and waits until it has executed that.
 pub(super) fn launch(
     mut launcher: UnixStream,
@@ -57,8 +60,10 @@ pub(super) fn launch(
     let sent = launcher
         .write_all(&encode(environment))
         .and_then(|()| launcher.shutdown(Shutdown::Write));
-    let mut report = String::new();
-    match sent.and_then(|()| launcher.read_to_string(&mut report)) {
+    let mut report = Vec::new();
+    let read = sent.and_then(|()| launcher.take(MAX_REPORT).read_to_end(&mut report));
+    let report = String::from_utf8_lossy(&report);
+    match read {
         Ok(_) => understand(&report),
         // It has ended without reading all of it; its exit status says more.
         Err(error)
@@ -67,7 +72,7 @@ pub(super) fn launch(
                 io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
             ) =>
         {
-            Err(LaunchError::Failed(report))
+            Err(LaunchError::Failed(report.into_owned()))
         }
         Err(error) => Err(LaunchError::Failed(error.to_string())),
     }
@@ -190,5 +195,16 @@ mod tests {
         assert_eq!(understand(""), failed(""));
         assert_eq!(understand("2"), failed("2"));
         assert_eq!(understand(">nul"), failed("nul"));
+    }
+
+    #[test]
+    fn a_report_without_an_end_is_read_in_part() {
+        let (launcher, mut theirs) = UnixStream::pair().unwrap();
+        let writer = std::thread::spawn(move || while theirs.write_all(b"xxxx").is_ok() {});
+        match launch(launcher, &Environment::new()) {
+            Err(LaunchError::Failed(text)) => assert_eq!(text.len() as u64, MAX_REPORT),
+            other => panic!("{other:?}"),
+        }
+        writer.join().unwrap();
     }
 }
