@@ -66,14 +66,16 @@ fn a_home_whose_holder_is_dead_opens_when_a_forked_child_releases_it() {
 }
 
 #[test]
-fn a_forked_child_that_drops_the_runtime_takes_nothing_from_its_parent() {
-    let test = "a_forked_child_that_drops_the_runtime_takes_nothing_from_its_parent";
+fn a_forked_child_that_shuts_down_and_drops_the_runtime_takes_nothing_from_its_parent() {
+    let test = "a_forked_child_that_shuts_down_and_drops_the_runtime_takes_nothing_from_its_parent";
     in_own_process(test, || {
         let home = PerTestBoxHome::new();
         block_on(async {
             let mut runtime = ManuallyDrop::new(open(&home).await);
             let running = started(&runtime, sleeping()).await;
             let child = forked(|| {
+                // As a handler of atexit(3) does.
+                runtime.shutdown_sync(Duration::ZERO);
                 // SAFETY: the copy of the child, which does not use it again.
                 unsafe { ManuallyDrop::drop(&mut runtime) };
             });

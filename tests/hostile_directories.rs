@@ -20,7 +20,7 @@ use vmm_runtime::{RuntimeOptions, VmmRuntime};
 /// More levels than fit on a stack, and than a process may have descriptors.
 const DEEP: usize = 14_000;
 
-/// What each process of a container has at least.
+/// Enough for a runtime, and far fewer than there are levels.
 const DESCRIPTORS: u64 = 64;
 
 /// As a payload does it: its path would be too long for any system call.
@@ -152,7 +152,6 @@ fn directories_without_permissions_are_removed_by_their_owner() {
             env::set_current_dir(dir.path()).unwrap();
             setuid(user).unwrap();
             remove_without_permissions();
-            std::mem::forget(dir);
         },
     );
 }

@@ -104,7 +104,7 @@ impl Core {
     ) -> Result<T, RuntimeError> {
         // Counted first: whoever closes the runtime afterwards waits for it.
         let _counted = self.operations.token();
-        if self.closing.is_cancelled() {
+        if self.closing.is_cancelled() || !self.is_own() {
             return Err(RuntimeError::Closed);
         }
         let work = self.operations.track_future(work);
@@ -132,8 +132,9 @@ impl Core {
         searched.map_err(io::Error::other).flatten()
     }
 
-    /// Starts to remove a directory that does not belong to a box any more; the task ends when
-    /// nothing is left of it. What cannot be removed is logged, and left to the next runtime.
+    /// Starts to remove a directory that does not belong to a box any more. The task ends when
+    /// nothing is left of it, or nothing more can be removed, or the runtime closes: the next runtime
+    /// tries again.
     pub(crate) fn remove_remnant(self: &Arc<Self>, path: PathBuf) -> JoinHandle<()> {
         let core = Arc::clone(self);
         self.spawn(async move {
@@ -143,15 +144,12 @@ impl Core {
                     let end = Instant::now() + REMOVAL_SLICE;
                     remove_tree(&path, || Instant::now() >= end)
                 };
-                match core.driver.removal.run(part).await {
-                    Ok(Ok(Progress::Stopped)) if !core.closing.is_cancelled() => {}
-                    Ok(Ok(_)) => return,
-                    Ok(Err(error)) => {
-                        tracing::warn!(%error, "a removed box is still on disk in part");
-                        return;
-                    }
+                let progress = core.driver.removal.run(part).await;
+                match progress.and_then(|progress| Ok(progress?)) {
+                    Ok(Progress::Stopped) if !core.closing.is_cancelled() => {}
+                    Ok(_) => return,
                     Err(error) => {
-                        tracing::error!(%error, "a removed box is still on disk in part");
+                        tracing::warn!(%error, "cannot remove the directory of a removed box");
                         return;
                     }
                 }

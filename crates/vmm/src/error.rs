@@ -51,8 +51,8 @@ pub enum RuntimeError {
     /// There is nothing to run shims with.
     #[error(transparent)]
     ShimProgram(#[from] ShimProgramError),
-    /// The thread that the runtime works on could not be started.
-    #[error("cannot start the thread of the runtime: {0}")]
+    /// The threads that the runtime works on could not be started.
+    #[error("cannot start the threads of the runtime: {0}")]
     Thread(#[source] io::Error),
     /// No box has this id or name.
     #[error("there is no box {wanted:?}")]

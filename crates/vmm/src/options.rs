@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RuntimeOptions {
-    /// The directory that holds the boxes, made if it is not there. One runtime at a time has it.
+    /// The directory that holds the boxes, made if it is not there. One runtime at a time has it. It
+    /// must belong to the user of this process, and no other user may be able to write to it.
     pub home: PathBuf,
     /// The program that shims run; by default this very program, which must call
     /// [`vmm_shim::run_if_shim`] first of all in its `main`.

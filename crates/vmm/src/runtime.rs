@@ -24,7 +24,7 @@ use crate::{BoxInfo, BoxSpec, Events, RuntimeError, RuntimeMetrics, RuntimeOptio
 /// opened.
 ///
 /// A child that the process forks without executing another program does not have the runtime:
-/// dropping it there does nothing.
+/// operations fail there with [`RuntimeError::Closed`], and a shutdown and a drop do nothing.
 ///
 /// # Cancel safety
 ///
@@ -82,7 +82,8 @@ impl fmt::Debug for VmmRuntime {
 }
 
 impl VmmRuntime {
-    /// Opens a home, makes it if need be, and takes in the boxes that it holds.
+    /// Opens a home, makes it if need be, and takes in the boxes that it holds. If the process that
+    /// has the home has died, waits up to 2 s for the children that it was starting.
     ///
     /// Everything runs on a thread of its own, whatever the caller's tokio runtime does: it may be
     /// blocked, or gone, and deaths are still known at once.
@@ -207,7 +208,8 @@ impl VmmRuntime {
 
     /// Removes a box. With `force` one that runs is killed first, at once. Returns when its shim
     /// is gone from `/proc` and its files from the disk. The zombie of a shim that was found again,
-    /// and is another process's child, is waited for, but for two seconds only.
+    /// and is another process's child, is waited for, but for two seconds only. A directory that the
+    /// payload has filled so that it takes longer than 10 s to remove goes in the background.
     ///
     /// # Errors
     ///
@@ -300,6 +302,9 @@ impl VmmRuntime {
     ///
     /// The shutdown goes on without the future, once that has been polled.
     pub async fn shutdown(&self, timeout: Duration) -> RuntimeShutdown {
+        if !self.core().is_own() {
+            return RuntimeShutdown::default();
+        }
         let shutdown = &self.front.shutdown;
         shutdown.begin(self.core(), timeout);
         shutdown.report().await
@@ -308,6 +313,9 @@ impl VmmRuntime {
     /// [`shutdown`](Self::shutdown) for code that cannot await: a `Drop`, an `atexit` handler, in
     /// or out of a tokio runtime. Depends on no task or thread of the caller's to make progress.
     pub fn shutdown_sync(&self, timeout: Duration) -> RuntimeShutdown {
+        if !self.core().is_own() {
+            return RuntimeShutdown::default();
+        }
         let shutdown = &self.front.shutdown;
         shutdown.begin(self.core(), timeout);
         shutdown.report_blocking()
