@@ -169,7 +169,7 @@ fn remove_without_permissions() {
             File::create(dir.join(path).join("file")).unwrap();
         }
         for path in ["a/b/c", "a/b", "a/d", "a", "e", ""] {
-            fs::set_permissions(dir.join(path), Permissions::from_mode(0)).unwrap();
+            fs::set_permissions(dir.join(path), Permissions::from_mode(0o000)).unwrap();
         }
         runtime.remove(&id, true).await.unwrap();
         eventually("the end of its directory", || is_empty(&home.join("boxes"))).await;
