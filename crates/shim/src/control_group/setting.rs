@@ -22,6 +22,8 @@ pub(crate) enum Controller {
 const PERIOD: u64 = 100_000;
 
 impl Controller {
+    pub(super) const ALL: [Self; 2] = [Self::Cpu, Self::Memory];
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",

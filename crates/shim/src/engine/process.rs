@@ -69,7 +69,7 @@ impl Engine for Process {
             let ended = child.wait();
             return Err(refused(&spec.payload, program, error, ended));
         }
-        Ok(Box::new(ProcessPayload::new(child, dir, notify)))
+        Ok(Box::new(ProcessPayload::new(child, notify)))
     }
 }
 
