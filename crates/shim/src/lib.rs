@@ -50,6 +50,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("vmm-shim needs Linux");
 
+mod bounds;
 mod control;
 mod control_group;
 mod descendants;
@@ -70,6 +71,7 @@ mod shim;
 mod spec;
 mod standard_streams;
 
+pub use bounds::truncate_text;
 pub use control::KILL_SIGNAL;
 pub use control_group::ControlGroup;
 pub use durable::{FileError, is_shortage, open_log, read_file, write_file};

@@ -144,6 +144,7 @@ impl Recorder {
             // The runtime finds what is left.
             let _ = writeln!(io::stderr(), "vmm-shim: {error}");
         }
+        let ending = ending.bounded();
         let code = ending.shell_code();
         let record = ExitRecord {
             pid: process::id(),
