@@ -35,6 +35,11 @@ pub(crate) fn is_zombie(pid: u32) -> bool {
     field(pid, "State").is_some_and(|state| state.starts_with('Z'))
 }
 
+/// Whether it is stopped by a signal, or by a tracer.
+pub(crate) fn is_stopped(pid: u32) -> bool {
+    field(pid, "State").is_some_and(|state| state.starts_with(['T', 't']))
+}
+
 /// Alive or a zombie.
 #[cfg(feature = "testing")]
 pub(crate) fn state(pid: u32) -> Option<String> {
