@@ -1,6 +1,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use shim_reaper::{MetricsSink, ReaperStats, ShimReaper, ShutdownReport};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use ulid::{Generator, Ulid};
@@ -93,9 +94,9 @@ impl Core {
         joined(self.driver.handle().spawn(work).await)
     }
 
-    /// In a task that nobody waits for.
-    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.driver.handle().spawn(work);
+    /// In a task that a dropped future does not end, and that no shutdown waits for.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        self.driver.handle().spawn(work)
     }
 
     pub(crate) fn new_id(&self) -> String {

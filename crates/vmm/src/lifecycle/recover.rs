@@ -2,9 +2,11 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::join_all;
 use jiff::Timestamp;
+use tokio::time::timeout;
 use ulid::Ulid;
 use vmm_shim::{ExitRecord, FILES, FileError, PidRecord, ProcessIdentity, is_shortage};
 
@@ -13,6 +15,9 @@ use crate::boxes::{BoxRecord, MicroBox, Outcome};
 use crate::core::{Core, on_disk};
 use crate::process::procfs;
 use crate::{BoxSpec, RuntimeError, ShimHandler};
+
+/// How long an opening waits for what earlier runs have left. Afterwards the cleanup goes on.
+const CLEANUP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Takes in what an earlier runtime has left in the home: boxes, and shims that still run.
 pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
@@ -31,7 +36,12 @@ pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
             tracing::warn!(id = recovered.id(), %error, "found by its id alone");
         }
         let shim = match shim {
-            Shim::None => continue,
+            Shim::None => {
+                if recovered.resume_cleanup() {
+                    ended.push(recovered);
+                }
+                continue;
+            }
             Shim::Alive(record) => follow(&core, &recovered, &record).await?,
             Shim::Dead(record) => Err(record),
             Shim::Unreadable(error) => {
@@ -56,12 +66,12 @@ pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
             ended.push(recovered);
         }
     }
-    // At once: one search of the process table then does for all.
-    let tidied = join_all(ended.iter().map(|ended| tidy_up(&core, ended))).await;
-    for (ended, tidied) in ended.into_iter().zip(tidied) {
-        if tidied.is_err() {
-            keep_tidying(&core, ended);
-        }
+    // At once: one search of the process table then does for all. What does not die delays no
+    // opening.
+    let tidied = join_all(ended.iter().map(|ended| tidy_up(&core, ended)));
+    let _ = timeout(CLEANUP_TIMEOUT, tidied).await;
+    for ended in ended {
+        keep_tidying(&core, ended);
     }
     Ok(())
 }
