@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::boxes::{open, options, script, sleeping, started};
 use common::own_process::{block_on, in_own_process};
-use common::{DEADLINE, is_gone, kill};
+use common::{DEADLINE, eventually, is_gone, kill};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
@@ -118,6 +118,36 @@ fn a_full_disk_fails_what_needs_it_and_nothing_else() {
             runtime.shutdown(LIMIT).await;
         });
     });
+}
+
+#[test]
+fn an_end_that_a_full_disk_refuses_is_saved_when_there_is_room() {
+    in_own_process(
+        "an_end_that_a_full_disk_refuses_is_saved_when_there_is_room",
+        || {
+            let Some(disk) = small_disk() else {
+                return;
+            };
+            let home = disk.home();
+            block_on(async {
+                let runtime = VmmRuntime::open(options(&home)).await.unwrap();
+                let doomed = started(&runtime, sleeping()).await;
+                let filler = fill(&home);
+                kill(doomed.payload_pid.unwrap(), Signal::SIGKILL);
+                // It is reported nevertheless.
+                let ended = runtime.wait(&doomed.id).await.unwrap();
+                assert_eq!((ended.status, ended.signal), (BoxStatus::Failed, Some(9)));
+                runtime.stop(&doomed.id).await.unwrap();
+                fs::remove_file(filler).unwrap();
+                let record = home.join("boxes").join(&doomed.id).join("box.json");
+                eventually("the end is saved", || {
+                    fs::read_to_string(&record).unwrap().contains("signaled")
+                })
+                .await;
+                runtime.shutdown(LIMIT).await;
+            });
+        },
+    );
 }
 
 #[test]

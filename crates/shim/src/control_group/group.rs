@@ -298,11 +298,13 @@ fn parse_name(group: &str) -> Option<(&str, u32)> {
 
 /// Where shims of this process make their groups.
 fn parents() -> Result<Vec<PathBuf>, FileError> {
-    let mut parents = Vec::new();
-    for controller in Controller::ALL {
-        let found = unless_short(Hierarchy::of(controller), Path::new("/proc/self"))?;
-        parents.extend(found.and_then(|found| found.parent().map(Path::to_owned)));
-    }
+    let found = Hierarchy::of_each(Controller::ALL);
+    let found = unless_short(found, Path::new("/proc/self/cgroup"))?;
+    let mut parents: Vec<_> = found
+        .into_iter()
+        .flatten()
+        .filter_map(|hierarchy| hierarchy.parent().map(Path::to_owned))
+        .collect();
     parents.sort_unstable();
     parents.dedup();
     Ok(parents)

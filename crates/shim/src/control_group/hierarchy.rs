@@ -24,12 +24,21 @@ pub(super) enum Version {
 
 impl Hierarchy {
     pub(super) fn of(controller: Controller) -> io::Result<Self> {
-        let groups = fs::read_to_string("/proc/self/cgroup")?;
-        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-        Self::find(controller, &groups, &mounts).ok_or_else(|| {
+        let found = Self::of_each([controller])?.next();
+        found.ok_or_else(|| {
             let message = format!("there is no mounted hierarchy with {}", controller.name());
             io::Error::new(io::ErrorKind::NotFound, message)
         })
+    }
+
+    /// Of those that have one.
+    pub(super) fn of_each(
+        controllers: impl IntoIterator<Item = Controller>,
+    ) -> io::Result<impl Iterator<Item = Self>> {
+        let groups = fs::read_to_string("/proc/self/cgroup")?;
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let controllers = controllers.into_iter();
+        Ok(controllers.filter_map(move |controller| Self::find(controller, &groups, &mounts)))
     }
 
     fn find(controller: Controller, groups: &str, mounts: &str) -> Option<Self> {
