@@ -11,7 +11,7 @@ use common::boxes::{
 };
 use common::frozen::Frozen;
 use common::own_process::{block_on, in_own_process};
-use common::{eventually, is_gone, kill};
+use common::{Doomed, eventually, is_gone, is_zombie, kill, sleeper};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use vmm_runtime::testing::PerTestBoxHome;
@@ -19,11 +19,11 @@ use vmm_runtime::{BoxChange, BoxStatus, Ending};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// `last` of its `box.json`.
-fn on_disk(home: &PerTestBoxHome, id: &str) -> serde_json::Value {
+/// A field of its `box.json`.
+fn on_disk(home: &PerTestBoxHome, id: &str, field: &str) -> serde_json::Value {
     let text = fs::read(dir_of(home, id).join("box.json")).unwrap();
-    let record: serde_json::Value = serde_json::from_slice(&text).unwrap();
-    record["last"].clone()
+    let mut record: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    record[field].take()
 }
 
 /// `None` on a host without the v1 freezer, after a note on stderr.
@@ -44,7 +44,7 @@ async fn an_end_is_on_disk_when_its_event_comes() {
         let running = started(&runtime, sleeping()).await;
         kill(running.pid.unwrap(), Signal::SIGKILL);
         changes_up_to(&mut events, BoxChange::Failed).await;
-        assert_eq!(on_disk(&home, &running.id)["status"], "failed");
+        assert_eq!(on_disk(&home, &running.id, "last")["status"], "failed");
         runtime.remove(&running.id, true).await.unwrap();
     }
 }
@@ -66,7 +66,11 @@ async fn an_end_is_on_disk_when_it_is_shown() {
                 }
             },
         }
-        assert_eq!(on_disk(&home, &running.id)["status"], "failed", "{round}");
+        assert_eq!(
+            on_disk(&home, &running.id, "last")["status"],
+            "failed",
+            "{round}"
+        );
         runtime.remove(&running.id, true).await.unwrap();
     }
 }
@@ -84,7 +88,7 @@ async fn a_failed_start_is_on_disk_when_its_event_comes() {
             async move { runtime.start(&id).await }
         });
         changes_up_to(&mut events, BoxChange::Failed).await;
-        assert_eq!(on_disk(&home, &id)["status"], "failed");
+        assert_eq!(on_disk(&home, &id, "last")["status"], "failed");
         start.await.unwrap().unwrap_err();
     }
 }
@@ -129,11 +133,25 @@ async fn the_next_runtime_resumes_a_cleanup() {
     kill(running.pid.unwrap(), Signal::SIGKILL);
     until(&runtime, &running.id, BoxStatus::Failed).await;
     runtime.shutdown(LIMIT).await;
+    assert_eq!(on_disk(&home, &running.id, "cleanup_due"), true);
+    // One that the first runtime has not met.
+    let mut doomed = Doomed::default();
+    let mut other = sleeper();
+    other.env("VMM_BOX_DIR", dir_of(&home, &running.id));
+    let other = doomed.spawn(other).unwrap();
     let runtime = open(&home).await;
     let found = runtime.info(&running.id).await.unwrap();
     assert_eq!(found.ending, Some(Ending::Signaled { signal: 9 }));
+    eventually("the end of the other", || {
+        is_zombie(other) || is_gone(other)
+    })
+    .await;
     frozen.thaw();
     eventually("the end of the orphan", || is_gone(orphan)).await;
+    eventually("the cleanup is done", || {
+        on_disk(&home, &running.id, "cleanup_due").is_null()
+    })
+    .await;
     runtime.start(&running.id).await.unwrap();
     runtime.remove(&running.id, true).await.unwrap();
 }
