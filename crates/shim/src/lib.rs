@@ -37,6 +37,12 @@
 //! `prctl(2)`. It never does so for what the payload has started: a runtime ends that, which it
 //! finds by the [`VMM_BOX_DIR`](BOX_DIR_VARIABLE) in its environment.
 //!
+//! # What a payload can write to
+//!
+//! A payload of the same user can write to the box directory, and so to every record there. The
+//! shim keeps in memory what its own cleanup needs, and exits with the code that its record gives,
+//! so that a runtime can tell a forged record from a true one: see [`BoxFiles`].
+//!
 //! # What it needs of the kernel
 //!
 //! | Linux | for what |
