@@ -235,3 +235,23 @@ async fn an_orphan_does_not_outlive_a_forged_record_of_a_shim_found_dead() {
     let _runtime = open(&home).await;
     eventually("the end of the orphan", || is_gone(orphan)).await;
 }
+
+#[tokio::test]
+async fn a_record_that_names_the_shim_of_another_box_does_not_end_that() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let other = started(&runtime, sleeping().detached(true)).await;
+    let forging = started(&runtime, sleeping().detached(true)).await;
+    runtime.shutdown(LIMIT).await;
+    kill(forging.pid.unwrap(), Signal::SIGKILL);
+    eventually("the end of the shim", || is_gone(forging.pid.unwrap())).await;
+    let record = |id: &str| dir_of(&home, id).join("shim.pid");
+    fs::copy(record(&other.id), record(&forging.id)).unwrap();
+    let runtime = open(&home).await;
+    let found = runtime.info(&forging.id).await.unwrap();
+    assert_eq!((found.status, found.pid), (BoxStatus::Failed, None));
+    runtime.remove(&forging.id, true).await.unwrap();
+    let found = runtime.info(&other.id).await.unwrap();
+    assert_eq!((found.status, found.pid), (BoxStatus::Running, other.pid));
+    runtime.remove(&other.id, true).await.unwrap();
+}

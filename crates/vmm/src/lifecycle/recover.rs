@@ -186,23 +186,28 @@ fn find_shim(recovered: &MicroBox, running: &mut RunningShims) -> Result<Shim, F
     Ok(Shim::Alive(record))
 }
 
-/// The shim that a record means, if it is alive, with its identity. A record with the pid alone may
-/// name anybody by now: what it names has to be a shim of this box.
+/// The shim that a record means, if it is alive, with its identity. What the record names has to be
+/// a shim of this box: a payload may have written another process there, and a record with the pid
+/// alone may name anybody by now.
 fn identify(record: &PidRecord, recovered: &MicroBox) -> io::Result<Option<PidRecord>> {
     let Some(found) = PidRecord::of(record.pid)? else {
         return Ok(None);
     };
-    let same = match (&record.identity, &found.identity) {
-        (Some(recorded), Some(now)) => recorded.is_same(now),
+    let is_ours = match (&record.identity, &found.identity) {
+        // Its directory may have been moved since.
+        (Some(recorded), Some(now)) => {
+            let shim = procfs::shim_of(record.pid)?;
+            recorded.is_same(now) && shim.is_some_and(|(id, _)| id == recovered.id())
+        }
         _ => {
-            let ours = is_shim_of(record.pid, recovered)?;
-            if ours {
+            let is_ours = is_shim_of(record.pid, recovered)?;
+            if is_ours {
                 repair(recovered, &found);
             }
-            ours
+            is_ours
         }
     };
-    Ok(same.then_some(found))
+    Ok(is_ours.then_some(found))
 }
 
 fn is_shim_of(pid: u32, recovered: &MicroBox) -> io::Result<bool> {
