@@ -180,6 +180,37 @@ async fn groups_that_a_payload_has_made_within_its_own_go_with_it() {
     assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
 }
 
+#[tokio::test]
+async fn groups_that_a_payload_has_nested_deeper_than_a_path_is_long_go_with_it() {
+    const NEST: &str = r#"
+import os
+box = os.getcwd()
+for group in open("cgroup").read().split():
+    os.chdir(group)
+    for _ in range(40):
+        os.mkdir("g" * 200)
+        os.chdir("g" * 200)
+    open("cgroup.procs", "w").write("0")
+open(box + "/stray", "w").write(f"{os.getpid()}\n")
+os.execlp("sleep", "sleep", "1000")
+"#;
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let nest = "cd $VMM_BOX_DIR; env -i setsid -f $(command -v python3) nest.py; \
+                exec sleep 1000";
+    let write = format!("cat > $VMM_BOX_DIR/nest.py; {nest}");
+    let running = started(&runtime, bounded(script(&write)).stdin(NEST)).await;
+    let Some(dirs) = groups_of(&home, &running.id) else {
+        return;
+    };
+    let stray = stray_of(&home, &running.id).await;
+    kill(running.pid.unwrap(), SIGKILL);
+    until(&runtime, &running.id, BoxStatus::Failed).await;
+    runtime.remove(&running.id, false).await.unwrap();
+    eventually("its end", || is_gone(stray)).await;
+    assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
+}
+
 #[test]
 fn strays_that_there_are_no_descriptors_to_look_for_are_ended_when_there_are() {
     in_own_process(
