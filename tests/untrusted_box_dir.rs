@@ -255,3 +255,19 @@ async fn a_record_that_names_the_shim_of_another_box_does_not_end_that() {
     assert_eq!((found.status, found.pid), (BoxStatus::Running, other.pid));
     runtime.remove(&other.id, true).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_reported_end_stays_what_it_was_whatever_the_payload_has_written() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let forge = r#"printf '{"pid":5}' > $VMM_BOX_DIR/shim.pid;
+        printf '{"pid":5,"how":"exited","code":0}' > $VMM_BOX_DIR/exit; kill -9 $PPID; sleep 1000"#;
+    let running = started(&runtime, script(&format!("{AWAIT_GO} {forge}"))).await;
+    go(&home, &running.id);
+    let ended = runtime.wait(&running.id).await.unwrap();
+    assert_eq!(ended.ending, Some(Ending::Signaled { signal: 9 }));
+    runtime.shutdown(LIMIT).await;
+    let runtime = open(&home).await;
+    let found = runtime.info(&running.id).await.unwrap();
+    assert_eq!((found.status, found.ending), (ended.status, ended.ending));
+}

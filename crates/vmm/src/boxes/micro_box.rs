@@ -526,16 +526,28 @@ impl MicroBox {
     /// Brings `box.json` up to date, if it is not. Blocks on the disk.
     pub(crate) fn save(&self) -> Result<(), FileError> {
         let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
-        let (record, version) = {
+        let (record, version, is_over) = {
             let state = self.state();
             let current =
                 state.version == self.saved.load(Ordering::Acquire) || state.damage.is_some();
             if current || matches!(state.gate, Gate::Removing | Gate::Removed) {
                 return Ok(());
             }
-            (state.to_record(), state.version)
+            let is_over = matches!(state.phase, Phase::Down | Phase::Ended { .. });
+            (state.to_record(), state.version, is_over)
         };
         record.write(&self.dir.join(FILES.spec))?;
+        // By this the next runtime knows that the end is that of the last run. A payload may have
+        // changed it.
+        if let Some(shim) = record.last.and_then(|last| last.shim)
+            && is_over
+        {
+            let path = self.dir.join(FILES.shim_pid);
+            match PidRecord::read(&path) {
+                Ok(Some(published)) if published == shim => {}
+                _ => shim.write(&path)?,
+            }
+        }
         self.saved.store(version, Ordering::Release);
         Ok(())
     }

@@ -171,11 +171,20 @@ impl SpawnedShim {
     pub(super) fn into_started(mut self) -> Started {
         self.shim.armed = false;
         let pid = self.handle().pid();
-        // Not what it has published: the payload may have written to that file by now.
-        let record = PidRecord::of(pid).ok().flatten().unwrap_or(PidRecord {
-            pid,
-            identity: None,
-        });
+        // What it has published counts only if it has ended: the payload may have written to that
+        // file by now.
+        let published = || {
+            PidRecord::read(&self.dir.join(FILES.shim_pid))
+                .ok()
+                .flatten()
+        };
+        let record = PidRecord::of(pid).ok().flatten();
+        let record = record
+            .or_else(|| published().filter(|record| record.pid == pid))
+            .unwrap_or(PidRecord {
+                pid,
+                identity: None,
+            });
         let keepalive = match self.stdin.into_owned_fd() {
             Ok(pipe) if !self.detached => Some(Keepalive::new(pipe)),
             _ => None,
