@@ -1,8 +1,12 @@
 //! A process that does not die of SIGKILL until it is thawed.
 
 use std::fs;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::DEADLINE;
 
 /// A process in a frozen group of the v1 freezer; thawed when this is dropped.
 pub struct Frozen(PathBuf);
@@ -25,6 +29,16 @@ impl Frozen {
 impl Drop for Frozen {
     fn drop(&mut self) {
         let _ = fs::write(self.0.join("freezer.state"), "THAWED");
-        let _ = fs::remove_dir(&self.0);
+        // Busy until what was killed meanwhile has exited.
+        let deadline = Instant::now() + DEADLINE;
+        while fs::remove_dir(&self.0).is_err_and(|error| error.kind() == ErrorKind::ResourceBusy)
+            && Instant::now() < deadline
+        {
+            let processes = fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
+            for pid in processes.lines() {
+                let _ = fs::write("/sys/fs/cgroup/freezer/cgroup.procs", pid);
+            }
+            sleep(Duration::from_millis(1));
+        }
     }
 }
