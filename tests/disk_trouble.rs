@@ -160,6 +160,36 @@ fn a_full_disk_neither_blocks_nor_ends_a_payload_that_prints() {
 }
 
 #[test]
+fn an_end_that_a_full_disk_refuses_is_saved_when_there_is_room() {
+    in_own_process(
+        "an_end_that_a_full_disk_refuses_is_saved_when_there_is_room",
+        || {
+            let Some(disk) = small_disk() else {
+                return;
+            };
+            let home = disk.home();
+            block_on(async {
+                let runtime = VmmRuntime::open(options(&home)).await.unwrap();
+                let doomed = started(&runtime, sleeping()).await;
+                let filler = fill(&home);
+                kill(doomed.payload_pid.unwrap(), Signal::SIGKILL);
+                // It is reported nevertheless.
+                let ended = runtime.wait(&doomed.id).await.unwrap();
+                assert_eq!((ended.status, ended.signal), (BoxStatus::Failed, Some(9)));
+                runtime.stop(&doomed.id).await.unwrap();
+                fs::remove_file(filler).unwrap();
+                let record = home.join("boxes").join(&doomed.id).join("box.json");
+                eventually("the end is saved", || {
+                    fs::read_to_string(&record).unwrap().contains("signaled")
+                })
+                .await;
+                runtime.shutdown(LIMIT).await;
+            });
+        },
+    );
+}
+
+#[test]
 fn a_read_only_disk_is_an_error_that_names_the_file() {
     in_own_process("a_read_only_disk_is_an_error_that_names_the_file", || {
         let Some(disk) = small_disk() else {

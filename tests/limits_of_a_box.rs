@@ -4,10 +4,11 @@ mod common;
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use common::boxes::{dir_of, open, script, sleeping, started, stray_of, until};
+use common::frozen::Frozen;
 use common::own_process::{block_on, in_own_process};
 use common::{DEADLINE, eventually, is_gone, kill};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -173,12 +174,8 @@ async fn a_record_that_a_payload_has_changed_leads_to_no_other_box() {
     until(&runtime, &changed.id, BoxStatus::Failed).await;
     runtime.remove(&changed.id, true).await.unwrap();
     assert_eq!(runtime.info(&other.id).await.unwrap().pid, other.pid);
-    for dir in dirs {
-        eventually("its last process has ended", || {
-            fs::remove_dir(&dir).is_ok()
-        })
-        .await;
-    }
+    // Its own are found without the record.
+    assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
 }
 
 #[tokio::test]
@@ -190,6 +187,37 @@ async fn groups_that_a_payload_has_made_within_its_own_go_with_it() {
                   echo $$ > $dir/inner/cgroup.procs; done; echo $$ > stray; exec sleep 1000'; \
                   exec sleep 1000";
     let running = started(&runtime, bounded(script(divide))).await;
+    let Some(dirs) = groups_of(&home, &running.id) else {
+        return;
+    };
+    let stray = stray_of(&home, &running.id).await;
+    kill(running.pid.unwrap(), SIGKILL);
+    until(&runtime, &running.id, BoxStatus::Failed).await;
+    runtime.remove(&running.id, false).await.unwrap();
+    eventually("its end", || is_gone(stray)).await;
+    assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
+}
+
+#[tokio::test]
+async fn groups_that_a_payload_has_nested_deeper_than_a_path_is_long_go_with_it() {
+    const NEST: &str = r#"
+import os
+box = os.getcwd()
+for group in open("cgroup").read().split():
+    os.chdir(group)
+    for _ in range(40):
+        os.mkdir("g" * 200)
+        os.chdir("g" * 200)
+    open("cgroup.procs", "w").write("0")
+open(box + "/stray", "w").write(f"{os.getpid()}\n")
+os.execlp("sleep", "sleep", "1000")
+"#;
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let nest = "cd $VMM_BOX_DIR; env -i setsid -f $(command -v python3) nest.py; \
+                exec sleep 1000";
+    let write = format!("cat > $VMM_BOX_DIR/nest.py; {nest}");
+    let running = started(&runtime, bounded(script(&write)).stdin(NEST)).await;
     let Some(dirs) = groups_of(&home, &running.id) else {
         return;
     };
@@ -323,31 +351,6 @@ while time.monotonic() < end:
     };
     eventually("the limit", || pids().as_deref() == Some("200\n")).await;
     (running.id, running.pid.unwrap(), dirs)
-}
-
-/// What survives SIGKILL: it is frozen.
-struct Frozen(PathBuf);
-
-impl Frozen {
-    fn freeze(pid: u32) -> io::Result<Self> {
-        let dir = Path::new("/sys/fs/cgroup/freezer").join(format!("vmm-test-{pid}"));
-        fs::create_dir(&dir)?;
-        let frozen = Self(dir);
-        fs::write(frozen.0.join("cgroup.procs"), pid.to_string())?;
-        fs::write(frozen.0.join("freezer.state"), "FROZEN")?;
-        Ok(frozen)
-    }
-
-    fn thaw(&self) {
-        fs::write(self.0.join("freezer.state"), "THAWED").unwrap();
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        let _ = fs::write(self.0.join("freezer.state"), "THAWED");
-        let _ = fs::remove_dir(&self.0);
-    }
 }
 
 #[tokio::test]

@@ -229,8 +229,9 @@ fn the_callers_runtime_is_not_used_in_place_of_the_lost_one() {
         drop(first);
         let spawned = second.block_on(async {
             assert!(poll_once(&polled).is_none());
-            reaper.spawn(exits_with(4)).await.unwrap()
+            reaper.spawn(exits_with(4)).await
         });
+        let spawned = spawned.unwrap();
         // The second runtime exists, and nothing drives it.
         eventually_blocking("reaped", || !spawned.is_running());
         assert_eq!(spawned.try_exit().and_then(|exit| exit.code()), Some(4));

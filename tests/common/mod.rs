@@ -2,6 +2,7 @@
 #![allow(dead_code)] // Every test file uses another part.
 
 pub mod boxes;
+pub mod frozen;
 pub mod herd;
 pub mod logged;
 pub mod own_process;

@@ -1,9 +1,13 @@
 use nix::libc::SIGKILL;
 use serde::{Deserialize, Serialize};
 
-use crate::{EngineError, PayloadExit};
+use crate::bounds::truncate_text;
+use crate::{EngineError, PayloadExit, bounds};
 
 /// How a shim's work ended.
+///
+/// Texts are cut after 4 KiB when they are read, and codes and signals that no process ends with
+/// are refused: a payload can write to the file that an ending is read from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "how", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -11,11 +15,13 @@ pub enum Ending {
     /// The payload returned this code.
     Exited {
         /// 0 to 255.
+        #[serde(deserialize_with = "bounds::exit_code")]
         code: i32,
     },
     /// A signal ended the payload, or the shim before there was one.
     Signaled {
-        /// Its number, as in `signal(7)`.
+        /// Its number, as in `signal(7)`: 1 to 64.
+        #[serde(deserialize_with = "bounds::signal")]
         signal: i32,
     },
     /// The kernel killed the payload, because the memory that it may use was used up.
@@ -27,8 +33,10 @@ pub enum Ending {
     /// Code inside the shim panicked.
     Panicked {
         /// What it said.
+        #[serde(deserialize_with = "bounds::text")]
         message: String,
         /// `file:line:column`, where known.
+        #[serde(default, deserialize_with = "bounds::optional_text")]
         location: Option<String>,
     },
     /// The payload could not be started, or could no longer be followed.
@@ -36,6 +44,7 @@ pub enum Ending {
         /// For programs.
         kind: FailureKind,
         /// For people.
+        #[serde(deserialize_with = "bounds::text")]
         message: String,
     },
 }
@@ -102,6 +111,19 @@ impl Ending {
                     | FailureKind::NotExecutable
             ),
         }
+    }
+
+    /// Cuts what it says to what a reader keeps.
+    pub(crate) fn bounded(mut self) -> Self {
+        match &mut self {
+            Self::Panicked { message, location } => {
+                truncate_text(message);
+                location.iter_mut().for_each(truncate_text);
+            }
+            Self::Failed { message, .. } => truncate_text(message),
+            _ => {}
+        }
+        self
     }
 
     pub(crate) fn failed(kind: FailureKind, message: impl Into<String>) -> Self {
@@ -181,6 +203,33 @@ mod tests {
                 Ending::from(PayloadExit::Code(code)),
                 Ending::Exited { code: seen }
             );
+        }
+    }
+
+    #[test]
+    fn texts_that_are_read_are_cut_between_characters() {
+        let panicked = Ending::Panicked {
+            message: "\u{20ac}".repeat(400_000),
+            location: Some("\u{20ac}".repeat(400_000)),
+        };
+        let text = serde_json::to_string(&panicked).unwrap();
+        let read: Ending = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, panicked.bounded());
+        let Ending::Panicked { message, .. } = read else {
+            panic!("{read:?}");
+        };
+        assert_eq!(message, "\u{20ac}".repeat((4 << 10) / 3));
+    }
+
+    #[test]
+    fn what_no_process_ends_with_is_refused() {
+        for forged in [
+            r#"{"how":"exited","code":256}"#,
+            r#"{"how":"exited","code":-1}"#,
+            r#"{"how":"signaled","signal":0}"#,
+            r#"{"how":"signaled","signal":2147483647}"#,
+        ] {
+            serde_json::from_str::<Ending>(forged).unwrap_err();
         }
     }
 

@@ -11,6 +11,10 @@ use crate::{Ending, FileError, write_file};
 /// It says more than the exit status: a panic's message and place, why a payload could not be
 /// started, and whether the end was asked for. It is missing when SIGKILL, the machine, or
 /// a library that calls `exit(3)` ended the shim.
+///
+/// A payload can forge it. A shim that writes it exits with the
+/// [code of its ending](Ending::shell_code): a record that does not fit the exit status of the shim
+/// is not its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitRecord {
     /// Whose: the shim's pid.

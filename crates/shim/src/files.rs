@@ -7,6 +7,21 @@ use crate::durable::temporary_of;
 pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
 
 /// The names of the files in a box's directory.
+///
+/// The payload finds the directory in [`VMM_BOX_DIR`](BOX_DIR_VARIABLE), and one that runs as the
+/// same user can write anything there. So nothing there is trusted over the kernel, every read is
+/// bounded and refuses what is not a regular file, and nothing that a cleanup needs is only there.
+///
+/// | file | written by | what a payload that writes to it can achieve |
+/// |---|---|---|
+/// | `box.json` | the runtime | its own box is another one at the next opening of the home, or is damaged: another spec, another last end |
+/// | `shim.pid` | the shim | nothing while its runtime runs. The next one looks for the shim in `/proc`, and reports an end that it has not seen as the payload likes |
+/// | `payload.pid` | the shim | the next runtime shows no pid of the payload |
+/// | `cgroup` | the shim | nothing: groups are found by their names. Groups that an earlier runtime made in another place are not found |
+/// | `exit` | the shim | nothing where the kernel reports how the shim ended: what does not fit that is a crash. Otherwise the payload chooses how it ended, and is cleaned up after nevertheless |
+/// | `shim.stderr` | the shim | false messages of the shim |
+/// | `console.log` | the payload | its own output |
+/// | `notify.sock` | the shim | the start fails |
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct BoxFiles {
@@ -18,7 +33,7 @@ pub struct BoxFiles {
     /// crash of the machine can leave anything in it.
     pub payload_pid: &'static str,
     /// Where the kernel bounds the payload: the paths of its [`ControlGroup`](crate::ControlGroup), a
-    /// line each. Not synced.
+    /// line each. Not synced, and a hint only: groups are found by their names.
     pub control_group: &'static str,
     /// How it ended: an [`ExitRecord`](crate::ExitRecord).
     pub exit: &'static str,

@@ -9,6 +9,8 @@ use nix::sys::statfs::{FsType, fstatfs};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
+use crate::bounds;
+
 /// What tells a process from every other that had, has or will have its pid.
 ///
 /// The pid alone does not: the kernel gives it away again. Start time and boot id do, up to the
@@ -19,6 +21,7 @@ pub struct ProcessIdentity {
     /// In clock ticks since boot: field 22 of `/proc/<pid>/stat`, `proc_pid_stat(5)`.
     pub start_time: u64,
     /// `/proc/sys/kernel/random/boot_id`.
+    #[serde(deserialize_with = "bounds::text")]
     pub boot_id: String,
     /// Of its pidfd; `None` before Linux 6.9.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -38,6 +38,12 @@
 //! `prctl(2)`. It never does so for what the payload has started: a runtime ends that, which it
 //! finds by the [`VMM_BOX_DIR`](BOX_DIR_VARIABLE) in its environment.
 //!
+//! # What a payload can write to
+//!
+//! A payload of the same user can write to the box directory, and so to every record there. The
+//! shim keeps in memory what its own cleanup needs, and exits with the code that its record gives,
+//! so that a runtime can tell a forged record from a true one: see [`BoxFiles`].
+//!
 //! # What it needs of the kernel
 //!
 //! | Linux | for what |
@@ -51,6 +57,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("vmm-shim needs Linux");
 
+mod bounds;
 mod console_options;
 mod control;
 mod control_group;
@@ -73,6 +80,7 @@ mod shim;
 mod spec;
 mod standard_streams;
 
+pub use bounds::truncate_text;
 pub use console_options::ConsoleOptions;
 pub use control::KILL_SIGNAL;
 pub use control_group::ControlGroup;

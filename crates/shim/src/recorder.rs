@@ -10,9 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::{
-    ControlGroup, Ending, ExitRecord, FILES, FileError, Payload, Report, descendants, durable,
-};
+use crate::{ControlGroup, Ending, ExitRecord, FILES, Payload, Report, descendants, durable};
 
 /// How long the payload may take over an order, where an end waits for it.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -142,15 +140,11 @@ impl Recorder {
 
     fn publish(&self, _ended: MutexGuard<'_, ()>, ending: Ending) -> ! {
         descendants::end_all_but(None);
-        if let Some(Err(error)) = self
-            .exit
-            .get()
-            .and_then(|exit| exit.parent())
-            .map(remove_group)
-        {
+        if let Some(Err(error)) = ControlGroup::of_this_process().map(ControlGroup::remove) {
             // The runtime finds what is left.
             let _ = writeln!(io::stderr(), "vmm-shim: {error}");
         }
+        let ending = ending.bounded();
         let code = ending.shell_code();
         let record = ExitRecord {
             pid: process::id(),
@@ -168,13 +162,6 @@ impl Recorder {
         }
         self.report(&Report::Failed(record));
         process::exit(code)
-    }
-}
-
-fn remove_group(dir: &Path) -> Result<(), FileError> {
-    match ControlGroup::of_box(dir)? {
-        Some(group) => group.remove(),
-        None => Ok(()),
     }
 }
 

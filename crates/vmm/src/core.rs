@@ -125,11 +125,8 @@ impl Core {
     }
 
     /// Ends what the last run of a box has left, together with all others that wait for that.
-    pub(crate) async fn end_strays(&self, litter: Litter) -> io::Result<()> {
-        let strays = Arc::clone(&self.strays);
-        strays.request(litter.clone());
-        let searched = self.driver.cleanup.run(move || strays.end(&litter)).await;
-        searched.map_err(io::Error::other).flatten()
+    pub(crate) async fn end_strays(&self, litter: &Litter) -> io::Result<()> {
+        self.strays.end(litter, &self.driver.cleanup).await
     }
 
     /// Starts to remove a directory that does not belong to a box any more. The task ends when

@@ -10,6 +10,18 @@
 //! own from becoming zombies, `shim-reaper`. The runtime adds boxes with names and states on disk,
 //! restarts of the runtime itself, health checks, and machines that must not outlive it, or must.
 //!
+//! # What is trusted
+//!
+//! What the kernel reports wins over what a file says: a payload that runs as the same user can
+//! write to everything in its box directory ([`BoxFiles`](vmm_shim::BoxFiles) lists what that
+//! achieves). An exit record is believed if it fits the exit status of the shim; anything else is a
+//! crash, and what the payload has started is ended. Before Linux 6.15, and for a shim that ended
+//! while no runtime was attached, the record is all there is: it is used, and the cleanup is done
+//! whatever it says.
+//!
+//! An end is on disk before it is reported. A cleanup that is not finished is resumed when the home
+//! is next opened. Only where the disk refuses is an end reported first, and saved later.
+//!
 //! # What it needs of the kernel
 //!
 //! Linux 5.3, for pidfds. From 6.9 on a pidfd's inode number makes a process's identity unique for

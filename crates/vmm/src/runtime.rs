@@ -2,6 +2,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
+use tokio::time::timeout;
+
+use crate::boxes::MicroBox;
 use crate::core::Core;
 use crate::driver::Driver;
 use crate::home::Home;
@@ -80,6 +84,9 @@ impl fmt::Debug for VmmRuntime {
             .finish_non_exhaustive()
     }
 }
+
+/// How long a look at a box waits for its end to be put on disk.
+const SHOWN_WITHIN: Duration = Duration::from_millis(100);
 
 impl VmmRuntime {
     /// Opens a home, makes it if need be, and takes in the boxes that it holds. If the process that
@@ -227,7 +234,8 @@ impl VmmRuntime {
             .await
     }
 
-    /// What there is to know about a box now.
+    /// What there is to know about a box now. An end is shown once it is on disk, as it is reported
+    /// by [`wait`](Self::wait) and [`events`](Self::events): no crash of this process takes it back.
     ///
     /// # Errors
     ///
@@ -237,7 +245,33 @@ impl VmmRuntime {
     ///
     /// Reads only.
     pub async fn info(&self, id_or_name: &str) -> Result<BoxInfo, RuntimeError> {
-        Ok(self.core().boxes.find(id_or_name)?.info())
+        let found = self.core().boxes.find(id_or_name)?;
+        self.settle_soon([&found]).await;
+        Ok(found.info())
+    }
+
+    /// Lets ends that are just being put on disk be reported. Bounded: a disk may hang.
+    async fn settle_soon(&self, boxes: impl IntoIterator<Item = &Arc<MicroBox>>) {
+        let unsettled: Vec<_> = boxes
+            .into_iter()
+            .filter(|found| found.is_unsettled())
+            .cloned()
+            .collect();
+        // The threads of the runtime do not exist in a forked child.
+        if unsettled.is_empty() || !self.core().is_own() {
+            return;
+        }
+        // On the runtime's own thread: the caller may have no tokio runtime.
+        let core = Arc::clone(self.core());
+        let settled = self.core().spawn(async move {
+            let settled = join_all(
+                unsettled
+                    .iter()
+                    .map(|ended| lifecycle::settle(&core, ended)),
+            );
+            let _ = timeout(SHOWN_WITHIN, settled).await;
+        });
+        let _ = settled.await;
     }
 
     /// All boxes, in the order of their creation.
@@ -247,6 +281,7 @@ impl VmmRuntime {
     /// Reads only.
     pub async fn list(&self) -> Vec<BoxInfo> {
         let boxes = self.core().boxes.all();
+        self.settle_soon(&boxes).await;
         boxes.iter().map(|listed| listed.info()).collect()
     }
 
@@ -258,6 +293,7 @@ impl VmmRuntime {
     /// Reads only.
     pub async fn list_after(&self, id: &str, limit: usize) -> Vec<BoxInfo> {
         let boxes = self.core().boxes.after(id, limit);
+        self.settle_soon(&boxes).await;
         boxes.iter().map(|listed| listed.info()).collect()
     }
 
@@ -275,6 +311,9 @@ impl VmmRuntime {
         if let Some(shim) = awaited.shim() {
             shim.wait().await.map_err(|_| RuntimeError::Closed)?;
         }
+        let (core, ended) = (Arc::clone(self.core()), Arc::clone(&awaited));
+        let settled = async move { lifecycle::settled(&core, &ended).await };
+        let _ = self.core().spawn(settled).await;
         Ok(awaited.info())
     }
 

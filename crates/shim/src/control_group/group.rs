@@ -1,16 +1,21 @@
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::libc::ENODEV;
+use nix::libc::{ENODEV, EOPNOTSUPP};
 use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
+use rustix::fs::{AtFlags, unlinkat};
 
 use super::hierarchy::{Hierarchy, Version};
 use super::setting::Controller;
+use super::walk::{read_at, walk};
 use crate::durable::{LONGEST_RECORD, read_file, write_file_unsynced};
 use crate::{FILES, FileError, is_shortage};
 
@@ -19,7 +24,10 @@ use crate::{FILES, FileError, is_shortage};
 ///
 /// They bound what the payload takes together with all that descends from it, and know every one
 /// of these processes, whatever it has done to its session and environment. They outlive a shim
-/// that is killed; whoever finds that [removes](Self::remove) them.
+/// that is killed; the runtime then [removes](Self::remove) them.
+///
+/// Their name tells their box and their shim: `vmm-box-<box>.<pid>`. So the runtime finds them in
+/// the hierarchies, whatever the payload does to their record in the box directory.
 ///
 /// All methods read and write files, and so block.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +36,9 @@ pub struct ControlGroup {
 }
 
 const PREFIX: &str = "vmm-box-";
+
+/// A shim has one payload.
+static OF_THIS_PROCESS: OnceLock<ControlGroup> = OnceLock::new();
 
 /// How long the kernel may take to let go of a group whose last process has ended.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -59,13 +70,13 @@ impl ControlGroup {
         Ok(())
     }
 
-    /// Makes the groups for a payload of this process, and records them in the box's directory
-    /// first: nothing may be left that nobody knows of. Says which limits got none, and why.
+    /// Makes the groups for the payload of this process, and records them first: nothing may be
+    /// left that nobody knows of. Says which limits got none, and why.
     pub(crate) fn create(
         dir: &Path,
         limits: &[(Controller, u64)],
     ) -> Result<(Self, Vec<(Controller, FileError)>), FileError> {
-        let name = format!("{}{}", prefix_of(dir), process::id());
+        let name = name_of(dir, process::id());
         let mut refused = Vec::new();
         let mut places = Vec::new();
         for (controller, amount) in limits.iter().copied() {
@@ -78,6 +89,7 @@ impl ControlGroup {
         dirs.dedup();
         let mut group = Self { dirs };
         group.record(dir)?;
+        let _ = OF_THIS_PROCESS.set(group.clone());
         let mut made = HashSet::new();
         for (place, controller, amount) in places {
             match place.make(controller, amount) {
@@ -103,32 +115,88 @@ impl ControlGroup {
         write_file_unsynced(&dir.join(FILES.control_group), &text)
     }
 
-    /// Of the last run of the box with this directory, if it still has one. The record is believed
-    /// only where it names control groups that were made for this box: a payload can write to it.
+    /// Returns what this process has made for its payload. Reads no file: the payload can write to
+    /// the record.
+    pub(crate) fn of_this_process() -> Option<&'static Self> {
+        OF_THIS_PROCESS.get()
+    }
+
+    /// Returns the groups that are left of the box with this directory.
+    ///
+    /// Lists the groups beside them: use [`of_boxes`](Self::of_boxes) for many boxes, and
+    /// [`of_shim`](Self::of_shim) where the shim is known.
     ///
     /// # Errors
     ///
     /// [`FileError`], where for want of descriptors or memory it cannot be told.
     pub fn of_box(dir: &Path) -> Result<Option<Self>, FileError> {
-        let path = dir.join(FILES.control_group);
-        let text = match read_file(&path, LONGEST_RECORD) {
-            Ok(text) => text,
-            Err(error) if is_shortage(&error) => return Err(FileError::new("read", path, error)),
-            Err(_) => return Ok(None),
-        };
-        let text = String::from_utf8_lossy(&text);
-        let prefix = prefix_of(dir);
-        let is_of_this_box = |path: &PathBuf| {
-            let name = path.file_name().and_then(|name| name.to_str());
-            let pid = name.and_then(|name| name.strip_prefix(prefix.as_str()));
-            pid.is_some_and(|pid| pid.parse::<u32>().is_ok()) && is_control_group(path)
-        };
-        let dirs: Vec<_> = text
-            .lines()
-            .map(PathBuf::from)
-            .filter(is_of_this_box)
-            .collect();
-        Ok((!dirs.is_empty()).then_some(Self { dirs }))
+        Ok(Self::of_boxes([dir])?.remove(dir))
+    }
+
+    /// Returns the groups that are left of each box, by its directory; boxes without groups are
+    /// absent.
+    ///
+    /// Groups are found by their names, where shims of the calling process make theirs. A shim of
+    /// an earlier runtime may have made its groups elsewhere; there only the record in the box
+    /// directory leads to them. The record is a hint, because a payload can write to it: only
+    /// control groups that are named after the box are taken from it.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`], where for want of descriptors or memory it cannot be told.
+    pub fn of_boxes<'a>(
+        dirs: impl IntoIterator<Item = &'a Path>,
+    ) -> Result<HashMap<&'a Path, Self>, FileError> {
+        let mut by_box: HashMap<OsString, Vec<PathBuf>> = HashMap::new();
+        for parent in parents()? {
+            // Only of a parent that was removed, or is not to be read, the groups are not known.
+            let Some(groups) = unless_short(groups_in(&parent), &parent)? else {
+                continue;
+            };
+            for group in groups {
+                if let Some((name, _)) = group.to_str().and_then(parse_name) {
+                    let groups = by_box.entry(name.into()).or_default();
+                    groups.push(parent.join(&group));
+                }
+            }
+        }
+        let mut found = HashMap::new();
+        for dir in dirs {
+            let name = dir.file_name().unwrap_or_default();
+            let mut groups = by_box.get(name).cloned().unwrap_or_default();
+            groups.extend(recorded(dir)?.into_iter().filter(|path| {
+                let group = path
+                    .file_name()
+                    .and_then(|group| parse_name(group.to_str()?));
+                group.is_some_and(|(owner, _)| name == owner) && is_control_group(path)
+            }));
+            found.extend(Self::of_dirs(groups).map(|group| (dir, group)));
+        }
+        Ok(found)
+    }
+
+    /// Returns the groups that are left of one run of a box: that of the shim with this pid.
+    ///
+    /// As [`of_boxes`](Self::of_boxes), but the cost does not depend on how many groups there are.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`], where for want of descriptors or memory it cannot be told.
+    pub fn of_shim(dir: &Path, pid: u32) -> Result<Option<Self>, FileError> {
+        let name = name_of(dir, pid);
+        let recorded = recorded(dir)?.into_iter();
+        let recorded = recorded.filter(|path| path.file_name().is_some_and(|it| *it == *name));
+        let groups = parents()?.into_iter().map(|parent| parent.join(&name));
+        Ok(Self::of_dirs(
+            groups.chain(recorded).filter(|path| is_control_group(path)),
+        ))
+    }
+
+    fn of_dirs(dirs: impl IntoIterator<Item = PathBuf>) -> Option<Self> {
+        let mut dirs: Vec<_> = dirs.into_iter().collect();
+        dirs.sort_unstable();
+        dirs.dedup();
+        (!dirs.is_empty()).then_some(Self { dirs })
     }
 
     pub(crate) fn into_dirs(self) -> Vec<PathBuf> {
@@ -142,12 +210,17 @@ impl ControlGroup {
     /// [`FileError`], when not all of them could be listed.
     pub fn pids(&self) -> Result<Vec<u32>, FileError> {
         let mut pids = Vec::new();
-        for path in self.tree()?.iter().map(|dir| dir.join(PROCESSES)) {
-            match fs::read_to_string(&path) {
-                Ok(list) => pids.extend(list.lines().filter_map(|pid| pid.parse::<u32>().ok())),
-                Err(error) if is_gone(&error) => {}
-                Err(error) => return Err(FileError::new("read", path, error)),
-            }
+        for dir in &self.dirs {
+            let list = |group: BorrowedFd<'_>| match read_at(group, PROCESSES) {
+                Ok(list) => {
+                    pids.extend(list.lines().filter_map(|pid| pid.parse::<u32>().ok()));
+                    Ok(())
+                }
+                // In version 2, the processes of a threaded group are listed in its domain's.
+                Err(error) if error.raw_os_error() == Some(EOPNOTSUPP) => Ok(()),
+                Err(error) => Err(error),
+            };
+            walk(dir, list, |_, _| Ok(())).map_err(|error| FileError::new("read", dir, error))?;
         }
         pids.sort_unstable();
         pids.dedup();
@@ -162,22 +235,6 @@ impl ControlGroup {
             let _ = set(&dir.join("pids.max"), "0");
             let _ = set(&dir.join("cgroup.kill"), "1");
         }
-    }
-
-    /// The payload may have divided it: the innermost groups first.
-    fn tree(&self) -> Result<Vec<PathBuf>, FileError> {
-        let mut tree = self.dirs.clone();
-        let mut seen = 0;
-        while let Some(dir) = tree.get(seen) {
-            match groups_in(dir) {
-                Ok(within) => tree.extend(within),
-                Err(error) if is_gone(&error) => {}
-                Err(error) => return Err(FileError::new("read", dir, error)),
-            }
-            seen += 1;
-        }
-        tree.reverse();
-        Ok(tree)
     }
 
     /// Whether the kernel has killed a process of it because its memory was used up. Linux 4.13.
@@ -201,33 +258,88 @@ impl ControlGroup {
     /// [`FileError`] with what could not be removed; `ResourceBusy` where a process is still in it.
     pub fn remove(&self) -> Result<(), FileError> {
         let deadline = Instant::now() + PATIENCE;
-        for dir in self.tree()? {
-            while let Err(error) = fs::remove_dir(&dir) {
-                if is_gone(&error) {
-                    break;
-                }
-                if error.kind() != io::ErrorKind::ResourceBusy || Instant::now() >= deadline {
-                    return Err(FileError::new("remove", dir, error));
-                }
-                thread::sleep(Duration::from_millis(1));
-            }
+        for dir in &self.dirs {
+            let failed = |error| FileError::new("remove", dir, error);
+            walk(
+                dir,
+                |_| Ok(()),
+                |parent, name| {
+                    let remove = || Ok(unlinkat(parent, name, AtFlags::REMOVEDIR)?);
+                    until_free(deadline, remove)
+                },
+            )
+            .map_err(failed)?;
+            until_free(deadline, || fs::remove_dir(dir)).map_err(failed)?;
         }
         Ok(())
     }
 }
 
-/// What the names of the groups of this box begin with; the pid of their shim follows.
-fn prefix_of(dir: &Path) -> String {
-    let name = dir.file_name().unwrap_or_default();
-    format!("{PREFIX}{}.", name.to_string_lossy())
+/// Goes on while a process is still in the group.
+fn until_free(deadline: Instant, remove: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    loop {
+        match remove() {
+            Err(error) if is_gone(&error) => return Ok(()),
+            Err(error)
+                if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline =>
+            {
+                thread::sleep(Duration::from_millis(1));
+            }
+            removed => return removed,
+        }
+    }
 }
 
-fn groups_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
+/// The name of the groups that the shim with this pid makes for the box with this directory.
+fn name_of(dir: &Path, pid: u32) -> String {
+    let name = dir.file_name().unwrap_or_default();
+    format!("{PREFIX}{}.{pid}", name.to_string_lossy())
+}
+
+/// The name of the box's directory, and the pid of its shim.
+fn parse_name(group: &str) -> Option<(&str, u32)> {
+    let (name, pid) = group.strip_prefix(PREFIX)?.rsplit_once('.')?;
+    Some((name, pid.parse().ok()?))
+}
+
+/// Where shims of this process make their groups.
+fn parents() -> Result<Vec<PathBuf>, FileError> {
+    let found = Hierarchy::of_each(Controller::ALL);
+    let found = unless_short(found, Path::new("/proc/self/cgroup"))?;
+    let mut parents: Vec<_> = found
+        .into_iter()
+        .flatten()
+        .filter_map(|hierarchy| hierarchy.parent().map(Path::to_owned))
+        .collect();
+    parents.sort_unstable();
+    parents.dedup();
+    Ok(parents)
+}
+
+/// The paths that the record in the box's directory has.
+fn recorded(dir: &Path) -> Result<Vec<PathBuf>, FileError> {
+    let path = dir.join(FILES.control_group);
+    let text = unless_short(read_file(&path, LONGEST_RECORD), &path)?.unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    Ok(text.lines().map(PathBuf::from).collect())
+}
+
+/// `None` for every failure but want of descriptors or memory, which says nothing.
+fn unless_short<T>(read: io::Result<T>, path: &Path) -> Result<Option<T>, FileError> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(error) if is_shortage(&error) => Err(FileError::new("read", path, error)),
+        Err(_) => Ok(None),
+    }
+}
+
+/// The names of the groups right in this one.
+fn groups_in(dir: &Path) -> io::Result<Vec<OsString>> {
     let mut groups = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
-            groups.push(entry.path());
+            groups.push(entry.file_name());
         }
     }
     Ok(groups)
@@ -242,7 +354,7 @@ pub(super) fn set(path: &Path, value: &str) -> io::Result<()> {
 }
 
 /// A group was removed meanwhile, perhaps between opening its file and reading that.
-fn is_gone(error: &io::Error) -> bool {
+pub(super) fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(ENODEV)
 }
 
@@ -267,7 +379,7 @@ impl Place {
         let hierarchy = Hierarchy::of(controller).map_err(failed)?;
         Ok(Self {
             version: hierarchy.version,
-            dir: hierarchy.parent(controller)?.join(name),
+            dir: hierarchy.prepare(controller)?.join(name),
         })
     }
 

@@ -24,12 +24,21 @@ pub(super) enum Version {
 
 impl Hierarchy {
     pub(super) fn of(controller: Controller) -> io::Result<Self> {
-        let groups = fs::read_to_string("/proc/self/cgroup")?;
-        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-        Self::find(controller, &groups, &mounts).ok_or_else(|| {
+        let found = Self::of_each([controller])?.next();
+        found.ok_or_else(|| {
             let message = format!("there is no mounted hierarchy with {}", controller.name());
             io::Error::new(io::ErrorKind::NotFound, message)
         })
+    }
+
+    /// Of those that have one.
+    pub(super) fn of_each(
+        controllers: impl IntoIterator<Item = Controller>,
+    ) -> io::Result<impl Iterator<Item = Self>> {
+        let groups = fs::read_to_string("/proc/self/cgroup")?;
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let controllers = controllers.into_iter();
+        Ok(controllers.filter_map(move |controller| Self::find(controller, &groups, &mounts)))
     }
 
     fn find(controller: Controller, groups: &str, mounts: &str) -> Option<Self> {
@@ -61,24 +70,29 @@ impl Hierarchy {
         Some(Self { version, own })
     }
 
-    /// The group that new ones are made in, ready to be.
+    /// Returns the group that new ones are made in; `None` where none can be made.
     ///
     /// In version 2, a group with processes cannot give controllers to groups within, unless it is
     /// the root. So a delegated group holds the runtime and its shims in one group, and payloads
     /// in others beside that.
-    pub(super) fn parent(&self, controller: Controller) -> Result<PathBuf, FileError> {
-        if self.version == Version::V1 {
-            return Ok(self.own.clone());
+    pub(super) fn parent(&self) -> Option<&Path> {
+        match (self.version, self.own.parent()) {
+            (Version::V1, _) => Some(&self.own),
+            (Version::V2, Some(parent)) if is_delegated(parent) => Some(parent),
+            (Version::V2, _) => is_root(&self.own).then_some(self.own.as_path()),
         }
-        let parent = match self.own.parent() {
-            Some(parent) if is_delegated(parent) => parent,
-            _ if is_root(&self.own) => &self.own,
-            _ => {
-                let message = "it holds this process itself, and is in no delegated group";
-                let error = io::Error::new(io::ErrorKind::PermissionDenied, message);
-                return Err(FileError::new("divide", &self.own, error));
-            }
+    }
+
+    /// Returns the [`parent`](Self::parent), ready for new groups with this controller.
+    pub(super) fn prepare(&self, controller: Controller) -> Result<PathBuf, FileError> {
+        let Some(parent) = self.parent() else {
+            let message = "it holds this process itself, and is in no delegated group";
+            let error = io::Error::new(io::ErrorKind::PermissionDenied, message);
+            return Err(FileError::new("divide", &self.own, error));
         };
+        if self.version == Version::V1 {
+            return Ok(parent.to_owned());
+        }
         let enabled = parent.join("cgroup.subtree_control");
         match set(&enabled, &format!("+{}", controller.name())) {
             Ok(()) => Ok(parent.to_owned()),
@@ -150,12 +164,12 @@ mod tests {
     }
 
     /// In version 2.
-    fn parent_of(own: &Path) -> Result<PathBuf, FileError> {
+    fn prepared_in(own: &Path) -> Result<PathBuf, FileError> {
         let hierarchy = Hierarchy {
             version: Version::V2,
             own: own.to_owned(),
         };
-        hierarchy.parent(Controller::Cpu)
+        hierarchy.prepare(Controller::Cpu)
     }
 
     #[test]
@@ -166,18 +180,18 @@ mod tests {
         for group in [around.path(), &own] {
             fs::write(group.join("cgroup.subtree_control"), "").unwrap();
         }
-        assert_eq!(parent_of(&own).unwrap(), own);
+        assert_eq!(prepared_in(&own).unwrap(), own);
         let enabled = fs::read_to_string(own.join("cgroup.subtree_control"));
         assert_eq!(enabled.unwrap(), "+cpu");
 
         fs::write(own.join("cgroup.type"), "domain").unwrap();
-        assert_eq!(parent_of(&own).unwrap_err().path, own);
+        assert_eq!(prepared_in(&own).unwrap_err().path, own);
 
         let flags = rustix::fs::XattrFlags::empty();
         if let Err(error) = rustix::fs::setxattr(around.path(), "user.delegate", b"1", flags) {
             println!("SKIPPED, in part: {error}");
             return;
         }
-        assert_eq!(parent_of(&own).unwrap(), around.path());
+        assert_eq!(prepared_in(&own).unwrap(), around.path());
     }
 }

@@ -3,6 +3,7 @@
 mod group;
 mod hierarchy;
 mod setting;
+mod walk;
 
 pub use group::ControlGroup;
 pub(crate) use group::PROCESSES;

@@ -23,6 +23,8 @@ pub(crate) enum Controller {
 const PERIOD: u64 = 100_000;
 
 impl Controller {
+    pub(super) const ALL: [Self; 3] = [Self::Cpu, Self::Memory, Self::Pids];
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",

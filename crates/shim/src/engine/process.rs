@@ -84,7 +84,7 @@ impl Engine for Process {
             console.finish();
             return Err(refused(&spec.payload, program, error, ended));
         }
-        Ok(Box::new(ProcessPayload::new(child, dir, notify, console)))
+        Ok(Box::new(ProcessPayload::new(child, notify, console)))
     }
 }
 

@@ -1,7 +1,6 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,8 +22,6 @@ use crate::{ControlGroup, descendants};
 #[derive(Debug)]
 pub(super) struct ProcessPayload {
     pid: Pid,
-    /// The box's directory.
-    dir: PathBuf,
     /// `None` once it is collected: its number may then be somebody else's.
     child: Mutex<Option<Child>>,
     /// `None` once it is ready: nobody reads it then, and the payload would hang when it is full.
@@ -42,15 +39,9 @@ const LOOK_EVERY: u16 = 20;
 const COLLECT_EVERY: u16 = 500;
 
 impl ProcessPayload {
-    pub(super) fn new(
-        child: Child,
-        dir: &Path,
-        notify: Option<NotifySocket>,
-        console: Console,
-    ) -> Self {
+    pub(super) fn new(child: Child, notify: Option<NotifySocket>, console: Console) -> Self {
         Self {
             pid: Pid::from_raw(child.id().cast_signed()),
-            dir: dir.to_owned(),
             child: Mutex::new(Some(child)),
             notify: Mutex::new(notify),
             console: Mutex::new(Some(console)),
@@ -91,9 +82,8 @@ impl ProcessPayload {
 
     /// Whom the kernel has killed for that, it does not say: any of the payload's processes.
     fn has_run_out_of_memory(&self) -> bool {
-        let group = ControlGroup::of_box(&self.dir).ok().flatten();
         !self.is_killed.load(Ordering::Relaxed)
-            && group.is_some_and(|group| group.has_run_out_of_memory())
+            && ControlGroup::of_this_process().is_some_and(ControlGroup::has_run_out_of_memory)
     }
 
     fn is_waitable(&self) -> bool {

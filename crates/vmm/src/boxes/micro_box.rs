@@ -1,19 +1,19 @@
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use shim_reaper::ShimHandle;
 use tokio_util::sync::CancellationToken;
-use vmm_shim::{ControlGroup, ExitRecord, FILES, FileError, PidRecord};
+use vmm_shim::{ControlGroup, Ending, ExitRecord, FILES, FileError, PidRecord, is_shortage};
 
 use super::gate::Gate;
 use super::phase::Phase;
 use super::state::State;
-use super::{Beginning, BoxInfo, BoxRecord, BoxStatus, Closing, Outcome};
+use super::{Beginning, BoxInfo, BoxRecord, BoxStatus, Closing, Outcome, record_fits};
 use crate::event::Herald;
-use crate::process::Litter;
+use crate::process::{Litter, procfs};
 use crate::{BoxChange, HealthState, RuntimeError, ShimHandler, StartError};
 
 /// One box: what it is to be, what it does now, and how it last ended.
@@ -30,8 +30,18 @@ pub(crate) struct MicroBox {
     /// How often it has been asked to stop: starts that were asked for before are given up.
     stops: AtomicU64,
     state: Mutex<State>,
+    /// Held while `box.json` is written.
+    saving: Mutex<()>,
     /// The version of the record that the disk has.
-    saved: Mutex<u64>,
+    saved: AtomicU64,
+    /// Whether a task goes on tidying.
+    retrying: AtomicBool,
+}
+
+/// Whether the payload outlives its shim, which could not wait until it had died.
+fn has_payload(shim: &ShimHandler) -> bool {
+    let session = |pid| procfs::session_of(pid).ok().flatten();
+    shim.payload_pid().and_then(session) == Some(shim.pid())
 }
 
 impl MicroBox {
@@ -63,7 +73,9 @@ impl MicroBox {
                 updated_at,
                 litter: None,
             }),
-            saved: Mutex::new(0),
+            saving: Mutex::new(()),
+            saved: AtomicU64::new(0),
+            retrying: AtomicBool::new(false),
         }
     }
 
@@ -85,10 +97,26 @@ impl MicroBox {
         }
     }
 
-    /// As it is now: an end that nobody has noticed yet is noticed here.
+    /// Returns what is reported of it. An end is that once it is [settled](Self::settle). One whose
+    /// record cannot be read, for want of descriptors or memory, is shown as the kernel reports it.
     pub(crate) fn info(&self) -> BoxInfo {
-        self.settle();
-        self.state().info()
+        let observed = self.observe_end();
+        let state = self.state();
+        match (observed, &state.phase) {
+            (
+                Err(short),
+                Phase::Up {
+                    shim,
+                    stop_requested,
+                    ..
+                },
+            ) => {
+                let status = shim.try_exit().and_then(|exit| exit.status);
+                let shim = Some(shim.record().clone());
+                state.info_after(&Outcome::of(shim, status, Err(short), *stop_requested))
+            }
+            _ => state.info(),
+        }
     }
 
     pub(crate) fn name(&self) -> Option<String> {
@@ -125,17 +153,17 @@ impl MicroBox {
         stops: u64,
         closing: &CancellationToken,
     ) -> Result<Beginning, RuntimeError> {
-        self.settle();
         let mut state = self.state();
         self.check_gate(&state)?;
         if stops != self.stops() {
             return Ok(Beginning::GivenUp);
         }
         match &state.phase {
-            Phase::Up {
-                shim, ending: true, ..
-            } => return Ok(Beginning::After(Arc::clone(shim))),
+            Phase::Up { shim, ending, .. } if *ending || shim.try_exit().is_some() => {
+                return Ok(Beginning::After(Arc::clone(shim)));
+            }
             Phase::Up { .. } => return Ok(Beginning::Running),
+            Phase::Ended { .. } => return Ok(Beginning::Untidy),
             _ => {}
         }
         // Afterwards it could not be told from what the new run makes.
@@ -186,23 +214,43 @@ impl MicroBox {
         state.run(shim, ending)
     }
 
-    /// One that was given up leaves the box as it was.
+    /// One that was interrupted leaves the box as it was.
     pub(crate) fn start_failed(&self, error: &StartError) {
         // Whose failure it was, for the next opening.
         let record = PidRecord::read(&self.dir.join(FILES.shim_pid));
-        let record = record.ok().flatten();
-        let exit = ExitRecord::read(&self.dir.join(FILES.exit));
         let mut state = self.state();
-        let on_record = matches!(exit, Ok(Some(_)));
-        if error.may_leave_strays() && !on_record || self.has_group() {
-            let session = record.as_ref().map(|shim| shim.pid);
-            state.litter = Some(self.litter_of(session));
+        let shim = match &state.phase {
+            Phase::Starting { shim, .. } => shim.clone(),
+            _ => None,
+        };
+        // Without a shim there is nothing that could be left.
+        if let Some(shim) = shim
+            && (!self.has_recorded_end(&shim, error) || self.has_group(shim.pid()))
+        {
+            state.set_litter(Some(self.litter_of(Some(shim.pid()))));
         }
         match error {
             StartError::Interrupted => state.phase = Phase::Down,
+            _ => state.note_end(None, Outcome::of_start(error, record.ok().flatten())),
+        }
+    }
+
+    /// Whether a shim whose start failed has ended by itself, after it had seen to what its payload
+    /// had started.
+    fn has_recorded_end(&self, shim: &ShimHandle, error: &StartError) -> bool {
+        let Some(status) = shim.try_exit().and_then(|exit| exit.status) else {
+            return false;
+        };
+        let is_of_it = |record: &ExitRecord| {
+            record.pid == shim.pid()
+                && record_fits(record, status)
+                && !matches!(record.ending, Ending::Panicked { .. })
+        };
+        match error {
+            StartError::Failed { record } => is_of_it(record),
             _ => {
-                let outcome = Outcome::of_start(error, record);
-                self.ended(&mut state, outcome);
+                let record = ExitRecord::read(&self.dir.join(FILES.exit));
+                record.ok().flatten().as_ref().is_some_and(is_of_it)
             }
         }
     }
@@ -214,17 +262,52 @@ impl MicroBox {
         last.is_some_and(|last| last.shim.as_ref() == Some(shim))
     }
 
-    /// It was found ended when the runtime was opened.
+    /// It was found ended when the runtime was opened. The kernel cannot tell how any more, so that
+    /// what its payload has started is searched for whatever the record says.
     pub(crate) fn found_ended(&self, outcome: Outcome) {
         let mut state = self.state();
-        if outcome.may_leave_strays || state.has_probes() || self.has_group() {
+        state.set_litter(Some(self.litter_of(None)));
+        state.note_end(None, outcome);
+        // It was not running, as far as this runtime knows: there is nothing to announce.
+        state.report();
+    }
+
+    /// Takes up a cleanup that an earlier runtime has not finished. False if there is none.
+    pub(crate) fn resume_cleanup(&self) -> bool {
+        let mut state = self.state();
+        if state.record.cleanup_due {
             state.litter = Some(self.litter_of(None));
         }
-        state.conclude(outcome);
+        state.record.cleanup_due
+    }
+
+    /// Whether its shim has ended, and that is not reported yet.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        match &self.state().phase {
+            Phase::Up { shim, .. } => shim.try_exit().is_some(),
+            Phase::Ended { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Reports the end of the shim, if it has ended and that is not reported yet. It is on disk
+    /// before, unless the disk refuses. Blocks on the disk.
+    ///
+    /// Fails if its record cannot be read for want of descriptors or memory: then the end is not
+    /// settled, and this is to be called again.
+    pub(crate) fn settle(&self) -> Result<(), FileError> {
+        self.observe_end()?;
+        if matches!(self.state().phase, Phase::Ended { .. })
+            && let Err(error) = self.save()
+        {
+            tracing::warn!(id = self.id, %error, "how the box ended is not on disk");
+        }
+        self.report_end();
+        Ok(())
     }
 
     /// Takes note of the end of the shim, if it has ended and that is not known yet.
-    pub(crate) fn settle(&self) {
+    fn observe_end(&self) -> Result<(), FileError> {
         let mut state = self.state();
         let Phase::Up {
             shim,
@@ -232,37 +315,58 @@ impl MicroBox {
             ..
         } = &state.phase
         else {
-            return;
+            return Ok(());
         };
         let Some(exit) = shim.try_exit() else {
-            return;
+            return Ok(());
         };
+        let record = match exit.status {
+            // No record can fit that.
+            Some(status) if status.code().is_none() => Ok(None),
+            _ => match ExitRecord::read(&self.dir.join(FILES.exit)) {
+                Err(error) if is_shortage(&error.source) => return Err(error),
+                record => record,
+            },
+        };
+        let shim = Arc::clone(shim);
         let outcome = Outcome::of(
             Some(shim.record().clone()),
             exit.status,
-            ExitRecord::read(&self.dir.join(FILES.exit)),
+            record,
             *stop_requested,
         );
-        if outcome.may_leave_strays || state.has_probes() || self.has_group() {
-            state.litter = Some(self.litter_of(Some(shim.pid())));
+        if outcome.may_leave_strays
+            || state.has_probes()
+            || self.has_group(shim.pid())
+            || has_payload(&shim)
+        {
+            state.set_litter(Some(self.litter_of(Some(shim.pid()))));
         }
-        self.herald.run_is_over();
-        self.ended(&mut state, outcome);
+        state.note_end(Some(shim), outcome);
+        Ok(())
     }
 
-    fn ended(&self, state: &mut State, outcome: Outcome) {
-        let change = match outcome.status {
+    /// Reports an end that is noted. [`settle`](Self::settle) saves it before.
+    pub(crate) fn report_end(&self) {
+        let mut state = self.state();
+        let Some(was_running) = state.report() else {
+            return;
+        };
+        if was_running {
+            self.herald.run_is_over();
+        }
+        let info = state.info();
+        let change = match info.status {
             BoxStatus::Stopped => BoxChange::Stopped,
             _ => BoxChange::Failed,
         };
-        state.conclude(outcome);
-        self.herald.tell(change, state.info());
+        self.herald.tell(change, info);
     }
 
     /// Whether the control group of its last run is left, as far as can be told: that of a shim
     /// which could not end all that was in it.
-    fn has_group(&self) -> bool {
-        !matches!(ControlGroup::of_box(&self.dir), Ok(None))
+    fn has_group(&self, shim: u32) -> bool {
+        !matches!(ControlGroup::of_shim(&self.dir, shim), Ok(None))
     }
 
     fn litter_of(&self, session: Option<u32>) -> Litter {
@@ -281,7 +385,7 @@ impl MicroBox {
     pub(crate) fn tidied(&self, litter: &Litter) {
         let mut state = self.state();
         if state.litter.as_ref() == Some(litter) {
-            state.litter = None;
+            state.set_litter(None);
         }
     }
 
@@ -312,7 +416,8 @@ impl MicroBox {
 
     /// The shim, if it runs: from now on its end counts as asked for.
     pub(crate) fn request_stop(&self) -> Result<Option<Arc<ShimHandler>>, RuntimeError> {
-        self.settle();
+        // Whoever asks only now is too late; of want of descriptors it is seen to later.
+        let _ = self.observe_end();
         let mut state = self.state();
         if state.gate == Gate::Removed {
             return Err(self.not_found());
@@ -325,10 +430,10 @@ impl MicroBox {
         &self,
         force: bool,
     ) -> Result<Option<Arc<ShimHandler>>, RuntimeError> {
-        self.settle();
+        let _ = self.observe_end();
         let mut state = self.state();
         self.check_gate(&state)?;
-        if !force && !matches!(state.phase, Phase::Down) {
+        if !force && state.is_busy() {
             return Err(RuntimeError::Running {
                 id: self.id.clone(),
             });
@@ -355,7 +460,7 @@ impl MicroBox {
 
     /// Lets nothing else begin, because the runtime ends. What has to end with it.
     pub(crate) fn close(&self) -> Option<Closing> {
-        self.settle();
+        let _ = self.observe_end();
         let mut state = self.state();
         state.shut_gate();
         let grace = state.record.spec.stop_grace;
@@ -388,7 +493,7 @@ impl MicroBox {
         let mut state = self.state();
         state.shut_gate();
         match &state.phase {
-            Phase::Down => {}
+            Phase::Down | Phase::Ended { .. } => {}
             Phase::Starting { interrupt, shim } => {
                 interrupt.cancel();
                 // Nobody may be there to see to it.
@@ -400,19 +505,50 @@ impl MicroBox {
         }
     }
 
+    /// Whether nothing of its last run is left to do: to report, to clean up, or to save.
+    pub(crate) fn is_tidy(&self) -> bool {
+        let state = self.state();
+        let is_saved =
+            state.version == self.saved.load(Ordering::Acquire) || state.damage.is_some();
+        state.gate == Gate::Removed
+            || state.litter.is_none() && is_saved && !matches!(state.phase, Phase::Ended { .. })
+    }
+
+    /// True for the one caller that is to go on tidying, until it has [finished](Self::finish_retries).
+    pub(crate) fn begin_retries(&self) -> bool {
+        !self.retrying.swap(true, Ordering::AcqRel)
+    }
+
+    pub(crate) fn finish_retries(&self) {
+        self.retrying.store(false, Ordering::Release);
+    }
+
     /// Brings `box.json` up to date, if it is not. Blocks on the disk.
     pub(crate) fn save(&self) -> Result<(), FileError> {
-        let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
-        let (record, version) = {
+        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let (record, version, is_over) = {
             let state = self.state();
-            let current = state.version == *saved || state.damage.is_some();
+            let current =
+                state.version == self.saved.load(Ordering::Acquire) || state.damage.is_some();
             if current || matches!(state.gate, Gate::Removing | Gate::Removed) {
                 return Ok(());
             }
-            (state.record.clone(), state.version)
+            let is_over = matches!(state.phase, Phase::Down | Phase::Ended { .. });
+            (state.to_record(), state.version, is_over)
         };
         record.write(&self.dir.join(FILES.spec))?;
-        *saved = version;
+        // By this the next runtime knows that the end is that of the last run. A payload may have
+        // changed it.
+        if let Some(shim) = record.last.and_then(|last| last.shim)
+            && is_over
+        {
+            let path = self.dir.join(FILES.shim_pid);
+            match PidRecord::read(&path) {
+                Ok(Some(published)) if published == shim => {}
+                _ => shim.write(&path)?,
+            }
+        }
+        self.saved.store(version, Ordering::Release);
         Ok(())
     }
 }

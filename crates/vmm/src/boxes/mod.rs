@@ -17,6 +17,6 @@ pub(crate) use closing::Closing;
 pub(crate) use index::Boxes;
 pub use info::{BoxInfo, BoxStatus};
 pub(crate) use micro_box::MicroBox;
-pub(crate) use outcome::{Outcome, describe, ending_of};
+pub(crate) use outcome::{Outcome, describe, ending_of, record_fits};
 pub(crate) use record::BoxRecord;
 pub use spec::BoxSpec;

@@ -3,8 +3,8 @@ use std::process::ExitStatus;
 
 use jiff::Timestamp;
 use nix::sys::signal::Signal;
-use serde::{Deserialize, Serialize};
-use vmm_shim::{Ending, ExitRecord, FileError, PidRecord};
+use serde::{Deserialize, Deserializer, Serialize};
+use vmm_shim::{Ending, ExitRecord, FileError, PidRecord, truncate_text};
 
 use super::BoxStatus;
 use crate::StartError;
@@ -15,7 +15,7 @@ pub(crate) struct Outcome {
     pub(crate) status: BoxStatus,
     #[serde(default)]
     pub(crate) ending: Option<Ending>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounded")]
     pub(crate) error: Option<String>,
     pub(crate) at: Timestamp,
     /// Whether somebody had asked for it.
@@ -30,7 +30,9 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// The exit record tells most; where there is none, the exit status has to do.
+    /// The exit record tells most, and the kernel's status decides whether it is believed: a
+    /// payload can write to the record. Where the kernel cannot tell how the shim ended, the record
+    /// is all there is; what the payload has started is then searched for in any case.
     pub(crate) fn of(
         shim: Option<PidRecord>,
         status: Option<ExitStatus>,
@@ -44,8 +46,10 @@ impl Outcome {
         // One of an earlier run says nothing about this one.
         let record =
             record.filter(|record| shim.as_ref().is_none_or(|shim| shim.pid == record.pid));
+        let record =
+            record.filter(|record| status.is_none_or(|status| record_fits(record, status)));
         let may_leave_strays = match &record {
-            Some(record) => matches!(record.ending, Ending::Panicked { .. }),
+            Some(record) => status.is_none() || matches!(record.ending, Ending::Panicked { .. }),
             None => true,
         };
         let requested = stop_requested || record.as_ref().is_some_and(|record| record.requested);
@@ -65,6 +69,7 @@ impl Outcome {
             BoxStatus::Failed => Some(describe(ending.as_ref())),
             _ => None,
         });
+        let error = error.map(truncated);
         Self {
             status,
             ending,
@@ -79,7 +84,7 @@ impl Outcome {
     /// The same, with a file that could not be read as the reason.
     pub(crate) fn because(mut self, error: &FileError) -> Self {
         self.status = BoxStatus::Failed;
-        self.error = Some(error.to_string());
+        self.error = Some(truncated(error.to_string()));
         self
     }
 
@@ -88,13 +93,28 @@ impl Outcome {
         Self {
             status: BoxStatus::Failed,
             ending: error.ending().cloned(),
-            error: Some(error.to_string()),
+            error: Some(truncated(error.to_string())),
             at: Timestamp::now(),
             requested: false,
             may_leave_strays: false,
             shim,
         }
     }
+}
+
+fn truncated(mut text: String) -> String {
+    truncate_text(&mut text);
+    text
+}
+
+fn bounded<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::deserialize(from)?.map(truncated))
+}
+
+/// Whether this record can be that of a shim which ended with this status: a shim that records its
+/// end exits with the code that the record gives.
+pub(crate) fn record_fits(record: &ExitRecord, status: ExitStatus) -> bool {
+    status.code() == Some(record.ending.shell_code())
 }
 
 pub(crate) fn ending_of(status: ExitStatus) -> Option<Ending> {
@@ -177,6 +197,29 @@ mod tests {
         }));
         let outcome = Outcome::of(shim(), killed, of_another, false);
         assert_eq!(outcome.status, BoxStatus::Failed);
+    }
+
+    #[test]
+    fn a_record_is_believed_only_if_the_status_fits_it() {
+        let clean = || record(true, Ending::Exited { code: 0 });
+        let term = || record(true, Ending::Signaled { signal: 15 });
+        for (status, record, expected) in [
+            (9, clean(), Ending::Signaled { signal: 9 }),
+            (15, term(), Ending::Signaled { signal: 15 }),
+            (3 << 8, clean(), Ending::Exited { code: 3 }),
+        ] {
+            let outcome = Outcome::of(shim(), Some(ExitStatus::from_raw(status)), record, false);
+            assert_eq!(outcome.ending, Some(expected));
+            assert_eq!(outcome.status, BoxStatus::Failed);
+            assert!(outcome.may_leave_strays && !outcome.requested);
+        }
+        let outcome = Outcome::of(shim(), Some(ExitStatus::from_raw(143 << 8)), term(), false);
+        assert_eq!(outcome.ending, Some(Ending::Signaled { signal: 15 }));
+        assert!(outcome.requested && !outcome.may_leave_strays);
+        // Nothing but the record tells how it ended.
+        let outcome = Outcome::of(shim(), None, clean(), false);
+        assert_eq!(outcome.status, BoxStatus::Stopped);
+        assert!(outcome.may_leave_strays);
     }
 
     #[test]

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use shim_reaper::ShimHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::Outcome;
 use crate::ShimHandler;
 
 /// How far the shim of a box has come.
@@ -18,5 +19,11 @@ pub(super) enum Phase {
         stop_requested: bool,
         /// Its watchdog hung up with an earlier runtime: it is about to end.
         ending: bool,
+    },
+    /// It has ended. That is reported once it is on disk.
+    Ended {
+        /// `None` of a start that failed.
+        shim: Option<Arc<ShimHandler>>,
+        outcome: Outcome,
     },
 }

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use vmm_shim::{FileError, InstanceSpec, read_file, write_file};
 
-use super::{BoxSpec, BoxStatus, Outcome};
+use super::{BoxSpec, Outcome};
 use crate::HealthState;
 
 /// How many processes and threads a box may have that does not ask for a number: more than a service
@@ -24,6 +24,9 @@ pub(crate) struct BoxRecord {
     /// How the last run ended.
     #[serde(default)]
     pub(crate) last: Option<Outcome>,
+    /// Whether what the last run has left is still to be searched for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) cleanup_due: bool,
 }
 
 impl BoxRecord {
@@ -33,14 +36,7 @@ impl BoxRecord {
             created_at,
             spec,
             last: None,
-        }
-    }
-
-    /// While it does not run.
-    pub(crate) fn status(&self) -> BoxStatus {
-        match &self.last {
-            None => BoxStatus::Configured,
-            Some(last) => last.status,
+            cleanup_due: false,
         }
     }
 

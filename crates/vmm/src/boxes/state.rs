@@ -55,11 +55,20 @@ impl State {
                 shim,
                 stop_requested,
                 ..
-            } => {
+            } if shim.try_exit().is_none() => {
                 *stop_requested = true;
                 Some(Arc::clone(shim))
             }
             _ => None,
+        }
+    }
+
+    /// Whether a shim runs, or is being started.
+    pub(super) fn is_busy(&self) -> bool {
+        match &self.phase {
+            Phase::Starting { .. } => true,
+            Phase::Up { shim, .. } => shim.try_exit().is_none(),
+            Phase::Down | Phase::Ended { .. } => false,
         }
     }
 
@@ -75,28 +84,67 @@ impl State {
         }
     }
 
-    pub(super) fn conclude(&mut self, outcome: Outcome) {
-        self.phase = Phase::Down;
+    /// Notes how the run has ended, to be saved and then [reported](Self::report).
+    pub(super) fn note_end(&mut self, shim: Option<Arc<ShimHandler>>, outcome: Outcome) {
+        self.phase = Phase::Ended { shim, outcome };
+        self.version += 1;
+    }
+
+    /// From now on the noted end is what the box shows. Returns whether the box was running;
+    /// `None` if no end is noted.
+    pub(super) fn report(&mut self) -> Option<bool> {
+        if !matches!(self.phase, Phase::Ended { .. }) {
+            return None;
+        }
+        let Phase::Ended { shim, outcome } = std::mem::replace(&mut self.phase, Phase::Down) else {
+            return None;
+        };
         self.updated_at = outcome.at;
         self.record.last = Some(outcome);
         self.health = self.record.health_when_down();
+        Some(shim.is_some())
+    }
+
+    /// As it is to be on disk.
+    pub(super) fn to_record(&self) -> BoxRecord {
+        let mut record = self.record.clone();
+        if let Phase::Ended { outcome, .. } = &self.phase {
+            record.last = Some(outcome.clone());
+        }
+        record.cleanup_due = self.litter.is_some();
+        record
+    }
+
+    pub(super) fn set_litter(&mut self, litter: Option<Litter>) {
+        self.litter = litter;
         self.version += 1;
     }
 
     pub(super) fn info(&self) -> BoxInfo {
+        let shim = match &self.phase {
+            Phase::Up { shim, .. } => Some(shim),
+            // Until it is reported.
+            Phase::Ended { shim, .. } => shim.as_ref(),
+            _ => None,
+        };
+        self.info_of(shim, self.record.last.as_ref())
+    }
+
+    /// As if the last run had ended like this.
+    pub(super) fn info_after(&self, outcome: &Outcome) -> BoxInfo {
+        self.info_of(None, Some(outcome))
+    }
+
+    fn info_of(&self, shim: Option<&Arc<ShimHandler>>, last: Option<&Outcome>) -> BoxInfo {
         let BoxRecord {
             id,
             created_at,
             spec,
-            last,
+            ..
         } = &self.record;
-        let shim = match &self.phase {
-            Phase::Up { shim, .. } => Some(shim),
-            _ => None,
-        };
         let last = match shim {
             Some(_) => None,
-            None => last.as_ref(),
+            None => last,
         };
         let ending: Option<&Ending> = last.and_then(|last| last.ending.as_ref());
         let damage = self.damage.as_ref().map(ToString::to_string);
@@ -106,16 +154,18 @@ impl State {
             status: match (shim, last) {
                 (Some(_), _) => BoxStatus::Running,
                 (None, None) if damage.is_some() => BoxStatus::Failed,
-                (None, _) => self.record.status(),
+                (None, None) => BoxStatus::Configured,
+                (None, Some(last)) => last.status,
             },
-            stopping: matches!(
-                self.phase,
-                Phase::Up {
-                    stop_requested,
-                    ending,
-                    ..
-                } if stop_requested || ending
-            ),
+            stopping: shim.is_some()
+                && match self.phase {
+                    Phase::Up {
+                        stop_requested,
+                        ending,
+                        ..
+                    } => stop_requested || ending,
+                    _ => true,
+                },
             health: self.health,
             pid: shim.map(|shim| shim.pid()),
             payload_pid: shim.and_then(|shim| shim.payload_pid()),

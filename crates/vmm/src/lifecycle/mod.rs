@@ -17,7 +17,7 @@ pub(crate) use shut_down::shut_down;
 pub(crate) use start::start;
 pub(crate) use stop::stop;
 use supervise::keep_tidying;
-pub(crate) use supervise::{supervise, tidy_up};
+pub(crate) use supervise::{settle, settled, supervise, tidy_up};
 
 use std::time::Duration;
 

@@ -21,6 +21,9 @@ use crate::{BoxSpec, RuntimeError, ShimHandler};
 /// unless they are large.
 const REMNANTS_WITHIN: Duration = Duration::from_millis(250);
 
+/// How long an opening waits for what earlier runs have left. Afterwards the cleanup goes on.
+const CLEANUP_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Takes in what an earlier runtime has left in the home: boxes, and shims that still run.
 pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
     let Contents { boxes, remnants } = core
@@ -46,7 +49,12 @@ pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
             tracing::warn!(id = recovered.id(), %error, "found by its id alone");
         }
         let shim = match shim {
-            Shim::None => continue,
+            Shim::None => {
+                if recovered.resume_cleanup() {
+                    ended.push(recovered);
+                }
+                continue;
+            }
             Shim::Alive(record) => follow(&core, &recovered, &record).await?,
             Shim::Dead(record) => Err(record),
             Shim::Unreadable(error) => {
@@ -71,12 +79,12 @@ pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
             ended.push(recovered);
         }
     }
-    // At once: one search of the process table then does for all.
-    let tidied = join_all(ended.iter().map(|ended| tidy_up(&core, ended))).await;
-    for (ended, tidied) in ended.into_iter().zip(tidied) {
-        if tidied.is_err() {
-            keep_tidying(&core, ended);
-        }
+    // At once: one search of the process table then does for all. What does not die delays no
+    // opening.
+    let tidied = join_all(ended.iter().map(|ended| tidy_up(&core, ended)));
+    let _ = timeout(CLEANUP_TIMEOUT, tidied).await;
+    for ended in ended {
+        keep_tidying(&core, ended);
     }
     // Their removal goes on in the background.
     let _ = timeout(REMNANTS_WITHIN, remnants).await;
@@ -192,23 +200,28 @@ fn find_shim(recovered: &MicroBox, running: &mut RunningShims) -> Result<Shim, F
     Ok(Shim::Alive(record))
 }
 
-/// The shim that a record means, if it is alive, with its identity. A record with the pid alone may
-/// name anybody by now: what it names has to be a shim of this box.
+/// The shim that a record means, if it is alive, with its identity. What the record names has to be
+/// a shim of this box: a payload may have written another process there, and a record with the pid
+/// alone may name anybody by now.
 fn identify(record: &PidRecord, recovered: &MicroBox) -> io::Result<Option<PidRecord>> {
     let Some(found) = PidRecord::of(record.pid)? else {
         return Ok(None);
     };
-    let same = match (&record.identity, &found.identity) {
-        (Some(recorded), Some(now)) => recorded.is_same(now),
+    let is_ours = match (&record.identity, &found.identity) {
+        // Its directory may have been moved since.
+        (Some(recorded), Some(now)) => {
+            let shim = procfs::shim_of(record.pid)?;
+            recorded.is_same(now) && shim.is_some_and(|(id, _)| id == recovered.id())
+        }
         _ => {
-            let ours = is_shim_of(record.pid, recovered)?;
-            if ours {
+            let is_ours = is_shim_of(record.pid, recovered)?;
+            if is_ours {
                 repair(recovered, &found);
             }
-            ours
+            is_ours
         }
     };
-    Ok(same.then_some(found))
+    Ok(is_ours.then_some(found))
 }
 
 fn is_shim_of(pid: u32, recovered: &MicroBox) -> io::Result<bool> {

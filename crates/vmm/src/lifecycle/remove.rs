@@ -4,7 +4,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::stop::check;
-use super::{STUCK_AFTER, tidy_up};
+use super::{STUCK_AFTER, settle, tidy_up};
 use crate::boxes::MicroBox;
 use crate::core::Core;
 use crate::process::procfs;
@@ -49,7 +49,7 @@ async fn clear_away(
     // Before the turn: a stop with a long grace may have it, and ends with this.
     if let Some(shim) = shim {
         check(removed, shim.pid(), timeout(STUCK_AFTER, shim.kill()).await)?;
-        removed.settle();
+        let _ = settle(core, removed).await;
         until_collected(removed, shim.pid()).await;
     }
     let _turn = removed.turn.lock().await;

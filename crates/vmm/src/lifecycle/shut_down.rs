@@ -4,7 +4,7 @@ use futures::future::join_all;
 use shim_reaper::ShutdownReport;
 use tokio::time::{Instant, timeout};
 
-use super::{STUCK_AFTER, tidy_up};
+use super::{STUCK_AFTER, settle, tidy_up};
 use crate::boxes::Closing;
 use crate::core::Core;
 use crate::shim::end;
@@ -41,7 +41,8 @@ pub(crate) async fn shut_down(core: &Core, limit: Duration) -> RuntimeShutdown {
             Some(closing) => Some(end_by(closing, deadline).await),
             None => None,
         };
-        ended.settle();
+        // An end that cannot be settled now is below.
+        let _ = timeout(HUNG_AFTER, settle(core, ended)).await;
         outcome
     });
     for (ended, outcome) in boxes.iter().zip(join_all(endings).await) {
@@ -60,7 +61,6 @@ pub(crate) async fn shut_down(core: &Core, limit: Duration) -> RuntimeShutdown {
     report.reaper = core.stop_reaping();
     for ended in &boxes {
         // The reaper's last look may have found it ended.
-        ended.settle();
         if ended.shim().is_some_and(|shim| shim.try_exit().is_none())
             && !report.stuck.iter().any(|id| id == ended.id())
         {
@@ -71,6 +71,10 @@ pub(crate) async fn shut_down(core: &Core, limit: Duration) -> RuntimeShutdown {
     let tidied = join_all(boxes.iter().map(|ended| tidy_up(core, ended)));
     if timeout(HUNG_AFTER, tidied).await.is_err() {
         tracing::warn!("not all boxes are on disk as they are; the next runtime looks again");
+    }
+    for ended in &boxes {
+        // Whatever the disk does.
+        ended.report_end();
     }
     core.retire();
     report

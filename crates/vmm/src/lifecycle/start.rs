@@ -70,13 +70,12 @@ async fn launch(
 
 async fn fail(core: &Arc<Core>, started: &Arc<MicroBox>, error: StartError) -> RuntimeError {
     started.start_failed(&error);
+    let _ = tidy_up(core, started).await;
     if let StartError::Interrupted = error {
-        // As if it had not been begun.
+        // As if it had not been begun. The cleanup has read these files before.
         let _ = clear_last_run(core, started).await;
     }
-    if tidy_up(core, started).await.is_err() {
-        keep_tidying(core, Arc::clone(started));
-    }
+    keep_tidying(core, Arc::clone(started));
     failure(started, error)
 }
 

@@ -33,7 +33,6 @@ pub(crate) async fn stop(
     if let Some(shim) = stopped.request_stop()? {
         let ended = timeout(grace.saturating_add(STUCK_AFTER), shim.stop(grace)).await;
         check(&stopped, shim.pid(), ended)?;
-        stopped.settle();
     }
     tidy_up(&core, &stopped).await?;
     Ok(stopped.info())

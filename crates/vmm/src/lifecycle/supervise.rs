@@ -30,17 +30,22 @@ pub(crate) fn supervise(core: &Arc<Core>, followed: &Arc<MicroBox>, shim: Arc<Sh
             if core.closing.is_cancelled() {
                 return;
             }
-            followed.settle();
-            if tidy_up_in_turn(&core, &followed).await.is_err() {
-                keep_tidying(&core, followed);
+            // Not in turn: a stop may have that, and waits for this.
+            if let Err(error) = settle(&core, &followed).await {
+                tracing::warn!(id = followed.id(), %error, "how the box ended is read again");
             }
+            let _ = tidy_up_in_turn(&core, &followed).await;
+            keep_tidying(&core, followed);
         }
     };
     core.spawn(task);
 }
 
-/// Goes on trying, in a task of its own, until it is done or the runtime ends.
+/// Goes on trying, in a task of its own, until nothing is left to do or the runtime ends.
 pub(super) fn keep_tidying(core: &Arc<Core>, ended: Arc<MicroBox>) {
+    if ended.is_tidy() || !ended.begin_retries() {
+        return;
+    }
     let task = {
         let core = Arc::clone(core);
         async move {
@@ -53,14 +58,47 @@ pub(super) fn keep_tidying(core: &Arc<Core>, ended: Arc<MicroBox>) {
                 }
                 // Counted first: whoever closes the runtime afterwards waits for it.
                 let _counted = core.operations.token();
-                if core.closing.is_cancelled() || tidy_up_in_turn(&core, &ended).await.is_ok() {
+                if core.closing.is_cancelled() {
                     return;
+                }
+                let _ = tidy_up_in_turn(&core, &ended).await;
+                if ended.is_tidy() {
+                    ended.finish_retries();
+                    // Another end meanwhile has left the rest to this task.
+                    if ended.is_tidy() || !ended.begin_retries() {
+                        return;
+                    }
                 }
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
         }
     };
     core.spawn(task);
+}
+
+/// Puts the end of a box on disk and reports it, if it has ended and that is not reported yet.
+///
+/// Fails if its record cannot be read for want of descriptors or memory.
+pub(crate) async fn settle(core: &Core, ended: &Arc<MicroBox>) -> Result<(), RuntimeError> {
+    if !ended.is_unsettled() {
+        return Ok(());
+    }
+    let settled = Arc::clone(ended);
+    core.on_disk(move || settled.settle()).await
+}
+
+/// [`settle`], as often as it takes; until the runtime shuts down, which sees to it itself.
+pub(crate) async fn settled(core: &Core, ended: &Arc<MicroBox>) {
+    while settle(core, ended).await.is_err() && !core.closing.is_cancelled() {
+        sleep(FIRST_PAUSE).await;
+    }
+}
+
+async fn save(core: &Core, ended: &Arc<MicroBox>) {
+    let saved = Arc::clone(ended);
+    if let Err(error) = core.on_disk(move || saved.save()).await {
+        tracing::warn!(id = ended.id(), %error, "how the box ended is not on disk");
+    }
 }
 
 /// Not while the next start is under way: its payload is no stray.
@@ -78,19 +116,18 @@ async fn check_health(core: &Core, followed: &MicroBox, shim: &Arc<ShimHandler>)
     health::check(&options, followed.dir(), &core.probes, report).await;
 }
 
-/// What remains to be done when a run is over. To be called in the box's turn.
+/// Does what remains when a run is over: settles its end, and ends what it has left. To be called
+/// in the box's turn, and again as long as the box is not [tidy](MicroBox::is_tidy).
 ///
-/// As long as its strays cannot be ended it is to be called again, and how the box ended is not on
-/// disk: the next runtime then searches for them, too.
+/// The disk says before that the cleanup is due: the next runtime resumes it.
 pub(crate) async fn tidy_up(core: &Core, ended: &Arc<MicroBox>) -> Result<(), RuntimeError> {
+    settle(core, ended).await?;
+    save(core, ended).await;
     if let Some(litter) = ended.litter() {
-        let searched = core.end_strays(litter.clone()).await;
-        searched.map_err(|source| untidy(ended, source))?;
+        let done = core.end_strays(&litter).await;
+        done.map_err(|source| untidy(ended, source))?;
         ended.tidied(&litter);
-    }
-    let saved = Arc::clone(ended);
-    if let Err(error) = core.on_disk(move || saved.save()).await {
-        tracing::warn!(id = ended.id(), %error, "how the box ended is not on disk");
+        save(core, ended).await;
     }
     Ok(())
 }

@@ -42,6 +42,11 @@ pub(crate) fn is_zombie(pid: u32) -> bool {
     field(pid, "State").is_some_and(|state| state.starts_with('Z'))
 }
 
+/// Whether it is stopped by a signal, or by a tracer.
+pub(crate) fn is_stopped(pid: u32) -> bool {
+    field(pid, "State").is_some_and(|state| state.starts_with(['T', 't']))
+}
+
 /// Alive or a zombie.
 #[cfg(feature = "testing")]
 pub(crate) fn state(pid: u32) -> Option<String> {
@@ -115,14 +120,34 @@ pub(crate) fn box_dir_of(pid: u32) -> io::Result<Option<PathBuf>> {
 /// Whether it has the memory of its new program, but not yet its environment, where it was left
 /// none: the kernel puts that there last.
 fn is_being_executed(pid: u32) -> io::Result<bool> {
-    let stat = read(pid, "stat")?.unwrap_or_default();
+    // vsize and env_end; neither a zombie nor a thread of the kernel has memory.
+    let fields = stat_fields(pid, [23, 51])?;
+    Ok(fields.is_some_and(|[vsize, env_end]| vsize != 0 && env_end == 0))
+}
+
+/// When it was started, in clock ticks since boot; also of a zombie. Fails only of want.
+pub(crate) fn start_time_of(pid: u32) -> io::Result<Option<u64>> {
+    Ok(stat_fields(pid, [22])?.map(|[start_time]| start_time))
+}
+
+/// Fields of `/proc/<pid>/stat`, by their numbers in `proc_pid_stat(5)`, from 4 on.
+fn stat_fields<const N: usize>(pid: u32, numbers: [usize; N]) -> io::Result<Option<[u64; N]>> {
+    let Some(stat) = read(pid, "stat")? else {
+        return Ok(None);
+    };
     let stat = String::from_utf8_lossy(&stat);
     // The name, which may hold anything, comes second, in parentheses.
     let (_, fields) = stat.rsplit_once(") ").unwrap_or_default();
     let fields: Vec<_> = fields.split(' ').collect();
-    let field = |number: usize| fields.get(number - 3).copied().unwrap_or_default();
-    // vsize and env_end; neither a zombie nor a thread of the kernel has memory.
-    Ok(field(23) != "0" && field(51) == "0")
+    let parse = |number: usize| fields.get(number - 3)?.trim().parse().ok();
+    let mut values = [0; N];
+    for (value, number) in values.iter_mut().zip(numbers) {
+        match parse(number) {
+            Some(parsed) => *value = parsed,
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(values))
 }
 
 #[cfg(test)]

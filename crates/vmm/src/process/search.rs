@@ -3,152 +3,167 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use shim_reaper::{Pidfd, Signal};
-use vmm_shim::{ControlGroup, FileError, is_shortage};
+use vmm_shim::{ControlGroup, is_shortage};
 
 use super::{Litter, caretaker, procfs};
 
-/// How long a search may take: enough for what does not fork for ever, and for what is killed to
-/// exit, unless it is stuck in the kernel.
-const PATIENCE: Duration = Duration::from_secs(2);
-const LOOK_EVERY: Duration = Duration::from_millis(1);
+/// How many pidfds are open at once, so that a payload with many processes does not use up the
+/// descriptors of this one.
+const OPEN_AT_ONCE: usize = 256;
 
-/// A process that was met of each.
-type Met<'a> = HashMap<&'a Litter, u32>;
+/// How many killed processes of each litter are awaited. The next search finds the rest.
+const AWAITED: usize = 16;
 
-/// Ends the strays, and removes the control groups. Returns what is left of which, and why.
-pub(super) fn end_all(wanted: &HashSet<Litter>) -> HashMap<Litter, io::Error> {
-    let deadline = Instant::now() + PATIENCE;
-    let met = loop {
-        let met = Search::of(wanted).and_then(|search| search.kill_all(deadline));
-        match met {
-            Ok(met) if met.is_empty() => break Ok(met),
-            met if Instant::now() >= deadline => break met,
-            Ok(_) => {}
-            // Of want, which may pass.
-            Err(_) => thread::sleep(LOOK_EVERY),
-        }
-    };
-    let what_is_left = |litter: &Litter| match &met {
-        Err(error) => Some(same(error)),
-        Ok(met) => match met.get(litter) {
-            Some(pid) => {
-                let message = format!("process {pid} survives SIGKILL, or was only one of many");
-                Some(io::Error::other(message))
-            }
-            None => remove_group(litter).err(),
-        },
-    };
-    wanted
-        .iter()
-        .filter_map(|litter| Some((litter.clone(), what_is_left(litter)?)))
-        .collect()
+/// What a search has found of one litter.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Some of those that were killed and may take time to exit; empty if none was found.
+    pub(super) awaited: Vec<Pidfd>,
+    /// All that were killed.
+    pub(super) killed: Vec<Killed>,
+    pub(super) group: Option<ControlGroup>,
 }
 
-/// Each is told of it.
-fn same(error: &io::Error) -> io::Error {
-    match error.raw_os_error() {
-        Some(errno) => io::Error::from_raw_os_error(errno),
-        None => io::Error::new(error.kind(), error.to_string()),
+/// A process that was killed, by what its zombie is known by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Killed {
+    pid: u32,
+    start_time: u64,
+}
+
+impl Found {
+    fn add(&mut self, killed: Pidfd) -> io::Result<()> {
+        let pid = killed.pid();
+        let start_time = procfs::start_time_of(pid)?;
+        // Reaped meanwhile, and the number may be another's.
+        if let Some(start_time) = start_time.filter(|_| !killed.is_reaped()) {
+            self.killed.push(Killed { pid, start_time });
+        }
+        if self.awaited.len() < AWAITED {
+            self.awaited.push(killed);
+        }
+        Ok(())
     }
 }
 
-fn remove_group(litter: &Litter) -> io::Result<()> {
-    let removed = ControlGroup::of_box(&litter.dir).and_then(|group| match group {
-        Some(group) => group.remove(),
-        None => Ok(()),
-    });
+/// Does what remains when a search has found nothing that runs: has the zombies reaped that have
+/// fallen to this process, which is only known once their parents have exited, too, and removes the
+/// control groups.
+pub(super) fn finish(dead: &[Killed], group: Option<ControlGroup>) -> io::Result<()> {
+    for killed in dead {
+        if procfs::start_time_of(killed.pid)? == Some(killed.start_time) {
+            collect(killed.pid);
+        }
+    }
+    let removed = group.map_or(Ok(()), |group| group.remove());
     removed.map_err(|error| io::Error::new(error.source.kind(), error))
 }
 
-fn system(error: FileError) -> io::Error {
-    error.source
+/// Kills the strays once, without waiting until they have exited.
+pub(super) fn kill_all(wanted: &HashSet<Litter>) -> io::Result<HashMap<Litter, Found>> {
+    let mut search = Search::of(wanted)?;
+    search.kill_members()?;
+    search.kill_rest()?;
+    let found = search.found.into_iter();
+    Ok(found
+        .map(|(litter, found)| (litter.clone(), found))
+        .collect())
 }
 
-/// What tells strays from other processes.
+/// What tells strays from other processes, and what was found of each litter.
 struct Search<'a> {
     groups: Vec<(ControlGroup, &'a Litter)>,
     sessions: HashMap<u32, &'a Litter>,
     dirs: HashMap<&'a Path, &'a Litter>,
+    found: HashMap<&'a Litter, Found>,
 }
 
 impl<'a> Search<'a> {
     fn of(wanted: &'a HashSet<Litter>) -> io::Result<Self> {
-        let mut groups = Vec::new();
-        for litter in wanted {
-            let group = ControlGroup::of_box(&litter.dir).map_err(system)?;
-            groups.extend(group.map(|group| (group, litter)));
-        }
+        let dirs: HashMap<_, _> = wanted
+            .iter()
+            .map(|litter| (litter.dir.as_path(), litter))
+            .collect();
+        let by_dir = ControlGroup::of_boxes(dirs.keys().copied()).map_err(|error| error.source)?;
+        let groups: Vec<_> = by_dir
+            .into_iter()
+            .filter_map(|(dir, group)| Some((group, *dirs.get(dir)?)))
+            .collect();
         let sessions = wanted
             .iter()
             .filter_map(|litter| Some((litter.session?, litter)));
-        let dirs = wanted.iter().map(|litter| (litter.dir.as_path(), litter));
+        let mut found: HashMap<_, _> = wanted
+            .iter()
+            .map(|litter| (litter, Found::default()))
+            .collect();
+        for (group, litter) in &groups {
+            found.entry(*litter).or_default().group = Some(group.clone());
+        }
         Ok(Self {
-            groups,
             sessions: sessions.collect(),
-            dirs: dirs.collect(),
+            groups,
+            dirs,
+            found,
         })
     }
 
-    fn kill_all(&self, deadline: Instant) -> io::Result<Met<'a>> {
-        let mut met = self.kill_members(deadline)?;
+    fn kill_rest(&mut self) -> io::Result<()> {
         let members = self.members()?;
-        let mut found = Vec::new();
+        let mut strays = Vec::new();
         for pid in procfs::pids()? {
             if self.owner(pid, &members)?.is_some() {
-                found.push(pid);
+                strays.push(pid);
             }
         }
-        let found = open(found)?;
-        // Once more, now that the pidfds hold on to whoever they are.
-        let members = self.members()?;
-        for stray in found {
-            let Some(owner) = self.owner(stray.pid(), &members)? else {
-                continue;
-            };
-            if !stray.has_exited() {
-                met.insert(owner, stray.pid());
-                tracing::info!(pid = stray.pid(), "ending a stray descendant of a payload");
-                // It may have ended by itself.
-                let _ = stray.signal(Signal::SIGKILL);
+        for strays in strays.chunks(OPEN_AT_ONCE) {
+            let opened = open(strays)?;
+            // Once more, now that the pidfds hold on to whoever they are.
+            let members = self.members()?;
+            for stray in opened {
+                let Some(owner) = self.owner(stray.pid(), &members)? else {
+                    continue;
+                };
+                collect(stray.pid());
+                if !stray.has_exited() {
+                    tracing::info!(pid = stray.pid(), "ending a stray descendant of a payload");
+                    // It may have ended by itself.
+                    let _ = stray.signal(Signal::SIGKILL);
+                    self.found.entry(owner).or_default().add(stray)?;
+                }
             }
-            collect(&stray, deadline);
         }
-        Ok(met)
+        Ok(())
     }
 
     /// What forks and exits without end is seldom there any more when all other processes have been
     /// looked at.
-    fn kill_members(&self, deadline: Instant) -> io::Result<Met<'a>> {
-        let mut met = HashMap::new();
+    fn kill_members(&mut self) -> io::Result<()> {
         for (group, owner) in &self.groups {
-            let pids = group.pids().map_err(system)?;
-            met.extend(pids.first().map(|pid| (*owner, *pid)));
-            let found = open(pids)?;
-            // Once more, now that the pidfds hold on to whoever they are.
-            let members = group.pids().map_err(system)?;
+            let found = self.found.entry(*owner).or_default();
             group.kill();
-            let killed = || found.iter().filter(|one| members.contains(&one.pid()));
-            for member in killed() {
-                let _ = member.signal(Signal::SIGKILL);
-            }
-            // Only a member whose parent has exited too can be a child of this process.
-            for member in killed() {
-                collect(member, deadline);
+            for pids in pids_of(group)?.chunks(OPEN_AT_ONCE) {
+                let opened = open(pids)?;
+                // Once more, now that the pidfds hold on to whoever they are.
+                let members = pids_of(group)?;
+                for member in opened {
+                    if members.binary_search(&member.pid()).is_ok() {
+                        let _ = member.signal(Signal::SIGKILL);
+                        collect(member.pid());
+                        found.add(member)?;
+                    }
+                }
             }
         }
-        Ok(met)
+        Ok(())
     }
 
     fn members(&self) -> io::Result<HashMap<u32, &'a Litter>> {
         let mut members = HashMap::new();
         for (group, owner) in &self.groups {
-            let pids = group.pids().map_err(system)?;
-            members.extend(pids.into_iter().map(|pid| (pid, *owner)));
+            members.extend(pids_of(group)?.into_iter().map(|pid| (pid, *owner)));
         }
         Ok(members)
     }
@@ -174,12 +189,17 @@ impl<'a> Search<'a> {
     }
 }
 
+/// In order.
+fn pids_of(group: &ControlGroup) -> io::Result<Vec<u32>> {
+    group.pids().map_err(|error| error.source)
+}
+
 /// As many of them as there are descriptors for, of which half are given back: to look once more
 /// takes some. The ones that are killed make room for the rest.
-fn open(pids: Vec<u32>) -> io::Result<Vec<Pidfd>> {
+fn open(pids: &[u32]) -> io::Result<Vec<Pidfd>> {
     let mut opened = Vec::new();
     for pid in pids {
-        match Pidfd::open(pid) {
+        match Pidfd::open(*pid) {
             Ok(pidfd) => opened.push(pidfd),
             Err(error) if is_shortage(&error) => match opened.is_empty() {
                 true => return Err(error),
@@ -195,13 +215,8 @@ fn open(pids: Vec<u32>) -> io::Result<Vec<Pidfd>> {
     Ok(opened)
 }
 
-/// Reaps a killed process once it has exited: orphans fall to this process if it is a subreaper, or
-/// pid 1.
-fn collect(killed: &Pidfd, deadline: Instant) {
-    while !killed.has_exited() && Instant::now() < deadline {
-        thread::sleep(LOOK_EVERY);
-    }
-    let pid = killed.pid();
+/// Orphans fall to this process if it is a subreaper, or pid 1.
+fn collect(pid: u32) {
     if procfs::is_child(pid)
         && let Ok(caretaker) = caretaker()
     {

@@ -6,7 +6,14 @@ use std::time::{Duration, Instant};
 use shim_reaper::{ReaperClosed, ShimExit, ShimHandle, Signal};
 use vmm_shim::KILL_SIGNAL;
 
-/// How long a shim may take to kill its payload before it is killed itself.
+use crate::process::procfs;
+
+/// How long a shim may take to kill its payload before it is killed itself: longer than it waits
+/// for a payload that does not die. A large one takes seconds to, and its end is to be recorded.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// After how long a shim that is stopped, and so cannot do that, is killed; and one that was about
+/// to end by itself is told to.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Asks, waits for up to `grace`, then ends it by force.
@@ -25,12 +32,24 @@ pub(crate) async fn gracefully(
 /// its payload with it.
 pub(crate) async fn by_force(shim: &ShimHandle) -> Result<ShimExit, ReaperClosed> {
     signal(shim, KILL_SIGNAL);
+    let begun = Instant::now();
+    loop {
+        match tokio::time::timeout(PATIENCE, shim.clone()).await {
+            Ok(ended) => return ended,
+            Err(_) if begun.elapsed() < KILL_TIMEOUT && !procfs::is_stopped(shim.pid()) => {}
+            Err(_) => {
+                signal(shim, Signal::SIGKILL);
+                return shim.clone().await;
+            }
+        }
+    }
+}
+
+/// Waits for the end of a shim that is about to end, and ends it by force if it does not.
+pub(super) async fn by_itself(shim: &ShimHandle) -> Result<ShimExit, ReaperClosed> {
     match tokio::time::timeout(PATIENCE, shim.clone()).await {
         Ok(ended) => ended,
-        Err(_) => {
-            signal(shim, Signal::SIGKILL);
-            shim.clone().await
-        }
+        Err(_) => by_force(shim).await,
     }
 }
 
@@ -40,8 +59,11 @@ pub(super) fn in_the_background(shim: ShimHandle) {
     let run = {
         let shim = shim.clone();
         move || {
-            let deadline = Instant::now() + PATIENCE;
-            while shim.is_running() && Instant::now() < deadline {
+            let begun = Instant::now();
+            while shim.is_running()
+                && (begun.elapsed() < PATIENCE
+                    || begun.elapsed() < KILL_TIMEOUT && !procfs::is_stopped(shim.pid()))
+            {
                 thread::sleep(Duration::from_millis(5));
             }
             if shim.is_running() {

@@ -80,14 +80,6 @@ fn seconds(duration: &Duration) -> String {
 }
 
 impl StartError {
-    /// Whether the shim was ended, and not by itself.
-    pub(crate) fn may_leave_strays(&self) -> bool {
-        matches!(
-            self,
-            Self::Tell { .. } | Self::Ended { .. } | Self::NotReady { .. } | Self::Interrupted
-        )
-    }
-
     /// How the shim ended, as far as it is known.
     pub fn ending(&self) -> Option<&Ending> {
         match self {

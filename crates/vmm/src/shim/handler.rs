@@ -145,7 +145,7 @@ impl ShimHandler {
     }
 
     /// Has the shim kill the payload and all that descends from it; kills a shim that does not end
-    /// within half a second (SIGKILL). Through the pidfd: never another process.
+    /// within five seconds, or is stopped (SIGKILL). Through the pidfd: never another process.
     ///
     /// # Errors
     ///

@@ -8,7 +8,7 @@ use tokio::process::{ChildStdin, ChildStdout};
 use vmm_shim::{ExitRecord, FILES, InstanceSpec, PidRecord, Report, RuntimeProcess, open_log};
 
 use super::{Keepalive, ShimProgram, StartError, end};
-use crate::boxes::ending_of;
+use crate::boxes::{ending_of, record_fits};
 use crate::lifecycle::STUCK_AFTER;
 
 /// A shim whose payload is not ready yet: registered with the reaper from birth, and killed if
@@ -134,23 +134,31 @@ impl SpawnedShim {
                 self.payload_pid = payload_pid;
                 Ok(())
             }
-            Ok(Report::Failed(record)) => Err(StartError::Failed { record }),
-            Err(_) => Err(self.ended().await),
+            Ok(Report::Failed(record)) => Err(self.ended(Some(record)).await),
+            Err(_) => Err(self.ended(None).await),
         }
     }
 
-    /// It has closed its stdout without a word: it is dying, or it is not a shim.
-    async fn ended(&self) -> StartError {
-        let handle = self.handle();
-        // Whatever it is, it must not be waited for in vain.
-        let _ = handle.kill();
-        let exit = handle.clone().await.ok();
-        match ExitRecord::read(&self.dir.join(FILES.exit)) {
-            Ok(Some(record)) if record.pid == handle.pid() => StartError::Failed { record },
+    /// It has reported its end, or closed its stdout without a word: it is dying, or it is not a
+    /// shim. The kernel's status decides whether the record is believed: a payload of the same user
+    /// can forge the report as well as the file.
+    async fn ended(&self, reported: Option<ExitRecord>) -> StartError {
+        let pid = self.handle().pid();
+        let exit = end::by_itself(self.handle()).await.ok();
+        let status = exit.and_then(|exit| exit.status);
+        let record = match reported {
+            Some(record) => Ok(Some(record)),
+            None => ExitRecord::read(&self.dir.join(FILES.exit)),
+        };
+        let is_believed = |record: &ExitRecord| {
+            record.pid == pid && status.is_none_or(|status| record_fits(record, status))
+        };
+        match record {
+            Ok(Some(record)) if is_believed(&record) => StartError::Failed { record },
             Err(error) => error.into(),
             Ok(_) => StartError::Ended {
-                pid: handle.pid(),
-                ending: exit.and_then(|exit| ending_of(exit.status?)),
+                pid,
+                ending: status.and_then(ending_of),
             },
         }
     }
@@ -170,15 +178,20 @@ impl SpawnedShim {
     pub(super) fn into_started(mut self) -> Started {
         self.shim.armed = false;
         let pid = self.handle().pid();
-        // It has published who it is before it was ready.
-        let published = PidRecord::read(&self.dir.join(FILES.shim_pid));
-        let record = match published {
-            Ok(Some(record)) if record.pid == pid => record,
-            _ => PidRecord {
+        // What it has published counts only if it has ended: the payload may have written to that
+        // file by now.
+        let published = || {
+            PidRecord::read(&self.dir.join(FILES.shim_pid))
+                .ok()
+                .flatten()
+        };
+        let record = PidRecord::of(pid).ok().flatten();
+        let record = record
+            .or_else(|| published().filter(|record| record.pid == pid))
+            .unwrap_or(PidRecord {
                 pid,
                 identity: None,
-            },
-        };
+            });
         let keepalive = match self.stdin.into_owned_fd() {
             Ok(pipe) if !self.detached => Some(Keepalive::new(pipe)),
             _ => None,

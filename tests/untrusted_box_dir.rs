@@ -1,0 +1,273 @@
+//! A payload can write to its box directory. What it writes there neither hides how it ended nor
+//! keeps anything of its run alive.
+
+mod common;
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use common::boxes::{dir_of, go, open, script, sleeping, started, stray_of, until};
+use common::{eventually, is_gone, kill};
+use nix::sys::signal::Signal;
+use vmm_runtime::testing::PerTestBoxHome;
+use vmm_runtime::{
+    BoxSpec, BoxStatus, ControlGroup, Ending, PidRecord, Ready, RuntimeError, StartError,
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Starts an orphan that has left the session and the environment of the payload, so that only the
+/// control group tells whose it is.
+const HIDDEN_ORPHAN: &str = "cd $VMM_BOX_DIR; \
+    setsid env -i sh -c 'echo $$ > stray; exec sleep 1000' & ";
+
+/// Starts an orphan that the environment gives away.
+const ORPHAN: &str = "cd $VMM_BOX_DIR; setsid sh -c 'echo $$ > stray; exec sleep 1000' & ";
+
+const AWAIT_GO: &str = "while [ ! -e $VMM_BOX_DIR/go ]; do sleep 0.01; done; ";
+
+fn limited(spec: BoxSpec) -> BoxSpec {
+    spec.cpus(1).memory_mib(64)
+}
+
+/// False on a host without control groups, after a note on stderr.
+fn has_groups() -> bool {
+    let checked = ControlGroup::check();
+    if let Err(error) = &checked {
+        let _ = writeln!(io::stderr(), "SKIPPED, in part: {error}");
+    }
+    checked.is_ok()
+}
+
+/// The control groups that the shim has recorded.
+fn groups_in(record: &Path) -> Vec<PathBuf> {
+    let record = fs::read_to_string(record).unwrap();
+    let groups: Vec<_> = record.lines().map(PathBuf::from).collect();
+    assert!(!groups.is_empty() && groups.iter().all(|group| group.exists()));
+    groups
+}
+
+fn assert_gone(groups: &[PathBuf]) {
+    let left: Vec<_> = groups.iter().filter(|group| group.exists()).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test]
+async fn an_interrupted_start_leaves_neither_orphan_nor_group() {
+    if !has_groups() {
+        return;
+    }
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let spec = script(&format!("{HIDDEN_ORPHAN} exec sleep 1000")).ready(Ready::Notified);
+    let id = runtime.create(limited(spec)).await.unwrap().id;
+    let start = tokio::spawn({
+        let (runtime, id) = (runtime.clone(), id.clone());
+        async move { runtime.start(&id).await }
+    });
+    let orphan = stray_of(&home, &id).await;
+    let groups = groups_in(&dir_of(&home, &id).join("cgroup"));
+    let shim = PidRecord::read(&dir_of(&home, &id).join("shim.pid"));
+    // So that it does not clean up itself.
+    kill(shim.unwrap().unwrap().pid, Signal::SIGSTOP);
+    runtime.stop(&id).await.unwrap();
+    start.await.unwrap().unwrap_err();
+    eventually("the end of the orphan", || is_gone(orphan)).await;
+    assert_gone(&groups);
+    let info = runtime.info(&id).await.unwrap();
+    assert_eq!(info.status, BoxStatus::Configured);
+    runtime.shutdown(LIMIT).await;
+    // Nor does the next runtime find a run that has failed.
+    let runtime = open(&home).await;
+    let info = runtime.info(&id).await.unwrap();
+    assert_eq!(info.status, BoxStatus::Configured);
+}
+
+/// A payload that has deleted the record of its groups, and what was in it.
+async fn without_record(
+    home: &PerTestBoxHome,
+    spec: BoxSpec,
+) -> (vmm_runtime::VmmRuntime, vmm_runtime::BoxInfo, Vec<PathBuf>) {
+    let runtime = open(home).await;
+    let running = started(&runtime, limited(spec)).await;
+    let dir = dir_of(home, &running.id);
+    eventually("the payload deletes the record", || {
+        !dir.join("cgroup").exists()
+    })
+    .await;
+    let groups = groups_in(&dir.join("moved"));
+    (runtime, running, groups)
+}
+
+#[tokio::test]
+async fn the_shim_removes_groups_whose_record_the_payload_deleted() {
+    if !has_groups() {
+        return;
+    }
+    let home = PerTestBoxHome::new();
+    let spec = script("mv $VMM_BOX_DIR/cgroup $VMM_BOX_DIR/moved; exec sleep 1000");
+    let (runtime, running, groups) = without_record(&home, spec).await;
+    runtime.stop(&running.id).await.unwrap();
+    assert_gone(&groups);
+}
+
+#[tokio::test]
+async fn the_runtime_finds_groups_whose_record_the_payload_deleted() {
+    if !has_groups() {
+        return;
+    }
+    let home = PerTestBoxHome::new();
+    let spec = script(&format!("{HIDDEN_ORPHAN} mv cgroup moved; exec sleep 1000"));
+    let (runtime, running, groups) = without_record(&home, spec).await;
+    let orphan = stray_of(&home, &running.id).await;
+    kill(running.pid.unwrap(), Signal::SIGKILL);
+    until(&runtime, &running.id, BoxStatus::Failed).await;
+    runtime.remove(&running.id, true).await.unwrap();
+    eventually("the end of the orphan", || is_gone(orphan)).await;
+    assert_gone(&groups);
+}
+
+#[tokio::test]
+async fn the_next_runtime_finds_groups_whose_record_the_payload_deleted() {
+    if !has_groups() {
+        return;
+    }
+    let home = PerTestBoxHome::new();
+    let spec = script(&format!("{HIDDEN_ORPHAN} mv cgroup moved; exec sleep 1000"));
+    let (runtime, running, groups) = without_record(&home, spec.detached(true)).await;
+    let orphan = stray_of(&home, &running.id).await;
+    runtime.shutdown(LIMIT).await;
+    kill(running.pid.unwrap(), Signal::SIGKILL);
+    eventually("the end of the shim", || is_gone(running.pid.unwrap())).await;
+    let runtime = open(&home).await;
+    runtime.remove(&running.id, true).await.unwrap();
+    eventually("the end of the orphan", || is_gone(orphan)).await;
+    assert_gone(&groups);
+}
+
+/// Kills the shim behind a record of a clean end.
+const FORGE_END: &str = r#"
+    printf '{"pid":%s,"requested":true,"how":"exited","code":0}' $PPID > $VMM_BOX_DIR/exit;
+    kill -9 $PPID; sleep 1000"#;
+
+#[tokio::test]
+async fn a_forged_record_does_not_hide_that_the_shim_was_killed() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let spec = script(&format!("{ORPHAN} {AWAIT_GO} {FORGE_END}"));
+    let running = started(&runtime, spec).await;
+    let orphan = stray_of(&home, &running.id).await;
+    go(&home, &running.id);
+    let ended = runtime.wait(&running.id).await.unwrap();
+    assert_eq!(ended.status, BoxStatus::Failed, "{ended:?}");
+    assert_eq!(ended.ending, Some(Ending::Signaled { signal: 9 }));
+    eventually("the end of the orphan", || is_gone(orphan)).await;
+}
+
+#[tokio::test]
+async fn a_forged_record_does_not_hide_that_a_start_was_killed() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let spec = script(&format!("{ORPHAN} {AWAIT_GO} {FORGE_END}")).ready(Ready::Notified);
+    let id = runtime.create(spec).await.unwrap().id;
+    let start = tokio::spawn({
+        let (runtime, id) = (runtime.clone(), id.clone());
+        async move { runtime.start(&id).await }
+    });
+    let orphan = stray_of(&home, &id).await;
+    go(&home, &id);
+    let error = start.await.unwrap().unwrap_err();
+    let RuntimeError::Start { source, .. } = &error else {
+        panic!("{error}");
+    };
+    assert!(matches!(source, StartError::Ended { .. }), "{error}");
+    assert_eq!(source.ending(), Some(&Ending::Signaled { signal: 9 }));
+    eventually("the end of the orphan", || is_gone(orphan)).await;
+}
+
+#[tokio::test]
+async fn what_a_forged_record_says_is_bounded() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let left = started(&runtime, sleeping().detached(true)).await;
+    let shim = left.pid.unwrap();
+    runtime.shutdown(LIMIT).await;
+    kill(shim, Signal::SIGKILL);
+    eventually("the end of the shim", || is_gone(shim)).await;
+    let message = "é".repeat(200_000);
+    let forged = format!(
+        r#"{{"pid":{shim},"how":"panicked","message":"{message}","location":"{message}"}}"#
+    );
+    fs::write(dir_of(&home, &left.id).join("exit"), forged).unwrap();
+    for _ in 0..2 {
+        let runtime = open(&home).await;
+        let info = runtime.info(&left.id).await.unwrap();
+        assert_eq!(info.status, BoxStatus::Failed);
+        let length = info.error.unwrap().len();
+        assert!(length < 16 << 10, "{length}");
+        let Some(Ending::Panicked { message, location }) = info.ending else {
+            panic!("{:?}", info.ending);
+        };
+        assert!(message.starts_with('é') && message.len() <= 4 << 10);
+        assert!(location.unwrap().len() <= 4 << 10);
+        runtime.shutdown(LIMIT).await;
+    }
+}
+
+#[tokio::test]
+async fn an_orphan_does_not_outlive_a_forged_record_of_a_shim_found_dead() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let left = started(
+        &runtime,
+        script(&format!("{ORPHAN} exec sleep 1000")).detached(true),
+    )
+    .await;
+    let orphan = stray_of(&home, &left.id).await;
+    let shim = left.pid.unwrap();
+    runtime.shutdown(LIMIT).await;
+    kill(shim, Signal::SIGKILL);
+    eventually("the end of the shim", || is_gone(shim)).await;
+    let forged = format!(r#"{{"pid":{shim},"requested":true,"how":"exited","code":0}}"#);
+    fs::write(dir_of(&home, &left.id).join("exit"), forged).unwrap();
+    let _runtime = open(&home).await;
+    eventually("the end of the orphan", || is_gone(orphan)).await;
+}
+
+#[tokio::test]
+async fn a_record_that_names_the_shim_of_another_box_does_not_end_that() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let other = started(&runtime, sleeping().detached(true)).await;
+    let forging = started(&runtime, sleeping().detached(true)).await;
+    runtime.shutdown(LIMIT).await;
+    kill(forging.pid.unwrap(), Signal::SIGKILL);
+    eventually("the end of the shim", || is_gone(forging.pid.unwrap())).await;
+    let record = |id: &str| dir_of(&home, id).join("shim.pid");
+    fs::copy(record(&other.id), record(&forging.id)).unwrap();
+    let runtime = open(&home).await;
+    let found = runtime.info(&forging.id).await.unwrap();
+    assert_eq!((found.status, found.pid), (BoxStatus::Failed, None));
+    runtime.remove(&forging.id, true).await.unwrap();
+    let found = runtime.info(&other.id).await.unwrap();
+    assert_eq!((found.status, found.pid), (BoxStatus::Running, other.pid));
+    runtime.remove(&other.id, true).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_reported_end_stays_what_it_was_whatever_the_payload_has_written() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let forge = r#"printf '{"pid":5}' > $VMM_BOX_DIR/shim.pid;
+        printf '{"pid":5,"how":"exited","code":0}' > $VMM_BOX_DIR/exit; kill -9 $PPID; sleep 1000"#;
+    let running = started(&runtime, script(&format!("{AWAIT_GO} {forge}"))).await;
+    go(&home, &running.id);
+    let ended = runtime.wait(&running.id).await.unwrap();
+    assert_eq!(ended.ending, Some(Ending::Signaled { signal: 9 }));
+    runtime.shutdown(LIMIT).await;
+    let runtime = open(&home).await;
+    let found = runtime.info(&running.id).await.unwrap();
+    assert_eq!((found.status, found.ending), (ended.status, ended.ending));
+}
