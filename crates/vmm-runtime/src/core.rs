@@ -9,7 +9,7 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use ulid::{Generator, Ulid};
-use vmm_shim::FileError;
+use vmm_protocol::FileError;
 
 use crate::boxes::Boxes;
 use crate::driver::Driver;

@@ -2,7 +2,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use vmm_shim::FileError;
+use vmm_protocol::FileError;
 
 use crate::{ShimProgramError, StartError};
 

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use futures::Stream;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use pin_project::pin_project;
-use vmm_shim::Ending;
+use vmm_protocol::Ending;
 
 use crate::{BoxInfo, RuntimeMetricsStorage};
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::geteuid;
 use tokio_util::sync::CancellationToken;
-use vmm_shim::FileError;
+use vmm_protocol::FileError;
 
 use crate::RuntimeError;
 use crate::process::procfs;

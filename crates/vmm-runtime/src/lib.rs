@@ -13,7 +13,7 @@
 //! # What is trusted
 //!
 //! What the kernel reports wins over what a file says: a payload that runs as the same user can
-//! write to everything in its box directory ([`BoxFiles`](vmm_shim::BoxFiles) lists what that
+//! write to everything in its box directory ([`BoxFiles`](vmm_protocol::BoxFiles) lists what that
 //! achieves). An exit record is believed if it fits the exit status of the shim; anything else is a
 //! crash, and what the payload has started is ended. Before Linux 6.15, and for a shim that ended
 //! while no runtime was attached, the record is all there is: it is used, and the cleanup is done
@@ -71,7 +71,7 @@ pub use runtime::VmmRuntime;
 pub use shim::{
     Keepalive, ShimController, ShimHandler, ShimProgram, ShimProgramError, SpawnedShim, StartError,
 };
-pub use vmm_shim::{
+pub use vmm_protocol::{
     ConsoleOptions, ControlGroup, Ending, FailureKind, FileError, InstanceSpec, PayloadSpec,
     PidRecord, ProcessIdentity, Ready,
 };

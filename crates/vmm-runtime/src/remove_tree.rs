@@ -11,7 +11,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use rustix::path::Arg;
-use vmm_shim::FileError;
+use vmm_protocol::FileError;
 
 /// How far a removal has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

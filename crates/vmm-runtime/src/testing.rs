@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use vmm_shim::{ControlGroup, FILES, PidRecord, ProcessIdentity};
+use vmm_protocol::{ControlGroup, FILES, PidRecord, ProcessIdentity};
 
 use crate::RuntimeOptions;
 use crate::process::procfs;

@@ -10,13 +10,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::recorder::Recorder;
-use crate::runtime_process::RuntimeExited;
-use crate::{Ending, FailureKind, Payload, RuntimeProcess};
+use vmm_engine::Payload;
+use vmm_protocol::{Ending, FailureKind, KILL_SIGNAL, RuntimeExited, RuntimeProcess};
 
-/// Tells a shim to kill its payload, with all that descends from it, and to end. Unlike SIGKILL to
-/// the shim it leaves no descendant behind, and an exit record.
-pub const KILL_SIGNAL: Signal = Signal::SIGUSR1;
+use crate::recorder::Recorder;
 
 /// How long a killed payload may take to vanish before the shim ends without it.
 const AFTER_KILL: Duration = Duration::from_secs(2);

@@ -11,14 +11,13 @@ use nix::libc::SIGCHLD;
 use nix::sys::prctl;
 use nix::unistd::setsid;
 
+use vmm_engine::signals::stop_ignoring;
+use vmm_engine::{Engine, EngineError, Payload};
+use vmm_protocol::{Ending, FILES, FailureKind, InstanceSpec, PidRecord, Report, RuntimeExited};
+
 use crate::control::{self, Control, Watchdog};
-use crate::ignored_signals::stop_ignoring;
 use crate::recorder::Recorder;
-use crate::runtime_process::RuntimeExited;
-use crate::{
-    Ending, Engine, EngineError, FILES, FailureKind, InstanceSpec, Payload, PidRecord, Report,
-    standard_streams,
-};
+use crate::standard_streams;
 
 /// The life of the shim of one box, whose directory is the current one.
 pub(crate) fn run(engines: Vec<Box<dyn Engine>>) -> ! {

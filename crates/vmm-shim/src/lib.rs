@@ -57,43 +57,17 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("vmm-shim needs Linux");
 
-mod bounds;
-mod console_options;
 mod control;
-mod control_group;
-mod descendants;
-mod durable;
-mod ending;
-mod engine;
-mod exit_record;
-mod files;
-mod identity;
-mod ignored_signals;
 mod instance;
-mod invocation;
-mod payload_spec;
-mod pid_record;
 mod recorder;
-mod report;
-mod runtime_process;
 mod shim;
-mod spec;
 mod standard_streams;
 
-pub use bounds::truncate_text;
-pub use console_options::ConsoleOptions;
-pub use control::KILL_SIGNAL;
-pub use control_group::ControlGroup;
-pub use durable::{FileError, is_shortage, open_log, read_file, write_file};
-pub use ending::{Ending, FailureKind};
-pub use engine::{Engine, EngineError, Payload, PayloadExit, Process};
-pub use exit_record::ExitRecord;
-pub use files::{BOX_DIR_VARIABLE, BoxFiles, FILES};
-pub use identity::ProcessIdentity;
-pub use invocation::{ARGV0, Invocation};
-pub use payload_spec::{PayloadSpec, Ready};
-pub use pid_record::PidRecord;
-pub use report::Report;
-pub use runtime_process::RuntimeProcess;
-pub use shim::{Shim, is_armed, run_if_shim};
-pub use spec::InstanceSpec;
+pub use shim::{Shim, run_if_shim};
+pub use vmm_engine::{Engine, EngineError, Payload, PayloadExit, Process};
+pub use vmm_protocol::{
+    ARGV0, BOX_DIR_VARIABLE, BoxFiles, ConsoleOptions, ControlGroup, Ending, ExitRecord, FILES,
+    FailureKind, FileError, InstanceSpec, Invocation, KILL_SIGNAL, PayloadSpec, PidRecord,
+    ProcessIdentity, Ready, Report, RuntimeProcess, is_armed, is_shortage, open_log, read_file,
+    truncate_text, write_file,
+};

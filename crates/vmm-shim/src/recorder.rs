@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::{ControlGroup, Ending, ExitRecord, FILES, Payload, Report, descendants, durable};
+use vmm_engine::{Payload, descendants};
+use vmm_protocol::{ControlGroup, Ending, ExitRecord, FILES, Report};
 
 /// How long the payload may take over an order, where an end waits for it.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -48,7 +49,7 @@ impl Recorder {
     pub(crate) fn record_in(&self, dir: &Path) {
         let path = dir.join(FILES.exit);
         // The payload's console may fill the disk.
-        durable::reserve(&path);
+        vmm_protocol::reserve(&path);
         let _ = self.exit.set(path);
     }
 

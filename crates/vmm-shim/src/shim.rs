@@ -1,11 +1,9 @@
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::engine::{self, Engine, Process};
+use vmm_engine::{Engine, Process};
+use vmm_protocol::Invocation;
+
 use crate::instance;
-use crate::invocation::Invocation;
-
-static ARMED: AtomicBool = AtomicBool::new(false);
 
 /// A program that can be its own shim, with the engines it brings.
 ///
@@ -56,13 +54,13 @@ impl Shim {
     /// Call it first of all in `main`, before any thread is started and any file is opened.
     pub fn run_if_shim(self) {
         match Invocation::of_this_process() {
-            None => ARMED.store(true, Ordering::Release),
+            None => vmm_protocol::arm(),
             Some(Invocation::Box { .. }) => instance::run(self.engines),
             Some(Invocation::Payload {
                 shim,
                 confinement,
                 command,
-            }) => engine::become_payload(shim, &confinement, &command),
+            }) => vmm_engine::become_payload(shim, &confinement, &command),
         }
     }
 }
@@ -84,9 +82,4 @@ impl fmt::Debug for Shim {
 /// [`Shim::run_if_shim`], with the engine [`Process`] alone.
 pub fn run_if_shim() {
     Shim::new().run_if_shim();
-}
-
-/// Whether this program can be its own shim: it has called [`run_if_shim`].
-pub fn is_armed() -> bool {
-    ARMED.load(Ordering::Acquire)
 }

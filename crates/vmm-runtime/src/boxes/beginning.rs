@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
-use vmm_shim::InstanceSpec;
+use vmm_protocol::InstanceSpec;
 
 use crate::ShimHandler;
 

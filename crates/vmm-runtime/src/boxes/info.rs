@@ -3,7 +3,7 @@ use std::fmt;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use vmm_shim::Ending;
+use vmm_protocol::Ending;
 
 use crate::HealthState;
 

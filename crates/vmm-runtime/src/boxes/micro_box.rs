@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use shim_reaper::ShimHandle;
 use tokio_util::sync::CancellationToken;
-use vmm_shim::{ControlGroup, Ending, ExitRecord, FILES, FileError, PidRecord, is_shortage};
+use vmm_protocol::{ControlGroup, Ending, ExitRecord, FILES, FileError, PidRecord, is_shortage};
 
 use super::gate::Gate;
 use super::phase::Phase;
@@ -498,7 +498,7 @@ impl MicroBox {
                 interrupt.cancel();
                 // Nobody may be there to see to it.
                 if let Some(shim) = shim {
-                    let _ = shim.signal(vmm_shim::KILL_SIGNAL);
+                    let _ = shim.signal(vmm_protocol::KILL_SIGNAL);
                 }
             }
             Phase::Up { shim, .. } => shim.let_go(),

@@ -4,7 +4,7 @@ use std::process::ExitStatus;
 use jiff::Timestamp;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Deserializer, Serialize};
-use vmm_shim::{Ending, ExitRecord, FileError, PidRecord, truncate_text};
+use vmm_protocol::{Ending, ExitRecord, FileError, PidRecord, truncate_text};
 
 use super::BoxStatus;
 use crate::StartError;

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use vmm_shim::{FileError, InstanceSpec, read_file, write_file};
+use vmm_protocol::{FileError, InstanceSpec, read_file, write_file};
 
 use super::{BoxSpec, Outcome};
 use crate::HealthState;

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vmm_shim::{ConsoleOptions, PayloadSpec, Ready};
+use vmm_protocol::{ConsoleOptions, PayloadSpec, Ready};
 
 use crate::{HealthCheckOptions, RuntimeError};
 

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use vmm_shim::{Ending, FileError};
+use vmm_protocol::{Ending, FileError};
 
 use super::gate::Gate;
 use super::phase::Phase;

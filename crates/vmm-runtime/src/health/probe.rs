@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use shim_reaper::{ShimHandle, SpawnOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use vmm_shim::BOX_DIR_VARIABLE;
+use vmm_protocol::BOX_DIR_VARIABLE;
 
 use crate::ShimProgram;
 use crate::process::caretaker;

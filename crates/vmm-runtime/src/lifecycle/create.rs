@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use vmm_shim::FILES;
+use vmm_protocol::FILES;
 
 use crate::boxes::{BoxRecord, MicroBox};
 use crate::core::Core;

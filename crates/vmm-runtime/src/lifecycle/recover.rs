@@ -8,7 +8,7 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use tokio::time::timeout;
 use ulid::Ulid;
-use vmm_shim::{ExitRecord, FILES, FileError, PidRecord, ProcessIdentity, is_shortage};
+use vmm_protocol::{ExitRecord, FILES, FileError, PidRecord, ProcessIdentity, is_shortage};
 
 use super::{keep_tidying, supervise, tidy_up};
 use crate::boxes::{BoxRecord, MicroBox, Outcome};

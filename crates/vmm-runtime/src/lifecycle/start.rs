@@ -3,7 +3,7 @@ use std::io;
 use std::sync::Arc;
 
 use tokio::time::timeout;
-use vmm_shim::{FILES, FileError, InstanceSpec};
+use vmm_protocol::{FILES, FileError, InstanceSpec};
 
 use super::stop::check;
 use super::{STUCK_AFTER, keep_tidying, supervise, tidy_up};

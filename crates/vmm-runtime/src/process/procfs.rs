@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vmm_shim::{BOX_DIR_VARIABLE, Invocation, is_shortage};
+use vmm_protocol::{BOX_DIR_VARIABLE, Invocation, is_shortage};
 
 /// How long the execution of a program may take: its pages may have to come from a disk.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use futures::FutureExt;
 use shim_reaper::{Pidfd, Signal};
-use vmm_shim::{ControlGroup, is_shortage};
+use vmm_protocol::{ControlGroup, is_shortage};
 
 use super::{Litter, caretaker, procfs};
 

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use shim_reaper::{ShimHandle, ShimReaper};
 use tokio_util::sync::CancellationToken;
-use vmm_shim::InstanceSpec;
+use vmm_protocol::InstanceSpec;
 
 use super::{ShimHandler, ShimProgram, SpawnedShim, StartError};
 

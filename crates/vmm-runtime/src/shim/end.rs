@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use shim_reaper::{ReaperClosed, ShimExit, ShimHandle, Signal};
-use vmm_shim::KILL_SIGNAL;
+use vmm_protocol::KILL_SIGNAL;
 
 use crate::process::procfs;
 

@@ -2,7 +2,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use vmm_shim::{Ending, ExitRecord, FileError};
+use vmm_protocol::{Ending, ExitRecord, FileError};
 
 use crate::boxes::describe;
 

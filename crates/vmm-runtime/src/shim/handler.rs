@@ -3,7 +3,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use shim_reaper::{ReaperClosed, ShimExit, ShimHandle, ShimReaper};
-use vmm_shim::{PidRecord, ProcessIdentity};
+use vmm_protocol::{PidRecord, ProcessIdentity};
 
 use super::spawned::Started;
 use super::{Keepalive, SpawnedShim, end};

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::unistd::{AccessFlags, access};
-use vmm_shim::{ARGV0, Invocation};
+use vmm_protocol::{ARGV0, Invocation};
 
 use crate::ShimProgramError;
 
@@ -26,7 +26,7 @@ impl ShimProgram {
     /// If it has not called [`vmm_shim::run_if_shim`]: a copy of it would not know that it is to
     /// be a shim.
     pub fn this() -> Result<Self, ShimProgramError> {
-        if vmm_shim::is_armed() {
+        if vmm_protocol::is_armed() {
             Ok(Self::of(THIS_PROGRAM.into()))
         } else {
             Err(ShimProgramError::NotArmed)

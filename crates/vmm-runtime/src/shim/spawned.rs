@@ -5,7 +5,7 @@ use std::process::{self, Stdio};
 use shim_reaper::{ShimHandle, ShimReaper};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout};
-use vmm_shim::{ExitRecord, FILES, InstanceSpec, PidRecord, Report, RuntimeProcess, open_log};
+use vmm_protocol::{ExitRecord, FILES, InstanceSpec, PidRecord, Report, RuntimeProcess, open_log};
 
 use super::{Keepalive, ShimProgram, StartError, end};
 use crate::boxes::{ending_of, record_fits};

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::durable::{LONGEST_RECORD, read_file};
+use crate::files::{LONGEST_RECORD, read_file};
 use crate::{Ending, FileError, write_file};
 
 /// What a shim leaves behind in the file `exit`.

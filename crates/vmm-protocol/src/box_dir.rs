@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use crate::durable::temporary_of;
+use crate::files::temporary_of;
 
 /// What the payload finds the box's directory in. Its descendants inherit it, so that they can be
 /// told from other processes.

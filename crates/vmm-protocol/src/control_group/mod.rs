@@ -6,5 +6,5 @@ mod setting;
 mod walk;
 
 pub use group::ControlGroup;
-pub(crate) use group::PROCESSES;
-pub(crate) use setting::Controller;
+pub use group::PROCESSES;
+pub use setting::Controller;

@@ -1,3 +1,10 @@
+mod confinement;
+mod console;
+mod console_log;
+mod launch;
+mod notify_socket;
+mod payload;
+
 use std::env;
 use std::fs::File;
 use std::io::{self, PipeWriter, Seek, Write};
@@ -10,13 +17,15 @@ use std::process::{Command, ExitStatus, Stdio};
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::confinement::Confinement;
-use super::console::Console;
-use super::launch::{self, Environment, LaunchError, LaunchOptions};
-use super::notify_socket::NotifySocket;
-use super::process_payload::ProcessPayload;
-use super::{Engine, EngineError, Payload};
-use crate::{ARGV0, BOX_DIR_VARIABLE, InstanceSpec, Invocation, PayloadSpec, Ready};
+use vmm_protocol::{ARGV0, BOX_DIR_VARIABLE, InstanceSpec, Invocation, PayloadSpec, Ready};
+
+use self::confinement::Confinement;
+use self::console::Console;
+pub use self::launch::become_payload;
+use self::launch::{Environment, LaunchError, LaunchOptions};
+use self::notify_socket::NotifySocket;
+use self::payload::ProcessPayload;
+use crate::{Engine, EngineError, Payload};
 
 /// The default engine: the payload is a command, without any virtual machine around it.
 ///
@@ -27,7 +36,7 @@ use crate::{ARGV0, BOX_DIR_VARIABLE, InstanceSpec, Invocation, PayloadSpec, Read
 /// shim's is, as systemd has it: a command that wants more raises it itself.
 ///
 /// Its stdout and stderr are one pipe, from which the shim appends to `console.log`. Before that
-/// file exceeds [`max_bytes`](crate::ConsoleOptions::max_bytes), the shim renames it to
+/// file exceeds [`max_bytes`](vmm_protocol::ConsoleOptions::max_bytes), the shim renames it to
 /// `console.log.1`, that one to `console.log.2`, and so on; the oldest file is deleted, and
 /// `console.dropped` counts its bytes. A file ends with a whole line where it can. A full disk does
 /// not block the command: the shim drops what it cannot write, and puts a line

@@ -1,3 +1,5 @@
+//! Resets the signals that a parent process has ignored.
+
 use std::fs;
 use std::io;
 use std::sync::Arc;
@@ -13,7 +15,7 @@ use signal_hook::consts::FORBIDDEN;
 /// # Errors
 ///
 /// When `/proc` cannot be read.
-pub(crate) fn stop_ignoring(signals: impl IntoIterator<Item = c_int>) -> io::Result<()> {
+pub fn stop_ignoring(signals: impl IntoIterator<Item = c_int>) -> io::Result<()> {
     let ignored = ignored()?;
     for signal in signals {
         if ignored >> (signal - 1) & 1 == 1 && !FORBIDDEN.contains(&signal) {

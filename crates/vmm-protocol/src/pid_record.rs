@@ -5,7 +5,7 @@ use std::process;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::durable::{LONGEST_RECORD, read_file, write_file_unsynced};
+use crate::files::{LONGEST_RECORD, read_file, write_file_unsynced};
 use crate::{FileError, ProcessIdentity, write_file};
 
 /// Who a process is, as the files `shim.pid` and `payload.pid` say it.
@@ -78,7 +78,11 @@ impl PidRecord {
     }
 
     /// Whole, but not synced: no payload outlives the machine.
-    pub(crate) fn write_of_payload(&self, path: &Path) -> Result<(), FileError> {
+    ///
+    /// # Errors
+    ///
+    /// As [`write`](Self::write).
+    pub fn write_of_payload(&self, path: &Path) -> Result<(), FileError> {
         write_file_unsynced(path, &self.to_text(path)?)
     }
 

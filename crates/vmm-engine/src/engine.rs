@@ -1,29 +1,17 @@
 //! What runs payloads: the seam between a shim and a kind of virtual machine.
 
-mod confinement;
-mod console;
-mod console_log;
-mod error;
-mod launch;
-mod notify_socket;
-mod process;
-mod process_payload;
-
 use std::io;
 use std::path::Path;
 
-pub(crate) use confinement::Confinement;
-pub use error::EngineError;
-pub(crate) use launch::become_payload;
-pub use process::Process;
+use vmm_protocol::{Ending, InstanceSpec};
 
-use crate::InstanceSpec;
+use crate::EngineError;
 
 /// Starts payloads of one kind. A shim has one or more engines, and the spec names one of them.
 ///
 /// Everything here runs inside the shim, one process per box, so a blocking or crashing engine
 /// harms no other box. A panic in a call of these methods ends the shim with an
-/// [`ExitRecord`](crate::ExitRecord) that tells message and place; one in a thread of the engine's
+/// [`ExitRecord`](vmm_protocol::ExitRecord) that tells message and place; one in a thread of the engine's
 /// own does not end the shim, unless the program is built with `panic = "abort"`. An engine, or a
 /// library of its, that calls `exit(3)` ends the shim without a record.
 ///
@@ -86,4 +74,30 @@ pub enum PayloadExit {
     Signal(i32),
     /// Killed by the kernel, because its memory was used up.
     OutOfMemory,
+}
+
+impl From<PayloadExit> for Ending {
+    fn from(exit: PayloadExit) -> Self {
+        match exit {
+            // As the kernel does, exit(3).
+            PayloadExit::Code(code) => Self::Exited { code: code & 0xff },
+            PayloadExit::Signal(signal) => Self::Signaled { signal },
+            PayloadExit::OutOfMemory => Self::OutOfMemory,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_is_what_the_kernel_would_make_of_it() {
+        for (code, seen) in [(255, 255), (256, 0), (-1, 255)] {
+            assert_eq!(
+                Ending::from(PayloadExit::Code(code)),
+                Ending::Exited { code: seen }
+            );
+        }
+    }
 }

@@ -1,7 +1,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::FileError;
+use vmm_protocol::{Ending, FailureKind, FileError};
 
 /// Why a payload could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +44,21 @@ pub enum EngineError {
 }
 
 impl EngineError {
-    pub(crate) fn system(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+    /// Returns a closure that wraps the system's error, for `map_err`.
+    pub fn system(action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::System { action, source }
+    }
+}
+
+impl From<EngineError> for Ending {
+    fn from(error: EngineError) -> Self {
+        let kind = match error {
+            EngineError::NotFound { .. } => FailureKind::NotFound,
+            EngineError::NotExecutable { .. } => FailureKind::NotExecutable,
+            EngineError::File(_) => FailureKind::Storage,
+            EngineError::Spec(_) => FailureKind::Spec,
+            _ => FailureKind::Engine,
+        };
+        Self::failed(kind, error.to_string())
     }
 }

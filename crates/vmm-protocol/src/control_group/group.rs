@@ -16,7 +16,7 @@ use rustix::fs::{AtFlags, unlinkat};
 use super::hierarchy::{Hierarchy, Version};
 use super::setting::Controller;
 use super::walk::{read_at, walk};
-use crate::durable::{LONGEST_RECORD, read_file, write_file_unsynced};
+use crate::files::{LONGEST_RECORD, read_file, write_file_unsynced};
 use crate::{FILES, FileError, is_shortage};
 
 /// The control groups of one box's payload: one, or with version 1 of `cgroups(7)` one for each
@@ -72,7 +72,7 @@ impl ControlGroup {
 
     /// Makes the groups for the payload of this process, and records them first: nothing may be
     /// left that nobody knows of. Says which limits got none, and why.
-    pub(crate) fn create(
+    pub fn create(
         dir: &Path,
         limits: &[(Controller, u64)],
     ) -> Result<(Self, Vec<(Controller, FileError)>), FileError> {
@@ -117,7 +117,7 @@ impl ControlGroup {
 
     /// Returns what this process has made for its payload. Reads no file: the payload can write to
     /// the record.
-    pub(crate) fn of_this_process() -> Option<&'static Self> {
+    pub fn of_this_process() -> Option<&'static Self> {
         OF_THIS_PROCESS.get()
     }
 
@@ -199,7 +199,8 @@ impl ControlGroup {
         (!dirs.is_empty()).then_some(Self { dirs })
     }
 
-    pub(crate) fn into_dirs(self) -> Vec<PathBuf> {
+    /// Returns the directories of the groups, for a process to enter them.
+    pub fn into_dirs(self) -> Vec<PathBuf> {
         self.dirs
     }
 
@@ -238,7 +239,7 @@ impl ControlGroup {
     }
 
     /// Whether the kernel has killed a process of it because its memory was used up. Linux 4.13.
-    pub(crate) fn has_run_out_of_memory(&self) -> bool {
+    pub fn has_run_out_of_memory(&self) -> bool {
         let files = [Version::V1, Version::V2].map(Controller::kills_file);
         let counted = self
             .dirs
@@ -366,7 +367,7 @@ fn is_control_group(path: &Path) -> bool {
 }
 
 /// The processes of a group; to enter it is to write to this.
-pub(crate) const PROCESSES: &str = "cgroup.procs";
+pub const PROCESSES: &str = "cgroup.procs";
 
 struct Place {
     version: Version,

@@ -68,13 +68,18 @@ impl InstanceSpec {
         Ok(line)
     }
 
-    pub(crate) fn stop_grace(&self) -> Duration {
+    /// Returns how long the payload may take to stop.
+    pub fn stop_grace(&self) -> Duration {
         Duration::from_millis(self.stop_grace_ms)
     }
 
     /// Reads one line; also from whom it is, if it says so. The message of a refusal quotes nothing
     /// of it, because it can hold secrets.
-    pub(crate) fn read(from: impl BufRead) -> Result<(Self, Option<RuntimeProcess>), String> {
+    ///
+    /// # Errors
+    ///
+    /// The reason, for the exit record.
+    pub fn read(from: impl BufRead) -> Result<(Self, Option<RuntimeProcess>), String> {
         let mut line = Vec::new();
         io::Read::take(from, MAX_BYTES)
             .read_until(b'\n', &mut line)

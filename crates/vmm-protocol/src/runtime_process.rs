@@ -24,7 +24,7 @@ pub struct RuntimeProcess {
 
 /// The runtime's process has exited.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct RuntimeExited;
+pub struct RuntimeExited;
 
 impl RuntimeProcess {
     /// Describes the calling process.
@@ -43,7 +43,11 @@ impl RuntimeProcess {
     /// Opens a pidfd, which becomes readable when the process exits. Returns `None` where the
     /// process cannot be identified: from another pid namespace, behind the mount option `hidepid`
     /// of `/proc`, or without pidfds.
-    pub(crate) fn watch(&self) -> Result<Option<OwnedFd>, RuntimeExited> {
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeExited`] if it has exited.
+    pub fn watch(&self) -> Result<Option<OwnedFd>, RuntimeExited> {
         if pid_namespace() != self.pid_namespace {
             return Ok(None);
         }

@@ -17,7 +17,7 @@ use nix::unistd::{Pid, dup2_stdout, getppid};
 use serde::{Deserialize, Serialize};
 
 use super::Confinement;
-use crate::ignored_signals::stop_ignoring;
+use crate::signals::stop_ignoring;
 
 pub(super) type Environment = BTreeMap<OsString, OsString>;
 
@@ -116,7 +116,7 @@ fn understand(report: &str) -> Result<(), LaunchError> {
 /// A program in between, because binding a child's life to its parent's takes a system call
 /// between fork and exec, and only async-signal-safe code may run there. The report goes to stdout,
 /// which closes when the payload's program is executed.
-pub(crate) fn become_payload(shim: u32, options: &str, command: &[OsString]) -> ! {
+pub fn become_payload(shim: u32, options: &str, command: &[OsString]) -> ! {
     let report = io::stdout().as_fd().try_clone_to_owned();
     if let Ok(report) = report {
         let mut report = File::from(report);

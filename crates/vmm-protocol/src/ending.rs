@@ -1,8 +1,7 @@
 use nix::libc::SIGKILL;
 use serde::{Deserialize, Serialize};
 
-use crate::bounds::truncate_text;
-use crate::{EngineError, PayloadExit, bounds};
+use crate::bounds::{self, truncate_text};
 
 /// How a shim's work ended.
 ///
@@ -114,7 +113,7 @@ impl Ending {
     }
 
     /// Cuts what it says to what a reader keeps.
-    pub(crate) fn bounded(mut self) -> Self {
+    pub fn bounded(mut self) -> Self {
         match &mut self {
             Self::Panicked { message, location } => {
                 truncate_text(message);
@@ -126,35 +125,12 @@ impl Ending {
         self
     }
 
-    pub(crate) fn failed(kind: FailureKind, message: impl Into<String>) -> Self {
+    /// Returns the ending of a payload that could not be run.
+    pub fn failed(kind: FailureKind, message: impl Into<String>) -> Self {
         Self::Failed {
             kind,
             message: message.into(),
         }
-    }
-}
-
-impl From<PayloadExit> for Ending {
-    fn from(exit: PayloadExit) -> Self {
-        match exit {
-            // As the kernel does, exit(3).
-            PayloadExit::Code(code) => Self::Exited { code: code & 0xff },
-            PayloadExit::Signal(signal) => Self::Signaled { signal },
-            PayloadExit::OutOfMemory => Self::OutOfMemory,
-        }
-    }
-}
-
-impl From<EngineError> for Ending {
-    fn from(error: EngineError) -> Self {
-        let kind = match error {
-            EngineError::NotFound { .. } => FailureKind::NotFound,
-            EngineError::NotExecutable { .. } => FailureKind::NotExecutable,
-            EngineError::File(_) => FailureKind::Storage,
-            EngineError::Spec(_) => FailureKind::Spec,
-            _ => FailureKind::Engine,
-        };
-        Self::failed(kind, error.to_string())
     }
 }
 
@@ -193,16 +169,6 @@ mod tests {
             Ending::failed(FailureKind::NotFound, "no such program"),
         ] {
             assert!(!ending.is_crash(), "{ending:?}");
-        }
-    }
-
-    #[test]
-    fn a_code_is_what_the_kernel_would_make_of_it() {
-        for (code, seen) in [(255, 255), (256, 0), (-1, 255)] {
-            assert_eq!(
-                Ending::from(PayloadExit::Code(code)),
-                Ending::Exited { code: seen }
-            );
         }
     }
 

@@ -12,11 +12,11 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use rustix::process::{WaitId, WaitIdOptions};
+use vmm_protocol::ControlGroup;
 
 use super::console::Console;
 use super::notify_socket::NotifySocket;
-use super::{EngineError, Payload, PayloadExit};
-use crate::{ControlGroup, descendants};
+use crate::{EngineError, Payload, PayloadExit, descendants};
 
 /// A command as the payload, and whatever it starts.
 #[derive(Debug)]

@@ -1,3 +1,4 @@
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::ExitRecord;
@@ -15,3 +16,7 @@ pub enum Report {
     /// shim's.
     Failed(ExitRecord),
 }
+
+/// Tells a shim to kill its payload, with all that descends from it, and to end. Unlike SIGKILL to
+/// the shim it leaves no descendant behind, and an exit record.
+pub const KILL_SIGNAL: Signal = Signal::SIGUSR1;

@@ -1,3 +1,5 @@
+//! Ends and reaps the descendants of a payload. The shim is their subreaper.
+
 use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,7 +17,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// Kills and collects every child of this process but `except`, and, since it is their subreaper,
 /// the children that they leave behind. What it may not kill, or does not vanish in time, is left.
-pub(crate) fn end_all_but(except: Option<Pid>) {
+pub fn end_all_but(except: Option<Pid>) {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let children = children().filter(|child| Some(*child) != except);
@@ -38,7 +40,7 @@ pub(crate) fn end_all_but(except: Option<Pid>) {
 }
 
 /// Collects the children but `except` that have ended; false if none has.
-pub(crate) fn collect_all_but(except: Pid) -> bool {
+pub fn collect_all_but(except: Pid) -> bool {
     let collected = children().filter(|child| *child != except).filter(|child| {
         let status = waitpid(*child, Some(WaitPidFlag::WNOHANG));
         !matches!(status, Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD))

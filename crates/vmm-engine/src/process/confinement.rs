@@ -8,9 +8,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::EngineError;
-use crate::control_group::{Controller, PROCESSES};
-use crate::{ControlGroup, InstanceSpec, PayloadSpec};
+use vmm_protocol::{ControlGroup, Controller, InstanceSpec, PROCESSES, PayloadSpec};
+
+use crate::EngineError;
 
 /// What keeps a payload to the processors, the memory and the processes of its spec. The shim prepares it; the
 /// launcher, which becomes the payload, applies it to itself.

@@ -2,8 +2,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use crate::durable::{read_file, write_file_unsynced};
-use crate::{ConsoleOptions, FILES, FileError, open_log};
+use vmm_protocol::{ConsoleOptions, FILES, FileError, open_log, read_file, write_file_unsynced};
 
 /// `console.log` and the files that it is rotated to.
 ///

@@ -15,7 +15,7 @@ use crate::ConsoleOptions;
 #[serde(default)]
 #[non_exhaustive]
 pub struct PayloadSpec {
-    /// The [name](crate::Engine::name) of the engine; `process` unless said otherwise.
+    /// The name of the engine; `process` unless said otherwise.
     pub engine: String,
     /// The program and its arguments. Visible to every user of the host while it runs.
     pub command: Vec<String>,

@@ -5,8 +5,9 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process;
 
-use super::EngineError;
-use crate::{FILES, FileError};
+use vmm_protocol::{FILES, FileError};
+
+use crate::EngineError;
 
 /// Where a payload says that it is ready, in the way of `sd_notify(3)`. Goes when it is dropped.
 #[derive(Debug)]

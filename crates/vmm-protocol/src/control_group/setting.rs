@@ -13,9 +13,12 @@ pub(super) struct Setting {
 
 /// What bounds one kind of resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Controller {
+pub enum Controller {
+    /// Processor time.
     Cpu,
+    /// Memory, without swap.
     Memory,
+    /// Processes and threads.
     Pids,
 }
 

@@ -55,7 +55,7 @@ pub fn write_file(path: &Path, contents: &[u8]) -> Result<(), FileError> {
 
 /// [`write_file`] for what means nothing after a crash of the machine: it does not wait for the
 /// disk, and such a crash can leave anything in the file.
-pub(crate) fn write_file_unsynced(path: &Path, contents: &[u8]) -> Result<(), FileError> {
+pub fn write_file_unsynced(path: &Path, contents: &[u8]) -> Result<(), FileError> {
     replace(path, contents, |_| Ok(()))
 }
 
@@ -123,7 +123,7 @@ pub(crate) const LONGEST_RECORD: u64 = 1 << 20;
 
 /// Keeps room on the disk for the first [`write_file`] to `path`, which then does not fail for lack
 /// of it; without room, nothing is kept.
-pub(crate) fn reserve(path: &Path) {
+pub fn reserve(path: &Path) {
     /// More than any record takes; one block of most file systems.
     const ROOM: [u8; 4096] = [0; 4096];
     let temporary = temporary_of(path);

@@ -1,13 +1,25 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What a shim's first argument is: how a process knows that it is one.
 pub const ARGV0: &str = "vmm-shim";
 
+static ARMED: AtomicBool = AtomicBool::new(false);
+
+/// Records that this program can be its own shim: `vmm_shim::run_if_shim` has been called in it.
+pub fn arm() {
+    ARMED.store(true, Ordering::Release);
+}
+
+/// Returns whether this program can be its own shim.
+pub fn is_armed() -> bool {
+    ARMED.load(Ordering::Acquire)
+}
+
 /// What a program was started as.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Invocation {
     /// `vmm-shim box <id> <directory>`: the shim of a box. For people who look at the process list,
     /// and for a runtime that looks for a shim of which it has no record.
@@ -30,7 +42,7 @@ pub enum Invocation {
 
 impl Invocation {
     /// Of this process; `None` if it is not a shim.
-    pub(crate) fn of_this_process() -> Option<Self> {
+    pub fn of_this_process() -> Option<Self> {
         Self::parse(std::env::args_os())
     }
 
@@ -54,7 +66,7 @@ impl Invocation {
         }
     }
 
-    /// The arguments, behind [`ARGV0`], by which [`run_if_shim`](crate::run_if_shim) knows it.
+    /// The arguments, behind [`ARGV0`], by which `vmm_shim::run_if_shim` knows it.
     pub fn args(&self) -> Vec<OsString> {
         match self {
             Self::Box { id, dir } => vec!["box".into(), id.into(), dir.into()],
@@ -81,7 +93,7 @@ impl Invocation {
     }
 
     /// For a payload of this process.
-    pub(crate) fn payload_of_this_process(confinement: String, command: &[String]) -> Self {
+    pub fn payload_of_this_process(confinement: String, command: &[String]) -> Self {
         Self::Payload {
             shim: process::id(),
             confinement,

@@ -7,9 +7,10 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::io::{ioctl_fionbio, ioctl_fionread};
 
-use super::EngineError;
+use vmm_protocol::ConsoleOptions;
+
 use super::console_log::ConsoleLog;
-use crate::ConsoleOptions;
+use crate::EngineError;
 
 /// The thread that moves a payload's output from a pipe to the [`ConsoleLog`].
 #[derive(Debug)]
