@@ -255,7 +255,10 @@ async fn ends_strays_when_descriptors_are_back() {
     until(&runtime, &running.id, BoxStatus::Failed).await;
     let removed = runtime.remove(&running.id, false).await.unwrap_err();
     setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
-    assert!(matches!(removed, RuntimeError::Untidy { .. }), "{removed}");
+    assert!(
+        matches!(removed, RuntimeError::CleanupFailed { .. }),
+        "{removed}"
+    );
     assert!(!is_gone(stray), "{removed}");
     // Without anybody's asking.
     eventually("its end", || is_gone(stray)).await;
@@ -371,9 +374,15 @@ async fn a_box_whose_strays_survive_neither_starts_nor_goes_until_they_end() {
     until(&runtime, &running.id, BoxStatus::Failed).await;
     let id = &running.id;
     let started = runtime.start(id).await.unwrap_err();
-    assert!(matches!(started, RuntimeError::Untidy { .. }), "{started}");
+    assert!(
+        matches!(started, RuntimeError::CleanupFailed { .. }),
+        "{started}"
+    );
     let removed = runtime.remove(id, true).await.unwrap_err();
-    assert!(matches!(removed, RuntimeError::Untidy { .. }), "{removed}");
+    assert!(
+        matches!(removed, RuntimeError::CleanupFailed { .. }),
+        "{removed}"
+    );
     assert!(
         removed.to_string().contains(&stray.to_string()),
         "{removed}"

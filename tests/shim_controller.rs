@@ -81,7 +81,7 @@ async fn a_spawned_shim_is_killed_when_it_is_dropped_unless_it_has_become_a_hand
     spawned.ready().await.unwrap();
     let handler = ShimHandler::from_spawned(spawned);
     assert!(handler.payload_pid().is_some());
-    handler.let_go();
+    handler.release_watchdog();
     assert_eq!(handler.wait().await.unwrap().code(), Some(143));
 }
 

@@ -14,7 +14,7 @@ async fn a_program_that_does_not_call_run_if_shim_cannot_be_its_own_shim() {
     let error = VmmRuntime::open(home.options()).await.unwrap_err();
     assert!(matches!(
         error,
-        RuntimeError::ShimProgram(ShimProgramError::NotArmed)
+        RuntimeError::ShimProgram(ShimProgramError::NotAShimProgram)
     ));
     assert!(error.to_string().contains("run_if_shim"), "{error}");
 }

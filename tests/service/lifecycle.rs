@@ -157,7 +157,7 @@ async fn a_box_gets_the_processors_and_the_memory_that_the_request_asks_for() {
 #[tokio::test]
 async fn a_box_that_asks_for_no_size_is_bounded_only_where_that_is_strict() {
     for (bounds, bounded_to) in [(true, (Some(1), Some(512))), (false, (None, None))] {
-        let service = Service::with(Limits::default().bounds_by_default(bounds)).await;
+        let service = Service::with(Limits::default().apply_default_limits(bounds)).await;
         let made = service.client.create(&CreateBoxRequest::of("idle")).await;
         let made = made.unwrap();
         // A client is always told a size.

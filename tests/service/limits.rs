@@ -44,7 +44,7 @@ async fn limits_may_be_as_high_as_they_can_be() {
         .write_timeout(Duration::MAX)
         .connections(usize::MAX)
         .event_readers(usize::MAX)
-        .reaper_silence(Duration::MAX)
+        .reaper_stall_timeout(Duration::MAX)
         .drain_timeout(Duration::MAX);
     let service = Service::with(limits).await;
     service

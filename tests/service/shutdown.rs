@@ -208,7 +208,7 @@ async fn what_is_not_finished_in_time_is_given_up() {
         .unwrap()
         .unwrap();
     assert!(
-        matches!(given_up, Err(ClientError::Lost { .. })),
+        matches!(given_up, Err(ClientError::Interrupted { .. })),
         "{given_up:?}"
     );
     service.runtime.remove(&running.box_id, true).await.unwrap();

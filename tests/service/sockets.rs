@@ -162,11 +162,11 @@ async fn whoever_answers_but_is_no_such_server_is_told_apart() {
     let client = Client::tcp(&url, None).unwrap();
     for status in [200, 502] {
         match client.metrics().await.unwrap_err() {
-            ClientError::Strange { status: found, .. } => assert_eq!(found, status),
+            ClientError::UnexpectedResponse { status: found, .. } => assert_eq!(found, status),
             other => panic!("{other:?}"),
         }
     }
     let torn = client.metrics().await.unwrap_err();
-    assert!(matches!(torn, ClientError::Lost { .. }), "{torn:?}");
+    assert!(matches!(torn, ClientError::Interrupted { .. }), "{torn:?}");
     serve.await.unwrap();
 }

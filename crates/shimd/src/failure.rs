@@ -100,7 +100,7 @@ impl Failure {
     pub(crate) fn is_of_lost_daemon(&self) -> bool {
         matches!(
             self,
-            Self::DaemonEnded { .. } | Self::Client(ClientError::Lost { .. })
+            Self::DaemonEnded { .. } | Self::Client(ClientError::Interrupted { .. })
         )
     }
 

@@ -32,7 +32,7 @@ impl FileError {
 
 /// Whether it is want of descriptors or memory: that passes, and says nothing about a file or a
 /// process.
-pub fn is_shortage(error: &io::Error) -> bool {
+pub fn is_resource_exhaustion(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM))
 }

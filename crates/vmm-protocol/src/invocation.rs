@@ -6,16 +6,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// What a shim's first argument is: how a process knows that it is one.
 pub const ARGV0: &str = "vmm-shim";
 
-static ARMED: AtomicBool = AtomicBool::new(false);
+static IS_SHIM_PROGRAM: AtomicBool = AtomicBool::new(false);
 
 /// Records that this program can be its own shim: `vmm_shim::run_if_shim` has been called in it.
-pub fn arm() {
-    ARMED.store(true, Ordering::Release);
+pub fn declare_shim_program() {
+    IS_SHIM_PROGRAM.store(true, Ordering::Release);
 }
 
 /// Returns whether this program can be its own shim.
-pub fn is_armed() -> bool {
-    ARMED.load(Ordering::Acquire)
+pub fn can_be_shim() -> bool {
+    IS_SHIM_PROGRAM.load(Ordering::Acquire)
 }
 
 /// What a program was started as.

@@ -36,11 +36,12 @@ pub use control_group::{ControlGroup, Controller, PROCESSES};
 pub use ending::{Ending, FailureKind};
 pub use exit_record::ExitRecord;
 pub use files::{
-    FileError, is_shortage, open_log, read_file, reserve, write_file, write_file_unsynced,
+    FileError, is_resource_exhaustion, open_log, read_file, reserve, write_file,
+    write_file_unsynced,
 };
 pub use identity::ProcessIdentity;
 pub use instance_spec::InstanceSpec;
-pub use invocation::{ARGV0, Invocation, arm, is_armed};
+pub use invocation::{ARGV0, Invocation, can_be_shim, declare_shim_program};
 pub use payload_spec::{PayloadSpec, Ready};
 pub use pid_record::PidRecord;
 pub use report::{KILL_SIGNAL, Report};

@@ -198,7 +198,7 @@ impl Core {
     pub(crate) fn abandon(self: &Arc<Self>) {
         self.closing.cancel();
         for left in self.boxes.all() {
-            left.let_go();
+            left.release_watchdog();
         }
         self.operations.close();
         if self.operations.is_empty() {

@@ -107,7 +107,7 @@ pub enum RuntimeError {
     #[error(
         "what the last run of the box {id} has left could not be cleared away: {source}; try again"
     )]
-    Untidy {
+    CleanupFailed {
         /// Which box.
         id: String,
         /// Why.

@@ -159,7 +159,7 @@ impl VmmRuntime {
     ///
     /// [`RuntimeError::Start`]: whatever failed, the shim is gone and collected.
     /// [`RuntimeError::NotFound`], [`RuntimeError::Closed`]; [`RuntimeError::Damaged`] if its
-    /// `box.json` cannot be read; [`RuntimeError::Untidy`] if strays of its last run are left, and
+    /// `box.json` cannot be read; [`RuntimeError::CleanupFailed`] if strays of its last run are left, and
     /// [`RuntimeError::Stuck`] if the shim of that survives SIGKILL.
     ///
     /// # Cancel safety
@@ -179,7 +179,7 @@ impl VmmRuntime {
     ///
     /// # Errors
     ///
-    /// [`RuntimeError::Stuck`] if the shim survives SIGKILL, [`RuntimeError::Untidy`] if it has
+    /// [`RuntimeError::Stuck`] if the shim survives SIGKILL, [`RuntimeError::CleanupFailed`] if it has
     /// ended and strays are left; [`RuntimeError::NotFound`], [`RuntimeError::Closed`].
     ///
     /// # Cancel safety
@@ -221,7 +221,7 @@ impl VmmRuntime {
     /// # Errors
     ///
     /// [`RuntimeError::Running`] without `force`; [`RuntimeError::Stuck`] if the shim survives
-    /// SIGKILL; [`RuntimeError::Untidy`] if strays are left, [`RuntimeError::File`] if its directory
+    /// SIGKILL; [`RuntimeError::CleanupFailed`] if strays are left, [`RuntimeError::File`] if its directory
     /// cannot be removed; [`RuntimeError::NotFound`], [`RuntimeError::Closed`].
     ///
     /// # Cancel safety

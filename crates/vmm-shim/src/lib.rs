@@ -68,6 +68,6 @@ pub use vmm_engine::{Engine, EngineError, Payload, PayloadExit, Process};
 pub use vmm_protocol::{
     ARGV0, BOX_DIR_VARIABLE, BoxFiles, ConsoleOptions, ControlGroup, Ending, ExitRecord, FILES,
     FailureKind, FileError, InstanceSpec, Invocation, KILL_SIGNAL, PayloadSpec, PidRecord,
-    ProcessIdentity, Ready, Report, RuntimeProcess, is_armed, is_shortage, open_log, read_file,
-    truncate_text, write_file,
+    ProcessIdentity, Ready, Report, RuntimeProcess, can_be_shim, is_resource_exhaustion, open_log,
+    read_file, truncate_text, write_file,
 };

@@ -54,7 +54,7 @@ impl Shim {
     /// Call it first of all in `main`, before any thread is started and any file is opened.
     pub fn run_if_shim(self) {
         match Invocation::of_this_process() {
-            None => vmm_protocol::arm(),
+            None => vmm_protocol::declare_shim_program(),
             Some(Invocation::Box { .. }) => instance::run(self.engines),
             Some(Invocation::Payload {
                 shim,

@@ -135,7 +135,7 @@ impl Serve {
             listeners.push(Listener::unix(&socket).await?);
             tracing::info!(socket = %socket.display(), "listening");
         }
-        let limits = Limits::default().bounds_by_default(groups.is_ok());
+        let limits = Limits::default().apply_default_limits(groups.is_ok());
         let server = Server::new(&runtime, images, limits, &shutdown);
         let _watchdog = sd_notify::watchdog_enabled().map(|limit| {
             let watchdog = Watchdog::default().run(runtime.clone(), limit);

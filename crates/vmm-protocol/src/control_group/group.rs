@@ -17,7 +17,7 @@ use super::hierarchy::{Hierarchy, Version};
 use super::setting::Controller;
 use super::walk::{read_at, walk};
 use crate::files::{LONGEST_RECORD, read_file, write_file_unsynced};
-use crate::{FILES, FileError, is_shortage};
+use crate::{FILES, FileError, is_resource_exhaustion};
 
 /// The control groups of one box's payload: one, or with version 1 of `cgroups(7)` one for each
 /// kind of resource.
@@ -329,7 +329,7 @@ fn recorded(dir: &Path) -> Result<Vec<PathBuf>, FileError> {
 fn unless_short<T>(read: io::Result<T>, path: &Path) -> Result<Option<T>, FileError> {
     match read {
         Ok(read) => Ok(Some(read)),
-        Err(error) if is_shortage(&error) => Err(FileError::new("read", path, error)),
+        Err(error) if is_resource_exhaustion(&error) => Err(FileError::new("read", path, error)),
         Err(_) => Ok(None),
     }
 }

@@ -44,7 +44,7 @@ impl Answer {
             StatusCode::INTERNAL_SERVER_ERROR => ErrorCode::Internal,
             StatusCode::SERVICE_UNAVAILABLE => ErrorCode::Stopped,
             _ => {
-                return ClientError::Strange {
+                return ClientError::UnexpectedResponse {
                     at: self.at,
                     status: status.as_u16(),
                     reason: status.to_string(),
@@ -60,7 +60,7 @@ impl Answer {
     pub(super) async fn json<T: DeserializeOwned>(self) -> Result<T, ClientError> {
         let (at, status) = (self.at.clone(), self.status().as_u16());
         let text = self.text().await?;
-        serde_json::from_str(&text).map_err(|error| ClientError::Strange {
+        serde_json::from_str(&text).map_err(|error| ClientError::UnexpectedResponse {
             at,
             status,
             reason: error.to_string(),
@@ -72,6 +72,6 @@ impl Answer {
         response
             .text()
             .await
-            .map_err(|source| ClientError::Lost { at, source })
+            .map_err(|source| ClientError::Interrupted { at, source })
     }
 }

@@ -31,7 +31,7 @@ pub enum ClientError {
     },
     /// The connection broke, or the answer took too long: the request may have been done or not.
     #[error("the server at {at} did not finish its answer: {}", root_of(source))]
-    Lost {
+    Interrupted {
         /// The socket or the address.
         at: String,
         /// What happened.
@@ -40,7 +40,7 @@ pub enum ClientError {
     /// Nothing is heard of a stream that never falls silent for so long: the server hangs, or the
     /// way to it is cut.
     #[error("nothing has been heard of the server at {at} for {seconds} s")]
-    Silent {
+    StreamIdle {
         /// The socket or the address.
         at: String,
         /// For how long.
@@ -56,7 +56,7 @@ pub enum ClientError {
     },
     /// It answers, but not as a server of this API does.
     #[error("{at} answers with status {status}, and not as this API does: {reason}")]
-    Strange {
+    UnexpectedResponse {
         /// The socket or the address.
         at: String,
         /// The HTTP status.
@@ -83,7 +83,7 @@ fn root_of(error: &reqwest::Error) -> String {
 
 impl ClientError {
     pub(super) fn silent(at: &str, silence: Duration) -> Self {
-        Self::Silent {
+        Self::StreamIdle {
             at: at.to_owned(),
             seconds: silence.as_secs(),
         }

@@ -59,7 +59,7 @@ impl Reading {
                 Ok(Err(source)) => {
                     self.over = true;
                     let at = self.at.clone();
-                    return Some((Err(ClientError::Lost { at, source }), self));
+                    return Some((Err(ClientError::Interrupted { at, source }), self));
                 }
                 Err(_) => {
                     self.over = true;
@@ -78,7 +78,7 @@ impl Reading {
             _ => serde_json::from_str(&event.data).map(Ok),
         };
         parsed.unwrap_or_else(|error| {
-            Err(ClientError::Strange {
+            Err(ClientError::UnexpectedResponse {
                 at: self.at.clone(),
                 status: self.response.status().as_u16(),
                 reason: error.to_string(),

@@ -23,14 +23,14 @@ use crate::wire::{
 
 /// Drives a server, over its Unix socket or TCP. Clones share their connections, which are kept for
 /// 5 s when they are idle: a server whose [`Limits::head_timeout`](crate::Limits::head_timeout) is
-/// shorter hangs up on them, which the request after that may see as [`ClientError::Lost`].
+/// shorter hangs up on them, which the request after that may see as [`ClientError::Interrupted`].
 ///
 /// # Errors
 ///
-/// Every method: [`ClientError::Unreachable`] if nothing has been sent, [`ClientError::Lost`] if it
-/// may have been, [`ClientError::Refused`] if the server says no, and [`ClientError::Strange`] if it
+/// Every method: [`ClientError::Unreachable`] if nothing has been sent, [`ClientError::Interrupted`] if it
+/// may have been, [`ClientError::Refused`] if the server says no, and [`ClientError::UnexpectedResponse`] if it
 /// is no such server. Those that take the name or id of a box: [`ClientError::Name`], before
-/// anything is sent. [`events`](Self::events): [`ClientError::Silent`].
+/// anything is sent. [`events`](Self::events): [`ClientError::StreamIdle`].
 ///
 /// # Cancel safety
 ///
@@ -97,7 +97,7 @@ impl Client {
         Self::new(builder(), url, token, url.to_owned())
     }
 
-    /// How long an answer may take before it is [`ClientError::Lost`], beside the time that a stop
+    /// How long an answer may take before it is [`ClientError::Interrupted`], beside the time that a stop
     /// gives the box; 120 s by default. For a server whose
     /// [`Limits::request_timeout`](crate::Limits::request_timeout) is longer.
     #[must_use]
@@ -330,7 +330,7 @@ impl Client {
         match request.send().await {
             Ok(response) => Ok(Answer { at, response }),
             Err(source) if source.is_connect() => Err(ClientError::Unreachable { at, source }),
-            Err(source) => Err(ClientError::Lost { at, source }),
+            Err(source) => Err(ClientError::Interrupted { at, source }),
         }
     }
 }
@@ -410,7 +410,10 @@ mod tests {
         let patience = StopBoxRequest::default().timeout_seconds(60.0);
         let answer = client.stop("x", &patience).await.unwrap_err();
         // No box, but an answer, after a time that is too long for others.
-        assert!(matches!(answer, ClientError::Strange { .. }), "{answer:?}");
+        assert!(
+            matches!(answer, ClientError::UnexpectedResponse { .. }),
+            "{answer:?}"
+        );
     }
 
     #[tokio::test]
@@ -418,7 +421,7 @@ mod tests {
         let client = slow_server(&[""]).answer_timeout(SILENCE);
         let late = timeout(ANSWER_TIMEOUT / 2, client.metrics()).await;
         let late = late.expect("it waits longer").unwrap_err();
-        assert!(matches!(late, ClientError::Lost { .. }), "{late:?}");
+        assert!(matches!(late, ClientError::Interrupted { .. }), "{late:?}");
         let client = slow_server(&["HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n", "{}"]);
         client
             .answer_timeout(Duration::MAX)
@@ -442,7 +445,7 @@ mod tests {
         let client = slow_server(&["HTTP/1.1 502 Bad Gateway\r\n\r\n"]);
         let strange = client.exists("x").await.unwrap_err();
         assert!(
-            matches!(strange, ClientError::Strange { .. }),
+            matches!(strange, ClientError::UnexpectedResponse { .. }),
             "{strange:?}"
         );
     }
@@ -474,7 +477,7 @@ mod tests {
     async fn a_stream_that_falls_silent_is_over() {
         let mut client = slow_server(&["HTTP/1.1 200 OK\r\n\r\n: hello\n\n"]);
         let unanswered = client.events().await;
-        assert!(matches!(unanswered, Err(ClientError::Silent { .. })));
+        assert!(matches!(unanswered, Err(ClientError::StreamIdle { .. })));
 
         client = slow_server(&["HTTP/1.1 200 OK\r\n\r\n: hello\n\n"]);
         client.silence = 20 * SILENCE;
@@ -482,7 +485,7 @@ mod tests {
         let heard = events.next().await;
         assert!(matches!(
             heard,
-            Some(Err(ClientError::Silent { seconds: 1, .. }))
+            Some(Err(ClientError::StreamIdle { seconds: 1, .. }))
         ));
         assert!(events.next().await.is_none());
     }

@@ -97,7 +97,7 @@ impl From<RuntimeError> for ApiError {
             RuntimeError::InvalidName { .. } => ErrorCode::InvalidArgument,
             RuntimeError::Running { .. } => ErrorCode::InvalidState,
             RuntimeError::Start { source, .. } => code_of_start(source),
-            RuntimeError::Stuck { .. } | RuntimeError::Untidy { .. } => {
+            RuntimeError::Stuck { .. } | RuntimeError::CleanupFailed { .. } => {
                 ErrorCode::EngineUnavailable
             }
             RuntimeError::Damaged { .. } => ErrorCode::MetadataError,
@@ -117,7 +117,7 @@ impl From<RuntimeError> for ApiError {
 fn code_of_start(error: &StartError) -> ErrorCode {
     match error {
         StartError::File(_) => ErrorCode::StorageError,
-        StartError::Spawn(_) | StartError::Tell { .. } => ErrorCode::EngineUnavailable,
+        StartError::Spawn(_) | StartError::SendSpec { .. } => ErrorCode::EngineUnavailable,
         StartError::Interrupted => ErrorCode::InvalidState,
         other => match other.ending() {
             Some(Ending::Failed {

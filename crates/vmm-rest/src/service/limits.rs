@@ -36,12 +36,12 @@ pub struct Limits {
     pub event_readers: usize,
     /// How long the reaper may not sweep before the server is not ready: 10 s by default, forty
     /// times what a runtime usually takes between two sweeps.
-    pub reaper_silence: Duration,
+    pub reaper_stall_timeout: Duration,
     /// Whether a box is kept to 1 processor and 512 MiB where neither its request nor its image says
     /// anything; true by default. Where there are no
     /// [control groups](vmm_runtime::ControlGroup::check), what stands in for them also bounds what
     /// is only reserved, such as the stacks of threads: few programs expect that.
-    pub bounds_by_default: bool,
+    pub apply_default_limits: bool,
     /// How long requests may take to be finished once the server is to end; 60 s by default.
     pub drain_timeout: Duration,
 }
@@ -56,8 +56,8 @@ impl Default for Limits {
             write_timeout: Duration::from_secs(30),
             connections: 512,
             event_readers: 256,
-            reaper_silence: Duration::from_secs(10),
-            bounds_by_default: true,
+            reaper_stall_timeout: Duration::from_secs(10),
+            apply_default_limits: true,
             drain_timeout: Duration::from_secs(60),
         }
     }
@@ -113,17 +113,17 @@ impl Limits {
         self
     }
 
-    /// Sets [`reaper_silence`](Self::reaper_silence).
+    /// Sets [`reaper_stall_timeout`](Self::reaper_stall_timeout).
     #[must_use]
-    pub fn reaper_silence(mut self, silence: Duration) -> Self {
-        self.reaper_silence = silence;
+    pub fn reaper_stall_timeout(mut self, silence: Duration) -> Self {
+        self.reaper_stall_timeout = silence;
         self
     }
 
-    /// Sets [`bounds_by_default`](Self::bounds_by_default).
+    /// Sets [`apply_default_limits`](Self::apply_default_limits).
     #[must_use]
-    pub fn bounds_by_default(mut self, bounds: bool) -> Self {
-        self.bounds_by_default = bounds;
+    pub fn apply_default_limits(mut self, bounds: bool) -> Self {
+        self.apply_default_limits = bounds;
         self
     }
 

@@ -14,7 +14,7 @@ const AUTO_PAUSE_BY_DEFAULT: u64 = 900;
 pub(crate) fn spec_of(
     request: CreateBoxRequest,
     images: &ImageTable,
-    bounds_by_default: bool,
+    apply_default_limits: bool,
 ) -> Result<BoxSpec, ApiError> {
     refuse_what_is_lacking(&request)?;
     let CreateBoxRequest {
@@ -40,7 +40,7 @@ pub(crate) fn spec_of(
             ),
         )
     })?;
-    let by_default = |value| bounds_by_default.then_some(value);
+    let by_default = |value| apply_default_limits.then_some(value);
     let cpus = cpus.or(image.cpus).or(by_default(DEFAULT_CPUS));
     let memory_mib = memory_mib
         .or(image.memory_mib)

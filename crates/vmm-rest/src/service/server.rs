@@ -67,8 +67,8 @@ impl Server {
             events: Arc::new(EventHub::new(runtime.events())),
             event_readers: room_for(limits.event_readers),
             accept_failures: Arc::default(),
-            reaper_silence: limits.reaper_silence,
-            bounds_by_default: limits.bounds_by_default,
+            reaper_stall_timeout: limits.reaper_stall_timeout,
+            apply_default_limits: limits.apply_default_limits,
             closing: shutdown.child_token(),
         };
         let requests = TaskTracker::new();

@@ -20,9 +20,9 @@ pub(crate) struct ApiState {
     /// How often no connection could be accepted.
     pub(crate) accept_failures: Arc<AtomicU64>,
     /// See [`Limits`](super::Limits).
-    pub(crate) reaper_silence: Duration,
+    pub(crate) reaper_stall_timeout: Duration,
     /// See [`Limits`](super::Limits).
-    pub(crate) bounds_by_default: bool,
+    pub(crate) apply_default_limits: bool,
     /// Cancelled when the server is to end.
     pub(crate) closing: CancellationToken,
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use shim_reaper::ShimHandle;
 use tokio_util::sync::CancellationToken;
-use vmm_protocol::{ControlGroup, Ending, ExitRecord, FILES, FileError, PidRecord, is_shortage};
+use vmm_protocol::{
+    ControlGroup, Ending, ExitRecord, FILES, FileError, PidRecord, is_resource_exhaustion,
+};
 
 use super::gate::Gate;
 use super::phase::Phase;
@@ -324,7 +326,7 @@ impl MicroBox {
             // No record can fit that.
             Some(status) if status.code().is_none() => Ok(None),
             _ => match ExitRecord::read(&self.dir.join(FILES.exit)) {
-                Err(error) if is_shortage(&error.source) => return Err(error),
+                Err(error) if is_resource_exhaustion(&error.source) => return Err(error),
                 record => record,
             },
         };
@@ -489,7 +491,7 @@ impl MicroBox {
     }
 
     /// The runtime is gone: a shim with a watchdog ends by itself.
-    pub(crate) fn let_go(&self) {
+    pub(crate) fn release_watchdog(&self) {
         let mut state = self.state();
         state.shut_gate();
         match &state.phase {
@@ -501,7 +503,7 @@ impl MicroBox {
                     let _ = shim.signal(vmm_protocol::KILL_SIGNAL);
                 }
             }
-            Phase::Up { shim, .. } => shim.let_go(),
+            Phase::Up { shim, .. } => shim.release_watchdog(),
         }
     }
 

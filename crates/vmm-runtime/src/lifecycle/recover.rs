@@ -8,7 +8,9 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use tokio::time::timeout;
 use ulid::Ulid;
-use vmm_protocol::{ExitRecord, FILES, FileError, PidRecord, ProcessIdentity, is_shortage};
+use vmm_protocol::{
+    ExitRecord, FILES, FileError, PidRecord, ProcessIdentity, is_resource_exhaustion,
+};
 
 use super::{keep_tidying, supervise, tidy_up};
 use crate::boxes::{BoxRecord, MicroBox, Outcome};
@@ -146,7 +148,7 @@ fn read_one(core: &Core, id: String, running: &mut RunningShims) -> Result<Found
     let dir = core.home.box_dir(&id);
     let (record, damage) = match BoxRecord::read(&dir.join(FILES.spec)) {
         Ok(record) => (BoxRecord { id, ..record }, None),
-        Err(error) if is_shortage(&error.source) => return Err(error),
+        Err(error) if is_resource_exhaustion(&error.source) => return Err(error),
         Err(error) => {
             tracing::error!(id, %error, "a damaged box");
             (stand_in(id), Some(error))
@@ -177,7 +179,7 @@ fn find_shim(recovered: &MicroBox, running: &mut RunningShims) -> Result<Shim, F
         // Without this file no shim has ever been started.
         Ok(None) if !dir.join(FILES.shim_stderr).exists() => return Ok(Shim::None),
         Ok(None) => Shim::None,
-        Err(error) if is_shortage(&error.source) => return Err(error),
+        Err(error) if is_resource_exhaustion(&error.source) => return Err(error),
         Err(error) => Shim::Unreadable(error),
     };
     // A record that is wrong is no proof: whoever takes a live shim for dead orphans it.

@@ -135,5 +135,5 @@ pub(crate) async fn tidy_up(core: &Core, ended: &Arc<MicroBox>) -> Result<(), Ru
 fn untidy(ended: &MicroBox, source: io::Error) -> RuntimeError {
     let id = ended.id().to_owned();
     tracing::warn!(id, error = %source, "what the box has left could not be cleared away");
-    RuntimeError::Untidy { id, source }
+    RuntimeError::CleanupFailed { id, source }
 }

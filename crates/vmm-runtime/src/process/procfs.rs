@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vmm_protocol::{BOX_DIR_VARIABLE, Invocation, is_shortage};
+use vmm_protocol::{BOX_DIR_VARIABLE, Invocation, is_resource_exhaustion};
 
 /// How long the execution of a program may take: its pages may have to come from a disk.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -32,7 +32,7 @@ fn read(pid: u32, file: &str) -> io::Result<Option<Vec<u8>>> {
         .and_then(|file| file.take(LONGEST).read_to_end(&mut text));
     match read {
         Ok(_) => Ok(Some(text)),
-        Err(error) if is_shortage(&error) => Err(error),
+        Err(error) if is_resource_exhaustion(&error) => Err(error),
         Err(_) => Ok(None),
     }
 }

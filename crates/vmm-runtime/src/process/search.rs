@@ -6,7 +6,7 @@ use std::path::Path;
 
 use futures::FutureExt;
 use shim_reaper::{Pidfd, Signal};
-use vmm_protocol::{ControlGroup, is_shortage};
+use vmm_protocol::{ControlGroup, is_resource_exhaustion};
 
 use super::{Litter, caretaker, procfs};
 
@@ -201,7 +201,7 @@ fn open(pids: &[u32]) -> io::Result<Vec<Pidfd>> {
     for pid in pids {
         match Pidfd::open(*pid) {
             Ok(pidfd) => opened.push(pidfd),
-            Err(error) if is_shortage(&error) => match opened.is_empty() {
+            Err(error) if is_resource_exhaustion(&error) => match opened.is_empty() {
                 true => return Err(error),
                 false => {
                     opened.truncate(opened.len().div_ceil(2));

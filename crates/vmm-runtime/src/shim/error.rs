@@ -15,7 +15,7 @@ pub enum ShimProgramError {
         "this program cannot be its own shim: call vmm_shim::run_if_shim() first of all in main, \
          or set RuntimeOptions::shim_program"
     )]
-    NotArmed,
+    NotAShimProgram,
     /// The program is not there, or cannot be looked at.
     #[error("cannot find the shim program {}: {source}", path.display())]
     Missing {
@@ -44,7 +44,7 @@ pub enum StartError {
     Spawn(#[source] io::Error),
     /// The shim did not take its spec.
     #[error("cannot tell the shim {pid} its spec: {source}")]
-    Tell {
+    SendSpec {
         /// The shim.
         pid: u32,
         /// What writing to it said.

@@ -159,7 +159,7 @@ impl ShimHandler {
     }
 
     /// Drops the watchdog's pipe: an attached shim then ends by itself.
-    pub fn let_go(&self) {
+    pub fn release_watchdog(&self) {
         let keepalive = self
             .keepalive
             .lock()

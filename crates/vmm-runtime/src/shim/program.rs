@@ -26,10 +26,10 @@ impl ShimProgram {
     /// If it has not called [`vmm_shim::run_if_shim`]: a copy of it would not know that it is to
     /// be a shim.
     pub fn this() -> Result<Self, ShimProgramError> {
-        if vmm_protocol::is_armed() {
+        if vmm_protocol::can_be_shim() {
             Ok(Self::of(THIS_PROGRAM.into()))
         } else {
-            Err(ShimProgramError::NotArmed)
+            Err(ShimProgramError::NotAShimProgram)
         }
     }
 

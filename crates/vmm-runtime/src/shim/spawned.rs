@@ -102,14 +102,14 @@ impl SpawnedShim {
     ///
     /// # Errors
     ///
-    /// [`StartError::Tell`] if it does not read, mostly because it has ended.
+    /// [`StartError::SendSpec`] if it does not read, mostly because it has ended.
     ///
     /// # Cancel safety
     ///
     /// None: a shim that is told half of it fails. Drop the shim with the future.
     pub async fn tell(&mut self, spec: &InstanceSpec) -> Result<(), StartError> {
         let pid = self.handle().pid();
-        let failed = |source| StartError::Tell { pid, source };
+        let failed = |source| StartError::SendSpec { pid, source };
         let line = spec.to_line_from(&self.runtime);
         let line = line.map_err(|error| failed(error.into()))?;
         self.stdin.write_all(&line).await.map_err(failed)

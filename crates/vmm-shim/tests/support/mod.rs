@@ -27,7 +27,7 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// How a runtime starts a shim: the program of this package, or a test that is its own shim.
 pub fn command() -> Command {
-    let program = match vmm_shim::is_armed() {
+    let program = match vmm_shim::can_be_shim() {
         true => std::env::current_exe().unwrap(),
         false => PathBuf::from(env!("CARGO_BIN_EXE_vmm-shim")),
     };

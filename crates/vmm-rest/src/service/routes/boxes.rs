@@ -80,7 +80,7 @@ pub(super) async fn create(
     State(api): State<ApiState>,
     extract::Json(request): extract::Json<CreateBoxRequest>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let spec = spec_of(request, &api.images, api.bounds_by_default)?;
+    let spec = spec_of(request, &api.images, api.apply_default_limits)?;
     let made = BoxResponse::from(api.runtime.create(spec).await?);
     let location = format!("/v1/boxes/{}", made.box_id);
     Ok((

@@ -31,7 +31,7 @@ pub(super) async fn ready(State(api): State<ApiState>) -> impl IntoResponse {
         true => Some("the server is shutting down".to_owned()),
         false => obstacle(
             &api.runtime.metrics().await,
-            api.reaper_silence,
+            api.reaper_stall_timeout,
             SystemTime::now(),
         ),
     };
