@@ -10,7 +10,7 @@ use common::boxes::{
     changes_up_to, dir_of, open, script, sleeping, started, stray_of, until, until_info,
 };
 use common::frozen::Frozen;
-use common::own_process::{block_on, in_own_process};
+use common::own_process::{block_on, in_own_process, use_up_descriptors};
 use common::{Doomed, eventually, is_gone, is_zombie, kill, sleeper};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
@@ -224,4 +224,32 @@ async fn ends_without_descriptors() {
     let runtime = open(&home).await;
     let found = runtime.info(&running.id).await.unwrap();
     assert_eq!(found.ending, by_sigterm);
+}
+
+#[test]
+fn a_removal_that_failed_for_want_of_descriptors_is_finished_by_the_next() {
+    in_own_process(
+        "a_removal_that_failed_for_want_of_descriptors_is_finished_by_the_next",
+        || block_on(removes_without_descriptors()),
+    );
+}
+
+async fn removes_without_descriptors() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, 128, hard).unwrap();
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let ended = started(&runtime, script("exit 0")).await;
+    runtime.wait(&ended.id).await.unwrap();
+    let boxes = home.path().join("boxes");
+    let taken = use_up_descriptors();
+    // It may fail before or after the directory is set aside, or not at all.
+    let _ = runtime.remove(&ended.id, true).await;
+    drop(taken);
+    let _ = runtime.remove(&ended.id, true).await;
+    eventually("the end of its files", || {
+        fs::read_dir(&boxes).unwrap().count() == 0
+    })
+    .await;
+    runtime.shutdown(Duration::from_secs(60)).await;
 }

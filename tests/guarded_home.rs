@@ -79,3 +79,30 @@ async fn a_home_below_a_directory_in_which_others_can_replace_it_is_refused() {
     );
     runtime.shutdown(DEADLINE).await;
 }
+
+#[tokio::test]
+async fn a_home_below_a_directory_of_another_user_is_refused() {
+    if !Uid::effective().is_root() {
+        // Only root can give a directory away.
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let parent = dir.path().join("parent");
+    fs::create_dir(&parent).unwrap();
+    chmod(&parent, 0o755);
+    chown(&parent, Some(65534), None).unwrap();
+    let home = parent.join("home");
+    let refused = VmmRuntime::open(options(&home)).await;
+    assert!(
+        matches!(refused, Err(RuntimeError::OpenHome { .. })),
+        "{refused:?}"
+    );
+
+    chown(&parent, Some(0), Some(65534)).unwrap();
+    chmod(&parent, 0o775);
+    let refused = VmmRuntime::open(options(&home)).await;
+    assert!(
+        matches!(refused, Err(RuntimeError::OpenHome { .. })),
+        "{refused:?}"
+    );
+}

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use common::boxes::{dir_of, go, open, script, sleeping, started, stray_of, until};
+use common::boxes::{dir_of, exits_on_go, go, open, script, sleeping, started, stray_of, until};
 use common::{eventually, is_gone, kill};
 use nix::sys::signal::Signal;
 use vmm_runtime::testing::PerTestBoxHome;
@@ -270,4 +270,82 @@ async fn a_reported_end_stays_what_it_was_whatever_the_payload_has_written() {
     let runtime = open(&home).await;
     let found = runtime.info(&running.id).await.unwrap();
     assert_eq!((found.status, found.ending), (ended.status, ended.ending));
+}
+
+#[tokio::test]
+async fn a_shim_whose_records_the_payload_removed_is_found_again() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let hide = "cd $VMM_BOX_DIR; rm shim.pid shim.stderr; echo $$ > stray; exec sleep 1000";
+    let running = started(&runtime, script(hide).detached(true)).await;
+    let payload = stray_of(&home, &running.id).await;
+    runtime.shutdown(LIMIT).await;
+
+    let runtime = open(&home).await;
+    let found = runtime.info(&running.id).await.unwrap();
+    assert_eq!((found.status, found.pid), (BoxStatus::Running, running.pid));
+    runtime.remove(&running.id, true).await.unwrap();
+    assert!(is_gone(running.pid.unwrap()) && is_gone(payload));
+}
+
+#[tokio::test]
+async fn a_payload_with_the_arguments_of_a_shim_is_not_taken_for_one() {
+    if !has_groups() {
+        return;
+    }
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let victim = started(&runtime, exits_on_go(7).detached(true)).await;
+    let dir = dir_of(&home, &victim.id);
+    let python = format!(
+        "exec bash -c 'exec -a vmm-shim python3 - box {} {} <<< \"import time; time.sleep(1000)\"'",
+        victim.id,
+        dir.display()
+    );
+    let impostor = started(&runtime, script(&python).detached(true)).await;
+    runtime.shutdown(LIMIT).await;
+    go(&home, &victim.id);
+    eventually("the end of the shim", || is_gone(victim.pid.unwrap())).await;
+
+    let runtime = open(&home).await;
+    let ended = runtime.info(&victim.id).await.unwrap();
+    assert_eq!(ended.exit_code, Some(7), "{ended:?}");
+    for id in [&victim.id, &impostor.id] {
+        runtime.remove(id, true).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn labels_are_bounded_also_where_the_payload_has_written_them() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home).await;
+    let many = (0..2_000).fold(sleeping(), |spec, n| spec.label(n.to_string(), "x"));
+    for spec in [many, sleeping().label("large", "x".repeat(2 << 20))] {
+        let refused = runtime.create(spec).await;
+        assert!(
+            matches!(refused, Err(RuntimeError::TooManyLabels { .. })),
+            "{refused:?}"
+        );
+    }
+    let id = runtime
+        .create(sleeping().label("few", "x"))
+        .await
+        .unwrap()
+        .id;
+    runtime.shutdown(LIMIT).await;
+    let record = dir_of(&home, &id).join("box.json");
+    let text = fs::read_to_string(&record).unwrap();
+    let labels: String = (0..2_000).map(|n| format!("\"{n}\": \"x\",")).collect();
+    let forged = text.replace("\"few\"", &format!("{labels} \"few\""));
+    assert_ne!(forged, text);
+    fs::write(&record, forged).unwrap();
+
+    let runtime = open(&home).await;
+    let damaged = runtime.info(&id).await.unwrap();
+    assert_eq!(damaged.status, BoxStatus::Failed);
+    assert!(
+        damaged.labels.is_empty() && damaged.error.is_some(),
+        "{damaged:?}"
+    );
+    runtime.remove(&id, true).await.unwrap();
 }

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use shim_reaper::{MetricsSink, ReaperStats, ShimReaper, ShutdownReport};
 use tokio::task::{JoinError, JoinHandle};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use ulid::{Generator, Ulid};
-use vmm_protocol::FileError;
+use vmm_protocol::{FileError, is_resource_exhaustion};
 
 use crate::boxes::Boxes;
 use crate::driver::Driver;
@@ -17,7 +18,7 @@ use crate::error::message_of;
 use crate::event::Herald;
 use crate::health::Probes;
 use crate::home::{Home, HomeLock};
-use crate::process::{Litter, Strays, keep_collecting};
+use crate::process::{Litter, Strays, caretaker, keep_collecting};
 use crate::remove_tree::{Progress, remove_tree};
 use crate::{
     RuntimeError, RuntimeMetrics, RuntimeMetricsStorage, RuntimeOptions, ShimController,
@@ -26,6 +27,9 @@ use crate::{
 
 /// How long one removed box may keep the others waiting for their removal.
 const REMOVAL_SLICE: Duration = Duration::from_secs(1);
+
+/// Between attempts to remove a directory without descriptors to do so.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the handles of a runtime and its tasks share.
 #[derive(Debug)]
@@ -59,6 +63,8 @@ impl Core {
             None => ShimProgram::this()?,
         };
         let program = program.private_env(options.private_env.clone());
+        // Later there may be no thread left for it.
+        caretaker().map_err(RuntimeError::Thread)?;
         let (home, lock) = Home::open(&options.home)?;
         let metrics = RuntimeMetricsStorage::default();
         let token = CancellationToken::new();
@@ -145,6 +151,12 @@ impl Core {
                 match progress.and_then(|progress| Ok(progress?)) {
                     Ok(Progress::Stopped) if !core.closing.is_cancelled() => {}
                     Ok(_) => return,
+                    Err(RuntimeError::File(error))
+                        if is_resource_exhaustion(&error.source)
+                            && !core.closing.is_cancelled() =>
+                    {
+                        sleep(SHORTAGE_PAUSE).await;
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "cannot remove the directory of a removed box");
                         return;

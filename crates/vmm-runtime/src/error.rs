@@ -77,6 +77,14 @@ pub enum RuntimeError {
         /// As it was given.
         name: String,
     },
+    /// A box has at most 1,024 labels, and 1 MiB of keys and values.
+    #[error(
+        "{count} labels are too many or too large: at most 1,024, and 1 MiB of keys and values"
+    )]
+    TooManyLabels {
+        /// How many there are.
+        count: usize,
+    },
     /// Only a box that does not run can be removed without force.
     #[error("the box {id} is running; stop it first, or remove it by force")]
     Running {

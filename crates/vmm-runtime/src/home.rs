@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::geteuid;
+use rustix::process::{getegid, geteuid};
 use tokio_util::sync::CancellationToken;
 use vmm_protocol::FileError;
 
@@ -128,10 +128,13 @@ impl Home {
             return Err(others_write(&self.root));
         }
         for parent in self.root.ancestors().skip(1) {
-            let mode = fs::symlink_metadata(parent)
-                .map_err(|source| FileError::new("look at", parent, source))?
-                .mode();
-            if mode & WRITE_BY_OTHERS != 0 && mode & STICKY == 0 {
+            let found = fs::symlink_metadata(parent)
+                .map_err(|source| FileError::new("look at", parent, source))?;
+            // Root owns what leads to the homes of all users.
+            let is_trusted = found.uid() == 0 || found.uid() == geteuid().as_raw();
+            let is_writable = found.mode() & WRITE_BY_OTHERS != 0
+                || found.mode() & WRITE_BY_GROUP != 0 && found.gid() != getegid().as_raw();
+            if !is_trusted || is_writable && found.mode() & STICKY == 0 {
                 return Err(others_write(parent));
             }
         }
@@ -251,8 +254,10 @@ impl Home {
         let dir = self.box_dir(id);
         let remnant = self.boxes().join(format!("{REMOVING}{id}"));
         match fs::rename(&dir, &remnant) {
-            // Somebody has done it by hand.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            // By an earlier attempt, which then failed to sync; or by hand.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(remnant.exists().then_some(remnant));
+            }
             renamed => renamed.and_then(|()| File::open(self.boxes())?.sync_all()),
         }
         .map_err(|source| FileError::new("remove", &dir, source))?;

@@ -90,7 +90,10 @@ fn orders() -> SigSet {
 /// To be called before any thread is started: threads inherit the mask. So does what the shim
 /// executes, which has to empty it.
 pub(crate) fn block_signals() -> io::Result<()> {
-    Ok(orders().thread_block()?)
+    let mut blocked = orders();
+    // An engine waits for its children with a signalfd.
+    blocked.add(Signal::SIGCHLD);
+    Ok(blocked.thread_block()?)
 }
 
 impl Control {

@@ -588,3 +588,24 @@ fn a_limit_on_the_size_of_files_does_not_end_the_shim() {
     assert_eq!(shim.wait().code(), Some(125));
     assert!(matches!(shim.report(), Report::Failed(_)));
 }
+
+#[test]
+fn a_payload_whose_descendant_traces_it_ends_when_it_exits() {
+    // The descendant never waits, which keeps the zombie from the shim.
+    let script = "import ctypes, os, time
+PTRACE_SEIZE = 0x4206
+traced = os.environ['VMM_BOX_DIR'] + '/traced'
+if os.fork() == 0:
+    if ctypes.CDLL(None).ptrace(PTRACE_SEIZE, os.getppid(), 0, 0) == 0:
+        open(traced, 'w')
+    time.sleep(1000)
+while not os.path.exists(traced): time.sleep(0.01)
+os._exit(5)";
+    // One that never reported to be ready has failed to start.
+    for (ready, code) in [(Ready::Started, 5), (Ready::Notified, 125)] {
+        let mut payload = PayloadSpec::command(["python3", "-c", script]);
+        payload.ready = ready;
+        let mut shim = Shim::of(payload);
+        assert_eq!(shim.wait().code(), Some(code), "{ready:?}");
+    }
+}

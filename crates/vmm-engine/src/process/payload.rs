@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::libc::SIGKILL;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use rustix::process::{WaitId, WaitIdOptions};
@@ -80,6 +81,32 @@ impl ProcessPayload {
         }
     }
 
+    /// Blocks until the payload has exited, and reaps the orphans that exit before.
+    ///
+    /// A descendant that traces the payload keeps `waitid` from reporting the exit, for as long as it
+    /// lives: the pidfd reports it all the same.
+    fn wait_for_exit(&self) -> io::Result<()> {
+        let Some(pidfd) = self.pidfd() else {
+            return self.has_ended(WaitPidFlag::empty()).map(drop);
+        };
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let children = SignalFd::with_flags(&Signal::SIGCHLD.into(), flags)?;
+        loop {
+            if self.has_ended(WaitPidFlag::WNOHANG)? || has_exited(&pidfd) {
+                return Ok(());
+            }
+            let mut polled = [
+                PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
+                PollFd::new(children.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut polled, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            while let Ok(Some(_)) = children.read_signal() {}
+        }
+    }
+
     /// Whom the kernel has killed for that, it does not say: any of the payload's processes.
     fn has_run_out_of_memory(&self) -> bool {
         !self.is_killed.load(Ordering::Relaxed)
@@ -95,6 +122,12 @@ impl ProcessPayload {
             )
         })
     }
+}
+
+/// Returns whether the process is a zombie, or gone.
+fn has_exited(pidfd: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 impl Payload for ProcessPayload {
@@ -121,7 +154,9 @@ impl Payload for ProcessPayload {
             if notify.says_ready() {
                 return Ok(());
             }
-            if self.has_ended(WaitPidFlag::WNOHANG).map_err(system)? {
+            if self.has_ended(WaitPidFlag::WNOHANG).map_err(system)?
+                || pidfd.as_ref().is_some_and(has_exited)
+            {
                 return Err(EngineError::EndedEarly);
             }
             let mut polled = vec![PollFd::new(notify.as_fd(), PollFlags::POLLIN)];
@@ -157,7 +192,7 @@ impl Payload for ProcessPayload {
     }
 
     fn wait(&self) -> io::Result<PayloadExit> {
-        self.has_ended(WaitPidFlag::empty())?;
+        self.wait_for_exit()?;
         // Until the payload is collected, the number of its group cannot be another's.
         let _ = killpg(self.pid, Signal::SIGKILL);
         descendants::end_all_but(Some(self.pid));

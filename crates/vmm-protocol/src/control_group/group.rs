@@ -35,8 +35,6 @@ pub struct ControlGroup {
     dirs: Vec<PathBuf>,
 }
 
-const PREFIX: &str = "vmm-box-";
-
 /// A shim has one payload.
 static OF_THIS_PROCESS: OnceLock<ControlGroup> = OnceLock::new();
 
@@ -44,6 +42,9 @@ static OF_THIS_PROCESS: OnceLock<ControlGroup> = OnceLock::new();
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl ControlGroup {
+    /// What the names of all groups of boxes begin with.
+    pub const NAME_PREFIX: &str = "vmm-box-";
+
     /// Whether shims that this process starts can make groups for processors, memory and processes:
     /// makes them, and removes them. Blocks.
     ///
@@ -51,7 +52,7 @@ impl ControlGroup {
     ///
     /// [`FileError`], with what stands in the way.
     pub fn check() -> Result<(), FileError> {
-        let name = format!("{PREFIX}check.{}", process::id());
+        let name = format!("{}check.{}", Self::NAME_PREFIX, process::id());
         let limits = [
             (Controller::Cpu, 1),
             (Controller::Memory, 1 << 30),
@@ -294,12 +295,18 @@ fn until_free(deadline: Instant, remove: impl Fn() -> io::Result<()>) -> io::Res
 /// The name of the groups that the shim with this pid makes for the box with this directory.
 fn name_of(dir: &Path, pid: u32) -> String {
     let name = dir.file_name().unwrap_or_default();
-    format!("{PREFIX}{}.{pid}", name.to_string_lossy())
+    format!(
+        "{}{}.{pid}",
+        ControlGroup::NAME_PREFIX,
+        name.to_string_lossy()
+    )
 }
 
 /// The name of the box's directory, and the pid of its shim.
 fn parse_name(group: &str) -> Option<(&str, u32)> {
-    let (name, pid) = group.strip_prefix(PREFIX)?.rsplit_once('.')?;
+    let (name, pid) = group
+        .strip_prefix(ControlGroup::NAME_PREFIX)?
+        .rsplit_once('.')?;
     Some((name, pid.parse().ok()?))
 }
 

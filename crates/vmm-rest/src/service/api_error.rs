@@ -94,7 +94,9 @@ impl From<RuntimeError> for ApiError {
         let code = match &error {
             RuntimeError::NotFound { .. } => ErrorCode::NotFound,
             RuntimeError::NameTaken { .. } => ErrorCode::AlreadyExists,
-            RuntimeError::InvalidName { .. } => ErrorCode::InvalidArgument,
+            RuntimeError::InvalidName { .. } | RuntimeError::TooManyLabels { .. } => {
+                ErrorCode::InvalidArgument
+            }
             RuntimeError::Running { .. } => ErrorCode::InvalidState,
             RuntimeError::Start { source, .. } => code_of_start(source),
             RuntimeError::Stuck { .. } | RuntimeError::CleanupFailed { .. } => {

@@ -12,8 +12,8 @@ use crate::HealthState;
 /// needs, and few enough that a fork bomb leaves the host its pids.
 const DEFAULT_PIDS: u32 = 4096;
 
-/// More than any spec takes, in bytes.
-const LONGEST: u64 = 64 << 20;
+/// More than any spec takes, in bytes. A payload can write to the file.
+const LONGEST: u64 = 20 << 20;
 
 /// A box as its `box.json` has it. Whether it runs now is told by its `shim.pid`, not here.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -61,7 +61,7 @@ impl BoxRecord {
         let failed = |source| FileError::new("read", path, source);
         let text = read_file(path, LONGEST).map_err(failed)?;
         // The error's own text may quote a value, and that may be a secret.
-        serde_json::from_slice(&text).map_err(|error| {
+        let record: Self = serde_json::from_slice(&text).map_err(|error| {
             let message = format!(
                 "malformed: {:?} error at line {} column {}",
                 error.classify(),
@@ -69,7 +69,11 @@ impl BoxRecord {
                 error.column()
             );
             failed(io::Error::new(io::ErrorKind::InvalidData, message))
-        })
+        })?;
+        match record.spec.check() {
+            Ok(()) => Ok(record),
+            Err(error) => Err(failed(io::Error::new(io::ErrorKind::InvalidData, error))),
+        }
     }
 
     pub(crate) fn write(&self, path: &Path) -> Result<(), FileError> {

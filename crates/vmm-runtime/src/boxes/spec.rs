@@ -35,11 +35,14 @@ pub struct BoxSpec {
     pub stop_grace: Duration,
     /// How to tell whether it works, while it runs.
     pub health: Option<HealthCheckOptions>,
-    /// The user's.
+    /// The user's: at most 1,024, and 1 MiB of keys and values.
     pub labels: BTreeMap<String, String>,
 }
 
 const MAX_NAME: usize = 128;
+/// Labels are part of every response that shows the box.
+const MAX_LABELS: usize = 1024;
+const MAX_LABEL_BYTES: usize = 1 << 20;
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
 impl Default for BoxSpec {
@@ -162,6 +165,15 @@ impl BoxSpec {
     }
 
     pub(crate) fn check(&self) -> Result<(), RuntimeError> {
+        let label_bytes = self
+            .labels
+            .iter()
+            .map(|(key, value)| key.len() + value.len());
+        if self.labels.len() > MAX_LABELS || label_bytes.sum::<usize>() > MAX_LABEL_BYTES {
+            return Err(RuntimeError::TooManyLabels {
+                count: self.labels.len(),
+            });
+        }
         let Some(name) = &self.name else {
             return Ok(());
         };

@@ -61,16 +61,14 @@ pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
             Shim::Dead(record) => Err(record),
             Shim::Unreadable(error) => {
                 tracing::error!(id = recovered.id(), %error, "its shim does not run");
-                let exit = ExitRecord::read(&recovered.dir().join(FILES.exit));
-                let outcome = Outcome::of(None, None, exit, false);
+                let outcome = Outcome::of(None, None, exit_of(&recovered)?, false);
                 recovered.found_ended(outcome.because(&error));
                 ended.push(recovered);
                 continue;
             }
         };
         if let Err(record) = shim {
-            let exit = ExitRecord::read(&recovered.dir().join(FILES.exit));
-            let outcome = Outcome::of(Some(record), None, exit, false);
+            let outcome = Outcome::of(Some(record), None, exit_of(&recovered)?, false);
             match &outcome.error {
                 Some(error) => {
                     tracing::warn!(id = recovered.id(), error, "failed while no runtime looked");
@@ -114,6 +112,14 @@ fn payload_pid(recovered: &MicroBox) -> Option<u32> {
     let record = PidRecord::read(&recovered.dir().join(FILES.payload_pid)).ok()??;
     let now = ProcessIdentity::of(record.pid).ok()??;
     record.identity?.is_same(&now).then_some(record.pid)
+}
+
+/// Reads the exit record. A shortage fails the opening: it says nothing about how the box ended.
+fn exit_of(recovered: &MicroBox) -> Result<Result<Option<ExitRecord>, FileError>, FileError> {
+    match ExitRecord::read(&recovered.dir().join(FILES.exit)) {
+        Err(error) if is_resource_exhaustion(&error.source) => Err(error),
+        read => Ok(read),
+    }
 }
 
 fn looking_at(pid: u32, error: io::Error) -> FileError {
@@ -172,17 +178,15 @@ fn find_shim(recovered: &MicroBox, running: &mut RunningShims) -> Result<Shim, F
     let dead = match PidRecord::read(&dir.join(FILES.shim_pid)) {
         Ok(Some(record)) => match identify(&record, recovered) {
             Ok(Some(found)) => return Ok(Shim::Alive(found)),
-            Ok(None) if recovered.knows_end_of(&record) => return Ok(Shim::None),
+            Ok(None) if recovered.knows_end_of(&record) => Shim::None,
             Ok(None) => Shim::Dead(record),
             Err(error) => return Err(looking_at(record.pid, error)),
         },
-        // Without this file no shim has ever been started.
-        Ok(None) if !dir.join(FILES.shim_stderr).exists() => return Ok(Shim::None),
         Ok(None) => Shim::None,
         Err(error) if is_resource_exhaustion(&error.source) => return Err(error),
         Err(error) => Shim::Unreadable(error),
     };
-    // A record that is wrong is no proof: whoever takes a live shim for dead orphans it.
+    // A payload can remove or replace the record. Only the process table proves that no shim runs.
     let known = running.of(recovered.id(), dir);
     let known = known.map_err(|source| FileError::new("list", "/proc", source))?;
     let Some(pid) = known else {
@@ -237,7 +241,7 @@ fn repair(recovered: &MicroBox, record: &PidRecord) {
     }
 }
 
-/// The shims that `/proc` shows, looked up once, and only if need be.
+/// The shims that `/proc` shows, looked up once.
 #[derive(Default)]
 struct RunningShims(Option<HashMap<(String, PathBuf), u32>>);
 

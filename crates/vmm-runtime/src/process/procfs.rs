@@ -1,6 +1,7 @@
 //! What `/proc` tells of processes, `proc(5)`. Everything here may be out of date when it returns:
 //! who acts on it holds a pidfd and looks again.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vmm_protocol::{BOX_DIR_VARIABLE, Invocation, is_resource_exhaustion};
+use vmm_protocol::{BOX_DIR_VARIABLE, ControlGroup, Invocation, is_resource_exhaustion};
 
 /// How long the execution of a program may take: its pages may have to come from a disk.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -88,9 +89,32 @@ pub(crate) fn shim_of(pid: u32) -> io::Result<Option<(String, PathBuf)>> {
     let line = read(pid, "cmdline")?.unwrap_or_default();
     let args = line.split(|byte| *byte == 0).map(OsStr::from_bytes);
     Ok(match Invocation::parse(args.map(OsStr::to_owned)) {
-        Some(Invocation::Box { id, dir }) => Some((id, dir)),
+        // A payload can give itself any arguments.
+        Some(Invocation::Box { id, dir }) if !is_payload(pid)? => Some((id, dir)),
         _ => None,
     })
+}
+
+/// Returns whether the process is in the control group of a box that this process is not in. Shims
+/// are in the group of their runtime. Errors only on resource exhaustion.
+fn is_payload(pid: u32) -> io::Result<bool> {
+    let groups = |pid| Ok::<_, io::Error>(box_groups(&read(pid, "cgroup")?.unwrap_or_default()));
+    let found = groups(pid)?;
+    Ok(!found.is_empty() && !found.is_subset(&groups(std::process::id())?))
+}
+
+/// The lines of `/proc/<pid>/cgroup` that name groups of boxes, each cut behind the name of one.
+fn box_groups(lines: &[u8]) -> HashSet<String> {
+    let lines = String::from_utf8_lossy(lines);
+    let of_line = |line: &str| {
+        let starts = line.match_indices(ControlGroup::NAME_PREFIX);
+        let ends = starts.map(|(start, _)| {
+            let rest = &line[start..];
+            start + rest.find('/').unwrap_or(rest.len())
+        });
+        ends.map(|end| line[..end].to_owned()).collect::<Vec<_>>()
+    };
+    lines.lines().flat_map(of_line).collect()
 }
 
 /// The directory of the box from whose payload, or for whose health check, it was started: it has
@@ -153,6 +177,17 @@ fn stat_fields<const N: usize>(pid: u32, numbers: [usize; N]) -> io::Result<Opti
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_groups_of_boxes_are_found_at_any_depth() {
+        let lines = b"3:pids:/a/vmm-box-B.7/inner\n2:cpu:/a/other\n0::/vmm-box-A.1/vmm-box-B.7\n";
+        let expected = [
+            "3:pids:/a/vmm-box-B.7",
+            "0::/vmm-box-A.1",
+            "0::/vmm-box-A.1/vmm-box-B.7",
+        ];
+        assert_eq!(box_groups(lines), expected.map(str::to_owned).into());
+    }
 
     #[test]
     fn a_file_that_a_process_has_made_huge_is_read_in_part() {

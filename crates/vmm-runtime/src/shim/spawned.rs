@@ -1,11 +1,16 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{self, Stdio};
+use std::time::Duration;
 
 use shim_reaper::{ShimHandle, ShimReaper};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout};
-use vmm_protocol::{ExitRecord, FILES, InstanceSpec, PidRecord, Report, RuntimeProcess, open_log};
+use tokio::time::{Instant, sleep};
+use vmm_protocol::{
+    ExitRecord, FILES, FileError, InstanceSpec, PidRecord, Report, RuntimeProcess,
+    is_resource_exhaustion, open_log,
+};
 
 use super::{Keepalive, ShimProgram, StartError, end};
 use crate::boxes::{ending_of, record_fits};
@@ -46,6 +51,10 @@ pub(super) struct Started {
 
 /// A line that is longer than this is no report.
 const MAX_REPORT: u64 = 1 << 20;
+
+/// How long a shortage of descriptors may last before a failed start is reported without its record.
+const SHORTAGE_TIMEOUT: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 impl SpawnedShim {
     /// Starts the process of a shim whose box has this directory.
@@ -148,7 +157,7 @@ impl SpawnedShim {
         let status = exit.and_then(|exit| exit.status);
         let record = match reported {
             Some(record) => Ok(Some(record)),
-            None => ExitRecord::read(&self.dir.join(FILES.exit)),
+            None => self.read_exit_record().await,
         };
         let is_believed = |record: &ExitRecord| {
             record.pid == pid && status.is_none_or(|status| record_fits(record, status))
@@ -160,6 +169,22 @@ impl SpawnedShim {
                 pid,
                 ending: status.and_then(ending_of),
             },
+        }
+    }
+
+    /// Waits up to [`SHORTAGE_TIMEOUT`] for the descriptors that reading takes.
+    async fn read_exit_record(&self) -> Result<Option<ExitRecord>, FileError> {
+        let begun = Instant::now();
+        loop {
+            match ExitRecord::read(&self.dir.join(FILES.exit)) {
+                Err(error)
+                    if is_resource_exhaustion(&error.source)
+                        && begun.elapsed() < SHORTAGE_TIMEOUT =>
+                {
+                    sleep(POLL_INTERVAL).await;
+                }
+                read => return read,
+            }
         }
     }
 
