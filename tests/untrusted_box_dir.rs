@@ -297,12 +297,13 @@ async fn a_payload_with_the_arguments_of_a_shim_is_not_taken_for_one() {
     let runtime = open(&home).await;
     let victim = started(&runtime, exits_on_go(7).detached(true)).await;
     let dir = dir_of(&home, &victim.id);
-    let python = format!(
-        "exec bash -c 'exec -a vmm-shim python3 - box {} {} <<< \"import time; time.sleep(1000)\"'",
+    let disguise = format!(
+        "cd $VMM_BOX_DIR; echo 'sleep 1000; true' > box; \
+         exec bash -c 'exec -a vmm-shim sh box {} {}'",
         victim.id,
         dir.display()
     );
-    let impostor = started(&runtime, script(&python).detached(true)).await;
+    let impostor = started(&runtime, script(&disguise).detached(true)).await;
     runtime.shutdown(LIMIT).await;
     go(&home, &victim.id);
     eventually("the end of the shim", || is_gone(victim.pid.unwrap())).await;
