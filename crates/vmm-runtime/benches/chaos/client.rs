@@ -151,6 +151,7 @@ impl Client {
     /// Ends the runtime process: in order within this time, or by SIGKILL.
     pub(crate) fn close(&self, process: Process, orderly: Option<Duration>) {
         self.epoch.send_modify(|epoch| *epoch += 1);
+        let has_crashed = process.pidfd.has_exited();
         match orderly {
             Some(limit) => _ = self.send(&Op::Shutdown(limit)),
             None => _ = process.pidfd.signal(Signal::SIGKILL),
@@ -165,6 +166,11 @@ impl Client {
             thread::sleep(Duration::from_millis(2));
         }
         let _ = process.reader.join();
+        let status = process.pidfd.exit_status();
+        let failed = status.is_some_and(|status| !status.success());
+        if has_crashed || orderly.is_some() && failed {
+            self.losses.add(Column::Crashed, format!("{status:?}"));
+        }
     }
 }
 

@@ -16,19 +16,22 @@ pub(crate) enum Column {
     Refused,
     /// An operation without a reply.
     Hung,
+    /// A runtime process that ended by itself, or not with code 0 when it was shut down.
+    Crashed,
     ZombiesLeft,
     ProcessesLeft,
     ControlGroupsLeft,
     FilesLeft,
 }
 
-const COLUMNS: [Column; 10] = [
+const COLUMNS: [Column; 11] = [
     Column::EndsLost,
     Column::EndsWrong,
     Column::EndsReportedTwice,
     Column::EndsForgotten,
     Column::Refused,
     Column::Hung,
+    Column::Crashed,
     Column::ZombiesLeft,
     Column::ProcessesLeft,
     Column::ControlGroupsLeft,

@@ -42,6 +42,9 @@ const BOXES: usize = 40;
 /// How long what is dying may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long the program may take beyond its time.
+const LONGEST_END: Duration = Duration::from_secs(300);
+
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     vmm_shim::run_if_shim();
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -54,6 +57,11 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
             let seconds = number(&args, "--seconds")?.unwrap_or(5);
             let seed = number(&args, "--seed")?.unwrap_or_else(|| fastrand::u64(..));
             println!("seed {seed}");
+            thread::spawn(move || {
+                thread::sleep(Duration::from_secs(seconds) + LONGEST_END);
+                println!("it has not come to its end: hung");
+                std::process::exit(1);
+            });
             let losses = drive(Duration::from_secs(seconds), seed)?;
             println!("{losses}");
             return Ok(match losses.any() {

@@ -31,6 +31,9 @@ pub(crate) struct Operator {
     ids: Vec<String>,
 }
 
+/// How long a box may not be shown because its runtime has ended: one that is killed is soon replaced.
+const INFO_TIMEOUT: Duration = Duration::from_secs(90);
+const INTERRUPTION_PAUSE: Duration = Duration::from_millis(5);
 /// How often a box that is still there at the end is removed.
 const REMOVALS: usize = 10;
 const SIGNALS: [Signal; 3] = [Signal::SIGKILL, Signal::SIGUSR1, Signal::SIGALRM];
@@ -317,12 +320,15 @@ impl Operator {
 
     /// `None` if there is no such box.
     async fn info(&self) -> Option<(View, u64)> {
+        let deadline = Instant::now() + INFO_TIMEOUT;
         loop {
             let (reply, epoch) = self.call(Op::Info(self.account.name.clone())).await;
             match reply {
                 Ok(views) => return Some((views.into_iter().next()?, epoch)),
                 Err(failure) if failure.starts_with("NotFound") => return None,
-                Err(failure) if Self::is_interruption(&failure) => {}
+                Err(failure) if Self::is_interruption(&failure) && Instant::now() < deadline => {
+                    sleep(INTERRUPTION_PAUSE).await;
+                }
                 Err(failure) => {
                     self.account.lose(Column::Refused, &failure);
                     return None;
