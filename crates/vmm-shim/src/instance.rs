@@ -145,7 +145,7 @@ fn commit(recorder: &Recorder, payload: &dyn Payload, dir: &Path) -> Result<(), 
             PidRecord::of(pid).map_err(EngineError::system("read the payload's identity"))?;
         // Without one it has ended, as `wait` will tell.
         if let Some(record) = identity {
-            record.write_of_payload(&dir.join(FILES.payload_pid))?;
+            record.write_unsynced(&dir.join(FILES.payload_pid))?;
         }
     }
     payload.wait_until_ready()?;

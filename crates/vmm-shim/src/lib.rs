@@ -67,7 +67,7 @@ pub use shim::{Shim, run_if_shim};
 pub use vmm_engine::{Engine, EngineError, Payload, PayloadExit, Process};
 pub use vmm_protocol::{
     ARGV0, BOX_DIR_VARIABLE, BoxFiles, ConsoleOptions, ControlGroup, Ending, ExitRecord, FILES,
-    FailureKind, FileError, InstanceSpec, Invocation, KILL_SIGNAL, PayloadSpec, PidRecord,
-    ProcessIdentity, Ready, Report, RuntimeProcess, can_be_shim, is_resource_exhaustion, open_log,
-    read_file, truncate_text, write_file,
+    FailureKind, FileError, InstanceSpec, Invocation, KILL_SIGNAL, PayloadSpec, PidLookup,
+    PidRecord, ProcessIdentity, Ready, Report, RuntimeProcess, can_be_shim, is_resource_exhaustion,
+    open_log, read_file, truncate_text, write_file,
 };

@@ -49,7 +49,7 @@ impl Recorder {
     pub(crate) fn record_in(&self, dir: &Path) {
         let path = dir.join(FILES.exit);
         // The payload's console may fill the disk.
-        vmm_protocol::reserve(&path);
+        vmm_protocol::reserve_space(&path);
         let _ = self.exit.set(path);
     }
 
@@ -145,7 +145,7 @@ impl Recorder {
             // The runtime finds what is left.
             let _ = writeln!(io::stderr(), "vmm-shim: {error}");
         }
-        let ending = ending.bounded();
+        let ending = ending.truncated();
         let code = ending.shell_code();
         let record = ExitRecord {
             pid: process::id(),

@@ -8,7 +8,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use vmm_protocol::{ControlGroup, Controller, InstanceSpec, PROCESSES, PayloadSpec};
+use vmm_protocol::{ControlGroup, Controller, InstanceSpec, PROCS_FILE, PayloadSpec};
 
 use crate::EngineError;
 
@@ -85,7 +85,7 @@ impl Confinement {
     /// To this process, and what it will be.
     pub(super) fn apply(&self) -> io::Result<()> {
         for group in &self.groups {
-            fs::write(group.join(PROCESSES), "0")?;
+            fs::write(group.join(PROCS_FILE), "0")?;
         }
         if let Some(count) = self.processors {
             stay_on(count as usize)?;
