@@ -140,7 +140,7 @@ impl Recorder {
     }
 
     fn publish(&self, _ended: MutexGuard<'_, ()>, ending: Ending) -> ! {
-        descendants::end_all_but(None);
+        descendants::kill_all_except(None);
         if let Some(Err(error)) = ControlGroup::of_this_process().map(ControlGroup::remove) {
             // The runtime finds what is left.
             let _ = writeln!(io::stderr(), "vmm-shim: {error}");
