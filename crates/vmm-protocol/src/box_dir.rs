@@ -81,7 +81,7 @@ impl BoxFiles {
     /// deletes them before the next run.
     ///
     /// Includes the temporary files that a crashed writer may have left.
-    pub fn of_a_run(&self, dir: &Path) -> Vec<PathBuf> {
+    pub fn run_files(&self, dir: &Path) -> Vec<PathBuf> {
         let records = [
             self.shim_pid,
             self.payload_pid,
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn files_of_a_run_include_the_temporary_files_of_a_crashed_writer() {
         let dir = Path::new("/box");
-        let files = FILES.of_a_run(dir);
+        let files = FILES.run_files(dir);
         for name in ["shim.pid", "payload.pid", "cgroup", "exit"] {
             let temporary = dir.join(format!(".{name}.tmp"));
             assert!(files.contains(&dir.join(name)) && files.contains(&temporary));
