@@ -1,4 +1,7 @@
-//! Ends and reaps the descendants of a payload. The shim is their subreaper.
+//! Kills and reaps the descendants of a payload.
+//!
+//! A shim is their subreaper (`PR_SET_CHILD_SUBREAPER`, `prctl(2)`), so the kernel makes orphans its
+//! children.
 
 use std::fs;
 use std::thread;
@@ -9,46 +12,50 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-/// How long killed ones may take to vanish; one in an uninterruptible sleep takes longer.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long to wait for killed processes. A process in an uninterruptible sleep can take longer.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often to look whether they have.
-const LOOK_EVERY: Duration = Duration::from_millis(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Kills and collects every child of this process but `except`, and, since it is their subreaper,
-/// the children that they leave behind. What it may not kill, or does not vanish in time, is left.
-pub fn end_all_but(except: Option<Pid>) {
-    let deadline = Instant::now() + PATIENCE;
+/// Kills and reaps all children of the calling process except one, and all descendants that the kernel
+/// then makes its children.
+///
+/// Waits for up to one second. Leaves processes that have not exited by then, and processes that the
+/// caller is not permitted to kill.
+pub fn kill_all_except(except: Option<Pid>) {
+    let deadline = Instant::now() + EXIT_TIMEOUT;
     loop {
         let children = children().filter(|child| Some(*child) != except);
-        // Not collected yet, so the numbers are still their own.
+        // The children are not reaped yet, so the kernel cannot have reused their pids.
         let killed: Vec<_> = children
             .filter(|child| kill(*child, Signal::SIGKILL) != Err(Errno::EPERM))
             .collect();
-        let mut is_any_left = false;
+        let mut is_any_alive = false;
         for child in &killed {
             let status = waitpid(*child, Some(WaitPidFlag::WNOHANG));
-            is_any_left |= status == Ok(WaitStatus::StillAlive);
+            is_any_alive |= status == Ok(WaitStatus::StillAlive);
         }
         if killed.is_empty() || Instant::now() >= deadline {
             return;
         }
-        if is_any_left {
-            thread::sleep(LOOK_EVERY);
+        if is_any_alive {
+            thread::sleep(POLL_INTERVAL);
         }
     }
 }
 
-/// Collects the children but `except` that have ended; false if none has.
-pub fn collect_all_but(except: Pid) -> bool {
-    let collected = children().filter(|child| *child != except).filter(|child| {
+/// Reaps all zombies among the children of the calling process except one. Returns true if there was
+/// any.
+pub fn reap_all_except(except: Pid) -> bool {
+    let reaped = children().filter(|child| *child != except).filter(|child| {
         let status = waitpid(*child, Some(WaitPidFlag::WNOHANG));
         !matches!(status, Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD))
     });
-    collected.count() > 0
+    reaped.count() > 0
 }
 
-/// Of every thread of this process. Empty on a kernel without `CONFIG_PROC_CHILDREN`.
+/// Returns the children of all threads of this process. Returns none on a kernel without
+/// `CONFIG_PROC_CHILDREN`.
 fn children() -> impl Iterator<Item = Pid> {
     fs::read_dir("/proc/self/task")
         .into_iter()

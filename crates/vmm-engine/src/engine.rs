@@ -1,5 +1,3 @@
-//! What runs payloads: the seam between a shim and a kind of virtual machine.
-
 use std::io;
 use std::path::Path;
 
@@ -7,79 +5,84 @@ use vmm_protocol::{Ending, InstanceSpec};
 
 use crate::EngineError;
 
-/// Starts payloads of one kind. A shim has one or more engines, and the spec names one of them.
+/// The code that starts one kind of payload.
 ///
-/// Everything here runs inside the shim, one process per box, so a blocking or crashing engine
-/// harms no other box. A panic in a call of these methods ends the shim with an
-/// [`ExitRecord`](vmm_protocol::ExitRecord) that tells message and place; one in a thread of the engine's
-/// own does not end the shim, unless the program is built with `panic = "abort"`. An engine, or a
-/// library of its, that calls `exit(3)` ends the shim without a record.
+/// An engine runs inside a shim, one process per box, so an engine that blocks or crashes does not
+/// affect other boxes. If a method of the engine or its payload panics, the shim ends with an
+/// [`ExitRecord`](vmm_protocol::ExitRecord) that contains the message and the place. A panic in a
+/// thread that the engine has started does not end the shim, unless the program is built with
+/// `panic = "abort"`. An engine that calls `exit(3)`, directly or in a library, ends the shim without
+/// a record.
 ///
-/// An engine for a virtual machine that is a process of its own starts and follows that; one that
-/// turns the shim itself into the machine prepares it in [`start`](Self::start) and enters it in
-/// [`Payload::wait`], which is called on the main thread.
+/// An engine for a virtual machine that is a process of its own, such as QEMU, starts that process and
+/// waits for it. An engine that turns the shim itself into the virtual machine prepares the machine in
+/// [`start`](Self::start) and runs it in [`Payload::wait`], which the shim calls on its main thread.
 pub trait Engine: Send + Sync {
-    /// What a spec calls it.
+    /// Returns the name by which a spec selects the engine.
     fn name(&self) -> &str;
 
-    /// Starts the payload, without waiting until it is ready. `dir` is the box's directory, for
-    /// the console's output and the engine's own files.
+    /// Starts the payload and returns without waiting until it is ready. The engine can write its own
+    /// files and the console output to the box directory `dir`.
     ///
-    /// Runs on the main thread, which lives as long as the shim: a child that is to die with it
-    /// may use `PR_SET_PDEATHSIG`, which is bound to the thread that started it, `prctl(2)`.
+    /// The shim calls this on its main thread, which lives as long as the shim. The engine can
+    /// therefore use `PR_SET_PDEATHSIG`, which is tied to the thread that starts the child
+    /// (`prctl(2)`), for a child that must die with the shim.
     ///
     /// # Errors
     ///
-    /// [`EngineError`]. Whatever was started must have been ended then.
+    /// [`EngineError`]. The engine must have ended everything that it had started.
     fn start(&self, spec: &InstanceSpec, dir: &Path) -> Result<Box<dyn Payload>, EngineError>;
 }
 
-/// A started payload.
+/// A payload that an [`Engine`] has started.
 ///
-/// [`stop`](Self::stop) and [`kill`](Self::kill) are called from other threads while the main
-/// thread is in [`wait_until_ready`](Self::wait_until_ready) or [`wait`](Self::wait), any number of
-/// times, also at once, and also after the payload has ended.
+/// The shim calls [`stop`](Self::stop) and [`kill`](Self::kill) from other threads while its main
+/// thread is in [`wait_until_ready`](Self::wait_until_ready) or [`wait`](Self::wait). It can call them
+/// any number of times, concurrently, and after the payload has ended.
 pub trait Payload: Send + Sync {
-    /// Its process, if it has one of its own.
+    /// Returns the pid of the payload, if it is a process of its own.
     fn pid(&self) -> Option<u32>;
 
-    /// Blocks until it is ready to be used. Need not return before the payload does what the spec
-    /// asks; the runtime sets the deadline.
+    /// Blocks until the payload is ready, as its spec defines it. Needs no timeout: the runtime sets
+    /// the deadline.
     ///
     /// # Errors
     ///
-    /// [`EngineError`], when it will never be.
+    /// [`EngineError`] if the payload cannot become ready any more.
     fn wait_until_ready(&self) -> Result<(), EngineError>;
 
-    /// Asks it to stop, as a power button does. Does not wait.
+    /// Requests the payload to stop, like a power button. Does not wait.
     fn stop(&self);
 
-    /// Ends it and all that it started, by force. Does not wait.
+    /// Kills the payload and everything that it has started. Does not wait.
     fn kill(&self);
 
-    /// Blocks until it has ended; nothing that it started runs then. Called once.
+    /// Blocks until the payload and everything that it has started have ended. The shim calls this
+    /// once.
     ///
     /// # Errors
     ///
-    /// When it can no longer be followed; the shim then kills it and ends.
+    /// If the engine can no longer wait for the payload. The shim then kills the payload and exits.
     fn wait(&self) -> io::Result<PayloadExit>;
 }
 
-/// How a payload ended.
+/// How a payload ended, as observed by its engine.
+///
+/// The shim converts it to an [`Ending`], which also covers payloads that could not start, and panics
+/// of the shim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PayloadExit {
-    /// With this code, of which the lower 8 bits count, as in `exit(3)`.
+    /// The payload exited with this code. Only the low 8 bits count, as in `exit(3)`.
     Code(i32),
-    /// By this signal.
+    /// This signal ended the payload.
     Signal(i32),
-    /// Killed by the kernel, because its memory was used up.
+    /// The kernel killed the payload because its memory limit was reached.
     OutOfMemory,
 }
 
 impl From<PayloadExit> for Ending {
     fn from(exit: PayloadExit) -> Self {
         match exit {
-            // As the kernel does, exit(3).
             PayloadExit::Code(code) => Self::Exited { code: code & 0xff },
             PayloadExit::Signal(signal) => Self::Signaled { signal },
             PayloadExit::OutOfMemory => Self::OutOfMemory,
@@ -92,11 +95,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_code_is_what_the_kernel_would_make_of_it() {
-        for (code, seen) in [(255, 255), (256, 0), (-1, 255)] {
+    fn an_exit_code_is_truncated_as_by_the_kernel() {
+        for (code, expected) in [(255, 255), (256, 0), (-1, 255)] {
             assert_eq!(
                 Ending::from(PayloadExit::Code(code)),
-                Ending::Exited { code: seen }
+                Ending::Exited { code: expected }
             );
         }
     }

@@ -1,50 +1,51 @@
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
 use vmm_protocol::{Ending, FailureKind, FileError};
 
-/// Why a payload could not be started.
+/// The error of an engine that cannot run a payload.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
-    /// No such program, in the `PATH` of the payload if it is a bare name.
-    #[error("there is no program {}", program.display())]
+    /// The program does not exist. A bare name is searched in the `PATH` of the payload.
+    #[error("program not found: {}", program.display())]
     NotFound {
-        /// As the spec has it.
+        /// The program as named in the spec.
         program: PathBuf,
     },
-    /// The program is there, and the kernel refuses to execute it.
-    #[error("cannot execute {}: {source}", program.display())]
+    /// The program exists, but the kernel cannot execute it.
+    #[error("cannot execute {}", program.display())]
     NotExecutable {
-        /// As the spec has it.
+        /// The program as named in the spec.
         program: PathBuf,
-        /// What the kernel says.
+        /// The error that the kernel returned.
         source: io::Error,
     },
-    /// The spec lacks something, or asks for what this engine cannot do.
+    /// The spec is incomplete, or requests what the engine does not support.
     #[error("{0}")]
     Spec(String),
-    /// A file in the box's directory.
+    /// A file in the box directory cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
     /// The payload ended before it was ready.
     #[error("the payload ended before it was ready")]
     EndedEarly,
-    /// The system refused something.
-    #[error("cannot {action}: {source}")]
+    /// A system call failed.
+    #[error("cannot {action}")]
     System {
-        /// What was tried, as an infinitive.
+        /// The operation that failed, as an infinitive.
         action: &'static str,
-        /// What it said.
+        /// The error that the system call returned.
         source: io::Error,
     },
-    /// What only this engine knows.
+    /// An error that is specific to the engine.
     #[error("{0}")]
     Other(String),
 }
 
 impl EngineError {
-    /// Returns a closure that wraps the system's error, for `map_err`.
+    /// Returns a closure for `map_err` that converts the error of a system call.
     pub fn system(action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::System { action, source }
     }
@@ -59,6 +60,33 @@ impl From<EngineError> for Ending {
             EngineError::Spec(_) => FailureKind::Spec,
             _ => FailureKind::Engine,
         };
-        Self::failed(kind, error.to_string())
+        // An ending has no source, so its message includes the cause.
+        let message = match (&error, error.source()) {
+            // The message of a `FileError` includes it already.
+            (EngineError::File(_), _) | (_, None) => error.to_string(),
+            (_, Some(source)) => format!("{error}: {source}"),
+        };
+        Self::failed(kind, message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_message_of_an_ending_includes_the_cause_once() {
+        let system = EngineError::system("open a pipe")(io::Error::other("disk on fire"));
+        let file = FileError::new("write", "/box/exit", io::Error::other("disk on fire"));
+        for (error, expected) in [
+            (system, "cannot open a pipe: disk on fire"),
+            (file.into(), "cannot write /box/exit: disk on fire"),
+            (EngineError::Other("no kernel".into()), "no kernel"),
+        ] {
+            let Ending::Failed { message, .. } = error.into() else {
+                unreachable!();
+            };
+            assert_eq!(message, expected);
+        }
     }
 }

@@ -1,7 +1,33 @@
-//! How a shim runs a payload: the traits [`Engine`] and [`Payload`], and the engine [`Process`].
+//! Engines: the code that starts and controls the payload of a box, inside its shim.
 //!
-//! A shim (crate `vmm-shim`) has one or more engines; the spec of a box names one of them. To run
-//! something other than a command, implement [`Engine`] and give it to `vmm_shim::Shim`.
+//! A shim (crate `vmm-shim`) hosts one payload. It has one or more [`Engine`]s, and the spec of the
+//! box names one of them. The engine [`Process`] runs a command. To run something else, such as a
+//! virtual machine, implement [`Engine`] and [`Payload`], and pass the engine to `vmm_shim::Shim`.
+//!
+//! Use this crate to write an engine. To run boxes with the engines that exist, use `vmm-runtime`;
+//! to build a shim program, use `vmm-shim`, which re-exports the traits.
+//!
+//! ```
+//! use std::path::Path;
+//!
+//! use vmm_engine::{Engine, EngineError, Payload, Process};
+//! use vmm_protocol::InstanceSpec;
+//!
+//! /// Runs commands with a lower scheduling priority.
+//! struct Nice;
+//!
+//! impl Engine for Nice {
+//!     fn name(&self) -> &str {
+//!         "nice"
+//!     }
+//!
+//!     fn start(&self, spec: &InstanceSpec, dir: &Path) -> Result<Box<dyn Payload>, EngineError> {
+//!         let mut spec = spec.clone();
+//!         spec.payload.command.insert(0, "nice".to_owned());
+//!         Process.start(&spec, dir)
+//!     }
+//! }
+//! ```
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("vmm-engine needs Linux");

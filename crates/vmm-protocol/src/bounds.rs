@@ -1,39 +1,49 @@
-//! Bounds for what is read from a box directory: a payload can write to every file in it.
+//! Bounds for values read from a box directory. The payload can write to every file there.
 
 use serde::{Deserialize, Deserializer, de};
 
-/// How many bytes of a message are kept.
-const LONGEST_TEXT: usize = 4 << 10;
+/// The maximum length of a message, in bytes.
+const MAX_TEXT_BYTES: usize = 4 << 10;
 
-/// Cuts a text after at most 4 KiB, between two characters: what is kept of a message that a payload may have written.
+/// Truncates a message to at most 4 KiB, at a character boundary. Use it for text that a payload
+/// may have written.
 pub fn truncate_text(text: &mut String) {
-    text.truncate(text.floor_char_boundary(LONGEST_TEXT));
+    text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
 }
 
-pub(crate) fn text<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
-    let mut text = String::deserialize(from)?;
+/// Deserializes a message and truncates it.
+pub(crate) fn deserialize_text<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<String, D::Error> {
+    let mut text = String::deserialize(deserializer)?;
     truncate_text(&mut text);
     Ok(text)
 }
 
-pub(crate) fn optional_text<'de, D: Deserializer<'de>>(
-    from: D,
+/// Deserializes an optional message and truncates it.
+pub(crate) fn deserialize_optional_text<'de, D: Deserializer<'de>>(
+    deserializer: D,
 ) -> Result<Option<String>, D::Error> {
-    let mut text = Option::<String>::deserialize(from)?;
+    let mut text = Option::<String>::deserialize(deserializer)?;
     text.iter_mut().for_each(truncate_text);
     Ok(text)
 }
 
-/// What `exit(3)` leaves of a code.
-pub(crate) fn exit_code<'de, D: Deserializer<'de>>(from: D) -> Result<i32, D::Error> {
-    u8::deserialize(from).map(i32::from)
+/// Deserializes an exit code: `exit(3)` keeps only the low 8 bits.
+pub(crate) fn deserialize_exit_code<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<i32, D::Error> {
+    u8::deserialize(deserializer).map(i32::from)
 }
 
-/// The signals of `signal(7)`.
-pub(crate) fn signal<'de, D: Deserializer<'de>>(from: D) -> Result<i32, D::Error> {
-    let signal = i32::deserialize(from)?;
-    match (1..=64).contains(&signal) {
-        true => Ok(signal),
-        false => Err(de::Error::custom("the number of a signal is 1 to 64")),
+/// Deserializes a signal number of `signal(7)`.
+pub(crate) fn deserialize_signal<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<i32, D::Error> {
+    let signal = i32::deserialize(deserializer)?;
+    if (1..=64).contains(&signal) {
+        Ok(signal)
+    } else {
+        Err(de::Error::custom("a signal number must be from 1 to 64"))
     }
 }

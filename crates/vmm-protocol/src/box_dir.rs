@@ -1,55 +1,59 @@
 use std::path::{Path, PathBuf};
 
-use crate::files::temporary_of;
+use crate::files::temporary_path;
 
-/// What the payload finds the box's directory in. Its descendants inherit it, so that they can be
-/// told from other processes.
+/// The environment variable that holds the path of the box directory.
+///
+/// The payload's descendants inherit it, so the runtime can identify them.
 pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
 
-/// The names of the files in a box's directory.
+/// The names of the files in a box directory.
 ///
-/// The payload finds the directory in [`VMM_BOX_DIR`](BOX_DIR_VARIABLE), and one that runs as the
-/// same user can write anything there. So nothing there is trusted over the kernel, every read is
-/// bounded and refuses what is not a regular file, and nothing that a cleanup needs is only there.
+/// The payload finds its box directory in [`VMM_BOX_DIR`](BOX_DIR_VARIABLE). A payload that runs as
+/// the same user as its shim can write to every file there. Readers therefore follow three rules:
 ///
-/// | file | written by | what a payload that writes to it can achieve |
+/// * What the kernel reports takes precedence over what a file contains.
+/// * Every read is limited in size and rejects anything but a regular file.
+/// * Cleanup never depends on a file alone.
+///
+/// | file | written by | what a payload can achieve by writing to it |
 /// |---|---|---|
-/// | `box.json` | the runtime | its own box is another one at the next opening of the home, or is damaged: another spec, another last end |
-/// | `shim.pid` | the shim | nothing while its runtime runs. The next one looks for the shim in `/proc`, and reports an end that it has not seen as the payload likes |
-/// | `payload.pid` | the shim | the next runtime shows no pid of the payload |
-/// | `cgroup` | the shim | nothing: groups are found by their names. Groups that an earlier runtime made in another place are not found |
-/// | `exit` | the shim | nothing where the kernel reports how the shim ended: what does not fit that is a crash. Otherwise the payload chooses how it ended, and is cleaned up after nevertheless |
+/// | `box.json` | the runtime | the next runtime that opens the home finds a damaged box, or a box with another spec or another last ending |
+/// | `shim.pid` | the shim | nothing while its runtime runs; the next runtime searches `/proc` for the shim, and may report a forged ending for a run that it did not observe |
+/// | `payload.pid` | the shim | the next runtime does not show the pid of the payload |
+/// | `cgroup` | the shim | nothing, because control groups are found by name; only groups that an earlier runtime created elsewhere are not found |
+/// | `exit` | the shim | nothing while the kernel reports the exit status of the shim: a record that does not match it counts as a crash; otherwise the payload can forge how it ended, but cleanup runs all the same |
 /// | `shim.stderr` | the shim | false messages of the shim |
-/// | `console.log` | the payload | its own output |
+/// | `console.log` | the shim, with the payload's output | false output of the payload |
 /// | `notify.sock` | the shim | the start fails |
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct BoxFiles {
-    /// What the box is, and how it last ended. The runtime's.
+    /// The spec of the box and its last ending. Owned by the runtime.
     pub spec: &'static str,
-    /// Who the shim is: a [`PidRecord`](crate::PidRecord). Its being there commits a start.
+    /// The [`PidRecord`](crate::PidRecord) of the shim. A start is committed once it exists.
     pub shim_pid: &'static str,
-    /// Who the payload is, from its start on: a [`PidRecord`](crate::PidRecord). Not synced, so a
-    /// crash of the machine can leave anything in it.
+    /// The [`PidRecord`](crate::PidRecord) of the payload, written when the payload starts. Not
+    /// synced: after a power cut it may have any content.
     pub payload_pid: &'static str,
-    /// Where the kernel bounds the payload: the paths of its [`ControlGroup`](crate::ControlGroup), a
-    /// line each. Not synced, and a hint only: groups are found by their names.
+    /// The directories of the payload's [`ControlGroup`](crate::ControlGroup), one per line. Not
+    /// synced, and only a hint: control groups are found by name.
     pub control_group: &'static str,
-    /// How it ended: an [`ExitRecord`](crate::ExitRecord).
+    /// The [`ExitRecord`](crate::ExitRecord) of the last run.
     pub exit: &'static str,
-    /// What the shim itself prints.
+    /// The stderr of the shim.
     pub shim_stderr: &'static str,
-    /// What the payload prints, within its [`ConsoleOptions`](crate::ConsoleOptions): the newest of
-    /// the files that [`rotated_console`](Self::rotated_console) names.
+    /// The newest output of the payload. [`rotated_console`](Self::rotated_console) names the older
+    /// files, and [`ConsoleOptions`](crate::ConsoleOptions) limits the size of them all.
     pub console: &'static str,
-    /// The number of bytes of output that rotation has deleted, as decimal text; missing while there
-    /// are none. Not synced.
+    /// The number of output bytes that rotation has deleted, as decimal text. Does not exist while
+    /// that number is 0. Not synced.
     pub console_dropped: &'static str,
-    /// The socket at which a payload says that it is [ready](crate::Ready::Notified).
+    /// The socket to which a payload sends its [readiness](crate::Ready::Notified).
     pub notify: &'static str,
 }
 
-/// The names that shim and runtime use.
+/// The file names that shims and runtimes use.
 pub const FILES: BoxFiles = BoxFiles {
     spec: "box.json",
     shim_pid: "shim.pid",
@@ -63,8 +67,9 @@ pub const FILES: BoxFiles = BoxFiles {
 };
 
 impl BoxFiles {
-    /// Returns the name of the console file that has been rotated `number` times; a higher number is
-    /// an older file, and 0 is [`console`](Self::console) itself.
+    /// Returns the name of the console file that has been rotated `number` times.
+    ///
+    /// A higher number means an older file; 0 is [`console`](Self::console) itself.
     pub fn rotated_console(&self, number: u8) -> String {
         match number {
             0 => self.console.to_owned(),
@@ -72,20 +77,22 @@ impl BoxFiles {
         }
     }
 
-    /// Every file of a run, for clearing up before the next; also what a crash may have left of
-    /// writing them.
-    pub fn of_a_run(&self, dir: &Path) -> Vec<PathBuf> {
-        let written = [
+    /// Returns the paths of all files that belong to one run of the box in `dir`. The runtime
+    /// deletes them before the next run.
+    ///
+    /// Includes the temporary files that a crashed writer may have left.
+    pub fn run_files(&self, dir: &Path) -> Vec<PathBuf> {
+        let records = [
             self.shim_pid,
             self.payload_pid,
             self.control_group,
             self.exit,
         ]
         .map(|name| dir.join(name));
-        let temporary = written.each_ref().map(|path| temporary_of(path));
-        written
+        let temporary_files = records.each_ref().map(|path| temporary_path(path));
+        records
             .into_iter()
-            .chain(temporary)
+            .chain(temporary_files)
             .chain([dir.join(self.notify)])
             .collect()
     }
@@ -96,9 +103,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_crashed_writer_leaves_is_of_the_run() {
+    fn files_of_a_run_include_the_temporary_files_of_a_crashed_writer() {
         let dir = Path::new("/box");
-        let files = FILES.of_a_run(dir);
+        let files = FILES.run_files(dir);
         for name in ["shim.pid", "payload.pid", "cgroup", "exit"] {
             let temporary = dir.join(format!(".{name}.tmp"));
             assert!(files.contains(&dir.join(name)) && files.contains(&temporary));

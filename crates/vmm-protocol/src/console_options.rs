@@ -1,9 +1,9 @@
 use serde::{Deserialize, Serialize};
 
-/// How much of a payload's output a box keeps, in `console.log` and the files it is rotated to.
+/// Limits for the output of a payload that a box keeps in `console.log` and its rotated files.
 ///
 /// ```
-/// use vmm_shim::ConsoleOptions;
+/// use vmm_protocol::ConsoleOptions;
 ///
 /// let options = ConsoleOptions::default().max_bytes(1 << 20).files(2);
 /// assert_eq!((options.max_bytes, options.files), (1 << 20, 2));
@@ -12,14 +12,14 @@ use serde::{Deserialize, Serialize};
 #[serde(default)]
 #[non_exhaustive]
 pub struct ConsoleOptions {
-    /// The largest size of one file, in bytes: 10 MiB by default, at least 4 KiB.
+    /// The maximum size of one file, in bytes: 10 MiB by default, at least 4 KiB.
     pub max_bytes: u64,
-    /// The number of files, `console.log` included: 3 by default, at least 1.
+    /// The number of files, including `console.log`: 3 by default, at least 1.
     pub files: u8,
 }
 
-/// Keeps a payload that prints without end from rotating files all the time.
-const MIN_BYTES: u64 = 4096;
+/// Smaller files would be rotated at every write.
+const MIN_FILE_BYTES: u64 = 4096;
 
 impl Default for ConsoleOptions {
     fn default() -> Self {
@@ -45,8 +45,8 @@ impl ConsoleOptions {
         self
     }
 
-    /// Whether both are at least what they have to be.
+    /// Returns true if both values are at least their minimum.
     pub fn is_valid(&self) -> bool {
-        self.max_bytes >= MIN_BYTES && self.files > 0
+        self.max_bytes >= MIN_FILE_BYTES && self.files > 0
     }
 }

@@ -3,76 +3,79 @@ use serde::{Deserialize, Serialize};
 
 use crate::bounds::{self, truncate_text};
 
-/// How a shim's work ended.
+/// How a run of a box ended, as reported by its shim.
 ///
-/// Texts are cut after 4 KiB when they are read, and codes and signals that no process ends with
-/// are refused: a payload can write to the file that an ending is read from.
+/// A payload can write to the file from which an ending is read. Deserialization therefore
+/// truncates messages to 4 KiB, and rejects exit codes and signals that no process can end with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "how", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Ending {
-    /// The payload returned this code.
+    /// The payload exited.
     Exited {
-        /// 0 to 255.
-        #[serde(deserialize_with = "bounds::exit_code")]
+        /// The exit code, 0 to 255.
+        #[serde(deserialize_with = "bounds::deserialize_exit_code")]
         code: i32,
     },
-    /// A signal ended the payload, or the shim before there was one.
+    /// A signal ended the payload, or the shim before it had started one.
     Signaled {
-        /// Its number, as in `signal(7)`: 1 to 64.
-        #[serde(deserialize_with = "bounds::signal")]
+        /// The signal number, 1 to 64, as in `signal(7)`.
+        #[serde(deserialize_with = "bounds::deserialize_signal")]
         signal: i32,
     },
-    /// The kernel killed the payload, because the memory that it may use was used up.
+    /// The kernel killed the payload because its memory limit was reached.
     ///
-    /// So it looks: SIGKILL ended the payload, its shim did not send that, and the kernel has
-    /// killed one of the payload's processes for memory. It does not tell which one, so that of a
-    /// payload that has survived that, and is later killed from outside, the same is said.
+    /// The shim infers this: SIGKILL ended the payload, the shim did not send it, and the kernel has
+    /// killed a process of the payload for lack of memory. The kernel does not report which process
+    /// it was. A payload that survives the loss of one process, and that another process kills
+    /// later, is therefore reported as out of memory, too.
     OutOfMemory,
     /// Code inside the shim panicked.
     Panicked {
-        /// What it said.
-        #[serde(deserialize_with = "bounds::text")]
+        /// The panic message.
+        #[serde(deserialize_with = "bounds::deserialize_text")]
         message: String,
-        /// `file:line:column`, where known.
-        #[serde(default, deserialize_with = "bounds::optional_text")]
+        /// The place, as `file:line:column`, if known.
+        #[serde(default, deserialize_with = "bounds::deserialize_optional_text")]
         location: Option<String>,
     },
-    /// The payload could not be started, or could no longer be followed.
+    /// The payload could not be started, or the shim could no longer wait for it.
     Failed {
-        /// For programs.
+        /// The kind of failure, for programs.
         kind: FailureKind,
-        /// For people.
-        #[serde(deserialize_with = "bounds::text")]
+        /// The cause, for people.
+        #[serde(deserialize_with = "bounds::deserialize_text")]
         message: String,
     },
 }
 
-/// Why a payload could not be run.
+/// Why a shim could not run a payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FailureKind {
-    /// The spec was missing, torn or malformed.
+    /// The spec was missing, incomplete or invalid.
     Spec,
-    /// No engine has the name that the spec gives.
+    /// The shim has no engine with the name in the spec.
     UnknownEngine,
-    /// There is no such program.
+    /// The program does not exist.
     NotFound,
-    /// There is one, and it cannot be executed.
+    /// The program exists, but cannot be executed.
     NotExecutable,
-    /// A file in the box's directory could not be written.
+    /// A file in the box directory could not be written.
     Storage,
-    /// Another shim lives in the box's directory. Only reported, never on record there.
+    /// Another shim already runs in the box directory. Only reported to the runtime, never recorded.
     InUse,
-    /// Anything else that the engine says.
+    /// Any other failure of the engine.
     #[serde(other)]
     Engine,
 }
 
 impl Ending {
-    /// As a shell would show it: the code, or 128 + signal; 125 to 127 for what could not be run,
-    /// as docker does, and 101 for a panic, as Rust does.
+    /// Returns the ending as a shell exit code.
+    ///
+    /// That is the code of the payload, or 128 plus the signal number. As with docker, 125 to 127
+    /// mean that the payload could not be run. As in Rust, 101 means a panic.
     pub fn shell_code(&self) -> i32 {
         match self {
             Self::Exited { code } => *code,
@@ -87,7 +90,7 @@ impl Ending {
         }
     }
 
-    /// The signal that ended it, if one did.
+    /// Returns the signal that ended the payload, if one did.
     pub fn signal(&self) -> Option<i32> {
         match self {
             Self::Signaled { signal } => Some(*signal),
@@ -96,8 +99,7 @@ impl Ending {
         }
     }
 
-    /// Whether neither the payload chose to end like this, nor the spec asked for what cannot be
-    /// run.
+    /// Returns true unless the payload chose to exit, or its spec could not be run.
     pub fn is_crash(&self) -> bool {
         match self {
             Self::Exited { .. } => false,
@@ -112,8 +114,9 @@ impl Ending {
         }
     }
 
-    /// Cuts what it says to what a reader keeps.
-    pub fn bounded(mut self) -> Self {
+    /// Truncates the messages to the length that a reader keeps.
+    #[must_use]
+    pub fn truncated(mut self) -> Self {
         match &mut self {
             Self::Panicked { message, location } => {
                 truncate_text(message);
@@ -125,7 +128,7 @@ impl Ending {
         self
     }
 
-    /// Returns the ending of a payload that could not be run.
+    /// Creates the ending of a payload that could not be run.
     pub fn failed(kind: FailureKind, message: impl Into<String>) -> Self {
         Self::Failed {
             kind,
@@ -139,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ending_survives_its_wire_form() {
+    fn an_ending_survives_serialization() {
         for ending in [
             Ending::Exited { code: 3 },
             Ending::Signaled { signal: 9 },
@@ -156,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn who_ends_with_a_code_or_cannot_be_run_has_not_crashed() {
+    fn an_exit_code_or_an_unrunnable_spec_is_not_a_crash() {
         for ending in [
             Ending::Signaled { signal: 11 },
             Ending::OutOfMemory,
@@ -173,14 +176,14 @@ mod tests {
     }
 
     #[test]
-    fn texts_that_are_read_are_cut_between_characters() {
+    fn deserialized_messages_are_truncated_at_a_character_boundary() {
         let panicked = Ending::Panicked {
             message: "\u{20ac}".repeat(400_000),
             location: Some("\u{20ac}".repeat(400_000)),
         };
         let text = serde_json::to_string(&panicked).unwrap();
         let read: Ending = serde_json::from_str(&text).unwrap();
-        assert_eq!(read, panicked.bounded());
+        assert_eq!(read, panicked.truncated());
         let Ending::Panicked { message, .. } = read else {
             panic!("{read:?}");
         };
@@ -188,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_process_ends_with_is_refused() {
+    fn impossible_codes_and_signals_are_rejected() {
         for forged in [
             r#"{"how":"exited","code":256}"#,
             r#"{"how":"exited","code":-1}"#,
@@ -200,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_of_failure_from_a_newer_shim_is_read_as_the_engines() {
+    fn an_unknown_failure_kind_is_read_as_an_engine_failure() {
         let newer = r#"{"how":"failed","kind":"moon_phase","message":"full"}"#;
         let ending: Ending = serde_json::from_str(newer).unwrap();
         assert_eq!(ending, Ending::failed(FailureKind::Engine, "full"));

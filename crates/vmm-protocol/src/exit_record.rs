@@ -3,56 +3,56 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::{LONGEST_RECORD, read_file};
+use crate::files::{MAX_RECORD_BYTES, read_file};
 use crate::{Ending, FileError, write_file};
 
-/// What a shim leaves behind in the file `exit`.
+/// The record of how a run ended, which a shim writes to the file `exit`.
 ///
-/// It says more than the exit status: a panic's message and place, why a payload could not be
-/// started, and whether the end was asked for. It is missing when SIGKILL, the machine, or
-/// a library that calls `exit(3)` ended the shim.
+/// It holds more than an exit status: the message and place of a panic, why a payload could not
+/// start, and whether the end was requested. There is no record if SIGKILL, a power cut, or a
+/// library that calls `exit(3)` ended the shim.
 ///
-/// A payload can forge it. A shim that writes it exits with the
-/// [code of its ending](Ending::shell_code): a record that does not fit the exit status of the shim
-/// is not its own.
+/// A payload can forge the record. After writing it, a shim exits with the
+/// [code of its ending](Ending::shell_code); a record that does not match the exit status of the
+/// shim is therefore not genuine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitRecord {
-    /// Whose: the shim's pid.
+    /// The pid of the shim that wrote the record.
     pub pid: u32,
-    /// True if somebody had asked for the end: a signal to stop, or the watchdog.
+    /// Whether a signal to stop, or the hang-up of the watchdog, requested the end.
     #[serde(default)]
     pub requested: bool,
-    /// How it ended.
+    /// How the run ended.
     #[serde(flatten)]
     pub ending: Ending,
 }
 
 impl ExitRecord {
-    /// Writes it, whole and synced.
+    /// Writes the record atomically and syncs it to disk.
     ///
     /// # Errors
     ///
-    /// [`FileError`], naming the file.
+    /// [`FileError`] with the path of the file.
     pub fn write(&self, path: &Path) -> Result<(), FileError> {
         let text = serde_json::to_vec(self)
             .map_err(|error| FileError::new("write", path, error.into()))?;
         write_file(path, &text)
     }
 
-    /// `None` when there is no such file.
+    /// Reads a record. Returns `None` if the file does not exist.
     ///
     /// # Errors
     ///
-    /// [`FileError`], naming the file; of kind [`InvalidData`](io::ErrorKind::InvalidData) when it
-    /// is torn or garbage.
+    /// [`FileError`] with the path of the file. Its source has the kind
+    /// [`InvalidData`](io::ErrorKind::InvalidData) if the content is not a complete record.
     pub fn read(path: &Path) -> Result<Option<Self>, FileError> {
-        let failed = |source| FileError::new("read", path, source);
-        match read_file(path, LONGEST_RECORD) {
+        let read_error = |source| FileError::new("read", path, source);
+        match read_file(path, MAX_RECORD_BYTES) {
             Ok(text) => serde_json::from_slice(&text)
                 .map(Some)
-                .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error))),
+                .map_err(|error| read_error(io::Error::new(io::ErrorKind::InvalidData, error))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(failed(error)),
+            Err(error) => Err(read_error(error)),
         }
     }
 }

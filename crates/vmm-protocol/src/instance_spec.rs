@@ -5,34 +5,34 @@ use serde::{Deserialize, Serialize};
 
 use crate::{PayloadSpec, RuntimeProcess};
 
-/// What a shim is told, as one line of JSON on its stdin.
+/// The instructions that the runtime sends to a shim, as one line of JSON on its stdin.
 ///
-/// Unknown fields are ignored, so that an older shim serves a newer runtime.
+/// A shim ignores unknown fields, so that it also works with a newer runtime.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InstanceSpec {
-    /// The box's id; the payload finds it in `VMM_BOX_ID`.
+    /// The id of the box. The payload finds it in the environment variable `VMM_BOX_ID`.
     pub id: String,
-    /// What to run.
+    /// The payload to run.
     #[serde(default)]
     pub payload: PayloadSpec,
-    /// No watchdog: the shim outlives the runtime.
+    /// Whether the shim has no watchdog, and so outlives the runtime.
     #[serde(default)]
     pub detached: bool,
-    /// How long a payload may take to stop after the watchdog has hung up, in milliseconds; also
-    /// how long its start may go on after any order to stop.
+    /// The grace period, in milliseconds: how long the payload may take to stop after the watchdog
+    /// has hung up, and how long a start may continue after a request to stop.
     #[serde(default = "default_stop_grace_ms")]
     pub stop_grace_ms: u64,
 }
 
-/// A spec that is larger than this is refused; it keeps a broken runtime from filling the memory.
-const MAX_BYTES: u64 = 16 << 20;
+/// The maximum size of a spec. It protects the shim from a broken runtime.
+const MAX_SPEC_BYTES: u64 = 16 << 20;
 
 fn default_stop_grace_ms() -> u64 {
     10_000
 }
 
 impl InstanceSpec {
-    /// Attached, with 10 s to stop.
+    /// Creates the spec of an attached shim with a grace period of 10 seconds.
     pub fn new(id: impl Into<String>, payload: PayloadSpec) -> Self {
         Self {
             id: id.into(),
@@ -42,25 +42,25 @@ impl InstanceSpec {
         }
     }
 
-    /// The wire form, newline included.
+    /// Serializes the spec, including the newline at the end.
     ///
     /// # Errors
     ///
-    /// Never with the types as they are.
+    /// Serialization of the current fields cannot fail.
     pub fn to_line(&self) -> serde_json::Result<Vec<u8>> {
         let mut line = serde_json::to_vec(self)?;
         line.push(b'\n');
         Ok(line)
     }
 
-    /// The wire form, newline included, for an attached shim that is also to end when `runtime`
-    /// exits.
+    /// Serializes the spec, including the newline at the end, together with the runtime that sends
+    /// it. An attached shim also ends when the process of this runtime exits.
     ///
     /// # Errors
     ///
-    /// Never with the types as they are.
+    /// Serialization of the current fields cannot fail.
     pub fn to_line_from(&self, runtime: &RuntimeProcess) -> serde_json::Result<Vec<u8>> {
-        let mut line = serde_json::to_vec(&SpecFrom {
+        let mut line = serde_json::to_vec(&SpecWithSender {
             spec: self,
             runtime,
         })?;
@@ -68,53 +68,52 @@ impl InstanceSpec {
         Ok(line)
     }
 
-    /// Returns how long the payload may take to stop.
+    /// Returns the grace period.
     pub fn stop_grace(&self) -> Duration {
         Duration::from_millis(self.stop_grace_ms)
     }
 
-    /// Reads one line; also from whom it is, if it says so. The message of a refusal quotes nothing
-    /// of it, because it can hold secrets.
+    /// Reads a spec, and the runtime that sent it if the line names one.
     ///
     /// # Errors
     ///
-    /// The reason, for the exit record.
-    pub fn read(from: impl BufRead) -> Result<(Self, Option<RuntimeProcess>), String> {
+    /// A message for the exit record. It quotes nothing from the spec, which can contain secrets.
+    pub fn read(input: impl BufRead) -> Result<(Self, Option<RuntimeProcess>), String> {
         let mut line = Vec::new();
-        io::Read::take(from, MAX_BYTES)
+        io::Read::take(input, MAX_SPEC_BYTES)
             .read_until(b'\n', &mut line)
-            .map_err(|error| format!("the spec could not be read: {error}"))?;
+            .map_err(|error| format!("cannot read the spec: {error}"))?;
         if line.last() != Some(&b'\n') {
             let size = line.len();
-            if size as u64 == MAX_BYTES {
+            if size as u64 == MAX_SPEC_BYTES {
                 return Err("the spec is larger than 16 MiB".to_owned());
             }
             return Err(format!(
-                "the spec broke off after {size} bytes, before its newline"
+                "the spec is incomplete: it ended after {size} bytes, without a newline"
             ));
         }
-        let malformed = |error: serde_json::Error| {
+        let invalid = |error: serde_json::Error| {
             format!(
-                "the spec is malformed: {:?} error at column {}",
+                "the spec is invalid: {:?} error at column {}",
                 error.classify(),
                 error.column()
             )
         };
-        let spec = serde_json::from_slice(&line).map_err(malformed)?;
-        let Sender { runtime } = serde_json::from_slice(&line).map_err(malformed)?;
+        let spec = serde_json::from_slice(&line).map_err(invalid)?;
+        let Sender { runtime } = serde_json::from_slice(&line).map_err(invalid)?;
         Ok((spec, runtime))
     }
 }
 
-/// A spec with its sender, as written.
+/// A spec with its sender, for serialization.
 #[derive(Serialize)]
-struct SpecFrom<'a> {
+struct SpecWithSender<'a> {
     #[serde(flatten)]
     spec: &'a InstanceSpec,
     runtime: &'a RuntimeProcess,
 }
 
-/// The sender alone, as read.
+/// The sender of a spec, for deserialization.
 #[derive(Deserialize)]
 struct Sender {
     runtime: Option<RuntimeProcess>,
@@ -125,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_spec_survives_its_wire_form() {
+    fn a_spec_survives_serialization() {
         let spec = InstanceSpec {
             id: "b1".into(),
             payload: PayloadSpec::command(["sh", "-c", "line\nbreak"]),
@@ -138,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spec_names_the_runtime_that_sends_it() {
+    fn a_serialized_spec_names_its_sender() {
         let spec = InstanceSpec::new("b1", PayloadSpec::command(["true"]));
         let runtime = RuntimeProcess::this().unwrap();
         let line = spec.to_line_from(&runtime).unwrap();
@@ -149,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_fields_are_ignored_and_missing_ones_have_defaults() {
+    fn unknown_fields_are_ignored_and_missing_fields_have_defaults() {
         let line = b"{\"id\":\"b\",\"payload\":{\"command\":[\"true\"],\"new\":1},\"newer\":[]}\n";
         let (spec, _) = InstanceSpec::read(&line[..]).unwrap();
         assert_eq!(spec.payload, PayloadSpec::command(["true"]));
@@ -158,27 +157,27 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_quotes_nothing_of_the_spec() {
+    fn an_error_message_quotes_nothing_from_the_spec() {
         let line = b"{\"id\":\"b\",\"detached\":\"hunter2\"}\n";
         let message = InstanceSpec::read(&line[..]).unwrap_err();
         assert!(!message.contains("hunter2"), "{message}");
     }
 
     #[test]
-    fn a_torn_spec_is_refused() {
+    fn an_incomplete_spec_is_rejected() {
         let message = InstanceSpec::read(&b"{\"id\":\"b\"}"[..]).unwrap_err();
-        assert!(message.contains("broke off after 10 bytes"), "{message}");
+        assert!(message.contains("ended after 10 bytes"), "{message}");
     }
 
     #[test]
-    fn too_large_a_spec_is_refused_as_that() {
+    fn an_oversized_spec_is_rejected() {
         let endless = io::BufReader::new(io::repeat(b' '));
         let message = InstanceSpec::read(endless).unwrap_err();
         assert!(message.contains("larger than 16 MiB"), "{message}");
     }
 
     #[test]
-    fn debug_output_shows_no_secret() {
+    fn debug_output_contains_no_secret() {
         let mut payload = PayloadSpec::command(["server", "hunter2"]);
         payload.stdin = Some("hunter2".into());
         payload.env.insert("TOKEN".into(), "hunter2".into());

@@ -3,37 +3,40 @@ use std::path::PathBuf;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What a shim's first argument is: how a process knows that it is one.
+/// The name (`argv[0]`) of every shim process. A process recognizes by it that it is a shim.
 pub const ARGV0: &str = "vmm-shim";
 
 static IS_SHIM_PROGRAM: AtomicBool = AtomicBool::new(false);
 
-/// Records that this program can be its own shim: `vmm_shim::run_if_shim` has been called in it.
+/// Records that this program can be its own shim. `vmm_shim::run_if_shim` calls it.
 pub fn declare_shim_program() {
     IS_SHIM_PROGRAM.store(true, Ordering::Release);
 }
 
-/// Returns whether this program can be its own shim.
+/// Returns true if this program can be its own shim, because it has called
+/// `vmm_shim::run_if_shim`.
 pub fn can_be_shim() -> bool {
     IS_SHIM_PROGRAM.load(Ordering::Acquire)
 }
 
-/// What a program was started as.
+/// The arguments of a shim process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Invocation {
-    /// `vmm-shim box <id> <directory>`: the shim of a box. For people who look at the process list,
-    /// and for a runtime that looks for a shim of which it has no record.
+    /// `vmm-shim box <id> <directory>`: the shim of a box. The arguments serve people who read the
+    /// process list, and a runtime that searches for a shim without a record.
     Box {
-        /// The box's id.
+        /// The id of the box.
         id: String,
-        /// The box's directory, which is also the current one.
+        /// The box directory, which is also the current directory of the shim.
         dir: PathBuf,
     },
-    /// `vmm-shim payload <pid of the shim> <confinement> <program> ...`: about to become a payload.
+    /// `vmm-shim payload <pid of the shim> <options> <program> ...`: a launcher, which becomes the
+    /// payload.
     Payload {
-        /// Whom to die with.
+        /// The pid of the shim. The payload dies with it.
         shim: u32,
-        /// What is to bound it, and where its environment comes from, in JSON. The shim's own affair.
+        /// The limits of the payload and the source of its environment, as JSON. Only the engine
+        /// `process` interprets it.
         confinement: String,
         /// The program and its arguments.
         command: Vec<OsString>,
@@ -41,12 +44,12 @@ pub enum Invocation {
 }
 
 impl Invocation {
-    /// Of this process; `None` if it is not a shim.
+    /// Returns the invocation of the calling process, or `None` if it is not a shim.
     pub fn of_this_process() -> Option<Self> {
         Self::parse(std::env::args_os())
     }
 
-    /// From the arguments of a process, the first one included; `None` if it is not a shim.
+    /// Parses the arguments of a process, including `argv[0]`. Returns `None` if it is not a shim.
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Option<Self> {
         let mut args = args.into_iter();
         if args.next()? != ARGV0 {
@@ -66,7 +69,7 @@ impl Invocation {
         }
     }
 
-    /// The arguments, behind [`ARGV0`], by which `vmm_shim::run_if_shim` knows it.
+    /// Returns the arguments that follow [`ARGV0`].
     pub fn args(&self) -> Vec<OsString> {
         match self {
             Self::Box { id, dir } => vec!["box".into(), id.into(), dir.into()],
@@ -86,13 +89,13 @@ impl Invocation {
         }
     }
 
-    /// For a command that dies with this process, has the environment that it is started with, and
-    /// is not bounded in any other way.
+    /// Creates the invocation of a command that dies with the calling process. The command inherits
+    /// the environment of its launcher, and has no limits.
     pub fn bound_to_this_process(command: &[String]) -> Self {
         Self::payload_of_this_process("{}".to_owned(), command)
     }
 
-    /// For a payload of this process.
+    /// Creates the invocation of a payload of the calling process.
     pub fn payload_of_this_process(confinement: String, command: &[String]) -> Self {
         Self::Payload {
             shim: process::id(),
@@ -107,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_invocation_is_understood_by_the_process_it_starts() {
+    fn parse_accepts_the_arguments_of_an_invocation() {
         for invocation in [
             Invocation::Box {
                 id: "b1".into(),
@@ -121,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn any_other_program_is_not_a_shim() {
+    fn parse_rejects_other_arguments() {
         for args in [
             &["shimd", "box", "b"][..],
             &["vmm-shim"],

@@ -1,15 +1,38 @@
-//! What a VMM runtime and its shims agree on.
+//! The protocol between a VMM runtime and its shims.
 //!
-//! A *shim* is a child process of the runtime that hosts the payload of one box. The two exchange
+//! A *shim* is a child process of the runtime that hosts one *payload*: a command, or a guest. A
+//! *box* is one managed payload with its spec, its directory and its shim. This crate defines
+//! everything that the two processes must agree on:
 //!
-//! * an [`InstanceSpec`] and a [`Report`], one line of JSON each, over the shim's stdin and stdout;
-//! * the records in the box directory ([`FILES`]): who the shim is ([`PidRecord`]) and how it ended
-//!   ([`ExitRecord`]);
-//! * the arguments by which a process knows that it is a shim ([`Invocation`]);
+//! * the messages over the shim's stdin and stdout, one line of JSON each: [`InstanceSpec`] and
+//!   [`Report`];
+//! * the files in the box directory: their names ([`FILES`]), the pid and identity of the shim
+//!   ([`PidRecord`]), and how it ended ([`ExitRecord`]);
+//! * the arguments by which a process recognizes that it is a shim ([`Invocation`]);
 //! * the names of the payload's control groups ([`ControlGroup`]).
 //!
-//! Everything here is synchronous. Programs that run boxes use the crate `vmm-runtime`; programs
-//! that bring an engine of their own use `vmm-shim`. Both re-export what they need from here.
+//! Use this crate for a tool that reads a box directory without a runtime. To run boxes, use
+//! `vmm-runtime`; to add an engine, use `vmm-shim`. Both re-export what they need from here.
+//!
+//! All functions are synchronous and may block on the file system.
+//!
+//! ```
+//! use vmm_protocol::{Ending, ExitRecord, FILES, PidLookup, PidRecord};
+//!
+//! # let home = tempfile::tempdir()?;
+//! # let box_dir = home.path();
+//! # PidRecord::of_this_process()?.write(&box_dir.join(FILES.shim_pid))?;
+//! // Is the shim of this box still alive?
+//! let shim = PidRecord::read(&box_dir.join(FILES.shim_pid))?.expect("the box was started");
+//! assert!(matches!(shim.lookup()?, PidLookup::Alive(_)));
+//!
+//! // A shim writes its exit record last.
+//! # let ending = Ending::Exited { code: 0 };
+//! # ExitRecord { pid: shim.pid, requested: false, ending }.write(&box_dir.join(FILES.exit))?;
+//! let exit = ExitRecord::read(&box_dir.join(FILES.exit))?.expect("the shim has ended");
+//! assert_eq!(exit.ending, Ending::Exited { code: 0 });
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("vmm-protocol needs Linux");
@@ -32,17 +55,17 @@ mod runtime_process;
 pub use bounds::truncate_text;
 pub use box_dir::{BOX_DIR_VARIABLE, BoxFiles, FILES};
 pub use console_options::ConsoleOptions;
-pub use control_group::{ControlGroup, Controller, PROCESSES};
+pub use control_group::{ControlGroup, Controller, PROCS_FILE};
 pub use ending::{Ending, FailureKind};
 pub use exit_record::ExitRecord;
 pub use files::{
-    FileError, is_resource_exhaustion, open_log, read_file, reserve, write_file,
+    FileError, is_resource_exhaustion, open_log, read_file, reserve_space, write_file,
     write_file_unsynced,
 };
 pub use identity::ProcessIdentity;
 pub use instance_spec::InstanceSpec;
 pub use invocation::{ARGV0, Invocation, can_be_shim, declare_shim_program};
 pub use payload_spec::{PayloadSpec, Ready};
-pub use pid_record::PidRecord;
+pub use pid_record::{PidLookup, PidRecord};
 pub use report::{KILL_SIGNAL, Report};
 pub use runtime_process::{RuntimeExited, RuntimeProcess};

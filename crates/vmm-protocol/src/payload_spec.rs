@@ -7,54 +7,54 @@ use serde_json::{Map, Value};
 
 use crate::ConsoleOptions;
 
-/// What a box runs, and on which engine.
+/// The payload of a box, and the engine that runs it.
 ///
-/// It can hold secrets (in `env`, `stdin` and `options`), so its `Debug` form shows none of them.
-/// Fields that are missing get their defaults; unknown fields are ignored.
+/// The fields `env`, `stdin` and `options` can contain secrets. The `Debug` output omits them.
+/// Deserialization uses the default for a missing field, and ignores an unknown field.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct PayloadSpec {
-    /// The name of the engine; `process` unless said otherwise.
+    /// The name of the engine; `process` by default.
     pub engine: String,
-    /// The program and its arguments. Visible to every user of the host while it runs.
+    /// The program and its arguments. Every user of the host can see them while the payload runs.
     pub command: Vec<String>,
-    /// The environment of the payload, added to a `PATH`. Nothing is inherited from the runtime.
+    /// The environment variables of the payload, in addition to a default `PATH`. The payload
+    /// inherits none from the runtime.
     pub env: BTreeMap<String, String>,
-    /// Where the payload starts; `/` unless said otherwise.
+    /// The working directory of the payload; `/` by default.
     pub working_dir: Option<PathBuf>,
-    /// What the payload reads on its stdin. The place for a secret: it appears in no argument, no
-    /// environment and no log.
+    /// The input that the payload reads from its stdin. Pass secrets here: the text does not appear
+    /// in arguments, environment variables or logs.
     pub stdin: Option<String>,
-    /// When the payload counts as running.
+    /// The condition for the payload to count as running.
     pub ready: Ready,
-    /// How many processors it may use; all of them unless said otherwise.
+    /// The number of CPUs that the payload may use; unlimited by default.
     pub cpus: Option<u32>,
-    /// How much memory it may use, in MiB; as much as there is unless said otherwise.
+    /// The memory limit in MiB; unlimited by default.
     pub memory_mib: Option<u32>,
-    /// How many processes and threads it may have at a time; as many as the host unless said
-    /// otherwise.
+    /// The maximum number of processes and threads at a time; unlimited by default.
     pub pids: Option<u32>,
-    /// How much of what it prints is kept.
+    /// The limits for the output that the box keeps.
     pub console: ConsoleOptions,
-    /// What only one engine understands.
+    /// Options that are specific to the engine.
     pub options: Map<String, Value>,
 }
 
-/// When a payload counts as running.
+/// The condition for a payload to count as running.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ready {
-    /// As soon as its program is executed.
+    /// The program has been executed.
     #[default]
     Started,
-    /// When it says so: it sends `READY=1` to the datagram socket in `NOTIFY_SOCKET`, as services
-    /// of systemd do (`sd_notify(3)`).
+    /// The payload has sent `READY=1` to the datagram socket in `NOTIFY_SOCKET`, as systemd services
+    /// do (`sd_notify(3)`).
     Notified,
 }
 
 impl PayloadSpec {
-    /// A command for the engine `process`.
+    /// Creates the spec of a command for the engine `process`.
     pub fn command<S: Into<String>>(command: impl IntoIterator<Item = S>) -> Self {
         Self {
             command: command.into_iter().map(Into::into).collect(),

@@ -5,49 +5,75 @@ use std::process;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::files::{LONGEST_RECORD, read_file, write_file_unsynced};
+use crate::files::{MAX_RECORD_BYTES, read_file, write_file_unsynced};
 use crate::{FileError, ProcessIdentity, write_file};
 
-/// Who a process is, as the files `shim.pid` and `payload.pid` say it.
+/// The pid and identity of a process, as stored in the files `shim.pid` and `payload.pid`.
+///
+/// Use [`lookup`](Self::lookup) before you signal or show a recorded pid: the process may have
+/// exited, and the kernel may have given its pid to another process.
+///
+/// ```
+/// use vmm_protocol::{PidLookup, PidRecord};
+///
+/// let record = PidRecord::of_this_process()?;
+/// assert!(matches!(record.lookup()?, PidLookup::Alive(_)));
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Raw")]
+#[serde(try_from = "RawRecord")]
 pub struct PidRecord {
     /// The pid, in the pid namespace of the runtime.
     pub pid: u32,
-    /// What tells it from others with this pid; `None` in older records, which hold the pid alone.
+    /// The identity of the process; `None` in an older record, which holds only the pid.
     #[serde(flatten)]
     pub identity: Option<ProcessIdentity>,
 }
 
-/// As written. A flattened `Option` would take a damaged identity for none.
+/// The result of [`PidRecord::lookup`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PidLookup {
+    /// The recorded process is alive. Contains its current identity.
+    Alive(ProcessIdentity),
+    /// A process with the recorded pid is alive, but the record has no identity to compare it with.
+    /// Contains the current identity of that process.
+    Unverified(ProcessIdentity),
+    /// The recorded process has exited, and another process has its pid.
+    Reused,
+    /// No process has the recorded pid, or the process that has it is a zombie.
+    NotFound,
+}
+
+/// The fields of a record as stored. A flattened `Option` would read a damaged identity as `None`.
 #[derive(Deserialize)]
-struct Raw {
+struct RawRecord {
     pid: u32,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
-impl TryFrom<Raw> for PidRecord {
+impl TryFrom<RawRecord> for PidRecord {
     type Error = serde_json::Error;
 
-    fn try_from(Raw { pid, rest }: Raw) -> serde_json::Result<Self> {
-        let is_older = ["start_time", "boot_id", "pidfd_inode"]
+    fn try_from(RawRecord { pid, rest }: RawRecord) -> serde_json::Result<Self> {
+        let has_identity = ["start_time", "boot_id", "pidfd_inode"]
             .iter()
-            .all(|field| !rest.contains_key(*field));
-        let identity = match is_older {
-            true => None,
-            false => Some(serde_json::from_value(Value::Object(rest))?),
+            .any(|field| rest.contains_key(*field));
+        let identity = if has_identity {
+            Some(serde_json::from_value(Value::Object(rest))?)
+        } else {
+            None
         };
         Ok(Self { pid, identity })
     }
 }
 
 impl PidRecord {
-    /// Of the calling process.
+    /// Returns the record of the calling process.
     ///
     /// # Errors
     ///
-    /// When `/proc` cannot be read.
+    /// If `/proc` cannot be read, or no file descriptor is available.
     pub fn of_this_process() -> io::Result<Self> {
         Ok(Self {
             pid: process::id(),
@@ -55,11 +81,12 @@ impl PidRecord {
         })
     }
 
-    /// Of whoever has this pid now; `None` if nobody has.
+    /// Returns the record of the process that currently has this pid. Returns `None` if no process
+    /// has it, or if the process is a zombie.
     ///
     /// # Errors
     ///
-    /// When `/proc` cannot be read.
+    /// If `/proc` cannot be read, or no file descriptor is available.
     pub fn of(pid: u32) -> io::Result<Option<Self>> {
         let identity = ProcessIdentity::of(pid)?;
         Ok(identity.map(|identity| Self {
@@ -68,51 +95,74 @@ impl PidRecord {
         }))
     }
 
-    /// Writes it, whole and synced.
+    /// Looks up the recorded process: is it still alive, and is it the same process?
+    ///
+    /// The result can be outdated as soon as the call returns. To signal a process safely, open a
+    /// pidfd first, and signal through the pidfd if the lookup then returns
+    /// [`Alive`](PidLookup::Alive).
     ///
     /// # Errors
     ///
-    /// [`FileError`], naming the file.
+    /// If `/proc` cannot be read, or no file descriptor is available. Nothing is known about the
+    /// process then.
+    pub fn lookup(&self) -> io::Result<PidLookup> {
+        Ok(match (ProcessIdentity::of(self.pid)?, &self.identity) {
+            (None, _) => PidLookup::NotFound,
+            (Some(current), None) => PidLookup::Unverified(current),
+            (Some(current), Some(recorded)) if current.is_same(recorded) => {
+                PidLookup::Alive(current)
+            }
+            (Some(_), Some(_)) => PidLookup::Reused,
+        })
+    }
+
+    /// Writes the record atomically and syncs it to disk.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`] with the path of the file.
     pub fn write(&self, path: &Path) -> Result<(), FileError> {
-        write_file(path, &self.to_text(path)?)
+        write_file(path, &self.to_json(path)?)
     }
 
-    /// Whole, but not synced: no payload outlives the machine.
+    /// Writes the record atomically, without a sync to disk. Use it for a payload, which does not
+    /// outlive a power cut.
     ///
     /// # Errors
     ///
-    /// As [`write`](Self::write).
-    pub fn write_of_payload(&self, path: &Path) -> Result<(), FileError> {
-        write_file_unsynced(path, &self.to_text(path)?)
+    /// [`FileError`] with the path of the file.
+    pub fn write_unsynced(&self, path: &Path) -> Result<(), FileError> {
+        write_file_unsynced(path, &self.to_json(path)?)
     }
 
-    fn to_text(&self, path: &Path) -> Result<Vec<u8>, FileError> {
+    fn to_json(&self, path: &Path) -> Result<Vec<u8>, FileError> {
         serde_json::to_vec(self).map_err(|error| FileError::new("write", path, error.into()))
     }
 
-    /// `None` when there is no such file. Reads older records, which hold the pid alone, too.
+    /// Reads a record. Returns `None` if the file does not exist. Accepts older records, which hold
+    /// only the pid.
     ///
     /// # Errors
     ///
-    /// [`FileError`], naming the file; of kind [`InvalidData`](io::ErrorKind::InvalidData) when it
-    /// is torn or garbage.
+    /// [`FileError`] with the path of the file. Its source has the kind
+    /// [`InvalidData`](io::ErrorKind::InvalidData) if the content is not a complete record.
     pub fn read(path: &Path) -> Result<Option<Self>, FileError> {
-        let failed = |source| FileError::new("read", path, source);
-        match read_file(path, LONGEST_RECORD) {
+        let read_error = |source| FileError::new("read", path, source);
+        match read_file(path, MAX_RECORD_BYTES) {
             Ok(text) => Self::parse(&text).map(Some).ok_or_else(|| {
-                failed(io::Error::new(
+                read_error(io::Error::new(
                     io::ErrorKind::InvalidData,
-                    "not a record of a pid",
+                    "it is not a pid record",
                 ))
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(failed(error)),
+            Err(error) => Err(read_error(error)),
         }
     }
 
     fn parse(text: &[u8]) -> Option<Self> {
         let text = str::from_utf8(text).ok()?.trim();
-        // Parsing alone would take a sign.
+        // `u32::from_str` alone would accept a plus sign.
         let record = if text.bytes().all(|byte| byte.is_ascii_digit()) {
             Self {
                 pid: text.parse().ok()?,
@@ -132,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_survives_the_disk() {
+    fn a_written_record_can_be_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("shim.pid");
         assert_eq!(PidRecord::read(&path).unwrap(), None);
@@ -142,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pid_alone_is_read() {
+    fn an_older_record_holds_only_the_pid() {
         let record = PidRecord::parse(b" 4711\n").unwrap();
         assert_eq!(
             record,
@@ -155,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_refused() {
+    fn an_invalid_record_is_rejected() {
         for text in [
             "",
             "0",
@@ -173,6 +223,51 @@ mod tests {
             r#"{"pid":5,"start_time":7,"boot_id":"b","pidfd_inode":-1}"#,
         ] {
             assert_eq!(PidRecord::parse(text.as_bytes()), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn lookup_finds_a_live_process_by_its_identity() {
+        let record = PidRecord::of_this_process().unwrap();
+        let identity = record.identity.clone().unwrap();
+        assert_eq!(record.lookup().unwrap(), PidLookup::Alive(identity.clone()));
+        let older = PidRecord {
+            identity: None,
+            ..record
+        };
+        assert_eq!(older.lookup().unwrap(), PidLookup::Unverified(identity));
+    }
+
+    #[test]
+    fn lookup_detects_a_reused_pid() {
+        let mut earlier = PidRecord::of_this_process().unwrap();
+        let identity = earlier.identity.as_mut().unwrap();
+        identity.start_time += 1;
+        identity.pidfd_inode = identity.pidfd_inode.map(|inode| inode + 1);
+        assert_eq!(earlier.lookup().unwrap(), PidLookup::Reused);
+    }
+
+    #[test]
+    fn lookup_does_not_find_a_zombie_or_a_reaped_process() {
+        let mut child = process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let record = PidRecord::of(child.id()).unwrap().unwrap();
+        assert!(matches!(record.lookup().unwrap(), PidLookup::Alive(_)));
+        child.kill().unwrap();
+        while record.lookup().unwrap() != PidLookup::NotFound {
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert_eq!(record.lookup().unwrap(), PidLookup::NotFound);
+    }
+
+    #[test]
+    fn lookup_does_not_find_an_invalid_pid() {
+        for pid in [0, u32::MAX] {
+            let record = PidRecord {
+                pid,
+                identity: None,
+            };
+            assert_eq!(record.lookup().unwrap(), PidLookup::NotFound);
         }
     }
 }

@@ -3,20 +3,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::ExitRecord;
 
-/// What a shim reports to the runtime that started it, as one line of JSON on its stdout.
+/// The report of a shim to the runtime that started it, as one line of JSON on its stdout.
+///
+/// A shim sends exactly one report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "report", rename_all = "snake_case")]
 pub enum Report {
-    /// The payload runs.
+    /// The payload is ready.
     Ready {
-        /// Its pid, where it is a process of its own.
+        /// The pid of the payload, if it is a process of its own.
         payload_pid: Option<u32>,
     },
-    /// It will not. The same is in the file `exit`, unless the disk is full or the box is another
-    /// shim's.
+    /// The payload did not become ready. The file `exit` contains the same record, unless the disk is
+    /// full or another shim runs in the box directory.
     Failed(ExitRecord),
 }
 
-/// Tells a shim to kill its payload, with all that descends from it, and to end. Unlike SIGKILL to
-/// the shim it leaves no descendant behind, and an exit record.
+/// The signal that makes a shim kill its payload with all descendants, and exit.
+///
+/// Use it instead of SIGKILL: the shim then leaves no descendant behind, and writes an exit record.
 pub const KILL_SIGNAL: Signal = Signal::SIGUSR1;

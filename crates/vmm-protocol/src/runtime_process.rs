@@ -6,13 +6,14 @@ use std::process;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ProcessIdentity;
-use crate::identity::{has_exited, is_gone, open};
+use crate::identity::{has_exited, is_process_gone, open_pidfd};
+use crate::{PidLookup, PidRecord, ProcessIdentity};
 
 /// The process of the VMM runtime that starts a shim.
 ///
-/// An attached shim watches it beside the pipe of its watchdog: a child that the runtime's process
-/// has forked without an exec inherits the pipe, and would keep the box alive.
+/// An attached shim watches this process in addition to its watchdog pipe. A child that the runtime
+/// has forked without an exec inherits the pipe, and would keep the box alive after the runtime has
+/// exited.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuntimeProcess {
     pid: u32,
@@ -22,7 +23,7 @@ pub struct RuntimeProcess {
     pid_namespace: Option<u64>,
 }
 
-/// The runtime's process has exited.
+/// The error that the process of the runtime has exited.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RuntimeExited;
 
@@ -31,7 +32,7 @@ impl RuntimeProcess {
     ///
     /// # Errors
     ///
-    /// When `/proc` cannot be read, or no descriptor is left.
+    /// If `/proc` cannot be read, or no file descriptor is available.
     pub fn this() -> io::Result<Self> {
         Ok(Self {
             pid: process::id(),
@@ -40,28 +41,33 @@ impl RuntimeProcess {
         })
     }
 
-    /// Opens a pidfd, which becomes readable when the process exits. Returns `None` where the
-    /// process cannot be identified: from another pid namespace, behind the mount option `hidepid`
-    /// of `/proc`, or without pidfds.
+    /// Opens a pidfd, which becomes readable when the process exits.
+    ///
+    /// Returns `None` if the process cannot be identified: from another pid namespace, if `/proc` is
+    /// mounted with `hidepid`, or without pidfds.
     ///
     /// # Errors
     ///
-    /// [`RuntimeExited`] if it has exited.
+    /// [`RuntimeExited`] if the process has exited.
     pub fn watch(&self) -> Result<Option<OwnedFd>, RuntimeExited> {
         if pid_namespace() != self.pid_namespace {
             return Ok(None);
         }
-        let pidfd = match open(self.pid) {
+        let pidfd = match open_pidfd(self.pid) {
             Ok(Some(pidfd)) => pidfd,
-            Err(error) if is_gone(&error) => return Err(RuntimeExited),
+            Err(error) if is_process_gone(&error) => return Err(RuntimeExited),
             Ok(None) | Err(_) => return Ok(None),
         };
-        // Read after the open: a process that still has its pid had it then.
-        match ProcessIdentity::of(self.pid) {
-            Ok(Some(found)) if found.is_same(&self.identity) => Ok(Some(pidfd)),
-            Ok(Some(_)) => Err(RuntimeExited),
-            Ok(None) if has_exited(&pidfd) => Err(RuntimeExited),
-            Ok(None) | Err(_) => Ok(None),
+        let record = PidRecord {
+            pid: self.pid,
+            identity: Some(self.identity.clone()),
+        };
+        // After the open: a process that has the pid now also had it when the pidfd was opened.
+        match record.lookup() {
+            Ok(PidLookup::Alive(_)) => Ok(Some(pidfd)),
+            Ok(PidLookup::Reused) => Err(RuntimeExited),
+            Ok(PidLookup::NotFound) if has_exited(&pidfd) => Err(RuntimeExited),
+            Ok(PidLookup::NotFound | PidLookup::Unverified(_)) | Err(_) => Ok(None),
         }
     }
 }
@@ -86,17 +92,17 @@ mod tests {
             identity: ProcessIdentity::of(child.id()).unwrap().unwrap(),
             ..this.clone()
         };
-        let watched = other.watch();
+        let watch = other.watch();
         child.kill().unwrap();
         child.wait().unwrap();
-        let has_pidfds = open(process::id()).unwrap().is_some();
-        assert_eq!(matches!(watched, Ok(Some(_))), has_pidfds);
+        let has_pidfds = open_pidfd(process::id()).unwrap().is_some();
+        assert_eq!(matches!(watch, Ok(Some(_))), has_pidfds);
         assert_eq!(matches!(this.watch(), Ok(Some(_))), has_pidfds);
         assert_eq!(matches!(other.watch(), Err(RuntimeExited)), has_pidfds);
     }
 
     #[test]
-    fn a_process_that_has_the_pid_now_is_not_taken_for_the_runtime() {
+    fn a_process_that_reuses_the_pid_is_not_watched() {
         let mut earlier = RuntimeProcess::this().unwrap();
         earlier.identity.start_time += 1;
         earlier.identity.pidfd_inode = earlier.identity.pidfd_inode.map(|inode| inode + 1);
@@ -104,9 +110,9 @@ mod tests {
     }
 
     #[test]
-    fn a_process_of_another_pid_namespace_is_not_watched() {
-        let mut elsewhere = RuntimeProcess::this().unwrap();
-        elsewhere.pid_namespace = elsewhere.pid_namespace.map(|inode| inode + 1).or(Some(1));
-        assert!(matches!(elsewhere.watch(), Ok(None)));
+    fn a_process_in_another_pid_namespace_is_not_watched() {
+        let mut foreign = RuntimeProcess::this().unwrap();
+        foreign.pid_namespace = foreign.pid_namespace.map(|inode| inode + 1).or(Some(1));
+        assert!(matches!(foreign.watch(), Ok(None)));
     }
 }

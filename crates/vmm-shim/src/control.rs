@@ -13,24 +13,25 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use vmm_engine::Payload;
 use vmm_protocol::{Ending, FailureKind, KILL_SIGNAL, RuntimeExited, RuntimeProcess};
 
-use crate::recorder::Recorder;
+use crate::exit_reporter::ExitReporter;
 
-/// How long a killed payload may take to vanish before the shim ends without it.
-const AFTER_KILL: Duration = Duration::from_secs(2);
+/// How long the shim waits for a killed payload before it exits without it.
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Takes orders on the payload's behalf: from signals, and from the watchdog.
+/// Handles requests to stop or kill the payload: signals, and the hang-up of the watchdog.
 ///
-/// Its thread owns the clock, so it calls nothing that can hang with the payload.
+/// Runs a thread, which enforces the deadlines. The thread calls nothing that can hang together with the
+/// payload.
 pub(crate) struct Control {
     state: Mutex<State>,
-    recorder: Arc<Recorder>,
+    reporter: Arc<ExitReporter>,
 }
 
-/// What tells an attached shim that its runtime is gone.
+/// The file descriptors that show an attached shim that its runtime is gone.
 pub(crate) struct Watchdog {
-    /// Hangs up when the runtime releases the box, and when it exits.
+    /// The read end of a pipe. It hangs up when the runtime releases the watchdog, or exits.
     pipe: OwnedFd,
-    /// A pidfd: a forked child of the runtime can hold the pipe.
+    /// A pidfd of the runtime, because a forked child of the runtime can hold the pipe open.
     runtime: Option<OwnedFd>,
 }
 
@@ -41,40 +42,40 @@ struct State {
     grace: Duration,
 }
 
-/// Who obeys an order.
+/// The phase of the shim, which determines who handles a request.
 enum Phase {
-    /// The shim, at once. The pipe closes with this phase, which wakes the thread.
-    AwaitingSpec { _until: PipeWriter },
-    /// The main thread, when it has the payload in hand.
+    /// The control thread exits the shim immediately. The end of this phase drops the pipe, which wakes
+    /// the thread.
+    AwaitingSpec { _wake_on_drop: PipeWriter },
+    /// The main thread kills the payload when the engine has started it.
     Starting,
-    /// The payload.
+    /// The control thread passes the request to the payload.
     Running,
 }
 
-/// What the thread watches for a hang-up.
-enum Line {
-    /// Until the spec is read.
-    Spec(PipeReader),
-    /// To the runtime.
+/// What the control thread watches for a hang-up.
+enum HangUpSource {
+    /// The pipe of [`Phase::AwaitingSpec`].
+    SpecRead(PipeReader),
     Watchdog(Watchdog),
     None,
 }
 
-/// What has been ordered, and by when it must be done.
+/// What has been requested, and the deadline.
 #[derive(Clone, Copy)]
-enum Order {
-    None,
-    /// Asked to stop, for as long as it takes.
-    Stop,
-    /// Asked to stop; killed at this time.
-    StopBy(Instant),
-    /// Killed; the shim ends at this time.
-    Kill(Instant),
+enum StopState {
+    NotRequested,
+    /// A signal requested the payload to stop. There is no deadline.
+    Stopping,
+    /// The payload was requested to stop, and is killed at this time.
+    StoppingUntil(Instant),
+    /// The payload was killed, and the shim exits at this time.
+    KillingUntil(Instant),
 }
 
-/// The signals that are orders, and those that must not end a shim which cannot write: SIGPIPE
-/// without a runtime, SIGXFSZ at a limit of size.
-fn orders() -> SigSet {
+/// Returns the signals that request the end, and those that must not end the shim when a write fails:
+/// SIGPIPE if the runtime is gone, SIGXFSZ at a limit on file sizes.
+fn handled_signals() -> SigSet {
     [
         Signal::SIGTERM,
         Signal::SIGINT,
@@ -87,48 +88,53 @@ fn orders() -> SigSet {
     .collect()
 }
 
-/// To be called before any thread is started: threads inherit the mask. So does what the shim
-/// executes, which has to empty it.
+/// Blocks the handled signals. Call it before any thread is started, because threads inherit the mask. A
+/// program that the shim executes inherits it, too, and must unblock the signals.
 pub(crate) fn block_signals() -> io::Result<()> {
-    let mut blocked = orders();
+    let mut blocked = handled_signals();
     // An engine waits for its children with a signalfd.
     blocked.add(Signal::SIGCHLD);
     Ok(blocked.thread_block()?)
 }
 
 impl Control {
-    /// Starts the thread. Until [`starting`](Self::starting) an order ends the shim.
-    pub(crate) fn start(recorder: Arc<Recorder>) -> io::Result<Arc<Self>> {
-        let (spec, until) = io::pipe()?;
-        let signals = SignalFd::with_flags(&orders(), SfdFlags::SFD_CLOEXEC)?;
+    /// Starts the control thread. Until [`begin_start`](Self::begin_start), a request ends the shim.
+    pub(crate) fn start(reporter: Arc<ExitReporter>) -> io::Result<Arc<Self>> {
+        let (spec_read, wake_on_drop) = io::pipe()?;
+        let signals = SignalFd::with_flags(&handled_signals(), SfdFlags::SFD_CLOEXEC)?;
         let control = Arc::new(Self {
             state: Mutex::new(State {
-                phase: Phase::AwaitingSpec { _until: until },
+                phase: Phase::AwaitingSpec {
+                    _wake_on_drop: wake_on_drop,
+                },
                 watchdog: None,
                 grace: Duration::ZERO,
             }),
-            recorder,
+            reporter,
         });
         let thread = Arc::clone(&control);
         thread::Builder::new()
             .name("shim-control".to_owned())
             .spawn(move || {
-                let run = AssertUnwindSafe(|| thread.run(&signals, Line::Spec(spec)));
+                let source = HangUpSource::SpecRead(spec_read);
+                let run = AssertUnwindSafe(|| thread.run(&signals, source));
                 match panic::catch_unwind(run) {
                     Ok(error) => {
-                        let message = format!("the shim can no longer take orders: {error}");
+                        let message = format!("the shim cannot handle signals any more: {error}");
                         let ending = Ending::failed(FailureKind::Engine, message);
-                        thread.recorder.end_by_force(ending)
+                        thread.reporter.kill_and_exit(ending)
                     }
-                    Err(_) => thread.recorder.end_with_panic(),
+                    Err(_) => thread.reporter.exit_with_panic(),
                 }
             })?;
         Ok(control)
     }
 
-    /// From now on an order is kept for [`running`](Self::running). `grace` is how long the payload
-    /// may take to stop after the watchdog has hung up.
-    pub(crate) fn starting(&self, watchdog: Option<Watchdog>, grace: Duration) {
+    /// Announces that the main thread starts the payload. Until [`payload_started`](Self::payload_started),
+    /// a request is only kept.
+    ///
+    /// `grace` is how long the payload may take to stop after the watchdog has hung up.
+    pub(crate) fn begin_start(&self, watchdog: Option<Watchdog>, grace: Duration) {
         *self.state() = State {
             phase: Phase::Starting,
             watchdog,
@@ -136,97 +142,102 @@ impl Control {
         };
     }
 
-    /// From now on orders go to the recorder's payload. True if one came before: obeying it is up
-    /// to the caller.
-    pub(crate) fn running(&self) -> bool {
+    /// Announces that the payload has started. From now on, requests go to the reporter's payload.
+    ///
+    /// Returns true if a request arrived earlier. The caller must then kill the payload.
+    pub(crate) fn payload_started(&self) -> bool {
         let mut state = self.state();
         state.phase = Phase::Running;
-        self.recorder.is_end_requested()
+        self.reporter.is_end_requested()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Until it cannot.
-    fn run(&self, signals: &SignalFd, mut line: Line) -> Errno {
-        let mut order = Order::None;
+    /// Handles requests until a system call fails.
+    fn run(&self, signals: &SignalFd, mut source: HangUpSource) -> Errno {
+        let mut stop = StopState::NotRequested;
         loop {
-            let mut polled = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-            polled.extend(line.polled());
-            match poll(&mut polled, order.timeout()) {
+            let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+            fds.extend(source.poll_fds());
+            match poll(&mut fds, stop.timeout()) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return error,
             }
             let has_event = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
-            let signalled = has_event(&polled[0]);
-            let hung_up = polled[1..].iter().any(has_event);
-            drop(polled);
-            if hung_up {
-                if let Line::Watchdog(_) = line {
-                    let by = Instant::now() + self.state().grace;
-                    order = self.stop(order, Some(by));
+            let has_signal = has_event(&fds[0]);
+            let has_hung_up = fds[1..].iter().any(has_event);
+            drop(fds);
+            if has_hung_up {
+                if let HangUpSource::Watchdog(_) = source {
+                    let deadline = Instant::now() + self.state().grace;
+                    stop = self.stop(stop, Some(deadline));
                 }
-                line = self
+                source = self
                     .state()
                     .watchdog
                     .take()
-                    .map_or(Line::None, Line::Watchdog);
+                    .map_or(HangUpSource::None, HangUpSource::Watchdog);
             }
-            if signalled {
+            if has_signal {
                 match signals.read_signal() {
-                    Ok(Some(info)) => order = self.obey(order, info.ssi_signo),
+                    Ok(Some(info)) => stop = self.handle_signal(stop, info.ssi_signo),
                     Ok(None) | Err(Errno::EINTR) => {}
                     Err(error) => return error,
                 }
             }
-            order = match order {
-                Order::StopBy(at) if at <= Instant::now() => self.kill(order),
-                Order::Kill(at) if at <= Instant::now() => self.recorder.end(Ending::Signaled {
-                    signal: Signal::SIGKILL as i32,
-                }),
-                order => order,
+            stop = match stop {
+                StopState::StoppingUntil(deadline) if deadline <= Instant::now() => self.kill(stop),
+                StopState::KillingUntil(deadline) if deadline <= Instant::now() => {
+                    self.reporter.exit(Ending::Signaled {
+                        signal: Signal::SIGKILL as i32,
+                    })
+                }
+                stop => stop,
             };
         }
     }
 
-    fn obey(&self, order: Order, signal: u32) -> Order {
+    fn handle_signal(&self, stop: StopState, signal: u32) -> StopState {
         match Signal::try_from(signal.cast_signed()) {
-            Ok(KILL_SIGNAL) => self.kill(order),
-            Ok(Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP) => self.stop(order, None),
-            _ => order,
+            Ok(KILL_SIGNAL) => self.kill(stop),
+            Ok(Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP) => self.stop(stop, None),
+            _ => stop,
         }
     }
 
-    fn stop(&self, order: Order, by: Option<Instant>) -> Order {
-        let start = self.pass_on(Signal::SIGTERM, |payload| payload.stop());
-        match (order, by.or(start)) {
-            (Order::Kill(_) | Order::StopBy(_), _) => order,
-            (_, Some(by)) => Order::StopBy(by),
-            (_, None) => Order::Stop,
+    /// Requests the payload to stop. A deadline that is already set remains.
+    fn stop(&self, stop: StopState, deadline: Option<Instant>) -> StopState {
+        let start_deadline = self.request_end(Signal::SIGTERM, |payload| payload.stop());
+        match (stop, deadline.or(start_deadline)) {
+            (StopState::KillingUntil(_) | StopState::StoppingUntil(_), _) => stop,
+            (_, Some(deadline)) => StopState::StoppingUntil(deadline),
+            (_, None) => StopState::Stopping,
         }
     }
 
-    fn kill(&self, order: Order) -> Order {
-        self.pass_on(Signal::SIGKILL, |payload| payload.kill());
-        match order {
-            Order::Kill(_) => order,
-            _ => Order::Kill(Instant::now() + AFTER_KILL),
+    fn kill(&self, stop: StopState) -> StopState {
+        self.request_end(Signal::SIGKILL, |payload| payload.kill());
+        match stop {
+            StopState::KillingUntil(_) => stop,
+            _ => StopState::KillingUntil(Instant::now() + KILL_TIMEOUT),
         }
     }
 
-    /// By when a start has to be over, if there is one.
-    fn pass_on(&self, signal: Signal, order: fn(&dyn Payload)) -> Option<Instant> {
+    /// Passes a request on, depending on the phase. While the payload starts, returns the deadline for
+    /// the start.
+    fn request_end(&self, signal: Signal, call: fn(&dyn Payload)) -> Option<Instant> {
         let state = self.state();
-        self.recorder.end_was_requested();
+        self.reporter.mark_end_requested();
         match state.phase {
-            // As if by this signal. The state stays locked, so that nothing is started any more.
-            Phase::AwaitingSpec { .. } => self.recorder.end(Ending::Signaled {
+            // The state remains locked, so the main thread cannot start the payload any more.
+            Phase::AwaitingSpec { .. } => self.reporter.exit(Ending::Signaled {
                 signal: signal as i32,
             }),
             Phase::Starting => Some(Instant::now() + state.grace),
             Phase::Running => {
-                self.recorder.order(order);
+                self.reporter.call_payload(call);
                 None
             }
         }
@@ -234,7 +245,7 @@ impl Control {
 }
 
 impl Watchdog {
-    /// `pipe` is the reading end.
+    /// Creates a watchdog from the read end of its pipe, and the runtime if its process is known.
     pub(crate) fn new(
         pipe: OwnedFd,
         runtime: Option<&RuntimeProcess>,
@@ -244,28 +255,29 @@ impl Watchdog {
     }
 }
 
-impl Line {
-    fn polled(&self) -> impl Iterator<Item = PollFd<'_>> {
+impl HangUpSource {
+    fn poll_fds(&self) -> impl Iterator<Item = PollFd<'_>> {
         let (pipe, runtime) = match self {
-            Self::Spec(pipe) => (Some(pipe.as_fd()), None),
+            Self::SpecRead(pipe) => (Some(pipe.as_fd()), None),
             Self::Watchdog(Watchdog { pipe, runtime }) => (Some(pipe.as_fd()), runtime.as_ref()),
             Self::None => (None, None),
         };
-        // A hang-up is reported without being asked for.
+        // poll(2) always reports a hang-up.
         let pipe = pipe.map(|fd| PollFd::new(fd, PollFlags::empty()));
         let runtime = runtime.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN));
         pipe.into_iter().chain(runtime)
     }
 }
 
-impl Order {
+impl StopState {
     fn timeout(self) -> PollTimeout {
         match self {
-            Self::None | Self::Stop => PollTimeout::NONE,
-            Self::StopBy(at) | Self::Kill(at) => {
-                // Rounded up, so that the time has come when it returns.
-                let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-                PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+            Self::NotRequested | Self::Stopping => PollTimeout::NONE,
+            Self::StoppingUntil(deadline) | Self::KillingUntil(deadline) => {
+                // Rounded up, so that `poll` does not return before the deadline.
+                let remaining =
+                    deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+                PollTimeout::try_from(remaining).unwrap_or(PollTimeout::MAX)
             }
         }
     }

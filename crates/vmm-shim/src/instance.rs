@@ -16,80 +16,84 @@ use vmm_engine::{Engine, EngineError, Payload};
 use vmm_protocol::{Ending, FILES, FailureKind, InstanceSpec, PidRecord, Report, RuntimeExited};
 
 use crate::control::{self, Control, Watchdog};
-use crate::recorder::Recorder;
+use crate::exit_reporter::ExitReporter;
 use crate::standard_streams;
 
-/// The life of the shim of one box, whose directory is the current one.
+/// Runs the shim of one box, whose directory is the current directory, and exits the process.
 pub(crate) fn run(engines: Vec<Box<dyn Engine>>) -> ! {
-    if !standard_streams::are_a_runtimes() {
+    if !standard_streams::spawned_by_runtime() {
         let _ = writeln!(
             io::stderr(),
-            "vmm-shim: only a VMM runtime can start the shim of a box, with pipes to it"
+            "vmm-shim: the shim of a box must be started by a VMM runtime, with pipes as stdin and \
+             stdout"
         );
         process::exit(64); // EX_USAGE, sysexits(3)
     }
-    let recorder = Arc::new(Recorder::default());
-    recorder.record_panics();
-    let lived = panic::catch_unwind(AssertUnwindSafe(|| live(&recorder, &engines)));
-    match lived {
-        Ok(ending) => recorder.end(ending),
-        Err(_) => recorder.end_with_panic(),
+    let reporter = Arc::new(ExitReporter::default());
+    reporter.install_panic_hook();
+    let result = panic::catch_unwind(AssertUnwindSafe(|| run_box(&reporter, &engines)));
+    match result {
+        Ok(ending) => reporter.exit(ending),
+        Err(_) => reporter.exit_with_panic(),
     }
 }
 
-fn live(recorder: &Arc<Recorder>, engines: &[Box<dyn Engine>]) -> Ending {
-    begin(recorder)
-        .and_then(|(dir, stdin, control)| serve(recorder, &control, engines, &dir, stdin))
+fn run_box(reporter: &Arc<ExitReporter>, engines: &[Box<dyn Engine>]) -> Ending {
+    set_up(reporter)
+        .and_then(|(dir, stdin, control)| run_payload(reporter, &control, engines, &dir, stdin))
         .unwrap_or_else(|failure| failure)
 }
 
-/// Says who this is, before anything else can fail, and takes orders from then on.
-fn begin(recorder: &Arc<Recorder>) -> Result<(PathBuf, OwnedFd, Arc<Control>), Ending> {
-    let failed = |message: String| Ending::failed(FailureKind::Storage, message);
-    let system = |action: &'static str| {
-        move |error: io::Error| failed(format!("the shim cannot {action}: {error}"))
+/// Sets up the process and publishes its [`PidRecord`]. Handles requests to stop from then on.
+fn set_up(reporter: &Arc<ExitReporter>) -> Result<(PathBuf, OwnedFd, Arc<Control>), Ending> {
+    let failure = |message: String| Ending::failed(FailureKind::Storage, message);
+    let system_error = |action: &'static str| {
+        move |error: io::Error| failure(format!("the shim cannot {action}: {error}"))
     };
-    control::block_signals().map_err(system("block signals"))?;
-    // Who ignores SIGCHLD gets no exit codes, wait(2).
-    stop_ignoring([SIGCHLD]).map_err(system("restore SIGCHLD"))?;
-    // What the runtime, or whoever started that, left open is none of the payload's business.
+    control::block_signals().map_err(system_error("block signals"))?;
+    // A process that ignores SIGCHLD cannot get the exit statuses of its children, wait(2).
+    stop_ignoring([SIGCHLD]).map_err(system_error("reset SIGCHLD"))?;
+    // The payload must not inherit descriptors that the runtime has left open.
     close_fds::set_fds_cloexec(3, &[]);
-    // A terminal's Ctrl-C is for the runtime. It fails for a leader of a group, which is as good.
+    // Ctrl-C in a terminal must reach only the runtime. The call fails for a process group leader, which
+    // Ctrl-C does not reach either.
     let _ = setsid();
-    let stdout = standard_streams::take_stdout().map_err(system("take its stdout"))?;
-    recorder.report_to(File::from(stdout));
-    let stdin = standard_streams::take_stdin().map_err(system("take its stdin"))?;
-    let dir = env::current_dir().map_err(system("find the directory of its box"))?;
-    keep_others_out(&dir)?;
-    recorder.record_in(&dir);
+    let stdout = standard_streams::take_stdout().map_err(system_error("take its stdout"))?;
+    reporter.set_runtime(File::from(stdout));
+    let stdin = standard_streams::take_stdin().map_err(system_error("take its stdin"))?;
+    let dir = env::current_dir().map_err(system_error("find the box directory"))?;
+    lock_box_dir(&dir)?;
+    reporter.set_box_dir(&dir);
     PidRecord::of_this_process()
-        .map_err(system("read its identity"))?
+        .map_err(system_error("read its process identity"))?
         .write(&dir.join(FILES.shim_pid))
-        .map_err(|error| failed(error.to_string()))?;
-    let control = Control::start(Arc::clone(recorder)).map_err(system("take orders"))?;
+        .map_err(|error| failure(error.to_string()))?;
+    let control =
+        Control::start(Arc::clone(reporter)).map_err(system_error("start its control thread"))?;
     prctl::set_child_subreaper(true)
         .map_err(io::Error::from)
-        .map_err(system("become the payload's subreaper"))?;
+        .map_err(system_error("become the subreaper of the payload"))?;
     Ok((dir, stdin, control))
 }
 
-/// Two shims in one box would each overwrite what the other has published.
-fn keep_others_out(dir: &Path) -> Result<(), Ending> {
-    // Without locks, on some network file systems, that is up to the runtime alone.
-    let Ok(opened) = File::open(dir) else {
+/// Locks the box directory. Two shims in one box would overwrite each other's files.
+fn lock_box_dir(dir: &Path) -> Result<(), Ending> {
+    // Some network file systems have no locks. Only the runtime excludes a second shim there.
+    let Ok(file) = File::open(dir) else {
         return Ok(());
     };
-    if let Err(TryLockError::WouldBlock) = opened.try_lock() {
-        let message = format!("another shim lives in {}", dir.display());
+    if let Err(TryLockError::WouldBlock) = file.try_lock() {
+        let message = format!("another shim already runs in {}", dir.display());
         return Err(Ending::failed(FailureKind::InUse, message));
     }
-    // For as long as this process lives; what it executes does not inherit it.
-    let _ = opened.into_raw_fd();
+    // The lock is held until this process exits. Its children do not inherit the descriptor.
+    let _ = file.into_raw_fd();
     Ok(())
 }
 
-fn serve(
-    recorder: &Arc<Recorder>,
+/// Reads the spec, starts the payload, and waits until it has ended.
+fn run_payload(
+    reporter: &Arc<ExitReporter>,
     control: &Control,
     engines: &[Box<dyn Engine>],
     dir: &Path,
@@ -105,58 +109,66 @@ fn serve(
             let message = "the runtime exited before the payload was started";
             Ending::failed(FailureKind::Engine, message)
         })?;
-    control.starting(watchdog, spec.stop_grace());
-    let wanted = spec.payload.engine.as_str();
-    let engine = engines
-        .iter()
-        .rev()
-        .find(|engine| engine.name() == wanted)
-        .ok_or_else(|| {
-            let known: Vec<_> = engines.iter().map(|engine| engine.name()).collect();
-            let message = format!("no engine is named {wanted:?}; known: {}", known.join(", "));
-            Ending::failed(FailureKind::UnknownEngine, message)
-        })?;
+    control.begin_start(watchdog, spec.stop_grace());
+    let engine = find_engine(engines, &spec.payload.engine)?;
     let payload: Arc<dyn Payload> = engine.start(&spec, dir)?.into();
-    recorder.follow(Arc::clone(&payload));
-    if control.running() {
+    reporter.set_payload(Arc::clone(&payload));
+    if control.payload_started() {
         payload.kill();
-    } else if let Err(error) = commit(recorder, &*payload, dir) {
+    } else if let Err(error) = await_ready(reporter, &*payload, dir) {
         payload.kill();
-        let ended = payload.wait();
-        return Err(match (error, ended) {
-            // How it ended says more than that it did.
-            (EngineError::EndedEarly, Ok(exit)) if recorder.is_end_requested() => exit.into(),
+        let exit = payload.wait();
+        return Err(match (error, exit) {
+            // If the end was requested, the exit is more informative than the failed start.
+            (EngineError::EndedEarly, Ok(exit)) if reporter.is_end_requested() => exit.into(),
             (error, _) => error.into(),
         });
     }
     match payload.wait() {
         Ok(exit) => Ok(exit.into()),
         Err(error) => {
-            let message = format!("the payload can no longer be followed: {error}");
-            recorder.end_by_force(Ending::failed(FailureKind::Engine, message))
+            let message = format!("cannot wait for the payload any more: {error}");
+            reporter.kill_and_exit(Ending::failed(FailureKind::Engine, message))
         }
     }
 }
 
-/// From started to ready, on record and reported.
-fn commit(recorder: &Recorder, payload: &dyn Payload, dir: &Path) -> Result<(), EngineError> {
+fn find_engine<'a>(engines: &'a [Box<dyn Engine>], name: &str) -> Result<&'a dyn Engine, Ending> {
+    let engine = engines.iter().rev().find(|engine| engine.name() == name);
+    engine.map(|engine| &**engine).ok_or_else(|| {
+        let names: Vec<_> = engines.iter().map(|engine| engine.name()).collect();
+        let message = format!(
+            "unknown engine {name:?}: this shim has {}",
+            names.join(", ")
+        );
+        Ending::failed(FailureKind::UnknownEngine, message)
+    })
+}
+
+/// Records the pid of the payload, waits until the payload is ready, and reports that to the runtime.
+fn await_ready(
+    reporter: &ExitReporter,
+    payload: &dyn Payload,
+    dir: &Path,
+) -> Result<(), EngineError> {
     if let Some(pid) = payload.pid() {
-        let identity =
+        let record =
             PidRecord::of(pid).map_err(EngineError::system("read the payload's identity"))?;
-        // Without one it has ended, as `wait` will tell.
-        if let Some(record) = identity {
-            record.write_of_payload(&dir.join(FILES.payload_pid))?;
+        // There is no record if the payload has already exited. `wait` then returns how.
+        if let Some(record) = record {
+            record.write_unsynced(&dir.join(FILES.payload_pid))?;
         }
     }
     payload.wait_until_ready()?;
     let ready = Report::Ready {
         payload_pid: payload.pid(),
     };
-    if recorder.report(&ready) {
+    if reporter.report(&ready) {
         Ok(())
     } else {
-        // Nobody knows of the payload: a start ends with whoever asked for it, detached or not.
-        let message = "the runtime was gone before the payload was ready";
+        // A start ends with the runtime that requested it, even if the shim is detached: no other runtime
+        // knows about the payload.
+        let message = "the runtime exited before the payload was ready";
         Err(EngineError::Other(message.to_owned()))
     }
 }

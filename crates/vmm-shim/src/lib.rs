@@ -1,65 +1,73 @@
-//! The child side of a VMM runtime: a *shim* runs the payload of one box, and ends with it.
+//! The shim: the child process of a VMM runtime that hosts the payload of one box.
 //!
-//! The runtime (crate `vmm-runtime`) starts one shim per box. A shim
-//!
-//! 1. publishes who it is in the file `shim.pid`, before anything else;
-//! 2. reads an [`InstanceSpec`] as one line of JSON from its stdin, because it can hold secrets;
-//! 3. has an [`Engine`] start the payload, and reports that it is ready on its stdout;
-//! 4. ends when the payload has ended, when it is told to (SIGTERM), or when the runtime is gone:
-//!    its stdin stays open as the *watchdog*, and hangs up with the runtime. It also ends when the
-//!    runtime's [process](RuntimeProcess) has exited, though a forked child of that still holds the
-//!    watchdog. A detached shim has no watchdog;
-//! 5. leaves an [`ExitRecord`] in the file `exit`, on every ending that code can see.
-//!
-//! Use it as a library, so that one program is its own shim:
+//! Use this crate for a program that embeds a VMM runtime (crate `vmm-runtime`) and is its own shim:
 //!
 //! ```no_run
-//! // First of all in `main`; returns unless this process is a shim.
+//! // Call it first in `main`. It returns unless this process is a shim.
 //! vmm_shim::run_if_shim();
 //! // ... open the runtime ...
 //! ```
 //!
-//! or install the program `vmm-shim`, made from it. With engines of one's own: [`Shim`].
+//! To add an engine of your own, use [`Shim`]. If your program cannot call a function first in `main`,
+//! install the program `vmm-shim` of this crate, and pass its path to the runtime. To read a box
+//! directory, use `vmm-protocol`; to write an engine without a shim program, `vmm-engine`.
+//!
+//! # Lifecycle
+//!
+//! The runtime starts one shim per box. A shim
+//!
+//! 1. writes its [`PidRecord`] to the file `shim.pid`, before anything else;
+//! 2. reads an [`InstanceSpec`] as one line of JSON from its stdin, because the spec can contain
+//!    secrets;
+//! 3. starts the payload through an [`Engine`], and reports on its stdout when the payload is ready;
+//! 4. waits until the payload has ended, or until a signal or the watchdog requests the end;
+//! 5. writes an [`ExitRecord`] to the file `exit`, unless SIGKILL or `exit(3)` ends it.
+//!
+//! The *watchdog* is the stdin of an attached shim, which stays open after the spec. It hangs up when
+//! the runtime exits or releases it. An attached shim also ends when the
+//! [process of the runtime](RuntimeProcess) exits, because a forked child of the runtime may hold the
+//! pipe open. A detached shim has no watchdog.
 //!
 //! # Signals
 //!
 //! | signal | effect |
 //! |---|---|
-//! | SIGTERM, SIGINT, SIGHUP | the payload is asked to stop; the shim ends when it has |
-//! | [`KILL_SIGNAL`] | the payload and its descendants are killed; the shim ends |
-//! | SIGKILL | the payload dies with the shim, within limits; nothing is recorded, and output that is still in the pipe is lost |
+//! | SIGTERM, SIGINT, SIGHUP | The shim requests the payload to stop, and exits after it. |
+//! | [`KILL_SIGNAL`] | The shim kills the payload and its descendants, and exits. |
+//! | SIGKILL | The kernel kills the payload with the shim, with the exceptions below. There is no exit record, and output that is still in the pipe is lost. |
 //!
-//! An order that comes before the spec ends the shim at once; one that comes while the engine
-//! starts the payload is obeyed when it has, or when
-//! [that takes too long](InstanceSpec::stop_grace_ms).
+//! A signal that arrives before the spec ends the shim immediately. If a signal arrives while the engine
+//! starts the payload, the shim kills the payload after the start. If the start takes longer than
+//! [`stop_grace_ms`](InstanceSpec::stop_grace_ms), the shim kills what the engine has
+//! started, and exits.
 //!
 //! The kernel kills the payload of the engine [`Process`] when its shim dies (`PR_SET_PDEATHSIG`),
-//! but forgets to once the payload changes its credentials or executes a program that does,
-//! `prctl(2)`. It never does so for what the payload has started: a runtime ends that, which it
-//! finds by the [`VMM_BOX_DIR`](BOX_DIR_VARIABLE) in its environment.
+//! unless the payload has changed its credentials or executed a set-user-ID program, `prctl(2)`. It does
+//! not kill the descendants of the payload. The runtime finds and kills them by the environment variable
+//! [`VMM_BOX_DIR`](BOX_DIR_VARIABLE).
 //!
-//! # What a payload can write to
+//! # What a payload can forge
 //!
-//! A payload of the same user can write to the box directory, and so to every record there. The
-//! shim keeps in memory what its own cleanup needs, and exits with the code that its record gives,
-//! so that a runtime can tell a forged record from a true one: see [`BoxFiles`].
+//! A payload that runs as the same user can write to the box directory, and so to every record there.
+//! The shim keeps in memory what its own cleanup needs. It exits with the code that its record contains,
+//! so that the runtime can detect a forged record. See [`BoxFiles`].
 //!
-//! # What it needs of the kernel
+//! # Kernel requirements
 //!
-//! | Linux | for what |
+//! | Linux | needed for |
 //! |---|---|
-//! | 3.4 | the payload's orphans come to the shim (`PR_SET_CHILD_SUBREAPER`) |
-//! | 3.5 | `/proc/<pid>/task/<tid>/children`, to find them, with `CONFIG_PROC_CHILDREN` |
-//! | 3.17 | a payload with a stdin (`memfd_create(2)`) |
-//! | 5.3 | the end of a process is seen without polling (`pidfd_open(2)`); can do without, but for the exit of a runtime whose watchdog a forked child holds |
-//! | 6.9 | the inode number of a pidfd is part of an identity; can do without |
+//! | 3.4 | The shim adopts the orphans of the payload (`PR_SET_CHILD_SUBREAPER`). |
+//! | 3.5 | The shim finds these orphans (`/proc/<pid>/task/<tid>/children`, `CONFIG_PROC_CHILDREN`). |
+//! | 3.17 | A payload can have a stdin (`memfd_create(2)`). |
+//! | 5.3 | The shim observes the exit of a process without polling (`pidfd_open(2)`). Optional, except to observe the exit of a runtime while a forked child holds the watchdog. |
+//! | 6.9 | The inode number of a pidfd is part of a process identity. Optional. |
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("vmm-shim needs Linux");
 
 mod control;
+mod exit_reporter;
 mod instance;
-mod recorder;
 mod shim;
 mod standard_streams;
 
@@ -67,7 +75,7 @@ pub use shim::{Shim, run_if_shim};
 pub use vmm_engine::{Engine, EngineError, Payload, PayloadExit, Process};
 pub use vmm_protocol::{
     ARGV0, BOX_DIR_VARIABLE, BoxFiles, ConsoleOptions, ControlGroup, Ending, ExitRecord, FILES,
-    FailureKind, FileError, InstanceSpec, Invocation, KILL_SIGNAL, PayloadSpec, PidRecord,
-    ProcessIdentity, Ready, Report, RuntimeProcess, can_be_shim, is_resource_exhaustion, open_log,
-    read_file, truncate_text, write_file,
+    FailureKind, FileError, InstanceSpec, Invocation, KILL_SIGNAL, PayloadSpec, PidLookup,
+    PidRecord, ProcessIdentity, Ready, Report, RuntimeProcess, can_be_shim, is_resource_exhaustion,
+    open_log, read_file, truncate_text, write_file,
 };

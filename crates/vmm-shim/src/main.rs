@@ -1,4 +1,4 @@
-//! The program `vmm-shim`: started by a VMM runtime, one process per box.
+//! The program `vmm-shim`. A VMM runtime starts one process of it per box.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -7,8 +7,8 @@ fn main() -> ExitCode {
     vmm_shim::run_if_shim();
     let _ = writeln!(
         io::stderr(),
-        "vmm-shim {} is started by a VMM runtime, once per box, and cannot be run by hand.\n\
-         Give its path to RuntimeOptions::shim_program.",
+        "vmm-shim {} is not for manual use: a VMM runtime starts it, once per box.\n\
+         Pass its path to RuntimeOptions::shim_program.",
         env!("CARGO_PKG_VERSION"),
     );
     ExitCode::from(64) // EX_USAGE, sysexits(3)

@@ -5,7 +5,10 @@ use vmm_protocol::Invocation;
 
 use crate::instance;
 
-/// A program that can be its own shim, with the engines it brings.
+/// The engines of a program that can be its own shim.
+///
+/// Use it to add engines. [`run_if_shim`] is the short form for a program with only the engine
+/// [`Process`].
 ///
 /// ```no_run
 /// # use std::path::Path;
@@ -18,40 +21,42 @@ use crate::instance;
 ///     }
 ///
 ///     fn start(&self, spec: &InstanceSpec, dir: &Path) -> Result<Box<dyn Payload>, EngineError> {
-///         Err(EngineError::Other("no such machine".to_owned()))
+///         Err(EngineError::Other("not implemented".to_owned()))
 ///     }
 /// }
 ///
-/// // First of all in `main`.
+/// // Call it first in `main`.
 /// vmm_shim::Shim::new().engine(MyVmm).run_if_shim();
-/// // ... the program itself ...
+/// // ... the rest of the program ...
 /// ```
 pub struct Shim {
     engines: Vec<Box<dyn Engine>>,
 }
 
 impl Shim {
-    /// With the engine [`Process`].
+    /// Creates a shim with the engine [`Process`].
     pub fn new() -> Self {
         Self {
             engines: vec![Box::new(Process)],
         }
     }
 
-    /// Adds an engine; of two with one name, the later one counts.
+    /// Adds an engine. It replaces an earlier engine with the same name.
     #[must_use]
     pub fn engine(mut self, engine: impl Engine + 'static) -> Self {
         self.engines.push(Box::new(engine));
         self
     }
 
-    /// Becomes a shim, and never returns, if this process was started as one; otherwise returns at
-    /// once, and the runtime knows that this program can be its own shim.
+    /// Runs as a shim, and never returns, if a VMM runtime has started this process as one.
     ///
-    /// A shim of a box whose stdin is a device, such as a terminal, was not started by a runtime,
-    /// and ends with code 64.
+    /// Otherwise returns immediately, and records that this program can be its own shim, which
+    /// `vmm-runtime` requires by default.
     ///
-    /// Call it first of all in `main`, before any thread is started and any file is opened.
+    /// Call it first in `main`, before the program starts a thread or opens a file.
+    ///
+    /// A shim whose stdin is a device, such as a terminal, was not started by a runtime. It exits with
+    /// code 64.
     pub fn run_if_shim(self) {
         match Invocation::of_this_process() {
             None => vmm_protocol::declare_shim_program(),
@@ -79,7 +84,10 @@ impl fmt::Debug for Shim {
     }
 }
 
-/// [`Shim::run_if_shim`], with the engine [`Process`] alone.
+/// Runs as a shim with the engine [`Process`], and never returns, if a VMM runtime has started this
+/// process as one. Otherwise returns immediately.
+///
+/// See [`Shim::run_if_shim`].
 pub fn run_if_shim() {
     Shim::new().run_if_shim();
 }

@@ -1,4 +1,4 @@
-//! A shim's stdin and stdout are lines to the runtime; nothing that it starts may inherit them.
+//! The stdin and stdout of a shim, which connect it to its runtime. No child may inherit them.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal};
@@ -7,25 +7,26 @@ use std::os::unix::fs::FileTypeExt;
 
 use nix::unistd::{dup2_stdin, dup2_stdout};
 
-/// False if a person, or a shell script, has started this process: then they are devices.
-pub(crate) fn are_a_runtimes() -> bool {
+/// Returns true unless stdin is a device or stdout is a terminal. A person or a shell script has started
+/// the process then.
+pub(crate) fn spawned_by_runtime() -> bool {
     let stdin = io::stdin().as_fd().try_clone_to_owned().map(File::from);
     let is_device = stdin
         .and_then(|stdin| stdin.metadata())
-        .is_ok_and(|stdin| stdin.file_type().is_char_device());
+        .is_ok_and(|metadata| metadata.file_type().is_char_device());
     !is_device && !io::stdout().is_terminal()
 }
 
-/// Moves stdin to a close-on-exec descriptor and leaves `/dev/null` in its place.
+/// Returns stdin as a close-on-exec file descriptor, and replaces it with `/dev/null`.
 pub(crate) fn take_stdin() -> io::Result<OwnedFd> {
-    let taken = io::stdin().as_fd().try_clone_to_owned()?;
+    let stdin = io::stdin().as_fd().try_clone_to_owned()?;
     dup2_stdin(File::open("/dev/null")?)?;
-    Ok(taken)
+    Ok(stdin)
 }
 
-/// The same for stdout.
+/// Returns stdout as a close-on-exec file descriptor, and replaces it with `/dev/null`.
 pub(crate) fn take_stdout() -> io::Result<OwnedFd> {
-    let taken = io::stdout().as_fd().try_clone_to_owned()?;
+    let stdout = io::stdout().as_fd().try_clone_to_owned()?;
     dup2_stdout(OpenOptions::new().write(true).open("/dev/null")?)?;
-    Ok(taken)
+    Ok(stdout)
 }

@@ -1,5 +1,5 @@
-//! A program with engines of its own, which is its own shim. It has no harness, because a shim has
-//! to take over in `main`.
+//! A program with its own engines that is its own shim. It has no test harness, because a shim must take
+//! over in `main`.
 #![allow(clippy::panic, clippy::unwrap_used, clippy::zombie_processes)]
 
 mod support;
@@ -11,13 +11,13 @@ use std::{env, fs, io, thread};
 
 use nix::sys::signal::Signal;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use support::{LOOP, Shim, eventually, runs, sh, spec};
+use support::{LOOP, Shim, eventually, is_running, sh, spec};
 use vmm_shim::{
     Ending, Engine, EngineError, FILES, InstanceSpec, KILL_SIGNAL, Payload, PayloadExit, Process,
     Report,
 };
 
-/// Starts a stray process first, and then takes until there is a file `go`.
+/// Starts an orphan, and then waits for a file `go` before it starts the payload.
 struct Slow;
 
 impl Engine for Slow {
@@ -26,8 +26,8 @@ impl Engine for Slow {
     }
 
     fn start(&self, spec: &InstanceSpec, dir: &Path) -> Result<Box<dyn Payload>, EngineError> {
-        let stray = Command::new("sleep").arg("1000").spawn().unwrap();
-        vmm_shim::write_file(&dir.join("stray"), stray.id().to_string().as_bytes())?;
+        let orphan = Command::new("sleep").arg("1000").spawn().unwrap();
+        vmm_shim::write_file(&dir.join("orphan"), orphan.id().to_string().as_bytes())?;
         while !dir.join("go").exists() {
             thread::sleep(Duration::from_millis(5));
         }
@@ -35,12 +35,12 @@ impl Engine for Slow {
     }
 }
 
-/// Its payload never returns from anything.
-struct Deaf;
+/// Its payload hangs in every call.
+struct Hanging;
 
-impl Engine for Deaf {
+impl Engine for Hanging {
     fn name(&self) -> &str {
-        "deaf"
+        "hanging"
     }
 
     fn start(&self, _: &InstanceSpec, _: &Path) -> Result<Box<dyn Payload>, EngineError> {
@@ -48,7 +48,7 @@ impl Engine for Deaf {
     }
 }
 
-impl Payload for Deaf {
+impl Payload for Hanging {
     fn pid(&self) -> Option<u32> {
         None
     }
@@ -76,12 +76,12 @@ fn hang() -> ! {
     }
 }
 
-/// Leaves so few descriptors that `poll(2)` refuses.
-struct Poor;
+/// Lowers the limit of file descriptors until `poll(2)` fails.
+struct FewDescriptors;
 
-impl Engine for Poor {
+impl Engine for FewDescriptors {
     fn name(&self) -> &str {
-        "poor"
+        "few-descriptors"
     }
 
     fn start(&self, _: &InstanceSpec, _: &Path) -> Result<Box<dyn Payload>, EngineError> {
@@ -90,16 +90,16 @@ impl Engine for Poor {
             ..getrlimit(Resource::Nofile)
         };
         setrlimit(Resource::Nofile, limit).unwrap();
-        Ok(Box::new(Deaf))
+        Ok(Box::new(Hanging))
     }
 }
 
-/// Leaves the box's directory.
-struct Astray;
+/// Changes the current directory.
+struct ChangesDirectory;
 
-impl Engine for Astray {
+impl Engine for ChangesDirectory {
     fn name(&self) -> &str {
-        "astray"
+        "changes-directory"
     }
 
     fn start(&self, spec: &InstanceSpec, dir: &Path) -> Result<Box<dyn Payload>, EngineError> {
@@ -108,12 +108,12 @@ impl Engine for Astray {
     }
 }
 
-/// Panics when it is to wait for a payload that runs; one of its threads does, too, and later.
-struct Clumsy(Option<Box<dyn Payload>>);
+/// Panics in `wait` while its payload is running. Afterwards, one of its threads panics, too.
+struct Panicking(Option<Box<dyn Payload>>);
 
-impl Engine for Clumsy {
+impl Engine for Panicking {
     fn name(&self) -> &str {
-        "clumsy"
+        "panicking"
     }
 
     fn start(&self, spec: &InstanceSpec, dir: &Path) -> Result<Box<dyn Payload>, EngineError> {
@@ -121,7 +121,7 @@ impl Engine for Clumsy {
     }
 }
 
-impl Payload for Clumsy {
+impl Payload for Panicking {
     fn pid(&self) -> Option<u32> {
         self.0.as_ref().and_then(|payload| payload.pid())
     }
@@ -137,81 +137,82 @@ impl Payload for Clumsy {
     }
 
     fn wait(&self) -> io::Result<PayloadExit> {
-        let _later = PanicsElsewhere;
-        panic!("this one ends the shim");
+        let _guard = PanicInThread;
+        panic!("this panic ends the shim");
     }
 }
 
-struct PanicsElsewhere;
+struct PanicInThread;
 
-impl Drop for PanicsElsewhere {
+impl Drop for PanicInThread {
     fn drop(&mut self) {
-        let _ = thread::spawn(|| panic!("this one does not")).join();
+        let _ = thread::spawn(|| panic!("this panic does not")).join();
     }
 }
 
-fn on(engine: &str, grace: Duration) -> Shim {
-    let mut payload = sh(&format!("echo begun; {LOOP}"));
+/// Starts a shim with this engine and grace period.
+fn start_on(engine: &str, grace: Duration) -> Shim {
+    let mut payload = sh(&format!("echo started; {LOOP}"));
     payload.engine = engine.to_owned();
     let spec = InstanceSpec {
         stop_grace_ms: grace.as_millis().try_into().unwrap(),
         ..spec(payload)
     };
-    Shim::told(&spec.to_line().unwrap())
+    Shim::with_input(&spec.to_line().unwrap())
 }
 
 const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(50);
 
-/// The process that [`Slow`] leaves to the shim.
-fn stray(shim: &Shim) -> u32 {
-    let path = shim.path("stray");
-    eventually("a start", || path.exists());
+/// Waits until [`Slow`] has started an orphan, and returns the pid.
+fn orphan(shim: &Shim) -> u32 {
+    let path = shim.path("orphan");
+    eventually("an orphan", || path.exists());
     fs::read_to_string(path).unwrap().parse().unwrap()
 }
 
-fn an_order_during_a_start_is_obeyed_when_it_is_over() {
+fn a_signal_during_a_start_ends_the_payload_afterwards() {
     for signal in [Signal::SIGTERM, KILL_SIGNAL] {
-        let mut shim = on("slow", LONG);
-        let stray = stray(&shim);
+        let mut shim = start_on("slow", LONG);
+        let orphan = orphan(&shim);
         shim.signal(signal);
         fs::write(shim.path("go"), "").unwrap();
         shim.wait();
         assert!(shim.record().requested);
         let ending = shim.record().ending;
         assert!(matches!(ending, Ending::Signaled { .. }), "{ending:?}");
-        assert!(!runs(stray));
+        assert!(!is_running(orphan));
     }
 }
 
-fn a_start_that_takes_too_long_is_ended_with_all_that_it_started() {
-    let mut shim = on("slow", SHORT);
-    let stray = stray(&shim);
+fn a_start_that_exceeds_the_grace_period_is_killed() {
+    let mut shim = start_on("slow", SHORT);
+    let orphan = orphan(&shim);
     drop(shim.stdin.take());
     assert_eq!(shim.wait().code(), Some(137));
     assert!(shim.record().requested);
-    assert!(!runs(stray));
+    assert!(!is_running(orphan));
     assert_eq!(shim.report(), Report::Failed(shim.record()));
 }
 
-fn a_payload_that_hangs_in_every_call_does_not_outlive_the_watchdog() {
-    let mut shim = on("deaf", SHORT);
+fn a_hanging_payload_does_not_outlive_the_watchdog() {
+    let mut shim = start_on("hanging", SHORT);
     assert!(matches!(shim.report(), Report::Ready { .. }));
     drop(shim.stdin.take());
     assert_eq!(shim.wait().code(), Some(137));
 }
 
-fn a_shim_that_can_take_no_more_orders_ends() {
-    let mut shim = on("poor", LONG);
+fn a_shim_that_cannot_handle_signals_exits() {
+    let mut shim = start_on("few-descriptors", LONG);
     assert!(matches!(shim.report(), Report::Ready { .. }));
     shim.signal(Signal::SIGTERM);
     assert_eq!(shim.wait().code(), Some(125));
 }
 
-fn to_order_the_end_again_does_not_postpone_it() {
-    let mut shim = on("deaf", LONG);
+fn repeated_kill_signals_do_not_postpone_the_exit() {
+    let mut shim = start_on("hanging", LONG);
     assert!(matches!(shim.report(), Report::Ready { .. }));
-    eventually("the end", || {
+    eventually("the exit of the shim", || {
         shim.signal(KILL_SIGNAL);
         thread::sleep(Duration::from_millis(100));
         shim.child.try_wait().unwrap().is_some()
@@ -219,24 +220,24 @@ fn to_order_the_end_again_does_not_postpone_it() {
     assert_eq!(shim.wait().code(), Some(137));
 }
 
-fn an_engine_that_changes_the_directory_does_not_misplace_the_record() {
-    let mut shim = on("astray", LONG);
-    shim.eventually_prints("begun");
+fn a_changed_directory_does_not_misplace_the_exit_record() {
+    let mut shim = start_on("changes-directory", LONG);
+    shim.eventually_prints("started");
     shim.signal(KILL_SIGNAL);
     shim.wait();
     assert!(shim.path(FILES.exit).exists());
 }
 
-fn a_panic_ends_the_payload_and_is_the_one_on_record() {
-    let mut shim = on("clumsy", LONG);
+fn the_first_panic_ends_the_payload_and_is_recorded() {
+    let mut shim = start_on("panicking", LONG);
     let payload = match shim.report() {
         Report::Ready { payload_pid } => payload_pid.unwrap(),
         other => panic!("{other:?}"),
     };
     assert_eq!(shim.wait().code(), Some(101));
-    assert!(!runs(payload) && shim.path("killed").exists());
+    assert!(!is_running(payload) && shim.path("killed").exists());
     match shim.record().ending {
-        Ending::Panicked { message, .. } => assert_eq!(message, "this one ends the shim"),
+        Ending::Panicked { message, .. } => assert_eq!(message, "this panic ends the shim"),
         other => panic!("{other:?}"),
     }
 }
@@ -253,18 +254,18 @@ macro_rules! run {
 fn main() {
     vmm_shim::Shim::new()
         .engine(Slow)
-        .engine(Deaf)
-        .engine(Poor)
-        .engine(Astray)
-        .engine(Clumsy(None))
+        .engine(Hanging)
+        .engine(FewDescriptors)
+        .engine(ChangesDirectory)
+        .engine(Panicking(None))
         .run_if_shim();
     run![
-        an_order_during_a_start_is_obeyed_when_it_is_over,
-        a_start_that_takes_too_long_is_ended_with_all_that_it_started,
-        a_payload_that_hangs_in_every_call_does_not_outlive_the_watchdog,
-        a_shim_that_can_take_no_more_orders_ends,
-        to_order_the_end_again_does_not_postpone_it,
-        an_engine_that_changes_the_directory_does_not_misplace_the_record,
-        a_panic_ends_the_payload_and_is_the_one_on_record,
+        a_signal_during_a_start_ends_the_payload_afterwards,
+        a_start_that_exceeds_the_grace_period_is_killed,
+        a_hanging_payload_does_not_outlive_the_watchdog,
+        a_shim_that_cannot_handle_signals_exits,
+        repeated_kill_signals_do_not_postpone_the_exit,
+        a_changed_directory_does_not_misplace_the_exit_record,
+        the_first_panic_ends_the_payload_and_is_recorded,
     ];
 }

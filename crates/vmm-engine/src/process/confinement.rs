@@ -8,30 +8,37 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use vmm_protocol::{ControlGroup, Controller, InstanceSpec, PROCESSES, PayloadSpec};
+use vmm_protocol::{ControlGroup, Controller, InstanceSpec, PROCS_FILE, PayloadSpec};
 
 use crate::EngineError;
 
-/// What keeps a payload to the processors, the memory and the processes of its spec. The shim prepares it; the
-/// launcher, which becomes the payload, applies it to itself.
+/// The limits on the CPUs, memory and processes of a payload.
+///
+/// The shim [prepares](Self::prepare) them. The launcher, which becomes the payload,
+/// [applies](Self::apply) them to itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Confinement {
-    /// To enter.
+    /// The control groups to enter.
     groups: Vec<PathBuf>,
-    /// How many processors to stay on, where no group can be made.
-    processors: Option<u32>,
-    /// How many bytes of data each process may have, where no group can be made.
-    data: Option<u64>,
+    /// The number of CPUs for the affinity, if there is no control group for CPU time.
+    #[serde(rename = "processors")]
+    cpus: Option<u32>,
+    /// The limit on the data segment of each process in bytes, if there is no control group for
+    /// memory.
+    #[serde(rename = "data")]
+    data_bytes: Option<u64>,
 }
 
-/// More than any kernel is built for, and within what it takes as a quota.
-const MAX_PROCESSORS: u32 = 8192;
+/// More CPUs than any kernel supports, and a valid value for a CPU quota.
+const MAX_CPUS: u32 = 8192;
 
-/// As many as any kernel can have; it refuses a larger limit.
+/// The maximum number of processes on any kernel, which rejects a higher limit.
 const MAX_PIDS: u32 = 1 << 22;
 
 impl Confinement {
+    /// Creates the control groups for the limits in the spec, and selects a substitute for each limit
+    /// without a control group.
     pub(super) fn prepare(spec: &InstanceSpec, dir: &Path) -> Result<Self, EngineError> {
         let PayloadSpec {
             cpus,
@@ -40,14 +47,14 @@ impl Confinement {
             ..
         } = spec.payload;
         if [cpus, memory_mib, pids].contains(&Some(0)) {
-            let message = "a payload needs at least 1 processor, 1 MiB of memory and 1 process";
+            let message = "cpus, memory_mib and pids must be at least 1";
             return Err(EngineError::Spec(message.to_owned()));
         }
-        let processors = cpus.map(|cpus| cpus.min(MAX_PROCESSORS));
-        let bytes = memory_mib.map(|mib| u64::from(mib) << 20);
+        let cpus = cpus.map(|cpus| cpus.min(MAX_CPUS));
+        let memory_bytes = memory_mib.map(|mib| u64::from(mib) << 20);
         let limits: Vec<_> = [
-            (Controller::Cpu, processors.map(u64::from)),
-            (Controller::Memory, bytes),
+            (Controller::Cpu, cpus.map(u64::from)),
+            (Controller::Memory, memory_bytes),
             (Controller::Pids, pids.map(|pids| pids.min(MAX_PIDS).into())),
         ]
         .into_iter()
@@ -56,42 +63,42 @@ impl Confinement {
         if limits.is_empty() {
             return Ok(Self::default());
         }
-        let (group, refused) = ControlGroup::create(dir, &limits)?;
+        let (group, failures) = ControlGroup::create(dir, &limits)?;
         let mut confinement = Self {
             groups: group.into_dirs(),
             ..Self::default()
         };
-        for (controller, error) in refused {
-            let instead = match controller {
+        for (controller, error) in failures {
+            let substitute = match controller {
                 Controller::Cpu => {
-                    confinement.processors = processors;
-                    "an affinity"
+                    confinement.cpus = cpus;
+                    "a CPU affinity"
                 }
                 Controller::Memory => {
-                    confinement.data = bytes;
-                    "a limit of data for each process"
+                    confinement.data_bytes = memory_bytes;
+                    "a data limit for each process"
                 }
-                // RLIMIT_NPROC counts all processes of the user, and does not bind root.
-                Controller::Pids => "no limit of processes",
+                // RLIMIT_NPROC counts all processes of the user, and does not apply to root.
+                Controller::Pids => "no limit on processes",
             };
             let _ = writeln!(
                 io::stderr(),
-                "vmm-shim: the payload gets {instead} instead of a control group: {error}"
+                "vmm-shim: the payload gets {substitute} instead of a control group: {error}"
             );
         }
         Ok(confinement)
     }
 
-    /// To this process, and what it will be.
+    /// Applies the limits to the calling process. The program that it executes keeps them.
     pub(super) fn apply(&self) -> io::Result<()> {
         for group in &self.groups {
-            fs::write(group.join(PROCESSES), "0")?;
+            fs::write(group.join(PROCS_FILE), "0")?;
         }
-        if let Some(count) = self.processors {
-            stay_on(count as usize)?;
+        if let Some(count) = self.cpus {
+            set_affinity(count as usize)?;
         }
-        if let Some(bytes) = self.data {
-            // Only the superuser may raise it.
+        if let Some(bytes) = self.data_bytes {
+            // Only root may raise the hard limit.
             let (_, hard) = getrlimit(Resource::RLIMIT_DATA)?;
             let bytes = bytes.min(hard);
             setrlimit(Resource::RLIMIT_DATA, bytes, bytes)?;
@@ -100,22 +107,23 @@ impl Confinement {
     }
 }
 
-/// Beginning with another processor in each process, so that not all payloads crowd the first.
-fn stay_on(count: usize) -> nix::Result<()> {
+/// Restricts the calling process to this number of CPUs. The first one depends on the pid, which
+/// spreads payloads over the CPUs.
+fn set_affinity(count: usize) -> nix::Result<()> {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this)?;
     let allowed: Vec<_> = (0..CpuSet::count())
-        .filter(|processor| allowed.is_set(*processor) == Ok(true))
+        .filter(|cpu| allowed.is_set(*cpu) == Ok(true))
         .collect();
     let first = process::id() as usize % allowed.len().max(1);
-    let mut chosen = CpuSet::new();
-    for processor in allowed
+    let mut affinity = CpuSet::new();
+    for cpu in allowed
         .iter()
         .cycle()
         .skip(first)
         .take(count.min(allowed.len()))
     {
-        chosen.set(*processor)?;
+        affinity.set(*cpu)?;
     }
-    sched_setaffinity(this, &chosen)
+    sched_setaffinity(this, &affinity)
 }

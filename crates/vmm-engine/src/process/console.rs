@@ -12,62 +12,69 @@ use vmm_protocol::ConsoleOptions;
 use super::console_log::ConsoleLog;
 use crate::EngineError;
 
-/// The thread that moves a payload's output from a pipe to the [`ConsoleLog`].
+/// The thread that copies a payload's output from a pipe to the [`ConsoleLog`].
 #[derive(Debug)]
 pub(super) struct Console {
-    /// Closing it ends the thread.
-    running: PipeWriter,
+    /// Dropping it ends the thread.
+    keep_running: PipeWriter,
     thread: JoinHandle<()>,
 }
 
-/// Larger ones hardly copy any faster, and every shim has one.
+/// Each shim has one buffer. A larger one hardly makes the copy faster.
 const BUFFER_BYTES: usize = 16 << 10;
 
 impl Console {
-    /// Returns the end of the pipe for the payload, too. Only the payload may keep it open.
+    /// Starts the thread. Also returns the write end of the pipe, which only the payload may keep open.
     pub(super) fn start(
         dir: &Path,
         options: ConsoleOptions,
     ) -> Result<(Self, PipeWriter), EngineError> {
         let mut log = ConsoleLog::open(dir, options)?;
-        let pipes = || -> io::Result<_> {
-            let (output, theirs) = io::pipe()?;
-            // Another process that reads from the pipe must not make this one wait.
+        let open_pipes = || -> io::Result<_> {
+            let (output, payload_end) = io::pipe()?;
+            // Another process could read from the pipe between `poll` and `read`.
             ioctl_fionbio(&output, true)?;
-            Ok((output, theirs, io::pipe()?))
+            Ok((output, payload_end, io::pipe()?))
         };
-        let (mut output, theirs, (ended, running)) =
-            pipes().map_err(EngineError::system("open a pipe for the payload's output"))?;
+        let (mut output, payload_end, (ended, keep_running)) =
+            open_pipes().map_err(EngineError::system("open a pipe for the payload's output"))?;
         let mut buffer = vec![0; BUFFER_BYTES];
         let thread = thread::Builder::new()
             .name("shim-console".to_owned())
             .spawn(move || {
-                // Without its reader the payload is ended by SIGPIPE.
+                // On an error the pipe is closed, and SIGPIPE ends the payload at its next write.
                 let _ = copy(&mut output, &ended, &mut log, &mut buffer);
                 log.finish();
             })
             .map_err(EngineError::system(
                 "start a thread for the payload's output",
             ))?;
-        Ok((Self { running, thread }, theirs))
+        Ok((
+            Self {
+                keep_running,
+                thread,
+            },
+            payload_end,
+        ))
     }
 
-    /// Returns when all that the payload printed is in the log. To be called when the payload and
-    /// its descendants have ended.
+    /// Waits until the log contains all output of the payload. The caller must have ended the payload
+    /// and its descendants.
     pub(super) fn finish(self) {
-        drop(self.running);
+        drop(self.keep_running);
         let _ = self.thread.join();
     }
 }
 
-/// Copies until the pipe is closed, or `ended` hangs up.
+/// Copies until the payload closes the pipe, or until `ended` hangs up and the pipe's remaining content
+/// is copied.
 fn copy(
     output: &mut PipeReader,
     ended: &PipeReader,
     log: &mut ConsoleLog,
     buffer: &mut [u8],
 ) -> io::Result<()> {
-    while !wait(output, ended)? {
+    while !wait_for_output(output, ended)? {
         match output.read(buffer) {
             Ok(0) => return Ok(()),
             Ok(length) => log.write(&buffer[..length]),
@@ -75,30 +82,30 @@ fn copy(
             Err(error) => return Err(error),
         }
     }
-    // A process that the shim could not kill may hold the pipe open, and may go on printing.
-    let mut left = usize::try_from(ioctl_fionread(&*output)?).unwrap_or(usize::MAX);
-    while left > 0 {
-        let length = left.min(buffer.len());
+    // A process that the shim could not kill may hold the pipe open and continue to write.
+    let mut remaining = usize::try_from(ioctl_fionread(&*output)?).unwrap_or(usize::MAX);
+    while remaining > 0 {
+        let length = remaining.min(buffer.len());
         match output.read(&mut buffer[..length])? {
             0 => break,
             length => {
                 log.write(&buffer[..length]);
-                left -= length;
+                remaining -= length;
             }
         }
     }
     Ok(())
 }
 
-/// Waits for output. True once `ended` has hung up.
-fn wait(output: &PipeReader, ended: &PipeReader) -> io::Result<bool> {
-    let mut polled = [
+/// Waits for output. Returns true if `ended` has hung up.
+fn wait_for_output(output: &PipeReader, ended: &PipeReader) -> io::Result<bool> {
+    let mut fds = [
         PollFd::new(output.as_fd(), PollFlags::POLLIN),
-        // A hang-up is reported without being asked for.
+        // poll(2) always reports a hang-up.
         PollFd::new(ended.as_fd(), PollFlags::empty()),
     ];
-    match poll(&mut polled, PollTimeout::NONE) {
-        Ok(_) => Ok(polled[1].any().unwrap_or(false)),
+    match poll(&mut fds, PollTimeout::NONE) {
+        Ok(_) => Ok(fds[1].any().unwrap_or(false)),
         Err(Errno::EINTR) => Ok(false),
         Err(error) => Err(error.into()),
     }

@@ -4,30 +4,30 @@ use std::path::{Path, PathBuf};
 
 use vmm_protocol::{ConsoleOptions, FILES, FileError, open_log, read_file, write_file_unsynced};
 
-/// `console.log` and the files that it is rotated to.
+/// The file `console.log` and its rotated files.
 ///
-/// A payload must neither block nor fail because its output cannot be stored. What a file system
-/// refuses is therefore dropped, and a line in the log reports how many bytes are missing there.
+/// A payload must neither block nor fail because its output cannot be stored. The log therefore drops
+/// output that it cannot write, and then writes a marker line with the number of dropped bytes.
 #[derive(Debug)]
 pub(super) struct ConsoleLog {
-    /// The box's directory.
+    /// The box directory.
     dir: PathBuf,
     options: ConsoleOptions,
-    /// `None` after it could not be opened.
+    /// The current `console.log`; `None` if it could not be opened.
     file: Option<File>,
     len: u64,
     is_line_start: bool,
-    /// The bytes that were refused since the last marker.
-    refused: u64,
-    /// The bytes of the files that rotation has deleted, in this run and those before.
+    /// The number of bytes dropped since the last marker.
+    dropped: u64,
+    /// The number of bytes that rotation has deleted, in this run and all previous ones.
     deleted: u64,
 }
 
-/// More digits than any count has.
+/// More digits than a `u64` has.
 const MAX_COUNT_BYTES: u64 = 32;
 
 impl ConsoleLog {
-    /// Appends to the log that is in `dir`.
+    /// Opens the log in the box directory `dir` for appending.
     pub(super) fn open(dir: &Path, options: ConsoleOptions) -> Result<Self, FileError> {
         let deleted = read_file(&dir.join(FILES.console_dropped), MAX_COUNT_BYTES)
             .ok()
@@ -38,54 +38,54 @@ impl ConsoleLog {
             file: None,
             len: 0,
             is_line_start: true,
-            refused: 0,
+            dropped: 0,
             deleted: deleted.unwrap_or(0),
         };
         log.reopen()?;
         Ok(log)
     }
 
-    /// Stores what the log takes, and counts the rest.
+    /// Writes the output. Drops and counts the bytes that cannot be written.
     pub(super) fn write(&mut self, output: &[u8]) {
-        let stored = if self.mark_refused() {
+        let stored = if self.write_marker() {
             self.store(output)
         } else {
             0
         };
-        self.refused += (output.len() - stored) as u64;
+        self.dropped += (output.len() - stored) as u64;
     }
 
-    /// Reports the bytes that were refused last.
+    /// Writes the marker for output that was dropped at the end.
     pub(super) fn finish(&mut self) {
-        if !self.mark_refused() {
-            let refused = self.refused;
+        if !self.write_marker() {
+            let dropped = self.dropped;
             let _ = writeln!(
                 io::stderr(),
-                "vmm-shim: {refused} bytes dropped at the end of console.log: it cannot be written"
+                "vmm-shim: cannot write console.log: {dropped} bytes dropped at its end"
             );
         }
     }
 
-    /// False if the log still takes nothing.
-    fn mark_refused(&mut self) -> bool {
-        if self.refused == 0 {
+    /// Writes a marker if bytes were dropped. Returns false if it cannot be written.
+    fn write_marker(&mut self) -> bool {
+        if self.dropped == 0 {
             return true;
         }
         let newline = if self.is_line_start { "" } else { "\n" };
-        let marker = format!("{newline}[vmm-shim: {} bytes dropped]\n", self.refused);
-        let is_marked = self.store(marker.as_bytes()) == marker.len();
-        if is_marked {
-            self.refused = 0;
+        let marker = format!("{newline}[vmm-shim: {} bytes dropped]\n", self.dropped);
+        let is_complete = self.store(marker.as_bytes()) == marker.len();
+        if is_complete {
+            self.dropped = 0;
         }
-        is_marked
+        is_complete
     }
 
-    /// Returns how many bytes could be stored.
+    /// Appends the output, and rotates the files as needed. Returns the number of bytes written.
     fn store(&mut self, output: &[u8]) -> usize {
         let mut stored = 0;
         while stored < output.len() {
             let rest = &output[stored..];
-            let step = match self.fitting(rest) {
+            let step = match self.fitting_length(rest) {
                 0 => self.rotate().map(|()| 0),
                 length => self.append(&rest[..length]),
             };
@@ -98,22 +98,22 @@ impl ConsoleLog {
         stored
     }
 
-    /// How much of `output` the current file takes: whole lines, unless a line is longer than a
-    /// file, or its beginning is in the file already.
-    fn fitting(&self, output: &[u8]) -> usize {
-        let room = self.options.max_bytes.saturating_sub(self.len);
-        let room = usize::try_from(room).unwrap_or(usize::MAX);
-        if output.len() <= room {
+    /// Returns how many bytes of `output` fit in the current file. That is a number of complete lines,
+    /// unless a line is longer than a file, or the file already contains its beginning.
+    fn fitting_length(&self, output: &[u8]) -> usize {
+        let free = self.options.max_bytes.saturating_sub(self.len);
+        let free = usize::try_from(free).unwrap_or(usize::MAX);
+        if output.len() <= free {
             return output.len();
         }
-        match output[..room].iter().rposition(|byte| *byte == b'\n') {
+        match output[..free].iter().rposition(|byte| *byte == b'\n') {
             Some(newline) => newline + 1,
             None if self.is_line_start && self.len > 0 => 0,
-            None => room,
+            None => free,
         }
     }
 
-    /// Like [`Write::write`], but never returns 0.
+    /// Appends some of the bytes, as [`Write::write`] does. Returns an error instead of 0.
     fn append(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.file.is_none() {
             self.reopen().map_err(|error| error.source)?;
@@ -140,13 +140,13 @@ impl ConsoleLog {
         Ok(())
     }
 
-    /// Renames each file to the next number, over the oldest one. At every moment a higher number
-    /// is an older file, and a file that has been renamed is not written to any more.
+    /// Renames each file to the next number, which replaces the oldest file. At any time, a file with
+    /// a higher number is older, and only `console.log` is written to.
     fn rotate(&mut self) -> io::Result<()> {
         let oldest = self.path(self.options.files - 1);
-        // The payload can put anything there, and can take anything away.
-        let lost = fs::symlink_metadata(&oldest).map_or(0, |oldest| oldest.len());
-        self.count_deleted(lost);
+        // The payload may have removed or replaced the file.
+        let length = fs::symlink_metadata(&oldest).map_or(0, |oldest| oldest.len());
+        self.count_deleted(length);
         for number in (0..self.options.files - 1).rev() {
             let _ = fs::rename(self.path(number), self.path(number + 1));
         }
@@ -161,10 +161,11 @@ impl ConsoleLog {
         }
     }
 
-    /// Before they are, so that a reader who misses a file finds it counted.
+    /// Updates `console.dropped`. The caller deletes the bytes afterwards, so that a reader never misses
+    /// bytes that are not yet counted.
     fn count_deleted(&mut self, bytes: u64) {
         if bytes > 0 {
-            // The payload can write any number to the file.
+            // The payload can write any number to the file, so the sum could overflow.
             self.deleted = self.deleted.saturating_add(bytes);
             let count = format!("{}\n", self.deleted);
             let _ = write_file_unsynced(&self.dir.join(FILES.console_dropped), count.as_bytes());
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_ends_with_a_whole_line() {
+    fn rotation_happens_between_lines() {
         let dir = tempfile::tempdir().unwrap();
         let mut log = log_in(dir.path());
         let lines = "a line\n".repeat(MAX / 7) + "the next one\n";
@@ -205,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_longer_than_a_file_is_split() {
+    fn a_line_longer_than_a_file_is_split() {
         let dir = tempfile::tempdir().unwrap();
         let mut log = log_in(dir.path());
         log.write("x".repeat(MAX).as_bytes());
@@ -215,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_counted_where_it_is_missing() {
+    fn a_marker_replaces_dropped_output() {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("box");
         fs::create_dir(&dir).unwrap();
@@ -223,7 +224,7 @@ mod tests {
         log.write(&[b'\n'; MAX]);
         fs::remove_dir_all(&dir).unwrap();
         log.write(b"lost\n");
-        log.write(b"this, too\n");
+        log.write(b"also lost\n");
         fs::create_dir(&dir).unwrap();
         log.write(b"found\n");
         log.finish();
@@ -231,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_at_the_end_is_counted_there() {
+    fn finish_writes_a_marker_for_output_dropped_at_the_end() {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("box");
         fs::create_dir(&dir).unwrap();
@@ -245,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_count_that_the_payload_has_forged_does_no_harm() {
+    fn a_forged_count_of_deleted_bytes_is_harmless() {
         let dir = tempfile::tempdir().unwrap();
         let count = dir.path().join(FILES.console_dropped);
         for forged in [u64::MAX.to_string(), "-1".to_owned(), "x".repeat(100)] {
@@ -263,10 +264,10 @@ mod tests {
         for run in 1..=3 {
             let mut log = log_in(dir.path());
             log.write(&[b'\n'; 2 * MAX]);
-            let total = fs::read_dir(dir.path()).unwrap().count();
+            let files = fs::read_dir(dir.path()).unwrap().count();
             let dropped = fs::read_to_string(dir.path().join(FILES.console_dropped));
             match run {
-                1 => assert!(dropped.is_err() && total == 2),
+                1 => assert!(dropped.is_err() && files == 2),
                 _ => assert_eq!(dropped.unwrap(), format!("{}\n", (run - 1) * 2 * MAX)),
             }
         }

@@ -21,38 +21,41 @@ use crate::signals::stop_ignoring;
 
 pub(super) type Environment = BTreeMap<OsString, OsString>;
 
-/// What a launcher finds in its arguments, in JSON.
+/// The options of a launcher, which it reads from its arguments as JSON.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct LaunchOptions {
     #[serde(flatten)]
     pub(super) confinement: Confinement,
-    /// Whether stdout is a socket that the payload's environment comes from. A launcher that had it
-    /// as its own would load what it preloads, before the confinement holds, and outside of it.
+    /// Whether the launcher reads the payload's environment from its stdout, which is a socket.
+    ///
+    /// If the environment were the launcher's own, the dynamic loader would load the libraries of
+    /// `LD_PRELOAD` into the launcher, before the confinement applies.
     pub(super) receives_environment: bool,
 }
 
-/// What the report starts with, once all that is left to do is to execute the payload. A launcher
-/// that dies earlier says nothing.
+/// The first character of a launcher's report. The launcher writes it immediately before it executes
+/// the payload, so it is missing if the launcher dies earlier.
 const ABOUT_TO_EXECUTE: char = '>';
 
-/// How many descriptors a payload may have unless it raises the limit itself, within the hard one:
-/// what comes after them `select(2)` cannot wait for.
-const DESCRIPTORS: u64 = 1024;
+/// The soft limit of file descriptors of a payload: `select(2)` does not support higher descriptors. A
+/// payload can raise it up to the hard limit.
+const MAX_DESCRIPTORS: u64 = 1024;
 
-/// Why a payload was not executed.
+/// The error of a launcher that has not executed its payload.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum LaunchError {
-    /// The kernel refused to, with this errno.
-    Refused(Errno),
-    /// The launcher did not get that far, and says this, if anything.
-    Failed(String),
+    /// `execve(2)` failed with this errno.
+    Exec(Errno),
+    /// The launcher failed earlier, with this message. The message is empty if the launcher died.
+    Setup(String),
 }
 
-/// More bytes than a launcher reports.
-const MAX_REPORT: u64 = 4096;
+/// The maximum size of a launcher's report.
+const MAX_REPORT_BYTES: u64 = 4096;
 
-/// Sends a launcher the environment of its payload, and waits until it has executed that.
+/// Sends a launcher the environment of its payload, and waits until the launcher has executed the
+/// payload.
 pub(super) fn launch(
     mut launcher: UnixStream,
     environment: &Environment,
@@ -61,24 +64,24 @@ pub(super) fn launch(
         .write_all(&encode(environment))
         .and_then(|()| launcher.shutdown(Shutdown::Write));
     let mut report = Vec::new();
-    let read = sent.and_then(|()| launcher.take(MAX_REPORT).read_to_end(&mut report));
+    let result = sent.and_then(|()| launcher.take(MAX_REPORT_BYTES).read_to_end(&mut report));
     let report = String::from_utf8_lossy(&report);
-    match read {
-        Ok(_) => understand(&report),
-        // It has ended without reading all of it; its exit status says more.
+    match result {
+        Ok(_) => parse_report(&report),
+        // The launcher has exited before it read everything; its exit status is more informative.
         Err(error)
             if matches!(
                 error.kind(),
                 io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
             ) =>
         {
-            Err(LaunchError::Failed(report.into_owned()))
+            Err(LaunchError::Setup(report.into_owned()))
         }
-        Err(error) => Err(LaunchError::Failed(error.to_string())),
+        Err(error) => Err(LaunchError::Setup(error.to_string())),
     }
 }
 
-/// As in `/proc/<pid>/environ`.
+/// Encodes the environment in the format of `/proc/<pid>/environ`.
 fn encode(environment: &Environment) -> Vec<u8> {
     let variables = environment.iter();
     variables
@@ -99,74 +102,74 @@ fn decode(text: &[u8]) -> Environment {
         .collect()
 }
 
-/// Understands all that a launcher reported until its stdout was closed.
-fn understand(report: &str) -> Result<(), LaunchError> {
+/// Parses the report of a launcher. It is complete when the kernel closes the launcher's stdout on
+/// exec.
+fn parse_report(report: &str) -> Result<(), LaunchError> {
     match report.strip_prefix(ABOUT_TO_EXECUTE) {
         Some("") => Ok(()),
-        Some(refusal) => Err(match refusal.parse() {
-            Ok(errno) => LaunchError::Refused(Errno::from_raw(errno)),
-            Err(_) => LaunchError::Failed(refusal.to_owned()),
+        Some(error) => Err(match error.parse() {
+            Ok(errno) => LaunchError::Exec(Errno::from_raw(errno)),
+            Err(_) => LaunchError::Setup(error.to_owned()),
         }),
-        None => Err(LaunchError::Failed(report.to_owned())),
+        None => Err(LaunchError::Setup(report.to_owned())),
     }
 }
 
-/// Turns this process into a confined payload that dies with `shim`, its parent.
+/// Turns the calling process, a launcher, into a confined payload that dies with its parent `shim`.
 ///
-/// A program in between, because binding a child's life to its parent's takes a system call
-/// between fork and exec, and only async-signal-safe code may run there. The report goes to stdout,
-/// which closes when the payload's program is executed.
+/// `options` and `command` are those of [`Invocation::Payload`](vmm_protocol::Invocation::Payload).
+///
+/// A launcher is necessary because only async-signal-safe code may run between fork and exec. It
+/// reports to its stdout, which the kernel closes when the launcher executes the payload's program.
 pub fn become_payload(shim: u32, options: &str, command: &[OsString]) -> ! {
-    let report = io::stdout().as_fd().try_clone_to_owned();
-    if let Ok(report) = report {
-        let mut report = File::from(report);
+    if let Ok(stdout) = io::stdout().as_fd().try_clone_to_owned() {
+        let mut report = File::from(stdout);
         let error = execute(shim, options, command, &mut report);
-        let told = match error.raw_os_error() {
+        let message = match error.raw_os_error() {
             Some(errno) => errno.to_string(),
             None => error.to_string(),
         };
-        let _ = report.write_all(told.as_bytes());
+        let _ = report.write_all(message.as_bytes());
     }
     process::exit(127)
 }
 
-/// Returns only if the program could not be executed.
+/// Confines the process and executes the command. Returns only on an error.
 fn execute(shim: u32, options: &str, command: &[OsString], report: &mut File) -> io::Error {
     let mut prepare = || -> io::Result<Option<Environment>> {
         let options: LaunchOptions = serde_json::from_str(options)?;
-        let environment = match options.receives_environment {
-            true => {
-                let mut text = Vec::new();
-                report.read_to_end(&mut text)?;
-                Some(decode(&text))
-            }
-            false => None,
+        let environment = if options.receives_environment {
+            let mut text = Vec::new();
+            report.read_to_end(&mut text)?;
+            Some(decode(&text))
+        } else {
+            None
         };
         dup2_stdout(io::stderr())?;
-        // Inherited from the shim, and kept across exec.
+        // The shim blocks signals; a child inherits the mask, and exec keeps it.
         SigSet::empty().thread_set_mask()?;
-        // What nohup(1), or a runtime, has ignored is none of the payload's business.
+        // The shim may have inherited ignored signals from nohup(1) or its runtime.
         stop_ignoring(1..=64)?;
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-        setrlimit(Resource::RLIMIT_NOFILE, soft.min(DESCRIPTORS), hard)?;
+        setrlimit(Resource::RLIMIT_NOFILE, soft.min(MAX_DESCRIPTORS), hard)?;
         prctl::set_pdeathsig(Signal::SIGKILL)?;
-        // It takes effect only from now on: the shim may be gone already, and what was received
-        // incomplete.
+        // The signal is not sent for a parent that exited before the call, prctl(2). What this process
+        // has received may then be incomplete, too.
         if getppid() != Pid::from_raw(shim.cast_signed()) {
-            return Err(io::Error::other("the shim is gone"));
+            return Err(io::Error::other("the shim has exited"));
         }
         options.confinement.apply()?;
         write!(report, "{ABOUT_TO_EXECUTE}")?;
         Ok(environment)
     };
     let Some((program, args)) = command.split_first() else {
-        return io::Error::other("no command");
+        return io::Error::other("the command is empty");
     };
     let mut command = Command::new(program);
     command.args(args);
     match prepare() {
         Ok(None) => command.exec(),
-        // The program is looked for in the `PATH` of this environment.
+        // `exec` searches for the program in the `PATH` of this environment.
         Ok(Some(environment)) => command.env_clear().envs(environment).exec(),
         Err(error) => io::Error::other(error),
     }
@@ -177,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_environment_survives_its_wire_form() {
+    fn an_environment_survives_encoding() {
         let variables = [("PATH", "/bin"), ("EMPTY", ""), ("LINES", "a=b\nc=d")];
         let mut environment: Environment = variables
             .map(|(name, value)| (name.into(), value.into()))
@@ -188,21 +191,21 @@ mod tests {
     }
 
     #[test]
-    fn only_a_launcher_that_was_about_to_execute_has_executed() {
-        let failed = |told: &str| Err(LaunchError::Failed(told.to_owned()));
-        assert_eq!(understand(">"), Ok(()));
-        assert_eq!(understand(">2"), Err(LaunchError::Refused(Errno::ENOENT)));
-        assert_eq!(understand(""), failed(""));
-        assert_eq!(understand("2"), failed("2"));
-        assert_eq!(understand(">nul"), failed("nul"));
+    fn only_a_report_with_nothing_but_the_marker_means_success() {
+        let setup_error = |message: &str| Err(LaunchError::Setup(message.to_owned()));
+        assert_eq!(parse_report(">"), Ok(()));
+        assert_eq!(parse_report(">2"), Err(LaunchError::Exec(Errno::ENOENT)));
+        assert_eq!(parse_report(""), setup_error(""));
+        assert_eq!(parse_report("2"), setup_error("2"));
+        assert_eq!(parse_report(">nul"), setup_error("nul"));
     }
 
     #[test]
-    fn a_report_without_an_end_is_read_in_part() {
-        let (launcher, mut theirs) = UnixStream::pair().unwrap();
-        let writer = std::thread::spawn(move || while theirs.write_all(b"xxxx").is_ok() {});
+    fn an_endless_report_is_truncated() {
+        let (launcher, mut peer) = UnixStream::pair().unwrap();
+        let writer = std::thread::spawn(move || while peer.write_all(b"xxxx").is_ok() {});
         match launch(launcher, &Environment::new()) {
-            Err(LaunchError::Failed(text)) => assert_eq!(text.len() as u64, MAX_REPORT),
+            Err(LaunchError::Setup(text)) => assert_eq!(text.len() as u64, MAX_REPORT_BYTES),
             other => panic!("{other:?}"),
         }
         writer.join().unwrap();

@@ -27,36 +27,51 @@ use self::notify_socket::NotifySocket;
 use self::payload::ProcessPayload;
 use crate::{Engine, EngineError, Payload};
 
-/// The default engine: the payload is a command, without any virtual machine around it.
+/// The default engine: the payload is a command, without a virtual machine.
 ///
-/// The command runs in a process group of its own and dies with the shim. When it has ended, its
-/// descendants are killed, also those that have left the group: the shim is their subreaper. Its
-/// environment holds from its own program on: the launcher that the shim executes before, to confine
-/// the command, loads no library that it names. Its soft limit of descriptors is 1024, whatever the
-/// shim's is, as systemd has it: a command that wants more raises it itself.
+/// The command runs in its own process group and dies with the shim. After it has exited, the engine
+/// kills its descendants, including those that have left the process group: the shim is their
+/// subreaper. The shim first executes a launcher, which confines itself and then executes the command.
+/// The environment of the spec applies from the command on, so the launcher does not load a library
+/// that `LD_PRELOAD` names. As with systemd, the soft limit of file descriptors is 1024; a command that
+/// needs more raises it itself.
 ///
-/// Its stdout and stderr are one pipe, from which the shim appends to `console.log`. Before that
-/// file exceeds [`max_bytes`](vmm_protocol::ConsoleOptions::max_bytes), the shim renames it to
-/// `console.log.1`, that one to `console.log.2`, and so on; the oldest file is deleted, and
-/// `console.dropped` counts its bytes. A file ends with a whole line where it can. A full disk does
-/// not block the command: the shim drops what it cannot write, and puts a line
-/// `[vmm-shim: N bytes dropped]` where that is missing as soon as the disk takes it. When the command
-/// and its descendants have ended, the shim stores what is in the pipe before it records the exit;
-/// SIGKILL to the shim loses that.
+/// # Output
 ///
-/// The [`cpus`](PayloadSpec::cpus), [`memory_mib`](PayloadSpec::memory_mib) and
-/// [`pids`](PayloadSpec::pids) of a spec bound the command together with its descendants, in
-/// control groups: it gets as much time as so many processors have, the kernel kills a process that
-/// wants more memory, and a fork that would make one process or thread too many fails with EAGAIN.
-/// That takes the controllers `cpu`, `memory` and `pids` of `cgroups(7)`, of version 1, or of
-/// version 2 in a group that systemd has delegated (`Delegate=yes` with a `DelegateSubgroup=` for
-/// the runtime, systemd 254).
+/// The stdout and stderr of the command are one pipe, from which the shim appends to `console.log`.
+/// Before that file exceeds [`max_bytes`](vmm_protocol::ConsoleOptions::max_bytes), the shim renames it
+/// to `console.log.1`, the previous one to `console.log.2`, and so on. It deletes the oldest file, and
+/// adds its size to `console.dropped`. A file ends with a complete line, unless a line is longer than a
+/// file.
 ///
-/// Where no group can be made, the shim says so in `shim.stderr`, and the command is kept on so
-/// many processors (`sched_setaffinity(2)`), and each of its processes within so much data of its
-/// own (`RLIMIT_DATA`, `getrlimit(2)`, Linux 4.7), which a process can see, and two can exceed. Its
-/// processes are not limited then: `RLIMIT_NPROC` counts all processes of a user, not those of one
-/// box, and does not bind root.
+/// A full disk does not block the command: the shim drops the output that it cannot write. As soon as
+/// the disk has space again, it writes a line `[vmm-shim: N bytes dropped]` in place of that output.
+///
+/// After the command and its descendants have exited, the shim writes the content of the pipe before
+/// it records the exit. If the shim is killed with SIGKILL, that content is lost.
+///
+/// # Limits
+///
+/// The fields [`cpus`](PayloadSpec::cpus), [`memory_mib`](PayloadSpec::memory_mib) and
+/// [`pids`](PayloadSpec::pids) of a spec limit the command together with its descendants, through
+/// control groups:
+///
+/// * The kernel grants as much CPU time as that number of CPUs has.
+/// * The kernel kills a process if they need more memory.
+/// * A fork beyond the limit of processes and threads fails with EAGAIN.
+///
+/// This needs the controllers `cpu`, `memory` and `pids` of `cgroups(7)`: either of version 1, or of
+/// version 2 in a group that systemd has delegated (`Delegate=yes`, and a `DelegateSubgroup=` for the
+/// runtime; systemd 254).
+///
+/// If no control group can be created, the shim reports it in `shim.stderr`, and uses these
+/// substitutes:
+///
+/// * A CPU affinity for that number of CPUs (`sched_setaffinity(2)`).
+/// * A data limit for each process (`RLIMIT_DATA`, `getrlimit(2)`, Linux 4.7). Two processes together
+///   can exceed it.
+/// * No limit on processes: `RLIMIT_NPROC` counts all processes of a user rather than those of a box,
+///   and does not apply to root.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Process;
 
@@ -69,18 +84,18 @@ impl Engine for Process {
     }
 
     fn start(&self, spec: &InstanceSpec, dir: &Path) -> Result<Box<dyn Payload>, EngineError> {
-        let program = check(&spec.payload)?;
+        let program = validate(&spec.payload)?;
         let notify = match spec.payload.ready {
             Ready::Started => None,
             Ready::Notified => Some(NotifySocket::bind(dir)?),
         };
-        let (launcher, theirs) =
+        let (launcher, launcher_stdout) =
             UnixStream::pair().map_err(EngineError::system("open a socket to the payload"))?;
         let (mut child, console) = {
             let confinement = Confinement::prepare(spec, dir)?;
             let (console, output) = Console::start(dir, spec.payload.console)?;
-            let mut command = command(spec, dir, confinement, output)?;
-            command.stdout(OwnedFd::from(theirs));
+            let mut command = launcher_command(spec, dir, confinement, output)?;
+            command.stdout(OwnedFd::from(launcher_stdout));
             let child = command
                 .spawn()
                 .map_err(EngineError::system("start the payload's process"))?;
@@ -89,18 +104,18 @@ impl Engine for Process {
         let environment = environment(spec, dir, notify.as_ref());
         if let Err(error) = launch::launch(launcher, &environment) {
             let _ = child.kill();
-            let ended = child.wait();
+            let status = child.wait();
             console.finish();
-            return Err(refused(&spec.payload, program, error, ended));
+            return Err(start_error(&spec.payload, program, error, status));
         }
         Ok(Box::new(ProcessPayload::new(child, notify, console)))
     }
 }
 
-/// The program, if the spec makes sense.
-fn check(payload: &PayloadSpec) -> Result<PathBuf, EngineError> {
+/// Validates the spec, and returns the program.
+fn validate(payload: &PayloadSpec) -> Result<PathBuf, EngineError> {
     let Some(program) = payload.command.first() else {
-        return Err(EngineError::Spec("the spec has no command".to_owned()));
+        return Err(EngineError::Spec("the command is empty".to_owned()));
     };
     let env = payload.env.iter().flat_map(|(name, value)| [name, value]);
     if payload
@@ -109,11 +124,11 @@ fn check(payload: &PayloadSpec) -> Result<PathBuf, EngineError> {
         .chain(env)
         .any(|text| text.contains('\0'))
     {
-        let message = "the command or its environment holds a NUL byte";
+        let message = "the command or its environment contains a NUL byte";
         return Err(EngineError::Spec(message.to_owned()));
     }
     if !payload.console.is_valid() {
-        let message = "the console needs at least 4096 bytes per file, and 1 file";
+        let message = "console.max_bytes must be at least 4096, and console.files at least 1";
         return Err(EngineError::Spec(message.to_owned()));
     }
     if let Some(dir) = &payload.working_dir
@@ -126,8 +141,8 @@ fn check(payload: &PayloadSpec) -> Result<PathBuf, EngineError> {
     Ok(program.into())
 }
 
-/// This very program, which is to become the payload.
-fn command(
+/// Returns the command that starts this program as a launcher, which becomes the payload.
+fn launcher_command(
     spec: &InstanceSpec,
     dir: &Path,
     confinement: Confinement,
@@ -150,16 +165,16 @@ fn command(
         .arg0(ARGV0)
         .args(Invocation::payload_of_this_process(options, payload).args())
         .env_clear()
-        // What a runtime knows it by if the shim is killed now.
+        // The runtime identifies the launcher by it if the shim is killed now.
         .env(BOX_DIR_VARIABLE, dir)
         .current_dir(working_dir.as_deref().unwrap_or(DEFAULT_DIR.as_ref()))
-        .stdin(stdin_of(stdin.as_deref())?)
+        .stdin(payload_stdin(stdin.as_deref())?)
         .stderr(output)
         .process_group(0);
     Ok(command)
 }
 
-/// Of the payload.
+/// Returns the environment of the payload.
 fn environment(spec: &InstanceSpec, dir: &Path, notify: Option<&NotifySocket>) -> Environment {
     let mut environment = Environment::from([("PATH".into(), DEFAULT_PATH.into())]);
     let env = spec.payload.env.iter();
@@ -170,54 +185,55 @@ fn environment(spec: &InstanceSpec, dir: &Path, notify: Option<&NotifySocket>) -
     environment
 }
 
-fn stdin_of(text: Option<&str>) -> Result<Stdio, EngineError> {
+/// Returns a file in memory with the text, or `/dev/null` without a text.
+fn payload_stdin(text: Option<&str>) -> Result<Stdio, EngineError> {
     let Some(text) = text else {
         return Ok(Stdio::null());
     };
-    let in_memory = || -> io::Result<File> {
+    let memory_file = || -> io::Result<File> {
         let mut file = File::from(memfd_create("stdin", MFdFlags::MFD_CLOEXEC)?);
         file.write_all(text.as_bytes())?;
         file.rewind()?;
         Ok(file)
     };
-    in_memory()
+    memory_file()
         .map(Stdio::from)
         .map_err(EngineError::system("prepare the payload's stdin"))
 }
 
-fn refused(
+/// Converts the error of a launcher. `status` is the exit status of the launcher.
+fn start_error(
     payload: &PayloadSpec,
     program: PathBuf,
     error: LaunchError,
-    ended: io::Result<ExitStatus>,
+    status: io::Result<ExitStatus>,
 ) -> EngineError {
-    match (error, ended) {
-        // Of a script without its interpreter, execve(2) says the same as of no script.
-        (LaunchError::Refused(Errno::ENOENT), _) if is_there(payload, &program) => {
+    match (error, status) {
+        // execve(2) also returns ENOENT for a script with a missing interpreter.
+        (LaunchError::Exec(Errno::ENOENT), _) if program_exists(payload, &program) => {
             EngineError::NotExecutable {
                 program,
-                source: io::Error::new(io::ErrorKind::NotFound, "its interpreter does not exist"),
+                source: io::Error::new(io::ErrorKind::NotFound, "its interpreter was not found"),
             }
         }
-        (LaunchError::Refused(Errno::ENOENT | Errno::ENOTDIR), _) => {
-            EngineError::NotFound { program }
-        }
-        (LaunchError::Refused(errno), _) => EngineError::NotExecutable {
+        (LaunchError::Exec(Errno::ENOENT | Errno::ENOTDIR), _) => EngineError::NotFound { program },
+        (LaunchError::Exec(errno), _) => EngineError::NotExecutable {
             program,
             source: errno.into(),
         },
-        (LaunchError::Failed(told), Ok(status)) if told.is_empty() => EngineError::Other(format!(
-            "the launcher ended before it could execute the payload: {status}; the console may \
-             tell why"
-        )),
-        (LaunchError::Failed(told), _) => {
-            EngineError::Other(format!("cannot launch the payload: {told}"))
+        (LaunchError::Setup(message), Ok(status)) if message.is_empty() => {
+            EngineError::Other(format!(
+                "the launcher ended before it executed the payload ({status}); see the console log"
+            ))
+        }
+        (LaunchError::Setup(message), _) => {
+            EngineError::Other(format!("cannot launch the payload: {message}"))
         }
     }
 }
 
-/// Where `execvp(3)` looks for it.
-fn is_there(payload: &PayloadSpec, program: &Path) -> bool {
+/// Searches for the program as `execvp(3)` does.
+fn program_exists(payload: &PayloadSpec, program: &Path) -> bool {
     let dir = payload
         .working_dir
         .as_deref()

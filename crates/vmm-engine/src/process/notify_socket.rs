@@ -9,7 +9,8 @@ use vmm_protocol::{FILES, FileError};
 
 use crate::EngineError;
 
-/// Where a payload says that it is ready, in the way of `sd_notify(3)`. Goes when it is dropped.
+/// The socket to which a payload sends its readiness, as with `sd_notify(3)`. Dropping it deletes the
+/// socket file.
 #[derive(Debug)]
 pub(crate) struct NotifySocket {
     socket: UnixDatagram,
@@ -17,21 +18,23 @@ pub(crate) struct NotifySocket {
     address: PathBuf,
 }
 
-/// Of `sun_path`, its terminating NUL included, `unix(7)`.
-const MAX_ADDRESS: usize = 108;
+/// The size of `sun_path`, including the terminating NUL, `unix(7)`.
+const MAX_ADDRESS_BYTES: usize = 108;
 
 impl NotifySocket {
-    /// In `dir`, the directory of the box.
+    /// Creates the socket in the box directory `dir`.
     pub(crate) fn bind(dir: &Path) -> Result<Self, EngineError> {
         let path = dir.join(FILES.notify);
-        let failed = |source| FileError::new("bind the socket", &path, source);
+        let bind_error = |source| FileError::new("bind the socket", &path, source);
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error))?,
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(bind_error(error))?;
+            }
             _ => {}
         }
-        let address = address_of(&path);
-        let socket = UnixDatagram::bind(&address).map_err(failed)?;
-        socket.set_nonblocking(true).map_err(failed)?;
+        let address = address(&path);
+        let socket = UnixDatagram::bind(&address).map_err(bind_error)?;
+        socket.set_nonblocking(true).map_err(bind_error)?;
         Ok(Self {
             socket,
             path,
@@ -39,13 +42,13 @@ impl NotifySocket {
         })
     }
 
-    /// For `NOTIFY_SOCKET`.
+    /// Returns the value for `NOTIFY_SOCKET`.
     pub(crate) fn address(&self) -> &Path {
         &self.address
     }
 
-    /// True if one of the messages that have arrived says so.
-    pub(crate) fn says_ready(&self) -> bool {
+    /// Receives all pending messages until one contains `READY=1`. Returns true if one does.
+    pub(crate) fn receive_ready(&self) -> bool {
         let mut message = [0_u8; 4096];
         while let Ok(length) = self.socket.recv(&mut message) {
             let mut lines = message[..length].split(|byte| *byte == b'\n');
@@ -57,11 +60,12 @@ impl NotifySocket {
     }
 }
 
-/// The path itself, unless it is too long for an address. A shim's current directory is that of its
-/// box, so the kernel knows a short name for it, `proc_pid_cwd(5)`, which a payload of the same user
-/// may follow.
-fn address_of(path: &Path) -> PathBuf {
-    if path.as_os_str().len() < MAX_ADDRESS {
+/// Returns the path itself, or a shorter address if the path is too long.
+///
+/// The box directory is the current directory of the shim, so `/proc/<pid>/cwd` refers to it
+/// (`proc_pid_cwd(5)`). A payload of the same user can follow that link.
+fn address(path: &Path) -> PathBuf {
+    if path.as_os_str().len() < MAX_ADDRESS_BYTES {
         path.to_owned()
     } else {
         format!("/proc/{}/cwd/{}", process::id(), FILES.notify).into()

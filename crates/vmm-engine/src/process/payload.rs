@@ -19,25 +19,26 @@ use super::console::Console;
 use super::notify_socket::NotifySocket;
 use crate::{EngineError, Payload, PayloadExit, descendants};
 
-/// A command as the payload, and whatever it starts.
+/// A command, and all processes that it starts.
 #[derive(Debug)]
 pub(super) struct ProcessPayload {
     pid: Pid,
-    /// `None` once it is collected: its number may then be somebody else's.
+    /// `None` once the child is reaped: the kernel may then reuse its pid.
     child: Mutex<Option<Child>>,
-    /// `None` once it is ready: nobody reads it then, and the payload would hang when it is full.
+    /// `None` once the payload is ready: with a full socket that is never read, the payload would
+    /// block.
     notify: Mutex<Option<NotifySocket>>,
-    /// `None` once it is finished.
+    /// `None` once the log contains all output.
     console: Mutex<Option<Console>>,
-    /// By this shim, and so not by the kernel for want of memory.
+    /// Whether the shim has killed the payload, which rules out that the kernel did for lack of memory.
     is_killed: AtomicBool,
 }
 
-/// How often to look for an early end where there is no pidfd to poll, in milliseconds.
-const LOOK_EVERY: u16 = 20;
+/// How often to check, without a pidfd, whether the payload has ended before it was ready.
+const EXIT_POLL_MILLIS: u16 = 20;
 
-/// How often to collect orphans while polling, in milliseconds.
-const COLLECT_EVERY: u16 = 500;
+/// How often to reap orphans while the payload is not ready.
+const REAP_INTERVAL_MILLIS: u16 = 500;
 
 impl ProcessPayload {
     pub(super) fn new(child: Child, notify: Option<NotifySocket>, console: Console) -> Self {
@@ -59,10 +60,11 @@ impl ProcessPayload {
         rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
     }
 
-    /// Whether it has ended; with `WNOHANG` among the flags, by now. Leaves it waitable.
+    /// Waits until the payload has ended, and returns true. With `WNOHANG`, returns false immediately if
+    /// it is still running. Leaves the payload waitable.
     ///
-    /// Waits on any child: every child of a shim is its payload's, and orphans that the shim has
-    /// adopted as their subreaper have nobody else to collect them.
+    /// Reaps all other children. They are orphans of the payload: the shim is their subreaper, and has
+    /// no children of its own.
     fn has_ended(&self, flags: WaitPidFlag) -> io::Result<bool> {
         let flags = flags | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
         loop {
@@ -73,9 +75,10 @@ impl ProcessPayload {
                     let _ = waitpid(status.pid(), Some(WaitPidFlag::WNOHANG));
                 }
                 Err(Errno::EINTR) => {}
-                // By a real-time signal, for which nix has no name: there is one, but not who.
+                // A real-time signal ended a child. nix cannot represent that signal, so it returns an
+                // error without the pid.
                 Err(Errno::EINVAL) if self.is_waitable() => return Ok(true),
-                Err(Errno::EINVAL) if descendants::collect_all_but(self.pid) => {}
+                Err(Errno::EINVAL) if descendants::reap_all_except(self.pid) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -95,11 +98,11 @@ impl ProcessPayload {
             if self.has_ended(WaitPidFlag::WNOHANG)? || has_exited(&pidfd) {
                 return Ok(());
             }
-            let mut polled = [
+            let mut fds = [
                 PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
                 PollFd::new(children.as_fd(), PollFlags::POLLIN),
             ];
-            match poll(&mut polled, PollTimeout::NONE) {
+            match poll(&mut fds, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -107,7 +110,8 @@ impl ProcessPayload {
         }
     }
 
-    /// Whom the kernel has killed for that, it does not say: any of the payload's processes.
+    /// Returns true if the kernel has killed any process of the payload for lack of memory, and the shim
+    /// has not killed the payload.
     fn has_run_out_of_memory(&self) -> bool {
         !self.is_killed.load(Ordering::Relaxed)
             && ControlGroup::of_this_process().is_some_and(ControlGroup::has_run_out_of_memory)
@@ -126,7 +130,7 @@ impl ProcessPayload {
 
 /// Returns whether the process is a zombie, or gone.
 fn has_exited(pidfd: &OwnedFd) -> bool {
-    let mut polled = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
     poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
@@ -146,28 +150,29 @@ impl Payload for ProcessPayload {
         };
         let pidfd = self.pidfd();
         let timeout = match pidfd {
-            Some(_) => PollTimeout::from(COLLECT_EVERY),
-            None => PollTimeout::from(LOOK_EVERY),
+            Some(_) => PollTimeout::from(REAP_INTERVAL_MILLIS),
+            None => PollTimeout::from(EXIT_POLL_MILLIS),
         };
-        let system = |error| EngineError::system("wait for the payload's notification")(error);
+        let system_error =
+            |error| EngineError::system("wait for the payload's notification")(error);
         loop {
-            if notify.says_ready() {
+            if notify.receive_ready() {
                 return Ok(());
             }
-            if self.has_ended(WaitPidFlag::WNOHANG).map_err(system)?
+            if self.has_ended(WaitPidFlag::WNOHANG).map_err(system_error)?
                 || pidfd.as_ref().is_some_and(has_exited)
             {
                 return Err(EngineError::EndedEarly);
             }
-            let mut polled = vec![PollFd::new(notify.as_fd(), PollFlags::POLLIN)];
-            polled.extend(
+            let mut fds = vec![PollFd::new(notify.as_fd(), PollFlags::POLLIN)];
+            fds.extend(
                 pidfd
                     .as_ref()
                     .map(|pidfd| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)),
             );
-            match poll(&mut polled, timeout) {
+            match poll(&mut fds, timeout) {
                 Ok(_) | Err(Errno::EINTR) => {}
-                Err(error) => return Err(system(error.into())),
+                Err(error) => return Err(system_error(error.into())),
             }
         }
     }
@@ -176,7 +181,7 @@ impl Payload for ProcessPayload {
         let child = self.child();
         if child.is_some() {
             let _ = kill(self.pid, Signal::SIGTERM);
-            // A stopped process obeys when it is continued.
+            // A stopped process handles SIGTERM only after it is continued.
             let _ = kill(self.pid, Signal::SIGCONT);
         }
     }
@@ -186,16 +191,16 @@ impl Payload for ProcessPayload {
         if child.is_some() {
             self.is_killed.store(true, Ordering::Relaxed);
             let _ = killpg(self.pid, Signal::SIGKILL);
-            // It may have joined another group.
+            // The payload may have joined another process group.
             let _ = kill(self.pid, Signal::SIGKILL);
         }
     }
 
     fn wait(&self) -> io::Result<PayloadExit> {
         self.wait_for_exit()?;
-        // Until the payload is collected, the number of its group cannot be another's.
+        // The kernel cannot reuse the id of the process group until the payload is reaped.
         let _ = killpg(self.pid, Signal::SIGKILL);
-        descendants::end_all_but(Some(self.pid));
+        descendants::kill_all_except(Some(self.pid));
         let mut slot = self.child();
         let status = match slot.as_mut() {
             Some(child) => child.wait()?,

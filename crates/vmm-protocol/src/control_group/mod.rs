@@ -1,10 +1,12 @@
-//! What the kernel keeps a payload to its processors, memory and processes by: `cgroups(7)`.
+//! The control groups of a payload, `cgroups(7)`: they limit its CPU time, memory and processes.
 
+mod cgroupfs;
+mod controller;
 mod group;
 mod hierarchy;
-mod setting;
+mod new_group;
 mod walk;
 
+pub use cgroupfs::PROCS_FILE;
+pub use controller::Controller;
 pub use group::ControlGroup;
-pub use group::PROCESSES;
-pub use setting::Controller;

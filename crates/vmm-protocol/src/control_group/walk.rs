@@ -1,4 +1,6 @@
-//! A walk through a control group that its payload may have divided, however deep and wide.
+//! A walk through a control group and the groups that its payload has created within.
+//!
+//! The payload decides how deep and how wide this tree is.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -9,39 +11,42 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, openat};
 
-use super::group::is_gone;
+use super::cgroupfs::is_removed;
 
-/// How long a walk may take: a payload can make groups while it goes on.
+/// A payload can create groups faster than the walk visits them.
 const WALK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Calls `enter` with the group and with each one within, and `leave` with the parent and the name
-/// of each one within when the walk has been through that: the innermost first.
+/// Visits the root group and all its descendants, depth first.
 ///
-/// Takes neither a stack frame nor a descriptor per level, and no path: a path to the innermost
-/// group may be longer than the kernel takes. Groups that vanish meanwhile are passed over.
+/// Calls `enter` with each group, and `leave` with the parent and the name of each descendant after
+/// all groups within that descendant have been visited.
+///
+/// The walk uses neither a stack frame nor a file descriptor per level, and no paths: the path of the
+/// innermost group may be longer than the kernel accepts. It skips groups that are removed while it
+/// runs.
 pub(super) fn walk(
     root: &Path,
     mut enter: impl FnMut(BorrowedFd<'_>) -> io::Result<()>,
     mut leave: impl FnMut(BorrowedFd<'_>, &CStr) -> io::Result<()>,
 ) -> io::Result<()> {
     let deadline = Instant::now() + WALK_TIMEOUT;
-    let Some(mut group) = unless_gone(open_group(CWD, root))? else {
+    let Some(mut group) = unless_removed(open_group(CWD, root))? else {
         return Ok(());
     };
-    unless_gone(enter(group.as_fd()))?;
+    unless_removed(enter(group.as_fd()))?;
     let mut names = Vec::new();
-    let mut pending = vec![groups_in(group.as_fd())?];
+    let mut pending = vec![child_groups(group.as_fd())?];
     while let Some(siblings) = pending.last_mut() {
         if Instant::now() >= deadline {
-            let message = "its payload has divided it too often";
+            let message = "the payload has created too many nested groups";
             return Err(io::Error::new(io::ErrorKind::TimedOut, message));
         }
         if let Some(name) = siblings.pop() {
-            if let Some(inner) = unless_gone(open_group(group.as_fd(), name.as_c_str()))? {
+            if let Some(inner) = unless_removed(open_group(group.as_fd(), name.as_c_str()))? {
                 group = inner;
-                unless_gone(enter(group.as_fd()))?;
+                unless_removed(enter(group.as_fd()))?;
                 names.push(name);
-                pending.push(groups_in(group.as_fd())?);
+                pending.push(child_groups(group.as_fd())?);
             }
         } else {
             pending.pop();
@@ -54,6 +59,7 @@ pub(super) fn walk(
     Ok(())
 }
 
+/// Reads a file of a group.
 pub(super) fn read_at(group: BorrowedFd<'_>, file: &str) -> io::Result<String> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let mut text = String::new();
@@ -66,13 +72,13 @@ fn open_group(within: BorrowedFd<'_>, name: impl rustix::path::Arg) -> io::Resul
     Ok(openat(within, name, flags, Mode::empty())?)
 }
 
-fn groups_in(group: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
+fn child_groups(group: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
     let mut groups = Vec::new();
-    for entry in unless_gone(Dir::read_from(group).map_err(io::Error::from))?
+    for entry in unless_removed(Dir::read_from(group).map_err(io::Error::from))?
         .into_iter()
         .flatten()
     {
-        let Some(entry) = unless_gone(entry.map_err(io::Error::from))? else {
+        let Some(entry) = unless_removed(entry.map_err(io::Error::from))? else {
             break;
         };
         let name = entry.file_name();
@@ -83,10 +89,10 @@ fn groups_in(group: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
     Ok(groups)
 }
 
-fn unless_gone<T>(done: io::Result<T>) -> io::Result<Option<T>> {
-    match done {
-        Ok(done) => Ok(Some(done)),
-        Err(error) if is_gone(&error) => Ok(None),
+fn unless_removed<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if is_removed(&error) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -100,26 +106,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tree_that_no_path_reaches_is_removed_from_within() {
+    fn a_tree_too_deep_for_a_path_is_removed() {
         const DEPTH: usize = 2_000;
         let root = tempfile::tempdir().unwrap();
-        let mut inner = open_group(CWD, root.path()).unwrap();
+        let mut innermost = open_group(CWD, root.path()).unwrap();
         for _ in 0..DEPTH {
-            for name in ["beside", "level"] {
-                mkdirat(&inner, name, Mode::RWXU).unwrap();
+            for name in ["sibling", "level"] {
+                mkdirat(&innermost, name, Mode::RWXU).unwrap();
             }
-            inner = open_group(inner.as_fd(), "level").unwrap();
+            innermost = open_group(innermost.as_fd(), "level").unwrap();
         }
-        let mut entered = 0;
+        let mut visited = 0;
         let enter = |_: BorrowedFd<'_>| {
-            entered += 1;
+            visited += 1;
             Ok(())
         };
         walk(root.path(), enter, |parent, name| {
             Ok(unlinkat(parent, name, AtFlags::REMOVEDIR)?)
         })
         .unwrap();
-        assert_eq!(entered, 1 + 2 * DEPTH);
+        assert_eq!(visited, 1 + 2 * DEPTH);
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
     }
 }

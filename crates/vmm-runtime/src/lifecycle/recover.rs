@@ -8,9 +8,7 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use tokio::time::timeout;
 use ulid::Ulid;
-use vmm_protocol::{
-    ExitRecord, FILES, FileError, PidRecord, ProcessIdentity, is_resource_exhaustion,
-};
+use vmm_protocol::{ExitRecord, FILES, FileError, PidLookup, PidRecord, is_resource_exhaustion};
 
 use super::{keep_tidying, supervise, tidy_up};
 use crate::boxes::{BoxRecord, MicroBox, Outcome};
@@ -110,8 +108,7 @@ async fn follow(
 
 fn payload_pid(recovered: &MicroBox) -> Option<u32> {
     let record = PidRecord::read(&recovered.dir().join(FILES.payload_pid)).ok()??;
-    let now = ProcessIdentity::of(record.pid).ok()??;
-    record.identity?.is_same(&now).then_some(record.pid)
+    matches!(record.lookup(), Ok(PidLookup::Alive(_))).then_some(record.pid)
 }
 
 /// Reads the exit record. A shortage fails the opening: it says nothing about how the box ended.
@@ -210,24 +207,24 @@ fn find_shim(recovered: &MicroBox, running: &mut RunningShims) -> Result<Shim, F
 /// a shim of this box: a payload may have written another process there, and a record with the pid
 /// alone may name anybody by now.
 fn identify(record: &PidRecord, recovered: &MicroBox) -> io::Result<Option<PidRecord>> {
-    let Some(found) = PidRecord::of(record.pid)? else {
-        return Ok(None);
+    let found = |identity| PidRecord {
+        pid: record.pid,
+        identity: Some(identity),
     };
-    let is_ours = match (&record.identity, &found.identity) {
-        // Its directory may have been moved since.
-        (Some(recorded), Some(now)) => {
+    match record.lookup()? {
+        PidLookup::Alive(identity) => {
+            // Its directory may have been moved since.
             let shim = procfs::shim_of(record.pid)?;
-            recorded.is_same(now) && shim.is_some_and(|(id, _)| id == recovered.id())
+            let is_ours = shim.is_some_and(|(id, _)| id == recovered.id());
+            Ok(is_ours.then(|| found(identity)))
         }
-        _ => {
-            let is_ours = is_shim_of(record.pid, recovered)?;
-            if is_ours {
-                repair(recovered, &found);
-            }
-            is_ours
+        PidLookup::Unverified(identity) if is_shim_of(record.pid, recovered)? => {
+            let found = found(identity);
+            repair(recovered, &found);
+            Ok(Some(found))
         }
-    };
-    Ok(is_ours.then_some(found))
+        PidLookup::Unverified(_) | PidLookup::Reused | PidLookup::NotFound => Ok(None),
+    }
 }
 
 fn is_shim_of(pid: u32, recovered: &MicroBox) -> io::Result<bool> {

@@ -88,7 +88,7 @@ fn failure(started: &MicroBox, source: StartError) -> RuntimeError {
 
 /// What the last run has left must not be taken for this one's.
 async fn clear_last_run(core: &Core, started: &MicroBox) -> Result<(), StartError> {
-    let files = FILES.of_a_run(started.dir());
+    let files = FILES.run_files(started.dir());
     let cleared = core
         .on_disk(move || {
             for path in files {

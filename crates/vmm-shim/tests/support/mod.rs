@@ -1,4 +1,4 @@
-//! A shim as its runtime sees it.
+//! Starts shims as a runtime does, and observes them.
 #![allow(
     clippy::panic,
     clippy::unwrap_used,
@@ -10,7 +10,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,23 +18,21 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use vmm_shim::{
-    ARGV0, ExitRecord, FILES, InstanceSpec, Invocation, KILL_SIGNAL, PayloadSpec, PidRecord,
-    ProcessIdentity, Report,
+    ARGV0, Ending, ExitRecord, FILES, FailureKind, InstanceSpec, Invocation, KILL_SIGNAL,
+    PayloadSpec, PidRecord, ProcessIdentity, Report,
 };
 
-/// Far longer than anything takes on a busy machine; only a broken test waits for it.
+/// Longer than any step takes on a busy machine. Only a failing test waits for it.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// How a runtime starts a shim: the program of this package, or a test that is its own shim.
+/// Returns the command that starts a shim: the program of this package, or this test if it is its own
+/// shim.
 pub fn command() -> Command {
-    let program = match vmm_shim::can_be_shim() {
-        true => std::env::current_exe().unwrap(),
-        false => PathBuf::from(env!("CARGO_BIN_EXE_vmm-shim")),
+    let program = if vmm_shim::can_be_shim() {
+        std::env::current_exe().unwrap()
+    } else {
+        PathBuf::from(env!("CARGO_BIN_EXE_vmm-shim"))
     };
-    command_of(program.as_path())
-}
-
-pub fn command_of(program: &Path) -> Command {
     let mut command = Command::new(program);
     command
         .arg0(ARGV0)
@@ -45,13 +43,7 @@ pub fn command_of(program: &Path) -> Command {
     command
 }
 
-pub struct Shim {
-    pub dir: TempDir,
-    pub child: Child,
-    pub stdin: Option<ChildStdin>,
-    pub stdout: Option<BufReader<ChildStdout>>,
-}
-
+/// Returns the arguments of a shim. Shims do not read the values.
 pub fn invocation() -> Invocation {
     Invocation::Box {
         id: "b1".into(),
@@ -59,21 +51,32 @@ pub fn invocation() -> Invocation {
     }
 }
 
+/// A running shim. Dropping it ends the shim and its payload.
+pub struct Shim {
+    pub dir: TempDir,
+    pub child: Child,
+    pub stdin: Option<ChildStdin>,
+    pub stdout: Option<BufReader<ChildStdout>>,
+}
+
 impl Shim {
+    /// Starts a shim, and sends it no spec.
     pub fn without_spec() -> Self {
-        Self::printing_to(Stdio::inherit())
+        Self::with_stderr(Stdio::inherit())
     }
 
-    pub fn printing_to(stderr: Stdio) -> Self {
-        Self::started_by(command().stderr(stderr))
+    /// Starts a shim with this stderr, and sends it no spec.
+    pub fn with_stderr(stderr: Stdio) -> Self {
+        Self::spawn(command().stderr(stderr))
     }
 
-    /// In a directory of its own.
-    pub fn started_by(command: &mut Command) -> Self {
-        Self::in_dir(tempfile::tempdir().unwrap(), command)
+    /// Runs the command in a new box directory.
+    pub fn spawn(command: &mut Command) -> Self {
+        Self::spawn_in(tempfile::tempdir().unwrap(), command)
     }
 
-    pub fn in_dir(dir: TempDir, command: &mut Command) -> Self {
+    /// Runs the command in this box directory.
+    pub fn spawn_in(dir: TempDir, command: &mut Command) -> Self {
         let mut child = command.current_dir(&dir).spawn().unwrap();
         Self {
             dir,
@@ -83,32 +86,36 @@ impl Shim {
         }
     }
 
-    pub fn told(text: &[u8]) -> Self {
+    /// Starts a shim, and sends it this input.
+    pub fn with_input(input: &[u8]) -> Self {
         let mut shim = Self::without_spec();
-        shim.tell(text);
+        shim.send(input);
         shim
     }
 
-    pub fn tell(&mut self, text: &[u8]) {
-        self.stdin.as_mut().unwrap().write_all(text).unwrap();
+    pub fn send(&mut self, input: &[u8]) {
+        self.stdin.as_mut().unwrap().write_all(input).unwrap();
     }
 
-    pub fn of(payload: PayloadSpec) -> Self {
-        Self::told(&spec(payload).to_line().unwrap())
+    /// Starts a shim with this payload.
+    pub fn start(payload: PayloadSpec) -> Self {
+        Self::with_input(&spec(payload).to_line().unwrap())
     }
 
-    /// A shell script as the payload, which has begun.
-    pub fn running(script: &str) -> Self {
-        let mut shim = Self::of(sh(&format!("{script} echo begun; {LOOP}")));
+    /// Starts a shim with a shell script followed by an endless loop, and waits until the loop runs.
+    pub fn start_loop(script: &str) -> Self {
+        let mut shim = Self::start(sh(&format!("{script} echo started; {LOOP}")));
         assert!(matches!(shim.report(), Report::Ready { .. }));
-        shim.eventually_prints("begun");
+        shim.eventually_prints("started");
         shim
     }
 
+    /// Returns the path of a file in the box directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
+    /// Reads the report of the shim.
     pub fn report(&mut self) -> Report {
         let mut line = String::new();
         self.stdout.as_mut().unwrap().read_line(&mut line).unwrap();
@@ -120,10 +127,12 @@ impl Shim {
         record.unwrap().pid
     }
 
+    /// Reads `console.log`.
     pub fn console(&self) -> String {
         fs::read_to_string(self.path(FILES.console)).unwrap_or_default()
     }
 
+    /// Waits until `console.log` contains the text.
     pub fn eventually_prints(&self, text: &str) {
         eventually(text, || self.console().contains(text));
     }
@@ -132,15 +141,17 @@ impl Shim {
         kill(pid(self.child.id()), signal).unwrap();
     }
 
+    /// Waits until the shim has exited, and reaps it.
     pub fn wait(&mut self) -> ExitStatus {
         let mut status = None;
-        eventually("the end of the shim", || {
+        eventually("the exit of the shim", || {
             status = self.child.try_wait().unwrap();
             status.is_some()
         });
         status.unwrap()
     }
 
+    /// Reads the exit record.
     pub fn record(&self) -> ExitRecord {
         ExitRecord::read(&self.path(FILES.exit)).unwrap().unwrap()
     }
@@ -148,7 +159,7 @@ impl Shim {
 
 impl Drop for Shim {
     fn drop(&mut self) {
-        // Not SIGKILL: that would leave descendants behind.
+        // SIGKILL would leave descendants behind.
         if let Ok(None) = self.child.try_wait() {
             self.signal(KILL_SIGNAL);
             drop(self.stdin.take());
@@ -163,8 +174,10 @@ impl Drop for Shim {
     }
 }
 
+/// An endless loop in a shell script.
 pub const LOOP: &str = "while :; do sleep 0.05; done";
 
+/// Returns the spec of an attached shim with this payload, and with a grace period of one minute.
 pub fn spec(payload: PayloadSpec) -> InstanceSpec {
     InstanceSpec {
         id: "b1".into(),
@@ -174,6 +187,7 @@ pub fn spec(payload: PayloadSpec) -> InstanceSpec {
     }
 }
 
+/// Returns the spec of a shell script.
 pub fn sh(script: &str) -> PayloadSpec {
     PayloadSpec::command(["sh", "-c", script])
 }
@@ -182,6 +196,7 @@ pub fn pid(pid: u32) -> Pid {
     Pid::from_raw(pid.cast_signed())
 }
 
+/// Waits until the condition holds.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !condition() {
@@ -190,15 +205,27 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-pub fn runs(pid: u32) -> bool {
+/// Returns true if a process, other than a zombie, has this pid.
+pub fn is_running(pid: u32) -> bool {
     ProcessIdentity::of(pid).unwrap().is_some()
 }
 
-/// What the payload printed behind `key=`.
-pub fn printed(shim: &Shim, key: &str) -> String {
+/// Waits until the payload has printed a line `key=value`, and returns the value.
+pub fn printed_value(shim: &Shim, key: &str) -> String {
     let key = format!("{key}=");
     shim.eventually_prints(&key);
     let console = shim.console();
     let line = console.lines().find_map(|line| line.strip_prefix(&key));
     line.unwrap().to_owned()
+}
+
+/// Asserts that the exit record contains a failure of this kind, with a message.
+pub fn assert_fails(shim: &Shim, expected: FailureKind) {
+    match shim.record().ending {
+        Ending::Failed { kind, message } => {
+            assert_eq!(kind, expected, "{message}");
+            assert!(!message.is_empty());
+        }
+        other => panic!("{other:?}"),
+    }
 }

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use vmm_shim::{ExitRecord, FILES, PidRecord, ProcessIdentity};
+use vmm_shim::{ExitRecord, FILES, PidLookup, PidRecord};
 
 use super::End;
 
@@ -37,9 +37,8 @@ impl Remains {
 }
 
 fn runs(shim: &PidRecord) -> bool {
-    match (ProcessIdentity::of(shim.pid), &shim.identity) {
-        (Ok(Some(now)), Some(then)) => now.is_same(then),
-        (Ok(now), _) => now.is_some(),
-        (Err(_), _) => false,
-    }
+    matches!(
+        shim.lookup(),
+        Ok(PidLookup::Alive(_) | PidLookup::Unverified(_))
+    )
 }

@@ -1,0 +1,47 @@
+//! Access to the files of a control group.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+use nix::libc::ENODEV;
+use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
+
+/// The file that lists the processes of a control group. A process that writes 0 to it enters the
+/// group.
+pub const PROCS_FILE: &str = "cgroup.procs";
+
+/// Writes to a file of a control group. Never creates the file: the kernel would then return EACCES
+/// instead of ENOENT for a missing one.
+pub(super) fn write_setting(path: &Path, value: &str) -> io::Result<()> {
+    fs::OpenOptions::new()
+        .write(true)
+        .open(path)?
+        .write_all(value.as_bytes())
+}
+
+/// Returns the names of the groups directly in this one.
+pub(super) fn child_groups(dir: &Path) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            names.push(entry.file_name());
+        }
+    }
+    Ok(names)
+}
+
+/// Returns true if the error means that the group was removed. ENODEV: between the open and the read
+/// of one of its files.
+pub(super) fn is_removed(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(ENODEV)
+}
+
+pub(super) fn is_control_group(path: &Path) -> bool {
+    statfs(path).is_ok_and(|file_system| {
+        let kind = file_system.filesystem_type();
+        kind == CGROUP_SUPER_MAGIC || kind == CGROUP2_SUPER_MAGIC
+    })
+}

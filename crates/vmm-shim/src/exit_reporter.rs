@@ -1,0 +1,180 @@
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, Write};
+use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use vmm_engine::{Payload, descendants};
+use vmm_protocol::{ControlGroup, Ending, ExitRecord, FILES, Report};
+
+/// How long [`ExitReporter::kill_and_exit`] waits for [`Payload::kill`] to return.
+const KILL_CALL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The message of a panic, and its place as `file:line:column`.
+type Panic = (String, Option<String>);
+
+thread_local! {
+    /// The last panic of this thread.
+    static LAST_PANIC: RefCell<Option<Panic>> = const { RefCell::new(None) };
+}
+
+/// Records and reports how the shim ends, exactly once, and exits the process.
+#[derive(Default)]
+pub(crate) struct ExitReporter {
+    is_end_requested: AtomicBool,
+    /// The pipe to the runtime, until the shim has sent its report.
+    runtime: Mutex<Option<File>>,
+    /// The path of the exit record. Absolute, because an engine may change the current directory.
+    record_path: OnceLock<PathBuf>,
+    payload: OnceLock<Arc<dyn Payload>>,
+    /// Locked for good by the first thread that ends the shim.
+    exit_lock: Mutex<()>,
+}
+
+impl ExitReporter {
+    fn runtime(&self) -> MutexGuard<'_, Option<File>> {
+        self.runtime.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the pipe to the runtime.
+    pub(crate) fn set_runtime(&self, pipe: File) {
+        *self.runtime() = Some(pipe);
+    }
+
+    /// Sets the box directory. Before this call, an ending is only reported, and not recorded.
+    pub(crate) fn set_box_dir(&self, dir: &Path) {
+        let path = dir.join(FILES.exit);
+        // The payload's console may fill the disk.
+        vmm_protocol::reserve_space(&path);
+        let _ = self.record_path.set(path);
+    }
+
+    /// Sends the report to the runtime. Returns false if the runtime does not receive it.
+    pub(crate) fn report(&self, report: &Report) -> bool {
+        let Some(mut runtime) = self.runtime().take() else {
+            return false;
+        };
+        let Ok(mut line) = serde_json::to_vec(report) else {
+            return false;
+        };
+        line.push(b'\n');
+        runtime.write_all(&line).is_ok()
+    }
+
+    /// Marks the end of the shim as requested.
+    pub(crate) fn mark_end_requested(&self) {
+        self.is_end_requested.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_end_requested(&self) -> bool {
+        self.is_end_requested.load(Ordering::Acquire)
+    }
+
+    /// Installs a panic hook that keeps the message for [`exit_with_panic`](Self::exit_with_panic).
+    pub(crate) fn install_panic_hook(self: &Arc<Self>) {
+        let reporter = Arc::clone(self);
+        let print = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            print(info);
+            // Fails if the thread is exiting and has destroyed its thread-local values.
+            let _ = LAST_PANIC.try_with(|slot| slot.replace(Some(describe(info))));
+            if cfg!(panic = "abort") {
+                reporter.exit_with_panic();
+            }
+        }));
+    }
+
+    /// Sets the payload, which [`kill_and_exit`](Self::kill_and_exit) kills.
+    pub(crate) fn set_payload(&self, payload: Arc<dyn Payload>) {
+        let _ = self.payload.set(payload);
+    }
+
+    /// Calls the payload, if there is one, in a new thread, because the call may hang. The channel
+    /// closes when the call returns. A panic in the call ends the shim.
+    pub(crate) fn call_payload(self: &Arc<Self>, call: fn(&dyn Payload)) -> Receiver<()> {
+        let (done, receiver) = mpsc::channel();
+        if let Some(payload) = self.payload.get() {
+            let (reporter, payload) = (Arc::clone(self), Arc::clone(payload));
+            let run = move || {
+                let _done = done;
+                if panic::catch_unwind(AssertUnwindSafe(|| call(&*payload))).is_err() {
+                    reporter.exit_with_panic();
+                }
+            };
+            let thread = thread::Builder::new().name("shim-call".to_owned());
+            if thread.spawn(run).is_err()
+                && let Some(payload) = self.payload.get()
+            {
+                // Without a new thread, the call may block this one.
+                call(&**payload);
+            }
+        }
+        receiver
+    }
+
+    /// Ends the shim because of a panic in the calling thread.
+    pub(crate) fn exit_with_panic(self: &Arc<Self>) -> ! {
+        let panic = LAST_PANIC.try_with(RefCell::take).ok().flatten();
+        let (message, location) = panic.unwrap_or_default();
+        self.kill_and_exit(Ending::Panicked { message, location })
+    }
+
+    /// Kills the payload, which may still run, and ends the shim.
+    pub(crate) fn kill_and_exit(self: &Arc<Self>, ending: Ending) -> ! {
+        // Locked before the kill: the main thread would otherwise record that the payload was killed.
+        let exit_lock = self.lock_exit();
+        let _ = self
+            .call_payload(|payload| payload.kill())
+            .recv_timeout(KILL_CALL_TIMEOUT);
+        self.finish(exit_lock, ending)
+    }
+
+    /// Ends the shim: records the ending, reports it unless the payload became ready, and exits the
+    /// process. If several threads call this, the first one wins.
+    pub(crate) fn exit(&self, ending: Ending) -> ! {
+        self.finish(self.lock_exit(), ending)
+    }
+
+    fn lock_exit(&self) -> MutexGuard<'_, ()> {
+        self.exit_lock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn finish(&self, _exit_lock: MutexGuard<'_, ()>, ending: Ending) -> ! {
+        descendants::kill_all_except(None);
+        if let Some(Err(error)) = ControlGroup::of_this_process().map(ControlGroup::remove) {
+            // The runtime tries again.
+            let _ = writeln!(io::stderr(), "vmm-shim: {error}");
+        }
+        let ending = ending.truncated();
+        let code = ending.shell_code();
+        let record = ExitRecord {
+            pid: process::id(),
+            requested: self.is_end_requested(),
+            ending,
+        };
+        let recorded = match (self.record_path.get(), &record.ending) {
+            (Some(path), _) => record.write(path).map_err(|error| error.to_string()),
+            (None, Ending::Failed { message, .. }) => Err(message.clone()),
+            (None, _) => Ok(()),
+        };
+        if let Err(message) = recorded {
+            // Not `eprintln`, which panics if stderr is full or closed.
+            let _ = writeln!(io::stderr(), "vmm-shim: {message}");
+        }
+        self.report(&Report::Failed(record));
+        process::exit(code)
+    }
+}
+
+fn describe(info: &PanicHookInfo<'_>) -> Panic {
+    let message = info.payload_as_str().unwrap_or("non-string panic payload");
+    (message.to_owned(), info.location().map(ToString::to_string))
+}
