@@ -23,7 +23,8 @@
 //!
 //! # Examples
 //!
-//! [`Server`] shows how to serve a runtime, and [`Client`] how to send requests:
+//! [`Server`] shows how to serve a runtime, [`Server::router`] how to mount the API in another axum
+//! application, and [`Client`] how to send requests:
 //!
 //! ```no_run
 //! # #[cfg(feature = "client")]
@@ -65,4 +66,4 @@ pub use client::{BoxEvents, Client, ClientError};
 #[cfg(feature = "server")]
 pub use images::{Image, ImageError, ImageTable};
 #[cfg(feature = "server")]
-pub use service::{Limits, ListenError, Listener, Server, openapi};
+pub use service::{Limits, ListenError, Listener, RouterAccess, Server, openapi};

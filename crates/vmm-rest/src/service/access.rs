@@ -9,13 +9,27 @@ use super::{ApiError, ConnectionSlot, response};
 use crate::BearerToken;
 use crate::wire::{ErrorCode, Principal, PrincipalType};
 
-/// How the requests of a listener are authenticated.
+/// How requests to the router of [`Server::router`](crate::Server::router) are authenticated.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum RouterAccess {
+    /// The router requires this token, as a TCP listener does. Only `/v1/config` and `/healthz` need
+    /// no token.
+    Token(BearerToken),
+    /// The application authenticates requests before they reach the router, for example in a layer
+    /// around it. The router accepts every request.
+    Application,
+}
+
+/// How the requests of a listener or router are authenticated.
 #[derive(Clone, Debug)]
 pub(crate) enum Access {
     /// By the mode of the Unix socket.
     Owner,
     /// By the token; without one, only public paths are served.
     Bearer(Option<BearerToken>),
+    /// By the application that the router is mounted in.
+    Application,
 }
 
 /// The paths that need no authentication.
@@ -23,6 +37,15 @@ const PUBLIC_PATHS: [&str; 2] = ["/v1/config", "/healthz"];
 
 pub(crate) fn is_public(path: &str) -> bool {
     PUBLIC_PATHS.contains(&path)
+}
+
+impl From<RouterAccess> for Access {
+    fn from(access: RouterAccess) -> Self {
+        match access {
+            RouterAccess::Token(token) => Self::Bearer(Some(token)),
+            RouterAccess::Application => Self::Application,
+        }
+    }
 }
 
 impl Access {
@@ -34,12 +57,17 @@ impl Access {
                 "bearer",
                 "bearer of the token",
             ),
+            Self::Application => Principal::new(
+                PrincipalType::ServiceAccount,
+                "application",
+                "client of the application",
+            ),
         }
     }
 
     fn check(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         let expected = match self {
-            Self::Owner => return Ok(()),
+            Self::Owner | Self::Application => return Ok(()),
             Self::Bearer(Some(token)) => token,
             Self::Bearer(None) => {
                 return Err(unauthenticated(

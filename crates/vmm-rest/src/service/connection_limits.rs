@@ -41,7 +41,7 @@ impl ConnectionLimits {
     ) -> Option<ConnectionSlot> {
         // The semaphores are never closed.
         match access {
-            Access::Owner => {
+            Access::Owner | Access::Application => {
                 let permit = Arc::clone(&self.unix).acquire_owned().await.ok()?;
                 Some(ConnectionSlot {
                     _permit: permit,

@@ -26,6 +26,7 @@ mod write_timeout;
 
 use acceptor::Acceptor;
 use access::Access;
+pub use access::RouterAccess;
 use api_error::ApiError;
 use box_spec::box_spec;
 use connection::{Connection, ConnectionCloser};

@@ -11,13 +11,17 @@ use tower_http::catch_panic::CatchPanicLayer;
 use vmm_runtime::VmmRuntime;
 
 use super::state::EventHub;
-use super::{Acceptor, Access, ApiState, Limits, Listener, access, request_body, response, routes};
+use super::{
+    Acceptor, Access, ApiState, Limits, Listener, RouterAccess, access, request_body, response,
+    routes,
+};
 use crate::ImageTable;
 
 /// Serves the HTTP API of a VMM runtime.
 ///
 /// [`serve`](Self::serve) serves it on Unix sockets and TCP addresses, with protection against slow
-/// and unauthenticated clients.
+/// and unauthenticated clients. [`router`](Self::router) returns it as an axum [`Router`], to mount in
+/// an application that has an HTTP server already.
 ///
 /// # Errors
 ///
@@ -99,6 +103,54 @@ impl Server {
         });
         let drained = self.acceptor.drain(self.drain_timeout);
         join(join_all(accepting), drained).await;
+    }
+
+    /// Returns the API as an axum 0.8 [`Router`], to mount in another application.
+    ///
+    /// Mount it with [`Router::nest`], under any prefix: the router has a fallback of its own for unknown
+    /// paths, which [`Router::merge`] would extend to the paths of the application. A
+    /// [`Client`](crate::Client) connects to `http://HOST:PORT/PREFIX`.
+    ///
+    /// The application serves the connections. Of the [`Limits`], those for `connections`,
+    /// `head_timeout`, `write_timeout` and `drain_timeout` therefore do not apply to the router.
+    ///
+    /// # Shutdown
+    ///
+    /// Cancelling the server's token ends the event streams of the router, which otherwise keep the
+    /// connections of the application open. A request with an idempotency key continues when its client
+    /// disconnects; to wait for these, call [`serve`](Self::serve), which needs no listeners.
+    ///
+    /// A client that does not read its event stream can delay a graceful shutdown of the application:
+    /// put a timeout around it.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # async fn example(runtime: vmm_runtime::VmmRuntime) -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    /// use axum::{Router, routing::get};
+    /// use tokio::net::TcpListener;
+    /// use tokio_util::sync::CancellationToken;
+    /// use vmm_rest::{BearerToken, ImageTable, Limits, RouterAccess, Server};
+    ///
+    /// let shutdown = CancellationToken::new();
+    /// let server = Server::new(&runtime, ImageTable::builtin(), Limits::default(), &shutdown);
+    /// let token = BearerToken::new("0123456789abcdef0123456789abcdef")?;
+    /// let application = Router::new()
+    ///     .route("/", get(async || "the application"))
+    ///     .nest("/vmm", server.router(RouterAccess::Token(token)));
+    ///
+    /// let listener = TcpListener::bind("127.0.0.1:8080").await?;
+    /// axum::serve(listener, application)
+    ///     .with_graceful_shutdown(shutdown.clone().cancelled_owned())
+    ///     .await?;
+    /// server.serve([]).await;
+    /// runtime.shutdown(Duration::from_secs(10)).await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn router(&self, access: RouterAccess) -> Router {
+        self.router_for(access.into())
     }
 
     fn router_for(&self, access: Access) -> Router {

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{OriginalUri, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::IntoResponse;
 use serde::Deserialize;
@@ -84,11 +84,13 @@ pub(super) async fn list(
 )]
 pub(super) async fn create(
     State(api): State<ApiState>,
+    // Has the prefix that the router may be mounted under.
+    OriginalUri(uri): OriginalUri,
     extract::Json(request): extract::Json<CreateBoxRequest>,
 ) -> Result<impl IntoResponse, ApiError> {
     let spec = box_spec(request, &api.images, api.apply_default_limits)?;
     let bx = BoxResponse::from(api.runtime.create(spec).await?);
-    let location = format!("/v1/boxes/{}", bx.box_id);
+    let location = format!("{}/{}", uri.path(), bx.box_id);
     Ok((
         StatusCode::CREATED,
         [(header::LOCATION, location)],
