@@ -4,57 +4,65 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "server")]
 use subtle::ConstantTimeEq;
 
-/// A secret that lets a client in over TCP.
+/// The secret that authenticates a client over TCP.
 ///
-/// Its `Debug` form does not show it; comparing takes the same time wherever two tokens differ.
+/// The `Debug` form does not show it. The server compares tokens in constant time.
 #[derive(Clone)]
-pub struct BearerToken(String);
+pub struct BearerToken(
+    #[cfg_attr(
+        not(any(feature = "client", feature = "server")),
+        expect(dead_code, reason = "only the client and the server use it")
+    )]
+    String,
+);
 
-/// Why something cannot be a token.
+/// Why a text or a file is not a [`BearerToken`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenError {
-    /// The file cannot be read.
+    /// The token file cannot be read.
     #[error("cannot read the token file {}: {source}", path.display())]
     Read {
-        /// Which one.
+        /// The path of the file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The file holds none.
-    #[error("{} holds no token: {reason}", path.display())]
+    /// The content of the file is not a token.
+    #[error("the token in {} is invalid: {reason}", path.display())]
     File {
-        /// Which one.
+        /// The path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is wrong with the token.
         #[source]
         reason: Box<TokenError>,
     },
-    /// It is too short to be a secret.
+    /// The token is too short to be secret.
     #[error(
-        "a token needs at least {} characters: try `openssl rand -hex 32`",
-        BearerToken::MIN
+        "a token needs at least {} characters; create one with `openssl rand -hex 32`",
+        BearerToken::MIN_CHARS
     )]
     TooShort,
-    /// It could not be sent in a header.
-    #[error("a token consists of visible ASCII characters, without spaces")]
+    /// The token has characters that cannot be sent in an HTTP header.
+    #[error("a token can only have visible ASCII characters, without spaces")]
     Characters,
 }
 
 impl BearerToken {
-    const MIN: usize = 16;
+    const MIN_CHARS: usize = 16;
 
-    /// Of this text, without the white space around it.
+    /// Creates a token from a text, without the white space around it.
     ///
     /// # Errors
     ///
-    /// [`TokenError::TooShort`], and [`TokenError::Characters`] if it could not be sent.
+    /// [`TokenError::TooShort`] for fewer than 16 characters, and [`TokenError::Characters`] for
+    /// characters that are not visible ASCII.
     pub fn new(text: &str) -> Result<Self, TokenError> {
         let text = text.trim();
-        if text.len() < Self::MIN {
+        if text.len() < Self::MIN_CHARS {
             return Err(TokenError::TooShort);
         }
         if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -63,11 +71,14 @@ impl BearerToken {
         Ok(Self(text.to_owned()))
     }
 
-    /// Of a file's text. Reads the disk: to be called where one may block.
+    /// Reads a token from a file. Warns if other users can read or change the file.
+    ///
+    /// This function blocks: in async code, call it with `spawn_blocking`.
     ///
     /// # Errors
     ///
-    /// [`TokenError`].
+    /// [`TokenError::Read`] if the file cannot be read, and [`TokenError::File`] if its content is not
+    /// a token.
     pub fn read(path: &Path) -> Result<Self, TokenError> {
         let failed = |source| TokenError::Read {
             path: path.to_owned(),
@@ -77,7 +88,7 @@ impl BearerToken {
         let mode = fs::metadata(path).map_err(failed)?.permissions().mode();
         if mode & 0o027 != 0 {
             let path = path.display();
-            tracing::warn!(%path, "others can read or change the token: chmod g-w,o= it");
+            tracing::warn!(%path, "other users can read or change the token; run `chmod g-w,o=` on its file");
         }
         Self::new(&text).map_err(|reason| TokenError::File {
             path: path.to_owned(),
@@ -85,11 +96,13 @@ impl BearerToken {
         })
     }
 
+    #[cfg(feature = "server")]
     pub(crate) fn matches(&self, presented: &[u8]) -> bool {
         self.0.as_bytes().ct_eq(presented).into()
     }
 
-    pub(crate) fn reveal(&self) -> &str {
+    #[cfg(feature = "client")]
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }
@@ -104,8 +117,9 @@ impl fmt::Debug for BearerToken {
 mod tests {
     use super::*;
 
+    #[cfg(feature = "server")]
     #[test]
-    fn a_token_matches_itself_only() {
+    fn a_token_matches_only_itself() {
         let token = BearerToken::new(" 0123456789abcdef\n").unwrap();
         assert!(token.matches(b"0123456789abcdef"));
         for other in [
@@ -120,25 +134,21 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_a_token_is_named() {
+    fn an_invalid_token_file_is_named_in_the_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         fs::write(&path, "short\n").unwrap();
-        let refused = BearerToken::read(&path).unwrap_err().to_string();
+        let message = BearerToken::read(&path).unwrap_err().to_string();
         assert!(
-            refused.contains(&*path.to_string_lossy()) && refused.contains("16"),
-            "{refused}"
+            message.contains(&*path.to_string_lossy()) && message.contains("16"),
+            "{message}"
         );
         fs::write(&path, "0123456789abcdef\n").unwrap();
-        assert!(
-            BearerToken::read(&path)
-                .unwrap()
-                .matches(b"0123456789abcdef")
-        );
+        assert_eq!(BearerToken::read(&path).unwrap().0, "0123456789abcdef");
     }
 
     #[test]
-    fn what_is_no_secret_or_cannot_be_sent_is_no_token() {
+    fn short_tokens_and_non_ascii_tokens_are_rejected() {
         for text in ["", "short", "               short  "] {
             assert!(matches!(BearerToken::new(text), Err(TokenError::TooShort)));
         }

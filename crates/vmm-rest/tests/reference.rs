@@ -1,4 +1,4 @@
-//! The server's OpenAPI document beside that of the public API, which it is a subset of.
+//! Compares the server's OpenAPI document with that of the public API, which it is a subset of.
 
 #![allow(clippy::unwrap_used)]
 
@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-/// What every operation answers beyond the public API's document. It follows the public API's own
-/// rules for errors, which that document does not spell out for each path.
-const MORE_STATUSES: [&str; 4] = ["408", "413", "500", "503"];
+/// The statuses that every operation has in addition to the public API's document. They follow the
+/// public API's rules for errors, which its document does not repeat for each path.
+const COMMON_EXTRA_STATUSES: [&str; 4] = ["408", "413", "500", "503"];
 
-/// What one operation answers beyond that.
-const MORE_STATUSES_OF: [(&str, &[&str]); 11] = [
+/// The statuses that single operations have in addition to that.
+const EXTRA_STATUSES: [(&str, &[&str]); 11] = [
     ("get /v1/config", &["400"]),
     ("get /v1/me", &["400"]),
     ("get /v1/metrics", &["400", "401"]),
@@ -25,8 +25,8 @@ const MORE_STATUSES_OF: [(&str, &[&str]); 11] = [
     ("post /v1/boxes/{box_id}/stop", &["400", "401", "422"]),
 ];
 
-/// What this server cannot tell, and the public API does not require.
-const LEFT_OUT: [(&str, &[&str]); 3] = [
+/// The optional properties of the public API that this server does not have.
+const MISSING_PROPERTIES: [(&str, &[&str]); 3] = [
     (
         "BoxMetrics",
         &[
@@ -41,8 +41,8 @@ const LEFT_OUT: [(&str, &[&str]); 3] = [
     ("Principal", &["email"]),
 ];
 
-/// What this server adds; clients of the public API ignore it.
-const ADDED: [(&str, &[&str]); 2] = [
+/// The properties that this server adds; clients of the public API ignore them.
+const ADDED_PROPERTIES: [(&str, &[&str]); 2] = [
     (
         "Box",
         &[
@@ -70,8 +70,8 @@ const ADDED: [(&str, &[&str]); 2] = [
     ),
 ];
 
-/// Schemas of what both answer.
-const ANSWERS: [&str; 7] = [
+/// The response schemas of both documents.
+const RESPONSES: [&str; 7] = [
     "Box",
     "BoxMetrics",
     "ErrorModel",
@@ -81,7 +81,7 @@ const ANSWERS: [&str; 7] = [
     "RuntimeMetrics",
 ];
 
-/// Schemas of what both can be asked for.
+/// The request schemas of both documents.
 const REQUESTS: [&str; 7] = [
     "CreateBoxRequest",
     "CreateBoxAdvancedOptions",
@@ -102,7 +102,7 @@ fn reference() -> Value {
     serde_saphyr::from_str(include_str!("reference/box.openapi.yaml")).unwrap()
 }
 
-/// By method and path, as this server spells it.
+/// Returns the operations by method and path, in the spelling of this server.
 fn operations(document: &Value) -> BTreeMap<(String, String), Value> {
     let mut operations = BTreeMap::new();
     for (path, item) in document["paths"].as_object().unwrap() {
@@ -134,7 +134,7 @@ fn statuses(operation: &Value) -> BTreeSet<&str> {
     responses.keys().map(String::as_str).collect()
 }
 
-/// Names of the parameters, but for the path's, which are spelled in it.
+/// Returns the names of the parameters, except for those in the path.
 fn parameters(document: &Value, operation: &Value) -> BTreeSet<String> {
     let lists = [operation.get("parameters"), operation.get("shared")];
     lists
@@ -148,7 +148,8 @@ fn parameters(document: &Value, operation: &Value) -> BTreeSet<String> {
         .collect()
 }
 
-fn implemented() -> Vec<((String, String), Value, Value)> {
+/// Returns the operations that both documents have: the key, ours, and the public API's.
+fn common_operations() -> Vec<((String, String), Value, Value)> {
     let reference = operations(&reference());
     let both: Vec<_> = operations(&ours())
         .into_iter()
@@ -183,25 +184,25 @@ fn listed(lists: &[(&str, &'static [&'static str])], name: &str) -> BTreeSet<&'s
 }
 
 #[test]
-fn every_status_of_the_public_api_is_there_and_every_other_one_is_intended() {
-    for (key, ours, reference) in implemented() {
+fn operations_have_the_statuses_of_the_public_api_and_only_listed_extra_ones() {
+    for (key, ours, reference) in common_operations() {
         let (ours, reference) = (statuses(&ours), statuses(&reference));
         assert!(
             reference.is_subset(&ours),
             "{key:?}: {reference:?}, here {ours:?}"
         );
-        let more: BTreeSet<_> = &ours - &reference;
+        let extra: BTreeSet<_> = &ours - &reference;
         let (method, path) = &key;
-        let mut intended = listed(&MORE_STATUSES_OF, &format!("{method} {path}"));
-        intended.extend(MORE_STATUSES);
-        assert_eq!(more, intended, "{key:?}");
+        let mut expected = listed(&EXTRA_STATUSES, &format!("{method} {path}"));
+        expected.extend(COMMON_EXTRA_STATUSES);
+        assert_eq!(extra, expected, "{key:?}");
     }
 }
 
 #[test]
 fn operations_and_parameters_have_the_same_names() {
     let (our_document, reference_document) = (ours(), reference());
-    for (key, ours, reference) in implemented() {
+    for (key, ours, reference) in common_operations() {
         assert_eq!(ours["operationId"], reference["operationId"], "{key:?}");
         assert_eq!(
             parameters(&our_document, &ours),
@@ -212,33 +213,33 @@ fn operations_and_parameters_have_the_same_names() {
 }
 
 #[test]
-fn every_path_beyond_the_public_api_is_one_that_it_does_not_have() {
+fn extra_operations_do_not_use_paths_of_the_public_api() {
     let reference = operations(&reference());
     let paths: BTreeSet<_> = reference.keys().map(|(_, path)| path.clone()).collect();
-    let more: Vec<_> = operations(&ours())
+    let extra: Vec<_> = operations(&ours())
         .into_keys()
         .filter(|key| !reference.contains_key(key))
         .map(|(_, path)| path)
         .collect();
-    assert!(more.iter().all(|path| !paths.contains(path)), "{more:?}");
+    assert!(extra.iter().all(|path| !paths.contains(path)), "{extra:?}");
 }
 
 #[test]
-fn what_is_answered_has_what_the_public_api_requires() {
+fn responses_have_the_properties_that_the_public_api_requires() {
     let (ours, reference) = (ours(), reference());
-    for name in ANSWERS {
+    for name in RESPONSES {
         let (here, there) = (schema(&ours, name), schema(&reference, name));
         let required = strings(&there["required"]);
         assert!(required.is_subset(&strings(&here["required"])), "{name}");
-        let left_out: BTreeSet<_> = &properties(there) - &properties(here);
-        assert_eq!(left_out, listed(&LEFT_OUT, name), "{name}");
+        let missing: BTreeSet<_> = &properties(there) - &properties(here);
+        assert_eq!(missing, listed(&MISSING_PROPERTIES, name), "{name}");
         let added: BTreeSet<_> = &properties(here) - &properties(there);
-        assert_eq!(added, listed(&ADDED, name), "{name}");
+        assert_eq!(added, listed(&ADDED_PROPERTIES, name), "{name}");
     }
 }
 
 #[test]
-fn what_the_server_says_that_it_can_do_is_named_as_in_the_public_api() {
+fn the_server_config_has_the_names_of_the_public_api() {
     let (ours, reference) = (ours(), reference());
     let there = schema(&reference, "ServerConfig");
     assert_eq!(properties(schema(&ours, "ServerConfig")), properties(there));
@@ -253,7 +254,7 @@ fn what_the_server_says_that_it_can_do_is_named_as_in_the_public_api() {
 }
 
 #[test]
-fn what_is_asked_for_may_be_all_that_the_public_api_knows() {
+fn requests_have_all_properties_of_the_public_api() {
     let (ours, reference) = (ours(), reference());
     for name in REQUESTS {
         let (here, there) = (schema(&ours, name), schema(&reference, name));
@@ -295,16 +296,16 @@ fn enumerations_are_the_same() {
     }
 }
 
-/// What a value may be, as far as both documents say.
+/// The constraints of a value that are compared.
 #[derive(Debug, PartialEq)]
 struct Shape {
     types: BTreeSet<String>,
     nullable: bool,
-    least: f64,
-    most: f64,
+    minimum: f64,
+    maximum: f64,
 }
 
-/// Of version 3.0 of OpenAPI, or 3.1, which writes `null` as a type.
+/// Returns the shape of a schema of OpenAPI 3.0, or of 3.1, where `null` is a type.
 fn shape(document: &Value, value: &Value) -> Shape {
     let alternatives = ["oneOf", "anyOf", "allOf"].iter();
     let mut parts: Vec<_> = alternatives
@@ -324,12 +325,12 @@ fn shape(document: &Value, value: &Value) -> Shape {
     Shape {
         nullable: types.remove("null") | (value["nullable"] == true),
         types,
-        least: number("minimum").unwrap_or(f64::NEG_INFINITY),
-        most: number("maximum").unwrap_or(f64::INFINITY),
+        minimum: number("minimum").unwrap_or(f64::NEG_INFINITY),
+        maximum: number("maximum").unwrap_or(f64::INFINITY),
     }
 }
 
-/// Every property that both documents have, of schemas of these names.
+/// Returns the properties that both documents have in these schemas.
 fn shapes(names: &[&'static str]) -> Vec<(String, Shape, Shape)> {
     let (ours, reference) = (ours(), reference());
     let mut both = Vec::new();
@@ -348,31 +349,31 @@ fn shapes(names: &[&'static str]) -> Vec<(String, Shape, Shape)> {
 }
 
 #[test]
-fn every_value_that_is_answered_is_one_that_the_public_api_allows() {
-    for (property, here, there) in shapes(&ANSWERS) {
+fn the_public_api_allows_every_value_in_a_response() {
+    for (property, here, there) in shapes(&RESPONSES) {
         assert_eq!(here.types, there.types, "{property}");
         assert!(there.nullable || !here.nullable, "{property} can be null");
         assert!(
-            here.least >= there.least && here.most <= there.most,
-            "{property}: {here:?} goes beyond {there:?}"
+            here.minimum >= there.minimum && here.maximum <= there.maximum,
+            "{property}: {here:?} is wider than {there:?}"
         );
     }
 }
 
 #[test]
-fn every_value_that_the_public_api_allows_can_be_asked_for() {
+fn requests_accept_every_value_that_the_public_api_allows() {
     for (property, here, there) in shapes(&REQUESTS) {
         assert_eq!(here.types, there.types, "{property}");
         assert!(here.nullable || !there.nullable, "{property} can't be null");
         assert!(
-            here.least <= there.least && here.most >= there.most,
+            here.minimum <= there.minimum && here.maximum >= there.maximum,
             "{property}: {here:?} is narrower than {there:?}"
         );
     }
 }
 
 #[test]
-fn every_type_of_an_error_is_one_that_the_public_api_has() {
+fn the_public_api_has_every_error_type() {
     let reference = reference();
     let schema = schema(&reference, "ErrorModel");
     let types = strings(schema.pointer("/properties/type/enum").unwrap());

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-/// What was borne for a while.
+/// The measured throughput and latency.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
     pub(crate) per_second: f64,

@@ -1,7 +1,9 @@
-//! What a request costs over the call that it makes: `cargo bench -p vmm-rest --bench requests`.
+//! Compares HTTP requests with direct calls of the VMM runtime: `cargo bench -p vmm-rest --bench
+//! requests`.
 //!
-//! `wrk(1)` drives the server over loopback, tasks of this process drive the runtime, the same
-//! number at once and in turns, since machines drift. Server and load share the processors.
+//! `wrk(1)` sends requests to the server over loopback; tasks of this process call the VMM runtime with
+//! the same concurrency. The two alternate, since the speed of a machine drifts. Server and load share
+//! the processors.
 
 #![allow(clippy::expect_used, clippy::panic)]
 
@@ -21,22 +23,24 @@ use vmm_runtime::{RuntimeOptions, VmmRuntime};
 use load::{Load, median};
 use wrk::Wrk;
 
-/// Connections, or tasks.
-const AT_ONCE: usize = 16;
+/// The number of connections, or of tasks.
+const CONCURRENCY: usize = 16;
 const TOKEN: &str = "0123456789abcdef";
 
 fn main() {
     vmm_shim::run_if_shim();
-    // `cargo test --benches` only wants to see that it runs.
-    let (rounds, span) = match std::env::args().any(|arg| arg == "--bench") {
-        true => (9, Duration::from_secs(2)),
-        false => (1, Duration::from_secs(1)),
+    // `cargo test --benches` only checks that the benchmark runs.
+    let is_bench = std::env::args().any(|arg| arg == "--bench");
+    let (rounds, duration) = if is_bench {
+        (9, Duration::from_secs(2))
+    } else {
+        (1, Duration::from_secs(1))
     };
     let tokio = Runtime::new().expect("a tokio runtime");
-    tokio.block_on(run(rounds, span));
+    tokio.block_on(run(rounds, duration));
 }
 
-async fn run(rounds: usize, span: Duration) {
+async fn run(rounds: usize, duration: Duration) {
     let home = TempDir::new().expect("a home");
     let runtime = VmmRuntime::open(RuntimeOptions::new(home.path()))
         .await
@@ -52,53 +56,53 @@ async fn run(rounds: usize, span: Duration) {
         Limits::default(),
         &shutdown,
     );
-    let served = tokio::spawn(server.serve([listener]));
+    let server_task = tokio::spawn(server.serve([listener]));
 
     let wrk = Wrk::at(&format!("http://{address}"), home.path());
-    let (mut reading, mut creating) = (Pairs::default(), Pairs::default());
+    let (mut reading, mut creating) = (Measurements::default(), Measurements::default());
     for _ in 0..rounds {
-        let called = calls::metrics(&runtime, span).await;
-        reading.add(wrk.get("/v1/metrics", span).await, called);
-        let called = calls::create(&runtime, span).await;
-        clear(&runtime).await;
-        creating.add(wrk.post("/v1/boxes", "{}", span).await, called);
-        clear(&runtime).await;
+        let called = calls::metrics(&runtime, duration).await;
+        reading.add(wrk.get("/v1/metrics", duration).await, called);
+        let called = calls::create(&runtime, duration).await;
+        remove_all(&runtime).await;
+        creating.add(wrk.post("/v1/boxes", "{}", duration).await, called);
+        remove_all(&runtime).await;
     }
     println!("| | over HTTP | called | ratio |\n|---|---|---|---|");
     reading.print("GET /v1/metrics");
     creating.print("POST /v1/boxes");
     shutdown.cancel();
-    served.await.expect("the end of the server");
+    server_task.await.expect("the end of the server");
     runtime.shutdown(Duration::from_secs(10)).await;
 }
 
-async fn clear(runtime: &VmmRuntime) {
+async fn remove_all(runtime: &VmmRuntime) {
     let boxes = runtime.list().await;
-    for some in boxes.chunks(AT_ONCE) {
-        join_all(some.iter().map(|info| runtime.remove(&info.id, true))).await;
+    for chunk in boxes.chunks(CONCURRENCY) {
+        join_all(chunk.iter().map(|info| runtime.remove(&info.id, true))).await;
     }
 }
 
-/// Pairs of measurements, of which the medians count.
+/// Pairs of loads, over HTTP and called; reported as medians.
 #[derive(Default)]
-struct Pairs(Vec<(Load, Load)>);
+struct Measurements(Vec<(Load, Load)>);
 
-impl Pairs {
+impl Measurements {
     fn add(&mut self, over_http: Load, called: Load) {
         self.0.push((over_http, called));
     }
 
-    fn print(&self, what: &str) {
-        self.row(&format!("{what}, a second"), 0, |load| load.per_second);
-        self.row(&format!("{what}, p99 in ms"), 3, |load| {
+    fn print(&self, name: &str) {
+        self.row(&format!("{name}, a second"), 0, |load| load.per_second);
+        self.row(&format!("{name}, p99 in ms"), 3, |load| {
             load.p99.as_secs_f64() * 1e3
         });
     }
 
-    fn row(&self, what: &str, digits: usize, of: impl Fn(&Load) -> f64) {
+    fn row(&self, name: &str, digits: usize, of: impl Fn(&Load) -> f64) {
         let over_http = median(self.0.iter().map(|(http, _)| of(http)));
         let called = median(self.0.iter().map(|(_, called)| of(called)));
         let ratio = median(self.0.iter().map(|(http, called)| of(http) / of(called)));
-        println!("| {what} | {over_http:.digits$} | {called:.digits$} | {ratio:.2e} |");
+        println!("| {name} | {over_http:.digits$} | {called:.digits$} | {ratio:.2e} |");
     }
 }

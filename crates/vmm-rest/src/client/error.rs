@@ -3,77 +3,83 @@ use std::time::Duration;
 
 use crate::wire::{ErrorCode, ErrorModel};
 
-/// Why a request was not answered, or not as it was hoped for.
+/// Why a request of a [`Client`](crate::Client) failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// It cannot be the address of a server.
-    #[error("{url:?} cannot be used: {reason}; try http://HOST:PORT")]
+    /// The address of the server is invalid.
+    #[error("{url:?} is not a valid server address: {reason}; try http://HOST:PORT")]
     Address {
-        /// As it was given.
+        /// The address, without user, password and query.
         url: String,
-        /// Why not.
+        /// What is wrong with the address.
         reason: String,
     },
-    /// It cannot be the name or id of a box.
+    /// The text cannot be the name or id of a box.
     #[error("{wanted:?} cannot be the name of a box")]
     Name {
-        /// As it was given.
+        /// The text.
         wanted: String,
     },
-    /// Nobody listens there.
-    #[error("no server answers at {at}: {}; is it running?", root_of(source))]
+    /// The client cannot connect to the server.
+    #[error(
+        "cannot connect to the server at {at}: {}; is it running?",
+        root_cause(source)
+    )]
     Unreachable {
-        /// The socket or the address.
+        /// The socket or address of the server.
         at: String,
-        /// What the system says.
+        /// The error of the connection.
         source: reqwest::Error,
     },
-    /// The connection broke, or the answer took too long: the request may have been done or not.
-    #[error("the server at {at} did not finish its answer: {}", root_of(source))]
+    /// The connection broke, or the response took too long. The server may have executed the request.
+    #[error(
+        "the connection to the server at {at} was interrupted: {}",
+        root_cause(source)
+    )]
     Interrupted {
-        /// The socket or the address.
+        /// The socket or address of the server.
         at: String,
-        /// What happened.
+        /// The error of the connection.
         source: reqwest::Error,
     },
-    /// Nothing is heard of a stream that never falls silent for so long: the server hangs, or the
-    /// way to it is cut.
-    #[error("nothing has been heard of the server at {at} for {seconds} s")]
+    /// The server has sent nothing on an event stream for too long, not even a keep-alive: it hangs, or
+    /// the network is interrupted.
+    #[error("the server at {at} has sent nothing for {seconds} s")]
     StreamIdle {
-        /// The socket or the address.
+        /// The socket or address of the server.
         at: String,
-        /// For how long.
+        /// How long the server has sent nothing.
         seconds: u64,
     },
-    /// The server says no, and why.
+    /// The server responded with an error.
     #[error("{}", error.message)]
     Refused {
         /// The HTTP status.
         status: u16,
-        /// The reason.
+        /// The error.
         error: ErrorModel,
     },
-    /// It answers, but not as a server of this API does.
-    #[error("{at} answers with status {status}, and not as this API does: {reason}")]
+    /// The response does not conform to this API.
+    #[error("{at} does not respond like a server of this API (status {status}): {reason}")]
     UnexpectedResponse {
-        /// The socket or the address.
+        /// The socket or address of the server.
         at: String,
         /// The HTTP status.
         status: u16,
-        /// What is wrong with the answer.
+        /// What is wrong with the response.
         reason: String,
     },
-    /// This reader of events was too slow. List the boxes anew; the stream goes on.
+    /// The reader of events was too slow and missed some. List the boxes again; the stream continues.
     #[error("{missed} events were missed")]
     EventsMissed {
-        /// How many.
+        /// The number of missed events.
         missed: u64,
     },
 }
 
-/// What lies at the bottom of it; the rest only says that a request failed.
-fn root_of(error: &reqwest::Error) -> String {
+/// Returns the innermost source of an error: reqwest's outer ones only report that a request failed.
+fn root_cause(error: &reqwest::Error) -> String {
     let mut root: &dyn Error = error;
     while let Some(cause) = root.source() {
         root = cause;
@@ -82,14 +88,14 @@ fn root_of(error: &reqwest::Error) -> String {
 }
 
 impl ClientError {
-    pub(super) fn silent(at: &str, silence: Duration) -> Self {
+    pub(super) fn stream_idle(at: &str, timeout: Duration) -> Self {
         Self::StreamIdle {
             at: at.to_owned(),
-            seconds: silence.as_secs(),
+            seconds: timeout.as_secs(),
         }
     }
 
-    /// What the server says is wrong, if it does.
+    /// Returns the code of the error that the server responded with; `None` for all other errors.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
             Self::Refused { error, .. } => Some(error.code),

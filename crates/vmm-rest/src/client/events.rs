@@ -9,69 +9,72 @@ use futures::{Stream, StreamExt};
 use reqwest::Response;
 use tokio::time::timeout;
 
-use super::sse::{SentEvent, Sse};
-use super::{Answer, ClientError};
+use super::sse::{SseEvent, SseParser};
+use super::{ClientError, ServerResponse};
 use crate::wire::{BoxEvent, EventsLost};
 
-/// Every change of every box from the moment of [`Client::events`](super::Client::events) on, in
-/// order. Ends when the server does, or with an error when the connection breaks;
-/// [`ClientError::EventsMissed`] is followed by more events.
+/// The stream of changes of all boxes, in order, from the call of
+/// [`Client::events`](super::Client::events) on.
+///
+/// The stream ends when the server shuts down. After an error it ends as well, except after
+/// [`ClientError::EventsMissed`] and [`ClientError::UnexpectedResponse`].
 ///
 /// # Cancel safety
 ///
-/// Dropping a future that reads from the stream loses no event.
+/// Dropping a future that reads from the stream does not lose events.
 #[must_use = "streams do nothing unless polled"]
 pub struct BoxEvents(BoxStream<'static, Result<BoxEvent, ClientError>>);
 
-struct Reading {
+/// The state of the stream.
+struct EventReader {
     at: String,
     response: Response,
-    sse: Sse,
-    events: VecDeque<SentEvent>,
-    silence: Duration,
-    over: bool,
+    parser: SseParser,
+    events: VecDeque<SseEvent>,
+    idle_timeout: Duration,
+    has_ended: bool,
 }
 
 impl BoxEvents {
-    /// Over when nothing is heard for as long as `silence`.
-    pub(super) fn new(answer: Answer, silence: Duration) -> Self {
-        let reading = Reading {
-            at: answer.at,
-            response: answer.response,
-            sse: Sse::default(),
+    /// The stream ends with an error when the server sends nothing for `idle_timeout`.
+    pub(super) fn new(response: ServerResponse, idle_timeout: Duration) -> Self {
+        let reader = EventReader {
+            at: response.at,
+            response: response.response,
+            parser: SseParser::default(),
             events: VecDeque::new(),
-            silence,
-            over: false,
+            idle_timeout,
+            has_ended: false,
         };
-        Self(stream::unfold(reading, Reading::next).boxed())
+        Self(stream::unfold(reader, EventReader::next).boxed())
     }
 }
 
-impl Reading {
+impl EventReader {
     async fn next(mut self) -> Option<(Result<BoxEvent, ClientError>, Self)> {
-        while !self.over {
+        while !self.has_ended {
             if let Some(event) = self.events.pop_front() {
                 return Some((self.parse(&event), self));
             }
-            match timeout(self.silence, self.response.chunk()).await {
-                Ok(Ok(Some(piece))) => self.events.extend(self.sse.push(&piece)),
-                Ok(Ok(None)) => self.over = true,
+            match timeout(self.idle_timeout, self.response.chunk()).await {
+                Ok(Ok(Some(chunk))) => self.events.extend(self.parser.push(&chunk)),
+                Ok(Ok(None)) => self.has_ended = true,
                 Ok(Err(source)) => {
-                    self.over = true;
+                    self.has_ended = true;
                     let at = self.at.clone();
                     return Some((Err(ClientError::Interrupted { at, source }), self));
                 }
                 Err(_) => {
-                    self.over = true;
-                    let silent = ClientError::silent(&self.at, self.silence);
-                    return Some((Err(silent), self));
+                    self.has_ended = true;
+                    let error = ClientError::stream_idle(&self.at, self.idle_timeout);
+                    return Some((Err(error), self));
                 }
             }
         }
         None
     }
 
-    fn parse(&self, event: &SentEvent) -> Result<BoxEvent, ClientError> {
+    fn parse(&self, event: &SseEvent) -> Result<BoxEvent, ClientError> {
         let parsed = match event.name.as_str() {
             EventsLost::NAME => serde_json::from_str(&event.data)
                 .map(|EventsLost { missed }| Err(ClientError::EventsMissed { missed })),

@@ -1,40 +1,41 @@
-/// Takes a stream of server-sent events apart, however it is cut into pieces.
+/// An incremental parser of server-sent events.
 #[derive(Debug, Default)]
-pub(super) struct Sse {
+pub(super) struct SseParser {
     line: Vec<u8>,
     name: String,
     data: String,
 }
 
-/// A line that is longer, or the data of an event, is none of a box; the rest of it is left out.
-const MAX: usize = 1 << 20;
+/// The longest line, and the longest data of an event, in bytes; the rest is discarded. No event of this
+/// API is longer.
+const EVENT_MAX_BYTES: usize = 1 << 20;
 
-/// An event as it was sent.
+/// A server-sent event.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct SentEvent {
+pub(super) struct SseEvent {
     pub(super) name: String,
     pub(super) data: String,
 }
 
-impl Sse {
-    /// The events that end in this piece.
-    pub(super) fn push(&mut self, piece: &[u8]) -> Vec<SentEvent> {
+impl SseParser {
+    /// Parses the next chunk of the stream, and returns the events that it completes.
+    pub(super) fn push(&mut self, chunk: &[u8]) -> Vec<SseEvent> {
         let mut events = Vec::new();
-        for line in piece.split_inclusive(|byte| *byte == b'\n') {
-            let room = MAX.saturating_sub(self.line.len());
-            self.line.extend_from_slice(&line[..line.len().min(room)]);
+        for line in chunk.split_inclusive(|byte| *byte == b'\n') {
+            let free = EVENT_MAX_BYTES.saturating_sub(self.line.len());
+            self.line.extend_from_slice(&line[..line.len().min(free)]);
             if line.ends_with(b"\n") {
                 let line = std::mem::take(&mut self.line);
                 let line = String::from_utf8_lossy(&line);
-                events.extend(self.line(line.trim_end_matches(['\n', '\r'])));
+                events.extend(self.parse_line(line.trim_end_matches(['\n', '\r'])));
             }
         }
         events
     }
 
-    fn line(&mut self, line: &str) -> Option<SentEvent> {
+    fn parse_line(&mut self, line: &str) -> Option<SseEvent> {
         if line.is_empty() {
-            let event = SentEvent {
+            let event = SseEvent {
                 name: std::mem::take(&mut self.name),
                 data: std::mem::take(&mut self.data),
             };
@@ -49,9 +50,10 @@ impl Sse {
                     self.data.push('\n');
                 }
                 self.data.push_str(value);
-                self.data.truncate(self.data.floor_char_boundary(MAX));
+                self.data
+                    .truncate(self.data.floor_char_boundary(EVENT_MAX_BYTES));
             }
-            // A comment, or what is of no use here.
+            // A comment, or a field that this API does not use.
             _ => {}
         }
         None
@@ -63,33 +65,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_are_the_same_however_the_stream_is_cut() {
+    fn chunk_boundaries_do_not_change_the_events() {
         let stream =
             ": hello\n\nevent: created\r\ndata: {\"a\":\ndata:1}\n\nid: 3\ndata: x\n\n:\n\nda";
-        let wanted = [("created", "{\"a\":\n1}"), ("", "x")].map(|(name, data)| SentEvent {
+        let expected = [("created", "{\"a\":\n1}"), ("", "x")].map(|(name, data)| SseEvent {
             name: name.to_owned(),
             data: data.to_owned(),
         });
         for size in 1..=stream.len() {
-            let mut sse = Sse::default();
+            let mut parser = SseParser::default();
             let events: Vec<_> = stream
                 .as_bytes()
                 .chunks(size)
-                .flat_map(|piece| sse.push(piece))
+                .flat_map(|chunk| parser.push(chunk))
                 .collect();
-            assert_eq!(events, wanted, "in pieces of {size}");
+            assert_eq!(events, expected, "chunks of {size} bytes");
         }
     }
 
     #[test]
-    fn an_event_is_no_longer_than_a_line_may_be() {
-        let mut sse = Sse::default();
-        let line = format!("data: {}\n", "ä".repeat(MAX / 8));
+    fn the_data_of_an_event_is_truncated() {
+        let mut parser = SseParser::default();
+        let line = format!("data: {}\n", "ä".repeat(EVENT_MAX_BYTES / 8));
         for _ in 0..8 {
-            assert_eq!(sse.push(line.as_bytes()), []);
+            assert_eq!(parser.push(line.as_bytes()), []);
         }
-        let events = sse.push(b"\ndata: x\n\n");
-        assert!(events[0].data.len() <= MAX, "{}", events[0].data.len());
+        let events = parser.push(b"\ndata: x\n\n");
+        assert!(
+            events[0].data.len() <= EVENT_MAX_BYTES,
+            "{}",
+            events[0].data.len()
+        );
         assert_eq!(events[1].data, "x");
     }
 }

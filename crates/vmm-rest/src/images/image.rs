@@ -6,8 +6,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use vmm_runtime::{ConsoleOptions, HealthCheckOptions, PayloadSpec, Ready};
 
-/// What boxes of one kind have in common, as a file of the image table says in JSON. Fields that
-/// are missing get their defaults; one that is unknown is an error.
+/// A template for boxes: the payload and its limits. An image file of the [`ImageTable`] has this
+/// form in JSON. Missing fields have their defaults; unknown fields are an error.
 ///
 /// ```json
 /// {
@@ -18,42 +18,44 @@ use vmm_runtime::{ConsoleOptions, HealthCheckOptions, PayloadSpec, Ready};
 /// }
 /// ```
 ///
-/// It can hold secrets, so its `Debug` form shows none.
+/// The `Debug` form shows only name and engine, since other fields can hold secrets.
+///
+/// [`ImageTable`]: crate::ImageTable
 #[derive(Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Image {
-    /// What boxes are made from it by; the file's name without `.json` unless said otherwise.
+    /// The name of the image in a file; the file name without `.json` by default.
     pub name: Option<String>,
-    /// The engine that runs the payload; `process` unless said otherwise.
+    /// The engine that runs the payload; `process` by default.
     pub engine: String,
-    /// What comes before the command.
+    /// The words before the command.
     pub entrypoint: Vec<String>,
-    /// The program and its arguments, or after an entrypoint arguments only.
+    /// The program and its arguments, or only arguments if there is an entrypoint.
     pub command: Vec<String>,
-    /// The payload's environment.
+    /// The environment of the payload.
     pub env: BTreeMap<String, String>,
-    /// Where the payload starts.
+    /// The working directory of the payload.
     pub working_dir: Option<PathBuf>,
-    /// When the payload counts as running.
+    /// When the payload is ready.
     pub ready: Ready,
-    /// How to tell whether it works.
+    /// The health check of the box.
     pub health: Option<HealthCheckOptions>,
-    /// Virtual processors, unless the request says otherwise.
+    /// Virtual processors, if the request sets none.
     pub cpus: Option<u32>,
-    /// Memory in MiB, unless the request says otherwise.
+    /// Memory in MiB, if the request sets none.
     pub memory_mib: Option<u32>,
-    /// Processes and threads that a box may have at a time; 4,096 unless said otherwise. Requests
-    /// cannot change it.
+    /// The maximum number of processes and threads of a box; 4,096 by default. Requests cannot
+    /// change it.
     pub pids: Option<u32>,
-    /// How much of what the payload prints is kept.
+    /// How much of the payload's output is kept.
     pub console: ConsoleOptions,
-    /// What only the engine understands.
+    /// Options that are specific to the engine.
     pub options: Map<String, Value>,
 }
 
 impl Image {
-    /// A command, its program first, for the engine `process`.
+    /// Creates an image that runs a command, the program first, with the engine `process`.
     pub fn command<S: Into<String>>(command: impl IntoIterator<Item = S>) -> Self {
         Self {
             command: command.into_iter().map(Into::into).collect(),
@@ -61,7 +63,8 @@ impl Image {
         }
     }
 
-    /// As Docker combines them: another entrypoint drops the image's command.
+    /// Combines the request's entrypoint and command with the image's, as Docker does: an entrypoint in
+    /// the request drops the image's command.
     pub(crate) fn payload(
         &self,
         entrypoint: Option<Vec<String>>,
@@ -72,9 +75,9 @@ impl Image {
             (Some(_), None) => Vec::new(),
             (None, None) => self.command.clone(),
         };
-        let mut whole = entrypoint.unwrap_or_else(|| self.entrypoint.clone());
-        whole.extend(command);
-        let mut payload = PayloadSpec::command(whole);
+        let mut words = entrypoint.unwrap_or_else(|| self.entrypoint.clone());
+        words.extend(command);
+        let mut payload = PayloadSpec::command(words);
         payload.engine.clone_from(&self.engine);
         payload.env.clone_from(&self.env);
         payload.working_dir.clone_from(&self.working_dir);
@@ -115,6 +118,56 @@ impl fmt::Debug for Image {
     }
 }
 
+/// Checks a payload for what no engine can run. An error starts with the name of the field;
+/// `command_field` is the name of the command's.
+pub(crate) fn check_payload(payload: &PayloadSpec, command_field: &str) -> Result<(), String> {
+    let PayloadSpec {
+        engine,
+        command,
+        env,
+        working_dir,
+        console,
+        ..
+    } = payload;
+    match command.first() {
+        None if engine == PROCESS_ENGINE => {
+            return Err(format!("{command_field}: the command is empty"));
+        }
+        Some(program) if program.is_empty() => {
+            return Err(format!("{command_field}: the program name is empty"));
+        }
+        _ => {}
+    }
+    if command.iter().any(|word| has_nul(word)) {
+        return Err(format!("{command_field}: an argument has a NUL character"));
+    }
+    let invalid = env.iter().find(|(name, value)| {
+        name.is_empty() || name.contains('=') || has_nul(name) || has_nul(value)
+    });
+    if let Some((name, _)) = invalid {
+        return Err(format!(
+            "env: {name:?} cannot be set; a name must not be empty or contain '=', and neither a \
+             name nor a value may contain a NUL character"
+        ));
+    }
+    if !console.is_valid() {
+        return Err("console: max_bytes must be at least 4096, and files at least 1".to_owned());
+    }
+    match working_dir {
+        Some(dir) if !dir.is_absolute() || has_nul(&dir.to_string_lossy()) => {
+            Err("working_dir must be an absolute path without NUL characters".to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The engine whose payload is a command.
+const PROCESS_ENGINE: &str = "process";
+
+fn has_nul(text: &str) -> bool {
+    text.contains('\0')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,8 +187,8 @@ mod tests {
             (words(&["env"]), None, &["env"]),
             (words(&["env"]), words(&["-i"]), &["env", "-i"]),
         ];
-        for (entrypoint, command, whole) in cases {
-            assert_eq!(image.payload(entrypoint, command).command, whole);
+        for (entrypoint, command, expected) in cases {
+            assert_eq!(image.payload(entrypoint, command).command, expected);
         }
     }
 }

@@ -1,13 +1,10 @@
-//! What boxes can be made from.
+//! The images that boxes can be created from.
 
-mod check;
-mod error;
 mod image;
-mod origin;
+mod label;
 mod table;
 
-pub(crate) use check::check;
-pub use error::ImageError;
 pub use image::Image;
-pub(crate) use origin::Origin;
-pub use table::ImageTable;
+pub(crate) use image::check_payload;
+pub(crate) use label::ImageLabel;
+pub use table::{ImageError, ImageTable};

@@ -1,13 +1,44 @@
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Image, ImageError, check};
+use super::{Image, check_payload};
 use crate::wire::box_size::{CPUS, MEMORY_MIB, PIDS};
 
-/// The images that boxes can be made from, by name.
+/// Why the image table could not be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ImageError {
+    /// The folder, or a file in it, cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The path of the folder or file.
+        path: PathBuf,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// A file is not a valid image.
+    #[error("{} is not a valid image: {reason}; correct it, or move it out of the folder", path.display())]
+    Malformed {
+        /// The path of the file.
+        path: PathBuf,
+        /// What is wrong with the file, and where.
+        reason: String,
+    },
+    /// Two files define an image of the same name.
+    #[error("{} defines the image {name:?} a second time; rename one of them", path.display())]
+    Duplicate {
+        /// The path of the second file.
+        path: PathBuf,
+        /// The name of the image.
+        name: String,
+    },
+}
+
+/// The images that boxes can be created from, by name.
 ///
-/// One is built in: [`IDLE`](Self::IDLE), which waits to be stopped.
+/// The image [`IDLE`](Self::IDLE), which waits until the box is stopped, is built in.
 ///
 /// ```
 /// use vmm_rest::{Image, ImageTable};
@@ -21,50 +52,51 @@ pub struct ImageTable {
 }
 
 impl ImageTable {
-    /// The image that a box is made from unless the request says otherwise.
+    /// The name of the image for requests that name none.
     pub const IDLE: &str = "idle";
 
-    /// Only [`IDLE`](Self::IDLE), as `sleep infinity`.
+    /// Creates a table with only [`IDLE`](Self::IDLE), which runs `sleep infinity`.
     pub fn builtin() -> Self {
         Self::with_idle(Image::command(["sleep", "infinity"]))
     }
 
-    /// Only [`IDLE`](Self::IDLE), as this image: for a program that can wait to be stopped itself,
-    /// and then needs nothing else on the host.
+    /// Creates a table with only [`IDLE`](Self::IDLE), defined by `idle`. A program that can wait for
+    /// a stop itself uses this to avoid the dependency on `sleep`.
     pub fn with_idle(idle: Image) -> Self {
         Self {
             images: BTreeMap::from([(Self::IDLE.to_owned(), idle)]),
         }
     }
 
-    /// Adds an image, or replaces it.
+    /// Adds an image, or replaces the one of the same name.
     #[must_use]
     pub fn with(mut self, name: impl Into<String>, image: Image) -> Self {
         self.images.insert(name.into(), image);
         self
     }
 
-    /// Adds the images of a folder: its files `*.json`, see [`Image`]. One of the name
-    /// [`IDLE`](Self::IDLE) replaces the one that is built in.
+    /// Adds the images of a folder: its files `*.json`, in the format of [`Image`]. Hidden files are
+    /// skipped. An image named [`IDLE`](Self::IDLE) replaces the built-in one.
     ///
-    /// Reads the disk: to be called before anything is served, or where one may block.
+    /// This function blocks: in async code, call it with `spawn_blocking`.
     ///
     /// # Errors
     ///
-    /// [`ImageError`], for the first file that is no image.
+    /// [`ImageError`] for the first file that is not a valid image.
     pub fn with_folder(mut self, folder: &Path) -> Result<Self, ImageError> {
         let mut added = BTreeMap::new();
         for path in files(folder)? {
             let (name, image) = read(&path)?;
             if added.insert(name.clone(), image).is_some() {
-                return Err(ImageError::Twice { path, name });
+                return Err(ImageError::Duplicate { path, name });
             }
         }
         self.images.extend(added);
         Ok(self)
     }
 
-    /// By its name; a tag `latest` may be left out or added.
+    /// Returns the image of this name. The tag `latest` is optional: `web` and `web:latest` are the
+    /// same image, unless the table has both.
     pub fn get(&self, name: &str) -> Option<&Image> {
         const LATEST: &str = ":latest";
         let images = &self.images;
@@ -74,7 +106,7 @@ impl ImageTable {
             .or_else(|| images.get(&format!("{name}{LATEST}")))
     }
 
-    /// All names, in order.
+    /// Returns the names of all images, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.images.keys().map(String::as_str)
     }
@@ -86,7 +118,7 @@ impl Default for ImageTable {
     }
 }
 
-/// In order, so that the same folder always gives the same error.
+/// Lists the image files of a folder, sorted so that the same folder always gives the same error.
 fn files(folder: &Path) -> Result<Vec<PathBuf>, ImageError> {
     let failed = |source| ImageError::Read {
         path: folder.to_owned(),
@@ -119,14 +151,14 @@ fn read(path: &Path) -> Result<(String, Image), ImageError> {
         path: path.to_owned(),
         reason,
     };
-    // A pipe would be waited for.
+    // Opening a FIFO blocks until it has a writer.
     if !fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(malformed("it is no file".to_owned()));
+        return Err(malformed("not a regular file".to_owned()));
     }
     let text = fs::read(path).map_err(failed)?;
-    // An array of an image's values would be taken for one.
+    // serde would also accept an array of the values of the fields.
     if text.trim_ascii_start().first() != Some(&b'{') {
-        return Err(malformed("it is no JSON object".to_owned()));
+        return Err(malformed("not a JSON object".to_owned()));
     }
     let image: Image =
         serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;
@@ -135,20 +167,25 @@ fn read(path: &Path) -> Result<(String, Image), ImageError> {
         Some(name) => name.clone(),
         None => match stem.to_str() {
             Some(stem) => stem.to_owned(),
-            None => return Err(malformed("its name is not UTF-8".to_owned())),
+            None => return Err(malformed("the file name is not UTF-8".to_owned())),
         },
     };
     if name.is_empty() || name.contains(char::is_control) {
-        return Err(malformed(format!("{name:?} cannot be its name")));
+        return Err(malformed(format!(
+            "the name {name:?} is empty or has control characters"
+        )));
     }
-    check(&image.payload(None, None), "command").map_err(malformed)?;
+    check_payload(&image.payload(None, None), "command").map_err(malformed)?;
     for (field, value, range) in [
         ("cpus", image.cpus, CPUS),
         ("memory_mib", image.memory_mib, MEMORY_MIB),
         ("pids", image.pids, PIDS),
     ] {
         if value.is_some_and(|value| !range.contains(&value)) {
-            return Err(malformed(format!("{field} is not within {range:?}")));
+            let (min, max) = range.into_inner();
+            return Err(malformed(format!(
+                "{field} must be between {min} and {max}"
+            )));
         }
     }
     Ok((name, image))
@@ -167,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_adds_to_what_is_built_in() {
+    fn a_folder_adds_to_the_built_in_images() {
         let folder = folder(&[
             ("web.json", r#"{"command": ["true"], "env": {"A": "b"}}"#),
             ("tagged.json", r#"{"name": "py:3.11", "command": ["true"]}"#),
@@ -185,18 +222,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_image_is_named() {
+    fn an_invalid_image_is_named_in_the_error() {
         for (text, wanted) in [
             ("{", "EOF"),
-            ("", "no JSON object"),
-            (r#"["name"]"#, "no JSON object"),
+            ("", "not a JSON object"),
+            (r#"["name"]"#, "not a JSON object"),
             (r#"{"comand": ["true"]}"#, "unknown field `comand`"),
-            ("{}", "command: there is no command"),
-            (
-                r#"{"command": [""]}"#,
-                "command: the name of the program is empty",
-            ),
-            (r#"{"command": ["a\u0000"]}"#, "command: no argument"),
+            ("{}", "command: the command is empty"),
+            (r#"{"command": [""]}"#, "command: the program name is empty"),
+            (r#"{"command": ["a\u0000"]}"#, "command: an argument"),
             (r#"{"command": ["true"], "env": {"A=B": ""}}"#, "A=B"),
             (
                 r#"{"command": ["true"], "working_dir": "srv"}"#,
@@ -216,8 +250,8 @@ mod tests {
             ),
         ] {
             let folder = folder(&[("bad.json", text)]);
-            let refused = ImageTable::builtin().with_folder(folder.path());
-            let message = refused.unwrap_err().to_string();
+            let result = ImageTable::builtin().with_folder(folder.path());
+            let message = result.unwrap_err().to_string();
             assert!(
                 message.contains("bad.json") && message.contains(wanted),
                 "{message}"
@@ -225,19 +259,19 @@ mod tests {
         }
         let pipe = tempfile::tempdir().unwrap();
         nix::unistd::mkfifo(&pipe.path().join("p.json"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let refused = ImageTable::builtin().with_folder(pipe.path()).unwrap_err();
-        assert!(refused.to_string().contains("no file"), "{refused}");
-        let nowhere = ImageTable::builtin().with_folder(Path::new("/nonexistent"));
-        assert!(matches!(nowhere, Err(ImageError::Read { .. })));
+        let error = ImageTable::builtin().with_folder(pipe.path()).unwrap_err();
+        assert!(error.to_string().contains("regular file"), "{error}");
+        let missing = ImageTable::builtin().with_folder(Path::new("/nonexistent"));
+        assert!(matches!(missing, Err(ImageError::Read { .. })));
     }
 
     #[test]
-    fn two_files_cannot_make_the_same_image() {
+    fn two_files_cannot_define_the_same_image() {
         let folder = folder(&[
             ("a.json", r#"{"name": "b", "command": ["true"]}"#),
             ("b.json", r#"{"command": ["true"]}"#),
         ]);
-        let refused = ImageTable::builtin().with_folder(folder.path());
-        assert!(matches!(refused, Err(ImageError::Twice { name, .. }) if name == "b"));
+        let result = ImageTable::builtin().with_folder(folder.path());
+        assert!(matches!(result, Err(ImageError::Duplicate { name, .. }) if name == "b"));
     }
 }

@@ -5,24 +5,47 @@ use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::{ApiError, Place, answer};
+use super::{ApiError, ConnectionSlot, response};
 use crate::BearerToken;
 use crate::wire::{ErrorCode, Principal, PrincipalType};
 
-/// Who gets in, by the way they come.
+/// How requests to the router of [`Server::router`](crate::Server::router) are authenticated.
 #[derive(Clone, Debug)]
-pub(crate) enum Access {
-    /// Whoever can open the Unix socket: the user that the server runs as.
-    Owner,
-    /// Whoever has the token; without one nobody.
-    Bearer(Option<BearerToken>),
+#[non_exhaustive]
+pub enum RouterAccess {
+    /// The router requires this token, as a TCP listener does. Only `/v1/config` and `/healthz` need
+    /// no token.
+    Token(BearerToken),
+    /// The application authenticates requests before they reach the router, for example in a layer
+    /// around it. The router accepts every request.
+    Application,
 }
 
-/// What a client may know before it has shown who it is.
-const OPEN: [&str; 2] = ["/v1/config", "/healthz"];
+/// How the requests of a listener or router are authenticated.
+#[derive(Clone, Debug)]
+pub(crate) enum Access {
+    /// By the mode of the Unix socket.
+    Owner,
+    /// By the token; without one, only public paths are served.
+    Bearer(Option<BearerToken>),
+    /// By the application that the router is mounted in.
+    Application,
+}
 
-pub(crate) fn is_open(path: &str) -> bool {
-    OPEN.contains(&path)
+/// The paths that need no authentication.
+const PUBLIC_PATHS: [&str; 2] = ["/v1/config", "/healthz"];
+
+pub(crate) fn is_public(path: &str) -> bool {
+    PUBLIC_PATHS.contains(&path)
+}
+
+impl From<RouterAccess> for Access {
+    fn from(access: RouterAccess) -> Self {
+        match access {
+            RouterAccess::Token(token) => Self::Bearer(Some(token)),
+            RouterAccess::Application => Self::Application,
+        }
+    }
 }
 
 impl Access {
@@ -34,25 +57,30 @@ impl Access {
                 "bearer",
                 "bearer of the token",
             ),
+            Self::Application => Principal::new(
+                PrincipalType::ServiceAccount,
+                "application",
+                "client of the application",
+            ),
         }
     }
 
     fn check(&self, headers: &HeaderMap) -> Result<(), ApiError> {
-        let wanted = match self {
-            Self::Owner => return Ok(()),
+        let expected = match self {
+            Self::Owner | Self::Application => return Ok(()),
             Self::Bearer(Some(token)) => token,
             Self::Bearer(None) => {
                 return Err(unauthenticated(
-                    "this server has no token, and so serves only its Unix socket; start it with a \
+                    "this server has no token and serves only its Unix socket; start it with a \
                      token to use it over TCP",
                 ));
             }
         };
-        match presented(headers) {
-            Some(token) if wanted.matches(token) => Ok(()),
-            Some(_) => Err(unauthenticated("this is not the server's token")),
+        match bearer_token(headers) {
+            Some(token) if expected.matches(token) => Ok(()),
+            Some(_) => Err(unauthenticated("the token is not the server's")),
             None => Err(unauthenticated(
-                "there is no token; send the header `Authorization: Bearer <token>`",
+                "there is no token in the request; send the header `Authorization: Bearer <token>`",
             )),
         }
     }
@@ -62,7 +90,7 @@ fn unauthenticated(message: &str) -> ApiError {
     ApiError::new(ErrorCode::Unauthenticated, message)
 }
 
-fn presented(headers: &HeaderMap) -> Option<&[u8]> {
+fn bearer_token(headers: &HeaderMap) -> Option<&[u8]> {
     let value = headers.get(header::AUTHORIZATION)?.as_bytes();
     let (scheme, token) = value.split_at_checked("bearer ".len())?;
     scheme
@@ -70,24 +98,28 @@ fn presented(headers: &HeaderMap) -> Option<&[u8]> {
         .then(|| token.trim_ascii())
 }
 
-/// Lets nobody else in. A stranger's connection ends with its answer: those who keep theirs would
-/// keep others out.
-pub(crate) async fn guard(
+/// Rejects unauthenticated requests, except for public paths. The server closes the connection after
+/// its response to an unauthenticated client: an idle one would occupy a slot.
+pub(crate) async fn authenticate(
     Extension(access): Extension<Access>,
-    Extension(place): Extension<Weak<Place>>,
+    slot: Option<Extension<Weak<ConnectionSlot>>>,
     request: Request,
     next: Next,
 ) -> Response {
-    let Err(refusal) = access.check(request.headers()) else {
-        if let Some(place) = place.upgrade() {
-            place.keep();
+    let Err(error) = access.check(request.headers()) else {
+        if let Some(slot) = slot.as_ref().and_then(|slot| slot.upgrade()) {
+            slot.mark_authenticated();
         }
         return next.run(request).await;
     };
-    let mut answer = match is_open(request.uri().path()) {
-        true => next.run(request).await,
-        false => refusal.into_response(),
+    let mut response = if is_public(request.uri().path()) {
+        next.run(request).await
+    } else {
+        error.into_response()
     };
-    answer::say_last(&mut answer);
-    answer
+    // A mounted router does not manage connections.
+    if slot.is_some() {
+        response::close_connection(&mut response);
+    }
+    response
 }

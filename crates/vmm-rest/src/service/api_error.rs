@@ -1,3 +1,5 @@
+use std::error::Error;
+
 use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -5,8 +7,8 @@ use vmm_runtime::{Ending, FailureKind, RuntimeError, StartError};
 
 use crate::wire::{ErrorCode, ErrorModel};
 
-/// What a request gets that cannot be answered. Its body is made where the request's id is known,
-/// see [`answer`](super::answer).
+/// The error of a request. [`response::finish`](super::response::finish), which knows the request id,
+/// writes the body.
 #[derive(Clone, Debug)]
 pub(crate) struct ApiError {
     status: StatusCode,
@@ -14,11 +16,11 @@ pub(crate) struct ApiError {
 }
 
 impl ApiError {
-    /// With the status that the code has in the public API.
+    /// Creates an error with the HTTP status that the public API assigns to the code.
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self {
-            status: status_of(code),
-            model: ErrorModel::new(code, cut(message.into())),
+            status: http_status(code),
+            model: ErrorModel::new(code, truncated(message.into())),
         }
     }
 
@@ -26,11 +28,12 @@ impl ApiError {
         Self::new(ErrorCode::InvalidArgument, message)
     }
 
-    /// `wanted` says what this server lacks, and `field` where it was asked for.
-    pub(crate) fn unsupported(field: &str, wanted: &str) -> Self {
+    /// Creates the error of a request for a feature that this server does not support; `field` is the
+    /// place in the request that asks for it.
+    pub(crate) fn unsupported(field: &str, feature: &str) -> Self {
         Self::new(
             ErrorCode::Unsupported,
-            format!("{field}: this server has no {wanted}"),
+            format!("{field}: this server does not support {feature}"),
         )
     }
 
@@ -40,18 +43,18 @@ impl ApiError {
     }
 }
 
-/// It may quote what the client has sent, which can be long.
-const MAX_MESSAGE: usize = 1000;
+/// The longest message: it can quote what the client has sent.
+const MESSAGE_MAX_BYTES: usize = 1000;
 
-fn cut(mut message: String) -> String {
-    if message.len() > MAX_MESSAGE {
-        message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+fn truncated(mut message: String) -> String {
+    if message.len() > MESSAGE_MAX_BYTES {
+        message.truncate(message.floor_char_boundary(MESSAGE_MAX_BYTES));
         message.push('…');
     }
     message
 }
 
-fn status_of(code: ErrorCode) -> StatusCode {
+fn http_status(code: ErrorCode) -> StatusCode {
     match code {
         ErrorCode::InvalidArgument | ErrorCode::Unsupported => StatusCode::BAD_REQUEST,
         ErrorCode::Unauthenticated => StatusCode::UNAUTHORIZED,
@@ -98,7 +101,7 @@ impl From<RuntimeError> for ApiError {
                 ErrorCode::InvalidArgument
             }
             RuntimeError::Running { .. } => ErrorCode::InvalidState,
-            RuntimeError::Start { source, .. } => code_of_start(source),
+            RuntimeError::Start { source, .. } => start_error_code(source),
             RuntimeError::Stuck { .. } | RuntimeError::CleanupFailed { .. } => {
                 ErrorCode::EngineUnavailable
             }
@@ -107,16 +110,31 @@ impl From<RuntimeError> for ApiError {
             RuntimeError::Closed => ErrorCode::Stopped,
             _ => ErrorCode::Internal,
         };
-        let answer = Self::new(code, error.to_string());
+        let api_error = Self::new(code, message_with_causes(&error));
         match error {
-            // Another server, or this one started again, may well do it.
-            RuntimeError::Closed => answer.with_status(StatusCode::SERVICE_UNAVAILABLE),
-            _ => answer,
+            // A retry can succeed, with this server after a restart or with another one.
+            RuntimeError::Closed => api_error.with_status(StatusCode::SERVICE_UNAVAILABLE),
+            _ => api_error,
         }
     }
 }
 
-fn code_of_start(error: &StartError) -> ErrorCode {
+/// Returns the message of an error, followed by those of its sources that it does not contain.
+fn message_with_causes(error: &dyn Error) -> String {
+    let mut message = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !message.contains(&text) {
+            message.push_str(": ");
+            message.push_str(&text);
+        }
+        source = cause.source();
+    }
+    message
+}
+
+fn start_error_code(error: &StartError) -> ErrorCode {
     match error {
         StartError::File(_) => ErrorCode::StorageError,
         StartError::Spawn(_) | StartError::SendSpec { .. } => ErrorCode::EngineUnavailable,
@@ -133,7 +151,7 @@ fn code_of_start(error: &StartError) -> ErrorCode {
 
 impl From<JsonRejection> for ApiError {
     fn from(rejection: JsonRejection) -> Self {
-        // Well-formed JSON of the wrong shape is a bad request in the public API, too.
+        // Always 400, as in the public API; axum distinguishes 400, 415 and 422.
         Self::invalid(rejection.body_text())
     }
 }

@@ -2,12 +2,15 @@ use std::future::pending;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 use tokio::io::{Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
-/// A client that has come.
+/// The connection of a client.
 #[derive(Debug)]
 pub(crate) enum Connection {
     Unix(UnixStream),
@@ -23,8 +26,8 @@ macro_rules! with {
     };
 }
 
-/// Like the methods of [`AsyncRead`](tokio::io::AsyncRead) and
-/// [`AsyncWrite`](tokio::io::AsyncWrite), but for a connection that is shared.
+/// The methods of [`AsyncRead`](tokio::io::AsyncRead) and [`AsyncWrite`](tokio::io::AsyncWrite) on a
+/// shared reference.
 impl Connection {
     pub(crate) fn poll_read(
         &self,
@@ -55,20 +58,20 @@ impl Connection {
         Ok(shutdown(self, Shutdown::Write)?)
     }
 
-    /// What the kernel has now; [`WouldBlock`](io::ErrorKind::WouldBlock) if that is nothing.
-    /// [`poll_read`](Self::poll_read) waits until tokio has been told of it.
+    /// Reads what is in the socket buffer; fails with [`WouldBlock`](io::ErrorKind::WouldBlock) if the
+    /// buffer is empty. Unlike [`poll_read`](Self::poll_read), does not depend on tokio's readiness.
     pub(crate) fn read_arrived(&self, buf: &mut ReadBuf<'_>) -> io::Result<()> {
         let (_, read) = recv(self, buf.initialize_unfilled(), RecvFlags::DONTWAIT)?;
         buf.advance(read);
         Ok(())
     }
 
-    /// Until the client has hung up, or shut down its side, which over TCP looks the same. For ever
-    /// if it has said something that nobody has read.
+    /// Waits until the client has closed the connection or shut down its side, which over TCP looks
+    /// the same. Never returns if the client has sent bytes that are not read.
     pub(crate) async fn left(&self) {
         let peek = || Ok(recv(self, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT)?.1);
-        let said = with!(self, stream => stream.async_io(Interest::READABLE, peek).await);
-        if matches!(said, Ok(1..)) {
+        let peeked = with!(self, stream => stream.async_io(Interest::READABLE, peek).await);
+        if matches!(peeked, Ok(1..)) {
             pending().await
         }
     }
@@ -77,5 +80,23 @@ impl Connection {
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         with!(self, stream => stream.as_fd())
+    }
+}
+
+/// Closes the connection of a request, even if a response is not yet fully sent.
+#[derive(Clone, Debug)]
+pub(crate) struct ConnectionCloser(CancellationToken);
+
+impl ConnectionCloser {
+    /// `close` is the token that closes the connection.
+    pub(crate) fn new(close: CancellationToken) -> Self {
+        Self(close)
+    }
+
+    /// Waits until `token` is cancelled, then for `grace`, and closes the connection.
+    pub(crate) async fn close_after(self, token: CancellationToken, grace: Duration) {
+        token.cancelled().await;
+        sleep(grace).await;
+        self.0.cancel();
     }
 }

@@ -1,4 +1,4 @@
-//! Parts of a request whose malformedness is told in the error model.
+//! Extractors that reject a malformed request with the error model.
 
 use axum::body::Bytes;
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -9,15 +9,15 @@ use serde::de::DeserializeOwned;
 
 use super::ApiError;
 
-/// The body, an object in JSON.
+/// The body of a request, as a JSON object.
 #[derive(Debug)]
 pub(crate) struct Json<T>(pub(crate) T);
 
-/// What the route names of the path.
+/// The parameters in the path of a request.
 #[derive(Debug)]
 pub(crate) struct Path<T>(pub(crate) T);
 
-/// The query.
+/// The query of a request.
 #[derive(Debug)]
 pub(crate) struct Query<T>(pub(crate) T);
 
@@ -30,12 +30,12 @@ where
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         if !is_json(request.headers()) {
-            let message = "the body is not said to be JSON; send `Content-Type: application/json`";
+            let message = "the Content-Type is not JSON; send `Content-Type: application/json`";
             let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
             return Err(ApiError::invalid(message).with_status(status));
         }
         let body = Bytes::from_request(request, state).await?;
-        object(&body).map(Self)
+        json_object(&body).map(Self)
     }
 }
 
@@ -46,10 +46,11 @@ fn is_json(headers: &HeaderMap) -> bool {
     media_type.is_some_and(|name| name.trim().eq_ignore_ascii_case("application/json"))
 }
 
-pub(crate) fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    // An array of an object's values would be taken for it.
+/// Parses a JSON object.
+pub(crate) fn json_object<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    // serde would also accept an array of the values of the fields.
     if body.trim_ascii_start().first() != Some(&b'{') {
-        return Err(ApiError::invalid("the body is no JSON object"));
+        return Err(ApiError::invalid("the body is not a JSON object"));
     }
     let axum::Json(value) = axum::Json::from_bytes(body)?;
     Ok(value)

@@ -18,50 +18,52 @@ use crate::wire::{ErrorCode, ErrorModel};
 pub(crate) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
-/// How long an answer is kept at the longest; [`LIFETIME_ISO`] in other words.
+/// How long a response is kept at most; [`LIFETIME_ISO`] is the same duration.
 const LIFETIME: Duration = Duration::from_secs(60 * 60);
 pub(crate) const LIFETIME_ISO: &str = "PT1H";
 
-/// When there are more, the oldest are given up before their time.
-const KEPT: usize = 16_384;
+/// The most responses that are kept; the oldest are evicted first.
+const KEYS_MAX: usize = 16_384;
 
-/// The answers to requests that had a key and succeeded, so that the same request gets the same
-/// answer again, and nothing is done twice. In memory: a server that is started again knows none.
+/// The responses to successful requests with an idempotency key. A repeated request gets the recorded
+/// response and is not executed again. The responses are in memory, and lost on restart.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct IdempotencyKeys(Arc<Mutex<Kept>>);
+pub(crate) struct IdempotencyKeys(Arc<Mutex<KeyTable>>);
 
 #[derive(Debug, Default)]
-struct Kept {
-    requests: HashMap<String, Known>,
+struct KeyTable {
+    requests: HashMap<String, KeyedRequest>,
     /// The same keys, oldest first.
     by_age: VecDeque<(Instant, String)>,
 }
 
 #[derive(Clone, Debug)]
-struct Known {
+struct KeyedRequest {
     fingerprint: u64,
     since: Instant,
-    /// `None` until it has been answered.
-    answer: watch::Receiver<Option<Answer>>,
+    /// `None` until the request has finished.
+    response: watch::Receiver<Option<RecordedResponse>>,
 }
 
-/// A response in parts that can be sent again.
+/// A response that can be sent again.
 #[derive(Clone, Debug)]
-struct Answer {
+struct RecordedResponse {
     status: StatusCode,
     headers: HeaderMap,
     error: Option<ErrorModel>,
     body: Bytes,
 }
 
-/// What to do with a request.
-enum Turn {
-    First(watch::Sender<Option<Answer>>, Instant),
-    Again(watch::Receiver<Option<Answer>>),
+/// How to process a request with a key.
+enum Action {
+    /// Execute the request, and send its response.
+    Execute(watch::Sender<Option<RecordedResponse>>, Instant),
+    /// Wait for the response of the earlier request.
+    Replay(watch::Receiver<Option<RecordedResponse>>),
 }
 
-/// Answers a request that has a key once; the same one gets the same answer again.
-pub(crate) async fn once(
+/// Executes a request with a key once; a repeated request gets the same response.
+pub(crate) async fn execute_once(
     State(keys): State<IdempotencyKeys>,
     request: Request,
     next: Next,
@@ -75,61 +77,62 @@ pub(crate) async fn once(
     match key.to_str() {
         Ok(key) if is_uuid(key) => {
             let key = key.to_ascii_lowercase();
-            keys.answer(key, request, next).await
+            keys.execute_once(key, request, next).await
         }
-        _ => ApiError::invalid("the header `Idempotency-Key` is no UUID").into_response(),
+        _ => ApiError::invalid("the header `Idempotency-Key` is not a UUID").into_response(),
     }
 }
 
 impl IdempotencyKeys {
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    fn table(&self) -> MutexGuard<'_, KeyTable> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn answer(self, key: String, request: Request, next: Next) -> Response {
+    async fn execute_once(self, key: String, request: Request, next: Next) -> Response {
         let (parts, body) = request.into_parts();
-        // It has been taken in already.
+        // The body is buffered already, so its length is bounded.
         let Ok(body) = to_bytes(body, usize::MAX).await else {
             return StatusCode::BAD_REQUEST.into_response();
         };
         let fingerprint = fingerprint(&parts.method, parts.uri.path_and_query(), &body);
-        let turn = self.kept().turn(&key, fingerprint);
-        match turn {
-            Err(refusal) => refusal.into_response(),
-            Ok(Turn::First(sender, since)) => {
-                // The server's, which waits for them when it is to end.
+        let action = self.table().action(&key, fingerprint);
+        match action {
+            Err(error) => error.into_response(),
+            Ok(Action::Execute(sender, since)) => {
+                // The server waits for these tasks when it shuts down.
                 let tasks: TaskTracker = parts.extensions.get().cloned().unwrap_or_default();
                 let request = Request::from_parts(parts, Body::from(body));
-                // In a task: a client that hangs up asks again, and must find what it has begun.
+                // In a task, so that a client that disconnects and retries finds its request.
                 let run = tasks.spawn(async move {
-                    let (answer, response) = Answer::record(next.run(request).await).await;
-                    // What was refused has not been done; another time it may be.
-                    if !answer.status.is_success() {
-                        self.kept().forget(&key, since);
+                    let (recorded, response) =
+                        RecordedResponse::record(next.run(request).await).await;
+                    // A rejected request had no effect, so a retry may execute.
+                    if !recorded.status.is_success() {
+                        self.table().remove(&key, since);
                     }
-                    sender.send_replace(Some(answer));
+                    sender.send_replace(Some(recorded));
                     response
                 });
                 match run.await {
                     Ok(response) => response,
                     Err(error) => match error.try_into_panic() {
-                        Ok(panic) => super::answer::panicked(panic),
+                        Ok(panic) => super::response::handle_panic(panic),
                         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
                     },
                 }
             }
-            Ok(Turn::Again(mut receiver)) => match receiver.wait_for(Option::is_some).await {
-                Ok(answer) => replayed(answer.as_ref()),
+            Ok(Action::Replay(mut receiver)) => match receiver.wait_for(Option::is_some).await {
+                Ok(recorded) => replay(recorded.as_ref()),
                 Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
             },
         }
     }
 }
 
-fn replayed(answer: Option<&Answer>) -> Response {
-    match answer {
-        Some(answer) => {
-            let mut response = answer.clone().into_response();
+fn replay(recorded: Option<&RecordedResponse>) -> Response {
+    match recorded {
+        Some(recorded) => {
+            let mut response = recorded.clone().into_response();
             let headers = response.headers_mut();
             headers.insert(REPLAYED, HeaderValue::from_static("true"));
             response
@@ -138,42 +141,41 @@ fn replayed(answer: Option<&Answer>) -> Response {
     }
 }
 
-impl Kept {
-    fn turn(&mut self, key: &str, fingerprint: u64) -> Result<Turn, ApiError> {
+impl KeyTable {
+    fn action(&mut self, key: &str, fingerprint: u64) -> Result<Action, ApiError> {
         let now = Instant::now();
-        self.give_up_old(now);
-        // A sender that is gone without an answer has panicked: the request is a first one again.
-        let known = self
-            .requests
-            .get(key)
-            .filter(|known| known.answer.has_changed().is_ok() || known.answer.borrow().is_some());
-        match known {
-            Some(known) if known.fingerprint != fingerprint => Err(ApiError::new(
+        self.evict_old(now);
+        // A sender that was dropped without a response has panicked: execute the request again.
+        let earlier = self.requests.get(key).filter(|earlier| {
+            earlier.response.has_changed().is_ok() || earlier.response.borrow().is_some()
+        });
+        match earlier {
+            Some(earlier) if earlier.fingerprint != fingerprint => Err(ApiError::new(
                 ErrorCode::InvalidArgument,
-                "this `Idempotency-Key` has been used for another request; use a new one",
+                "this `Idempotency-Key` was used for another request; use a new key",
             )
             .with_status(StatusCode::UNPROCESSABLE_ENTITY)),
-            Some(known) => Ok(Turn::Again(known.answer.clone())),
+            Some(earlier) => Ok(Action::Replay(earlier.response.clone())),
             None => {
-                if let Some(known) = self.requests.get(key) {
-                    self.forget(key, known.since);
+                if let Some(earlier) = self.requests.get(key) {
+                    self.remove(key, earlier.since);
                 }
-                let (sender, answer) = watch::channel(None);
-                let known = Known {
+                let (sender, response) = watch::channel(None);
+                let request = KeyedRequest {
                     fingerprint,
                     since: now,
-                    answer,
+                    response,
                 };
-                self.requests.insert(key.to_owned(), known);
+                self.requests.insert(key.to_owned(), request);
                 self.by_age.push_back((now, key.to_owned()));
-                Ok(Turn::First(sender, now))
+                Ok(Action::Execute(sender, now))
             }
         }
     }
 
-    fn give_up_old(&mut self, now: Instant) {
+    fn evict_old(&mut self, now: Instant) {
         while let Some((since, key)) = self.by_age.front() {
-            if self.by_age.len() < KEPT && now.duration_since(*since) < LIFETIME {
+            if self.by_age.len() < KEYS_MAX && now.duration_since(*since) < LIFETIME {
                 return;
             }
             self.requests.remove(key);
@@ -181,12 +183,13 @@ impl Kept {
         }
     }
 
-    /// Nothing, if it has been given up already: the key may be another request's by now.
-    fn forget(&mut self, key: &str, since: Instant) {
+    /// Removes the request that has used the key since `since`. Does nothing if it was evicted: a later
+    /// request may use the key by now.
+    fn remove(&mut self, key: &str, since: Instant) {
         if self
             .requests
             .get(key)
-            .is_none_or(|known| known.since != since)
+            .is_none_or(|request| request.since != since)
         {
             return;
         }
@@ -199,22 +202,22 @@ impl Kept {
     }
 }
 
-impl Answer {
+impl RecordedResponse {
     async fn record(response: Response) -> (Self, Response) {
         let (parts, body) = response.into_parts();
-        // Made by a handler, and in memory already.
+        // The handlers build their bodies in memory, so the read is bounded.
         let body = to_bytes(body, usize::MAX).await.unwrap_or_default();
-        let answer = Self {
+        let recorded = Self {
             status: parts.status,
             headers: parts.headers.clone(),
             error: parts.extensions.get().cloned(),
             body: body.clone(),
         };
-        (answer, Response::from_parts(parts, Body::from(body)))
+        (recorded, Response::from_parts(parts, Body::from(body)))
     }
 }
 
-impl IntoResponse for Answer {
+impl IntoResponse for RecordedResponse {
     fn into_response(self) -> Response {
         let mut response = (self.status, self.headers, self.body).into_response();
         if let Some(error) = self.error {
@@ -224,7 +227,8 @@ impl IntoResponse for Answer {
     }
 }
 
-/// Told apart by accident only; the one who could do it on purpose would fool himself.
+/// Hashes a request. The hash is not collision resistant: a client that forges a collision only
+/// deceives itself.
 fn fingerprint(method: &Method, target: impl Hash, body: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     (method.as_str(), target, body).hash(&mut hasher);
@@ -245,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_uuid_is_told_from_anything_else() {
+    fn only_a_uuid_is_accepted() {
         assert!(is_uuid("017f22e2-79b0-7cc3-98c4-dc0c0c07398f"));
         for text in [
             "",
@@ -257,61 +261,64 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_are_given_up_when_there_are_too_many() {
-        let mut kept = Kept::default();
+    fn the_oldest_keys_are_evicted() {
+        let mut table = KeyTable::default();
         let mut senders = Vec::new();
-        for i in 0..=KEPT {
-            match kept.turn(&format!("key-{i}"), 0) {
-                Ok(Turn::First(sender, _)) => senders.push(sender),
-                _ => panic!("{i} was not the first"),
+        for i in 0..=KEYS_MAX {
+            match table.action(&format!("key-{i}"), 0) {
+                Ok(Action::Execute(sender, _)) => senders.push(sender),
+                _ => panic!("{i} is not executed"),
             }
         }
-        assert!(kept.requests.len() <= KEPT && kept.by_age.len() <= KEPT);
-        assert!(matches!(kept.turn("key-0", 0), Ok(Turn::First(..))));
+        assert!(table.requests.len() <= KEYS_MAX && table.by_age.len() <= KEYS_MAX);
+        assert!(matches!(table.action("key-0", 0), Ok(Action::Execute(..))));
         assert!(matches!(
-            kept.turn(&format!("key-{KEPT}"), 0),
-            Ok(Turn::Again(_))
+            table.action(&format!("key-{KEYS_MAX}"), 0),
+            Ok(Action::Replay(_))
         ));
     }
 
-    fn first(kept: &mut Kept, key: &str) -> (watch::Sender<Option<Answer>>, Instant) {
-        match kept.turn(key, 0) {
-            Ok(Turn::First(sender, since)) => (sender, since),
-            _ => panic!("{key} was not the first"),
+    fn execute(
+        table: &mut KeyTable,
+        key: &str,
+    ) -> (watch::Sender<Option<RecordedResponse>>, Instant) {
+        match table.action(key, 0) {
+            Ok(Action::Execute(sender, since)) => (sender, since),
+            _ => panic!("{key} is not executed"),
         }
     }
 
     #[test]
-    fn what_is_refused_takes_no_room_from_what_was_done() {
-        let mut kept = Kept::default();
-        let _done = first(&mut kept, "done");
-        for i in 0..=KEPT {
-            let key = format!("refused-{i}");
-            let (_, since) = first(&mut kept, &key);
-            kept.forget(&key, since);
+    fn rejected_requests_do_not_evict_successful_ones() {
+        let mut table = KeyTable::default();
+        let _done = execute(&mut table, "done");
+        for i in 0..=KEYS_MAX {
+            let key = format!("rejected-{i}");
+            let (_, since) = execute(&mut table, &key);
+            table.remove(&key, since);
         }
-        assert!(matches!(kept.turn("done", 0), Ok(Turn::Again(_))));
+        assert!(matches!(table.action("done", 0), Ok(Action::Replay(_))));
     }
 
     #[test]
-    fn a_request_without_an_answer_takes_room_once() {
-        let mut kept = Kept::default();
+    fn a_request_that_panicked_is_kept_once() {
+        let mut table = KeyTable::default();
         for _ in 0..2 {
-            // As when its handler panics.
-            drop(first(&mut kept, "key"));
+            // As if its handler panicked.
+            drop(execute(&mut table, "key"));
         }
-        assert_eq!((kept.requests.len(), kept.by_age.len()), (1, 1));
+        assert_eq!((table.requests.len(), table.by_age.len()), (1, 1));
     }
 
     #[test]
-    fn a_refusal_that_comes_late_leaves_a_later_request_with_its_key() {
-        let mut kept = Kept::default();
-        let (_early, since) = first(&mut kept, "key");
-        let _others: Vec<_> = (0..KEPT)
-            .map(|i| first(&mut kept, &format!("other-{i}")))
+    fn a_late_rejection_does_not_remove_a_later_request_with_the_same_key() {
+        let mut table = KeyTable::default();
+        let (_early, since) = execute(&mut table, "key");
+        let _others: Vec<_> = (0..KEYS_MAX)
+            .map(|i| execute(&mut table, &format!("other-{i}")))
             .collect();
-        let _later = first(&mut kept, "key");
-        kept.forget("key", since);
-        assert!(matches!(kept.turn("key", 0), Ok(Turn::Again(_))));
+        let _later = execute(&mut table, "key");
+        table.remove("key", since);
+        assert!(matches!(table.action("key", 0), Ok(Action::Replay(_))));
     }
 }

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-/// What a server lets one client, or all of them together, take.
+/// The limits and timeouts of a server.
 ///
 /// ```
 /// use vmm_rest::Limits;
@@ -11,38 +11,43 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Limits {
-    /// The longest body of a request, in bytes; 1 MiB by default. Where a body means nothing, it
-    /// is 1 KiB at most.
+    /// The longest body of a request, in bytes; 1 MiB by default. A body that the server ignores can
+    /// have at most 1 KiB.
     pub body_bytes: usize,
-    /// How long a client may take to send the head of a request, and stay idle between two of them;
+    /// How long a client may take to send the head of a request, and be idle between two requests;
     /// 10 s by default.
     pub head_timeout: Duration,
     /// How long a client may take to send a body; 10 s by default.
     pub body_timeout: Duration,
-    /// How long an answer may take, beside the time that a request to stop a box gives that; 90 s by
-    /// default, longer than any start, or end of a box whose time is over.
+    /// How long a request may take, in addition to the grace period of a stop; 90 s by default, longer
+    /// than starting a box or killing it can take.
     pub request_timeout: Duration,
-    /// How long a client may read nothing of an answer that waits for it before it is hung up on;
-    /// 30 s by default. What the system buffers does not wait.
+    /// How long a client may read nothing of a pending response before the server closes the
+    /// connection; 30 s by default. The time starts when the buffers of the kernel are full.
     pub write_timeout: Duration,
-    /// Connections at one time to all Unix sockets together, and as many over TCP; more wait for
-    /// their turn. Over TCP, when there are that many, the server closes the oldest connection
-    /// whose client has not shown the token. Such a client gets one connection for one request, for
-    /// no longer than `head_timeout` and `body_timeout` together. 512 by default, and never more
-    /// than a quarter of the descriptors that the process may have, which leaves half of them to
-    /// the shims.
+    /// The maximum number of concurrent connections to all Unix sockets, and separately over TCP; 512
+    /// by default. Further connections wait in the backlog.
+    ///
+    /// When all TCP slots are taken, the server closes the oldest unauthenticated connection. An
+    /// unauthenticated client gets one response per connection, and can hold the connection for at most
+    /// `head_timeout` plus `body_timeout`.
+    ///
+    /// The value is capped at a quarter of the process's file descriptor limit, which leaves half of
+    /// the descriptors to the shims.
     pub connections: usize,
-    /// Readers of events at one time; more are refused. 256 by default.
+    /// The maximum number of concurrent readers of events; 256 by default. Further readers are
+    /// rejected.
     pub event_readers: usize,
-    /// How long the reaper may not sweep before the server is not ready: 10 s by default, forty
-    /// times what a runtime usually takes between two sweeps.
+    /// How long the reaper may go without a sweep before the server reports that it is not ready; 10 s
+    /// by default, forty times the default sweep interval of a VMM runtime.
     pub reaper_stall_timeout: Duration,
-    /// Whether a box is kept to 1 processor and 512 MiB where neither its request nor its image says
-    /// anything; true by default. Where there are no
-    /// [control groups](vmm_runtime::ControlGroup::check), what stands in for them also bounds what
-    /// is only reserved, such as the stacks of threads: few programs expect that.
+    /// Whether a box is limited to 1 processor and 512 MiB if neither its request nor its image sets
+    /// limits; true by default.
+    ///
+    /// Without [control groups](vmm_runtime::ControlGroup::check), the memory limit also counts address
+    /// space that is only reserved, such as thread stacks, which few programs expect.
     pub apply_default_limits: bool,
-    /// How long requests may take to be finished once the server is to end; 60 s by default.
+    /// How long the server waits for requests to finish when it shuts down; 60 s by default.
     pub drain_timeout: Duration,
 }
 
@@ -115,15 +120,15 @@ impl Limits {
 
     /// Sets [`reaper_stall_timeout`](Self::reaper_stall_timeout).
     #[must_use]
-    pub fn reaper_stall_timeout(mut self, silence: Duration) -> Self {
-        self.reaper_stall_timeout = silence;
+    pub fn reaper_stall_timeout(mut self, timeout: Duration) -> Self {
+        self.reaper_stall_timeout = timeout;
         self
     }
 
     /// Sets [`apply_default_limits`](Self::apply_default_limits).
     #[must_use]
-    pub fn apply_default_limits(mut self, bounds: bool) -> Self {
-        self.apply_default_limits = bounds;
+    pub fn apply_default_limits(mut self, apply: bool) -> Self {
+        self.apply_default_limits = apply;
         self
     }
 

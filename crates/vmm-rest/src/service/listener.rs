@@ -12,10 +12,10 @@ use super::access::Access;
 use super::socket_file::SocketFile;
 use crate::BearerToken;
 
-/// Where a server listens, and whom it lets in there.
+/// A socket that a server listens on, and how clients authenticate there.
 ///
-/// A Unix socket lets in whoever can open it: it has mode 0600, so that is the user that the
-/// server runs as, and root. TCP lets in whoever has the token.
+/// A Unix socket accepts every client that can open it. It has mode 0600, so these are the user that
+/// the server runs as, and root. Over TCP, clients need the token.
 #[derive(Debug)]
 pub struct Listener {
     socket: Socket,
@@ -26,86 +26,87 @@ pub struct Listener {
 enum Socket {
     Unix {
         listener: UnixListener,
-        /// Removed with the listener.
+        /// Removes the socket file on drop.
         _file: Option<SocketFile>,
     },
     Tcp(TcpListener),
 }
 
-/// How much the kernel holds, in bytes, for a client that reads nothing; it would be megabytes.
-const SEND_BUFFER: usize = 128 << 10;
+/// The bytes that the kernel buffers for a TCP client that reads nothing; megabytes by default.
+const SEND_BUFFER_BYTES: usize = 128 << 10;
 
 /// Why a server cannot listen.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListenError {
-    /// Everybody on the network could come in.
+    /// Other hosts can reach the address, and there is no token.
     #[error(
-        "{address} can be reached from other hosts, and there is no token; give the server one, or \
+        "other hosts can reach {address}, and there is no token; start the server with a token, or \
          listen on a loopback address"
     )]
     NoToken {
-        /// The address.
+        /// The address of the listener.
         address: SocketAddr,
     },
-    /// Another server listens there.
-    #[error("another server listens at {}; stop it, or choose another path", path.display())]
+    /// Another server listens on the Unix socket.
+    #[error("another server listens on {}; stop it, or choose another path", path.display())]
     InUse {
-        /// The socket.
+        /// The path of the socket.
         path: PathBuf,
     },
-    /// Something else is there.
-    #[error("{} is no socket; move it away, or choose another path", path.display())]
+    /// The path of the Unix socket exists and is not a socket.
+    #[error("{} is not a socket; move it away, or choose another path", path.display())]
     NoSocket {
-        /// What is there.
+        /// The path.
         path: PathBuf,
     },
-    /// The system refuses.
-    #[error("cannot listen at {at}: {source}")]
+    /// The system cannot create the socket.
+    #[error("cannot listen on {at}: {source}")]
     System {
-        /// A path or an address.
+        /// The path or address of the socket.
         at: String,
-        /// What it says.
+        /// The error of the system.
         source: io::Error,
     },
 }
 
 impl Listener {
-    /// At a Unix socket of mode 0600, which is removed with the listener. One that a server which
-    /// is gone has left is replaced.
+    /// Listens on a Unix socket of mode 0600. Dropping the listener removes the socket. A socket file
+    /// that a previous server has left is replaced.
     ///
     /// # Errors
     ///
-    /// [`ListenError::InUse`], [`ListenError::NoSocket`], and [`ListenError::System`]: a path
-    /// may be at most 107 bytes long.
+    /// [`ListenError::InUse`] if another server listens on the socket, [`ListenError::NoSocket`] if the
+    /// path is not a socket, and [`ListenError::System`], for example if the path is longer than 107
+    /// bytes.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future leaves no socket behind.
+    /// Dropping the future removes the socket.
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime with an I/O driver.
+    /// Panics outside a tokio runtime with an I/O driver.
     pub async fn unix(path: &Path) -> Result<Self, ListenError> {
         let (listener, file) = SocketFile::bind(path).await?;
-        Self::of_unix(listener, Some(file), path.display().to_string())
+        Self::from_unix_at(listener, Some(file), path.display().to_string())
     }
 
-    /// At a Unix socket that somebody else has bound, and removes: systemd, for one. Who gets in is
-    /// for them to say, with the mode of the socket.
+    /// Listens on a Unix socket that another process has bound and will remove, such as systemd. The
+    /// mode of the socket determines which clients can connect.
     ///
     /// # Errors
     ///
-    /// [`ListenError::System`].
+    /// [`ListenError::System`] if the socket cannot be used.
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime with an I/O driver.
+    /// Panics outside a tokio runtime with an I/O driver.
     pub fn from_unix(listener: std::os::unix::net::UnixListener) -> Result<Self, ListenError> {
-        Self::of_unix(listener, None, "the inherited socket".to_owned())
+        Self::from_unix_at(listener, None, "the inherited socket".to_owned())
     }
 
-    fn of_unix(
+    fn from_unix_at(
         listener: std::os::unix::net::UnixListener,
         file: Option<SocketFile>,
         at: String,
@@ -123,12 +124,13 @@ impl Listener {
         })
     }
 
-    /// At a TCP address. Without a token, on a loopback address, nothing is served there but
-    /// `/v1/config` and `/healthz`.
+    /// Listens on a TCP address. Without a token the address must be a loopback address, and the server
+    /// serves only `/v1/config` and `/healthz` there.
     ///
     /// # Errors
     ///
-    /// [`ListenError::NoToken`] if other hosts could reach it, and [`ListenError::System`].
+    /// [`ListenError::NoToken`] if other hosts can reach the address and there is no token, and
+    /// [`ListenError::System`] if the address cannot be bound.
     ///
     /// # Cancel safety
     ///
@@ -136,14 +138,14 @@ impl Listener {
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime with an I/O driver.
+    /// Panics outside a tokio runtime with an I/O driver.
     pub async fn tcp(address: SocketAddr, token: Option<BearerToken>) -> Result<Self, ListenError> {
         let failed = |source| ListenError::System {
             at: address.to_string(),
             source,
         };
-        // Refused before anybody could connect.
-        check(address, token.as_ref())?;
+        // Checked first, so that no client can connect.
+        require_token(address, token.as_ref())?;
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         Ok(Self {
             socket: Socket::Tcp(listener),
@@ -151,15 +153,16 @@ impl Listener {
         })
     }
 
-    /// [`tcp`](Self::tcp) on a socket that somebody else has bound: systemd, for one.
+    /// Listens on a TCP socket that another process has bound, such as systemd. Tokens are required as
+    /// for [`tcp`](Self::tcp).
     ///
     /// # Errors
     ///
-    /// As for [`tcp`](Self::tcp).
+    /// The errors of [`tcp`](Self::tcp).
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime with an I/O driver.
+    /// Panics outside a tokio runtime with an I/O driver.
     pub fn from_tcp(
         listener: std::net::TcpListener,
         token: Option<BearerToken>,
@@ -168,7 +171,7 @@ impl Listener {
             at: "the inherited socket".to_owned(),
             source,
         };
-        check(listener.local_addr().map_err(failed)?, token.as_ref())?;
+        require_token(listener.local_addr().map_err(failed)?, token.as_ref())?;
         listener.set_nonblocking(true).map_err(failed)?;
         Ok(Self {
             socket: Socket::Tcp(TcpListener::from_std(listener).map_err(failed)?),
@@ -176,7 +179,7 @@ impl Listener {
         })
     }
 
-    /// The TCP address; `None` for a Unix socket.
+    /// Returns the TCP address that the listener is bound to; `None` for a Unix socket.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match &self.socket {
             Socket::Unix { .. } => None,
@@ -196,40 +199,43 @@ impl Listener {
             }
             Socket::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
-                of_tcp(stream)
+                configured_tcp(stream)
             }
         }
     }
 
-    /// Somebody who waits now; [`WouldBlock`](io::ErrorKind::WouldBlock) if nobody does.
-    /// [`accept`](Self::accept) waits until tokio has been told of them.
-    pub(crate) fn accept_arrived(&self) -> io::Result<Connection> {
+    /// Accepts a connection from the backlog; fails with [`WouldBlock`](io::ErrorKind::WouldBlock) if
+    /// the backlog is empty. Unlike [`accept`](Self::accept), does not depend on tokio's readiness.
+    pub(crate) fn try_accept(&self) -> io::Result<Connection> {
         match &self.socket {
             Socket::Unix { listener, .. } => {
-                let stream = UnixStream::from_std(arrived(listener)?.into())?;
+                let stream = UnixStream::from_std(accept_now(listener)?.into())?;
                 Ok(Connection::Unix(stream))
             }
-            Socket::Tcp(listener) => of_tcp(TcpStream::from_std(arrived(listener)?.into())?),
+            Socket::Tcp(listener) => {
+                configured_tcp(TcpStream::from_std(accept_now(listener)?.into())?)
+            }
         }
     }
 }
 
-fn arrived(listener: impl AsFd) -> io::Result<OwnedFd> {
+fn accept_now(listener: impl AsFd) -> io::Result<OwnedFd> {
     let stream = accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
     Ok(stream)
 }
 
-fn of_tcp(stream: TcpStream) -> io::Result<Connection> {
-    // Answers are small, and whole when they are sent.
+fn configured_tcp(stream: TcpStream) -> io::Result<Connection> {
+    // Responses are small and sent as a whole, so that Nagle's algorithm would only delay them.
     stream.set_nodelay(true)?;
-    set_socket_send_buffer_size(&stream, SEND_BUFFER)?;
+    set_socket_send_buffer_size(&stream, SEND_BUFFER_BYTES)?;
     Ok(Connection::Tcp(stream))
 }
 
-fn check(address: SocketAddr, token: Option<&BearerToken>) -> Result<(), ListenError> {
-    match address.ip().to_canonical().is_loopback() || token.is_some() {
-        true => Ok(()),
-        false => Err(ListenError::NoToken { address }),
+fn require_token(address: SocketAddr, token: Option<&BearerToken>) -> Result<(), ListenError> {
+    if address.ip().to_canonical().is_loopback() || token.is_some() {
+        Ok(())
+    } else {
+        Err(ListenError::NoToken { address })
     }
 }
 
@@ -240,16 +246,19 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_client_cannot_have_the_kernel_hold_more_than_a_little() {
+    async fn the_send_buffer_of_a_tcp_client_is_bounded() {
         let listener = Listener::tcp(([127, 0, 0, 1], 0).into(), None)
             .await
             .unwrap();
         let address = listener.local_addr().unwrap();
         let _client = TcpStream::connect(address).await.unwrap();
         let Connection::Tcp(stream) = listener.accept().await.unwrap() else {
-            panic!("it came by another way");
+            panic!("not a TCP connection");
         };
-        // The kernel doubles it, for what it needs itself, socket(7).
-        assert_eq!(socket_send_buffer_size(&stream).unwrap(), 2 * SEND_BUFFER);
+        // The kernel doubles the value for its bookkeeping, socket(7).
+        assert_eq!(
+            socket_send_buffer_size(&stream).unwrap(),
+            2 * SEND_BUFFER_BYTES
+        );
     }
 }

@@ -1,47 +1,45 @@
-//! The server's side: listeners, connections, and what is done with a request on its way in and out.
+//! The server: listeners, connections, and the processing of requests and responses.
 
+mod acceptor;
 mod access;
-mod answer;
 mod api_error;
-mod body;
-mod closing;
+mod box_spec;
 mod connection;
-mod document;
-mod event_hub;
-mod exposition;
+mod connection_limits;
+mod draining_stream;
 mod extract;
-mod front;
-mod hang_up;
 mod idempotency;
-mod impatient;
 mod limits;
 mod listener;
-mod new_box;
-mod page;
+mod openapi;
+mod openmetrics;
+mod paging;
 mod procfs;
-mod room;
+mod request_body;
+mod response;
 mod routes;
 mod server;
 mod socket_file;
 mod state;
 mod usage;
+mod write_timeout;
 
+use acceptor::Acceptor;
 use access::Access;
+pub use access::RouterAccess;
 use api_error::ApiError;
-use closing::Closing;
-use connection::Connection;
-use front::Front;
-use hang_up::HangUp;
-use impatient::Impatient;
+use box_spec::box_spec;
+use connection::{Connection, ConnectionCloser};
+use connection_limits::{ConnectionLimits, ConnectionSlot};
+use draining_stream::DrainingStream;
 pub use limits::Limits;
 pub use listener::{ListenError, Listener};
-use new_box::spec_of;
-use room::{Place, Room};
 pub use server::Server;
 use state::ApiState;
+use write_timeout::WriteTimeout;
 
-/// The OpenAPI document of what a [`Server`] serves, made from its handlers and types: JSON, as
-/// `GET /v1/openapi.json` answers it.
+/// Returns the OpenAPI document of the API that a [`Server`] serves, as JSON. It is generated from
+/// the handlers and types, and is also the response of `GET /v1/openapi.json`.
 pub fn openapi() -> String {
-    document::text(&routes::all().1)
+    openapi::to_json(&routes::all().1)
 }

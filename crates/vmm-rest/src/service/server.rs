@@ -10,23 +10,32 @@ use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 use vmm_runtime::VmmRuntime;
 
-use super::event_hub::EventHub;
-use super::{ApiState, Front, Limits, Listener, access, answer, body, routes};
+use super::state::EventHub;
+use super::{
+    Acceptor, Access, ApiState, Limits, Listener, RouterAccess, access, request_body, response,
+    routes,
+};
 use crate::ImageTable;
 
-/// Serves a runtime over HTTP.
+/// Serves the HTTP API of a VMM runtime.
+///
+/// [`serve`](Self::serve) serves it on Unix sockets and TCP addresses, with protection against slow
+/// and unauthenticated clients. [`router`](Self::router) returns it as an axum [`Router`], to mount in
+/// an application that has an HTTP server already.
 ///
 /// # Errors
 ///
-/// An answer that is an error has the error model as its body, but for what is no HTTP: such a
-/// request gets 400, 414 for a target that is too long, or 431 for a head that is (64 KiB, 100
-/// header fields), without a body and without an id.
+/// The body of an error response is an [`ErrorResponse`](crate::wire::ErrorResponse). The exception is
+/// a request that is not valid HTTP: it gets 400, 414 (target too long) or 431 (head longer than
+/// 64 KiB, or more than 100 header fields) without a body and without a request id.
 ///
-/// # Its end
+/// # Shutdown
 ///
-/// The token ends it: requests that have arrived are finished, also those that the kernel holds for
-/// connections not yet accepted, nothing more is waited for, and [`serve`](Self::serve) returns.
-/// Only then shut the runtime down, for they need it.
+/// Cancelling the token shuts the server down. The server finishes the requests that have arrived,
+/// including those on connections in the backlog; it does not wait for further requests. Then
+/// [`serve`](Self::serve) returns. Shut the VMM runtime down after that, since requests use it.
+///
+/// # Examples
 ///
 /// ```no_run
 /// # async fn example(runtime: vmm_runtime::VmmRuntime) -> Result<(), Box<dyn std::error::Error>> {
@@ -44,28 +53,29 @@ use crate::ImageTable;
 /// ```
 #[derive(Debug)]
 pub struct Server {
-    front: Front,
+    acceptor: Acceptor,
     router: Router,
     drain_timeout: Duration,
 }
 
 impl Server {
-    /// Of this runtime. Cancelling the token ends it.
+    /// Creates a server for a VMM runtime. Cancelling the token shuts the server down.
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime.
+    /// Panics outside a tokio runtime.
     pub fn new(
         runtime: &VmmRuntime,
         images: ImageTable,
         limits: Limits,
         shutdown: &CancellationToken,
     ) -> Self {
+        let event_readers = limits.event_readers.min(Semaphore::MAX_PERMITS);
         let state = ApiState {
             runtime: runtime.clone(),
             images: Arc::new(images),
             events: Arc::new(EventHub::new(runtime.events())),
-            event_readers: room_for(limits.event_readers),
+            event_readers: Arc::new(Semaphore::new(event_readers)),
             accept_failures: Arc::default(),
             reaper_stall_timeout: limits.reaper_stall_timeout,
             apply_default_limits: limits.apply_default_limits,
@@ -73,48 +83,93 @@ impl Server {
         };
         let requests = TaskTracker::new();
         Self {
-            front: Front::new(&limits, &state, requests.clone()),
+            acceptor: Acceptor::new(&limits, &state, requests.clone()),
             drain_timeout: limits.drain_timeout,
             router: router(state, &limits).layer(Extension(requests)),
         }
     }
 
-    /// Serves until the token is cancelled, then until the requests that are under way have been
-    /// finished, or their time is up.
+    /// Serves until the token is cancelled, then until the requests in progress have finished, or
+    /// [`Limits::drain_timeout`] has passed.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future closes the listeners and all connections; what a request has begun with
-    /// a box goes on.
+    /// Dropping the future closes the listeners and all connections. Operations on boxes that requests
+    /// have started continue.
     pub async fn serve(self, listeners: impl IntoIterator<Item = Listener>) {
         let accepting = listeners.into_iter().map(|listener| {
-            let router = self
-                .router
-                .clone()
-                .layer(Extension(listener.access().clone()));
-            self.front.accept(listener, router)
+            let router = self.router_for(listener.access().clone());
+            self.acceptor.accept(listener, router)
         });
-        let drained = self.front.drain(self.drain_timeout);
+        let drained = self.acceptor.drain(self.drain_timeout);
         join(join_all(accepting), drained).await;
     }
-}
 
-fn room_for(count: usize) -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)))
+    /// Returns the API as an axum 0.8 [`Router`], to mount in another application.
+    ///
+    /// Mount it with [`Router::nest`], under any prefix: the router has a fallback of its own for unknown
+    /// paths, which [`Router::merge`] would extend to the paths of the application. A
+    /// [`Client`](crate::Client) connects to `http://HOST:PORT/PREFIX`.
+    ///
+    /// The application serves the connections. Of the [`Limits`], those for `connections`,
+    /// `head_timeout`, `write_timeout` and `drain_timeout` therefore do not apply to the router.
+    ///
+    /// # Shutdown
+    ///
+    /// Cancelling the server's token ends the event streams of the router, which otherwise keep the
+    /// connections of the application open. A request with an idempotency key continues when its client
+    /// disconnects; to wait for these, call [`serve`](Self::serve), which needs no listeners.
+    ///
+    /// A client that does not read its event stream can delay a graceful shutdown of the application:
+    /// put a timeout around it.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # async fn example(runtime: vmm_runtime::VmmRuntime) -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    /// use axum::{Router, routing::get};
+    /// use tokio::net::TcpListener;
+    /// use tokio_util::sync::CancellationToken;
+    /// use vmm_rest::{BearerToken, ImageTable, Limits, RouterAccess, Server};
+    ///
+    /// let shutdown = CancellationToken::new();
+    /// let server = Server::new(&runtime, ImageTable::builtin(), Limits::default(), &shutdown);
+    /// let token = BearerToken::new("0123456789abcdef0123456789abcdef")?;
+    /// let application = Router::new()
+    ///     .route("/", get(async || "the application"))
+    ///     .nest("/vmm", server.router(RouterAccess::Token(token)));
+    ///
+    /// let listener = TcpListener::bind("127.0.0.1:8080").await?;
+    /// axum::serve(listener, application)
+    ///     .with_graceful_shutdown(shutdown.clone().cancelled_owned())
+    ///     .await?;
+    /// server.serve([]).await;
+    /// runtime.shutdown(Duration::from_secs(10)).await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn router(&self, access: RouterAccess) -> Router {
+        self.router_for(access.into())
+    }
+
+    fn router_for(&self, access: Access) -> Router {
+        self.router.clone().layer(Extension(access))
+    }
 }
 
 fn router(state: ApiState, limits: &Limits) -> Router {
     let (routes, _) = routes::all();
     let closing = state.closing.clone();
-    // The last one is the first to see a request.
+    // A request passes the layers from last to first.
     routes
         .with_state(state)
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(
             (limits.clone(), closing),
-            body::take_in,
+            request_body::buffer,
         ))
-        .layer(CatchPanicLayer::custom(answer::panicked))
-        .layer(middleware::from_fn(access::guard))
-        .layer(middleware::from_fn(answer::complete))
+        .layer(CatchPanicLayer::custom(response::handle_panic))
+        .layer(middleware::from_fn(access::authenticate))
+        .layer(middleware::from_fn(response::finish))
 }

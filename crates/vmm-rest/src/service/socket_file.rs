@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 
 use super::ListenError;
 
-/// The file of a Unix socket; removed when it is dropped, unless another has taken its place.
+/// The file of a Unix socket. Removed on drop, unless another socket has replaced it.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
@@ -17,12 +17,12 @@ pub(crate) struct SocketFile {
 }
 
 impl SocketFile {
-    /// Binds in a private directory, and moves the socket to its place when it has its mode:
-    /// nobody else can open it at any moment.
+    /// Binds the socket in a private directory, sets its mode, and moves it to `path`, so that other
+    /// users cannot open it at any time.
     pub(crate) async fn bind(path: &Path) -> Result<(UnixListener, Self), ListenError> {
-        make_way(path).await?;
+        check_replaceable(path).await?;
         let at = path.to_owned();
-        let bound = tokio::task::spawn_blocking(move || bind_privately(&at)).await;
+        let bound = tokio::task::spawn_blocking(move || bind_in_private_dir(&at)).await;
         bound
             .map_err(io::Error::from)
             .flatten()
@@ -30,11 +30,11 @@ impl SocketFile {
     }
 }
 
-/// Whether what is there may be replaced.
-async fn make_way(path: &Path) -> Result<(), ListenError> {
+/// Fails if there is a file at the path that must not be replaced.
+async fn check_replaceable(path: &Path) -> Result<(), ListenError> {
     match fs::symlink_metadata(path) {
         Err(_) => return Ok(()),
-        Ok(found) if !found.file_type().is_socket() => {
+        Ok(metadata) if !metadata.file_type().is_socket() => {
             let path = path.to_owned();
             return Err(ListenError::NoSocket { path });
         }
@@ -48,7 +48,7 @@ async fn make_way(path: &Path) -> Result<(), ListenError> {
         Ok(_) => Err(in_use()),
         Err(error) => match error.kind() {
             ConnectionRefused | NotFound => Ok(()),
-            // Its backlog is full.
+            // The backlog of the listener is full.
             WouldBlock => Err(in_use()),
             _ => Err(failed(path, error)),
         },
@@ -62,41 +62,41 @@ fn failed(path: &Path, source: io::Error) -> ListenError {
     }
 }
 
-fn bind_privately(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
-    // Clients could not connect to it.
+fn bind_in_private_dir(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    // Fails if the path is too long for clients to connect to.
     SocketAddr::from_pathname(path)?;
     let mut private = path.as_os_str().to_owned();
     private.push(format!(".{}", std::process::id()));
     let private = PathBuf::from(private);
-    // Left by a process of the same number that was killed at the wrong moment.
+    // A process with the same pid may have left it when it was killed.
     let _ = fs::remove_dir_all(&private);
     DirBuilder::new().mode(0o700).create(&private)?;
-    let bound = bind_in(&private, path);
+    let bound = bind_and_move(&private, path);
     let _ = fs::remove_dir_all(&private);
     bound
 }
 
-fn bind_in(private: &Path, path: &Path) -> io::Result<(UnixListener, SocketFile)> {
-    // Bound by a path that is short: the longer one below may be too long for a socket's name.
+fn bind_and_move(private: &Path, path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    // Through a short path: that of the private directory may be too long for a socket address.
     let dir = File::open(private)?;
     let listener = UnixListener::bind(format!("/proc/self/fd/{}/s", dir.as_raw_fd()))?;
-    let fresh = private.join("s");
-    fs::set_permissions(&fresh, Permissions::from_mode(0o600))?;
+    let temporary = private.join("s");
+    fs::set_permissions(&temporary, Permissions::from_mode(0o600))?;
     let file = SocketFile {
         path: path.to_owned(),
-        inode: inode(&fresh)?,
+        inode: inode(&temporary)?,
     };
-    fs::rename(&fresh, path)?;
+    fs::rename(&temporary, path)?;
     Ok((listener, file))
 }
 
 fn inode(path: &Path) -> io::Result<(u64, u64)> {
-    fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+    fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if inode(&self.path).is_ok_and(|found| found == self.inode) {
+        if inode(&self.path).is_ok_and(|inode| inode == self.inode) {
             let _ = fs::remove_file(&self.path);
         }
     }

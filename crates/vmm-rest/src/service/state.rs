@@ -2,27 +2,61 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use futures::StreamExt;
+use tokio::sync::{Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
-use vmm_runtime::VmmRuntime;
+use tokio_util::task::AbortOnDropHandle;
+use vmm_runtime::{Events, VmmRuntime};
 
-use super::event_hub::EventHub;
 use crate::images::ImageTable;
+use crate::wire::BoxEvent;
 
-/// What the handlers share.
+/// The state that the handlers share.
 #[derive(Clone, Debug)]
 pub(crate) struct ApiState {
     pub(crate) runtime: VmmRuntime,
     pub(crate) images: Arc<ImageTable>,
     pub(crate) events: Arc<EventHub>,
-    /// One for each reader of events that there may be.
+    /// One permit per event reader.
     pub(crate) event_readers: Arc<Semaphore>,
-    /// How often no connection could be accepted.
+    /// Times that the server could not accept a connection.
     pub(crate) accept_failures: Arc<AtomicU64>,
-    /// See [`Limits`](super::Limits).
+    /// [`Limits::reaper_stall_timeout`](super::Limits::reaper_stall_timeout).
     pub(crate) reaper_stall_timeout: Duration,
-    /// See [`Limits`](super::Limits).
+    /// [`Limits::apply_default_limits`](super::Limits::apply_default_limits).
     pub(crate) apply_default_limits: bool,
-    /// Cancelled when the server is to end.
+    /// Cancelled when the server shuts down.
     pub(crate) closing: CancellationToken,
+}
+
+/// Distributes the events of the VMM runtime to all event readers, which share one bounded buffer.
+#[derive(Debug)]
+pub(crate) struct EventHub {
+    /// Only the task has a sender, so that all receivers end with the VMM runtime.
+    receiver: broadcast::Receiver<Arc<BoxEvent>>,
+    _forwarder: AbortOnDropHandle<()>,
+}
+
+/// Events that are kept for slow readers.
+const EVENT_BUFFER_LEN: usize = 1024;
+
+impl EventHub {
+    pub(crate) fn new(mut events: Events) -> Self {
+        let (sender, receiver) = broadcast::channel(EVENT_BUFFER_LEN);
+        let forwarder = tokio::spawn(async move {
+            while let Some(event) = events.next().await {
+                // Fails while there is no reader; a later event may have one.
+                let _ = sender.send(Arc::new(event.into()));
+            }
+        });
+        Self {
+            receiver,
+            _forwarder: AbortOnDropHandle::new(forwarder),
+        }
+    }
+
+    /// Returns a receiver of all events from now on.
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Arc<BoxEvent>> {
+        self.receiver.resubscribe()
+    }
 }

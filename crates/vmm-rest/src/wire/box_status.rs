@@ -3,34 +3,35 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+#[cfg(feature = "server")]
 use vmm_runtime::BoxInfo;
 
-/// Where a box is in its life. This server knows all but `paused` and `unknown`.
+/// The stage of a box's life. This server reports all but `paused` and `unknown`.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum BoxStatus {
-    /// Created, and never started.
+    /// The box was created and has never been started.
     Configured,
-    /// Its payload runs.
+    /// The payload runs.
     Running,
-    /// It is being stopped.
+    /// The box runs, and a stop is in progress.
     Stopping,
-    /// It ended because somebody asked, or by itself with code 0.
+    /// The last run ended on request, or by itself with code 0.
     Stopped,
-    /// It is frozen.
+    /// The box is frozen.
     Paused,
-    /// It could not be started, or ended in any other way.
+    /// The box could not be started, or the last run ended in any other way.
     Failed,
-    /// Anything else, also what only a newer server knows.
+    /// Any other status, such as one that only a newer server knows.
     #[serde(other)]
     Unknown,
 }
 
-/// There is no such status.
+/// The error of parsing a [`BoxStatus`] from an unknown name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no status of a box; there are {list}", list = BoxStatus::list())]
+#[error("{0:?} is not a box status; use one of: {list}", list = BoxStatus::list())]
 pub struct UnknownStatus(String);
 
 impl BoxStatus {
@@ -44,7 +45,7 @@ impl BoxStatus {
         Self::Unknown,
     ];
 
-    /// As on the wire.
+    /// Returns the name of the status on the wire.
     pub fn name(self) -> &'static str {
         match self {
             Self::Configured => "configured",
@@ -57,7 +58,7 @@ impl BoxStatus {
         }
     }
 
-    /// Whether its payload has not ended: it runs, is being stopped, or is frozen.
+    /// Returns whether the payload has not ended: the box is running, stopping or paused.
     pub fn is_alive(self) -> bool {
         matches!(self, Self::Running | Self::Stopping | Self::Paused)
     }
@@ -84,6 +85,7 @@ impl FromStr for BoxStatus {
     }
 }
 
+#[cfg(feature = "server")]
 impl From<&BoxInfo> for BoxStatus {
     fn from(info: &BoxInfo) -> Self {
         use vmm_runtime::BoxStatus as Status;
@@ -97,12 +99,40 @@ impl From<&BoxInfo> for BoxStatus {
     }
 }
 
+/// The result of a box's health check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Health {
+    /// No probe has succeeded yet, and too few have failed to call the box unhealthy.
+    Starting,
+    /// The latest probe succeeded, or too few have failed since the last success.
+    Healthy,
+    /// Too many probes in a row have failed, or the box ended by itself.
+    Unhealthy,
+    /// A state that only a newer server knows.
+    #[serde(other)]
+    Other,
+}
+
+#[cfg(feature = "server")]
+impl From<vmm_runtime::HealthState> for Health {
+    fn from(state: vmm_runtime::HealthState) -> Self {
+        use vmm_runtime::HealthState;
+        match state {
+            HealthState::Starting => Self::Starting,
+            HealthState::Healthy => Self::Healthy,
+            HealthState::Unhealthy => Self::Unhealthy,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_the_wire_form_and_is_parsed() {
+    fn a_status_serializes_to_its_name_and_parses_from_it() {
         for status in BoxStatus::ALL {
             assert_eq!(serde_json::to_value(status).unwrap(), status.name());
             assert_eq!(status.name().parse(), Ok(status));
@@ -112,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_of_a_newer_server_is_read_as_unknown() {
+    fn an_unknown_status_is_read_as_unknown() {
         let status: BoxStatus = serde_json::from_str(r#""asleep""#).unwrap();
         assert_eq!(status, BoxStatus::Unknown);
     }

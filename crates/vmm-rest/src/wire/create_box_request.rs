@@ -6,15 +6,15 @@ use utoipa::ToSchema;
 
 use super::{CreateBoxAdvancedOptions, NetworkSpec, SecretSpec, SecurityPreset, VolumeSpec};
 
-/// What a new box is to be.
+/// The request to create a box.
 ///
-/// It has every field of the public API, so that what this server lacks is refused by name. It can
-/// hold secrets, so its `Debug` form shows none.
+/// It has every field of the public API, so that the server can reject an unsupported field by
+/// name. The `Debug` form shows only name and image, since other fields can hold secrets.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct CreateBoxRequest {
-    /// Unique: letters, digits, `.`, `_` and `-`, beginning with a letter or digit.
+    /// The name of the box, unique: letters, digits, `.`, `_` and `-`, beginning with a letter or digit.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(
         min_length = 1,
@@ -22,7 +22,7 @@ pub struct CreateBoxRequest {
         pattern = "^[a-zA-Z0-9][a-zA-Z0-9._-]*$"
     )]
     pub name: Option<String>,
-    /// An entry of the server's image table; `idle` by default.
+    /// The name of an image in the server's image table; `idle` by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// Virtual processors.
@@ -33,59 +33,61 @@ pub struct CreateBoxRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 128)]
     pub memory_mib: Option<u32>,
-    /// Where the payload starts.
+    /// The working directory of the payload.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<String>,
-    /// Added to the image's environment.
+    /// Environment variables, added to those of the image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub env: Option<BTreeMap<String, String>>,
-    /// In place of the image's entrypoint; its command is dropped, unless there is one here.
+    /// Replaces the image's entrypoint. The image's command is dropped; set `cmd` for another one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entrypoint: Option<Vec<String>>,
-    /// In place of the image's command.
+    /// Replaces the image's command.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cmd: Option<Vec<String>>,
-    /// Whether it outlives the server.
+    /// Whether the box outlives the server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detach: Option<bool>,
-    /// Only `enabled`, without an allowlist: the payload has the host's network.
+    /// The network: only `enabled` without an allowlist is supported. The payload uses the host's
+    /// network.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkSpec>,
-    /// Anything but `maximum`.
+    /// How strictly the box is isolated; `maximum` is not supported.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub security: Option<SecurityPreset>,
-    /// Idle seconds before it is paused: 0, or 900, which clients send by default.
+    /// Idle seconds before the box is paused: only 0 and 900, the default of clients, are accepted.
+    /// Neither pauses the box.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auto_pause: Option<u64>,
-    /// Seconds from its stop to its removal: 0 only.
+    /// Seconds between stop and automatic removal: only 0 is supported.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auto_delete: Option<u64>,
-    /// Without effect, for nothing is paused.
+    /// Ignored, since this server does not pause boxes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auto_resume: Option<bool>,
-    /// Unsupported unless empty.
+    /// Not supported unless empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advanced: Option<CreateBoxAdvancedOptions>,
-    /// Unsupported.
+    /// Not supported.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rootfs_path: Option<String>,
-    /// Unsupported.
+    /// Not supported.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1)]
     pub disk_size_gb: Option<u64>,
-    /// Unsupported.
+    /// Not supported.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// Unsupported unless empty.
+    /// Not supported unless empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volumes: Option<Vec<VolumeSpec>>,
-    /// Unsupported unless empty.
+    /// Not supported unless empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secrets: Option<Vec<SecretSpec>>,
 }
 
 impl CreateBoxRequest {
-    /// Of this image, with all its defaults.
+    /// Creates a request for a box of this image, with its defaults.
     pub fn of(image: impl Into<String>) -> Self {
         Self {
             image: Some(image.into()),
@@ -128,7 +130,7 @@ impl CreateBoxRequest {
         self
     }
 
-    /// Adds to [`env`](Self::env).
+    /// Adds a variable to [`env`](Self::env).
     #[must_use]
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         let env = self.env.get_or_insert_default();
@@ -145,8 +147,8 @@ impl CreateBoxRequest {
 
     /// Sets [`detach`](Self::detach).
     #[must_use]
-    pub fn detach(mut self, on: bool) -> Self {
-        self.detach = Some(on);
+    pub fn detach(mut self, detach: bool) -> Self {
+        self.detach = Some(detach);
         self
     }
 }
@@ -165,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_debug_form_shows_no_secret() {
+    fn the_debug_form_shows_no_secret() {
         let secret = SecretSpec {
             name: "key".into(),
             value: "hidden".into(),

@@ -3,33 +3,33 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{BoxResponse, BoxStatus};
 
-/// Which boxes to list.
+/// The query of a list of boxes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
 #[serde(default, rename_all = "camelCase")]
 #[into_params(parameter_in = Query)]
 #[non_exhaustive]
 pub struct ListBoxesQuery {
-    /// At most so many in one page, up to 1000; 100 by default.
+    /// The maximum number of boxes in a page, up to 1000; 100 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[param(minimum = 1, maximum = 1000, default = 100, nullable = false)]
     pub page_size: Option<u32>,
-    /// The `next_page_token` of the page before.
+    /// The `next_page_token` of the previous page.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[param(nullable = false, pattern = r"^after-[^/\x00]+$")]
     pub page_token: Option<String>,
-    /// Only boxes with this status.
+    /// Lists only boxes with this status.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[param(value_type = Option<BoxStatus>, nullable = false)]
     pub status: Option<String>,
 }
 
-/// A page of boxes, in the order of their creation.
+/// A page of boxes, in order of creation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[non_exhaustive]
 pub struct ListBoxesResponse {
-    /// The boxes.
+    /// The boxes of the page.
     pub boxes: Vec<BoxResponse>,
-    /// For the next page; absent on the last one.
+    /// The token of the next page; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_page_token: Option<String>,
 }

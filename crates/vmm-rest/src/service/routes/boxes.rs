@@ -2,21 +2,24 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{OriginalUri, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::IntoResponse;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use crate::service::{ApiError, ApiState, extract, page, spec_of};
+use crate::service::{ApiError, ApiState, box_spec, extract, paging};
 use crate::wire::{
     BoxResponse, CreateBoxRequest, ErrorResponse, ListBoxesQuery, ListBoxesResponse, StopBoxRequest,
 };
 
-/// Which box.
+/// The path parameter that identifies a box.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "describes what axum takes apart")]
+#[expect(
+    dead_code,
+    reason = "only describes the path parameter for the document"
+)]
 pub(super) struct BoxId {
     /// The id or the name of a box.
     #[param(
@@ -29,10 +32,13 @@ pub(super) struct BoxId {
 
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
-#[expect(dead_code, reason = "describes what a middleware reads")]
+#[expect(
+    dead_code,
+    reason = "only describes the header, which a middleware reads, for the document"
+)]
 struct IdempotencyKey {
-    /// A request with the key of an earlier one gets that one's answer, and does nothing. The same
-    /// key with another request is refused.
+    /// A request with the key of an earlier request is not executed, and gets the response of the
+    /// earlier one. The server rejects a key that was used for a different request.
     #[param(rename = "Idempotency-Key", format = "uuid", nullable = false)]
     key: Option<String>,
 }
@@ -41,12 +47,12 @@ struct IdempotencyKey {
 #[serde(default)]
 #[into_params(parameter_in = Query)]
 pub(super) struct RemoveQuery {
-    /// Remove it even if it runs.
+    /// Removes the box even if it is running.
     #[param(default = false, required = false)]
     force: bool,
 }
 
-/// Boxes, in the order of their creation.
+/// Lists boxes in order of creation.
 #[utoipa::path(
     get, path = "/v1/boxes", tag = "Boxes", operation_id = "listBoxes",
     params(ListBoxesQuery),
@@ -59,44 +65,46 @@ pub(super) async fn list(
     State(api): State<ApiState>,
     extract::Query(query): extract::Query<ListBoxesQuery>,
 ) -> Result<Json<ListBoxesResponse>, ApiError> {
-    page::find(&api.runtime, &query).await.map(Json)
+    paging::list_page(&api.runtime, &query).await.map(Json)
 }
 
-/// Makes a box, without starting it.
+/// Creates a box without starting it.
 #[utoipa::path(
     post, path = "/v1/boxes", tag = "Boxes", operation_id = "createBox",
     params(IdempotencyKey), request_body = CreateBoxRequest,
     responses(
         (status = 201, description = "The box", body = BoxResponse,
-            headers(("Location" = String, description = "Where it is"))),
-        (status = 400, description = "The request is malformed, or asks for what the server lacks",
+            headers(("Location" = String, description = "The path of the box"))),
+        (status = 400, description = "The request is malformed, or asks for an unsupported feature",
             body = ErrorResponse),
-        (status = 409, description = "The name is taken", body = ErrorResponse),
-        (status = 415, description = "The body is not said to be JSON", body = ErrorResponse),
-        (status = 422, description = "There is no such image", body = ErrorResponse),
+        (status = 409, description = "Another box has the name", body = ErrorResponse),
+        (status = 415, description = "The Content-Type is not JSON", body = ErrorResponse),
+        (status = 422, description = "The image was not found", body = ErrorResponse),
     ),
 )]
 pub(super) async fn create(
     State(api): State<ApiState>,
+    // Has the prefix that the router may be mounted under.
+    OriginalUri(uri): OriginalUri,
     extract::Json(request): extract::Json<CreateBoxRequest>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let spec = spec_of(request, &api.images, api.apply_default_limits)?;
-    let made = BoxResponse::from(api.runtime.create(spec).await?);
-    let location = format!("/v1/boxes/{}", made.box_id);
+    let spec = box_spec(request, &api.images, api.apply_default_limits)?;
+    let bx = BoxResponse::from(api.runtime.create(spec).await?);
+    let location = format!("{}/{}", uri.path(), bx.box_id);
     Ok((
         StatusCode::CREATED,
         [(header::LOCATION, location)],
-        Json(made),
+        Json(bx),
     ))
 }
 
-/// A box.
+/// Returns a box.
 #[utoipa::path(
     get, path = "/v1/boxes/{box_id}", tag = "Boxes", operation_id = "getBox",
     params(BoxId),
     responses(
         (status = 200, description = "The box", body = BoxResponse),
-        (status = 404, description = "There is no such box", body = ErrorResponse),
+        (status = 404, description = "The box was not found", body = ErrorResponse),
     ),
 )]
 pub(super) async fn inspect(
@@ -106,13 +114,13 @@ pub(super) async fn inspect(
     Ok(Json(api.runtime.info(&id).await?.into()))
 }
 
-/// Whether there is such a box.
+/// Checks that a box exists.
 #[utoipa::path(
     head, path = "/v1/boxes/{box_id}", tag = "Boxes", operation_id = "boxExists",
     params(BoxId),
     responses(
-        (status = 204, description = "There is"),
-        (status = 404, description = "There is not"),
+        (status = 204, description = "The box exists"),
+        (status = 404, description = "The box was not found"),
     ),
 )]
 pub(super) async fn exists(
@@ -123,15 +131,15 @@ pub(super) async fn exists(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Removes a box, its process and its files; returns when they are gone.
+/// Removes a box with its processes and files; responds when they are gone.
 #[utoipa::path(
     delete, path = "/v1/boxes/{box_id}", tag = "Boxes", operation_id = "removeBox",
     params(BoxId, RemoveQuery, IdempotencyKey),
     responses(
-        (status = 204, description = "It is gone"),
+        (status = 204, description = "The box is removed"),
         (status = 400, description = "The query is malformed", body = ErrorResponse),
-        (status = 404, description = "There is no such box", body = ErrorResponse),
-        (status = 409, description = "It runs", body = ErrorResponse),
+        (status = 404, description = "The box was not found", body = ErrorResponse),
+        (status = 409, description = "The box is running", body = ErrorResponse),
     ),
 )]
 pub(super) async fn remove(
@@ -143,15 +151,15 @@ pub(super) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Starts a box; returns when its payload is ready, at once if it runs already.
+/// Starts a box; responds when its payload is ready, or at once if the box is running.
 #[utoipa::path(
     post, path = "/v1/boxes/{box_id}/start", tag = "Boxes", operation_id = "startBox",
     params(BoxId, IdempotencyKey),
     responses(
         (status = 200, description = "The box, running", body = BoxResponse),
-        (status = 400, description = "There is no such engine", body = ErrorResponse),
-        (status = 404, description = "There is no such box", body = ErrorResponse),
-        (status = 409, description = "It was stopped or removed meanwhile", body = ErrorResponse),
+        (status = 400, description = "The engine was not found", body = ErrorResponse),
+        (status = 404, description = "The box was not found", body = ErrorResponse),
+        (status = 409, description = "The box was stopped or removed during the start", body = ErrorResponse),
         (status = 422, description = "The payload could not be started", body = ErrorResponse),
     ),
 )]
@@ -162,15 +170,15 @@ pub(super) async fn start(
     Ok(Json(api.runtime.start(&id).await?.into()))
 }
 
-/// Stops a box; returns when it has ended, at once if it does not run.
+/// Stops a box; responds when it has ended, or at once if the box is not running.
 #[utoipa::path(
     post, path = "/v1/boxes/{box_id}/stop", tag = "Boxes", operation_id = "stopBox",
     params(BoxId, IdempotencyKey), request_body = Option<StopBoxRequest>,
     responses(
         (status = 200, description = "The box, stopped", body = BoxResponse),
         (status = 400, description = "The request is malformed", body = ErrorResponse),
-        (status = 404, description = "There is no such box", body = ErrorResponse),
-        (status = 409, description = "Never from this server; the public API has it", body = ErrorResponse),
+        (status = 404, description = "The box was not found", body = ErrorResponse),
+        (status = 409, description = "Part of the public API; this server never sends it", body = ErrorResponse),
     ),
 )]
 pub(super) async fn stop(
@@ -178,50 +186,52 @@ pub(super) async fn stop(
     extract::Path(id): extract::Path<String>,
     body: Bytes,
 ) -> Result<Json<BoxResponse>, ApiError> {
-    let limit = stop_limit(&body)?;
-    Ok(Json(api.runtime.stop_within(&id, limit).await?.into()))
+    let grace = stop_grace(&body)?;
+    Ok(Json(api.runtime.stop_within(&id, grace).await?.into()))
 }
 
-/// Clients may send no body, whatever type they claim that it has.
-fn stop_limit(body: &[u8]) -> Result<Duration, ApiError> {
+/// Returns the grace period that the body of a stop request sets. Clients may send no body, with any
+/// Content-Type.
+fn stop_grace(body: &[u8]) -> Result<Duration, ApiError> {
     let request = match body.trim_ascii() {
         [] | b"null" => StopBoxRequest::default(),
-        body => extract::object(body)?,
+        body => extract::json_object(body)?,
     };
     let grace = request.grace();
-    grace.ok_or_else(|| ApiError::invalid("timeout_seconds is no span of time"))
+    grace.ok_or_else(|| ApiError::invalid("timeout_seconds must be a non-negative number"))
 }
 
-/// How long a request asks to be kept waiting: a stop, for as long as the box may take.
-pub(crate) fn wait_asked_for(uri: &Uri, body: &[u8]) -> Duration {
-    match uri.path().ends_with("/stop") {
-        true => stop_limit(body).unwrap_or_default(),
-        false => Duration::ZERO,
+/// Returns how long a request asks the server to wait: the grace period of a stop.
+pub(crate) fn requested_wait(uri: &Uri, body: &[u8]) -> Duration {
+    if uri.path().ends_with("/stop") {
+        stop_grace(body).unwrap_or_default()
+    } else {
+        Duration::ZERO
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::STOP_GRACE;
+    use crate::wire::DEFAULT_STOP_GRACE;
 
     #[test]
-    fn a_stop_waits_as_long_as_it_is_told_to() {
-        let limit = |body: &str| stop_limit(body.as_bytes()).ok();
+    fn the_body_of_a_stop_sets_the_grace_period() {
+        let grace = |body: &str| stop_grace(body.as_bytes()).ok();
         for body in [
             "",
             "{}",
             r#"{"timeout_seconds": null}"#,
             r#"{"timeout_seconds": 30}"#,
         ] {
-            assert_eq!(limit(body), Some(STOP_GRACE), "{body}");
+            assert_eq!(grace(body), Some(DEFAULT_STOP_GRACE), "{body}");
         }
         let half = Duration::from_millis(500);
-        assert_eq!(limit(r#"{"timeout_seconds": 0.5}"#), Some(half));
+        assert_eq!(grace(r#"{"timeout_seconds": 0.5}"#), Some(half));
         let day = Duration::from_secs(24 * 60 * 60);
-        assert_eq!(limit(r#"{"timeout_seconds": 1e300}"#), Some(day));
+        assert_eq!(grace(r#"{"timeout_seconds": 1e300}"#), Some(day));
         for body in ["[", "[]", "3", r#"{"timeout_seconds": -1}"#] {
-            assert_eq!(limit(body), None, "{body}");
+            assert_eq!(grace(body), None, "{body}");
         }
     }
 }

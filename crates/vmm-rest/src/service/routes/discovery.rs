@@ -5,10 +5,10 @@ use crate::service::{Access, idempotency};
 use crate::wire::box_size::{CPUS, DEFAULT_CPUS, DEFAULT_MEMORY_MIB, MEMORY_MIB};
 use crate::wire::{Principal, ServerCapabilities, ServerConfig, ServerDefaults};
 
-/// What the server can do. Needs no token.
+/// Returns the features and limits of the server. Needs no token.
 #[utoipa::path(
     get, path = "/v1/config", tag = "Configuration", operation_id = "getConfig", security(()),
-    responses((status = 200, description = "What the server can do", body = ServerConfig)),
+    responses((status = 200, description = "The configuration of the server", body = ServerConfig)),
 )]
 pub(super) async fn config() -> Json<ServerConfig> {
     Json(ServerConfig {
@@ -28,10 +28,10 @@ pub(super) async fn config() -> Json<ServerConfig> {
     })
 }
 
-/// Who is asking, to the server's mind.
+/// Returns the identity that the server has assigned to the client.
 #[utoipa::path(
     get, path = "/v1/me", tag = "Authentication", operation_id = "getCurrentPrincipal",
-    responses((status = 200, description = "Who is asking", body = Principal)),
+    responses((status = 200, description = "The identity of the client", body = Principal)),
 )]
 pub(super) async fn me(Extension(access): Extension<Access>) -> Json<Principal> {
     Json(access.principal())

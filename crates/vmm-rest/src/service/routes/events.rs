@@ -1,4 +1,5 @@
 use std::convert::Infallible;
+use std::future::pending;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -13,77 +14,85 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::service::{ApiError, ApiState, Connection, HangUp};
+use crate::service::{ApiError, ApiState, Connection, ConnectionCloser};
 use crate::wire::{BoxEvent, ErrorCode, ErrorResponse, EventsLost};
 
-/// Every change of every box from now on, as server-sent events: named by the change, or `lagged`
-/// when the reader was too slow and has missed some. A reader that closes its connection, or only
-/// its own side of it, has left.
+/// Streams the changes of all boxes from now on as server-sent events. The name of an event is the
+/// change, or `lagged` if the reader was too slow and has missed events. The stream ends when the
+/// client closes its connection or shuts down its side of it.
 #[utoipa::path(
     get, path = "/v1/events", tag = "Boxes", operation_id = "streamEvents",
     responses(
-        (status = 200, description = "Events, each with a box in its data", body = BoxEvent,
+        (status = 200, description = "Events, each with the state of a box", body = BoxEvent,
             content_type = "text/event-stream"),
-        (status = 429, description = "There are too many readers", body = ErrorResponse),
+        (status = 429, description = "Too many clients are reading events", body = ErrorResponse),
     ),
 )]
 pub(super) async fn stream(
     method: Method,
     State(api): State<ApiState>,
-    Extension(hang_up): Extension<HangUp>,
-    Extension(client): Extension<Weak<Connection>>,
+    closer: Option<Extension<ConnectionCloser>>,
+    client: Option<Extension<Weak<Connection>>>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
-    // Whoever asks for the head alone reads no events.
-    let reader = match method {
-        Method::HEAD => None,
-        _ => Some(Reader::new(&api, hang_up, client).await?),
+    let reader = if method == Method::HEAD {
+        None
+    } else {
+        let closer = closer.map(|Extension(closer)| closer);
+        let client = client.map(|Extension(client)| client);
+        Some(Reader::new(&api, closer, client).await?)
     };
     let events = stream::unfold(reader, async |reader| {
         let mut reader = reader?;
-        let over = async {
+        let end = async {
             tokio::select! {
                 () = reader.closing.cancelled() => {}
-                () = left(&reader.client) => {}
+                () = client_left(reader.client.as_ref()) => {}
             }
         };
-        let event = next(&mut reader.events, over).await?;
+        let event = next_event(&mut reader.events, end).await?;
         Some((Ok(event), Some(reader)))
     });
     Ok(Sse::new(events).keep_alive(KeepAlive::default()))
 }
 
-/// How long a reader who has stopped reading may delay the server's end.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long a client that does not read its events can delay the shutdown.
+const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
-/// How long a reader who comes may wait for one who leaves to be seen leaving.
-const TURN: Duration = Duration::from_secs(5);
+/// How long a new reader waits for a free slot: the server may not yet have noticed that another
+/// reader has left.
+const READER_SLOT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Somebody who reads the events, until they hang up or the server is to end.
+/// A client that reads events, until it leaves or the server shuts down.
 struct Reader {
     events: Receiver<Arc<BoxEvent>>,
     closing: CancellationToken,
-    client: Weak<Connection>,
-    /// For a stream that nobody reads, and so does not see that the server is to end.
-    _hang_up: AbortOnDropHandle<()>,
+    /// `None` on a connection of another application's server.
+    client: Option<Weak<Connection>>,
+    /// Closes the connection on shutdown, since a stream that the client does not read is not polled
+    /// and cannot end.
+    _close_task: Option<AbortOnDropHandle<()>>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Reader {
     async fn new(
         api: &ApiState,
-        hang_up: HangUp,
-        client: Weak<Connection>,
+        closer: Option<ConnectionCloser>,
+        client: Option<Weak<Connection>>,
     ) -> Result<Self, ApiError> {
         let permit = Arc::clone(&api.event_readers).acquire_owned();
-        let Ok(Ok(permit)) = timeout(TURN, permit).await else {
-            let message = "there are too many readers of events";
+        let Ok(Ok(permit)) = timeout(READER_SLOT_TIMEOUT, permit).await else {
+            let message = "too many clients are reading events";
             return Err(ApiError::new(ErrorCode::ResourceExhausted, message));
         };
         let closing = api.closing.clone();
-        let hang_up = tokio::spawn(hang_up.after(closing.clone(), LAST_WORDS));
+        let close_task = closer.map(|closer| {
+            let task = tokio::spawn(closer.close_after(closing.clone(), CLOSE_GRACE));
+            AbortOnDropHandle::new(task)
+        });
         Ok(Self {
             events: api.events.subscribe(),
-            _hang_up: AbortOnDropHandle::new(hang_up),
+            _close_task: close_task,
             closing,
             client,
             _permit: permit,
@@ -91,24 +100,29 @@ impl Reader {
     }
 }
 
-/// Until the client has, also one that is told nothing: no write would find out.
-async fn left(client: &Weak<Connection>) {
+/// Waits until the client has left. Without this, the server would notice it only at the next event.
+/// Never returns on a connection of another application's server, which notices it itself.
+async fn client_left(client: Option<&Weak<Connection>>) {
+    let Some(client) = client else {
+        return pending().await;
+    };
     if let Some(connection) = client.upgrade() {
         connection.left().await;
     }
 }
 
-/// What has happened is told even when it is over.
-async fn next(
+/// Waits for the next event, or for `end`. Events that have happened before the end are returned
+/// first.
+async fn next_event(
     events: &mut Receiver<Arc<BoxEvent>>,
-    over: impl Future<Output = ()>,
+    end: impl Future<Output = ()>,
 ) -> Option<Event> {
     let event = tokio::select! {
         biased;
         event = events.recv() => event,
-        () = over => return None,
+        () = end => return None,
     };
-    let told = match event {
+    let encoded = match event {
         Ok(event) => Event::default()
             .event(event.change.name())
             .json_data(&*event),
@@ -117,8 +131,8 @@ async fn next(
             .json_data(EventsLost::new(missed)),
         Err(RecvError::Closed) => return None,
     };
-    // Every value of these types is JSON.
-    told.ok()
+    // Cannot fail: every value of these types is valid JSON.
+    encoded.ok()
 }
 
 #[cfg(test)]
@@ -130,7 +144,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_reader_that_was_too_slow_is_told_how_much_it_missed_and_goes_on() {
+    async fn a_slow_reader_gets_the_number_of_missed_events_and_continues() {
         let (sender, mut receiver) = broadcast::channel(2);
         for i in 0..5 {
             let event = serde_json::json!({
@@ -147,11 +161,11 @@ mod tests {
         }
         let closing = CancellationToken::new();
         closing.cancel();
-        let mut told = Vec::new();
-        while let Some(event) = next(&mut receiver, closing.cancelled()).await {
-            told.push(Ok::<_, Infallible>(event));
+        let mut events = Vec::new();
+        while let Some(event) = next_event(&mut receiver, closing.cancelled()).await {
+            events.push(Ok::<_, Infallible>(event));
         }
-        let body = Sse::new(stream::iter(told)).into_response().into_body();
+        let body = Sse::new(stream::iter(events)).into_response().into_body();
         let text = String::from_utf8(to_bytes(body, 1 << 20).await.unwrap().into()).unwrap();
         assert!(
             text.starts_with("event: lagged\ndata: {\"missed\":3}\n\nevent: created\n"),

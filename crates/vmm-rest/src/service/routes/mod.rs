@@ -1,4 +1,4 @@
-//! The handlers, by what they are about.
+//! The request handlers, grouped by topic.
 
 mod boxes;
 mod discovery;
@@ -14,85 +14,89 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
 
-pub(crate) use boxes::wait_asked_for;
+pub(crate) use boxes::requested_wait;
 
 use super::idempotency::{self, IdempotencyKeys};
-use super::{ApiError, ApiState, document};
+use super::{ApiError, ApiState, openapi};
 use crate::wire::ErrorCode;
 
-/// All paths, and the document that describes them; both from the handlers.
+/// Returns the routes, and the OpenAPI document that is generated from them.
 pub(crate) fn all() -> (Router<ApiState>, OpenApi) {
     let keys = IdempotencyKeys::default();
-    let described = OpenApiRouter::with_openapi(document::head())
+    let routes = OpenApiRouter::with_openapi(openapi::skeleton())
         .routes(routes!(discovery::config))
         .routes(routes!(discovery::me))
-        .routes(keyed(&keys, routes!(boxes::list, boxes::create)))
-        .routes(keyed(
+        .routes(with_idempotency_keys(
+            &keys,
+            routes!(boxes::list, boxes::create),
+        ))
+        .routes(with_idempotency_keys(
             &keys,
             routes!(boxes::inspect, boxes::exists, boxes::remove),
         ))
-        .routes(keyed(&keys, routes!(boxes::start)))
-        .routes(keyed(&keys, routes!(boxes::stop)))
+        .routes(with_idempotency_keys(&keys, routes!(boxes::start)))
+        .routes(with_idempotency_keys(&keys, routes!(boxes::stop)))
         .routes(routes!(metrics::of_runtime))
         .routes(routes!(metrics::of_box))
         .routes(routes!(metrics::exposition))
         .routes(routes!(events::stream))
         .routes(routes!(probes::alive))
         .routes(routes!(probes::ready));
-    let (router, mut api) = described.split_for_parts();
-    document::complete(&mut api);
-    let text = Bytes::from(document::text(&api));
+    let (router, mut api) = routes.split_for_parts();
+    openapi::add_common_responses(&mut api);
+    let text = Bytes::from(openapi::to_json(&api));
     let document = get(async move || ([(header::CONTENT_TYPE, "application/json")], text.clone()));
     let router = router
         .route("/v1/openapi.json", document)
-        .fallback(nowhere)
-        .method_not_allowed_fallback(no_such_method);
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed);
     (router, api)
 }
 
-/// Where idempotency keys are heeded.
-fn keyed(
+/// Adds support for idempotency keys to routes.
+fn with_idempotency_keys(
     keys: &IdempotencyKeys,
     routes: UtoipaMethodRouter<ApiState>,
 ) -> UtoipaMethodRouter<ApiState> {
     let (schemas, paths, methods) = routes;
-    let once = middleware::from_fn_with_state(keys.clone(), idempotency::once);
-    (schemas, paths, methods.route_layer(once))
+    let execute_once = middleware::from_fn_with_state(keys.clone(), idempotency::execute_once);
+    (schemas, paths, methods.route_layer(execute_once))
 }
 
-/// A path that only the public API has is told from one that nobody has.
-async fn nowhere(uri: Uri) -> ApiError {
+/// Responds to an unknown path: `unsupported` if the public API has it, `not_found` otherwise.
+async fn not_found(uri: Uri) -> ApiError {
     let segments: Vec<_> = uri.path().split('/').skip(1).collect();
-    let lacking = match segments[..] {
+    let name = match segments[..] {
         ["v1", "boxes", _, operation, ..] => Some(operation),
         ["v1", "images", ..] => Some("images"),
         _ => None,
     };
-    match lacking.filter(|name| LACKING.contains(name)) {
-        Some(name) => ApiError::unsupported(name, "such path"),
+    match name.filter(|name| UNSUPPORTED.contains(name)) {
+        Some(name) => ApiError::unsupported(name, "this path"),
         None => ApiError::new(
             ErrorCode::NotFound,
             format!(
-                "there is no path {:?}; GET /v1/openapi.json lists those that there are",
+                "path {:?} not found; GET /v1/openapi.json lists all paths",
                 uri.path()
             ),
         ),
     }
 }
 
-/// The one path of the public API that looks like a box's is told, too.
-async fn no_such_method(method: Method, uri: Uri) -> ApiError {
+/// Responds to an unknown method of a known path. `/v1/boxes/import`, which only the public API has,
+/// matches the path of a box.
+async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
     match (method, uri.path()) {
-        (Method::POST, "/v1/boxes/import") => ApiError::unsupported("import", "such path"),
+        (Method::POST, "/v1/boxes/import") => ApiError::unsupported("import", "this path"),
         _ => ApiError::invalid(
-            "this path has no such method; the header `Allow` lists those that it has",
+            "the path does not support this method; the header `Allow` lists those that it supports",
         )
         .with_status(StatusCode::METHOD_NOT_ALLOWED),
     }
 }
 
-/// What the public API has, and this server has not.
-const LACKING: [&str; 8] = [
+/// Path segments that the public API has and this server does not support.
+const UNSUPPORTED: [&str; 8] = [
     "clone",
     "exec",
     "executions",

@@ -8,32 +8,32 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::Connection;
 
-/// A connection that ends, once the server is to end, after what has arrived by then: whoever has
-/// asked something is answered, and nobody is waited for.
+/// A connection that, once the server shuts down, ends after the bytes that have arrived by then:
+/// requests in the socket buffer are still served, and no further ones are awaited.
 #[derive(Debug)]
-pub(crate) struct Closing {
+pub(crate) struct DrainingStream {
     connection: Arc<Connection>,
-    closed: Pin<Box<WaitForCancellationFutureOwned>>,
+    closing: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-impl Closing {
-    /// The server is to end when the token is cancelled.
+impl DrainingStream {
+    /// Cancelling `closing` shuts the server down.
     pub(crate) fn new(connection: Arc<Connection>, closing: CancellationToken) -> Self {
         Self {
             connection,
-            closed: Box::pin(closing.cancelled_owned()),
+            closing: Box::pin(closing.cancelled_owned()),
         }
     }
 }
 
-impl AsyncRead for Closing {
+impl AsyncRead for DrainingStream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.closed.as_mut().poll(cx).is_pending() {
+        if this.closing.as_mut().poll(cx).is_pending() {
             return this.connection.poll_read(cx, buf);
         }
         Poll::Ready(match this.connection.read_arrived(buf) {
@@ -43,7 +43,7 @@ impl AsyncRead for Closing {
     }
 }
 
-impl AsyncWrite for Closing {
+impl AsyncWrite for DrainingStream {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -1,4 +1,4 @@
-//! What every answer has in common: the id of its request, and the error model.
+//! The parts that every response has: the request id, and the error model as the body of an error.
 
 use std::time::Instant;
 
@@ -14,84 +14,86 @@ use crate::wire::{ErrorCode, ErrorModel, ErrorResponse};
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-const MAX_ID: usize = 128;
+const REQUEST_ID_MAX_BYTES: usize = 128;
 
-/// Gives the request an id, and puts it into the answer; makes the body of an error.
-pub(crate) async fn complete(request: Request, next: Next) -> Response {
-    let id = id_of(request.headers());
+/// Assigns an id to the request, adds it to the response, and writes the body of an error.
+pub(crate) async fn finish(request: Request, next: Next) -> Response {
+    let id = request_id(request.headers());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let begun = Instant::now();
-    let answer = next.run(request).await;
-    let status = answer.status();
-    let mut answer = match model_of(&answer) {
+    let start = Instant::now();
+    let response = next.run(request).await;
+    let status = response.status();
+    let mut response = match error_model(&response) {
         Some(model) => {
             if status.is_server_error() {
-                tracing::error!(request_id = ?id, %method, path, error = model.message, "failed");
+                tracing::error!(request_id = ?id, %method, path, error = model.message, "request failed");
             }
-            with_body(answer, model, &id)
+            with_error_body(response, model, &id)
         }
-        None => answer,
+        None => response,
     };
     tracing::debug!(
-        request_id = ?id, %method, path, status = status.as_u16(), elapsed = ?begun.elapsed(),
-        "answered"
+        request_id = ?id, %method, path, status = status.as_u16(), elapsed = ?start.elapsed(),
+        "request finished"
     );
-    answer.headers_mut().insert(REQUEST_ID, id);
-    answer
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
 }
 
-/// An answer without content says nothing of its length (RFC 9110, section 8.6), which axum adds
-/// after all layers.
-pub(crate) fn without_idle_length(mut answer: Response) -> Response {
-    if answer.status() == StatusCode::NO_CONTENT {
-        answer.headers_mut().remove(header::CONTENT_LENGTH);
+/// Removes the Content-Length that axum adds to every response, since a 204 must not have one
+/// (RFC 9110, section 8.6).
+pub(crate) fn without_length_of_no_content(mut response: Response) -> Response {
+    if response.status() == StatusCode::NO_CONTENT {
+        response.headers_mut().remove(header::CONTENT_LENGTH);
     }
-    answer
+    response
 }
 
-/// The last one that its connection carries.
-pub(crate) fn say_last(answer: &mut Response) {
+/// Closes the connection after this response.
+pub(crate) fn close_connection(response: &mut Response) {
     let close = HeaderValue::from_static("close");
-    answer.headers_mut().insert(header::CONNECTION, close);
+    response.headers_mut().insert(header::CONNECTION, close);
 }
 
-/// The client's, if it has one that can be put into a log.
-fn id_of(headers: &HeaderMap) -> HeaderValue {
-    let sane = |id: &&HeaderValue| {
+/// Returns the id that the client has sent, if it is safe to log, or a new one.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let is_loggable = |id: &&HeaderValue| {
         let bytes = id.as_bytes();
-        (1..=MAX_ID).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
+        (1..=REQUEST_ID_MAX_BYTES).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
     };
-    match headers.get(REQUEST_ID).filter(sane) {
+    match headers.get(REQUEST_ID).filter(is_loggable) {
         Some(id) => id.clone(),
-        // Always ASCII.
+        // Cannot fail: the text is ASCII.
         None => HeaderValue::from_str(&format!("req_{}", Ulid::generate()))
             .unwrap_or(HeaderValue::from_static("req_unknown")),
     }
 }
 
-/// Of an error; one that does not come from the handlers is told by its status.
-fn model_of(answer: &Response) -> Option<ErrorModel> {
-    if let Some(model) = answer.extensions().get::<ErrorModel>() {
+/// Returns the error model of an error response. For a response that no handler made, the status
+/// determines it.
+fn error_model(response: &Response) -> Option<ErrorModel> {
+    if let Some(model) = response.extensions().get::<ErrorModel>() {
         return Some(model.clone());
     }
-    let status = answer.status();
-    let foreign = (status.is_client_error() || status.is_server_error())
-        && answer.headers().get(header::CONTENT_TYPE) != Some(&JSON);
-    foreign.then(|| match status {
+    let status = response.status();
+    let is_bare_error = (status.is_client_error() || status.is_server_error())
+        && response.headers().get(header::CONTENT_TYPE) != Some(&JSON);
+    is_bare_error.then(|| match status {
         StatusCode::REQUEST_TIMEOUT => {
             ErrorModel::new(ErrorCode::Timeout, "the request took too long")
         }
-        status if status.is_server_error() => {
-            ErrorModel::new(ErrorCode::Internal, "the server failed; its log says how")
-        }
+        status if status.is_server_error() => ErrorModel::new(
+            ErrorCode::Internal,
+            "the server failed; its log has the cause",
+        ),
         status => ErrorModel::new(ErrorCode::InvalidArgument, status.to_string()),
     })
 }
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-fn with_body(answer: Response, mut model: ErrorModel, id: &HeaderValue) -> Response {
-    let (mut parts, _) = answer.into_parts();
+fn with_error_body(response: Response, mut model: ErrorModel, id: &HeaderValue) -> Response {
+    let (mut parts, _) = response.into_parts();
     model.request_id = id.to_str().ok().map(str::to_owned);
     let body = Json(ErrorResponse::from(model)).into_response().into_body();
     parts.headers.remove(header::CONTENT_LENGTH);
@@ -99,8 +101,8 @@ fn with_body(answer: Response, mut model: ErrorModel, id: &HeaderValue) -> Respo
     Response::from_parts(parts, Body::new(body))
 }
 
-/// A handler panicked. The message is for the log.
-pub(crate) fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
+/// Responds to the panic of a handler. Only the log has the panic's message.
+pub(crate) fn handle_panic(panic: Box<dyn std::any::Any + Send>) -> Response {
     let message = panic
         .downcast_ref::<&str>()
         .copied()
@@ -126,7 +128,7 @@ mod tests {
 
     use super::*;
 
-    /// Counts how often each field of the events is given a value.
+    /// Records the names of the fields of events.
     #[derive(Clone, Default)]
     struct Fields(Arc<Mutex<Vec<&'static str>>>);
 
@@ -153,25 +155,25 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_logged_beside_the_message_and_not_as_one() {
+    fn a_panic_is_logged_in_its_own_field() {
         let fields = Fields::default();
-        tracing::subscriber::with_default(fields.clone(), || panicked(Box::new("ouch")));
+        tracing::subscriber::with_default(fields.clone(), || handle_panic(Box::new("ouch")));
         assert_eq!(*fields.0.lock().unwrap(), ["message", "panic"]);
     }
 
     #[tokio::test]
-    async fn a_panic_is_an_internal_error_that_does_not_say_what_it_was() {
+    async fn a_panic_is_an_internal_error_without_the_panic_message() {
         async fn panics() -> &'static str {
             panic!("the secret is out")
         }
         let router = Router::new()
             .route("/", get(panics))
-            .layer(CatchPanicLayer::custom(panicked))
-            .layer(middleware::from_fn(complete));
-        let answer = router.oneshot(Request::new(Body::empty())).await.unwrap();
-        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
-        let id = answer.headers()[REQUEST_ID].to_str().unwrap().to_owned();
-        let body = to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+            .layer(CatchPanicLayer::custom(handle_panic))
+            .layer(middleware::from_fn(finish));
+        let response = router.oneshot(Request::new(Body::empty())).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let id = response.headers()[REQUEST_ID].to_str().unwrap().to_owned();
+        let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
         let ErrorResponse { error } = serde_json::from_slice(&body).unwrap();
         assert_eq!(
             (error.code, error.request_id),

@@ -1,45 +1,70 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+#[cfg(feature = "server")]
 use vmm_runtime::RuntimeMetrics;
 
-/// What the runtime has done and does. Everything counts from its start; an older server leaves
-/// out what it does not count.
+/// The resource usage of a box. A server omits the values that it cannot determine.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+#[schema(as = BoxMetrics)]
+#[non_exhaustive]
+pub struct BoxMetricsResponse {
+    /// Commands executed in the box besides the payload; always 0 on this server.
+    pub commands_executed_total: u64,
+    /// Commands that failed; always 0 on this server.
+    pub exec_errors_total: u64,
+    /// Bytes sent to the stdin of commands.
+    pub bytes_sent_total: u64,
+    /// Bytes read from the stdout and stderr of commands.
+    pub bytes_received_total: u64,
+    /// CPU time divided by wall-clock time since the start of the box, in percent of the processors
+    /// that the box may use, up to 100. Counts the shim, its descendants that are alive, and the
+    /// children that these have reaped.
+    #[schema(minimum = 0, maximum = 100)]
+    pub cpu_percent: Option<f32>,
+    /// Resident memory of the shim and its descendants. Shared memory is counted once per process.
+    pub memory_bytes: Option<u64>,
+}
+
+/// The metrics of the VMM runtime, counted from its start. An older server omits the metrics that it
+/// does not have.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 #[schema(as = RuntimeMetrics)]
 #[non_exhaustive]
 pub struct RuntimeMetricsResponse {
-    /// Boxes created; never falls.
+    /// Boxes created; monotonic.
     pub boxes_created_total: u64,
-    /// Times that a box could not be started, or failed while it ran; never falls.
+    /// Failed starts and failed runs of boxes; monotonic.
     pub boxes_failed_total: u64,
-    /// Of these, the times that it was neither the payload that ended with a code, nor the request
-    /// that asked for what cannot be run; never falls.
+    /// Failures that were caused neither by the payload's exit code nor by a request that cannot be
+    /// run; part of `boxes_failed_total`, monotonic.
     pub boxes_crashed_total: u64,
-    /// Times that a box stopped; never falls.
+    /// Times that a box stopped; monotonic.
     pub boxes_stopped_total: u64,
-    /// Boxes that run now.
+    /// Boxes that are running now.
     pub num_running_boxes: u64,
-    /// Commands executed in boxes; 0, for this server executes none beside the payloads.
+    /// Commands executed in boxes besides the payloads; always 0 on this server.
     pub total_commands_executed: u64,
-    /// Of these, those that failed.
+    /// Commands that failed; always 0 on this server.
     pub total_exec_errors: u64,
-    /// Shims collected by the reaper; never falls.
+    /// Shims reaped by the reaper; monotonic.
     pub shim_reaped: u64,
-    /// Shims whose end the reaper saw but did not collect; never falls.
+    /// Shims whose exit the reaper observed but that it did not reap; monotonic.
     pub shim_reaper_vanished: u64,
     /// Shims that the reaper watches now.
     pub shim_reaper_registered: u64,
-    /// Sweeps that the reaper completed; never falls, and never stands still.
+    /// Sweeps completed by the reaper; monotonic, and rising as long as the reaper works.
     pub shim_reaper_sweeps: u64,
-    /// When the last one was, in milliseconds since 1970.
+    /// The time of the last sweep, in milliseconds since 1970.
     pub shim_reaper_last_sweep_at_ms: Option<i64>,
-    /// How often the reaper's worker had to be replaced; never falls.
+    /// Times that the worker of the reaper was replaced; monotonic.
     pub shim_reaper_respawns: u64,
-    /// Whether the reaper's worker is there; `null` from a server that does not say.
+    /// Whether the worker of the reaper is alive; `null` from a server that does not report it.
     pub shim_reaper_alive: Option<bool>,
 }
 
+#[cfg(feature = "server")]
 impl From<RuntimeMetrics> for RuntimeMetricsResponse {
     fn from(metrics: RuntimeMetrics) -> Self {
         Self {

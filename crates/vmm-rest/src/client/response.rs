@@ -4,27 +4,30 @@ use serde::de::DeserializeOwned;
 use super::ClientError;
 use crate::wire::{ErrorCode, ErrorModel, ErrorResponse};
 
-/// What a server has answered.
+/// The response of a server.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct ServerResponse {
+    /// The socket or address of the server, for errors.
     pub(super) at: String,
     pub(super) response: Response,
 }
 
-impl Answer {
+impl ServerResponse {
     pub(super) fn status(&self) -> StatusCode {
         self.response.status()
     }
 
-    /// Itself, unless it tells of an error.
+    /// Returns the response, or the error that it reports.
     pub(super) async fn check(self) -> Result<Self, ClientError> {
-        match self.status().is_success() {
-            true => Ok(self),
-            false => Err(self.refusal().await),
+        if self.status().is_success() {
+            Ok(self)
+        } else {
+            Err(self.into_error().await)
         }
     }
 
-    pub(super) async fn refusal(self) -> ClientError {
+    /// Converts an error response, with the error model in its body.
+    pub(super) async fn into_error(self) -> ClientError {
         let status = self.status().as_u16();
         match self.json::<ErrorResponse>().await {
             Ok(ErrorResponse { error }) => ClientError::Refused { status, error },
@@ -32,8 +35,8 @@ impl Answer {
         }
     }
 
-    /// The same of an answer to HEAD, which has no body: told by the status.
-    pub(super) fn refusal_without_body(self) -> ClientError {
+    /// Converts an error response to HEAD, which has no body: its status determines the code.
+    pub(super) fn into_error_by_status(self) -> ClientError {
         let status = self.status();
         let code = match status {
             StatusCode::BAD_REQUEST => ErrorCode::InvalidArgument,
@@ -53,7 +56,10 @@ impl Answer {
         };
         ClientError::Refused {
             status: status.as_u16(),
-            error: ErrorModel::new(code, format!("{} answers {status}", self.at)),
+            error: ErrorModel::new(
+                code,
+                format!("the server at {} responded with {status}", self.at),
+            ),
         }
     }
 

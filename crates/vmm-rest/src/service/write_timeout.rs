@@ -6,45 +6,44 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// A stream whose writes fail when the peer has read nothing for a while.
+/// A stream whose writes fail when the peer reads nothing for a while.
 ///
-/// Unlike a [`timeout`](tokio::time::timeout) around a whole answer, it does not hurry those who
-/// read slowly.
+/// Unlike a [`timeout`](tokio::time::timeout) around the whole response, it permits slow readers.
 #[derive(Debug)]
-pub(crate) struct Impatient<S> {
+pub(crate) struct WriteTimeout<S> {
     stream: S,
-    patience: Duration,
-    /// Since when a write has been waiting; `None` when none is.
-    waiting: Option<Pin<Box<Sleep>>>,
+    timeout: Duration,
+    /// The deadline of the pending write; `None` if no write is pending.
+    deadline: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Impatient<S> {
-    pub(crate) fn new(stream: S, patience: Duration) -> Self {
+impl<S> WriteTimeout<S> {
+    pub(crate) fn new(stream: S, timeout: Duration) -> Self {
         Self {
             stream,
-            patience,
-            waiting: None,
+            timeout,
+            deadline: None,
         }
     }
 
-    fn watch<T>(
+    fn check_deadline<T>(
         &mut self,
         cx: &mut Context<'_>,
         progress: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if progress.is_ready() {
-            self.waiting = None;
+            self.deadline = None;
             return progress;
         }
-        let end = self
-            .waiting
-            .get_or_insert_with(|| Box::pin(sleep(self.patience)));
-        ready!(end.as_mut().poll(cx));
+        let deadline = self
+            .deadline
+            .get_or_insert_with(|| Box::pin(sleep(self.timeout)));
+        ready!(deadline.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -54,7 +53,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -62,19 +61,19 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write(cx, buf);
-        this.watch(cx, written)
+        this.check_deadline(cx, written)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let flushed = Pin::new(&mut this.stream).poll_flush(cx);
-        this.watch(cx, flushed)
+        this.check_deadline(cx, flushed)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let shut_down = Pin::new(&mut this.stream).poll_shutdown(cx);
-        this.watch(cx, shut_down)
+        this.check_deadline(cx, shut_down)
     }
 }
 
@@ -85,24 +84,24 @@ mod tests {
 
     use super::*;
 
-    const LONG: Duration = Duration::from_secs(60);
+    const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
     #[tokio::test]
-    async fn a_write_fails_when_nothing_is_read() {
+    async fn a_write_times_out_when_the_peer_reads_nothing() {
         let (stream, _peer) = duplex(4);
-        let mut stream = Impatient::new(stream, Duration::from_millis(50));
+        let mut stream = WriteTimeout::new(stream, Duration::from_millis(50));
         stream.write_all(b"full").await.unwrap();
-        let failed = timeout(LONG, stream.write_all(b"x")).await.unwrap();
+        let failed = timeout(TEST_TIMEOUT, stream.write_all(b"x")).await.unwrap();
         assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_reads_slowly_is_waited_for() {
+    async fn a_slow_reader_does_not_time_out() {
         let (stream, mut peer) = duplex(1);
-        let mut stream = Impatient::new(stream, Duration::from_secs(30));
-        let written = stream.write_all(b"a long answer");
+        let mut stream = WriteTimeout::new(stream, Duration::from_secs(30));
+        let written = stream.write_all(b"a long response");
         let read = async {
-            let mut text = [0; b"a long answer".len()];
+            let mut text = [0; b"a long response".len()];
             for byte in &mut text {
                 tokio::time::sleep(Duration::from_secs(29)).await;
                 *byte = peer.read_u8().await.unwrap();
@@ -111,6 +110,6 @@ mod tests {
         };
         let (written, text) = tokio::join!(written, read);
         written.unwrap();
-        assert_eq!(&text, b"a long answer");
+        assert_eq!(&text, b"a long response");
     }
 }

@@ -4,45 +4,45 @@ use utoipa::ToSchema;
 
 use super::BoxResponse;
 
-/// What happened to a box.
+/// The kind of a [`BoxEvent`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum BoxChange {
-    /// It exists.
+    /// The box was created.
     Created,
-    /// Its payload runs.
+    /// The payload runs.
     Started,
-    /// It ended as asked, or by itself with code 0.
+    /// The box ended on request, or by itself with code 0.
     Stopped,
-    /// It could not be started, or ended in any other way.
+    /// The box could not be started, or ended in any other way.
     Failed,
-    /// Its health check changed its mind.
+    /// The result of the health check changed.
     Health,
-    /// It exists no more.
+    /// The box was removed.
     Removed,
-    /// Something that only a newer server knows.
+    /// A change that only a newer server knows.
     #[serde(other)]
     Other,
 }
 
-/// A change of a box, and what the box was like right after it: the data of an event of
-/// `GET /v1/events`, whose name is the change.
+/// A change of a box, and the state of the box right after it: the data of an event of
+/// `GET /v1/events`. The name of the event is the change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[non_exhaustive]
 pub struct BoxEvent {
-    /// What happened.
+    /// What changed.
     pub change: BoxChange,
-    /// When the server told it.
+    /// When the server published the event.
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
-    /// The box then.
+    /// The state of the box after the change.
     #[serde(rename = "box")]
     pub state: BoxResponse,
 }
 
 impl BoxChange {
-    /// As on the wire.
+    /// Returns the name of the change on the wire, which is also the name of the event.
     pub fn name(self) -> &'static str {
         match self {
             Self::Created => "created",
@@ -56,6 +56,7 @@ impl BoxChange {
     }
 }
 
+#[cfg(feature = "server")]
 impl From<vmm_runtime::BoxChange> for BoxChange {
     fn from(change: vmm_runtime::BoxChange) -> Self {
         use vmm_runtime::BoxChange as Change;
@@ -71,6 +72,7 @@ impl From<vmm_runtime::BoxChange> for BoxChange {
     }
 }
 
+#[cfg(feature = "server")]
 impl From<vmm_runtime::BoxEvent> for BoxEvent {
     fn from(event: vmm_runtime::BoxEvent) -> Self {
         Self {
@@ -81,12 +83,31 @@ impl From<vmm_runtime::BoxEvent> for BoxEvent {
     }
 }
 
+/// The data of the event `lagged` of `GET /v1/events`: the reader was too slow, and the server has
+/// skipped events. List the boxes again; the events that follow are complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[non_exhaustive]
+pub struct EventsLost {
+    /// The number of skipped events.
+    pub missed: u64,
+}
+
+impl EventsLost {
+    /// The name of the event.
+    pub const NAME: &str = "lagged";
+
+    #[cfg(feature = "server")]
+    pub(crate) fn new(missed: u64) -> Self {
+        Self { missed }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_the_wire_form() {
+    fn a_change_serializes_to_its_name() {
         use BoxChange::{Created, Failed, Health, Other, Removed, Started, Stopped};
         for change in [Created, Started, Stopped, Failed, Health, Removed, Other] {
             let wire = serde_json::to_value(change).unwrap();
@@ -95,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_a_newer_server_is_read_as_other() {
+    fn an_unknown_change_is_read_as_other() {
         let change: BoxChange = serde_json::from_str(r#""teleported""#).unwrap();
         assert_eq!(change, BoxChange::Other);
     }

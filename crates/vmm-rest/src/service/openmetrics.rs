@@ -1,4 +1,4 @@
-//! The runtime's numbers as OpenMetrics text.
+//! The metrics of the VMM runtime as OpenMetrics text.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,18 +17,18 @@ use crate::wire::BoxStatus;
 
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Everything at one moment.
+/// All metrics at one moment.
 #[derive(Debug)]
-pub(crate) struct Numbers {
+pub(crate) struct MetricsSnapshot {
     runtime: RuntimeMetrics,
     by_status: BTreeMap<BoxStatus, u64>,
     accept_failures: u64,
-    /// `None` where the kernel does not tell.
+    /// `None` if the kernel does not list children.
     zombies: Option<u64>,
 }
 
-impl Numbers {
-    /// Looks into `/proc`: blocks.
+impl MetricsSnapshot {
+    /// Takes a snapshot. Blocks while it reads `/proc`.
     pub(crate) fn take(runtime: RuntimeMetrics, boxes: &[BoxInfo], accept_failures: u64) -> Self {
         use BoxStatus::{Configured, Failed, Running, Stopped, Stopping};
         let mut by_status: BTreeMap<BoxStatus, u64> =
@@ -42,11 +42,12 @@ impl Numbers {
             runtime,
             by_status,
             accept_failures,
-            zombies: zombies(),
+            zombies: count_zombies(),
         }
     }
 
-    pub(crate) fn text(self) -> Result<String, fmt::Error> {
+    /// Encodes the snapshot as OpenMetrics text.
+    pub(crate) fn encode_text(self) -> Result<String, fmt::Error> {
         let mut registry = Registry::with_prefix("vmm");
         let boxes = Family::<Vec<(&str, &str)>, Gauge<u64, AtomicU64>>::default();
         for (status, count) in &self.by_status {
@@ -56,14 +57,14 @@ impl Numbers {
         }
         registry.register("boxes", "Boxes by their status", boxes);
         registry.register_collector(Box::new(self));
-        let mut written = String::new();
-        text::encode(&mut written, &registry)?;
-        Ok(written)
+        let mut text = String::new();
+        text::encode(&mut text, &registry)?;
+        Ok(text)
     }
 }
 
-/// Children of this process that have ended and that nobody has collected.
-fn zombies() -> Option<u64> {
+/// Counts the children of this process that have exited and are not reaped.
+fn count_zombies() -> Option<u64> {
     let children = procfs::children(std::process::id()).ok()?;
     let zombies = children
         .into_iter()
@@ -71,7 +72,7 @@ fn zombies() -> Option<u64> {
     u64::try_from(zombies.count()).ok()
 }
 
-impl Collector for Numbers {
+impl Collector for MetricsSnapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let runtime = &self.runtime;
         for (name, help, count) in [
@@ -82,12 +83,12 @@ impl Collector for Numbers {
             ),
             (
                 "boxes_failed",
-                "Times that a box could not be started, or failed while it ran.",
+                "Failed starts and failed runs of boxes.",
                 runtime.boxes_failed_total,
             ),
             (
                 "boxes_crashed",
-                "Of these, the times that it was not the payload's code, nor what the spec asked for.",
+                "Failures caused neither by the payload's exit code nor by an invalid spec.",
                 runtime.boxes_crashed_total,
             ),
             (
@@ -97,22 +98,22 @@ impl Collector for Numbers {
             ),
             (
                 "shim_reaped",
-                "Shims collected by the reaper.",
+                "Shims reaped by the reaper.",
                 runtime.shim_reaped,
             ),
             (
                 "shim_reaper_vanished",
-                "Shims whose end the reaper saw but did not collect.",
+                "Shims whose exit the reaper observed but that it did not reap.",
                 runtime.shim_reaper_vanished,
             ),
             (
                 "shim_reaper_sweeps",
-                "Sweeps that the reaper completed; never stands still.",
+                "Sweeps completed by the reaper; rises as long as it works.",
                 runtime.shim_reaper_sweeps,
             ),
             (
                 "shim_reaper_respawns",
-                "Times that the reaper's worker had to be replaced.",
+                "Times that the worker of the reaper was replaced.",
                 runtime.shim_reaper_respawns,
             ),
             (
@@ -121,12 +122,12 @@ impl Collector for Numbers {
                 self.accept_failures,
             ),
         ] {
-            put(&mut encoder, name, help, None, &ConstCounter::new(count))?;
+            write_metric(&mut encoder, name, help, None, &ConstCounter::new(count))?;
         }
         for (name, help, value) in [
             (
                 "boxes_running",
-                "Boxes that run now.",
+                "Boxes that are running now.",
                 runtime.num_running_boxes,
             ),
             (
@@ -136,30 +137,30 @@ impl Collector for Numbers {
             ),
             (
                 "shim_reaper_up",
-                "Whether the reaper's worker is there.",
+                "Whether the worker of the reaper is alive.",
                 u64::from(runtime.shim_reaper_alive),
             ),
         ] {
-            put(&mut encoder, name, help, None, &ConstGauge::new(value))?;
+            write_metric(&mut encoder, name, help, None, &ConstGauge::new(value))?;
         }
         if let Some(at) = runtime.shim_reaper_last_sweep_at_ms {
             let seconds = ConstGauge::new(at as f64 / 1000.0);
             let (name, help) = (
                 "shim_reaper_last_sweep_timestamp",
-                "When the reaper's last sweep was, in seconds since 1970.",
+                "Time of the reaper's last sweep, in seconds since 1970.",
             );
-            put(&mut encoder, name, help, Some(&Unit::Seconds), &seconds)?;
+            write_metric(&mut encoder, name, help, Some(&Unit::Seconds), &seconds)?;
         }
         if let Some(zombies) = self.zombies {
-            let help = "Children of the server that have ended and are not collected.";
+            let help = "Children of the server that have exited and are not reaped.";
             let zombies = ConstGauge::new(zombies);
-            put(&mut encoder, "shim_zombies", help, None, &zombies)?;
+            write_metric(&mut encoder, "shim_zombies", help, None, &zombies)?;
         }
         Ok(())
     }
 }
 
-fn put(
+fn write_metric(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,

@@ -1,4 +1,4 @@
-//! The OpenAPI document, but for what the handlers say themselves.
+//! The parts of the OpenAPI document that the handlers do not define.
 
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
@@ -12,12 +12,13 @@ use crate::wire::{ErrorResponse, EventsLost};
 
 const SCHEME: &str = "BearerAuth";
 
-pub(crate) fn head() -> OpenApi {
+/// Returns the document without its paths.
+pub(crate) fn skeleton() -> OpenApi {
     let token = SecurityScheme::Http(
         HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
             .description(Some(
-                "The server's token; over its Unix socket none is needed.",
+                "The token of the server. Clients of its Unix socket need none.",
             ))
             .build(),
     );
@@ -27,9 +28,9 @@ pub(crate) fn head() -> OpenApi {
                 .title("VMM runtime")
                 .version(env!("CARGO_PKG_VERSION"))
                 .description(Some(
-                    "Boxes: payloads that run inside processes of their own. A subset of the \
-                     BoxLite Box API, and the server's own health, metrics and events. A request \
-                     that is no HTTP gets 400, 414 or 431 without a body.",
+                    "Manages boxes: payloads that each run in a shim process. The API is a subset of \
+                     the BoxLite Box API, with additional health, metrics and event endpoints. A \
+                     request that is not valid HTTP gets 400, 414 or 431 without a body.",
                 ))
                 .license(Some(
                     LicenseBuilder::new()
@@ -49,8 +50,8 @@ pub(crate) fn head() -> OpenApi {
         .build()
 }
 
-/// Adds to every path what every path may answer.
-pub(crate) fn complete(api: &mut OpenApi) {
+/// Adds the responses that all operations have in common.
+pub(crate) fn add_common_responses(api: &mut OpenApi) {
     for item in api.paths.paths.values_mut() {
         let operations = [
             &mut item.get,
@@ -59,20 +60,24 @@ pub(crate) fn complete(api: &mut OpenApi) {
             &mut item.delete,
         ];
         for operation in operations.into_iter().flatten() {
-            add_common_answers(operation);
+            add_common_responses_to(operation);
         }
     }
 }
 
-fn add_common_answers(operation: &mut Operation) {
-    let open = operation.security.is_some();
-    let mutating = operation.request_body.is_some() || has_key(operation);
+fn add_common_responses_to(operation: &mut Operation) {
+    let is_public = operation.security.is_some();
+    let is_mutating = operation.request_body.is_some() || has_idempotency_key(operation);
     for (status, description, applies) in [
         ("400", "The request is malformed", true),
-        ("401", "There is no token, or a wrong one", !open),
-        ("408", "It took too long", true),
+        ("401", "The token is missing or wrong", !is_public),
+        ("408", "The request took too long", true),
         ("413", "The body is too long", true),
-        ("422", "The key was used for another request", mutating),
+        (
+            "422",
+            "The idempotency key was used for another request",
+            is_mutating,
+        ),
         ("500", "The server failed", true),
         (
             "503",
@@ -84,17 +89,19 @@ fn add_common_answers(operation: &mut Operation) {
             let content = ContentBuilder::new()
                 .schema(Some(Ref::from_schema_name(ErrorResponse::name())))
                 .build();
-            let answer = ResponseBuilder::new()
+            let response = ResponseBuilder::new()
                 .description(description)
                 .content("application/json", content)
                 .build();
-            let answers = &mut operation.responses.responses;
-            answers.entry(status.to_owned()).or_insert(answer.into());
+            let responses = &mut operation.responses.responses;
+            responses
+                .entry(status.to_owned())
+                .or_insert(response.into());
         }
     }
 }
 
-fn has_key(operation: &Operation) -> bool {
+fn has_idempotency_key(operation: &Operation) -> bool {
     let mut parameters = operation.parameters.iter().flatten();
     parameters.any(|parameter| match parameter {
         RefOr::T(parameter) => parameter.name == "Idempotency-Key",
@@ -102,7 +109,7 @@ fn has_key(operation: &Operation) -> bool {
     })
 }
 
-pub(crate) fn text(api: &OpenApi) -> String {
-    // Every value of the type is JSON.
+pub(crate) fn to_json(api: &OpenApi) -> String {
+    // Cannot fail: every value of the type is valid JSON.
     serde_json::to_string(api).unwrap_or_default()
 }
