@@ -9,7 +9,7 @@ use crate::home::Home;
 use crate::output::{Cell, Format, Table, print, print_error, print_json};
 use crate::server_args::ServerArgs;
 
-/// Show everything about boxes
+/// Show all fields of boxes
 #[derive(Args, Debug)]
 pub(crate) struct Inspect {
     /// Output format

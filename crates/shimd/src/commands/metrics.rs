@@ -24,7 +24,7 @@ pub(crate) struct Metrics {
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum MetricsFormat {
-    /// A table
+    /// Aligned columns
     #[default]
     Table,
     /// JSON, for programs

@@ -60,11 +60,11 @@ const IMAGES_HELP: &str = r#"Images:
     "console": {"max_bytes": 10485760, "files": 3}
   }
 
-  Every field is optional. `pids` limits the processes and threads of a box; the default is 4096, or
-  no limit if the daemon cannot create control groups. Further fields: `entrypoint`, the words before
-  the command; `ready`, "started" (the default), or "notified" for a payload that reports READY=1 as
-  in sd_notify(3); `name`, in place of the file name; and `engine`, by default "process", with its
-  `options`."#;
+  Every field is optional. `pids` limits the processes and threads of a box; the default is 4096,
+  or no limit if the daemon cannot create control groups. Further fields: `entrypoint`, the words
+  before the command; `ready`, "started" (the default), or "notified" for a payload that reports
+  READY=1 as in sd_notify(3); `name`, in place of the file name; and `engine`, by default "process",
+  with its `options`."#;
 
 /// How long boxes may take to stop when the daemon shuts down.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);

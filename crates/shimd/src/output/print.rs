@@ -12,7 +12,7 @@ use crate::failure::Failure;
 /// The output format of a command.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// A table
+    /// Aligned columns
     #[default]
     Table,
     /// JSON, for programs

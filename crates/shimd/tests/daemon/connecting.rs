@@ -53,7 +53,7 @@ async fn connection_failure_is_explained() {
     let open = tempfile::tempdir().unwrap();
     fs::set_permissions(open.path(), Permissions::from_mode(0o755)).unwrap();
     let program = open.path().join("shimd");
-    // Copied by another process: a child that another test forks meanwhile would inherit a writable
+    // Copied by another process: a child that another test forks would inherit a writable
     // descriptor of the file, and execve(2) fails with ETXTBSY for such a file.
     let mut copy = Command::new("cp");
     copy.arg(env!("CARGO_BIN_EXE_shimd")).arg(&program);
