@@ -115,9 +115,12 @@ impl<K: ProcessTable> Intake<K> {
         let before = peek(&pidfd);
         // A `Child` that has been waited for remembers its status, and its pid is no longer its
         // own; only trying to wait tells. What is registered already is left to its entry.
-        if !self.is_registered(pid)
-            && let Ok(Some(status)) = child.try_wait()
-        {
+        let status = if self.is_registered(pid) {
+            None
+        } else {
+            child.try_wait().ok().flatten()
+        };
+        if let Some(status) = status {
             let collected_here = matches!(before, Waited::Exited(_) | Waited::Running)
                 && matches!(peek(&pidfd), Waited::NotOurs);
             let rusage = match before {
@@ -192,9 +195,8 @@ impl<K: ProcessTable> Intake<K> {
         let id = entries.next_id();
         // The watch is set while the directory is locked, and the sweep looks into the directory
         // before it follows a report: it never sees a report of a shim that it cannot find.
-        if let Some(fd) = &pidfd
-            && let Err(error) = self.kernel.watch(fd, id)
-        {
+        let watched = pidfd.as_ref().map(|fd| self.kernel.watch(fd, id));
+        if let Some(Err(error)) = watched {
             self.pidfd_missing(pid, &error);
             pidfd = None;
             start_time = self

@@ -80,7 +80,7 @@ pub(crate) fn pidfd_has_exited(pidfd: BorrowedFd<'_>) -> bool {
 pub(crate) fn waitid(who: WaitFor<'_>, leave: bool) -> io::Result<Option<Waited>> {
     let (id_type, id) = match who {
         WaitFor::Pid(pid) => (libc::P_PID, pid),
-        WaitFor::Pidfd(pidfd) => (libc::P_PIDFD, pidfd.as_raw_fd().cast_unsigned()),
+        WaitFor::Pidfd(pidfd) => (libc::P_PIDFD, pidfd.as_raw_fd() as u32),
         WaitFor::Group(pgid) => (libc::P_PGID, pgid),
     };
     let mut flags = libc::WEXITED | libc::WNOHANG;
@@ -117,7 +117,7 @@ pub(crate) fn waitid(who: WaitFor<'_>, leave: bool) -> io::Result<Option<Waited>
         _ => value,
     };
     Ok(Some(Waited {
-        pid: pid.cast_unsigned(),
+        pid: pid as u32,
         status: ExitStatus::from_raw(raw),
         usage: ResourceUsage::from_raw(&usage),
     }))

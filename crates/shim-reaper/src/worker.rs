@@ -259,9 +259,7 @@ async fn work(worker: &Worker, failures: &mut u32) {
             .into_iter()
             .chain(until_sweep)
             .min();
-        if let Some(alarm) = alarm
-            && timer.deadline() != alarm
-        {
+        if let Some(alarm) = alarm.filter(|alarm| timer.deadline() != *alarm) {
             timer.as_mut().reset(alarm);
         }
         let collected = tokio::select! {

@@ -1,40 +1,36 @@
-use std::fmt::Display;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    Completions, Create, Events, Inspect, List, Metrics, Remove, Run, Start, Stop, Top, idle,
+    Completions, Create, Events, Inspect, List, Metrics, Remove, Run, Start, Stop, Top,
 };
 use crate::daemon::Serve;
-use crate::failure::Failure;
+use crate::failure::{EXIT_SHIMD_FAILED, Failure};
 use crate::home::Home;
-use crate::output::plain;
-
-/// What docker exits with when it could not do its own part of a `run`, or understand a command.
-pub(crate) const OWN_FAILURE: u8 = 125;
+use crate::output::print_error;
 
 #[derive(Debug, Parser)]
 #[command(
     name = "shimd",
     version,
-    about = "Runs boxes, each in a process of its own, and keeps account of every one",
+    about = "Run boxes, each in its own shim process",
     after_help = "\
-Begin with:
-  shimd serve                          the daemon; leave it running, and in another terminal:
-  shimd run idle echo hello            make a box, run a command in it, wait for its end
-  shimd run --detach --name nap idle   one that waits to be stopped
-  shimd ps                             what runs
-  shimd rm --force nap                 end it and remove it",
+Getting started:
+  shimd serve                          run the daemon; leave it running, and in another terminal:
+  shimd run idle echo hello            create a box, run a command in it, wait until it ends
+  shimd run --detach --name nap idle   start a box that runs until it is stopped
+  shimd ps                             list the running boxes
+  shimd rm --force nap                 kill the box and remove it",
     arg_required_else_help = true,
     disable_help_subcommand = true
 )]
 pub(crate) struct Cli {
-    /// Where the daemon keeps its boxes and its socket [default: /var/lib/shimd for root,
-    /// ~/.local/state/shimd for everybody else]
+    /// Directory of the daemon: its boxes and its socket [default: /var/lib/shimd for root,
+    /// ~/.local/state/shimd for other users]
     #[arg(
         long,
         global = true,
@@ -64,62 +60,57 @@ enum Command {
     Events(Events),
     Top(Top),
     Completions(Completions),
-    /// Waits to be stopped: what boxes of the image `idle` run.
+    /// Sleep until a signal ends it: the command of the built-in image `idle`.
     #[command(hide = true)]
     Idle,
 }
 
-/// Does what the arguments say.
+/// Runs the command that the arguments name and returns its exit code.
 pub(crate) fn run() -> ExitCode {
     let parsed = Cli::command().try_get_matches().and_then(|mut matches| {
-        let home_beats_url = home_beats_url(&matches);
-        Ok((Cli::from_arg_matches_mut(&mut matches)?, home_beats_url))
+        let home_overrides_url = home_overrides_url(&matches);
+        Ok((Cli::from_arg_matches_mut(&mut matches)?, home_overrides_url))
     });
-    let (cli, home_beats_url) = match parsed {
+    let (cli, home_overrides_url) = match parsed {
         Ok(parsed) => parsed,
         Err(error) => {
-            // As for what is wrong elsewhere, see `complain`.
+            // If stderr is closed, only the exit code remains.
             let _ = error.print();
-            return match error.use_stderr() {
-                true => ExitCode::from(OWN_FAILURE),
-                false => ExitCode::SUCCESS,
+            return if error.use_stderr() {
+                ExitCode::from(EXIT_SHIMD_FAILED)
+            } else {
+                ExitCode::SUCCESS
             };
         }
     };
-    let own_failure = match &cli.command {
-        Command::Run(_) => ExitCode::from(OWN_FAILURE),
+    let failure_code = match &cli.command {
+        Command::Run(_) => ExitCode::from(EXIT_SHIMD_FAILED),
         _ => ExitCode::FAILURE,
     };
-    match cli.run(home_beats_url) {
+    match cli.run(home_overrides_url) {
         Ok(code) => code,
         Err(failure) if failure.is_broken_pipe() => ExitCode::SUCCESS,
         Err(failure) => {
-            complain(failure);
-            own_failure
+            print_error(failure.with_causes());
+            failure_code
         }
     }
 }
 
-/// What is given as an argument comes before what the environment says.
-fn home_beats_url(matches: &ArgMatches) -> bool {
+/// Returns true if `--home` is an argument and `--url` is not, so that a URL in the environment
+/// does not override the argument.
+fn home_overrides_url(matches: &ArgMatches) -> bool {
     let is_argument = |matches: &ArgMatches, name| {
         matches.try_contains_id(name).is_ok()
             && matches.value_source(name) == Some(ValueSource::CommandLine)
     };
-    let of_command = matches.subcommand().map(|(_, matches)| matches);
-    is_argument(matches, "home") && !of_command.is_some_and(|it| is_argument(it, "url"))
-}
-
-/// Tells of a failure.
-pub(crate) fn complain(failure: impl Display) {
-    let failure = plain(&failure.to_string());
-    // Nobody reads it? Then the exit code has to do.
-    let _ = writeln!(anstream::stderr(), "shimd: {failure}");
+    let subcommand = matches.subcommand().map(|(_, matches)| matches);
+    is_argument(matches, "home") && !subcommand.is_some_and(|it| is_argument(it, "url"))
 }
 
 impl Cli {
-    fn run(self, home_beats_url: bool) -> Result<ExitCode, Failure> {
-        let home = || Home::at(self.home, home_beats_url);
+    fn run(self, home_overrides_url: bool) -> Result<ExitCode, Failure> {
+        let home = || Home::new(self.home, home_overrides_url);
         match self.command {
             Command::Serve(command) => command.run(home()?),
             Command::Create(command) => block_on(command.run(home()?)),
@@ -132,19 +123,26 @@ impl Cli {
             Command::Metrics(command) => block_on(command.run(home()?)),
             Command::Events(command) => block_on(command.run(home()?)),
             Command::Top(command) => block_on(command.run(home()?)),
-            Command::Completions(command) => command.run(),
+            Command::Completions(command) => command.run(Self::command()),
             Command::Idle => idle(),
         }
     }
 }
 
-/// A client does one thing at a time.
+/// Runs a client command on a tokio runtime with one thread.
 fn block_on<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(Failure::system("start its event loop"))?
+        .map_err(Failure::system("start the tokio runtime"))?
         .block_on(command)
+}
+
+/// Sleeps until a signal ends the process: SIGTERM has its default disposition here.
+fn idle() -> ! {
+    loop {
+        thread::park();
+    }
 }
 
 #[cfg(test)]
@@ -152,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_consistent() {
+    fn command_line_definition_is_valid() {
         Cli::command().debug_assert();
     }
 }

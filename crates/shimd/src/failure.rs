@@ -1,34 +1,36 @@
 use std::error::Error;
 use std::io;
-use std::path::PathBuf;
+use std::iter;
 
 use vmm_rest::{ClientError, ImageError, ListenError, TokenError};
 use vmm_runtime::RuntimeError;
 
-use crate::cli::OWN_FAILURE;
+/// The exit code of docker for a command line that it cannot parse, and for a `run` that fails
+/// outside the payload.
+pub(crate) const EXIT_SHIMD_FAILED: u8 = 125;
 
-/// Why a command could not do what it was to do.
+/// Why a command failed.
+///
+/// The message does not repeat what `source()` returns; [`Failure::with_causes`] has both.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    #[error("{0}{cause}", cause = root_cause(.0))]
+    #[error(transparent)]
     Client(ClientError),
     #[error(
-        "no daemon answers at {at} ({cause}); start one with `shimd serve`, or say where it is \
-         with --home or --url"
+        "cannot connect to a daemon at {at}: {cause}; start one with `shimd serve`, or select \
+         another with --home or --url"
     )]
     NoDaemon { at: String, cause: String },
     #[error(
-        "{at} may not be opened by this user ({cause}): its daemon is somebody else's; become its \
-         user, or have a daemon of your own with --home"
+        "cannot connect to the daemon at {at}: {cause}; it belongs to another user: run the \
+         command as that user, or select a daemon of your own with --home"
     )]
-    NotYours { at: String, cause: String },
-    #[error("the daemon at {at} does not answer: it is stopped, stuck, or overloaded")]
-    Silent { at: String },
+    AccessDenied { at: String, cause: String },
+    #[error("the daemon at {at} does not respond: it is stopped, stuck, or overloaded")]
+    NoResponse { at: String },
     #[error(transparent)]
     Token(#[from] TokenError),
-    #[error("the token file {}: {source}", path.display())]
-    TokenFile { path: PathBuf, source: TokenError },
-    #[error("SHIMD_TOKEN: {0}")]
+    #[error("invalid token in SHIMD_TOKEN")]
     TokenVariable(#[source] TokenError),
     #[error("{0}{hint}", hint = home_hint(.0))]
     Runtime(#[from] RuntimeError),
@@ -37,35 +39,37 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error(
-        "the socket {index} of the service manager is no stream socket; its unit needs \
-         ListenStream= for it"
+        "socket {index} of the service manager is not a stream socket; declare it with \
+         ListenStream= in its unit"
     )]
-    NoStreamSocket { index: usize },
-    #[error("RUST_LOG: {0}; try RUST_LOG=debug")]
+    NotAStreamSocket { index: usize },
+    #[error("invalid RUST_LOG (an example is RUST_LOG=debug)")]
     LogFilter(#[from] tracing_subscriber::filter::FromEnvError),
-    #[error("no home: HOME is not set; give one with --home")]
+    #[error("no home directory for the daemon: HOME is not set; select one with --home")]
     NoHome,
-    #[error("the daemon has ended before the box {id} did")]
+    #[error("the daemon ended before the box {id}")]
     DaemonEnded { id: String },
     #[error(
-        "this is no terminal; programs read `shimd ps --format json` and `shimd metrics --format \
-         json`"
+        "{stream} is not a terminal; in programs, use `shimd ps --format json` and `shimd metrics \
+         --format json`"
     )]
-    NoTerminal,
-    #[error("the numbers of a box are not for Prometheus; leave the box out, or the format")]
-    OfDaemonOnly,
+    NotATerminal { stream: &'static str },
+    #[error(
+        "the format openmetrics has no metrics of a single box; omit the box, or use another format"
+    )]
+    DaemonOnlyFormat,
     #[error("{failure}")]
     Interrupted { signal: i32, failure: Box<Self> },
-    #[error("what the box prints cannot be shown: its console.log is no regular file any more")]
-    NoConsole,
+    #[error("cannot show the output of the box: its console.log is not a regular file")]
+    NotAConsole,
     #[error(
-        "{bytes} bytes that the box printed are not shown: console.log was rotated before they could \
-         be read; an image can keep more, with `console`"
+        "{bytes} bytes of output are not shown: the shim rotated console.log before they were \
+         read; to keep more, set `console` in the image"
     )]
     OutputRotated { bytes: u64 },
-    #[error("cannot print: {0}")]
+    #[error("cannot print")]
     Output(#[source] io::Error),
-    #[error("cannot {action}: {source}")]
+    #[error("cannot {action}")]
     System {
         action: &'static str,
         source: io::Error,
@@ -73,12 +77,13 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// Returns a function that wraps the error of a system call which `action` needs.
     pub(crate) fn system(action: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| Self::System { action, source }
     }
 
-    /// The same, if a signal has asked for the end before.
-    pub(crate) fn when_interrupted_by(self, signal: Option<i32>) -> Self {
+    /// Records the signal that interrupted the command, if any.
+    pub(crate) fn interrupted_by(self, signal: Option<i32>) -> Self {
         match signal {
             Some(signal) => Self::Interrupted {
                 signal,
@@ -88,29 +93,42 @@ impl Failure {
         }
     }
 
-    /// What `run` exits with, where no payload has a say.
+    /// Returns the exit code of `run` when the payload has none.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Interrupted { signal, .. } => u8::try_from(128 + signal).unwrap_or(OWN_FAILURE),
-            _ => OWN_FAILURE,
+            Self::Interrupted { signal, .. } => {
+                u8::try_from(128 + signal).unwrap_or(EXIT_SHIMD_FAILED)
+            }
+            _ => EXIT_SHIMD_FAILED,
         }
     }
 
-    /// A daemon that was there is so no more.
-    pub(crate) fn is_of_lost_daemon(&self) -> bool {
+    /// Returns true if the connection to a daemon was lost.
+    pub(crate) fn is_daemon_lost(&self) -> bool {
         matches!(
             self,
             Self::DaemonEnded { .. } | Self::Client(ClientError::Interrupted { .. })
         )
     }
 
-    pub(crate) fn is_of_output(&self) -> bool {
+    /// Returns true if stdout could not be written.
+    pub(crate) fn is_output_error(&self) -> bool {
         matches!(self, Self::Output(_))
     }
 
-    /// Whoever was reading has seen enough.
+    /// Returns true if the reader of stdout has closed it.
     pub(crate) fn is_broken_pipe(&self) -> bool {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+
+    /// Returns the message, followed by every cause that the message does not contain.
+    pub(crate) fn with_causes(&self) -> String {
+        match self {
+            Self::Interrupted { failure, .. } => failure.with_causes(),
+            // The errors in between are layers of the HTTP library.
+            Self::Client(error) => append_causes(error, iter::once(root_of(error))),
+            other => append_causes(other, iter::successors(other.source(), |it| (*it).source())),
+        }
     }
 }
 
@@ -120,9 +138,9 @@ impl From<ClientError> for Failure {
             ClientError::Unreachable { at, source } => {
                 let root = root_of(&source);
                 let cause = root.to_string();
-                let system = root.downcast_ref::<io::Error>().map(io::Error::kind);
-                match system {
-                    Some(io::ErrorKind::PermissionDenied) => Self::NotYours { at, cause },
+                let kind = root.downcast_ref::<io::Error>().map(io::Error::kind);
+                match kind {
+                    Some(io::ErrorKind::PermissionDenied) => Self::AccessDenied { at, cause },
                     _ => Self::NoDaemon { at, cause },
                 }
             }
@@ -131,10 +149,10 @@ impl From<ClientError> for Failure {
     }
 }
 
-/// How another home is chosen, where that is what the error advises.
+/// Returns the option that selects another home, for errors that advise that.
 fn home_hint(error: &RuntimeError) -> &'static str {
     match error {
-        RuntimeError::HomeOfAnother { .. } | RuntimeError::OpenHome { .. } => " with --home",
+        RuntimeError::HomeOfAnother { .. } | RuntimeError::OpenHome { .. } => " (option --home)",
         _ => "",
     }
 }
@@ -146,13 +164,18 @@ fn root_of<'e>(mut error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'static
     error
 }
 
-/// What began it, unless the message has said so.
-fn root_cause(error: &(dyn Error + 'static)) -> String {
-    let cause = root_of(error).to_string();
-    match error.to_string().contains(&cause) {
-        true => String::new(),
-        false => format!(": {cause}"),
-    }
+fn append_causes<'e>(
+    error: &dyn Error,
+    causes: impl Iterator<Item = &'e (dyn Error + 'static)>,
+) -> String {
+    causes.fold(error.to_string(), |text, cause| {
+        let cause = cause.to_string();
+        if text.contains(&cause) {
+            text
+        } else {
+            format!("{text}: {cause}")
+        }
+    })
 }
 
 #[cfg(test)]
@@ -160,17 +183,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_began_it_is_told_once() {
-        let plain = TokenError::TooShort;
-        assert_eq!(root_cause(&plain), "");
-        let told = TokenError::Read {
+    fn every_cause_is_printed_once() {
+        let no_cause = Failure::Token(TokenError::TooShort);
+        assert_eq!(no_cause.with_causes(), no_cause.to_string());
+        let read = Failure::Token(TokenError::Read {
             path: "/token".into(),
-            source: io::Error::other("no"),
-        };
-        assert_eq!(root_cause(&told), "");
-        #[derive(Debug, thiserror::Error)]
-        #[error("outer")]
-        struct Outer(#[source] io::Error);
-        assert_eq!(root_cause(&Outer(io::Error::other("inner"))), ": inner");
+            source: io::Error::other("no such token"),
+        });
+        assert_eq!(read.with_causes().matches("no such token").count(), 1);
+        let system = Failure::system("draw")(io::Error::other("closed"));
+        assert_eq!(system.with_causes(), "cannot draw: closed");
+        let interrupted = system.interrupted_by(Some(15));
+        assert_eq!(interrupted.with_causes(), "cannot draw: closed");
     }
 }

@@ -4,44 +4,53 @@ use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
 
-/// The directory of a daemon: its boxes, and the socket at which it is reached.
+/// The directory of a daemon, with its boxes and its socket.
 #[derive(Clone, Debug)]
 pub(crate) struct Home {
     path: PathBuf,
-    beats_url: bool,
+    overrides_url: bool,
 }
 
 impl Home {
-    /// The given one, or the user's.
-    pub(crate) fn at(given: Option<PathBuf>, beats_url: bool) -> Result<Self, Failure> {
-        let default = || match rustix::process::geteuid().is_root() {
-            true => Some(PathBuf::from("/var/lib/shimd")),
-            false => of_user(env::var_os("XDG_STATE_HOME"), env::var_os("HOME")),
+    /// Creates a home at `path`, or at the default directory of the user.
+    pub(crate) fn new(path: Option<PathBuf>, overrides_url: bool) -> Result<Self, Failure> {
+        let default = || {
+            if rustix::process::geteuid().is_root() {
+                Some(PathBuf::from("/var/lib/shimd"))
+            } else {
+                user_home(env::var_os("XDG_STATE_HOME"), env::var_os("HOME"))
+            }
         };
-        let path = given.or_else(default).ok_or(Failure::NoHome)?;
-        Ok(Self { path, beats_url })
+        let path = path.or_else(default).ok_or(Failure::NoHome)?;
+        Ok(Self {
+            path,
+            overrides_url,
+        })
     }
 
-    /// Whether it is an argument, which comes before a URL of the environment.
-    pub(crate) fn beats_url(&self) -> bool {
-        self.beats_url
+    /// Returns true if commands use this home although the environment has a URL.
+    pub(crate) fn overrides_url(&self) -> bool {
+        self.overrides_url
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
+    /// Returns the path of the daemon's socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.path.join("shimd.sock")
     }
 
+    /// Returns the directory of the box with this id.
     pub(crate) fn box_dir(&self, id: &str) -> PathBuf {
         self.path.join("boxes").join(id)
     }
 }
 
-/// As the XDG Base Directory Specification says, which has relative paths ignored.
-fn of_user(state: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
+/// Returns the default home of a user. The XDG Base Directory Specification requires that relative
+/// paths are ignored.
+fn user_home(state: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
     let absolute = |dir: Option<OsString>| dir.map(PathBuf::from).filter(|dir| dir.is_absolute());
     absolute(state)
         .or_else(|| Some(absolute(home)?.join(".local/state")))
@@ -53,14 +62,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_users_home_is_where_xdg_has_it() {
+    fn default_home_follows_the_xdg_specification() {
         let dir = |state: Option<&str>, home: Option<&str>| {
-            of_user(state.map(Into::into), home.map(Into::into))
+            user_home(state.map(Into::into), home.map(Into::into))
         };
         assert_eq!(dir(Some("/s"), Some("/h")), Some("/s/shimd".into()));
-        let usual = Some(PathBuf::from("/h/.local/state/shimd"));
-        assert_eq!(dir(None, Some("/h")), usual);
-        assert_eq!(dir(Some("relative"), Some("/h")), usual);
+        let fallback = Some(PathBuf::from("/h/.local/state/shimd"));
+        assert_eq!(dir(None, Some("/h")), fallback);
+        assert_eq!(dir(Some("relative"), Some("/h")), fallback);
         assert_eq!(dir(None, None), None);
         assert_eq!(dir(None, Some("")), None);
     }

@@ -1,6 +1,6 @@
 //! `shimd` runs boxes in shim processes, serves them over HTTP, and is the command line for them.
 //!
-//! The daemon is `shimd serve`, in [`daemon`]; the other [`commands`] are clients of one.
+//! `shimd serve` is the daemon, see [`daemon`]. The other [`commands`] are clients of a daemon.
 
 #![forbid(unsafe_code)]
 
@@ -8,15 +8,15 @@ mod cli;
 mod commands;
 mod daemon;
 mod failure;
-mod hang_up;
 mod home;
 mod output;
-mod server;
+mod server_args;
+mod signals;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // First of all, before there is any thread: this program is its own shim.
+    // The runtime starts this program again as the shim. The check comes before any thread starts.
     vmm_shim::run_if_shim();
     cli::run()
 }

@@ -32,7 +32,7 @@ pub(crate) fn clear() -> u64 {
     let left = children();
     let zombies = left.iter().filter(|pid| is_zombie(**pid)).count();
     for pid in left {
-        let pid = Pid::from_raw(pid.cast_signed());
+        let pid = Pid::from_raw(pid as i32);
         let _ = kill(pid, Signal::SIGKILL);
         let _ = waitpid(pid, None);
     }

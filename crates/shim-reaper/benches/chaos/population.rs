@@ -87,7 +87,7 @@ impl Life {
     fn command(&mut self, fate: Fate, group: Option<u32>) -> Command {
         let mut command = fate.command(&mut self.random);
         if let Some(group) = group {
-            command.process_group(group.cast_signed());
+            command.process_group(group as i32);
         }
         command
     }

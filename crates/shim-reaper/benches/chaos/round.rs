@@ -313,7 +313,7 @@ impl Round {
     /// What still ran at the shutdown is left to the embedder, status included.
     fn reap(&self, stopped: &[&Registered], tally: &Tally) {
         for shim in stopped.iter().filter(|shim| !shim.attached) {
-            let pid = Pid::from_raw(shim.pid.cast_signed());
+            let pid = Pid::from_raw(shim.pid as i32);
             if shim.fate == Fate::Killed {
                 let _ = kill(pid, Signal::SIGKILL);
             }

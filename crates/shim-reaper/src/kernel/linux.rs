@@ -159,10 +159,12 @@ impl ProcessTable for Linux {
     }
 
     fn spawn(&self, command: &mut Command, contested: bool) -> io::Result<Spawned<OwnedFd>> {
-        if self.pidfds.load(Ordering::Relaxed)
-            && (contested || sys::children_reap_themselves())
-            && let Ok((ours, theirs)) = UnixDatagram::pair()
-        {
+        let needs_early_pidfd =
+            self.pidfds.load(Ordering::Relaxed) && (contested || sys::children_reap_themselves());
+        let sockets = needs_early_pidfd
+            .then(UnixDatagram::pair)
+            .and_then(Result::ok);
+        if let Some((ours, theirs)) = sockets {
             sys::send_pidfd_before_exec(command, theirs);
             return self.spawn_and_receive(command, &ours);
         }
@@ -287,5 +289,5 @@ impl ProcessTable for Linux {
 }
 
 fn as_pid(pid: u32) -> Pid {
-    Pid::from_raw(pid.cast_signed())
+    Pid::from_raw(pid as i32)
 }

@@ -44,7 +44,7 @@ impl ProcStat {
 /// counting starts behind its last parenthesis.
 fn parse(line: &[u8]) -> Option<(u8, u64, i32)> {
     let end_of_name = line.iter().rposition(|byte| *byte == b')')?;
-    let rest = str::from_utf8(line.get(end_of_name + 2..)?).ok()?;
+    let rest = std::str::from_utf8(line.get(end_of_name + 2..)?).ok()?;
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?.bytes().next()?;
     let start_time = fields.nth(18)?.parse().ok()?;

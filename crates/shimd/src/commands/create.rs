@@ -2,26 +2,26 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::NewBox;
+use super::box_args::BoxArgs;
 use crate::failure::Failure;
 use crate::home::Home;
 use crate::output::{plain, print};
-use crate::server::Server;
+use crate::server_args::ServerArgs;
 
-/// Make a box, without starting it, and print its id
+/// Create a box without starting it, and print its id
 #[derive(Args, Debug)]
 pub(crate) struct Create {
     #[command(flatten)]
-    new_box: NewBox,
+    bx: BoxArgs,
     #[command(flatten)]
-    server: Server,
+    server: ServerArgs,
 }
 
 impl Create {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
         let client = self.server.client(&home).await?;
-        let made = client.create(&self.new_box.request()).await?;
-        print(format_args!("{}\n", plain(&made.box_id)))?;
+        let bx = client.create(&self.bx.into_request()).await?;
+        print(format_args!("{}\n", plain(&bx.box_id)))?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -5,20 +5,19 @@ use futures::StreamExt;
 use vmm_rest::ClientError;
 use vmm_rest::wire::BoxEvent;
 
-use crate::cli::complain;
 use crate::failure::Failure;
 use crate::home::Home;
-use crate::output::{Format, plain, print, print_line_of_json};
-use crate::server::Server;
+use crate::output::{Format, plain, print, print_error, print_json_line};
+use crate::server_args::ServerArgs;
 
-/// Follow what happens to boxes, from now on until the daemon ends
+/// Print the events of all boxes until the daemon ends
 #[derive(Args, Debug)]
 pub(crate) struct Events {
-    /// For whom to print; JSON is an object a line
+    /// Output format; JSON has one object per line
     #[arg(long, value_enum, default_value_t)]
     format: Format,
     #[command(flatten)]
-    server: Server,
+    server: ServerArgs,
 }
 
 impl Events {
@@ -26,9 +25,9 @@ impl Events {
         let mut events = self.server.client(&home).await?.events().await?;
         while let Some(event) = events.next().await {
             match (event, self.format) {
-                (Ok(event), Format::Table) => print(line(&event))?,
-                (Ok(event), Format::Json) => print_line_of_json(&event)?,
-                (Err(missed @ ClientError::EventsMissed { .. }), _) => complain(missed),
+                (Ok(event), Format::Table) => print(format_event(&event))?,
+                (Ok(event), Format::Json) => print_json_line(&event)?,
+                (Err(missed @ ClientError::EventsMissed { .. }), _) => print_error(missed),
                 (Err(error), _) => return Err(error.into()),
             }
         }
@@ -36,18 +35,19 @@ impl Events {
     }
 }
 
-fn line(event: &BoxEvent) -> String {
+/// Formats an event as one line, whatever the name of the box contains.
+fn format_event(event: &BoxEvent) -> String {
     let BoxEvent {
         change, at, state, ..
     } = event;
     let id = plain(&state.box_id);
     let name = plain(state.name.as_deref().unwrap_or("-"));
-    let remark = match (state.pid, state.exit_code) {
+    let detail = match (state.pid, state.exit_code) {
         (Some(pid), _) => format!("  pid {pid}"),
         (None, Some(code)) => format!("  code {code}"),
         (None, None) => String::new(),
     };
-    format!("{at:.3}  {:<8}  {id}  {name}{remark}\n", change.name())
+    format!("{at:.3}  {:<8}  {id}  {name}{detail}\n", change.name())
 }
 
 #[cfg(test)]
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_is_a_line_whatever_the_box_is_called() {
+    fn event_is_one_line_for_any_box_name() {
         let event = serde_json::json!({
             "change": "created", "at": "2026-01-02T03:04:05Z",
             "box": {
@@ -65,7 +65,7 @@ mod tests {
             },
         });
         assert_eq!(
-            line(&serde_json::from_value(event).unwrap()),
+            format_event(&serde_json::from_value(event).unwrap()),
             "2026-01-02T03:04:05.000Z  created   b\u{fffd}1  \u{fffd}a\u{fffd}\u{fffd}b\n"
         );
     }

@@ -5,39 +5,37 @@ use vmm_rest::wire::{BoxResponse, BoxStatus};
 
 use crate::failure::Failure;
 use crate::home::Home;
-use crate::output::{Cell, Format, Table, age_of, plain, print, print_json};
-use crate::server::Server;
+use crate::output::{Cell, Format, Table, format_age, plain, print, print_json};
+use crate::server_args::ServerArgs;
 
-/// List boxes: those that run, unless said otherwise
+/// List the running boxes
 #[derive(Args, Debug)]
 pub(crate) struct List {
-    /// Also those that do not run
+    /// List all boxes
     #[arg(short, long)]
     all: bool,
-    /// Only those with this status: configured, running, stopping, stopped or failed
+    /// List the boxes with this status: configured, running, stopping, stopped or failed
     #[arg(long, conflicts_with = "all")]
     status: Option<BoxStatus>,
-    /// Only their ids
+    /// Print only the ids
     #[arg(short, long, conflicts_with = "format")]
     quiet: bool,
-    /// For whom to print
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: Format,
     #[command(flatten)]
-    server: Server,
+    server: ServerArgs,
 }
 
 impl List {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
         let mut boxes = self.server.client(&home).await?.all_boxes().await?;
-        boxes.retain(|listed| match self.status {
-            Some(wanted) => listed.status == wanted,
-            None => self.all || listed.status.is_alive(),
+        boxes.retain(|bx| match self.status {
+            Some(wanted) => bx.status == wanted,
+            None => self.all || bx.status.is_alive(),
         });
         if self.quiet {
-            let ids = boxes
-                .iter()
-                .map(|listed| format!("{}\n", plain(&listed.box_id)));
+            let ids = boxes.iter().map(|bx| format!("{}\n", plain(&bx.box_id)));
             print(ids.collect::<String>())?;
         } else {
             match self.format {
@@ -51,33 +49,33 @@ impl List {
 
 fn table(boxes: &[BoxResponse]) -> Table<6> {
     let mut table = Table::new(["BOX ID", "NAME", "IMAGE", "STATUS", "PID", "CREATED"]);
-    for listed in boxes {
-        table.row([
-            listed.box_id.clone().into(),
-            Cell::or_dash(listed.name.as_ref()),
-            listed.image.clone().into(),
-            status(listed),
-            Cell::or_dash(listed.pid),
-            format!("{} ago", age_of(listed.created_at)).into(),
+    for bx in boxes {
+        table.add_row([
+            bx.box_id.clone().into(),
+            Cell::or_dash(bx.name.as_ref()),
+            bx.image.clone().into(),
+            status_cell(bx),
+            Cell::or_dash(bx.pid),
+            format!("{} ago", format_age(bx.created_at)).into(),
         ]);
     }
     table
 }
 
-/// With what there is to say about it in a word.
-fn status(listed: &BoxResponse) -> Cell {
-    let health = listed.health.and_then(|health| {
+/// Returns the status, with the health of a running box or the exit code of another.
+fn status_cell(bx: &BoxResponse) -> Cell {
+    let health = bx.health.and_then(|health| {
         let word = serde_json::to_value(health).ok()?;
         word.as_str().map(str::to_owned)
     });
-    let code = listed.exit_code.map(|code| code.to_string());
-    let remark = match listed.status {
+    let code = bx.exit_code.map(|code| code.to_string());
+    let detail = match bx.status {
         BoxStatus::Running => health,
         _ => code,
     };
-    let text = match remark {
-        Some(remark) => format!("{} ({remark})", listed.status),
-        None => listed.status.to_string(),
+    let text = match detail {
+        Some(detail) => format!("{} ({detail})", bx.status),
+        None => bx.status.to_string(),
     };
-    Cell::of_status(text, listed.status)
+    Cell::with_status(text, bx.status)
 }

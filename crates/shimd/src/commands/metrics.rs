@@ -7,37 +7,37 @@ use serde_json::{Map, Value};
 use crate::failure::Failure;
 use crate::home::Home;
 use crate::output::{Cell, Table, print, print_json};
-use crate::server::Server;
+use crate::server_args::ServerArgs;
 
-/// Print the numbers of the daemon, or of a box
+/// Print the metrics of the daemon, or of a box
 #[derive(Args, Debug)]
 pub(crate) struct Metrics {
-    /// For whom to print
+    /// Output format
     #[arg(long, value_enum, default_value_t)]
     format: MetricsFormat,
-    /// The id or name of a box, in place of the daemon
+    /// Id or name of a box [default: the daemon]
     #[arg(value_name = "BOX")]
-    of: Option<String>,
+    bx: Option<String>,
     #[command(flatten)]
-    server: Server,
+    server: ServerArgs,
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum MetricsFormat {
-    /// For people
+    /// Aligned columns
     #[default]
     Table,
-    /// For programs
+    /// JSON, for programs
     Json,
-    /// For Prometheus; of the daemon only
+    /// OpenMetrics text, for Prometheus; only for the daemon
     Openmetrics,
 }
 
 impl Metrics {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
         let client = self.server.client(&home).await?;
-        let numbers = match (&self.of, self.format) {
-            (Some(_), MetricsFormat::Openmetrics) => return Err(Failure::OfDaemonOnly),
+        let metrics = match (&self.bx, self.format) {
+            (Some(_), MetricsFormat::Openmetrics) => return Err(Failure::DaemonOnlyFormat),
             (None, MetricsFormat::Openmetrics) => {
                 print(client.exposition().await?)?;
                 return Ok(ExitCode::SUCCESS);
@@ -46,26 +46,26 @@ impl Metrics {
             (None, _) => fields(&client.metrics().await?)?,
         };
         match self.format {
-            MetricsFormat::Json => print_json(&numbers)?,
-            _ => print(table(numbers))?,
+            MetricsFormat::Json => print_json(&metrics)?,
+            _ => print(table(metrics))?,
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn fields(numbers: &impl Serialize) -> Result<Map<String, Value>, Failure> {
-    match serde_json::to_value(numbers) {
+fn fields(metrics: &impl Serialize) -> Result<Map<String, Value>, Failure> {
+    match serde_json::to_value(metrics) {
         Ok(Value::Object(fields)) => Ok(fields),
         Ok(_) => Ok(Map::new()),
         Err(error) => Err(Failure::Output(error.into())),
     }
 }
 
-fn table(numbers: Map<String, Value>) -> Table<2> {
+fn table(metrics: Map<String, Value>) -> Table<2> {
     let mut table = Table::new(["NAME", "VALUE"]);
-    for (name, value) in numbers {
+    for (name, value) in metrics {
         let value = Some(value).filter(|value| !value.is_null());
-        table.row([name.into(), Cell::or_dash(value)]);
+        table.add_row([name.into(), Cell::or_dash(value)]);
     }
     table
 }

@@ -2,28 +2,28 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::each;
+use super::for_each_box::for_each_box;
 use crate::failure::Failure;
 use crate::home::Home;
-use crate::server::Server;
+use crate::server_args::ServerArgs;
 
-/// Remove boxes, their processes and their files
+/// Remove boxes with their files
 #[derive(Args, Debug)]
 pub(crate) struct Remove {
-    /// Also those that run: they are killed
+    /// Kill boxes that are running
     #[arg(short, long)]
     force: bool,
-    /// Ids or names
+    /// Ids or names of the boxes
     #[arg(required = true, value_name = "BOX")]
     boxes: Vec<String>,
     #[command(flatten)]
-    server: Server,
+    server: ServerArgs,
 }
 
 impl Remove {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
         let client = self.server.client(&home).await?;
-        each(&self.boxes, async |name| {
+        for_each_box(&self.boxes, async |name| {
             client.remove(name, self.force).await
         })
         .await

@@ -2,25 +2,25 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::each;
+use super::for_each_box::for_each_box;
 use crate::failure::Failure;
 use crate::home::Home;
-use crate::server::Server;
+use crate::server_args::ServerArgs;
 
 /// Start boxes
 #[derive(Args, Debug)]
 pub(crate) struct Start {
-    /// Ids or names
+    /// Ids or names of the boxes
     #[arg(required = true, value_name = "BOX")]
     boxes: Vec<String>,
     #[command(flatten)]
-    server: Server,
+    server: ServerArgs,
 }
 
 impl Start {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
         let client = self.server.client(&home).await?;
-        each(&self.boxes, async |name| {
+        for_each_box(&self.boxes, async |name| {
             client.start(name).await.map(|_| ())
         })
         .await

@@ -4,22 +4,23 @@ use std::time::Duration;
 use clap::Args;
 use vmm_rest::wire::StopBoxRequest;
 
-use super::{each, seconds};
+use super::for_each_box::for_each_box;
+use super::seconds::parse_seconds;
 use crate::failure::Failure;
 use crate::home::Home;
-use crate::server::Server;
+use crate::server_args::ServerArgs;
 
-/// Stop boxes: ask them to end, and kill those that have not in time
+/// Stop boxes: send SIGTERM, and SIGKILL after a grace period
 #[derive(Args, Debug)]
 pub(crate) struct Stop {
-    /// Seconds until a box is killed [default: 30]
-    #[arg(short, long, value_name = "SECONDS", value_parser = seconds)]
+    /// Grace period in seconds [default: 30]
+    #[arg(short, long, value_name = "SECONDS", value_parser = parse_seconds)]
     time: Option<Duration>,
-    /// Ids or names
+    /// Ids or names of the boxes
     #[arg(required = true, value_name = "BOX")]
     boxes: Vec<String>,
     #[command(flatten)]
-    server: Server,
+    server: ServerArgs,
 }
 
 impl Stop {
@@ -27,7 +28,7 @@ impl Stop {
         let client = self.server.client(&home).await?;
         let mut request = StopBoxRequest::default();
         request.timeout_seconds = self.time.map(|time| time.as_secs_f64());
-        each(&self.boxes, async |name| {
+        for_each_box(&self.boxes, async |name| {
             client.stop(name, &request).await.map(|_| ())
         })
         .await

@@ -16,26 +16,26 @@ use tracing_subscriber::fmt::format::{self, Writer};
 use crate::failure::Failure;
 use crate::output::{is_active, wants_colours};
 
-/// How to log.
+/// The format of the log.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 pub(crate) enum LogFormat {
-    /// For people
+    /// Text, for a terminal
     #[default]
     Human,
-    /// For programs, an object a line
+    /// JSON, one object per line
     Json,
 }
 
 impl LogFormat {
-    /// To stderr, from now on.
-    pub(super) fn start(self) -> Result<(), Failure> {
+    /// Starts to log to stderr, including panics.
+    pub(super) fn init(self) -> Result<(), Failure> {
         let filter = EnvFilter::builder()
             .with_default_directive(LevelFilter::INFO.into())
             .from_env()?;
         let log = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(io::stderr)
-            // It would tell of them on stderr as well, and panic when nobody reads that any more.
+            // It would print them to stderr as well, and panic if stderr is closed.
             .log_internal_errors(false);
         match self {
             Self::Human => log
@@ -50,8 +50,8 @@ impl LogFormat {
     }
 }
 
-/// As by default, but with everything escaped that would begin another line or act on a terminal:
-/// messages and fields hold names and errors that others have chosen.
+/// Returns the default format of fields, with all characters escaped that begin a new line or act on
+/// a terminal: messages and fields contain untrusted names and errors.
 fn fields_on_one_line() -> impl for<'w> FormatFields<'w> {
     const NAME: Style = Style::new().italic();
     const EQUALS: Style = Style::new().dimmed();
@@ -68,25 +68,28 @@ fn fields_on_one_line() -> impl for<'w> FormatFields<'w> {
     format::debug_fn(field).delimited(" ")
 }
 
-/// Text without what would act on a terminal.
+/// A writer that escapes the characters which would act on a terminal.
 struct Escaped<'t, 'w>(&'t mut Writer<'w>);
 
 impl Write for Escaped<'_, '_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        text.chars().try_for_each(|letter| match is_active(letter) {
-            true => write!(self.0, "{}", letter.escape_default()),
-            false => self.0.write_char(letter),
+        text.chars().try_for_each(|character| {
+            if is_active(character) {
+                write!(self.0, "{}", character.escape_default())
+            } else {
+                self.0.write_char(character)
+            }
         })
     }
 }
 
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let backtrace = Backtrace::capture();
-    let captured = backtrace.status() == BacktraceStatus::Captured;
+    let is_captured = backtrace.status() == BacktraceStatus::Captured;
     tracing::error!(
         thread = thread::current().name(),
         place = panic.location().map(tracing::field::display),
-        backtrace = captured.then(|| tracing::field::display(&backtrace)),
+        backtrace = is_captured.then(|| tracing::field::display(&backtrace)),
         "panicked: {}",
         panic.payload_as_str().unwrap_or_default()
     );
@@ -101,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_is_logged_as_everything_else_is() {
+    fn panic_is_logged_in_the_format_of_the_log() {
         let (mut reader, writer): (PipeReader, _) = io::pipe().unwrap();
         let log = tracing_subscriber::fmt().json().flatten_event(true);
         let log = log
@@ -121,6 +124,7 @@ mod tests {
         assert_eq!(line["level"], "ERROR");
         assert!(line["place"].as_str().unwrap().contains("log_format.rs"));
     }
+
     fn logged(with_ansi: bool, log_something: impl FnOnce()) -> String {
         let (mut reader, writer): (PipeReader, _) = io::pipe().unwrap();
         let log = tracing_subscriber::fmt()
@@ -137,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn no_field_and_no_message_can_forge_a_line_or_act_on_a_terminal() {
+    fn fields_and_messages_cannot_forge_a_line_or_act_on_a_terminal() {
         let forged = "a\n2026-01-01T00:00:00Z ERROR forged \u{1b}[2J\r\u{9b}1A\u{202e}";
         let line = logged(false, || {
             let path = std::path::Path::new(forged).display();
@@ -155,10 +159,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_harmless_is_logged_as_it_is() {
+    fn harmless_text_is_logged_unchanged() {
         let text = || tracing::warn!(id = "b1", path = %"/tmp/名前", pid = 7, "not \"removed\"");
-        let wanted = " WARN not \"removed\" id=\"b1\" path=/tmp/名前 pid=7\n";
-        assert_eq!(logged(false, text), wanted);
+        let expected = " WARN not \"removed\" id=\"b1\" path=/tmp/名前 pid=7\n";
+        assert_eq!(logged(false, text), expected);
         assert!(logged(true, text).contains("\u{1b}[3mid\u{1b}[0m\u{1b}[2m=\u{1b}[0m\"b1\""));
     }
 }

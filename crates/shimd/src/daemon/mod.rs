@@ -1,13 +1,8 @@
-//! The daemon: a runtime, the server over it, and the service manager that looks after both.
+//! The daemon: a VMM runtime, the HTTP server over it, and the connection to the service manager.
 
-mod descriptors;
-mod inherited;
 mod log_format;
 mod serve;
 mod service_manager;
 mod signals;
-mod watchdog;
 
-use inherited::Inherited;
-use log_format::LogFormat;
 pub(crate) use serve::Serve;

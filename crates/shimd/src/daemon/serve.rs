@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::task::block_in_place;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -12,40 +13,41 @@ use tracing::Level;
 use vmm_rest::{BearerToken, Image, ImageTable, Limits, Listener, Server};
 use vmm_runtime::{ControlGroup, RuntimeOptions, RuntimeShutdown, VmmRuntime};
 
-use super::signals::Signals;
-use super::watchdog::Watchdog;
-use super::{Inherited, LogFormat, descriptors, service_manager};
-use crate::cli::complain;
+use super::log_format::LogFormat;
+use super::service_manager::{self, InheritedSockets, Watchdog};
+use super::signals::handle_signals;
 use crate::failure::Failure;
 use crate::home::Home;
-use crate::server::{TOKEN_VARIABLE, token};
+use crate::output::print_error;
+use crate::server_args::{TOKEN_VARIABLE, read_token};
+use crate::signals::StopSignals;
 
 /// Run the daemon, in the foreground
 ///
-/// It listens at the socket shimd.sock in --home, which only its own user can open. SIGTERM,
-/// SIGINT and the end of its terminal shut it down: requests are finished, and boxes are stopped
-/// unless they were made with --outlive. A second signal ends it at once.
+/// The daemon listens at the socket shimd.sock in --home, which only its own user can open.
+/// SIGTERM, SIGINT or SIGHUP shuts it down: it finishes the pending requests, and stops all boxes
+/// that were created without --outlive. A second SIGTERM or SIGINT ends it immediately.
 ///
-/// RUST_LOG says how much it logs, for example `debug`.
+/// RUST_LOG sets the log level, for example RUST_LOG=debug.
 #[derive(Args, Debug)]
-#[command(after_long_help = IMAGES)]
+#[command(after_long_help = IMAGES_HELP)]
 pub(crate) struct Serve {
-    /// Listen on TCP as well, for those who have the token; can be given several times
-    #[arg(long, value_name = "ADDR:PORT", value_parser = address)]
+    /// Also listen on TCP, for clients with the token; can be repeated
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_address)]
     listen: Vec<SocketAddr>,
-    /// The token that lets clients in over TCP, which may also be in SHIMD_TOKEN
+    /// Read the token of TCP clients from this file [default: the variable SHIMD_TOKEN]
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// A folder of files NAME.json, each an image that boxes can be made from
+    /// Directory of image files; NAME.json is the image NAME
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
-    /// How to log, to stderr
+    /// Format of the log, which goes to stderr
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
 }
 
-const IMAGES: &str = r#"Images:
-  A file greeter.json in the folder that --images names, from which `shimd run greeter` makes a box:
+const IMAGES_HELP: &str = r#"Images:
+  `shimd run greeter` creates a box from the file greeter.json in the directory of --images:
 
   {
     "command": ["sh", "-c", "echo $WORD"],
@@ -58,45 +60,48 @@ const IMAGES: &str = r#"Images:
     "console": {"max_bytes": 10485760, "files": 3}
   }
 
-  Every field can be left out. `pids` is how many processes and threads a box may have at a time,
-  4096 unless said otherwise, where the daemon can make control groups. There are also `entrypoint`, what comes before the command; `ready`,
-  "started" or "notified", for a payload that says READY=1 as sd_notify(3) does; `name`, in place of
-  the file's; and `engine` with its `options`, "process" unless said otherwise."#;
+  Every field is optional. `pids` limits the processes and threads of a box; the default is 4096,
+  or no limit if the daemon cannot create control groups. Further fields: `entrypoint`, the words
+  before the command; `ready`, "started" (the default), or "notified" for a payload that reports
+  READY=1 as in sd_notify(3); `name`, in place of the file name; and `engine`, by default "process",
+  with its `options`."#;
 
-/// How long boxes may take to stop when the daemon ends.
+/// How long boxes may take to stop when the daemon shuts down.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Serve {
     pub(crate) fn run(self, home: Home) -> Result<ExitCode, Failure> {
-        self.log_format.start()?;
-        // From now on whatever is told is logged.
+        self.log_format.init()?;
+        // From here on failures are logged, not returned to be printed.
         match self.run_logged(&home) {
             Ok(()) => return Ok(ExitCode::SUCCESS),
-            Err(failure) if tracing::enabled!(Level::ERROR) => tracing::error!("{failure}"),
-            Err(failure) => complain(failure),
+            Err(failure) if tracing::enabled!(Level::ERROR) => {
+                tracing::error!("{}", failure.with_causes());
+            }
+            Err(failure) => print_error(failure.with_causes()),
         }
         Ok(ExitCode::FAILURE)
     }
 
     fn run_logged(self, home: &Home) -> Result<(), Failure> {
-        // While there is one thread.
-        let inherited = Inherited::take()?;
-        descriptors::raise_limit();
+        // Before the tokio runtime starts its threads.
+        let inherited = InheritedSockets::take()?;
+        raise_descriptor_limit();
         let images = self.images()?;
-        let token = token(self.token_file.as_deref())?;
+        let token = read_token(self.token_file.as_deref())?;
         tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
-            .map_err(Failure::system("start its threads"))?
+            .map_err(Failure::system("start the tokio runtime"))?
             .block_on(self.serve(home, inherited, images, token))
     }
 
     fn images(&self) -> Result<ImageTable, Failure> {
-        let this = env::current_exe().map_err(Failure::system("find this program"))?;
-        let idle = Image::command([this.to_string_lossy().as_ref(), "idle"]);
+        let program = env::current_exe().map_err(Failure::system("find the program of shimd"))?;
+        let idle = Image::command([program.to_string_lossy().as_ref(), "idle"]);
         let table = ImageTable::with_idle(idle);
         Ok(match &self.images {
-            Some(folder) => table.with_folder(folder)?,
+            Some(dir) => table.with_folder(dir)?,
             None => table,
         })
     }
@@ -104,18 +109,18 @@ impl Serve {
     async fn serve(
         self,
         home: &Home,
-        inherited: Inherited,
+        inherited: InheritedSockets,
         images: ImageTable,
         token: Option<BearerToken>,
     ) -> Result<(), Failure> {
         let shutdown = CancellationToken::new();
-        let signals = Signals::catch().map_err(Failure::system("catch signals"))?;
-        tokio::spawn(signals.run(shutdown.clone()));
+        let signals = StopSignals::catch().map_err(Failure::system("catch signals"))?;
+        tokio::spawn(handle_signals(signals, shutdown.clone()));
 
         let needs_socket = !inherited.has_unix();
-        // Before anything is done to boxes.
+        // A listener that fails must do so before the runtime recovers any box.
         let mut listeners = self.listeners(inherited, token).await?;
-        let private = service_manager::VARIABLES
+        let private = service_manager::PRIVATE_VARIABLES
             .into_iter()
             .chain([TOKEN_VARIABLE]);
         let options = RuntimeOptions::new(home.path()).private_env(private);
@@ -124,12 +129,11 @@ impl Serve {
         if let Err(error) = &groups {
             tracing::warn!(
                 %error,
-                "no control groups: a box that asks for processors or memory is kept to them less \
-                 strictly, one that asks for nothing is not bounded, and the processes of boxes \
-                 are not limited"
+                "no control groups: limits of CPU and memory are enforced less strictly, boxes \
+                 without such limits are unlimited, and the number of processes is not limited"
             );
         }
-        // The home has one daemon, which may replace what an earlier one has left.
+        // After the runtime has locked the home: a socket that is still there is stale.
         if needs_socket {
             let socket = home.socket();
             listeners.push(Listener::unix(&socket).await?);
@@ -137,39 +141,40 @@ impl Serve {
         }
         let limits = Limits::default().apply_default_limits(groups.is_ok());
         let server = Server::new(&runtime, images, limits, &shutdown);
-        let _watchdog = sd_notify::watchdog_enabled().map(|limit| {
-            let watchdog = Watchdog::default().run(runtime.clone(), limit);
+        let _watchdog = sd_notify::watchdog_enabled().map(|timeout| {
+            let watchdog = Watchdog::default().run(runtime.clone(), timeout);
             AbortOnDropHandle::new(tokio::spawn(watchdog))
         });
         if !shutdown.is_cancelled() {
-            service_manager::ready();
+            service_manager::notify_ready();
             tracing::info!(home = %home.path().display(), "ready");
         }
-        let stopping = async {
+        let notify_stopping = async {
             shutdown.cancelled().await;
-            service_manager::stopping();
+            service_manager::notify_stopping();
         };
-        tokio::join!(server.serve(listeners), stopping);
-        report(&runtime.shutdown(SHUTDOWN_TIMEOUT).await);
+        tokio::join!(server.serve(listeners), notify_stopping);
+        log_shutdown(&runtime.shutdown(SHUTDOWN_TIMEOUT).await);
         Ok(())
     }
 
+    /// Returns the listeners on inherited sockets and on TCP.
     async fn listeners(
         &self,
-        inherited: Inherited,
+        inherited: InheritedSockets,
         token: Option<BearerToken>,
     ) -> Result<Vec<Listener>, Failure> {
         let mut listeners = Vec::new();
-        for listener in inherited.listeners(token.as_ref()) {
+        for listener in inherited.into_listeners(token.as_ref()) {
             listeners.push(listener?);
-            tracing::info!("listening at a socket of the service manager");
+            tracing::info!("listening on a socket of the service manager");
         }
         for address in &self.listen {
             let listener = Listener::tcp(*address, token.clone()).await?;
             let address = listener.local_addr().unwrap_or(*address);
             tracing::info!(%address, "listening");
             if token.is_none() {
-                tracing::warn!(%address, "without a token only /healthz and /v1/config are served");
+                tracing::warn!(%address, "no token: only /healthz and /v1/config are served");
             }
             listeners.push(listener);
         }
@@ -177,20 +182,34 @@ impl Serve {
     }
 }
 
-fn address(text: &str) -> Result<SocketAddr, String> {
-    let wanted = "an IP address and a port, as in 127.0.0.1:8080 or [::1]:8080";
-    text.parse().map_err(|_| format!("it takes {wanted}"))
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "must be an IP address and a port, as in 127.0.0.1:8080 or [::1]:8080".to_owned()
+    })
 }
 
-fn report(shutdown: &RuntimeShutdown) {
+/// Raises the soft limit of open descriptors to the hard limit, because every shim and every
+/// connection needs some. Shims inherit the limit; their payloads do not.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, limit = limit.current, "cannot raise the limit of open descriptors");
+    }
+}
+
+fn log_shutdown(report: &RuntimeShutdown) {
     let RuntimeShutdown {
         stopped,
         left_running,
         stuck,
         ..
-    } = shutdown;
+    } = report;
     tracing::info!(?stopped, ?left_running, "shut down");
     if !stuck.is_empty() {
-        tracing::error!(?stuck, "boxes whose shims survived SIGKILL");
+        tracing::error!(?stuck, "the shims of these boxes survived SIGKILL");
     }
 }

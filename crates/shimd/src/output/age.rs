@@ -1,12 +1,12 @@
 use jiff::{SignedDuration, Timestamp};
 
-/// How long ago this was, in its largest unit.
-pub(crate) fn age_of(then: Timestamp) -> String {
-    in_words(Timestamp::now().duration_since(then))
+/// Returns the time that has passed since `then`, in its largest unit.
+pub(crate) fn format_age(then: Timestamp) -> String {
+    format_duration(Timestamp::now().duration_since(then))
 }
 
-fn in_words(age: SignedDuration) -> String {
-    // A clock that was set back makes nothing younger than now.
+fn format_duration(age: SignedDuration) -> String {
+    // The age is negative if the clock was set back.
     let seconds = age.as_secs().max(0);
     let units = [(86_400, "d"), (3_600, "h"), (60, "m")];
     let unit = units.into_iter().find(|(length, _)| seconds >= *length);
@@ -19,8 +19,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_age_has_one_unit() {
-        for (seconds, words) in [
+    fn age_has_one_unit() {
+        for (seconds, text) in [
             (-5, "0s"),
             (0, "0s"),
             (59, "59s"),
@@ -28,7 +28,7 @@ mod tests {
             (7_199, "1h"),
             (86_400 * 400, "400d"),
         ] {
-            assert_eq!(in_words(SignedDuration::from_secs(seconds)), words);
+            assert_eq!(format_duration(SignedDuration::from_secs(seconds)), text);
         }
     }
 }

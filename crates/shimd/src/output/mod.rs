@@ -1,17 +1,13 @@
-//! What is printed, and how.
+//! What the commands print: text, JSON, tables and errors.
 
 mod age;
-mod cell;
-mod colours;
-mod format;
 mod plain;
 mod print;
 mod table;
 
-pub(crate) use age::age_of;
-pub(crate) use cell::Cell;
-pub(crate) use colours::wants_colours;
-pub(crate) use format::Format;
+pub(crate) use age::format_age;
 pub(crate) use plain::{is_active, plain};
-pub(crate) use print::{print, print_json, print_line_of_json, print_raw};
-pub(crate) use table::Table;
+pub(crate) use print::{
+    Format, print, print_error, print_json, print_json_line, print_raw, wants_colours,
+};
+pub(crate) use table::{Cell, Table};

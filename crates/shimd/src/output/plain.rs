@@ -1,14 +1,15 @@
-/// Somebody else's text as one line that does nothing else to a terminal: what would move the
-/// cursor, reorder or hide text is replaced.
+/// Returns untrusted text as one line that is safe to print on a terminal: replaces every character
+/// that would move the cursor, reorder text, or hide it.
 pub(crate) fn plain(text: &str) -> String {
     text.replace(is_active, "\u{fffd}")
 }
 
-/// Joiners are not: there are languages that need them.
-pub(crate) fn is_active(letter: char) -> bool {
-    letter.is_control()
+/// Returns true if a terminal does more with this character than to show it. Joiners are not
+/// active: some languages need them.
+pub(crate) fn is_active(character: char) -> bool {
+    character.is_control()
         || matches!(
-            letter,
+            character,
             '\u{ad}'
                 | '\u{61c}'
                 | '\u{180e}'
@@ -27,8 +28,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_moves_reorders_or_hides_is_replaced_and_the_rest_stays() {
-        for letter in [
+    fn only_active_characters_are_replaced() {
+        for character in [
             '\0',
             '\t',
             '\n',
@@ -52,7 +53,11 @@ mod tests {
             '\u{feff}',
             '\u{e0041}',
         ] {
-            assert_eq!(plain(&format!("a{letter}b")), "a\u{fffd}b", "{letter:?}");
+            assert_eq!(
+                plain(&format!("a{character}b")),
+                "a\u{fffd}b",
+                "{character:?}"
+            );
         }
         let text = "é ﷼ 名前 می\u{200c}خواهم 👩\u{200d}🚀 – \u{fffd}";
         assert_eq!(plain(text), text);

@@ -1,13 +1,21 @@
 use std::fmt;
 
-use anstyle::Style;
+use anstyle::{AnsiColor, Style};
+use vmm_rest::wire::BoxStatus;
 
-use super::Cell;
+use super::plain::plain;
 
-/// Columns that line up.
+/// A table with aligned columns and a heading.
 #[derive(Debug)]
 pub(crate) struct Table<const N: usize> {
     rows: Vec<[Cell; N]>,
+}
+
+/// One value of a [`Table`].
+#[derive(Debug)]
+pub(crate) struct Cell {
+    text: String,
+    style: Style,
 }
 
 impl<const N: usize> Table<N> {
@@ -21,7 +29,7 @@ impl<const N: usize> Table<N> {
         }
     }
 
-    pub(crate) fn row(&mut self, cells: [Cell; N]) {
+    pub(crate) fn add_row(&mut self, cells: [Cell; N]) {
         self.rows.push(cells);
     }
 }
@@ -36,7 +44,7 @@ impl<const N: usize> fmt::Display for Table<N> {
         for row in &self.rows {
             for (column, Cell { text, style }) in row.iter().enumerate() {
                 write!(f, "{style}{text}{style:#}")?;
-                // No blanks at the end of a line.
+                // The last column is not padded.
                 if column + 1 < N {
                     let gap = widths[column] + 3 - text.chars().count();
                     write!(f, "{:gap$}", "")?;
@@ -48,15 +56,50 @@ impl<const N: usize> fmt::Display for Table<N> {
     }
 }
 
+impl Cell {
+    /// Creates a cell with the value, or with a dash if there is none.
+    pub(crate) fn or_dash(value: Option<impl ToString>) -> Self {
+        value.map_or_else(|| "-".into(), |value| value.to_string().into())
+    }
+
+    /// Creates a cell with the colour of a status.
+    pub(crate) fn with_status(text: String, status: BoxStatus) -> Self {
+        let style = match status {
+            BoxStatus::Running => AnsiColor::Green.on_default(),
+            BoxStatus::Failed => AnsiColor::Red.on_default(),
+            _ => Style::new(),
+        };
+        Self {
+            style,
+            ..text.into()
+        }
+    }
+}
+
+impl From<String> for Cell {
+    fn from(text: String) -> Self {
+        text.as_str().into()
+    }
+}
+
+impl From<&str> for Cell {
+    fn from(text: &str) -> Self {
+        Self {
+            text: plain(text),
+            style: Style::new(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn columns_line_up_and_lines_stay_lines() {
+    fn columns_are_aligned_and_every_row_is_one_line() {
         let mut table = Table::new(["NAME", "PID"]);
-        table.row(["longer\nname".into(), Cell::or_dash(Some(7))]);
-        table.row(["é".into(), Cell::or_dash(None::<u32>)]);
+        table.add_row(["longer\nname".into(), Cell::or_dash(Some(7))]);
+        table.add_row(["é".into(), Cell::or_dash(None::<u32>)]);
         let plain = anstream::adapter::strip_str(&table.to_string()).to_string();
         assert_eq!(
             plain,

@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use vmm_rest::wire::CreateBoxRequest;
 use vmm_runtime::testing::PerTestBoxHome;
 
-use crate::fixture::{Daemon, Said, logged, said, shimd, words};
-use crate::process::{DEADLINE, end_of, eventually};
+use crate::fixture::{CommandOutput, Daemon, read_log, run_shimd, shimd, words};
+use crate::process::{TEST_TIMEOUT, eventually, wait_for_exit};
 use crate::terminal::Terminal;
 
 #[tokio::test]
-async fn a_message_leaves_the_terminal_alone_whatever_it_quotes() {
+async fn messages_contain_no_control_characters() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
     let program = "\n/\u{7}\u{9b}2J\u{202e}\u{2066}program";
@@ -27,69 +27,69 @@ async fn a_message_leaves_the_terminal_alone_whatever_it_quotes() {
         &["ps", "--url", program],
         &["ps", "--url", "http://127.0.0.1:1", "--token-file", absent],
     ] {
-        let told = said(&home, args);
-        assert_ne!(told.code, 0);
-        let line = told.err.strip_suffix('\n').unwrap();
-        assert!(line.contains("program"), "{told:?}");
+        let output = run_shimd(&home, args);
+        assert_ne!(output.code, 0);
+        let line = output.err.strip_suffix('\n').unwrap();
+        assert!(line.contains("program"), "{output:?}");
         let active = ['\n', '\u{7}', '\u{9b}', '\u{202e}', '\u{2066}'];
-        assert!(!line.contains(active), "{args:?}: {told:?}");
+        assert!(!line.contains(active), "{args:?}: {output:?}");
     }
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn every_table_has_a_form_for_programs() {
+async fn every_table_is_available_as_json() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
-    let id = said(&home, &["create", "--name", "nap", "--cpus", "2", "idle"]).out();
+    let id = run_shimd(&home, &["create", "--name", "nap", "--cpus", "2", "idle"]).out();
     let id = id.trim();
-    assert_eq!(said(&home, &["start", "nap"]).out(), "nap\n");
+    assert_eq!(run_shimd(&home, &["start", "nap"]).out(), "nap\n");
     let running = daemon.client.inspect("nap").await.unwrap();
     let pid = running.pid.unwrap().to_string();
 
-    let table = said(&home, &["ps"]).out();
+    let table = run_shimd(&home, &["ps"]).out();
     let lines: Vec<_> = table.lines().collect();
     assert_eq!(words(lines[0])[..3], ["BOX", "ID", "NAME"]);
     assert_eq!(words(lines[1])[..5], [id, "nap", "idle", "running", &pid]);
-    let listed = said(&home, &["ps", "--format", "json"]).json();
+    let listed = run_shimd(&home, &["ps", "--format", "json"]).json();
     assert_eq!(listed, json!([running]));
-    assert_eq!(said(&home, &["ps", "-q"]).out().trim(), id);
+    assert_eq!(run_shimd(&home, &["ps", "-q"]).out().trim(), id);
 
-    let table = said(&home, &["inspect", "nap"]).out();
+    let table = run_shimd(&home, &["inspect", "nap"]).out();
     let fields: Vec<_> = table.lines().map(words).collect();
     assert!(fields.contains(&vec!["pid", &pid]) && fields.contains(&vec!["cpus", "2"]));
-    let inspected = said(&home, &["inspect", id, "--format", "json"]).json();
+    let inspected = run_shimd(&home, &["inspect", id, "--format", "json"]).json();
     assert_eq!(inspected, json!([running]));
 
-    let table = said(&home, &["metrics"]).out();
+    let table = run_shimd(&home, &["metrics"]).out();
     assert!(
         table
             .lines()
             .any(|line| words(line) == ["num_running_boxes", "1"])
     );
-    let numbers = said(&home, &["metrics", "--format", "json"]).json();
+    let numbers = run_shimd(&home, &["metrics", "--format", "json"]).json();
     assert_eq!(numbers["num_running_boxes"], 1);
-    let text = said(&home, &["metrics", "--format", "openmetrics"]).out();
+    let text = run_shimd(&home, &["metrics", "--format", "openmetrics"]).out();
     assert!(text.contains("\nvmm_boxes_running 1\n") && text.ends_with("# EOF\n"));
-    let of_box = said(&home, &["metrics", "nap", "--format", "json"]).json();
+    let of_box = run_shimd(&home, &["metrics", "nap", "--format", "json"]).json();
     assert!(of_box["memory_bytes"].as_u64().unwrap() > 0);
     assert!(
-        said(&home, &["metrics", "nap"])
+        run_shimd(&home, &["metrics", "nap"])
             .out()
             .contains("memory_bytes")
     );
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn boxes_are_listed_by_what_they_do() {
+async fn boxes_are_listed_by_status() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
-    said(&home, &["run", "-d", "--name", "runs", "idle"]).out();
-    said(&home, &["create", "--name", "made", "idle"]).out();
-    said(&home, &["run", "--name", "failed", "idle", "false"]);
+    run_shimd(&home, &["run", "-d", "--name", "runs", "idle"]).out();
+    run_shimd(&home, &["create", "--name", "made", "idle"]).out();
+    run_shimd(&home, &["run", "--name", "failed", "idle", "false"]);
     let names = |args: &[&str]| -> Vec<String> {
-        let listed = said(&home, &[&["ps", "--format", "json"], args].concat()).json();
+        let listed = run_shimd(&home, &[&["ps", "--format", "json"], args].concat()).json();
         let names = listed.as_array().unwrap().iter();
         names
             .map(|one| one["name"].as_str().unwrap().to_owned())
@@ -99,60 +99,60 @@ async fn boxes_are_listed_by_what_they_do() {
     assert_eq!(names(&["-a"]), ["runs", "made", "failed"]);
     assert_eq!(names(&["--status", "failed"]), ["failed"]);
     assert_eq!(names(&["--status", "stopped"]), [""; 0]);
-    let table = said(&home, &["ps", "--all"]).out();
+    let table = run_shimd(&home, &["ps", "--all"]).out();
     assert!(table.contains("failed (1)"), "{table}");
-    let refused = said(&home, &["ps", "--status", "asleep"]);
+    let refused = run_shimd(&home, &["ps", "--status", "asleep"]);
     assert!(refused.err.contains("configured, running"), "{refused:?}");
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn one_box_that_refuses_does_not_spare_the_others() {
+async fn failure_for_one_box_does_not_stop_the_others() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
     for name in ["a", "b"] {
-        said(&home, &["run", "-d", "--name", name, "idle"]).out();
+        run_shimd(&home, &["run", "-d", "--name", name, "idle"]).out();
     }
-    let refused = said(&home, &["rm", "a"]);
+    let refused = run_shimd(&home, &["rm", "a"]);
     assert_eq!((refused.code, refused.out.as_str()), (1, ""));
     assert!(refused.err.contains("by force"), "{refused:?}");
-    let stopped = said(&home, &["stop", "--time", "5", "nope", "a"]);
+    let stopped = run_shimd(&home, &["stop", "--time", "5", "nope", "a"]);
     assert_eq!((stopped.code, stopped.out.as_str()), (1, "a\n"));
     assert!(stopped.err.contains("nope"), "{stopped:?}");
-    let inspected = said(&home, &["inspect", "a", "nope", "--format", "json"]);
+    let inspected = run_shimd(&home, &["inspect", "a", "nope", "--format", "json"]);
     let found: Value = serde_json::from_str(&inspected.out).unwrap();
     assert_eq!(
         (inspected.code, found[0]["status"].as_str()),
         (1, Some("stopped"))
     );
-    let removed = said(&home, &["rm", "-f", "a", "nope", "b"]);
+    let removed = run_shimd(&home, &["rm", "-f", "a", "nope", "b"]);
     assert_eq!((removed.code, removed.out.as_str()), (1, "a\nb\n"));
     assert!(daemon.client.all_boxes().await.unwrap().is_empty());
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_reader_that_is_gone_does_not_spare_the_boxes() {
+async fn closed_stdout_does_not_stop_the_operation() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
     let names = ["a", "b", "c", "d"];
     for name in names {
-        said(&home, &["run", "-d", "--name", name, "idle"]).out();
+        run_shimd(&home, &["run", "-d", "--name", name, "idle"]).out();
     }
-    let unheard = |args: &[&str]| {
+    let run_with_closed_stdout = |args: &[&str]| {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        Said::of(shimd(&home).args(args).args(names).stdout(writer))
+        CommandOutput::of(shimd(&home).args(args).args(names).stdout(writer))
     };
-    let told = unheard(&["rm", "-f", "nope"]);
-    assert_eq!(told.code, 1, "{told:?}");
-    assert!(told.err.contains("nope"), "{told:?}");
+    let output = run_with_closed_stdout(&["rm", "-f", "nope"]);
+    assert_eq!(output.code, 1, "{output:?}");
+    assert!(output.err.contains("nope"), "{output:?}");
     assert!(daemon.client.all_boxes().await.unwrap().is_empty());
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn several_boxes_are_stopped_together() {
+async fn boxes_are_stopped_concurrently() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
     let names = ["c", "a", "b"];
@@ -176,8 +176,8 @@ async fn several_boxes_are_stopped_together() {
     let mut stop = shimd(&home);
     stop.args(["stop", "--time", "600"]).args(names);
     let stop = stop.stdout(Stdio::piped()).spawn().unwrap();
-    // None has ended by then.
-    eventually("all are asked", async || {
+    // No box has ended yet.
+    eventually("all boxes are asked to stop", async || {
         let mut asked = names.iter().map(|name| file(&format!("{name}.asked")));
         asked.all(|asked| asked.exists())
     })
@@ -185,11 +185,11 @@ async fn several_boxes_are_stopped_together() {
     fs::write(&go, "").unwrap();
     let output = stop.wait_with_output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "c\na\nb\n");
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn events_are_told_as_they_happen_until_the_daemon_ends() {
+async fn events_are_printed_live_until_the_daemon_ends() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
     let mut command = shimd(&home);
@@ -204,46 +204,46 @@ async fn events_are_told_as_they_happen_until_the_daemon_ends() {
         while let Some(Ok(line)) = lines.next() {
             let event: Value = serde_json::from_str(&line).unwrap();
             let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            let told = (word(&event["box"]["name"]), word(&event["change"]));
-            sender.send(told).unwrap();
+            let output = (word(&event["box"]["name"]), word(&event["change"]));
+            sender.send(output).unwrap();
         }
     });
-    // It may not follow yet: until it does, something else happens.
+    // Creates events until the follower prints one: it may not have subscribed yet.
     while heard.try_recv().is_err() {
-        said(&home, &["run", "--rm", "idle", "true"]).out();
+        run_shimd(&home, &["run", "--rm", "idle", "true"]).out();
     }
-    said(&home, &["run", "--rm", "--name", "seen", "idle", "true"]).out();
-    let changes = iter::from_fn(|| heard.recv_timeout(DEADLINE).ok());
+    run_shimd(&home, &["run", "--rm", "--name", "seen", "idle", "true"]).out();
+    let changes = iter::from_fn(|| heard.recv_timeout(TEST_TIMEOUT).ok());
     let of_box = changes.filter(|(name, _)| name == "seen");
     let of_box: Vec<_> = of_box.map(|(_, change)| change).take(4).collect();
     assert_eq!(of_box, ["created", "started", "stopped", "removed"]);
-    daemon.end().await;
-    assert!(end_of(&mut follower).await.success());
+    daemon.shut_down().await;
+    assert!(wait_for_exit(&mut follower).await.success());
     reader.join().unwrap();
 }
 
 #[tokio::test]
-async fn colours_are_for_terminals_that_want_them() {
+async fn output_to_a_pipe_has_no_colours_unless_forced() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
-    said(&home, &["run", "-d", "idle"]).out();
+    run_shimd(&home, &["run", "-d", "idle"]).out();
     let mut list = shimd(&home);
     list.arg("ps");
-    assert!(!Said::of(&mut list).out().contains('\x1b'));
-    let forced = Said::of(list.env("CLICOLOR_FORCE", "1")).out();
+    assert!(!CommandOutput::of(&mut list).out().contains('\x1b'));
+    let forced = CommandOutput::of(list.env("CLICOLOR_FORCE", "1")).out();
     assert!(forced.contains("\x1b[32mrunning"), "{forced:?}");
-    // A log goes to a file here.
-    assert!(!logged(&home).contains('\x1b'));
-    daemon.end().await;
+    // The log of this daemon goes to a file.
+    assert!(!read_log(&home).contains('\x1b'));
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_terminal_gets_colours_unless_no_color_is_set() {
+async fn output_to_a_terminal_has_colours_unless_no_color_is_set() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
-    said(&home, &["run", "-d", "idle"]).out();
+    run_shimd(&home, &["run", "-d", "idle"]).out();
     let Some(terminal) = Terminal::open(&home, 120, 20) else {
-        return daemon.end().await;
+        return daemon.shut_down().await;
     };
     let list = format!(
         "{} --home {} ps",
@@ -253,23 +253,23 @@ async fn a_terminal_gets_colours_unless_no_color_is_set() {
     let is_coloured = || terminal.coloured_text().contains("\x1b[32mrunning");
     terminal.enter(&list);
     terminal
-        .shows("the box", |text| text.contains(" running "))
+        .wait_for("the box", |text| text.contains(" running "))
         .await;
     assert!(is_coloured(), "{}", terminal.coloured_text());
     terminal.enter(&format!("clear; NO_COLOR=1 {list}; echo do''ne"));
     terminal
-        .shows("the box once more", |text| {
+        .wait_for("the box once more", |text| {
             text.contains(" running ") && text.contains("done")
         })
         .await;
     assert!(!is_coloured(), "{}", terminal.coloured_text());
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[test]
-fn help_tells_a_newcomer_where_to_begin() {
+fn help_lists_commands_and_examples() {
     let home = PerTestBoxHome::new();
-    let help = said(&home, &["--help"]).out();
+    let help = run_shimd(&home, &["--help"]).out();
     for word in [
         "serve",
         "create",
@@ -292,12 +292,12 @@ fn help_tells_a_newcomer_where_to_begin() {
         help.lines().all(|line| line.chars().count() <= 100),
         "{help}"
     );
-    let version = said(&home, &["--version"]).out();
+    let version = run_shimd(&home, &["--version"]).out();
     assert_eq!(version.trim(), concat!("shimd ", env!("CARGO_PKG_VERSION")));
 }
 
 #[test]
-fn what_is_misspelt_is_told_with_the_exit_code_of_docker() {
+fn invalid_arguments_have_the_exit_code_of_docker() {
     let home = PerTestBoxHome::new();
     for args in [
         &["strat"][..],
@@ -308,45 +308,48 @@ fn what_is_misspelt_is_told_with_the_exit_code_of_docker() {
         &["stop", "--time=-1", "a"],
         &["serve", "--listen", "localhost:8099"],
     ] {
-        let refused = said(&home, args);
+        let refused = run_shimd(&home, args);
         assert_eq!(refused.code, 125, "{refused:?}");
         assert!(refused.err.contains("--help"), "{refused:?}");
     }
-    assert!(said(&home, &["strat"]).err.contains("start"));
-    let no_address = said(&home, &["serve", "--listen", "localhost:8099"]);
+    assert!(run_shimd(&home, &["strat"]).err.contains("start"));
+    let no_address = run_shimd(&home, &["serve", "--listen", "localhost:8099"]);
     assert!(no_address.err.contains("an IP address"), "{no_address:?}");
-    let refused = said(&home, &["ps"]);
+    let refused = run_shimd(&home, &["ps"]);
     assert_eq!(refused.code, 1);
-    assert!(refused.err.contains("no daemon answers"), "{refused:?}");
-    let no_terminal = said(&home, &["top"]);
+    assert!(
+        refused.err.contains("cannot connect to a daemon"),
+        "{refused:?}"
+    );
+    let no_terminal = run_shimd(&home, &["top"]);
     assert_eq!(no_terminal.code, 1);
 }
 
 #[test]
-fn completions_are_there_for_every_shell() {
+fn completions_are_printed_for_every_shell() {
     let home = PerTestBoxHome::new();
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
-        let script = said(&home, &["completions", shell]).out();
+        let script = run_shimd(&home, &["completions", shell]).out();
         assert!(script.contains("inspect"), "{shell}");
         assert!(script.contains("token-file"), "{shell}");
-        // What boxes run, and nobody types.
-        assert!(!script.contains("Waits to be stopped"), "{shell}");
+        // The hidden command of the image `idle`.
+        assert!(!script.contains("Sleep until a signal"), "{shell}");
         assert!(!script.contains("shimd__idle"), "{shell}");
     }
     let mut bash = std::process::Command::new("bash");
-    let script = said(&home, &["completions", "bash"]).out();
+    let script = run_shimd(&home, &["completions", "bash"]).out();
     let checked = bash.args(["-n", "-c", &script]).status().unwrap();
     assert!(checked.success());
 }
 
 #[tokio::test]
-async fn a_reader_that_has_seen_enough_is_no_failure() {
+async fn broken_pipe_is_a_success() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
     let mut list = shimd(&home);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let told = Said::of(list.args(["ps"]).stdout(writer));
-    assert_eq!((told.code, told.err.as_str()), (0, ""));
-    daemon.end().await;
+    let output = CommandOutput::of(list.args(["ps"]).stdout(writer));
+    assert_eq!((output.code, output.err.as_str()), (0, ""));
+    daemon.shut_down().await;
 }

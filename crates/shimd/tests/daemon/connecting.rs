@@ -1,4 +1,4 @@
-//! How commands find their daemon.
+//! Commands find the daemon and report why they cannot connect to it.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, Permissions};
@@ -10,10 +10,10 @@ use std::process::{Command, Stdio};
 use nix::unistd::geteuid;
 use vmm_runtime::testing::PerTestBoxHome;
 
-use crate::fixture::{Daemon, Said, said, shimd};
+use crate::fixture::{CommandOutput, Daemon, run_shimd, shimd};
 
 #[tokio::test]
-async fn a_daemon_that_comes_up_is_waited_for() {
+async fn command_waits_for_a_starting_daemon() {
     let home = PerTestBoxHome::new();
     let mut list = shimd(&home);
     let list = list.args(["ps", "-q"]).stderr(Stdio::piped());
@@ -21,40 +21,40 @@ async fn a_daemon_that_comes_up_is_waited_for() {
     let daemon = Daemon::start(&home).await;
     let output = list.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn an_argument_comes_before_the_environment() {
+async fn argument_overrides_the_environment() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
     let elsewhere = "http://127.0.0.1:1";
     let mut list = shimd(&home);
     list.args(["ps", "-q"]).env("SHIMD_URL", elsewhere);
-    Said::of(&mut list).out();
-    let both = Said::of(list.args(["--url", elsewhere]));
+    CommandOutput::of(&mut list).out();
+    let both = CommandOutput::of(list.args(["--url", elsewhere]));
     assert!(both.err.contains(elsewhere), "{both:?}");
 
     let mut list = Command::new(env!("CARGO_BIN_EXE_shimd"));
     list.args(["ps", "-q"]).env("SHIMD_URL", elsewhere);
-    let by_variables = Said::of(list.env("SHIMD_HOME", home.path()));
+    let by_variables = CommandOutput::of(list.env("SHIMD_HOME", home.path()));
     assert!(by_variables.err.contains(elsewhere), "{by_variables:?}");
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn why_no_daemon_can_be_reached_is_told() {
+async fn connection_failure_is_explained() {
     let home = PerTestBoxHome::new();
-    let absent = said(&home, &["ps"]);
+    let absent = run_shimd(&home, &["ps"]);
     assert!(absent.err.contains("No such file"), "{absent:?}");
     assert!(absent.err.contains("shimd serve"), "{absent:?}");
 
-    // A copy that anybody can execute, at a home that nobody but root can enter.
+    // Runs a copy that every user can execute, with a home that only root can open.
     let open = tempfile::tempdir().unwrap();
     fs::set_permissions(open.path(), Permissions::from_mode(0o755)).unwrap();
     let program = open.path().join("shimd");
-    // By another process: what this one forks meanwhile would hold on to a file that is written to,
-    // which cannot be executed, execve(2).
+    // Copied by another process: a child that another test forks would inherit a writable
+    // descriptor of the file, and execve(2) fails with ETXTBSY for such a file.
     let mut copy = Command::new("cp");
     copy.arg(env!("CARGO_BIN_EXE_shimd")).arg(&program);
     assert!(copy.status().unwrap().success());
@@ -66,23 +66,26 @@ async fn why_no_daemon_can_be_reached_is_told() {
         const NOBODY: u32 = 65534;
         list.uid(NOBODY).gid(NOBODY);
     }
-    let refused = Said::of(&mut list);
+    let refused = CommandOutput::of(&mut list);
     assert_eq!(refused.code, 1);
-    assert!(refused.err.contains("may not be opened"), "{refused:?}");
+    assert!(
+        refused.err.contains("belongs to another user"),
+        "{refused:?}"
+    );
     assert!(!refused.err.contains("shimd serve"), "{refused:?}");
 }
 
 #[test]
-fn a_token_that_is_none_is_told_with_its_place() {
+fn invalid_token_is_reported_with_its_source() {
     let home = PerTestBoxHome::new();
     let file = home.path().join("token");
     fs::write(&file, "short").unwrap();
     let file = file.to_str().unwrap();
     let mut list = shimd(&home);
     list.args(["ps", "--url", "http://127.0.0.1:1"]);
-    let no_text = Said::of(list.env("SHIMD_TOKEN", OsStr::from_bytes(&[0xff; 32])));
-    assert_eq!(no_text.code, 1);
-    assert!(no_text.err.contains("SHIMD_TOKEN"), "{no_text:?}");
-    let short = Said::of(list.args(["--token-file", file]));
+    let not_utf8 = CommandOutput::of(list.env("SHIMD_TOKEN", OsStr::from_bytes(&[0xff; 32])));
+    assert_eq!(not_utf8.code, 1);
+    assert!(not_utf8.err.contains("SHIMD_TOKEN"), "{not_utf8:?}");
+    let short = CommandOutput::of(list.args(["--token-file", file]));
     assert!(short.err.contains(file), "{short:?}");
 }

@@ -4,23 +4,24 @@ use std::process::{Command, Stdio};
 use vmm_rest::wire::CreateBoxRequest;
 use vmm_runtime::testing::PerTestBoxHome;
 
-use crate::fixture::{Daemon, log, serve};
+use crate::fixture::{Daemon, open_log, serve};
 
 #[tokio::test]
-async fn the_daemon_has_as_many_descriptors_as_it_may_and_a_payload_as_usual() {
+async fn daemon_raises_its_descriptor_limit_but_not_that_of_payloads() {
     let home = PerTestBoxHome::new();
     let serve = serve(&home);
-    let mut poor = Command::new("sh");
-    poor.args(["-c", "ulimit -Sn 256 && exec \"$0\" \"$@\""])
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", "ulimit -Sn 256 && exec \"$0\" \"$@\""])
         .arg(serve.get_program())
         .args(serve.get_args())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(log(&home));
+        .stderr(open_log(&home));
     for (name, _) in serve.get_envs() {
-        poor.env_remove(name);
+        shell.env_remove(name);
     }
-    let daemon = Daemon::spawn(&home, poor).await;
+    let daemon = Daemon::spawn(&home, shell).await;
     let [soft, hard] = limits(daemon.pid());
     assert_eq!(soft, hard);
 
@@ -28,10 +29,10 @@ async fn the_daemon_has_as_many_descriptors_as_it_may_and_a_payload_as_usual() {
     let running = daemon.client.start(&made.unwrap().box_id).await.unwrap();
     let of_payload = limits(running.payload_pid.unwrap());
     assert_eq!(of_payload, [hard.min(1024), hard]);
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
-/// Of descriptors: soft, and hard.
+/// Returns the soft and the hard limit of open descriptors.
 fn limits(pid: u32) -> [u64; 2] {
     let text = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     let line = text

@@ -4,7 +4,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 use vmm_runtime::testing::PerTestBoxHome;
 
-use crate::fixture::{Daemon, said, skipped};
+use crate::fixture::{Daemon, run_shimd, skip};
 
 fn dist() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("dist")
@@ -14,42 +14,42 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(dist().join(name)).unwrap()
 }
 
-/// What a tool says of a file.
-fn verdict(tool: &str, args: &[&str], file: &str) -> Option<Output> {
+/// Runs a tool on a file. Returns `None` if the tool is not installed.
+fn run_tool(tool: &str, args: &[&str], file: &str) -> Option<Output> {
     let mut command = Command::new(tool);
     match command.args(args).arg(file).current_dir(dist()).output() {
         Ok(output) => Some(output),
         Err(_) => {
-            skipped(&format!("there is no {tool}"));
+            skip(&format!("{tool} is not installed"));
             None
         }
     }
 }
 
-fn accepts(tool: &str, args: &[&str], file: &str) {
-    if let Some(output) = verdict(tool, args, file) {
+fn assert_valid(tool: &str, args: &[&str], file: &str) {
+    if let Some(output) = run_tool(tool, args, file) {
         assert!(output.status.success(), "{output:?}");
     }
 }
 
 #[test]
-fn alert_rules_are_valid_and_fire_when_they_should() {
-    accepts("promtool", &["check", "rules"], "prometheus-rules.yml");
-    accepts("promtool", &["test", "rules"], "prometheus-rules.test.yml");
+fn alert_rules_are_valid_and_pass_their_tests() {
+    assert_valid("promtool", &["check", "rules"], "prometheus-rules.yml");
+    assert_valid("promtool", &["test", "rules"], "prometheus-rules.test.yml");
 }
 
-/// The metrics that an expression names.
+/// Returns the names of the metrics in an expression.
 fn metrics_in(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
         .filter(|word| word.starts_with("vmm_"))
 }
 
 #[tokio::test]
-async fn rules_and_dashboard_use_metrics_that_there_are() {
+async fn alert_rules_and_dashboard_use_existing_metrics() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
-    let exposition = said(&home, &["metrics", "--format", "openmetrics"]).out();
-    daemon.end().await;
+    let exposition = run_shimd(&home, &["metrics", "--format", "openmetrics"]).out();
+    daemon.shut_down().await;
     let dashboard: Value = serde_json::from_str(&read("grafana-dashboard.json")).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();
     let targets = panels
@@ -61,16 +61,16 @@ async fn rules_and_dashboard_use_metrics_that_there_are() {
     assert!(expressions.len() >= panels.len());
     expressions.push(read("prometheus-rules.yml"));
     for name in expressions.iter().flat_map(|text| metrics_in(text)) {
-        let is_there = exposition.lines().any(|line| {
+        let exists = exposition.lines().any(|line| {
             let rest = line.strip_prefix(name);
             rest.is_some_and(|rest| rest.starts_with([' ', '{']))
         });
-        assert!(is_there, "{name} is not in:\n{exposition}");
+        assert!(exists, "{name} is not in:\n{exposition}");
     }
 }
 
 #[test]
-fn units_start_the_daemon_at_the_socket_that_its_clients_look_for() {
+fn units_use_the_default_socket_of_clients() {
     let service = read("shimd.service");
     for line in [
         "Type=notify",
@@ -86,18 +86,18 @@ fn units_start_the_daemon_at_the_socket_that_its_clients_look_for() {
 }
 
 #[test]
-fn systemd_understands_the_units() {
+fn systemd_accepts_the_units() {
     let dir = tempfile::tempdir().unwrap();
     let service = read("shimd.service").replace("/usr/bin/shimd", env!("CARGO_BIN_EXE_shimd"));
     std::fs::write(dir.path().join("shimd.service"), service).unwrap();
     std::fs::write(dir.path().join("shimd.socket"), read("shimd.socket")).unwrap();
     let verify = ["verify", "--recursive-errors=no", "--man=no"];
     let unit = dir.path().join("shimd.service");
-    if let Some(output) = verdict("systemd-analyze", &verify, unit.to_str().unwrap()) {
-        let told = String::from_utf8(output.stderr).unwrap();
-        // An older systemd than 254 does without it.
-        let older = "Unknown key 'DelegateSubgroup'";
-        let complaint = told.lines().find(|line| !line.contains(older));
-        assert_eq!(complaint, None, "{}", output.status);
+    if let Some(output) = run_tool("systemd-analyze", &verify, unit.to_str().unwrap()) {
+        let messages = String::from_utf8(output.stderr).unwrap();
+        // systemd before 254 ignores the key.
+        let ignored = "Unknown key 'DelegateSubgroup'";
+        let message = messages.lines().find(|line| !line.contains(ignored));
+        assert_eq!(message, None, "{}", output.status);
     }
 }

@@ -1,4 +1,4 @@
-//! The daemon, and commands for it.
+//! The daemon under test, and commands that talk to it.
 
 use std::env;
 use std::fs::{self, File};
@@ -12,9 +12,9 @@ use vmm_rest::Client;
 use vmm_rest::wire::{BoxResponse, BoxStatus};
 use vmm_runtime::testing::PerTestBoxHome;
 
-use crate::process::{end_of, eventually, kill};
+use crate::process::{eventually, kill, wait_for_exit};
 
-/// A daemon in a process of its own; killed if the test forgets it.
+/// A daemon process. Dropping it kills the process.
 pub(crate) struct Daemon {
     process: Child,
     pub(crate) client: Client,
@@ -25,7 +25,7 @@ impl Daemon {
         Self::spawn(home, serve(home)).await
     }
 
-    /// Returns when it answers.
+    /// Spawns a daemon and waits until it is ready.
     pub(crate) async fn spawn(home: &PerTestBoxHome, mut command: Command) -> Self {
         let daemon = Self {
             process: command.spawn().unwrap(),
@@ -46,27 +46,28 @@ impl Daemon {
         kill(self.pid(), signal);
     }
 
-    pub(crate) async fn ended(&mut self) -> ExitStatus {
-        end_of(&mut self.process).await
+    pub(crate) async fn wait(&mut self) -> ExitStatus {
+        wait_for_exit(&mut self.process).await
     }
 
-    /// Ends it in order.
-    pub(crate) async fn end(mut self) {
+    /// Shuts the daemon down with SIGTERM.
+    pub(crate) async fn shut_down(mut self) {
         self.signal(Signal::SIGTERM);
-        let status = self.ended().await;
+        let status = self.wait().await;
         assert!(status.success(), "{status}");
     }
 
-    pub(crate) async fn until(&self, id: &str, status: BoxStatus) -> BoxResponse {
-        let mut found = None;
+    /// Waits until a box has the status.
+    pub(crate) async fn wait_until(&self, id: &str, status: BoxStatus) -> BoxResponse {
+        let mut bx = None;
         eventually(&format!("{id} is {status}"), async || {
-            let now = self.client.inspect(id).await.unwrap();
-            let is_so = now.status == status;
-            found = Some(now);
-            is_so
+            let current = self.client.inspect(id).await.unwrap();
+            let has_status = current.status == status;
+            bx = Some(current);
+            has_status
         })
         .await;
-        found.unwrap()
+        bx.unwrap()
     }
 }
 
@@ -77,7 +78,7 @@ impl Drop for Daemon {
     }
 }
 
-/// A command of `shimd`, with nothing of this environment that it would heed.
+/// Returns a `shimd` command without the environment variables that it reads.
 pub(crate) fn shimd(home: &PerTestBoxHome) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_shimd"));
     for name in [
@@ -97,35 +98,39 @@ pub(crate) fn shimd(home: &PerTestBoxHome) -> Command {
     command
 }
 
-/// The daemon, logging to a file.
+/// Returns the command of a daemon that logs to a file in its home.
 pub(crate) fn serve(home: &PerTestBoxHome) -> Command {
     let mut command = shimd(home);
-    command.arg("serve").stdout(Stdio::null()).stderr(log(home));
+    command
+        .arg("serve")
+        .stdout(Stdio::null())
+        .stderr(open_log(home));
     command
 }
 
-pub(crate) fn log(home: &PerTestBoxHome) -> File {
+pub(crate) fn open_log(home: &PerTestBoxHome) -> File {
     let log = home.path().join("log");
     File::options().create(true).append(true).open(log).unwrap()
 }
 
-pub(crate) fn logged(home: &PerTestBoxHome) -> String {
+pub(crate) fn read_log(home: &PerTestBoxHome) -> String {
     fs::read_to_string(home.path().join("log")).unwrap()
 }
 
-/// What a command has said.
-pub(crate) fn said(home: &PerTestBoxHome, args: &[&str]) -> Said {
-    Said::of(shimd(home).args(args))
+/// Runs a `shimd` command to its end.
+pub(crate) fn run_shimd(home: &PerTestBoxHome, args: &[&str]) -> CommandOutput {
+    CommandOutput::of(shimd(home).args(args))
 }
 
+/// The exit code and the output of a command.
 #[derive(Debug)]
-pub(crate) struct Said {
+pub(crate) struct CommandOutput {
     pub(crate) code: i32,
     pub(crate) out: String,
     pub(crate) err: String,
 }
 
-impl Said {
+impl CommandOutput {
     pub(crate) fn of(command: &mut Command) -> Self {
         let Output {
             status,
@@ -139,32 +144,33 @@ impl Said {
         }
     }
 
-    /// Fails unless all went well.
+    /// Returns stdout. Panics unless the command succeeded without a message.
     pub(crate) fn out(self) -> String {
         assert_eq!((self.code, self.err.as_str()), (0, ""), "{}", self.out);
         self.out
     }
 
+    /// Returns stdout as JSON, as [`out`](Self::out) does.
     pub(crate) fn json(self) -> Value {
         serde_json::from_str(&self.out()).unwrap()
     }
 }
 
-/// Tells that something could not be tested, past the harness that keeps what a test prints. Where
-/// everything has to be tested, that is a failure.
-pub(crate) fn skipped(why: &str) {
+/// Reports that a test was skipped, on the real stderr, which the test harness does not capture. In
+/// CI, a skipped test is a failure.
+pub(crate) fn skip(why: &str) {
     let test = std::thread::current();
     let test = test.name().unwrap_or_default();
     let _ = writeln!(io::stderr(), "SKIPPED {test}: {why}");
-    assert!(env::var_os("CI").is_none(), "not tested: {why}");
+    assert!(env::var_os("CI").is_none(), "skipped in CI: {why}");
 }
 
 pub(crate) fn words(text: &str) -> Vec<&str> {
     text.split_whitespace().collect()
 }
 
-/// A payload that ignores SIGTERM, once it has made a file.
-pub(crate) fn deaf(up: &Path) -> [String; 3] {
+/// Returns a payload that creates a file and then ignores SIGTERM.
+pub(crate) fn ignore_sigterm(up: &Path) -> [String; 3] {
     let script = format!(
         "trap '' TERM; touch {}; while :; do sleep 0.01; done",
         up.display()

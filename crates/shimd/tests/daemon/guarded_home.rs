@@ -5,10 +5,10 @@ use std::process::Stdio;
 use nix::unistd::geteuid;
 use vmm_runtime::testing::PerTestBoxHome;
 
-use crate::fixture::{Said, serve};
+use crate::fixture::{CommandOutput, serve};
 
 #[test]
-fn a_home_that_others_can_change_is_refused() {
+fn home_that_other_users_can_write_is_refused() {
     for mode in [0o770, 0o702, 0o1777] {
         let home = PerTestBoxHome::new();
         fs::set_permissions(home.path(), Permissions::from_mode(mode)).unwrap();
@@ -17,9 +17,9 @@ fn a_home_that_others_can_change_is_refused() {
 }
 
 #[test]
-fn a_home_of_somebody_else_is_refused() {
+fn home_of_another_user_is_refused() {
     if !geteuid().is_root() {
-        // Only root can give a directory away.
+        // Only root can change the owner of a directory.
         return;
     }
     let home = PerTestBoxHome::new();
@@ -28,7 +28,7 @@ fn a_home_of_somebody_else_is_refused() {
 }
 
 fn assert_refused(home: &PerTestBoxHome, why: &str) {
-    let refused = Said::of(serve(home).stderr(Stdio::piped()));
+    let refused = CommandOutput::of(serve(home).stderr(Stdio::piped()));
     assert_eq!(refused.code, 1);
     assert!(refused.err.contains(why), "{refused:?}");
     let path = home.path().to_str().unwrap();

@@ -4,11 +4,11 @@ use serde_json::{Value, json};
 use vmm_rest::wire::{BoxStatus, CreateBoxRequest};
 use vmm_runtime::testing::PerTestBoxHome;
 
-use crate::fixture::{Daemon, said, serve};
+use crate::fixture::{Daemon, run_shimd, serve};
 use crate::process::{is_gone, kill, state_of};
 
-/// Over HTTP as any client speaks it.
-async fn call(home: &PerTestBoxHome, method: Method, path: &str, body: Option<Value>) -> Value {
+/// Sends a request as any HTTP client does.
+async fn request(home: &PerTestBoxHome, method: Method, path: &str, body: Option<Value>) -> Value {
     let socket = home.path().join("shimd.sock");
     let http = reqwest::Client::builder().unix_socket(socket).build();
     let mut request = http
@@ -23,24 +23,24 @@ async fn call(home: &PerTestBoxHome, method: Method, path: &str, body: Option<Va
 }
 
 #[tokio::test]
-async fn a_box_that_is_removed_by_force_is_gone_and_the_daemon_goes_on() {
+async fn box_removed_by_force_is_gone_and_the_daemon_keeps_running() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
-    let request = json!({"image": "idle", "name": "nap"});
-    let made = call(&home, Method::POST, "/v1/boxes", Some(request)).await;
+    let body = json!({"image": "idle", "name": "nap"});
+    let made = request(&home, Method::POST, "/v1/boxes", Some(body)).await;
     let path = format!("/v1/boxes/{}", made["box_id"].as_str().unwrap());
-    call(&home, Method::POST, &format!("{path}/start"), None).await;
+    request(&home, Method::POST, &format!("{path}/start"), None).await;
 
-    let inspected = said(&home, &["inspect", "nap", "--format", "json"]).json();
+    let inspected = run_shimd(&home, &["inspect", "nap", "--format", "json"]).json();
     let pid = u32::try_from(inspected[0]["pid"].as_u64().unwrap()).unwrap();
     assert!(state_of(pid).is_some());
-    let shown = call(&home, Method::GET, &path, None).await;
+    let shown = request(&home, Method::GET, &path, None).await;
     assert_eq!(shown["pid"], pid);
 
-    assert_eq!(said(&home, &["rm", "--force", "nap"]).out(), "nap\n");
+    assert_eq!(run_shimd(&home, &["rm", "--force", "nap"]).out(), "nap\n");
     assert!(is_gone(pid), "state {:?}", state_of(pid));
     assert!(daemon.client.readiness().await.unwrap().ready);
-    let metrics = said(&home, &["metrics", "--format", "json"]).json();
+    let metrics = run_shimd(&home, &["metrics", "--format", "json"]).json();
     assert_eq!(
         (
             &metrics["shim_reaped"],
@@ -49,52 +49,55 @@ async fn a_box_that_is_removed_by_force_is_gone_and_the_daemon_goes_on() {
         ),
         (&json!(1), &json!(0), &json!(0))
     );
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_shim_that_is_killed_from_outside_is_reported() {
+async fn killed_shim_is_reported() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
     let made = daemon.client.create(&CreateBoxRequest::of("idle")).await;
     let id = made.unwrap().box_id;
     let shim = daemon.client.start(&id).await.unwrap().pid.unwrap();
     kill(shim, Signal::SIGKILL);
-    let failed = daemon.until(&id, BoxStatus::Failed).await;
+    let failed = daemon.wait_until(&id, BoxStatus::Failed).await;
     assert_eq!((failed.pid, failed.signal), (None, Some(9)));
     assert!(is_gone(shim), "state {:?}", state_of(shim));
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn the_image_that_is_built_in_is_this_program_and_waits_to_be_stopped() {
+async fn image_idle_runs_shimd_until_it_is_stopped() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
-    let id = said(&home, &["run", "--detach", "idle"]).out();
+    let id = run_shimd(&home, &["run", "--detach", "idle"]).out();
     let running = daemon.client.inspect(id.trim()).await.unwrap();
     let payload = running.payload_pid.unwrap();
     let program = std::fs::read_link(format!("/proc/{payload}/exe")).unwrap();
     assert_eq!(program.file_name().unwrap(), "shimd");
-    said(&home, &["stop", id.trim()]).out();
+    run_shimd(&home, &["stop", id.trim()]).out();
     let stopped = daemon.client.inspect(id.trim()).await.unwrap();
     assert_eq!(
         (stopped.status, stopped.signal),
         (BoxStatus::Stopped, Some(15))
     );
     assert!(is_gone(payload));
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_daemon_whose_log_nobody_reads_goes_on() {
+async fn daemon_with_a_closed_log_keeps_running() {
     let home = PerTestBoxHome::new();
     let mut command = serve(&home);
     let (reader, writer) = std::io::pipe().unwrap();
     command.stderr(writer);
     let daemon = Daemon::spawn(&home, command).await;
     drop(reader);
-    assert_eq!(said(&home, &["run", "idle", "echo", "hi"]).out(), "hi\n");
+    assert_eq!(
+        run_shimd(&home, &["run", "idle", "echo", "hi"]).out(),
+        "hi\n"
+    );
     let metrics = daemon.client.metrics().await.unwrap();
     assert_eq!((metrics.shim_reaped, metrics.shim_reaper_respawns), (1, 0));
-    daemon.end().await;
+    daemon.shut_down().await;
 }

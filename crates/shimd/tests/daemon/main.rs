@@ -1,17 +1,17 @@
-//! The program itself, from outside: one module per behaviour.
+//! Tests of the program `shimd`, one module per behaviour.
 
-// What cannot be set up, or does not hold, has failed.
+// A test may panic, also in its helper functions.
 #![allow(clippy::panic, clippy::unwrap_used)]
 
 mod command_line;
 mod connecting;
+mod delayed_start;
 mod descriptors;
 mod dist;
 mod fixture;
 mod guarded_home;
-mod held_reaper;
 mod lifecycle;
-mod overtaken_start;
+mod paused_reaper;
 mod process;
 mod restart;
 mod run;

@@ -1,4 +1,4 @@
-//! What there is to see of processes.
+//! Helpers that observe and signal processes.
 
 use std::fs;
 use std::process::{Child, ExitStatus};
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 
-/// Far longer than anything takes on a busy machine; only a broken test waits for it.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+/// Far longer than any step takes on a busy machine: only a failing test waits this long.
+pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The state letter in `/proc`, `None` when no process has the pid.
+/// Returns the state letter in `/proc/PID/stat`, or `None` if the process does not exist.
 pub(crate) fn state_of(pid: u32) -> Option<char> {
     let line = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     line[line.rfind(')').unwrap() + 2..].chars().next()
@@ -28,17 +28,21 @@ pub(crate) fn kill(pid: u32, signal: Signal) {
     signal::kill(as_pid(pid), signal).unwrap();
 }
 
+/// Polls until the condition holds. Panics after [`TEST_TIMEOUT`].
 pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     while !condition().await {
-        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
+        assert!(
+            Instant::now() < deadline,
+            "not within {TEST_TIMEOUT:?}: {what}"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-pub(crate) async fn end_of(child: &mut Child) -> ExitStatus {
+pub(crate) async fn wait_for_exit(child: &mut Child) -> ExitStatus {
     let mut status = None;
-    eventually("the end of a process", async || {
+    eventually("the process exits", async || {
         status = child.try_wait().unwrap();
         status.is_some()
     })

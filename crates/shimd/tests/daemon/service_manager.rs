@@ -10,76 +10,79 @@ use vmm_rest::wire::CreateBoxRequest;
 use vmm_rest::{BearerToken, Client};
 use vmm_runtime::testing::PerTestBoxHome;
 
-use crate::fixture::{Daemon, Said, log, logged, serve, shimd};
-use crate::held_reaper::HeldReaper;
-use crate::process::{end_of, eventually, kill};
+use crate::fixture::{CommandOutput, Daemon, open_log, read_log, serve, shimd};
+use crate::paused_reaper::PausedReaper;
+use crate::process::{eventually, kill, wait_for_exit};
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
-/// Hears what a service says, as systemd does.
+/// Receives the notifications of a service, as systemd does.
 struct ServiceManager {
     socket: UnixDatagram,
-    heard: Vec<String>,
+    received: Vec<String>,
 }
 
 impl ServiceManager {
-    fn at(home: &PerTestBoxHome, command: &mut Command) -> Self {
+    fn listen(home: &PerTestBoxHome, command: &mut Command) -> Self {
         let path = home.path().join("notify.sock");
         let socket = UnixDatagram::bind(&path).unwrap();
         socket.set_nonblocking(true).unwrap();
         command.env("NOTIFY_SOCKET", path);
-        let heard = Vec::new();
-        Self { socket, heard }
+        let received = Vec::new();
+        Self { socket, received }
     }
 
-    /// How often this was said until now.
-    fn count(&mut self, what: &str) -> usize {
+    /// Returns how often a notification was received.
+    fn count(&mut self, notification: &str) -> usize {
         let mut buffer = [0; 4096];
         while let Ok(length) = self.socket.recv(&mut buffer) {
             let text = std::str::from_utf8(&buffer[..length]).unwrap();
-            self.heard.extend(text.lines().map(str::to_owned));
+            self.received.extend(text.lines().map(str::to_owned));
         }
-        self.heard.iter().filter(|line| *line == what).count()
+        self.received
+            .iter()
+            .filter(|line| *line == notification)
+            .count()
     }
 }
 
 #[tokio::test]
-async fn the_service_manager_is_told_when_the_daemon_is_ready_and_when_it_stops() {
+async fn daemon_notifies_when_it_is_ready_and_when_it_stops() {
     let home = PerTestBoxHome::new();
     let mut command = serve(&home);
-    let mut manager = ServiceManager::at(&home, &mut command);
+    let mut manager = ServiceManager::listen(&home, &mut command);
     let mut daemon = Daemon::spawn(&home, command).await;
     eventually("READY=1", async || manager.count("READY=1") == 1).await;
     assert_eq!(manager.count("STOPPING=1"), 0);
     daemon.signal(Signal::SIGTERM);
-    assert!(daemon.ended().await.success());
+    assert!(daemon.wait().await.success());
     assert_eq!(manager.count("STOPPING=1"), 1);
-    assert_eq!(manager.count("WATCHDOG=1"), 0, "nobody asked for it");
+    assert_eq!(manager.count("WATCHDOG=1"), 0, "the watchdog is disabled");
 }
 
-/// A file that nobody else can open until this is dropped, "Leases" in fcntl(2). Python takes the
-/// lease: it has a name for that.
-struct Held(Child);
+/// A write lease on a file, fcntl(2), which blocks every other open of the file until it is dropped.
+/// A Python process takes it, because nix has no lease.
+struct FileLease(Child);
 
-const HOLD: &str = "import fcntl, os, signal, sys
+const TAKE_LEASE: &str = "import fcntl, os, signal, sys
 signal.signal(signal.SIGIO, signal.SIG_IGN)
 fcntl.fcntl(os.open(sys.argv[1], os.O_RDWR | os.O_CREAT), fcntl.F_SETLEASE, fcntl.F_WRLCK)
-print('held', flush=True)
+print('done', flush=True)
 sys.stdin.read()";
 
-impl Held {
-    fn open(path: &Path) -> Self {
+impl FileLease {
+    fn take(path: &Path) -> Self {
         let mut python = Command::new("python3");
-        python.args(["-c", HOLD]).arg(path);
+        python.args(["-c", TAKE_LEASE]).arg(path);
         let piped = python.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut holder = piped.spawn().unwrap();
-        let mut said = [0; 4];
-        holder.stdout.take().unwrap().read_exact(&mut said).unwrap();
+        let mut line = [0; 4];
+        holder.stdout.take().unwrap().read_exact(&mut line).unwrap();
         Self(holder)
     }
 }
 
-impl Drop for Held {
+impl Drop for FileLease {
     fn drop(&mut self) {
         drop(self.0.stdin.take());
         let _ = self.0.wait();
@@ -94,20 +97,27 @@ fn catches_sigterm(pid: u32) -> bool {
 }
 
 #[tokio::test]
-async fn a_daemon_that_is_ended_before_it_is_ready_does_not_say_that_it_is() {
+async fn daemon_that_is_stopped_while_starting_does_not_report_ready() {
     let home = PerTestBoxHome::new();
-    let held = Held::open(&home.path().join("lock"));
+    let lease = FileLease::take(&home.path().join("lock"));
     let mut command = serve(&home);
-    let mut manager = ServiceManager::at(&home, &mut command);
+    let mut manager = ServiceManager::listen(&home, &mut command);
     let mut process = command.spawn().unwrap();
-    eventually("it catches signals", async || catches_sigterm(process.id())).await;
-    kill(process.id(), Signal::SIGTERM);
-    eventually("the signal is heeded", async || {
-        logged(&home).contains("shutting down")
+    eventually("the daemon catches SIGTERM", async || {
+        catches_sigterm(process.id())
     })
     .await;
-    drop(held);
-    assert!(end_of(&mut process).await.success(), "{}", logged(&home));
+    kill(process.id(), Signal::SIGTERM);
+    eventually("the daemon handles the signal", async || {
+        read_log(&home).contains("shutting down")
+    })
+    .await;
+    drop(lease);
+    assert!(
+        wait_for_exit(&mut process).await.success(),
+        "{}",
+        read_log(&home)
+    );
     assert_eq!(
         (manager.count("READY=1"), manager.count("STOPPING=1")),
         (0, 1)
@@ -115,11 +125,11 @@ async fn a_daemon_that_is_ended_before_it_is_ready_does_not_say_that_it_is() {
 }
 
 #[tokio::test]
-async fn what_the_daemon_is_told_in_its_environment_is_for_it_alone() {
+async fn private_variables_of_the_daemon_are_not_passed_to_shims() {
     let home = PerTestBoxHome::new();
     let path = home.path().join("shimd.sock");
-    let mut command = activated(&home, UnixListener::bind(&path).unwrap().into());
-    let _manager = ServiceManager::at(&home, &mut command);
+    let mut command = serve_with_socket(&home, UnixListener::bind(&path).unwrap().into());
+    let _manager = ServiceManager::listen(&home, &mut command);
     command
         .env("SHIMD_TOKEN", TOKEN)
         .env("WATCHDOG_USEC", "60000000")
@@ -149,42 +159,48 @@ async fn what_the_daemon_is_told_in_its_environment_is_for_it_alone() {
         assert!(of_shim.iter().all(|name| name != private), "{private}");
     }
     assert!(of_shim.iter().any(|name| name == "PATH"), "{of_shim:?}");
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn the_watchdog_is_fed_while_the_reaper_sweeps_and_only_then() {
-    const HUNGRY: &str = "the reaper does not sweep";
+async fn watchdog_is_fed_only_while_the_reaper_sweeps() {
+    const NOT_FED: &str = "the reaper does not sweep";
     let home = PerTestBoxHome::new();
     let mut command = serve(&home);
     command.env("WATCHDOG_USEC", "2000000");
-    let mut manager = ServiceManager::at(&home, &mut command);
+    let mut manager = ServiceManager::listen(&home, &mut command);
     let daemon = Daemon::spawn(&home, command).await;
-    eventually("it is fed", async || manager.count("WATCHDOG=1") >= 2).await;
+    eventually("the watchdog is fed", async || {
+        manager.count("WATCHDOG=1") >= 2
+    })
+    .await;
 
-    let Some(held) = HeldReaper::of(daemon.pid()) else {
-        return daemon.end().await;
+    let Some(paused) = PausedReaper::pause(daemon.pid()) else {
+        return daemon.shut_down().await;
     };
-    let complaints = || logged(&home).matches(HUNGRY).count();
-    let before = complaints();
-    eventually("the daemon notices", async || complaints() > before).await;
+    let warnings = || read_log(&home).matches(NOT_FED).count();
+    let before = warnings();
+    eventually("the daemon logs a warning", async || warnings() > before).await;
     let fed = manager.count("WATCHDOG=1");
-    eventually("time passes", async || complaints() > before + 2).await;
+    eventually("the daemon logs more warnings", async || {
+        warnings() > before + 2
+    })
+    .await;
     assert_eq!(manager.count("WATCHDOG=1"), fed);
 
-    drop(held);
-    eventually("it is fed again", async || {
+    drop(paused);
+    eventually("the watchdog is fed again", async || {
         manager.count("WATCHDOG=1") > fed
     })
     .await;
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
-/// `serve` as a service manager starts it that has bound this socket for it.
-fn activated(home: &PerTestBoxHome, socket: OwnedFd) -> Command {
+/// Returns the command `serve` with an inherited socket, as a service manager runs it.
+fn serve_with_socket(home: &PerTestBoxHome, socket: OwnedFd) -> Command {
     let serve = shimd(home);
     let mut shell = Command::new("sh");
-    // The process that becomes the daemon has to be named before it is there.
+    // LISTEN_PID must be the pid of the daemon, which the shell becomes.
     shell
         .args(["-c", r#"exec 3<&0 0</dev/null; LISTEN_PID=$$ exec "$@""#])
         .arg("sh")
@@ -194,49 +210,49 @@ fn activated(home: &PerTestBoxHome, socket: OwnedFd) -> Command {
         .env("LISTEN_FDS", "1")
         .stdin(Stdio::from(socket))
         .stdout(Stdio::null())
-        .stderr(log(home));
+        .stderr(open_log(home));
     shell
 }
 
 #[tokio::test]
-async fn a_unix_socket_of_the_service_manager_takes_the_place_of_the_daemons() {
+async fn inherited_unix_socket_replaces_the_socket_in_the_home() {
     let home = PerTestBoxHome::new();
     let path = home.path().join("shimd.sock");
     let socket = UnixListener::bind(&path).unwrap();
     let kept = socket.try_clone().unwrap();
-    let daemon = Daemon::spawn(&home, activated(&home, socket.into())).await;
+    let daemon = Daemon::spawn(&home, serve_with_socket(&home, socket.into())).await;
     assert!(daemon.client.all_boxes().await.unwrap().is_empty());
-    daemon.end().await;
-    assert!(path.exists(), "it is the service manager's");
+    daemon.shut_down().await;
+    assert!(path.exists(), "the socket belongs to the service manager");
 
-    // Who connects while there is no daemon is answered by the next.
+    // The next daemon serves a client that connects before it starts.
     let client = Client::unix(&path).unwrap();
     let early = tokio::spawn(async move { client.all_boxes().await });
-    let daemon = Daemon::spawn(&home, activated(&home, kept.into())).await;
+    let daemon = Daemon::spawn(&home, serve_with_socket(&home, kept.into())).await;
     assert!(early.await.unwrap().unwrap().is_empty());
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_tcp_socket_of_the_service_manager_is_served_beside_the_daemons() {
+async fn inherited_tcp_socket_is_served_beside_the_socket_in_the_home() {
     let home = PerTestBoxHome::new();
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", socket.local_addr().unwrap());
-    let mut command = activated(&home, socket.into());
+    let mut command = serve_with_socket(&home, socket.into());
     command.env("SHIMD_TOKEN", TOKEN);
     let daemon = Daemon::spawn(&home, command).await;
     let token = BearerToken::new(TOKEN).unwrap();
     let client = Client::tcp(&url, Some(token)).unwrap();
     assert!(client.all_boxes().await.unwrap().is_empty());
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[test]
-fn a_socket_that_cannot_be_served_is_told() {
+fn inherited_datagram_socket_is_refused() {
     let home = PerTestBoxHome::new();
     let socket = UnixDatagram::unbound().unwrap();
-    let mut command = activated(&home, socket.into());
-    let refused = Said::of(command.stderr(Stdio::piped()));
+    let mut command = serve_with_socket(&home, socket.into());
+    let refused = CommandOutput::of(command.stderr(Stdio::piped()));
     assert_eq!(refused.code, 1);
     assert!(refused.err.contains("ListenStream="), "{refused:?}");
 }

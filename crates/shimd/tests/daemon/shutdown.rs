@@ -4,11 +4,11 @@ use nix::sys::signal::Signal;
 use vmm_rest::wire::CreateBoxRequest;
 use vmm_runtime::testing::PerTestBoxHome;
 
-use crate::fixture::{Daemon, Said, deaf, logged, serve};
+use crate::fixture::{CommandOutput, Daemon, ignore_sigterm, read_log, serve};
 use crate::process::{eventually, is_gone, kill, state_of};
 
 #[tokio::test]
-async fn any_signal_stops_the_boxes_and_ends_the_daemon_in_order() {
+async fn every_stop_signal_stops_the_boxes_and_shuts_the_daemon_down() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         let home = PerTestBoxHome::new();
         let mut daemon = Daemon::start(&home).await;
@@ -16,32 +16,40 @@ async fn any_signal_stops_the_boxes_and_ends_the_daemon_in_order() {
         let id = made.unwrap().box_id;
         let shim = daemon.client.start(&id).await.unwrap().pid.unwrap();
         daemon.signal(signal);
-        assert_eq!(daemon.ended().await.code(), Some(0));
+        assert_eq!(daemon.wait().await.code(), Some(0));
         assert!(is_gone(shim), "state {:?}", state_of(shim));
         assert!(!home.path().join("shimd.sock").exists());
-        assert!(logged(&home).contains(signal.as_str()), "{}", logged(&home));
+        assert!(
+            read_log(&home).contains(signal.as_str()),
+            "{}",
+            read_log(&home)
+        );
     }
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_the_daemon_at_once() {
+async fn second_signal_ends_the_daemon_immediately() {
     let home = PerTestBoxHome::new();
     let mut daemon = Daemon::start(&home).await;
     let up = home.path().join("up");
-    let request = CreateBoxRequest::of("idle").cmd(deaf(&up));
+    let request = CreateBoxRequest::of("idle").cmd(ignore_sigterm(&up));
     let id = daemon.client.create(&request).await.unwrap().box_id;
     let shim = daemon.client.start(&id).await.unwrap().pid.unwrap();
     eventually("the payload is up", async || up.exists()).await;
     daemon.signal(Signal::SIGTERM);
-    eventually("the first signal is heeded", async || {
-        logged(&home).contains("shutting down")
+    eventually("the daemon handles the first signal", async || {
+        read_log(&home).contains("shutting down")
     })
     .await;
     daemon.signal(Signal::SIGINT);
-    // Not the 0 of an end in order, which the deaf payload would have delayed.
-    assert_eq!(daemon.ended().await.code(), Some(128 + 2));
-    assert!(!logged(&home).contains("shut down"), "{}", logged(&home));
-    // Let go, it gives its payload a grace period; the test need not wait for that.
+    // An orderly shutdown would exit with 0, after the grace period of the payload.
+    assert_eq!(daemon.wait().await.code(), Some(128 + 2));
+    assert!(
+        !read_log(&home).contains("shut down"),
+        "{}",
+        read_log(&home)
+    );
+    // Skips the grace period that the shim gives its payload.
     kill(shim, vmm_shim::KILL_SIGNAL);
     eventually("the shim ends", async || {
         matches!(state_of(shim), None | Some('Z'))
@@ -50,13 +58,13 @@ async fn a_second_signal_ends_the_daemon_at_once() {
 }
 
 #[tokio::test]
-async fn a_home_has_one_daemon() {
+async fn only_one_daemon_can_use_a_home() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
-    let refused = Said::of(serve(&home).stderr(Stdio::piped()));
+    let refused = CommandOutput::of(serve(&home).stderr(Stdio::piped()));
     assert_eq!(refused.code, 1);
     let holder = format!("process {}", daemon.pid());
     assert!(refused.err.contains(&holder), "{refused:?}");
     assert!(daemon.client.readiness().await.unwrap().ready);
-    daemon.end().await;
+    daemon.shut_down().await;
 }

@@ -4,16 +4,16 @@ use std::time::{Duration, Instant};
 
 use vmm_runtime::testing::PerTestBoxHome;
 
-use crate::fixture::skipped;
-use crate::process::DEADLINE;
+use crate::fixture::skip;
+use crate::process::TEST_TIMEOUT;
 
-/// A shell in a terminal of its own, by tmux.
+/// A shell in a tmux terminal.
 pub(crate) struct Terminal {
     socket: PathBuf,
 }
 
 impl Terminal {
-    /// `None` where there is no tmux.
+    /// Opens a terminal. Returns `None` if tmux is not installed.
     pub(crate) fn open(home: &PerTestBoxHome, width: u16, height: u16) -> Option<Self> {
         let terminal = Self {
             socket: home.path().join("tmux.sock"),
@@ -40,7 +40,7 @@ impl Terminal {
                 Some(terminal)
             }
             Err(_) => {
-                skipped("there is no tmux");
+                skip("tmux is not installed");
                 None
             }
         }
@@ -58,7 +58,7 @@ impl Terminal {
         output
     }
 
-    /// Types a line.
+    /// Types a line and presses Enter.
     pub(crate) fn enter(&self, line: &str) {
         self.call(&["send-keys", "-l", line]);
         self.press("Enter");
@@ -73,21 +73,25 @@ impl Terminal {
         self.call(&["resize-window", "-x", &width, "-y", &height]);
     }
 
-    /// What can be read on it.
+    /// Returns the text on the screen.
     pub(crate) fn text(&self) -> String {
         String::from_utf8(self.call(&["capture-pane", "-p"]).stdout).unwrap()
     }
 
-    /// The same, with its colours.
+    /// Returns the text on the screen with its colours.
     pub(crate) fn coloured_text(&self) -> String {
         String::from_utf8(self.call(&["capture-pane", "-p", "-e"]).stdout).unwrap()
     }
 
-    pub(crate) async fn shows(&self, what: &str, is_so: impl Fn(&str) -> bool) {
-        let deadline = Instant::now() + DEADLINE;
+    /// Waits until the screen matches. Panics after [`TEST_TIMEOUT`].
+    pub(crate) async fn wait_for(&self, what: &str, matches: impl Fn(&str) -> bool) {
+        let deadline = Instant::now() + TEST_TIMEOUT;
         let mut text = self.text();
-        while !is_so(&text) {
-            assert!(Instant::now() < deadline, "no sign of {what}:\n{text}");
+        while !matches(&text) {
+            assert!(
+                Instant::now() < deadline,
+                "the terminal does not show {what}:\n{text}"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
             text = self.text();
         }

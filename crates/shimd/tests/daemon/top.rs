@@ -2,8 +2,8 @@ use nix::sys::signal::Signal;
 use vmm_rest::wire::CreateBoxRequest;
 use vmm_runtime::testing::PerTestBoxHome;
 
-use crate::fixture::{Daemon, said, words};
-use crate::held_reaper::HeldReaper;
+use crate::fixture::{Daemon, run_shimd, words};
+use crate::paused_reaper::PausedReaper;
 use crate::process::{is_gone, kill, state_of};
 use crate::terminal::Terminal;
 
@@ -12,7 +12,7 @@ fn command(home: &PerTestBoxHome) -> String {
     format!("{program} --home {} top --delay 0.1", home.path().display())
 }
 
-/// As tmux tells of it.
+/// The escape sequences of tmux for any colour and for red.
 const COLOUR: &str = "\x1b[38;5;";
 const RED: &str = "\x1b[38;5;1m";
 
@@ -25,18 +25,18 @@ fn line_of(text: &str, word: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn boxes_the_reaper_and_zombies_are_seen_live() {
+async fn boxes_reaper_and_zombies_are_updated_live() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
-    said(&home, &["run", "-d", "--name", "first", "idle"]).out();
+    run_shimd(&home, &["run", "-d", "--name", "first", "idle"]).out();
     let Some(terminal) = Terminal::open(&home, 130, 24) else {
-        return daemon.end().await;
+        return daemon.shut_down().await;
     };
     terminal.enter(&command(&home));
     let running = daemon.client.inspect("first").await.unwrap();
     let pid = running.pid.unwrap();
     terminal
-        .shows("the box", |text| {
+        .wait_for("the box", |text| {
             line_of(text, "first")[..].starts_with(
                 &[
                     &*running.box_id,
@@ -50,7 +50,7 @@ async fn boxes_the_reaper_and_zombies_are_seen_live() {
         })
         .await;
     terminal
-        .shows("the reaper's health, and zombies", |text| {
+        .wait_for("the reaper's health, and zombies", |text| {
             line_of(text, "reaper  ")
                 .get(1)
                 .is_some_and(|word| word == "sweeping,")
@@ -61,82 +61,84 @@ async fn boxes_the_reaper_and_zombies_are_seen_live() {
 
     kill(pid, Signal::SIGKILL);
     terminal
-        .shows("its end", |text| {
+        .wait_for("its exit", |text| {
             text.contains("1 failed") && line_of(text, "first").contains(&"failed".to_owned())
         })
         .await;
     let request = CreateBoxRequest::of("idle").name("second");
     daemon.client.create(&request).await.unwrap();
     terminal
-        .shows("a new box", |text| {
+        .wait_for("a new box", |text| {
             line_of(text, "second").contains(&"configured".to_owned())
         })
         .await;
     terminal.press("q");
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_stuck_reaper_and_its_zombies_are_seen() {
+async fn stuck_reaper_and_its_zombies_are_shown() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
-    let id = said(&home, &["run", "-d", "idle"]).out();
+    let id = run_shimd(&home, &["run", "-d", "idle"]).out();
     let shim = daemon.client.inspect(id.trim()).await.unwrap().pid.unwrap();
     let Some(terminal) = Terminal::open(&home, 130, 24) else {
-        return daemon.end().await;
+        return daemon.shut_down().await;
     };
     terminal.enter(&command(&home));
-    let Some(held) = HeldReaper::of(daemon.pid()) else {
-        return daemon.end().await;
+    let Some(paused) = PausedReaper::pause(daemon.pid()) else {
+        return daemon.shut_down().await;
     };
     kill(shim, Signal::SIGKILL);
     terminal
-        .shows("the stuck reaper and a zombie", |text| {
+        .wait_for("the stuck reaper and a zombie", |text| {
             text.contains("stuck for") && line_of(text, "zombies") == ["zombies", "1"]
         })
         .await;
     assert_eq!(state_of(shim), Some('Z'));
-    drop(held);
+    drop(paused);
     terminal
-        .shows("all is well", |text| {
+        .wait_for("all is well", |text| {
             text.contains("sweeping") && line_of(text, "zombies") == ["zombies", "0"]
         })
         .await;
     assert!(is_gone(shim));
     terminal.press("q");
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn every_way_out_leaves_the_terminal_as_it_was() {
+async fn every_exit_restores_the_terminal() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
     let Some(terminal) = Terminal::open(&home, 100, 20) else {
-        return daemon.end().await;
+        return daemon.shut_down().await;
     };
     let top = command(&home);
     let pid = home.path().join("pid");
-    for way in [
+    for exit in [
         "q", "Escape", "C-c", "SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP",
     ] {
         terminal.enter("clear; stty -g > $HOME/before; echo be''fore");
         terminal
-            .shows("the shell", |text| text.contains("before"))
+            .wait_for("the shell", |text| text.contains("before"))
             .await;
         terminal.enter(&format!(
             "sh -c 'echo $$ > $HOME/pid; exec {top}'; echo code $?; \
              stty -g | cmp - $HOME/before && echo the sa''me"
         ));
-        terminal.shows("top", |text| text.contains("zombies")).await;
-        match way.parse::<Signal>() {
+        terminal
+            .wait_for("top", |text| text.contains("zombies"))
+            .await;
+        match exit.parse::<Signal>() {
             Ok(signal) => {
                 let pid = std::fs::read_to_string(&pid).unwrap();
                 kill(pid.trim().parse().unwrap(), signal);
             }
-            Err(_) => terminal.press(way),
+            Err(_) => terminal.press(exit),
         }
         terminal
-            .shows("the shell again", |text| {
+            .wait_for("the shell again", |text| {
                 text.contains("before")
                     && text.contains("code 0")
                     && text.contains("the same")
@@ -144,90 +146,96 @@ async fn every_way_out_leaves_the_terminal_as_it_was() {
             })
             .await;
     }
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_daemon_that_goes_away_and_comes_back_is_told() {
+async fn stopped_and_restarted_daemon_is_shown() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
     let Some(terminal) = Terminal::open(&home, 160, 20) else {
-        return daemon.end().await;
+        return daemon.shut_down().await;
     };
     terminal.enter(&command(&home));
-    terminal.shows("top", |text| text.contains("q quits")).await;
-    daemon.end().await;
     terminal
-        .shows("the trouble", |text| text.contains("no daemon answers"))
+        .wait_for("top", |text| text.contains("q quits"))
+        .await;
+    daemon.shut_down().await;
+    terminal
+        .wait_for("the failure", |text| {
+            text.contains("cannot connect to a daemon")
+        })
         .await;
     let daemon = Daemon::start(&home).await;
     terminal
-        .shows("no trouble", |text| {
-            text.contains("q quits") && !text.contains("no daemon answers")
+        .wait_for("no failure", |text| {
+            text.contains("q quits") && !text.contains("cannot connect to a daemon")
         })
         .await;
     terminal.press("q");
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_daemon_that_does_not_answer_is_seen() {
+async fn unresponsive_daemon_is_shown() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
     let Some(terminal) = Terminal::open(&home, 80, 20) else {
-        return daemon.end().await;
+        return daemon.shut_down().await;
     };
-    let sweeps = |text: &str| text.contains("sweeping");
+    let is_sweeping = |text: &str| text.contains("sweeping");
     terminal.enter(&command(&home));
-    terminal.shows("all is well", sweeps).await;
+    terminal.wait_for("all is well", is_sweeping).await;
     daemon.signal(Signal::SIGSTOP);
     terminal
-        .shows("the silence", |text| {
-            text.matches("no answer for ").count() == 2 && !sweeps(text)
+        .wait_for("the missing response", |text| {
+            text.matches("no response for ").count() == 2 && !is_sweeping(text)
         })
         .await;
     let coloured = terminal.coloured_text();
     assert!(
-        coloured.contains(&format!("{RED}no answer for ")),
+        coloured.contains(&format!("{RED}no response for ")),
         "{coloured:?}"
     );
     daemon.signal(Signal::SIGCONT);
     terminal
-        .shows("all is well again", |text| {
-            sweeps(text) && !text.contains("no answer")
+        .wait_for("all is well again", |text| {
+            is_sweeping(text) && !text.contains("no response")
         })
         .await;
     terminal.press("q");
-    // What is typed before would be taken by the one that ends.
+    // The ending `top` would read keys that are sent before this.
     terminal
-        .shows("that it has ended", |text| !text.contains("reaper"))
+        .wait_for("the shell", |text| !text.contains("reaper"))
         .await;
     daemon.signal(Signal::SIGSTOP);
     terminal.enter(&command(&home));
     terminal
-        .shows("that there is nothing to see", |text| {
-            text.contains("does not answer")
+        .wait_for("the failure to connect", |text| {
+            text.contains("does not respond")
         })
         .await;
     daemon.signal(Signal::SIGCONT);
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn what_matters_most_is_seen_at_every_size() {
+async fn most_important_information_is_shown_at_every_size() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
     for i in 10..40 {
         let request = CreateBoxRequest::of("idle").name(format!("box-{i}"));
         daemon.client.create(&request).await.unwrap();
     }
-    let nowhere = ["run", "--name", "broken", "-w", "/nonexistent", "idle"];
-    assert_eq!(said(&home, &nowhere).code, 125);
+    let args = ["run", "--name", "broken", "-w", "/nonexistent", "idle"];
+    assert_eq!(run_shimd(&home, &args).code, 125);
     let Some(terminal) = Terminal::open(&home, 120, 20) else {
-        return daemon.end().await;
+        return daemon.shut_down().await;
     };
     terminal.enter(&command(&home));
-    terminal.shows("top", |text| text.contains("box-10")).await;
+    terminal
+        .wait_for("top", |text| text.contains("box-10"))
+        .await;
     let error = "the working directory /nonexistent";
     for (width, height, titles, remark, boxes) in [
         (
@@ -242,18 +250,18 @@ async fn what_matters_most_is_seen_at_every_size() {
     ] {
         terminal.resize(width, height);
         terminal
-            .shows(&format!("the columns at {width}x{height}"), |text| {
+            .wait_for(&format!("the columns at {width}x{height}"), |text| {
                 line_of(text, "NAME") == words(titles)
             })
             .await;
         terminal.press("End");
         terminal
-            .shows(&format!("the end at {width}x{height}"), |text| {
+            .wait_for(&format!("the end at {width}x{height}"), |text| {
                 let listed = text.lines().filter(|line| line.contains("box-"));
                 text.contains("1 failed")
                     && text.contains("sweeping, 0 respawns, 0 vanished")
                     && text.lines().all(|line| line.chars().count() <= width.into())
-                    // The last ones, as many as there is room for.
+                    // As many boxes as fit.
                     && listed.count() == boxes - 1
                     && text.lines().any(|line| {
                         line.contains("broken") && line.contains("failed") && line.contains(remark)
@@ -263,33 +271,33 @@ async fn what_matters_most_is_seen_at_every_size() {
     }
     terminal.resize(20, 3);
     let zombies = |text: &str| text.contains("zombies");
-    terminal.shows("a line", zombies).await;
+    terminal.wait_for("a line", zombies).await;
     terminal.resize(1, 1);
     let letter = |text: &str| text.trim().chars().count() == 1;
-    terminal.shows("a letter", letter).await;
+    terminal.wait_for("a letter", letter).await;
     terminal.resize(120, 20);
-    terminal.shows("all again", zombies).await;
+    terminal.wait_for("all again", zombies).await;
     terminal.press("q");
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_box_without_a_name_is_called_by_its_id() {
+async fn box_without_a_name_is_shown_by_its_id() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
     let made = daemon.client.create(&CreateBoxRequest::of("idle")).await;
     let id = made.unwrap().box_id;
     let Some(terminal) = Terminal::open(&home, 80, 20) else {
-        return daemon.end().await;
+        return daemon.shut_down().await;
     };
     terminal.enter(&command(&home));
-    terminal.shows("its id", |text| text.contains(&id)).await;
+    terminal.wait_for("its id", |text| text.contains(&id)).await;
     terminal.press("q");
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn it_scrolls_and_heeds_no_color() {
+async fn list_scrolls_and_no_color_is_honoured() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
     for i in 10..40 {
@@ -297,11 +305,11 @@ async fn it_scrolls_and_heeds_no_color() {
         daemon.client.create(&request).await.unwrap();
     }
     let Some(terminal) = Terminal::open(&home, 100, 20) else {
-        return daemon.end().await;
+        return daemon.shut_down().await;
     };
     terminal.enter(&format!("NO_COLOR=1 {}", command(&home)));
     terminal
-        .shows("the first boxes", |text| {
+        .wait_for("the first boxes", |text| {
             text.contains("box-10") && !text.contains("box-39")
         })
         .await;
@@ -309,17 +317,17 @@ async fn it_scrolls_and_heeds_no_color() {
     assert!(!coloured.contains(COLOUR), "{coloured:?}");
     terminal.press("End");
     terminal
-        .shows("the last box", |text| {
+        .wait_for("the last box", |text| {
             text.contains("box-39") && !text.contains("box-10")
         })
         .await;
     terminal.press("Home");
     terminal
-        .shows("the first again", |text| text.contains("box-10"))
+        .wait_for("the first again", |text| text.contains("box-10"))
         .await;
     terminal.press("q");
     terminal
-        .shows("the shell", |text| !text.contains("zombies"))
+        .wait_for("the shell", |text| !text.contains("zombies"))
         .await;
-    daemon.end().await;
+    daemon.shut_down().await;
 }

@@ -1,16 +1,17 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Stdio;
 
 use vmm_runtime::testing::PerTestBoxHome;
 
-use crate::fixture::{Daemon, Said, log, logged, said, serve, shimd};
+use crate::fixture::{CommandOutput, Daemon, open_log, read_log, run_shimd, serve, shimd};
 use crate::process::eventually;
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
 #[tokio::test]
-async fn commands_reach_a_daemon_over_tcp_with_its_token_only() {
+async fn commands_need_the_token_over_tcp() {
     let home = PerTestBoxHome::new();
     let token = home.path().join("token");
     fs::write(&token, TOKEN).unwrap();
@@ -20,47 +21,50 @@ async fn commands_reach_a_daemon_over_tcp_with_its_token_only() {
     command.args(["--listen", "127.0.0.1:0", "--token-file", token]);
     command.args(["--log-format", "json"]);
     let daemon = Daemon::spawn(&home, command).await;
-    let address = logged(&home).lines().find_map(|line| {
+    let address = read_log(&home).lines().find_map(|line| {
         let line: serde_json::Value = serde_json::from_str(line).unwrap();
         line["address"].as_str().map(str::to_owned)
     });
     let url = format!("http://{}", address.unwrap());
 
     let list = ["ps", "--format", "json", "--url", &url];
-    let told = said(&home, &[&list[..], &["--token-file", token]].concat());
-    assert_eq!(told.json(), serde_json::json!([]));
-    let mut by_variable = shimd(&home);
-    by_variable.args(list).env("SHIMD_TOKEN", TOKEN);
-    Said::of(&mut by_variable).out();
+    let output = run_shimd(&home, &[&list[..], &["--token-file", token]].concat());
+    assert_eq!(output.json(), serde_json::json!([]));
+    let mut with_variable = shimd(&home);
+    with_variable.args(list).env("SHIMD_TOKEN", TOKEN);
+    CommandOutput::of(&mut with_variable).out();
 
-    let refused = said(&home, &list);
+    let refused = run_shimd(&home, &list);
     assert_eq!(refused.code, 1);
     assert!(refused.err.contains("there is no token"), "{refused:?}");
-    by_variable.env("SHIMD_TOKEN", TOKEN.to_uppercase());
-    let refused = Said::of(&mut by_variable);
+    with_variable.env("SHIMD_TOKEN", TOKEN.to_uppercase());
+    let refused = CommandOutput::of(&mut with_variable);
     assert!(refused.err.contains("not the server's"), "{refused:?}");
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_daemon_that_everybody_could_reach_does_not_start() {
+async fn daemon_without_a_token_does_not_listen_on_public_addresses() {
     let home = PerTestBoxHome::new();
     let mut command = serve(&home);
     command
         .args(["--listen", "0.0.0.0:0"])
         .stderr(Stdio::piped());
-    let refused = Said::of(&mut command);
+    let refused = CommandOutput::of(&mut command);
     assert_eq!(refused.code, 1);
     assert!(refused.err.contains("there is no token"), "{refused:?}");
-    assert!(!home.path().join("boxes").exists(), "no box was looked at");
+    assert!(
+        !home.path().join("boxes").exists(),
+        "the runtime was opened"
+    );
     for bad in ["short", "with a blank in the middle"] {
-        let refused = Said::of(command.env("SHIMD_TOKEN", bad));
+        let refused = CommandOutput::of(command.env("SHIMD_TOKEN", bad));
         assert!(refused.err.contains("SHIMD_TOKEN"), "{refused:?}");
     }
 }
 
 #[tokio::test]
-async fn images_of_a_folder_can_be_run_and_a_bad_one_is_named() {
+async fn images_in_a_directory_can_be_run_and_an_invalid_one_is_named() {
     let home = PerTestBoxHome::new();
     let images = tempfile::tempdir().unwrap();
     let image = r#"{"command": ["sh", "-c", "echo $WORD"], "env": {"WORD": "hello"}}"#;
@@ -68,11 +72,11 @@ async fn images_of_a_folder_can_be_run_and_a_bad_one_is_named() {
     let mut command = serve(&home);
     command.arg("--images").arg(images.path());
     let daemon = Daemon::spawn(&home, command).await;
-    assert_eq!(said(&home, &["run", "greeter"]).out(), "hello\n");
-    let refused = said(&home, &["create", "nonesuch"]);
+    assert_eq!(run_shimd(&home, &["run", "greeter"]).out(), "hello\n");
+    let refused = run_shimd(&home, &["create", "nonesuch"]);
     assert_eq!(refused.code, 1);
     assert!(refused.err.contains("greeter, idle"), "{refused:?}");
-    daemon.end().await;
+    daemon.shut_down().await;
 
     fs::write(images.path().join("bad.json"), "{").unwrap();
     let mut command = serve(&home);
@@ -80,29 +84,29 @@ async fn images_of_a_folder_can_be_run_and_a_bad_one_is_named() {
         .arg("--images")
         .arg(images.path())
         .stderr(Stdio::piped());
-    let refused = Said::of(&mut command);
+    let refused = CommandOutput::of(&mut command);
     assert_eq!(refused.code, 1);
     assert!(refused.err.contains("bad.json"), "{refused:?}");
 }
 
 #[test]
-fn a_failure_to_start_is_logged_in_json_too() {
+fn failure_to_start_is_logged_as_json() {
     let home = PerTestBoxHome::new();
     let mut command = serve(&home);
     command.args(["--log-format", "json", "--listen", "0.0.0.0:0"]);
-    let refused = Said::of(command.stderr(Stdio::piped()));
+    let refused = CommandOutput::of(command.stderr(Stdio::piped()));
     assert_eq!(refused.code, 1);
     let line: serde_json::Value = serde_json::from_str(&refused.err).unwrap();
     assert_eq!(line["level"], "ERROR");
     let message = line["message"].as_str().unwrap();
     assert!(message.contains("there is no token"), "{message}");
-    // Also when nothing is to be logged it is told.
-    let refused = Said::of(command.env("RUST_LOG", "off"));
+    // If logging is off, the failure is printed.
+    let refused = CommandOutput::of(command.env("RUST_LOG", "off"));
     assert!(refused.err.contains("there is no token"), "{refused:?}");
 }
 
-/// The first object that a text shows, from a line that begins it to the line that ends it.
-fn object_in(text: &str) -> String {
+/// Returns the first JSON object in a text; it starts and ends at line boundaries.
+fn first_object_in(text: &str) -> String {
     let mut lines = text
         .lines()
         .skip_while(|line| !line.trim().starts_with('{'));
@@ -114,36 +118,43 @@ fn object_in(text: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_images_that_help_and_readme_show_can_be_run() {
+async fn images_in_help_and_readme_can_be_run() {
     let home = PerTestBoxHome::new();
     let images = tempfile::tempdir().unwrap();
-    let of_help = object_in(&said(&home, &["serve", "--help"]).out());
-    let readme = include_str!("../../../../README.md");
-    let of_readme = object_in(readme.split_once("\n```json\n").unwrap().1);
+    let of_help = first_object_in(&run_shimd(&home, &["serve", "--help"]).out());
     fs::write(images.path().join("help.json"), of_help).unwrap();
-    fs::write(images.path().join("readme.json"), of_readme).unwrap();
+    let mut names = vec!["help"];
+    // The package of the crate does not contain the README of the workspace.
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
+    if let Ok(readme) = fs::read_to_string(readme) {
+        let of_readme = first_object_in(readme.split_once("\n```json\n").unwrap().1);
+        fs::write(images.path().join("readme.json"), of_readme).unwrap();
+        names.push("readme");
+    }
     let mut command = serve(&home);
     command.arg("--images").arg(images.path());
     let daemon = Daemon::spawn(&home, command).await;
-    for image in ["help", "readme"] {
-        assert_eq!(said(&home, &["run", "--rm", image]).out(), "hello\n");
+    for image in names {
+        assert_eq!(run_shimd(&home, &["run", "--rm", image]).out(), "hello\n");
     }
-    daemon.end().await;
+    daemon.shut_down().await;
 }
 
 #[tokio::test]
-async fn a_log_in_json_has_an_object_a_line() {
+async fn json_log_has_one_object_per_line() {
     let home = PerTestBoxHome::new();
     let mut command = serve(&home);
-    command.args(["--log-format", "json"]).stderr(log(&home));
+    command
+        .args(["--log-format", "json"])
+        .stderr(open_log(&home));
     let daemon = Daemon::spawn(&home, command).await;
-    said(&home, &["run", "--detach", "--name", "nap", "idle"]).out();
-    eventually("the start is logged", async || {
-        logged(&home).contains("Started")
+    run_shimd(&home, &["run", "--detach", "--name", "nap", "idle"]).out();
+    eventually("the start is read_log", async || {
+        read_log(&home).contains("Started")
     })
     .await;
-    daemon.end().await;
-    for line in logged(&home).lines() {
+    daemon.shut_down().await;
+    for line in read_log(&home).lines() {
         let line: serde_json::Value = serde_json::from_str(line).unwrap();
         assert!(line["message"].is_string() && line["level"].is_string());
     }

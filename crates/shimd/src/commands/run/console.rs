@@ -9,60 +9,59 @@ use super::console_reader::ConsoleReader;
 use crate::failure::Failure;
 use crate::output::print_raw;
 
-/// What a box prints, shown by a thread of its own: nobody may read it, and the box may print
-/// faster than anybody reads.
+/// A thread that prints the output of a box. Writing to stdout may block for long: its reader may
+/// be slow, or not read at all.
 #[derive(Debug)]
 pub(super) struct Console {
-    /// Hangs up when the box prints no more.
-    box_lives: Option<Sender<Infallible>>,
-    shown: oneshot::Receiver<Result<(), Failure>>,
+    /// Dropped when the box has ended.
+    box_alive: Option<Sender<Infallible>>,
+    result: oneshot::Receiver<Result<(), Failure>>,
 }
 
-/// How often to look whether the box has printed anything.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The same while it prints, so that no output is rotated away before it is shown.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// The interval after new output, so that the shim does not rotate a file before it is read.
+const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 impl Console {
-    pub(super) fn follow(reader: ConsoleReader) -> Result<Self, Failure> {
-        let (box_lives, is_over) = channel();
-        let (tell, shown) = oneshot::channel();
-        // Not one of the event loop's, which would wait for it in the end.
+    pub(super) fn spawn(reader: ConsoleReader) -> Result<Self, Failure> {
+        let (box_alive, box_ended) = channel();
+        let (sender, result) = oneshot::channel();
+        // Not a blocking task of tokio: the tokio runtime would wait for it at its end.
         thread::Builder::new()
             .name("console".to_owned())
-            .spawn(move || tell.send(show_until(&is_over, reader)))
+            .spawn(move || sender.send(print_until(&box_ended, reader)))
             .map_err(Failure::system("start a thread"))?;
         Ok(Self {
-            box_lives: Some(box_lives),
-            shown,
+            box_alive: Some(box_alive),
+            result,
         })
     }
 
-    /// Why it cannot be shown; while all is well this does not return.
+    /// Returns why the output cannot be printed. Waits forever if there is no failure.
     pub(super) async fn failure(&mut self) -> Failure {
-        match (&mut self.shown).await {
+        match (&mut self.result).await {
             Ok(Err(failure)) => failure,
             _ => std::future::pending().await,
         }
     }
 
-    /// The box has ended: returns when all is shown.
+    /// Waits until all output is printed. To be called when the box has ended.
     pub(super) async fn finish(&mut self) -> Result<(), Failure> {
-        self.box_lives = None;
-        (&mut self.shown).await.unwrap_or(Ok(()))
+        self.box_alive = None;
+        (&mut self.result).await.unwrap_or(Ok(()))
     }
 }
 
-fn show_until(is_over: &Receiver<Infallible>, mut reader: ConsoleReader) -> Result<(), Failure> {
-    let mut look_after = LOOK_EVERY;
+fn print_until(box_ended: &Receiver<Infallible>, mut reader: ConsoleReader) -> Result<(), Failure> {
+    let mut interval = POLL_INTERVAL;
     loop {
-        // Asked before the last look, for the last words.
-        let end = is_over.recv_timeout(look_after);
-        look_after = if reader.show(print_raw)? {
-            LOOK_AGAIN
+        // Checked before the read, so that a last read follows the end of the box.
+        let end = box_ended.recv_timeout(interval);
+        interval = if reader.print_new(print_raw)? {
+            BUSY_POLL_INTERVAL
         } else {
-            LOOK_EVERY
+            POLL_INTERVAL
         };
         if end == Err(RecvTimeoutError::Disconnected) {
             return reader.check_complete();
@@ -82,11 +81,11 @@ mod tests {
 
     use super::*;
 
-    /// Far longer than anything takes on a busy machine.
-    const DEADLINE: Duration = Duration::from_secs(60);
+    /// Only a test that fails takes this long.
+    const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
     #[tokio::test]
-    async fn what_is_no_regular_file_is_neither_waited_for_nor_read() {
+    async fn only_regular_files_are_opened() {
         let dir = tempfile::tempdir().unwrap();
         let console_of = |name: &str| {
             let dir = dir.path().join(name);
@@ -101,9 +100,9 @@ mod tests {
         let _socket = UnixListener::bind(console_of("socket")).unwrap();
         for name in ["fifo", "link", "directory", "socket"] {
             let reader = ConsoleReader::new(dir.path().join(name));
-            let mut console = Console::follow(reader).unwrap();
-            let failure = timeout(DEADLINE, console.failure()).await;
-            assert!(matches!(failure, Ok(Failure::NoConsole)), "{name}");
+            let mut console = Console::spawn(reader).unwrap();
+            let failure = timeout(TEST_TIMEOUT, console.failure()).await;
+            assert!(matches!(failure, Ok(Failure::NotAConsole)), "{name}");
         }
     }
 }

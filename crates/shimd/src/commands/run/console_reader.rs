@@ -9,52 +9,52 @@ use vmm_shim::{FILES, read_file};
 
 use crate::failure::Failure;
 
-/// Reads what a box prints, from its first byte on, while the shim rotates the files.
+/// Reads the output of a box from its first byte, while the shim rotates the files.
 ///
-/// A higher number is an older file. The shim renames a file only when it writes no more to it, and
-/// the highest number first.
+/// A file with a higher number is older. The shim renames a file only after its last write to it,
+/// and starts with the highest number.
 #[derive(Debug)]
 pub(super) struct ConsoleReader {
-    /// The box's directory.
+    /// The directory of the box.
     dir: PathBuf,
-    /// `None` until there is one.
+    /// The file that is being read; `None` until the first one exists.
     file: Option<File>,
-    shown: u64,
+    bytes_printed: u64,
 }
 
-/// More than a count of bytes takes.
+/// The size of the largest accepted file `console.dropped`, which holds one number.
 const MAX_COUNT_BYTES: u64 = 32;
 
 impl ConsoleReader {
-    /// The files may not be there yet.
+    /// Creates a reader for the box in `dir`, which may have no output yet.
     pub(super) fn new(dir: PathBuf) -> Self {
         Self {
             dir,
             file: None,
-            shown: 0,
+            bytes_printed: 0,
         }
     }
 
-    /// Hands what is new to `print`. False if nothing is.
-    pub(super) fn show(
+    /// Passes new output to `print`. Returns false if there is none.
+    pub(super) fn print_new(
         &mut self,
         mut print: impl FnMut(&[u8]) -> Result<(), Failure>,
     ) -> Result<bool, Failure> {
-        let before = self.shown;
+        let before = self.bytes_printed;
         loop {
-            // Looked for first: once there is a next file, this one does not grow any more.
+            // Before the current file is read: once a next file exists, the current one is complete.
             let next = self.next_file()?;
             if let Some(file) = &mut self.file {
-                self.shown += print_rest(file, &mut print)?;
+                self.bytes_printed += print_rest(file, &mut print)?;
             }
             if next.is_none() {
-                return Ok(self.shown > before);
+                return Ok(self.bytes_printed > before);
             }
             self.file = next;
         }
     }
 
-    /// Fails if output was deleted before it could be shown. To be called when the box has ended.
+    /// Fails if the shim deleted output before it was read. To be called when the box has ended.
     pub(super) fn check_complete(&self) -> Result<(), Failure> {
         let dropped = read_file(&self.dir.join(FILES.console_dropped), MAX_COUNT_BYTES)
             .ok()
@@ -63,27 +63,29 @@ impl ConsoleReader {
             .filter_map(|number| self.metadata(number))
             .filter(Metadata::is_file)
             .fold(0_u64, |sum, file| sum.saturating_add(file.len()));
-        let printed = kept.saturating_add(dropped.unwrap_or(0));
-        match printed.saturating_sub(self.shown) {
+        let written = kept.saturating_add(dropped.unwrap_or(0));
+        match written.saturating_sub(self.bytes_printed) {
             0 => Ok(()),
             bytes => Err(Failure::OutputRotated { bytes }),
         }
     }
 
+    /// Opens the file after the current one, if it exists.
     fn next_file(&self) -> Result<Option<File>, Failure> {
         loop {
             let Some(number) = self.next_number()? else {
                 return Ok(None);
             };
             let opened = open(self.path(number))?;
-            // Otherwise the files were rotated meanwhile, and it may be another one.
+            // If the number has changed, the shim has rotated the files, and this may be another file.
             if opened.is_some() && self.next_number()? == Some(number) {
                 return Ok(opened);
             }
         }
     }
 
-    /// The number of the file after the current one: the oldest, if the current one was deleted.
+    /// Returns the number of the file after the current one, or of the oldest file if the current
+    /// one was deleted.
     fn next_number(&self) -> Result<Option<u8>, Failure> {
         let current = match &self.file {
             Some(file) => {
@@ -96,13 +98,14 @@ impl ConsoleReader {
             }
             None => None,
         };
-        // What a payload has put in their place is skipped, or refused if there is nothing else.
-        let is_there = |number| {
+        // A payload may replace a file with something else. That is skipped, except for the first
+        // file to be opened, which `open` rejects.
+        let exists = |number| {
             self.metadata(number)
                 .is_some_and(|it| it.is_file() || (number == 0 && self.file.is_none()))
         };
         let newer = 0..current.unwrap_or(u8::MAX);
-        Ok(newer.rev().find(|number| is_there(*number)))
+        Ok(newer.rev().find(|number| exists(*number)))
     }
 
     fn metadata(&self, number: u8) -> Option<Metadata> {
@@ -114,34 +117,35 @@ impl ConsoleReader {
     }
 }
 
-/// Neither waits nor goes elsewhere, whatever the payload has put in its place.
+/// Opens a console file, without following a link or blocking on a FIFO that a payload has put there.
 fn open(path: PathBuf) -> Result<Option<File>, Failure> {
     let flags = OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(file) => File::from(file),
         Err(Errno::NOENT) => return Ok(None),
-        // A link, or a socket, open(2).
-        Err(Errno::LOOP | Errno::NXIO) => return Err(Failure::NoConsole),
+        // A symbolic link or a socket, open(2).
+        Err(Errno::LOOP | Errno::NXIO) => return Err(Failure::NotAConsole),
         Err(error) => return Err(unreadable(error.into())),
     };
-    match file.metadata().map_err(unreadable)?.is_file() {
-        true => Ok(Some(file)),
-        false => Err(Failure::NoConsole),
+    if file.metadata().map_err(unreadable)?.is_file() {
+        Ok(Some(file))
+    } else {
+        Err(Failure::NotAConsole)
     }
 }
 
-/// Returns how many bytes were left.
+/// Prints the rest of a file and returns its length in bytes.
 fn print_rest(
     file: &mut File,
     print: &mut impl FnMut(&[u8]) -> Result<(), Failure>,
 ) -> Result<u64, Failure> {
-    let mut piece = [0; 1 << 14];
+    let mut chunk = [0; 1 << 14];
     let mut printed = 0;
     loop {
-        match file.read(&mut piece) {
+        match file.read(&mut chunk) {
             Ok(0) => return Ok(printed),
             Ok(length) => {
-                print(&piece[..length])?;
+                print(&chunk[..length])?;
                 printed += length as u64;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -151,24 +155,24 @@ fn print_rest(
 }
 
 fn unreadable(error: io::Error) -> Failure {
-    Failure::system("read what the box prints")(error)
+    Failure::system("read the output of the box")(error)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn shown(reader: &mut ConsoleReader) -> String {
-        let mut shown = Vec::new();
-        let print = |piece: &[u8]| {
-            shown.extend_from_slice(piece);
+    fn read_new(reader: &mut ConsoleReader) -> String {
+        let mut output = Vec::new();
+        let print = |chunk: &[u8]| {
+            output.extend_from_slice(chunk);
             Ok(())
         };
-        reader.show(print).unwrap();
-        String::from_utf8(shown).unwrap()
+        reader.print_new(print).unwrap();
+        String::from_utf8(output).unwrap()
     }
 
-    /// As the shim does, with three files.
+    /// Rotates the files as the shim does when it keeps three.
     fn rotate(reader: &ConsoleReader) {
         let oldest = reader.metadata(2).map_or(0, |file| file.len());
         let count = reader.dir.join(FILES.console_dropped);
@@ -179,56 +183,56 @@ mod tests {
         }
     }
 
-    fn print(reader: &ConsoleReader, text: &str) {
+    fn append(reader: &ConsoleReader, text: &str) {
         let mut options = File::options();
         let file = options.append(true).create(true).open(reader.path(0));
         io::Write::write_all(&mut file.unwrap(), text.as_bytes()).unwrap();
     }
 
     #[test]
-    fn files_are_read_once_and_in_order_however_often_they_are_rotated_between_two_looks() {
+    fn files_are_read_once_and_in_order_for_any_number_of_rotations_between_reads() {
         let dir = tempfile::tempdir().unwrap();
         let mut reader = ConsoleReader::new(dir.path().to_owned());
-        assert_eq!(shown(&mut reader), "");
-        let mut printed = String::new();
-        for (look, rotations) in [2, 0, 1, 2, 0, 3, 1].into_iter().enumerate() {
+        assert_eq!(read_new(&mut reader), "");
+        let mut expected = String::new();
+        for (read, rotations) in [2, 0, 1, 2, 0, 3, 1].into_iter().enumerate() {
             for rotation in 0..rotations {
-                print(&reader, "end\n");
+                append(&reader, "end\n");
                 rotate(&reader);
-                print(&reader, &format!("{look} {rotation}\n"));
-                printed += &format!("end\n{look} {rotation}\n");
+                append(&reader, &format!("{read} {rotation}\n"));
+                expected += &format!("end\n{read} {rotation}\n");
             }
-            print(&reader, "more\n");
-            printed += "more\n";
-            assert_eq!(shown(&mut reader), printed, "{look}");
-            printed.clear();
+            append(&reader, "more\n");
+            expected += "more\n";
+            assert_eq!(read_new(&mut reader), expected, "{read}");
+            expected.clear();
         }
         reader.check_complete().unwrap();
     }
 
     #[test]
-    fn a_missing_number_is_skipped() {
+    fn missing_number_is_skipped() {
         let dir = tempfile::tempdir().unwrap();
         let mut reader = ConsoleReader::new(dir.path().to_owned());
-        print(&reader, "first\n");
-        assert_eq!(shown(&mut reader), "first\n");
-        // As a shim leaves them that was killed in between.
+        append(&reader, "first\n");
+        assert_eq!(read_new(&mut reader), "first\n");
+        // A shim that was killed between two renames leaves the files like this.
         fs::rename(reader.path(0), reader.path(2)).unwrap();
-        print(&reader, "second\n");
-        assert_eq!(shown(&mut reader), "second\n");
+        append(&reader, "second\n");
+        assert_eq!(read_new(&mut reader), "second\n");
     }
 
     #[test]
-    fn output_that_was_deleted_before_a_look_is_counted() {
+    fn output_deleted_before_a_read_is_counted() {
         let dir = tempfile::tempdir().unwrap();
         let mut reader = ConsoleReader::new(dir.path().to_owned());
-        print(&reader, "first\n");
-        assert_eq!(shown(&mut reader), "first\n");
+        append(&reader, "first\n");
+        assert_eq!(read_new(&mut reader), "first\n");
         for number in 1..=5 {
             rotate(&reader);
-            print(&reader, &format!("{number}\n"));
+            append(&reader, &format!("{number}\n"));
         }
-        assert_eq!(shown(&mut reader), "3\n4\n5\n");
+        assert_eq!(read_new(&mut reader), "3\n4\n5\n");
         let failure = reader.check_complete();
         assert!(
             matches!(failure, Err(Failure::OutputRotated { bytes: 4 })),
@@ -237,16 +241,16 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_the_payload_has_replaced_is_read_on() {
+    fn console_replaced_by_the_payload_is_read_to_its_end() {
         let dir = tempfile::tempdir().unwrap();
         let mut reader = ConsoleReader::new(dir.path().to_owned());
-        print(&reader, "first\n");
-        assert_eq!(shown(&mut reader), "first\n");
+        append(&reader, "first\n");
+        assert_eq!(read_new(&mut reader), "first\n");
         let mut file = File::options().append(true).open(reader.path(0)).unwrap();
         fs::remove_file(reader.path(0)).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", reader.path(0)).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", reader.path(1)).unwrap();
         io::Write::write_all(&mut file, b"second\n").unwrap();
-        assert_eq!(shown(&mut reader), "second\n");
+        assert_eq!(read_new(&mut reader), "second\n");
     }
 }

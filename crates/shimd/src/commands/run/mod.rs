@@ -1,9 +1,7 @@
-mod attended;
 mod console;
 mod console_reader;
-mod end;
-mod interrupts;
-mod remains;
+mod foreground_run;
+mod offline_box;
 
 use std::process::ExitCode;
 
@@ -11,109 +9,109 @@ use clap::Args;
 use vmm_rest::Client;
 use vmm_rest::wire::ErrorCode;
 
-use self::attended::Attended;
 use self::console::Console;
 use self::console_reader::ConsoleReader;
-use self::end::End;
-use self::remains::Remains;
-use super::NewBox;
-use crate::cli::{OWN_FAILURE, complain};
-use crate::failure::Failure;
+use self::foreground_run::ForegroundRun;
+use self::offline_box::{BoxExit, OfflineBox};
+use super::box_args::BoxArgs;
+use crate::failure::{EXIT_SHIMD_FAILED, Failure};
 use crate::home::Home;
-use crate::output::{plain, print};
-use crate::server::Server;
+use crate::output::{plain, print, print_error};
+use crate::server_args::ServerArgs;
 
-/// Make a box, start it, show what it prints, and end as it does
+/// Create a box, start it, print its output, and exit with its exit code
 ///
-/// What it prints can be shown only when the daemon is reached through --home. It is shown on
-/// stdout, also what it prints to stderr; its stdin is empty. Ctrl-C, SIGTERM, or the end of the
-/// terminal stops it, another one kills it. The exit code is that of the command, 128 + N if the
-/// signal N ended it or came before it ran, 127 if there is no such command, 126 if it cannot be
-/// executed, and 125 for everything else that goes wrong.
+/// The output is printed only if the daemon is reached through --home. Both stdout and stderr of
+/// the box are printed to stdout; its stdin is empty. The first SIGINT (Ctrl-C), SIGTERM or SIGHUP
+/// stops the box, a second one kills it.
+///
+/// The exit code is that of the command; 128 + N if the signal N killed it, or interrupted its
+/// start; 127 if the command is not found; 126 if it cannot be executed; and 125 if shimd fails.
 #[derive(Args, Debug)]
 pub(crate) struct Run {
-    /// Return as soon as it runs, and print its id
+    /// Exit as soon as the box is running, and print its id
     #[arg(short, long)]
     detach: bool,
-    /// Remove it when it has ended
+    /// Remove the box when it has ended
     #[arg(long, conflicts_with = "detach")]
     rm: bool,
     #[command(flatten)]
-    new_box: NewBox,
+    bx: BoxArgs,
     #[command(flatten)]
-    server: Server,
+    server: ServerArgs,
 }
 
 impl Run {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
         let client = self.server.client(&home).await?;
-        // Before the box can start, so that its end cannot be missed.
-        let attended = match self.detach {
-            true => None,
-            false => Some(Attended::begin(&client).await?),
+        // Subscribes before the box starts, so that no event is missed.
+        let foreground = if self.detach {
+            None
+        } else {
+            Some(ForegroundRun::subscribe(&client).await?)
         };
-        let made = client.create(&self.new_box.request()).await?;
-        let id = made.box_id;
-        let outcome = match attended {
+        let bx = client.create(&self.bx.into_request()).await?;
+        let id = bx.box_id;
+        let result = match foreground {
             None => client
                 .start(&id)
                 .await
-                .map(End::from)
+                .map(BoxExit::from)
                 .map_err(Failure::from),
-            Some(attended) => {
-                let is_local = self.server.is_local(&home);
-                let remains = is_local.then(|| Remains {
+            Some(foreground) => {
+                let offline = self.server.is_local(&home).then(|| OfflineBox {
                     dir: home.box_dir(&id),
-                    outlives: made.detach,
+                    outlives_daemon: bx.detach,
                 });
-                let console = remains
+                let console = offline
                     .as_ref()
-                    .map(|remains| Console::follow(ConsoleReader::new(remains.dir.clone())))
+                    .map(|offline| Console::spawn(ConsoleReader::new(offline.dir.clone())))
                     .transpose()?;
-                attended.until_end(&id, console, remains).await
+                foreground.run(&id, console, offline).await
             }
         };
-        let code = match outcome {
+        let code = match result {
             Ok(_) if self.detach => {
                 print(format_args!("{}\n", plain(&id)))?;
                 ExitCode::SUCCESS
             }
-            outcome => code_of(&client, &id, outcome).await,
+            result => exit_code(&client, &id, result).await,
         };
         if self.rm
             && let Err(error) = client.remove(&id, true).await
-            // Somebody else was faster.
+            // Another client may have removed the box.
             && error.code() != Some(ErrorCode::NotFound)
         {
-            complain(Failure::from(error));
+            print_error(Failure::from(error).with_causes());
         }
         Ok(code)
     }
 }
 
-/// The payload's, also when it could not be started.
-async fn code_of(client: &Client, id: &str, outcome: Result<End, Failure>) -> ExitCode {
-    let mut otherwise = OWN_FAILURE;
-    let ended = match outcome {
-        Ok(ended) => {
-            if ended.code.is_none()
-                && let Some(reason) = &ended.error
+/// Prints why the box or the run failed, and returns the exit code of the payload, which a payload
+/// that could not be started has too.
+async fn exit_code(client: &Client, id: &str, result: Result<BoxExit, Failure>) -> ExitCode {
+    let mut default = EXIT_SHIMD_FAILED;
+    let exit = match result {
+        Ok(exit) => {
+            if exit.code.is_none()
+                && let Some(reason) = &exit.error
             {
-                complain(format_args!("the box {id}: {reason}"));
+                print_error(format_args!("box {id}: {reason}"));
             }
-            Some(ended)
+            Some(exit)
         }
         Err(failure) => {
-            let is_ours = failure.is_of_output();
-            otherwise = failure.exit_code();
-            complain(failure);
-            match is_ours {
-                true => None,
-                false => client.inspect(id).await.ok().map(End::from),
+            default = failure.exit_code();
+            print_error(failure.with_causes());
+            if failure.is_output_error() {
+                None
+            } else {
+                client.inspect(id).await.ok().map(BoxExit::from)
             }
         }
     };
-    // As the kernel cuts it.
-    let code = ended.and_then(|ended| u8::try_from(ended.code? & 0xff).ok());
-    ExitCode::from(code.unwrap_or(otherwise))
+    // The kernel keeps the low eight bits of an exit code, exit(3).
+    let code = exit.and_then(|exit| u8::try_from(exit.code? & 0xff).ok());
+    ExitCode::from(code.unwrap_or(default))
 }

@@ -1,6 +1,6 @@
 use ratatui::text::Span;
 
-/// What is told of each box, in the order of the screen.
+/// A column of the list of boxes, in screen order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Column {
     Id,
@@ -12,7 +12,7 @@ pub(super) enum Column {
     Remark,
 }
 
-/// Between two of them.
+/// Blanks between two columns.
 const GAP: u16 = 1;
 
 impl Column {
@@ -38,7 +38,7 @@ impl Column {
         }
     }
 
-    /// Less would tell nothing, more would not help.
+    /// Returns the minimum and the maximum width.
     fn widths(self) -> (u16, u16) {
         match self {
             Self::Id => (26, 26),
@@ -51,10 +51,10 @@ impl Column {
         }
     }
 
-    /// Those for which there is room, the most important one in any case.
-    pub(super) fn fitting(width: u16) -> Vec<Self> {
+    /// Returns the most important columns that fit, at least one.
+    pub(super) fn select(width: u16) -> Vec<Self> {
         let mut used = 0;
-        let mut fitting: Vec<_> = Self::BY_IMPORTANCE
+        let mut selected: Vec<_> = Self::BY_IMPORTANCE
             .into_iter()
             .enumerate()
             .take_while(|(index, column)| {
@@ -63,12 +63,12 @@ impl Column {
             })
             .map(|(_, column)| column)
             .collect();
-        fitting.sort_unstable();
-        fitting
+        selected.sort_unstable();
+        selected
     }
 
-    /// How wide these are, so that as much as possible of what is in them can be read.
-    pub(super) fn share(columns: &[Self], width: u16, rows: &[Vec<Span<'_>>]) -> Vec<u16> {
+    /// Distributes `width` so that as much as possible of the cells can be read, by importance.
+    pub(super) fn distribute(columns: &[Self], width: u16, rows: &[Vec<Span<'_>>]) -> Vec<u16> {
         let mut widths: Vec<_> = columns.iter().map(|column| column.widths().0).collect();
         let gaps = GAP * u16::try_from(columns.len().saturating_sub(1)).unwrap_or(0);
         let mut spare = width.saturating_sub(widths.iter().sum::<u16>() + gaps);
@@ -92,25 +92,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_least_important_goes_first() {
+    fn least_important_column_is_dropped_first() {
         use Column::{Age, Id, Image, Name, Pid, Remark, Status};
         let all = vec![Id, Name, Image, Status, Pid, Age, Remark];
-        assert_eq!(Column::fitting(200), all);
-        assert_eq!(Column::fitting(80), all[1..]);
-        assert_eq!(Column::fitting(40), [Name, Status, Remark]);
-        assert_eq!(Column::fitting(1), [Name]);
+        assert_eq!(Column::select(200), all);
+        assert_eq!(Column::select(80), all[1..]);
+        assert_eq!(Column::select(40), [Name, Status, Remark]);
+        assert_eq!(Column::select(1), [Name]);
     }
 
     #[test]
-    fn room_goes_to_what_needs_it() {
-        let columns = Column::fitting(40);
+    fn spare_width_goes_to_long_cells() {
+        let columns = Column::select(40);
         let row = |name: usize, remark: usize| {
             let texts = ["n".repeat(name), "running".to_owned(), "r".repeat(remark)];
             texts.map(Span::from).to_vec()
         };
-        assert_eq!(Column::share(&columns, 40, &[row(40, 80)]), [12, 10, 16]);
-        assert_eq!(Column::share(&columns, 80, &[row(20, 80)]), [20, 10, 48]);
-        assert_eq!(Column::share(&columns, 80, &[row(3, 3)]), [12, 10, 16]);
-        assert_eq!(Column::share(&columns, 80, &[]), [12, 10, 16]);
+        assert_eq!(
+            Column::distribute(&columns, 40, &[row(40, 80)]),
+            [12, 10, 16]
+        );
+        assert_eq!(
+            Column::distribute(&columns, 80, &[row(20, 80)]),
+            [20, 10, 48]
+        );
+        assert_eq!(Column::distribute(&columns, 80, &[row(3, 3)]), [12, 10, 16]);
+        assert_eq!(Column::distribute(&columns, 80, &[]), [12, 10, 16]);
     }
 }

@@ -1,10 +1,7 @@
 mod column;
-mod ends;
-mod glance;
 mod screen;
-mod tone;
+mod snapshot;
 mod view;
-mod watch;
 
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
@@ -13,61 +10,62 @@ use std::time::Duration;
 use clap::Args;
 use tokio::time::timeout;
 
-use self::column::Column;
-use self::ends::Ends;
-use self::glance::Glance;
 use self::screen::Screen;
-use self::tone::Tone;
+use self::snapshot::{Poller, Snapshot};
 use self::view::View;
-use self::watch::Watch;
-use super::seconds;
+use super::seconds::parse_seconds;
 use crate::failure::Failure;
 use crate::home::Home;
-use crate::server::Server;
+use crate::server_args::ServerArgs;
 
-/// Watch boxes, their states, and the health of the daemon's reaper; q quits
+/// Show boxes and the health of the reaper, updated live; q quits
 #[derive(Args, Debug)]
 pub(crate) struct Top {
-    /// Seconds between two looks
-    #[arg(short, long, value_name = "SECONDS", default_value = "1", value_parser = delay)]
+    /// Seconds between two updates
+    #[arg(short, long, value_name = "SECONDS", default_value = "1", value_parser = parse_delay)]
     delay: Duration,
     #[command(flatten)]
-    server: Server,
+    server: ServerArgs,
 }
 
-/// How long the daemon may take to answer for the first time.
-const FIRST_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the first snapshot may take.
+const FIRST_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long it may take from then on, unless the looks are far between.
-const LEAST_PATIENCE: Duration = Duration::from_secs(2);
+/// The lower bound of the timeout of later snapshots, which is three delays.
+const MIN_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Top {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
         let client = self.server.client(&home).await?;
-        if !(io::stdout().is_terminal() && io::stdin().is_terminal()) {
-            return Err(Failure::NoTerminal);
+        for (stream, is_terminal) in [
+            ("stdin", io::stdin().is_terminal()),
+            ("stdout", io::stdout().is_terminal()),
+        ] {
+            if !is_terminal {
+                return Err(Failure::NotATerminal { stream });
+            }
         }
-        // Before the screen is taken: a daemon that is not there is told as by any other command.
-        let name = self.server.name(&home);
-        let first = match timeout(FIRST_PATIENCE, Glance::take(&client)).await {
+        // Before the screen opens, so that a failure is printed as by any other command.
+        let address = self.server.address(&home);
+        let first = match timeout(FIRST_SNAPSHOT_TIMEOUT, Snapshot::request(&client)).await {
             Ok(first) => first?,
-            Err(_) => return Err(Failure::Silent { at: name }),
+            Err(_) => return Err(Failure::NoResponse { at: address }),
         };
-        let patience = LEAST_PATIENCE.max(self.delay * 3);
-        let watch = Watch::start(client, self.delay, patience);
-        Screen::open(View::new(name, first, patience))?
-            .run(watch)
+        let timeout = MIN_SNAPSHOT_TIMEOUT.max(self.delay * 3);
+        let poller = Poller::spawn(client, self.delay, timeout);
+        Screen::open(View::new(address, first, timeout))?
+            .run(poller)
             .await?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-const LEAST_DELAY: Duration = Duration::from_millis(100);
-const MOST_DELAY: Duration = Duration::from_secs(3600);
+const MIN_DELAY: Duration = Duration::from_millis(100);
+const MAX_DELAY: Duration = Duration::from_secs(3600);
 
-fn delay(text: &str) -> Result<Duration, String> {
-    match seconds(text)? {
-        delay if (LEAST_DELAY..=MOST_DELAY).contains(&delay) => Ok(delay),
-        _ => Err("from 0.1 to 3600".to_owned()),
+fn parse_delay(text: &str) -> Result<Duration, String> {
+    match parse_seconds(text)? {
+        delay if (MIN_DELAY..=MAX_DELAY).contains(&delay) => Ok(delay),
+        _ => Err("must be from 0.1 to 3600".to_owned()),
     }
 }

@@ -3,56 +3,59 @@ use std::time::Duration;
 
 use crossterm::event::{Event, EventStream, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use futures::StreamExt;
+use futures::future::select_all;
 use ratatui::DefaultTerminal;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{Ends, View, Watch};
+use super::snapshot::Poller;
+use super::view::View;
 use crate::failure::Failure;
 
-/// The terminal, while it is ours. It is given back as it was, however this ends.
+/// The terminal, in raw mode. Dropping the screen restores the terminal.
 #[derive(Debug)]
 pub(super) struct Screen {
     terminal: DefaultTerminal,
     view: View,
-    ends: Ends,
+    signals: ShutdownSignals,
 }
 
-/// How often the clock on the screen moves, also when nothing else does.
-const REDRAW_EVERY: Duration = Duration::from_millis(500);
+/// How often the ages on the screen are updated.
+const REDRAW_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Screen {
     pub(super) fn open(view: View) -> Result<Self, Failure> {
-        let failed = Failure::system("use the terminal");
-        let ends = Ends::catch().map_err(&failed)?;
+        let error = Failure::system("use the terminal");
+        let signals = ShutdownSignals::catch().map_err(&error)?;
         Ok(Self {
-            terminal: ratatui::try_init().map_err(&failed)?,
+            terminal: ratatui::try_init().map_err(&error)?,
             view,
-            ends,
+            signals,
         })
     }
 
-    /// Until the user has seen enough.
-    pub(super) async fn run(mut self, mut watch: Watch) -> Result<(), Failure> {
+    /// Draws until the user quits, a signal arrives, or the terminal closes.
+    pub(super) async fn run(mut self, mut poller: Poller) -> Result<(), Failure> {
         let mut events = EventStream::new();
-        let mut redraw = interval(REDRAW_EVERY);
+        let mut redraw = interval(REDRAW_INTERVAL);
         redraw.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.draw().map_err(Failure::system("draw"))?;
             tokio::select! {
                 event = events.next() => match event {
                     Some(Ok(Event::Key(key))) if key.kind != KeyEventKind::Release => {
-                        if is_enough(key) {
+                        if is_quit(key) {
                             return Ok(());
                         }
                         self.scroll(key.code);
                     }
-                    // A change of its size, mostly: draw again.
+                    // Mostly a resize.
                     Some(Ok(_)) => {}
-                    // The terminal is gone.
+                    // The terminal has closed.
                     Some(Err(_)) | None => return Ok(()),
                 },
-                Some(glance) = watch.next() => self.view.saw(glance),
-                () = self.ends.next() => return Ok(()),
+                Some(snapshot) = poller.next() => self.view.update(snapshot),
+                () = self.signals.next() => return Ok(()),
                 _ = redraw.tick() => {}
             }
         }
@@ -83,10 +86,36 @@ impl Drop for Screen {
     }
 }
 
-fn is_enough(key: KeyEvent) -> bool {
+fn is_quit(key: KeyEvent) -> bool {
     match key.code {
         KeyCode::Char('q') | KeyCode::Esc => true,
         KeyCode::Char('c') => key.modifiers.contains(KeyModifiers::CONTROL),
         _ => false,
+    }
+}
+
+/// The signals that end `top`, any of which must restore the terminal first.
+#[derive(Debug)]
+struct ShutdownSignals(Vec<Signal>);
+
+impl ShutdownSignals {
+    /// Replaces the default action of the signals.
+    fn catch() -> io::Result<Self> {
+        [
+            SignalKind::hangup(),
+            SignalKind::interrupt(),
+            SignalKind::quit(),
+            SignalKind::terminate(),
+        ]
+        .into_iter()
+        .map(signal)
+        .collect::<io::Result<_>>()
+        .map(Self)
+    }
+
+    /// Waits for the next signal.
+    async fn next(&mut self) {
+        let signals = self.0.iter_mut();
+        select_all(signals.map(|signal| Box::pin(signal.recv()))).await;
     }
 }

@@ -10,72 +10,92 @@ use tokio::time::Instant;
 use vmm_rest::ClientError;
 use vmm_rest::wire::{BoxResponse, BoxStatus, RuntimeMetricsResponse};
 
-use super::{Column, Glance, Tone};
+use super::column::Column;
+use super::snapshot::Snapshot;
 use crate::failure::Failure;
-use crate::output::{age_of, plain, wants_colours};
+use crate::output::{format_age, plain, wants_colours};
 
-/// What is on the screen.
+/// The content of the screen.
 #[derive(Debug)]
 pub(super) struct View {
     server: String,
-    now: Glance,
-    /// When the reaper was last seen to have swept.
+    snapshot: Snapshot,
+    /// When the sweep counter last changed.
     swept_at: Instant,
-    /// Why there is no newer glance.
-    trouble: Option<String>,
-    /// How old a glance may be.
-    patience: Duration,
-    /// Boxes above the first one that is shown.
-    scrolled: usize,
-    /// How many are shown.
+    /// Why the last request failed.
+    error: Option<String>,
+    /// The age from which a snapshot is stale.
+    max_age: Duration,
+    /// The number of boxes above the first visible one.
+    offset: usize,
+    /// The number of visible boxes.
     rows: usize,
     colours: bool,
 }
 
-/// A screen that is lower than this has no line to spare.
-const ROOMY: u16 = 12;
+/// How a text is highlighted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Severity {
+    Alarm,
+    Good,
+    Plain,
+}
 
-/// A reaper that does not sweep for so long is stuck: it does so several times a second.
+impl Severity {
+    fn alarm_if(is_alarming: bool) -> Self {
+        if is_alarming {
+            Self::Alarm
+        } else {
+            Self::Plain
+        }
+    }
+}
+
+/// A screen with fewer lines than this has no blank line.
+const MIN_HEIGHT_FOR_GAP: u16 = 12;
+
+/// How long the reaper may go without a sweep; it makes several per second.
 const STUCK_AFTER: Duration = Duration::from_secs(2);
 
 impl View {
-    pub(super) fn new(server: String, first: Glance, patience: Duration) -> Self {
+    pub(super) fn new(server: String, first: Snapshot, max_age: Duration) -> Self {
         Self {
             server: plain(&server),
             swept_at: first.at,
-            now: first,
-            trouble: None,
-            patience,
-            scrolled: 0,
+            snapshot: first,
+            error: None,
+            max_age,
+            offset: 0,
             rows: 0,
             colours: wants_colours(&io::stdout()),
         }
     }
 
-    pub(super) fn saw(&mut self, glance: Result<Glance, ClientError>) {
-        match glance {
-            Ok(glance) => {
-                // Not only more of them: it may be another daemon by now.
-                if glance.metrics.shim_reaper_sweeps != self.now.metrics.shim_reaper_sweeps {
-                    self.swept_at = glance.at;
+    pub(super) fn update(&mut self, snapshot: Result<Snapshot, ClientError>) {
+        match snapshot {
+            Ok(snapshot) => {
+                // Fewer sweeps count too: the daemon may have been restarted.
+                let sweeps = self.snapshot.metrics.shim_reaper_sweeps;
+                if snapshot.metrics.shim_reaper_sweeps != sweeps {
+                    self.swept_at = snapshot.at;
                 }
-                self.now = glance;
-                self.trouble = None;
+                self.snapshot = snapshot;
+                self.error = None;
             }
-            Err(error) => self.trouble = Some(plain(&Failure::from(error).to_string())),
+            Err(error) => self.error = Some(plain(&Failure::from(error).with_causes())),
         }
     }
 
     pub(super) fn scroll(&mut self, lines: i32) {
-        let moved = match usize::try_from(lines) {
-            Ok(down) => self.scrolled.saturating_add(down),
+        let offset = match usize::try_from(lines) {
+            Ok(down) => self.offset.saturating_add(down),
             Err(_) => {
                 let up = usize::try_from(lines.unsigned_abs()).unwrap_or(usize::MAX);
-                self.scrolled.saturating_sub(up)
+                self.offset.saturating_sub(up)
             }
         };
-        let last = self.now.boxes.len().saturating_sub(self.rows.max(1));
-        self.scrolled = moved.min(last);
+        let last = self.snapshot.boxes.len().saturating_sub(self.rows.max(1));
+        self.offset = offset.min(last);
     }
 
     pub(super) fn draw(&mut self, frame: &mut Frame<'_>) {
@@ -84,12 +104,12 @@ impl View {
             Constraint::Length(1),
             Constraint::Length(1),
             Constraint::Length(1),
-            Constraint::Length(u16::from(area.height >= ROOMY)),
+            Constraint::Length(u16::from(area.height >= MIN_HEIGHT_FOR_GAP)),
             Constraint::Fill(1),
             Constraint::Length(1),
         ])
         .areas(area);
-        // Below the heading.
+        // The heading takes one line.
         self.rows = usize::from(list.height.saturating_sub(1));
         self.scroll(0);
         frame.render_widget(self.head(head.width), head);
@@ -100,18 +120,21 @@ impl View {
     }
 
     fn head(&self, width: u16) -> Line<'static> {
-        let count = |is_such: fn(BoxStatus) -> bool| {
-            let boxes = self.now.boxes.iter();
-            boxes.filter(|listed| is_such(listed.status)).count()
+        let count = |has_status: fn(BoxStatus) -> bool| {
+            let boxes = self.snapshot.boxes.iter();
+            boxes.filter(|bx| has_status(bx.status)).count()
         };
         let running = count(BoxStatus::is_alive);
         let stopped = count(|status| status == BoxStatus::Stopped);
         let failed = count(|status| status == BoxStatus::Failed);
         let parts = [
-            (format!("{} in all", self.now.boxes.len()), Tone::Plain),
-            (format!("{running} running"), Tone::Plain),
-            (format!("{stopped} stopped"), Tone::Plain),
-            (format!("{failed} failed"), Tone::alarm_if(failed > 0)),
+            (
+                format!("{} total", self.snapshot.boxes.len()),
+                Severity::Plain,
+            ),
+            (format!("{running} running"), Severity::Plain),
+            (format!("{stopped} stopped"), Severity::Plain),
+            (format!("{failed} failed"), Severity::alarm_if(failed > 0)),
         ];
         self.line("boxes", parts, width)
     }
@@ -125,64 +148,65 @@ impl View {
             shim_reaper_vanished,
             shim_reaper_respawns,
             ..
-        } = self.now.metrics;
-        let stuck_for = self.now.at.duration_since(self.swept_at);
-        let state = match (self.silence(), shim_reaper_alive) {
-            (Some(silence), _) => (silence, Tone::Alarm),
-            (None, Some(false)) => ("down".to_owned(), Tone::Alarm),
-            (None, _) if stuck_for >= STUCK_AFTER => {
-                (format!("stuck for {} s", stuck_for.as_secs()), Tone::Alarm)
-            }
-            (None, _) => ("sweeping".to_owned(), Tone::Good),
+        } = self.snapshot.metrics;
+        let stuck_for = self.snapshot.at.duration_since(self.swept_at);
+        let state = match (self.stale(), shim_reaper_alive) {
+            (Some(stale), _) => (stale, Severity::Alarm),
+            (None, Some(false)) => ("down".to_owned(), Severity::Alarm),
+            (None, _) if stuck_for >= STUCK_AFTER => (
+                format!("stuck for {} s", stuck_for.as_secs()),
+                Severity::Alarm,
+            ),
+            (None, _) => ("sweeping".to_owned(), Severity::Good),
         };
         let parts = [
             state,
             (
                 format!("{shim_reaper_respawns} respawns"),
-                Tone::alarm_if(shim_reaper_respawns > 0),
+                Severity::alarm_if(shim_reaper_respawns > 0),
             ),
             (
                 format!("{shim_reaper_vanished} vanished"),
-                Tone::alarm_if(shim_reaper_vanished > 0),
+                Severity::alarm_if(shim_reaper_vanished > 0),
             ),
             (
                 format!("{shim_reaper_registered} shims registered"),
-                Tone::Plain,
+                Severity::Plain,
             ),
-            (format!("{shim_reaped} reaped"), Tone::Plain),
-            (format!("{shim_reaper_sweeps} sweeps"), Tone::Plain),
+            (format!("{shim_reaped} reaped"), Severity::Plain),
+            (format!("{shim_reaper_sweeps} sweeps"), Severity::Plain),
         ];
         self.line("reaper", parts, width)
     }
 
     fn zombies(&self, width: u16) -> Line<'static> {
-        let count = self.now.zombies;
+        let count = self.snapshot.zombies;
         let text = count.map_or_else(|| "unknown".to_owned(), |count| count.to_string());
-        let tone = Tone::alarm_if(count.is_some_and(|count| count > 0));
-        self.line("zombies", [(text, tone)], width)
+        let severity = Severity::alarm_if(count.is_some_and(|count| count > 0));
+        self.line("zombies", [(text, severity)], width)
     }
 
-    /// What is on the screen is old.
-    fn silence(&self) -> Option<String> {
-        let silence = self.now.at.elapsed();
-        (self.trouble.is_some() || silence >= self.patience)
-            .then(|| format!("no answer for {} s", silence.as_secs()))
+    /// Returns a message if the snapshot is stale.
+    fn stale(&self) -> Option<String> {
+        let age = self.snapshot.at.elapsed();
+        (self.error.is_some() || age >= self.max_age)
+            .then(|| format!("no response for {} s", age.as_secs()))
     }
 
-    /// What does not fit is left out, and after the first part what alarms comes first.
+    /// Formats a line with as many parts as fit. Alarms come directly after the first part.
     fn line<const N: usize>(
         &self,
         name: &str,
-        mut parts: [(String, Tone); N],
+        mut parts: [(String, Severity); N],
         width: u16,
     ) -> Line<'static> {
         if let [_, rest @ ..] = &mut parts[..] {
-            rest.sort_by_key(|(_, tone)| *tone != Tone::Alarm);
+            rest.sort_by_key(|(_, severity)| *severity != Severity::Alarm);
         }
         let mut line = Line::from(Span::from(format!("{name:<8}")).bold());
-        for (index, (text, tone)) in parts.into_iter().enumerate() {
+        for (index, (text, severity)) in parts.into_iter().enumerate() {
             let gap = Span::from(if index > 0 { ", " } else { "" });
-            let part = self.toned(text, tone);
+            let part = self.styled(text, severity);
             if index > 0 && line.width() + gap.width() + part.width() > usize::from(width) {
                 break;
             }
@@ -193,40 +217,40 @@ impl View {
     }
 
     fn draw_boxes(&self, frame: &mut Frame<'_>, area: Rect) {
-        let columns = Column::fitting(area.width);
-        // All of them, for columns that stay where they are when the list is scrolled.
-        let boxes = self.now.boxes.iter();
-        let mut rows: Vec<_> = boxes.map(|listed| self.row(listed, &columns)).collect();
-        let widths = Column::share(&columns, area.width, &rows);
-        let shown = rows.drain(self.scrolled..).take(self.rows).map(Row::new);
+        let columns = Column::select(area.width);
+        // The widths depend on all boxes, so that the columns do not move when the list scrolls.
+        let boxes = self.snapshot.boxes.iter();
+        let mut rows: Vec<_> = boxes.map(|bx| self.row(bx, &columns)).collect();
+        let widths = Column::distribute(&columns, area.width, &rows);
+        let visible = rows.drain(self.offset..).take(self.rows).map(Row::new);
         let heading = Row::new(columns.iter().map(|column| column.title()));
-        let table = Table::new(shown, widths).header(heading.style(Style::new().bold()));
+        let table = Table::new(visible, widths).header(heading.style(Style::new().bold()));
         frame.render_widget(table, area);
     }
 
-    fn row(&self, listed: &BoxResponse, columns: &[Column]) -> Vec<Span<'static>> {
+    fn row(&self, bx: &BoxResponse, columns: &[Column]) -> Vec<Span<'static>> {
         let cell = |column: &Column| match column {
-            Column::Id => plain(&listed.box_id).into(),
-            Column::Name => match &listed.name {
+            Column::Id => plain(&bx.box_id).into(),
+            Column::Name => match &bx.name {
                 Some(name) => plain(name).into(),
-                // It has to be called something.
-                None if !columns.contains(&Column::Id) => plain(&listed.box_id).into(),
+                // Without the column of ids, the id stands in for a missing name.
+                None if !columns.contains(&Column::Id) => plain(&bx.box_id).into(),
                 None => Span::default(),
             },
-            Column::Image => plain(&listed.image).into(),
+            Column::Image => plain(&bx.image).into(),
             Column::Status => {
-                let tone = match listed.status {
-                    BoxStatus::Running => Tone::Good,
-                    status => Tone::alarm_if(status == BoxStatus::Failed),
+                let severity = match bx.status {
+                    BoxStatus::Running => Severity::Good,
+                    status => Severity::alarm_if(status == BoxStatus::Failed),
                 };
-                self.toned(listed.status.to_string(), tone)
+                self.styled(bx.status.to_string(), severity)
             }
             Column::Pid => {
-                let pid = listed.pid.map(|pid| pid.to_string());
+                let pid = bx.pid.map(|pid| pid.to_string());
                 pid.unwrap_or_default().into()
             }
-            Column::Age => age_of(listed.created_at).into(),
-            Column::Remark => match (&listed.error, listed.exit_code) {
+            Column::Age => format_age(bx.created_at).into(),
+            Column::Remark => match (&bx.error, bx.exit_code) {
                 (Some(error), _) => plain(error).into(),
                 (None, Some(code)) => format!("code {code}").into(),
                 (None, None) => Span::default(),
@@ -236,20 +260,20 @@ impl View {
     }
 
     fn foot(&self) -> Line<'static> {
-        match self.trouble.clone().or_else(|| self.silence()) {
-            Some(trouble) => Line::from(self.toned(trouble, Tone::Alarm)),
+        match self.error.clone().or_else(|| self.stale()) {
+            Some(error) => Line::from(self.styled(error, Severity::Alarm)),
             None => Line::from(format!("{}   q quits, arrows scroll", self.server)).dim(),
         }
     }
 
-    fn toned(&self, text: String, tone: Tone) -> Span<'static> {
+    fn styled(&self, text: String, severity: Severity) -> Span<'static> {
         let text = Span::from(text);
-        match tone {
-            Tone::Plain => text,
-            Tone::Alarm if self.colours => text.fg(Color::Red).bold(),
-            Tone::Alarm => text.bold(),
-            Tone::Good if self.colours => text.fg(Color::Green),
-            Tone::Good => text,
+        match severity {
+            Severity::Plain => text,
+            Severity::Alarm if self.colours => text.fg(Color::Red).bold(),
+            Severity::Alarm => text.bold(),
+            Severity::Good if self.colours => text.fg(Color::Green),
+            Severity::Good => text,
         }
     }
 }

@@ -5,31 +5,31 @@ use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
-use crate::fixture::skipped;
+use crate::fixture::skip;
 use crate::process::as_pid;
 
-/// The thread on which a daemon's reaper runs, which stands still until this is dropped.
-pub(crate) struct HeldReaper(Pid);
+/// The thread of a daemon's reaper, stopped with `ptrace` until this is dropped.
+pub(crate) struct PausedReaper(Pid);
 
-impl HeldReaper {
-    /// `None` where one process may not hold another.
-    pub(crate) fn of(daemon: u32) -> Option<Self> {
+impl PausedReaper {
+    /// Stops the thread. Returns `None` if this process may not trace another one.
+    pub(crate) fn pause(daemon: u32) -> Option<Self> {
         let thread = thread_named("vmm-runtime", daemon);
         match ptrace::seize(thread, ptrace::Options::empty()) {
             Err(Errno::EPERM | Errno::ENOSYS) => {
-                skipped("this process may not trace another");
+                skip("this process may not trace another");
                 return None;
             }
             outcome => outcome.unwrap(),
         }
-        let held = Self(thread);
+        let paused = Self(thread);
         ptrace::interrupt(thread).unwrap();
         waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
-        Some(held)
+        Some(paused)
     }
 }
 
-impl Drop for HeldReaper {
+impl Drop for PausedReaper {
     fn drop(&mut self) {
         let _ = ptrace::detach(self.0, None);
     }
