@@ -6,30 +6,30 @@ use crate::ShutdownReport;
 use crate::kernel::Orphan;
 use crate::shim::Shim;
 
-/// What the sweep goes over: every registered shim that it has been told of, by id, and which of
-/// them need more than a readiness event.
+/// The shims that the sweep has admitted, by id, and the sets of those that need more than an event
+/// of their watch.
 #[derive(Debug)]
 pub(crate) struct Registry<P> {
-    pub(crate) tracked: BTreeMap<u64, Tracked<P>>,
-    /// Reported by the kernel, or by whoever registered them, and not examined yet.
+    pub(crate) shims: BTreeMap<u64, Entry<P>>,
+    /// Shims to check: their watch reported an event, or their registration requested it.
     pub(crate) ready: VecDeque<u64>,
-    /// Being examined: still here afterwards only if that panicked.
+    /// The shim that is being checked. It is still set afterwards only if the check panicked.
     pub(crate) in_flight: Option<u64>,
-    /// Those whose zombie only an interval sweep can find: without a pidfd, or held by a tracer.
-    pub(crate) unwatched: BTreeSet<u64>,
-    /// Dead, and left for a while to whoever else can collect them; by the end of that while.
-    pub(crate) left: BTreeSet<(Instant, u64)>,
-    /// Process groups whose leader is gone, and when the grace period of each dead orphan in them
-    /// ends.
+    /// Shims whose exit only an interval sweep finds: without a pidfd, or held by a tracer.
+    pub(crate) sweep_only: BTreeSet<u64>,
+    /// Dead shims in their grace period, by the end of it.
+    pub(crate) deferred: BTreeSet<(Instant, u64)>,
+    /// The process groups of ended leaders, with the end of the grace period of each dead orphan.
     pub(crate) orphaned_groups: BTreeMap<u32, BTreeMap<Orphan, Instant>>,
-    pub(crate) pass: Pass,
-    /// Where the next sweep's spot check of watched shims begins.
+    pub(crate) cursor: SweepCursor,
+    /// The first id of the next spot check.
     pub(crate) spot_check_from: u64,
+    /// Set by the final drain.
     pub(crate) closed: Option<ShutdownReport>,
 }
 
 #[derive(Debug)]
-pub(crate) struct Tracked<P> {
+pub(crate) struct Entry<P> {
     pub(crate) shim: Arc<Shim<P>>,
     pub(crate) phase: Phase,
 }
@@ -37,45 +37,45 @@ pub(crate) struct Tracked<P> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     Alive,
-    /// Dead, and listed in [`Registry::left`].
-    Left,
-    /// There was no such process when it was registered.
-    Absent,
+    /// Dead, and in [`Registry::deferred`].
+    Deferred,
+    /// The process did not exist when it was registered.
+    NotFound,
 }
 
-/// How far an interval sweep has come.
+/// The progress of an interval sweep.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Pass {
-    /// The first unwatched id it has not looked at.
+pub(crate) struct SweepCursor {
+    /// The first id of [`Registry::sweep_only`] that it has not checked.
     pub(crate) next: u64,
-    /// The first id whose identity is to be compared; goes round over several passes.
+    /// The first id whose identity it compares. Kept over several sweeps, so that all get a turn.
     pub(crate) compare_from: u64,
     pub(crate) compared: usize,
-    /// Set once an attempt to open a pidfd has failed in this pass.
-    pub(crate) exhausted: bool,
+    /// Set when opening a pidfd has failed in this sweep.
+    pub(crate) pidfds_exhausted: bool,
 }
 
 impl<P> Registry<P> {
     pub(crate) fn new() -> Self {
         Self {
-            tracked: BTreeMap::new(),
+            shims: BTreeMap::new(),
             ready: VecDeque::new(),
             in_flight: None,
-            unwatched: BTreeSet::new(),
-            left: BTreeSet::new(),
+            sweep_only: BTreeSet::new(),
+            deferred: BTreeSet::new(),
             orphaned_groups: BTreeMap::new(),
-            pass: Pass::default(),
+            cursor: SweepCursor::default(),
             spot_check_from: 0,
             closed: None,
         }
     }
 
-    /// When the first of those left to their owners is overdue.
+    /// Returns when the first grace period ends.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.left.first().map(|(deadline, _)| *deadline)
+        self.deferred.first().map(|(deadline, _)| *deadline)
     }
 
     pub(crate) fn is_idle(&self) -> bool {
-        self.tracked.is_empty() && self.orphaned_groups.is_empty()
+        self.shims.is_empty() && self.orphaned_groups.is_empty()
     }
 }

@@ -5,22 +5,22 @@ use crate::ShimExit;
 use crate::exits::Subscribers;
 use crate::shim::State;
 
-/// What slices of a sweep owe to the world outside the registry. Made before the registry is
-/// locked and delivered after that, also when a slice panics: wakers and log subscribers may run
-/// any code.
+/// The effects of a slice that are deferred until the registry is unlocked: wakers and log
+/// subscribers may run any code. Create it before the registry is locked; it is delivered on drop,
+/// also if a slice panics.
 #[derive(Debug)]
-pub(crate) struct Effects<'a, P> {
+pub(crate) struct Outbox<'a, P> {
     subscribers: &'a Subscribers,
     pub(crate) wakers: Vec<Waker>,
     exits: Vec<ShimExit>,
     closing: Vec<P>,
 }
 
-/// How many pidfds of collected shims may stay open until the next slice. Closing one takes about
-/// as long as waking somebody: whoever awaits the shim goes first.
-const CLOSE_LATER: usize = 16;
+/// The maximum number of pidfds of finished shims that stay open until the next slice. Closing a
+/// pidfd takes about as long as waking a task, and the tasks that await the shim come first.
+const MAX_DEFERRED_CLOSES: usize = 16;
 
-impl<'a, P> Effects<'a, P> {
+impl<'a, P> Outbox<'a, P> {
     pub(crate) fn new(subscribers: &'a Subscribers) -> Self {
         Self {
             subscribers,
@@ -30,10 +30,10 @@ impl<'a, P> Effects<'a, P> {
         }
     }
 
-    /// Resolves a shim's handles, and publishes its exit unless that has been done before.
+    /// Resolves the handles of a shim and publishes its exit, unless that was done before.
     ///
-    /// Both happen under the lock of the shim's state: every reader has the exit by the time that
-    /// a handle can show it.
+    /// Both happen under the lock of the shim's state, so that every stream has the exit before a
+    /// handle can show it.
     pub(crate) fn resolve(&mut self, state: &mut State<P>, exit: ShimExit) {
         if state.resolve(exit, &mut self.wakers) {
             self.subscribers.publish(exit, &mut self.wakers);
@@ -41,7 +41,7 @@ impl<'a, P> Effects<'a, P> {
         }
     }
 
-    /// Closes a pidfd, by the end of the next interval sweep at the latest.
+    /// Closes a pidfd later, at the end of the next interval sweep at the latest.
     pub(crate) fn close(&mut self, pidfd: P) {
         self.closing.push(pidfd);
     }
@@ -52,9 +52,9 @@ impl<'a, P> Effects<'a, P> {
 
     pub(crate) fn deliver(&mut self) {
         for waker in self.wakers.drain(..) {
-            // One panicking waker must not keep the others from being woken.
+            // A waker that panics must not prevent the others.
             if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
-                tracing::error!("a waker panicked; its task may not learn of an exit");
+                tracing::error!("a waker panicked; its task may miss an exit");
             }
         }
         for exit in self.exits.drain(..) {
@@ -66,13 +66,13 @@ impl<'a, P> Effects<'a, P> {
                 "shim ended"
             );
         }
-        if self.closing.len() > CLOSE_LATER {
+        if self.closing.len() > MAX_DEFERRED_CLOSES {
             self.close_pidfds();
         }
     }
 }
 
-impl<P> Drop for Effects<'_, P> {
+impl<P> Drop for Outbox<'_, P> {
     fn drop(&mut self) {
         self.deliver();
     }
