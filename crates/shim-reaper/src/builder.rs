@@ -6,19 +6,19 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
-use crate::counters::Counters;
-use crate::intake::Intake;
 use crate::kernel::Linux;
+use crate::register::Shared;
+use crate::stats::Counters;
 use crate::worker::Worker;
 use crate::{MetricsSink, ShimReaper};
 
-/// The shortest sweep interval; anything below, zero included, is taken as this.
-const MIN_INTERVAL: Duration = Duration::from_millis(1);
+/// The shortest sweep interval. Shorter ones, including zero, are raised to this.
+const MIN_SWEEP_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Longer than any process lives, and short enough to be added to an instant.
+/// Longer than the life of any process, and short enough to be added to an instant.
 const MAX_DURATION: Duration = Duration::from_secs(1 << 32);
 
-/// Settings of a [`ShimReaper`]; [`ShimReaper::builder`] makes one.
+/// Builder of a [`ShimReaper`]; [`ShimReaper::builder`] creates it.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -38,7 +38,7 @@ const MAX_DURATION: Duration = Duration::from_secs(1 << 32);
 /// # }
 /// ```
 #[derive(Clone, Debug)]
-#[must_use = "a builder starts nothing until one of its start methods is called"]
+#[must_use = "a builder does nothing until one of its start methods is called"]
 pub struct ReaperBuilder {
     sweep_interval: Duration,
     owner_grace: Option<Duration>,
@@ -58,36 +58,37 @@ impl ReaperBuilder {
         }
     }
 
-    /// How often to sweep, 250 ms by default and 1 ms at the least. With pidfds it is a safety
-    /// net and costs next to nothing; without, it is how long a zombie may stay.
+    /// Sets the sweep interval: 250 ms by default, at least 1 ms. With pidfds the interval sweep is
+    /// a cheap safety net. Without pidfds the interval is the longest lifetime of a zombie.
     pub fn sweep_interval(mut self, interval: Duration) -> Self {
-        self.sweep_interval = interval.clamp(MIN_INTERVAL, MAX_DURATION);
+        self.sweep_interval = interval.clamp(MIN_SWEEP_INTERVAL, MAX_DURATION);
         self
     }
 
-    /// How long a dead shim from [`register`](ShimReaper::register) is left to whoever holds its
-    /// `Child`; one sweep interval by default. With zero the reaper collects at once.
+    /// Sets the grace period in which the owner of a `Child` may wait for a dead shim from
+    /// [`register`](ShimReaper::register) before the reaper reaps it. One sweep interval by
+    /// default. With zero the reaper reaps at once.
     pub fn owner_grace(mut self, grace: Duration) -> Self {
         self.owner_grace = Some(grace.min(MAX_DURATION));
         self
     }
 
-    /// Counters to keep up to date beside the reaper's own.
+    /// Sets counters that the reaper updates in addition to its own.
     pub fn metrics_sink(mut self, sink: MetricsSink) -> Self {
         self.metrics_sink = sink;
         self
     }
 
-    /// Cancelling `token` shuts the reaper down, as [`shutdown`](ShimReaper::shutdown) does.
-    /// Shutting the reaper down does not cancel `token`.
+    /// Sets a token whose cancellation shuts down the reaper, as
+    /// [`shutdown`](ShimReaper::shutdown) does. A shutdown of the reaper does not cancel `token`.
     pub fn shutdown_token(mut self, token: CancellationToken) -> Self {
         self.shutdown_token = token;
         self
     }
 
-    /// Whether to use pidfds where the kernel has them; true by default. With false it behaves as
-    /// on a kernel before 5.3: a shim is identified by pid and start time, its death is found by
-    /// the interval sweep, and an exit that somebody else collected cannot be told any more.
+    /// Sets whether the reaper uses pidfds where the kernel has them; true by default. With false
+    /// the reaper behaves as on a kernel before 5.3: pid and start time identify a shim, the
+    /// interval sweep finds its exit, and the status is unknown if other code reaped it.
     pub fn pidfd(mut self, on: bool) -> Self {
         self.pidfd = on;
         self
@@ -95,44 +96,44 @@ impl ReaperBuilder {
 
     /// Starts the reaper as a task of the current tokio runtime.
     ///
-    /// A current-thread runtime drives it only while something blocks on that runtime;
-    /// [`start_dedicated`](Self::start_dedicated) does not depend on that. When the runtime is
-    /// dropped while the reaper is still in use, a dedicated thread takes over.
+    /// A current-thread runtime drives the reaper only while a thread blocks on that runtime. If
+    /// this is not always so, use [`start_dedicated`](Self::start_dedicated). If the tokio runtime
+    /// is dropped while the reaper is in use, a dedicated thread takes over.
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime, as [`tokio::spawn`] does, or in one without its time and I/O
-    /// drivers. Synchronous code wants [`start_dedicated`](Self::start_dedicated).
+    /// Panics outside a tokio runtime, as [`tokio::spawn`] does, and in one without time and I/O
+    /// drivers. In synchronous code use [`start_dedicated`](Self::start_dedicated).
     pub fn start(self) -> ShimReaper {
         let runtime = Handle::current();
         self.start_on(&runtime)
     }
 
-    /// Starts the reaper as a task of another tokio runtime.
+    /// Starts the reaper as a task of the given tokio runtime.
     ///
     /// # Panics
     ///
-    /// If that runtime has no time or I/O driver.
+    /// Panics if that tokio runtime has no time or I/O driver.
     pub fn start_on(self, runtime: &Handle) -> ShimReaper {
         ShimReaper::new(Worker::start_on(self.into_core(), runtime))
     }
 
-    /// Starts the reaper on a thread and runtime of its own. For synchronous callers, and where
-    /// shims must be collected even while every worker of the caller's runtime is blocked. Each
-    /// exit then costs a switch to that thread and back.
+    /// Starts the reaper on a dedicated thread with its own tokio runtime. Use it in synchronous
+    /// code, and where shims must be reaped even while every worker of the caller's tokio runtime is
+    /// blocked. Each exit then costs a switch to that thread and back.
     ///
-    /// The thread ends with the reaper's shutdown, or when the last [`ShimReaper`] is dropped and
+    /// The thread ends when the reaper shuts down, or when the last [`ShimReaper`] is dropped and
     /// every shim has ended.
     ///
     /// # Errors
     ///
-    /// If the thread or its runtime cannot be made.
+    /// Returns an error if the thread or its tokio runtime cannot be created.
     pub fn start_dedicated(self) -> io::Result<ShimReaper> {
         Worker::start_dedicated(self.into_core()).map(ShimReaper::new)
     }
 
     fn into_core(self) -> Arc<Core<Linux>> {
-        Arc::new(Core::new(Intake::new(
+        Arc::new(Core::new(Shared::new(
             Linux::new(self.pidfd),
             Counters::new(self.metrics_sink),
             self.shutdown_token.child_token(),

@@ -4,88 +4,84 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::ShutdownReport;
-use crate::effects::Effects;
-use crate::intake::Intake;
 use crate::kernel::ProcessTable;
+use crate::outbox::Outbox;
+use crate::register::Shared;
 use crate::registry::Registry;
-use crate::sweep::{Slice, Sweep};
+use crate::sweep::{Progress, Sweep};
 
-/// How long [`Core::close_blocking`] waits for a slice of the worker's. One takes well under a
-/// millisecond; only a copy of the registry in a forked process stays locked for ever.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long [`Core::close_blocking`] waits for the worker to finish a slice. A slice takes well
+/// under a millisecond; only in a forked process can the registry stay locked for ever.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// When the first grace period ends, if any runs.
+/// The end of the first grace period, if there is one.
 pub(crate) type NextDeadline = Option<Instant>;
 
-/// Everything that the front (reaper and handles) and the worker share.
+/// The state that the reaper, its handles and its worker share.
 #[derive(Debug)]
 pub(crate) struct Core<K: ProcessTable> {
-    pub(crate) intake: Intake<K>,
-    /// Locked for one slice at a time, never across an await point.
+    pub(crate) shared: Shared<K>,
+    /// Locked for one slice at a time, and never across an await point.
     registry: Mutex<Registry<K::Pidfd>>,
 }
 
 impl<K: ProcessTable> Core<K> {
-    pub(crate) fn new(intake: Intake<K>) -> Self {
+    pub(crate) fn new(shared: Shared<K>) -> Self {
         Self {
-            intake,
+            shared,
             registry: Mutex::new(Registry::new()),
         }
     }
 
-    pub(crate) fn effects(&self) -> Effects<'_, K::Pidfd> {
-        Effects::new(&self.intake.subscribers)
-    }
-
-    /// Settles whatever is ready, a slice at a time.
-    pub(crate) async fn collect(&self, effects: &mut Effects<'_, K::Pidfd>) -> NextDeadline {
+    /// Processes the events that are ready, a slice at a time.
+    pub(crate) async fn reap_ready(&self, outbox: &mut Outbox<K::Pidfd>) -> NextDeadline {
         loop {
             let (slice, deadline) = {
                 let registry = self.registry.lock().await;
-                self.collect_slice(registry, effects)
+                self.reap_ready_slice(registry, outbox)
             };
-            if slice == Slice::Done {
+            if slice == Progress::Done {
                 return deadline;
             }
             tokio::task::yield_now().await;
         }
     }
 
-    /// One slice of [`collect`](Self::collect); `None` while the registry is locked.
-    pub(crate) fn try_collect(
+    /// Does one slice of [`reap_ready`](Self::reap_ready). Returns `None` if the registry is locked.
+    pub(crate) fn try_reap_ready(
         &self,
-        effects: &mut Effects<'_, K::Pidfd>,
-    ) -> Option<(Slice, NextDeadline)> {
+        outbox: &mut Outbox<K::Pidfd>,
+    ) -> Option<(Progress, NextDeadline)> {
         let registry = self.registry.try_lock().ok()?;
-        Some(self.collect_slice(registry, effects))
+        Some(self.reap_ready_slice(registry, outbox))
     }
 
-    fn collect_slice(
+    fn reap_ready_slice(
         &self,
         mut registry: MutexGuard<'_, Registry<K::Pidfd>>,
-        effects: &mut Effects<'_, K::Pidfd>,
-    ) -> (Slice, NextDeadline) {
-        let slice = Sweep::new(&self.intake, &mut registry, effects).collect();
+        outbox: &mut Outbox<K::Pidfd>,
+    ) -> (Progress, NextDeadline) {
+        let slice = Sweep::new(&self.shared, &mut registry, outbox).reap_ready();
         let deadline = registry.next_deadline();
         drop(registry);
-        effects.deliver();
+        outbox.deliver();
         (slice, deadline)
     }
 
-    /// One interval sweep, a slice at a time.
-    pub(crate) async fn sweep(&self, effects: &mut Effects<'_, K::Pidfd>) -> NextDeadline {
+    /// Does one interval sweep, a slice at a time.
+    pub(crate) async fn sweep(&self, outbox: &mut Outbox<K::Pidfd>) -> NextDeadline {
         let mut first = true;
         loop {
             let (slice, deadline) = {
                 let mut registry = self.registry.lock().await;
-                let mut sweep = Sweep::new(&self.intake, &mut registry, effects);
+                let mut sweep = Sweep::new(&self.shared, &mut registry, outbox);
                 if first {
-                    sweep.begin_pass();
+                    sweep.begin_interval();
                 }
-                (sweep.pass(), registry.next_deadline())
+                (sweep.sweep_slice(), registry.next_deadline())
             };
-            effects.deliver();
-            if slice == Slice::Done || self.intake.is_closing() {
+            outbox.deliver();
+            if slice == Progress::Done || self.shared.is_closing() {
                 return deadline;
             }
             first = false;
@@ -93,24 +89,24 @@ impl<K: ProcessTable> Core<K> {
         }
     }
 
-    /// Nothing registered, and nothing left to look after.
+    /// Returns true if no shim is registered and no process group has to be checked.
     pub(crate) fn is_idle(&self) -> bool {
         let Ok(registry) = self.registry.try_lock() else {
             return false;
         };
-        registry.is_idle() && self.intake.directory.lock().is_empty()
+        registry.is_idle() && self.shared.directory.lock().is_empty()
     }
 
-    /// Refuses new shims, drains, and lets go of the rest; the first caller does, all others get
-    /// its report. `None` while a slice of the worker's is under way on another thread.
+    /// Refuses new shims and does the final drain, unless an earlier call did. Returns its report,
+    /// or `None` while another thread has the registry locked.
     pub(crate) fn try_close(&self) -> Option<ShutdownReport> {
-        self.intake.token.cancel();
-        let mut effects = self.effects();
+        self.shared.token.cancel();
+        let mut outbox = Outbox::new();
         let mut registry = self.registry.try_lock().ok()?;
         let first = registry.closed.is_none();
-        let report = Sweep::new(&self.intake, &mut registry, &mut effects).close();
+        let report = Sweep::new(&self.shared, &mut registry, &mut outbox).close();
         drop(registry);
-        drop(effects);
+        drop(outbox);
         if first {
             tracing::info!(
                 drained = report.drained,
@@ -130,17 +126,18 @@ impl<K: ProcessTable> Core<K> {
         }
     }
 
-    /// [`close`](Self::close) for code that cannot await. Bounded, whatever became of the worker.
+    /// Closes like [`close`](Self::close), for code that cannot await. Returns within
+    /// [`CLOSE_TIMEOUT`] in every state of the worker.
     pub(crate) fn close_blocking(&self) -> ShutdownReport {
-        let give_up = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
         loop {
             if let Some(report) = self.try_close() {
                 return report;
             }
-            if Instant::now() >= give_up {
+            if Instant::now() >= deadline {
                 return ShutdownReport {
                     drained: 0,
-                    still_running: self.intake.directory.pids(),
+                    still_running: self.shared.directory.pids(),
                 };
             }
             thread::sleep(Duration::from_micros(50));

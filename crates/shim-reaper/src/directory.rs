@@ -4,11 +4,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::shim::Shim;
 
-/// Who is registered, by pid. What registering, in or out of async code, commits to.
+/// The registered shims by pid. A registration is complete once its shim is in here.
 ///
-/// Behind a plain mutex that is held for no longer than a system call, because the registry's
-/// async one would not do: `register_child` cannot await, and a caller's future that queues for a
-/// fair async mutex and is then never polled again would keep the sweep from it.
+/// A plain mutex protects it, held no longer than a system call takes. The registry's async mutex
+/// does not fit: `register_child` cannot await, and a future that is queued for that fair mutex and
+/// never polled again would block the sweep.
 #[derive(Debug)]
 pub(crate) struct Directory<P>(Mutex<Entries<P>>);
 
@@ -16,27 +16,27 @@ pub(crate) struct Directory<P>(Mutex<Entries<P>>);
 pub(crate) struct Entries<P> {
     next_id: u64,
     by_pid: HashMap<u32, Arc<Shim<P>>>,
-    arrivals: Vec<Arrival<P>>,
+    pending: Vec<Pending<P>>,
 }
 
-/// A registration that the registry has not admitted yet.
+/// A shim that the registry has to admit or to check.
 #[derive(Debug)]
-pub(crate) struct Arrival<P> {
+pub(crate) struct Pending<P> {
     pub(crate) shim: Arc<Shim<P>>,
-    pub(crate) news: News,
+    pub(crate) check: Check,
 }
 
-/// How soon the registry has to look at an arrival.
+/// When the registry checks a pending shim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum News {
-    /// Whatever happens next is announced by its watch or found by the interval sweep.
-    Quiet,
-    /// Something is known that no watch will announce.
-    Urgent,
-    /// There was no such process.
-    Absent,
-    /// It is known already, and to be looked at again.
-    Recalled,
+pub(crate) enum Check {
+    /// When its watch reports an event, or an interval sweep reaches it.
+    OnEvent,
+    /// At once, because no watch reports what is already known.
+    Now,
+    /// At once: the process did not exist when it was registered.
+    NotFound,
+    /// At once: the registry knows the shim already.
+    Again,
 }
 
 impl<P> Directory<P> {
@@ -44,7 +44,7 @@ impl<P> Directory<P> {
         Self(Mutex::new(Entries {
             next_id: 0,
             by_pid: HashMap::new(),
-            arrivals: Vec::new(),
+            pending: Vec::new(),
         }))
     }
 
@@ -52,11 +52,11 @@ impl<P> Directory<P> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn take_arrivals(&self) -> Vec<Arrival<P>> {
-        mem::take(&mut self.lock().arrivals)
+    pub(crate) fn take_pending(&self) -> Vec<Pending<P>> {
+        mem::take(&mut self.lock().pending)
     }
 
-    /// Forgets a shim, unless its pid has been registered for another process since.
+    /// Removes a shim, unless its pid now belongs to another registered process.
     pub(crate) fn remove(&self, shim: &Shim<P>) {
         let mut entries = self.lock();
         let current = entries.by_pid.get(&shim.pid);
@@ -86,19 +86,19 @@ impl<P> Entries<P> {
         self.next_id
     }
 
-    pub(crate) fn insert(&mut self, shim: &Arc<Shim<P>>, news: News) {
+    pub(crate) fn insert(&mut self, shim: &Arc<Shim<P>>, check: Check) {
         self.by_pid.insert(shim.pid, Arc::clone(shim));
-        self.arrivals.push(Arrival {
+        self.pending.push(Pending {
             shim: Arc::clone(shim),
-            news,
+            check,
         });
     }
 
-    /// Has the registry look at a shim again that it knows already.
-    pub(crate) fn recall(&mut self, shim: &Arc<Shim<P>>) {
-        self.arrivals.push(Arrival {
+    /// Makes the registry check a shim again that it knows already.
+    pub(crate) fn request_check(&mut self, shim: &Arc<Shim<P>>) {
+        self.pending.push(Pending {
             shim: Arc::clone(shim),
-            news: News::Recalled,
+            check: Check::Again,
         });
     }
 }

@@ -1,14 +1,15 @@
 use std::process::Child;
 
-/// The reaper shut down before this shim ended; nobody collects it any more.
+/// The error of a handle whose shim was still running when the reaper shut down.
 ///
-/// The process may still run: [`ShimHandle::signal`](crate::ShimHandle::signal) still reaches it,
-/// and [`ShutdownReport::still_running`](crate::ShutdownReport::still_running) names it.
+/// The process may still run, and nothing reaps it:
+/// [`ShutdownReport::still_running`](crate::ShutdownReport::still_running) lists it, and
+/// [`ShimHandle::signal`](crate::ShimHandle::signal) can still signal it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the reaper has shut down")]
 pub struct ReaperClosed;
 
-/// Why a pid could not be registered.
+/// The error of a registration that the reaper refused.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -27,20 +28,20 @@ pub struct RegisterError {
     child: Option<Box<Child>>,
 }
 
-/// The reason in a [`RegisterError`].
+/// The reason of a [`RegisterError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegisterErrorKind {
-    /// Waiting for pid 0 would mean the caller's whole process group.
-    #[error("0 names a process group, not a process; pass the pid of the shim")]
+    /// The pid is 0, which in a wait means the caller's whole process group.
+    #[error("0 is a process group, not a process; pass the pid of the shim")]
     Zero,
-    /// A process cannot wait for itself.
-    #[error("it is this process itself; pass the pid of the shim")]
+    /// The pid is that of this process, which cannot wait for itself.
+    #[error("this is the pid of the current process; pass the pid of the shim")]
     ThisProcess,
-    /// Above `i32::MAX`: no process has such a pid, and as a signed number it is a group.
-    #[error("it is above i32::MAX, which no pid is")]
+    /// The pid is above `i32::MAX`. As a signed number it would be a process group.
+    #[error("a pid is at most i32::MAX; pass the pid of the shim")]
     OutOfRange,
-    /// The reaper has shut down; start a new one.
+    /// The reaper has shut down.
     #[error("the reaper has shut down; start a new one")]
     Closed,
 }
@@ -59,18 +60,18 @@ impl RegisterError {
         self
     }
 
-    /// The pid that was refused.
+    /// Returns the pid that the reaper refused.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Why.
+    /// Returns the reason.
     pub fn kind(&self) -> RegisterErrorKind {
         self.kind
     }
 
-    /// The child that [`register_child`](crate::ShimReaper::register_child) could not take, so
-    /// that it can still be waited for.
+    /// Returns the child that [`register_child`](crate::ShimReaper::register_child) refused, so
+    /// that the caller can wait for it.
     pub fn into_child(self) -> Option<Child> {
         self.child.map(|child| *child)
     }

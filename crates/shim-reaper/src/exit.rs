@@ -1,9 +1,10 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::time::Duration;
 
-use crate::ResourceUsage;
+use nix::libc;
 
-/// How a shim ended, and who collected it.
+/// The exit of a registered shim: its wait status, and whose wait reaped it.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -23,51 +24,98 @@ use crate::ResourceUsage;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ShimExit {
-    /// The process id it had. The kernel may have given it to another process since.
+    /// The pid of the shim. The kernel may have reused it since.
     pub pid: u32,
-    /// The wait status, or `None` where no interface of the running kernel could still tell it.
+    /// The wait status, or `None` if no interface of the running kernel could report it.
     pub status: Option<ExitStatus>,
-    /// Whose wait ended the zombie.
+    /// Whose wait reaped the shim.
     pub collected_by: CollectedBy,
-    /// What the shim and the descendants it waited for consumed; `None` when it was not read
-    /// before somebody else collected the shim.
+    /// Resource usage of the shim and of the descendants that it waited for. `None` if other code
+    /// reaped the shim before the reaper could read it.
     pub rusage: Option<ResourceUsage>,
 }
 
 impl ShimExit {
-    /// The exit code, if it ended by exiting.
+    /// Returns the exit code if the shim exited by itself.
     pub fn code(&self) -> Option<i32> {
         self.status?.code()
     }
 
-    /// The signal number, if a signal ended it.
+    /// Returns the signal number if a signal killed the shim.
     pub fn signal(&self) -> Option<i32> {
         self.status?.signal()
     }
 
-    /// True if it is known to have exited with code 0.
+    /// Returns true if the shim is known to have exited with code 0.
     pub fn success(&self) -> bool {
         self.status.is_some_and(|status| status.success())
     }
 
-    /// The exit code, or 128 plus the signal number: the form that shells and container runtimes
-    /// report. `None` when the status is unknown.
+    /// Returns the exit code, or 128 plus the signal number, as shells and container runtimes
+    /// report it. Returns `None` if the status is unknown.
     pub fn shell_code(&self) -> Option<i32> {
         self.code()
             .or_else(|| self.signal().map(|signal| 128 + signal))
     }
 }
 
-/// Who collected a shim.
+/// The party whose wait reaped a shim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CollectedBy {
-    /// The reaper waited for it.
+    /// The reaper reaped the shim.
     Reaper,
-    /// It was left to, or taken by, whoever else could wait for it. Decided when the death is
-    /// seen: an owner that then lets the grace period pass is relieved of the zombie, and
-    /// [`ReaperStats::reaped_total`](crate::ReaperStats::reaped_total) counts that.
+    /// The reaper left the zombie to its owner, or a foreign wait reaped it. The reaper decides
+    /// this when it sees the exit: if the owner does not wait before the grace period ends, the
+    /// reaper reaps the zombie, and [`ReaperStats::reaped_total`](crate::ReaperStats::reaped_total)
+    /// counts it.
     Owner,
-    /// It is not a child of this process: only its death was observed.
+    /// The process is not a child of this process; the reaper only observed its exit.
     Observed,
+}
+
+/// Resource usage of a shim and of the descendants that it waited for; see `getrusage(2)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ResourceUsage {
+    /// CPU time in user mode.
+    pub user_time: Duration,
+    /// CPU time in kernel mode.
+    pub system_time: Duration,
+    /// Peak resident set size, in bytes, of the largest process among them.
+    pub max_rss: u64,
+    /// Page faults served without I/O.
+    pub minor_faults: u64,
+    /// Page faults that required I/O.
+    pub major_faults: u64,
+    /// File system reads, in blocks of 512 bytes.
+    pub blocks_read: u64,
+    /// File system writes, in blocks of 512 bytes.
+    pub blocks_written: u64,
+    /// Context switches because the process waited for something.
+    pub voluntary_switches: u64,
+    /// Context switches because the scheduler preempted the process.
+    pub involuntary_switches: u64,
+}
+
+impl ResourceUsage {
+    pub(crate) fn from_raw(raw: &libc::rusage) -> Self {
+        let count = |value: libc::c_long| u64::try_from(value).unwrap_or(0);
+        let time = |value: libc::timeval| {
+            let micros = u64::try_from(value.tv_usec).unwrap_or(0);
+            Duration::from_secs(u64::try_from(value.tv_sec).unwrap_or(0))
+                + Duration::from_micros(micros)
+        };
+        Self {
+            user_time: time(raw.ru_utime),
+            system_time: time(raw.ru_stime),
+            max_rss: count(raw.ru_maxrss).saturating_mul(1024),
+            minor_faults: count(raw.ru_minflt),
+            major_faults: count(raw.ru_majflt),
+            blocks_read: count(raw.ru_inblock),
+            blocks_written: count(raw.ru_oublock),
+            voluntary_switches: count(raw.ru_nvcsw),
+            involuntary_switches: count(raw.ru_nivcsw),
+        }
+    }
 }

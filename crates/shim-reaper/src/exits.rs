@@ -9,15 +9,17 @@ use futures::task::AtomicWaker;
 
 use crate::ShimExit;
 
-/// Every exit from the moment of [`ShimReaper::exits`](crate::ShimReaper::exits) on, once each, in
-/// the order in which the deaths were settled. Ends when the reaper has shut down.
+/// A stream of exits; [`ShimReaper::exits`](crate::ShimReaper::exits) returns it.
 ///
-/// Exits that are not read yet are kept in memory, about 150 bytes each, so that a slow reader
-/// loses none; drop the stream to stop that.
+/// It yields each exit from its creation on once, in the order in which the reaper processed them,
+/// and ends when the reaper has shut down.
+///
+/// The stream buffers unread exits without a limit, about 150 bytes each, so that a slow reader
+/// loses none. Drop the stream if you no longer read it.
 ///
 /// # Cancel safety
 ///
-/// Dropping a future that reads from the stream loses no exit.
+/// Dropping a future that reads from the stream, such as `next()`, loses no exit.
 #[derive(Debug)]
 #[must_use = "streams do nothing unless polled"]
 pub struct Exits {
@@ -28,7 +30,7 @@ impl Stream for Exits {
     type Item = ShimExit;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<ShimExit>> {
-        // Before the queue is looked into, so that what comes after that look wakes the task.
+        // Registered before the queue is checked, so that a later exit wakes the task.
         self.reader.waker.register(cx.waker());
         let mut queue = self.reader.queue();
         match queue.exits.pop_front() {
@@ -39,14 +41,15 @@ impl Stream for Exits {
     }
 }
 
-/// A reaper that still publishes must not drop the waker, which may run code of its executor.
 impl Drop for Exits {
     fn drop(&mut self) {
+        // Dropping a waker may run code of its executor, which must not happen while the reaper
+        // publishes.
         drop(self.reader.waker.take());
     }
 }
 
-/// Everyone who reads [`Exits`].
+/// The readers of all [`Exits`] streams.
 #[derive(Debug)]
 pub(crate) struct Subscribers {
     /// `None` once the reaper has shut down.
@@ -71,7 +74,7 @@ impl Reader {
     }
 }
 
-/// Publishing and closing leave the wakers to the caller, to be woken without any lock held.
+/// The callers of `publish` and `close` wake the wakers after they have released every lock.
 impl Subscribers {
     pub(crate) fn new() -> Self {
         Self {
@@ -101,7 +104,7 @@ impl Subscribers {
         }
     }
 
-    /// Ends every stream after what it has not read yet.
+    /// Ends every stream after its buffered exits.
     pub(crate) fn close(&self, wakers: &mut Vec<Waker>) {
         let readers = mem::take(&mut *self.readers());
         for reader in readers.iter().flatten().filter_map(Weak::upgrade) {
@@ -115,9 +118,9 @@ impl Subscribers {
     }
 }
 
-/// The last handle of a reaper that did not shut down is gone.
 impl Drop for Subscribers {
     fn drop(&mut self) {
+        // The last handle is dropped, and the reaper did not shut down.
         let mut wakers = Vec::new();
         self.close(&mut wakers);
         wakers.into_iter().for_each(Waker::wake);

@@ -16,23 +16,23 @@ use crate::shim::Shim;
 use crate::worker::Worker;
 use crate::{ReaperClosed, ShimExit};
 
-/// A registered shim: a future of its exit, and a safe way to signal it.
+/// A handle to a registered shim: a future that resolves to its exit, and a safe way to signal it.
 ///
-/// Clones refer to the same shim, and each may be awaited by another task, thread or runtime. The
-/// future resolves as soon as the death and its status are known, which may be before the zombie
-/// is gone if somebody else holds the `Child`. Awaiting a shim that ended long ago resolves at once.
+/// Clones refer to the same shim, and each can be awaited in a different task, thread or tokio
+/// runtime. The future resolves as soon as the exit status is known. If the owner holds the
+/// `Child`, this may be before the zombie is reaped. If the shim has ended already, it resolves at
+/// once.
 ///
-/// Unlike `tokio::process::Child`, the handle is not what keeps the shim from becoming a zombie:
-/// drop every handle and it is still collected.
+/// Unlike with `tokio::process::Child`, the shim is reaped even if every handle is dropped.
 ///
 /// # Errors
 ///
-/// The future resolves to [`ReaperClosed`] if the reaper shuts down while the shim runs.
+/// The future resolves to [`ReaperClosed`] if the reaper shuts down while the shim is running.
 ///
 /// # Cancel safety
 ///
-/// Dropping the future, before or between polls, loses nothing: another clone, or a later
-/// [`try_exit`](Self::try_exit), still gets the exit.
+/// Dropping the future loses nothing: another clone, or a later [`try_exit`](Self::try_exit),
+/// still returns the exit.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -52,17 +52,17 @@ use crate::{ReaperClosed, ShimExit};
 /// # Ok(())
 /// # }
 /// ```
-#[must_use = "dropping a handle is harmless, but only it can tell how the shim ended"]
+#[must_use = "dropping the handle is harmless, but only a handle reports how the shim ended"]
 pub struct ShimHandle {
     shim: Arc<Shim<OwnedFd>>,
     worker: Arc<Worker>,
-    spawned: Option<Arc<Spawned>>,
-    /// This handle's place among the waiters.
+    guard: Option<Arc<SpawnGuard>>,
+    /// This handle's key among the waiters.
     key: Option<u32>,
 }
 
-/// What belongs to the handles of a spawned shim, and ends with the last of them.
-struct Spawned {
+/// The pipes and the kill-on-drop option of a spawned shim; dropped with its last handle.
+struct SpawnGuard {
     shim: Arc<Shim<OwnedFd>>,
     worker: Arc<Worker>,
     kill_on_drop: bool,
@@ -80,13 +80,13 @@ impl ShimHandle {
         Self {
             shim,
             worker,
-            spawned: None,
+            guard: None,
             key: None,
         }
     }
 
-    /// The handle takes the child's pipes; its exit is the registry's business.
-    pub(crate) fn of_child(
+    /// Creates a handle that owns the pipes of the child. The registry processes its exit.
+    pub(crate) fn from_child(
         shim: Arc<Shim<OwnedFd>>,
         worker: Arc<Worker>,
         child: Child,
@@ -99,7 +99,7 @@ impl ShimHandle {
         };
         let mut handle = Self::new(shim, worker);
         if kill_on_drop || stdio.is_piped() {
-            handle.spawned = Some(Arc::new(Spawned {
+            handle.guard = Some(Arc::new(SpawnGuard {
                 shim: Arc::clone(&handle.shim),
                 worker: Arc::clone(&handle.worker),
                 kill_on_drop,
@@ -109,91 +109,97 @@ impl ShimHandle {
         handle
     }
 
-    /// The process id. After the shim has ended it may belong to another process: to signal, use
-    /// the handle, which knows the difference.
+    /// Returns the pid of the shim. After the shim has ended, the pid may belong to another process;
+    /// use [`signal`](Self::signal) to signal the shim safely.
     pub fn pid(&self) -> u32 {
         self.shim.pid
     }
 
-    /// True until the exit is known, or the reaper has shut down.
+    /// Returns true until the exit is known or the reaper has shut down.
     pub fn is_running(&self) -> bool {
         self.shim.state().is_running()
     }
 
-    /// The exit, if it is known.
+    /// Returns the exit, if it is known.
     pub fn try_exit(&self) -> Option<ShimExit> {
         self.shim.state().exit()
     }
 
-    /// Sends a signal, to this process and never to another that got its pid: through the pidfd,
-    /// or checked against the process start time where there is none. Works after the reaper has
-    /// shut down, too.
+    /// Sends a signal to the shim, and never to another process that got its pid. It uses the
+    /// pidfd, or compares the start time of the process if there is none. It also works after the
+    /// reaper has shut down.
     ///
     /// # Errors
     ///
-    /// `ESRCH` once the shim has ended; otherwise what `kill(2)` says, or, without a pidfd, what
-    /// reading `/proc` says.
+    /// Returns `ESRCH` if the shim has ended, otherwise the error of `kill(2)`, or without a pidfd
+    /// the error of reading `/proc`.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
-        self.shim.signal(&self.worker.intake().kernel, signal)
+        self.shim.signal(&self.worker.shared().kernel, signal)
     }
 
-    /// Sends SIGKILL.
+    /// Sends SIGKILL to the shim.
     ///
     /// # Errors
     ///
-    /// As [`signal`](Self::signal).
+    /// As for [`signal`](Self::signal).
     pub fn kill(&self) -> io::Result<()> {
         self.signal(Signal::SIGKILL)
     }
 
-    /// Sends SIGTERM, waits for up to `grace`, then sends SIGKILL and waits for the end. A shim
-    /// that has ended already, or ends by itself meanwhile, is as good.
+    /// Stops the shim: sends SIGTERM, waits for up to `grace`, then sends SIGKILL and waits for the
+    /// exit. Returns the exit in every case, also if the shim has ended already.
     ///
-    /// Waits for ever on a process that survives SIGKILL (one stuck in the kernel), or that may
-    /// not be signalled: wrap it in [`tokio::time::timeout`] if that must not be.
+    /// There is no timeout after the SIGKILL. The future never resolves if the process does not die
+    /// of it (it is stuck in the kernel) or if this process lacks the permission to signal it. Wrap
+    /// the future in [`tokio::time::timeout`] to limit the wait.
     ///
     /// # Errors
     ///
-    /// [`ReaperClosed`] if the reaper shuts down first; the SIGKILL is then left to the caller.
+    /// Returns [`ReaperClosed`] if the reaper shuts down first. The SIGKILL may then not have been
+    /// sent.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future stops the procedure: signals already sent stay sent, no further one is
-    /// sent, and the shim stays registered.
+    /// Dropping the future sends no further signal. The shim stays registered.
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime with a time driver, as every tokio timer.
+    /// Panics outside a tokio runtime with a time driver, as every tokio timer does.
     pub async fn stop(&self, grace: Duration) -> Result<ShimExit, ReaperClosed> {
-        self.signal_in_passing(Signal::SIGTERM);
-        if let Ok(ended) = tokio::time::timeout(grace, self.clone()).await {
-            return ended;
+        self.try_signal(Signal::SIGTERM);
+        if let Ok(exit) = tokio::time::timeout(grace, self.clone()).await {
+            return exit;
         }
-        self.signal_in_passing(Signal::SIGKILL);
+        self.try_signal(Signal::SIGKILL);
         self.clone().await
     }
 
-    /// For when it may have ended by itself.
-    fn signal_in_passing(&self, signal: Signal) {
+    /// Sends a signal to a shim that may already have ended.
+    fn try_signal(&self, signal: Signal) {
         if let Err(error) = self.signal(signal) {
-            tracing::debug!(pid = self.pid(), %signal, %error, "signal not sent");
+            tracing::debug!(pid = self.pid(), %signal, %error, "cannot signal the shim");
         }
     }
 
-    /// The writing end of the shim's stdin, if it was piped and nobody has taken it. Awaiting the
-    /// handle does not close it: a shim that reads to the end needs it taken and dropped.
+    /// Takes the writing end of the shim's stdin. Returns `None` if stdin is not piped, or is
+    /// already taken.
     ///
-    /// The pipes are driven by the caller's tokio runtime, or by the reaper's where there is none.
+    /// Awaiting the handle does not close the pipe. If the shim reads stdin to the end, take the
+    /// pipe and drop it.
+    ///
+    /// The caller's tokio runtime drives the pipe, or the reaper's if the caller is not in one.
     pub fn take_stdin(&self) -> Option<ChildStdin> {
         self.take(|stdio| stdio.stdin.take(), ChildStdin::from_std)
     }
 
-    /// The reading end of the shim's stdout, if it was piped and nobody has taken it.
+    /// Takes the reading end of the shim's stdout. Returns `None` if stdout is not piped, or is
+    /// already taken.
     pub fn take_stdout(&self) -> Option<ChildStdout> {
         self.take(|stdio| stdio.stdout.take(), ChildStdout::from_std)
     }
 
-    /// The reading end of the shim's stderr, if it was piped and nobody has taken it.
+    /// Takes the reading end of the shim's stderr. Returns `None` if stderr is not piped, or is
+    /// already taken.
     pub fn take_stderr(&self) -> Option<ChildStderr> {
         self.take(|stdio| stdio.stderr.take(), ChildStderr::from_std)
     }
@@ -203,13 +209,13 @@ impl ShimHandle {
         take: impl FnOnce(&mut Stdio) -> Option<S>,
         convert: impl FnOnce(S) -> io::Result<T>,
     ) -> Option<T> {
-        let pipe = take(&mut self.spawned.as_ref()?.stdio())?;
+        let pipe = take(&mut self.guard.as_ref()?.stdio())?;
         let runtime = Handle::try_current().unwrap_or_else(|_| self.worker.runtime());
         let _entered = runtime.enter();
         match convert(pipe) {
             Ok(pipe) => Some(pipe),
             Err(error) => {
-                tracing::warn!(pid = self.pid(), %error, "a pipe of the shim could not be polled");
+                tracing::warn!(pid = self.pid(), %error, "cannot poll a pipe of the shim");
                 None
             }
         }
@@ -221,7 +227,7 @@ impl Clone for ShimHandle {
         Self {
             shim: Arc::clone(&self.shim),
             worker: Arc::clone(&self.worker),
-            spawned: self.spawned.clone(),
+            guard: self.guard.clone(),
             key: None,
         }
     }
@@ -257,19 +263,19 @@ impl fmt::Debug for ShimHandle {
     }
 }
 
-impl Spawned {
+impl SpawnGuard {
     fn stdio(&self) -> MutexGuard<'_, Stdio> {
         self.stdio.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Spawned {
+impl Drop for SpawnGuard {
     fn drop(&mut self) {
         if self.kill_on_drop {
-            // It may have ended by itself.
+            // Fails if the shim has already ended.
             let _ = self
                 .shim
-                .signal(&self.worker.intake().kernel, Signal::SIGKILL);
+                .signal(&self.worker.shared().kernel, Signal::SIGKILL);
         }
     }
 }

@@ -7,10 +7,10 @@ use nix::errno::Errno;
 use crate::kernel::ProcStat;
 use crate::{Signal, sys};
 
-/// A process that stays the same one, whatever becomes of its pid.
+/// A pidfd: a reference to one process that a recycled pid cannot redirect.
 ///
-/// For looking at a process, or signalling it, without anything being registered. To be told of
-/// its end, and to leave no zombie, use a [`ShimReaper`](crate::ShimReaper).
+/// Use it to inspect or signal a process without registering it. To be notified of its exit and to
+/// leave no zombie, use a [`ShimReaper`](crate::ShimReaper) instead.
 ///
 /// Needs Linux 5.3.
 ///
@@ -34,11 +34,12 @@ pub struct Pidfd {
 }
 
 impl Pidfd {
-    /// Of whoever has this pid now, a zombie included. The descriptor is close-on-exec.
+    /// Opens a pidfd of the process that currently has this pid, which may be a zombie. The
+    /// descriptor is close-on-exec.
     ///
     /// # Errors
     ///
-    /// `ESRCH` if nobody has it; otherwise what `pidfd_open(2)` says.
+    /// Returns `ESRCH` if no process has this pid, otherwise the error of `pidfd_open(2)`.
     pub fn open(pid: u32) -> io::Result<Self> {
         match pid {
             1..=0x7fff_ffff => Ok(Self {
@@ -49,29 +50,29 @@ impl Pidfd {
         }
     }
 
-    /// The pid that it was opened by.
+    /// Returns the pid that this pidfd was opened with.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Whether it has ended: it is a zombie, or gone.
+    /// Returns whether the process has exited: it is a zombie or reaped.
     pub fn has_exited(&self) -> bool {
         sys::pidfd_has_exited(self.fd.as_fd())
     }
 
-    /// Waits until it has ended.
+    /// Waits until the process has exited.
     ///
     /// # Errors
     ///
-    /// When the descriptor cannot be polled.
+    /// Returns an error if tokio cannot poll the descriptor.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses nothing.
+    /// Dropping the future loses nothing; a later call still returns.
     ///
     /// # Panics
     ///
-    /// Outside a tokio runtime with an I/O driver, as every tokio socket.
+    /// Panics outside a tokio runtime with an I/O driver, as every tokio socket does.
     pub async fn exited(&self) -> io::Result<()> {
         sys::poll_readable(self.fd.as_fd())?
             .readable()
@@ -79,39 +80,39 @@ impl Pidfd {
             .map(drop)
     }
 
-    /// Whether it is gone: its parent has collected it, and its pid may be another's.
+    /// Returns whether the process is reaped. Its pid may then belong to another process.
     pub fn is_reaped(&self) -> bool {
-        let probed = sys::pidfd_send_signal(self.fd.as_fd(), None);
-        probed.is_err_and(|error| error.raw_os_error() == Some(Errno::ESRCH as i32))
+        let probe = sys::pidfd_send_signal(self.fd.as_fd(), None);
+        probe.is_err_and(|error| error.raw_os_error() == Some(Errno::ESRCH as i32))
     }
 
-    /// How it ended, where that can be told: from `/proc` while it is a zombie that we may inspect
-    /// (`proc_pid_stat(5)`, field 52), and once it is gone, whoever has collected it, from Linux
-    /// 6.15 on.
+    /// Returns the wait status, if the kernel can report it: from `/proc` while the process is a
+    /// zombie that this process may inspect (`proc_pid_stat(5)`, field 52), and on Linux 6.15 and
+    /// later also after any wait has reaped it.
     pub fn exit_status(&self) -> Option<ExitStatus> {
         if self.is_reaped() {
             return sys::pidfd_exit_status(self.fd.as_fd());
         }
-        let seen = ProcStat::read(self.pid).ok().flatten();
-        // Collected meanwhile, and what was seen may be another process.
+        let stat = ProcStat::read(self.pid).ok().flatten();
+        // Reaped in between, so `stat` may belong to another process.
         if self.is_reaped() {
             return sys::pidfd_exit_status(self.fd.as_fd());
         }
-        seen.and_then(|stat| stat.status)
+        stat.and_then(|stat| stat.status)
     }
 
-    /// Sends a signal, to this process and to no other.
+    /// Sends a signal to this process, and never to another one.
     ///
     /// # Errors
     ///
-    /// `ESRCH` once it is gone; otherwise what `pidfd_send_signal(2)` says.
+    /// Returns `ESRCH` if the process is reaped, otherwise the error of `pidfd_send_signal(2)`.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         sys::pidfd_send_signal(self.fd.as_fd(), Some(signal))
     }
 }
 
 impl AsFd for Pidfd {
-    /// To be polled: it is readable from the end of the process on.
+    /// Borrows the descriptor, for example to poll it: it is readable once the process has exited.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }

@@ -7,64 +7,65 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
 use crate::core::{Core, NextDeadline};
-use crate::effects::Effects;
 use crate::kernel::Linux;
-use crate::sweep::Slice;
+use crate::outbox::Outbox;
+use crate::sweep::Progress;
 use crate::sys;
 
-/// The kernel's epoll, polled by the runtime that made this.
+/// The kernel's epoll, registered with the tokio runtime of the worker.
 #[derive(Debug)]
 pub(crate) struct Readiness<'a> {
     kernel: &'a Linux,
-    /// `None` without pidfds, and for want of descriptors.
+    /// `None` without pidfds, and while descriptors are exhausted.
     epoll: Option<AsyncFd<BorrowedFd<'a>>>,
-    ticks: bool,
+    /// Whether the epoll includes the timer of the interval sweep.
+    has_timer: bool,
 }
 
 impl<'a> Readiness<'a> {
     /// # Panics
     ///
-    /// As tokio does outside a runtime, or in one without an I/O driver.
+    /// Panics outside a tokio runtime, and in one without an I/O driver.
     pub(crate) fn new(kernel: &'a Linux, sweep_interval: Duration) -> Self {
         let mut readiness = Self {
             kernel,
             epoll: None,
-            ticks: false,
+            has_timer: false,
         };
-        readiness.complete(sweep_interval);
+        readiness.retry_setup(sweep_interval);
         readiness
     }
 
-    /// Tries once more to get what there were no descriptors for.
-    pub(crate) fn complete(&mut self, sweep_interval: Duration) {
+    /// Sets up the epoll and the timer, unless an earlier call has.
+    pub(crate) fn retry_setup(&mut self, sweep_interval: Duration) {
         if self.epoll.is_none() {
             self.epoll = self.kernel.readiness_fd().and_then(|epoll| {
                 sys::poll_readable(epoll)
-                    .inspect_err(|error| tracing::debug!(%error, "no readiness for now"))
+                    .inspect_err(|error| tracing::debug!(%error, "cannot poll for process events; the next sweep retries"))
                     .ok()
             });
         }
-        if self.epoll.is_some() && !self.ticks {
-            self.ticks = self.kernel.tick_every(sweep_interval).is_ok();
+        if self.epoll.is_some() && !self.has_timer {
+            self.has_timer = self.kernel.tick_every(sweep_interval).is_ok();
         }
     }
 
-    /// Whether it also tells when an interval sweep is due.
-    pub(crate) fn ticks(&self) -> bool {
-        self.ticks
+    /// Returns whether the epoll also reports when an interval sweep is due.
+    pub(crate) fn has_timer(&self) -> bool {
+        self.has_timer
     }
 
-    /// Collects what the epoll reports, for as long as that is all there is to do. Returns the next
-    /// deadline on a tick, or when it is earlier than `alarm`, and `None` when there is more to
-    /// collect than a slice.
+    /// Processes the events of the epoll until the worker has something else to do. Returns the next
+    /// deadline when the timer has expired or the deadline is earlier than `wake_at`, and `None`
+    /// when a slice left more events.
     ///
-    /// The short way from a death to whoever awaits it: the worker's other events are polled after
-    /// it.
-    pub(crate) async fn collect_when_ready(
+    /// This is the fast path from an exit to the task that awaits it. The worker polls its other
+    /// events after this.
+    pub(crate) async fn reap_when_ready(
         &self,
         core: &Core<Linux>,
-        effects: &mut Effects<'_, OwnedFd>,
-        alarm: Option<Instant>,
+        outbox: &mut Outbox<OwnedFd>,
+        wake_at: Option<Instant>,
     ) -> Option<NextDeadline> {
         let Some(epoll) = &self.epoll else {
             return pending().await;
@@ -72,16 +73,15 @@ impl<'a> Readiness<'a> {
         poll_fn(|cx: &mut Context<'_>| {
             loop {
                 match ready!(epoll.poll_read_ready(cx)) {
-                    // Cleared before the epoll is asked, so that a report that comes in between is
-                    // not missed.
+                    // Cleared before the epoll is read, so that no event in between is missed.
                     Ok(mut guard) => guard.clear_ready(),
-                    Err(error) => tracing::debug!(%error, "the runtime shuts down"),
+                    Err(error) => tracing::debug!(%error, "the tokio runtime is shutting down"),
                 }
-                let Some((Slice::Done, deadline)) = core.try_collect(effects) else {
+                let Some((Progress::Done, deadline)) = core.try_reap_ready(outbox) else {
                     return Poll::Ready(None);
                 };
                 let in_time =
-                    deadline.is_none_or(|at| alarm.is_some_and(|alarm| alarm <= at.into()));
+                    deadline.is_none_or(|at| wake_at.is_some_and(|wake_at| wake_at <= at.into()));
                 if !in_time || self.kernel.has_ticked() {
                     return Poll::Ready(Some(deadline));
                 }

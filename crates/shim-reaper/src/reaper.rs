@@ -8,21 +8,21 @@ use crate::{
     Exits, ReaperBuilder, ReaperStats, RegisterError, ShimHandle, ShutdownReport, SpawnOptions,
 };
 
-/// Collects the children that it was given, and only those.
+/// A reaper of child processes, which reaps the registered ones and no others.
 ///
-/// Clones are cheap and refer to the same reaper. What is registered stays registered until its
-/// process has ended, whatever is dropped: a handle, a future, or every `ShimReaper`.
+/// Clones are cheap and refer to the same reaper. A process stays registered until it has ended,
+/// even if a handle, a future or every `ShimReaper` is dropped.
 ///
 /// # Which method
 ///
 /// | you have | use | the reaper |
 /// |---|---|---|
-/// | a `Command` | [`spawn`](Self::spawn) | forks, and collects at once |
-/// | a `Child` that you give away | [`register_child`](Self::register_child) | collects at once |
-/// | a pid whose `Child` somebody may hold | [`register`](Self::register) | lets the owner go first, then collects |
-/// | a pid that is not your child | [`attach`](Self::attach) | observes, never waits |
+/// | a `Command` | [`spawn`](Self::spawn) | forks the child, and reaps it when it exits |
+/// | a `Child` that you give up | [`register_child`](Self::register_child) | reaps it when it exits |
+/// | a pid whose `Child` an owner may hold | [`register`](Self::register) | reaps it if the owner does not wait in the grace period |
+/// | a pid that is not your child | [`attach`](Self::attach) | observes its exit, never waits for it |
 ///
-/// To run a child that one place awaits to its end, `tokio::process` is enough. The reaper is for
+/// Use `tokio::process` instead if one task starts a child and awaits its exit. The reaper is for
 /// children that outlive the code that started them.
 ///
 /// ```
@@ -43,16 +43,17 @@ use crate::{
 /// ```
 #[derive(Clone, Debug)]
 pub struct ShimReaper {
-    front: Arc<Front>,
+    inner: Arc<ShutdownOnDrop>,
 }
 
-/// Shared by the clones of a reaper, but not by its handles.
+/// Lets the worker end once every shim has ended. The clones of a reaper share it, its handles do
+/// not.
 #[derive(Debug)]
-struct Front {
+struct ShutdownOnDrop {
     worker: Arc<Worker>,
 }
 
-impl Drop for Front {
+impl Drop for ShutdownOnDrop {
     fn drop(&mut self) {
         self.worker.abandon();
     }
@@ -61,7 +62,7 @@ impl Drop for Front {
 impl ShimReaper {
     pub(crate) fn new(worker: Arc<Worker>) -> Self {
         Self {
-            front: Arc::new(Front { worker }),
+            inner: Arc::new(ShutdownOnDrop { worker }),
         }
     }
 
@@ -69,48 +70,46 @@ impl ShimReaper {
     ///
     /// # Panics
     ///
-    /// As [`ReaperBuilder::start`].
+    /// As for [`ReaperBuilder::start`].
     pub fn start() -> Self {
         Self::builder().start()
     }
 
-    /// Settings first, then one of the three ways to start.
+    /// Returns a builder, which configures and starts a reaper.
     pub fn builder() -> ReaperBuilder {
         ReaperBuilder::new()
     }
 
-    /// Starts a shim: forks, executes and registers.
+    /// Spawns a shim: forks, executes the program and registers the child.
     ///
-    /// The fork happens on the calling thread, as in `tokio::process`, and takes as long as the
-    /// kernel needs up to the `exec`. A shim that asks to die with its parent
-    /// (`PR_SET_PDEATHSIG`) dies with that thread.
+    /// The fork happens on the calling thread, as in `tokio::process`, and blocks it until the
+    /// `exec`. If the shim sets `PR_SET_PDEATHSIG`, the kernel signals it when that thread exits.
     ///
-    /// Where SIGCHLD is ignored, or somebody else in the process has been seen collecting shims,
-    /// the child opens its pidfd itself before it executes anything, so that even the shortest
-    /// life is told; that costs a full `fork` in place of std's `vfork`.
+    /// If SIGCHLD is ignored, or a foreign wait in this process has reaped a shim before, the child
+    /// opens its own pidfd before the `exec`. Its exit status is then known however short its life
+    /// is; the cost is a full `fork` instead of std's `vfork`.
     ///
     /// # Errors
     ///
-    /// What [`Command::spawn`] says, or an error with [`ReaperClosed`](crate::ReaperClosed) inside
-    /// after shutdown; no process is left behind in either case.
+    /// Returns the error of [`Command::spawn`], or after shutdown an error that contains
+    /// [`ReaperClosed`](crate::ReaperClosed). No process is left behind in either case.
     ///
     /// # Cancel safety
     ///
-    /// Nothing happens before the first poll and everything in it: the child is registered
-    /// whenever it exists.
+    /// The future does all its work in the first poll. If the child exists, it is registered.
     pub async fn spawn(&self, command: Command) -> io::Result<ShimHandle> {
         self.spawn_with(command, SpawnOptions::new()).await
     }
 
-    /// [`spawn`](Self::spawn) with options.
+    /// Spawns a shim with options; see [`spawn`](Self::spawn).
     ///
     /// # Errors
     ///
-    /// As [`spawn`](Self::spawn).
+    /// As for [`spawn`](Self::spawn).
     ///
     /// # Cancel safety
     ///
-    /// As [`spawn`](Self::spawn).
+    /// As for [`spawn`](Self::spawn).
     pub async fn spawn_with(
         &self,
         mut command: Command,
@@ -122,9 +121,9 @@ impl ShimReaper {
         let worker = self.live_worker();
         let (shim, child) = worker
             .core()
-            .intake
+            .shared
             .spawn(&mut command, options.process_group)?;
-        Ok(ShimHandle::of_child(
+        Ok(ShimHandle::from_child(
             shim,
             Arc::clone(worker),
             child,
@@ -132,114 +131,131 @@ impl ShimReaper {
         ))
     }
 
-    /// Registers a process by pid, for when somebody else may hold its `Child`.
+    /// Registers a child process by pid, while its owner may still hold its `Child`.
     ///
-    /// When it dies, that owner has the [grace period](ReaperBuilder::owner_grace) to wait for it
-    /// and gets the true status; so does the handle, at once. After that the reaper collects it.
+    /// When the process exits, the handle resolves at once, and the owner has the
+    /// [grace period](ReaperBuilder::owner_grace) to wait for it and get its status. After that the
+    /// reaper reaps it.
     ///
-    /// A pid that is registered already gives another handle to the same shim. A pid that does not
-    /// exist, or is not a child of this process, resolves as vanished: [`attach`](Self::attach) is
-    /// what follows such a process to its end.
+    /// If the process is already registered, this returns another handle to the same shim. If no
+    /// process has this pid, or it is not a child of this process, the handle resolves to an exit
+    /// without a status; use [`attach`](Self::attach) to observe a process that is not a child.
     ///
     /// # Errors
     ///
-    /// [`RegisterError`] for 0, this process itself, a number above `i32::MAX`, and after shutdown.
+    /// Returns [`RegisterError`] if the pid is 0, the pid of this process or above `i32::MAX`, and
+    /// after shutdown.
     ///
     /// # Cancel safety
     ///
-    /// Nothing happens before the first poll and everything in it.
+    /// The future does all its work in the first poll.
     pub async fn register(&self, pid: u32) -> Result<ShimHandle, RegisterError> {
         let worker = self.live_worker();
-        let shim = worker.intake().register(pid, Role::Shared)?;
+        let shim = worker.shared().register(pid, Role::Shared)?;
         Ok(ShimHandle::new(shim, Arc::clone(worker)))
     }
 
-    /// Registers a child and takes it over, with its pipes; it is collected as soon as it dies.
-    /// Not async, so that it can be called from a `Drop`.
+    /// Registers a child and takes ownership of it and its pipes. The reaper reaps it when it
+    /// exits.
+    ///
+    /// This is not async, so that a `Drop` implementation can call it.
     ///
     /// # Errors
     ///
-    /// After shutdown; [`RegisterError::into_child`] then gives the child back.
+    /// Returns [`RegisterError`] after shutdown; [`RegisterError::into_child`] returns the child.
     pub fn register_child(&self, mut child: Child) -> Result<ShimHandle, RegisterError> {
         let worker = self.live_worker();
-        match worker.intake().adopt(&mut child) {
-            Ok(shim) => Ok(ShimHandle::of_child(shim, Arc::clone(worker), child, false)),
+        match worker.shared().adopt(&mut child) {
+            Ok(shim) => Ok(ShimHandle::from_child(
+                shim,
+                Arc::clone(worker),
+                child,
+                false,
+            )),
             Err(kind) => Err(RegisterError::new(child.id(), kind).with_child(child)),
         }
     }
 
-    /// Follows a process that is not our child, such as a shim that an earlier run of the runtime
-    /// left behind. It is never waited on, and its parent is not delayed. The handle resolves at
-    /// its death, with its status where that can be told: from `/proc` while it is a zombie that
-    /// we may inspect (`proc_pid_stat(5)`, field 52), or from Linux 6.15 on after it was collected.
+    /// Registers a process that is not a child of this process, such as a shim that a previous run
+    /// of the daemon started. The reaper observes its exit, but never waits for it.
     ///
-    /// Attaching to a child of our own leaves its zombie to whoever waits for it: use
-    /// [`register`](Self::register) for those.
+    /// The handle resolves when the process exits. It has the exit status if the kernel can report
+    /// it: from `/proc` while the process is a zombie that this process may inspect
+    /// (`proc_pid_stat(5)`, field 52), and on Linux 6.15 and later also after its parent has reaped
+    /// it.
+    ///
+    /// Do not attach to a child of this process, because the reaper does not reap its zombie; use
+    /// [`register`](Self::register).
     ///
     /// # Errors
     ///
-    /// As [`register`](Self::register).
+    /// As for [`register`](Self::register).
     ///
     /// # Cancel safety
     ///
-    /// As [`register`](Self::register).
+    /// As for [`register`](Self::register).
     pub async fn attach(&self, pid: u32) -> Result<ShimHandle, RegisterError> {
         let worker = self.live_worker();
-        let shim = worker.intake().register(pid, Role::Attached)?;
+        let shim = worker.shared().register(pid, Role::Attached)?;
         Ok(ShimHandle::new(shim, Arc::clone(worker)))
     }
 
-    /// The pids that are registered now, sorted.
+    /// Returns the pids of the registered processes, sorted.
     ///
     /// # Cancel safety
     ///
-    /// Reads only.
+    /// The future changes nothing, so it can be dropped at any time.
     pub async fn registered(&self) -> Vec<u32> {
-        self.worker().intake().directory.pids()
+        self.worker().shared().directory.pids()
     }
 
-    /// What the reaper has done so far. Takes no lock.
+    /// Returns the counters and the health of the reaper. Takes no lock.
     pub fn stats(&self) -> ReaperStats {
         self.worker()
-            .intake()
+            .shared()
             .counters
-            .read(self.worker().is_alive())
+            .snapshot(self.worker().is_alive())
     }
 
-    /// False once the reaper has shut down.
+    /// Returns whether a worker drives the reaper; false after shutdown.
     ///
-    /// When the tokio runtime that drove the reaper is dropped, a dedicated thread drives it from
-    /// then on, and [`respawns_total`](ReaperStats::respawns_total) rises. While that thread cannot
-    /// be started this is false, and each registration and each poll of a handle tries again.
+    /// If the tokio runtime that drives the reaper is dropped, a dedicated thread takes over, and
+    /// [`respawns_total`](ReaperStats::respawns_total) rises. If that thread cannot be started, this
+    /// returns false, and each registration and each poll of a handle tries again.
     pub fn worker_alive(&self) -> bool {
         self.worker().is_alive()
     }
 
-    /// Every exit from now on.
+    /// Returns a stream of all exits from now on.
     pub fn exits(&self) -> Exits {
-        self.worker().intake().subscribers.subscribe()
+        self.worker().shared().subscribers.subscribe()
     }
 
-    /// Shuts down: refuses new shims, collects what has exited, grace period or not, resolves the
-    /// handles of the rest to [`ReaperClosed`](crate::ReaperClosed), and says which still run.
-    /// Returns within milliseconds, whatever the sweep interval, and gives every caller the same
-    /// report. The shims that still run are left as they are.
+    /// Shuts down the reaper, and returns a report of the shims that are still running.
+    ///
+    /// The reaper refuses new shims and reaps every registered shim that has exited, even in a
+    /// grace period. The handles of the others resolve to [`ReaperClosed`](crate::ReaperClosed);
+    /// their processes keep running.
+    ///
+    /// The shutdown takes milliseconds, independent of the sweep interval. Every caller gets the
+    /// same report.
     ///
     /// # Cancel safety
     ///
-    /// The shutdown goes on without the future, once that has been polled.
+    /// Once the future has been polled, the shutdown continues even if the future is dropped.
     pub async fn shutdown(&self) -> ShutdownReport {
         self.worker().core().close().await
     }
 
-    /// [`shutdown`](Self::shutdown) for code that cannot await: a `Drop`, an `atexit` handler, in
-    /// or out of a runtime. Depends on no task or thread to make progress.
+    /// Shuts down the reaper like [`shutdown`](Self::shutdown), for code that cannot await, such as
+    /// a `Drop` implementation or an `atexit` handler, inside or outside a tokio runtime. It does not
+    /// depend on the progress of any task or thread.
     pub fn shutdown_sync(&self) -> ShutdownReport {
         self.worker().core().close_blocking()
     }
 
     fn worker(&self) -> &Arc<Worker> {
-        &self.front.worker
+        &self.inner.worker
     }
 
     fn live_worker(&self) -> &Arc<Worker> {

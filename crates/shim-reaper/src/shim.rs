@@ -6,14 +6,14 @@ use std::task::{Poll, Waker};
 use nix::libc;
 use nix::sys::signal::Signal;
 
-use crate::kernel::ProcessTable;
+use crate::kernel::{ProcStat, ProcessTable};
 use crate::{ReaperClosed, ShimExit};
 
-/// One registered process, shared by its handles, the directory and the registry.
+/// A registered process. Its handles, the directory and the registry share it.
 #[derive(Debug)]
 pub(crate) struct Shim<P> {
     pub(crate) pid: u32,
-    /// Unique among all registrations of a reaper, as a pid is not.
+    /// Unique among all registrations of a reaper, unlike the pid.
     pub(crate) id: u64,
     pub(crate) leads_group: bool,
     state: Mutex<State<P>>,
@@ -23,19 +23,19 @@ pub(crate) struct Shim<P> {
 pub(crate) struct State<P> {
     pub(crate) role: Role,
     pub(crate) pidfd: Option<P>,
-    /// The identity where there is no pidfd.
+    /// The identity of the process, with its pid, if it has no pidfd.
     pub(crate) start_time: Option<u64>,
     outcome: Outcome,
 }
 
-/// Whose child a shim is; a later registration of the same process can only raise it.
+/// Who may wait for a shim. A later registration of the same process can only raise the role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Role {
-    /// Not our child, so never waited on.
+    /// Not a child of this process; the reaper never waits for it.
     Attached,
-    /// Somebody else may hold its `Child`, and comes first.
+    /// The owner may hold its `Child`, and may wait for it first.
     Shared,
-    /// Nobody else can wait for it.
+    /// Only the reaper may wait for it.
     Owned,
 }
 
@@ -78,12 +78,12 @@ impl<P> Shim<P> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a signal to this very process, or fails with ESRCH once it is known to have ended.
+    /// Sends a signal to this process only. Fails with ESRCH once its exit is known.
     pub(crate) fn signal<K>(&self, kernel: &K, signal: Signal) -> io::Result<()>
     where
         K: ProcessTable<Pidfd = P>,
     {
-        // Collecting happens under this lock too, so the pid cannot be recycled in between.
+        // The sweep reaps under this lock too, so the pid cannot be recycled in between.
         let state = self.state();
         if let Outcome::Exited(_) = state.outcome {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
@@ -92,21 +92,15 @@ impl<P> Shim<P> {
             return kernel.signal(pidfd, signal);
         }
         match kernel.stat(self.pid) {
-            Ok(Some(stat))
-                if state
-                    .start_time
-                    .is_none_or(|start| start == stat.start_time) =>
-            {
-                kernel.signal_pid(self.pid, signal)
-            }
+            Ok(Some(stat)) if state.is_same_process(&stat) => kernel.signal_pid(self.pid, signal),
             Ok(_) => Err(io::Error::from_raw_os_error(libc::ESRCH)),
-            // Out of descriptors: a child that only we can wait for still has its number.
+            // Out of descriptors. A child that only the reaper may wait for still has its pid.
             Err(_) if state.role == Role::Owned => kernel.signal_pid(self.pid, signal),
             Err(error) => Err(error),
         }
     }
 
-    /// `key` is the caller's place among the waiters, for as long as it waits.
+    /// Returns the exit, or stores the waker. `key` identifies the caller among the waiters.
     pub(crate) fn poll_exit(
         &self,
         key: &mut Option<u32>,
@@ -114,7 +108,7 @@ impl<P> Shim<P> {
     ) -> Poll<Result<ShimExit, ReaperClosed>> {
         match &mut self.state().outcome {
             Outcome::Running(waiters) => {
-                waiters.enlist(key, waker);
+                waiters.add(key, waker);
                 Poll::Pending
             }
             Outcome::Exited(exit) => Poll::Ready(Ok(*exit)),
@@ -127,12 +121,17 @@ impl<P> Shim<P> {
             Outcome::Running(waiters) => waiters.remove(key),
             _ => None,
         };
-        // Dropping a waker may run code of its executor: not under the lock.
+        // Dropped without the lock, because it may run code of its executor.
         drop(waker);
     }
 }
 
 impl<P> State<P> {
+    /// Returns whether the start time is that of the registered process, or not known.
+    pub(crate) fn is_same_process(&self, stat: &ProcStat) -> bool {
+        self.start_time.is_none_or(|start| start == stat.start_time)
+    }
+
     pub(crate) fn exit(&self) -> Option<ShimExit> {
         match self.outcome {
             Outcome::Exited(exit) => Some(exit),
@@ -144,13 +143,13 @@ impl<P> State<P> {
         matches!(self.outcome, Outcome::Running(_))
     }
 
-    /// Resolves every handle; false if they are resolved already. The wakers are left to the
-    /// caller, to be woken without any lock held.
+    /// Resolves every handle. Returns false if they are resolved already. The caller wakes the
+    /// wakers after it has released every lock.
     pub(crate) fn resolve(&mut self, exit: ShimExit, wakers: &mut Vec<Waker>) -> bool {
         self.replace_running(Outcome::Exited(exit), wakers)
     }
 
-    /// Resolves every handle to [`ReaperClosed`]; false if they are resolved already.
+    /// Resolves every handle to [`ReaperClosed`]. Returns false if they are resolved already.
     pub(crate) fn close(&mut self, wakers: &mut Vec<Waker>) -> bool {
         self.replace_running(Outcome::Closed, wakers)
     }
@@ -167,10 +166,10 @@ impl<P> State<P> {
 }
 
 impl Waiters {
-    fn enlist(&mut self, key: &mut Option<u32>, waker: &Waker) {
-        let place = key.and_then(|key| self.wakers.iter_mut().find(|(k, _)| *k == key));
-        if let Some((_, known)) = place {
-            known.clone_from(waker);
+    fn add(&mut self, key: &mut Option<u32>, waker: &Waker) {
+        let entry = key.and_then(|key| self.wakers.iter_mut().find(|(k, _)| *k == key));
+        if let Some((_, stored)) = entry {
+            stored.clone_from(waker);
             return;
         }
         let new = self.next_key;

@@ -1,4 +1,4 @@
-/// How [`ShimReaper::spawn_with`](crate::ShimReaper::spawn_with) starts and keeps a shim.
+/// Options of [`ShimReaper::spawn_with`](crate::ShimReaper::spawn_with).
 ///
 /// ```
 /// use shim_reaper::SpawnOptions;
@@ -8,28 +8,34 @@
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpawnOptions {
-    /// Send SIGKILL when the last handle that came from the spawn is dropped. The reaper collects
-    /// the shim as always. Off by default.
+    /// Whether to send SIGKILL to the shim when the last handle of this spawn is dropped. The
+    /// reaper still reaps the shim. Off by default.
     pub kill_on_drop: bool,
-    /// Make the shim the leader of a new process group. When the shim has ended, the reaper also
-    /// reaps the orphans in that group which this process adopts, as a subreaper
-    /// (`PR_SET_CHILD_SUBREAPER`) or as pid 1 of a container. Off by default.
+    /// Whether to make the shim the leader of a new process group. When the shim has ended, the
+    /// reaper also reaps the orphans in that group that the kernel reparents to this process, which
+    /// it does if this process is a subreaper (`PR_SET_CHILD_SUBREAPER`) or pid 1 of a container.
+    /// Off by default.
     ///
-    /// Nothing in the group is reaped while the shim lives, if this process adopts no orphans, or
-    /// if it is registered with this reaper.
+    /// The reaper reaps nothing in the group while the shim runs, or if this process is neither a
+    /// subreaper nor pid 1. It never reaps a process in the group that is registered with this
+    /// reaper.
     ///
-    /// The kernel does not record whether a child was adopted or forked. A child that you put into
-    /// the group yourself, such as a process of a pipeline, is not touched if a thread other than
-    /// the main thread forked it: the main thread adopts all orphans while it lives. One that the
-    /// main thread forked, or any thread where that cannot be told (the main thread has ended, or
-    /// the kernel lacks `CONFIG_PROC_CHILDREN`), is reaped like an orphan if nobody has waited for
-    /// it within the [grace period](crate::ReaperBuilder::owner_grace), at least one sweep interval,
-    /// after its end. Register it if its owner may take longer.
+    /// The kernel does not record whether this process forked a child or became its parent later.
+    /// If you put your own children into the group, such as the processes of a pipeline, note which
+    /// thread forks them:
+    ///
+    /// * The reaper does not touch children that a thread other than the main thread forked. The
+    ///   kernel reparents all orphans to the main thread as long as that runs.
+    /// * The reaper treats children that the main thread forked as orphans, and children of every
+    ///   thread if the main thread has exited or the kernel lacks `CONFIG_PROC_CHILDREN`. It reaps
+    ///   them if their owner does not wait for them within the
+    ///   [grace period](crate::ReaperBuilder::owner_grace) (at least one sweep interval) after
+    ///   their exit. Register such a child if its owner may take longer.
     pub process_group: bool,
 }
 
 impl SpawnOptions {
-    /// Everything off.
+    /// Creates options with everything off.
     pub fn new() -> Self {
         Self::default()
     }

@@ -1,28 +1,160 @@
-/// What a reaper has done so far, and whether it still does it.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Counters and health of a reaper; [`ShimReaper::stats`](crate::ShimReaper::stats) returns them.
 ///
-/// Numbers of one call may be a few events apart from each other: they are read without a lock.
+/// The fields are read one after another without a lock, so they may differ by a few events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReaperStats {
-    /// Shims registered at this moment, zombies left to their owner included.
+    /// Number of registered shims, including zombies that are in their owner's grace period.
     pub registered: u64,
-    /// Shims that the reaper collected. Only rises.
+    /// Number of shims that the reaper reaped. Monotonic.
     pub reaped_total: u64,
-    /// Shims that somebody else collected, or that were not our children. Only rises.
+    /// Number of shims that other code reaped, or that are not children of this process. Monotonic.
     pub vanished_total: u64,
-    /// Orphans that were reaped in the process groups of ended shims. Only rises.
+    /// Number of orphans that the reaper reaped in the process groups of ended shims. Monotonic.
     pub orphans_reaped_total: u64,
-    /// Interval sweeps since the start. Rises every interval, also when nothing exits: when it
-    /// does not, the reaper is not running.
+    /// Number of interval sweeps since the start. It rises with every interval, even without exits;
+    /// if it does not, the reaper is stalled.
     pub sweeps_completed: u64,
-    /// When the latest interval sweep ended, in milliseconds since the Unix epoch.
+    /// End of the latest interval sweep, in milliseconds since the Unix epoch.
     pub last_sweep_at_ms: Option<i64>,
-    /// False once the reaper has shut down, or while it has lost its tokio runtime and the thread
-    /// that is to replace it cannot be started.
+    /// Whether a worker drives the reaper. False after shutdown, and while the reaper has lost its
+    /// tokio runtime and cannot start the thread that replaces it.
     pub worker_alive: bool,
-    /// Times the worker was replaced: after a panic, or by a dedicated thread after the loss of its
-    /// tokio runtime. Only rises.
+    /// Number of times the worker was replaced: after a panic, or by a dedicated thread after its
+    /// tokio runtime was dropped. Monotonic.
     pub respawns_total: u64,
-    /// Registered shims that only the interval sweep looks after, for want of a pidfd.
+    /// Number of registered shims without a pidfd. Only the interval sweep finds their exits.
     pub without_pidfd: u64,
+}
+
+/// Counters of the embedder that the reaper updates.
+///
+/// Use it to feed a metrics registry. To read the numbers only,
+/// [`ShimReaper::stats`](crate::ShimReaper::stats) is simpler. Several reapers may share one sink;
+/// the counters are then their sums.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use shim_reaper::{MetricsSink, ShimReaper};
+/// use std::sync::atomic::Ordering;
+///
+/// let sink = MetricsSink::default();
+/// let reaper = ShimReaper::builder().metrics_sink(sink.clone()).start();
+/// reaper.spawn(std::process::Command::new("true")).await?.await?;
+/// assert_eq!(sink.reaped_total.load(Ordering::Relaxed), 1);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct MetricsSink {
+    /// Number of shims that the reaper reaped. Monotonic.
+    pub reaped_total: Arc<AtomicU64>,
+    /// Number of shims that other code reaped, or that are not children of this process. Monotonic.
+    pub vanished_total: Arc<AtomicU64>,
+    /// Number of registered shims.
+    pub registered_now: Arc<AtomicU64>,
+}
+
+/// Result of a shutdown; [`ShimReaper::shutdown`](crate::ShimReaper::shutdown) returns it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ShutdownReport {
+    /// Number of shims whose exit the final drain processed.
+    pub drained: u64,
+    /// Pids of the registered shims that are still running, sorted. The reaper does not reap them.
+    pub still_running: Vec<u32>,
+}
+
+/// The atomic counters behind [`ReaperStats`], which also update the embedder's [`MetricsSink`].
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    registered: AtomicU64,
+    reaped: AtomicU64,
+    vanished: AtomicU64,
+    orphans_reaped: AtomicU64,
+    sweeps: AtomicU64,
+    /// 0 before the first sweep.
+    last_sweep_at_ms: AtomicI64,
+    respawns: AtomicU64,
+    without_pidfd: AtomicU64,
+    sink: MetricsSink,
+}
+
+impl Counters {
+    pub(crate) fn new(sink: MetricsSink) -> Self {
+        Self {
+            sink,
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn add_registered(&self) {
+        self.registered.fetch_add(1, Relaxed);
+        self.sink.registered_now.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn remove_registered(&self) {
+        self.registered.fetch_sub(1, Relaxed);
+        self.sink.registered_now.fetch_sub(1, Relaxed);
+    }
+
+    pub(crate) fn add_reaped(&self) {
+        self.reaped.fetch_add(1, Relaxed);
+        self.sink.reaped_total.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn add_vanished(&self) {
+        self.vanished.fetch_add(1, Relaxed);
+        self.sink.vanished_total.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn add_orphan_reaped(&self) {
+        self.orphans_reaped.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn add_sweep(&self) {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(1, |since| {
+                i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+            });
+        self.last_sweep_at_ms.store(now, Relaxed);
+        self.sweeps.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn add_respawn(&self) {
+        self.respawns.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn add_without_pidfd(&self) {
+        self.without_pidfd.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn remove_without_pidfd(&self) {
+        self.without_pidfd.fetch_sub(1, Relaxed);
+    }
+
+    pub(crate) fn has_without_pidfd(&self) -> bool {
+        self.without_pidfd.load(Relaxed) > 0
+    }
+
+    pub(crate) fn snapshot(&self, worker_alive: bool) -> ReaperStats {
+        let last_sweep = self.last_sweep_at_ms.load(Relaxed);
+        ReaperStats {
+            registered: self.registered.load(Relaxed),
+            reaped_total: self.reaped.load(Relaxed),
+            vanished_total: self.vanished.load(Relaxed),
+            orphans_reaped_total: self.orphans_reaped.load(Relaxed),
+            sweeps_completed: self.sweeps.load(Relaxed),
+            last_sweep_at_ms: (last_sweep != 0).then_some(last_sweep),
+            worker_alive,
+            respawns_total: self.respawns.load(Relaxed),
+            without_pidfd: self.without_pidfd.load(Relaxed),
+        }
+    }
 }

@@ -1,5 +1,5 @@
-//! What needs `unsafe`: the Linux system calls that neither std nor nix wraps, and tokio's
-//! promise about raw descriptors.
+//! All `unsafe` code: the Linux system calls that neither std nor nix wraps, and the registration
+//! of borrowed descriptors with tokio.
 
 #![allow(unsafe_code)]
 
@@ -19,7 +19,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::ResourceUsage;
 
-/// Which children a [`waitid`] call is about. `P_ALL` has no variant on purpose.
+/// The children that a [`waitid`] call waits for. There is deliberately no variant for `P_ALL`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum WaitFor<'a> {
     Pid(u32),
@@ -27,31 +27,31 @@ pub(crate) enum WaitFor<'a> {
     Group(u32),
 }
 
-/// A dead child as `waitid(2)` describes it.
+/// The exit of a child, as `waitid(2)` reports it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Waited {
+pub(crate) struct ChildExit {
     pub(crate) pid: u32,
     pub(crate) status: ExitStatus,
     pub(crate) usage: ResourceUsage,
 }
 
-/// `pidfd_open(2)`, Linux 5.3. The descriptor is close-on-exec from birth.
+/// Opens a pidfd, which is close-on-exec: `pidfd_open(2)`, Linux 5.3.
 pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
-    // SAFETY: takes two integers and touches no memory of ours.
+    // SAFETY: takes two integers and touches no memory of this process.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just created this descriptor and nobody else knows it.
+    // SAFETY: the kernel has just created this descriptor and no other code has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// `pidfd_send_signal(2)`, Linux 5.1. `None` sends nothing and only checks that the process has
-/// not been reaped.
+/// Sends a signal: `pidfd_send_signal(2)`, Linux 5.1. With `None` it only checks that the process
+/// has not been reaped.
 pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Option<Signal>) -> io::Result<()> {
     let signal = signal.map_or(0, |signal| signal as libc::c_int);
-    // SAFETY: a null siginfo pointer is documented to mean "as kill(2) would fill it".
+    // SAFETY: with a null siginfo pointer the kernel fills it in as kill(2) does.
     let done = unsafe {
         libc::syscall(
             libc::SYS_pidfd_send_signal,
@@ -67,24 +67,24 @@ pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Option<Signal>) -
     Ok(())
 }
 
-/// Whether the process is a zombie, or gone: its pidfd is readable then.
+/// Returns whether the process is a zombie or reaped; its pidfd is then readable.
 pub(crate) fn pidfd_has_exited(pidfd: BorrowedFd<'_>) -> bool {
     let mut polled = [PollFd::new(pidfd, PollFlags::POLLIN)];
     poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
-/// `waitid(2)` for exited children, never blocking; `P_PIDFD` needs Linux 5.4.
+/// Waits for an exited child without blocking: `waitid(2)`; `P_PIDFD` needs Linux 5.4.
 ///
-/// The raw system call, because only it reports the resource usage together with the status.
-/// With `leave` the zombie stays waitable (`WNOWAIT`).
-pub(crate) fn waitid(who: WaitFor<'_>, leave: bool) -> io::Result<Option<Waited>> {
-    let (id_type, id) = match who {
+/// With `keep_zombie` the zombie stays waitable (`WNOWAIT`). Uses the raw system call, because libc's
+/// wrapper does not return the resource usage.
+pub(crate) fn waitid(target: WaitFor<'_>, keep_zombie: bool) -> io::Result<Option<ChildExit>> {
+    let (id_type, id) = match target {
         WaitFor::Pid(pid) => (libc::P_PID, pid),
         WaitFor::Pidfd(pidfd) => (libc::P_PIDFD, pidfd.as_raw_fd() as u32),
         WaitFor::Group(pgid) => (libc::P_PGID, pgid),
     };
     let mut flags = libc::WEXITED | libc::WNOHANG;
-    if leave {
+    if keep_zombie {
         flags |= libc::WNOWAIT;
     }
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
@@ -106,7 +106,7 @@ pub(crate) fn waitid(who: WaitFor<'_>, leave: bool) -> io::Result<Option<Waited>
     // SAFETY: zeroed memory is a valid siginfo_t and a valid rusage (integers and padding), and
     // the kernel overwrites them with valid ones.
     let (info, usage) = unsafe { (info.assume_init(), usage.assume_init()) };
-    // SAFETY: waitid(2) fills the SIGCHLD members, and leaves si_pid 0 when nobody has exited.
+    // SAFETY: waitid(2) fills the SIGCHLD members, and sets si_pid to 0 if no child has exited.
     let (pid, value) = unsafe { (info.si_pid(), info.si_status()) };
     if pid == 0 {
         return Ok(None);
@@ -116,14 +116,14 @@ pub(crate) fn waitid(who: WaitFor<'_>, leave: bool) -> io::Result<Option<Waited>
         libc::CLD_DUMPED => value | 0x80,
         _ => value,
     };
-    Ok(Some(Waited {
+    Ok(Some(ChildExit {
         pid: pid as u32,
         status: ExitStatus::from_raw(raw),
         usage: ResourceUsage::from_raw(&usage),
     }))
 }
 
-/// The first published form of `struct pidfd_info`; newer kernels accept it and fill a prefix.
+/// The first version of `struct pidfd_info`. Newer kernels accept it and fill this prefix only.
 #[repr(C)]
 #[derive(Default)]
 struct PidfdInfo {
@@ -137,8 +137,8 @@ const PIDFD_INFO_EXIT: u64 = 1 << 3;
 
 nix::ioctl_readwrite!(pidfd_get_info, 0xFF, 11, PidfdInfo);
 
-/// The wait status of a process that has already been reaped, by whomever: `PIDFD_GET_INFO` with
-/// `PIDFD_INFO_EXIT`, Linux 6.15. `None` while it has not been reaped, and on older kernels.
+/// Returns the wait status of a process that any wait has reaped: `PIDFD_GET_INFO` with
+/// `PIDFD_INFO_EXIT`, Linux 6.15. Returns `None` before that, and on older kernels.
 pub(crate) fn pidfd_exit_status(pidfd: BorrowedFd<'_>) -> Option<ExitStatus> {
     let mut info = PidfdInfo {
         mask: PIDFD_INFO_EXIT,
@@ -149,10 +149,10 @@ pub(crate) fn pidfd_exit_status(pidfd: BorrowedFd<'_>) -> Option<ExitStatus> {
     (info.mask & PIDFD_INFO_EXIT != 0).then(|| ExitStatus::from_raw(info.exit_code))
 }
 
-/// True when the kernel collects children by itself: SIGCHLD is ignored, or `SA_NOCLDWAIT` is set.
-pub(crate) fn children_reap_themselves() -> bool {
+/// Returns true if the kernel reaps children itself: SIGCHLD is ignored, or `SA_NOCLDWAIT` is set.
+pub(crate) fn kernel_reaps_children() -> bool {
     let mut current = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: with a null new action the call only writes the current one, to a valid place.
+    // SAFETY: with a null new action the call only writes the current one, to a valid pointer.
     if unsafe { libc::sigaction(libc::SIGCHLD, ptr::null(), current.as_mut_ptr()) } != 0 {
         return false;
     }
@@ -161,20 +161,21 @@ pub(crate) fn children_reap_themselves() -> bool {
     current.sa_sigaction == libc::SIG_IGN || current.sa_flags & libc::SA_NOCLDWAIT != 0
 }
 
-/// Has the child open its own pidfd before it executes anything, and send it through `socket`.
+/// Makes the child open its own pidfd before `exec` and send it through `socket`.
 pub(crate) fn send_pidfd_before_exec(command: &mut Command, socket: UnixDatagram) {
-    // SAFETY: the closure makes system calls only, on memory of its own stack.
+    // SAFETY: the closure only makes system calls, on memory of its own stack.
     unsafe { command.pre_exec(move || send_own_pidfd(socket.as_raw_fd())) };
 }
 
-/// Room for one control message with one descriptor, aligned as its header has to be.
+/// A buffer for one control message with one descriptor, aligned for its header.
 #[repr(C)]
 union Control {
     _aligned: libc::cmsghdr,
     bytes: [u8; 64],
 }
 
-/// Async-signal-safe. Without a pidfd it does nothing: the parent then opens one.
+/// Sends a pidfd of the calling process. Async-signal-safe. Does nothing if it cannot open one; the
+/// parent then opens it.
 fn send_own_pidfd(socket: RawFd) -> io::Result<()> {
     // SAFETY: takes and returns integers.
     let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
@@ -199,7 +200,7 @@ fn send_own_pidfd(socket: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// What [`send_pidfd_before_exec`] has sent, if anything.
+/// Receives the pidfd that [`send_pidfd_before_exec`] sent, if any.
 pub(crate) fn receive_pidfd(socket: &UnixDatagram) -> Option<OwnedFd> {
     let mut control = Control { bytes: [0; 64] };
     with_message(&mut control, |message| {
@@ -209,7 +210,7 @@ pub(crate) fn receive_pidfd(socket: &UnixDatagram) -> Option<OwnedFd> {
             return None;
         }
         // SAFETY: the kernel has filled the control buffer with whole messages, if any; an
-        // SCM_RIGHTS message carries descriptors that are ours from now on.
+        // SCM_RIGHTS message carries descriptors that this process owns from now on.
         unsafe {
             let header = libc::CMSG_FIRSTHDR(message);
             if header.is_null() || (*header).cmsg_type != libc::SCM_RIGHTS {
@@ -221,8 +222,8 @@ pub(crate) fn receive_pidfd(socket: &UnixDatagram) -> Option<OwnedFd> {
     })
 }
 
-/// A message of one byte, with `control` beside it.
-fn with_message<T>(control: &mut Control, use_it: impl FnOnce(&mut libc::msghdr) -> T) -> T {
+/// Calls `call` with a message of one byte and the control buffer.
+fn with_message<T>(control: &mut Control, call: impl FnOnce(&mut libc::msghdr) -> T) -> T {
     let mut byte = 0_u8;
     let mut part = libc::iovec {
         iov_base: (&raw mut byte).cast(),
@@ -234,11 +235,11 @@ fn with_message<T>(control: &mut Control, use_it: impl FnOnce(&mut libc::msghdr)
     message.msg_iovlen = 1;
     message.msg_control = (control as *mut Control).cast();
     message.msg_controllen = size_of::<Control>() as _;
-    use_it(&mut message)
+    call(&mut message)
 }
 
-/// Has the current tokio runtime poll a descriptor for reading.
+/// Registers a descriptor for reading with the current tokio runtime.
 pub(crate) fn poll_readable(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<BorrowedFd<'_>>> {
-    // SAFETY: a `BorrowedFd` stays open and the same for its lifetime, which the result shares.
+    // SAFETY: a `BorrowedFd` stays open for its lifetime, which the result shares.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
 }

@@ -12,52 +12,55 @@ use tokio::runtime::{self, Handle, Runtime};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::core::Core;
-use crate::failpoint::fail_point;
-use crate::intake::Intake;
 use crate::kernel::Linux;
+use crate::outbox::Outbox;
 use crate::readiness::Readiness;
+use crate::register::Shared;
 
-/// After this many panics in a row the pauses between replacements stop growing.
-const MAX_DOUBLINGS: u32 = 5;
+/// The number of times that the backoff after consecutive panics doubles.
+const MAX_BACKOFF_DOUBLINGS: u32 = 5;
 
-/// The longest pause of a dedicated thread that lacks the descriptors for a tokio runtime.
-const RUNTIME_RETRY: Duration = Duration::from_millis(250);
+/// The longest pause between two attempts of the dedicated thread to create its tokio runtime.
+const MAX_RUNTIME_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The task that sweeps, and what is needed to put another in its place.
+/// The task that drives the reaper, and the means to replace it.
 #[derive(Debug)]
 pub(crate) struct Worker {
     core: Arc<Core<Linux>>,
     alive: AtomicBool,
-    /// Set when the last `ShimReaper` is gone: nobody can register any more.
+    /// Set when the last `ShimReaper` is dropped; no shim can be registered afterwards.
     abandoned: AtomicBool,
-    /// The runtime that the present worker runs on, or the last one did.
+    /// The tokio runtime of the current task, or of the last one.
     runtime: Mutex<Handle>,
-    /// Set while no thread could be made to replace a lost runtime.
-    thread_refused: AtomicBool,
+    /// Set after a failure to start the dedicated thread has been logged.
+    thread_failure_logged: AtomicBool,
 }
 
 impl Worker {
+    /// Starts the worker as a task of the given tokio runtime.
+    ///
     /// # Panics
     ///
-    /// As tokio does when the runtime lacks its time or I/O driver.
+    /// Panics if the tokio runtime has no time or I/O driver.
     pub(crate) fn start_on(core: Arc<Core<Linux>>, handle: &Handle) -> Arc<Self> {
         let worker = Arc::new(Self::new(core, handle.clone()));
         {
             let _entered = handle.enter();
+            // These panic without the drivers.
             drop(sleep(Duration::ZERO));
             drop(worker.readiness());
         }
-        worker.claim();
-        handle.spawn(supervise(Alive(Arc::clone(&worker))));
+        worker.try_claim();
+        handle.spawn(supervise(AliveGuard(Arc::clone(&worker))));
         worker
     }
 
     pub(crate) fn start_dedicated(core: Arc<Core<Linux>>) -> io::Result<Arc<Self>> {
         let runtime = dedicated_runtime()?;
         let worker = Arc::new(Self::new(core, runtime.handle().clone()));
-        worker.claim();
+        worker.try_claim();
         let alive = Arc::clone(&worker);
-        spawn_thread(move || runtime.block_on(supervise(Alive(alive))))?;
+        spawn_thread(move || runtime.block_on(supervise(AliveGuard(alive))))?;
         Ok(worker)
     }
 
@@ -67,7 +70,7 @@ impl Worker {
             alive: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             runtime: Mutex::new(runtime),
-            thread_refused: AtomicBool::new(false),
+            thread_failure_logged: AtomicBool::new(false),
         }
     }
 
@@ -75,28 +78,28 @@ impl Worker {
         &self.core
     }
 
-    pub(crate) fn intake(&self) -> &Intake<Linux> {
-        &self.core.intake
+    pub(crate) fn shared(&self) -> &Shared<Linux> {
+        &self.core.shared
     }
 
     pub(crate) fn is_alive(&self) -> bool {
-        self.alive.load(Ordering::Acquire) && !self.intake().is_closing()
+        self.alive.load(Ordering::Acquire) && !self.shared().is_closing()
     }
 
     pub(crate) fn runtime(&self) -> Handle {
         self.last_runtime().clone()
     }
 
-    /// Goes on in a thread of its own if the runtime that had the worker is gone. The caller's
-    /// runtime would not do: it may have no drivers, or never be driven again. Does what a worker
-    /// would have done if the reaper was to shut down in between.
+    /// Moves the worker to a dedicated thread if its tokio runtime was dropped. The caller's tokio
+    /// runtime may have no drivers, or may never run again. If the reaper is shutting down, does the
+    /// final drain instead.
     pub(crate) fn ensure_alive(self: &Arc<Self>) {
         if self.alive.load(Ordering::Acquire) {
             return;
         }
-        if self.intake().is_closing() {
+        if self.shared().is_closing() {
             self.core.try_close();
-        } else if self.claim() {
+        } else if self.try_claim() {
             self.move_to_thread();
         }
     }
@@ -105,19 +108,19 @@ impl Worker {
         let worker = Arc::clone(self);
         match spawn_thread(move || worker.run_on_this_thread()) {
             Ok(()) => {
-                self.thread_refused.store(false, Ordering::Relaxed);
-                self.intake().counters.respawned();
+                self.thread_failure_logged.store(false, Ordering::Relaxed);
+                self.shared().counters.add_respawn();
                 tracing::warn!(
-                    "the tokio runtime that drove the reaper is gone; a dedicated thread drives it now"
+                    "the tokio runtime of the reaper was dropped; a dedicated thread took over"
                 );
             }
             Err(error) => {
                 self.alive.store(false, Ordering::Release);
-                if !self.thread_refused.swap(true, Ordering::Relaxed) {
+                if !self.thread_failure_logged.swap(true, Ordering::Relaxed) {
                     tracing::error!(
                         %error,
-                        "the tokio runtime that drove the reaper is gone and a dedicated thread \
-                         cannot be started; the next call to the reaper or a handle tries again"
+                        "the tokio runtime of the reaper was dropped and a dedicated thread cannot be \
+                         started; the next use of the reaper or of a handle retries"
                     );
                 }
             }
@@ -125,26 +128,26 @@ impl Worker {
     }
 
     fn run_on_this_thread(self: Arc<Self>) {
-        let alive = Alive(Arc::clone(&self));
+        let alive = AliveGuard(Arc::clone(&self));
         let mut logged = false;
-        while !self.has_nothing_left_to_do() && !self.intake().is_closing() {
+        while !self.can_stop() && !self.shared().is_closing() {
             match dedicated_runtime() {
                 Ok(runtime) => {
                     *self.last_runtime() = runtime.handle().clone();
                     return runtime.block_on(supervise(alive));
                 }
                 Err(error) if !logged => {
-                    tracing::error!(%error, "the reaper's thread cannot start a tokio runtime yet");
+                    tracing::error!(%error, "the thread of the reaper cannot start a tokio runtime; it retries");
                     logged = true;
                 }
                 Err(_) => {}
             }
-            thread::sleep(self.intake().sweep_interval.min(RUNTIME_RETRY));
+            thread::sleep(self.shared().sweep_interval.min(MAX_RUNTIME_RETRY_INTERVAL));
         }
     }
 
-    /// Whether the caller is to put a worker in place; there is one already otherwise.
-    fn claim(&self) -> bool {
+    /// Returns true if the caller has to start the worker, false if one is alive.
+    fn try_claim(&self) -> bool {
         !self.alive.swap(true, Ordering::AcqRel)
     }
 
@@ -154,15 +157,15 @@ impl Worker {
 
     pub(crate) fn abandon(&self) {
         self.abandoned.store(true, Ordering::Release);
-        self.intake().attention.notify_one();
+        self.shared().wake_worker.notify_one();
     }
 
-    fn has_nothing_left_to_do(&self) -> bool {
+    fn can_stop(&self) -> bool {
         self.abandoned.load(Ordering::Acquire) && self.core.is_idle()
     }
 
     fn readiness(&self) -> Readiness<'_> {
-        Readiness::new(&self.intake().kernel, self.intake().sweep_interval)
+        Readiness::new(&self.shared().kernel, self.shared().sweep_interval)
     }
 }
 
@@ -175,22 +178,23 @@ fn spawn_thread(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread.spawn(run).map(drop)
 }
 
-/// The claim to be the one worker. However it ends, by return or by being dropped with its runtime,
-/// work that is left goes on elsewhere: nobody may call the reaper again.
+/// Marks the worker as alive. If it is dropped with its tokio runtime while work is left, a
+/// dedicated thread takes over at once, because the embedder may never call the reaper again.
 #[derive(Debug)]
-struct Alive(Arc<Worker>);
+struct AliveGuard(Arc<Worker>);
 
-impl Drop for Alive {
+impl Drop for AliveGuard {
     fn drop(&mut self) {
         self.0.alive.store(false, Ordering::Release);
-        if !self.0.has_nothing_left_to_do() {
+        if !self.0.can_stop() {
             self.0.ensure_alive();
         }
     }
 }
 
-/// Replaces the worker whenever it panics, at once the first time, later and later after that.
-async fn supervise(alive: Alive) {
+/// Runs the worker and restarts it after a panic, at once the first time, then with exponential
+/// backoff.
+async fn supervise(alive: AliveGuard) {
     let worker = &alive.0;
     let mut failures = 0;
     while let Err(panic) = AssertUnwindSafe(work(worker, &mut failures))
@@ -198,87 +202,89 @@ async fn supervise(alive: Alive) {
         .await
     {
         failures += 1;
-        let pause = match failures {
-            1 => Duration::ZERO,
-            _ => worker.intake().sweep_interval * 2_u32.pow((failures - 2).min(MAX_DOUBLINGS)),
+        let backoff = if failures == 1 {
+            Duration::ZERO
+        } else {
+            let doublings = (failures - 2).min(MAX_BACKOFF_DOUBLINGS);
+            worker.shared().sweep_interval * 2_u32.pow(doublings)
         };
-        worker.intake().counters.respawned();
+        worker.shared().counters.add_respawn();
         tracing::error!(
-            panic = message(&*panic),
+            panic = panic_message(&*panic),
             failures,
-            ?pause,
-            "the reaper's worker panicked and is replaced"
+            ?backoff,
+            "the worker of the reaper panicked and is restarted"
         );
-        let pause = sleep(pause);
-        if worker.intake().is_closing() {
+        let pause = sleep(backoff);
+        if worker.shared().is_closing() {
             pause.await;
         } else {
-            // A shutdown is not kept waiting.
+            // A shutdown does not wait for the backoff.
             tokio::select! {
-                () = worker.intake().token.cancelled() => {}
+                () = worker.shared().token.cancelled() => {}
                 () = pause => {}
             }
         }
     }
 }
 
-fn message(panic: &(dyn Any + Send)) -> &str {
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("not a text")
+        .unwrap_or("non-string panic payload")
 }
 
 async fn work(worker: &Worker, failures: &mut u32) {
     let core = worker.core();
-    let intake = worker.intake();
-    let mut effects = core.effects();
+    let shared = worker.shared();
+    let mut outbox = Outbox::new();
     let mut readiness = worker.readiness();
     let mut next_sweep = Instant::now();
-    let mut is_due = true;
-    let mut cancelled = pin!(intake.token.cancelled());
-    let mut attention = pin!(intake.attention.notified());
+    let mut sweep_due = true;
+    let mut cancelled = pin!(shared.token.cancelled());
+    let mut woken = pin!(shared.wake_worker.notified());
     let mut timer = pin!(sleep_until(next_sweep));
-    let mut deadline = core.collect(&mut effects).await;
+    let mut deadline = core.reap_ready(&mut outbox).await;
     loop {
         fail_point!("shim_reaper::work");
-        if is_due {
-            deadline = core.sweep(&mut effects).await;
-            effects.close_pidfds();
+        if sweep_due {
+            deadline = core.sweep(&mut outbox).await;
+            outbox.close_pidfds();
             *failures = 0;
-            next_sweep = (next_sweep + intake.sweep_interval).max(Instant::now());
-            readiness.complete(intake.sweep_interval);
+            next_sweep = (next_sweep + shared.sweep_interval).max(Instant::now());
+            readiness.retry_setup(shared.sweep_interval);
         }
-        if worker.has_nothing_left_to_do() {
+        if worker.can_stop() {
             return;
         }
-        let until_sweep = (!readiness.ticks()).then_some(next_sweep);
-        let alarm = deadline
+        let until_sweep = (!readiness.has_timer()).then_some(next_sweep);
+        let wake_at = deadline
             .map(Instant::from)
             .into_iter()
             .chain(until_sweep)
             .min();
-        if let Some(alarm) = alarm.filter(|alarm| timer.deadline() != *alarm) {
-            timer.as_mut().reset(alarm);
+        if let Some(wake_at) = wake_at.filter(|wake_at| timer.deadline() != *wake_at) {
+            timer.as_mut().reset(wake_at);
         }
-        let collected = tokio::select! {
+        let next = tokio::select! {
             biased;
-            deadline = readiness.collect_when_ready(core, &mut effects, alarm) => deadline,
+            deadline = readiness.reap_when_ready(core, &mut outbox, wake_at) => deadline,
             () = &mut cancelled => {
                 core.close().await;
                 return;
             }
-            () = &mut timer, if alarm.is_some() => None,
-            () = &mut attention => {
-                attention.set(intake.attention.notified());
+            () = &mut timer, if wake_at.is_some() => None,
+            () = &mut woken => {
+                woken.set(shared.wake_worker.notified());
                 None
             }
         };
-        deadline = match collected {
+        deadline = match next {
             Some(deadline) => deadline,
-            None => core.collect(&mut effects).await,
+            None => core.reap_ready(&mut outbox).await,
         };
-        is_due = intake.kernel.take_tick() || until_sweep.is_some_and(|at| at <= Instant::now());
+        sweep_due = shared.kernel.take_tick() || until_sweep.is_some_and(|at| at <= Instant::now());
     }
 }

@@ -398,7 +398,7 @@ os._exit(5)";
     for (ready, code) in [(Ready::Started, 5), (Ready::Notified, 125)] {
         let mut payload = PayloadSpec::command(["python3", "-c", script]);
         payload.ready = ready;
-        let mut shim = Shim::of(payload);
+        let mut shim = Shim::start(payload);
         assert_eq!(shim.wait().code(), Some(code), "{ready:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! What /proc says about this process, without asking any reaper.
+//! The state of this process as `/proc` shows it, independent of any reaper.
 
 use std::fs;
 use std::thread;
@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-/// The children of every thread, zombies included.
+/// Returns the children of every thread, including zombies.
 pub(crate) fn children() -> Vec<u32> {
     let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
     let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
@@ -27,11 +27,11 @@ pub(crate) fn is_zombie(pid: u32) -> bool {
         .is_some_and(|rest| rest.starts_with('Z'))
 }
 
-/// Ends what is left, for the next round to begin without it. Returns how many zombies there were.
-pub(crate) fn clear() -> u64 {
-    let left = children();
-    let zombies = left.iter().filter(|pid| is_zombie(**pid)).count();
-    for pid in left {
+/// Kills and reaps all remaining children before the next round. Returns how many were zombies.
+pub(crate) fn kill_remaining() -> u64 {
+    let remaining = children();
+    let zombies = remaining.iter().filter(|pid| is_zombie(**pid)).count();
+    for pid in remaining {
         let pid = Pid::from_raw(pid as i32);
         let _ = kill(pid, Signal::SIGKILL);
         let _ = waitpid(pid, None);
@@ -50,9 +50,12 @@ pub(crate) fn resident_kib() -> u64 {
         .unwrap_or(0)
 }
 
-/// Whether the condition holds within the time after which it is taken to hold never.
-pub(crate) fn holds(mut condition: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + Duration::from_secs(10);
+/// The time after which a condition is assumed to stay false.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Waits until the condition is true. Returns false after [`TIMEOUT`].
+pub(crate) fn wait_until(mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + TIMEOUT;
     while !condition() {
         if Instant::now() > deadline {
             return false;

@@ -7,24 +7,25 @@ use shim_reaper::{Pidfd, ShimExit, ShimHandle};
 
 use crate::random::Random;
 
-/// How a child is going to end, decided before it starts.
+/// How a child will end. Chosen before it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     Code(i32),
     Signal(i32),
-    /// It runs until it is killed.
+    /// It sleeps until it is killed.
     Killed,
 }
 
 impl Fate {
     pub(crate) fn random(random: &mut Random) -> Self {
-        match random.one_in(4) {
-            true => Self::Signal(random.pick(&[1, 6, 9, 10, 15])),
-            false => Self::Code(random.below(256) as i32),
+        if random.one_in(4) {
+            Self::Signal(random.pick(&[1, 6, 9, 10, 15]))
+        } else {
+            Self::Code(random.below(256) as i32)
         }
     }
 
-    pub(crate) fn is(self, status: ExitStatus) -> bool {
+    pub(crate) fn matches(self, status: ExitStatus) -> bool {
         match self {
             Self::Code(code) => status.code() == Some(code),
             Self::Signal(signal) => status.signal() == Some(signal),
@@ -33,13 +34,14 @@ impl Fate {
     }
 
     fn script(self, random: &mut Random) -> String {
-        let nap = match random.below(3) {
-            0 => String::new(),
-            _ => format!("sleep 0.{:03};", random.below(60)),
+        let sleep = if random.one_in(3) {
+            String::new()
+        } else {
+            format!("sleep 0.{:03};", random.below(60))
         };
         match self {
-            Self::Code(code) => format!("{nap} exit {code}"),
-            Self::Signal(signal) => format!("{nap} kill -{signal} $$"),
+            Self::Code(code) => format!("{sleep} exit {code}"),
+            Self::Signal(signal) => format!("{sleep} kill -{signal} $$"),
             Self::Killed => "exec sleep 1000".to_owned(),
         }
     }
@@ -48,10 +50,10 @@ impl Fate {
         shell(&self.script(random))
     }
 
-    /// Leaves a process in its group that outlives it.
+    /// Returns a command that leaves an orphan in its process group.
     pub(crate) fn command_with_orphan(self, random: &mut Random) -> Command {
-        let nap = random.below(60);
-        shell(&format!("sleep 0.{nap:03} & {}", self.script(random)))
+        let millis = random.below(60);
+        shell(&format!("sleep 0.{millis:03} & {}", self.script(random)))
     }
 }
 
@@ -65,8 +67,9 @@ fn shell(script: &str) -> Command {
     command
 }
 
-/// A child with a child of its own, of that fate, and the pid of the latter.
-pub(crate) fn parent_of(fate: Fate, random: &mut Random) -> (Child, u32) {
+/// Starts a child that starts a grandchild with this fate. Returns the child and the pid of the
+/// grandchild.
+pub(crate) fn spawn_parent(fate: Fate, random: &mut Random) -> (Child, u32) {
     let mut command = shell(r#"sh -c "$0" >/dev/null & echo $!; wait $!; exit 3"#);
     let mut parent = command
         .arg(fate.script(random))
@@ -79,31 +82,31 @@ pub(crate) fn parent_of(fate: Fate, random: &mut Random) -> (Child, u32) {
     (parent, line.trim().parse().unwrap())
 }
 
-/// A registered process, and what is expected of it.
+/// A registered process, and its expected exit.
 #[derive(Debug)]
 pub(crate) struct Registered {
     pub(crate) pid: u32,
     pub(crate) fate: Fate,
-    /// Another process may wait for it first, and the kernel may not keep its status.
+    /// Whether another wait may reap it first on a kernel that does not keep its status.
     pub(crate) may_be_unknown: bool,
     pub(crate) attached: bool,
     pub(crate) handle: Option<ShimHandle>,
 }
 
 impl Registered {
-    pub(crate) fn ended_as(&self, exit: &ShimExit) -> bool {
-        let known = exit.status.map(|status| self.fate.is(status));
-        exit.pid == self.pid && known.unwrap_or(self.may_be_unknown)
+    pub(crate) fn matches(&self, exit: &ShimExit) -> bool {
+        let status_matches = exit.status.map(|status| self.fate.matches(status));
+        exit.pid == self.pid && status_matches.unwrap_or(self.may_be_unknown)
     }
 }
 
-/// A thread that waits for its own child, as code that knows no reaper does.
+/// A thread that waits for its own child, like code that does not use a reaper.
 pub(crate) struct Owner(JoinHandle<bool>);
 
 impl Owner {
-    pub(crate) fn of(mut child: Child, fate: Fate) -> Self {
+    pub(crate) fn start(mut child: Child, fate: Fate) -> Self {
         Self(thread::spawn(move || {
-            child.wait().is_ok_and(|status| fate.is(status))
+            child.wait().is_ok_and(|status| fate.matches(status))
         }))
     }
 
@@ -111,12 +114,12 @@ impl Owner {
         self.0.is_finished()
     }
 
-    pub(crate) fn got_the_status(self) -> bool {
+    pub(crate) fn got_true_status(self) -> bool {
         self.0.join().unwrap()
     }
 }
 
-/// Whether a pidfd reports the exit status after another wait has reaped the process.
+/// Returns whether a pidfd reports the exit status after another wait has reaped the process.
 pub(crate) fn kernel_keeps_statuses() -> bool {
     let mut child = shell("exit 7").spawn().unwrap();
     let pidfd = Pidfd::open(child.id());

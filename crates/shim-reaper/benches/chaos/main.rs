@@ -1,13 +1,13 @@
-//! Churns real children through reapers of every kind and compares what the reapers report with
-//! what the children were told to do.
+//! Runs many real children under randomly configured reapers and compares the reported exits with
+//! the intended ones.
 //!
 //! ```text
 //! cargo bench -p shim-reaper --bench chaos -- [--seconds 180] [--seed 1]
 //! ```
 //!
 //! Prints the seed first and a table last. Fails if an exit was lost, stolen from its owner or
-//! reported wrongly, or if a zombie was left. A seed fixes what each round does, not how the kernel
-//! schedules it.
+//! reported wrongly, or if a zombie was left. A seed determines what each round does, but not how
+//! the kernel schedules it.
 
 #![allow(clippy::panic, clippy::unwrap_used)]
 
@@ -15,7 +15,6 @@ mod census;
 mod child;
 mod population;
 mod random;
-mod reader;
 mod round;
 mod tally;
 
@@ -27,8 +26,11 @@ use crate::random::Random;
 use crate::round::Round;
 use crate::tally::Tally;
 
+/// The number of rounds before the first count of descriptors and memory.
+const WARM_UP_ROUNDS: u64 = 10;
+
 fn main() -> ExitCode {
-    // Cargo passes `--bench` to a benchmark, and nothing where it is built as a test.
+    // Cargo passes `--bench` to a benchmark, and no argument when it runs it as a test.
     let args: Vec<String> = env::args().skip(1).collect();
     let seconds = option(&args, "--seconds").unwrap_or(if args.is_empty() { 2 } else { 60 });
     let seed = option(&args, "--seed").unwrap_or_else(random::seed);
@@ -36,19 +38,18 @@ fn main() -> ExitCode {
 
     let tally = Tally::default();
     let mut random = Random::new(seed);
-    let statuses_are_kept = child::kernel_keeps_statuses();
-    let mut play = |number| {
-        let round = Round::draw(number, statuses_are_kept, &mut random);
+    let keeps_statuses = child::kernel_keeps_statuses();
+    let mut run_round = |number| {
+        let round = Round::random(number, keeps_statuses, &mut random);
         round.run(&mut random.fork(), &tally);
     };
     let deadline = Instant::now() + Duration::from_secs(seconds);
-    // The first rounds make what is made once, and is no leak.
-    let warm_up = 10;
-    (0..warm_up).for_each(&mut play);
+    // The first rounds allocate what the process keeps, which is not a leak.
+    (0..WARM_UP_ROUNDS).for_each(&mut run_round);
     let (descriptors, resident) = (census::descriptors(), census::resident_kib());
-    let mut rounds = warm_up;
+    let mut rounds = WARM_UP_ROUNDS;
     while Instant::now() < deadline {
-        play(rounds);
+        run_round(rounds);
         rounds += 1;
     }
     println!("{}", tally.table());

@@ -6,27 +6,27 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use shim_reaper::{ShimHandle, ShimReaper, SpawnOptions};
 use tokio::time::{sleep, timeout};
 
-use crate::child::{Fate, Owner, Registered, parent_of};
+use crate::child::{Fate, Owner, Registered, spawn_parent};
 use crate::random::Random;
 
-/// What the tasks of a round have started.
+/// The processes that the tasks of a round have started.
 pub(crate) struct Population {
     rules: Rules,
     registered: Mutex<Vec<Registered>>,
     owners: Mutex<Vec<Owner>>,
 }
 
-/// What a round may do.
+/// What the tasks of a round may do.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
-    /// Owners wait for registered children. They have all the time they want.
+    /// Owners wait for registered children, and their grace period never ends.
     pub(crate) owners_wait: bool,
-    /// Shims leave orphans, which the reaper reaps.
+    /// Shims leave orphans, and the reaper reaps them.
     pub(crate) orphans: bool,
-    /// Every handle is kept, and awaited in the end.
+    /// Every handle is kept, and awaited at the end.
     pub(crate) keep_handles: bool,
-    /// A status is known although an owner has reaped the child.
-    pub(crate) statuses_are_kept: bool,
+    /// The kernel reports the status of a child that its owner has reaped.
+    pub(crate) keeps_statuses: bool,
 }
 
 impl Population {
@@ -50,26 +50,26 @@ impl Population {
         mem::take(&mut self.owners.lock().unwrap())
     }
 
-    fn own(&self, child: Child, fate: Fate) {
-        self.owners.lock().unwrap().push(Owner::of(child, fate));
+    fn add_owner(&self, child: Child, fate: Fate) {
+        self.owners.lock().unwrap().push(Owner::start(child, fate));
     }
 }
 
-/// One lifecycle, or a few that belong together. Nothing is awaited between a registration and its
-/// record, so the future may be dropped anywhere.
-pub(crate) struct Life {
+/// One lifecycle of a child, or a few related ones. It awaits nothing between a registration and its
+/// record, so its future can be dropped at any await point.
+pub(crate) struct Lifecycle {
     pub(crate) population: Arc<Population>,
     pub(crate) reaper: ShimReaper,
     pub(crate) random: Random,
 }
 
-impl Life {
-    pub(crate) async fn live(mut self) {
+impl Lifecycle {
+    pub(crate) async fn run(mut self) {
         sleep(self.random.millis(30)).await;
         let fate = Fate::random(&mut self.random);
         let handle = match self.random.below(6) {
             0 => self.spawn(fate).await,
-            1 => self.give(fate),
+            1 => self.register_new_child(fate),
             2 => self.register(fate, None).await,
             3 => self.attach(fate).await,
             4 => self.pipeline(fate).await,
@@ -77,7 +77,7 @@ impl Life {
         };
         let Some(handle) = handle else { return };
         match self.random.below(3) {
-            // Cancelled, most of the time.
+            // Usually cancelled by the timeout.
             0 => drop(timeout(self.random.millis(5), handle).await),
             1 => drop(handle.await),
             _ => drop(handle),
@@ -110,26 +110,27 @@ impl Life {
         Some(self.record(fate, handle))
     }
 
-    fn give(&mut self, fate: Fate) -> Option<ShimHandle> {
+    fn register_new_child(&mut self, fate: Fate) -> Option<ShimHandle> {
         let child = self.command(fate, None).spawn().unwrap();
-        self.give_child(child, fate)
+        self.register_child(child, fate)
     }
 
-    fn give_child(&mut self, child: Child, fate: Fate) -> Option<ShimHandle> {
+    fn register_child(&mut self, child: Child, fate: Fate) -> Option<ShimHandle> {
         match self.reaper.register_child(child) {
             Ok(handle) => Some(self.record(fate, handle)),
             Err(closed) => {
-                self.population.own(closed.into_child().unwrap(), fate);
+                self.population
+                    .add_owner(closed.into_child().unwrap(), fate);
                 None
             }
         }
     }
 
     async fn register(&mut self, fate: Fate, group: Option<u32>) -> Option<ShimHandle> {
-        // The group may be gone by now.
+        // Fails if the process group is already gone.
         let child = self.command(fate, group).spawn().ok()?;
         let Ok(handle) = self.reaper.register(child.id()).await else {
-            self.population.own(child, fate);
+            self.population.add_owner(child, fate);
             return None;
         };
         let handle = self.record(fate, handle);
@@ -138,16 +139,16 @@ impl Life {
             let mut registered = self.population.registered();
             let mut shims = registered.iter_mut();
             if let Some(shim) = shims.find(|shim| shim.pid == handle.pid()) {
-                shim.may_be_unknown = !rules.statuses_are_kept;
+                shim.may_be_unknown = !rules.keeps_statuses;
             }
-            self.population.own(child, fate);
+            self.population.add_owner(child, fate);
         }
         Some(handle)
     }
 
     async fn attach(&mut self, fate: Fate) -> Option<ShimHandle> {
-        let (parent, pid) = parent_of(fate, &mut self.random);
-        drop(self.give_child(parent, Fate::Code(3)));
+        let (parent, pid) = spawn_parent(fate, &mut self.random);
+        drop(self.register_child(parent, Fate::Code(3)));
         let handle = self.reaper.attach(pid).await.ok()?;
         self.population.registered().push(Registered {
             pid,
@@ -159,7 +160,7 @@ impl Life {
         Some(handle)
     }
 
-    /// A shim with children of the embedder in its process group.
+    /// Spawns a shim, and children of the embedder into its process group.
     async fn pipeline(&mut self, fate: Fate) -> Option<ShimHandle> {
         let options = SpawnOptions::new().process_group(true);
         let command = if self.population.rules.orphans {
@@ -173,7 +174,7 @@ impl Life {
         for _ in 0..self.random.below(4) {
             let fate = Fate::random(&mut self.random);
             if let Ok(member) = self.command(fate, group).spawn() {
-                self.population.own(member, fate);
+                self.population.add_owner(member, fate);
             }
         }
         if self.random.one_in(2) {

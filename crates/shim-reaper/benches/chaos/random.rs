@@ -1,7 +1,7 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
-/// SplitMix64: small, fast, and the same everywhere.
+/// A SplitMix64 generator: small, fast, and the same on every platform.
 pub(crate) struct Random(u64);
 
 pub(crate) fn seed() -> u64 {
@@ -21,7 +21,7 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// For a task of its own, whose draws then depend on no schedule.
+    /// Returns a generator for another task, so that its numbers do not depend on the scheduling.
     pub(crate) fn fork(&mut self) -> Self {
         Self(self.next())
     }

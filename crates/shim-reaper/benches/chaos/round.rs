@@ -1,10 +1,10 @@
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::executor::block_on;
+use futures::executor::{block_on, block_on_stream};
 use futures::future::join_all;
 use nix::errno::Errno;
 use nix::sys::prctl::set_child_subreaper;
@@ -19,30 +19,31 @@ use tokio_util::sync::CancellationToken;
 
 use crate::census;
 use crate::child::{Fate, Registered};
-use crate::population::{Life, Population, Rules};
+use crate::population::{Lifecycle, Population, Rules};
 use crate::random::Random;
-use crate::reader::Reader;
 use crate::tally::{Loss, Tally};
 
+/// The tokio runtime or thread that drives the reaper.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Home {
+enum Driver {
     MultiThread,
     CurrentThread,
     Dedicated,
 }
 
+/// How the round ends its reaper.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Ending {
-    /// Shut down right after the last exit was awaited.
+    /// Shut down right after awaiting the last exit.
     AwaitThenShutDown,
     AwaitThenShutDownSync,
     AwaitThenCancel,
     /// Shut down while shims start, run and end.
-    ShutDownAmid,
-    CancelAmid,
-    /// Every `ShimReaper` is dropped while shims run.
-    Abandon,
-    /// The tokio runtime is dropped while shims run.
+    ShutDownWhileBusy,
+    CancelWhileBusy,
+    /// Drop every `ShimReaper` while shims run.
+    DropReaper,
+    /// Drop the tokio runtime while shims run.
     DropRuntime,
 }
 
@@ -51,27 +52,27 @@ impl Ending {
         Self::AwaitThenShutDown,
         Self::AwaitThenShutDownSync,
         Self::AwaitThenCancel,
-        Self::ShutDownAmid,
-        Self::CancelAmid,
-        Self::Abandon,
+        Self::ShutDownWhileBusy,
+        Self::CancelWhileBusy,
+        Self::DropReaper,
         Self::DropRuntime,
     ];
 
-    /// Shims may still run when the reaper shuts down.
-    fn is_amid(self) -> bool {
-        matches!(self, Self::ShutDownAmid | Self::CancelAmid)
+    /// Returns whether shims may still run when the reaper shuts down.
+    fn is_while_busy(self) -> bool {
+        matches!(self, Self::ShutDownWhileBusy | Self::CancelWhileBusy)
     }
 
     fn loses_handles(self) -> bool {
-        self.is_amid() || matches!(self, Self::Abandon | Self::DropRuntime)
+        self.is_while_busy() || matches!(self, Self::DropReaper | Self::DropRuntime)
     }
 }
 
-/// One reaper from its start to its end.
+/// One reaper, from its start to its end, and its configuration.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Round {
     pub(crate) number: u64,
-    home: Home,
+    driver: Driver,
     ending: Ending,
     pidfd: bool,
     subreaper: bool,
@@ -80,16 +81,20 @@ pub(crate) struct Round {
 }
 
 impl Round {
-    pub(crate) fn draw(number: u64, statuses_are_kept: bool, random: &mut Random) -> Self {
+    pub(crate) fn random(number: u64, keeps_statuses: bool, random: &mut Random) -> Self {
         let ending = random.pick(&Ending::ALL);
         let pidfd = !random.one_in(5);
-        // A spawn that a shutdown overtakes kills its child, which leaves orphans of its own.
-        let subreaper = random.one_in(2) && !ending.is_amid();
-        // The final drain of a shutdown leaves no child to its owner.
-        let owners_wait = random.one_in(2) && !ending.is_amid();
+        // A spawn during a shutdown kills its child, which may leave orphans.
+        let subreaper = random.one_in(2) && !ending.is_while_busy();
+        // The final drain of a shutdown reaps children in their grace period.
+        let owners_wait = random.one_in(2) && !ending.is_while_busy();
         Self {
             number,
-            home: random.pick(&[Home::MultiThread, Home::CurrentThread, Home::Dedicated]),
+            driver: random.pick(&[
+                Driver::MultiThread,
+                Driver::CurrentThread,
+                Driver::Dedicated,
+            ]),
             ending,
             pidfd,
             subreaper,
@@ -98,23 +103,23 @@ impl Round {
                 owners_wait,
                 orphans: subreaper && !owners_wait,
                 keep_handles: !ending.loses_handles(),
-                statuses_are_kept: statuses_are_kept && pidfd,
+                keeps_statuses: keeps_statuses && pidfd,
             },
         }
     }
 
     pub(crate) fn run(&self, random: &mut Random, tally: &Tally) {
         set_child_subreaper(self.subreaper).unwrap();
-        // The main thread adopts the orphans, and so forks nothing itself.
+        // The kernel reparents orphans to the main thread, so children are forked on another thread.
         thread::scope(|scope| {
-            scope.spawn(|| self.play(random, tally));
+            scope.spawn(|| self.run_reaper(random, tally));
         });
     }
 
-    fn play(&self, random: &mut Random, tally: &Tally) {
-        let mut builder = match self.home {
-            Home::CurrentThread => Builder::new_current_thread(),
-            Home::MultiThread | Home::Dedicated => Builder::new_multi_thread(),
+    fn run_reaper(&self, random: &mut Random, tally: &Tally) {
+        let mut builder = match self.driver {
+            Driver::CurrentThread => Builder::new_current_thread(),
+            Driver::MultiThread | Driver::Dedicated => Builder::new_multi_thread(),
         };
         let runtime = builder.worker_threads(2).enable_all().build().unwrap();
         let token = CancellationToken::new();
@@ -122,12 +127,12 @@ impl Round {
         let streams = (Reader::start(reaper.exits()), reaper.exits());
         let population = Arc::new(Population::new(self.rules));
         let tasks = (0..=random.below(40))
-            .map(|_| Life {
+            .map(|_| Lifecycle {
                 population: Arc::clone(&population),
                 reaper: reaper.clone(),
                 random: random.fork(),
             })
-            .map(|life| runtime.spawn(life.live()))
+            .map(|lifecycle| runtime.spawn(lifecycle.run()))
             .collect();
         let pause = random.millis(40);
         let running = self.end(pause, runtime, tasks, reaper, &token, &population);
@@ -135,7 +140,7 @@ impl Round {
     }
 
     fn start(&self, runtime: &Runtime, token: &CancellationToken) -> ShimReaper {
-        let grace = if self.rules.owners_wait {
+        let grace_millis = if self.rules.owners_wait {
             1_000_000
         } else {
             20
@@ -143,15 +148,15 @@ impl Round {
         let builder = ShimReaper::builder()
             .pidfd(self.pidfd)
             .sweep_interval(self.interval)
-            .owner_grace(Duration::from_millis(grace))
+            .owner_grace(Duration::from_millis(grace_millis))
             .shutdown_token(token.clone());
-        match self.home {
-            Home::Dedicated => builder.start_dedicated().unwrap(),
-            Home::MultiThread | Home::CurrentThread => builder.start_on(runtime.handle()),
+        match self.driver {
+            Driver::Dedicated => builder.start_dedicated().unwrap(),
+            Driver::MultiThread | Driver::CurrentThread => builder.start_on(runtime.handle()),
         }
     }
 
-    /// Ends the reaper. Returns the pids that its report says still run.
+    /// Ends the reaper. Returns the pids that its report lists as still running.
     fn end(
         &self,
         pause: Duration,
@@ -175,15 +180,15 @@ impl Round {
                 token.cancel();
                 runtime.block_on(reaper.shutdown())
             }
-            Ending::ShutDownAmid => runtime.block_on(sleep_then(pause, reaper.shutdown())),
-            Ending::CancelAmid => {
+            Ending::ShutDownWhileBusy => runtime.block_on(sleep_then(pause, reaper.shutdown())),
+            Ending::CancelWhileBusy => {
                 runtime.block_on(sleep_then(pause, async { token.cancel() }));
                 reaper.shutdown_sync()
             }
-            Ending::Abandon => {
+            Ending::DropReaper => {
                 drop(reaper);
                 self.await_all(&runtime, tasks, population);
-                // The last handle ends the streams.
+                // Dropping the last handle ends the streams.
                 population
                     .registered()
                     .iter_mut()
@@ -194,7 +199,7 @@ impl Round {
             Ending::DropRuntime => {
                 runtime.block_on(sleep_then(pause, async {}));
                 drop(runtime);
-                // Polled once on a runtime that nothing drives afterwards.
+                // Polled once on a tokio runtime that never runs again.
                 let other = Builder::new_current_thread().enable_all().build().unwrap();
                 for shim in population.registered().iter() {
                     let Some(handle) = &shim.handle else { continue };
@@ -203,9 +208,9 @@ impl Round {
                         let _ = handle.kill();
                     }
                 }
-                census::holds(|| block_on(reaper.registered()).is_empty());
+                census::wait_until(|| block_on(reaper.registered()).is_empty());
                 // A reaper that has shut down reaps no orphans.
-                census::holds(|| !self.rules.orphans || census::children().is_empty());
+                census::wait_until(|| !self.rules.orphans || census::children().is_empty());
                 reaper.shutdown_sync()
             }
         };
@@ -213,11 +218,10 @@ impl Round {
     }
 
     fn await_all(&self, runtime: &Runtime, tasks: Vec<JoinHandle<()>>, population: &Population) {
-        let patience = Duration::from_secs(10);
-        let _ = runtime.block_on(async { timeout(patience, join_all(tasks)).await });
+        let _ = runtime.block_on(async { timeout(census::TIMEOUT, join_all(tasks)).await });
         if self.rules.owners_wait {
-            // They come first, and the shutdown would not wait for them.
-            census::holds(|| population.owners_have_waited());
+            // A shutdown does not wait for owners.
+            census::wait_until(|| population.owners_have_waited());
         }
         let shims = population.registered();
         let handles: Vec<_> = shims
@@ -226,65 +230,70 @@ impl Round {
             .collect();
         drop(shims);
         if self.rules.orphans {
-            // On the runtime, which may have no thread of its own to drive the reaper.
+            // On the tokio runtime, which may need this thread to drive the reaper.
             let reaped = async {
                 while !census::children().is_empty() {
                     sleep(Duration::from_millis(1)).await;
                 }
             };
-            let _ = runtime.block_on(async { timeout(patience, reaped).await });
+            let _ = runtime.block_on(async { timeout(census::TIMEOUT, reaped).await });
         }
-        let _ = runtime.block_on(async { timeout(patience, join_all(handles)).await });
+        let _ = runtime.block_on(async { timeout(census::TIMEOUT, join_all(handles)).await });
     }
 
     fn check(
         &self,
         population: &Population,
-        (meanwhile, afterwards): (Reader, Exits),
+        (concurrent, unread): (Reader, Exits),
         running: &HashSet<u32>,
         tally: &Tally,
     ) {
         let registered = std::mem::take(&mut *population.registered());
-        tally.lived(registered.len());
+        tally.add_lifecycles(registered.len());
         let (stopped, ended): (Vec<_>, Vec<_>) = registered
             .iter()
             .partition(|shim| running.contains(&shim.pid));
-        if !self.ending.is_amid() {
+        if !self.ending.is_while_busy() {
             tally.count(
                 Loss::Lost,
                 stopped.len() as u64,
                 self,
-                "registered to the end",
+                "still registered at the end",
             );
         }
         self.check_handles(&ended, tally);
-        self.check_stream(&ended, meanwhile, "a stream read meanwhile", tally);
+        self.check_stream(&ended, concurrent, "a stream read during the round", tally);
         self.check_stream(
             &ended,
-            Reader::start(afterwards),
-            "a stream read afterwards",
+            Reader::start(unread),
+            "a stream read after the round",
             tally,
         );
-        self.reap(&stopped, tally);
+        self.reap_stopped(&stopped, tally);
         let owners = population.take_owners().into_iter();
-        let robbed = owners.filter_map(|owner| (!owner.got_the_status()).then_some(()));
+        let stolen = owners.filter_map(|owner| (!owner.got_true_status()).then_some(()));
         tally.count(
             Loss::Stolen,
-            robbed.count() as u64,
+            stolen.count() as u64,
             self,
             "from their owners",
         );
-        census::holds(|| census::children().is_empty());
-        tally.count(Loss::Zombie, census::clear(), self, "after the round");
+        census::wait_until(|| census::children().is_empty());
+        tally.count(
+            Loss::Zombie,
+            census::kill_remaining(),
+            self,
+            "after the round",
+        );
     }
 
     fn check_handles(&self, ended: &[&Registered], tally: &Tally) {
         for shim in ended {
             let Some(handle) = &shim.handle else { continue };
-            census::holds(|| !handle.is_running());
+            census::wait_until(|| !handle.is_running());
             match handle.try_exit() {
                 None => tally.count(Loss::Lost, 1, self, "by a handle"),
-                Some(exit) if shim.ended_as(&exit) => {}
+                Some(exit) if shim.matches(&exit) => {}
                 Some(_) => tally.count(Loss::Wrong, 1, self, &format!("by a handle: {shim:?}")),
             }
         }
@@ -300,7 +309,7 @@ impl Round {
         for shim in ended {
             match by_pid.remove(&shim.pid).as_deref() {
                 None => tally.count(Loss::Lost, 1, self, &format!("by {which}: {shim:?}")),
-                Some([exit]) if shim.ended_as(exit) => {}
+                Some([exit]) if shim.matches(exit) => {}
                 Some(exits) => {
                     let what = format!("by {which}: {exits:?} of {shim:?}");
                     tally.count(Loss::Wrong, 1, self, &what);
@@ -310,8 +319,9 @@ impl Round {
         tally.count(Loss::Wrong, by_pid.len() as u64, self, "never registered");
     }
 
-    /// What still ran at the shutdown is left to the embedder, status included.
-    fn reap(&self, stopped: &[&Registered], tally: &Tally) {
+    /// Waits for the children that were still running at the shutdown. Their statuses must be left to
+    /// the embedder.
+    fn reap_stopped(&self, stopped: &[&Registered], tally: &Tally) {
         for shim in stopped.iter().filter(|shim| !shim.attached) {
             let pid = Pid::from_raw(shim.pid as i32);
             if shim.fate == Fate::Killed {
@@ -323,7 +333,32 @@ impl Round {
     }
 }
 
-async fn sleep_then<F: Future>(pause: Duration, then: F) -> F::Output {
+async fn sleep_then<F: Future>(pause: Duration, future: F) -> F::Output {
     sleep(pause).await;
-    then.await
+    future.await
+}
+
+/// A thread that reads a stream of exits to its end.
+pub(crate) struct Reader {
+    read: Arc<Mutex<Vec<ShimExit>>>,
+    ended: mpsc::Receiver<()>,
+}
+
+impl Reader {
+    pub(crate) fn start(exits: Exits) -> Self {
+        let read = Arc::new(Mutex::new(Vec::new()));
+        let (end, ended) = mpsc::channel();
+        let into = Arc::clone(&read);
+        thread::spawn(move || {
+            block_on_stream(exits).for_each(|exit| into.lock().unwrap().push(exit));
+            let _ = end.send(());
+        });
+        Self { read, ended }
+    }
+
+    /// Returns the exits that were read, and whether the stream has ended.
+    pub(crate) fn finish(self) -> (Vec<ShimExit>, bool) {
+        let ended = self.ended.recv_timeout(census::TIMEOUT).is_ok();
+        (std::mem::take(&mut self.read.lock().unwrap()), ended)
+    }
 }

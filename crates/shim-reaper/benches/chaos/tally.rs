@@ -2,28 +2,28 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::round::Round;
 
-/// What has been found out, in all rounds.
+/// The results of all rounds.
 #[derive(Default)]
 pub(crate) struct Tally {
     lifecycles: AtomicU64,
     losses: [AtomicU64; 4],
 }
 
-/// The columns that have to stay zero.
+/// The columns of the table that must stay zero.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Loss {
-    /// A handle or a stream has not reported an exit.
+    /// A handle or a stream did not report an exit.
     Lost,
     /// An owner's wait found that its child had been reaped.
     Stolen,
-    /// Another status than the child ended with, or the same exit twice.
+    /// A handle or a stream reported a wrong status, or the same exit twice.
     Wrong,
-    /// A child that nothing reaped.
+    /// No wait reaped the child.
     Zombie,
 }
 
 impl Tally {
-    pub(crate) fn lived(&self, count: usize) {
+    pub(crate) fn add_lifecycles(&self, count: usize) {
         self.lifecycles.fetch_add(count as u64, Relaxed);
     }
 

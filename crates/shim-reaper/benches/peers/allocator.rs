@@ -3,7 +3,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The system's allocator, counting the bytes that are in use.
+/// The system allocator, with a counter of the bytes in use.
 pub(crate) struct Counting {
     live: AtomicUsize,
 }
@@ -20,11 +20,11 @@ impl Counting {
     }
 }
 
-// SAFETY: hands every call on to the system's allocator, as it is.
+// SAFETY: forwards every call unchanged to the system allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         self.live.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promises are those that the system's allocator asks for.
+        // SAFETY: the caller upholds the contract, which is that of the system allocator.
         unsafe { System.alloc(layout) }
     }
 

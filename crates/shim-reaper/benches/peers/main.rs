@@ -4,45 +4,35 @@
 //! cargo bench -p shim-reaper --bench peers -- [--quick] [zombie] [wake] [cpu] [idle] [burst] [spawn] [register] [memory]
 //! ```
 //!
-//! Prints a Markdown table, and writes the same as `peers.json` into the target directory.
+//! Prints a Markdown table, and writes the same data to `peers.json` in the target directory.
 //!
-//! Whatever is compared is measured in turns, a block of one and a block of the other. A ratio is
-//! the median of the ratios of such blocks, so that it says more than the two values beside it do
-//! where the machine is noisy.
+//! Peers that are compared are measured in turns: a block of one, then a block of the other. A ratio
+//! is the median of the ratios of such blocks, so on a noisy machine it is more accurate than the
+//! two values themselves.
 
 #![allow(clippy::panic, clippy::unwrap_used)]
 
 mod allocator;
-mod children;
-mod clock;
-mod column;
-mod effort;
-mod goal;
 mod measure;
 mod peer;
 mod population;
 mod processors;
 mod report;
-mod row;
 mod samples;
-mod site;
 mod system;
-mod turns;
-mod unit;
-mod value;
 
 use std::env;
 use std::path::{Path, PathBuf};
 
 use crate::allocator::Counting;
-use crate::effort::Effort;
 use crate::report::Report;
+use crate::samples::Effort;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting::new();
 
 fn main() {
-    // Cargo passes `--bench`.
+    // Cargo passes `--bench` too.
     let (flags, names): (Vec<String>, Vec<String>) =
         env::args().skip(1).partition(|arg| arg.starts_with("--"));
     let effort = Effort::new(flags.iter().any(|flag| flag == "--quick"));
@@ -50,7 +40,7 @@ fn main() {
 
     let mut report = Report::new();
     for (name, measure) in measure::ALL {
-        if names.is_empty() || names.iter().any(|wanted| wanted == name) {
+        if names.is_empty() || names.iter().any(|selected| selected == name) {
             eprintln!("{name} ...");
             measure(&effort, &mut report);
         }
@@ -58,7 +48,7 @@ fn main() {
     print!("{}", report.table());
     let file = target_directory().join("peers.json");
     report.write_json(&file);
-    eprintln!("also in {}", file.display());
+    eprintln!("wrote {}", file.display());
 }
 
 fn target_directory() -> PathBuf {

@@ -5,10 +5,10 @@ use std::time::Duration;
 use crate::peer::Peer;
 use crate::system;
 
-/// How often to look whether a child has been collected.
-const LOOK: Duration = Duration::from_micros(100);
+/// How often to check whether a child is reaped.
+const POLL_INTERVAL: Duration = Duration::from_micros(100);
 
-/// Sleeping children that a peer is to collect when they die.
+/// Sleeping children that a peer has to reap when they die.
 pub(crate) struct Population<'a> {
     peer: &'a dyn Peer,
     pids: VecDeque<u32>,
@@ -24,7 +24,7 @@ impl<'a> Population<'a> {
         population
     }
 
-    /// Makes room for as many, so that their list does not grow afterwards.
+    /// Reserves memory for `count` pids, so that the list does not grow during a measurement.
     pub(crate) fn reserve(&mut self, count: usize) {
         self.pids.reserve(count);
     }
@@ -43,24 +43,24 @@ impl<'a> Population<'a> {
         self.pids.iter().copied().collect()
     }
 
-    /// Takes out the one that has lived longest.
+    /// Removes the oldest child.
     pub(crate) fn take(&mut self) -> u32 {
         self.pids.pop_front().unwrap()
     }
 
-    /// Takes out the oldest of the last `among` that were started.
-    pub(crate) fn take_recent(&mut self, among: usize) -> u32 {
-        self.pids.remove(self.pids.len() - among).unwrap()
+    /// Removes the oldest of the youngest `count` children.
+    pub(crate) fn take_recent(&mut self, count: usize) -> u32 {
+        self.pids.remove(self.pids.len() - count).unwrap()
     }
 
-    /// Kills all, and returns when the last of them has been collected.
+    /// Kills all children, and returns when the last one is reaped.
     pub(crate) fn kill_all(&mut self) {
         for pid in &self.pids {
             system::kill(*pid);
         }
         for pid in self.pids.drain(..) {
-            while !system::is_collected(pid) {
-                thread::sleep(LOOK);
+            while !system::is_reaped(pid) {
+                thread::sleep(POLL_INTERVAL);
             }
         }
     }
@@ -69,5 +69,31 @@ impl<'a> Population<'a> {
 impl Drop for Population<'_> {
     fn drop(&mut self) {
         self.kill_all();
+    }
+}
+
+/// Sleeping children that no peer reaps.
+pub(crate) struct Children {
+    pub(crate) pids: Vec<u32>,
+}
+
+impl Children {
+    #[allow(clippy::zombie_processes)]
+    pub(crate) fn start(count: usize) -> Self {
+        let start = |_| system::sleeper().spawn().unwrap().id();
+        Self {
+            pids: (0..count).map(start).collect(),
+        }
+    }
+}
+
+impl Drop for Children {
+    fn drop(&mut self) {
+        for pid in &self.pids {
+            system::kill(*pid);
+        }
+        for pid in &self.pids {
+            system::wait(*pid);
+        }
     }
 }

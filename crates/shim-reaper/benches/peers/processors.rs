@@ -1,11 +1,17 @@
+//! CPU affinity and CPU time.
+
+use std::time::Duration;
+
+use nix::libc;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
-/// The calling thread, meaning every one that it starts from then on, too.
+/// The calling thread, and every thread that it starts later.
 const THIS_THREAD: Pid = Pid::from_raw(0);
 
-/// One processor for an observer that spins, and all others for what it observes. Without that
-/// the observer would now and then take the processor from the reaper that it is waiting for.
+/// One CPU for an observer that spins, and the other CPUs for the observed peers. Otherwise the
+/// observer would sometimes take the CPU from the reaper that it observes.
 pub(crate) struct Processors {
     all: CpuSet,
     observer: CpuSet,
@@ -13,7 +19,7 @@ pub(crate) struct Processors {
 }
 
 impl Processors {
-    /// From here on the calling thread is one of the observed.
+    /// Divides the CPUs, and makes the calling thread one of the observed.
     pub(crate) fn divide() -> Self {
         let all = sched_getaffinity(THIS_THREAD).unwrap();
         let mut observer = CpuSet::new();
@@ -47,4 +53,24 @@ impl Drop for Processors {
     fn drop(&mut self) {
         sched_setaffinity(THIS_THREAD, &self.all).unwrap();
     }
+}
+
+/// Returns the CPU time of all threads but the calling one, in seconds. It reads two clocks one
+/// after the other, so the result may decrease by less than a microsecond.
+pub(crate) fn cpu_time_of_others() -> f64 {
+    let process = read(ClockId::CLOCK_PROCESS_CPUTIME_ID);
+    process.as_secs_f64() - read(ClockId::CLOCK_THREAD_CPUTIME_ID).as_secs_f64()
+}
+
+pub(crate) fn cpu_time_of(thread: Pid) -> Duration {
+    // Linux's encoding of the CPU clock of a thread whose `pthread_t` is unknown.
+    const SCHEDULED: libc::clockid_t = 2;
+    const PER_THREAD: libc::clockid_t = 4;
+    read(ClockId::from_raw(
+        (!thread.as_raw() << 3) | SCHEDULED | PER_THREAD,
+    ))
+}
+
+fn read(clock: ClockId) -> Duration {
+    clock_gettime(clock).unwrap().into()
 }

@@ -1,4 +1,4 @@
-//! The system calls that the benchmark makes itself.
+//! The system calls of the benchmark.
 
 #![allow(unsafe_code)]
 
@@ -13,10 +13,10 @@ use nix::sys::signal::{self, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-/// Longer than any run.
+/// Longer than any run of the benchmark.
 const SLEEP_SECONDS: &str = "1000";
 
-/// A program that does nothing until it is killed.
+/// Returns a command that sleeps until it is killed.
 pub(crate) fn sleeper() -> Command {
     let mut command = Command::new("sleep");
     command.arg(SLEEP_SECONDS);
@@ -29,42 +29,42 @@ pub(crate) fn raise_limit_on_open_files() {
 }
 
 pub(crate) fn kill(pid: u32) {
-    signal::kill(number(pid), Signal::SIGKILL).unwrap();
+    signal::kill(as_pid(pid), Signal::SIGKILL).unwrap();
 }
 
-/// Whether a child has been collected.
-pub(crate) fn is_collected(pid: u32) -> bool {
-    signal::kill(number(pid), None) == Err(Errno::ESRCH)
+/// Returns whether a child is reaped.
+pub(crate) fn is_reaped(pid: u32) -> bool {
+    signal::kill(as_pid(pid), None) == Err(Errno::ESRCH)
 }
 
-/// Blocks until a child has ended, and collects it.
+/// Blocks until a child has exited, and reaps it.
 pub(crate) fn wait(pid: u32) {
-    while waitpid(number(pid), None) == Err(Errno::EINTR) {}
+    while waitpid(as_pid(pid), None) == Err(Errno::EINTR) {}
 }
 
-/// Collects a child if it has ended.
+/// Reaps a child if it has exited. Returns whether it did.
 pub(crate) fn try_wait(pid: u32) -> bool {
-    waitpid(number(pid), Some(WaitPidFlag::WNOHANG)) != Ok(WaitStatus::StillAlive)
+    waitpid(as_pid(pid), Some(WaitPidFlag::WNOHANG)) != Ok(WaitStatus::StillAlive)
 }
 
 pub(crate) fn pidfd_open(pid: u32) -> OwnedFd {
-    // SAFETY: takes two integers and touches no memory of ours.
+    // SAFETY: takes two integers and touches no memory of this process.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd = Errno::result(fd).unwrap();
-    // SAFETY: the kernel has just created this descriptor and nobody else knows it.
+    // SAFETY: the kernel has just created this descriptor and no other code has it.
     unsafe { OwnedFd::from_raw_fd(fd.try_into().unwrap()) }
 }
 
-/// What `fd` reports of `events` now; a hangup is always reported.
+/// Polls `fd` for `events` without blocking. A hangup is always reported.
 pub(crate) fn poll_now(fd: &OwnedFd, events: PollFlags) -> PollFlags {
     let mut fds = [PollFd::new(fd.as_fd(), events)];
     match poll(&mut fds, PollTimeout::ZERO) {
-        // By a handler of SIGCHLD.
+        // A SIGCHLD handler interrupted the call.
         Err(Errno::EINTR) => PollFlags::empty(),
-        found => found.map(|_| fds[0].revents().unwrap()).unwrap(),
+        result => result.map(|_| fds[0].revents().unwrap()).unwrap(),
     }
 }
 
-fn number(pid: u32) -> Pid {
+fn as_pid(pid: u32) -> Pid {
     Pid::from_raw(pid.try_into().unwrap())
 }

@@ -18,23 +18,26 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use nix::unistd::{Pid, getpgid};
 
 use super::{
-    Death, NoPidfd, Orphan, ProcStat, ProcessTable, READY_AT_ONCE, Spawned, Target, Until, Waited,
+    MAX_READY_EVENTS, NoPidfd, Orphan, ProcStat, ProcessTable, Spawned, Target, Until, WaitResult,
     procfs,
 };
-use crate::sys::{self, WaitFor};
+use crate::sys::{self, ChildExit, WaitFor};
 
-/// The running kernel. Its pidfds are all watched by one epoll, which is itself pollable.
+/// The running kernel. One epoll, which tokio polls, watches all pidfds.
 #[derive(Debug)]
 pub(crate) struct Linux {
+    /// Whether the kernel has pidfds and the embedder allows them.
     pidfds: AtomicBool,
+    /// Whether the kernel has `P_PIDFD`.
     wait_by_pidfd: AtomicBool,
     epoll: OnceLock<Epoll>,
     timer: OnceLock<TimerFd>,
+    /// Whether the timer has expired since [`take_tick`](Self::take_tick).
     ticked: AtomicBool,
 }
 
-/// What the timer reports as; no shim has this id.
-const TICK: u64 = 0;
+/// The epoll token of the timer; no shim has this id.
+const TIMER_TOKEN: u64 = 0;
 
 impl Linux {
     pub(crate) fn new(pidfds: bool) -> Self {
@@ -47,7 +50,8 @@ impl Linux {
         }
     }
 
-    /// The epoll, made on first use so that a shortage of descriptors at start heals itself.
+    /// Returns the epoll. Creates it on first use, so that a shortage of descriptors at the start is
+    /// not permanent.
     fn epoll(&self) -> io::Result<&Epoll> {
         if let Some(epoll) = self.epoll.get() {
             return Ok(epoll);
@@ -56,7 +60,8 @@ impl Linux {
         Ok(self.epoll.get_or_init(|| epoll))
     }
 
-    /// What to poll for the readiness of any watch; `None` while there are no pidfds to watch.
+    /// Returns the epoll descriptor, which is readable when a watch has an event. Returns `None`
+    /// without pidfds, and if the epoll cannot be created.
     pub(crate) fn readiness_fd(&self) -> Option<BorrowedFd<'_>> {
         if !self.pidfds.load(Ordering::Relaxed) {
             return None;
@@ -64,18 +69,18 @@ impl Linux {
         self.epoll().ok().map(|epoll| epoll.0.as_fd())
     }
 
-    /// Has the epoll report a tick every `interval`; without pidfds there is no epoll to do it.
-    /// Cheaper than a timer of the runtime's, which is set anew, and wakes the runtime, each time.
+    /// Adds a periodic timer to the epoll. It is cheaper than a timer of the tokio runtime, which
+    /// the worker would have to reset, and which would wake the tokio runtime, every time.
     pub(crate) fn tick_every(&self, interval: Duration) -> io::Result<()> {
         if self.timer.get().is_some() {
             return Ok(());
         }
         let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
-        let every = Expiration::Interval(TimeSpec::from_duration(interval));
-        timer.set(every, TimerSetTimeFlags::empty())?;
+        let expiration = Expiration::Interval(TimeSpec::from_duration(interval));
+        timer.set(expiration, TimerSetTimeFlags::empty())?;
         self.epoll()?
-            .add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TICK))?;
+            .add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER_TOKEN))?;
         self.timer.get_or_init(|| timer);
         Ok(())
     }
@@ -93,12 +98,9 @@ impl Linux {
         command: &mut Command,
         socket: &UnixDatagram,
     ) -> io::Result<Spawned<OwnedFd>> {
-        // When the program cannot be executed, std waits for the child, and panics if somebody
-        // else has collected it.
+        // When `exec` fails, std waits for the child, and panics if a foreign wait has reaped it.
         let child = panic::catch_unwind(AssertUnwindSafe(|| command.spawn())).map_err(|_| {
-            io::Error::other(
-                "the program could not be executed, and somebody else has collected its process",
-            )
+            io::Error::other("cannot execute the program, and a foreign wait reaped its process")
         })??;
         let pidfd = match sys::receive_pidfd(socket) {
             Some(pidfd) => Ok(pidfd),
@@ -107,33 +109,37 @@ impl Linux {
         Ok((child, pidfd))
     }
 
-    fn wait(&self, target: Target<'_, OwnedFd>, leave: bool) -> Waited {
+    fn wait(&self, target: Target<'_, OwnedFd>, keep_zombie: bool) -> WaitResult {
         let found = match target {
-            Target::Pid(pid) => sys::waitid(WaitFor::Pid(pid), leave),
+            Target::Pid(pid) => sys::waitid(WaitFor::Pid(pid), keep_zombie),
             Target::Pidfd(pid, pidfd) if self.wait_by_pidfd.load(Ordering::Relaxed) => {
-                match sys::waitid(WaitFor::Pidfd(pidfd.as_fd()), leave) {
+                match sys::waitid(WaitFor::Pidfd(pidfd.as_fd()), keep_zombie) {
                     Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                         self.wait_by_pidfd.store(false, Ordering::Relaxed);
-                        wait_by_guarded_pid(pid, pidfd, leave)
+                        wait_by_guarded_pid(pid, pidfd, keep_zombie)
                     }
                     found => found,
                 }
             }
-            Target::Pidfd(pid, pidfd) => wait_by_guarded_pid(pid, pidfd, leave),
+            Target::Pidfd(pid, pidfd) => wait_by_guarded_pid(pid, pidfd, keep_zombie),
         };
         match found {
-            Ok(Some(sys::Waited { status, usage, .. })) => Waited::Exited(Death { status, usage }),
-            Ok(None) => Waited::Running,
-            Err(_) => Waited::NotOurs,
+            Ok(Some(exit)) => WaitResult::Exited(exit),
+            Ok(None) => WaitResult::Running,
+            Err(_) => WaitResult::NotWaitable,
         }
     }
 }
 
-/// Linux 5.3 has pidfds but cannot wait by them: as long as the pidfd is not reaped, the number is
-/// still its own.
-fn wait_by_guarded_pid(pid: u32, pidfd: &OwnedFd, leave: bool) -> io::Result<Option<sys::Waited>> {
+/// Waits by pid after the pidfd has proved that the pid is not recycled. Linux 5.3 has pidfds but
+/// cannot wait by them.
+fn wait_by_guarded_pid(
+    pid: u32,
+    pidfd: &OwnedFd,
+    keep_zombie: bool,
+) -> io::Result<Option<ChildExit>> {
     sys::pidfd_send_signal(pidfd.as_fd(), None)?;
-    sys::waitid(WaitFor::Pid(pid), leave)
+    sys::waitid(WaitFor::Pid(pid), keep_zombie)
 }
 
 impl ProcessTable for Linux {
@@ -151,22 +157,22 @@ impl ProcessTable for Linux {
             Some(libc::ESRCH | libc::EINVAL | libc::ENOENT) => NoPidfd::NoProcess,
             Some(libc::ENOSYS | libc::EPERM | libc::ENODEV) => {
                 self.pidfds.store(false, Ordering::Relaxed);
-                tracing::warn!(%error, "no pidfds here: every shim is swept by interval");
+                tracing::warn!(%error, "pidfds are unavailable; only interval sweeps check the shims");
                 NoPidfd::Unsupported
             }
             _ => NoPidfd::Exhausted(error),
         })
     }
 
-    fn spawn(&self, command: &mut Command, contested: bool) -> io::Result<Spawned<OwnedFd>> {
+    fn spawn(&self, command: &mut Command, foreign_waits: bool) -> io::Result<Spawned<OwnedFd>> {
         let needs_early_pidfd =
-            self.pidfds.load(Ordering::Relaxed) && (contested || sys::children_reap_themselves());
+            self.pidfds.load(Ordering::Relaxed) && (foreign_waits || sys::kernel_reaps_children());
         let sockets = needs_early_pidfd
             .then(UnixDatagram::pair)
             .and_then(Result::ok);
-        if let Some((ours, theirs)) = sockets {
-            sys::send_pidfd_before_exec(command, theirs);
-            return self.spawn_and_receive(command, &ours);
+        if let Some((receiver, sender)) = sockets {
+            sys::send_pidfd_before_exec(command, sender);
+            return self.spawn_and_receive(command, &receiver);
         }
         let child = command.spawn()?;
         let pidfd = self.open(child.id());
@@ -174,7 +180,7 @@ impl ProcessTable for Linux {
     }
 
     fn watch(&self, pidfd: &OwnedFd, token: u64) -> io::Result<()> {
-        // One shot: collecting the process would otherwise report it a second time.
+        // One shot, because reaping the process would otherwise raise a second event.
         let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, token);
         Ok(self.epoll()?.add(pidfd, event)?)
     }
@@ -182,7 +188,7 @@ impl ProcessTable for Linux {
     fn watch_again(&self, pidfd: &OwnedFd, token: u64, until: Until) -> io::Result<()> {
         let flags = match until {
             Until::Exited => EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT,
-            // EPOLLHUP needs no request; a pidfd hangs up when its process is reaped.
+            // EPOLLHUP is always reported; a pidfd hangs up when its process is reaped.
             Until::Reaped => EpollFlags::EPOLLONESHOT,
         };
         Ok(self
@@ -194,11 +200,11 @@ impl ProcessTable for Linux {
         let Some(epoll) = self.epoll.get() else {
             return Ok(0);
         };
-        let mut events = [EpollEvent::empty(); READY_AT_ONCE];
+        let mut events = [EpollEvent::empty(); MAX_READY_EVENTS];
         let found = epoll.wait(&mut events, EpollTimeout::ZERO)?;
         for token in events[..found].iter().map(EpollEvent::data) {
-            if token == TICK {
-                // A periodic timer starts its next period when it is read: timerfd_create(2).
+            if token == TIMER_TOKEN {
+                // Reading a periodic timer clears its expiration: timerfd_create(2).
                 if let Some(timer) = self.timer.get() {
                     let _ = timer.wait();
                 }
@@ -210,11 +216,11 @@ impl ProcessTable for Linux {
         Ok(found)
     }
 
-    fn peek(&self, target: Target<'_, OwnedFd>) -> Waited {
+    fn peek(&self, target: Target<'_, OwnedFd>) -> WaitResult {
         self.wait(target, true)
     }
 
-    fn reap(&self, target: Target<'_, OwnedFd>) -> Waited {
+    fn reap(&self, target: Target<'_, OwnedFd>) -> WaitResult {
         self.wait(target, false)
     }
 
@@ -244,15 +250,15 @@ impl ProcessTable for Linux {
     }
 
     fn dead_orphans(&self, pgid: u32) -> Vec<Orphan> {
-        let adopts = std::process::id() == 1 || get_child_subreaper().unwrap_or(false);
-        let dead = |who| sys::waitid(who, true).ok().flatten();
-        let Some(first) = dead(WaitFor::Group(pgid)).filter(|_| adopts) else {
+        let is_subreaper = std::process::id() == 1 || get_child_subreaper().unwrap_or(false);
+        let zombie = |target| sys::waitid(target, true).ok().flatten();
+        let Some(first) = zombie(WaitFor::Group(pgid)).filter(|_| is_subreaper) else {
             return Vec::new();
         };
         let is_dead_member = |pid: &u32| {
-            // With the number of the reaped leader it would be another process.
+            // The leader is reaped; a child that has its pid is another process.
             *pid != pgid
-                && dead(WaitFor::Pid(*pid)).is_some()
+                && zombie(WaitFor::Pid(*pid)).is_some()
                 && getpgid(Some(as_pid(*pid))) == Ok(as_pid(pgid))
         };
         procfs::children_of_main_thread()
@@ -273,16 +279,16 @@ impl ProcessTable for Linux {
             Err(NoPidfd::Unsupported) => Target::Pid(orphan.pid),
             Err(NoPidfd::NoProcess | NoPidfd::Exhausted(_)) => return false,
         };
-        // Read after the pidfd is open: it is the process that was found.
+        // Read after the pidfd is open: an equal start time proves that the pidfd is the orphan's.
         let same = matches!(
             ProcStat::read(orphan.pid),
             Ok(Some(stat)) if stat.start_time == orphan.start_time
         );
-        same && matches!(self.reap(target), Waited::Exited(_))
+        same && matches!(self.reap(target), WaitResult::Exited(_))
     }
 
     fn group_exists(&self, pgid: u32) -> bool {
-        // While the old group has members nobody else can get its number as a pid.
+        // While the group has members, the kernel gives its number to no new process.
         let recycled = !matches!(signal::kill(as_pid(pgid), None), Err(Errno::ESRCH));
         !recycled && !matches!(signal::killpg(as_pid(pgid), None), Err(Errno::ESRCH))
     }

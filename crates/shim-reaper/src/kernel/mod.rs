@@ -1,4 +1,4 @@
-//! The kernel's process table, as the sweep sees it.
+//! The kernel's process table: the interface that the sweep uses, and its implementations.
 
 mod linux;
 mod process_table;
@@ -8,6 +8,6 @@ pub(crate) mod simulated;
 
 pub(crate) use linux::Linux;
 pub(crate) use process_table::{
-    Death, NoPidfd, Orphan, ProcessTable, READY_AT_ONCE, Spawned, Target, Until, Waited,
+    MAX_READY_EVENTS, NoPidfd, Orphan, ProcessTable, Spawned, Target, Until, WaitResult,
 };
 pub(crate) use procfs::ProcStat;

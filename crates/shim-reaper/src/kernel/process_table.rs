@@ -7,15 +7,16 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 
 use super::ProcStat;
-use crate::ResourceUsage;
+use crate::sys::ChildExit;
 
-/// How many reports [`ProcessTable::ready`] gives at the most; fewer mean that there are no more.
-pub(crate) const READY_AT_ONCE: usize = 128;
+/// The maximum number of tokens that one call of [`ProcessTable::ready`] appends. Fewer mean that
+/// no event is left.
+pub(crate) const MAX_READY_EVENTS: usize = 128;
 
-/// What the sweep asks of the kernel; everything else it decides by itself.
+/// The kernel interface of the sweep.
 ///
-/// One implementation makes the system calls. Another can play any history of a process table,
-/// and drive the very same sweep through it. No method blocks.
+/// `Linux` makes the system calls. The tests drive the same sweep with a simulated process table.
+/// No method blocks.
 pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
     /// A stable reference to one process, which a recycled pid cannot redirect.
     type Pidfd: Debug + Send + Sync + 'static;
@@ -24,79 +25,76 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
 
     fn open(&self, pid: u32) -> Result<Self::Pidfd, NoPidfd>;
 
-    /// Starts a child. With `contested`, its pidfd is opened before it can end, at the price of a
-    /// slower start: somebody else may collect it before [`open`](Self::open) could see it.
-    fn spawn(&self, command: &mut Command, contested: bool) -> io::Result<Spawned<Self::Pidfd>>;
+    /// Starts a child. With `foreign_waits`, the child opens its pidfd before it can end, which
+    /// makes the start slower: otherwise a foreign wait could reap it before
+    /// [`open`](Self::open).
+    fn spawn(&self, command: &mut Command, foreign_waits: bool)
+    -> io::Result<Spawned<Self::Pidfd>>;
 
-    /// Reports `token` through [`ready`](Self::ready) once, when the process has exited.
+    /// Makes [`ready`](Self::ready) return `token` once, when the process has exited.
     fn watch(&self, pidfd: &Self::Pidfd, token: u64) -> io::Result<()>;
 
-    /// Arms a watch again after it has reported, for what is named by `until`.
+    /// Re-arms a watch that has reported its event.
     fn watch_again(&self, pidfd: &Self::Pidfd, token: u64, until: Until) -> io::Result<()>;
 
-    /// Appends the tokens of processes that a watch has reported, up to [`READY_AT_ONCE`], and says
-    /// how many there were.
+    /// Appends up to [`MAX_READY_EVENTS`] tokens of watches that have an event, and returns how
+    /// many events there were.
     fn ready(&self, tokens: &mut VecDeque<u64>) -> io::Result<usize>;
 
-    /// Looks for the death of a child and leaves it waitable.
-    fn peek(&self, target: Target<'_, Self::Pidfd>) -> Waited;
+    /// Checks whether a child has exited, and leaves the zombie waitable.
+    fn peek(&self, target: Target<'_, Self::Pidfd>) -> WaitResult;
 
-    /// Collects a child if it has died.
-    fn reap(&self, target: Target<'_, Self::Pidfd>) -> Waited;
+    /// Reaps a child if it has exited.
+    fn reap(&self, target: Target<'_, Self::Pidfd>) -> WaitResult;
 
-    /// How an already reaped process ended, whoever reaped it; `None` where nobody can tell.
+    /// Returns the wait status of a process that any wait has reaped, or `None` if the kernel does
+    /// not keep it.
     fn exit_status(&self, pidfd: &Self::Pidfd) -> Option<ExitStatus>;
 
-    /// True once the process has ended: it is a zombie, or gone. Its parent cannot reap it before a
-    /// tracer has.
+    /// Returns true once the process is a zombie or reaped. Its parent cannot reap it before its
+    /// tracer has waited for it.
     fn has_exited(&self, pidfd: &Self::Pidfd) -> bool;
 
-    /// True once the process has been reaped: its pid may belong to another one by now.
+    /// Returns true once the process is reaped, so that its pid may be recycled.
     fn is_reaped(&self, pidfd: &Self::Pidfd) -> bool;
 
     fn signal(&self, pidfd: &Self::Pidfd, signal: Signal) -> io::Result<()>;
 
     fn signal_pid(&self, pid: u32, signal: Signal) -> io::Result<()>;
 
-    /// `None` when no process has this pid.
+    /// Returns `None` if no process has this pid.
     fn stat(&self, pid: u32) -> io::Result<Option<ProcStat>>;
 
-    /// The dead children in a process group that may be orphans, adopted by this process. None if
-    /// it adopts none, or if one of its threads has forked them for sure.
+    /// Returns the zombies in a process group that may be orphans reparented to this process. The
+    /// list is empty if the kernel reparents no orphans to it, and leaves out children that one of
+    /// its threads certainly forked.
     fn dead_orphans(&self, pgid: u32) -> Vec<Orphan>;
 
-    /// Reaps an orphan; false if it is not there any more, or cannot be told from another process.
+    /// Reaps an orphan. Returns false if it is gone, or may be another process.
     fn reap_orphan(&self, orphan: Orphan) -> bool;
 
-    /// True while the process group has a member and its number cannot have been recycled.
+    /// Returns true while the process group has a member and its number cannot be recycled.
     fn group_exists(&self, pgid: u32) -> bool;
 }
 
-/// Whom a wait is about: by pidfd where there is one, by number otherwise.
+/// The process that a wait is for: by pidfd if there is one, else by pid.
 #[derive(Debug)]
 pub(crate) enum Target<'a, P> {
     Pid(u32),
     Pidfd(u32, &'a P),
 }
 
-/// What a wait found.
+/// The result of a wait that does not block.
 #[derive(Debug)]
-pub(crate) enum Waited {
-    Exited(Death),
+pub(crate) enum WaitResult {
+    Exited(ChildExit),
     Running,
-    /// Nothing to wait for: collected by someone else, or not a child of this process.
-    NotOurs,
+    /// A foreign wait has reaped the process, or it is not a child of this process.
+    NotWaitable,
 }
 
-/// A new child, and its pidfd or why there is none.
+/// A new child, and its pidfd or the reason why it has none.
 pub(crate) type Spawned<P> = (Child, Result<P, NoPidfd>);
-
-/// How a child ended.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Death {
-    pub(crate) status: ExitStatus,
-    pub(crate) usage: ResourceUsage,
-}
 
 /// A dead child that this process may not have forked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -105,21 +103,21 @@ pub(crate) struct Orphan {
     pub(crate) start_time: u64,
 }
 
-/// What a watch waits for.
+/// The event that a watch waits for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Until {
     Exited,
-    /// Collected by anybody. Kernels before 6.9 do not report it.
+    /// Any wait has reaped the process. Kernels before 6.9 do not report it.
     Reaped,
 }
 
-/// Why there is no pidfd.
+/// The reason why a process has no pidfd.
 #[derive(Debug)]
 pub(crate) enum NoPidfd {
-    /// No such process, or a thread that leads none.
+    /// No process has this pid, or the pid is that of a thread that is not a group leader.
     NoProcess,
-    /// Descriptors or memory are used up; worth another try later.
+    /// Descriptors or memory are exhausted; a later attempt may succeed.
     Exhausted(io::Error),
-    /// Not offered here: an old kernel, a seccomp filter, or switched off.
+    /// The kernel is too old, a seccomp filter denies the call, or the embedder disabled pidfds.
     Unsupported,
 }

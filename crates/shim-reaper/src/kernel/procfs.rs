@@ -5,32 +5,32 @@ use std::process::ExitStatus;
 
 use nix::libc;
 
-/// The fields of `/proc/<pid>/stat` that tell one process from another, and how a zombie ended.
+/// The fields of `/proc/<pid>/stat` that identify a process and show how a zombie ended.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ProcStat {
-    /// Clock ticks since boot: with the pid, the identity of a process where there is no pidfd.
+    /// Start time in clock ticks since boot. Pid and start time identify a process without a pidfd.
     pub(crate) start_time: u64,
     pub(crate) exited: bool,
-    /// Known only for a zombie that we may inspect.
+    /// The wait status; known only for a zombie that this process may inspect.
     pub(crate) status: Option<ExitStatus>,
 }
 
 impl ProcStat {
-    /// `None` when no process has this pid.
+    /// Reads `/proc/<pid>/stat`. Returns `None` if no process has this pid.
     pub(crate) fn read(pid: u32) -> io::Result<Option<Self>> {
         let line = match fs::read(format!("/proc/{pid}/stat")) {
             Ok(line) => line,
-            Err(error) if is_gone(&error) => return Ok(None),
+            Err(error) if is_missing(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
         let Some((state, start_time, exit_code)) = parse(&line) else {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("/proc/{pid}/stat has an unknown form"),
+                format!("cannot parse /proc/{pid}/stat"),
             ));
         };
         let exited = matches!(state, b'Z' | b'X' | b'x');
-        // proc_pid_stat(5) shows 0 to whoever may not inspect the process; so does success.
+        // proc_pid_stat(5) shows 0 to a reader without permission, which is also the status of success.
         let status = (exited && may_inspect(pid)).then(|| ExitStatus::from_raw(exit_code));
         Ok(Some(Self {
             start_time,
@@ -40,8 +40,8 @@ impl ProcStat {
     }
 }
 
-/// State (field 3), start time (22) and exit code (52). The name in field 2 may hold anything, so
-/// counting starts behind its last parenthesis.
+/// Returns state (field 3), start time (22) and exit code (52). The name in field 2 may contain
+/// any character, so the fields are counted from its last parenthesis on.
 fn parse(line: &[u8]) -> Option<(u8, u64, i32)> {
     let end_of_name = line.iter().rposition(|byte| *byte == b')')?;
     let rest = std::str::from_utf8(line.get(end_of_name + 2..)?).ok()?;
@@ -52,8 +52,9 @@ fn parse(line: &[u8]) -> Option<(u8, u64, i32)> {
     Some((state, start_time, exit_code))
 }
 
-/// Reading `exe` needs the same permission (ptrace read) as the exit code in `stat`; for a zombie
-/// that may be inspected it fails with ENOENT, because the program is gone.
+/// Returns whether this process may read the exit code in `stat`. Reading `exe` needs the same
+/// permission (ptrace read); for a zombie that may be inspected it fails with ENOENT, because the
+/// executable is already released.
 fn may_inspect(pid: u32) -> bool {
     match fs::read_link(format!("/proc/{pid}/exe")) {
         Ok(_) => true,
@@ -61,9 +62,9 @@ fn may_inspect(pid: u32) -> bool {
     }
 }
 
-/// The children of this process that its main thread has forked or adopted: the kernel gives
-/// orphans to the first thread that lives. `None` where the main thread has ended, and on kernels
-/// without `CONFIG_PROC_CHILDREN`.
+/// Returns the children that the main thread forked, and the orphans that the kernel reparented to
+/// it: the kernel picks the first live thread. Returns `None` if the main thread has exited, and on
+/// kernels without `CONFIG_PROC_CHILDREN`.
 pub(crate) fn children_of_main_thread() -> Option<Vec<u32>> {
     let pid = std::process::id();
     let main_thread = ProcStat::read(pid).ok()??;
@@ -72,7 +73,7 @@ pub(crate) fn children_of_main_thread() -> Option<Vec<u32>> {
     (!main_thread.exited).then(|| parsed.flatten().collect())
 }
 
-fn is_gone(error: &io::Error) -> bool {
+fn is_missing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }
 
@@ -88,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_line_is_refused() {
+    fn a_truncated_line_is_rejected() {
         assert_eq!(parse(b"77 (a) Z 1 2"), None);
         assert_eq!(parse(b"77 (a"), None);
         assert_eq!(parse(b""), None);

@@ -1,4 +1,4 @@
-//! A process table in memory, for histories that the running kernel will not play on demand.
+//! A process table in memory, for event orders that a real kernel does not produce on demand.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -12,28 +12,29 @@ use nix::libc;
 use nix::sys::signal::Signal;
 
 use super::{
-    Death, NoPidfd, Orphan, ProcStat, ProcessTable, READY_AT_ONCE, Spawned, Target, Until, Waited,
+    MAX_READY_EVENTS, NoPidfd, Orphan, ProcStat, ProcessTable, Spawned, Target, Until, WaitResult,
 };
 use crate::ResourceUsage;
+use crate::sys::ChildExit;
 
-/// What a kernel can do.
+/// The kernel interfaces that the simulation offers.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Abilities {
+pub(crate) struct Features {
     /// `PIDFD_INFO_EXIT`, Linux 6.15.
     pub(crate) exit_info: bool,
     /// `POLLHUP` of a reaped process's pidfd, Linux 6.9.
     pub(crate) hangup: bool,
-    /// Watches report; without, every report is lost.
-    pub(crate) reports: bool,
+    /// Watches report events; otherwise every event is lost.
+    pub(crate) events: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Life {
+pub(crate) enum ProcessState {
     Running,
     Zombie(i32),
-    /// Dead, and kept from its parent by a tracer that has not waited.
+    /// Dead, and not waitable for its parent until its tracer has waited.
     Traced(i32),
-    /// Somebody's wait has begun to collect it, and has not published its status yet.
+    /// A foreign wait has started to reap it, and the kernel has not published its status yet.
     BeingReaped(i32),
     Reaped(i32),
 }
@@ -44,145 +45,146 @@ struct Process {
     child: bool,
     inspectable: bool,
     group: Option<u32>,
-    life: Life,
+    state: ProcessState,
 }
 
 #[derive(Debug)]
 pub(crate) struct Simulated {
-    abilities: Abilities,
-    world: Mutex<World>,
+    features: Features,
+    table: Mutex<Table>,
 }
 
 #[derive(Debug)]
-struct World {
+struct Table {
     now: Instant,
-    /// By start time, which serves as pidfd too.
+    /// Indexed by start time, which is also the pidfd.
     processes: Vec<Process>,
     watches: BTreeMap<u64, (usize, Until)>,
-    reported: VecDeque<u64>,
-    reaped_by_us: Vec<u32>,
-    /// Whoever is reaping finishes just before the next look into procfs.
-    finish_before_stat: bool,
+    events: VecDeque<u64>,
+    reaped_by_reaper: Vec<u32>,
+    /// A foreign wait in progress completes just before the next read of procfs.
+    finish_reaping_before_stat: bool,
 }
 
 impl Simulated {
-    pub(crate) fn new(abilities: Abilities) -> Self {
+    pub(crate) fn new(features: Features) -> Self {
         Self {
-            abilities,
-            world: Mutex::new(World {
+            features,
+            table: Mutex::new(Table {
                 now: Instant::now(),
                 processes: Vec::new(),
                 watches: BTreeMap::new(),
-                reported: VecDeque::new(),
-                reaped_by_us: Vec::new(),
-                finish_before_stat: false,
+                events: VecDeque::new(),
+                reaped_by_reaper: Vec::new(),
+                finish_reaping_before_stat: false,
             }),
         }
     }
 
-    fn world(&self) -> MutexGuard<'_, World> {
-        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn fork(&self, pid: u32) {
         self.add(pid, true, true);
     }
 
-    /// A process of somebody else's.
-    pub(crate) fn add_stranger(&self, pid: u32, inspectable: bool) {
+    /// Adds a process that is not a child of this process.
+    pub(crate) fn add_foreign(&self, pid: u32, inspectable: bool) {
         self.add(pid, false, inspectable);
     }
 
     fn add(&self, pid: u32, child: bool, inspectable: bool) {
-        self.world().processes.push(Process {
+        self.table().processes.push(Process {
             pid,
             child,
             inspectable,
             group: None,
-            life: Life::Running,
+            state: ProcessState::Running,
         });
     }
 
     pub(crate) fn set_group(&self, pid: u32, pgid: u32) {
-        let mut world = self.world();
-        if let Some(index) = world.find(pid) {
-            world.processes[index].group = Some(pgid);
+        let mut table = self.table();
+        if let Some(index) = table.find(pid) {
+            table.processes[index].group = Some(pgid);
         }
     }
 
-    /// How many reports have not been taken.
-    pub(crate) fn reports(&self) -> usize {
-        self.world().reported.len()
+    /// Returns how many events the reaper has not taken.
+    pub(crate) fn pending_events(&self) -> usize {
+        self.table().events.len()
     }
 
-    /// Moves the process that has this pid on, and reports what its watches wait for.
-    pub(crate) fn set(&self, pid: u32, life: Life) {
-        let mut world = self.world();
-        let Some(index) = world.find(pid) else {
+    /// Sets the state of the process that has this pid, and raises the events of its watches.
+    pub(crate) fn set(&self, pid: u32, state: ProcessState) {
+        let mut table = self.table();
+        let Some(index) = table.find(pid) else {
             return;
         };
-        world.processes[index].life = life;
-        if self.abilities.reports {
-            let world = &mut *world;
+        table.processes[index].state = state;
+        if self.features.events {
+            let table = &mut *table;
             let due = |(process, until): &(usize, Until)| {
-                *process == index && world.processes[index].is_due(*until, self.abilities)
+                *process == index && table.processes[index].is_due(*until, self.features)
             };
-            let tokens: Vec<u64> = world
+            let tokens: Vec<u64> = table
                 .watches
                 .iter()
                 .filter(|(_, watch)| due(watch))
                 .map(|(token, _)| *token)
                 .collect();
             for token in tokens {
-                world.watches.remove(&token);
-                world.reported.push_back(token);
+                table.watches.remove(&token);
+                table.events.push_back(token);
             }
         }
     }
 
     pub(crate) fn finish_reaping_before_next_stat(&self) {
-        self.world().finish_before_stat = true;
+        self.table().finish_reaping_before_stat = true;
     }
 
     pub(crate) fn pass_time(&self, time: Duration) {
-        self.world().now += time;
+        self.table().now += time;
     }
 
-    pub(crate) fn reaped_by_us(&self) -> Vec<u32> {
-        self.world().reaped_by_us.clone()
+    pub(crate) fn reaped_by_reaper(&self) -> Vec<u32> {
+        self.table().reaped_by_reaper.clone()
     }
 
     fn arm(&self, index: usize, token: u64, until: Until) {
-        let mut world = self.world();
-        if world.processes[index].is_due(until, self.abilities) && self.abilities.reports {
-            world.reported.push_back(token);
+        let mut table = self.table();
+        if table.processes[index].is_due(until, self.features) && self.features.events {
+            table.events.push_back(token);
         } else {
-            world.watches.insert(token, (index, until));
+            table.watches.insert(token, (index, until));
         }
     }
 
-    fn wait(&self, target: &Target<'_, usize>, collect: bool) -> Waited {
-        let mut world = self.world();
+    fn wait(&self, target: &Target<'_, usize>, reap: bool) -> WaitResult {
+        let mut table = self.table();
         let index = match target {
             Target::Pidfd(_, index) => Some(**index),
-            Target::Pid(pid) => world.find(*pid),
+            Target::Pid(pid) => table.find(*pid),
         };
         let Some(index) = index else {
-            return Waited::NotOurs;
+            return WaitResult::NotWaitable;
         };
-        let process = &mut world.processes[index];
-        match process.life {
-            _ if !process.child => Waited::NotOurs,
-            Life::Running | Life::Traced(_) => Waited::Running,
-            Life::BeingReaped(_) | Life::Reaped(_) => Waited::NotOurs,
-            Life::Zombie(code) => {
-                if collect {
-                    process.life = Life::Reaped(code);
-                    let pid = process.pid;
-                    world.reaped_by_us.push(pid);
+        let process = &mut table.processes[index];
+        let pid = process.pid;
+        match process.state {
+            _ if !process.child => WaitResult::NotWaitable,
+            ProcessState::Running | ProcessState::Traced(_) => WaitResult::Running,
+            ProcessState::BeingReaped(_) | ProcessState::Reaped(_) => WaitResult::NotWaitable,
+            ProcessState::Zombie(code) => {
+                if reap {
+                    process.state = ProcessState::Reaped(code);
+                    table.reaped_by_reaper.push(pid);
                 }
-                Waited::Exited(Death {
-                    status: exited(code),
+                WaitResult::Exited(ChildExit {
+                    pid,
+                    status: wait_status(code),
                     usage: ResourceUsage::default(),
                 })
             }
@@ -190,25 +192,25 @@ impl Simulated {
     }
 }
 
-impl World {
-    /// The process that has this pid now.
+impl Table {
+    /// Returns the index of the process that currently has this pid.
     fn find(&self, pid: u32) -> Option<usize> {
-        self.processes
-            .iter()
-            .rposition(|process| process.pid == pid && !matches!(process.life, Life::Reaped(_)))
+        self.processes.iter().rposition(|process| {
+            process.pid == pid && !matches!(process.state, ProcessState::Reaped(_))
+        })
     }
 }
 
 impl Process {
-    fn is_due(&self, until: Until, abilities: Abilities) -> bool {
+    fn is_due(&self, until: Until, features: Features) -> bool {
         match until {
-            Until::Exited => self.life != Life::Running,
-            Until::Reaped => abilities.hangup && matches!(self.life, Life::Reaped(_)),
+            Until::Exited => self.state != ProcessState::Running,
+            Until::Reaped => features.hangup && matches!(self.state, ProcessState::Reaped(_)),
         }
     }
 }
 
-fn exited(code: i32) -> ExitStatus {
+fn wait_status(code: i32) -> ExitStatus {
     ExitStatus::from_raw(code << 8)
 }
 
@@ -216,11 +218,11 @@ impl ProcessTable for Simulated {
     type Pidfd = usize;
 
     fn now(&self) -> Instant {
-        self.world().now
+        self.table().now
     }
 
     fn open(&self, pid: u32) -> Result<usize, NoPidfd> {
-        self.world().find(pid).ok_or(NoPidfd::NoProcess)
+        self.table().find(pid).ok_or(NoPidfd::NoProcess)
     }
 
     fn spawn(&self, _: &mut Command, _: bool) -> io::Result<Spawned<usize>> {
@@ -238,33 +240,36 @@ impl ProcessTable for Simulated {
     }
 
     fn ready(&self, tokens: &mut VecDeque<u64>) -> io::Result<usize> {
-        let mut world = self.world();
-        let count = READY_AT_ONCE.min(world.reported.len());
-        tokens.extend(world.reported.drain(..count));
+        let mut table = self.table();
+        let count = MAX_READY_EVENTS.min(table.events.len());
+        tokens.extend(table.events.drain(..count));
         Ok(count)
     }
 
-    fn peek(&self, target: Target<'_, usize>) -> Waited {
+    fn peek(&self, target: Target<'_, usize>) -> WaitResult {
         self.wait(&target, false)
     }
 
-    fn reap(&self, target: Target<'_, usize>) -> Waited {
+    fn reap(&self, target: Target<'_, usize>) -> WaitResult {
         self.wait(&target, true)
     }
 
     fn exit_status(&self, pidfd: &usize) -> Option<ExitStatus> {
-        match self.world().processes[*pidfd].life {
-            Life::Reaped(code) if self.abilities.exit_info => Some(exited(code)),
+        match self.table().processes[*pidfd].state {
+            ProcessState::Reaped(code) if self.features.exit_info => Some(wait_status(code)),
             _ => None,
         }
     }
 
     fn has_exited(&self, pidfd: &usize) -> bool {
-        self.world().processes[*pidfd].life != Life::Running
+        self.table().processes[*pidfd].state != ProcessState::Running
     }
 
     fn is_reaped(&self, pidfd: &usize) -> bool {
-        matches!(self.world().processes[*pidfd].life, Life::Reaped(_))
+        matches!(
+            self.table().processes[*pidfd].state,
+            ProcessState::Reaped(_)
+        )
     }
 
     fn signal(&self, _: &usize, _: Signal) -> io::Result<()> {
@@ -276,31 +281,33 @@ impl ProcessTable for Simulated {
     }
 
     fn stat(&self, pid: u32) -> io::Result<Option<ProcStat>> {
-        if mem::take(&mut self.world().finish_before_stat) {
-            let found = self.world().find(pid);
-            if let Some(Life::BeingReaped(code)) = found.map(|i| self.world().processes[i].life) {
-                self.set(pid, Life::Reaped(code));
+        if mem::take(&mut self.table().finish_reaping_before_stat) {
+            let found = self.table().find(pid);
+            if let Some(ProcessState::BeingReaped(code)) =
+                found.map(|i| self.table().processes[i].state)
+            {
+                self.set(pid, ProcessState::Reaped(code));
             }
         }
-        let world = self.world();
-        Ok(world.find(pid).map(|index| {
-            let process = &world.processes[index];
-            let status = match process.life {
-                Life::Zombie(code) if process.inspectable => Some(exited(code)),
+        let table = self.table();
+        Ok(table.find(pid).map(|index| {
+            let process = &table.processes[index];
+            let status = match process.state {
+                ProcessState::Zombie(code) if process.inspectable => Some(wait_status(code)),
                 _ => None,
             };
             ProcStat {
                 start_time: index as u64,
-                exited: process.life != Life::Running,
+                exited: process.state != ProcessState::Running,
                 status,
             }
         }))
     }
 
     fn dead_orphans(&self, pgid: u32) -> Vec<Orphan> {
-        let world = self.world();
-        let dead = world.processes.iter().enumerate().filter(|(_, process)| {
-            process.group == Some(pgid) && matches!(process.life, Life::Zombie(_))
+        let table = self.table();
+        let dead = table.processes.iter().enumerate().filter(|(_, process)| {
+            process.group == Some(pgid) && matches!(process.state, ProcessState::Zombie(_))
         });
         dead.map(|(index, process)| Orphan {
             pid: process.pid,
@@ -313,14 +320,15 @@ impl ProcessTable for Simulated {
         let index = orphan.start_time as usize;
         matches!(
             self.reap(Target::Pidfd(orphan.pid, &index)),
-            Waited::Exited(_)
+            WaitResult::Exited(_)
         )
     }
 
     fn group_exists(&self, pgid: u32) -> bool {
-        let world = self.world();
-        let mut members = world.processes.iter();
-        members
-            .any(|process| process.group == Some(pgid) && !matches!(process.life, Life::Reaped(_)))
+        let table = self.table();
+        let mut members = table.processes.iter();
+        members.any(|process| {
+            process.group == Some(pgid) && !matches!(process.state, ProcessState::Reaped(_))
+        })
     }
 }

@@ -2,13 +2,10 @@ use std::thread;
 use std::time::Instant;
 
 use super::SETTLE;
-use crate::effort::Effort;
-use crate::goal::Limit;
 use crate::peer::{Ours, Peer, ThreadPerChild, TokioAwaited};
 use crate::population::Population;
-use crate::report::Report;
-use crate::samples::{MEDIAN, Samples};
-use crate::unit::Unit;
+use crate::report::{Limit, Report, Unit};
+use crate::samples::{Effort, MEDIAN, Samples};
 
 const CHILDREN: usize = 4_000;
 const ROUNDS: usize = 7;
@@ -27,7 +24,7 @@ pub(super) fn run(effort: &Effort, report: &mut Report) {
             samples.push_block(start.elapsed().as_secs_f64());
         }
     }
-    let row = report.row("Burst of 4,000, until all are collected", Unit::Time);
+    let row = report.row("Burst of 4,000, until all are reaped", Unit::Time);
     for (peer, samples) in peers.iter().zip(&samples) {
         row.set(peer.column(), samples.median());
     }

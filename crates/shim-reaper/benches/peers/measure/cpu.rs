@@ -2,38 +2,35 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{SETTLE, thousands};
-use crate::clock;
-use crate::effort::Effort;
-use crate::goal::Limit;
 use crate::peer::{AsyncProcess, Ours, Peer, ThreadPerChild, TokioAwaited, TokioDropped};
 use crate::population::Population;
-use crate::report::Report;
-use crate::samples::{MEDIAN, Samples};
+use crate::processors::cpu_time_of_others;
+use crate::report::{Limit, Report, Unit};
+use crate::samples::{Effort, MEDIAN, Samples};
 use crate::system;
-use crate::unit::Unit;
 
 const LIVE: [usize; 3] = [10, 1_000, 10_000];
 
-/// As many as `tokio` with the `Child` dropped can be asked to have.
+/// The most that `tokio` with dropped children can handle.
 const LIVE_DROPPED: usize = 4_000;
 
-/// Beyond that there would be too many threads.
+/// The most threads of the peer with one thread per child.
 const MAX_THREADS: usize = 1_000;
 
 const ROUNDS: usize = 25;
 const ROUNDS_DROPPED: usize = 5;
 
-/// In a round: enough to include what a peer puts off.
-const EXITS: usize = 40;
+/// The exits per round: enough to include a peer's deferred work.
+const EXITS_PER_ROUND: usize = 40;
 
-/// Between a kill and the next, at the least.
-const PACE: Duration = Duration::from_millis(1);
+/// The shortest time between two kills.
+const KILL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// For what follows the last exit.
-const TAIL: Duration = Duration::from_millis(5);
+/// The time for the work after the last exit.
+const SETTLE_AFTER_EXIT: Duration = Duration::from_millis(5);
 
-/// How long to look at what is spent without any exit.
-const QUIET: Duration = Duration::from_secs(1);
+/// The time over which the idle CPU time is measured.
+const IDLE_WINDOW: Duration = Duration::from_secs(1);
 
 pub(super) fn run(effort: &Effort, report: &mut Report) {
     for live in [LIVE[0], LIVE[1], LIVE_DROPPED, LIVE[2]] {
@@ -47,10 +44,10 @@ pub(super) fn run(effort: &Effort, report: &mut Report) {
             .zip(LIVE)
             .map(|(ours, live)| Population::new(ours, live))
             .collect();
-        let quiet = quiet();
+        let idle = idle_cpu_time();
         for _ in 0..effort.times(ROUNDS) {
             for (population, samples) in populations.iter_mut().zip(&mut samples) {
-                samples.push_block(per_exit(population, quiet));
+                samples.push_block(per_exit(population, idle));
             }
         }
     }
@@ -74,7 +71,7 @@ pub(super) fn run(effort: &Effort, report: &mut Report) {
     measure(effort, report, &ThreadPerChild, &few[..2], ROUNDS);
 }
 
-/// Leaves a handler of SIGCHLD behind.
+/// Measures the peer that leaves a SIGCHLD handler behind.
 pub(super) fn run_dropped(effort: &Effort, report: &mut Report) {
     let ours = measure(effort, report, &Ours::new(), &[LIVE_DROPPED], ROUNDS);
     let live = [LIVE[0], LIVE[1], LIVE_DROPPED];
@@ -86,7 +83,7 @@ pub(super) fn run_dropped(effort: &Effort, report: &mut Report) {
     );
 }
 
-/// Returns the median at the last of the `sizes`.
+/// Measures a peer with each number of live children. Returns the median at the last of `sizes`.
 fn measure(
     effort: &Effort,
     report: &mut Report,
@@ -98,10 +95,10 @@ fn measure(
     let mut median = f64::NAN;
     for live in sizes {
         population.grow_to(*live);
-        let quiet = quiet();
+        let idle = idle_cpu_time();
         let mut samples = Samples::default();
         for _ in 0..effort.times(rounds) {
-            samples.push_block(per_exit(&mut population, quiet));
+            samples.push_block(per_exit(&mut population, idle));
         }
         median = samples.median();
         report
@@ -115,30 +112,31 @@ fn label(live: usize) -> String {
     format!("CPU per exit, {} live", thousands(live))
 }
 
-/// What a second costs without an exit.
-fn quiet() -> f64 {
+/// Returns the CPU time that a second without an exit costs.
+fn idle_cpu_time() -> f64 {
     thread::sleep(SETTLE);
-    let before = clock::others();
-    thread::sleep(QUIET);
-    (clock::others() - before) / QUIET.as_secs_f64()
+    let before = cpu_time_of_others();
+    thread::sleep(IDLE_WINDOW);
+    (cpu_time_of_others() - before) / IDLE_WINDOW.as_secs_f64()
 }
 
-/// What all threads but this one, which kills and starts, spend on an exit: user and system time.
-fn per_exit(population: &mut Population<'_>, quiet: f64) -> f64 {
-    thread::sleep(TAIL);
-    let (before, start) = (clock::others(), Instant::now());
+/// Returns the user and system time that an exit costs in all threads but this one, which kills and
+/// starts children.
+fn per_exit(population: &mut Population<'_>, idle: f64) -> f64 {
+    thread::sleep(SETTLE_AFTER_EXIT);
+    let (before, start) = (cpu_time_of_others(), Instant::now());
     let live = population.len();
-    for _ in 0..EXITS {
-        // Of the same age at every size, because the kernel frees a young process for less.
+    for _ in 0..EXITS_PER_ROUND {
+        // The same age at every size, because the kernel frees a young process faster.
         let pid = population.take_recent(LIVE[0]);
         system::kill(pid);
-        thread::sleep(PACE);
-        while !system::is_collected(pid) {
-            thread::sleep(PACE);
+        thread::sleep(KILL_INTERVAL);
+        while !system::is_reaped(pid) {
+            thread::sleep(KILL_INTERVAL);
         }
         population.grow_to(live);
     }
-    thread::sleep(TAIL);
-    let spent = clock::others() - before;
-    (spent - quiet * start.elapsed().as_secs_f64()) / EXITS as f64
+    thread::sleep(SETTLE_AFTER_EXIT);
+    let spent = cpu_time_of_others() - before;
+    (spent - idle * start.elapsed().as_secs_f64()) / EXITS_PER_ROUND as f64
 }

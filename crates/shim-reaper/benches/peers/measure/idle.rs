@@ -2,22 +2,19 @@ use std::thread;
 use std::time::Duration;
 
 use super::{SETTLE, thousands};
-use crate::column::Column;
-use crate::effort::Effort;
-use crate::goal::Limit;
 use crate::peer::{Ours, PollingThread};
 use crate::population::Population;
-use crate::report::Report;
-use crate::samples::{MEDIAN, Samples};
-use crate::unit::Unit;
+use crate::report::{Column, Limit, Report, Unit};
+use crate::samples::{Effort, MEDIAN, Samples};
 
 const LIVE: [usize; 4] = [0, 10, 1_000, 10_000];
 const ROUNDS: usize = 5;
 
-/// A whole number of intervals of all that work by interval.
+/// A multiple of the interval of every peer with periodic work.
 const WINDOW: Duration = Duration::from_secs(4);
 
-/// All sizes at the same time, each by the clocks of its own threads; the peers in turns.
+/// Measures all sizes at the same time, each by the CPU clocks of its own threads, and the peers in
+/// turns.
 pub(super) fn run(effort: &Effort, report: &mut Report) {
     let window = effort.window(WINDOW);
     let ours = LIVE.map(|_| Ours::new());
@@ -27,26 +24,26 @@ pub(super) fn run(effort: &Effort, report: &mut Report) {
         .map(|(ours, live)| Population::new(ours, live))
         .collect();
     thread::sleep(WINDOW / 4);
-    let mut of_ours: [Samples; LIVE.len()] = Default::default();
-    let mut of_polling: [Samples; LIVE.len()] = Default::default();
+    let mut our_samples: [Samples; LIVE.len()] = Default::default();
+    let mut polling_samples: [Samples; LIVE.len()] = Default::default();
     for _ in 0..effort.times(ROUNDS) {
         thread::sleep(SETTLE);
-        spend(window, &mut of_ours, |i| ours[i].site.cpu());
+        sample_cpu_time(window, &mut our_samples, |i| ours[i].runtime.cpu_time());
         let polling: Vec<PollingThread> = populations
             .iter()
-            .map(|population| PollingThread::of(population.pids()))
+            .map(|population| PollingThread::start_with(population.pids()))
             .collect();
         thread::sleep(SETTLE);
-        spend(window, &mut of_polling, |i| polling[i].cpu());
+        sample_cpu_time(window, &mut polling_samples, |i| polling[i].cpu_time());
     }
     for (i, live) in LIVE.into_iter().enumerate() {
         report
             .row(label(live), Unit::Time)
-            .set(Column::Ours, of_ours[i].median())
-            .set(Column::Polling, of_polling[i].median());
+            .set(Column::Ours, our_samples[i].median())
+            .set(Column::Polling, polling_samples[i].median());
     }
-    let [_, few, .., many] = &of_ours;
-    let [.., polling] = &of_polling;
+    let [_, few, .., many] = &our_samples;
+    let [.., polling] = &polling_samples;
     report
         .row(label(LIVE[LIVE.len() - 1]), Unit::Time)
         .goal(
@@ -61,8 +58,8 @@ pub(super) fn run(effort: &Effort, report: &mut Report) {
         );
 }
 
-/// What each of them spends per second of `window`.
-fn spend(window: Duration, samples: &mut [Samples], cpu: impl Fn(usize) -> Duration) {
+/// Adds the CPU time that each of them uses per second of `window`.
+fn sample_cpu_time(window: Duration, samples: &mut [Samples], cpu: impl Fn(usize) -> Duration) {
     let before: Vec<Duration> = (0..samples.len()).map(&cpu).collect();
     thread::sleep(window);
     for (i, samples) in samples.iter_mut().enumerate() {

@@ -2,18 +2,15 @@ use std::thread;
 use std::time::Duration;
 
 use crate::ALLOCATOR;
-use crate::column::Column;
-use crate::effort::Effort;
-use crate::goal::Limit;
 use crate::peer::{Ours, Peer, TokioAwaited};
 use crate::population::Population;
-use crate::report::Report;
-use crate::unit::Unit;
+use crate::report::{Column, Limit, Report, Unit};
+use crate::samples::Effort;
 
 const SHIMS: usize = 10_000;
-const BYTES: f64 = 400.0;
+const MAX_BYTES: f64 = 400.0;
 
-/// For the sweeps to take in what is new.
+/// The time in which the sweeps admit the new shims.
 const SEVERAL_SWEEPS: Duration = Duration::from_secs(1);
 
 pub(super) fn run(_: &Effort, report: &mut Report) {
@@ -23,7 +20,7 @@ pub(super) fn run(_: &Effort, report: &mut Report) {
         .row("Heap per live shim, of 10,000", Unit::Bytes)
         .set(Column::Ours, ours)
         .set(Column::TokioAwaited, tokio)
-        .goal("400 bytes", ours / BYTES, Limit::AtMost(1.0));
+        .goal("400 bytes", ours / MAX_BYTES, Limit::AtMost(1.0));
 }
 
 fn per_child(peer: &dyn Peer) -> f64 {

@@ -9,13 +9,13 @@ mod zombie;
 
 use std::time::Duration;
 
-use crate::effort::Effort;
 use crate::report::Report;
+use crate::samples::Effort;
 
-/// A measurement, by the name that selects it.
+/// The name that selects a measurement, and its function.
 type Measure = (&'static str, fn(&Effort, &mut Report));
 
-/// Those that make tokio handle SIGCHLD come last.
+/// All measurements. Those that make tokio handle SIGCHLD come last.
 pub(crate) const ALL: [Measure; 10] = [
     ("zombie", zombie::run),
     ("wake", wake::run),
@@ -29,18 +29,19 @@ pub(crate) const ALL: [Measure; 10] = [
     ("cpu", cpu::run_dropped),
 ];
 
-/// For what was just started to come to rest, including what is done by interval.
+/// Lets new processes and threads settle, including their first periodic work.
 const SETTLE: Duration = Duration::from_millis(300);
 
-/// Between two victims, for what follows one exit not to delay the next.
+/// The pause between two kills, so that the work after one exit does not delay the next.
 const PAUSE: Duration = Duration::from_micros(500);
 
-/// Rounds of victims that are not counted: the first meet cold caches and a processor fast asleep.
+/// The number of kills that are not counted: the first ones meet cold caches and a sleeping CPU.
 const WARM_UP: usize = 5;
 
 fn thousands(number: usize) -> String {
-    match number {
-        ..1000 => number.to_string(),
-        _ => format!("{},{:03}", number / 1000, number % 1000),
+    if number < 1000 {
+        number.to_string()
+    } else {
+        format!("{},{:03}", number / 1000, number % 1000)
     }
 }

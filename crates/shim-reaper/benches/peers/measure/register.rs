@@ -4,15 +4,11 @@ use std::time::Instant;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use shim_reaper::ShimHandle;
 
-use crate::children::Children;
-use crate::column::Column;
-use crate::effort::Effort;
-use crate::goal::Limit;
 use crate::peer::Ours;
-use crate::report::Report;
-use crate::samples::{MEDIAN, Samples};
+use crate::population::Children;
+use crate::report::{Column, Limit, Report, Unit};
+use crate::samples::{Effort, MEDIAN, Samples};
 use crate::system;
-use crate::unit::Unit;
 
 const ROUNDS: usize = 10;
 const CHILDREN: usize = 2_000;
@@ -20,20 +16,20 @@ const BATCH: usize = 50;
 
 pub(super) fn run(effort: &Effort, report: &mut Report) {
     let children = Children::start(CHILDREN);
-    let (mut of_ours, mut bare) = (Samples::default(), Samples::default());
+    let (mut our_samples, mut bare) = (Samples::default(), Samples::default());
     for _ in 0..effort.times(ROUNDS) {
         let ours = Ours::new();
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
         let mut handles = Vec::with_capacity(CHILDREN);
         let mut pidfds = Vec::with_capacity(CHILDREN);
-        // Others each, because the kernel does less for the second pidfd of a process.
+        // Different children for each, because the second pidfd of a process is cheaper.
         for pids in children.pids.chunks_exact(2 * BATCH) {
             let (to_register, to_open) = pids.split_at(BATCH);
 
             let start = Instant::now();
-            ours.site
+            ours.runtime
                 .block_on(register(&ours, to_register, &mut handles));
-            of_ours.push_block(start.elapsed().as_secs_f64() / BATCH as f64);
+            our_samples.push_block(start.elapsed().as_secs_f64() / BATCH as f64);
 
             let start = Instant::now();
             open(&epoll, to_open, &mut pidfds);
@@ -42,11 +38,11 @@ pub(super) fn run(effort: &Effort, report: &mut Report) {
     }
     report
         .row("Register, per call", Unit::Time)
-        .set(Column::Ours, of_ours.median())
+        .set(Column::Ours, our_samples.median())
         .set(Column::Floor, bare.median())
         .goal(
             "the bare calls",
-            of_ours.ratio_to(&bare, MEDIAN),
+            our_samples.ratio_to(&bare, MEDIAN),
             Limit::AtMost(2.0),
         );
 }

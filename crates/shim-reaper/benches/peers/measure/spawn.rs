@@ -5,16 +5,12 @@ use shim_reaper::ShimReaper;
 use tokio::process;
 use tokio::task::JoinSet;
 
-use crate::column::Column;
-use crate::effort::Effort;
-use crate::goal::Limit;
 use crate::peer::{Ours, TokioAwaited};
-use crate::report::Report;
-use crate::samples::{MEDIAN, Samples};
-use crate::unit::Unit;
+use crate::report::{Column, Limit, Report, Unit};
+use crate::samples::{Effort, MEDIAN, Samples};
 
 const BLOCKS: usize = 20;
-const IN_TURN: usize = 25;
+const PER_BLOCK: usize = 25;
 
 const ROUNDS: usize = 11;
 const AT_ONCE: usize = 1_000;
@@ -23,70 +19,70 @@ pub(super) fn run(effort: &Effort, report: &mut Report) {
     let ours = Ours::new();
     let tokio = TokioAwaited::new();
 
-    let (mut of_ours, mut of_tokio) = (Samples::default(), Samples::default());
+    let (mut our_samples, mut tokio_samples) = (Samples::default(), Samples::default());
     for _ in 0..effort.times(BLOCKS) {
-        of_ours.open_block();
-        of_tokio.open_block();
-        for _ in 0..IN_TURN {
+        our_samples.open_block();
+        tokio_samples.open_block();
+        for _ in 0..PER_BLOCK {
             let start = Instant::now();
-            ours.site.run(by_ours(ours.reaper.clone()));
-            of_ours.push_time(start.elapsed());
+            ours.runtime.run(run_ours(ours.reaper.clone()));
+            our_samples.push_time(start.elapsed());
 
             let start = Instant::now();
-            tokio.site.run(by_tokio());
-            of_tokio.push_time(start.elapsed());
+            tokio.runtime.run(run_tokio());
+            tokio_samples.push_time(start.elapsed());
         }
     }
     set(
         report,
-        "Spawn to exit to collected, one after another",
-        &of_ours,
-        &of_tokio,
+        "Spawn to exit to reaped, one after another",
+        &our_samples,
+        &tokio_samples,
     );
 
-    let (mut of_ours, mut of_tokio) = (Samples::default(), Samples::default());
+    let (mut our_samples, mut tokio_samples) = (Samples::default(), Samples::default());
     for _ in 0..effort.times(ROUNDS) {
         let reaper = ours.reaper.clone();
         let start = Instant::now();
-        ours.site.run(async move {
-            let all: JoinSet<()> = (0..AT_ONCE).map(|_| by_ours(reaper.clone())).collect();
+        ours.runtime.run(async move {
+            let all: JoinSet<()> = (0..AT_ONCE).map(|_| run_ours(reaper.clone())).collect();
             all.join_all().await;
         });
-        of_ours.push_block(start.elapsed().as_secs_f64());
+        our_samples.push_block(start.elapsed().as_secs_f64());
 
         let start = Instant::now();
-        tokio.site.run(async {
-            let all: JoinSet<()> = (0..AT_ONCE).map(|_| by_tokio()).collect();
+        tokio.runtime.run(async {
+            let all: JoinSet<()> = (0..AT_ONCE).map(|_| run_tokio()).collect();
             all.join_all().await;
         });
-        of_tokio.push_block(start.elapsed().as_secs_f64());
+        tokio_samples.push_block(start.elapsed().as_secs_f64());
     }
     set(
         report,
-        "Spawn to exit to collected, 1,000 at once",
-        &of_ours,
-        &of_tokio,
+        "Spawn to exit to reaped, 1,000 at once",
+        &our_samples,
+        &tokio_samples,
     );
 }
 
-fn set(report: &mut Report, label: &str, of_ours: &Samples, of_tokio: &Samples) {
+fn set(report: &mut Report, label: &str, our_samples: &Samples, tokio_samples: &Samples) {
     report
         .row(label, Unit::Time)
-        .set(Column::Ours, of_ours.median())
-        .set(Column::TokioAwaited, of_tokio.median())
+        .set(Column::Ours, our_samples.median())
+        .set(Column::TokioAwaited, tokio_samples.median())
         .goal(
             "tokio awaited",
-            of_ours.ratio_to(of_tokio, MEDIAN),
+            our_samples.ratio_to(tokio_samples, MEDIAN),
             Limit::AtMost(1.0),
         );
 }
 
-async fn by_ours(reaper: ShimReaper) {
+async fn run_ours(reaper: ShimReaper) {
     let handle = reaper.spawn(short_lived()).await.unwrap();
     assert!(handle.await.unwrap().success());
 }
 
-async fn by_tokio() {
+async fn run_tokio() {
     let mut child = process::Command::from(short_lived()).spawn().unwrap();
     assert!(child.wait().await.unwrap().success());
 }

@@ -3,45 +3,41 @@ use std::thread;
 use std::time::Instant;
 
 use super::{PAUSE, SETTLE, WARM_UP};
-use crate::effort::Effort;
-use crate::goal::Limit;
 use crate::peer::{Ours, Peer, ThreadPerChild, TokioAwaited};
-use crate::report::Report;
-use crate::samples::{MEDIAN, P99, Samples};
+use crate::report::{Limit, Report, Unit};
+use crate::samples::{Effort, MEDIAN, P99, Samples, turns};
 use crate::system;
-use crate::turns::turns;
-use crate::unit::Unit;
 
 const BLOCKS: usize = 8;
 const VICTIMS: usize = 200;
 
-/// From just before the kill to the first statement after the await.
+/// Measures the time from just before the kill to the first statement after the await.
 pub(super) fn run(effort: &Effort, report: &mut Report) {
     let ours = Ours::new();
     let tokio = TokioAwaited::new();
     let peers: [&dyn Peer; 3] = [&ours, &tokio, &ThreadPerChild];
     let mut samples: [Samples; 3] = Default::default();
     for _ in 0..effort.times(BLOCKS) {
-        let (awake, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let victims = peers.map(|peer| {
             let start = |_| {
-                let awake = awake.clone();
+                let sender = sender.clone();
                 peer.start(Some(Box::new(move || {
                     let now = Instant::now();
-                    awake.send(now).unwrap();
+                    sender.send(now).unwrap();
                 })))
             };
             (0..WARM_UP + VICTIMS).map(start).collect::<Vec<u32>>()
         });
         thread::sleep(SETTLE);
         samples.iter_mut().for_each(Samples::open_block);
-        for (round, whose) in turns(peers.len(), WARM_UP + VICTIMS) {
+        for (round, peer) in turns(peers.len(), WARM_UP + VICTIMS) {
             thread::sleep(PAUSE);
             let killed = Instant::now();
-            system::kill(victims[whose][round]);
-            let wake = told.recv().unwrap() - killed;
+            system::kill(victims[peer][round]);
+            let wake = receiver.recv().unwrap() - killed;
             if round >= WARM_UP {
-                samples[whose].push_time(wake);
+                samples[peer].push_time(wake);
             }
         }
     }

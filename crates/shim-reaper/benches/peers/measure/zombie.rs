@@ -4,30 +4,24 @@ use std::time::{Duration, Instant};
 use nix::poll::PollFlags;
 
 use super::{PAUSE, SETTLE, WARM_UP};
-use crate::column::Column;
-use crate::effort::Effort;
-use crate::goal::Limit;
 use crate::peer::{
     AsyncProcess, Ours, POLLING_INTERVAL, Peer, PollingThread, ThreadPerChild, TokioAwaited,
     TokioDropped,
 };
 use crate::population::Population;
 use crate::processors::Processors;
-use crate::report::Report;
-use crate::samples::{MEDIAN, P99, Samples};
+use crate::report::{Column, Limit, Report, Unit, Value};
+use crate::samples::{Effort, MEDIAN, P99, Samples, turns};
 use crate::system;
-use crate::turns::turns;
-use crate::unit::Unit;
-use crate::value::Value;
 
 const BLOCKS: usize = 8;
 const VICTIMS: usize = 200;
 
-/// Each of them takes the polling thread a good part of its interval.
+/// Fewer, because the polling thread takes a good part of its interval for each.
 const POLLED_VICTIMS: usize = 20;
 
-/// When to stop waiting for a zombie to be collected.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long to wait until a zombie is reaped.
+const REAP_TIMEOUT: Duration = Duration::from_secs(3);
 
 const LABELS: [&str; 3] = [
     "Zombie lifetime, p50",
@@ -46,10 +40,10 @@ pub(super) fn run(effort: &Effort, report: &mut Report) {
         thread::sleep(SETTLE);
         samples.iter_mut().for_each(Samples::open_block);
         processors.be_observer();
-        for (round, whose) in turns(peers.len(), WARM_UP + VICTIMS) {
-            let lifetime = lifetime(populations[whose].take()).unwrap();
+        for (round, peer) in turns(peers.len(), WARM_UP + VICTIMS) {
+            let lifetime = lifetime(populations[peer].take()).unwrap();
             if round >= WARM_UP {
-                samples[whose].push_time(lifetime);
+                samples[peer].push_time(lifetime);
             }
         }
         processors.be_observed();
@@ -65,18 +59,18 @@ pub(super) fn run(effort: &Effort, report: &mut Report) {
             Limit::AtMost(limit),
         );
     }
-    poll(effort, &processors, report);
+    run_polling(effort, &processors, report);
 }
 
-fn poll(effort: &Effort, processors: &Processors, report: &mut Report) {
+fn run_polling(effort: &Effort, processors: &Processors, report: &mut Report) {
     let victims = effort.times(POLLED_VICTIMS);
-    let polling = PollingThread::of(Vec::new());
+    let polling = PollingThread::start_with(Vec::new());
     let mut population = Population::new(&polling, victims);
     let mut samples = Samples::default();
     samples.open_block();
     processors.be_observer();
     for victim in 0..victims {
-        // At every phase of the interval, because one just after a poll would be the worst case.
+        // Spread over the interval: a kill just after a poll would always be the worst case.
         thread::sleep(POLLING_INTERVAL.mul_f64(victim as f64 / victims as f64));
         samples.push_time(lifetime(population.take()).unwrap());
     }
@@ -84,7 +78,7 @@ fn poll(effort: &Effort, processors: &Processors, report: &mut Report) {
     set(report, Column::Polling, &samples);
 }
 
-/// Leaves a handler of SIGCHLD behind.
+/// Measures the peers that leave a SIGCHLD handler behind.
 pub(super) fn run_dropped(effort: &Effort, report: &mut Report) {
     let processors = Processors::divide();
     {
@@ -96,14 +90,14 @@ pub(super) fn run_dropped(effort: &Effort, report: &mut Report) {
         processors.be_observed();
         let value = match lifetime {
             Some(lifetime) => Value::Measured(lifetime.as_secs_f64()),
-            None => Value::MoreThan(PATIENCE.as_secs_f64()),
+            None => Value::MoreThan(REAP_TIMEOUT.as_secs_f64()),
         };
         for label in LABELS {
             report
                 .row(label, Unit::Time)
                 .set(Column::TokioDroppedIdle, value);
         }
-        // A busy runtime collects what an idle one has left behind.
+        // A busy tokio runtime reaps the zombie that the idle one left.
         let _busy = TokioDropped::busy();
         drop(population);
     }
@@ -129,21 +123,21 @@ fn set(report: &mut Report, column: Column, samples: &Samples) {
     }
 }
 
-/// Kills a child and spins on a pidfd of our own, because a thread that had to be woken would see
-/// most zombies only after they are gone. One that comes and goes between two polls counts as 0.
+/// Kills a child and returns how long it was a zombie. Spins on its own pidfd, because a thread that
+/// has to be woken would miss most zombies. A zombie that is reaped between two polls counts as 0.
 fn lifetime(pid: u32) -> Option<Duration> {
     thread::sleep(PAUSE);
     let pidfd = system::pidfd_open(pid);
     system::kill(pid);
-    let mut seen = PollFlags::empty();
-    while seen.is_empty() {
-        seen = system::poll_now(&pidfd, PollFlags::POLLIN);
+    let mut events = PollFlags::empty();
+    while events.is_empty() {
+        events = system::poll_now(&pidfd, PollFlags::POLLIN);
     }
     let exited = Instant::now();
-    if seen.contains(PollFlags::POLLHUP) {
+    if events.contains(PollFlags::POLLHUP) {
         return Some(Duration::ZERO);
     }
-    while exited.elapsed() < PATIENCE {
+    while exited.elapsed() < REAP_TIMEOUT {
         if !system::poll_now(&pidfd, PollFlags::empty()).is_empty() {
             return Some(exited.elapsed());
         }

@@ -7,34 +7,36 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::counters::Counters;
-use crate::directory::{Directory, Entries, News};
-use crate::effects::Effects;
+use crate::directory::{Check, Directory, Entries};
 use crate::exits::Subscribers;
-use crate::kernel::{NoPidfd, ProcessTable, Target, Waited};
+use crate::kernel::{NoPidfd, ProcessTable, Target, WaitResult};
+use crate::outbox::Outbox;
 use crate::shim::{Role, Shim};
+use crate::stats::Counters;
 use crate::{CollectedBy, ReaperClosed, RegisterError, RegisterErrorKind, ShimExit};
 
-/// Takes processes in: whatever registers one commits to it here, without awaiting anything, and
-/// the sweep finds it in the directory.
+/// The state that registering and sweeping share, and that needs no registry lock.
+///
+/// Its methods register processes. They never await: a registration is complete when they return,
+/// and the sweep finds it in the directory.
 #[derive(Debug)]
-pub(crate) struct Intake<K: ProcessTable> {
+pub(crate) struct Shared<K: ProcessTable> {
     pub(crate) kernel: K,
     pub(crate) directory: Directory<K::Pidfd>,
     pub(crate) counters: Counters,
     pub(crate) subscribers: Subscribers,
-    /// A child of the embedder's token, so that shutting down the reaper cancels nothing else.
+    /// A child of the embedder's token, so that a shutdown of the reaper cancels nothing else.
     pub(crate) token: CancellationToken,
-    /// Wakes the worker for an arrival that no watch will announce.
-    pub(crate) attention: Notify,
+    /// Wakes the worker for a pending shim that no watch reports.
+    pub(crate) wake_worker: Notify,
     pub(crate) sweep_interval: Duration,
     pub(crate) owner_grace: Duration,
-    exhaustion_logged: AtomicBool,
-    /// Set once somebody else has collected a child that was ours alone.
-    robbed: AtomicBool,
+    shortage_logged: AtomicBool,
+    /// Whether a foreign wait has reaped a child that only the reaper may wait for.
+    foreign_wait_seen: AtomicBool,
 }
 
-impl<K: ProcessTable> Intake<K> {
+impl<K: ProcessTable> Shared<K> {
     pub(crate) fn new(
         kernel: K,
         counters: Counters,
@@ -48,34 +50,35 @@ impl<K: ProcessTable> Intake<K> {
             counters,
             subscribers: Subscribers::new(),
             token,
-            attention: Notify::new(),
+            wake_worker: Notify::new(),
             sweep_interval,
             owner_grace,
-            exhaustion_logged: AtomicBool::new(false),
-            robbed: AtomicBool::new(false),
+            shortage_logged: AtomicBool::new(false),
+            foreign_wait_seen: AtomicBool::new(false),
         }
     }
 
-    /// Commits to a process by pid. Complete when it returns: it never awaits.
+    /// Registers a process by pid.
     pub(crate) fn register(
         &self,
         pid: u32,
         role: Role,
     ) -> Result<Arc<Shim<K::Pidfd>>, RegisterError> {
-        check(pid).map_err(|kind| RegisterError::new(pid, kind))?;
+        validate(pid).map_err(|kind| RegisterError::new(pid, kind))?;
         let pidfd = self.kernel.open(pid);
         let waitable = match &pidfd {
-            Ok(pidfd) if role == Role::Shared => {
-                !matches!(self.kernel.peek(Target::Pidfd(pid, pidfd)), Waited::NotOurs)
-            }
+            Ok(pidfd) if role == Role::Shared => !matches!(
+                self.kernel.peek(Target::Pidfd(pid, pidfd)),
+                WaitResult::NotWaitable
+            ),
             _ => true,
         };
-        let news = if waitable { News::Quiet } else { News::Urgent };
-        self.enroll(pid, role, false, pidfd, news)
+        let check = if waitable { Check::OnEvent } else { Check::Now };
+        self.insert(pid, role, false, pidfd, check)
             .map_err(|ReaperClosed| RegisterError::new(pid, RegisterErrorKind::Closed))
     }
 
-    /// Forks and commits to the child.
+    /// Forks a child and registers it.
     pub(crate) fn spawn(
         &self,
         command: &mut Command,
@@ -84,12 +87,12 @@ impl<K: ProcessTable> Intake<K> {
         if self.is_closing() {
             return Err(io::Error::other(ReaperClosed));
         }
-        let contested = self.robbed.load(Ordering::Relaxed);
-        let (mut child, pidfd) = self.kernel.spawn(command, contested)?;
-        match self.enroll(child.id(), Role::Owned, leads_group, pidfd, News::Quiet) {
+        let foreign_waits = self.foreign_wait_seen.load(Ordering::Relaxed);
+        let (mut child, pidfd) = self.kernel.spawn(command, foreign_waits)?;
+        match self.insert(child.id(), Role::Owned, leads_group, pidfd, Check::OnEvent) {
             Ok(shim) => Ok((shim, child)),
             Err(ReaperClosed) => {
-                // Closed between the fork and here: undo the fork.
+                // The reaper shut down after the fork: undo the fork.
                 if child.kill().is_ok() {
                     let _ = child.wait();
                 }
@@ -113,27 +116,27 @@ impl<K: ProcessTable> Intake<K> {
             Err(_) => self.kernel.peek(Target::Pid(pid)),
         };
         let before = peek(&pidfd);
-        // A `Child` that has been waited for remembers its status, and its pid is no longer its
-        // own; only trying to wait tells. What is registered already is left to its entry.
+        // A `Child` that its owner has waited for caches its status, and the kernel may have
+        // recycled its pid; only `try_wait` shows this. A registered pid is left to its entry.
         let status = if self.is_registered(pid) {
             None
         } else {
             child.try_wait().ok().flatten()
         };
         if let Some(status) = status {
-            let collected_here = matches!(before, Waited::Exited(_) | Waited::Running)
-                && matches!(peek(&pidfd), Waited::NotOurs);
+            let reaped_here = matches!(before, WaitResult::Exited(_) | WaitResult::Running)
+                && matches!(peek(&pidfd), WaitResult::NotWaitable);
             let rusage = match before {
-                Waited::Exited(death) if collected_here => Some(death.usage),
+                WaitResult::Exited(exit) if reaped_here => Some(exit.usage),
                 _ => None,
             };
-            let collected_by = if collected_here {
+            let collected_by = if reaped_here {
                 CollectedBy::Reaper
             } else {
                 CollectedBy::Owner
             };
             return self
-                .enroll_ended(ShimExit {
+                .publish_ended(ShimExit {
                     pid,
                     status: Some(status),
                     collected_by,
@@ -141,63 +144,63 @@ impl<K: ProcessTable> Intake<K> {
                 })
                 .map_err(|ReaperClosed| RegisterErrorKind::Closed);
         }
-        self.enroll(pid, Role::Owned, false, pidfd, News::Quiet)
+        self.insert(pid, Role::Owned, false, pidfd, Check::OnEvent)
             .map_err(|ReaperClosed| RegisterErrorKind::Closed)
     }
 
-    fn enroll(
+    fn insert(
         &self,
         pid: u32,
         role: Role,
         leads_group: bool,
         pidfd: Result<K::Pidfd, NoPidfd>,
-        mut news: News,
+        mut check: Check,
     ) -> Result<Arc<Shim<K::Pidfd>>, ReaperClosed> {
         let mut start_time = None;
         let mut pidfd = match pidfd {
             Ok(pidfd) => Some(pidfd),
             Err(NoPidfd::NoProcess) => {
-                news = News::Absent;
+                check = Check::NotFound;
                 None
             }
             Err(reason) => {
                 if let NoPidfd::Exhausted(error) = &reason {
-                    self.pidfd_missing(pid, error);
+                    self.warn_without_pidfd(pid, error);
                 }
                 match self.kernel.stat(pid) {
                     Ok(Some(stat)) => start_time = Some(stat.start_time),
-                    Ok(None) => news = News::Absent,
+                    Ok(None) => check = Check::NotFound,
                     Err(_) => {}
                 }
                 None
             }
         };
-        if news == News::Absent && role == Role::Owned {
-            self.note_robbery(pid);
+        if check == Check::NotFound && role == Role::Owned {
+            self.note_foreign_wait(pid);
         }
         let mut entries = self.directory.lock();
-        // Decided while the directory is locked: the final drain looks into it after the token is
-        // cancelled, so nothing slips in behind it.
+        // Checked under the directory lock: the final drain locks it after the token is cancelled,
+        // so that no registration comes after the drain.
         if self.is_closing() {
             return Err(ReaperClosed);
         }
-        if let Some(known) = self.known(&entries, pid, role, start_time) {
-            let mut state = known.state();
+        if let Some(entry) = self.find_same(&entries, pid, role, start_time) {
+            let mut state = entry.state();
             if role > state.role {
                 state.role = role;
                 drop(state);
-                entries.recall(&known);
+                entries.request_check(&entry);
                 drop(entries);
-                self.attention.notify_one();
+                self.wake_worker.notify_one();
             }
-            return Ok(Arc::clone(&known));
+            return Ok(Arc::clone(&entry));
         }
         let id = entries.next_id();
-        // The watch is set while the directory is locked, and the sweep looks into the directory
-        // before it follows a report: it never sees a report of a shim that it cannot find.
+        // The watch is set under the directory lock, and the sweep reads the directory before it
+        // processes events: it never gets an event of a shim that it does not know.
         let watched = pidfd.as_ref().map(|fd| self.kernel.watch(fd, id));
         if let Some(Err(error)) = watched {
-            self.pidfd_missing(pid, &error);
+            self.warn_without_pidfd(pid, &error);
             pidfd = None;
             start_time = self
                 .kernel
@@ -207,86 +210,89 @@ impl<K: ProcessTable> Intake<K> {
                 .map(|stat| stat.start_time);
         }
         if pidfd.is_none() {
-            self.counters.lost_pidfd();
+            self.counters.add_without_pidfd();
         }
         let shim = Arc::new(Shim::new(pid, id, leads_group, role, pidfd, start_time));
-        entries.insert(&shim, news);
-        self.counters.registered();
+        entries.insert(&shim, check);
+        self.counters.add_registered();
         drop(entries);
-        if news != News::Quiet {
-            self.attention.notify_one();
+        if check != Check::OnEvent {
+            self.wake_worker.notify_one();
         }
         Ok(shim)
     }
 
-    /// The entry of this very process, if it has one that is not finished.
-    fn known(
+    /// Returns the unfinished entry of the process that currently has this pid.
+    fn find_same(
         &self,
         entries: &MutexGuard<'_, Entries<K::Pidfd>>,
         pid: u32,
         role: Role,
         start_time: Option<u64>,
     ) -> Option<Arc<Shim<K::Pidfd>>> {
-        let known = entries.get(pid)?;
-        let state = known.state();
+        let entry = entries.get(pid)?;
+        let state = entry.state();
         let same = match &state.pidfd {
             Some(pidfd) => !self.kernel.is_reaped(pidfd),
             None => match (state.start_time, start_time) {
-                (Some(known), Some(new)) => known == new,
-                // Nothing tells them apart. Only a child that was just forked is surely new.
+                (Some(old), Some(new)) => old == new,
+                // Indistinguishable; only a child that was just forked is certainly new.
                 _ => role != Role::Owned,
             },
         };
-        same.then(|| Arc::clone(known))
+        same.then(|| Arc::clone(entry))
     }
 
     fn is_registered(&self, pid: u32) -> bool {
         let entries = self.directory.lock();
-        self.known(&entries, pid, Role::Shared, None).is_some()
+        self.find_same(&entries, pid, Role::Shared, None).is_some()
     }
 
-    /// A child that had ended before it came to us: counted and published, never registered.
-    fn enroll_ended(&self, exit: ShimExit) -> Result<Arc<Shim<K::Pidfd>>, ReaperClosed> {
-        let mut effects = Effects::<K::Pidfd>::new(&self.subscribers);
+    /// Counts and publishes the exit of a child that had ended before its registration. The child
+    /// never enters the directory.
+    fn publish_ended(&self, exit: ShimExit) -> Result<Arc<Shim<K::Pidfd>>, ReaperClosed> {
+        let mut outbox = Outbox::new();
         let mut entries = self.directory.lock();
-        // As in `enroll`: the final drain, which ends the streams, comes after this.
+        // As in `insert`: the final drain, which ends the streams, comes after this.
         if self.is_closing() {
             return Err(ReaperClosed);
         }
         let id = entries.next_id();
         let shim = Arc::new(Shim::new(exit.pid, id, false, Role::Owned, None, None));
         match exit.collected_by {
-            CollectedBy::Reaper => self.counters.reaped(),
-            CollectedBy::Owner | CollectedBy::Observed => self.counters.vanished(),
+            CollectedBy::Reaper => self.counters.add_reaped(),
+            CollectedBy::Owner | CollectedBy::Observed => self.counters.add_vanished(),
         }
-        effects.resolve(&mut shim.state(), exit);
+        outbox.resolve(&self.subscribers, &mut shim.state(), exit);
         Ok(shim)
     }
 
-    fn pidfd_missing(&self, pid: u32, error: &io::Error) {
-        if !self.exhaustion_logged.swap(true, Ordering::Relaxed) {
+    fn warn_without_pidfd(&self, pid: u32, error: &io::Error) {
+        if !self.shortage_logged.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 pid,
                 %error,
-                "no pidfd for a shim: swept by interval until one is free; raise the limit on open files"
+                "cannot open a pidfd for a shim; only interval sweeps check it until a descriptor \
+                 is free; raise the limit on open files"
             );
         }
     }
 
-    /// Once all shims have their pidfds, the next shortage is news again.
-    pub(crate) fn pidfd_found(&self) {
-        if !self.counters.any_without_pidfd() {
-            self.exhaustion_logged.store(false, Ordering::Relaxed);
+    /// Re-arms the warning about missing pidfds once every shim has one.
+    pub(crate) fn note_pidfd_opened(&self) {
+        if !self.counters.has_without_pidfd() {
+            self.shortage_logged.store(false, Ordering::Relaxed);
         }
     }
 
-    /// Somebody else in this process collects children that are ours alone.
-    pub(crate) fn note_robbery(&self, pid: u32) {
-        if !self.robbed.swap(true, Ordering::Relaxed) {
+    /// Records that a foreign wait in this process reaps children that only the reaper may wait
+    /// for.
+    pub(crate) fn note_foreign_wait(&self, pid: u32) {
+        if !self.foreign_wait_seen.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 pid,
-                "somebody else collected a shim of ours: look for waits on any child, \
-                 or an ignored SIGCHLD, in this process"
+                "a foreign wait reaped a shim; look for code in this process that waits for any \
+                 child, or that ignores SIGCHLD"
             );
         }
     }
@@ -296,7 +302,7 @@ impl<K: ProcessTable> Intake<K> {
     }
 }
 
-fn check(pid: u32) -> Result<(), RegisterErrorKind> {
+fn validate(pid: u32) -> Result<(), RegisterErrorKind> {
     if pid == 0 {
         Err(RegisterErrorKind::Zero)
     } else if pid == std::process::id() {

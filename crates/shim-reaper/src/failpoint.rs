@@ -1,9 +1,0 @@
-/// A named place where a test can inject a fault; nothing without the feature `failpoints`.
-macro_rules! fail_point {
-    ($name:literal) => {
-        #[cfg(feature = "failpoints")]
-        fail::fail_point!($name);
-    };
-}
-
-pub(crate) use fail_point;

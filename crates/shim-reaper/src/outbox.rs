@@ -1,0 +1,84 @@
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::task::Waker;
+
+use crate::ShimExit;
+use crate::exits::Subscribers;
+use crate::shim::State;
+
+/// The maximum number of pidfds of finished shims that stay open until the next slice. Closing a
+/// pidfd takes about as long as waking a task, and the tasks that await the shim come first.
+const MAX_DEFERRED_CLOSES: usize = 16;
+
+/// The effects of a slice that are deferred until the registry is unlocked: wakers and log
+/// subscribers may run any code.
+///
+/// Create it before the registry is locked. It is delivered on drop, also if a slice panics.
+#[derive(Debug)]
+pub(crate) struct Outbox<P> {
+    pub(crate) wakers: Vec<Waker>,
+    exits: Vec<ShimExit>,
+    pidfds: Vec<P>,
+}
+
+impl<P> Outbox<P> {
+    pub(crate) fn new() -> Self {
+        Self {
+            wakers: Vec::new(),
+            exits: Vec::new(),
+            pidfds: Vec::new(),
+        }
+    }
+
+    /// Resolves the handles of a shim and publishes its exit, unless that was done before.
+    ///
+    /// Both happen under the lock of the shim's state, so that every stream has the exit before a
+    /// handle can show it.
+    pub(crate) fn resolve(
+        &mut self,
+        subscribers: &Subscribers,
+        state: &mut State<P>,
+        exit: ShimExit,
+    ) {
+        if state.resolve(exit, &mut self.wakers) {
+            subscribers.publish(exit, &mut self.wakers);
+            self.exits.push(exit);
+        }
+    }
+
+    /// Closes a pidfd later, at the end of the next interval sweep at the latest.
+    pub(crate) fn close(&mut self, pidfd: P) {
+        self.pidfds.push(pidfd);
+    }
+
+    pub(crate) fn close_pidfds(&mut self) {
+        self.pidfds.clear();
+    }
+
+    /// Wakes the tasks and logs the exits. The caller must not hold a lock.
+    pub(crate) fn deliver(&mut self) {
+        for waker in self.wakers.drain(..) {
+            // A waker that panics must not prevent the others.
+            if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
+                tracing::error!("a waker panicked; its task may miss an exit");
+            }
+        }
+        for exit in self.exits.drain(..) {
+            tracing::debug!(
+                pid = exit.pid,
+                code = exit.code(),
+                signal = exit.signal(),
+                collected_by = ?exit.collected_by,
+                "shim ended"
+            );
+        }
+        if self.pidfds.len() > MAX_DEFERRED_CLOSES {
+            self.close_pidfds();
+        }
+    }
+}
+
+impl<P> Drop for Outbox<P> {
+    fn drop(&mut self) {
+        self.deliver();
+    }
+}
