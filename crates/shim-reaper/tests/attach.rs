@@ -1,4 +1,5 @@
-//! A process that is not our child is observed, never waited on.
+//! `attach` observes a process that belongs to another parent, and never waits for it.
+#![allow(clippy::panic, clippy::unwrap_used, clippy::zombie_processes)]
 
 mod common;
 
@@ -11,24 +12,24 @@ use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
 use shim_reaper::{CollectedBy, ReaperBuilder};
 
 in_both_modes!(
-    the_handle_resolves_with_the_code_of_a_process_that_is_not_our_child,
-    a_zombie_is_left_to_its_parent,
-    our_own_child_is_only_observed_too,
-    a_process_that_does_not_exist_resolves_as_vanished,
+    an_attached_handle_resolves_with_the_exit_code,
+    an_attached_zombie_stays_for_its_parent,
+    an_attached_own_child_is_only_observed,
+    attaching_to_a_missing_process_resolves_as_vanished,
 );
 
-/// A parent that is not us, with a child of its own; it waits for the child when it may, and then
-/// prints the status.
+/// Another process with a child of its own. It waits for the child and then prints the exit code.
 struct Family {
     parent: Child,
-    lifeline: Option<ChildStdin>,
-    report: BufReader<ChildStdout>,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+    /// The pid of the child.
     pid: u32,
 }
 
 impl Family {
     fn new(code: i32) -> Self {
-        // The grandchild lives until our end of the pipe, its descriptor 3, is closed.
+        // The grandchild exits when the test closes its end of the pipe, descriptor 3.
         let script = format!(
             "exec 3<&0 </dev/null; (read line <&3; exit {code}) & exec 3<&-; echo $!; wait $!; echo $?"
         );
@@ -38,29 +39,29 @@ impl Family {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let lifeline = parent.stdin.take();
-        let mut report = BufReader::new(parent.stdout.take().unwrap());
+        let stdin = parent.stdin.take();
+        let mut stdout = BufReader::new(parent.stdout.take().unwrap());
         let mut line = String::new();
-        report.read_line(&mut line).unwrap();
+        stdout.read_line(&mut line).unwrap();
         let pid = line.trim().parse().unwrap();
         Self {
             parent,
-            lifeline,
-            report,
+            stdin,
+            stdout,
             pid,
         }
     }
 
     fn end_child(&mut self) {
-        if let Some(mut lifeline) = self.lifeline.take() {
-            let _ = lifeline.flush();
+        if let Some(mut stdin) = self.stdin.take() {
+            let _ = stdin.flush();
         }
     }
 
-    /// What the parent got from its own wait.
-    fn status_seen_by_parent(&mut self) -> i32 {
+    /// Returns the exit code that the parent got from its own wait.
+    fn code_seen_by_parent(&mut self) -> i32 {
         let mut rest = String::new();
-        self.report.read_to_string(&mut rest).unwrap();
+        self.stdout.read_to_string(&mut rest).unwrap();
         rest.trim().parse().unwrap()
     }
 }
@@ -75,9 +76,7 @@ impl Drop for Family {
     }
 }
 
-async fn the_handle_resolves_with_the_code_of_a_process_that_is_not_our_child(
-    builder: ReaperBuilder,
-) {
+async fn an_attached_handle_resolves_with_the_exit_code(builder: ReaperBuilder) {
     let pidfds = format!("{builder:?}").contains("pidfd: true");
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(20)));
     let mut family = Family::new(33);
@@ -89,13 +88,13 @@ async fn the_handle_resolves_with_the_code_of_a_process_that_is_not_our_child(
 
     family.end_child();
     assert_eq!(
-        family.status_seen_by_parent(),
+        family.code_seen_by_parent(),
         33,
-        "not delayed, not stolen"
+        "the parent reaps its child undisturbed"
     );
     let exit = handle.await.unwrap();
     assert_eq!(exit.collected_by, CollectedBy::Observed);
-    // Without that only a sweep that meets the zombie can read it.
+    // On older kernels the code is lost unless a sweep finds the zombie.
     if pidfds && kernel_is_at_least(6, 15) {
         assert_eq!(exit.code(), Some(33));
     } else {
@@ -104,7 +103,7 @@ async fn the_handle_resolves_with_the_code_of_a_process_that_is_not_our_child(
     fixture.expect(0, 1, 0).await;
 }
 
-async fn a_zombie_is_left_to_its_parent(builder: ReaperBuilder) {
+async fn an_attached_zombie_stays_for_its_parent(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(20)));
     let mut family = Family::new(5);
     let handle = fixture.reaper.attach(family.pid).await.unwrap();
@@ -118,13 +117,13 @@ async fn a_zombie_is_left_to_its_parent(builder: ReaperBuilder) {
     );
     fixture.expect(0, 1, 0).await;
     fixture.sweeps(3).await;
-    assert!(is_zombie(family.pid), "its parent has not waited yet");
+    assert!(is_zombie(family.pid), "the parent has not waited yet");
 
     kill(family.parent.id(), SIGCONT);
-    assert_eq!(family.status_seen_by_parent(), 5);
+    assert_eq!(family.code_seen_by_parent(), 5);
 }
 
-async fn our_own_child_is_only_observed_too(builder: ReaperBuilder) {
+async fn an_attached_own_child_is_only_observed(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(20)));
     let mut child = common::exits_on_eof(6).spawn().unwrap();
     let handle = fixture.reaper.attach(child.id()).await.unwrap();
@@ -140,7 +139,7 @@ async fn our_own_child_is_only_observed_too(builder: ReaperBuilder) {
     fixture.expect(0, 1, 0).await;
 }
 
-async fn a_process_that_does_not_exist_resolves_as_vanished(builder: ReaperBuilder) {
+async fn attaching_to_a_missing_process_resolves_as_vanished(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(20)));
     let handle = fixture
         .reaper
@@ -152,6 +151,9 @@ async fn a_process_that_does_not_exist_resolves_as_vanished(builder: ReaperBuild
         (exit.status, exit.collected_by),
         (None, CollectedBy::Observed)
     );
-    eventually("forgotten", || fixture.reaper.stats().registered == 0).await;
+    eventually("the entry is removed", || {
+        fixture.reaper.stats().registered == 0
+    })
+    .await;
     fixture.expect(0, 1, 0).await;
 }

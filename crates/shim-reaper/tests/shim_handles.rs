@@ -1,8 +1,13 @@
-//! What a handle can do, and that any number of its clones agree.
+//! What a `ShimHandle` can do. All its clones agree.
+#![allow(clippy::panic, clippy::unwrap_used, clippy::zombie_processes)]
 
 mod common;
 
+use std::future::Future;
+use std::pin::pin;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use common::{
@@ -14,25 +19,25 @@ use shim_reaper::{CollectedBy, Exits, ReaperBuilder, ShimHandle, ShimReaper, Spa
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 in_both_modes!(
-    clones_resolve_in_tasks_runtimes_and_threads,
+    clones_resolve_in_tasks_tokio_runtimes_and_threads,
     awaiting_after_the_exit_resolves_at_once,
-    a_handle_can_be_awaited_by_reference_and_polled_from_different_tasks,
+    a_handle_can_be_awaited_by_reference_and_in_another_task,
     stop_sends_sigterm_first,
-    stop_sends_sigkill_when_the_grace_is_over,
-    stopping_what_has_ended_is_no_error,
-    the_last_handle_kills_if_asked_to,
-    dropping_handles_kills_nothing_by_default,
+    stop_sends_sigkill_when_the_grace_period_expires,
+    stopping_an_exited_shim_succeeds,
+    dropping_the_last_handle_kills_with_kill_on_drop,
+    dropping_handles_does_not_kill_by_default,
     pipes_are_tokio_types,
-    the_pipes_of_a_child_that_was_given_away_can_be_taken,
-    resource_usage_is_reported_for_what_we_collected,
-    signals_reach_the_shim_until_it_has_ended,
-    every_way_to_end_is_told_apart,
+    the_pipes_of_a_registered_child_can_be_taken,
+    resource_usage_is_reported_for_reaped_shims,
+    signals_reach_the_shim_until_it_exits,
+    exit_codes_and_signals_are_distinguished,
 );
 
-async fn clones_resolve_in_tasks_runtimes_and_threads(builder: ReaperBuilder) {
+async fn clones_resolve_in_tasks_tokio_runtimes_and_threads(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder);
     let mut child = exits_on_eof(77).spawn().unwrap();
-    let lifeline = child.stdin.take();
+    let stdin = child.stdin.take();
     let handle = fixture.reaper.register_child(child).unwrap();
 
     let tasks: Vec<_> = (0..20).map(|_| tokio::spawn(handle.clone())).collect();
@@ -48,8 +53,8 @@ async fn clones_resolve_in_tasks_runtimes_and_threads(builder: ReaperBuilder) {
             })
         })
         .collect();
-    eventually("still running", || handle.is_running()).await;
-    drop(lifeline);
+    eventually("the shim still runs", || handle.is_running()).await;
+    drop(stdin);
     for task in tasks {
         assert_eq!(task.await.unwrap().unwrap().code(), Some(77));
     }
@@ -77,21 +82,19 @@ async fn awaiting_after_the_exit_resolves_at_once(builder: ReaperBuilder) {
     assert_eq!(handle.await.unwrap().code(), Some(5));
 }
 
-async fn a_handle_can_be_awaited_by_reference_and_polled_from_different_tasks(
-    builder: ReaperBuilder,
-) {
+async fn a_handle_can_be_awaited_by_reference_and_in_another_task(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder);
     let mut child = exits_on_eof(6).spawn().unwrap();
-    let lifeline = child.stdin.take();
+    let stdin = child.stdin.take();
     let mut handle = fixture.reaper.register_child(child).unwrap();
     assert!(
         tokio::time::timeout(Duration::from_millis(5), &mut handle)
             .await
             .is_err()
     );
-    // The same handle, now with another task's waker.
+    // The same handle, with the waker of another task.
     let task = tokio::spawn(handle);
-    drop(lifeline);
+    drop(stdin);
     assert_eq!(task.await.unwrap().unwrap().code(), Some(6));
 }
 
@@ -103,11 +106,11 @@ async fn stop_sends_sigterm_first(builder: ReaperBuilder) {
     assert_eq!(exit.shell_code(), Some(128 + 15));
 }
 
-async fn stop_sends_sigkill_when_the_grace_is_over(builder: ReaperBuilder) {
+async fn stop_sends_sigkill_when_the_grace_period_expires(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder);
-    let mut stubborn = shell("trap '' TERM; echo ready; while :; do sleep 1; done");
-    stubborn.stdout(Stdio::piped());
-    let handle = fixture.reaper.spawn(stubborn).await.unwrap();
+    let mut shim = shell("trap '' TERM; echo ready; while :; do sleep 1; done");
+    shim.stdout(Stdio::piped());
+    let handle = fixture.reaper.spawn(shim).await.unwrap();
     let mut ready = [0; 6];
     handle
         .take_stdout()
@@ -120,7 +123,7 @@ async fn stop_sends_sigkill_when_the_grace_is_over(builder: ReaperBuilder) {
     assert!(is_gone(handle.pid()));
 }
 
-async fn stopping_what_has_ended_is_no_error(builder: ReaperBuilder) {
+async fn stopping_an_exited_shim_succeeds(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder);
     let handle = fixture.reaper.spawn(exits_with(4)).await.unwrap();
     fixture.expect(1, 0, 0).await;
@@ -129,26 +132,26 @@ async fn stopping_what_has_ended_is_no_error(builder: ReaperBuilder) {
     }
 }
 
-async fn the_last_handle_kills_if_asked_to(builder: ReaperBuilder) {
+async fn dropping_the_last_handle_kills_with_kill_on_drop(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(10)));
     let options = SpawnOptions::new().kill_on_drop(true);
     let handle = fixture.reaper.spawn_with(sleeper(), options).await.unwrap();
     let pid = handle.pid();
-    // A handle from elsewhere does not keep it alive, nor kill it.
+    // A handle from `register` neither keeps the shim alive nor kills it.
     drop(fixture.reaper.register(pid).await.unwrap());
     let clone = handle.clone();
     drop(handle);
     fixture.sweeps(3).await;
     assert!(
         matches!(state_of(pid), Some('S' | 'R')),
-        "one handle is left"
+        "the shim runs while a handle is left"
     );
     drop(clone);
-    eventually("killed and collected", || is_gone(pid)).await;
+    eventually("the shim is killed and reaped", || is_gone(pid)).await;
     fixture.expect(1, 0, 0).await;
 }
 
-async fn dropping_handles_kills_nothing_by_default(builder: ReaperBuilder) {
+async fn dropping_handles_does_not_kill_by_default(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(10)));
     let handle = fixture.reaper.spawn(sleeper()).await.unwrap();
     let pid = handle.pid();
@@ -181,23 +184,23 @@ async fn pipes_are_tokio_types(builder: ReaperBuilder) {
     assert_eq!(handle.await.unwrap().code(), Some(3));
 }
 
-async fn the_pipes_of_a_child_that_was_given_away_can_be_taken(builder: ReaperBuilder) {
+async fn the_pipes_of_a_registered_child_can_be_taken(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder);
     let child = exits_on_eof(2).spawn().unwrap();
     let handle = fixture.reaper.register_child(child).unwrap();
-    assert!(handle.take_stdout().is_none(), "it was not piped");
+    assert!(handle.take_stdout().is_none(), "stdout was not piped");
     drop(handle.take_stdin().unwrap());
     assert_eq!(handle.await.unwrap().code(), Some(2));
 
-    // A pipe that nobody takes is closed with the last handle.
+    // A pipe that the owner does not take is closed with the last handle.
     let child = exits_on_eof(2).spawn().unwrap();
     let pid = child.id();
     drop(fixture.reaper.register_child(child).unwrap());
-    eventually("it has seen the end of its input", || is_gone(pid)).await;
+    eventually("the child sees the end of its input", || is_gone(pid)).await;
 }
 
 #[test]
-fn pipes_can_be_taken_outside_of_any_runtime() {
+fn pipes_can_be_taken_outside_a_tokio_runtime() {
     let reaper = ShimReaper::builder().start_dedicated().unwrap();
     futures::executor::block_on(async {
         let mut echo = Command::new("cat");
@@ -218,7 +221,7 @@ fn pipes_can_be_taken_outside_of_any_runtime() {
     });
 }
 
-async fn resource_usage_is_reported_for_what_we_collected(builder: ReaperBuilder) {
+async fn resource_usage_is_reported_for_reaped_shims(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.owner_grace(Duration::from_millis(10)));
     let work = "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done";
     let spawned = fixture.reaper.spawn(shell(work)).await.unwrap();
@@ -232,7 +235,7 @@ async fn resource_usage_is_reported_for_what_we_collected(builder: ReaperBuilder
     }
 }
 
-async fn signals_reach_the_shim_until_it_has_ended(builder: ReaperBuilder) {
+async fn signals_reach_the_shim_until_it_exits(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder);
     let mut shim = shell("trap 'echo got it' USR1; echo ready; while :; do sleep 0.01; done");
     shim.stdout(Stdio::piped());
@@ -250,7 +253,7 @@ async fn signals_reach_the_shim_until_it_has_ended(builder: ReaperBuilder) {
     assert_eq!(error.raw_os_error(), Some(Errno::ESRCH as i32));
 }
 
-async fn every_way_to_end_is_told_apart(builder: ReaperBuilder) {
+async fn exit_codes_and_signals_are_distinguished(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder);
     let cases = [
         ("exit 0", Some(0), None, Some(0)),
@@ -274,9 +277,36 @@ async fn every_way_to_end_is_told_apart(builder: ReaperBuilder) {
 }
 
 #[test]
-fn reapers_handles_and_streams_can_go_anywhere() {
-    fn anywhere<T: Send + Sync + Unpin + std::fmt::Debug + 'static>() {}
-    anywhere::<ShimReaper>();
-    anywhere::<ShimHandle>();
-    anywhere::<Exits>();
+fn reapers_handles_and_streams_are_send_sync_and_unpin() {
+    fn check<T: Send + Sync + Unpin + std::fmt::Debug + 'static>() {}
+    check::<ShimReaper>();
+    check::<ShimHandle>();
+    check::<Exits>();
+}
+
+/// Wakers come from the executor of the caller, and may panic.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_in_a_waker_does_not_affect_other_tasks() {
+    struct Panics;
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("injected");
+        }
+    }
+    let fixture = Fixture::new(ShimReaper::builder());
+    let mut child = exits_on_eof(5).spawn().unwrap();
+    let stdin = child.stdin.take();
+    let handle = fixture.reaper.register_child(child).unwrap();
+    let mut clone = pin!(handle.clone());
+    let waker = Waker::from(Arc::new(Panics));
+    assert!(
+        clone
+            .as_mut()
+            .poll(&mut Context::from_waker(&waker))
+            .is_pending()
+    );
+    let task = tokio::spawn(tokio::time::timeout(DEADLINE, handle));
+    drop(stdin);
+    assert_eq!(task.await.unwrap().unwrap().unwrap().code(), Some(5));
+    assert_eq!(fixture.reaper.stats().respawns_total, 0);
 }

@@ -1,4 +1,11 @@
-//! A dead shim that a tracer holds costs nothing, and is reaped when the tracer is gone.
+//! A dead shim whose tracer has not waited for it costs no CPU time, and is reaped when the tracer
+//! is gone.
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::zombie_processes,
+    unsafe_code
+)]
 
 mod common;
 
@@ -6,32 +13,31 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use common::herd::Herd;
+use common::forks::IdleChildren;
 use common::own_process::{block_on, in_own_process};
-use common::{Doomed, Fixture, as_pid, eventually, is_gone, is_zombie, sleeper};
+use common::{Fixture, KillOnDrop, as_pid, eventually, is_gone, is_zombie, sleeper};
 use nix::libc;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork, pipe, read, write};
 use shim_reaper::{ShimReaper, SpawnOptions};
 
-/// Fail points belong to the whole process.
+/// Runs in a process of its own, because fail points are process-wide.
 #[test]
-fn a_dead_shim_held_by_a_tracer_is_looked_at_by_sweeps_only() {
-    in_own_process(
-        "a_dead_shim_held_by_a_tracer_is_looked_at_by_sweeps_only",
-        || block_on(sweeps_only()),
-    );
+fn only_sweeps_examine_a_dead_shim_that_is_traced() {
+    in_own_process("only_sweeps_examine_a_dead_shim_that_is_traced", || {
+        block_on(examines_in_sweeps_only())
+    });
 }
 
-async fn sweeps_only() {
+async fn examines_in_sweeps_only() {
     let interval = Duration::from_millis(50);
     let fixture = Fixture::new(ShimReaper::builder().sweep_interval(interval));
     let options = SpawnOptions::new().kill_on_drop(true);
     let spawned = fixture.reaper.spawn_with(sleeper(), options).await.unwrap();
-    let mut doomed = Doomed::default();
-    let owned = doomed.spawn(sleeper()).unwrap();
+    let mut children = KillOnDrop::default();
+    let owned = children.spawn(sleeper()).unwrap();
     let registered = fixture.reaper.register(owned).await.unwrap();
-    // The child of another process.
+    // A child of another process.
     let mut parent = common::shell("sleep 1000 & echo $!; wait")
         .stdout(std::process::Stdio::piped())
         .spawn()
@@ -51,37 +57,37 @@ async fn sweeps_only() {
         }
     })
     .unwrap();
-    let mut tracers = Herd(Vec::new());
+    let mut tracers = IdleChildren(Vec::new());
     for handle in &handles {
         let Some(tracer) = tracer_of(handle.pid()) else {
-            eprintln!("SKIPPED: this process may not trace others");
+            eprintln!("SKIPPED: this test needs permission to trace other processes");
             return;
         };
         tracers.0.push(tracer);
         handle.kill().unwrap();
-        eventually("dead", || is_zombie(handle.pid())).await;
+        eventually("the shim exits", || is_zombie(handle.pid())).await;
     }
     fixture.sweeps(2).await;
-    let (from, sweeps) = (
+    let (examined_before, sweeps_before) = (
         examined.load(Relaxed),
         fixture.reaper.stats().sweeps_completed,
     );
     fixture.sweeps(20).await;
-    let sweeps = fixture.reaper.stats().sweeps_completed - sweeps;
-    let looks = examined.load(Relaxed) - from;
-    // Twice each: as one that no watch reports, and as a spot check.
+    let sweeps = fixture.reaper.stats().sweeps_completed - sweeps_before;
+    let examined = examined.load(Relaxed) - examined_before;
+    // A sweep may examine each shim twice: because no watch reports it, and as a spot check.
     assert!(
-        looks <= 6 * (sweeps + 1),
-        "{looks} looks in {sweeps} sweeps"
+        examined <= 6 * (sweeps + 1),
+        "{examined} examinations in {sweeps} sweeps"
     );
     assert!(handles[..2].iter().all(|handle| is_zombie(handle.pid())));
 
-    for tracer in tracers.cull(handles.len()) {
+    for tracer in tracers.kill(handles.len()) {
         waitpid(as_pid(tracer), None).unwrap();
     }
     for handle in handles {
         assert_eq!(handle.clone().await.unwrap().signal(), Some(9));
-        eventually("reaped", || is_gone(handle.pid())).await;
+        eventually("the shim is reaped", || is_gone(handle.pid())).await;
     }
     fixture.expect(2, 1, 0).await;
     parent.kill().unwrap();
@@ -95,7 +101,8 @@ fn first_line(stdout: impl std::io::Read) -> u32 {
     line.trim().parse().unwrap()
 }
 
-/// A child that traces a process and never waits for it; `None` where that is forbidden.
+/// Forks a child that traces a process and never waits for it. Returns `None` where that is not
+/// permitted.
 fn tracer_of(pid: u32) -> Option<u32> {
     let (reader, writer) = pipe().unwrap();
     // SAFETY: the child calls async-signal-safe functions only, and never returns.
@@ -110,9 +117,9 @@ fn tracer_of(pid: u32) -> Option<u32> {
             // SAFETY: takes integers and null pointers only.
             unsafe {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                let none = std::ptr::null_mut::<libc::c_void>();
-                let done = libc::ptrace(libc::PTRACE_SEIZE, as_pid(pid).as_raw(), none, none);
-                let _ = write(&writer, &[u8::from(done == 0)]);
+                let null = std::ptr::null_mut::<libc::c_void>();
+                let result = libc::ptrace(libc::PTRACE_SEIZE, as_pid(pid).as_raw(), null, null);
+                let _ = write(&writer, &[u8::from(result == 0)]);
                 loop {
                     libc::pause();
                 }

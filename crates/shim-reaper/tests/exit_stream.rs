@@ -1,4 +1,10 @@
-//! The stream of exits has every exit that a handle has shown, also when the reaper shuts down.
+//! The exit stream contains every exit that a handle returned, even when the reaper shuts down.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::zombie_processes
+)]
 
 mod common;
 
@@ -14,45 +20,48 @@ use shim_reaper::{Exits, ReaperBuilder, ShimReaper};
 use tokio_util::sync::CancellationToken;
 
 in_both_modes!(
-    the_exit_is_in_the_stream_before_a_task_that_awaits_it_wakes,
-    every_task_finds_the_exit_that_it_has_awaited,
+    an_exit_is_in_the_stream_before_its_handle_wakes_a_task,
+    a_task_that_awaited_a_handle_finds_its_exit_in_the_stream,
 );
 
-/// Takes the next exit out of the stream when it is woken.
-struct ReadsWhenWoken {
+/// A waker that reads the next exit from the stream.
+struct ReadOnWake {
     exits: Mutex<Exits>,
     found: Mutex<Option<Option<u32>>>,
 }
 
-impl Wake for ReadsWhenWoken {
+impl Wake for ReadOnWake {
     fn wake(self: Arc<Self>) {
         let next = self.exits.lock().unwrap().next().now_or_never().flatten();
         *self.found.lock().unwrap() = Some(next.map(|exit| exit.pid));
     }
 }
 
-async fn the_exit_is_in_the_stream_before_a_task_that_awaits_it_wakes(builder: ReaperBuilder) {
+async fn an_exit_is_in_the_stream_before_its_handle_wakes_a_task(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.sweep_interval(std::time::Duration::from_millis(10)));
-    let reads = Arc::new(ReadsWhenWoken {
+    let reader = Arc::new(ReadOnWake {
         exits: Mutex::new(fixture.reaper.exits()),
         found: Mutex::new(None),
     });
     let mut child = exits_on_eof(3).spawn().unwrap();
-    let lifeline = child.stdin.take();
+    let stdin = child.stdin.take();
     let mut handle = pin!(fixture.reaper.register_child(child).unwrap());
-    let waker = Waker::from(Arc::clone(&reads));
+    let waker = Waker::from(Arc::clone(&reader));
     assert!(
         handle
             .as_mut()
             .poll(&mut Context::from_waker(&waker))
             .is_pending()
     );
-    drop(lifeline);
-    eventually("woken", || reads.found.lock().unwrap().is_some()).await;
-    assert_eq!(*reads.found.lock().unwrap(), Some(Some(handle.pid())));
+    drop(stdin);
+    eventually("the handle wakes the task", || {
+        reader.found.lock().unwrap().is_some()
+    })
+    .await;
+    assert_eq!(*reader.found.lock().unwrap(), Some(Some(handle.pid())));
 }
 
-async fn every_task_finds_the_exit_that_it_has_awaited(builder: ReaperBuilder) {
+async fn a_task_that_awaited_a_handle_finds_its_exit_in_the_stream(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.sweep_interval(std::time::Duration::from_millis(10)));
     let tasks: Vec<_> = (0..100)
         .map(|code| {
@@ -62,7 +71,7 @@ async fn every_task_finds_the_exit_that_it_has_awaited(builder: ReaperBuilder) {
                 let exit = reaper.spawn(exits_with(code)).await.unwrap().await.unwrap();
                 loop {
                     let next = exits.next().now_or_never().flatten();
-                    if next.expect("it is there").pid == exit.pid {
+                    if next.expect("the exit is in the stream").pid == exit.pid {
                         return;
                     }
                 }
@@ -82,7 +91,7 @@ enum Shutdown {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shutdown_right_after_the_last_exit_loses_none() {
+async fn a_shutdown_after_the_last_exit_loses_no_exit() {
     for dedicated in [false, true] {
         for shutdown in [Shutdown::Async, Shutdown::Sync, Shutdown::Token] {
             for _ in 0..60 {
@@ -121,25 +130,25 @@ async fn await_all_then_shut_down(dedicated: bool, shutdown: Shutdown) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dead_child_is_in_the_stream_or_given_back_when_registering_races_a_shutdown() {
+async fn a_registration_that_races_a_shutdown_is_streamed_or_returned() {
     for _ in 0..100 {
         let reaper = ShimReaper::start();
         let exits = reaper.exits();
         let child = exits_with(5).spawn().unwrap();
         let pid = child.id();
-        eventually("dead", || is_zombie(pid)).await;
-        let both = Arc::new(Barrier::new(2));
-        let registering = std::thread::spawn({
-            let (reaper, both) = (reaper.clone(), Arc::clone(&both));
+        eventually("the child exits", || is_zombie(pid)).await;
+        let barrier = Arc::new(Barrier::new(2));
+        let thread = std::thread::spawn({
+            let (reaper, barrier) = (reaper.clone(), Arc::clone(&barrier));
             move || {
-                both.wait();
+                barrier.wait();
                 reaper.register_child(child)
             }
         });
-        both.wait();
+        barrier.wait();
         reaper.shutdown_sync();
         let read: Vec<_> = exits.map(|exit| exit.pid).collect().await;
-        match registering.join().unwrap() {
+        match thread.join().unwrap() {
             Ok(handle) => {
                 assert_eq!(handle.await.unwrap().code(), Some(5));
                 assert_eq!(read, [pid]);
@@ -154,7 +163,7 @@ async fn a_dead_child_is_in_the_stream_or_given_back_when_registering_races_a_sh
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_stream_ends_with_the_last_reaper_and_handle() {
+async fn the_exit_stream_ends_with_the_last_reaper_and_handle() {
     let reaper = ShimReaper::start();
     let exits = reaper.exits();
     let exit = reaper.spawn(exits_with(6)).await.unwrap().await.unwrap();

@@ -1,4 +1,5 @@
-//! A process that got the pid of a dead shim is nobody's business.
+//! The reaper never touches a process that reuses the pid of a dead shim.
+#![allow(clippy::panic, clippy::unwrap_used, clippy::zombie_processes)]
 
 mod common;
 
@@ -12,20 +13,20 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use shim_reaper::{CollectedBy, ReaperBuilder, ShimHandle};
 
 in_both_modes!(
-    a_living_stranger_with_the_pid_is_neither_signalled_nor_waited_on,
-    a_dead_stranger_with_the_pid_keeps_its_exit_code_for_its_owner,
-    the_pid_of_a_dead_shim_can_be_registered_for_its_next_process,
-    a_child_that_was_waited_for_is_not_mistaken_for_its_successor,
+    a_live_process_with_a_reused_pid_is_neither_signalled_nor_reaped,
+    a_zombie_with_a_reused_pid_keeps_its_exit_code_for_its_owner,
+    the_pid_of_a_dead_shim_can_be_registered_again,
+    a_child_whose_owner_waited_is_not_confused_with_its_successor,
 );
 
-/// A registered shim, dead and collected by its owner before the reaper has seen anything of it;
-/// start times differ by more than a clock tick.
-async fn shim_that_ended_unseen(fixture: &Fixture) -> ShimHandle {
+/// Registers a shim that its owner then kills and reaps before the reaper notices. Waits first, so
+/// that a process that reuses the pid has a different start time.
+async fn unnoticed_exit(fixture: &Fixture) -> ShimHandle {
     let mut child = sleeper().spawn().unwrap();
     let handle = fixture.reaper.register(child.id()).await.unwrap();
-    let started = std::time::Instant::now();
-    eventually("another clock tick", || {
-        started.elapsed() > Duration::from_millis(50)
+    let start = std::time::Instant::now();
+    eventually("the next clock tick", || {
+        start.elapsed() > Duration::from_millis(50)
     })
     .await;
     child.kill().unwrap();
@@ -33,9 +34,9 @@ async fn shim_that_ended_unseen(fixture: &Fixture) -> ShimHandle {
     handle
 }
 
-async fn a_living_stranger_with_the_pid_is_neither_signalled_nor_waited_on(builder: ReaperBuilder) {
+async fn a_live_process_with_a_reused_pid_is_neither_signalled_nor_reaped(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(100)));
-    let old = shim_that_ended_unseen(&fixture).await;
+    let old = unnoticed_exit(&fixture).await;
     let Some(pid) = sleeper_with_pid(old.pid()) else {
         return;
     };
@@ -47,42 +48,45 @@ async fn a_living_stranger_with_the_pid_is_neither_signalled_nor_waited_on(build
     assert_eq!((exit.pid, exit.collected_by), (pid, CollectedBy::Owner));
     assert!(
         matches!(exit.signal(), None | Some(9)),
-        "the old shim's own end: {exit:?}"
+        "the exit of the old shim: {exit:?}"
     );
     fixture.expect(0, 1, 0).await;
     fixture.sweeps(5).await;
-    assert!(matches!(state_of(pid), Some('S' | 'R')), "untouched");
+    assert!(
+        matches!(state_of(pid), Some('S' | 'R')),
+        "the new process still runs"
+    );
     assert_eq!(
         old.kill().unwrap_err().raw_os_error(),
         Some(Errno::ESRCH as i32)
     );
 
     kill(pid, SIGTERM);
-    let ended = waitpid(as_pid(pid), None).unwrap();
-    assert_eq!(ended, WaitStatus::Signaled(as_pid(pid), SIGTERM, false));
+    let status = waitpid(as_pid(pid), None).unwrap();
+    assert_eq!(status, WaitStatus::Signaled(as_pid(pid), SIGTERM, false));
     fixture.expect(0, 1, 0).await;
 }
 
-async fn a_dead_stranger_with_the_pid_keeps_its_exit_code_for_its_owner(builder: ReaperBuilder) {
+async fn a_zombie_with_a_reused_pid_keeps_its_exit_code_for_its_owner(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(100)));
-    let old = shim_that_ended_unseen(&fixture).await;
+    let old = unnoticed_exit(&fixture).await;
     let Some(pid) = exits_with_pid(old.pid(), 42) else {
         return;
     };
-    eventually("the stranger is dead", || is_zombie(pid)).await;
+    eventually("the new process exits", || is_zombie(pid)).await;
     let exit = old.await.unwrap();
-    assert_ne!(exit.code(), Some(42), "that is the stranger's");
+    assert_ne!(exit.code(), Some(42), "42 belongs to the new process");
     fixture.expect(0, 1, 0).await;
     fixture.sweeps(5).await;
-    assert!(is_zombie(pid), "left to its owner");
-    let ended = waitpid(as_pid(pid), None).unwrap();
-    assert_eq!(ended, WaitStatus::Exited(as_pid(pid), 42));
+    assert!(is_zombie(pid), "the zombie stays for its owner");
+    let status = waitpid(as_pid(pid), None).unwrap();
+    assert_eq!(status, WaitStatus::Exited(as_pid(pid), 42));
 }
 
-async fn the_pid_of_a_dead_shim_can_be_registered_for_its_next_process(builder: ReaperBuilder) {
-    // No sweep comes between, so that both entries exist side by side.
+async fn the_pid_of_a_dead_shim_can_be_registered_again(builder: ReaperBuilder) {
+    // No sweep runs in between, so that both entries exist side by side.
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(700)));
-    let old = shim_that_ended_unseen(&fixture).await;
+    let old = unnoticed_exit(&fixture).await;
     let Some(pid) = sleeper_with_pid(old.pid()) else {
         return;
     };
@@ -97,7 +101,7 @@ async fn the_pid_of_a_dead_shim_can_be_registered_for_its_next_process(builder: 
     fixture.expect(1, 1, 0).await;
 }
 
-async fn a_child_that_was_waited_for_is_not_mistaken_for_its_successor(builder: ReaperBuilder) {
+async fn a_child_whose_owner_waited_is_not_confused_with_its_successor(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(20)));
     let mut child = sleeper().spawn().unwrap();
     child.kill().unwrap();
@@ -105,7 +109,7 @@ async fn a_child_that_was_waited_for_is_not_mistaken_for_its_successor(builder: 
     let Some(pid) = exits_with_pid(child.id(), 42) else {
         return;
     };
-    eventually("the successor is dead", || is_zombie(pid)).await;
+    eventually("the successor exits", || is_zombie(pid)).await;
 
     let exit = fixture.reaper.register_child(child).unwrap().await.unwrap();
     assert_eq!(
@@ -113,7 +117,7 @@ async fn a_child_that_was_waited_for_is_not_mistaken_for_its_successor(builder: 
         (Some(9), CollectedBy::Owner)
     );
     fixture.sweeps(5).await;
-    let ended = waitpid(as_pid(pid), None).unwrap();
-    assert_eq!(ended, WaitStatus::Exited(as_pid(pid), 42));
+    let status = waitpid(as_pid(pid), None).unwrap();
+    assert_eq!(status, WaitStatus::Exited(as_pid(pid), 42));
     fixture.expect(0, 1, 0).await;
 }

@@ -1,19 +1,20 @@
-//! A registration ends when its process has, and for no other reason.
+//! A registration ends when its process has been reaped or has vanished, and for no other reason.
+#![allow(clippy::panic, clippy::unwrap_used, clippy::zombie_processes)]
 
 mod common;
 
 use std::time::Duration;
 
-use common::{Doomed, Fixture, eventually, is_gone, is_zombie, kill, sleeper};
+use common::{Fixture, KillOnDrop, eventually, is_gone, is_zombie, kill, sleeper};
 use nix::sys::signal::Signal::SIGKILL;
 use shim_reaper::{CollectedBy, ReaperBuilder};
 
 in_both_modes!(
     register_is_idempotent_and_survives_prior_cleanup,
     live_pid_stays_registered_until_actual_exit,
-    dropping_every_handle_still_reaps,
-    dropping_every_reaper_still_reaps,
-    taking_over_a_registered_child_keeps_one_entry,
+    a_shim_without_handles_is_reaped,
+    a_shim_of_a_dropped_reaper_is_reaped,
+    registering_a_child_after_its_pid_keeps_one_entry,
 );
 
 async fn register_is_idempotent_and_survives_prior_cleanup(builder: ReaperBuilder) {
@@ -31,7 +32,7 @@ async fn register_is_idempotent_and_survives_prior_cleanup(builder: ReaperBuilde
     assert_eq!(second.await.unwrap().pid, pid);
     fixture.expect(0, 1, 0).await;
 
-    // The process is gone and collected: registering it once more is answered all the same.
+    // A late registration resolves although the process is gone.
     let late = fixture.reaper.register(pid).await.unwrap();
     let exit = late.await.unwrap();
     assert_eq!((exit.status, exit.collected_by), (None, CollectedBy::Owner));
@@ -40,8 +41,8 @@ async fn register_is_idempotent_and_survives_prior_cleanup(builder: ReaperBuilde
 
 async fn live_pid_stays_registered_until_actual_exit(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(5)));
-    let mut doomed = Doomed::default();
-    let pid = doomed.spawn(sleeper()).unwrap();
+    let mut children = KillOnDrop::default();
+    let pid = children.spawn(sleeper()).unwrap();
     drop(fixture.reaper.register(pid).await.unwrap());
     fixture.sweeps(20).await;
     assert_eq!(fixture.reaper.registered().await, [pid]);
@@ -53,14 +54,14 @@ async fn live_pid_stays_registered_until_actual_exit(builder: ReaperBuilder) {
     assert!(fixture.reaper.registered().await.is_empty());
 }
 
-async fn dropping_every_handle_still_reaps(builder: ReaperBuilder) {
+async fn a_shim_without_handles_is_reaped(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder);
     let handle = fixture.reaper.spawn(sleeper()).await.unwrap();
     let pid = handle.pid();
-    let waiting = tokio::spawn(handle.clone());
+    let task = tokio::spawn(handle.clone());
     drop(handle);
-    waiting.abort();
-    assert!(waiting.await.unwrap_err().is_cancelled());
+    task.abort();
+    assert!(task.await.unwrap_err().is_cancelled());
     assert_eq!(fixture.reaper.registered().await, [pid]);
 
     kill(pid, SIGKILL);
@@ -68,21 +69,21 @@ async fn dropping_every_handle_still_reaps(builder: ReaperBuilder) {
     assert!(is_gone(pid));
 }
 
-async fn dropping_every_reaper_still_reaps(builder: ReaperBuilder) {
+async fn a_shim_of_a_dropped_reaper_is_reaped(builder: ReaperBuilder) {
     let Fixture { reaper, sink } = Fixture::new(builder);
     let handle = reaper.spawn(sleeper()).await.unwrap();
     let pid = handle.pid();
     drop((reaper, handle));
     assert!(!is_zombie(pid));
     kill(pid, SIGKILL);
-    eventually("collected", || is_gone(pid)).await;
-    eventually("counted", || {
+    eventually("the shim is reaped", || is_gone(pid)).await;
+    eventually("the sink counts it", || {
         sink.reaped_total.load(std::sync::atomic::Ordering::Relaxed) == 1
     })
     .await;
 }
 
-async fn taking_over_a_registered_child_keeps_one_entry(builder: ReaperBuilder) {
+async fn registering_a_child_after_its_pid_keeps_one_entry(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.owner_grace(Duration::from_secs(3_600)));
     let child = sleeper().spawn().unwrap();
     let pid = child.id();

@@ -1,4 +1,5 @@
-//! A reaper with a thread of its own needs nobody's runtime.
+//! A reaper on a dedicated thread needs no tokio runtime.
+#![allow(clippy::panic, clippy::unwrap_used, clippy::zombie_processes)]
 
 mod common;
 
@@ -9,17 +10,17 @@ use common::{eventually_blocking, exits_on_eof, exits_with, is_gone};
 use shim_reaper::ShimReaper;
 
 #[test]
-fn a_dedicated_reaper_collects_while_the_callers_runtime_is_blocked() {
+fn a_dedicated_reaper_reaps_while_the_callers_tokio_runtime_is_blocked() {
     for pidfd in [true, false] {
         let reaper = ShimReaper::builder()
             .pidfd(pidfd)
             .start_dedicated()
             .unwrap();
-        let mut lifelines = Vec::new();
+        let mut stdins = Vec::new();
         let mut pids = Vec::new();
         for _ in 0..50 {
             let mut child = exits_on_eof(1).spawn().unwrap();
-            lifelines.push(child.stdin.take());
+            stdins.push(child.stdin.take());
             pids.push(child.id());
             drop(reaper.register_child(child).unwrap());
         }
@@ -28,24 +29,24 @@ fn a_dedicated_reaper_collects_while_the_callers_runtime_is_blocked() {
             .enable_all()
             .build()
             .unwrap();
-        // Both workers and the blocking of them last until all are collected, 2 s at the least.
-        let (blocked, is_blocked) = mpsc::channel();
+        // Blocks both workers until all children are reaped, and for 2 s at least.
+        let (blocked_sender, blocked) = mpsc::channel();
         let mut releases = Vec::new();
         for _ in 0..2 {
-            let (release, released) = mpsc::channel::<()>();
+            let (release, wait_release) = mpsc::channel::<()>();
             releases.push(release);
-            let blocked = blocked.clone();
+            let blocked_sender = blocked_sender.clone();
             runtime.spawn(async move {
-                blocked.send(()).unwrap();
-                let _ = released.recv();
+                blocked_sender.send(()).unwrap();
+                let _ = wait_release.recv();
             });
         }
-        is_blocked.recv().unwrap();
-        is_blocked.recv().unwrap();
+        blocked.recv().unwrap();
+        blocked.recv().unwrap();
         let start = Instant::now();
-        drop(lifelines);
+        drop(stdins);
         for pid in pids {
-            eventually_blocking("collected meanwhile", || is_gone(pid));
+            eventually_blocking("the child is reaped", || is_gone(pid));
         }
         assert_eq!(reaper.stats().reaped_total, 50);
         eventually_blocking("2 s have passed", || {
@@ -59,15 +60,15 @@ fn a_dedicated_reaper_collects_while_the_callers_runtime_is_blocked() {
 }
 
 #[test]
-fn synchronous_code_can_spawn_and_await_without_a_runtime() {
+fn a_dedicated_reaper_serves_synchronous_code() {
     let reaper = ShimReaper::builder().start_dedicated().unwrap();
     let exit = futures::executor::block_on(async {
         let handle = reaper.spawn(exits_with(12)).await.unwrap();
         handle.await.unwrap()
     });
     assert_eq!(exit.code(), Some(12));
-    let given = exits_with(13).spawn().unwrap();
-    let handle = reaper.register_child(given).unwrap();
+    let child = exits_with(13).spawn().unwrap();
+    let handle = reaper.register_child(child).unwrap();
     assert_eq!(
         futures::executor::block_on(handle).unwrap().code(),
         Some(13)
@@ -75,18 +76,18 @@ fn synchronous_code_can_spawn_and_await_without_a_runtime() {
 }
 
 #[test]
-fn a_dedicated_thread_ends_with_the_shutdown_and_with_its_last_reaper() {
+fn a_dedicated_thread_ends_after_shutdown_or_with_the_last_reaper() {
     common::own_process::in_own_process(
-        "a_dedicated_thread_ends_with_the_shutdown_and_with_its_last_reaper",
+        "a_dedicated_thread_ends_after_shutdown_or_with_the_last_reaper",
         || {
-            let shut_down = ShimReaper::builder().start_dedicated().unwrap();
-            let dropped = ShimReaper::builder().start_dedicated().unwrap();
-            eventually_blocking("both run", || reaper_threads() == 2);
-            shut_down.shutdown_sync();
-            eventually_blocking("the first has ended", || reaper_threads() == 1);
-            drop(dropped.clone());
-            drop(dropped);
-            eventually_blocking("the second has ended", || reaper_threads() == 0);
+            let first = ShimReaper::builder().start_dedicated().unwrap();
+            let second = ShimReaper::builder().start_dedicated().unwrap();
+            eventually_blocking("both threads run", || reaper_threads() == 2);
+            first.shutdown_sync();
+            eventually_blocking("the first thread ends", || reaper_threads() == 1);
+            drop(second.clone());
+            drop(second);
+            eventually_blocking("the second thread ends", || reaper_threads() == 0);
         },
     );
 }

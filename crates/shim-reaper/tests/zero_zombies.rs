@@ -1,8 +1,9 @@
-//! Children whose starter gave up on them leave no zombie.
+//! Registered children leave no zombie although their `Child` was dropped.
+#![allow(clippy::panic, clippy::unwrap_used, clippy::zombie_processes)]
 
 mod common;
 
-use common::{Fixture, eventually, exits_with, forgotten, is_gone};
+use common::{Fixture, eventually, exits_with, is_gone, spawn_and_forget};
 use shim_reaper::ReaperBuilder;
 
 in_both_modes!(
@@ -22,13 +23,13 @@ async fn init_failures(builder: ReaperBuilder, count: u64) {
     let fixture = Fixture::new(builder);
     let mut pids = Vec::new();
     for i in 0..count {
-        let pid = forgotten(exits_with(i32::try_from(i % 100).unwrap()));
+        let pid = spawn_and_forget(exits_with(i32::try_from(i % 100).unwrap()));
         drop(fixture.reaper.register(pid).await.unwrap());
         pids.push(pid);
     }
     fixture.expect(count, 0, 0).await;
     for pid in pids {
-        eventually("the zombie is gone", || is_gone(pid)).await;
+        eventually("the zombie is reaped", || is_gone(pid)).await;
     }
     assert!(fixture.reaper.registered().await.is_empty());
 }

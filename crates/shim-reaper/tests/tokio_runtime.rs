@@ -1,4 +1,5 @@
-//! Which runtimes a reaper can live on, and what becomes of it on those it cannot.
+//! The tokio runtimes that a reaper can run on.
+#![allow(clippy::panic, clippy::unwrap_used, clippy::zombie_processes)]
 
 mod common;
 
@@ -9,29 +10,31 @@ use shim_reaper::{MetricsSink, ShimReaper};
 use tokio::runtime::Builder;
 
 #[test]
-fn a_reaper_runs_on_the_runtime_that_it_is_given() {
-    let home = Builder::new_multi_thread()
+fn start_on_runs_the_reaper_on_the_given_tokio_runtime() {
+    let runtime = Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()
         .unwrap();
     for pidfd in [true, false] {
-        // This thread is in no runtime.
+        // This thread is not inside a tokio runtime.
         let sink = MetricsSink::default();
         let builder = ShimReaper::builder().pidfd(pidfd);
-        let reaper = builder.metrics_sink(sink.clone()).start_on(home.handle());
+        let reaper = builder
+            .metrics_sink(sink.clone())
+            .start_on(runtime.handle());
         let child = exits_with(4).spawn().unwrap();
         let handle = reaper.register_child(child).unwrap();
         let exit = futures::executor::block_on(handle).unwrap();
         assert_eq!(exit.code(), Some(4));
         let fixture = Fixture { reaper, sink };
-        home.block_on(fixture.expect(1, 0, 0));
+        runtime.block_on(fixture.expect(1, 0, 0));
         assert!(fixture.reaper.worker_alive());
     }
 }
 
 #[test]
-fn a_runtime_without_drivers_is_refused_at_the_start() {
+fn start_on_panics_for_a_tokio_runtime_without_drivers() {
     let without_io = Builder::new_current_thread().enable_time().build().unwrap();
     let without_time = Builder::new_current_thread().enable_io().build().unwrap();
     for runtime in [without_io, without_time] {

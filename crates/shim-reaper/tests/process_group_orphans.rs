@@ -1,4 +1,10 @@
-//! Members of a shim's process group that outlive it, and fall to us, leave no zombie either.
+//! With `SpawnOptions::process_group`, the reaper also reaps the orphans in the group of a shim.
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::zombie_processes,
+    unsafe_code
+)]
 
 mod common;
 
@@ -17,26 +23,23 @@ use shim_reaper::{ShimHandle, ShimReaper, SpawnOptions};
 use tokio::io::AsyncReadExt;
 
 #[test]
-fn orphans_of_a_shim_are_collected_through_their_group_only() {
-    in_own_process(
-        "orphans_of_a_shim_are_collected_through_their_group_only",
-        || {
-            become_subreaper();
-            for pidfd in [true, false] {
-                block_on(collects_orphans_of_its_group_only(pidfd));
-            }
-        },
-    );
+fn only_orphans_in_the_group_of_the_shim_are_reaped() {
+    in_own_process("only_orphans_in_the_group_of_the_shim_are_reaped", || {
+        become_subreaper();
+        for pidfd in [true, false] {
+            block_on(reaps_orphans_of_the_group_only(pidfd));
+        }
+    });
 }
 
-async fn collects_orphans_of_its_group_only(pidfd: bool) {
+async fn reaps_orphans_of_the_group_only(pidfd: bool) {
     let fixture = Fixture::new(
         ShimReaper::builder()
             .pidfd(pidfd)
             .sweep_interval(Duration::from_millis(20)),
     );
     let group = SpawnOptions::new().process_group(true);
-    // One orphan stays in the shim's group; another leaves it for a session of its own.
+    // One orphan stays in the group of the shim. The other one leaves it for a session of its own.
     let mut shim =
         script("sleep 1000 >/dev/null & echo $!; setsid sleep 1000 >/dev/null & echo $!; exit 3");
     shim.stdout(Stdio::piped());
@@ -45,57 +48,60 @@ async fn collects_orphans_of_its_group_only(pidfd: bool) {
     let mut printed = String::new();
     stdout.read_to_string(&mut printed).await.unwrap();
     let pids: Vec<u32> = printed.lines().map(|line| line.parse().unwrap()).collect();
-    let (member, stranger) = (pids[0], pids[1]);
+    let (member, outsider) = (pids[0], pids[1]);
     assert_eq!(handle.await.unwrap().code(), Some(3));
-    eventually("both fell to us", || {
-        parent_of(member) == Some(me()) && parent_of(stranger) == Some(me())
+    eventually("both orphans become children of this process", || {
+        parent_of(member) == Some(own_pid()) && parent_of(outsider) == Some(own_pid())
     })
     .await;
-    eventually("the stranger has left the group", || {
-        !is_zombie(stranger) && command_of(stranger).starts_with("sleep")
+    eventually("the outsider leaves the group", || {
+        !is_zombie(outsider) && command_of(outsider).starts_with("sleep")
     })
     .await;
 
-    // Neither a member's nor a stranger's life is touched.
+    // Both keep running.
     fixture.sweeps(3).await;
     kill(member, SIGKILL);
-    kill(stranger, SIGKILL);
-    eventually("the member is collected", || is_gone(member)).await;
+    kill(outsider, SIGKILL);
+    eventually("the member is reaped", || is_gone(member)).await;
     fixture.sweeps(5).await;
     assert!(
-        is_zombie(stranger),
-        "in no group of ours: left to its owner"
+        is_zombie(outsider),
+        "an orphan outside the group stays for its owner"
     );
-    let ended = waitpid(as_pid(stranger), None).unwrap();
+    let status = waitpid(as_pid(outsider), None).unwrap();
     assert_eq!(
-        ended,
-        WaitStatus::Signaled(as_pid(stranger), SIGKILL, false)
+        status,
+        WaitStatus::Signaled(as_pid(outsider), SIGKILL, false)
     );
     assert_eq!(fixture.reaper.stats().orphans_reaped_total, 1);
     fixture.expect(1, 0, 0).await;
 }
 
 #[test]
-fn orphans_of_a_living_shim_are_reaped_once_it_has_ended() {
+fn orphans_of_a_live_shim_are_reaped_after_the_shim_exits() {
     in_own_process(
-        "orphans_of_a_living_shim_are_reaped_once_it_has_ended",
+        "orphans_of_a_live_shim_are_reaped_after_the_shim_exits",
         || {
             become_subreaper();
             block_on(async {
-                let fixture = fast();
+                let fixture = fast_fixture();
                 let group = SpawnOptions::new().process_group(true).kill_on_drop(true);
                 let mut shim =
                     script("(sleep 0.1 >/dev/null & echo $!); exec sleep 1000 >/dev/null");
                 shim.stdout(Stdio::piped());
                 let handle = fixture.reaper.spawn_with(shim, group).await.unwrap();
                 let orphan = printed_pid(&handle).await;
-                eventually("it has ended", || is_zombie(orphan)).await;
+                eventually("the process exits", || is_zombie(orphan)).await;
                 fixture.sweeps(20).await;
-                assert!(is_zombie(orphan), "its leader lives");
+                assert!(
+                    is_zombie(orphan),
+                    "the zombie stays while its group leader lives"
+                );
                 handle.kill().unwrap();
                 assert_eq!(handle.await.unwrap().signal(), Some(9));
-                eventually("reaped", || is_gone(orphan)).await;
-                eventually("counted", || {
+                eventually("the orphan is reaped", || is_gone(orphan)).await;
+                eventually("the orphan is counted", || {
                     fixture.reaper.stats().orphans_reaped_total == 1
                 })
                 .await;
@@ -104,11 +110,11 @@ fn orphans_of_a_living_shim_are_reaped_once_it_has_ended() {
     );
 }
 
-/// As a shell does with the processes of a pipeline.
+/// A shell puts the processes of a pipeline into one group.
 #[test]
-fn a_child_in_the_group_of_a_shim_is_left_to_its_owner() {
+fn an_unregistered_child_in_the_group_is_left_to_its_owner() {
     in_own_process(
-        "a_child_in_the_group_of_a_shim_is_left_to_its_owner",
+        "an_unregistered_child_in_the_group_is_left_to_its_owner",
         || {
             for subreaper in [false, true] {
                 if subreaper {
@@ -116,7 +122,7 @@ fn a_child_in_the_group_of_a_shim_is_left_to_its_owner() {
                 }
                 for pidfd in [true, false] {
                     for leader_lives in [true, false] {
-                        block_on(leaves_a_pipeline_alone(pidfd, leader_lives));
+                        block_on(leaves_a_pipeline_to_its_owner(pidfd, leader_lives));
                     }
                 }
             }
@@ -124,7 +130,7 @@ fn a_child_in_the_group_of_a_shim_is_left_to_its_owner() {
     );
 }
 
-async fn leaves_a_pipeline_alone(pidfd: bool, leader_lives: bool) {
+async fn leaves_a_pipeline_to_its_owner(pidfd: bool, leader_lives: bool) {
     let fixture = Fixture::new(
         ShimReaper::builder()
             .pidfd(pidfd)
@@ -147,7 +153,7 @@ async fn leaves_a_pipeline_alone(pidfd: bool, leader_lives: bool) {
     for member in &mut members {
         drop(member.stdin.take());
         let pid = member.id();
-        eventually("it has ended", || is_zombie(pid) || is_gone(pid)).await;
+        eventually("the process exits", || is_zombie(pid) || is_gone(pid)).await;
     }
     fixture.sweeps(20).await;
     for member in &mut members {
@@ -161,9 +167,9 @@ async fn leaves_a_pipeline_alone(pidfd: bool, leader_lives: bool) {
 }
 
 #[test]
-fn a_registered_child_in_the_group_of_a_shim_is_left_to_its_owner() {
+fn a_registered_child_in_the_group_is_left_to_its_owner() {
     in_own_process(
-        "a_registered_child_in_the_group_of_a_shim_is_left_to_its_owner",
+        "a_registered_child_in_the_group_is_left_to_its_owner",
         || {
             become_subreaper();
             for leader_lives in [true, false] {
@@ -198,49 +204,47 @@ async fn leaves_a_registered_child_to_its_owner(leader_lives: bool) {
     assert_eq!(fixture.reaper.stats().orphans_reaped_total, 0);
 }
 
-/// An orphan and a child that the main thread forked look alike, so both have the grace period.
+/// The reaper cannot distinguish an orphan from a child that the main thread forked, so both get the
+/// grace period.
 #[test]
-fn an_orphan_is_reaped_when_the_grace_period_has_ended() {
-    in_own_process(
-        "an_orphan_is_reaped_when_the_grace_period_has_ended",
-        || {
-            become_subreaper();
-            block_on(async {
-                let fixture = Fixture::new(
-                    ShimReaper::builder()
-                        .sweep_interval(Duration::from_millis(5))
-                        .owner_grace(Duration::from_millis(500)),
-                );
-                let group = SpawnOptions::new().process_group(true);
-                let mut shim = script("sleep 1000 >/dev/null & echo $!");
-                shim.stdout(Stdio::piped());
-                let handle = fixture.reaper.spawn_with(shim, group).await.unwrap();
-                let orphan = printed_pid(&handle).await;
-                handle.await.unwrap();
-                let before_death = Instant::now();
-                kill(orphan, SIGKILL);
-                eventually("reaped", || is_gone(orphan)).await;
-                assert!(before_death.elapsed() >= Duration::from_millis(500));
-                assert_eq!(fixture.reaper.stats().orphans_reaped_total, 1);
-            });
-        },
-    );
-}
-
-/// Not even those of a shim that made itself the leader of a group.
-#[test]
-fn without_the_option_orphans_are_left_alone() {
-    in_own_process("without_the_option_orphans_are_left_alone", || {
+fn an_orphan_is_reaped_when_the_grace_period_expires() {
+    in_own_process("an_orphan_is_reaped_when_the_grace_period_expires", || {
         become_subreaper();
         block_on(async {
-            let fixture = fast();
-            let spawned = fixture.reaper.spawn(leader_with_an_orphan()).await.unwrap();
-            let given = leader_with_an_orphan().spawn().unwrap();
-            let given = fixture.reaper.register_child(given).unwrap();
-            for handle in [spawned, given] {
+            let fixture = Fixture::new(
+                ShimReaper::builder()
+                    .sweep_interval(Duration::from_millis(5))
+                    .owner_grace(Duration::from_millis(500)),
+            );
+            let group = SpawnOptions::new().process_group(true);
+            let mut shim = script("sleep 1000 >/dev/null & echo $!");
+            shim.stdout(Stdio::piped());
+            let handle = fixture.reaper.spawn_with(shim, group).await.unwrap();
+            let orphan = printed_pid(&handle).await;
+            handle.await.unwrap();
+            let before_exit = Instant::now();
+            kill(orphan, SIGKILL);
+            eventually("the orphan is reaped", || is_gone(orphan)).await;
+            assert!(before_exit.elapsed() >= Duration::from_millis(500));
+            assert_eq!(fixture.reaper.stats().orphans_reaped_total, 1);
+        });
+    });
+}
+
+/// This holds even if the shim made itself the leader of a group.
+#[test]
+fn without_process_group_no_orphan_is_reaped() {
+    in_own_process("without_process_group_no_orphan_is_reaped", || {
+        become_subreaper();
+        block_on(async {
+            let fixture = fast_fixture();
+            let first = fixture.reaper.spawn(leader_with_an_orphan()).await.unwrap();
+            let child = leader_with_an_orphan().spawn().unwrap();
+            let second = fixture.reaper.register_child(child).unwrap();
+            for handle in [first, second] {
                 let orphan = printed_pid(&handle).await;
                 handle.await.unwrap();
-                eventually("it has ended", || is_zombie(orphan)).await;
+                eventually("the process exits", || is_zombie(orphan)).await;
                 fixture.sweeps(5).await;
                 assert!(is_zombie(orphan));
                 waitpid(as_pid(orphan), None).unwrap();
@@ -250,7 +254,7 @@ fn without_the_option_orphans_are_left_alone() {
     });
 }
 
-fn fast() -> Fixture {
+fn fast_fixture() -> Fixture {
     Fixture::new(ShimReaper::builder().sweep_interval(Duration::from_millis(20)))
 }
 
@@ -277,11 +281,11 @@ fn script(script: &str) -> Command {
 
 fn become_subreaper() {
     // SAFETY: takes integers only.
-    let done = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
-    assert_eq!(done, 0);
+    let result = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+    assert_eq!(result, 0);
 }
 
-fn me() -> u32 {
+fn own_pid() -> u32 {
     std::process::id()
 }
 

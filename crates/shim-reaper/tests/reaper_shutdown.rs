@@ -1,4 +1,10 @@
-//! Cancelling ends the reaper after one final drain, and says what still runs.
+//! Shutdown ends the reaper after one final drain, and reports the shims that still run.
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::zombie_processes,
+    unsafe_code
+)]
 
 mod common;
 
@@ -7,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use common::own_process::{block_on, in_own_process, in_own_process_unchecked};
 use common::{
-    DEADLINE, Doomed, Fixture, as_pid, eventually, exits_on_eof, exits_with, is_gone, is_zombie,
-    sleeper,
+    DEADLINE, Fixture, KillOnDrop, as_pid, eventually, exits_on_eof, exits_with, is_gone,
+    is_zombie, sleeper,
 };
 use futures::StreamExt;
 use nix::libc;
@@ -18,39 +24,42 @@ use shim_reaper::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Anything that waited for the interval would not be seen to end.
-const ENDLESS: Duration = Duration::from_secs(1_000_000);
+/// Longer than any test runs: a shutdown that waited for a sweep would never return.
+const NEVER: Duration = Duration::from_secs(1_000_000);
 
 in_both_modes!(
     shutdown_returns_promptly,
     shutdown_is_idempotent_from_many_tasks_at_once,
     cancelling_the_token_shuts_down,
-    shutting_down_does_not_cancel_the_embedders_token,
-    what_has_exited_is_drained,
-    what_still_runs_is_named_and_its_handles_are_closed,
-    nothing_can_be_registered_afterwards,
-    a_child_refused_after_shutdown_is_given_back,
-    shutdown_sync_works_inside_a_multi_thread_runtime,
+    shutdown_does_not_cancel_the_token_of_the_caller,
+    shutdown_drains_exited_shims,
+    shutdown_reports_running_shims_and_closes_their_handles,
+    a_closed_reaper_rejects_registrations,
+    a_closed_reaper_returns_the_rejected_child,
+    shutdown_sync_works_inside_a_multi_thread_tokio_runtime,
     shutdown_sync_works_from_drop,
-    the_stream_of_exits_ends_after_the_drained_ones,
+    the_exit_stream_ends_after_the_drained_exits,
 );
 
-/// A shim that runs, one that has exited as an owned child, and one left to its owner; none of the
-/// exits has been seen by a sweep for want of an interval.
+/// One shim that runs, and two that have exited: a child that the reaper owns, and a registered pid.
+/// No sweep has seen the exits.
 struct Scene {
     fixture: Fixture,
     running: ShimHandle,
     exited: Vec<ShimHandle>,
-    doomed: Doomed,
+    children: KillOnDrop,
 }
 
 impl Scene {
     async fn new(builder: ReaperBuilder) -> Self {
-        let fixture = Fixture::new(builder.sweep_interval(ENDLESS));
-        // The first sweep comes at once.
-        eventually("swept", || fixture.reaper.stats().sweeps_completed == 1).await;
-        let mut doomed = Doomed::default();
-        let pid = doomed.spawn(sleeper()).unwrap();
+        let fixture = Fixture::new(builder.sweep_interval(NEVER));
+        // The first sweep runs at once.
+        eventually("the first sweep completes", || {
+            fixture.reaper.stats().sweeps_completed == 1
+        })
+        .await;
+        let mut children = KillOnDrop::default();
+        let pid = children.spawn(sleeper()).unwrap();
         let running = fixture.reaper.register(pid).await.unwrap();
         let mut exited = Vec::new();
         for code in [1, 2] {
@@ -62,13 +71,13 @@ impl Scene {
             } else {
                 fixture.reaper.register(pid).await.unwrap()
             });
-            eventually("it has exited", || is_zombie(pid) || is_gone(pid)).await;
+            eventually("the shim exits", || is_zombie(pid) || is_gone(pid)).await;
         }
         Self {
             fixture,
             running,
             exited,
-            doomed,
+            children,
         }
     }
 
@@ -82,7 +91,10 @@ impl Scene {
         assert_eq!(self.running.clone().await.unwrap_err(), ReaperClosed);
         assert!(!self.fixture.reaper.worker_alive());
         self.fixture.expect(2, 0, 0).await;
-        assert!(!is_gone(self.running.pid()), "left as it is");
+        assert!(
+            !is_gone(self.running.pid()),
+            "the running shim is left alone"
+        );
     }
 }
 
@@ -90,7 +102,10 @@ async fn shutdown_returns_promptly(builder: ReaperBuilder) {
     let scene = Scene::new(builder).await;
     let start = Instant::now();
     let report = scene.fixture.reaper.shutdown().await;
-    assert!(start.elapsed() < DEADLINE, "well under the interval");
+    assert!(
+        start.elapsed() < DEADLINE,
+        "shutdown does not wait for a sweep"
+    );
     scene.check(&report).await;
 }
 
@@ -118,34 +133,37 @@ async fn cancelling_the_token_shuts_down(builder: ReaperBuilder) {
     let token = CancellationToken::new();
     let scene = Scene::new(builder.shutdown_token(token.clone())).await;
     token.cancel();
-    // Nobody calls shutdown: the worker does it.
+    // The worker shuts down without a call to `shutdown`.
     assert_eq!(scene.running.clone().await.unwrap_err(), ReaperClosed);
     scene.check(&scene.fixture.reaper.shutdown().await).await;
 }
 
-async fn shutting_down_does_not_cancel_the_embedders_token(builder: ReaperBuilder) {
+async fn shutdown_does_not_cancel_the_token_of_the_caller(builder: ReaperBuilder) {
     let token = CancellationToken::new();
     let fixture = Fixture::new(builder.shutdown_token(token.clone()));
     fixture.reaper.shutdown().await;
     assert!(!token.is_cancelled());
 }
 
-async fn what_has_exited_is_drained(builder: ReaperBuilder) {
+async fn shutdown_drains_exited_shims(builder: ReaperBuilder) {
     let pidfds = format!("{builder:?}").contains("pidfd: true");
-    let fixture = Fixture::new(builder.sweep_interval(ENDLESS));
-    eventually("swept", || fixture.reaper.stats().sweeps_completed == 1).await;
+    let fixture = Fixture::new(builder.sweep_interval(NEVER));
+    eventually("the first sweep completes", || {
+        fixture.reaper.stats().sweeps_completed == 1
+    })
+    .await;
     let mut handles = Vec::new();
     for code in 0..20 {
         let child = exits_with(code).spawn().unwrap();
         handles.push(fixture.reaper.register(child.id()).await.unwrap());
     }
     for handle in &handles {
-        eventually("it has exited", || is_zombie(handle.pid())).await;
+        eventually("the shim exits", || is_zombie(handle.pid())).await;
         if pidfds {
-            eventually("it is known", || !handle.is_running()).await;
+            eventually("the handle resolves", || !handle.is_running()).await;
         }
     }
-    // All of them are zombies that are still left to an owner, who gets no more time.
+    // All are zombies within the grace period of their owner. Shutdown does not wait for it.
     let report = fixture.reaper.shutdown().await;
     assert_eq!(report.drained, 20);
     assert!(report.still_running.is_empty());
@@ -156,23 +174,23 @@ async fn what_has_exited_is_drained(builder: ReaperBuilder) {
     fixture.expect(20, 0, 0).await;
 }
 
-async fn what_still_runs_is_named_and_its_handles_are_closed(builder: ReaperBuilder) {
+async fn shutdown_reports_running_shims_and_closes_their_handles(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder);
     let mut handles = Vec::new();
     for _ in 0..10 {
         handles.push(fixture.reaper.spawn(sleeper()).await.unwrap());
     }
     handles.push(fixture.reaper.attach(1).await.unwrap());
-    let waiting: Vec<_> = handles.iter().cloned().map(tokio::spawn).collect();
+    let tasks: Vec<_> = handles.iter().cloned().map(tokio::spawn).collect();
     let mut pids: Vec<u32> = handles.iter().map(ShimHandle::pid).collect();
     pids.sort_unstable();
 
     assert_eq!(fixture.reaper.shutdown().await.still_running, pids);
-    for task in waiting {
+    for task in tasks {
         assert_eq!(task.await.unwrap().unwrap_err(), ReaperClosed);
     }
     assert!(fixture.reaper.registered().await.is_empty());
-    // A handle still reaches its process.
+    // A handle can still signal its process.
     for handle in &handles[..10] {
         assert!(!handle.is_running());
         handle.kill().unwrap();
@@ -182,11 +200,11 @@ async fn what_still_runs_is_named_and_its_handles_are_closed(builder: ReaperBuil
     assert_eq!(fixture.reaper.stats().without_pidfd, 0);
 }
 
-async fn nothing_can_be_registered_afterwards(builder: ReaperBuilder) {
+async fn a_closed_reaper_rejects_registrations(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder);
     fixture.reaper.shutdown().await;
-    let mut doomed = Doomed::default();
-    let pid = doomed.spawn(sleeper()).unwrap();
+    let mut children = KillOnDrop::default();
+    let pid = children.spawn(sleeper()).unwrap();
     for error in [
         fixture.reaper.register(pid).await.unwrap_err(),
         fixture.reaper.attach(pid).await.unwrap_err(),
@@ -201,7 +219,7 @@ async fn nothing_can_be_registered_afterwards(builder: ReaperBuilder) {
     fixture.expect(0, 0, 0).await;
 }
 
-async fn a_child_refused_after_shutdown_is_given_back(builder: ReaperBuilder) {
+async fn a_closed_reaper_returns_the_rejected_child(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder);
     fixture.reaper.shutdown().await;
     let child = exits_with(31).spawn().unwrap();
@@ -211,68 +229,61 @@ async fn a_child_refused_after_shutdown_is_given_back(builder: ReaperBuilder) {
 }
 
 #[test]
-fn spawning_afterwards_forks_nothing() {
-    in_own_process("spawning_afterwards_forks_nothing", || {
+fn a_closed_reaper_forks_no_child() {
+    in_own_process("a_closed_reaper_forks_no_child", || {
         block_on(async {
             let fixture = Fixture::new(ShimReaper::builder());
             fixture.reaper.shutdown().await;
-            // A fork would have found out that there is no such program.
+            // After a fork the error would be that the program does not exist.
             let missing = std::process::Command::new("/nonexistent/shim");
             let error = fixture.reaper.spawn(missing).await.unwrap_err();
             assert!(error.get_ref().unwrap().is::<ReaperClosed>(), "{error}");
-            let any = nix::sys::wait::waitpid(None, Some(nix::sys::wait::WaitPidFlag::WNOHANG));
-            assert_eq!(
-                any,
-                Err(nix::errno::Errno::ECHILD),
-                "there is no child at all"
-            );
+            let status = nix::sys::wait::waitpid(None, Some(nix::sys::wait::WaitPidFlag::WNOHANG));
+            assert_eq!(status, Err(nix::errno::Errno::ECHILD), "no child exists");
         });
     });
 }
 
 #[test]
-fn a_shutdown_amid_spawning_leaves_no_child_unaccounted_for() {
-    in_own_process(
-        "a_shutdown_amid_spawning_leaves_no_child_unaccounted_for",
-        || {
-            for round in 0..20 {
-                block_on(async {
-                    let fixture = Fixture::new(ShimReaper::builder().pidfd(round % 2 == 0));
-                    let spawners: Vec<_> = (0..8)
-                        .map(|_| {
-                            let reaper = fixture.reaper.clone();
-                            tokio::spawn(async move {
-                                let mut handles = Vec::new();
-                                while let Ok(handle) = reaper.spawn(sleeper()).await {
-                                    handles.push(handle);
-                                    tokio::task::yield_now().await;
-                                }
-                                handles
-                            })
+fn a_shutdown_during_spawns_reports_every_child() {
+    in_own_process("a_shutdown_during_spawns_reports_every_child", || {
+        for round in 0..20 {
+            block_on(async {
+                let fixture = Fixture::new(ShimReaper::builder().pidfd(round % 2 == 0));
+                let spawners: Vec<_> = (0..8)
+                    .map(|_| {
+                        let reaper = fixture.reaper.clone();
+                        tokio::spawn(async move {
+                            let mut handles = Vec::new();
+                            while let Ok(handle) = reaper.spawn(sleeper()).await {
+                                handles.push(handle);
+                                tokio::task::yield_now().await;
+                            }
+                            handles
                         })
-                        .collect();
-                    eventually("some run", || fixture.reaper.stats().registered > 20).await;
-                    let report = fixture.reaper.shutdown().await;
-                    let mut running = Vec::new();
-                    for spawner in spawners {
-                        for handle in spawner.await.unwrap() {
-                            assert_eq!(handle.clone().await.unwrap_err(), ReaperClosed);
-                            running.push(handle.pid());
-                            handle.kill().unwrap();
-                            waitpid(as_pid(handle.pid()), None).unwrap();
-                        }
+                    })
+                    .collect();
+                eventually("some shims run", || fixture.reaper.stats().registered > 20).await;
+                let report = fixture.reaper.shutdown().await;
+                let mut running = Vec::new();
+                for spawner in spawners {
+                    for handle in spawner.await.unwrap() {
+                        assert_eq!(handle.clone().await.unwrap_err(), ReaperClosed);
+                        running.push(handle.pid());
+                        handle.kill().unwrap();
+                        waitpid(as_pid(handle.pid()), None).unwrap();
                     }
-                    running.sort_unstable();
-                    assert_eq!(report.still_running, running);
-                    assert_eq!(waitpid(None, None), Err(nix::errno::Errno::ECHILD));
-                    fixture.expect(0, 0, 0).await;
-                });
-            }
-        },
-    );
+                }
+                running.sort_unstable();
+                assert_eq!(report.still_running, running);
+                assert_eq!(waitpid(None, None), Err(nix::errno::Errno::ECHILD));
+                fixture.expect(0, 0, 0).await;
+            });
+        }
+    });
 }
 
-async fn shutdown_sync_works_inside_a_multi_thread_runtime(builder: ReaperBuilder) {
+async fn shutdown_sync_works_inside_a_multi_thread_tokio_runtime(builder: ReaperBuilder) {
     let scene = Scene::new(builder).await;
     let reaper = scene.fixture.reaper.clone();
     let report = tokio::spawn(async move { reaper.shutdown_sync() })
@@ -291,7 +302,7 @@ async fn shutdown_sync_works_from_drop(builder: ReaperBuilder) {
     let scene = Scene::new(builder).await;
     let report = Arc::new(OnceLock::new());
     let guard = OnDrop(scene.fixture.reaper.clone(), Arc::clone(&report));
-    // Dropped by the runtime, as part of a future that is aborted.
+    // The tokio runtime drops the guard with the aborted future.
     let task = tokio::spawn(async move {
         let _guard = guard;
         std::future::pending::<()>().await;
@@ -303,7 +314,7 @@ async fn shutdown_sync_works_from_drop(builder: ReaperBuilder) {
 }
 
 #[test]
-fn shutdown_sync_works_inside_a_current_thread_runtime() {
+fn shutdown_sync_works_inside_a_current_thread_tokio_runtime() {
     for pidfd in [true, false] {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -318,9 +329,9 @@ fn shutdown_sync_works_inside_a_current_thread_runtime() {
 }
 
 #[test]
-fn shutdown_sync_works_without_a_runtime() {
+fn shutdown_sync_works_outside_a_tokio_runtime() {
     for pidfd in [true, false] {
-        // The one that drove the reaper is gone.
+        // The tokio runtime of the reaper is gone before the shutdown.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -337,10 +348,10 @@ fn shutdown_sync_works_without_a_runtime() {
             .pidfd(pidfd)
             .start_dedicated()
             .unwrap();
-        let given = dedicated
+        let handle = dedicated
             .register_child(exits_with(3).spawn().unwrap())
             .unwrap();
-        let exit = futures::executor::block_on(given).unwrap();
+        let exit = futures::executor::block_on(handle).unwrap();
         assert_eq!(exit.code(), Some(3));
         assert_eq!(dedicated.shutdown_sync(), ShutdownReport::default());
     }
@@ -358,15 +369,15 @@ fn shutdown_sync_works_from_an_atexit_handler() {
         );
     }
     let output = in_own_process_unchecked("shutdown_sync_works_from_an_atexit_handler", || {
-        // SAFETY: the handler may run at any later time.
+        // SAFETY: the handler uses a static only.
         assert_eq!(unsafe { libc::atexit(at_exit) }, 0);
         block_on(async {
             let scene = Scene::new(ShimReaper::builder().pidfd(false)).await;
             REAPER.set(scene.fixture.reaper.clone()).unwrap();
             scene.running.kill().unwrap();
-            eventually("dead", || is_zombie(scene.running.pid())).await;
-            std::mem::forget(scene.doomed);
-            // With the runtime's threads alive, from within one of its tasks.
+            eventually("the shim exits", || is_zombie(scene.running.pid())).await;
+            std::mem::forget(scene.children);
+            // Exits inside a task, while the threads of the tokio runtime are alive.
             tokio::spawn(async { std::process::exit(11) })
                 .await
                 .unwrap();
@@ -379,16 +390,16 @@ fn shutdown_sync_works_from_an_atexit_handler() {
     }
 }
 
-async fn the_stream_of_exits_ends_after_the_drained_ones(builder: ReaperBuilder) {
+async fn the_exit_stream_ends_after_the_drained_exits(builder: ReaperBuilder) {
     let scene = Scene::new(builder).await;
-    let later = scene.fixture.reaper.exits();
+    let stream = scene.fixture.reaper.exits();
     let mut child = exits_on_eof(9).spawn().unwrap();
     drop(child.stdin.take());
     let pid = child.id();
     drop(scene.fixture.reaper.register(pid).await.unwrap());
-    eventually("it has exited", || is_zombie(pid)).await;
+    eventually("the shim exits", || is_zombie(pid)).await;
     scene.fixture.reaper.shutdown().await;
-    let exits: Vec<_> = later.collect().await;
+    let exits: Vec<_> = stream.collect().await;
     assert!(
         exits
             .iter()

@@ -1,24 +1,25 @@
-//! Bursts, and thousands of live shims.
+//! Bursts of exits, and thousands of live shims.
+#![allow(clippy::panic, clippy::unwrap_used, clippy::zombie_processes)]
 
 mod common;
 
 use std::time::{Duration, Instant};
 
-use common::herd::Herd;
+use common::forks::IdleChildren;
 use common::{Fixture, allow_descriptors, eventually, is_gone, state_of};
 use shim_reaper::{ReaperBuilder, ShimReaper};
 
 in_both_modes!(
-    a_burst_of_nonexistent_pids_drains_as_vanished,
-    a_thousand_of_ten_thousand_die_at_once,
+    a_burst_of_missing_pids_resolves_as_vanished,
+    a_thousand_of_ten_thousand_shims_exit_at_once,
 );
 
-/// Herds are large: one at a time.
-static ONE_HERD: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+/// Held by a test that has thousands of children, so that one such test runs at a time.
+static MANY_CHILDREN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 const LIVE: usize = 10_000;
 
-async fn a_burst_of_nonexistent_pids_drains_as_vanished(builder: ReaperBuilder) {
+async fn a_burst_of_missing_pids_resolves_as_vanished(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder);
     let start = Instant::now();
     let highest = u32::try_from(i32::MAX).unwrap();
@@ -30,47 +31,47 @@ async fn a_burst_of_nonexistent_pids_drains_as_vanished(builder: ReaperBuilder) 
     assert!(fixture.reaper.registered().await.is_empty());
 }
 
-async fn a_thousand_of_ten_thousand_die_at_once(builder: ReaperBuilder) {
-    let _one = ONE_HERD.lock().await;
+async fn a_thousand_of_ten_thousand_shims_exit_at_once(builder: ReaperBuilder) {
+    let _guard = MANY_CHILDREN.lock().await;
     allow_descriptors(LIVE as u64 + 500);
     let fixture = Fixture::new(builder.owner_grace(Duration::ZERO));
-    let mut herd = Herd::of(LIVE);
-    for pid in &herd.0 {
+    let mut idle = IdleChildren::fork(LIVE);
+    for pid in &idle.0 {
         drop(fixture.reaper.register(*pid).await.unwrap());
     }
     fixture.expect(0, 0, LIVE as u64).await;
 
-    let culled = herd.cull(1_000);
+    let killed = idle.kill(1_000);
     fixture.expect(1_000, 0, LIVE as u64 - 1_000).await;
-    assert!(culled.iter().all(|pid| is_gone(*pid)));
+    assert!(killed.iter().all(|pid| is_gone(*pid)));
     assert!(
-        herd.0
+        idle.0
             .iter()
             .all(|pid| matches!(state_of(*pid), Some('S' | 'R')))
     );
     assert_eq!(fixture.reaper.registered().await.len(), LIVE - 1_000);
 
-    let rest = herd.cull(LIVE - 1_000);
+    let rest = idle.kill(LIVE - 1_000);
     fixture.expect(LIVE as u64, 0, 0).await;
     assert!(rest.iter().all(|pid| is_gone(*pid)));
 }
 
-/// The sweep goes on without a pause meanwhile. A busy machine gets several tries.
+/// The reaper sweeps without a pause during this test. A busy machine gets several tries.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn registering_is_not_delayed_by_a_long_sweep() {
-    let _one = ONE_HERD.lock().await;
+async fn a_long_sweep_does_not_delay_registering() {
+    let _guard = MANY_CHILDREN.lock().await;
     let fixture = Fixture::new(
         ShimReaper::builder()
             .pidfd(false)
             .owner_grace(Duration::ZERO)
             .sweep_interval(Duration::from_millis(1)),
     );
-    let mut herd = Herd::of(LIVE + 1_000);
-    for pid in &herd.0[..LIVE] {
+    let mut idle = IdleChildren::fork(LIVE + 1_000);
+    for pid in &idle.0[..LIVE] {
         drop(fixture.reaper.register(*pid).await.unwrap());
     }
     let mut p99 = Vec::new();
-    for batch in herd.0[LIVE..].chunks(100) {
+    for batch in idle.0[LIVE..].chunks(100) {
         let mut times: Vec<Duration> = Vec::new();
         for pid in batch {
             let start = Instant::now();
@@ -84,10 +85,13 @@ async fn registering_is_not_delayed_by_a_long_sweep() {
     }
     assert!(
         p99.iter().any(|time| *time < Duration::from_millis(1)),
-        "the 99th percentile of registering, per batch: {p99:?}"
+        "99th percentile of the time to register, per batch: {p99:?}"
     );
     assert!(fixture.reaper.stats().sweeps_completed > 0);
-    let all = herd.cull(LIVE + 1_000);
+    let all = idle.kill(LIVE + 1_000);
     fixture.expect(all.len() as u64, 0, 0).await;
-    eventually("all gone", || all.iter().all(|pid| is_gone(*pid))).await;
+    eventually("all children are gone", || {
+        all.iter().all(|pid| is_gone(*pid))
+    })
+    .await;
 }

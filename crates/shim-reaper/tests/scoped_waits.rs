@@ -1,4 +1,10 @@
-//! Only what was registered is ever waited on.
+//! The reaper waits for registered processes only.
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::zombie_processes,
+    unsafe_code
+)]
 
 mod common;
 
@@ -6,58 +12,61 @@ use std::process::Child;
 use std::time::Duration;
 
 use common::own_process::{block_on, in_own_process, in_own_process_unchecked};
-use common::{Doomed, Fixture, eventually, exits_with, is_zombie, shell};
+use common::{Fixture, KillOnDrop, eventually, exits_with, is_zombie, shell};
 use nix::libc;
 use shim_reaper::{ReaperBuilder, SpawnOptions};
 use std::os::unix::process::ExitStatusExt;
 
 in_both_modes!(
     unregistered_child_exit_code_is_not_stolen,
-    a_thousand_unregistered_children_keep_their_codes_beside_churn
+    unregistered_children_keep_their_exit_codes_beside_a_busy_reaper
 );
 
 async fn unregistered_child_exit_code_is_not_stolen(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(5)));
     let mut child = exits_with(42).spawn().unwrap();
-    eventually("it has exited", || is_zombie(child.id())).await;
+    eventually("the child exits", || is_zombie(child.id())).await;
     fixture.sweeps(20).await;
-    assert!(is_zombie(child.id()), "left to its owner");
+    assert!(is_zombie(child.id()), "the zombie stays for its owner");
     assert_eq!(child.wait().unwrap().code(), Some(42));
     fixture.expect(0, 0, 0).await;
 }
 
-async fn a_thousand_unregistered_children_keep_their_codes_beside_churn(builder: ReaperBuilder) {
+async fn unregistered_children_keep_their_exit_codes_beside_a_busy_reaper(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(5)));
-    let mut bystanders: Vec<(i32, Child)> = Vec::new();
+    let mut unregistered: Vec<(i32, Child)> = Vec::new();
     for i in 0..1_000 {
         let code = i % 200;
-        bystanders.push((code, exits_with(code).spawn().unwrap()));
+        unregistered.push((code, exits_with(code).spawn().unwrap()));
         if i % 4 == 0 {
             drop(fixture.reaper.spawn(exits_with(1)).await.unwrap());
         }
     }
     fixture.expect(250, 0, 0).await;
     fixture.sweeps(3).await;
-    for (code, mut child) in bystanders {
+    for (code, mut child) in unregistered {
         assert_eq!(child.wait().unwrap().code(), Some(code));
     }
     fixture.expect(250, 0, 0).await;
 }
 
-/// A seccomp filter ends the process at the first wait on a child that it does not name.
+/// A seccomp filter kills the process at the first wait that does not name a child or a group.
 #[test]
-fn no_wait_names_any_child_or_the_own_process_group() {
-    in_own_process("no_wait_names_any_child_or_the_own_process_group", || {
-        forbid_unscoped_waits();
-        for pidfd in [true, false] {
-            block_on(exercise_everything(pidfd));
-        }
-    });
+fn the_reaper_never_waits_for_any_child_or_its_own_process_group() {
+    in_own_process(
+        "the_reaper_never_waits_for_any_child_or_its_own_process_group",
+        || {
+            forbid_unscoped_waits();
+            for pidfd in [true, false] {
+                block_on(exercise_all_registrations(pidfd));
+            }
+        },
+    );
 }
 
 #[test]
-fn the_filter_of_unscoped_waits_works() {
-    let output = in_own_process_unchecked("the_filter_of_unscoped_waits_works", || {
+fn the_filter_kills_a_process_at_an_unscoped_wait() {
+    let output = in_own_process_unchecked("the_filter_kills_a_process_at_an_unscoped_wait", || {
         forbid_unscoped_waits();
         // SAFETY: a null status pointer is allowed.
         unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) };
@@ -67,14 +76,14 @@ fn the_filter_of_unscoped_waits_works() {
     }
 }
 
-async fn exercise_everything(pidfd: bool) {
+async fn exercise_all_registrations(pidfd: bool) {
     let fixture = Fixture::new(
         shim_reaper::ShimReaper::builder()
             .pidfd(pidfd)
             .sweep_interval(Duration::from_millis(5)),
     );
     let reaper = &fixture.reaper;
-    let mut doomed = Doomed::default();
+    let mut children = KillOnDrop::default();
     for _ in 0..20 {
         drop(reaper.spawn(exits_with(3)).await.unwrap());
         let child = exits_with(3).spawn().unwrap();
@@ -89,7 +98,7 @@ async fn exercise_everything(pidfd: bool) {
                 .await
                 .unwrap(),
         );
-        let pid = doomed.spawn(common::sleeper()).unwrap();
+        let pid = children.spawn(common::sleeper()).unwrap();
         drop(reaper.register(pid).await.unwrap());
     }
     fixture.expect(80, 0, 21).await;
@@ -97,18 +106,18 @@ async fn exercise_everything(pidfd: bool) {
     assert_eq!(reaper.shutdown().await.still_running.len(), 21);
 }
 
-/// Kills the process on `wait4` with a pid of -1, 0 or below, and on `waitid` with `P_ALL` or with
-/// process group 0. Applies to this thread and all that it starts.
+/// Installs a filter that kills the process on `wait4` with a pid of 0 or below, and on `waitid` with
+/// `P_ALL` or with process group 0. The filter applies to this thread and to all that it starts.
 fn forbid_unscoped_waits() {
-    // Offsets in struct seccomp_data, low halves of the arguments on a little-endian machine.
+    // Offsets in struct seccomp_data: the low halves of the arguments on a little-endian machine.
     const NUMBER: u32 = 0;
     const ARGUMENT_0: u32 = 16;
     const ARGUMENT_1: u32 = 24;
     let load = |offset| statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset);
-    let jump = |op, value: u32, yes, no| libc::sock_filter {
+    let jump = |op, value: u32, if_true, if_false| libc::sock_filter {
         code: u16::try_from(libc::BPF_JMP | op | libc::BPF_K).unwrap(),
-        jt: yes,
-        jf: no,
+        jt: if_true,
+        jf: if_false,
         k: value,
     };
     let number = |number: i64| u32::try_from(number).unwrap();
@@ -116,7 +125,7 @@ fn forbid_unscoped_waits() {
         load(NUMBER),
         jump(libc::BPF_JEQ, number(libc::SYS_wait4), 1, 0),
         jump(libc::BPF_JEQ, number(libc::SYS_waitid), 3, 8),
-        // wait4: a pid that is zero, or negative as a signed number.
+        // wait4: a pid that is zero or negative.
         load(ARGUMENT_0),
         jump(libc::BPF_JEQ, 0, 7, 0),
         jump(libc::BPF_JGE, 0x8000_0000, 6, 5),
@@ -133,7 +142,7 @@ fn forbid_unscoped_waits() {
         len: u16::try_from(filter.len()).unwrap(),
         filter: filter.as_ptr().cast_mut(),
     };
-    // SAFETY: the program points to a filter that outlives the calls, which copy it.
+    // SAFETY: the kernel copies the filter during the calls.
     unsafe {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
         let mode = libc::SECCOMP_MODE_FILTER;

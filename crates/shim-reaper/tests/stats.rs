@@ -1,28 +1,32 @@
-//! The counters, the sink and the stream of exits say what happened.
+//! The stats, the metrics sink and the exit stream count what happened.
+#![allow(clippy::panic, clippy::unwrap_used, clippy::zombie_processes)]
 
 mod common;
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use common::herd::{Herd, ends_with};
+use common::forks::{IdleChildren, exiting_child};
 use common::{Fixture, allow_descriptors, eventually, exits_with, kill, sleeper};
 use futures::StreamExt;
 use nix::sys::signal::Signal::SIGKILL;
 use shim_reaper::{ReaperBuilder, ShimReaper};
 
 in_both_modes!(
-    registered_rises_when_registering_and_not_at_the_next_sweep,
-    sweeps_go_on_when_nothing_exits,
-    ten_thousand_exits_reach_a_reader_that_sleeps_first,
-    every_reader_gets_every_exit_from_its_start_on,
-    reapers_that_share_a_sink_add_up,
-    without_pidfd_counts_what_only_the_interval_looks_after,
+    registered_rises_without_a_sweep,
+    sweeps_continue_when_no_shim_exits,
+    the_exit_stream_buffers_ten_thousand_exits,
+    an_exit_stream_starts_when_it_is_created,
+    reapers_that_share_a_sink_add_to_it,
+    without_pidfd_counts_the_shims_without_a_pidfd,
 );
 
-async fn registered_rises_when_registering_and_not_at_the_next_sweep(builder: ReaperBuilder) {
+async fn registered_rises_without_a_sweep(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_secs(1_000_000)));
-    eventually("swept", || fixture.reaper.stats().sweeps_completed == 1).await;
+    eventually("the first sweep completes", || {
+        fixture.reaper.stats().sweeps_completed == 1
+    })
+    .await;
     let mut handles = Vec::new();
     for i in 0..3 {
         handles.push(match i {
@@ -55,15 +59,18 @@ async fn registered_rises_when_registering_and_not_at_the_next_sweep(builder: Re
         kill(*pid, SIGKILL);
     }
     for pid in &pids {
-        eventually("dead", || common::is_zombie(*pid) || common::is_gone(*pid)).await;
+        eventually("the child exits", || {
+            common::is_zombie(*pid) || common::is_gone(*pid)
+        })
+        .await;
     }
     fixture.reaper.shutdown().await;
     fixture.expect(3, 0, 0).await;
 }
 
-async fn sweeps_go_on_when_nothing_exits(builder: ReaperBuilder) {
+async fn sweeps_continue_when_no_shim_exits(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(5)));
-    eventually("the first sweep", || {
+    eventually("the first sweep completes", || {
         fixture.reaper.stats().last_sweep_at_ms.is_some()
     })
     .await;
@@ -73,14 +80,14 @@ async fn sweeps_go_on_when_nothing_exits(builder: ReaperBuilder) {
     let later = fixture.reaper.stats();
     assert!(later.sweeps_completed >= first.sweeps_completed + 20);
     let elapsed = later.last_sweep_at_ms.unwrap() - first.last_sweep_at_ms.unwrap();
-    // Twenty intervals, less what the first one may be late.
+    // Twenty intervals, half of which a late first sweep may use up.
     assert!(elapsed >= 20 * 5 / 2, "{elapsed} ms");
     let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis();
     assert!(now.abs_diff(later.last_sweep_at_ms.unwrap() as u128) < 60_000);
     assert_eq!((later.respawns_total, later.orphans_reaped_total), (0, 0));
 }
 
-async fn ten_thousand_exits_reach_a_reader_that_sleeps_first(builder: ReaperBuilder) {
+async fn the_exit_stream_buffers_ten_thousand_exits(builder: ReaperBuilder) {
     const EXITS: u64 = 10_000;
     let fixture = Fixture::new(
         builder
@@ -91,12 +98,12 @@ async fn ten_thousand_exits_reach_a_reader_that_sleeps_first(builder: ReaperBuil
     let mut expected = HashMap::new();
     for i in 0..EXITS {
         let code = i32::try_from(i % 256).unwrap();
-        let handle = fixture.reaper.register(ends_with(code)).await.unwrap();
-        // A pid may be recycled in the course of this: the last one counts.
+        let handle = fixture.reaper.register(exiting_child(code)).await.unwrap();
+        // The kernel may reuse a pid during this test: the last exit counts.
         expected.insert(handle.pid(), code);
     }
     fixture.expect(EXITS, 0, 0).await;
-    // Only now does anybody read.
+    // The reader starts only now.
     let read: Vec<_> = exits.take(EXITS as usize).collect().await;
     assert_eq!(read.len() as u64, EXITS);
     let last: HashMap<_, _> = read
@@ -106,7 +113,7 @@ async fn ten_thousand_exits_reach_a_reader_that_sleeps_first(builder: ReaperBuil
     assert_eq!(last, expected);
 }
 
-async fn every_reader_gets_every_exit_from_its_start_on(builder: ReaperBuilder) {
+async fn an_exit_stream_starts_when_it_is_created(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(10)));
     let run = async |code| {
         fixture
@@ -131,7 +138,7 @@ async fn every_reader_gets_every_exit_from_its_start_on(builder: ReaperBuilder) 
     assert_eq!(codes(second, 1).await, [Some(3)]);
 }
 
-async fn reapers_that_share_a_sink_add_up(builder: ReaperBuilder) {
+async fn reapers_that_share_a_sink_add_to_it(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder);
     let other = ShimReaper::builder()
         .metrics_sink(fixture.sink.clone())
@@ -156,17 +163,17 @@ async fn reapers_that_share_a_sink_add_up(builder: ReaperBuilder) {
     );
 }
 
-async fn without_pidfd_counts_what_only_the_interval_looks_after(builder: ReaperBuilder) {
+async fn without_pidfd_counts_the_shims_without_a_pidfd(builder: ReaperBuilder) {
     let pidfds = format!("{builder:?}").contains("pidfd: true");
     allow_descriptors(1_000);
     let fixture = Fixture::new(builder.owner_grace(Duration::ZERO));
-    let mut herd = Herd::of(100);
-    for pid in &herd.0 {
+    let mut idle = IdleChildren::fork(100);
+    for pid in &idle.0 {
         drop(fixture.reaper.register(*pid).await.unwrap());
     }
     let expected = if pidfds { 0 } else { 100 };
     assert_eq!(fixture.reaper.stats().without_pidfd, expected);
-    herd.cull(100);
+    idle.kill(100);
     fixture.expect(100, 0, 0).await;
     assert_eq!(fixture.reaper.stats().without_pidfd, 0);
 }

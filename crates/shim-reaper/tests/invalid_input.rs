@@ -1,4 +1,5 @@
-//! Whatever is passed in, there is an error or an answer, and nothing is left behind.
+//! Invalid arguments yield an error or a resolved handle, and leave nothing behind.
+#![allow(clippy::panic, clippy::unwrap_used, clippy::zombie_processes)]
 
 mod common;
 
@@ -13,13 +14,13 @@ use shim_reaper::{ReaperBuilder, ReaperClosed, RegisterErrorKind, ShimReaper};
 use tokio_util::sync::CancellationToken;
 
 in_both_modes!(
-    pids_that_no_shim_can_have_are_refused,
-    extreme_durations_are_taken_as_the_nearest_possible,
-    a_token_that_was_cancelled_before_the_start_refuses_everything,
-    a_living_process_that_is_not_our_child_resolves_as_vanished,
+    pids_that_no_child_can_have_are_rejected,
+    extreme_durations_are_clamped,
+    a_reaper_started_with_a_cancelled_token_rejects_every_call,
+    registering_a_live_process_of_another_parent_resolves_as_vanished,
 );
 
-async fn pids_that_no_shim_can_have_are_refused(builder: ReaperBuilder) {
+async fn pids_that_no_child_can_have_are_rejected(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder);
     for (pid, kind) in [
         (0, RegisterErrorKind::Zero),
@@ -43,7 +44,7 @@ async fn pids_that_no_shim_can_have_are_refused(builder: ReaperBuilder) {
     fixture.expect(0, 0, 0).await;
 }
 
-async fn extreme_durations_are_taken_as_the_nearest_possible(builder: ReaperBuilder) {
+async fn extreme_durations_are_clamped(builder: ReaperBuilder) {
     for (interval, grace) in [
         (Duration::ZERO, Duration::ZERO),
         (Duration::ZERO, Duration::MAX),
@@ -59,7 +60,7 @@ async fn extreme_durations_are_taken_as_the_nearest_possible(builder: ReaperBuil
         if grace == Duration::MAX {
             assert_eq!(child.wait().unwrap().code(), Some(3));
         } else {
-            common::eventually("dead", || {
+            common::eventually("the child exits", || {
                 common::is_zombie(child.id()) || is_gone(child.id())
             })
             .await;
@@ -71,7 +72,7 @@ async fn extreme_durations_are_taken_as_the_nearest_possible(builder: ReaperBuil
     }
 }
 
-async fn a_token_that_was_cancelled_before_the_start_refuses_everything(builder: ReaperBuilder) {
+async fn a_reaper_started_with_a_cancelled_token_rejects_every_call(builder: ReaperBuilder) {
     let token = CancellationToken::new();
     token.cancel();
     let fixture = Fixture::new(builder.shutdown_token(token));
@@ -87,7 +88,7 @@ async fn a_token_that_was_cancelled_before_the_start_refuses_everything(builder:
     fixture.expect(0, 0, 0).await;
 }
 
-async fn a_living_process_that_is_not_our_child_resolves_as_vanished(builder: ReaperBuilder) {
+async fn registering_a_live_process_of_another_parent_resolves_as_vanished(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(20)));
     let handle = fixture.reaper.register(1).await.unwrap();
     let exit = handle.await.unwrap();
@@ -96,12 +97,15 @@ async fn a_living_process_that_is_not_our_child_resolves_as_vanished(builder: Re
     fixture.expect(0, 1, 0).await;
 }
 
-/// Nobody has to wait for a sweep to learn it.
+/// The next sweep is 11 days away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_cannot_be_waited_for_is_known_at_once() {
-    let endless = Duration::from_secs(1_000_000);
-    let fixture = Fixture::new(ShimReaper::builder().sweep_interval(endless));
-    common::eventually("swept", || fixture.reaper.stats().sweeps_completed == 1).await;
+async fn a_registration_that_cannot_be_waited_for_resolves_without_a_sweep() {
+    let never = Duration::from_secs(1_000_000);
+    let fixture = Fixture::new(ShimReaper::builder().sweep_interval(never));
+    common::eventually("the first sweep completes", || {
+        fixture.reaper.stats().sweeps_completed == 1
+    })
+    .await;
     let nonexistent = u32::try_from(i32::MAX).unwrap();
     for (pid, attach) in [(nonexistent, false), (nonexistent, true), (1, false)] {
         let handle = if attach {
@@ -115,9 +119,9 @@ async fn what_cannot_be_waited_for_is_known_at_once() {
 }
 
 #[test]
-fn a_command_that_does_not_exist_is_an_error_and_leaves_no_child() {
+fn spawning_a_missing_or_unexecutable_program_leaves_no_child() {
     in_own_process(
-        "a_command_that_does_not_exist_is_an_error_and_leaves_no_child",
+        "spawning_a_missing_or_unexecutable_program_leaves_no_child",
         || {
             block_on(async {
                 let fixture = Fixture::new(ShimReaper::builder());
@@ -144,7 +148,7 @@ fn a_command_that_does_not_exist_is_an_error_and_leaves_no_child() {
 }
 
 #[test]
-fn starting_outside_a_runtime_panics_as_tokio_does_and_dedicated_does_not() {
+fn start_panics_outside_a_tokio_runtime_and_start_dedicated_does_not() {
     let panic = std::panic::catch_unwind(ShimReaper::start).unwrap_err();
     let message = panic.downcast_ref::<String>().map_or_else(
         || (*panic.downcast_ref::<&str>().unwrap()).to_owned(),
