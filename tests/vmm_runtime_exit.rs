@@ -56,7 +56,7 @@ fn check_only_detached_runs(home: &PerTestBoxHome) {
         let attached = runtime.info("attached").await.unwrap();
         let orphan = box_dir(home, &attached.id).join("orphan");
         let orphan = fs::read_to_string(orphan).unwrap().trim().parse().unwrap();
-        // The shim ends by itself after its watchdog has hung up.
+        // The shim ends by itself after the watchdog pipe has closed.
         let attached = runtime.wait(&attached.id).await.unwrap();
         assert_eq!(attached.status, BoxStatus::Stopped, "{attached:?}");
         eventually("the descendant exits", || is_gone(orphan)).await;
@@ -74,9 +74,9 @@ async fn wait_until_not_running(runtime: &VmmRuntime, id: &str) {
 }
 
 #[test]
-fn a_process_that_drops_its_vmm_runtime_and_exits() {
+fn attached_boxes_end_when_the_process_drops_its_vmm_runtime() {
     in_two_processes(
-        "a_process_that_drops_its_vmm_runtime_and_exits",
+        "attached_boxes_end_when_the_process_drops_its_vmm_runtime",
         |options| run_and_end(options, drop),
         |home, first: Output| {
             assert!(first.status.success(), "{first:?}");
@@ -86,9 +86,9 @@ fn a_process_that_drops_its_vmm_runtime_and_exits() {
 }
 
 #[test]
-fn a_process_that_calls_exit() {
+fn attached_boxes_end_when_the_process_calls_exit() {
     in_two_processes(
-        "a_process_that_calls_exit",
+        "attached_boxes_end_when_the_process_calls_exit",
         |options| run_and_end(options, |_| std::process::exit(3)),
         |home, first| {
             assert_eq!(first.status.code(), Some(3), "{first:?}");
@@ -98,9 +98,9 @@ fn a_process_that_calls_exit() {
 }
 
 #[test]
-fn a_process_that_panics() {
+fn attached_boxes_end_when_the_process_panics() {
     in_two_processes(
-        "a_process_that_panics",
+        "attached_boxes_end_when_the_process_panics",
         |options| run_and_end(options, |_| panic!("user code")),
         |home, first| {
             assert_eq!(first.status.code(), Some(101), "{first:?}");
@@ -110,9 +110,9 @@ fn a_process_that_panics() {
 }
 
 #[test]
-fn a_killed_process() {
+fn attached_boxes_end_when_the_process_is_killed() {
     in_two_processes(
-        "a_killed_process",
+        "attached_boxes_end_when_the_process_is_killed",
         |options| {
             run_and_end(options, |_| {
                 kill(std::process::id(), Signal::SIGKILL);
@@ -130,9 +130,9 @@ fn a_killed_process() {
 
 /// The child inherits the pipe of the watchdog.
 #[test]
-fn a_killed_process_with_a_forked_child() {
+fn attached_boxes_end_although_a_forked_child_keeps_the_watchdog() {
     in_two_processes(
-        "a_killed_process_with_a_forked_child",
+        "attached_boxes_end_although_a_forked_child_keeps_the_watchdog",
         |options| {
             run_and_end(options, |runtime| {
                 let attached = Handle::current()
@@ -193,7 +193,7 @@ fn fork_without_exec() -> Pid {
 }
 
 #[test]
-fn a_process_that_calls_shutdown_sync_in_a_drop() {
+fn attached_boxes_end_when_a_drop_calls_shutdown_sync() {
     struct ShutdownOnDrop(VmmRuntime);
     impl Drop for ShutdownOnDrop {
         fn drop(&mut self) {
@@ -203,7 +203,7 @@ fn a_process_that_calls_shutdown_sync_in_a_drop() {
         }
     }
     in_two_processes(
-        "a_process_that_calls_shutdown_sync_in_a_drop",
+        "attached_boxes_end_when_a_drop_calls_shutdown_sync",
         |options| run_and_end(options, |runtime| drop(ShutdownOnDrop(runtime))),
         |home, first| {
             assert!(first.status.success(), "{first:?}");
