@@ -1,5 +1,5 @@
-//! The reaper inside a runtime of somebody else's: shims are spawned and forgotten, and nothing has
-//! to wait for them.
+//! The reaper inside another program: the program spawns shims, forgets them, and never waits for
+//! them.
 
 use std::error::Error;
 use std::process::Command;
@@ -9,7 +9,7 @@ use futures::StreamExt;
 use shim_reaper::ShimReaper;
 use tokio_util::sync::CancellationToken;
 
-/// Stands for a daemon that has plenty else to do.
+/// A daemon that uses the reaper.
 struct Daemon {
     reaper: ShimReaper,
     shutdown: CancellationToken,
@@ -21,11 +21,11 @@ impl Daemon {
         let reaper = ShimReaper::builder()
             .shutdown_token(shutdown.clone())
             .start();
-        // Logs every exit, whoever started the shim and whoever has forgotten it.
+        // Logs every exit, even of shims whose handles are dropped.
         let mut exits = reaper.exits();
         tokio::spawn(async move {
             while let Some(exit) = exits.next().await {
-                println!("shim {} ended: {:?}", exit.pid, exit.shell_code());
+                println!("shim {} exited: {:?}", exit.pid, exit.shell_code());
             }
         });
         Self { reaper, shutdown }
@@ -34,7 +34,7 @@ impl Daemon {
     async fn boot(&self, script: &str) -> Result<(), Box<dyn Error>> {
         let mut shim = Command::new("sh");
         shim.args(["-c", script]);
-        // The handle is dropped here: the shim is collected all the same.
+        // Drops the handle. The reaper reaps the shim all the same.
         drop(self.reaper.spawn(shim).await?);
         Ok(())
     }
@@ -51,6 +51,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     daemon.shutdown.cancel();
     let report = daemon.reaper.shutdown().await;
     let stats = daemon.reaper.stats();
-    println!("{} reaped, {:?}", stats.reaped_total, report);
+    println!(
+        "{} reaped, {} still running",
+        stats.reaped_total,
+        report.still_running.len()
+    );
     Ok(())
 }

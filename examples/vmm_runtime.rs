@@ -1,25 +1,23 @@
-//! A VMM runtime and its boxes: one is killed, one removed by force, one crashes, one outlives the
-//! runtime, and states, exit codes and metrics follow. Ctrl-C shuts down in order.
+//! A VMM runtime and its boxes: one box is killed, one is removed, one crashes, and one outlives its
+//! VMM runtime. After each step the program prints what the VMM runtime knows.
 //!
-//! The boxes run commands in place of virtual machines, so that nothing else need be installed.
+//! The boxes run commands instead of virtual machines, so that nothing else has to be installed.
 
 use std::error::Error;
 use std::fs;
-use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use crossterm::{cursor, queue, terminal};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vmm_runtime::{BoxInfo, BoxSpec, BoxStatus, HealthCheckOptions, RuntimeOptions, VmmRuntime};
+use vmm_runtime::{BoxSpec, BoxStatus, RuntimeOptions, VmmRuntime};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-const LIMIT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the table shows, and what must be true in the end.
+/// The status and exit code that each box must have at the end.
 const EXPECTED: [(&str, BoxStatus, Option<i32>); 4] = [
     ("web", BoxStatus::Stopped, Some(143)),
     ("victim", BoxStatus::Failed, Some(137)),
@@ -27,235 +25,129 @@ const EXPECTED: [(&str, BoxStatus, Option<i32>); 4] = [
     ("survivor", BoxStatus::Failed, Some(7)),
 ];
 
-fn main() -> ExitCode {
-    // This program is its own shim: every box below is another process of it.
+fn main() -> Result<ExitCode> {
+    // This program is its own shim: every box runs in another process of it.
     vmm_shim::run_if_shim();
-    let played = tokio::runtime::Runtime::new()
-        .map_err(Into::into)
-        .and_then(|tokio| tokio.block_on(run()));
-    played.unwrap_or_else(|error| {
-        eprintln!("{error}");
-        ExitCode::FAILURE
+    tokio::runtime::Runtime::new()?.block_on(async {
+        let home = tempfile::Builder::new().prefix("vmm-").tempdir()?;
+        println!("a VMM runtime, with its boxes in {}", home.path().display());
+        let result = tokio::select! {
+            result = run(home.path()) => result.map(|()| ExitCode::SUCCESS),
+            _ = tokio::signal::ctrl_c() => Ok(ExitCode::from(130)), // 128 + SIGINT
+        };
+        // After Ctrl-C or an error, boxes may still run.
+        let runtime = VmmRuntime::open(RuntimeOptions::new(home.path())).await?;
+        for bx in runtime.list().await {
+            runtime.remove(&bx.id, true).await?;
+        }
+        runtime.shutdown(TIMEOUT).await;
+        result
     })
 }
 
-async fn run() -> Result<ExitCode> {
-    let home = tempfile::Builder::new().prefix("vmm-").tempdir()?;
-    let mut stage = Stage {
-        runtime: VmmRuntime::open(RuntimeOptions::new(home.path())).await?,
-        table: Table::new(),
-    };
-    println!("a runtime, with its boxes in {}\n", home.path().display());
-    let whole = tokio::select! {
-        played = stage.play(home.path()) => played.map(|()| true)?,
-        _ = tokio::signal::ctrl_c() => false,
-    };
-    Ok(match (stage.end(whole, home.path()).await?, whole) {
-        (true, true) => ExitCode::SUCCESS,
-        (true, false) => ExitCode::from(130), // 128 + SIGINT
-        (false, _) => ExitCode::FAILURE,
-    })
-}
-
-struct Stage {
-    runtime: VmmRuntime,
-    table: Table,
-}
-
-impl Stage {
-    async fn play(&mut self, home: &Path) -> Result<()> {
-        let quick = HealthCheckOptions::command(["true"]).interval(Duration::from_millis(200));
-        let waits_for_go = "while [ ! -e $VMM_BOX_DIR/go ]; do sleep 0.05; done";
-        for spec in [
-            BoxSpec::new(["sleep", "1000"])
-                .name("web")
-                .health(quick.clone()),
-            BoxSpec::new(["sleep", "1000"]).name("victim").health(quick),
-            BoxSpec::new(["sleep", "1000"]).name("nap"),
-            BoxSpec::new(["sh", "-c", "sleep 1.5; exit 3"]).name("crasher"),
-            BoxSpec::new(["sh", "-c", &format!("{waits_for_go}; exit 7")])
-                .name("survivor")
-                .detached(true),
-        ] {
-            let made = self.runtime.create(spec).await?;
-            self.runtime.start(&made.id).await?;
-        }
-        self.show("five boxes run, each in a shim of its own", 600)
-            .await?;
-
-        let victim = self.runtime.info("victim").await?;
-        let pid = victim.pid.ok_or("victim does not run")?;
-        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL)?;
-        self.show("kill -9 to the shim of victim: known without a call", 600)
-            .await?;
-
-        self.runtime.remove("nap", true).await?;
-        self.show("nap removed by force: gone when the call returns", 600)
-            .await?;
-
-        self.runtime.wait("crasher").await?;
-        self.show("crasher has crashed by itself", 600).await?;
-
-        self.runtime.shutdown(LIMIT).await;
-        self.show(
-            "the runtime is shut down: web is stopped, survivor runs on",
-            600,
-        )
-        .await?;
-
-        self.runtime = VmmRuntime::open(RuntimeOptions::new(home)).await?;
-        let survivor = self.runtime.info("survivor").await?;
-        self.show("a new runtime has found survivor again", 600)
-            .await?;
-
-        fs::write(home.join("boxes").join(&survivor.id).join("go"), "")?;
-        self.runtime.wait("survivor").await?;
-        self.show(
-            "survivor has ended, and the new runtime knows its exit code",
-            200,
-        )
-        .await
+async fn run(home: &Path) -> Result<()> {
+    let runtime = VmmRuntime::open(RuntimeOptions::new(home)).await?;
+    let wait_for_go = "while [ ! -e $VMM_BOX_DIR/go ]; do sleep 0.05; done; exit 7";
+    for spec in [
+        BoxSpec::new(["sleep", "1000"]).name("web"),
+        BoxSpec::new(["sleep", "1000"]).name("victim"),
+        BoxSpec::new(["sleep", "1000"]).name("nap"),
+        BoxSpec::new(["sh", "-c", "sleep 1; exit 3"]).name("crasher"),
+        BoxSpec::new(["sh", "-c", wait_for_go])
+            .name("survivor")
+            .detached(true),
+    ] {
+        let bx = runtime.create(spec).await?;
+        runtime.start(&bx.id).await?;
     }
+    show("five boxes run, each in a shim of its own", &runtime).await;
 
-    /// Says what has happened, and shows for a while what becomes of it.
-    async fn show(&mut self, news: &str, milliseconds: u64) -> Result<()> {
-        self.table.say(news)?;
-        let end = Instant::now() + Duration::from_millis(milliseconds);
-        loop {
-            self.table.draw(&self.runtime).await?;
-            if Instant::now() >= end {
-                return Ok(self.table.settle(&self.runtime).await?);
-            }
-            tokio::time::sleep(Duration::from_millis(40)).await;
-        }
-    }
+    let pid = runtime
+        .info("victim")
+        .await?
+        .pid
+        .ok_or("victim does not run")?;
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL)?;
+    runtime.wait("victim").await?;
+    show("kill -9 to the shim of victim", &runtime).await;
 
-    /// Whether everything ended as it should, and nothing is left behind.
-    async fn end(mut self, whole: bool, home: &Path) -> Result<bool> {
-        if !whole {
-            self.table.say("interrupted: shutting down in order")?;
-            // The home goes with this program, and whoever is detached has to go before.
-            self.runtime.shutdown(LIMIT).await;
-            self.runtime = VmmRuntime::open(RuntimeOptions::new(home)).await?;
-            for left in self.runtime.list().await {
-                self.runtime.stop(&left.id).await?;
-            }
-        }
-        self.runtime.shutdown(LIMIT).await;
-        self.table.say("shut down")?;
-        // Whoever ended a moment ago is left to its owner for a moment.
-        let deadline = Instant::now() + LIMIT;
-        while zombies() > 0 && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        self.table.draw(&self.runtime).await?;
-        self.table.settle(&self.runtime).await?;
-        let boxes = self.runtime.list().await;
-        let as_expected = EXPECTED.iter().all(|(name, status, code)| {
-            boxes.iter().any(|found| {
-                found.name.as_deref() == Some(name)
-                    && found.status == *status
-                    && found.exit_code == *code
-            })
-        });
-        let running = boxes.iter().any(|left| left.status == BoxStatus::Running);
-        Ok(zombies() == 0 && !running && (as_expected || !whole))
-    }
-}
+    runtime.remove("nap", true).await?;
+    show("nap is removed by force", &runtime).await;
 
-/// The boxes: redrawn in place on a terminal, otherwise printed at the end of each step.
-struct Table {
-    live: bool,
-    /// How many lines of it are on the screen.
-    lines: u16,
-}
+    runtime.wait("crasher").await?;
+    show("crasher has exited with an error", &runtime).await;
 
-impl Table {
-    fn new() -> Self {
-        Self {
-            live: io::stdout().is_terminal(),
-            lines: 0,
-        }
-    }
-
-    fn clear(&mut self) -> io::Result<()> {
-        if self.lines > 0 {
-            let up = cursor::MoveToPreviousLine(self.lines);
-            let down = terminal::Clear(terminal::ClearType::FromCursorDown);
-            queue!(io::stdout(), up, down)?;
-            self.lines = 0;
-        }
-        Ok(())
-    }
-
-    fn say(&mut self, news: &str) -> io::Result<()> {
-        self.clear()?;
-        println!("* {news}");
-        Ok(())
-    }
-
-    async fn draw(&mut self, runtime: &VmmRuntime) -> io::Result<()> {
-        match self.live {
-            true => self.print(runtime).await,
-            false => Ok(()),
-        }
-    }
-
-    /// The state in which a step has ended.
-    async fn settle(&mut self, runtime: &VmmRuntime) -> io::Result<()> {
-        match self.live {
-            true => Ok(()),
-            false => self.print(runtime).await,
-        }
-    }
-
-    async fn print(&mut self, runtime: &VmmRuntime) -> io::Result<()> {
-        let heading = format!(
-            "  {:<9} {:<11} {:<10} {:>8} {:>5}  {}",
-            "NAME", "STATUS", "HEALTH", "SHIM", "CODE", "WHY"
-        );
-        let metrics = runtime.metrics().await;
-        let totals = format!(
-            "  running {}, failed {}, registered {}, reaped {}, vanished {}; zombies {}",
-            metrics.num_running_boxes,
-            metrics.boxes_failed_total,
-            metrics.shim_reaper_registered,
-            metrics.shim_reaped,
-            metrics.shim_reaper_vanished,
-            zombies(),
-        );
-        let mut lines = vec![heading];
-        lines.extend(runtime.list().await.iter().map(row));
-        lines.push(totals);
-
-        self.clear()?;
-        let width = usize::from(terminal::size().map_or(80, |(width, _)| width));
-        let mut out = io::stdout().lock();
-        for line in &lines {
-            // A line that wraps would upset the next redrawing.
-            writeln!(out, "{}", line.chars().take(width).collect::<String>())?;
-        }
-        if self.live {
-            self.lines = u16::try_from(lines.len()).unwrap_or(u16::MAX);
-        }
-        out.flush()
-    }
-}
-
-fn row(shown: &BoxInfo) -> String {
-    let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
-    format!(
-        "  {:<9} {:<11} {:<10} {:>8} {:>5}  {}",
-        or_dash(shown.name.clone()),
-        shown.status,
-        or_dash(shown.health.map(|health| health.to_string())),
-        or_dash(shown.pid.map(|pid| pid.to_string())),
-        or_dash(shown.exit_code.map(|code| code.to_string())),
-        shown.error.as_deref().unwrap_or_default(),
+    runtime.shutdown(TIMEOUT).await;
+    show(
+        "the VMM runtime is shut down: web is stopped, survivor runs on",
+        &runtime,
     )
+    .await;
+
+    let runtime = VmmRuntime::open(RuntimeOptions::new(home)).await?;
+    show("a new VMM runtime has found survivor", &runtime).await;
+
+    let survivor = runtime.info("survivor").await?;
+    fs::write(home.join("boxes").join(&survivor.id).join("go"), "")?;
+    runtime.wait("survivor").await?;
+    runtime.shutdown(TIMEOUT).await;
+    check(&runtime).await?;
+    show(
+        "survivor has exited, and the new VMM runtime knows its exit code",
+        &runtime,
+    )
+    .await;
+    Ok(())
 }
 
-/// Children of this program that nobody has collected.
+/// Prints a step, the boxes after it, and the totals.
+async fn show(step: &str, runtime: &VmmRuntime) {
+    println!("\n* {step}");
+    println!(
+        "  {:<9} {:<8} {:>8} {:>5}  ERROR",
+        "NAME", "STATUS", "SHIM", "CODE"
+    );
+    for bx in runtime.list().await {
+        println!(
+            "  {:<9} {:<8} {:>8} {:>5}  {}",
+            bx.name.unwrap_or_default(),
+            bx.status,
+            bx.pid.map_or("-".to_owned(), |pid| pid.to_string()),
+            bx.exit_code.map_or("-".to_owned(), |code| code.to_string()),
+            bx.error.unwrap_or_default(),
+        );
+    }
+    let metrics = runtime.metrics().await;
+    println!(
+        "  running {}, failed {}; shims registered {}, reaped {}; zombies {}",
+        metrics.num_running_boxes,
+        metrics.boxes_failed_total,
+        metrics.shim_reaper_registered,
+        metrics.shim_reaped,
+        zombies(),
+    );
+}
+
+/// Checks the final state of all boxes, and that no zombie is left.
+async fn check(runtime: &VmmRuntime) -> Result<()> {
+    for (name, status, code) in EXPECTED {
+        let bx = runtime.info(name).await?;
+        if (bx.status, bx.exit_code) != (status, code) {
+            return Err(format!("{name} is {} with {:?}", bx.status, bx.exit_code).into());
+        }
+    }
+    // The reaper leaves a zombie to its owner for a grace period.
+    let deadline = Instant::now() + TIMEOUT;
+    while zombies() > 0 {
+        if Instant::now() >= deadline {
+            return Err("a zombie is left".into());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+/// Counts the zombies among the children of this program.
 fn zombies() -> usize {
     let parent = format!("PPid:\t{}\n", std::process::id());
     fs::read_dir("/proc")

@@ -1,21 +1,21 @@
-//! Many boxes at once, and many hands on one box.
+//! Operations on many boxes at once, and concurrent operations on one box.
 
 mod common;
 
 use std::time::Duration;
 
-use common::boxes::{changes_up_to, dir_of, open, sleeping, started};
+use common::boxes::{box_dir, changes_up_to, open_runtime, sleeping, start_box};
 use common::{allow_descriptors, is_gone};
 use futures::future::join_all;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxChange, BoxStatus, RuntimeError};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_hundred_boxes_are_started_and_removed_by_force_at_once() {
+async fn two_hundred_boxes_start_and_are_removed_at_once() {
     allow_descriptors(2_000);
     let home = PerTestBoxHome::new();
-    let runtime = open(&home).await;
-    let running = join_all((0..200).map(|_| started(&runtime, sleeping()))).await;
+    let runtime = open_runtime(&home).await;
+    let running = join_all((0..200).map(|_| start_box(&runtime, sleeping()))).await;
     let metrics = runtime.metrics().await;
     assert_eq!(
         (metrics.num_running_boxes, metrics.boxes_created_total),
@@ -28,7 +28,7 @@ async fn two_hundred_boxes_are_started_and_removed_by_force_at_once() {
     }
     for info in &running {
         assert!(is_gone(info.pid.unwrap()) && is_gone(info.payload_pid.unwrap()));
-        assert!(!dir_of(&home, &info.id).exists());
+        assert!(!box_dir(&home, &info.id).exists());
     }
     let metrics = runtime.metrics().await;
     assert_eq!(
@@ -43,9 +43,9 @@ async fn two_hundred_boxes_are_started_and_removed_by_force_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_starts_of_one_box_start_one_shim() {
+async fn concurrent_starts_of_one_box_share_one_shim() {
     let home = PerTestBoxHome::new();
-    let runtime = open(&home).await;
+    let runtime = open_runtime(&home).await;
     let id = runtime.create(sleeping()).await.unwrap().id;
     let mut events = runtime.events();
     let starts = join_all((0..20).map(|_| runtime.start(&id))).await;
@@ -60,14 +60,14 @@ async fn many_starts_of_one_box_start_one_shim() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_many_removals_one_removes_and_the_rest_find_nothing() {
+async fn one_of_concurrent_removals_succeeds_and_the_others_find_no_box() {
     let home = PerTestBoxHome::new();
-    let runtime = open(&home).await;
-    let running = started(&runtime, sleeping()).await;
+    let runtime = open_runtime(&home).await;
+    let bx = start_box(&runtime, sleeping()).await;
     let removals = (0..10).map(|_| async {
-        let outcome = runtime.remove(&running.id, true).await;
-        // Whoever returns, returns when it is gone.
-        assert!(is_gone(running.pid.unwrap()));
+        let outcome = runtime.remove(&bx.id, true).await;
+        // No removal returns before the shim is gone.
+        assert!(is_gone(bx.pid.unwrap()));
         outcome
     });
     let removals = join_all(removals).await;
@@ -80,34 +80,33 @@ async fn of_many_removals_one_removes_and_the_rest_find_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_removal_by_force_does_not_wait_for_a_stop_with_a_long_grace() {
+async fn a_forced_removal_does_not_wait_for_a_stop_with_a_long_grace_period() {
     let home = PerTestBoxHome::new();
-    let runtime = open(&home).await;
-    let deaf = "trap '' TERM; echo up; while :; do sleep 0.01; done";
-    let spec = common::boxes::script(deaf).stop_grace(Duration::from_secs(100_000));
-    let running = started(&runtime, spec).await;
-    let (stopped, removed) = tokio::join!(runtime.stop(&running.id), async {
+    let runtime = open_runtime(&home).await;
+    let spec = common::boxes::ignores_sigterm().stop_grace(Duration::from_secs(100_000));
+    let bx = start_box(&runtime, spec).await;
+    let (stopped, removed) = tokio::join!(runtime.stop(&bx.id), async {
         common::pause().await;
-        runtime.remove(&running.id, true).await
+        runtime.remove(&bx.id, true).await
     });
     removed.unwrap();
     assert!(
         matches!(stopped, Ok(_) | Err(RuntimeError::NotFound { .. })),
         "{stopped:?}"
     );
-    assert!(is_gone(running.pid.unwrap()));
+    assert!(is_gone(bx.pid.unwrap()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn any_mixture_of_operations_on_one_box_leaves_it_whole() {
+async fn concurrent_operations_leave_a_box_consistent() {
     let home = PerTestBoxHome::new();
-    let runtime = open(&home).await;
+    let runtime = open_runtime(&home).await;
     for round in 0..20 {
         let id = runtime.create(sleeping()).await.unwrap().id;
-        let work = (0..12).map(|hand| {
+        let tasks = (0..12).map(|i| {
             let (runtime, id) = (runtime.clone(), id.clone());
             tokio::spawn(async move {
-                let outcome = match (round + hand) % 3 {
+                let outcome = match (round + i) % 3 {
                     0 => runtime.start(&id).await.map(drop),
                     1 => runtime.stop(&id).await.map(drop),
                     _ => runtime.info(&id).await.map(drop),
@@ -118,8 +117,8 @@ async fn any_mixture_of_operations_on_one_box_leaves_it_whole() {
                 }
             })
         });
-        for hand in join_all(work).await {
-            hand.unwrap();
+        for result in join_all(tasks).await {
+            result.unwrap();
         }
         let info = runtime.info(&id).await.unwrap();
         assert_eq!(info.status == BoxStatus::Running, info.pid.is_some());

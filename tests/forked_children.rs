@@ -1,5 +1,4 @@
-//! Children that the program forks without executing another one: they have copies of all that is
-//! the runtime's.
+//! Children that the program forks without an execve(2), and that have a copy of the VMM runtime.
 
 mod common;
 
@@ -11,8 +10,8 @@ use std::process;
 use std::thread;
 use std::time::Duration;
 
-use common::boxes::{in_two_processes, open, sleeping, started};
-use common::herd::forked;
+use common::boxes::{in_two_processes, open_runtime, sleeping, start_box};
+use common::fork_child;
 use common::own_process::{block_on, in_own_process};
 use common::{DEADLINE, as_pid, eventually, kill};
 use nix::libc;
@@ -21,29 +20,29 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxStatus, VmmRuntime};
 
-/// How long a child may take between its fork and its exec.
-const FORKING: Duration = Duration::from_millis(300);
+/// The time that a child holds the lock of the home.
+const RELEASE_DELAY: Duration = Duration::from_millis(300);
 
 #[test]
-fn a_home_whose_holder_is_dead_opens_when_a_forked_child_releases_it() {
+fn a_home_opens_once_a_forked_child_of_its_dead_holder_releases_it() {
     in_two_processes(
-        "a_home_whose_holder_is_dead_opens_when_a_forked_child_releases_it",
+        "a_home_opens_once_a_forked_child_of_its_dead_holder_releases_it",
         |options| {
             let go = options.home.join("go");
             let go = CString::new(go.as_os_str().as_bytes()).unwrap();
             block_on(async {
                 let _runtime = VmmRuntime::open(options).await.unwrap();
-                forked(|| {
+                fork_child(|| {
                     for descriptor in 0..3 {
-                        // SAFETY: nothing uses them any more.
+                        // SAFETY: the child uses no standard stream.
                         unsafe { libc::close(descriptor) };
                     }
                     for _ in 0..DEADLINE.as_millis() {
-                        // SAFETY: a path that ends with a NUL.
+                        // SAFETY: the path ends with a NUL.
                         if unsafe { libc::access(go.as_ptr(), libc::F_OK) } == 0 {
                             break;
                         }
-                        // SAFETY: takes a number.
+                        // SAFETY: takes a number only.
                         unsafe { libc::usleep(1000) };
                     }
                 });
@@ -52,13 +51,13 @@ fn a_home_whose_holder_is_dead_opens_when_a_forked_child_releases_it() {
         },
         |home, _| {
             let go = home.path().join("go");
-            let releases = thread::spawn(move || {
-                thread::sleep(FORKING);
+            let releaser = thread::spawn(move || {
+                thread::sleep(RELEASE_DELAY);
                 fs::write(go, "").unwrap();
             });
             block_on(async {
                 let runtime = VmmRuntime::open(common::boxes::options(home.path())).await;
-                releases.join().unwrap();
+                releaser.join().unwrap();
                 runtime.unwrap().shutdown(DEADLINE).await;
             });
         },
@@ -66,20 +65,20 @@ fn a_home_whose_holder_is_dead_opens_when_a_forked_child_releases_it() {
 }
 
 #[test]
-fn a_forked_child_that_shuts_down_and_drops_the_runtime_takes_nothing_from_its_parent() {
-    let test = "a_forked_child_that_shuts_down_and_drops_the_runtime_takes_nothing_from_its_parent";
+fn a_forked_child_that_shuts_down_its_copy_does_not_affect_the_parent() {
+    let test = "a_forked_child_that_shuts_down_its_copy_does_not_affect_the_parent";
     in_own_process(test, || {
         let home = PerTestBoxHome::new();
         block_on(async {
-            let mut runtime = ManuallyDrop::new(open(&home).await);
-            let running = started(&runtime, sleeping()).await;
-            let child = forked(|| {
-                // As a handler of atexit(3) does.
+            let mut runtime = ManuallyDrop::new(open_runtime(&home).await);
+            let bx = start_box(&runtime, sleeping()).await;
+            let child = fork_child(|| {
+                // As in an atexit(3) handler.
                 runtime.shutdown_sync(Duration::ZERO);
-                // SAFETY: the copy of the child, which does not use it again.
+                // SAFETY: this is the copy in the child, which does not use it again.
                 unsafe { ManuallyDrop::drop(&mut runtime) };
             });
-            eventually("the end of the child", || {
+            eventually("the child exits", || {
                 let status = waitpid(as_pid(child), Some(WaitPidFlag::WNOHANG));
                 status.unwrap() != WaitStatus::StillAlive
             })
@@ -91,11 +90,11 @@ fn a_forked_child_that_shuts_down_and_drops_the_runtime_takes_nothing_from_its_p
                 matches!(second, Err(TryLockError::WouldBlock)),
                 "{second:?}"
             );
-            let info = runtime.info(&running.id).await.unwrap();
-            assert_eq!((info.status, info.pid), (BoxStatus::Running, running.pid));
-            // It still knows of the death of its shims.
-            kill(running.pid.unwrap(), Signal::SIGKILL);
-            let ended = runtime.wait(&running.id).await.unwrap();
+            let info = runtime.info(&bx.id).await.unwrap();
+            assert_eq!((info.status, info.pid), (BoxStatus::Running, bx.pid));
+            // The parent still notices the death of its shims.
+            kill(bx.pid.unwrap(), Signal::SIGKILL);
+            let ended = runtime.wait(&bx.id).await.unwrap();
             assert_eq!(ended.signal, Some(9));
             runtime.shutdown(DEADLINE).await;
         });

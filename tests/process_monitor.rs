@@ -1,18 +1,18 @@
-//! Bare pids, followed to their end.
+//! `ProcessMonitor` follows a process by its pid.
 
 mod common;
 
 use std::process::Command;
 
 use common::{
-    Doomed, eventually, exits_with, is_gone, is_zombie, kernel_is_at_least, kill, sleeper,
+    KillOnDrop, eventually, exits_with, is_gone, is_zombie, kernel_is_at_least, kill, sleeper,
 };
 use futures::FutureExt;
 use nix::sys::signal::Signal;
 use vmm_runtime::{ProcessExit, ProcessMonitor};
 
 #[tokio::test]
-async fn a_child_is_collected_with_its_code_and_asked_again_gives_the_same() {
+async fn a_child_is_reaped_and_its_exit_code_is_kept() {
     let child = exits_with(7).spawn().unwrap();
     let monitor = ProcessMonitor::new(child.id());
     assert_eq!(monitor.wait_for_exit().await.unwrap(), ProcessExit::Code(7));
@@ -22,7 +22,7 @@ async fn a_child_is_collected_with_its_code_and_asked_again_gives_the_same() {
 }
 
 #[tokio::test]
-async fn a_signal_is_told_as_a_shell_does() {
+async fn a_signal_is_reported_as_a_shell_exit_code() {
     let child = sleeper().spawn().unwrap();
     let monitor = ProcessMonitor::new(child.id());
     assert_eq!(monitor.try_wait().unwrap(), None);
@@ -38,7 +38,7 @@ async fn a_signal_is_told_as_a_shell_does() {
 }
 
 #[tokio::test]
-async fn a_real_time_signal_is_told_as_well() {
+async fn a_real_time_signal_is_reported_as_a_shell_exit_code() {
     let child = common::shell("kill -40 $$").spawn().unwrap();
     let monitor = ProcessMonitor::new(child.id());
     assert_eq!(
@@ -48,7 +48,7 @@ async fn a_real_time_signal_is_told_as_well() {
 }
 
 #[tokio::test]
-async fn a_pid_that_nobody_has_is_unknown() {
+async fn the_exit_of_an_unused_pid_is_unknown() {
     let mut child = exits_with(7).spawn().unwrap();
     child.wait().unwrap();
     for pid in [child.id(), 0, u32::MAX] {
@@ -59,19 +59,21 @@ async fn a_pid_that_nobody_has_is_unknown() {
 }
 
 #[tokio::test]
-async fn a_child_that_its_owner_has_collected_is_still_known_where_the_kernel_knows() {
+async fn the_exit_code_of_a_reaped_child_is_known_if_the_kernel_keeps_it() {
     let mut child = exits_with(9).spawn().unwrap();
     let monitor = ProcessMonitor::new(child.id());
     child.wait().unwrap();
-    let expected = match kernel_is_at_least(6, 15) {
-        true => ProcessExit::Code(9),
-        false => ProcessExit::Unknown,
+    let expected = if kernel_is_at_least(6, 15) {
+        ProcessExit::Code(9)
+    } else {
+        ProcessExit::Unknown
     };
     assert_eq!(monitor.try_wait().unwrap(), Some(expected));
 }
 
-/// A process that starts a child, whose pid this is, and never collects it.
-fn grandchild(script: &str) -> (std::process::Child, u32) {
+/// Starts a process that starts a child and never reaps it. Returns the process and the pid of its
+/// child.
+fn spawn_grandchild(script: &str) -> (std::process::Child, u32) {
     use std::io::BufRead;
     let script = format!("{script} & echo $!; exec sleep 1000");
     let mut parent = Command::new("sh")
@@ -87,24 +89,24 @@ fn grandchild(script: &str) -> (std::process::Child, u32) {
 }
 
 #[tokio::test]
-async fn the_zombie_of_another_parent_is_read_and_left_to_it() {
-    // Not before its parent has become one that does not collect.
-    let patient = "sh -c 'until grep -q sleep /proc/$PPID/comm; do sleep 0.01; done; exit 5'";
-    let (parent, pid) = grandchild(patient);
-    let _doomed = Doomed(vec![parent]);
-    eventually("a zombie", || is_zombie(pid)).await;
+async fn the_zombie_of_another_parent_is_read_and_not_reaped() {
+    // Exits after its parent has executed sleep(1), which does not reap.
+    let exits_later = "sh -c 'until grep -q sleep /proc/$PPID/comm; do sleep 0.01; done; exit 5'";
+    let (parent, pid) = spawn_grandchild(exits_later);
+    let _doomed = KillOnDrop(vec![parent]);
+    eventually("the grandchild exits", || is_zombie(pid)).await;
     let monitor = ProcessMonitor::new(pid);
     assert_eq!(monitor.try_wait().unwrap(), Some(ProcessExit::Code(5)));
     assert!(is_zombie(pid));
 }
 
 #[tokio::test]
-async fn a_process_that_is_no_child_is_followed_to_its_end() {
-    let (parent, pid) = grandchild("sleep 1000");
-    let _doomed = Doomed(vec![parent]);
+async fn a_process_of_another_parent_is_followed_to_its_end() {
+    let (parent, pid) = spawn_grandchild("sleep 1000");
+    let _doomed = KillOnDrop(vec![parent]);
     let monitor = ProcessMonitor::new(pid);
     assert_eq!(monitor.try_wait().unwrap(), None);
-    let waiting = monitor.wait_for_exit();
+    let exit = monitor.wait_for_exit();
     kill(pid, Signal::SIGTERM);
-    assert_eq!(waiting.await.unwrap(), ProcessExit::Code(143));
+    assert_eq!(exit.await.unwrap(), ProcessExit::Code(143));
 }

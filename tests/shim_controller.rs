@@ -1,4 +1,4 @@
-//! Shims without a runtime around them.
+//! `ShimController` and `ShimHandler`, without a VMM runtime.
 
 mod common;
 
@@ -26,7 +26,7 @@ fn record(dir: &Path) -> Option<PidRecord> {
 }
 
 #[tokio::test]
-async fn a_start_gives_a_handler_that_follows_and_stops_the_shim() {
+async fn a_started_shim_can_be_followed_and_stopped() {
     let dir = tempfile::tempdir().unwrap();
     let reaper = ShimReaper::start();
     let shim = controller(&reaper)
@@ -43,36 +43,36 @@ async fn a_start_gives_a_handler_that_follows_and_stops_the_shim() {
 }
 
 #[tokio::test]
-async fn a_start_whose_future_is_dropped_kills_and_collects_its_shim() {
+async fn dropping_the_future_of_a_start_kills_and_reaps_the_shim() {
     let dir = tempfile::tempdir().unwrap();
     let reaper = ShimReaper::start();
     let mut payload = PayloadSpec::command(["sh", "-c", "setsid sleep 1000 & wait"]);
     payload.ready = Ready::Notified;
     let mut spec = InstanceSpec::new("b1", payload);
-    // It has no watchdog that would end it.
+    // A detached shim has no watchdog that would end it.
     spec.detached = true;
     let controller = controller(&reaper);
     let mut start = Box::pin(controller.start(dir.path(), &spec));
-    // From here on it knows its spec, and that it is detached.
+    // Once this file exists, the shim has read its spec.
     while !dir.path().join("payload.pid").exists() {
         assert!(start.as_mut().now_or_never().is_none());
         common::pause().await;
     }
     let pid = record(dir.path()).unwrap().pid;
     drop(start);
-    eventually("the end of the shim", || is_gone(pid)).await;
-    eventually("it is counted", || reaper.stats().reaped_total == 1).await;
+    eventually("the shim exits", || is_gone(pid)).await;
+    eventually("the exit is counted", || reaper.stats().reaped_total == 1).await;
 }
 
 #[tokio::test]
-async fn a_spawned_shim_is_killed_when_it_is_dropped_unless_it_has_become_a_handler() {
+async fn dropping_a_spawned_shim_kills_it_and_a_handler_does_not() {
     let reaper = ShimReaper::start();
     let program = ShimProgram::at(shim_program()).unwrap();
     let spec = spec(&["sleep", "1000"]);
     let dir = tempfile::tempdir().unwrap();
     let spawned = SpawnedShim::spawn(&reaper, &program, &spec, dir.path());
     let pid = spawned.await.unwrap().handle().pid();
-    eventually("its end", || is_gone(pid)).await;
+    eventually("the shim exits", || is_gone(pid)).await;
 
     let mut spawned = SpawnedShim::spawn(&reaper, &program, &spec, dir.path())
         .await
@@ -86,7 +86,7 @@ async fn a_spawned_shim_is_killed_when_it_is_dropped_unless_it_has_become_a_hand
 }
 
 #[tokio::test]
-async fn re_attaching_observes_and_never_waits() {
+async fn attaching_by_pid_observes_and_does_not_reap() {
     let dir = tempfile::tempdir().unwrap();
     let first = ShimReaper::start();
     let shim = controller(&first)
@@ -105,7 +105,10 @@ async fn re_attaching_observes_and_never_waits() {
         (first.stats().reaped_total, second.stats().reaped_total),
         (1, 0)
     );
-    eventually("it has vanished", || second.stats().vanished_total == 1).await;
+    eventually("the exit counts as vanished", || {
+        second.stats().vanished_total == 1
+    })
+    .await;
     assert!(
         ShimHandler::from_pid(&second, &record)
             .await
@@ -115,11 +118,11 @@ async fn re_attaching_observes_and_never_waits() {
 }
 
 #[tokio::test]
-async fn a_record_of_another_process_is_not_re_attached_to() {
+async fn a_record_of_another_process_is_rejected() {
     let reaper = ShimReaper::start();
-    let mut doomed = common::Doomed::default();
-    let mine = doomed.spawn(common::sleeper()).unwrap();
-    let other = doomed.spawn(common::sleeper()).unwrap();
+    let mut children = common::KillOnDrop::default();
+    let mine = children.spawn(common::sleeper()).unwrap();
+    let other = children.spawn(common::sleeper()).unwrap();
     let record = PidRecord {
         pid: mine,
         ..PidRecord::of(other).unwrap().unwrap()

@@ -1,95 +1,26 @@
-//! What the tests share: real children, ways to see them, and a reaper with its counters.
-#![allow(dead_code)] // Every test file uses another part.
+//! Helpers that the tests share: boxes, child processes, and their state in `/proc`.
+#![allow(dead_code)] // Each test file uses a different part.
 
 pub mod boxes;
-pub mod frozen;
-pub mod herd;
-pub mod logged;
+pub mod frozen_process;
+pub mod log_counter;
 pub mod own_process;
 pub mod recycled_pid;
 
 use std::fs;
 use std::io;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use nix::libc;
 use nix::sys::signal::{self, Signal};
-use nix::unistd::Pid;
-use shim_reaper::{MetricsSink, ReaperBuilder, ShimReaper};
+use nix::unistd::{ForkResult, Pid, fork};
 
-/// Far longer than anything takes on a busy machine; only a broken test waits for it.
+/// The time limit of every wait. It is far longer than any step takes on a busy machine, so that
+/// only a failing test reaches it.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Runs an async test of a [`ReaperBuilder`] twice: with pidfds, and as on a kernel without them.
-#[macro_export]
-macro_rules! in_both_modes {
-    ($($name:ident),+ $(,)?) => {$(
-        mod $name {
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn with_pidfds() {
-                super::$name(shim_reaper::ShimReaper::builder().pidfd(true)).await;
-            }
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn without_pidfds() {
-                super::$name(shim_reaper::ShimReaper::builder().pidfd(false)).await;
-            }
-        }
-    )+};
-}
-
-/// A reaper and a sink that must agree with its stats.
-pub struct Fixture {
-    pub reaper: ShimReaper,
-    pub sink: MetricsSink,
-}
-
-impl Fixture {
-    pub fn new(builder: ReaperBuilder) -> Self {
-        let sink = MetricsSink::default();
-        let reaper = builder.metrics_sink(sink.clone()).start();
-        Self { reaper, sink }
-    }
-
-    fn counts(&self) -> [(u64, u64, u64); 2] {
-        let stats = self.reaper.stats();
-        [
-            (stats.reaped_total, stats.vanished_total, stats.registered),
-            (
-                self.sink.reaped_total.load(Relaxed),
-                self.sink.vanished_total.load(Relaxed),
-                self.sink.registered_now.load(Relaxed),
-            ),
-        ]
-    }
-
-    /// Waits until stats and sink both show these numbers.
-    pub async fn expect(&self, reaped: u64, vanished: u64, registered: u64) {
-        let wanted = [(reaped, vanished, registered); 2];
-        let deadline = Instant::now() + DEADLINE;
-        while self.counts() != wanted {
-            assert!(
-                Instant::now() < deadline,
-                "(reaped, vanished, registered) in stats and sink: {:?}, wanted {:?}",
-                self.counts(),
-                wanted,
-            );
-            pause().await;
-        }
-    }
-
-    /// Waits for that many interval sweeps that begin from now on.
-    pub async fn sweeps(&self, count: u64) {
-        // One may be half done already.
-        let target = self.reaper.stats().sweeps_completed + count + 1;
-        eventually("more sweeps", || {
-            self.reaper.stats().sweeps_completed >= target
-        })
-        .await;
-    }
-}
-
+/// Waits until `condition` holds; `what` describes it in the message of a failure.
 pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !condition() {
@@ -98,6 +29,7 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Does what [`eventually`] does, without a tokio runtime.
 pub fn eventually_blocking(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !condition() {
@@ -110,7 +42,7 @@ pub async fn pause() {
     tokio::time::sleep(Duration::from_millis(1)).await;
 }
 
-/// Runs until it is killed.
+/// Returns a command that runs until it is killed.
 pub fn sleeper() -> Command {
     let mut command = Command::new("sleep");
     command
@@ -120,16 +52,9 @@ pub fn sleeper() -> Command {
     command
 }
 
-/// Exits with `code` at once.
+/// Returns a command that exits with `code` at once.
 pub fn exits_with(code: i32) -> Command {
     shell(&format!("exit {code}"))
-}
-
-/// Exits with `code` when its stdin, a pipe, is closed.
-pub fn exits_on_eof(code: i32) -> Command {
-    let mut command = shell(&format!("read line; exit {code}"));
-    command.stdin(Stdio::piped());
-    command
 }
 
 pub fn shell(script: &str) -> Command {
@@ -138,21 +63,10 @@ pub fn shell(script: &str) -> Command {
     command
 }
 
-/// The pid of a running child whose `Child` nobody holds any more.
-pub fn forgotten(mut command: Command) -> u32 {
-    let child = command.spawn().unwrap();
-    let pid = child.id();
-    drop(child);
-    pid
-}
-
-/// The state letter in `/proc`, `None` when no process has the pid.
+/// Returns the state letter from `/proc`, or `None` when no process has the pid.
 pub fn state_of(pid: u32) -> Option<char> {
-    let line = match fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(line) => line,
-        Err(_) => return None,
-    };
-    line[line.rfind(')').unwrap() + 2..].chars().next()
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat[stat.rfind(')').unwrap() + 2..].chars().next()
 }
 
 pub fn is_zombie(pid: u32) -> bool {
@@ -171,21 +85,26 @@ pub fn as_pid(pid: u32) -> Pid {
     Pid::from_raw(i32::try_from(pid).unwrap())
 }
 
-/// Whether a wait by somebody else could still collect this child; collects nothing.
-pub fn is_waitable(pid: u32) -> bool {
-    use nix::sys::wait::{Id, WaitPidFlag, waitid};
-    waitid(
-        Id::Pid(as_pid(pid)),
-        WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT,
-    )
-    .is_ok()
+/// Forks a child that runs `body`, and returns its pid.
+///
+/// `body` may only call async-signal-safe functions, signal-safety(7).
+pub fn fork_child(body: impl FnOnce()) -> u32 {
+    // SAFETY: the child calls async-signal-safe functions only, and never returns.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Parent { child } => u32::try_from(child.as_raw()).unwrap(),
+        ForkResult::Child => {
+            body();
+            // SAFETY: as above.
+            unsafe { libc::_exit(127) }
+        }
+    }
 }
 
-/// Kills and collects these children when the test is over, however it ends.
+/// Children that are killed and reaped when this is dropped, even if the test fails.
 #[derive(Default)]
-pub struct Doomed(pub Vec<Child>);
+pub struct KillOnDrop(pub Vec<Child>);
 
-impl Doomed {
+impl KillOnDrop {
     pub fn spawn(&mut self, mut command: Command) -> io::Result<u32> {
         let child = command.spawn()?;
         let pid = child.id();
@@ -194,7 +113,7 @@ impl Doomed {
     }
 }
 
-impl Drop for Doomed {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         for child in &mut self.0 {
             let _ = child.kill();
@@ -203,7 +122,7 @@ impl Drop for Doomed {
     }
 }
 
-/// Room for `count` more descriptors, within the hard limit.
+/// Raises the soft limit on open files to `count`, within the hard limit.
 pub fn allow_descriptors(count: u64) {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();

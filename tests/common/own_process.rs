@@ -1,5 +1,5 @@
-//! For tests that change what belongs to a whole process: a signal disposition, a limit, who its
-//! orphans go to.
+//! Tests in a process of their own, because they change a process-wide property: a signal
+//! disposition, a resource limit, or the subreaper flag.
 
 use std::env;
 use std::fs::File;
@@ -8,10 +8,12 @@ use std::process::{Command, Output};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, setrlimit};
 
-const NAME: &str = "SHIM_TEST_IN_OWN_PROCESS";
+const TEST_VAR: &str = "SHIM_TEST_IN_OWN_PROCESS";
 
-/// Runs `body` in a process of its own: the test binary once more, with this test alone. Returns
-/// what it printed; fails unless it succeeds.
+/// Runs `body` in a process of its own, which runs this test binary with the test `test` alone.
+/// Fails unless that process succeeds.
+///
+/// Returns the output of that process, and `None` within it.
 pub fn in_own_process(test: &str, body: impl FnOnce()) -> Option<Output> {
     let output = in_own_process_unchecked(test, body)?;
     assert!(
@@ -24,23 +26,23 @@ pub fn in_own_process(test: &str, body: impl FnOnce()) -> Option<Output> {
     Some(output)
 }
 
-/// [`in_own_process`], for a body that may end the process in any way. `None` within it.
+/// Does what [`in_own_process`] does, for a `body` that may end the process in any way.
 pub fn in_own_process_unchecked(test: &str, body: impl FnOnce()) -> Option<Output> {
-    if env::var(NAME).is_ok_and(|name| name == test) {
+    if env::var(TEST_VAR).is_ok_and(|name| name == test) {
         body();
         return None;
     }
     let output = Command::new(env::current_exe().unwrap())
         .args([test, "--exact", "--nocapture", "--test-threads=1"])
-        .env(NAME, test)
+        .env(TEST_VAR, test)
         .output()
         .unwrap();
-    let ran = String::from_utf8_lossy(&output.stdout).contains("running 1 test");
-    assert!(ran, "there is no test named {test}");
+    let has_run = String::from_utf8_lossy(&output.stdout).contains("running 1 test");
+    assert!(has_run, "test {test} not found");
     Some(output)
 }
 
-/// A runtime for a body.
+/// Runs a future on a new tokio runtime with two worker threads.
 pub fn block_on<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -50,16 +52,16 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
         .block_on(future)
 }
 
-/// Until what this returns is dropped.
-pub fn use_up_descriptors() -> Vec<File> {
+/// Opens files until no descriptor is left. Dropping the files frees the descriptors.
+pub fn exhaust_descriptors() -> Vec<File> {
     setrlimit(Resource::RLIMIT_NOFILE, 128, 128).unwrap();
-    let mut hoard = Vec::new();
+    let mut files = Vec::new();
     loop {
         match File::open("/dev/null") {
-            Ok(file) => hoard.push(file),
+            Ok(file) => files.push(file),
             Err(error) => {
                 assert_eq!(error.raw_os_error(), Some(Errno::EMFILE as i32));
-                return hoard;
+                return files;
             }
         }
     }

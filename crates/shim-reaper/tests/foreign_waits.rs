@@ -1,0 +1,238 @@
+//! Handles get the true exit code although other code in the process reaps the children.
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::zombie_processes,
+    unsafe_code
+)]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use common::own_process::{block_on, in_own_process};
+use common::{Fixture, eventually, exits_on_eof, is_gone, kernel_is_at_least};
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+use shim_reaper::{CollectedBy, ShimExit, ShimReaper};
+
+const SHIMS: i32 = 200;
+
+#[test]
+fn foreign_waits_that_win_every_race_lose_no_exit_code() {
+    in_own_process(
+        "foreign_waits_that_win_every_race_lose_no_exit_code",
+        || {
+            block_on(async {
+                let (fixture, exits) = lose_every_race(true).await;
+                fixture.expect(0, SHIMS as u64, 0).await;
+                for (i, exit) in exits.iter().enumerate() {
+                    assert_eq!(exit.code(), code_after_reaping(i), "shim {i}: {exit:?}");
+                    assert_eq!(exit.collected_by, CollectedBy::Owner);
+                }
+            });
+        },
+    );
+}
+
+#[test]
+fn without_pidfds_foreign_waits_count_as_vanished() {
+    in_own_process("without_pidfds_foreign_waits_count_as_vanished", || {
+        block_on(async {
+            let (fixture, exits) = lose_every_race(false).await;
+            fixture.expect(0, SHIMS as u64, 0).await;
+            for exit in exits {
+                assert_eq!((exit.status, exit.collected_by), (None, CollectedBy::Owner));
+            }
+        });
+    });
+}
+
+#[test]
+fn ignoring_sigchld_loses_no_exit_code() {
+    in_own_process("ignoring_sigchld_loses_no_exit_code", || {
+        ignore_sigchld();
+        block_on(async {
+            let fixture = Fixture::new(ShimReaper::builder());
+            let exits = end_all(&fixture, |_| {}).await;
+            fixture.expect(0, SHIMS as u64, 0).await;
+            for (i, exit) in exits.iter().enumerate() {
+                assert_eq!(exit.code(), code_after_reaping(i), "shim {i}: {exit:?}");
+            }
+        });
+    });
+}
+
+#[test]
+fn without_pidfds_ignoring_sigchld_counts_as_vanished() {
+    in_own_process("without_pidfds_ignoring_sigchld_counts_as_vanished", || {
+        ignore_sigchld();
+        block_on(async {
+            let fixture = Fixture::new(ShimReaper::builder().pidfd(false));
+            let exits = end_all(&fixture, |_| {}).await;
+            fixture.expect(0, SHIMS as u64, 0).await;
+            assert!(exits.iter().all(|exit| exit.status.is_none()));
+        });
+    });
+}
+
+/// Keeps the reaper from sweeping while a foreign wait reaps every child.
+async fn lose_every_race(pidfd: bool) -> (Fixture, Vec<ShimExit>) {
+    let reaper_runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let fixture = {
+        let _entered = reaper_runtime.enter();
+        Fixture::new(
+            ShimReaper::builder()
+                .pidfd(pidfd)
+                .sweep_interval(Duration::from_millis(20)),
+        )
+    };
+    let exits = end_all(&fixture, move |pids| {
+        reap_all(pids);
+        // The reaper runs from here on.
+        std::thread::spawn(move || reaper_runtime.block_on(std::future::pending::<()>()));
+    })
+    .await;
+    (fixture, exits)
+}
+
+/// Starts shims and registers half of them by pid and half as children. Lets them exit with distinct
+/// codes, calls `after_exit` with their pids, and awaits their handles.
+async fn end_all(fixture: &Fixture, after_exit: impl FnOnce(&[u32])) -> Vec<ShimExit> {
+    let mut handles = Vec::new();
+    let mut stdins = Vec::new();
+    for i in 0..SHIMS {
+        let mut child = exits_on_eof(i % 250).spawn().unwrap();
+        stdins.push(child.stdin.take());
+        handles.push(if i % 2 == 0 {
+            fixture.reaper.register(child.id()).await.unwrap()
+        } else {
+            fixture.reaper.register_child(child).unwrap()
+        });
+    }
+    drop(stdins);
+    let pids: Vec<u32> = handles.iter().map(shim_reaper::ShimHandle::pid).collect();
+    after_exit(&pids);
+    let mut exits = Vec::new();
+    for handle in handles {
+        exits.push(handle.await.unwrap());
+    }
+    for pid in pids {
+        eventually("the shim is gone", || is_gone(pid)).await;
+    }
+    exits
+}
+
+fn reap_all(pids: &[u32]) {
+    for _ in pids {
+        waitpid(Pid::from_raw(-1), None).unwrap();
+    }
+}
+
+/// A thread that waits for any child races the reaper. Both win sometimes.
+#[test]
+fn racing_foreign_waits_lose_no_exit_code() {
+    in_own_process("racing_foreign_waits_lose_no_exit_code", || {
+        block_on(async {
+            let stop = Arc::new(AtomicBool::new(false));
+            let waiter = std::thread::spawn({
+                let stop = Arc::clone(&stop);
+                move || {
+                    let mut reaped_by_waiter = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
+                            Ok(nix::sys::wait::WaitStatus::StillAlive) | Err(Errno::ECHILD) => {}
+                            Ok(_) => reaped_by_waiter += 1,
+                            Err(error) => panic!("{error}"),
+                        }
+                    }
+                    reaped_by_waiter
+                }
+            });
+            let fixture = Fixture::new(ShimReaper::builder().owner_grace(Duration::ZERO));
+            let exits = end_all(&fixture, |_| {}).await;
+            stop.store(true, Ordering::Relaxed);
+            let reaped_by_waiter: u64 = waiter.join().unwrap();
+            fixture
+                .expect(SHIMS as u64 - reaped_by_waiter, reaped_by_waiter, 0)
+                .await;
+            for (i, exit) in exits.iter().enumerate() {
+                if exit.collected_by == CollectedBy::Reaper {
+                    assert_eq!(exit.code(), Some(i as i32 % 250));
+                } else {
+                    assert_eq!(exit.code(), code_after_reaping(i), "shim {i}: {exit:?}");
+                }
+            }
+        });
+    });
+}
+
+/// The shims exit before the reaper could open a pidfd by pid.
+#[test]
+fn short_lived_shims_with_sigchld_ignored_keep_their_exit_codes() {
+    in_own_process(
+        "short_lived_shims_with_sigchld_ignored_keep_their_exit_codes",
+        || {
+            ignore_sigchld();
+            block_on(async {
+                let fixture = Fixture::new(ShimReaper::builder());
+                for i in 0..SHIMS {
+                    let exit = spawn_short_lived(&fixture, i).await;
+                    assert_eq!(exit.code(), code_after_reaping(i as usize));
+                }
+                fixture.expect(0, SHIMS as u64, 0).await;
+                let missing = std::process::Command::new("/nonexistent/shim");
+                fixture.reaper.spawn(missing).await.unwrap_err();
+            });
+        },
+    );
+}
+
+#[test]
+fn short_lived_shims_beside_a_known_foreign_wait_keep_their_exit_codes() {
+    in_own_process(
+        "short_lived_shims_beside_a_known_foreign_wait_keep_their_exit_codes",
+        || {
+            block_on(async {
+                std::thread::spawn(|| {
+                    loop {
+                        let _ = waitpid(Pid::from_raw(-1), None);
+                    }
+                });
+                let fixture = Fixture::new(ShimReaper::builder());
+                // Until the reaper notices the foreign wait.
+                while spawn_short_lived(&fixture, 0).await.collected_by == CollectedBy::Reaper {}
+                for i in 0..SHIMS {
+                    let exit = spawn_short_lived(&fixture, i).await;
+                    if exit.collected_by == CollectedBy::Owner {
+                        assert_eq!(exit.code(), code_after_reaping(i as usize));
+                    } else {
+                        assert_eq!(exit.code(), Some(i % 250));
+                    }
+                }
+            });
+        },
+    );
+}
+
+async fn spawn_short_lived(fixture: &Fixture, i: i32) -> ShimExit {
+    let shim = common::exits_with(i % 250);
+    fixture.reaper.spawn(shim).await.unwrap().await.unwrap()
+}
+
+fn ignore_sigchld() {
+    // SAFETY: SIG_IGN installs no handler function.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}
+
+/// Returns the exit code of shim `i` on kernels that keep it for the pidfds of reaped processes.
+fn code_after_reaping(i: usize) -> Option<i32> {
+    kernel_is_at_least(6, 15).then_some(i as i32 % 250)
+}

@@ -1,0 +1,186 @@
+//! A reaper whose tokio runtime is gone continues on a thread of its own.
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::zombie_processes,
+    unsafe_code
+)]
+
+mod common;
+
+use common::log_counter::LogCounter;
+use common::own_process::{block_on, in_own_process};
+use common::{
+    DEADLINE, Fixture, as_pid, eventually, eventually_blocking, exits_with, is_gone, sleeper,
+};
+use futures::{FutureExt, StreamExt};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal::SIGKILL;
+use nix::sys::wait::waitpid;
+use shim_reaper::{ReaperBuilder, ShimHandle, ShimReaper, SpawnOptions};
+use tokio::runtime::Builder;
+use tokio_util::sync::CancellationToken;
+
+in_both_modes!(
+    a_reaper_without_its_tokio_runtime_continues_on_a_thread,
+    a_reaper_without_its_tokio_runtime_reaps_without_any_call,
+    a_cancelled_token_closes_a_reaper_without_its_tokio_runtime,
+);
+
+/// Returns a reaper whose tokio runtime is gone, with a running shim.
+fn without_tokio_runtime(builder: ReaperBuilder) -> (Fixture, ShimHandle) {
+    // A tokio runtime cannot be dropped inside another one.
+    std::thread::spawn(|| {
+        block_on(async {
+            let fixture = Fixture::new(builder);
+            let handle = fixture.reaper.spawn(sleeper()).await.unwrap();
+            assert!(fixture.reaper.worker_alive());
+            (fixture, handle)
+        })
+    })
+    .join()
+    .unwrap()
+}
+
+async fn a_reaper_without_its_tokio_runtime_continues_on_a_thread(builder: ReaperBuilder) {
+    let (fixture, handle) = without_tokio_runtime(builder);
+    let child = exits_with(3).spawn().unwrap();
+    drop(fixture.reaper.register(child.id()).await.unwrap());
+    let spawned = fixture.reaper.spawn(exits_with(4)).await.unwrap();
+    assert!(fixture.reaper.worker_alive());
+    handle.kill().unwrap();
+    assert_eq!(handle.await.unwrap().signal(), Some(9));
+    assert_eq!(spawned.await.unwrap().code(), Some(4));
+    fixture.expect(3, 0, 0).await;
+    assert_eq!(fixture.reaper.stats().respawns_total, 1);
+}
+
+async fn a_reaper_without_its_tokio_runtime_reaps_without_any_call(builder: ReaperBuilder) {
+    let (fixture, handle) = without_tokio_runtime(builder);
+    common::kill(handle.pid(), SIGKILL);
+    eventually("the shim is reaped", || is_gone(handle.pid())).await;
+    assert!(fixture.reaper.worker_alive());
+    assert_eq!(handle.try_exit().and_then(|exit| exit.signal()), Some(9));
+}
+
+async fn a_cancelled_token_closes_a_reaper_without_its_tokio_runtime(builder: ReaperBuilder) {
+    let token = CancellationToken::new();
+    let (fixture, handle) = without_tokio_runtime(builder.shutdown_token(token.clone()));
+    let exits = fixture.reaper.exits();
+    token.cancel();
+    let count = tokio::time::timeout(DEADLINE, exits.count()).await;
+    assert_eq!(count, Ok(0));
+    eventually("the reaper closes", || !handle.is_running()).await;
+    handle.kill().unwrap();
+    waitpid(as_pid(handle.pid()), None).unwrap();
+}
+
+#[tokio::test]
+async fn a_token_cancelled_together_with_the_tokio_runtime_closes_the_reaper() {
+    for _ in 0..20 {
+        let (fixture, handle) = std::thread::spawn(|| {
+            let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+            let token = CancellationToken::new();
+            let pair = runtime.block_on(async {
+                let fixture = Fixture::new(ShimReaper::builder().shutdown_token(token.clone()));
+                let handle = fixture.reaper.spawn(sleeper()).await.unwrap();
+                (fixture, handle)
+            });
+            // The worker no longer runs when the token is cancelled.
+            token.cancel();
+            pair
+        })
+        .join()
+        .unwrap();
+        // No task polls the handle.
+        eventually("the reaper closes", || !handle.is_running()).await;
+        assert!(fixture.reaper.registered().await.is_empty());
+        handle.kill().unwrap();
+        waitpid(as_pid(handle.pid()), None).unwrap();
+    }
+}
+
+/// The tokio runtime of the caller may never run again, or may lack drivers.
+#[test]
+fn the_callers_tokio_runtime_does_not_replace_the_lost_one() {
+    for second in [
+        Builder::new_current_thread().enable_all().build().unwrap(),
+        Builder::new_current_thread().enable_time().build().unwrap(),
+        Builder::new_current_thread().build().unwrap(),
+    ] {
+        let first = Builder::new_current_thread().enable_all().build().unwrap();
+        let (reaper, old) = first.block_on(async {
+            let reaper = ShimReaper::start();
+            let old = reaper.spawn(sleeper()).await.unwrap();
+            (reaper, old)
+        });
+        drop(first);
+        let spawned = second.block_on(async {
+            assert!(poll_once(&old).is_none());
+            reaper.spawn(exits_with(4)).await
+        });
+        let spawned = spawned.unwrap();
+        // The second tokio runtime exists, but no thread runs it.
+        eventually_blocking("the shim is reaped", || !spawned.is_running());
+        assert_eq!(spawned.try_exit().and_then(|exit| exit.code()), Some(4));
+        old.kill().unwrap();
+        eventually_blocking("the shim is reaped", || is_gone(old.pid()));
+        assert!(reaper.worker_alive());
+        assert_eq!(reaper.stats().respawns_total, 1);
+        drop(second);
+        let later = futures::executor::block_on(reaper.spawn(exits_with(5))).unwrap();
+        assert_eq!(futures::executor::block_on(later).unwrap().code(), Some(5));
+        assert_eq!(reaper.stats().respawns_total, 1);
+    }
+}
+
+#[test]
+fn a_dropped_reaper_without_shims_starts_no_thread() {
+    in_own_process("a_dropped_reaper_without_shims_starts_no_thread", || {
+        let log = LogCounter::install();
+        for _ in 0..20 {
+            block_on(async {
+                let reaper = ShimReaper::start();
+                reaper.spawn(exits_with(3)).await.unwrap().await.unwrap();
+            });
+        }
+        assert_eq!((log.warnings(), log.errors()), (0, 0));
+    });
+}
+
+/// RLIMIT_NPROC limits the threads of a user, except root.
+#[test]
+fn the_next_call_retries_when_no_thread_can_start() {
+    in_own_process("the_next_call_retries_when_no_thread_can_start", || {
+        let log = LogCounter::install();
+        // SAFETY: takes an integer. It fails unless the test runs as root, which has no limit.
+        let _ = unsafe { nix::libc::setuid(54_321) };
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let (reaper, handle) = runtime.block_on(async {
+            let reaper = ShimReaper::start();
+            let options = SpawnOptions::new().kill_on_drop(true);
+            let handle = reaper.spawn_with(sleeper(), options).await.unwrap();
+            (reaper, handle)
+        });
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NPROC).unwrap();
+        setrlimit(Resource::RLIMIT_NPROC, 1, hard).unwrap();
+        drop(runtime);
+        assert!(!reaper.worker_alive());
+        for _ in 0..10 {
+            assert!(poll_once(&handle).is_none());
+        }
+        assert!(!reaper.worker_alive());
+        assert_eq!(log.errors(), 1, "the reaper logs the failure once");
+        setrlimit(Resource::RLIMIT_NPROC, soft, hard).unwrap();
+        assert!(poll_once(&handle).is_none());
+        assert!(reaper.worker_alive());
+        handle.kill().unwrap();
+        eventually_blocking("the shim is reaped", || is_gone(handle.pid()));
+        assert_eq!(reaper.stats().respawns_total, 1);
+    });
+}
+
+fn poll_once(handle: &ShimHandle) -> Option<i32> {
+    let exit = handle.clone().now_or_never()?.unwrap();
+    exit.signal()
+}

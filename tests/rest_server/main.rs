@@ -1,0 +1,19 @@
+//! The server of `vmm-rest` over a VMM runtime with real shims: one module per behaviour.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod authentication;
+mod box_lifecycle;
+mod connection_limits;
+mod descriptor_exhaustion;
+mod events;
+mod fixture;
+mod idempotency;
+mod images;
+mod invalid_requests;
+mod metrics;
+mod paging;
+mod readiness;
+mod server_shutdown;
+mod sockets;

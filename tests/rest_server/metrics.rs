@@ -1,0 +1,106 @@
+use reqwest::Method;
+use vmm_rest::wire::{BoxMetricsResponse, CreateBoxRequest};
+
+use crate::common::{DEADLINE, pause};
+use crate::fixture::TestServer;
+
+#[tokio::test]
+async fn metrics_count_the_operations_of_the_runtime() {
+    let service = TestServer::start().await;
+    let bx = service.start_box(CreateBoxRequest::of("idle")).await;
+    service
+        .client
+        .create(&CreateBoxRequest::of("idle"))
+        .await
+        .unwrap();
+    let metrics = service.client.metrics().await.unwrap();
+    assert_eq!(
+        (metrics.boxes_created_total, metrics.num_running_boxes),
+        (2, 1)
+    );
+    assert_eq!(
+        (metrics.shim_reaper_registered, metrics.shim_reaped),
+        (1, 0)
+    );
+    assert_eq!(metrics.shim_reaper_alive, Some(true));
+    service.client.remove(&bx.box_id, true).await.unwrap();
+    let metrics = service.client.metrics().await.unwrap();
+    assert_eq!(
+        (metrics.shim_reaper_registered, metrics.shim_reaped),
+        (0, 1)
+    );
+    assert_eq!(
+        (metrics.boxes_stopped_total, metrics.num_running_boxes),
+        (1, 0)
+    );
+    service.shut_down().await;
+}
+
+#[tokio::test]
+async fn the_openmetrics_exposition_has_the_same_numbers() {
+    let service = TestServer::start().await;
+    let bx = service.start_box(CreateBoxRequest::of("idle")).await;
+    let reply = service.send(Method::GET, "/metrics", "").await;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    assert_eq!(reply.headers["content-type"], kind);
+    for line in [
+        "# TYPE vmm_boxes gauge",
+        "vmm_boxes{status=\"running\"} 1",
+        "vmm_boxes{status=\"failed\"} 0",
+        "# TYPE vmm_boxes_created counter",
+        "vmm_boxes_created_total 1",
+        "vmm_boxes_crashed_total 0",
+        "vmm_boxes_running 1",
+        "vmm_shim_reaped_total 0",
+        "vmm_shim_reaper_registered 1",
+        "vmm_shim_reaper_up 1",
+        "vmm_shim_reaper_respawns_total 0",
+        "vmm_rest_accept_failures_total 0",
+    ] {
+        assert!(
+            reply.text.lines().any(|found| found == line),
+            "{line}:\n{}",
+            reply.text
+        );
+    }
+    for name in [
+        "vmm_shim_reaper_sweeps_total",
+        "vmm_shim_reaper_last_sweep_timestamp_seconds",
+        "vmm_shim_zombies",
+    ] {
+        let value = reply
+            .text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let value = value.unwrap_or_else(|| panic!("no {name}:\n{}", reply.text));
+        assert!(value.parse::<f64>().unwrap() >= 0.0);
+    }
+    let parsed = openmetrics_parser::openmetrics::parse_openmetrics(&reply.text);
+    let families = parsed.unwrap_or_else(|error| panic!("{error}:\n{}", reply.text));
+    assert_eq!(families.families.len(), 15);
+    service.client.remove(&bx.box_id, true).await.unwrap();
+    service.shut_down().await;
+}
+
+#[tokio::test]
+async fn box_metrics_show_cpu_and_memory_only_while_the_box_runs() {
+    let service = TestServer::start().await;
+    let busy = CreateBoxRequest::of("idle").cmd(["sh", "-c", "while :; do :; done"]);
+    let bx = service.start_box(busy).await;
+    let id = &bx.box_id;
+    let poll = async {
+        loop {
+            let usage = service.client.box_metrics(id).await.unwrap();
+            if usage.cpu_percent.unwrap() > 0.0 && usage.memory_bytes.unwrap() > 100_000 {
+                break;
+            }
+            pause().await;
+        }
+    };
+    let result = tokio::time::timeout(DEADLINE, poll).await;
+    result.expect("the box uses no CPU time or memory");
+    service.client.stop(id, &Default::default()).await.unwrap();
+    let usage = service.client.box_metrics(id).await.unwrap();
+    assert_eq!(usage, BoxMetricsResponse::default());
+    service.shut_down().await;
+}
