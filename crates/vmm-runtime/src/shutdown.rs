@@ -7,62 +7,69 @@ use futures::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
-use crate::home::Retiring;
+use crate::home::ClosingHome;
 use crate::lifecycle::{RuntimeShutdown, shut_down};
 
-/// The one shutdown that a runtime can have, and its report for everybody who asks.
+/// The shutdown of a runtime, which runs once, and its report for every caller.
 #[derive(Debug, Default)]
 pub(crate) struct Shutdown {
     begun: AtomicBool,
     report: OnceLock<RuntimeShutdown>,
-    /// Cancelled when there is a report.
+    /// Cancelled when the report is set.
     reported: CancellationToken,
-    /// Dropped then.
-    retiring: Mutex<Option<Retiring>>,
+    /// Set when the last handle is dropped before the shutdown has ended; dropped when it has.
+    closing_home: Mutex<Option<ClosingHome>>,
 }
 
 impl Shutdown {
+    /// Returns whether [`begin`](Self::begin) was called.
     pub(crate) fn has_begun(&self) -> bool {
         self.begun.load(Ordering::Acquire)
     }
 
-    /// In a task that comes to its end whoever waits for it, and how.
+    /// Spawns the shutdown unless it has begun. The task runs to its end even if all callers are
+    /// gone.
     pub(crate) fn begin(self: &Arc<Self>, core: &Arc<Core>, limit: Duration) {
         if self.begun.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (this, ending) = (Arc::clone(self), Arc::clone(core));
+        let (this, core_of_task) = (Arc::clone(self), Arc::clone(core));
         core.spawn(async move {
-            let run = AssertUnwindSafe(shut_down(&ending, limit)).catch_unwind();
+            let run = AssertUnwindSafe(shut_down(&core_of_task, limit)).catch_unwind();
             let report = run.await.unwrap_or_else(|_| {
-                tracing::error!("the shutdown panicked: the shims are let go");
-                ending.abandon();
+                tracing::error!("the shutdown panicked; releasing the watchdogs of the shims");
+                core_of_task.abandon();
                 RuntimeShutdown::default()
             });
-            // Nobody else sets it.
+            // Only this task sets it.
             let _ = this.report.set(report);
             this.reported.cancel();
-            drop(this.retiring().take());
+            drop(this.closing_home().take());
         });
     }
 
-    fn retiring(&self) -> MutexGuard<'_, Option<Retiring>> {
-        self.retiring.lock().unwrap_or_else(PoisonError::into_inner)
+    fn closing_home(&self) -> MutexGuard<'_, Option<ClosingHome>> {
+        self.closing_home
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Nobody holds the runtime any more: who opens its home next waits for the end of this.
-    pub(crate) fn keep(&self, retiring: Retiring) {
-        let mut kept = self.retiring();
+    /// Makes the next opener of the home wait until this shutdown has ended. Called when the last
+    /// handle is dropped.
+    pub(crate) fn hold_home(&self, closing_home: ClosingHome) {
+        let mut held = self.closing_home();
         if !self.reported.is_cancelled() {
-            *kept = Some(retiring);
+            *held = Some(closing_home);
         }
     }
 
+    /// Waits for the report.
     pub(crate) async fn report(&self) -> RuntimeShutdown {
         self.reported.cancelled().await;
         self.report.get().cloned().unwrap_or_default()
     }
 
+    /// Blocks the thread until the report is set.
     pub(crate) fn report_blocking(&self) -> RuntimeShutdown {
         self.report.wait().clone()
     }

@@ -5,19 +5,21 @@ use vmm_protocol::InstanceSpec;
 
 use crate::ShimHandler;
 
-/// What a start finds.
+/// What a start must do, given the current state of the box.
 #[derive(Debug)]
-pub(crate) enum Beginning {
+pub(crate) enum StartDecision {
+    /// Return: the box is running.
     Running,
-    /// The shim of an earlier runtime, whose end has to be awaited.
-    After(Arc<ShimHandler>),
-    Begun {
+    /// Wait for the end of this shim first: it lost its watchdog, or has just exited.
+    AwaitExit(Arc<ShimHandler>),
+    /// Launch a shim. The box is now in the phase `Starting`.
+    Launch {
         spec: Box<InstanceSpec>,
-        /// Cancelled when the start is to be given up.
+        /// Cancelled when the start must stop.
         interrupt: CancellationToken,
     },
-    /// The last run has just ended, and what it has left is still to be cleared away.
-    Untidy,
-    /// It has been asked to stop since.
-    GivenUp,
+    /// Clean up after the previous run first.
+    NeedsCleanup,
+    /// Fail: a stop was requested after this start.
+    Cancelled,
 }

@@ -2,9 +2,9 @@ use std::time::Duration;
 
 use shim_reaper::ShimHandle;
 
-/// A shim that is to end with the runtime.
+/// A shim that must end with the runtime.
 #[derive(Debug)]
-pub(crate) struct Closing {
+pub(crate) struct ShutdownTarget {
     pub(crate) shim: ShimHandle,
     pub(crate) grace: Duration,
 }

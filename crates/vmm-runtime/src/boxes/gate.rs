@@ -1,9 +1,12 @@
-/// What may be begun with a box.
+/// Which operations may begin on a box.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Gate {
+    /// All.
     Open,
+    /// None: a removal is in progress.
     Removing,
+    /// None: the box was removed.
     Removed,
-    /// The runtime is being shut down.
+    /// None: the runtime is shutting down.
     Closed,
 }

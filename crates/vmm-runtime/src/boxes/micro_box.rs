@@ -13,45 +13,50 @@ use vmm_protocol::{
 use super::gate::Gate;
 use super::phase::Phase;
 use super::state::State;
-use super::{Beginning, BoxInfo, BoxRecord, BoxStatus, Closing, Outcome, record_fits};
-use crate::event::Herald;
-use crate::process::{Litter, procfs};
+use super::{
+    BoxInfo, BoxRecord, BoxStatus, Outcome, ShutdownTarget, StartDecision, record_matches,
+};
+use crate::event::EventBus;
+use crate::process::{CleanupTarget, procfs};
 use crate::{BoxChange, HealthState, RuntimeError, ShimHandler, StartError};
 
-/// One box: what it is to be, what it does now, and how it last ended.
+/// A box: its spec, its current state, and the outcome of its last run.
 #[derive(Debug)]
 pub(crate) struct MicroBox {
     id: String,
     dir: PathBuf,
-    herald: Arc<Herald>,
-    /// Held by whoever starts, stops or clears away the box, one after the other.
-    pub(crate) turn: tokio::sync::Mutex<()>,
-    /// Held by whoever removes the box, and by nobody who holds the turn: a removal by force begins
-    /// while somebody else has that.
+    events: Arc<EventBus>,
+    /// Held by the operation that starts, stops or cleans up the box. Taken after `removal`.
+    pub(crate) operation_lock: tokio::sync::Mutex<()>,
+    /// Held by a removal. Never taken while holding `operation_lock`: a removal with force begins
+    /// while another operation holds that.
     pub(crate) removal: tokio::sync::Mutex<()>,
-    /// How often it has been asked to stop: starts that were asked for before are given up.
-    stops: AtomicU64,
+    /// The number of stop requests. A start that was requested before the latest one is cancelled.
+    stop_epoch: AtomicU64,
     state: Mutex<State>,
     /// Held while `box.json` is written.
     saving: Mutex<()>,
-    /// The version of the record that the disk has.
+    /// The version of the record on disk.
     saved: AtomicU64,
-    /// Whether a task goes on tidying.
+    /// Whether a background task retries the cleanup.
     retrying: AtomicBool,
 }
 
-/// Whether the payload outlives its shim, which could not wait until it had died.
-fn has_payload(shim: &ShimHandler) -> bool {
+/// Returns whether the payload is still alive in the session of its dead shim, which could not wait
+/// for it.
+fn payload_survives(shim: &ShimHandler) -> bool {
     let session = |pid| procfs::session_of(pid).ok().flatten();
     shim.payload_pid().and_then(session) == Some(shim.pid())
 }
 
 impl MicroBox {
+    /// Creates a box in the phase `Idle` from its record. `damage` is why `box.json` could not be
+    /// read.
     pub(crate) fn new(
         record: BoxRecord,
         damage: Option<FileError>,
         dir: PathBuf,
-        herald: Arc<Herald>,
+        events: Arc<EventBus>,
     ) -> Self {
         let updated_at = record
             .last
@@ -60,20 +65,20 @@ impl MicroBox {
         Self {
             id: record.id.clone(),
             dir,
-            herald,
-            turn: tokio::sync::Mutex::new(()),
+            events,
+            operation_lock: tokio::sync::Mutex::new(()),
             removal: tokio::sync::Mutex::new(()),
-            stops: AtomicU64::new(0),
+            stop_epoch: AtomicU64::new(0),
             state: Mutex::new(State {
-                health: record.health_when_down(),
+                health: record.health_after_exit(),
                 record,
                 version: 0,
                 damage: damage.map(Arc::new),
-                phase: Phase::Down,
+                phase: Phase::Idle,
                 gate: Gate::Open,
                 started_at: None,
                 updated_at,
-                litter: None,
+                cleanup_target: None,
             }),
             saving: Mutex::new(()),
             saved: AtomicU64::new(0),
@@ -99,15 +104,16 @@ impl MicroBox {
         }
     }
 
-    /// Returns what is reported of it. An end is that once it is [settled](Self::settle). One whose
-    /// record cannot be read, for want of descriptors or memory, is shown as the kernel reports it.
+    /// Returns the info of the box. An exit shows once [`observe_exit`](Self::observe_exit) has
+    /// reported it. If the exit record cannot be read because descriptors or memory are exhausted,
+    /// the info shows what the kernel reports.
     pub(crate) fn info(&self) -> BoxInfo {
-        let observed = self.observe_end();
+        let observed = self.note_exit();
         let state = self.state();
         match (observed, &state.phase) {
             (
                 Err(short),
-                Phase::Up {
+                Phase::Running {
                     shim,
                     stop_requested,
                     ..
@@ -115,7 +121,12 @@ impl MicroBox {
             ) => {
                 let status = shim.try_exit().and_then(|exit| exit.status);
                 let shim = Some(shim.record().clone());
-                state.info_after(&Outcome::of(shim, status, Err(short), *stop_requested))
+                state.info_with_outcome(&Outcome::of_exit(
+                    shim,
+                    status,
+                    Err(short),
+                    *stop_requested,
+                ))
             }
             _ => state.info(),
         }
@@ -125,7 +136,7 @@ impl MicroBox {
         self.state().record.spec.name.clone()
     }
 
-    pub(crate) fn grace(&self) -> Duration {
+    pub(crate) fn stop_grace(&self) -> Duration {
         self.state().record.spec.stop_grace
     }
 
@@ -133,15 +144,18 @@ impl MicroBox {
         self.state().record.spec.health.clone()
     }
 
-    pub(crate) fn tell_created(&self) {
-        self.herald.tell(BoxChange::Created, self.state().info());
+    /// Publishes the creation of the box.
+    pub(crate) fn publish_created(&self) {
+        self.events.publish(BoxChange::Created, self.state().info());
     }
 
-    /// To be taken when a start is asked for, and given to it when its turn has come.
-    pub(crate) fn stops(&self) -> u64 {
-        self.stops.load(Ordering::Relaxed)
+    /// Returns the number of stop requests. The caller reads it when a start is requested and
+    /// passes it to [`begin_start`](Self::begin_start).
+    pub(crate) fn stop_epoch(&self) -> u64 {
+        self.stop_epoch.load(Ordering::Relaxed)
     }
 
+    /// Fails unless operations may begin.
     fn check_gate(&self, state: &State) -> Result<(), RuntimeError> {
         match state.gate {
             Gate::Open => Ok(()),
@@ -150,27 +164,33 @@ impl MicroBox {
         }
     }
 
+    /// Decides what a start must do. `stop_epoch` is the number of stop requests when the start was
+    /// requested.
     pub(crate) fn begin_start(
         &self,
-        stops: u64,
+        stop_epoch: u64,
         closing: &CancellationToken,
-    ) -> Result<Beginning, RuntimeError> {
+    ) -> Result<StartDecision, RuntimeError> {
         let mut state = self.state();
         self.check_gate(&state)?;
-        if stops != self.stops() {
-            return Ok(Beginning::GivenUp);
+        if stop_epoch != self.stop_epoch() {
+            return Ok(StartDecision::Cancelled);
         }
         match &state.phase {
-            Phase::Up { shim, ending, .. } if *ending || shim.try_exit().is_some() => {
-                return Ok(Beginning::After(Arc::clone(shim)));
+            Phase::Running {
+                shim,
+                watchdog_lost,
+                ..
+            } if *watchdog_lost || shim.try_exit().is_some() => {
+                return Ok(StartDecision::AwaitExit(Arc::clone(shim)));
             }
-            Phase::Up { .. } => return Ok(Beginning::Running),
-            Phase::Ended { .. } => return Ok(Beginning::Untidy),
+            Phase::Running { .. } => return Ok(StartDecision::Running),
+            Phase::Exited { .. } => return Ok(StartDecision::NeedsCleanup),
             _ => {}
         }
-        // Afterwards it could not be told from what the new run makes.
-        if state.litter.is_some() {
-            return Ok(Beginning::Untidy);
+        // A search could not distinguish the orphans from the processes of a new run.
+        if state.cleanup_target.is_some() {
+            return Ok(StartDecision::NeedsCleanup);
         }
         if let Some(damage) = &state.damage {
             return Err(RuntimeError::Damaged {
@@ -183,135 +203,135 @@ impl MicroBox {
             interrupt: interrupt.clone(),
             shim: None,
         };
-        Ok(Beginning::Begun {
-            spec: Box::new(state.record.instance()),
+        Ok(StartDecision::Launch {
+            spec: Box::new(state.record.instance_spec()),
             interrupt,
         })
     }
 
-    /// The start has come as far as having a shim.
-    pub(crate) fn spawned(&self, started: &ShimHandle) {
+    /// Stores the shim of the start in progress.
+    pub(crate) fn set_spawned(&self, started: &ShimHandle) {
         if let Phase::Starting { shim, .. } = &mut self.state().phase {
             *shim = Some(started.clone());
         }
     }
 
-    /// The payload runs. Gives the shim back if meanwhile it must not.
-    pub(crate) fn started(&self, shim: ShimHandler) -> Result<Arc<ShimHandler>, ShimHandler> {
+    /// Marks the box as running. Returns the shim if the box must not run any more.
+    pub(crate) fn mark_started(&self, shim: ShimHandler) -> Result<Arc<ShimHandler>, ShimHandler> {
         let mut state = self.state();
         if state.gate != Gate::Open {
             return Err(shim);
         }
-        let shim = state.run(shim, false);
+        let shim = state.set_running(shim, false);
         state.started_at = Some(Timestamp::now());
-        self.herald.tell(BoxChange::Started, state.info());
+        self.events.publish(BoxChange::Started, state.info());
         Ok(shim)
     }
 
-    /// It has been running since before the runtime was opened.
-    pub(crate) fn recovered(&self, shim: ShimHandler) -> Arc<ShimHandler> {
+    /// Marks the box as running with the shim of an earlier runtime.
+    pub(crate) fn mark_recovered(&self, shim: ShimHandler) -> Arc<ShimHandler> {
         let mut state = self.state();
-        self.herald.recovered();
-        let ending = !state.is_detached();
-        state.run(shim, ending)
+        self.events.run_recovered();
+        let watchdog_lost = !state.is_detached();
+        state.set_running(shim, watchdog_lost)
     }
 
-    /// One that was interrupted leaves the box as it was.
-    pub(crate) fn start_failed(&self, error: &StartError) {
-        // Whose failure it was, for the next opening.
+    /// Marks the start as failed. An interrupted start leaves the box as it was.
+    pub(crate) fn mark_start_failed(&self, error: &StartError) {
+        // The next runtime needs to know which shim failed.
         let record = PidRecord::read(&self.dir.join(FILES.shim_pid));
         let mut state = self.state();
         let shim = match &state.phase {
             Phase::Starting { shim, .. } => shim.clone(),
             _ => None,
         };
-        // Without a shim there is nothing that could be left.
+        // Without a shim nothing can be left.
         if let Some(shim) = shim
-            && (!self.has_recorded_end(&shim, error) || self.has_group(shim.pid()))
+            && (!self.has_recorded_ending(&shim, error) || self.has_control_group(shim.pid()))
         {
-            state.set_litter(Some(self.litter_of(Some(shim.pid()))));
+            state.set_cleanup_target(Some(self.cleanup_target_of(Some(shim.pid()))));
         }
         match error {
-            StartError::Interrupted => state.phase = Phase::Down,
-            _ => state.note_end(None, Outcome::of_start(error, record.ok().flatten())),
+            StartError::Interrupted => state.phase = Phase::Idle,
+            _ => state.set_exited(None, Outcome::of_failed_start(error, record.ok().flatten())),
         }
     }
 
-    /// Whether a shim whose start failed has ended by itself, after it had seen to what its payload
-    /// had started.
-    fn has_recorded_end(&self, shim: &ShimHandle, error: &StartError) -> bool {
+    /// Returns whether the shim of a failed start recorded its own ending, after it had killed the
+    /// descendants of its payload.
+    fn has_recorded_ending(&self, shim: &ShimHandle, error: &StartError) -> bool {
         let Some(status) = shim.try_exit().and_then(|exit| exit.status) else {
             return false;
         };
-        let is_of_it = |record: &ExitRecord| {
+        let is_own = |record: &ExitRecord| {
             record.pid == shim.pid()
-                && record_fits(record, status)
+                && record_matches(record, status)
                 && !matches!(record.ending, Ending::Panicked { .. })
         };
         match error {
-            StartError::Failed { record } => is_of_it(record),
+            StartError::Failed { record } => is_own(record),
             _ => {
                 let record = ExitRecord::read(&self.dir.join(FILES.exit));
-                record.ok().flatten().as_ref().is_some_and(is_of_it)
+                record.ok().flatten().as_ref().is_some_and(is_own)
             }
         }
     }
 
-    /// Whether the record already says how this shim ended.
-    pub(crate) fn knows_end_of(&self, shim: &PidRecord) -> bool {
+    /// Returns whether the outcome of this shim is already on disk.
+    pub(crate) fn knows_exit_of(&self, shim: &PidRecord) -> bool {
         let state = self.state();
         let last = state.record.last.as_ref();
         last.is_some_and(|last| last.shim.as_ref() == Some(shim))
     }
 
-    /// It was found ended when the runtime was opened. The kernel cannot tell how any more, so that
-    /// what its payload has started is searched for whatever the record says.
-    pub(crate) fn found_ended(&self, outcome: Outcome) {
+    /// Marks a run as ended while no runtime was attached. The kernel no longer reports the exit
+    /// status, so a cleanup is due whatever the record shows.
+    pub(crate) fn mark_exited_offline(&self, outcome: Outcome) {
         let mut state = self.state();
-        state.set_litter(Some(self.litter_of(None)));
-        state.note_end(None, outcome);
-        // It was not running, as far as this runtime knows: there is nothing to announce.
-        state.report();
+        state.set_cleanup_target(Some(self.cleanup_target_of(None)));
+        state.set_exited(None, outcome);
+        // This runtime never saw it running, so no change is published.
+        state.finish_run();
     }
 
-    /// Takes up a cleanup that an earlier runtime has not finished. False if there is none.
+    /// Resumes a cleanup that an earlier runtime did not finish. Returns whether one is due.
     pub(crate) fn resume_cleanup(&self) -> bool {
         let mut state = self.state();
         if state.record.cleanup_due {
-            state.litter = Some(self.litter_of(None));
+            state.cleanup_target = Some(self.cleanup_target_of(None));
         }
         state.record.cleanup_due
     }
 
-    /// Whether its shim has ended, and that is not reported yet.
-    pub(crate) fn is_unsettled(&self) -> bool {
+    /// Returns whether the shim has exited and the exit is not reported yet.
+    pub(crate) fn has_unreported_exit(&self) -> bool {
         match &self.state().phase {
-            Phase::Up { shim, .. } => shim.try_exit().is_some(),
-            Phase::Ended { .. } => true,
+            Phase::Running { shim, .. } => shim.try_exit().is_some(),
+            Phase::Exited { .. } => true,
             _ => false,
         }
     }
 
-    /// Reports the end of the shim, if it has ended and that is not reported yet. It is on disk
-    /// before, unless the disk refuses. Blocks on the disk.
+    /// Saves and then reports the exit of the shim, if it has exited and the exit is not reported
+    /// yet. If the disk refuses, reports it unsaved. Blocks on the disk.
     ///
-    /// Fails if its record cannot be read for want of descriptors or memory: then the end is not
-    /// settled, and this is to be called again.
-    pub(crate) fn settle(&self) -> Result<(), FileError> {
-        self.observe_end()?;
-        if matches!(self.state().phase, Phase::Ended { .. })
+    /// Fails if the exit record cannot be read because descriptors or memory are exhausted. The
+    /// exit is then not reported, and the caller retries.
+    pub(crate) fn observe_exit(&self) -> Result<(), FileError> {
+        self.note_exit()?;
+        if matches!(self.state().phase, Phase::Exited { .. })
             && let Err(error) = self.save()
         {
-            tracing::warn!(id = self.id, %error, "how the box ended is not on disk");
+            tracing::warn!(id = self.id, %error, "cannot save how the box ended");
         }
-        self.report_end();
+        self.report_exit();
         Ok(())
     }
 
-    /// Takes note of the end of the shim, if it has ended and that is not known yet.
-    fn observe_end(&self) -> Result<(), FileError> {
+    /// Moves from `Running` to `Exited` if the shim has exited.
+    fn note_exit(&self) -> Result<(), FileError> {
         let mut state = self.state();
-        let Phase::Up {
+        let Phase::Running {
             shim,
             stop_requested,
             ..
@@ -323,7 +343,7 @@ impl MicroBox {
             return Ok(());
         };
         let record = match exit.status {
-            // No record can fit that.
+            // No exit record matches death by signal.
             Some(status) if status.code().is_none() => Ok(None),
             _ => match ExitRecord::read(&self.dir.join(FILES.exit)) {
                 Err(error) if is_resource_exhaustion(&error.source) => return Err(error),
@@ -331,95 +351,97 @@ impl MicroBox {
             },
         };
         let shim = Arc::clone(shim);
-        let outcome = Outcome::of(
+        let outcome = Outcome::of_exit(
             Some(shim.record().clone()),
             exit.status,
             record,
             *stop_requested,
         );
-        if outcome.may_leave_strays
-            || state.has_probes()
-            || self.has_group(shim.pid())
-            || has_payload(&shim)
+        if outcome.may_leave_orphans
+            || state.has_command_probe()
+            || self.has_control_group(shim.pid())
+            || payload_survives(&shim)
         {
-            state.set_litter(Some(self.litter_of(Some(shim.pid()))));
+            state.set_cleanup_target(Some(self.cleanup_target_of(Some(shim.pid()))));
         }
-        state.note_end(Some(shim), outcome);
+        state.set_exited(Some(shim), outcome);
         Ok(())
     }
 
-    /// Reports an end that is noted. [`settle`](Self::settle) saves it before.
-    pub(crate) fn report_end(&self) {
+    /// Reports the exit of a box in the phase `Exited`. [`observe_exit`](Self::observe_exit) saves
+    /// it first.
+    pub(crate) fn report_exit(&self) {
         let mut state = self.state();
-        let Some(was_running) = state.report() else {
+        let Some(was_running) = state.finish_run() else {
             return;
         };
         if was_running {
-            self.herald.run_is_over();
+            self.events.run_ended();
         }
         let info = state.info();
         let change = match info.status {
             BoxStatus::Stopped => BoxChange::Stopped,
             _ => BoxChange::Failed,
         };
-        self.herald.tell(change, info);
+        self.events.publish(change, info);
     }
 
-    /// Whether the control group of its last run is left, as far as can be told: that of a shim
-    /// which could not end all that was in it.
-    fn has_group(&self, shim: u32) -> bool {
+    /// Returns whether the control group of the last run may exist: the shim could not kill
+    /// everything in it.
+    fn has_control_group(&self, shim: u32) -> bool {
         !matches!(ControlGroup::of_shim(&self.dir, shim), Ok(None))
     }
 
-    fn litter_of(&self, session: Option<u32>) -> Litter {
-        Litter {
+    fn cleanup_target_of(&self, session: Option<u32>) -> CleanupTarget {
+        CleanupTarget {
             dir: self.dir.clone(),
             session,
         }
     }
 
-    /// What its last run may have left behind.
-    pub(crate) fn litter(&self) -> Option<Litter> {
-        self.state().litter.clone()
+    /// Returns what must be cleaned up after the last run.
+    pub(crate) fn cleanup_target(&self) -> Option<CleanupTarget> {
+        self.state().cleanup_target.clone()
     }
 
-    /// Nothing of this is left.
-    pub(crate) fn tidied(&self, litter: &Litter) {
+    /// Marks the cleanup of this target as done.
+    pub(crate) fn cleanup_done(&self, cleanup_target: &CleanupTarget) {
         let mut state = self.state();
-        if state.litter.as_ref() == Some(litter) {
-            state.set_litter(None);
+        if state.cleanup_target.as_ref() == Some(cleanup_target) {
+            state.set_cleanup_target(None);
         }
     }
 
-    /// Of this shim, if it is still the current one.
+    /// Sets the health state if `of` is still the current shim.
     pub(crate) fn set_health(&self, of: &Arc<ShimHandler>, health: HealthState) {
         let mut state = self.state();
-        let current = matches!(&state.phase, Phase::Up { shim, .. } if Arc::ptr_eq(shim, of));
+        let current = matches!(&state.phase, Phase::Running { shim, .. } if Arc::ptr_eq(shim, of));
         if current && state.health != Some(health) {
             state.health = Some(health);
-            self.herald.tell(BoxChange::Health, state.info());
+            self.events.publish(BoxChange::Health, state.info());
         }
     }
 
-    /// Gives up a start that is under way, and those that wait for their turn.
-    pub(crate) fn give_up_starts(&self) {
-        self.stops.fetch_add(1, Ordering::Relaxed);
+    /// Cancels the start in progress and those that wait for the operation lock.
+    pub(crate) fn cancel_starts(&self) {
+        self.stop_epoch.fetch_add(1, Ordering::Relaxed);
         if let Phase::Starting { interrupt, .. } = &self.state().phase {
             interrupt.cancel();
         }
     }
 
+    /// Returns the shim in the phase `Running`.
     pub(crate) fn shim(&self) -> Option<Arc<ShimHandler>> {
         match &self.state().phase {
-            Phase::Up { shim, .. } => Some(Arc::clone(shim)),
+            Phase::Running { shim, .. } => Some(Arc::clone(shim)),
             _ => None,
         }
     }
 
-    /// The shim, if it runs: from now on its end counts as asked for.
+    /// Marks the exit of the running shim as requested and returns the shim, if there is one.
     pub(crate) fn request_stop(&self) -> Result<Option<Arc<ShimHandler>>, RuntimeError> {
-        // Whoever asks only now is too late; of want of descriptors it is seen to later.
-        let _ = self.observe_end();
+        // An exit before this request was not requested. A failure to read it is retried later.
+        let _ = self.note_exit();
         let mut state = self.state();
         if state.gate == Gate::Removed {
             return Err(self.not_found());
@@ -427,12 +449,12 @@ impl MicroBox {
         Ok(state.request_stop())
     }
 
-    /// Lets nothing else begin. The shim that is to be killed, if there is one.
+    /// Lets no other operation begin. Returns the shim that the removal must kill, if there is one.
     pub(crate) fn begin_removal(
         &self,
         force: bool,
     ) -> Result<Option<Arc<ShimHandler>>, RuntimeError> {
-        let _ = self.observe_end();
+        let _ = self.note_exit();
         let mut state = self.state();
         self.check_gate(&state)?;
         if !force && state.is_busy() {
@@ -447,41 +469,43 @@ impl MicroBox {
         Ok(state.request_stop())
     }
 
-    /// It could not be removed after all.
-    pub(crate) fn keep(&self) {
+    /// Lets operations begin again after a failed removal.
+    pub(crate) fn cancel_removal(&self) {
         let mut state = self.state();
         if state.gate == Gate::Removing {
             state.gate = Gate::Open;
         }
     }
 
-    pub(crate) fn removed(&self) {
+    /// Marks the box as removed and publishes that.
+    pub(crate) fn mark_removed(&self) {
         self.state().gate = Gate::Removed;
-        self.herald.tell(BoxChange::Removed, self.state().info());
+        self.events.publish(BoxChange::Removed, self.state().info());
     }
 
-    /// Lets nothing else begin, because the runtime ends. What has to end with it.
-    pub(crate) fn close(&self) -> Option<Closing> {
-        let _ = self.observe_end();
+    /// Lets no other operation begin because the runtime shuts down. Returns the shim that must end
+    /// with it, if there is one.
+    pub(crate) fn begin_shutdown(&self) -> Option<ShutdownTarget> {
+        let _ = self.note_exit();
         let mut state = self.state();
-        state.shut_gate();
+        state.close_gate();
         let grace = state.record.spec.stop_grace;
         let detached = state.is_detached();
         match &mut state.phase {
             Phase::Starting { interrupt, shim } => {
                 interrupt.cancel();
-                shim.clone().map(|shim| Closing {
+                shim.clone().map(|shim| ShutdownTarget {
                     shim,
                     grace: Duration::ZERO,
                 })
             }
-            Phase::Up {
+            Phase::Running {
                 shim,
                 stop_requested,
                 ..
             } if !detached => {
                 *stop_requested = true;
-                Some(Closing {
+                Some(ShutdownTarget {
                     shim: shim.handle().clone(),
                     grace,
                 })
@@ -490,42 +514,46 @@ impl MicroBox {
         }
     }
 
-    /// The runtime is gone: a shim with a watchdog ends by itself.
+    /// Closes the box of a dropped runtime: releases the watchdog, so that an attached shim ends.
     pub(crate) fn release_watchdog(&self) {
         let mut state = self.state();
-        state.shut_gate();
+        state.close_gate();
         match &state.phase {
-            Phase::Down | Phase::Ended { .. } => {}
+            Phase::Idle | Phase::Exited { .. } => {}
             Phase::Starting { interrupt, shim } => {
                 interrupt.cancel();
-                // Nobody may be there to see to it.
+                // No task may be left that could kill it.
                 if let Some(shim) = shim {
                     let _ = shim.signal(vmm_protocol::KILL_SIGNAL);
                 }
             }
-            Phase::Up { shim, .. } => shim.release_watchdog(),
+            Phase::Running { shim, .. } => shim.release_watchdog(),
         }
     }
 
-    /// Whether nothing of its last run is left to do: to report, to clean up, or to save.
-    pub(crate) fn is_tidy(&self) -> bool {
+    /// Returns whether nothing of the last run is left to report, clean up or save.
+    pub(crate) fn is_clean(&self) -> bool {
         let state = self.state();
         let is_saved =
             state.version == self.saved.load(Ordering::Acquire) || state.damage.is_some();
         state.gate == Gate::Removed
-            || state.litter.is_none() && is_saved && !matches!(state.phase, Phase::Ended { .. })
+            || state.cleanup_target.is_none()
+                && is_saved
+                && !matches!(state.phase, Phase::Exited { .. })
     }
 
-    /// True for the one caller that is to go on tidying, until it has [finished](Self::finish_retries).
+    /// Returns true to one caller at a time, which then retries the cleanup until it calls
+    /// [`finish_retries`](Self::finish_retries).
     pub(crate) fn begin_retries(&self) -> bool {
         !self.retrying.swap(true, Ordering::AcqRel)
     }
 
+    /// Ends the retries.
     pub(crate) fn finish_retries(&self) {
         self.retrying.store(false, Ordering::Release);
     }
 
-    /// Brings `box.json` up to date, if it is not. Blocks on the disk.
+    /// Writes `box.json` if it is out of date. Blocks on the disk.
     pub(crate) fn save(&self) -> Result<(), FileError> {
         let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let (record, version, is_over) = {
@@ -535,12 +563,12 @@ impl MicroBox {
             if current || matches!(state.gate, Gate::Removing | Gate::Removed) {
                 return Ok(());
             }
-            let is_over = matches!(state.phase, Phase::Down | Phase::Ended { .. });
+            let is_over = matches!(state.phase, Phase::Idle | Phase::Exited { .. });
             (state.to_record(), state.version, is_over)
         };
         record.write(&self.dir.join(FILES.spec))?;
-        // By this the next runtime knows that the end is that of the last run. A payload may have
-        // changed it.
+        // The next runtime compares this pid with `last` to see that the outcome is that of the
+        // last run. A payload may have changed the file.
         if let Some(shim) = record.last.and_then(|last| last.shim)
             && is_over
         {

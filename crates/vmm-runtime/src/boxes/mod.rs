@@ -1,4 +1,4 @@
-//! Boxes: what they are to be, what they are, and where that is kept.
+//! Boxes: their specs, their states, their outcomes, and the records on disk.
 
 mod beginning;
 mod closing;
@@ -12,11 +12,11 @@ mod record;
 mod spec;
 mod state;
 
-pub(crate) use beginning::Beginning;
-pub(crate) use closing::Closing;
+pub(crate) use beginning::StartDecision;
+pub(crate) use closing::ShutdownTarget;
 pub(crate) use index::Boxes;
 pub use info::{BoxInfo, BoxStatus};
 pub(crate) use micro_box::MicroBox;
-pub(crate) use outcome::{Outcome, describe, ending_of, record_fits};
+pub(crate) use outcome::{Outcome, describe_ending, ending_of_status, record_matches};
 pub(crate) use record::BoxRecord;
 pub use spec::BoxSpec;

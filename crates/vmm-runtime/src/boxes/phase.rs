@@ -6,23 +6,28 @@ use tokio_util::sync::CancellationToken;
 use super::Outcome;
 use crate::ShimHandler;
 
-/// How far the shim of a box has come.
+/// The phase of a box's shim.
 #[derive(Debug)]
 pub(super) enum Phase {
-    Down,
+    /// No shim, and no unreported exit.
+    Idle,
+    /// A start is in progress.
     Starting {
+        /// Cancels the start.
         interrupt: CancellationToken,
+        /// The shim, once it is spawned.
         shim: Option<ShimHandle>,
     },
-    Up {
+    /// The payload is ready. The shim may have exited since.
+    Running {
         shim: Arc<ShimHandler>,
         stop_requested: bool,
-        /// Its watchdog hung up with an earlier runtime: it is about to end.
-        ending: bool,
+        /// Whether the watchdog hung up with an earlier runtime, so that the shim is about to end.
+        watchdog_lost: bool,
     },
-    /// It has ended. That is reported once it is on disk.
-    Ended {
-        /// `None` of a start that failed.
+    /// The run has ended, and the exit is not reported yet. It is saved before it is reported.
+    Exited {
+        /// `None` for a failed start.
         shim: Option<Arc<ShimHandler>>,
         outcome: Outcome,
     },

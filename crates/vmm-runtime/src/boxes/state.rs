@@ -6,38 +6,44 @@ use vmm_protocol::{Ending, FileError};
 use super::gate::Gate;
 use super::phase::Phase;
 use super::{BoxInfo, BoxRecord, BoxStatus, Outcome};
-use crate::process::Litter;
+use crate::process::CleanupTarget;
 use crate::{HealthState, Probe, ShimHandler};
 
-/// What a box is and does at one moment.
+/// The state of a box at one moment.
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) record: BoxRecord,
-    /// Rises with every change of the record.
+    /// Incremented with every change of the record.
     pub(super) version: u64,
-    /// Why `box.json` could not be read; the record is then a stand-in, and never written.
+    /// Why `box.json` could not be read. The record is then a placeholder and is never written.
     pub(super) damage: Option<Arc<FileError>>,
     pub(super) phase: Phase,
     pub(super) gate: Gate,
     pub(super) health: Option<HealthState>,
     pub(super) started_at: Option<Timestamp>,
     pub(super) updated_at: Timestamp,
-    /// What is still to be searched for.
-    pub(super) litter: Option<Litter>,
+    /// What must still be cleaned up after the last run.
+    pub(super) cleanup_target: Option<CleanupTarget>,
 }
 
 impl State {
-    /// What is to be is unknown for a damaged box; not to end it is the safe side.
+    /// Returns whether the box outlives the runtime. The spec of a damaged box is unknown; keeping
+    /// its shim is the safe choice.
     pub(super) fn is_detached(&self) -> bool {
         self.record.spec.detached || self.damage.is_some()
     }
 
-    pub(super) fn run(&mut self, shim: ShimHandler, ending: bool) -> Arc<ShimHandler> {
+    /// Enters the phase `Running`.
+    pub(super) fn set_running(
+        &mut self,
+        shim: ShimHandler,
+        watchdog_lost: bool,
+    ) -> Arc<ShimHandler> {
         let shim = Arc::new(shim);
-        self.phase = Phase::Up {
+        self.phase = Phase::Running {
             shim: Arc::clone(&shim),
             stop_requested: false,
-            ending,
+            watchdog_lost,
         };
         self.health = self
             .record
@@ -49,9 +55,10 @@ impl State {
         shim
     }
 
+    /// Marks the exit of a running shim as requested, and returns the shim.
     pub(super) fn request_stop(&mut self) -> Option<Arc<ShimHandler>> {
         match &mut self.phase {
-            Phase::Up {
+            Phase::Running {
                 shim,
                 stop_requested,
                 ..
@@ -63,75 +70,81 @@ impl State {
         }
     }
 
-    /// Whether a shim runs, or is being started.
+    /// Returns whether a shim is running or being started.
     pub(super) fn is_busy(&self) -> bool {
         match &self.phase {
             Phase::Starting { .. } => true,
-            Phase::Up { shim, .. } => shim.try_exit().is_none(),
-            Phase::Down | Phase::Ended { .. } => false,
+            Phase::Running { shim, .. } => shim.try_exit().is_none(),
+            Phase::Idle | Phase::Exited { .. } => false,
         }
     }
 
-    /// Probes are no children of the shim, which therefore cannot see to what they start.
-    pub(super) fn has_probes(&self) -> bool {
+    /// Returns whether the health check runs commands. They are not children of the shim, so the
+    /// shim cannot kill their descendants.
+    pub(super) fn has_command_probe(&self) -> bool {
         let check = self.record.spec.health.as_ref();
         check.is_some_and(|check| matches!(check.probe, Probe::Command { .. }))
     }
 
-    pub(super) fn shut_gate(&mut self) {
+    /// Lets no further operation begin because the runtime is closing.
+    pub(super) fn close_gate(&mut self) {
         if self.gate == Gate::Open {
             self.gate = Gate::Closed;
         }
     }
 
-    /// Notes how the run has ended, to be saved and then [reported](Self::report).
-    pub(super) fn note_end(&mut self, shim: Option<Arc<ShimHandler>>, outcome: Outcome) {
-        self.phase = Phase::Ended { shim, outcome };
+    /// Enters the phase `Exited`. The caller saves the outcome and then calls
+    /// [`finish_run`](Self::finish_run).
+    pub(super) fn set_exited(&mut self, shim: Option<Arc<ShimHandler>>, outcome: Outcome) {
+        self.phase = Phase::Exited { shim, outcome };
         self.version += 1;
     }
 
-    /// From now on the noted end is what the box shows. Returns whether the box was running;
-    /// `None` if no end is noted.
-    pub(super) fn report(&mut self) -> Option<bool> {
-        if !matches!(self.phase, Phase::Ended { .. }) {
+    /// Leaves the phase `Exited` and makes the outcome visible. Returns whether the box was
+    /// running, or `None` in another phase.
+    pub(super) fn finish_run(&mut self) -> Option<bool> {
+        if !matches!(self.phase, Phase::Exited { .. }) {
             return None;
         }
-        let Phase::Ended { shim, outcome } = std::mem::replace(&mut self.phase, Phase::Down) else {
+        let Phase::Exited { shim, outcome } = std::mem::replace(&mut self.phase, Phase::Idle)
+        else {
             return None;
         };
         self.updated_at = outcome.at;
         self.record.last = Some(outcome);
-        self.health = self.record.health_when_down();
+        self.health = self.record.health_after_exit();
         Some(shim.is_some())
     }
 
-    /// As it is to be on disk.
+    /// Returns the record to write to disk.
     pub(super) fn to_record(&self) -> BoxRecord {
         let mut record = self.record.clone();
-        if let Phase::Ended { outcome, .. } = &self.phase {
+        if let Phase::Exited { outcome, .. } = &self.phase {
             record.last = Some(outcome.clone());
         }
-        record.cleanup_due = self.litter.is_some();
+        record.cleanup_due = self.cleanup_target.is_some();
         record
     }
 
-    pub(super) fn set_litter(&mut self, litter: Option<Litter>) {
-        self.litter = litter;
+    /// Sets what must be cleaned up; `None` if nothing is left.
+    pub(super) fn set_cleanup_target(&mut self, cleanup_target: Option<CleanupTarget>) {
+        self.cleanup_target = cleanup_target;
         self.version += 1;
     }
 
+    /// Returns the info of the box.
     pub(super) fn info(&self) -> BoxInfo {
         let shim = match &self.phase {
-            Phase::Up { shim, .. } => Some(shim),
-            // Until it is reported.
-            Phase::Ended { shim, .. } => shim.as_ref(),
+            Phase::Running { shim, .. } => Some(shim),
+            // Shown as running until the exit is reported.
+            Phase::Exited { shim, .. } => shim.as_ref(),
             _ => None,
         };
         self.info_of(shim, self.record.last.as_ref())
     }
 
-    /// As if the last run had ended like this.
-    pub(super) fn info_after(&self, outcome: &Outcome) -> BoxInfo {
+    /// Returns the info of the box as if its last run had ended with `outcome`.
+    pub(super) fn info_with_outcome(&self, outcome: &Outcome) -> BoxInfo {
         self.info_of(None, Some(outcome))
     }
 
@@ -159,11 +172,11 @@ impl State {
             },
             stopping: shim.is_some()
                 && match self.phase {
-                    Phase::Up {
+                    Phase::Running {
                         stop_requested,
-                        ending,
+                        watchdog_lost,
                         ..
-                    } => stop_requested || ending,
+                    } => stop_requested || watchdog_lost,
                     _ => true,
                 },
             health: self.health,

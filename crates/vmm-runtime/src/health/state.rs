@@ -2,17 +2,17 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What a box's health check says.
+/// The health of a box, according to its health check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HealthState {
-    /// No probe has succeeded yet, nor have enough failed.
+    /// No probe has succeeded yet, and too few have failed.
     Starting,
-    /// The latest probe succeeded, or fewer than [`retries`] have failed since one did.
+    /// The latest probe succeeded, or fewer than [`retries`] have failed since the last success.
     ///
     /// [`retries`]: crate::HealthCheckOptions::retries
     Healthy,
-    /// Too many probes in a row have failed, or the box ended by itself.
+    /// Too many consecutive probes failed, or the box ended by itself.
     Unhealthy,
 }
 

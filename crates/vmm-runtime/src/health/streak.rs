@@ -1,6 +1,6 @@
 use super::HealthState;
 
-/// The probes so far, as far as they matter.
+/// The health state and the number of consecutive failures.
 #[derive(Debug)]
 pub(super) struct Streak {
     state: HealthState,
@@ -17,8 +17,9 @@ impl Default for Streak {
 }
 
 impl Streak {
-    /// As Docker counts: failures in the start period do not, unless a probe has succeeded before.
-    pub(super) fn extend(
+    /// Records the result of a probe and returns the new state. As in Docker, failures in the start
+    /// period do not count unless a probe has succeeded before.
+    pub(super) fn record(
         &mut self,
         healthy: bool,
         in_start_period: bool,
@@ -46,12 +47,12 @@ mod tests {
         let mut streak = Streak::default();
         probes
             .iter()
-            .map(|(healthy, in_start_period)| streak.extend(*healthy, *in_start_period, retries))
+            .map(|(healthy, in_start_period)| streak.record(*healthy, *in_start_period, retries))
             .collect()
     }
 
     #[test]
-    fn enough_failures_in_a_row_are_unhealthy_and_one_success_is_healthy() {
+    fn consecutive_failures_are_unhealthy_and_one_success_is_healthy() {
         let probes = [
             (false, false),
             (false, false),
@@ -62,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn a_success_starts_the_count_anew() {
+    fn a_success_resets_the_count() {
         let probes = [(true, false), (false, false), (true, false), (false, false)];
         assert_eq!(play(&probes, 2), [Healthy; 4]);
     }

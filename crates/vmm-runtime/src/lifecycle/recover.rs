@@ -12,213 +12,221 @@ use vmm_protocol::{
     ExitRecord, FILES, FileError, PidRecord, ProcessIdentity, is_resource_exhaustion,
 };
 
-use super::{keep_tidying, supervise, tidy_up};
+use super::{cleanup, retry_cleanup, supervise};
 use crate::boxes::{BoxRecord, MicroBox, Outcome};
 use crate::core::Core;
 use crate::home::Contents;
 use crate::process::procfs;
 use crate::{BoxSpec, RuntimeError, ShimHandler};
 
-/// How long the opening of a home waits for the removal of remnants: they are gone when it returns,
-/// unless they are large.
-const REMNANTS_WITHIN: Duration = Duration::from_millis(250);
+/// How long an opening waits for the removal of remnants. Most are gone when it returns; large ones
+/// are removed in the background.
+const REMNANT_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// How long an opening waits for what earlier runs have left. Afterwards the cleanup goes on.
+/// How long an opening waits for the cleanup after earlier runs, which then continues in the
+/// background.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Takes in what an earlier runtime has left in the home: boxes, and shims that still run.
+/// Recovers the boxes of the home and re-attaches to the shims that still run.
 pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
     let Contents { boxes, remnants } = core
-        .on_disk({
+        .run_on_disk({
             let home = core.home.clone();
             move || home.contents()
         })
         .await?;
     let remnants = join_all(remnants.into_iter().map(|path| core.remove_remnant(path)));
     let found = core
-        .on_disk({
+        .run_on_disk({
             let core = Arc::clone(&core);
             move || read_all(&core, boxes)
         })
         .await?;
-    let mut ended = Vec::new();
-    for Found { recovered, shim } in found {
-        let recovered = Arc::new(recovered);
-        core.boxes.insert(Arc::clone(&recovered), |_| {});
-        if let Some(name) = recovered.info().name
-            && let Err(error) = core.boxes.reserve(&name, recovered.id())
+    let mut exited = Vec::new();
+    for RecoveredBox { bx, shim } in found {
+        let bx = Arc::new(bx);
+        core.boxes.insert(Arc::clone(&bx), |_| {});
+        if let Some(name) = bx.info().name
+            && let Err(error) = core.boxes.reserve_name(&name, bx.id())
         {
-            tracing::warn!(id = recovered.id(), %error, "found by its id alone");
+            tracing::warn!(id = bx.id(), %error, "name taken; the box can be found by its id only");
         }
         let shim = match shim {
-            Shim::None => {
-                if recovered.resume_cleanup() {
-                    ended.push(recovered);
+            LastShim::None => {
+                if bx.resume_cleanup() {
+                    exited.push(bx);
                 }
                 continue;
             }
-            Shim::Alive(record) => follow(&core, &recovered, &record).await?,
-            Shim::Dead(record) => Err(record),
-            Shim::Unreadable(error) => {
-                tracing::error!(id = recovered.id(), %error, "its shim does not run");
-                let exit = ExitRecord::read(&recovered.dir().join(FILES.exit));
-                let outcome = Outcome::of(None, None, exit, false);
-                recovered.found_ended(outcome.because(&error));
-                ended.push(recovered);
+            LastShim::Alive(record) => reattach(&core, &bx, &record).await?,
+            LastShim::Dead(record) => Err(record),
+            LastShim::Unreadable(error) => {
+                tracing::error!(id = bx.id(), %error, "the shim.pid cannot be read and no shim of the box is running");
+                let exit = ExitRecord::read(&bx.dir().join(FILES.exit));
+                let outcome = Outcome::of_exit(None, None, exit, false);
+                bx.mark_exited_offline(outcome.with_error(&error));
+                exited.push(bx);
                 continue;
             }
         };
         if let Err(record) = shim {
-            let exit = ExitRecord::read(&recovered.dir().join(FILES.exit));
-            let outcome = Outcome::of(Some(record), None, exit, false);
+            let exit = ExitRecord::read(&bx.dir().join(FILES.exit));
+            let outcome = Outcome::of_exit(Some(record), None, exit, false);
             match &outcome.error {
                 Some(error) => {
-                    tracing::warn!(id = recovered.id(), error, "failed while no runtime looked");
+                    tracing::warn!(id = bx.id(), error, "failed while no runtime was attached");
                 }
-                None => tracing::info!(id = recovered.id(), "ended while no runtime looked"),
+                None => tracing::info!(id = bx.id(), "ended while no runtime was attached"),
             }
-            recovered.found_ended(outcome);
-            ended.push(recovered);
+            bx.mark_exited_offline(outcome);
+            exited.push(bx);
         }
     }
-    // At once: one search of the process table then does for all. What does not die delays no
-    // opening.
-    let tidied = join_all(ended.iter().map(|ended| tidy_up(&core, ended)));
-    let _ = timeout(CLEANUP_TIMEOUT, tidied).await;
-    for ended in ended {
-        keep_tidying(&core, ended);
+    // Concurrently, so that one search of the process table serves all. Bounded, so that a process
+    // that does not die cannot delay the opening.
+    let cleanups = join_all(exited.iter().map(|bx| cleanup(&core, bx)));
+    let _ = timeout(CLEANUP_TIMEOUT, cleanups).await;
+    for bx in exited {
+        retry_cleanup(&core, bx);
     }
-    // Their removal goes on in the background.
-    let _ = timeout(REMNANTS_WITHIN, remnants).await;
+    // The removal continues in the background.
+    let _ = timeout(REMNANT_TIMEOUT, remnants).await;
     Ok(())
 }
 
-/// Goes on with the shim of this record; gives the record back if it has ended meanwhile.
-async fn follow(
+/// Re-attaches to the shim of this record. Returns the record if the shim has ended.
+async fn reattach(
     core: &Arc<Core>,
-    recovered: &Arc<MicroBox>,
+    bx: &Arc<MicroBox>,
     record: &PidRecord,
 ) -> Result<Result<(), PidRecord>, RuntimeError> {
     let attached = ShimHandler::from_pid(&core.reaper, record).await;
-    let shim = match attached.map_err(|error| looking_at(record.pid, error))? {
-        Some(shim) => shim.with_payload(payload_pid(recovered)),
+    let shim = match attached.map_err(|error| proc_error(record.pid, error))? {
+        Some(shim) => shim.with_payload(payload_pid(bx)),
         None => return Ok(Err(record.clone())),
     };
-    let shim = recovered.recovered(shim);
-    tracing::info!(id = recovered.id(), pid = shim.pid(), "re-attached");
-    supervise(core, recovered, shim);
+    let shim = bx.mark_recovered(shim);
+    tracing::info!(id = bx.id(), pid = shim.pid(), "re-attached to shim");
+    supervise(core, bx, shim);
     Ok(Ok(()))
 }
 
-fn payload_pid(recovered: &MicroBox) -> Option<u32> {
-    let record = PidRecord::read(&recovered.dir().join(FILES.payload_pid)).ok()??;
+/// Returns the pid of the payload, if it is still the recorded process.
+fn payload_pid(bx: &MicroBox) -> Option<u32> {
+    let record = PidRecord::read(&bx.dir().join(FILES.payload_pid)).ok()??;
     let now = ProcessIdentity::of(record.pid).ok()??;
     record.identity?.is_same(&now).then_some(record.pid)
 }
 
-fn looking_at(pid: u32, error: io::Error) -> FileError {
-    FileError::new("look at", format!("/proc/{pid}"), error)
+fn proc_error(pid: u32, error: io::Error) -> FileError {
+    FileError::new("inspect", format!("/proc/{pid}"), error)
 }
 
-/// A box as the disk has it.
-struct Found {
-    recovered: MicroBox,
-    shim: Shim,
+/// A box as recovered from disk.
+struct RecoveredBox {
+    bx: MicroBox,
+    shim: LastShim,
 }
 
-/// The shim of a box's last run.
-enum Shim {
-    /// There is none, or its end is known.
+/// The shim of a box's last run, as found on opening.
+enum LastShim {
+    /// No shim, or one whose outcome is on disk.
     None,
-    /// By its full identity.
+    /// A live shim, with its full identity.
     Alive(PidRecord),
+    /// A shim that has ended.
     Dead(PidRecord),
-    /// Its `shim.pid` says nothing, and none is running.
+    /// The `shim.pid` cannot be read, and no shim of the box is running.
     Unreadable(FileError),
 }
 
-fn read_all(core: &Core, ids: Vec<String>) -> Result<Vec<Found>, FileError> {
+fn read_all(core: &Core, ids: Vec<String>) -> Result<Vec<RecoveredBox>, FileError> {
     let mut running = RunningShims::default();
     ids.into_iter()
         .map(|id| read_one(core, id, &mut running))
         .collect()
 }
 
-fn read_one(core: &Core, id: String, running: &mut RunningShims) -> Result<Found, FileError> {
+fn read_one(
+    core: &Core,
+    id: String,
+    running: &mut RunningShims,
+) -> Result<RecoveredBox, FileError> {
     let dir = core.home.box_dir(&id);
     let (record, damage) = match BoxRecord::read(&dir.join(FILES.spec)) {
         Ok(record) => (BoxRecord { id, ..record }, None),
         Err(error) if is_resource_exhaustion(&error.source) => return Err(error),
         Err(error) => {
-            tracing::error!(id, %error, "a damaged box");
-            (stand_in(id), Some(error))
+            tracing::error!(id, %error, "cannot read box.json; the box is damaged");
+            (placeholder_record(id), Some(error))
         }
     };
-    let recovered = MicroBox::new(record, damage, dir, Arc::clone(&core.herald));
-    let shim = find_shim(&recovered, running)?;
-    Ok(Found { recovered, shim })
+    let bx = MicroBox::new(record, damage, dir, Arc::clone(&core.events));
+    let shim = find_shim(&bx, running)?;
+    Ok(RecoveredBox { bx, shim })
 }
 
-/// For a box whose `box.json` cannot be read; its id still tells when it was created.
-fn stand_in(id: String) -> BoxRecord {
+/// Returns a record for a box whose `box.json` cannot be read. Its id contains the time of its
+/// creation.
+fn placeholder_record(id: String) -> BoxRecord {
     let created_at = Ulid::from_string(&id)
         .ok()
         .and_then(|id| Timestamp::try_from(id.datetime()).ok());
     BoxRecord::new(id, created_at.unwrap_or_default(), BoxSpec::default())
 }
 
-fn find_shim(recovered: &MicroBox, running: &mut RunningShims) -> Result<Shim, FileError> {
-    let dir = recovered.dir();
+fn find_shim(bx: &MicroBox, running: &mut RunningShims) -> Result<LastShim, FileError> {
+    let dir = bx.dir();
     let dead = match PidRecord::read(&dir.join(FILES.shim_pid)) {
-        Ok(Some(record)) => match identify(&record, recovered) {
-            Ok(Some(found)) => return Ok(Shim::Alive(found)),
-            Ok(None) if recovered.knows_end_of(&record) => return Ok(Shim::None),
-            Ok(None) => Shim::Dead(record),
-            Err(error) => return Err(looking_at(record.pid, error)),
+        Ok(Some(record)) => match identify(&record, bx) {
+            Ok(Some(found)) => return Ok(LastShim::Alive(found)),
+            Ok(None) if bx.knows_exit_of(&record) => return Ok(LastShim::None),
+            Ok(None) => LastShim::Dead(record),
+            Err(error) => return Err(proc_error(record.pid, error)),
         },
-        // Without this file no shim has ever been started.
-        Ok(None) if !dir.join(FILES.shim_stderr).exists() => return Ok(Shim::None),
-        Ok(None) => Shim::None,
+        // The first start of a shim creates this file.
+        Ok(None) if !dir.join(FILES.shim_stderr).exists() => return Ok(LastShim::None),
+        Ok(None) => LastShim::None,
         Err(error) if is_resource_exhaustion(&error.source) => return Err(error),
-        Err(error) => Shim::Unreadable(error),
+        Err(error) => LastShim::Unreadable(error),
     };
-    // A record that is wrong is no proof: whoever takes a live shim for dead orphans it.
-    let known = running.of(recovered.id(), dir);
+    // A wrong record proves nothing, and a live shim that is taken for dead becomes an orphan.
+    let known = running.of(bx.id(), dir);
     let known = known.map_err(|source| FileError::new("list", "/proc", source))?;
     let Some(pid) = known else {
         return Ok(dead);
     };
-    let record = PidRecord::of(pid).map_err(|error| looking_at(pid, error))?;
-    let is_ours = is_shim_of(pid, recovered).map_err(|error| looking_at(pid, error))?;
+    let record = PidRecord::of(pid).map_err(|error| proc_error(pid, error))?;
+    let is_ours = is_shim_of(pid, bx).map_err(|error| proc_error(pid, error))?;
     let Some(record) = record.filter(|_| is_ours) else {
         return Ok(dead);
     };
     tracing::warn!(
-        id = recovered.id(),
+        id = bx.id(),
         pid,
-        "its shim.pid did not name its shim"
+        "shim.pid does not identify the running shim; repairing it"
     );
-    repair(recovered, &record);
-    Ok(Shim::Alive(record))
+    repair_pid_record(bx, &record);
+    Ok(LastShim::Alive(record))
 }
 
-/// The shim that a record means, if it is alive, with its identity. What the record names has to be
-/// a shim of this box: a payload may have written another process there, and a record with the pid
-/// alone may name anybody by now.
-fn identify(record: &PidRecord, recovered: &MicroBox) -> io::Result<Option<PidRecord>> {
+/// Returns the record with its full identity if the shim is alive. The process must be a shim of
+/// this box: a payload may have written another pid, and the process of a record without identity
+/// may be any process by now.
+fn identify(record: &PidRecord, bx: &MicroBox) -> io::Result<Option<PidRecord>> {
     let Some(found) = PidRecord::of(record.pid)? else {
         return Ok(None);
     };
     let is_ours = match (&record.identity, &found.identity) {
-        // Its directory may have been moved since.
+        // The home may have been moved since.
         (Some(recorded), Some(now)) => {
             let shim = procfs::shim_of(record.pid)?;
-            recorded.is_same(now) && shim.is_some_and(|(id, _)| id == recovered.id())
+            recorded.is_same(now) && shim.is_some_and(|(id, _)| id == bx.id())
         }
         _ => {
-            let is_ours = is_shim_of(record.pid, recovered)?;
+            let is_ours = is_shim_of(record.pid, bx)?;
             if is_ours {
-                repair(recovered, &found);
+                repair_pid_record(bx, &found);
             }
             is_ours
         }
@@ -226,18 +234,18 @@ fn identify(record: &PidRecord, recovered: &MicroBox) -> io::Result<Option<PidRe
     Ok(is_ours.then_some(found))
 }
 
-fn is_shim_of(pid: u32, recovered: &MicroBox) -> io::Result<bool> {
+fn is_shim_of(pid: u32, bx: &MicroBox) -> io::Result<bool> {
     let shim = procfs::shim_of(pid)?;
-    Ok(shim.is_some_and(|(id, dir)| id == recovered.id() && dir == recovered.dir()))
+    Ok(shim.is_some_and(|(id, dir)| id == bx.id() && dir == bx.dir()))
 }
 
-fn repair(recovered: &MicroBox, record: &PidRecord) {
-    if let Err(error) = record.write(&recovered.dir().join(FILES.shim_pid)) {
-        tracing::warn!(id = recovered.id(), %error, "the record of its shim stays as it was");
+fn repair_pid_record(bx: &MicroBox, record: &PidRecord) {
+    if let Err(error) = record.write(&bx.dir().join(FILES.shim_pid)) {
+        tracing::warn!(id = bx.id(), %error, "cannot repair shim.pid");
     }
 }
 
-/// The shims that `/proc` shows, looked up once, and only if need be.
+/// The running shims according to `/proc`, read once and only if needed.
 #[derive(Default)]
 struct RunningShims(Option<HashMap<(String, PathBuf), u32>>);
 
