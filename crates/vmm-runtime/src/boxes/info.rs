@@ -1,11 +1,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use vmm_protocol::Ending;
 
-use crate::HealthState;
+use super::state::{Phase, State};
+use super::{BoxRecord, Outcome};
+use crate::{HealthState, ShimHandler};
 
 /// The status of a box.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -77,4 +80,72 @@ pub struct BoxInfo {
     pub updated_at: Timestamp,
     /// The time of the last start, if this runtime started it.
     pub started_at: Option<Timestamp>,
+}
+
+/// What the state of a box looks like from outside.
+impl State {
+    /// Returns the info of the box.
+    pub(super) fn info(&self) -> BoxInfo {
+        let shim = match &self.phase {
+            Phase::Running { shim, .. } => Some(shim),
+            // Shown as running until the exit is reported.
+            Phase::Exited { shim, .. } => shim.as_ref(),
+            _ => None,
+        };
+        self.info_of(shim, self.record.last.as_ref())
+    }
+
+    /// Returns the info of the box as if its last run had ended with `outcome`.
+    pub(super) fn info_with_outcome(&self, outcome: &Outcome) -> BoxInfo {
+        self.info_of(None, Some(outcome))
+    }
+
+    fn info_of(&self, shim: Option<&Arc<ShimHandler>>, last: Option<&Outcome>) -> BoxInfo {
+        let BoxRecord {
+            id,
+            created_at,
+            spec,
+            ..
+        } = &self.record;
+        let last = match shim {
+            Some(_) => None,
+            None => last,
+        };
+        let ending: Option<&Ending> = last.and_then(|last| last.ending.as_ref());
+        let damage = self.damage.as_ref().map(ToString::to_string);
+        BoxInfo {
+            id: id.clone(),
+            name: spec.name.clone(),
+            status: match (shim, last) {
+                (Some(_), _) => BoxStatus::Running,
+                (None, None) if damage.is_some() => BoxStatus::Failed,
+                (None, None) => BoxStatus::Configured,
+                (None, Some(last)) => last.status,
+            },
+            stopping: shim.is_some()
+                && match self.phase {
+                    Phase::Running {
+                        stop_requested,
+                        watchdog_lost,
+                        ..
+                    } => stop_requested || watchdog_lost,
+                    _ => true,
+                },
+            health: self.health,
+            pid: shim.map(|shim| shim.pid()),
+            payload_pid: shim.and_then(|shim| shim.payload_pid()),
+            exit_code: ending.map(Ending::shell_code),
+            signal: ending.and_then(Ending::signal),
+            ending: ending.cloned(),
+            error: damage.or_else(|| last.and_then(|last| last.error.clone())),
+            detached: spec.detached,
+            cpus: spec.payload.cpus,
+            memory_mib: spec.payload.memory_mib,
+            pids: spec.payload.pids,
+            labels: spec.labels.clone(),
+            created_at: *created_at,
+            updated_at: self.updated_at,
+            started_at: self.started_at,
+        }
+    }
 }

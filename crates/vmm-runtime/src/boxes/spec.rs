@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use vmm_protocol::{ConsoleOptions, PayloadSpec, Ready};
 
-use crate::{HealthCheckOptions, RuntimeError};
+use crate::{HealthCheckOptions, Probe, RuntimeError};
 
 /// The specification of a box. It is saved in the `box.json`, which only the runtime's user can
 /// read because it may contain secrets. Its `Debug` form shows no secrets.
@@ -160,6 +160,13 @@ impl BoxSpec {
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.labels.insert(key.into(), value.into());
         self
+    }
+
+    /// Returns whether the health check runs commands. They are not children of the shim, so the
+    /// shim cannot kill their descendants.
+    pub(crate) fn has_command_probe(&self) -> bool {
+        let check = self.health.as_ref();
+        check.is_some_and(|check| matches!(check.probe, Probe::Command { .. }))
     }
 
     /// Checks the name.

@@ -24,7 +24,7 @@ pub(crate) async fn remove(
     bx: Arc<MicroBox>,
     force: bool,
 ) -> Result<(), RuntimeError> {
-    let _removal = bx.removal.lock().await;
+    let _removal = bx.removal_lock.lock().await;
     let shim = bx.begin_removal(force)?;
     let rollback = CancelRemovalOnDrop(&bx);
     remove_contents(&core, &bx, shim).await?;

@@ -21,7 +21,7 @@ pub(crate) async fn start(
     stop_epoch: u64,
 ) -> Result<BoxInfo, RuntimeError> {
     // Waits for a removal in progress, which may fail and leave the box as it is.
-    drop(bx.removal.lock().await);
+    drop(bx.removal_lock.lock().await);
     let _operation = bx.operation_lock.lock().await;
     loop {
         cleanup(&core, &bx).await?;

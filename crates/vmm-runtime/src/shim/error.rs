@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vmm_protocol::{Ending, ExitRecord, FileError};
 
-use crate::boxes::describe_ending;
+use super::describe_ending;
 
 /// An error of a [`ShimProgram`](crate::ShimProgram).
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,7 @@
 //! The runtime's side of a shim: how it is spawned, signalled and observed.
 
 mod controller;
+mod ending;
 mod error;
 mod handler;
 mod program;
@@ -8,6 +9,7 @@ mod spawned;
 pub(crate) mod terminate;
 
 pub use controller::ShimController;
+pub(crate) use ending::{describe_ending, ending_of_status, record_matches};
 pub use error::{ShimProgramError, StartError};
 pub use handler::ShimHandler;
 pub use program::ShimProgram;

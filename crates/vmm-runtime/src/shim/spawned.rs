@@ -8,8 +8,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout};
 use vmm_protocol::{ExitRecord, FILES, InstanceSpec, PidRecord, Report, RuntimeProcess, open_log};
 
-use super::{ShimProgram, StartError, terminate};
-use crate::boxes::{ending_of_status, record_matches};
+use super::{ShimProgram, StartError, ending_of_status, record_matches, terminate};
 use crate::process::SIGKILL_TIMEOUT;
 
 /// A spawned shim whose payload is not ready yet. It is registered with the reaper from birth, and

@@ -1,5 +1,9 @@
-use std::sync::Arc;
+//! What the state of a box asks the operations to do.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use shim_reaper::ShimHandle;
 use tokio_util::sync::CancellationToken;
 use vmm_protocol::InstanceSpec;
 
@@ -22,4 +26,11 @@ pub(crate) enum StartDecision {
     NeedsCleanup,
     /// Fail: a stop was requested after this start.
     Cancelled,
+}
+
+/// A shim that must end with the runtime.
+#[derive(Debug)]
+pub(crate) struct ShutdownTarget {
+    pub(crate) shim: ShimHandle,
+    pub(crate) grace: Duration,
 }
