@@ -17,8 +17,8 @@ use crate::process::procfs;
 
 /// Prefixes of directories that are not complete boxes: being created, or being removed. No box id
 /// begins with a dot.
-const CREATING: &str = ".creating-";
-const REMOVING: &str = ".removing-";
+const CREATING_PREFIX: &str = ".creating-";
+const REMOVING_PREFIX: &str = ".removing-";
 
 /// Bits of a file mode.
 const WRITE_BY_GROUP: u32 = 0o020;
@@ -70,6 +70,7 @@ pub(crate) struct HomeLock {
 }
 
 impl HomeLock {
+    /// Registers a lock that this process has just taken.
     fn new(file: File, root: &Path) -> Self {
         locked_homes().push(root.to_owned());
         Self {
@@ -92,6 +93,7 @@ impl Drop for HomeLock {
     }
 }
 
+/// Locks the list of locked homes.
 fn locked_homes() -> MutexGuard<'static, Vec<PathBuf>> {
     LOCKED_HOMES.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -99,11 +101,11 @@ fn locked_homes() -> MutexGuard<'static, Vec<PathBuf>> {
 impl Home {
     /// Creates the missing directories of a home and locks it.
     pub(crate) fn open(root: &Path) -> Result<(Self, HomeLock), RuntimeError> {
-        let failed = |source| FileError::new("create the directory", root, source);
-        create_private_dir(root).map_err(failed)?;
+        let to_error = |source| FileError::new("create the directory", root, source);
+        create_private_dir(root).map_err(to_error)?;
         // No symbolic links: the path is compared with the current directories of shims.
         let home = Self {
-            root: root.canonicalize().map_err(failed)?,
+            root: root.canonicalize().map_err(to_error)?,
         };
         // After the creation, because any user could have created it before.
         home.check()?;
@@ -146,7 +148,7 @@ impl Home {
     /// Locks the home. Waits for a lock whose holder has died.
     fn lock(&self) -> Result<HomeLock, RuntimeError> {
         let path = self.root.join("lock");
-        let failed = |source| FileError::new("lock", &path, source);
+        let to_error = |source| FileError::new("lock", &path, source);
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -154,7 +156,7 @@ impl Home {
             .truncate(false)
             .mode(0o600)
             .open(&path)
-            .map_err(failed)?;
+            .map_err(to_error)?;
         let deadline = Instant::now() + LOCK_RELEASE_TIMEOUT;
         loop {
             match file.try_lock() {
@@ -169,7 +171,7 @@ impl Home {
                     }
                     thread::sleep(POLL_INTERVAL);
                 }
-                Err(TryLockError::Error(error)) => return Err(failed(error).into()),
+                Err(TryLockError::Error(error)) => return Err(to_error(error).into()),
             }
         }
         // Only the error message of a second opener needs the pid, so a full disk is not an error.
@@ -216,6 +218,7 @@ impl Home {
         }
     }
 
+    /// Returns the directory of the boxes.
     fn boxes(&self) -> PathBuf {
         self.root.join("boxes")
     }
@@ -231,7 +234,7 @@ impl Home {
         id: &str,
         fill: impl FnOnce(&Path) -> Result<(), FileError>,
     ) -> Result<(), FileError> {
-        let partial = self.boxes().join(format!("{CREATING}{id}"));
+        let partial = self.boxes().join(format!("{CREATING_PREFIX}{id}"));
         let dir = self.box_dir(id);
         let result = DirBuilder::new()
             .mode(0o700)
@@ -255,7 +258,7 @@ impl Home {
     /// path. Returns `None` if the directory does not exist.
     pub(crate) fn set_aside(&self, id: &str) -> Result<Option<PathBuf>, FileError> {
         let dir = self.box_dir(id);
-        let remnant = self.boxes().join(format!("{REMOVING}{id}"));
+        let remnant = self.boxes().join(format!("{REMOVING_PREFIX}{id}"));
         match fs::rename(&dir, &remnant) {
             // The user removed it by hand.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -268,14 +271,14 @@ impl Home {
     /// Lists the boxes and the remnants that earlier runtimes left.
     pub(crate) fn contents(&self) -> Result<Contents, FileError> {
         let boxes = self.boxes();
-        let failed = |source| FileError::new("list", &boxes, source);
+        let to_error = |source| FileError::new("list", &boxes, source);
         let mut contents = Contents::default();
-        for entry in fs::read_dir(&boxes).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
+        for entry in fs::read_dir(&boxes).map_err(to_error)? {
+            let entry = entry.map_err(to_error)?;
             let Ok(name) = entry.file_name().into_string() else {
                 continue;
             };
-            if name.starts_with(CREATING) || name.starts_with(REMOVING) {
+            if name.starts_with(CREATING_PREFIX) || name.starts_with(REMOVING_PREFIX) {
                 contents.remnants.push(entry.path());
             } else if !name.starts_with('.') && entry.path().is_dir() {
                 contents.boxes.push(name);

@@ -37,6 +37,8 @@
 //! * The list of locked homes holds the homes of the open runtimes. It distinguishes a home that
 //!   this process has open from the stale lock of an earlier process with the same pid.
 //!
+//! The feature `testing` adds a list of the shims that this process has spawned.
+//!
 //! # Kernel requirements
 //!
 //! Linux 5.3 or later, for pidfds. From Linux 6.9 the inode number of a pidfd makes a process
@@ -69,7 +71,7 @@ mod remove_tree;
 mod runtime;
 mod serde_millis;
 mod shim;
-mod shutdown;
+mod shutdown_task;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod workers;

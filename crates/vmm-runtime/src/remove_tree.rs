@@ -38,11 +38,11 @@ const MAX_ATTEMPTS: u32 = 3;
 /// Returns a [`FileError`] that names the first entry that cannot be removed. The other entries are
 /// removed.
 pub(crate) fn remove_tree(path: &Path, stop: impl Fn() -> bool) -> Result<Progress, FileError> {
-    let failed = |errno: Errno| FileError::new("remove", path, errno.into());
-    let Entry::Filled = unlink(CWD, path).map_err(failed)? else {
+    let to_error = |errno: Errno| FileError::new("remove", path, errno.into());
+    let Entry::Filled = unlink(CWD, path).map_err(to_error)? else {
         return Ok(Progress::Removed);
     };
-    let root = open_dir(CWD, path).and_then(Dir::new).map_err(failed)?;
+    let root = open_dir(CWD, path).and_then(Dir::new).map_err(to_error)?;
     let mut tree = Tree {
         path,
         root,
@@ -53,18 +53,18 @@ pub(crate) fn remove_tree(path: &Path, stop: impl Fn() -> bool) -> Result<Progre
     };
     for _ in 0..MAX_ATTEMPTS {
         tree.failure = None;
-        tree.empty().map_err(failed)?;
+        tree.empty().map_err(to_error)?;
         if (tree.stop)() {
             return Ok(Progress::Stopped);
         }
         if let Some(failure) = tree.failure.take() {
             return Err(failure);
         }
-        if let Entry::Gone = unlink(CWD, path).map_err(failed)? {
+        if let Entry::Gone = unlink(CWD, path).map_err(to_error)? {
             return Ok(Progress::Removed);
         }
     }
-    Err(failed(Errno::NOTEMPTY))
+    Err(to_error(Errno::NOTEMPTY))
 }
 
 struct Tree<'a, S> {

@@ -10,7 +10,7 @@ use crate::core::Core;
 use crate::driver::Driver;
 use crate::home::Home;
 use crate::lifecycle::{self, RuntimeShutdown};
-use crate::shutdown::Shutdown;
+use crate::shutdown_task::ShutdownTask;
 use crate::{BoxInfo, BoxSpec, Events, RuntimeError, RuntimeMetrics, RuntimeOptions};
 
 /// A VMM runtime: creates, starts, stops and removes boxes, each inside its own shim.
@@ -25,8 +25,9 @@ use crate::{BoxInfo, BoxSpec, Events, RuntimeError, RuntimeMetrics, RuntimeOptio
 /// [`shutdown`](Self::shutdown) stops the attached boxes and leaves the detached ones running. If a
 /// runtime is dropped without a shutdown, or its process dies, the watchdogs of its shims hang up:
 /// attached shims then stop their payloads and exit. Detached shims keep running, and the next
-/// runtime that opens the home re-attaches to them. An [`open`](Self::open) in the same process
-/// waits until a dropped runtime has released the home.
+/// runtime that opens the home re-attaches to them. The [process-wide
+/// reaper](crate#process-wide-state) reaps those that are children of this process. An
+/// [`open`](Self::open) in the same process waits until a dropped runtime has released the home.
 ///
 /// A forked child that does not execute another program cannot use the runtime: operations fail
 /// there with [`RuntimeError::Closed`], and a shutdown or a drop has no effect.
@@ -58,7 +59,7 @@ pub struct VmmRuntime {
 #[derive(Debug)]
 struct ShutdownOnDrop {
     core: Arc<Core>,
-    shutdown: Arc<Shutdown>,
+    shutdown: Arc<ShutdownTask>,
 }
 
 impl Drop for ShutdownOnDrop {
@@ -124,13 +125,16 @@ impl VmmRuntime {
             .await?;
         if let Some(token) = token {
             let shutdown = Arc::clone(&runtime.inner.shutdown);
-            let core_of_task = Arc::clone(&core);
-            core.spawn(async move {
-                tokio::select! {
-                    () = token.cancelled() => shutdown.begin(&core_of_task, limit),
-                    () = core_of_task.closing.cancelled() => {}
+            let task = {
+                let core = Arc::clone(&core);
+                async move {
+                    tokio::select! {
+                        () = token.cancelled() => shutdown.begin(&core, limit),
+                        () = core.closing.cancelled() => {}
+                    }
                 }
-            });
+            };
+            core.spawn(task);
         }
         Ok(runtime)
     }

@@ -116,6 +116,7 @@ impl PerTestBoxHome {
     }
 }
 
+/// Returns the directories of the boxes in this home.
 fn box_dirs(root: &Path) -> impl Iterator<Item = PathBuf> {
     let boxes = std::fs::read_dir(root.join("boxes"));
     boxes.into_iter().flatten().flatten().map(|dir| dir.path())

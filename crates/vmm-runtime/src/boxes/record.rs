@@ -61,8 +61,8 @@ impl BoxRecord {
 
     /// Reads a `box.json`.
     pub(crate) fn read(path: &Path) -> Result<Self, FileError> {
-        let failed = |source| FileError::new("read", path, source);
-        let text = read_file(path, MAX_RECORD_BYTES).map_err(failed)?;
+        let to_error = |source| FileError::new("read", path, source);
+        let text = read_file(path, MAX_RECORD_BYTES).map_err(to_error)?;
         // The error text of serde may quote a value, which may be a secret.
         serde_json::from_slice(&text).map_err(|error| {
             let message = format!(
@@ -71,7 +71,7 @@ impl BoxRecord {
                 error.line(),
                 error.column()
             );
-            failed(io::Error::new(io::ErrorKind::InvalidData, message))
+            to_error(io::Error::new(io::ErrorKind::InvalidData, message))
         })
     }
 

@@ -3,7 +3,6 @@
 mod options;
 mod probe;
 mod state;
-mod streak;
 
 use std::path::Path;
 use std::time::Instant;
@@ -12,7 +11,7 @@ pub use options::HealthCheckOptions;
 pub use probe::Probe;
 pub(crate) use probe::ProbeRunner;
 pub use state::HealthState;
-use streak::Streak;
+use state::Streak;
 
 /// Probes a box periodically and reports the health state after each probe. Never returns.
 pub(crate) async fn run_checks(

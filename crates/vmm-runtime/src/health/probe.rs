@@ -22,7 +22,8 @@ use crate::process::process_wide_reaper;
 pub enum Probe {
     /// Runs a command on the host, in the box's directory, whose path is also in the variable
     /// `VMM_BOX_DIR`. Healthy if it exits with 0. Processes of its group that remain after its
-    /// exit, or after the timeout, are killed. The command dies with the runtime.
+    /// exit, or after the timeout, are killed. The command dies with the runtime. The [process-wide
+    /// reaper](crate#process-wide-state) reaps it.
     Command {
         /// The program and its arguments.
         command: Vec<String>,
@@ -73,6 +74,7 @@ impl Probe {
     }
 }
 
+/// Runs a probe command and returns whether it exited with 0.
 async fn run_command(command: &[String], dir: &Path, probes: &ProbeRunner) -> io::Result<bool> {
     if command.is_empty() {
         return Err(io::Error::other("the health probe has an empty command"));
@@ -90,6 +92,7 @@ async fn run_command(command: &[String], dir: &Path, probes: &ProbeRunner) -> io
     Ok(exit.success())
 }
 
+/// Pings the payload over its socket and returns whether it responded.
 async fn ping(path: &Path) -> io::Result<bool> {
     let mut socket = UnixStream::connect(path).await?;
     socket.write_all(b"ping\n").await?;

@@ -61,7 +61,7 @@ pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
             LastShim::Alive(record) => reattach(&core, &bx, &record).await?,
             LastShim::Dead(record) => Err(record),
             LastShim::Unreadable(error) => {
-                tracing::error!(id = bx.id(), %error, "the shim.pid cannot be read and no shim of the box is running");
+                tracing::error!(id = bx.id(), %error, "cannot read shim.pid, and no shim is running");
                 let exit = ExitRecord::read(&bx.dir().join(FILES.exit));
                 let outcome = Outcome::of_exit(None, None, exit, false);
                 bx.mark_exited_offline(outcome.with_error(&error));
@@ -118,6 +118,7 @@ fn payload_pid(bx: &MicroBox) -> Option<u32> {
     record.identity?.is_same(&now).then_some(record.pid)
 }
 
+/// Converts an error of reading `/proc`.
 fn proc_error(pid: u32, error: io::Error) -> FileError {
     FileError::new("inspect", format!("/proc/{pid}"), error)
 }
@@ -140,6 +141,7 @@ enum LastShim {
     Unreadable(FileError),
 }
 
+/// Reads all boxes from disk.
 fn read_all(core: &Core, ids: Vec<String>) -> Result<Vec<RecoveredBox>, FileError> {
     let mut running = RunningShims::default();
     ids.into_iter()
@@ -147,6 +149,7 @@ fn read_all(core: &Core, ids: Vec<String>) -> Result<Vec<RecoveredBox>, FileErro
         .collect()
 }
 
+/// Reads a box from disk and finds its shim.
 fn read_one(
     core: &Core,
     id: String,
@@ -175,6 +178,7 @@ fn placeholder_record(id: String) -> BoxRecord {
     BoxRecord::new(id, created_at.unwrap_or_default(), BoxSpec::default())
 }
 
+/// Finds the shim of the box's last run by its `shim.pid`, or else among all processes.
 fn find_shim(bx: &MicroBox, running: &mut RunningShims) -> Result<LastShim, FileError> {
     let dir = bx.dir();
     let dead = match PidRecord::read(&dir.join(FILES.shim_pid)) {
@@ -184,7 +188,7 @@ fn find_shim(bx: &MicroBox, running: &mut RunningShims) -> Result<LastShim, File
             Ok(None) => LastShim::Dead(record),
             Err(error) => return Err(proc_error(record.pid, error)),
         },
-        // The first start of a shim creates this file.
+        // No shim was ever started: the first start creates this file.
         Ok(None) if !dir.join(FILES.shim_stderr).exists() => return Ok(LastShim::None),
         Ok(None) => LastShim::None,
         Err(error) if is_resource_exhaustion(&error.source) => return Err(error),
@@ -234,11 +238,13 @@ fn identify(record: &PidRecord, bx: &MicroBox) -> io::Result<Option<PidRecord>> 
     Ok(is_ours.then_some(found))
 }
 
+/// Returns whether the process is the shim of this box, by its arguments.
 fn is_shim_of(pid: u32, bx: &MicroBox) -> io::Result<bool> {
     let shim = procfs::shim_of(pid)?;
     Ok(shim.is_some_and(|(id, dir)| id == bx.id() && dir == bx.dir()))
 }
 
+/// Writes the `shim.pid` again.
 fn repair_pid_record(bx: &MicroBox, record: &PidRecord) {
     if let Err(error) = record.write(&bx.dir().join(FILES.shim_pid)) {
         tracing::warn!(id = bx.id(), %error, "cannot repair shim.pid");
@@ -250,6 +256,7 @@ fn repair_pid_record(bx: &MicroBox, record: &PidRecord) {
 struct RunningShims(Option<HashMap<(String, PathBuf), u32>>);
 
 impl RunningShims {
+    /// Returns the pid of the shim of this box.
     fn of(&mut self, id: &str, dir: &Path) -> io::Result<Option<u32>> {
         let shims = match &mut self.0 {
             Some(shims) => shims,
@@ -258,6 +265,7 @@ impl RunningShims {
         Ok(shims.get(&(id.to_owned(), dir.to_owned())).copied())
     }
 
+    /// Reads the shims of all boxes from `/proc`.
     fn look_up() -> io::Result<HashMap<(String, PathBuf), u32>> {
         let shims = procfs::pids()?.map(|pid| Ok(procfs::shim_of(pid)?.map(|shim| (shim, pid))));
         shims.filter_map(Result::transpose).collect()

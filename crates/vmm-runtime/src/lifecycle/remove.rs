@@ -41,6 +41,7 @@ impl Drop for CancelRemovalOnDrop<'_> {
     }
 }
 
+/// Kills the shim and removes the files of a box, whose gate is closed for other operations.
 async fn remove_contents(
     core: &Arc<Core>,
     bx: &Arc<MicroBox>,

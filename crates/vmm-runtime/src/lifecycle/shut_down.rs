@@ -55,7 +55,7 @@ pub(crate) async fn shut_down(core: &Core, limit: Duration) -> RuntimeShutdown {
         }
     }
     core.operations.close();
-    // All operations have been cancelled, and each has its own time limit unless a disk hangs.
+    // Every operation has been asked to stop, and has its own time limit unless a disk hangs.
     if timeout(DISK_TIMEOUT, core.operations.wait()).await.is_err() {
         tracing::warn!("timed out waiting for operations");
     }

@@ -86,6 +86,7 @@ async fn handle_failed_start(
     start_error(bx, error)
 }
 
+/// Creates the error of a failed start.
 fn start_error(bx: &MicroBox, source: StartError) -> RuntimeError {
     RuntimeError::Start {
         id: bx.id().to_owned(),
@@ -96,7 +97,7 @@ fn start_error(bx: &MicroBox, source: StartError) -> RuntimeError {
 /// Deletes the files of the previous run, which would otherwise be taken for those of this run.
 async fn delete_run_files(core: &Core, bx: &MicroBox) -> Result<(), StartError> {
     let files = FILES.of_a_run(bx.dir());
-    let cleared = core
+    let result = core
         .run_on_disk(move || {
             for path in files {
                 match fs::remove_file(&path) {
@@ -109,7 +110,7 @@ async fn delete_run_files(core: &Core, bx: &MicroBox) -> Result<(), StartError> 
             Ok(())
         })
         .await;
-    cleared.map_err(|error| match error {
+    result.map_err(|error| match error {
         RuntimeError::File(error) => StartError::File(error),
         _ => StartError::Interrupted,
     })

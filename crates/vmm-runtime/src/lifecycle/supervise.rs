@@ -19,12 +19,12 @@ pub(crate) fn supervise(core: &Arc<Core>, bx: &Arc<MicroBox>, shim: Arc<ShimHand
     let task = {
         let core = Arc::clone(core);
         async move {
-            let checked = check_health(&core, &bx, &shim);
+            let health_checks = check_health(&core, &bx, &shim);
             tokio::select! {
                 biased;
                 () = core.closing.cancelled() => return,
                 _ = shim.wait() => {}
-                () = checked => {}
+                () = health_checks => {}
             }
             // Registered before the check: a concurrent shutdown either waits for it or ends it
             // here.
@@ -98,9 +98,10 @@ pub(crate) async fn wait_exit_observed(core: &Core, bx: &Arc<MicroBox>) {
     }
 }
 
+/// Writes `box.json` if it is out of date.
 async fn save(core: &Core, bx: &Arc<MicroBox>) {
-    let saving = Arc::clone(bx);
-    if let Err(error) = core.run_on_disk(move || saving.save()).await {
+    let this = Arc::clone(bx);
+    if let Err(error) = core.run_on_disk(move || this.save()).await {
         tracing::warn!(id = bx.id(), %error, "cannot save how the box ended");
     }
 }

@@ -9,7 +9,7 @@ use shim_reaper::Pidfd;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::SIGKILL_TIMEOUT;
-use super::search::{self, Found};
+use super::search::{self, SearchResult};
 use crate::workers::Workers;
 
 /// How long searches may fail for lack of descriptors or memory before the cleanup fails.
@@ -43,7 +43,7 @@ pub(crate) struct OrphanCleaner {
 struct Requests {
     wanted: HashSet<CleanupTarget>,
     /// Results of a search by another caller.
-    found: HashMap<CleanupTarget, io::Result<Found>>,
+    found: HashMap<CleanupTarget, io::Result<SearchResult>>,
 }
 
 impl OrphanCleaner {
@@ -100,7 +100,7 @@ impl OrphanCleaner {
     }
 
     /// Returns the result for `target`, from a search by another caller or from a new one.
-    fn search(&self, target: &CleanupTarget) -> io::Result<Found> {
+    fn search(&self, target: &CleanupTarget) -> io::Result<SearchResult> {
         let _search = self.search.lock().unwrap_or_else(PoisonError::into_inner);
         let wanted = {
             let mut requests = self.requests();

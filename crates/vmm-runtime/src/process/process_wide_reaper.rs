@@ -9,7 +9,7 @@ use super::procfs;
 
 /// The owner's grace period. A later runtime in this process that observes a shim needs this time
 /// to read how it ended: before Linux 6.15 the kernel no longer reports that after the reap.
-const GRACE: Duration = Duration::from_millis(20);
+const OWNER_GRACE: Duration = Duration::from_millis(20);
 
 /// Returns the process-wide reaper, which reaps the children that belong to no open runtime: health
 /// probes, which must not count as shims, and shims that outlive their runtime. The first call
@@ -23,7 +23,9 @@ pub(crate) fn process_wide_reaper() -> io::Result<ShimReaper> {
     if let Some(reaper) = &*shared {
         return Ok(reaper.clone());
     }
-    let reaper = ShimReaper::builder().owner_grace(GRACE).start_dedicated()?;
+    let reaper = ShimReaper::builder()
+        .owner_grace(OWNER_GRACE)
+        .start_dedicated()?;
     Ok(shared.insert(reaper).clone())
 }
 

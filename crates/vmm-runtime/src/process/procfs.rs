@@ -59,11 +59,13 @@ pub(crate) fn is_child(pid: u32) -> bool {
     field(pid, "PPid").is_some_and(|parent| parent == std::process::id().to_string())
 }
 
+/// Returns a field of `/proc/<pid>/status`.
 fn field(pid: u32, name: &str) -> Option<String> {
     let status = read(pid, "status").ok()??;
     field_of(&status, name)
 }
 
+/// Returns a field of the text of a `status` file.
 fn field_of(status: &[u8], name: &str) -> Option<String> {
     String::from_utf8_lossy(status)
         .lines()

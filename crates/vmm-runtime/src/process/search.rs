@@ -19,28 +19,29 @@ const MAX_AWAITED: usize = 16;
 
 /// The result of a search for one target.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(super) struct SearchResult {
     /// Some of the killed processes, which may take time to exit. Empty if no process was found.
     pub(super) awaited: Vec<Pidfd>,
     /// All killed processes.
-    pub(super) killed: Vec<Killed>,
+    pub(super) killed: Vec<KilledProcess>,
     pub(super) group: Option<ControlGroup>,
 }
 
 /// A killed process, by what identifies its zombie.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Killed {
+pub(super) struct KilledProcess {
     pid: u32,
     start_time: u64,
 }
 
-impl Found {
+impl SearchResult {
+    /// Adds a killed process to the result.
     fn add(&mut self, killed: Pidfd) -> io::Result<()> {
         let pid = killed.pid();
         let start_time = procfs::start_time_of(pid)?;
         // If it was reaped, the pid may belong to another process.
         if let Some(start_time) = start_time.filter(|_| !killed.is_reaped()) {
-            self.killed.push(Killed { pid, start_time });
+            self.killed.push(KilledProcess { pid, start_time });
         }
         if self.awaited.len() < MAX_AWAITED {
             self.awaited.push(killed);
@@ -52,7 +53,7 @@ impl Found {
 /// Finishes a cleanup after a search that found no running process. Reaps the killed processes that
 /// became children of this process, which is known only after their parents have exited, and
 /// removes the control group.
-pub(super) fn finish(dead: &[Killed], group: Option<ControlGroup>) -> io::Result<()> {
+pub(super) fn finish(dead: &[KilledProcess], group: Option<ControlGroup>) -> io::Result<()> {
     for killed in dead {
         if procfs::start_time_of(killed.pid)? == Some(killed.start_time) {
             reap_if_child(killed.pid);
@@ -65,7 +66,7 @@ pub(super) fn finish(dead: &[Killed], group: Option<ControlGroup>) -> io::Result
 /// Kills the orphans of all targets once, without waiting for their exit.
 pub(super) fn kill_all(
     wanted: &HashSet<CleanupTarget>,
-) -> io::Result<HashMap<CleanupTarget, Found>> {
+) -> io::Result<HashMap<CleanupTarget, SearchResult>> {
     let mut search = Search::of(wanted)?;
     search.kill_members()?;
     search.kill_rest()?;
@@ -80,10 +81,11 @@ struct Search<'a> {
     groups: Vec<(ControlGroup, &'a CleanupTarget)>,
     sessions: HashMap<u32, &'a CleanupTarget>,
     dirs: HashMap<&'a Path, &'a CleanupTarget>,
-    found: HashMap<&'a CleanupTarget, Found>,
+    found: HashMap<&'a CleanupTarget, SearchResult>,
 }
 
 impl<'a> Search<'a> {
+    /// Prepares a search for the orphans of these targets.
     fn of(wanted: &'a HashSet<CleanupTarget>) -> io::Result<Self> {
         let dirs: HashMap<_, _> = wanted
             .iter()
@@ -99,7 +101,7 @@ impl<'a> Search<'a> {
             .filter_map(|target| Some((target.session?, target)));
         let mut found: HashMap<_, _> = wanted
             .iter()
-            .map(|target| (target, Found::default()))
+            .map(|target| (target, SearchResult::default()))
             .collect();
         for (group, target) in &groups {
             found.entry(*target).or_default().group = Some(group.clone());

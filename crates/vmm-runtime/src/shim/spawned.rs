@@ -125,10 +125,10 @@ impl SpawnedShim {
     /// Not cancel-safe: a shim that receives part of the spec fails. Drop the shim with the future.
     pub async fn tell(&mut self, spec: &InstanceSpec) -> Result<(), StartError> {
         let pid = self.handle().pid();
-        let failed = |source| StartError::SendSpec { pid, source };
+        let to_error = |source| StartError::SendSpec { pid, source };
         let line = spec.to_line_from(&self.runtime);
-        let line = line.map_err(|error| failed(error.into()))?;
-        self.stdin.write_all(&line).await.map_err(failed)
+        let line = line.map_err(|error| to_error(error.into()))?;
+        self.stdin.write_all(&line).await.map_err(to_error)
     }
 
     /// Waits until the payload is ready or has failed.

@@ -74,7 +74,7 @@ pub(super) fn kill_in_background(shim: ShimHandle) {
     }
 }
 
-/// Sends a signal. Fails silently if the shim has already ended.
+/// Sends a signal. The shim may already have ended and been reaped.
 fn signal(shim: &ShimHandle, signal: Signal) {
     if let Err(error) = shim.signal(signal) {
         tracing::debug!(pid = shim.pid(), %signal, %error, "cannot send signal to shim");

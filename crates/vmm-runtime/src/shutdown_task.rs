@@ -12,7 +12,7 @@ use crate::lifecycle::{RuntimeShutdown, shut_down};
 
 /// The shutdown of a runtime, which runs once, and its report for every caller.
 #[derive(Debug, Default)]
-pub(crate) struct Shutdown {
+pub(crate) struct ShutdownTask {
     begun: AtomicBool,
     report: OnceLock<RuntimeShutdown>,
     /// Cancelled when the report is set.
@@ -21,7 +21,7 @@ pub(crate) struct Shutdown {
     closing_home: Mutex<Option<ClosingHome>>,
 }
 
-impl Shutdown {
+impl ShutdownTask {
     /// Returns whether [`begin`](Self::begin) was called.
     pub(crate) fn has_begun(&self) -> bool {
         self.begun.load(Ordering::Acquire)
@@ -33,12 +33,13 @@ impl Shutdown {
         if self.begun.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (this, core_of_task) = (Arc::clone(self), Arc::clone(core));
+        let this = Arc::clone(self);
+        let runtime = Arc::clone(core);
         core.spawn(async move {
-            let run = AssertUnwindSafe(shut_down(&core_of_task, limit)).catch_unwind();
+            let run = AssertUnwindSafe(shut_down(&runtime, limit)).catch_unwind();
             let report = run.await.unwrap_or_else(|_| {
                 tracing::error!("the shutdown panicked; releasing the watchdogs of the shims");
-                core_of_task.abandon();
+                runtime.abandon();
                 RuntimeShutdown::default()
             });
             // Only this task sets it.
