@@ -179,7 +179,7 @@ impl Home {
             .set_len(0)
             .and_then(|()| writeln!(file, "{}", process::id()))
         {
-            tracing::warn!(path = %path.display(), %error, "cannot write the pid of the holder to the lock file");
+            tracing::warn!(path = %path.display(), %error, "cannot write the holder to the lock file");
         }
         Ok(HomeLock::new(file, &self.root))
     }

@@ -61,7 +61,7 @@ pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
             LastShim::Alive(record) => reattach(&core, &bx, &record).await?,
             LastShim::Dead(record) => Err(record),
             LastShim::Unreadable(error) => {
-                tracing::error!(id = bx.id(), %error, "cannot read shim.pid, and no shim is running");
+                tracing::error!(id = bx.id(), %error, "cannot read shim.pid; no shim is running");
                 let exit = ExitRecord::read(&bx.dir().join(FILES.exit));
                 let outcome = Outcome::of_exit(None, None, exit, false);
                 bx.mark_exited_offline(outcome.with_error(&error));
