@@ -279,7 +279,7 @@ async fn a_reported_ending_does_not_change_after_a_restart() {
 async fn a_shim_whose_records_the_payload_removed_is_found_again() {
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;
-    let hide = "cd $VMM_BOX_DIR; rm shim.pid shim.stderr; echo $$ > stray; exec sleep 1000";
+    let hide = "cd $VMM_BOX_DIR; rm shim.pid shim.stderr; echo $$ > orphan; exec sleep 1000";
     let bx = start_box(&runtime, script(hide).detached(true)).await;
     let payload = orphan_of(&home, &bx.id).await;
     runtime.shutdown(SHUTDOWN_TIMEOUT).await;

@@ -1,7 +1,8 @@
-//! What a box costs over a bare child: `cargo bench -p vmm-runtime --bench boxes`.
+//! Compares the cost of a box with that of a bare child: `cargo bench -p vmm-runtime --bench
+//! boxes`.
 //!
-//! Each row alternates between the two and compares them pair by pair, since machines drift. The
-//! program is its own shim, so a box is three executions of a program where a child is one.
+//! Each row alternates between the two and compares them in pairs, because machines drift. The
+//! program is its own shim, so a box executes three programs and a child one.
 
 #![allow(clippy::expect_used)]
 
@@ -20,7 +21,7 @@ const BOXES: usize = 200;
 fn main() {
     vmm_shim::run_if_shim();
     let tokio = tokio::runtime::Runtime::new().expect("a tokio runtime");
-    // `cargo test --benches` only wants to see that it runs.
+    // `cargo test --benches` only checks that it runs.
     let short = !std::env::args().any(|arg| arg == "--bench");
     tokio.block_on(run(short));
 }
@@ -30,61 +31,63 @@ async fn run(short: bool) {
     let runtime = VmmRuntime::open(RuntimeOptions::new(home.path()))
         .await
         .expect("a runtime");
-    let (single, churns, boxes) = match short {
-        true => (2, 1, 4),
-        false => (SINGLE, CHURNS, BOXES),
+    let (single, churns, boxes) = if short {
+        (2, 1, 4)
+    } else {
+        (SINGLE, CHURNS, BOXES)
     };
     println!("| | box | bare spawn + wait | ratio |\n|---|---|---|---|");
 
     let mut starts = Pairs::default();
     let mut lives = Pairs::default();
     for _ in 0..single {
-        let (box_started, box_lived) = box_life(&runtime).await;
-        let (child_started, child_lived) = child_life().await;
-        starts.add(box_started, child_started);
-        lives.add(box_lived, child_lived);
+        let (box_start, box_life_time) = box_life(&runtime).await;
+        let (child_start, child_life_time) = child_life().await;
+        starts.add(box_start, child_start);
+        lives.add(box_life_time, child_life_time);
     }
     starts.print("start to running");
     lives.print("created, started, killed, gone");
 
     let mut churn = Pairs::default();
     for _ in 0..churns {
-        let began = Instant::now();
+        let start = Instant::now();
         join_all((0..boxes).map(|_| box_life(&runtime))).await;
-        let with_runtime = began.elapsed();
-        let began = Instant::now();
+        let with_runtime = start.elapsed();
+        let start = Instant::now();
         join_all((0..boxes).map(|_| child_life())).await;
-        churn.add(with_runtime, began.elapsed());
+        churn.add(with_runtime, start.elapsed());
     }
     churn.print(&format!("the same, {boxes} at once"));
     runtime.shutdown(Duration::from_secs(10)).await;
 }
 
-/// How long until it ran, and until it was gone.
+/// Returns the time until a box was running and the time until it was removed.
 async fn box_life(runtime: &VmmRuntime) -> (Duration, Duration) {
-    let created = Instant::now();
+    let creation = Instant::now();
     let spec = BoxSpec::new(["sleep", "1000"]);
     let id = runtime.create(spec).await.expect("a box").id;
-    let asked = Instant::now();
+    let start = Instant::now();
     runtime.start(&id).await.expect("a start");
-    let started = asked.elapsed();
+    let started = start.elapsed();
     runtime.remove(&id, true).await.expect("a removal");
-    (started, created.elapsed())
+    (started, creation.elapsed())
 }
 
+/// Returns the time until a child was spawned and the time until it was reaped.
 async fn child_life() -> (Duration, Duration) {
-    let asked = Instant::now();
+    let start = Instant::now();
     let mut child = Command::new("sleep")
         .arg("1000")
         .stdin(Stdio::null())
         .spawn()
         .expect("a child");
-    let started = asked.elapsed();
+    let started = start.elapsed();
     child.kill().await.expect("the end of the child");
-    (started, asked.elapsed())
+    (started, start.elapsed())
 }
 
-/// Pairs of measurements, of which the medians count.
+/// Pairs of measurements, compared by their medians.
 #[derive(Default)]
 struct Pairs(Vec<(Duration, Duration)>);
 

@@ -14,60 +14,60 @@ use vmm_protocol::{FileError, is_resource_exhaustion};
 
 use crate::boxes::Boxes;
 use crate::driver::Driver;
-use crate::error::message_of;
-use crate::event::Herald;
-use crate::health::Probes;
+use crate::error::panic_message;
+use crate::event::EventBus;
+use crate::health::ProbeRunner;
 use crate::home::{Home, HomeLock};
-use crate::process::{Litter, Strays, caretaker, keep_collecting};
+use crate::process::{CleanupTarget, OrphanCleaner, keep_reaping, process_wide_reaper};
 use crate::remove_tree::{Progress, remove_tree};
 use crate::{
     RuntimeError, RuntimeMetrics, RuntimeMetricsStorage, RuntimeOptions, ShimController,
     ShimProgram,
 };
 
-/// How long one removed box may keep the others waiting for their removal.
+/// How long the removal of one directory may run before the next queued removal gets its turn.
 const REMOVAL_SLICE: Duration = Duration::from_secs(1);
 
-/// Between attempts to remove a directory without descriptors to do so.
+/// The pause between attempts to remove a directory when no descriptor is left.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
 
-/// What the handles of a runtime and its tasks share.
+/// The state that the handles of a runtime and its tasks share.
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) home: Home,
     pub(crate) boxes: Boxes,
     pub(crate) controller: ShimController,
     pub(crate) reaper: ShimReaper,
-    pub(crate) probes: Probes,
-    pub(crate) strays: Arc<Strays>,
-    pub(crate) herald: Arc<Herald>,
+    pub(crate) probes: ProbeRunner,
+    pub(crate) orphans: Arc<OrphanCleaner>,
+    pub(crate) events: Arc<EventBus>,
     metrics: RuntimeMetricsStorage,
-    /// Cancelled when nothing more may begin.
+    /// Cancelled when no new operation may begin.
     pub(crate) closing: CancellationToken,
-    /// Cancelled when every box that has to has ended. The reaper runs under a child of it.
-    token: CancellationToken,
-    /// What is under way and works on the home.
+    /// Cancelled when every attached box has ended. The reaper's token is its child.
+    reaper_token: CancellationToken,
+    /// The operations in progress, all of which may change the home.
     pub(crate) operations: TaskTracker,
     driver: Driver,
     ids: Mutex<Generator>,
     lock: Mutex<Option<HomeLock>>,
-    /// The process that has opened the runtime.
+    /// The pid of the process that opened the runtime.
     owner: u32,
 }
 
 impl Core {
-    /// Has the home; knows nothing of its boxes yet.
+    /// Opens the home and starts the reaper. Does not read any box yet.
     pub(crate) fn open(options: &RuntimeOptions, driver: Driver) -> Result<Self, RuntimeError> {
         let program = match &options.shim_program {
             Some(path) => ShimProgram::at(path)?,
             None => ShimProgram::this()?,
         };
         let program = program.private_env(options.private_env.clone());
-        // Later there may be no thread left for it.
-        caretaker().map_err(RuntimeError::Thread)?;
+        // Later no thread may be left for it.
+        process_wide_reaper().map_err(RuntimeError::Thread)?;
         let (home, lock) = Home::open(&options.home)?;
         let metrics = RuntimeMetricsStorage::default();
-        let token = CancellationToken::new();
+        let reaper_token = CancellationToken::new();
         let sink = MetricsSink {
             reaped_total: Arc::clone(&metrics.shim_reaped),
             vanished_total: Arc::clone(&metrics.shim_reaper_vanished),
@@ -76,20 +76,20 @@ impl Core {
         let reaper = ShimReaper::builder()
             .sweep_interval(options.sweep_interval)
             .metrics_sink(sink)
-            .shutdown_token(token.child_token())
+            .shutdown_token(reaper_token.child_token())
             .start_on(driver.handle());
-        let probes = Probes::new(program.clone());
+        let probes = ProbeRunner::new(program.clone());
         Ok(Self {
             home,
             boxes: Boxes::default(),
             controller: ShimController::new(reaper.clone(), program, options.start_timeout),
-            strays: Arc::default(),
+            orphans: Arc::default(),
             reaper,
             probes,
-            herald: Arc::new(Herald::new(metrics.clone())),
+            events: Arc::new(EventBus::new(metrics.clone())),
             metrics,
             closing: CancellationToken::new(),
-            token,
+            reaper_token,
             operations: TaskTracker::new(),
             driver,
             ids: Mutex::new(Generator::new()),
@@ -98,46 +98,49 @@ impl Core {
         })
     }
 
-    /// False in a forked child, which has none of the threads.
-    pub(crate) fn is_own(&self) -> bool {
+    /// Returns whether this process opened the runtime. A forked child did not: it has none of the
+    /// threads.
+    pub(crate) fn is_owner(&self) -> bool {
         self.owner == process::id()
     }
 
-    /// In a task that a dropped future does not end.
-    pub(crate) async fn operate<T: Send + 'static>(
+    /// Runs `work` in a task that continues if the returned future is dropped.
+    pub(crate) async fn run_detached<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, RuntimeError>> + Send + 'static,
     ) -> Result<T, RuntimeError> {
-        // Counted first: whoever closes the runtime afterwards waits for it.
-        let _counted = self.operations.token();
-        if self.closing.is_cancelled() || !self.is_own() {
+        // Registered before the check: a concurrent shutdown either waits for it or cancels it
+        // here.
+        let _operation = self.operations.token();
+        if self.closing.is_cancelled() || !self.is_owner() {
             return Err(RuntimeError::Closed);
         }
         let work = self.operations.track_future(work);
-        joined(self.driver.handle().spawn(work).await)
+        flatten_join(self.driver.handle().spawn(work).await)
     }
 
-    /// In a task that goes on when its handle is dropped.
+    /// Spawns a task on the runtime's own thread. Dropping the handle does not stop the task.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
         self.driver.handle().spawn(work)
     }
 
-    /// Runs work that blocks on the disk apart from the tasks.
-    pub(crate) async fn on_disk<T: Send + 'static>(
+    /// Runs `work`, which blocks on the disk, on a disk thread.
+    pub(crate) async fn run_on_disk<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, FileError> + Send + 'static,
     ) -> Result<T, RuntimeError> {
         Ok(self.driver.disk.run(work).await??)
     }
 
-    /// Ends what the last run of a box has left, together with all others that wait for that.
-    pub(crate) async fn end_strays(&self, litter: &Litter) -> io::Result<()> {
-        self.strays.end(litter, &self.driver.cleanup).await
+    /// Kills the orphans of `target` and removes its control group. Concurrent calls share one
+    /// search.
+    pub(crate) async fn clean_orphans(&self, target: &CleanupTarget) -> io::Result<()> {
+        self.orphans.clean(target, &self.driver.cleanup).await
     }
 
-    /// Starts to remove a directory that does not belong to a box any more. The task ends when
-    /// nothing is left of it, or nothing more can be removed, or the runtime closes: the next runtime
-    /// tries again.
+    /// Spawns the removal of a directory that no longer belongs to a box. The task ends when the
+    /// directory is removed, when the removal fails, or when the runtime closes; the next runtime
+    /// then retries.
     pub(crate) fn remove_remnant(self: &Arc<Self>, path: PathBuf) -> JoinHandle<()> {
         let core = Arc::clone(self);
         self.spawn(async move {
@@ -166,14 +169,16 @@ impl Core {
         })
     }
 
+    /// Returns a new box id. Ids sort by creation.
     pub(crate) fn new_id(&self) -> String {
         let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
-        // In order, until a millisecond has seen 2^80 of them.
+        // The generator keeps ids in order; it fails only after 2^80 ids in one millisecond.
         ids.generate()
             .unwrap_or_else(|_| Ulid::generate())
             .to_string()
     }
 
+    /// Returns the counters of the runtime and of its reaper.
     pub(crate) fn metrics(&self) -> RuntimeMetrics {
         let ReaperStats {
             sweeps_completed,
@@ -191,52 +196,54 @@ impl Core {
         }
     }
 
-    /// Ends the reaper. Whoever still runs goes on.
-    pub(crate) fn stop_reaping(&self) -> ShutdownReport {
-        self.token.cancel();
+    /// Stops the reaper. Processes that still run are not affected.
+    pub(crate) fn stop_reaper(&self) -> ShutdownReport {
+        self.reaper_token.cancel();
         let report = self.reaper.shutdown_sync();
-        keep_collecting(&report.still_running);
+        keep_reaping(&report.still_running);
         report
     }
 
-    /// The last step of every end, when nothing works on the home any more: gives it back.
-    pub(crate) fn retire(&self) {
-        self.herald.close();
+    /// Ends the event streams and unlocks the home. The last step of every shutdown, after all
+    /// operations have ended.
+    pub(crate) fn release_home(&self) {
+        self.events.close();
         *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Nobody can reach the runtime any more, and nobody has shut it down: its attached shims end
-    /// by themselves.
+    /// Closes a runtime whose handles were all dropped without a shutdown. The watchdogs of
+    /// attached shims hang up, and those shims end by themselves.
     pub(crate) fn abandon(self: &Arc<Self>) {
         self.closing.cancel();
-        for left in self.boxes.all() {
-            left.release_watchdog();
+        for bx in self.boxes.all() {
+            bx.release_watchdog();
         }
         self.operations.close();
         if self.operations.is_empty() {
-            self.stop_reaping();
-            self.retire();
+            self.stop_reaper();
+            self.release_home();
         } else {
-            let retiring = self.home.retiring();
+            let closing_home = self.home.mark_closing();
             let core = Arc::clone(self);
             self.spawn(async move {
                 core.operations.wait().await;
-                core.stop_reaping();
-                core.retire();
-                drop(retiring);
+                core.stop_reaper();
+                core.release_home();
+                drop(closing_home);
             });
         }
     }
 }
 
-pub(crate) fn joined<T>(
+/// Merges the result of a task with its failure to complete.
+pub(crate) fn flatten_join<T>(
     finished: Result<Result<T, RuntimeError>, JoinError>,
 ) -> Result<T, RuntimeError> {
     match finished {
         Ok(outcome) => outcome,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => Err(RuntimeError::Panicked {
-                message: message_of(&*panic),
+                message: panic_message(&*panic),
             }),
             Err(_) => Err(RuntimeError::Closed),
         },

@@ -6,27 +6,28 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::workers::Workers;
 
-/// As many operations may wait for the disk at once.
+/// The number of disk operations that can run at once.
 const DISK_THREADS: usize = 4;
 
-/// The threads that belong to a VMM runtime, one of them with a tokio runtime of its own: what it
-/// has begun goes on however the caller's is driven, blocked or dropped.
+/// The threads of a VMM runtime. One of them drives a private tokio runtime, so operations make
+/// progress even if the caller's tokio runtime is blocked or dropped.
 ///
-/// All are started at once, so that no operation fails later for want of a thread.
+/// All threads start at once, so that no operation fails later because a thread cannot be created.
 #[derive(Debug)]
 pub(crate) struct Driver {
     handle: Handle,
-    /// For what reads and writes the records of boxes.
+    /// Read and write the files of boxes.
     pub(crate) disk: Workers,
-    /// For searches of the process table, which can take seconds.
+    /// Searches the process table, which can take seconds.
     pub(crate) cleanup: Workers,
-    /// For the directories of removed boxes, whose contents are the payload's.
+    /// Removes the directories of removed boxes, whose contents the payload chose.
     pub(crate) removal: Workers,
-    /// The thread ends with this, whatever is still to be done.
+    /// Stops the private tokio runtime when dropped, even with tasks pending.
     _stop: DropGuard,
 }
 
 impl Driver {
+    /// Starts all threads.
     pub(crate) fn start() -> io::Result<Self> {
         let disk = Workers::start("vmm-disk", DISK_THREADS)?;
         let cleanup = Workers::start("vmm-cleanup", 1)?;
@@ -50,6 +51,7 @@ impl Driver {
         })
     }
 
+    /// Returns the handle of the private tokio runtime.
     pub(crate) fn handle(&self) -> &Handle {
         &self.handle
     }

@@ -6,149 +6,147 @@ use vmm_protocol::FileError;
 
 use crate::{ShimProgramError, StartError};
 
-/// Why the runtime could not be opened, or could not do something to a box.
+/// An error of a [`VmmRuntime`](crate::VmmRuntime): it could not be opened, or an operation on a
+/// box failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RuntimeError {
-    /// Another runtime has this home. One of them has to take another, or to be shut down.
+    /// Another runtime has locked this home. Open another home, or shut that runtime down.
     #[error(
-        "the home {} is in use by {}; shut that runtime down, or open another home",
+        "home {} is in use by {}; shut that runtime down, or open another home",
         home.display(),
         holder.map_or("another runtime".to_owned(), |pid| format!("the runtime of process {pid}"))
     )]
     Locked {
         /// The home directory.
         home: PathBuf,
-        /// The process that has it. `None` if it could not be told, or has died: a child that it
-        /// has forked then still has the home.
+        /// The process that holds the lock. `None` if it is unknown or has died; in that case a
+        /// child that it forked still holds the lock.
         holder: Option<u32>,
     },
-    /// The home belongs to another user, who can change what is run from it.
+    /// The home belongs to another user, who could replace the programs that run from it.
     #[error(
-        "the home {} belongs to the user {owner}, who can change what is run from it; chown it, or \
-         choose another home",
+        "home {} belongs to the user {owner}, who can replace the programs that run from it; chown \
+         it, or choose another home",
         home.display()
     )]
     HomeOfAnother {
         /// The home directory.
         home: PathBuf,
-        /// The id of the user.
+        /// The user id of the owner.
         owner: u32,
     },
-    /// Other users can write to the home, or to a directory above it.
+    /// Other users can write to the home or to a directory above it.
     #[error(
-        "other users can write to {}, and change what is run from the home {}; run `chmod go-w` on \
-         it, or choose another home",
+        "other users can write to {} and replace the programs that run from the home {}; run \
+         `chmod go-w` on it, or choose another home",
         path.display(),
         home.display()
     )]
     OpenHome {
         /// The home directory.
         home: PathBuf,
-        /// The directory that they can write to.
+        /// The directory that other users can write to.
         path: PathBuf,
     },
-    /// There is nothing to run shims with.
+    /// The shim program cannot be used.
     #[error(transparent)]
     ShimProgram(#[from] ShimProgramError),
-    /// The threads that the runtime works on could not be started.
-    #[error("cannot start the threads of the runtime: {0}")]
+    /// A thread of the runtime could not be started.
+    #[error("cannot start a thread of the VMM runtime: {0}")]
     Thread(#[source] io::Error),
     /// No box has this id or name.
-    #[error("there is no box {wanted:?}")]
+    #[error("box {wanted:?} not found")]
     NotFound {
-        /// As it was asked for.
+        /// The id or name that the caller passed.
         wanted: String,
     },
-    /// Another box has this name.
-    #[error("the box {id} is already named {name:?}; remove it, or choose another name")]
+    /// Another box already has this name.
+    #[error("name {name:?} is taken by box {id}; remove that box, or choose another name")]
     NameTaken {
         /// The name.
         name: String,
-        /// Who has it.
+        /// The id of the box that has the name.
         id: String,
     },
-    /// A name that could be taken for something else.
+    /// The name is not valid.
     #[error(
-        "{name:?} cannot be the name of a box: at most 128 letters, digits, '.', '_' and '-', \
-         beginning with a letter or a digit"
+        "invalid box name {name:?}; use up to 128 letters, digits, '.', '_' and '-', beginning with \
+         a letter or a digit"
     )]
     InvalidName {
-        /// As it was given.
+        /// The name that the caller passed.
         name: String,
     },
-    /// A box has at most 1,024 labels, and 1 MiB of keys and values.
-    #[error(
-        "{count} labels are too many or too large: at most 1,024, and 1 MiB of keys and values"
-    )]
+    /// The labels are too many or too large.
+    #[error("{count} labels exceed the limit; use up to 1,024, and 1 MiB of keys and values")]
     TooManyLabels {
-        /// How many there are.
+        /// The number of labels.
         count: usize,
     },
-    /// Only a box that does not run can be removed without force.
-    #[error("the box {id} is running; stop it first, or remove it by force")]
+    /// The box is running. Only a removal with force removes a running box.
+    #[error("box {id} is running; stop it first, or remove it with force")]
     Running {
-        /// Which one.
+        /// The id of the box.
         id: String,
     },
-    /// It could not be started; its shim is gone again.
-    #[error("the box {id} could not be started: {source}")]
+    /// The box could not be started. Its shim has ended and has been reaped.
+    #[error("cannot start box {id}: {source}")]
     Start {
-        /// Which one.
+        /// The id of the box.
         id: String,
-        /// Why.
+        /// The cause.
         source: StartError,
     },
-    /// A process that survives SIGKILL: it is stuck in the kernel.
-    #[error("the shim {pid} of the box {id} is still there {seconds} s after SIGKILL")]
+    /// The shim survived SIGKILL: it is blocked in the kernel.
+    #[error("shim {pid} of box {id} still exists {seconds} s after SIGKILL")]
     Stuck {
-        /// Which box.
+        /// The id of the box.
         id: String,
-        /// Its shim.
+        /// The pid of the shim.
         pid: u32,
-        /// For how long.
+        /// The time since the SIGKILL.
         seconds: u64,
     },
-    /// Processes that its last run has left survive SIGKILL, or could not be looked for, of want of
-    /// descriptors or memory. The runtime goes on trying; until then the box can neither start nor be
-    /// removed.
-    #[error(
-        "what the last run of the box {id} has left could not be cleared away: {source}; try again"
-    )]
+    /// Processes of the previous run survived SIGKILL, or the runtime could not search for them
+    /// because it had no descriptors or memory left. The runtime retries in the background; until
+    /// it succeeds the box can neither start nor be removed.
+    #[error("cannot clean up processes left by the previous run of box {id}: {source}; try again")]
     CleanupFailed {
-        /// Which box.
+        /// The id of the box.
         id: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// Its `box.json` cannot be read. It can be repaired by hand while the runtime is down, or
-    /// removed as any other box.
-    #[error("the box {id} is damaged: {source}; repair that file, or remove the box")]
+    /// The `box.json` of the box cannot be read. Repair the file while the runtime is not running,
+    /// or remove the box as usual.
+    #[error("box {id} is damaged: {source}; repair that file, or remove the box")]
     Damaged {
-        /// Which one.
+        /// The id of the box.
         id: String,
-        /// The file, and what is wrong with it.
+        /// The file and the cause.
         source: Arc<FileError>,
     },
-    /// A file of the runtime or of a box.
+    /// A file of the runtime or of a box could not be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A bug in the runtime: the operation panicked. The box is as it was, or as `info` says.
+    /// A bug in the runtime: the operation panicked. [`VmmRuntime::info`](crate::VmmRuntime::info)
+    /// returns the current state of the box.
     #[error("the operation panicked: {message}")]
     Panicked {
-        /// What the panic said.
+        /// The panic message.
         message: String,
     },
-    /// The runtime is shutting down, or has; open another.
-    #[error("the runtime has shut down")]
+    /// The runtime is shutting down or has shut down. Open a new one.
+    #[error("the VMM runtime has shut down; open it again")]
     Closed,
 }
 
-/// What a panic said.
-pub(crate) fn message_of(panic: &(dyn std::any::Any + Send)) -> String {
+/// Returns the message of a panic.
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic
         .downcast_ref::<&str>()
         .map(ToString::to_string)
         .or_else(|| panic.downcast_ref::<String>().cloned());
-    text.unwrap_or_else(|| "not a text".to_owned())
+    text.unwrap_or_else(|| "non-string panic payload".to_owned())
 }

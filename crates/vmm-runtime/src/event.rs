@@ -10,39 +10,40 @@ use vmm_protocol::Ending;
 
 use crate::{BoxInfo, RuntimeMetricsStorage};
 
-/// What happened to a box.
+/// A kind of change of a box.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum BoxChange {
-    /// It exists.
+    /// The box was created.
     Created,
-    /// Its payload runs.
+    /// The payload is ready.
     Started,
-    /// It ended as asked, or by itself with code 0.
+    /// The box ended on request, or by itself with exit code 0.
     Stopped,
-    /// It could not be started, or ended in any other way.
+    /// The box could not be started, or ended in any other way.
     Failed,
-    /// Its health check changed its mind, while it runs.
+    /// The health state changed while the box was running.
     Health,
-    /// It exists no more.
+    /// The box was removed.
     Removed,
 }
 
-/// A change of a box, and what the box was like right after it.
+/// A change of a box, with the state of the box right after the change.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct BoxEvent {
-    /// What happened.
+    /// The kind of change.
     pub change: BoxChange,
-    /// The box then.
+    /// The state of the box right after the change.
     pub info: BoxInfo,
 }
 
-/// Every change of every box from the moment of [`VmmRuntime::events`](crate::VmmRuntime::events)
-/// on, in order. Ends when the runtime has shut down.
+/// A stream of every change of every box since the call of
+/// [`VmmRuntime::events`](crate::VmmRuntime::events), in order. It ends when the VMM runtime has
+/// shut down.
 ///
-/// Events that are not read yet are kept in memory, under a kilobyte each, so that a slow reader
-/// loses none; drop the stream to stop that.
+/// Unread events stay in memory, under a kilobyte each, so that a slow reader loses none. Drop the
+/// stream to free them.
 ///
 /// # Cancel safety
 ///
@@ -63,16 +64,15 @@ impl Stream for Events {
     }
 }
 
-/// Tells everyone who wants to know what happens to the boxes: the readers of [`Events`], and the
-/// metrics.
+/// Publishes the changes of boxes to the readers of [`Events`] and counts them in the metrics.
 #[derive(Debug)]
-pub(crate) struct Herald {
-    /// `None` once the runtime has shut down.
+pub(crate) struct EventBus {
+    /// `None` after the runtime has shut down.
     readers: Mutex<Option<Vec<UnboundedSender<BoxEvent>>>>,
     metrics: RuntimeMetricsStorage,
 }
 
-impl Herald {
+impl EventBus {
     pub(crate) fn new(metrics: RuntimeMetricsStorage) -> Self {
         Self {
             readers: Mutex::new(Some(Vec::new())),
@@ -84,6 +84,7 @@ impl Herald {
         self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns a stream of all changes from now on.
     pub(crate) fn subscribe(&self) -> Events {
         let (sender, receiver) = unbounded();
         if let Some(readers) = self.readers().as_mut() {
@@ -92,7 +93,8 @@ impl Herald {
         Events { receiver }
     }
 
-    pub(crate) fn tell(&self, change: BoxChange, info: BoxInfo) {
+    /// Counts, logs and sends one change.
+    pub(crate) fn publish(&self, change: BoxChange, info: BoxInfo) {
         let counter = match change {
             BoxChange::Created => Some(&self.metrics.boxes_created_total),
             BoxChange::Started => Some(&self.metrics.num_running_boxes),
@@ -120,19 +122,21 @@ impl Herald {
         }
     }
 
-    /// A box runs, and nobody has started it.
-    pub(crate) fn recovered(&self) {
+    /// Counts a running box that an earlier runtime started.
+    pub(crate) fn run_recovered(&self) {
         self.metrics
             .num_running_boxes
             .fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn run_is_over(&self) {
+    /// Counts the end of a running box.
+    pub(crate) fn run_ended(&self) {
         self.metrics
             .num_running_boxes
             .fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// Ends all streams.
     pub(crate) fn close(&self) {
         *self.readers() = None;
     }

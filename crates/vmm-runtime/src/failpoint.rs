@@ -1,4 +1,5 @@
-/// A named place where a test can inject a fault; nothing without the feature `failpoints`.
+/// Marks a named point at which a test can inject a fault. Expands to nothing without the feature
+/// `failpoints`.
 macro_rules! fail_point {
     ($name:literal) => {
         #[cfg(feature = "failpoints")]

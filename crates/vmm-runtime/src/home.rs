@@ -15,60 +15,64 @@ use vmm_protocol::FileError;
 use crate::RuntimeError;
 use crate::process::procfs;
 
-/// What marks a box's directory that is not yet whole, or not any more. No id begins with a dot.
-const CREATING: &str = ".creating-";
-const REMOVING: &str = ".removing-";
+/// Prefixes of directories that are not complete boxes: being created, or being removed. No box id
+/// begins with a dot.
+const CREATING_PREFIX: &str = ".creating-";
+const REMOVING_PREFIX: &str = ".removing-";
 
-/// Of a mode.
+/// Bits of a file mode.
 const WRITE_BY_GROUP: u32 = 0o020;
 const WRITE_BY_OTHERS: u32 = 0o002;
-/// Entries can be replaced by their owners only.
+/// Only the owner of an entry can replace it.
 const STICKY: u32 = 0o1000;
 
-/// The directory tree of a runtime: `lock`, and one directory per box under `boxes`.
+/// The directory tree of a runtime: the file `lock`, and one directory per box under `boxes`.
 #[derive(Clone, Debug)]
 pub(crate) struct Home {
     root: PathBuf,
 }
 
-/// The homes of runtimes of this process that nobody holds any more, and that are still being left.
-static RETIRING: Mutex<Vec<(PathBuf, CancellationToken)>> = Mutex::new(Vec::new());
+/// The homes of dropped runtimes of this process that have not finished yet. Static, because it
+/// must outlive the runtimes: the next [`Home::wait_released`] reads it.
+static CLOSING_HOMES: Mutex<Vec<(PathBuf, CancellationToken)>> = Mutex::new(Vec::new());
 
-/// Kept as long as a home is being left.
+/// A guard that keeps a home in [`CLOSING_HOMES`].
 #[derive(Debug)]
-pub(crate) struct Retiring {
+pub(crate) struct ClosingHome {
     root: PathBuf,
-    left: CancellationToken,
+    released: CancellationToken,
 }
 
-impl Drop for Retiring {
+impl Drop for ClosingHome {
     fn drop(&mut self) {
-        let mut retiring = RETIRING.lock().unwrap_or_else(PoisonError::into_inner);
-        retiring.retain(|(root, _)| *root != self.root);
-        self.left.cancel();
+        let mut homes = CLOSING_HOMES.lock().unwrap_or_else(PoisonError::into_inner);
+        homes.retain(|(root, _)| *root != self.root);
+        self.released.cancel();
     }
 }
 
-/// The homes that runtimes of this process have.
-static LOCKED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// The homes that runtimes of this process have locked.
+static LOCKED_HOMES: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-/// How long a lock may stay when its holder has died: a child that it was starting has the
+/// How long to wait for a lock whose holder has died: a child that it was spawning holds the
 /// descriptor until it executes its program.
-const RELEASED_WITHIN: Duration = Duration::from_secs(2);
+const LOCK_RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The right to change what is in a [`Home`]; given back when it is dropped.
+/// The exclusive lock of a [`Home`]. Dropping it unlocks the home.
 #[derive(Debug)]
 pub(crate) struct HomeLock {
     file: File,
     root: PathBuf,
-    /// The process that has taken it. A forked child has a copy, but not the right.
+    /// The pid of the process that took the lock. A forked child has a copy of this value but does
+    /// not own the lock.
     owner: u32,
 }
 
 impl HomeLock {
+    /// Registers a lock that this process has just taken.
     fn new(file: File, root: &Path) -> Self {
-        locked().push(root.to_owned());
+        locked_homes().push(root.to_owned());
         Self {
             file,
             root: root.to_owned(),
@@ -82,34 +86,37 @@ impl Drop for HomeLock {
         if self.owner != process::id() {
             return;
         }
-        locked().retain(|root| *root != self.root);
-        // Closing is not enough: a child between its fork and its exec has the descriptor, too.
+        locked_homes().retain(|root| *root != self.root);
+        // Closing the file is not enough: a child between its fork and its exec also has the
+        // descriptor.
         let _ = self.file.unlock();
     }
 }
 
-fn locked() -> MutexGuard<'static, Vec<PathBuf>> {
-    LOCKED.lock().unwrap_or_else(PoisonError::into_inner)
+/// Locks the list of locked homes.
+fn locked_homes() -> MutexGuard<'static, Vec<PathBuf>> {
+    LOCKED_HOMES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Home {
-    /// Makes what is missing of it and takes its lock.
+    /// Creates the missing directories of a home and locks it.
     pub(crate) fn open(root: &Path) -> Result<(Self, HomeLock), RuntimeError> {
-        let failed = |source| FileError::new("make the directory", root, source);
-        make_private(root).map_err(failed)?;
-        // A shim's current directory is compared with paths in here: no links.
+        let to_error = |source| FileError::new("create the directory", root, source);
+        create_private_dir(root).map_err(to_error)?;
+        // No symbolic links: the path is compared with the current directories of shims.
         let home = Self {
-            root: root.canonicalize().map_err(failed)?,
+            root: root.canonicalize().map_err(to_error)?,
         };
-        // Now, not before: until it exists, anybody may make it.
+        // After the creation, because any user could have created it before.
         home.check()?;
         let lock = home.lock()?;
-        make_private(&home.boxes())
-            .map_err(|source| FileError::new("make the directory", home.boxes(), source))?;
+        create_private_dir(&home.boxes())
+            .map_err(|source| FileError::new("create the directory", home.boxes(), source))?;
         Ok((home, lock))
     }
 
-    /// Fails if another user could change what is in it, or put another directory in its place.
+    /// Returns an error if another user could change the contents of the home or replace the home
+    /// itself.
     fn check(&self) -> Result<(), RuntimeError> {
         let found = open_dir(&self.root)
             .and_then(|dir| dir.metadata())
@@ -129,8 +136,8 @@ impl Home {
         }
         for parent in self.root.ancestors().skip(1) {
             let found = fs::symlink_metadata(parent)
-                .map_err(|source| FileError::new("look at", parent, source))?;
-            // Root owns what leads to the homes of all users.
+                .map_err(|source| FileError::new("inspect", parent, source))?;
+            // Root owns the directories that lead to the homes of all users.
             let is_trusted = found.uid() == 0 || found.uid() == geteuid().as_raw();
             let is_writable = found.mode() & WRITE_BY_OTHERS != 0
                 || found.mode() & WRITE_BY_GROUP != 0 && found.gid() != getegid().as_raw();
@@ -141,10 +148,10 @@ impl Home {
         Ok(())
     }
 
-    /// Waits for a lock whose holder has died.
+    /// Locks the home. Waits for a lock whose holder has died.
     fn lock(&self) -> Result<HomeLock, RuntimeError> {
         let path = self.root.join("lock");
-        let failed = |source| FileError::new("lock", &path, source);
+        let to_error = |source| FileError::new("lock", &path, source);
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -152,13 +159,13 @@ impl Home {
             .truncate(false)
             .mode(0o600)
             .open(&path)
-            .map_err(failed)?;
-        let deadline = Instant::now() + RELEASED_WITHIN;
+            .map_err(to_error)?;
+        let deadline = Instant::now() + LOCK_RELEASE_TIMEOUT;
         loop {
             match file.try_lock() {
                 Ok(()) => break,
                 Err(TryLockError::WouldBlock) => {
-                    let holder = holder_of(&file).filter(|pid| self.may_be_held_by(*pid));
+                    let holder = lock_holder(&file).filter(|pid| self.may_be_held_by(*pid));
                     if holder.is_some() || Instant::now() >= deadline {
                         return Err(RuntimeError::Locked {
                             home: self.root.clone(),
@@ -167,94 +174,96 @@ impl Home {
                     }
                     thread::sleep(POLL_INTERVAL);
                 }
-                Err(TryLockError::Error(error)) => return Err(failed(error).into()),
+                Err(TryLockError::Error(error)) => return Err(to_error(error).into()),
             }
         }
-        // For the error message of a second opener, and no more: a full disk is no obstacle.
+        // Only the error message of a second opener needs the pid, so a full disk is not an error.
         if let Err(error) = file
             .set_len(0)
             .and_then(|()| writeln!(file, "{}", process::id()))
         {
-            tracing::warn!(path = %path.display(), %error, "the lock does not name its holder");
+            tracing::warn!(path = %path.display(), %error, "cannot write the holder to the lock file");
         }
         Ok(HomeLock::new(file, &self.root))
     }
 
-    /// Whether this process, as the lock names it, can have the home.
+    /// Returns whether the process `pid`, which the lock file names, can hold the lock.
     fn may_be_held_by(&self, pid: u32) -> bool {
         if pid == process::id() {
-            return locked().contains(&self.root);
+            return locked_homes().contains(&self.root);
         }
         procfs::exists(pid) && !procfs::is_zombie(pid)
     }
 
-    /// From now on who opens it [waits](Self::until_left) for the end of its runtime.
-    pub(crate) fn retiring(&self) -> Retiring {
-        let left = CancellationToken::new();
-        let mut retiring = RETIRING.lock().unwrap_or_else(PoisonError::into_inner);
-        retiring.push((self.root.clone(), left.clone()));
-        Retiring {
+    /// Makes [`wait_released`](Self::wait_released) wait for this home until the guard is dropped.
+    pub(crate) fn mark_closing(&self) -> ClosingHome {
+        let released = CancellationToken::new();
+        let mut homes = CLOSING_HOMES.lock().unwrap_or_else(PoisonError::into_inner);
+        homes.push((self.root.clone(), released.clone()));
+        ClosingHome {
             root: self.root.clone(),
-            left,
+            released,
         }
     }
 
-    /// Returns at once unless a runtime of this process is about to leave it.
-    pub(crate) async fn until_left(root: &Path) {
-        let left = {
-            let retiring = RETIRING.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Waits while a dropped runtime of this process still uses this home.
+    pub(crate) async fn wait_released(root: &Path) {
+        let released = {
+            let homes = CLOSING_HOMES.lock().unwrap_or_else(PoisonError::into_inner);
             let root = root.canonicalize().unwrap_or_default();
-            let mut homes = retiring.iter();
             homes
+                .iter()
                 .find(|(home, _)| *home == root)
-                .map(|(_, left)| left.clone())
+                .map(|(_, released)| released.clone())
         };
-        if let Some(left) = left {
-            left.cancelled().await;
+        if let Some(released) = released {
+            released.cancelled().await;
         }
     }
 
+    /// Returns the directory of the boxes.
     fn boxes(&self) -> PathBuf {
         self.root.join("boxes")
     }
 
+    /// Returns the directory of a box.
     pub(crate) fn box_dir(&self, id: &str) -> PathBuf {
         self.boxes().join(id)
     }
 
-    /// A directory for a new box that becomes visible as a whole, or not at all.
+    /// Creates the directory of a new box. It appears complete or not at all.
     pub(crate) fn create_box(
         &self,
         id: &str,
         fill: impl FnOnce(&Path) -> Result<(), FileError>,
     ) -> Result<(), FileError> {
-        let half_made = self.boxes().join(format!("{CREATING}{id}"));
+        let partial = self.boxes().join(format!("{CREATING_PREFIX}{id}"));
         let dir = self.box_dir(id);
-        let made = DirBuilder::new()
+        let result = DirBuilder::new()
             .mode(0o700)
-            .create(&half_made)
-            .map_err(|source| FileError::new("make the directory", &half_made, source))
-            .and_then(|()| fill(&half_made))
+            .create(&partial)
+            .map_err(|source| FileError::new("create the directory", &partial, source))
+            .and_then(|()| fill(&partial))
             .and_then(|()| {
-                fs::rename(&half_made, &dir)
+                fs::rename(&partial, &dir)
                     .and_then(|()| File::open(self.boxes())?.sync_all())
-                    .map_err(|source| FileError::new("make the directory", &dir, source))
+                    .map_err(|source| FileError::new("create the directory", &dir, source))
             });
-        if made.is_err() {
-            // No payload has been in there.
-            let _ = fs::remove_dir_all(&half_made);
+        if result.is_err() {
+            // No payload has written to it, so it is small.
+            let _ = fs::remove_dir_all(&partial);
             let _ = fs::remove_dir_all(&dir);
         }
-        made
+        result
     }
 
-    /// Takes the directory of a box away, as a whole, and returns where it is to be removed: `None`
-    /// if it is not there.
+    /// Renames the directory of a box to a name that marks it for removal, and returns the new
+    /// path. Returns `None` if the directory does not exist.
     pub(crate) fn set_aside(&self, id: &str) -> Result<Option<PathBuf>, FileError> {
         let dir = self.box_dir(id);
-        let remnant = self.boxes().join(format!("{REMOVING}{id}"));
+        let remnant = self.boxes().join(format!("{REMOVING_PREFIX}{id}"));
         match fs::rename(&dir, &remnant) {
-            // By an earlier attempt, which then failed to sync; or by hand.
+            // An earlier attempt renamed it and then failed to sync, or the user removed it by hand.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Ok(remnant.exists().then_some(remnant));
             }
@@ -264,17 +273,17 @@ impl Home {
         Ok(Some(remnant))
     }
 
-    /// Lists what an earlier runtime has left.
+    /// Lists the boxes and the remnants that earlier runtimes left.
     pub(crate) fn contents(&self) -> Result<Contents, FileError> {
         let boxes = self.boxes();
-        let failed = |source| FileError::new("list", &boxes, source);
+        let to_error = |source| FileError::new("list", &boxes, source);
         let mut contents = Contents::default();
-        for entry in fs::read_dir(&boxes).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
+        for entry in fs::read_dir(&boxes).map_err(to_error)? {
+            let entry = entry.map_err(to_error)?;
             let Ok(name) = entry.file_name().into_string() else {
                 continue;
             };
-            if name.starts_with(CREATING) || name.starts_with(REMOVING) {
+            if name.starts_with(CREATING_PREFIX) || name.starts_with(REMOVING_PREFIX) {
                 contents.remnants.push(entry.path());
             } else if !name.starts_with('.') && entry.path().is_dir() {
                 contents.boxes.push(name);
@@ -285,29 +294,30 @@ impl Home {
     }
 }
 
-/// What is in a [`Home`].
+/// The contents of a [`Home`].
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
-    /// The ids of all boxes, whole or damaged, in order.
+    /// The ids of all boxes, intact or damaged, in order.
     pub(crate) boxes: Vec<String>,
-    /// What was half made or half removed.
+    /// Directories that were being created or removed.
     pub(crate) remnants: Vec<PathBuf>,
 }
 
-/// The process that a lock names.
-fn holder_of(lock: &File) -> Option<u32> {
+/// Returns the pid that the lock file names.
+fn lock_holder(lock: &File) -> Option<u32> {
     let mut text = [0; 16];
     let length = lock.read_at(&mut text, 0).ok()?;
     str::from_utf8(&text[..length]).ok()?.trim().parse().ok()
 }
 
-/// Not through a link.
+/// Opens a directory without following a symbolic link.
 fn open_dir(path: &Path) -> io::Result<File> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir = rustix::fs::open(path, flags, Mode::empty())?;
     Ok(File::from(dir))
 }
 
-fn make_private(dir: &Path) -> io::Result<()> {
+/// Creates a directory and its missing parents, accessible to the owner only.
+fn create_private_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }

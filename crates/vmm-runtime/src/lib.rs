@@ -1,39 +1,56 @@
-//! An async VMM runtime: each box runs inside a shim process of its own, and every way in which a
-//! shim can end is seen, recorded and cleared away.
+//! An async VMM runtime. Each box runs inside its own shim, a child process that hosts the payload.
+//! The runtime detects, records and cleans up after every way in which a shim can end.
 //!
-//! Start at [`VmmRuntime`]. The child side is the crate `vmm-shim`; what collects the shims is
-//! `shim-reaper`.
+//! Start at [`VmmRuntime`]. The crate `vmm-shim` is the child side; the crate `shim-reaper` reaps
+//! the shims.
 //!
 //! # When to use something else
 //!
-//! To run one child that one place awaits, `tokio::process` is enough; to keep children of one's
-//! own from becoming zombies, `shim-reaper`. The runtime adds boxes with names and states on disk,
-//! restarts of the runtime itself, health checks, and machines that must not outlive it, or must.
+//! To run one child that one task awaits, use `tokio::process`. To keep your own children from
+//! becoming zombies, use `shim-reaper`. This crate adds named boxes whose state is on disk,
+//! recovery after a restart of the runtime, health checks, and payloads that end with the runtime
+//! (attached) or outlive it (detached).
 //!
 //! # What is trusted
 //!
 //! What the kernel reports wins over what a file says: a payload that runs as the same user can
-//! write to everything in its box directory ([`BoxFiles`](vmm_protocol::BoxFiles) lists what that
-//! achieves). An exit record is believed if it fits the exit status of the shim; anything else is a
-//! crash, and what the payload has started is ended. Before Linux 6.15, and for a shim that ended
-//! while no runtime was attached, the record is all there is: it is used, and the cleanup is done
-//! whatever it says.
+//! write to every file in its box directory ([`BoxFiles`](vmm_protocol::BoxFiles) lists the
+//! consequences). The runtime trusts an exit record only if it matches the exit status of the shim.
+//! Otherwise it reports a crash and kills everything that the payload started. Before Linux 6.15,
+//! and for a shim that ended while no runtime was attached, no exit status is available: the
+//! runtime then uses the record and cleans up in every case.
 //!
-//! An end is on disk before it is reported. A cleanup that is not finished is resumed when the home
-//! is next opened. Only where the disk refuses is an end reported first, and saved later.
+//! The runtime saves how a box ended before it reports it. Only if the disk refuses does it report
+//! first and save later. The next runtime that opens the home resumes an unfinished cleanup.
 //!
-//! # What it needs of the kernel
+//! # Process-wide state
 //!
-//! Linux 5.3, for pidfds. From 6.9 on a pidfd's inode number makes a process's identity unique for
-//! the life of the boot; from 6.15 on the exit code of a re-attached shim can be told even if the
-//! shim could not write its exit file.
+//! Three statics belong to the process rather than to one [`VmmRuntime`]:
+//!
+//! * The process-wide reaper reaps the children that belong to no open runtime: commands of health
+//!   checks, and detached shims whose runtime has shut down. The first use starts it, on its own
+//!   thread. It runs until the process exits, and it waits only for children that were registered
+//!   with it.
+//! * The list of closing homes holds the homes of runtimes that were dropped but have not finished
+//!   yet. [`VmmRuntime::open`] waits until the previous runtime of the same process has released the
+//!   home.
+//! * The list of locked homes holds the homes of the open runtimes. It distinguishes a home that
+//!   this process has open from the stale lock of an earlier process with the same pid.
+//!
+//! The feature `testing` adds a list of the shims that this process has spawned.
+//!
+//! # Kernel requirements
+//!
+//! Linux 5.3 or later, for pidfds. From Linux 6.9 the inode number of a pidfd makes a process
+//! identity unique for the life of the boot. From Linux 6.15 the kernel reports the exit code of a
+//! re-attached shim even if the shim could not write its exit record.
 //!
 //! # Features
 //!
-//! * `failpoints`: a named point at which tests inject a fault (`vmm_runtime::attach`), through the
-//!   `fail` crate.
-//! * `testing`: `testing::PerTestBoxHome`, a home for tests of programs that embed the runtime; it
-//!   fails those that leave a shim behind.
+//! * `failpoints`: a named point (`vmm_runtime::attach`) at which tests inject a fault through the
+//!   crate `fail`.
+//! * `testing`: `testing::PerTestBoxHome`, a temporary home for tests of programs that embed the
+//!   runtime. It fails a test that leaves a shim behind.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("vmm-runtime needs Linux");
@@ -54,7 +71,7 @@ mod remove_tree;
 mod runtime;
 mod serde_millis;
 mod shim;
-mod shutdown;
+mod shutdown_task;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod workers;
@@ -76,7 +93,7 @@ pub use vmm_protocol::{
     PidRecord, ProcessIdentity, Ready,
 };
 
-/// Compiles what the README shows.
+/// Compiles the code of the README.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;

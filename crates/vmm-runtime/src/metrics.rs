@@ -1,46 +1,46 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What a runtime has done and does, at one moment.
+/// The counters of a VMM runtime at one moment.
 ///
-/// Everything counts from the opening of the runtime. What to alert on: `shim_reaper_alive` false,
-/// or `shim_reaper_sweeps` not rising while `shim_reaper_registered` is above zero (the reaper is
-/// not running), and any rise of `shim_reaper_respawns`.
+/// All totals count from the opening of the runtime and never fall. Alert if `shim_reaper_alive` is
+/// false, if `shim_reaper_sweeps` does not rise while `shim_reaper_registered` is above zero (the
+/// reaper is not running), and on any rise of `shim_reaper_respawns`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RuntimeMetrics {
-    /// Boxes created; never falls.
+    /// The number of boxes created.
     pub boxes_created_total: u64,
-    /// Times that a box could not be started, or failed while it ran; never falls.
+    /// The number of times that a box could not be started, or failed while running.
     pub boxes_failed_total: u64,
-    /// Of these, the times that it was neither the payload that ended with a code, nor the spec
-    /// that asked for what cannot be run: a signal, the end of the memory, a shim that failed or
-    /// is gone; never falls.
+    /// The number of these failures that were crashes: a signal, an out-of-memory kill, a shim that
+    /// failed or disappeared. A payload that exits with a code, or a spec that cannot be run, is
+    /// not a crash.
     pub boxes_crashed_total: u64,
-    /// Times that a box stopped; never falls.
+    /// The number of times that a box stopped.
     pub boxes_stopped_total: u64,
-    /// Boxes that run now.
+    /// The number of boxes that are running.
     pub num_running_boxes: u64,
-    /// Shims collected by the reaper; never falls.
+    /// The number of shims that the reaper reaped.
     pub shim_reaped: u64,
-    /// Shims whose end the reaper saw but did not collect: re-attached ones, which are not its
-    /// children, and any that somebody else in the process has waited for; never falls.
+    /// The number of shims whose exit the reaper saw but did not reap: re-attached shims, which are
+    /// not its children, and shims that a foreign wait reaped.
     pub shim_reaper_vanished: u64,
-    /// Shims that the reaper watches now.
+    /// The number of shims that the reaper watches.
     pub shim_reaper_registered: u64,
-    /// Sweeps that the reaper completed; never falls, and never stands still.
+    /// The number of sweeps that the reaper completed. Rises as long as the reaper runs.
     pub shim_reaper_sweeps: u64,
-    /// When the last one was, in milliseconds since 1970.
+    /// The time of the last sweep, in milliseconds since 1970.
     pub shim_reaper_last_sweep_at_ms: Option<i64>,
-    /// How often the reaper's worker had to be replaced; never falls.
+    /// The number of times that the reaper's worker was replaced.
     pub shim_reaper_respawns: u64,
-    /// Whether the reaper's worker is there.
+    /// Whether the reaper's worker is alive.
     pub shim_reaper_alive: bool,
 }
 
-/// The counters behind [`RuntimeMetrics`], shared with whoever counts.
+/// The shared counters behind [`RuntimeMetrics`].
 ///
-/// Knows numbers only, not who raises them.
+/// Clones share the counters. Each component increments its own; this type does not know them.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct RuntimeMetricsStorage {
@@ -63,7 +63,8 @@ pub struct RuntimeMetricsStorage {
 }
 
 impl RuntimeMetricsStorage {
-    /// What is stored here; the rest is at its default.
+    /// Returns the stored counters. The fields of [`RuntimeMetrics`] that are not stored here have
+    /// their default values.
     pub fn snapshot(&self) -> RuntimeMetrics {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         RuntimeMetrics {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-/// How to open a [`VmmRuntime`](crate::VmmRuntime).
+/// Options for [`VmmRuntime::open`](crate::VmmRuntime::open).
 ///
 /// ```
 /// use std::time::Duration;
@@ -16,28 +16,29 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RuntimeOptions {
-    /// The directory that holds the boxes, made if it is not there. One runtime at a time has it. It
-    /// must belong to the user of this process, and no other user may be able to write to it.
+    /// The directory that holds the boxes; created if it does not exist. Only one runtime at a time
+    /// can have it open. It must belong to the user of this process, and no other user may be able
+    /// to write to it.
     pub home: PathBuf,
-    /// The program that shims run; by default this very program, which must call
-    /// [`vmm_shim::run_if_shim`] first of all in its `main`.
+    /// The program that shims execute. By default the current program, whose `main` must then begin
+    /// with `vmm_shim::run_if_shim()`.
     pub shim_program: Option<PathBuf>,
-    /// Variables of this process's environment that are for itself alone, such as its secrets:
-    /// shims and health checks do not get them.
+    /// Environment variables of this process, such as secrets, that shims and health checks do not
+    /// inherit.
     pub private_env: Vec<OsString>,
-    /// How long a box may take from the start of its shim until its payload is ready; 30 s by
-    /// default.
+    /// The time from the start of a shim until its payload must be ready; 30 s by default.
     pub start_timeout: Duration,
-    /// How often the reaper sweeps; 250 ms by default.
+    /// The time between two sweeps of the reaper; 250 ms by default.
     pub sweep_interval: Duration,
-    /// Cancelling it shuts the runtime down, with [`shutdown_timeout`](Self::shutdown_timeout).
+    /// A token that shuts the runtime down when it is cancelled, with
+    /// [`shutdown_timeout`](Self::shutdown_timeout).
     pub shutdown_token: Option<CancellationToken>,
-    /// How long attached boxes may take to stop in a shutdown by token; 10 s by default.
+    /// The time that attached boxes have to stop in a shutdown by token; 10 s by default.
     pub shutdown_timeout: Duration,
 }
 
 impl RuntimeOptions {
-    /// Defaults for everything but the home.
+    /// Creates options with this home and defaults for the rest.
     pub fn new(home: impl Into<PathBuf>) -> Self {
         Self {
             home: home.into(),

@@ -1,4 +1,4 @@
-//! Removal of a directory tree that somebody else has filled.
+//! Removal of a directory tree whose contents are untrusted.
 
 use std::ffi::{CStr, OsStr};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -13,36 +13,36 @@ use rustix::io::Errno;
 use rustix::path::Arg;
 use vmm_protocol::FileError;
 
-/// How far a removal has come.
+/// The progress of a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Progress {
     Removed,
-    /// It was stopped. The next call continues.
+    /// `stop` returned true. The next call continues.
     Stopped,
 }
 
-/// How often a directory is read again that has got new entries meanwhile.
-const ATTEMPTS: u32 = 3;
+/// How often a directory is read again after new entries appeared during its removal.
+const MAX_ATTEMPTS: u32 = 3;
 
-/// Removes a file or a directory with everything in it, until `stop` returns true.
+/// Removes a file, or a directory with all its contents, until `stop` returns true.
 ///
-/// Whatever the tree looks like, this takes a constant amount of stack and memory and at most four
-/// descriptors: it does not descend, but moves each directory that is not empty up into the root of
-/// the tree, and removes it there. No path in it is longer than two names.
+/// Uses constant stack and memory and at most four descriptors for any tree: instead of descending,
+/// it moves each non-empty directory up into the root of the tree and removes it there. No path in
+/// it is longer than two names.
 ///
-/// It neither follows symbolic links nor enters mount points. Directories without permissions get
-/// them, if they belong to this user.
+/// Does not follow symbolic links and does not enter mount points. Adds the owner's permissions to
+/// directories that lack them, if they belong to this user.
 ///
 /// # Errors
 ///
-/// [`FileError`], naming the first entry that cannot be removed; the others are removed all the
-/// same.
+/// Returns a [`FileError`] that names the first entry that cannot be removed. The other entries are
+/// removed.
 pub(crate) fn remove_tree(path: &Path, stop: impl Fn() -> bool) -> Result<Progress, FileError> {
-    let failed = |errno: Errno| FileError::new("remove", path, errno.into());
-    let Entry::Filled = unlink(CWD, path).map_err(failed)? else {
+    let to_error = |errno: Errno| FileError::new("remove", path, errno.into());
+    let Entry::Filled = unlink(CWD, path).map_err(to_error)? else {
         return Ok(Progress::Removed);
     };
-    let root = open_dir(CWD, path).and_then(Dir::new).map_err(failed)?;
+    let root = open_dir(CWD, path).and_then(Dir::new).map_err(to_error)?;
     let mut tree = Tree {
         path,
         root,
@@ -51,35 +51,35 @@ pub(crate) fn remove_tree(path: &Path, stop: impl Fn() -> bool) -> Result<Progre
         removed: 0,
         failure: None,
     };
-    for _ in 0..ATTEMPTS {
+    for _ in 0..MAX_ATTEMPTS {
         tree.failure = None;
-        tree.empty().map_err(failed)?;
+        tree.empty().map_err(to_error)?;
         if (tree.stop)() {
             return Ok(Progress::Stopped);
         }
         if let Some(failure) = tree.failure.take() {
             return Err(failure);
         }
-        if let Entry::Gone = unlink(CWD, path).map_err(failed)? {
+        if let Entry::Gone = unlink(CWD, path).map_err(to_error)? {
             return Ok(Progress::Removed);
         }
     }
-    Err(failed(Errno::NOTEMPTY))
+    Err(to_error(Errno::NOTEMPTY))
 }
 
 struct Tree<'a, S> {
     path: &'a Path,
     root: Dir,
     stop: S,
-    /// The number that names the next directory to be moved up.
+    /// The number that names the next directory that is moved up.
     next: u64,
-    /// The numbers below this one have been removed.
+    /// All numbers below this one have been removed.
     removed: u64,
     failure: Option<FileError>,
 }
 
 impl<S: Fn() -> bool> Tree<'_, S> {
-    /// Removes what is in the root.
+    /// Removes the entries of the root.
     fn empty(&mut self) -> Result<(), Errno> {
         self.root.rewind();
         while let Some(entry) = self.root.read() {
@@ -91,7 +91,7 @@ impl<S: Fn() -> bool> Tree<'_, S> {
                 self.remove(entry.file_name());
             }
         }
-        // Whether a listing shows what has been added during it is up to the file system.
+        // Whether a listing includes entries added during it depends on the file system.
         while self.removed < self.next && !(self.stop)() {
             let name = self.removed.to_string().into_c_str()?.into_owned();
             self.remove(&name);
@@ -108,13 +108,13 @@ impl<S: Fn() -> bool> Tree<'_, S> {
             Err(errno) => Err(errno),
         };
         if let Err(errno) = removed {
-            self.fail(&[name], errno);
+            self.record_failure(&[name], errno);
         }
     }
 
     /// Removes a directory of the root.
     fn remove_dir(&mut self, name: &CStr) -> Result<(), Errno> {
-        for _ in 0..ATTEMPTS {
+        for _ in 0..MAX_ATTEMPTS {
             let mut dir = match open_dir(self.root.fd()?, name) {
                 Err(Errno::NOENT) => return Ok(()),
                 opened => Dir::new(opened?)?,
@@ -136,11 +136,11 @@ impl<S: Fn() -> bool> Tree<'_, S> {
                 };
                 if let Err(errno) = removed {
                     is_emptied = false;
-                    self.fail(&[name, inner], errno);
+                    self.record_failure(&[name, inner], errno);
                 }
             }
             if !is_emptied {
-                // The failure that is on record says why.
+                // The recorded failure is the cause.
                 return Ok(());
             }
             if let Entry::Gone = unlink(self.root.fd()?, name)? {
@@ -161,9 +161,9 @@ impl<S: Fn() -> bool> Tree<'_, S> {
                     return Ok(());
                 }
                 Err(Errno::NOENT) => return Ok(()),
-                // The payload has used this name.
+                // The payload uses this name.
                 Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => self.next += 1,
-                // The entry `..` of a directory can be changed only by those who can write to it.
+                // Moving a directory changes its entry `..`, which requires write permission on it.
                 Err(Errno::ACCESS) if !is_accessible => {
                     open_dir(from, name)?;
                     is_accessible = true;
@@ -173,7 +173,7 @@ impl<S: Fn() -> bool> Tree<'_, S> {
         }
     }
 
-    fn fail(&mut self, names: &[&CStr], errno: Errno) {
+    fn record_failure(&mut self, names: &[&CStr], errno: Errno) {
         self.failure.get_or_insert_with(|| {
             let mut path = self.path.to_owned();
             path.extend(names.iter().map(|name| OsStr::from_bytes(name.to_bytes())));
@@ -184,18 +184,18 @@ impl<S: Fn() -> bool> Tree<'_, S> {
 
 enum Entry {
     Gone,
-    /// A directory that is not empty, and not a mount point.
+    /// A directory that is not empty and is not a mount point.
     Filled,
 }
 
-/// Removes what can be removed by one system call.
+/// Removes an entry if one system call can.
 fn unlink(dir: BorrowedFd<'_>, name: impl Arg + Copy) -> Result<Entry, Errno> {
     match unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(Entry::Gone),
         Err(Errno::ISDIR) => {}
         Err(errno) => return Err(errno),
     }
-    // A mount point is refused with EBUSY.
+    // A mount point fails with EBUSY.
     match unlinkat(dir, name, AtFlags::REMOVEDIR) {
         Ok(()) | Err(Errno::NOENT) => Ok(Entry::Gone),
         Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(Entry::Filled),
@@ -203,18 +203,19 @@ fn unlink(dir: BorrowedFd<'_>, name: impl Arg + Copy) -> Result<Entry, Errno> {
     }
 }
 
-/// Opens a directory for reading, with all permissions for its owner. Refuses a mount point, also
-/// one that has become so since [`unlink`].
+/// Opens a directory for reading and gives its owner all permissions. Fails for a mount point, also
+/// for one mounted since [`unlink`].
 fn open_dir(dir: BorrowedFd<'_>, name: impl Arg) -> Result<OwnedFd, Errno> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    // Needs no permission of the directory itself.
+    // O_PATH needs no permission on the directory itself.
     let found = openat(dir, name, flags | OFlags::PATH, Mode::empty())?;
     if is_mount_point(dir, &found)? {
         return Err(Errno::BUSY);
     }
     let mode = Mode::from_raw_mode(fstat(&found)?.st_mode);
     if !mode.contains(Mode::RWXU) {
-        // A descriptor of this kind cannot be changed itself. If it fails, what needs it does, too.
+        // fchmod(2) fails on an O_PATH descriptor. If chmod fails, the operations that need the
+        // permission fail, too.
         let _ = chmod(format!("/proc/self/fd/{}", found.as_raw_fd()), Mode::RWXU);
     }
     openat(&found, c".", flags, Mode::empty())
@@ -229,7 +230,7 @@ fn is_mount_point(parent: BorrowedFd<'_>, dir: &OwnedFd) -> Result<bool, Errno> 
     {
         return Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
     }
-    // Before Linux 5.8. The root of the tree is checked by `unlink` alone.
+    // Before Linux 5.8. `unlink` alone checks the root of the tree.
     let is_root = parent.as_raw_fd() == CWD.as_raw_fd();
     Ok(!is_root && fstat(parent)?.st_dev != fstat(dir)?.st_dev)
 }
@@ -267,7 +268,7 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
-    /// Makes so many directories in one another, each beside a file.
+    /// Creates `levels` nested directories, each beside a file.
     fn dig(path: &Path, levels: usize) {
         let mut dir = open_dir(CWD, path).unwrap();
         for _ in 0..levels {
@@ -297,9 +298,9 @@ mod tests {
         assert_removed(&dir, &path);
     }
 
-    /// They are what directories are named that have been moved up.
+    /// Directories that were moved up have such names.
     #[test]
-    fn names_that_are_numbers_are_no_obstacle() {
+    fn entries_with_numbers_as_names_are_removed() {
         let (dir, path) = tree();
         fs::write(path.join("0"), "").unwrap();
         for name in ["1/1/1/1/1", "1/2/0/0", "2/0/1/2", "3/3", "3/0"] {
@@ -310,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn names_can_be_of_any_bytes() {
+    fn entries_with_arbitrary_bytes_in_their_names_are_removed() {
         let (dir, path) = tree();
         for name in [&b"\xff\xfe"[..], b"a\nb", b"\x1b[0m", b" ", b"-rf", b"..."] {
             let inner = path.join(OsStr::from_bytes(name));
@@ -321,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn links_are_removed_and_not_followed() {
+    fn symbolic_links_are_removed_and_not_followed() {
         let (dir, path) = tree();
         let elsewhere = tempfile::tempdir().unwrap();
         fs::create_dir_all(elsewhere.path().join("kept/inner")).unwrap();
@@ -336,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_a_file_or_not_there_is_removed() {
+    fn a_file_and_a_missing_path_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         fs::write(&path, "").unwrap();
@@ -345,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_removal_is_continued_by_the_next() {
+    fn the_next_call_continues_a_stopped_removal() {
         let (dir, path) = tree();
         dig(&path, 100);
         let mut calls = 0;
@@ -363,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_are_added_meanwhile_do_not_make_it_endless() {
+    fn entries_added_during_the_removal_do_not_make_it_endless() {
         let (dir, path) = tree();
         let stop = std::sync::atomic::AtomicBool::new(false);
         let stop = &stop;
@@ -371,13 +372,13 @@ mod tests {
             let root = open_dir(CWD, &path).unwrap();
             scope.spawn(move || {
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    // It fails as soon as the root is removed.
+                    // Fails once the root has been removed.
                     let _ = mkdirat(&root, c"x", Mode::RWXU);
                     let _ = mkdirat(&root, c"x/y", Mode::RWXU);
                     let _ = mkdirat(&root, c"x/y/z", Mode::RWXU);
                 }
             });
-            // Either outcome is right; a hang is not.
+            // Both outcomes are correct; a hang is not.
             let _ = remove_tree(&path, never);
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
         });

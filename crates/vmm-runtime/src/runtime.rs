@@ -10,29 +10,31 @@ use crate::core::Core;
 use crate::driver::Driver;
 use crate::home::Home;
 use crate::lifecycle::{self, RuntimeShutdown};
-use crate::shutdown::Shutdown;
+use crate::shutdown_task::ShutdownTask;
 use crate::{BoxInfo, BoxSpec, Events, RuntimeError, RuntimeMetrics, RuntimeOptions};
 
-/// Runs boxes, each inside a shim process of its own.
+/// A VMM runtime: creates, starts, stops and removes boxes, each inside its own shim.
 ///
-/// Clones refer to the same runtime. Everything may be called concurrently, also for one box: of
-/// two starts one starts the shim and both return when it runs, a stop or a removal by force gives
-/// up a start that is under way, and what else concerns one box goes one after the other. A box is
-/// named by its id or its name.
+/// Clones share one runtime. All methods may be called concurrently, also for the same box:
+/// concurrent starts of one box share one shim and all return when it runs, a stop or a removal
+/// with force cancels a start in progress, and all other operations on one box run one after the
+/// other. A box is identified by its id or its name.
 ///
-/// # Its end
+/// # Shutdown
 ///
-/// [`shutdown`](Self::shutdown) stops the attached boxes and leaves the detached ones. A runtime
-/// that is dropped without it, or whose process dies, lets go of its shims: attached ones end by
-/// themselves, for their watchdog hangs up; detached ones are found again when the home is next
-/// opened.
+/// [`shutdown`](Self::shutdown) stops the attached boxes and leaves the detached ones running. If a
+/// runtime is dropped without a shutdown, or its process dies, the watchdogs of its shims hang up:
+/// attached shims then stop their payloads and exit. Detached shims keep running, and the next
+/// runtime that opens the home re-attaches to them. The [process-wide
+/// reaper](crate#process-wide-state) reaps those that are children of this process. An
+/// [`open`](Self::open) in the same process waits until a dropped runtime has released the home.
 ///
-/// A child that the process forks without executing another program does not have the runtime:
-/// operations fail there with [`RuntimeError::Closed`], and a shutdown and a drop do nothing.
+/// A forked child that does not execute another program cannot use the runtime: operations fail
+/// there with [`RuntimeError::Closed`], and a shutdown or a drop has no effect.
 ///
 /// # Cancel safety
 ///
-/// Every operation goes on without its future, once that has been polled.
+/// Once polled, every operation runs to completion even if its future is dropped.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -42,7 +44,7 @@ use crate::{BoxInfo, BoxSpec, Events, RuntimeError, RuntimeMetrics, RuntimeOptio
 /// let runtime = VmmRuntime::open(RuntimeOptions::new("/var/lib/boxes")).await?;
 /// runtime.create(BoxSpec::new(["sleep", "60"]).name("nap")).await?;
 /// let running = runtime.start("nap").await?;
-/// println!("{} runs in the shim {:?}", running.id, running.pid);
+/// println!("box {} runs in shim {:?}", running.id, running.pid);
 /// runtime.remove("nap", true).await?;
 /// runtime.shutdown(Duration::from_secs(10)).await;
 /// # Ok(())
@@ -50,25 +52,25 @@ use crate::{BoxInfo, BoxSpec, Events, RuntimeError, RuntimeMetrics, RuntimeOptio
 /// ```
 #[derive(Clone)]
 pub struct VmmRuntime {
-    front: Arc<Front>,
+    inner: Arc<ShutdownOnDrop>,
 }
 
-/// Shared by the clones, but not by the tasks.
+/// The part that clones share and tasks do not, so that its drop shows that the last clone is gone.
 #[derive(Debug)]
-struct Front {
+struct ShutdownOnDrop {
     core: Arc<Core>,
-    shutdown: Arc<Shutdown>,
+    shutdown: Arc<ShutdownTask>,
 }
 
-impl Drop for Front {
+impl Drop for ShutdownOnDrop {
     fn drop(&mut self) {
-        if !self.core.is_own() {
-            // Of a forked child: the runtime, its shims and its lock are the parent's.
+        if !self.core.is_owner() {
+            // In a forked child: the runtime, its shims and its lock belong to the parent.
             std::mem::forget((Arc::clone(&self.core), Arc::clone(&self.shutdown)));
             return;
         }
         if self.shutdown.has_begun() {
-            self.shutdown.keep(self.core.home.retiring());
+            self.shutdown.hold_home(self.core.home.mark_closing());
         } else {
             self.core.abandon();
         }
@@ -85,119 +87,124 @@ impl fmt::Debug for VmmRuntime {
     }
 }
 
-/// How long a look at a box waits for its end to be put on disk.
-const SHOWN_WITHIN: Duration = Duration::from_millis(100);
+/// How long reading the state of a box waits for an exit to be saved.
+const OBSERVE_TIMEOUT: Duration = Duration::from_millis(100);
 
 impl VmmRuntime {
-    /// Opens a home, makes it if need be, and takes in the boxes that it holds. If the process that
-    /// has the home has died, waits up to 2 s for the children that it was starting.
+    /// Opens a home, creates it if it does not exist, and recovers the boxes in it. If the process
+    /// that held the home has died, waits up to 2 s for the children that it was spawning.
     ///
-    /// Everything runs on a thread of its own, whatever the caller's tokio runtime does: it may be
-    /// blocked, or gone, and deaths are still known at once.
+    /// The runtime works on its own threads. It detects exits even if the caller's tokio runtime is
+    /// blocked or gone.
     ///
     /// # Errors
     ///
-    /// [`RuntimeError::Locked`] while another runtime has the home;
-    /// [`RuntimeError::HomeOfAnother`] and [`RuntimeError::OpenHome`] if other users could change
-    /// it; [`RuntimeError::Thread`] if its threads cannot be started; [`RuntimeError::ShimProgram`]
-    /// if there is nothing to run shims with, [`RuntimeError::File`] if the home cannot be used.
-    /// A damaged box is no error: it is listed as failed, with the reason.
+    /// [`RuntimeError::Locked`] while another runtime has the home; [`RuntimeError::HomeOfAnother`]
+    /// and [`RuntimeError::OpenHome`] if another user could change it; [`RuntimeError::Thread`] if
+    /// a thread cannot be started; [`RuntimeError::ShimProgram`] if the shim program cannot be
+    /// used; [`RuntimeError::File`] if the home cannot be read or written. A damaged box is not an
+    /// error: it is listed as failed, with the reason.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future gives the home back; shims that were found go on as before.
+    /// Dropping the future releases the home. Shims that it found are not affected.
     pub async fn open(options: RuntimeOptions) -> Result<Self, RuntimeError> {
-        Home::until_left(&options.home).await;
+        Home::wait_released(&options.home).await;
         let driver = Driver::start().map_err(RuntimeError::Thread)?;
         let disk = driver.disk.clone();
         let token = options.shutdown_token.clone();
         let limit = options.shutdown_timeout;
         let core = Arc::new(disk.run(move || Core::open(&options, driver)).await??);
         let runtime = Self {
-            front: Arc::new(Front {
+            inner: Arc::new(ShutdownOnDrop {
                 core: Arc::clone(&core),
                 shutdown: Arc::default(),
             }),
         };
-        core.operate(lifecycle::recover(Arc::clone(&core))).await?;
+        core.run_detached(lifecycle::recover(Arc::clone(&core)))
+            .await?;
         if let Some(token) = token {
-            let shutdown = Arc::clone(&runtime.front.shutdown);
-            let tied = Arc::clone(&core);
-            core.spawn(async move {
-                tokio::select! {
-                    () = token.cancelled() => shutdown.begin(&tied, limit),
-                    () = tied.closing.cancelled() => {}
+            let shutdown = Arc::clone(&runtime.inner.shutdown);
+            let task = {
+                let core = Arc::clone(&core);
+                async move {
+                    tokio::select! {
+                        () = token.cancelled() => shutdown.begin(&core, limit),
+                        () = core.closing.cancelled() => {}
+                    }
                 }
-            });
+            };
+            core.spawn(task);
         }
         Ok(runtime)
     }
 
     fn core(&self) -> &Arc<Core> {
-        &self.front.core
+        &self.inner.core
     }
 
-    /// Makes a box, without starting it.
+    /// Creates a box without starting it.
     ///
     /// # Errors
     ///
     /// [`RuntimeError::NameTaken`], [`RuntimeError::InvalidName`], [`RuntimeError::Closed`], and
-    /// [`RuntimeError::File`] if the disk refuses; nothing is left behind.
+    /// [`RuntimeError::File`] if the disk refuses. A failed creation leaves no files.
     ///
     /// # Cancel safety
     ///
     /// See [`VmmRuntime`].
     pub async fn create(&self, spec: BoxSpec) -> Result<BoxInfo, RuntimeError> {
         let core = self.core();
-        core.operate(lifecycle::create(Arc::clone(core), spec))
+        core.run_detached(lifecycle::create(Arc::clone(core), spec))
             .await
     }
 
-    /// Starts a box, and returns when its payload is ready; at once if it runs already.
+    /// Starts a box and waits until its payload is ready. Returns at once if it is already running.
     ///
     /// # Errors
     ///
-    /// [`RuntimeError::Start`]: whatever failed, the shim is gone and collected.
-    /// [`RuntimeError::NotFound`], [`RuntimeError::Closed`]; [`RuntimeError::Damaged`] if its
-    /// `box.json` cannot be read; [`RuntimeError::CleanupFailed`] if strays of its last run are left, and
-    /// [`RuntimeError::Stuck`] if the shim of that survives SIGKILL.
+    /// [`RuntimeError::Start`] if the start failed; its shim has then ended and been reaped.
+    /// [`RuntimeError::NotFound`], [`RuntimeError::Closed`]; [`RuntimeError::Damaged`] if the
+    /// `box.json` cannot be read; [`RuntimeError::CleanupFailed`] if orphans of the previous run
+    /// are left; [`RuntimeError::Stuck`] if the shim of the previous run survives SIGKILL.
     ///
     /// # Cancel safety
     ///
     /// See [`VmmRuntime`].
     pub async fn start(&self, id_or_name: &str) -> Result<BoxInfo, RuntimeError> {
         let core = self.core();
-        let started = core.boxes.find(id_or_name)?;
-        let stops = started.stops();
-        core.operate(lifecycle::start(Arc::clone(core), started, stops))
+        let bx = core.boxes.find(id_or_name)?;
+        let stop_epoch = bx.stop_epoch();
+        core.run_detached(lifecycle::start(Arc::clone(core), bx, stop_epoch))
             .await
     }
 
-    /// Stops a box: its payload is asked to (SIGTERM), and killed with all that descends from it
-    /// when its [grace](BoxSpec::stop_grace) has passed. Gives up a start that is under way. A box
-    /// that does not run is as good as stopped.
+    /// Stops a box: sends SIGTERM to the payload, and after the [grace period](BoxSpec::stop_grace)
+    /// kills the payload and all its descendants. Cancels a start in progress. Succeeds at once if
+    /// the box is not running.
     ///
     /// # Errors
     ///
-    /// [`RuntimeError::Stuck`] if the shim survives SIGKILL, [`RuntimeError::CleanupFailed`] if it has
-    /// ended and strays are left; [`RuntimeError::NotFound`], [`RuntimeError::Closed`].
+    /// [`RuntimeError::Stuck`] if the shim survives SIGKILL; [`RuntimeError::CleanupFailed`] if the
+    /// shim has ended but orphans are left; [`RuntimeError::NotFound`], [`RuntimeError::Closed`].
     ///
     /// # Cancel safety
     ///
     /// See [`VmmRuntime`].
     pub async fn stop(&self, id_or_name: &str) -> Result<BoxInfo, RuntimeError> {
         let core = self.core();
-        let stopped = core.boxes.find(id_or_name)?;
-        let grace = stopped.grace();
-        core.operate(lifecycle::stop(Arc::clone(core), stopped, grace))
+        let bx = core.boxes.find(id_or_name)?;
+        let grace = bx.stop_grace();
+        core.run_detached(lifecycle::stop(Arc::clone(core), bx, grace))
             .await
     }
 
-    /// [`stop`](Self::stop) with another grace than the box's own.
+    /// Stops a box as [`stop`](Self::stop) does, with a grace period of `grace` instead of the
+    /// box's own.
     ///
     /// # Errors
     ///
-    /// As [`stop`](Self::stop).
+    /// See [`stop`](Self::stop).
     ///
     /// # Cancel safety
     ///
@@ -208,34 +215,35 @@ impl VmmRuntime {
         grace: Duration,
     ) -> Result<BoxInfo, RuntimeError> {
         let core = self.core();
-        let stopped = core.boxes.find(id_or_name)?;
-        core.operate(lifecycle::stop(Arc::clone(core), stopped, grace))
+        let bx = core.boxes.find(id_or_name)?;
+        core.run_detached(lifecycle::stop(Arc::clone(core), bx, grace))
             .await
     }
 
-    /// Removes a box. With `force` one that runs is killed first, at once. Returns when its shim
-    /// is gone from `/proc` and its files from the disk. The zombie of a shim that was found again,
-    /// and is another process's child, is waited for, but for two seconds only. A directory that the
-    /// payload has filled so that it takes longer than 10 s to remove goes in the background.
+    /// Removes a box. With `force`, first kills a running box without a grace period. Returns when
+    /// the shim is gone from `/proc` and the files are gone from the disk, with two exceptions. The
+    /// zombie of a re-attached shim, which only its parent can reap, is awaited for 2 s. A
+    /// directory that takes longer than 10 s to remove is removed in the background.
     ///
     /// # Errors
     ///
     /// [`RuntimeError::Running`] without `force`; [`RuntimeError::Stuck`] if the shim survives
-    /// SIGKILL; [`RuntimeError::CleanupFailed`] if strays are left, [`RuntimeError::File`] if its directory
-    /// cannot be removed; [`RuntimeError::NotFound`], [`RuntimeError::Closed`].
+    /// SIGKILL; [`RuntimeError::CleanupFailed`] if orphans are left; [`RuntimeError::File`] if the
+    /// directory cannot be removed; [`RuntimeError::NotFound`], [`RuntimeError::Closed`].
     ///
     /// # Cancel safety
     ///
     /// See [`VmmRuntime`].
     pub async fn remove(&self, id_or_name: &str, force: bool) -> Result<(), RuntimeError> {
         let core = self.core();
-        let removed = core.boxes.find(id_or_name)?;
-        core.operate(lifecycle::remove(Arc::clone(core), removed, force))
+        let bx = core.boxes.find(id_or_name)?;
+        core.run_detached(lifecycle::remove(Arc::clone(core), bx, force))
             .await
     }
 
-    /// What there is to know about a box now. An end is shown once it is on disk, as it is reported
-    /// by [`wait`](Self::wait) and [`events`](Self::events): no crash of this process takes it back.
+    /// Returns the current state of a box. An exit appears here only after it has been saved, as
+    /// with [`wait`](Self::wait) and [`events`](Self::events), so a crash of this process cannot
+    /// undo it.
     ///
     /// # Errors
     ///
@@ -245,59 +253,58 @@ impl VmmRuntime {
     ///
     /// Reads only.
     pub async fn info(&self, id_or_name: &str) -> Result<BoxInfo, RuntimeError> {
-        let found = self.core().boxes.find(id_or_name)?;
-        self.settle_soon([&found]).await;
-        Ok(found.info())
+        let bx = self.core().boxes.find(id_or_name)?;
+        self.observe_exits([&bx]).await;
+        Ok(bx.info())
     }
 
-    /// Lets ends that are just being put on disk be reported. Bounded: a disk may hang.
-    async fn settle_soon(&self, boxes: impl IntoIterator<Item = &Arc<MicroBox>>) {
-        let unsettled: Vec<_> = boxes
+    /// Gives exits that are being saved a short time to be reported. Bounded, because a disk can
+    /// hang.
+    async fn observe_exits(&self, boxes: impl IntoIterator<Item = &Arc<MicroBox>>) {
+        let exited: Vec<_> = boxes
             .into_iter()
-            .filter(|found| found.is_unsettled())
+            .filter(|bx| bx.has_unreported_exit())
             .cloned()
             .collect();
-        // The threads of the runtime do not exist in a forked child.
-        if unsettled.is_empty() || !self.core().is_own() {
+        // A forked child has none of the runtime's threads.
+        if exited.is_empty() || !self.core().is_owner() {
             return;
         }
-        // On the runtime's own thread: the caller may have no tokio runtime.
+        // On the runtime's own thread, because the caller may not be in a tokio runtime.
         let core = Arc::clone(self.core());
-        let settled = self.core().spawn(async move {
-            let settled = join_all(
-                unsettled
-                    .iter()
-                    .map(|ended| lifecycle::settle(&core, ended)),
-            );
-            let _ = timeout(SHOWN_WITHIN, settled).await;
+        let observed = self.core().spawn(async move {
+            let observations = join_all(exited.iter().map(|bx| lifecycle::observe_exit(&core, bx)));
+            let _ = timeout(OBSERVE_TIMEOUT, observations).await;
         });
-        let _ = settled.await;
+        let _ = observed.await;
     }
 
-    /// All boxes, in the order of their creation.
+    /// Returns all boxes in the order of their creation.
     ///
     /// # Cancel safety
     ///
     /// Reads only.
     pub async fn list(&self) -> Vec<BoxInfo> {
         let boxes = self.core().boxes.all();
-        self.settle_soon(&boxes).await;
-        boxes.iter().map(|listed| listed.info()).collect()
+        self.observe_exits(&boxes).await;
+        boxes.iter().map(|bx| bx.info()).collect()
     }
 
-    /// A page of [`list`](Self::list), at the cost of that page: of the boxes created after the one
-    /// with this id, which may be gone by now, at most so many. An empty id is before all.
+    /// Returns one page of [`list`](Self::list): at most `limit` boxes created after the box `id`,
+    /// which may have been removed since. An empty `id` starts at the first box. The cost depends
+    /// on the size of the page only.
     ///
     /// # Cancel safety
     ///
     /// Reads only.
     pub async fn list_after(&self, id: &str, limit: usize) -> Vec<BoxInfo> {
         let boxes = self.core().boxes.after(id, limit);
-        self.settle_soon(&boxes).await;
-        boxes.iter().map(|listed| listed.info()).collect()
+        self.observe_exits(&boxes).await;
+        boxes.iter().map(|bx| bx.info()).collect()
     }
 
-    /// Waits until a box does not run, at once if it does not now, and tells how it ended.
+    /// Waits until a box is not running and returns its state, with how it ended. Returns at once
+    /// if it is not running.
     ///
     /// # Errors
     ///
@@ -305,19 +312,21 @@ impl VmmRuntime {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses nothing.
+    /// Dropping the future has no effect.
     pub async fn wait(&self, id_or_name: &str) -> Result<BoxInfo, RuntimeError> {
-        let awaited = self.core().boxes.find(id_or_name)?;
-        if let Some(shim) = awaited.shim() {
+        let bx = self.core().boxes.find(id_or_name)?;
+        if let Some(shim) = bx.shim() {
             shim.wait().await.map_err(|_| RuntimeError::Closed)?;
         }
-        let (core, ended) = (Arc::clone(self.core()), Arc::clone(&awaited));
-        let settled = async move { lifecycle::settled(&core, &ended).await };
-        let _ = self.core().spawn(settled).await;
-        Ok(awaited.info())
+        let observed = {
+            let (core, bx) = (Arc::clone(self.core()), Arc::clone(&bx));
+            async move { lifecycle::wait_exit_observed(&core, &bx).await }
+        };
+        let _ = self.core().spawn(observed).await;
+        Ok(bx.info())
     }
 
-    /// What the runtime has done and does.
+    /// Returns the counters of the runtime and its reaper.
     ///
     /// # Cancel safety
     ///
@@ -326,36 +335,38 @@ impl VmmRuntime {
         self.core().metrics()
     }
 
-    /// Every change of every box from now on.
+    /// Returns a stream of every change of every box from now on.
     pub fn events(&self) -> Events {
-        self.core().herald.subscribe()
+        self.core().events.subscribe()
     }
 
-    /// Shuts down: nothing new is begun, starts that are under way are given up, attached boxes
-    /// are stopped, and killed when their grace or `timeout` has passed, whichever is earlier.
-    /// Detached boxes go on. Then the reaper ends, and the home is given back. Every caller gets
-    /// the same report, and the first one's `timeout` counts. It takes 10 s longer than that at the
-    /// most, for what survives SIGKILL, and half a minute more only where a disk hangs.
+    /// Shuts the runtime down. New operations fail, and starts in progress are cancelled. Attached
+    /// boxes are stopped, and killed after their grace period or `timeout`, whichever ends first.
+    /// Detached boxes keep running. Then the reaper stops and the home is unlocked. Concurrent
+    /// callers get the same report; the `timeout` of the first call applies. The shutdown takes at
+    /// most `timeout` plus 10 s for processes that survive SIGKILL, and 30 s more only if a disk
+    /// hangs.
     ///
     /// # Cancel safety
     ///
-    /// The shutdown goes on without the future, once that has been polled.
+    /// Once polled, the shutdown completes even if the future is dropped.
     pub async fn shutdown(&self, timeout: Duration) -> RuntimeShutdown {
-        if !self.core().is_own() {
+        if !self.core().is_owner() {
             return RuntimeShutdown::default();
         }
-        let shutdown = &self.front.shutdown;
+        let shutdown = &self.inner.shutdown;
         shutdown.begin(self.core(), timeout);
         shutdown.report().await
     }
 
-    /// [`shutdown`](Self::shutdown) for code that cannot await: a `Drop`, an `atexit` handler, in
-    /// or out of a tokio runtime. Depends on no task or thread of the caller's to make progress.
+    /// Shuts the runtime down as [`shutdown`](Self::shutdown) does, and blocks the calling thread
+    /// until then. For code that cannot await, such as a `Drop` or an `atexit` handler, inside or
+    /// outside a tokio runtime. Does not depend on any task or thread of the caller.
     pub fn shutdown_sync(&self, timeout: Duration) -> RuntimeShutdown {
-        if !self.core().is_own() {
+        if !self.core().is_owner() {
             return RuntimeShutdown::default();
         }
-        let shutdown = &self.front.shutdown;
+        let shutdown = &self.inner.shutdown;
         shutdown.begin(self.core(), timeout);
         shutdown.report_blocking()
     }

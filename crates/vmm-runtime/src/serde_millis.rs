@@ -1,4 +1,4 @@
-//! Durations on disk: as a whole number of milliseconds.
+//! Serialization of durations as a whole number of milliseconds.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! For tests of programs that run boxes.
+//! Helpers for tests of programs that run boxes.
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
@@ -14,14 +14,16 @@ use vmm_protocol::{ControlGroup, FILES, PidRecord, ProcessIdentity};
 use crate::RuntimeOptions;
 use crate::process::procfs;
 
-/// A temporary home that, when it is dropped, fails the test if a shim which was started under it
-/// is alive or a zombie, or anything that a payload has started is alive; its panic names pid,
-/// state and box. Live ones are killed first, so that they disturb no other test.
+/// A temporary home that fails the test if a process is left behind. When it is dropped, it looks
+/// for shims that were started under it and are alive or zombies, and for live processes that a
+/// payload started. If it finds any, it kills the live ones, so that they do not disturb other
+/// tests, and panics with the pid, state and box of each.
 ///
-/// They get two seconds to end, for those whose runtime has just let go of them.
+/// It waits up to two seconds for processes to end: a runtime may have released their watchdogs
+/// just before.
 ///
-/// Shims of other processes, a second runtime on the same home, count as well, unless one is a
-/// zombie of a process that goes on, and its box is removed.
+/// Shims that another process started, for example a second runtime on the same home, count as
+/// well. The exception is the zombie of a live parent whose box has been removed.
 ///
 /// ```no_run
 /// use vmm_runtime::VmmRuntime;
@@ -30,7 +32,7 @@ use crate::process::procfs;
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// let home = PerTestBoxHome::new();
 /// let runtime = VmmRuntime::open(home.options()).await?;
-/// // ... whatever happens here leaves no shim behind ...
+/// // ... the code under test ...
 /// # Ok(())
 /// # }
 /// ```
@@ -39,46 +41,46 @@ pub struct PerTestBoxHome {
     home: TempDir,
 }
 
-/// How long what is dying may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long processes may take to end.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The shims that this process has started, with the directories of their boxes.
-static WITNESSED: Mutex<Vec<(PathBuf, u32, Option<ProcessIdentity>)>> = Mutex::new(Vec::new());
+static SPAWNED_SHIMS: Mutex<Vec<(PathBuf, u32, Option<ProcessIdentity>)>> = Mutex::new(Vec::new());
 
-/// Keeps in mind that a shim was started for the box in this directory.
-pub(crate) fn witness(dir: &Path, pid: u32) {
+/// Records that a shim was started for the box in `dir`.
+pub(crate) fn record_spawn(dir: &Path, pid: u32) {
     let identity = ProcessIdentity::of(pid).ok().flatten();
-    let mut witnessed = WITNESSED.lock().unwrap_or_else(PoisonError::into_inner);
-    witnessed.push((dir.to_owned(), pid, identity));
+    let mut spawned = SPAWNED_SHIMS.lock().unwrap_or_else(PoisonError::into_inner);
+    spawned.push((dir.to_owned(), pid, identity));
 }
 
 impl PerTestBoxHome {
-    /// An empty one.
+    /// Creates an empty home.
     ///
     /// # Panics
     ///
-    /// If no directory can be made.
-    #[expect(clippy::panic, reason = "a test that cannot be set up has failed")]
+    /// If the directory cannot be created.
+    #[expect(clippy::panic, reason = "a failed setup fails the test")]
     pub fn new() -> Self {
         let private = Permissions::from_mode(0o700);
         let mut builder = tempfile::Builder::new();
         match builder.prefix("boxes-").permissions(private).tempdir() {
             Ok(home) => Self { home },
-            Err(error) => panic!("cannot make a temporary home: {error}"),
+            Err(error) => panic!("cannot create a temporary home: {error}"),
         }
     }
 
-    /// Where it is.
+    /// Returns the path of the home.
     pub fn path(&self) -> &Path {
         self.home.path()
     }
 
-    /// Options to open it with.
+    /// Returns options that open a runtime on this home.
     pub fn options(&self) -> RuntimeOptions {
         RuntimeOptions::new(self.path())
     }
 
-    /// What is left now: by pid, its state and box.
+    /// Returns the processes that are left: by pid, a description of each.
     fn survivors(&self) -> BTreeMap<u32, String> {
         let Ok(root) = self.path().canonicalize() else {
             return BTreeMap::new();
@@ -90,8 +92,8 @@ impl PerTestBoxHome {
                 survivors.insert(pid, format!("pid {pid}, state {state}, box {name}"));
             }
         };
-        for (dir, pid, identity) in &*WITNESSED.lock().unwrap_or_else(PoisonError::into_inner) {
-            if dir.starts_with(&root) && is_or_was(*pid, identity.as_ref()) {
+        for (dir, pid, identity) in &*SPAWNED_SHIMS.lock().unwrap_or_else(PoisonError::into_inner) {
+            if dir.starts_with(&root) && is_shim_or_zombie(*pid, identity.as_ref()) {
                 add(*pid, dir);
             }
         }
@@ -105,7 +107,7 @@ impl PerTestBoxHome {
         }
         for dir in box_dirs(&root) {
             if let Ok(Some(record)) = PidRecord::read(&dir.join(FILES.shim_pid))
-                && is_or_was(record.pid, record.identity.as_ref())
+                && is_shim_or_zombie(record.pid, record.identity.as_ref())
             {
                 add(record.pid, &dir);
             }
@@ -114,6 +116,7 @@ impl PerTestBoxHome {
     }
 }
 
+/// Returns the directories of the boxes in this home.
 fn box_dirs(root: &Path) -> impl Iterator<Item = PathBuf> {
     let boxes = std::fs::read_dir(root.join("boxes"));
     boxes.into_iter().flatten().flatten().map(|dir| dir.path())
@@ -125,8 +128,8 @@ impl Default for PerTestBoxHome {
     }
 }
 
-/// Whether it is the process of this identity, or a zombie with its pid.
-fn is_or_was(pid: u32, identity: Option<&ProcessIdentity>) -> bool {
+/// Returns whether the process `pid` has this identity, or is a zombie.
+fn is_shim_or_zombie(pid: u32, identity: Option<&ProcessIdentity>) -> bool {
     match (ProcessIdentity::of(pid), identity) {
         (Ok(Some(now)), Some(then)) => now.is_same(then),
         (Ok(None), _) => procfs::is_zombie(pid),
@@ -135,9 +138,9 @@ fn is_or_was(pid: u32, identity: Option<&ProcessIdentity>) -> bool {
 }
 
 impl Drop for PerTestBoxHome {
-    #[expect(clippy::panic, reason = "it is how a test fails")]
+    #[expect(clippy::panic, reason = "a panic fails the test")]
     fn drop(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + EXIT_TIMEOUT;
         let mut survivors = self.survivors();
         while !survivors.is_empty() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(5));
@@ -150,7 +153,7 @@ impl Drop for PerTestBoxHome {
                 let _ = process.signal(shim_reaper::Signal::SIGKILL);
             }
         }
-        // No runtime will open this home again, and clean up after a shim that was killed.
+        // No later runtime cleans up this home, so the control groups are removed here.
         for group in box_dirs(self.path()).filter_map(|dir| ControlGroup::of_box(&dir).ok()?) {
             let _ = group.remove();
         }
@@ -159,7 +162,7 @@ impl Drop for PerTestBoxHome {
         }
         let list: Vec<_> = survivors.into_values().collect();
         let home = self.path().display();
-        let message = format!("processes were left behind in {home}: {}", list.join("; "));
+        let message = format!("processes left behind in {home}: {}", list.join("; "));
         if thread::panicking() {
             eprintln!("{message}");
         } else {

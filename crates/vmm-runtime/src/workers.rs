@@ -7,21 +7,22 @@ use std::thread;
 use tokio::sync::oneshot;
 
 use crate::RuntimeError;
-use crate::error::message_of;
+use crate::error::panic_message;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A fixed number of threads for work that blocks.
+/// A fixed number of threads for blocking work.
 ///
-/// Unlike tokio's blocking pool it starts every thread at once and never another one, so work does
-/// not fail later when the process, or the host, has reached its limit of threads.
+/// Unlike tokio's blocking pool it starts all threads at once and never adds one, so work does not
+/// fail later when the process or the host has reached its limit of threads.
 #[derive(Clone, Debug)]
 pub(crate) struct Workers {
-    /// The threads end when the last clone is dropped.
+    /// The threads end when the last clone of this is dropped.
     jobs: Sender<Job>,
 }
 
 impl Workers {
+    /// Starts the threads.
     pub(crate) fn start(name: &str, threads: usize) -> io::Result<Self> {
         let (jobs, queue) = channel();
         let queue = Arc::new(Mutex::new(queue));
@@ -34,13 +35,13 @@ impl Workers {
         Ok(Self { jobs })
     }
 
-    /// Runs `work` on the first thread that is free, in the order of the calls.
+    /// Runs `work` on the first free thread, in the order of the calls.
     ///
-    /// Fails with [`RuntimeError::Panicked`] if `work` panics; the thread goes on.
+    /// Fails with [`RuntimeError::Panicked`] if `work` panics; the thread continues.
     ///
     /// # Cancel safety
     ///
-    /// `work` runs even if the future is dropped, once that has been polled.
+    /// Once polled, `work` runs even if the future is dropped.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -48,16 +49,16 @@ impl Workers {
         let (report, outcome) = oneshot::channel();
         let job = move || {
             let outcome = catch_unwind(AssertUnwindSafe(work));
-            // The caller may be gone.
+            // The receiver may have been dropped.
             let _ = report.send(outcome);
         };
-        // The threads outlive `self`, and no job ends them.
+        // The threads outlive `self`, and a job cannot end them.
         self.jobs
             .send(Box::new(job))
             .map_err(|_| RuntimeError::Closed)?;
         match outcome.await {
             Ok(outcome) => outcome.map_err(|panic| RuntimeError::Panicked {
-                message: message_of(&*panic),
+                message: panic_message(&*panic),
             }),
             Err(_) => Err(RuntimeError::Closed),
         }
@@ -81,7 +82,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_panic_is_reported_and_the_thread_goes_on() {
+    async fn a_panic_is_reported_and_the_thread_continues() {
         let workers = Workers::start("test", 1).unwrap();
         let first = workers.run(|| thread::current().id()).await.unwrap();
         let panicked: Result<(), _> = workers.run(|| panic!("for the test")).await;
@@ -93,7 +94,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn work_runs_although_its_future_is_dropped() {
+    async fn work_runs_even_if_its_future_is_dropped() {
         let workers = Workers::start("test", 1).unwrap();
         let (report, ran) = channel();
         let _ = workers.run(move || report.send(())).now_or_never();

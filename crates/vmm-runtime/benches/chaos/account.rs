@@ -1,4 +1,4 @@
-//! What the driver knows of one box, and what the runtime must therefore report.
+//! The driver's knowledge of one box, and what the runtime must therefore report.
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -13,7 +13,7 @@ use crate::oracle::Run;
 use crate::payload::{Kind, Ledger};
 use crate::server::View;
 
-/// What the operator of a box shares with what ends the runtime.
+/// The state that the operator of a box shares with the code that ends the runtime.
 #[derive(Default)]
 pub(crate) struct Slot {
     /// Whether the box ends with its runtime.
@@ -22,8 +22,8 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    /// To be called before the runtime ends and again when it has. An orderly end also cancels
-    /// starts, and kills what does not stop in time.
+    /// Marks that the runtime ends. Called before it ends and again when it has ended. An orderly
+    /// end also cancels starts, and kills payloads that do not stop in time.
     pub(crate) fn runtime_ends(&mut self, orderly: bool) {
         if let Some(run) = &mut self.run {
             run.cancelled |= orderly;
@@ -34,19 +34,18 @@ impl Slot {
     }
 }
 
-/// What the runtime has reported of the box, and so has to report again.
+/// What the runtime last reported of the box, and must report again.
 #[derive(Clone)]
 pub(crate) enum Known {
     Absent,
-    /// It does not run.
+    /// The box is not running.
     Down(View),
     Up(View),
-    /// A start was asked for, and has not returned that it runs: it runs, or has run, or is as
-    /// before.
-    Perhaps(View),
+    /// A start was requested and has not succeeded: the box is running, has run, or is as before.
+    Unsure(View),
 }
 
-/// How many operations are printed of a box with a loss.
+/// The number of operations printed for a box with a loss.
 const HISTORY: usize = 16;
 
 pub(crate) struct Account {
@@ -74,7 +73,7 @@ impl Account {
         }
     }
 
-    /// Compares a report of this runtime with the last one, and with what can have happened.
+    /// Compares a report with the previous one and with what can have happened.
     pub(crate) fn observe(&mut self, view: View, epoch: u64) {
         let runs = view.status == BoxStatus::Running;
         let run = self.locked().run.clone();
@@ -85,10 +84,10 @@ impl Account {
                 }
                 Known::Down(view)
             }
-            (Known::Up(_) | Known::Perhaps(_), Some(_)) if runs => Known::Up(view),
-            (known @ (Known::Up(_) | Known::Perhaps(_)), Some(run)) => {
+            (Known::Up(_) | Known::Unsure(_), Some(_)) if runs => Known::Up(view),
+            (known @ (Known::Up(_) | Known::Unsure(_)), Some(run)) => {
                 let ledger = Ledger::read(&self.ledger());
-                let as_before = matches!(&known, Known::Perhaps(before) if *before == view);
+                let as_before = matches!(&known, Known::Unsure(before) if *before == view);
                 let not_started = run.cancelled || !run.has_begun(&ledger);
                 if !(as_before && not_started)
                     && let Err(column) = run.judge(&view, &ledger, epoch)
@@ -98,7 +97,7 @@ impl Account {
                 Known::Down(view)
             }
             _ => {
-                self.lose(Column::EndsWrong, ("it runs, and was not started", &view));
+                self.lose(Column::EndsWrong, ("running without a start", &view));
                 Known::Up(view)
             }
         };

@@ -1,4 +1,4 @@
-//! The driver's side: one runtime process after the other.
+//! The driver's connection to the runtime process, which it replaces again and again.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Lines, Write};
@@ -15,14 +15,14 @@ use tokio::time::timeout;
 use crate::losses::{Column, Losses};
 use crate::server::{Message, Op, Reply, Request};
 
-/// No operation takes so long.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// Longer than any operation takes.
+const CALL_TIMEOUT: Duration = Duration::from_secs(90);
 
 pub(crate) struct Client {
     root: PathBuf,
     losses: Arc<Losses>,
     link: Mutex<Option<Link>>,
-    /// How many runtimes there have been; odd while one is open.
+    /// Incremented when a runtime opens and when it begins to end: odd while one is open.
     epoch: watch::Sender<u64>,
 }
 
@@ -52,19 +52,19 @@ impl Client {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes when a runtime opens, and when it begins to end.
+    /// Returns the epoch, which changes when a runtime opens and when it begins to end.
     pub(crate) fn epoch(&self) -> u64 {
         *self.epoch.borrow()
     }
 
-    /// Waits for a runtime, and for its reply. The epoch that it replies in comes with it.
+    /// Waits for an open runtime, sends it a request, and returns its reply with the epoch.
     pub(crate) async fn call(&self, op: Op) -> (Reply, u64) {
         let mut epoch = self.epoch.subscribe();
         let Ok(epoch) = epoch.wait_for(|epoch| epoch % 2 == 1).await.map(|now| *now) else {
             return (Err("Gone".to_owned()), 0);
         };
         let reply = match self.send(&op) {
-            Some(reply) => timeout(PATIENCE, reply).await,
+            Some(reply) => timeout(CALL_TIMEOUT, reply).await,
             None => return (Err("Gone".to_owned()), epoch),
         };
         let reply = match reply {
@@ -91,7 +91,7 @@ impl Client {
         Some(receiver)
     }
 
-    /// Starts a runtime process, and returns when it has opened the home.
+    /// Spawns a runtime process and waits until it has opened the home.
     pub(crate) fn open(self: &Arc<Self>) -> io::Result<Process> {
         let mut child = Command::new(std::env::current_exe()?)
             .arg("--runtime")
@@ -109,7 +109,7 @@ impl Client {
             Some(Message::NotOpened(error)) => return Err(io::Error::other(error)),
             _ => {
                 return Err(io::Error::other(
-                    "the runtime process ended while it opened",
+                    "the runtime process ended before it opened the home",
                 ));
             }
         }
@@ -125,7 +125,7 @@ impl Client {
     }
 
     fn read(&self, mut lines: Lines<BufReader<ChildStdout>>) {
-        // Whether the last run of a box has been reported as ended.
+        // Whether the end of the last run of each box was reported.
         let mut ended = HashMap::new();
         while let Some(message) = next(&mut lines) {
             match message {
@@ -134,7 +134,7 @@ impl Client {
                     waiting.map(|waiting| waiting.send(reply));
                 }
                 Message::Started(id) => _ = ended.insert(id, false),
-                // A start that failed ends what has never been reported as started.
+                // A failed start ends a run that was never reported as started.
                 Message::Ended(end) => {
                     if end.ending.is_some() && ended.insert(end.id.clone(), true) == Some(true) {
                         self.losses
@@ -144,11 +144,11 @@ impl Client {
                 Message::Opened | Message::NotOpened(_) => {}
             }
         }
-        // Fails the calls that wait for a reply.
+        // Fails the pending calls.
         *self.link() = None;
     }
 
-    /// Ends the runtime process: in order within this time, or by SIGKILL.
+    /// Ends the runtime process: by a shutdown with this timeout, or by SIGKILL.
     pub(crate) fn close(&self, process: Process, orderly: Option<Duration>) {
         self.epoch.send_modify(|epoch| *epoch += 1);
         let has_crashed = process.pidfd.has_exited();
@@ -156,12 +156,12 @@ impl Client {
             Some(limit) => _ = self.send(&Op::Shutdown(limit)),
             None => _ = process.pidfd.signal(Signal::SIGKILL),
         }
-        let mut deadline = Instant::now() + PATIENCE;
+        let mut deadline = Instant::now() + CALL_TIMEOUT;
         while !process.pidfd.has_exited() {
             if Instant::now() >= deadline {
                 self.losses.add(Column::Hung, "the shutdown");
                 let _ = process.pidfd.signal(Signal::SIGKILL);
-                deadline += PATIENCE;
+                deadline += CALL_TIMEOUT;
             }
             thread::sleep(Duration::from_millis(2));
         }

@@ -1,15 +1,15 @@
-//! What is left when nothing should be.
+//! Looks for processes, control groups and files that should be gone.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The processes that have this in their arguments or their environment. Zombies have neither.
+/// Returns the processes that have `mark` in their arguments or environment. Zombies have neither.
 pub(crate) fn processes(mark: &str) -> Vec<String> {
     let found = pids().filter(|pid| *pid != std::process::id() && mentions(*pid, mark));
     found.map(describe).collect()
 }
 
-/// The zombies whose parent has this pid.
+/// Returns the zombies whose parent is `parent`.
 pub(crate) fn zombies_of(parent: u32) -> Vec<String> {
     let wanted = format!("PPid:\t{parent}\n");
     let is_one = |pid: &u32| {
@@ -19,7 +19,7 @@ pub(crate) fn zombies_of(parent: u32) -> Vec<String> {
     pids().filter(is_one).map(describe).collect()
 }
 
-/// The control groups of these boxes.
+/// Returns the control groups of these boxes.
 pub(crate) fn control_groups(ids: &[String]) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut dirs = vec![PathBuf::from("/sys/fs/cgroup")];
@@ -27,19 +27,19 @@ pub(crate) fn control_groups(ids: &[String]) -> Vec<PathBuf> {
         let children = entries(&dir).into_iter().filter(|path| path.is_dir());
         for child in children {
             let name = child.file_name().unwrap_or_default().to_string_lossy();
-            match ids
-                .iter()
-                .any(|id| name.starts_with(&format!("vmm-box-{id}.")))
-            {
-                true => found.push(child),
-                false => dirs.push(child),
+            let is_of = |id: &String| name.starts_with(&format!("vmm-box-{id}."));
+            if ids.iter().any(is_of) {
+                found.push(child);
+            } else {
+                dirs.push(child);
             }
         }
     }
     found
 }
 
-/// What a home without boxes does not hold, and what temporary files are left.
+/// Returns the files that a home without boxes should not contain, and the temporary files that are
+/// left.
 pub(crate) fn files(root: &Path) -> Vec<PathBuf> {
     let home = root.join("home");
     let expected = [home.join("lock"), home.join("boxes")];

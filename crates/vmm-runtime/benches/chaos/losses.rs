@@ -1,16 +1,16 @@
-//! What must not happen, and how often it has.
+//! The faults that must not happen, and how often each has.
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Column {
-    /// A run whose end is never reported.
+    /// A run whose end was never reported.
     EndsLost,
     /// A reported end that the run cannot have had.
     EndsWrong,
     EndsReportedTwice,
-    /// A reported end that is another one later.
+    /// A reported end that was reported differently later.
     EndsForgotten,
     /// An operation that failed without a reason.
     Refused,
@@ -38,7 +38,7 @@ const COLUMNS: [Column; 11] = [
     Column::FilesLeft,
 ];
 
-/// How many are printed in full.
+/// The number of faults printed in full.
 const SHOWN: usize = 10;
 
 #[derive(Default)]

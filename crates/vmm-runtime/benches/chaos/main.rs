@@ -1,11 +1,11 @@
 //! Starts, stops, removes and kills boxes at random, under a runtime that it kills, shuts down and
-//! opens again at random, and counts what is lost:
-//! `cargo bench -p vmm-runtime --bench chaos -- --seconds 180 --seed 1`.
+//! reopens at random, and counts what is lost: `cargo bench -p vmm-runtime --bench chaos --
+//! --seconds 180 --seed 1`.
 //!
-//! The driver starts this program again as the process of the runtime, which starts it again as the
-//! shims, and those as the payloads. The driver knows how each run can have ended without asking the
-//! runtime: payloads keep ledgers, and the driver notes what it does before it does it. The seed
-//! decides what is done; when it happens is up to the machine.
+//! The driver spawns this program again as the runtime process, which spawns it as the shims, and
+//! those as the payloads. The driver determines how each run can have ended without asking the
+//! runtime: payloads keep ledgers, and the driver records each action before it takes it. The seed
+//! determines the actions; their timing depends on the machine.
 
 #![allow(clippy::print_stdout)]
 
@@ -39,8 +39,8 @@ use payload::Payload;
 use vmm_runtime::ControlGroup;
 
 const BOXES: usize = 40;
-/// How long what is dying may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long dying processes may take.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the program may take beyond its time.
 const LONGEST_END: Duration = Duration::from_secs(300);
@@ -64,9 +64,10 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
             });
             let losses = drive(Duration::from_secs(seconds), seed)?;
             println!("{losses}");
-            return Ok(match losses.any() {
-                true => ExitCode::FAILURE,
-                false => ExitCode::SUCCESS,
+            return Ok(if losses.any() {
+                ExitCode::FAILURE
+            } else {
+                ExitCode::SUCCESS
             });
         }
     }
@@ -83,7 +84,7 @@ fn drive(time: Duration, seed: u64) -> Result<Arc<Losses>, Box<dyn Error>> {
     for dir in ["ledger", "tmp"] {
         std::fs::create_dir(root.path().join(dir))?;
     }
-    // What a killed runtime leaves falls to this process.
+    // The orphans of a killed runtime are reparented to this process.
     set_child_subreaper(true)?;
     thread::spawn(reap);
 
@@ -104,7 +105,7 @@ fn drive(time: Duration, seed: u64) -> Result<Arc<Losses>, Box<dyn Error>> {
     let operating = operators.into_iter().map(|o| tokio.spawn(o.run(until)));
     let operating: Vec<_> = operating.collect();
 
-    let (process, openings) = trouble(&client, process, &slots, &mut rng, until)?;
+    let (process, openings) = disrupt(&client, process, &slots, &mut rng, until)?;
 
     let mut ids = Vec::new();
     for made in tokio.block_on(join_all(operating)) {
@@ -114,24 +115,25 @@ fn drive(time: Duration, seed: u64) -> Result<Arc<Losses>, Box<dyn Error>> {
     let boxes = ids.len();
     println!("{boxes} boxes, {runs} runs, {openings} openings, control groups: {has_groups}");
     let zombies = || leftovers::zombies_of(process.pid());
-    gone_in_time(&losses, Column::ZombiesLeft, zombies);
+    expect_none_left(&losses, Column::ZombiesLeft, zombies);
     let runtime = process.pid();
-    client.close(process, Some(PATIENCE));
+    client.close(process, Some(EXIT_TIMEOUT));
     let mark = root.path().display().to_string();
-    gone_in_time(&losses, Column::ProcessesLeft, || {
+    expect_none_left(&losses, Column::ProcessesLeft, || {
         let mut left = leftovers::processes(&mark);
         left.retain(|process| !process.starts_with(&format!("{runtime}:")));
         left
     });
-    gone_in_time(&losses, Column::ControlGroupsLeft, || {
+    expect_none_left(&losses, Column::ControlGroupsLeft, || {
         leftovers::control_groups(&ids)
     });
-    gone_in_time(&losses, Column::FilesLeft, || leftovers::files(root.path()));
+    expect_none_left(&losses, Column::FilesLeft, || leftovers::files(root.path()));
     Ok(losses)
 }
 
-/// Ends the runtime and opens it again, over and over. Returns the last one.
-fn trouble(
+/// Ends and reopens the runtime repeatedly. Returns the last runtime process and the number of
+/// openings.
+fn disrupt(
     client: &Arc<Client>,
     mut process: Process,
     slots: &[Arc<Mutex<Slot>>],
@@ -146,23 +148,23 @@ fn trouble(
         }
         let orderly = rng.u8(..3) == 0;
         let limit = Duration::from_millis(rng.u64(..1000));
-        let note = || {
+        let mark_slots = || {
             for slot in slots {
                 let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
                 slot.runtime_ends(orderly);
             }
         };
-        note();
+        mark_slots();
         client.close(process, orderly.then_some(limit));
-        // Also what has been started since.
-        note();
+        // Also marks the runs that have started since.
+        mark_slots();
         thread::sleep(Duration::from_millis(rng.u64(..400)));
         process = client.open()?;
         openings += 1;
     }
 }
 
-/// Reaps the children of this process, and the orphans that it adopts.
+/// Reaps the children of this process and the orphans that it adopts.
 fn reap() {
     loop {
         if let Err(Errno::ECHILD) = wait() {
@@ -171,8 +173,13 @@ fn reap() {
     }
 }
 
-fn gone_in_time<T: std::fmt::Debug>(losses: &Losses, column: Column, left: impl Fn() -> Vec<T>) {
-    let deadline = Instant::now() + PATIENCE;
+/// Waits until `left` returns nothing, and records what it still returns after the timeout.
+fn expect_none_left<T: std::fmt::Debug>(
+    losses: &Losses,
+    column: Column,
+    left: impl Fn() -> Vec<T>,
+) {
+    let deadline = Instant::now() + EXIT_TIMEOUT;
     while !left().is_empty() && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(20));
     }

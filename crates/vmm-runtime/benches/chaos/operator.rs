@@ -1,5 +1,5 @@
-//! Makes one box after the other, and operates on it and kills its processes, one or two things at a
-//! time. After each it looks at what the runtime reports.
+//! Creates boxes one after the other, operates on each and kills its processes, one or two actions
+//! at a time, and checks what the runtime reports after each action.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -26,15 +26,15 @@ pub(crate) struct Operator {
     has_groups: bool,
     client: Arc<Client>,
     account: Account,
-    made: usize,
-    /// The ids of the boxes that were made.
+    created: usize,
+    /// The ids of the boxes that were created.
     ids: Vec<String>,
 }
 
-/// How long a box may not be shown because its runtime has ended: one that is killed is soon replaced.
+/// How long a box may be missing because its runtime has ended: a killed runtime is soon replaced.
 const INFO_TIMEOUT: Duration = Duration::from_secs(90);
 const INTERRUPTION_PAUSE: Duration = Duration::from_millis(5);
-/// How often a box that is still there at the end is removed.
+/// How often the removal of the last box is tried.
 const REMOVALS: usize = 10;
 const SIGNALS: [Signal; 3] = [Signal::SIGKILL, Signal::SIGUSR1, Signal::SIGALRM];
 
@@ -53,7 +53,7 @@ impl Operator {
             has_groups,
             client,
             account: Account::new(root, losses),
-            made: 0,
+            created: 0,
             ids: Vec::new(),
         }
     }
@@ -62,7 +62,7 @@ impl Operator {
         Arc::clone(&self.account.slot)
     }
 
-    /// Goes on until then, and removes its box. Returns the ids of all that it made.
+    /// Operates until `until`, then removes the last box. Returns the ids of all boxes it created.
     pub(crate) async fn run(mut self, until: Instant) -> Vec<String> {
         while Instant::now() < until {
             self.step().await;
@@ -86,15 +86,15 @@ impl Operator {
     async fn step(&mut self) {
         match &self.account.known {
             Known::Absent => self.create().await,
-            Known::Down(_) => self.rouse().await,
-            Known::Up(view) | Known::Perhaps(view) => self.disturb(view.clone()).await,
+            Known::Down(_) => self.act_on_stopped().await,
+            Known::Up(view) | Known::Unsure(view) => self.act_on_running(view.clone()).await,
         }
         self.look().await;
     }
 
     async fn create(&mut self) {
-        self.made += 1;
-        self.account.name = format!("box-{}-{}-", self.number, self.made);
+        self.created += 1;
+        self.account.name = format!("box-{}-{}-", self.number, self.created);
         self.account.kind = Kind::ALL[self.rng.usize(..Kind::ALL.len())];
         let limited = self.rng.u8(..4) == 0;
         let payload = Payload {
@@ -127,24 +127,24 @@ impl Operator {
         self.account
             .note(format!("{:?}, attached: {attached}", self.account.kind));
         match self.call(Op::Create(Box::new(spec))).await.0 {
-            Ok(views) => self.made(views.into_iter().next()),
+            Ok(views) => self.record_created(views.into_iter().next()),
             Err(failure) if Self::is_interruption(&failure) => {
                 let found = self.info().await.map(|(view, _)| view);
-                self.made(found);
+                self.record_created(found);
             }
             Err(failure) => self.account.lose(Column::Refused, &failure),
         }
     }
 
-    fn made(&mut self, view: Option<View>) {
+    fn record_created(&mut self, view: Option<View>) {
         if let Some(view) = view {
             self.ids.push(view.id.clone());
             self.account.known = Known::Down(view);
         }
     }
 
-    /// Of a box that does not run.
-    async fn rouse(&mut self) {
+    /// Acts on a box that is not running.
+    async fn act_on_stopped(&mut self) {
         let name = self.account.name.clone();
         let grace = Duration::from_millis(self.rng.u64(..20));
         match self.rng.u8(..12) {
@@ -160,8 +160,8 @@ impl Operator {
         }
     }
 
-    /// Of a box that runs, or may.
-    async fn disturb(&mut self, view: View) {
+    /// Acts on a box that is running, or may be.
+    async fn act_on_running(&mut self, view: View) {
         let name = self.account.name.clone();
         let pause = Duration::from_millis(self.rng.u64(..300));
         let signal = SIGNALS[self.rng.usize(..SIGNALS.len())];
@@ -184,9 +184,10 @@ impl Operator {
                 }
             }
             _ => {
-                let (op, forced) = match self.rng.bool() {
-                    true => (Op::Stop(name), false),
-                    false => (Op::StopWithin(name, pause / 4), true),
+                let (op, forced) = if self.rng.bool() {
+                    (Op::Stop(name), false)
+                } else {
+                    (Op::StopWithin(name, pause / 4), true)
                 };
                 self.account.with_run(|run| run.stop(forced));
                 let race = async {
@@ -199,7 +200,7 @@ impl Operator {
         }
     }
 
-    /// Starts the box; the race is an operation that cancels the start.
+    /// Starts the box. `race` is a concurrent operation that cancels the start.
     async fn start(&mut self, race: Option<Op>) {
         let Known::Down(before) = self.account.known.clone() else {
             return;
@@ -211,7 +212,7 @@ impl Operator {
             run.stop(true);
         }
         self.account.locked().run = Some(run);
-        self.account.known = Known::Perhaps(before);
+        self.account.known = Known::Unsure(before);
         let start = self.call(Op::Start(self.account.name.clone()));
         let other = async {
             match &race {
@@ -231,16 +232,16 @@ impl Operator {
                     run.interrupted = true;
                     run.stop(true);
                 });
-                let given_up = failure.starts_with("Start") && (race.is_some() || closing)
+                let cancelled = failure.starts_with("Start") && (race.is_some() || closing)
                     || failure.starts_with("NotFound") && race.is_some();
-                if !given_up && !Self::is_interruption(&failure) {
+                if !cancelled && !Self::is_interruption(&failure) {
                     self.account.lose(Column::Refused, &failure);
                 }
             }
         }
         match (race, other) {
             (Some(Op::Remove(..)), Some(Ok(_))) => self.removed(),
-            (Some(Op::Remove(..)), Some(Err(_))) => self.look_for_it().await,
+            (Some(Op::Remove(..)), Some(Err(_))) => self.check_removed().await,
             (_, Some(reply)) => self.check(&reply),
             _ => {}
         }
@@ -262,12 +263,12 @@ impl Operator {
                 if !Self::is_interruption(&failure) {
                     self.account.lose(Column::Refused, &failure);
                 }
-                self.look_for_it().await;
+                self.check_removed().await;
             }
         }
     }
 
-    /// Nothing of it is left.
+    /// Checks that nothing is left of a removed box.
     fn removed(&mut self) {
         self.account.known = Known::Absent;
         self.account.locked().run = None;
@@ -277,8 +278,8 @@ impl Operator {
         }
     }
 
-    /// It may have been removed.
-    async fn look_for_it(&mut self) {
+    /// Checks whether the box was removed.
+    async fn check_removed(&mut self) {
         if self.info().await.is_none() {
             self.account.known = Known::Absent;
         }
@@ -290,16 +291,17 @@ impl Operator {
         if let Ok(views) = reply
             && !views.iter().any(|view| view.name == self.account.name)
         {
-            self.account.lose(Column::EndsLost, "it is not in the list");
+            self.account
+                .lose(Column::EndsLost, "the list lacks the box");
         }
     }
 
-    /// Checks the reply to an operation after which the box does not run.
+    /// Checks the reply to an operation after which the box is not running.
     fn has_ended(&mut self, (reply, epoch): (Reply, u64)) {
         self.check(&reply);
         for view in reply.into_iter().flatten() {
             if view.status == BoxStatus::Running {
-                self.account.lose(Column::EndsLost, "it still runs");
+                self.account.lose(Column::EndsLost, "still running");
             }
             self.account.observe(view, epoch);
         }
@@ -312,13 +314,13 @@ impl Operator {
         match self.info().await {
             Some((view, epoch)) => self.account.observe(view, epoch),
             None => {
-                self.account.lose(Column::EndsLost, "the box is gone");
+                self.account.lose(Column::EndsLost, "box not found");
                 self.account.known = Known::Absent;
             }
         }
     }
 
-    /// `None` if there is no such box.
+    /// Returns the state of the box, or `None` if it was not found.
     async fn info(&self) -> Option<(View, u64)> {
         let deadline = Instant::now() + INFO_TIMEOUT;
         loop {
@@ -346,7 +348,7 @@ impl Operator {
         self.kill(view.pid, Signal::SIGKILL, |run| run.shim_killed = true)
     }
 
-    /// Kills a process of this box. Another process may have the pid by now: that gets no signal.
+    /// Signals a process of this box. If another process has the pid by now, it gets no signal.
     fn kill(&self, pid: Option<u32>, signal: Signal, cause: impl FnOnce(&mut Run)) -> bool {
         let of_the_box = |pid: &u32| {
             let mut marks = self.ids.last().into_iter().chain([&self.account.name]);
@@ -384,7 +386,8 @@ impl Operator {
         }
     }
 
-    /// Whether the runtime has ended, or is about to: it may have done what it was asked to.
+    /// Returns whether the failure means that the runtime is ending or has ended, in which case it
+    /// may have done what was requested.
     fn is_interruption(failure: &str) -> bool {
         ["Gone", "Closed", "Hung"]
             .iter()

@@ -1,5 +1,5 @@
-//! Which ends a run can have had, by what the driver and the payload have done. The runtime has no
-//! part in it.
+//! Determines which ends a run can have had from what the driver and the payload did, independently
+//! of the runtime.
 
 use nix::libc::{SIGKILL, SIGTERM};
 use vmm_runtime::{BoxStatus, Ending};
@@ -8,24 +8,24 @@ use crate::losses::Column;
 use crate::payload::{Kind, Ledger, OWN_SIGNAL, code_of};
 use crate::server::View;
 
-/// One run of a box. Each possible cause of its end is noted before it is brought about.
+/// One run of a box. Each possible cause of its end is recorded before it takes effect.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
     pub(crate) kind: Kind,
-    /// How many runs the box had before.
+    /// The number of earlier runs of the box.
     pub(crate) before: usize,
     /// The epoch of the runtime that was asked to start it.
     pub(crate) runtime: u64,
-    /// Its start has failed, or its runtime ended meanwhile.
+    /// Whether its start failed, or its runtime ended during the start.
     pub(crate) interrupted: bool,
-    /// It was stopped or removed, or the runtime shut down, during the start: the box may be as
-    /// before.
+    /// Whether it was stopped or removed, or the runtime shut down, during the start: the box may
+    /// be as before.
     pub(crate) cancelled: bool,
-    /// The driver or the watchdog has asked it to stop.
+    /// Whether the driver or the watchdog requested a stop.
     pub(crate) stopped: bool,
-    /// It may have been killed for not stopping in time.
+    /// Whether it may have been killed because it did not stop in time.
     pub(crate) forced: bool,
-    /// The signals that the driver has sent to the payload.
+    /// The signals that the driver sent to the payload.
     pub(crate) signals: Vec<i32>,
     pub(crate) shim_killed: bool,
 }
@@ -50,12 +50,12 @@ impl Run {
         self.forced |= forced || self.kind == Kind::Deaf;
     }
 
-    /// Whether its payload has begun.
+    /// Returns whether its payload has begun.
     pub(crate) fn has_begun(&self, ledger: &Ledger) -> bool {
         ledger.begun > self.before
     }
 
-    /// Judges an end that this runtime reports.
+    /// Judges an end that the runtime of this epoch reports.
     pub(crate) fn judge(&self, end: &View, ledger: &Ledger, runtime: u64) -> Result<(), Column> {
         let killed = self.shim_killed || self.forced;
         let possible = match end.ending {
@@ -70,7 +70,7 @@ impl Run {
             }
             Some(Ending::Signaled { signal }) => {
                 let by_itself = self.kind == Kind::Signal && signal == OWN_SIGNAL as i32;
-                // It blocks the signal before it writes that it has begun.
+                // The payload blocks the signal before it writes that it has begun.
                 let blocks = matches!(self.kind, Kind::Graceful | Kind::Deaf);
                 let obeys = !(blocks && self.has_begun(ledger));
                 by_itself && ledger.ended
@@ -78,15 +78,15 @@ impl Run {
                     || signal == SIGKILL && killed
                     || signal == SIGTERM && self.stopped && obeys
             }
-            // The kernel reports the status of another process's child only from 6.15 on, and only
-            // to a runtime that has been attached.
+            // Only from Linux 6.15 does the kernel report the status of another process's child,
+            // and only to a runtime that was attached.
             None => self.interrupted || self.shim_killed && self.runtime != runtime,
             Some(Ending::Failed { .. }) => self.interrupted,
             Some(_) => false,
         };
-        let unasked = !self.stopped && !self.interrupted;
+        let unrequested = !self.stopped && !self.interrupted;
         match end.ending {
-            _ if possible && !(unasked && end.status != BoxStatus::Failed) => Ok(()),
+            _ if possible && !(unrequested && end.status != BoxStatus::Failed) => Ok(()),
             None => Err(Column::EndsLost),
             Some(_) => Err(Column::EndsWrong),
         }

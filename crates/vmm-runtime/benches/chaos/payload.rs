@@ -1,5 +1,5 @@
-//! What the boxes run. Each run is numbered, and keeps a ledger outside the box's directory: a line
-//! when it begins, and one right before it ends by itself. The code that it returns is that number.
+//! The payloads. Each run has a number and writes to a ledger outside the box's directory: one line
+//! when it begins, and one just before it ends by itself. Its exit code is that number.
 
 use std::error::Error;
 use std::fs::{self, OpenOptions};
@@ -14,20 +14,20 @@ use nix::sys::signal::{SigSet, Signal, raise};
 use nix::unistd::setsid;
 use serde::{Deserialize, Serialize};
 
-/// A leaked process ends some day.
-const LONG: Duration = Duration::from_secs(600);
+/// How long an endless payload runs: a leaked one ends at last.
+const ENDLESS_DURATION: Duration = Duration::from_secs(600);
 
-/// The signal that a payload of kind [`Kind::Signal`] sends to itself.
+/// The signal that a payload of kind [`Kind::Signal`] raises.
 pub(crate) const OWN_SIGNAL: Signal = Signal::SIGUSR2;
 
-/// The argument of a payload, in JSON.
+/// The argument of a payload, as JSON.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Payload {
     pub(crate) kind: Kind,
-    /// After how many milliseconds it ends by itself.
+    /// The time after which it ends by itself, in milliseconds.
     pub(crate) lasts: u64,
     pub(crate) ledger: PathBuf,
-    /// Whether its orphan leaves the environment, too: only a control group knows it then.
+    /// Whether its orphan also clears its environment, so that only a control group identifies it.
     pub(crate) hides: bool,
 }
 
@@ -37,16 +37,16 @@ pub(crate) enum Kind {
     Exit,
     /// Ends by [`OWN_SIGNAL`].
     Signal,
-    /// Exits by itself, and leaves a process in a session of its own.
+    /// Exits by itself and leaves an orphan in its own session.
     Orphan,
     /// Runs until it is stopped or killed.
     Endless,
-    /// Exits when it is asked to stop.
+    /// Exits on SIGTERM.
     Graceful,
     /// Ignores SIGTERM.
     Deaf,
-    /// The process that an [`Orphan`](Self::Orphan) leaves. Not a payload.
-    Left,
+    /// The process that an [`Orphan`](Self::Orphan) leaves. Not a payload itself.
+    LeftOrphan,
 }
 
 impl Kind {
@@ -64,13 +64,13 @@ impl Kind {
     }
 }
 
-/// The exit code of a run.
+/// Returns the exit code of a run.
 pub(crate) fn code_of(run: usize) -> i32 {
     i32::try_from(run % 200).unwrap_or_default()
 }
 
-/// What the ledger of a box says: how many runs have begun, and whether the last one of them was
-/// about to end by itself.
+/// The contents of a ledger: how many runs have begun, and whether the last one was about to end by
+/// itself.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     pub(crate) begun: usize,
@@ -93,14 +93,14 @@ impl Ledger {
     }
 }
 
-/// How many runs have begun, by all ledgers in this directory.
+/// Returns the number of runs in all ledgers of this directory.
 pub(crate) fn runs(dir: &Path) -> io::Result<usize> {
     let ledgers = fs::read_dir(dir)?.map(|entry| Ok(Ledger::read(&entry?.path()).begun));
     ledgers.sum()
 }
 
 impl Payload {
-    /// The arguments with which this program becomes the payload.
+    /// Returns the arguments that make this program the payload.
     pub(crate) fn args(&self) -> [String; 2] {
         let text = serde_json::to_string(self).unwrap_or_default();
         ["--payload".to_owned(), text]
@@ -109,9 +109,9 @@ impl Payload {
     pub(crate) fn run(self) -> Result<(), Box<dyn Error>> {
         let stop = SigSet::from(Signal::SIGTERM);
         match self.kind {
-            Kind::Left => {
+            Kind::LeftOrphan => {
                 setsid()?;
-                thread::sleep(LONG);
+                thread::sleep(ENDLESS_DURATION);
                 return Ok(());
             }
             Kind::Graceful | Kind::Deaf => stop.thread_block()?,
@@ -126,7 +126,7 @@ impl Payload {
             UnixDatagram::unbound()?.send_to(b"READY=1", path)?;
         }
         match self.kind {
-            Kind::Endless | Kind::Deaf => thread::sleep(LONG),
+            Kind::Endless | Kind::Deaf => thread::sleep(ENDLESS_DURATION),
             Kind::Graceful => _ = stop.wait()?,
             _ => thread::sleep(Duration::from_millis(self.lasts)),
         }
@@ -139,7 +139,7 @@ impl Payload {
 
     fn leave(&self) -> io::Result<()> {
         let left = Self {
-            kind: Kind::Left,
+            kind: Kind::LeftOrphan,
             ledger: self.ledger.clone(),
             ..*self
         };

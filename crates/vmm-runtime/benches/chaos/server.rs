@@ -1,5 +1,5 @@
-//! The process that has the runtime, and dies. It takes requests on stdin, a line of JSON each, and
-//! writes replies and events to stdout. All requests run at the same time.
+//! The runtime process, which the driver kills. It reads requests from stdin, one line of JSON
+//! each, and writes replies and events to stdout. All requests run concurrently.
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -41,11 +41,12 @@ pub(crate) enum Message {
     Ended(View),
 }
 
-/// An error is the `Debug` form of a [`RuntimeError`], which begins with the name of its variant;
-/// `Gone` if the process ends first, and `Hung`.
+/// The result of an operation. An error is the `Debug` form of a [`RuntimeError`], which begins
+/// with the name of its variant; `Gone` if the process ended first; `Hung` if no reply came in
+/// time.
 pub(crate) type Reply = Result<Vec<View>, String>;
 
-/// What the runtime reports of a box.
+/// The part of a [`BoxInfo`] that the driver checks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct View {
     pub(crate) id: String,
@@ -76,17 +77,19 @@ pub(crate) fn serve(home: &Path) -> Result<(), Box<dyn Error>> {
     let runtime = match tokio.block_on(VmmRuntime::open(RuntimeOptions::new(home))) {
         Ok(runtime) => runtime,
         Err(error) => {
-            say(&Message::NotOpened(error.to_string()));
+            send_message(&Message::NotOpened(error.to_string()));
             return Ok(());
         }
     };
     let mut events = runtime.events();
-    say(&Message::Opened);
+    send_message(&Message::Opened);
     tokio.spawn(async move {
         while let Some(event) = events.next().await {
             match event.change {
-                BoxChange::Started => say(&Message::Started(event.info.id)),
-                BoxChange::Stopped | BoxChange::Failed => say(&Message::Ended(event.info.into())),
+                BoxChange::Started => send_message(&Message::Started(event.info.id)),
+                BoxChange::Stopped | BoxChange::Failed => {
+                    send_message(&Message::Ended(event.info.into()))
+                }
                 _ => {}
             }
         }
@@ -101,7 +104,7 @@ pub(crate) fn serve(home: &Path) -> Result<(), Box<dyn Error>> {
         tokio.spawn(async move {
             let result = perform(&runtime, op).await;
             let result = result.map_err(|error| format!("{error:?}"));
-            say(&Message::Reply(serial, result));
+            send_message(&Message::Reply(serial, result));
         });
     }
     // The driver is gone.
@@ -127,8 +130,8 @@ async fn perform(runtime: &VmmRuntime, op: Op) -> Result<Vec<View>, RuntimeError
     Ok(vec![info.into()])
 }
 
-/// Fails only when the driver is gone.
-fn say(message: &Message) {
+/// Writes one message. Fails only if the driver is gone.
+fn send_message(message: &Message) {
     if let Ok(mut line) = serde_json::to_vec(message) {
         line.push(b'\n');
         let _ = io::stdout().lock().write_all(&line);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::MicroBox;
 use crate::RuntimeError;
 
-/// All boxes of a runtime, by id and by name.
+/// The boxes of a runtime, indexed by id and name.
 #[derive(Debug, Default)]
 pub(crate) struct Boxes(Mutex<Index>);
 
@@ -13,7 +13,7 @@ pub(crate) struct Boxes(Mutex<Index>);
 struct Index {
     /// Ids are ordered by creation.
     boxes: BTreeMap<String, Arc<MicroBox>>,
-    /// The ids of those who have, or are about to have, a name.
+    /// The id of the box that has, or has reserved, each name.
     names: HashMap<String, String>,
 }
 
@@ -22,11 +22,12 @@ impl Boxes {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a name for a box that is about to be made. A name may not be another box's id either.
-    pub(crate) fn reserve(&self, name: &str, id: &str) -> Result<(), RuntimeError> {
+    /// Reserves a name for a box that is about to be created. Fails if another box has it as its
+    /// name or its id.
+    pub(crate) fn reserve_name(&self, name: &str, id: &str) -> Result<(), RuntimeError> {
         let mut index = self.index();
         let holder = match index.boxes.get(name) {
-            Some(namesake) => Some(namesake.id().to_owned()),
+            Some(bx) => Some(bx.id().to_owned()),
             None => index.names.get(name).cloned(),
         };
         match holder {
@@ -41,29 +42,33 @@ impl Boxes {
         }
     }
 
-    /// Gives back a name that was kept for a box which then was not made.
-    pub(crate) fn release(&self, name: &str) {
+    /// Releases the reserved name of a box that was not created.
+    pub(crate) fn release_name(&self, name: &str) {
         self.index().names.remove(name);
     }
 
-    /// `then` is done before anybody can find it.
-    pub(crate) fn insert(&self, made: Arc<MicroBox>, then: impl FnOnce(&MicroBox)) {
+    /// Inserts a box. Calls `then` before any caller can find the box.
+    pub(crate) fn insert(&self, bx: Arc<MicroBox>, then: impl FnOnce(&MicroBox)) {
         let mut index = self.index();
-        then(&made);
-        index.boxes.insert(made.id().to_owned(), made);
+        then(&bx);
+        index.boxes.insert(bx.id().to_owned(), bx);
     }
 
+    /// Removes a box and releases its name.
     pub(crate) fn remove(&self, id: &str) {
         let mut index = self.index();
-        let removed = index.boxes.remove(id);
-        if let Some(name) = removed.and_then(|removed| removed.name())
-            && index.names.get(&name).is_some_and(|holder| holder == id)
+        let bx = index.boxes.remove(id);
+        if let Some(name) = bx.and_then(|bx| bx.name())
+            && index
+                .names
+                .get(&name)
+                .is_some_and(|owner_id| owner_id == id)
         {
             index.names.remove(&name);
         }
     }
 
-    /// By id, or else by name.
+    /// Returns the box with this id, or else with this name.
     pub(crate) fn find(&self, wanted: &str) -> Result<Arc<MicroBox>, RuntimeError> {
         let index = self.index();
         let by_name = || index.boxes.get(index.names.get(wanted)?);
@@ -77,15 +82,16 @@ impl Boxes {
             })
     }
 
-    /// Those created after the one with this id, which may be gone, in the order of their creation.
+    /// Returns at most `limit` boxes created after the box `id`, in the order of their creation.
+    /// That box may have been removed.
     pub(crate) fn after(&self, id: &str, limit: usize) -> Vec<Arc<MicroBox>> {
         let later = (Bound::Excluded(id), Bound::Unbounded);
         let index = self.index();
         let boxes = index.boxes.range::<str, _>(later).take(limit);
-        boxes.map(|(_, found)| Arc::clone(found)).collect()
+        boxes.map(|(_, bx)| Arc::clone(bx)).collect()
     }
 
-    /// In the order of their creation.
+    /// Returns all boxes in the order of their creation.
     pub(crate) fn all(&self) -> Vec<Arc<MicroBox>> {
         self.index().boxes.values().cloned().collect()
     }

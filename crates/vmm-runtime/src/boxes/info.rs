@@ -1,23 +1,26 @@
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use vmm_protocol::Ending;
 
-use crate::HealthState;
+use super::state::{Phase, State};
+use super::{BoxRecord, Outcome};
+use crate::{HealthState, ShimHandler};
 
-/// Where a box is in its life.
+/// The status of a box.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BoxStatus {
-    /// Created, and never started.
+    /// Created and never started.
     Configured,
-    /// Its payload runs.
+    /// The payload is running.
     Running,
-    /// It ended because somebody asked, or by itself with code 0. It can be started again.
+    /// The box ended on request, or by itself with exit code 0. It can be started again.
     Stopped,
-    /// It could not be started, or ended in any other way. It can be started again.
+    /// The box could not be started, or ended in any other way. It can be started again.
     Failed,
 }
 
@@ -32,47 +35,117 @@ impl fmt::Display for BoxStatus {
     }
 }
 
-/// What there is to know about a box at one moment.
+/// The state of a box at one moment.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct BoxInfo {
-    /// Given by the runtime: 26 characters, ordered by creation.
+    /// The id that the runtime assigned: 26 characters, ordered by creation.
     pub id: String,
-    /// Given by the user, unique.
+    /// The name that the user chose, unique in the runtime.
     pub name: Option<String>,
-    /// Where it is in its life.
+    /// The status.
     pub status: BoxStatus,
-    /// Whether it runs and is about to end: it has been asked to, or has lost the runtime that it
-    /// was attached to.
+    /// Whether the box is running but about to end: a stop was requested, or the runtime that it
+    /// was attached to is gone.
     pub stopping: bool,
-    /// What its health check says; `None` without a check, or before the first start.
+    /// The health state; `None` without a health check or before the first start.
     pub health: Option<HealthState>,
-    /// The shim, while it runs.
+    /// The pid of the shim while the box is running.
     pub pid: Option<u32>,
-    /// The payload's own process, while it runs, if it has one.
+    /// The pid of the payload while the box is running, if the engine reports one.
     pub payload_pid: Option<u32>,
-    /// How the last run ended, if there was one and it is over: the code, or 128 + signal.
+    /// The exit code of the last run after it has ended: the payload's code, or 128 plus the signal
+    /// number.
     pub exit_code: Option<i32>,
-    /// The signal that ended the last run, if one did.
+    /// The signal that ended the last run, if any.
     pub signal: Option<i32>,
-    /// How the last run ended, as the shim recorded it, or the kernel told; `None` if neither did.
+    /// How the last run ended, as the shim recorded it or the kernel reported it; `None` if neither
+    /// is available.
     pub ending: Option<Ending>,
-    /// Why it failed, in a sentence: a crash report, a file that could not be read.
+    /// Why the box failed, as text: a crash report, or a file that could not be read.
     pub error: Option<String>,
-    /// Whether it outlives the runtime.
+    /// Whether the box outlives the runtime.
     pub detached: bool,
-    /// How many processors its payload may use; all of them if it does not say.
+    /// The number of processors that the payload may use; all if not set.
     pub cpus: Option<u32>,
-    /// How much memory its payload may use, in MiB; as much as there is if it does not say.
+    /// The memory that the payload may use, in MiB; unlimited if not set.
     pub memory_mib: Option<u32>,
-    /// How many processes and threads its payload may have at a time; 4,096 if it does not say.
+    /// The number of processes and threads that the payload may have at a time; 4,096 if not set.
     pub pids: Option<u32>,
-    /// The user's.
+    /// The labels that the user set.
     pub labels: BTreeMap<String, String>,
-    /// When it was created.
+    /// The time of the creation.
     pub created_at: Timestamp,
-    /// When its status last changed.
+    /// The time of the last change of the status.
     pub updated_at: Timestamp,
-    /// When it last began to run, if this runtime saw it.
+    /// The time of the last start, if this runtime started it.
     pub started_at: Option<Timestamp>,
+}
+
+/// What the state of a box looks like from outside.
+impl State {
+    /// Returns the info of the box.
+    pub(super) fn info(&self) -> BoxInfo {
+        let shim = match &self.phase {
+            Phase::Running { shim, .. } => Some(shim),
+            // Shown as running until the exit is reported.
+            Phase::Exited { shim, .. } => shim.as_ref(),
+            _ => None,
+        };
+        self.info_of(shim, self.record.last.as_ref())
+    }
+
+    /// Returns the info of the box as if its last run had ended with `outcome`.
+    pub(super) fn info_with_outcome(&self, outcome: &Outcome) -> BoxInfo {
+        self.info_of(None, Some(outcome))
+    }
+
+    fn info_of(&self, shim: Option<&Arc<ShimHandler>>, last: Option<&Outcome>) -> BoxInfo {
+        let BoxRecord {
+            id,
+            created_at,
+            spec,
+            ..
+        } = &self.record;
+        let last = match shim {
+            Some(_) => None,
+            None => last,
+        };
+        let ending: Option<&Ending> = last.and_then(|last| last.ending.as_ref());
+        let damage = self.damage.as_ref().map(ToString::to_string);
+        BoxInfo {
+            id: id.clone(),
+            name: spec.name.clone(),
+            status: match (shim, last) {
+                (Some(_), _) => BoxStatus::Running,
+                (None, None) if damage.is_some() => BoxStatus::Failed,
+                (None, None) => BoxStatus::Configured,
+                (None, Some(last)) => last.status,
+            },
+            stopping: shim.is_some()
+                && match self.phase {
+                    Phase::Running {
+                        stop_requested,
+                        watchdog_lost,
+                        ..
+                    } => stop_requested || watchdog_lost,
+                    _ => true,
+                },
+            health: self.health,
+            pid: shim.map(|shim| shim.pid()),
+            payload_pid: shim.and_then(|shim| shim.payload_pid()),
+            exit_code: ending.map(Ending::shell_code),
+            signal: ending.and_then(Ending::signal),
+            ending: ending.cloned(),
+            error: damage.or_else(|| last.and_then(|last| last.error.clone())),
+            detached: spec.detached,
+            cpus: spec.payload.cpus,
+            memory_mib: spec.payload.memory_mib,
+            pids: spec.payload.pids,
+            labels: spec.labels.clone(),
+            created_at: *created_at,
+            updated_at: self.updated_at,
+            started_at: self.started_at,
+        }
+    }
 }

@@ -8,28 +8,30 @@ use vmm_protocol::{FileError, InstanceSpec, read_file, write_file};
 use super::{BoxSpec, Outcome};
 use crate::HealthState;
 
-/// How many processes and threads a box may have that does not ask for a number: more than a service
-/// needs, and few enough that a fork bomb leaves the host its pids.
+/// The default limit of processes and threads: more than a service needs, and few enough that a
+/// fork bomb cannot use up the pids of the host.
 const DEFAULT_PIDS: u32 = 4096;
 
-/// More than any spec takes, in bytes. A payload can write to the file.
-const LONGEST: u64 = 20 << 20;
+/// The largest `box.json`; more than any spec needs. A payload can write to the file.
+const MAX_RECORD_BYTES: u64 = 20 << 20;
 
-/// A box as its `box.json` has it. Whether it runs now is told by its `shim.pid`, not here.
+/// The contents of a `box.json`. Whether the box is running follows from its `shim.pid`, not from
+/// here.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct BoxRecord {
     pub(crate) id: String,
     pub(crate) created_at: Timestamp,
     pub(crate) spec: BoxSpec,
-    /// How the last run ended.
+    /// How the last run ended; `None` before the first run.
     #[serde(default)]
     pub(crate) last: Option<Outcome>,
-    /// Whether what the last run has left is still to be searched for.
+    /// Whether a cleanup after the last run is pending.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) cleanup_due: bool,
 }
 
 impl BoxRecord {
+    /// Creates the record of a box that was never started.
     pub(crate) fn new(id: String, created_at: Timestamp, spec: BoxSpec) -> Self {
         Self {
             id,
@@ -40,15 +42,15 @@ impl BoxRecord {
         }
     }
 
-    /// A box that ended without being asked to has failed its check.
-    pub(crate) fn health_when_down(&self) -> Option<HealthState> {
+    /// Returns the health state after an exit: unhealthy if the exit was not requested.
+    pub(crate) fn health_after_exit(&self) -> Option<HealthState> {
         self.spec.health.as_ref()?;
         let last = self.last.as_ref()?;
         (!last.requested).then_some(HealthState::Unhealthy)
     }
 
-    /// What its shim is told.
-    pub(crate) fn instance(&self) -> InstanceSpec {
+    /// Returns the spec that the runtime sends to the shim.
+    pub(crate) fn instance_spec(&self) -> InstanceSpec {
         let mut instance = InstanceSpec::new(self.id.clone(), self.spec.payload.clone());
         instance.payload.pids.get_or_insert(DEFAULT_PIDS);
         instance.detached = self.spec.detached;
@@ -57,10 +59,11 @@ impl BoxRecord {
         instance
     }
 
+    /// Reads a `box.json`.
     pub(crate) fn read(path: &Path) -> Result<Self, FileError> {
-        let failed = |source| FileError::new("read", path, source);
-        let text = read_file(path, LONGEST).map_err(failed)?;
-        // The error's own text may quote a value, and that may be a secret.
+        let to_error = |source| FileError::new("read", path, source);
+        let text = read_file(path, MAX_RECORD_BYTES).map_err(to_error)?;
+        // The error text of serde may quote a value, which may be a secret.
         let record: Self = serde_json::from_slice(&text).map_err(|error| {
             let message = format!(
                 "malformed: {:?} error at line {} column {}",
@@ -68,19 +71,20 @@ impl BoxRecord {
                 error.line(),
                 error.column()
             );
-            failed(io::Error::new(io::ErrorKind::InvalidData, message))
+            to_error(io::Error::new(io::ErrorKind::InvalidData, message))
         })?;
         match record.spec.check() {
             Ok(()) => Ok(record),
-            Err(error) => Err(failed(io::Error::new(io::ErrorKind::InvalidData, error))),
+            Err(error) => Err(to_error(io::Error::new(io::ErrorKind::InvalidData, error))),
         }
     }
 
+    /// Writes the `box.json` atomically.
     pub(crate) fn write(&self, path: &Path) -> Result<(), FileError> {
         let text = serde_json::to_vec_pretty(self)
             .map_err(|error| FileError::new("write", path, error.into()))?;
-        if text.len() as u64 > LONGEST {
-            let message = format!("the spec takes more than {LONGEST} bytes");
+        if text.len() as u64 > MAX_RECORD_BYTES {
+            let message = format!("the spec takes more than {MAX_RECORD_BYTES} bytes");
             let error = io::Error::new(io::ErrorKind::InvalidInput, message);
             return Err(FileError::new("write", path, error));
         }

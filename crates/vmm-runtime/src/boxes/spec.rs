@@ -5,10 +5,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use vmm_protocol::{ConsoleOptions, PayloadSpec, Ready};
 
-use crate::{HealthCheckOptions, RuntimeError};
+use crate::{HealthCheckOptions, Probe, RuntimeError};
 
-/// What a box is to be. Kept in the box's `box.json`, readable by the runtime's user only, because
-/// it can hold secrets; its `Debug` form shows none.
+/// The specification of a box. It is saved in the `box.json`, which only the runtime's user can
+/// read because it may contain secrets. Its `Debug` form shows no secrets.
 ///
 /// ```
 /// use std::time::Duration;
@@ -24,26 +24,26 @@ use crate::{HealthCheckOptions, RuntimeError};
 #[serde(default)]
 #[non_exhaustive]
 pub struct BoxSpec {
-    /// Letters, digits, `.`, `_` and `-`, beginning with a letter or digit; at most 128 of them.
+    /// The name: up to 128 letters, digits, `.`, `_` and `-`, beginning with a letter or a digit.
     pub name: Option<String>,
-    /// What it runs, and on which engine.
+    /// The payload and its engine.
     pub payload: PayloadSpec,
-    /// Whether it outlives the runtime. By default it ends with it.
+    /// Whether the box outlives the runtime. By default it ends with the runtime.
     pub detached: bool,
-    /// How long it may take to stop before it is killed; 10 s by default.
+    /// The grace period of a stop, after which the payload is killed; 10 s by default.
     #[serde(with = "crate::serde_millis")]
     pub stop_grace: Duration,
-    /// How to tell whether it works, while it runs.
+    /// The health check that runs while the box is running.
     pub health: Option<HealthCheckOptions>,
-    /// The user's: at most 1,024, and 1 MiB of keys and values.
+    /// Labels for the user's own purposes: up to 1,024, and 1 MiB of keys and values.
     pub labels: BTreeMap<String, String>,
 }
 
-const MAX_NAME: usize = 128;
-/// Labels are part of every response that shows the box.
+const MAX_NAME_LEN: usize = 128;
+/// Every response that shows a box contains its labels.
 const MAX_LABELS: usize = 1024;
 const MAX_LABEL_BYTES: usize = 1 << 20;
-const STOP_GRACE: Duration = Duration::from_secs(10);
+const DEFAULT_STOP_GRACE: Duration = Duration::from_secs(10);
 
 impl Default for BoxSpec {
     fn default() -> Self {
@@ -51,7 +51,7 @@ impl Default for BoxSpec {
             name: None,
             payload: PayloadSpec::default(),
             detached: false,
-            stop_grace: STOP_GRACE,
+            stop_grace: DEFAULT_STOP_GRACE,
             health: None,
             labels: BTreeMap::new(),
         }
@@ -59,12 +59,13 @@ impl Default for BoxSpec {
 }
 
 impl BoxSpec {
-    /// A box that runs a command, its program first, on the engine `process`.
+    /// Creates the spec of a box that runs a command on the engine `process`. The first element is
+    /// the program.
     pub fn new<S: Into<String>>(command: impl IntoIterator<Item = S>) -> Self {
         Self::of(PayloadSpec::command(command))
     }
 
-    /// A box that runs this payload.
+    /// Creates the spec of a box that runs this payload.
     pub fn of(payload: PayloadSpec) -> Self {
         Self {
             payload,
@@ -86,43 +87,43 @@ impl BoxSpec {
         self
     }
 
-    /// Sets where the payload starts.
+    /// Sets the working directory of the payload.
     #[must_use]
     pub fn working_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.payload.working_dir = Some(dir.into());
         self
     }
 
-    /// Sets what the payload reads on its stdin.
+    /// Sets the text that the payload reads from its stdin.
     #[must_use]
     pub fn stdin(mut self, text: impl Into<String>) -> Self {
         self.payload.stdin = Some(text.into());
         self
     }
 
-    /// Sets when the payload counts as running.
+    /// Sets when the payload counts as ready.
     #[must_use]
     pub fn ready(mut self, ready: Ready) -> Self {
         self.payload.ready = ready;
         self
     }
 
-    /// Sets how many processors the payload may use.
+    /// Sets the number of processors that the payload may use.
     #[must_use]
     pub fn cpus(mut self, count: u32) -> Self {
         self.payload.cpus = Some(count);
         self
     }
 
-    /// Sets how much memory the payload may use, in MiB.
+    /// Sets the memory that the payload may use, in MiB.
     #[must_use]
     pub fn memory_mib(mut self, mib: u32) -> Self {
         self.payload.memory_mib = Some(mib);
         self
     }
 
-    /// Sets how many processes and threads the payload may have at a time, where the runtime can
-    /// make control groups; 4,096 by default.
+    /// Sets the number of processes and threads that the payload may have at a time; 4,096 by
+    /// default. Enforced where the runtime can create control groups.
     #[must_use]
     pub fn pids(mut self, count: u32) -> Self {
         self.payload.pids = Some(count);
@@ -164,6 +165,14 @@ impl BoxSpec {
         self
     }
 
+    /// Returns whether the health check runs commands. They are not children of the shim, so the
+    /// shim cannot kill their descendants.
+    pub(crate) fn has_command_probe(&self) -> bool {
+        let check = self.health.as_ref();
+        check.is_some_and(|check| matches!(check.probe, Probe::Command { .. }))
+    }
+
+    /// Checks the name.
     pub(crate) fn check(&self) -> Result<(), RuntimeError> {
         let label_bytes = self
             .labels
@@ -179,7 +188,7 @@ impl BoxSpec {
         };
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         let valid = name.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && name.len() <= MAX_NAME
+            && name.len() <= MAX_NAME_LEN
             && name.chars().all(allowed);
         if valid {
             Ok(())
@@ -204,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spec_survives_the_disk() {
+    fn a_spec_round_trips_through_json() {
         let spec = BoxSpec::new(["sleep", "1"])
             .name("b")
             .env("A", "b")
@@ -218,8 +227,8 @@ mod tests {
             .label("team", "a");
         let text = serde_json::to_string(&spec).unwrap();
         assert_eq!(serde_json::from_str::<BoxSpec>(&text).unwrap(), spec);
-        let from_hand = r#"{"payload":{"command":["true"]}}"#;
-        let parsed: BoxSpec = serde_json::from_str(from_hand).unwrap();
+        let handwritten = r#"{"payload":{"command":["true"]}}"#;
+        let parsed: BoxSpec = serde_json::from_str(handwritten).unwrap();
         assert_eq!(parsed, BoxSpec::new(["true"]));
     }
 }

@@ -1,57 +1,239 @@
+//! The state machine of a box.
+//!
+//! The *phase* follows the shim:
+//!
+//! ```text
+//!                           begin_start
+//!               +------------------------------> Starting -------+
+//!               |                                 |    |         |
+//!               | <--------- cancel_start --------+    |         |
+//!               |                                      |         |
+//!               |                                 set_running    | set_exited
+//!               |                                      |         | (the start
+//!               |   set_running (re-attached)          v         |  failed)
+//!   new ----> Idle ----------------------------> Running         |
+//!               | |                                    |         |
+//!               | | set_exited                    set_exited     |
+//!               | | (ended offline)                    |         |
+//!               | |                                    v         |
+//!               | +----------------------------> Exited <--------+
+//!               |                                  |
+//!               +<---------- finish_run -----------+
+//! ```
+//!
+//! The *gate* decides which operations may begin:
+//!
+//! ```text
+//!              close                begin_removal             mark_removed
+//!   Closed <---------- Open <-----------------------> Removing ---------> Removed
+//!                                   cancel_removal
+//! ```
+//!
+//! A state performs no I/O. [`MicroBox`](super::MicroBox) locks it, reads and writes the files of
+//! the box, and publishes its changes.
+
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
-use vmm_protocol::{Ending, FileError};
+use shim_reaper::ShimHandle;
+use tokio_util::sync::CancellationToken;
+use vmm_protocol::FileError;
 
-use super::gate::Gate;
-use super::phase::Phase;
-use super::{BoxInfo, BoxRecord, BoxStatus, Outcome};
-use crate::process::Litter;
-use crate::{HealthState, Probe, ShimHandler};
+use super::{BoxRecord, Outcome, ShutdownTarget, StartDecision};
+use crate::process::CleanupTarget;
+use crate::{HealthState, RuntimeError, ShimHandler};
 
-/// What a box is and does at one moment.
+/// The phase of a box's shim.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// No shim, and no unreported exit.
+    Idle,
+    /// A start is in progress.
+    Starting {
+        /// Cancels the start.
+        interrupt: CancellationToken,
+        /// The shim, once it is spawned.
+        shim: Option<ShimHandle>,
+    },
+    /// The payload is ready. The shim may have exited since.
+    Running {
+        shim: Arc<ShimHandler>,
+        stop_requested: bool,
+        /// Whether the watchdog hung up with an earlier runtime, so that the shim is about to end.
+        watchdog_lost: bool,
+    },
+    /// The run has ended, and the exit is not reported yet. It is saved before it is reported.
+    Exited {
+        /// `None` for a failed start.
+        shim: Option<Arc<ShimHandler>>,
+        outcome: Outcome,
+    },
+}
+
+/// Which operations may begin on a box.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gate {
+    /// All.
+    Open,
+    /// None: a removal is in progress.
+    Removing,
+    /// None: the box was removed.
+    Removed,
+    /// None: the runtime is shutting down.
+    Closed,
+}
+
+/// The state of a box at one moment.
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) record: BoxRecord,
-    /// Rises with every change of the record.
+    /// Incremented with every change of the record.
     pub(super) version: u64,
-    /// Why `box.json` could not be read; the record is then a stand-in, and never written.
+    /// The version of the record on disk.
+    pub(super) saved_version: u64,
+    /// Why `box.json` could not be read. The record is then a placeholder and is never written.
     pub(super) damage: Option<Arc<FileError>>,
     pub(super) phase: Phase,
     pub(super) gate: Gate,
     pub(super) health: Option<HealthState>,
     pub(super) started_at: Option<Timestamp>,
     pub(super) updated_at: Timestamp,
-    /// What is still to be searched for.
-    pub(super) litter: Option<Litter>,
+    /// What must still be cleaned up after the last run.
+    pub(super) cleanup_target: Option<CleanupTarget>,
+    /// Whether a background task retries the cleanup.
+    pub(super) is_retrying: bool,
 }
 
 impl State {
-    /// What is to be is unknown for a damaged box; not to end it is the safe side.
+    /// Creates the state of a box in the phase `Idle`. `damage` is why `box.json` could not be read.
+    pub(super) fn new(record: BoxRecord, damage: Option<FileError>) -> Self {
+        let last = record.last.as_ref();
+        Self {
+            updated_at: last.map_or(record.created_at, |last| last.at),
+            health: record.health_after_exit(),
+            record,
+            version: 0,
+            saved_version: 0,
+            damage: damage.map(Arc::new),
+            phase: Phase::Idle,
+            gate: Gate::Open,
+            started_at: None,
+            cleanup_target: None,
+            is_retrying: false,
+        }
+    }
+
+    pub(super) fn not_found(&self) -> RuntimeError {
+        RuntimeError::NotFound {
+            wanted: self.record.id.clone(),
+        }
+    }
+
+    /// Fails unless operations may begin.
+    pub(super) fn check_gate(&self) -> Result<(), RuntimeError> {
+        match self.gate {
+            Gate::Open => Ok(()),
+            Gate::Removing | Gate::Removed => Err(self.not_found()),
+            Gate::Closed => Err(RuntimeError::Closed),
+        }
+    }
+
+    /// Decides what a start must do, and enters the phase `Starting` if that is to launch a shim.
+    /// Cancelling `closing` cancels the start.
+    pub(super) fn begin_start(
+        &mut self,
+        closing: &CancellationToken,
+    ) -> Result<StartDecision, RuntimeError> {
+        match &self.phase {
+            Phase::Running {
+                shim,
+                watchdog_lost,
+                ..
+            } if *watchdog_lost || shim.try_exit().is_some() => {
+                return Ok(StartDecision::AwaitExit(Arc::clone(shim)));
+            }
+            Phase::Running { .. } => return Ok(StartDecision::Running),
+            Phase::Exited { .. } => return Ok(StartDecision::NeedsCleanup),
+            Phase::Idle | Phase::Starting { .. } => {}
+        }
+        // A search could not distinguish the orphans from the processes of a new run.
+        if self.cleanup_target.is_some() {
+            return Ok(StartDecision::NeedsCleanup);
+        }
+        if let Some(damage) = &self.damage {
+            return Err(RuntimeError::Damaged {
+                id: self.record.id.clone(),
+                source: Arc::clone(damage),
+            });
+        }
+        let interrupt = closing.child_token();
+        self.phase = Phase::Starting {
+            interrupt: interrupt.clone(),
+            shim: None,
+        };
+        Ok(StartDecision::Launch {
+            spec: Box::new(self.record.instance_spec()),
+            interrupt,
+        })
+    }
+
+    /// Stores the shim of the start in progress.
+    pub(super) fn set_spawned(&mut self, spawned: &ShimHandle) {
+        if let Phase::Starting { shim, .. } = &mut self.phase {
+            *shim = Some(spawned.clone());
+        }
+    }
+
+    /// Returns the shim of the start in progress, once it is spawned.
+    pub(super) fn starting_shim(&self) -> Option<ShimHandle> {
+        match &self.phase {
+            Phase::Starting { shim, .. } => shim.clone(),
+            _ => None,
+        }
+    }
+
+    /// Interrupts the start in progress, if there is one. Its task then leaves the phase
+    /// `Starting`.
+    pub(super) fn interrupt_start(&self) {
+        if let Phase::Starting { interrupt, .. } = &self.phase {
+            interrupt.cancel();
+        }
+    }
+
+    /// Returns to the phase `Idle` after an interrupted start.
+    pub(super) fn cancel_start(&mut self) {
+        self.phase = Phase::Idle;
+    }
+
+    /// Returns whether the box outlives the runtime. The spec of a damaged box is unknown; keeping
+    /// its shim is the safe choice.
     pub(super) fn is_detached(&self) -> bool {
         self.record.spec.detached || self.damage.is_some()
     }
 
-    pub(super) fn run(&mut self, shim: ShimHandler, ending: bool) -> Arc<ShimHandler> {
+    /// Enters the phase `Running`.
+    pub(super) fn set_running(
+        &mut self,
+        shim: ShimHandler,
+        watchdog_lost: bool,
+    ) -> Arc<ShimHandler> {
         let shim = Arc::new(shim);
-        self.phase = Phase::Up {
+        self.phase = Phase::Running {
             shim: Arc::clone(&shim),
             stop_requested: false,
-            ending,
+            watchdog_lost,
         };
-        self.health = self
-            .record
-            .spec
-            .health
-            .is_some()
-            .then_some(HealthState::Starting);
+        let check = self.record.spec.health.as_ref();
+        self.health = check.map(|_| HealthState::Starting);
         self.updated_at = Timestamp::now();
         shim
     }
 
+    /// Marks the exit of a running shim as requested, and returns the shim.
     pub(super) fn request_stop(&mut self) -> Option<Arc<ShimHandler>> {
         match &mut self.phase {
-            Phase::Up {
+            Phase::Running {
                 shim,
                 stop_requested,
                 ..
@@ -63,124 +245,154 @@ impl State {
         }
     }
 
-    /// Whether a shim runs, or is being started.
+    /// Returns whether a shim is running or being started.
     pub(super) fn is_busy(&self) -> bool {
         match &self.phase {
             Phase::Starting { .. } => true,
-            Phase::Up { shim, .. } => shim.try_exit().is_none(),
-            Phase::Down | Phase::Ended { .. } => false,
+            Phase::Running { shim, .. } => shim.try_exit().is_none(),
+            Phase::Idle | Phase::Exited { .. } => false,
         }
     }
 
-    /// Probes are no children of the shim, which therefore cannot see to what they start.
-    pub(super) fn has_probes(&self) -> bool {
-        let check = self.record.spec.health.as_ref();
-        check.is_some_and(|check| matches!(check.probe, Probe::Command { .. }))
+    /// Lets no other operation begin. Returns the shim that the removal must kill, if there is one.
+    pub(super) fn begin_removal(
+        &mut self,
+        force: bool,
+    ) -> Result<Option<Arc<ShimHandler>>, RuntimeError> {
+        self.check_gate()?;
+        if !force && self.is_busy() {
+            return Err(RuntimeError::Running {
+                id: self.record.id.clone(),
+            });
+        }
+        self.gate = Gate::Removing;
+        self.interrupt_start();
+        Ok(self.request_stop())
     }
 
-    pub(super) fn shut_gate(&mut self) {
+    /// Lets operations begin again after a failed removal.
+    pub(super) fn cancel_removal(&mut self) {
+        if self.gate == Gate::Removing {
+            self.gate = Gate::Open;
+        }
+    }
+
+    /// Lets no operation begin any more because the box was removed.
+    pub(super) fn mark_removed(&mut self) {
+        self.gate = Gate::Removed;
+    }
+
+    /// Lets no further operation begin because the runtime is closing.
+    pub(super) fn close(&mut self) {
         if self.gate == Gate::Open {
             self.gate = Gate::Closed;
         }
     }
 
-    /// Notes how the run has ended, to be saved and then [reported](Self::report).
-    pub(super) fn note_end(&mut self, shim: Option<Arc<ShimHandler>>, outcome: Outcome) {
-        self.phase = Phase::Ended { shim, outcome };
+    /// Closes the gate because the runtime shuts down. Returns the shim that must end with it, if
+    /// there is one.
+    pub(super) fn begin_shutdown(&mut self) -> Option<ShutdownTarget> {
+        self.close();
+        let grace = self.record.spec.stop_grace;
+        let detached = self.is_detached();
+        match &mut self.phase {
+            Phase::Starting { interrupt, shim } => {
+                interrupt.cancel();
+                shim.clone().map(|shim| ShutdownTarget {
+                    shim,
+                    grace: Duration::ZERO,
+                })
+            }
+            Phase::Running {
+                shim,
+                stop_requested,
+                ..
+            } if !detached => {
+                *stop_requested = true;
+                Some(ShutdownTarget {
+                    shim: shim.handle().clone(),
+                    grace,
+                })
+            }
+            _ => None,
+        }
+    }
+
+    /// Closes the gate because the runtime was dropped, and releases the watchdog, so that an
+    /// attached shim ends.
+    pub(super) fn release_watchdog(&mut self) {
+        self.close();
+        match &self.phase {
+            Phase::Idle | Phase::Exited { .. } => {}
+            Phase::Starting { interrupt, shim } => {
+                interrupt.cancel();
+                // No task may be left that could kill it.
+                if let Some(shim) = shim {
+                    let _ = shim.signal(vmm_protocol::KILL_SIGNAL);
+                }
+            }
+            Phase::Running { shim, .. } => shim.release_watchdog(),
+        }
+    }
+
+    /// Returns whether the shim has exited and the exit is not reported yet.
+    pub(super) fn has_unreported_exit(&self) -> bool {
+        match &self.phase {
+            Phase::Running { shim, .. } => shim.try_exit().is_some(),
+            Phase::Exited { .. } => true,
+            Phase::Idle | Phase::Starting { .. } => false,
+        }
+    }
+
+    /// Returns whether `box.json` is up to date. That of a damaged box is never written.
+    pub(super) fn is_saved(&self) -> bool {
+        self.version == self.saved_version || self.damage.is_some()
+    }
+
+    /// Returns whether nothing of the last run is left to report, clean up or save.
+    pub(super) fn is_clean(&self) -> bool {
+        self.gate == Gate::Removed
+            || self.cleanup_target.is_none()
+                && self.is_saved()
+                && !matches!(self.phase, Phase::Exited { .. })
+    }
+
+    /// Enters the phase `Exited`. The caller saves the outcome and then calls
+    /// [`finish_run`](Self::finish_run).
+    pub(super) fn set_exited(&mut self, shim: Option<Arc<ShimHandler>>, outcome: Outcome) {
+        self.phase = Phase::Exited { shim, outcome };
         self.version += 1;
     }
 
-    /// From now on the noted end is what the box shows. Returns whether the box was running;
-    /// `None` if no end is noted.
-    pub(super) fn report(&mut self) -> Option<bool> {
-        if !matches!(self.phase, Phase::Ended { .. }) {
+    /// Leaves the phase `Exited` and makes the outcome visible. Returns whether the box was
+    /// running, or `None` in another phase.
+    pub(super) fn finish_run(&mut self) -> Option<bool> {
+        if !matches!(self.phase, Phase::Exited { .. }) {
             return None;
         }
-        let Phase::Ended { shim, outcome } = std::mem::replace(&mut self.phase, Phase::Down) else {
+        let Phase::Exited { shim, outcome } = std::mem::replace(&mut self.phase, Phase::Idle)
+        else {
             return None;
         };
         self.updated_at = outcome.at;
         self.record.last = Some(outcome);
-        self.health = self.record.health_when_down();
+        self.health = self.record.health_after_exit();
         Some(shim.is_some())
     }
 
-    /// As it is to be on disk.
+    /// Returns the record to write to disk.
     pub(super) fn to_record(&self) -> BoxRecord {
         let mut record = self.record.clone();
-        if let Phase::Ended { outcome, .. } = &self.phase {
+        if let Phase::Exited { outcome, .. } = &self.phase {
             record.last = Some(outcome.clone());
         }
-        record.cleanup_due = self.litter.is_some();
+        record.cleanup_due = self.cleanup_target.is_some();
         record
     }
 
-    pub(super) fn set_litter(&mut self, litter: Option<Litter>) {
-        self.litter = litter;
+    /// Sets what must be cleaned up; `None` if nothing is left.
+    pub(super) fn set_cleanup_target(&mut self, cleanup_target: Option<CleanupTarget>) {
+        self.cleanup_target = cleanup_target;
         self.version += 1;
-    }
-
-    pub(super) fn info(&self) -> BoxInfo {
-        let shim = match &self.phase {
-            Phase::Up { shim, .. } => Some(shim),
-            // Until it is reported.
-            Phase::Ended { shim, .. } => shim.as_ref(),
-            _ => None,
-        };
-        self.info_of(shim, self.record.last.as_ref())
-    }
-
-    /// As if the last run had ended like this.
-    pub(super) fn info_after(&self, outcome: &Outcome) -> BoxInfo {
-        self.info_of(None, Some(outcome))
-    }
-
-    fn info_of(&self, shim: Option<&Arc<ShimHandler>>, last: Option<&Outcome>) -> BoxInfo {
-        let BoxRecord {
-            id,
-            created_at,
-            spec,
-            ..
-        } = &self.record;
-        let last = match shim {
-            Some(_) => None,
-            None => last,
-        };
-        let ending: Option<&Ending> = last.and_then(|last| last.ending.as_ref());
-        let damage = self.damage.as_ref().map(ToString::to_string);
-        BoxInfo {
-            id: id.clone(),
-            name: spec.name.clone(),
-            status: match (shim, last) {
-                (Some(_), _) => BoxStatus::Running,
-                (None, None) if damage.is_some() => BoxStatus::Failed,
-                (None, None) => BoxStatus::Configured,
-                (None, Some(last)) => last.status,
-            },
-            stopping: shim.is_some()
-                && match self.phase {
-                    Phase::Up {
-                        stop_requested,
-                        ending,
-                        ..
-                    } => stop_requested || ending,
-                    _ => true,
-                },
-            health: self.health,
-            pid: shim.map(|shim| shim.pid()),
-            payload_pid: shim.and_then(|shim| shim.payload_pid()),
-            exit_code: ending.map(Ending::shell_code),
-            signal: ending.and_then(Ending::signal),
-            ending: ending.cloned(),
-            error: damage.or_else(|| last.and_then(|last| last.error.clone())),
-            detached: spec.detached,
-            cpus: spec.payload.cpus,
-            memory_mib: spec.payload.memory_mib,
-            pids: spec.payload.pids,
-            labels: spec.labels.clone(),
-            created_at: *created_at,
-            updated_at: self.updated_at,
-            started_at: self.started_at,
-        }
     }
 }

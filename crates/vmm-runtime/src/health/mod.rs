@@ -1,24 +1,23 @@
-//! Whether a box that runs also works.
+//! Health checks of running boxes.
 
 mod options;
 mod probe;
 mod state;
-mod streak;
 
 use std::path::Path;
 use std::time::Instant;
 
 pub use options::HealthCheckOptions;
 pub use probe::Probe;
-pub(crate) use probe::Probes;
+pub(crate) use probe::ProbeRunner;
 pub use state::HealthState;
-use streak::Streak;
+use state::Streak;
 
-/// Probes a box again and again, and reports what follows from it. Never returns.
-pub(crate) async fn check(
+/// Probes a box periodically and reports the health state after each probe. Never returns.
+pub(crate) async fn run_checks(
     options: &HealthCheckOptions,
     dir: &Path,
-    probes: &Probes,
+    probes: &ProbeRunner,
     report: impl Fn(HealthState),
 ) {
     let options = &options.clone().with_defaults();
@@ -26,16 +25,17 @@ pub(crate) async fn check(
     let mut streak = Streak::default();
     loop {
         let starting = started.elapsed() < options.start_period;
-        tokio::time::sleep(match starting {
-            true => options.start_interval.min(options.interval),
-            false => options.interval,
-        })
-        .await;
+        let pause = if starting {
+            options.start_interval.min(options.interval)
+        } else {
+            options.interval
+        };
+        tokio::time::sleep(pause).await;
         let in_start_period = started.elapsed() < options.start_period;
         let probe = options.probe.run(dir, probes);
         let healthy = tokio::time::timeout(options.timeout, probe)
             .await
             .unwrap_or(false);
-        report(streak.extend(healthy, in_start_period, options.retries));
+        report(streak.record(healthy, in_start_period, options.retries));
     }
 }

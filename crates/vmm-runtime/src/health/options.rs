@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Probe;
 
-/// How, and how often, to look whether a box works: as Docker's `HEALTHCHECK` defines it. Zero, but
-/// for the start period, means the default.
+/// The options of a health check, with the semantics of Docker's `HEALTHCHECK`. A zero means the
+/// default, except for the start period.
 ///
 /// ```
 /// use std::time::Duration;
@@ -17,77 +17,79 @@ use super::Probe;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct HealthCheckOptions {
-    /// What to do.
+    /// The probe.
     pub probe: Probe,
-    /// From the start to the first probe, and from one to the next; 30 s by default.
-    #[serde(with = "crate::serde_millis", default = "half_a_minute")]
+    /// The time from the start to the first probe, and between probes; 30 s by default.
+    #[serde(with = "crate::serde_millis", default = "default_interval")]
     pub interval: Duration,
-    /// How long a probe may take before it counts as failed; 30 s by default.
-    #[serde(with = "crate::serde_millis", default = "half_a_minute")]
+    /// The time after which a probe counts as failed; 30 s by default.
+    #[serde(with = "crate::serde_millis", default = "default_interval")]
     pub timeout: Duration,
-    /// How many have to fail in a row; 3 by default.
-    #[serde(default = "three")]
+    /// The number of consecutive failures that make a box unhealthy; 3 by default.
+    #[serde(default = "default_retries")]
     pub retries: u32,
-    /// How long failures do not count after the start, unless a probe succeeds; 0 by default.
+    /// The time after the start during which failures do not count, until a probe succeeds; 0 by
+    /// default.
     #[serde(with = "crate::serde_millis", default)]
     pub start_period: Duration,
-    /// From one probe to the next during the start period; 5 s by default, and never more than
-    /// the interval.
-    #[serde(with = "crate::serde_millis", default = "five_seconds")]
+    /// The time between probes during the start period; 5 s by default, and never more than the
+    /// interval.
+    #[serde(with = "crate::serde_millis", default = "default_start_interval")]
     pub start_interval: Duration,
 }
 
-fn half_a_minute() -> Duration {
+fn default_interval() -> Duration {
     Duration::from_secs(30)
 }
 
-fn five_seconds() -> Duration {
+fn default_start_interval() -> Duration {
     Duration::from_secs(5)
 }
 
-fn three() -> u32 {
+fn default_retries() -> u32 {
     3
 }
 
 impl HealthCheckOptions {
-    /// A command, its program first, that exits with 0 when the box works. It runs on the host, in
-    /// the box's directory.
+    /// Creates a health check that runs a command on the host, in the box's directory. The first
+    /// element is the program. Exit code 0 means healthy.
     pub fn command<S: Into<String>>(command: impl IntoIterator<Item = S>) -> Self {
         Self::of(Probe::Command {
             command: command.into_iter().map(Into::into).collect(),
         })
     }
 
-    /// A Unix socket, relative to the box's directory, at which the payload answers.
+    /// Creates a health check that pings a Unix socket of the payload. The path is relative to the
+    /// box's directory.
     pub fn socket(path: impl Into<std::path::PathBuf>) -> Self {
         Self::of(Probe::Socket { path: path.into() })
     }
 
-    /// The defaults, with this probe.
+    /// Creates a health check with this probe and the default times.
     pub fn of(probe: Probe) -> Self {
         Self {
             probe,
-            interval: half_a_minute(),
-            timeout: half_a_minute(),
-            retries: three(),
+            interval: default_interval(),
+            timeout: default_interval(),
+            retries: default_retries(),
             start_period: Duration::ZERO,
-            start_interval: five_seconds(),
+            start_interval: default_start_interval(),
         }
     }
 
-    /// As in Docker, zero means the default.
+    /// Replaces zeros with the defaults, as Docker does.
     pub(super) fn with_defaults(mut self) -> Self {
         for (value, default) in [
-            (&mut self.interval, half_a_minute()),
-            (&mut self.timeout, half_a_minute()),
-            (&mut self.start_interval, five_seconds()),
+            (&mut self.interval, default_interval()),
+            (&mut self.timeout, default_interval()),
+            (&mut self.start_interval, default_start_interval()),
         ] {
             if value.is_zero() {
                 *value = default;
             }
         }
         if self.retries == 0 {
-            self.retries = three();
+            self.retries = default_retries();
         }
         self
     }

@@ -13,42 +13,44 @@ use tokio::net::UnixStream;
 use vmm_protocol::BOX_DIR_VARIABLE;
 
 use crate::ShimProgram;
-use crate::process::caretaker;
+use crate::process::process_wide_reaper;
 
-/// What a health check does.
+/// A probe of a health check.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Probe {
-    /// Runs a command on the host, in the box's directory, which is also in `VMM_BOX_DIR`.
-    /// Healthy if it exits with 0. What of its process group is left then, or when it takes too
-    /// long, is killed. It dies with the runtime.
+    /// Runs a command on the host, in the box's directory, whose path is also in the variable
+    /// `VMM_BOX_DIR`. Healthy if it exits with 0. Processes of its group that remain after its
+    /// exit, or after the timeout, are killed. The command dies with the runtime. The [process-wide
+    /// reaper](crate#process-wide-state) reaps it.
     Command {
         /// The program and its arguments.
         command: Vec<String>,
     },
-    /// Connects to a Unix socket of the payload, says `ping` and a newline, and is healthy when
-    /// anything comes back: a stuck payload still accepts connections. A server that speaks HTTP
-    /// answers as well, if only to complain.
+    /// Connects to a Unix socket of the payload and sends `ping` and a newline. Healthy if the
+    /// payload sends at least one byte: a stuck payload still accepts connections. An HTTP server
+    /// also passes, because it sends an error response.
     Socket {
-        /// Relative to the box's directory; shorter than 108 bytes with that, `unix(7)`.
+        /// The path of the socket, relative to the box's directory. The full path must be shorter
+        /// than 108 bytes, `unix(7)`.
         path: PathBuf,
     },
 }
 
-/// What runs the commands of probes.
+/// The runner of probe commands.
 #[derive(Debug)]
-pub(crate) struct Probes {
+pub(crate) struct ProbeRunner {
     program: ShimProgram,
 }
 
-impl Probes {
+impl ProbeRunner {
     pub(crate) fn new(program: ShimProgram) -> Self {
         Self { program }
     }
 }
 
-/// Without the arguments, which can hold secrets.
+/// Omits the arguments, which can contain secrets.
 impl fmt::Debug for Probe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -59,8 +61,8 @@ impl fmt::Debug for Probe {
 }
 
 impl Probe {
-    /// Whether the box works. What a probe has started ends with the future.
-    pub(super) async fn run(&self, dir: &Path, probes: &Probes) -> bool {
+    /// Returns whether the box is healthy. Dropping the future kills the processes of the probe.
+    pub(super) async fn run(&self, dir: &Path, probes: &ProbeRunner) -> bool {
         let healthy = match self {
             Self::Command { command } => run_command(command, dir, probes).await,
             Self::Socket { path } => ping(&dir.join(path)).await,
@@ -72,9 +74,10 @@ impl Probe {
     }
 }
 
-async fn run_command(command: &[String], dir: &Path, probes: &Probes) -> io::Result<bool> {
+/// Runs a probe command and returns whether it exited with 0.
+async fn run_command(command: &[String], dir: &Path, probes: &ProbeRunner) -> io::Result<bool> {
     if command.is_empty() {
-        return Err(io::Error::other("the probe has no command"));
+        return Err(io::Error::other("the health probe has an empty command"));
     }
     let mut command = probes.program.bound_command(command);
     command
@@ -84,26 +87,27 @@ async fn run_command(command: &[String], dir: &Path, probes: &Probes) -> io::Res
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     let options = SpawnOptions::new().process_group(true);
-    let process = Group(caretaker()?.spawn_with(command, options).await?);
+    let process = ProcessGroup(process_wide_reaper()?.spawn_with(command, options).await?);
     let exit = process.0.clone().await.map_err(io::Error::other)?;
     Ok(exit.success())
 }
 
+/// Pings the payload over its socket and returns whether it responded.
 async fn ping(path: &Path) -> io::Result<bool> {
     let mut socket = UnixStream::connect(path).await?;
     socket.write_all(b"ping\n").await?;
-    let mut answer = [0; 1];
-    Ok(socket.read(&mut answer).await? > 0)
+    let mut response = [0; 1];
+    Ok(socket.read(&mut response).await? > 0)
 }
 
-/// A process group that ends with this.
-struct Group(ShimHandle);
+/// A process group that is killed on drop.
+struct ProcessGroup(ShimHandle);
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         let leader = Pid::from_raw(self.0.pid().cast_signed());
-        // As long as a group has members, nobody else gets its number: it is its own while its
-        // leader runs, and when there are members without a leader.
+        // The number of a process group cannot be reused while the group has members. So it is
+        // still this group if its leader runs, or if it has members but no leader.
         if self.0.is_running() || kill(leader, None) == Err(Errno::ESRCH) {
             let _ = killpg(leader, Signal::SIGKILL);
         }

@@ -7,30 +7,31 @@ use crate::boxes::{BoxRecord, MicroBox};
 use crate::core::Core;
 use crate::{BoxInfo, BoxSpec, RuntimeError};
 
-/// A box exists once it is whole on disk.
+/// Creates a box. It exists once its directory is complete on disk.
 pub(crate) async fn create(core: Arc<Core>, spec: BoxSpec) -> Result<BoxInfo, RuntimeError> {
     spec.check()?;
     let id = core.new_id();
     let name = spec.name.clone();
     if let Some(name) = &name {
-        core.boxes.reserve(name, &id)?;
+        core.boxes.reserve_name(name, &id)?;
     }
     let record = BoxRecord::new(id.clone(), Timestamp::now(), spec);
-    let written = core
-        .on_disk({
+    let result = core
+        .run_on_disk({
             let home = core.home.clone();
             let record = record.clone();
             move || home.create_box(&record.id, |dir| record.write(&dir.join(FILES.spec)))
         })
         .await;
-    if let Err(error) = written {
+    if let Err(error) = result {
         if let Some(name) = &name {
-            core.boxes.release(name);
+            core.boxes.release_name(name);
         }
         return Err(error);
     }
     let dir = core.home.box_dir(&id);
-    let made = Arc::new(MicroBox::new(record, None, dir, Arc::clone(&core.herald)));
-    core.boxes.insert(Arc::clone(&made), MicroBox::tell_created);
-    Ok(made.info())
+    let bx = Arc::new(MicroBox::new(record, None, dir, Arc::clone(&core.events)));
+    core.boxes
+        .insert(Arc::clone(&bx), MicroBox::publish_created);
+    Ok(bx.info())
 }

@@ -1,5 +1,4 @@
-//! The ways of a box's shim: how it is started, followed, stopped, removed, found again, and ended
-//! with the runtime.
+//! The operations on boxes: create, start, supervise, stop, remove, recover, and shut down.
 
 mod create;
 mod recover;
@@ -16,10 +15,5 @@ pub use shut_down::RuntimeShutdown;
 pub(crate) use shut_down::shut_down;
 pub(crate) use start::start;
 pub(crate) use stop::stop;
-use supervise::keep_tidying;
-pub(crate) use supervise::{settle, settled, supervise, tidy_up};
-
-use std::time::Duration;
-
-/// How long a process may survive SIGKILL before an operation gives up on it.
-pub(crate) const STUCK_AFTER: Duration = Duration::from_secs(10);
+use supervise::retry_cleanup;
+pub(crate) use supervise::{cleanup, observe_exit, supervise, wait_exit_observed};

@@ -3,94 +3,95 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::stop::check;
-use super::{STUCK_AFTER, settle, tidy_up};
+use super::stop::check_killed;
+use super::{cleanup, observe_exit};
 use crate::boxes::MicroBox;
 use crate::core::Core;
-use crate::process::procfs;
+use crate::process::{SIGKILL_TIMEOUT, procfs};
 use crate::{RuntimeError, ShimHandler};
 
-/// How often to look whether a zombie that is somebody else's is gone.
-const LOOK_EVERY: Duration = Duration::from_millis(2);
-const COLLECTED_WITHIN: Duration = Duration::from_secs(2);
+/// How often to check whether the parent of a zombie has reaped it.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
+const ZOMBIE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long to wait for the removal of its directory, which a payload can fill without end.
-const REMOVED_WITHIN: Duration = Duration::from_secs(10);
+/// How long to wait for the removal of a directory: a payload can fill it without limit.
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Returns when nothing of the box is left: no process, no file; but perhaps a zombie that is
-/// another process's to collect, and files that take long to remove.
+/// Removes a box. Returns when no process and no file of the box is left, except for a zombie that
+/// another process must reap, and files that take long to remove.
 pub(crate) async fn remove(
     core: Arc<Core>,
-    removed: Arc<MicroBox>,
+    bx: Arc<MicroBox>,
     force: bool,
 ) -> Result<(), RuntimeError> {
-    let _removal = removed.removal.lock().await;
-    let shim = removed.begin_removal(force)?;
-    let kept = Kept(&removed);
-    clear_away(&core, &removed, shim).await?;
-    std::mem::forget(kept);
+    let _removal = bx.removal_lock.lock().await;
+    let shim = bx.begin_removal(force)?;
+    let rollback = CancelRemovalOnDrop(&bx);
+    remove_contents(&core, &bx, shim).await?;
+    std::mem::forget(rollback);
     Ok(())
 }
 
-/// A box that could not be removed after all.
-struct Kept<'a>(&'a MicroBox);
+/// Lets operations on the box begin again when a removal fails or is dropped.
+struct CancelRemovalOnDrop<'a>(&'a MicroBox);
 
-impl Drop for Kept<'_> {
+impl Drop for CancelRemovalOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.keep();
+        self.0.cancel_removal();
     }
 }
 
-async fn clear_away(
+/// Kills the shim and removes the files of a box, whose gate is closed for other operations.
+async fn remove_contents(
     core: &Arc<Core>,
-    removed: &Arc<MicroBox>,
+    bx: &Arc<MicroBox>,
     shim: Option<Arc<ShimHandler>>,
 ) -> Result<(), RuntimeError> {
-    // Before the turn: a stop with a long grace may have it, and ends with this.
+    // Before the lock: a stop with a long grace period may hold it, and ends when the shim does.
     if let Some(shim) = shim {
-        check(removed, shim.pid(), timeout(STUCK_AFTER, shim.kill()).await)?;
-        let _ = settle(core, removed).await;
-        until_collected(removed, shim.pid()).await;
+        check_killed(bx, shim.pid(), timeout(SIGKILL_TIMEOUT, shim.kill()).await)?;
+        let _ = observe_exit(core, bx).await;
+        wait_reaped(bx, shim.pid()).await;
     }
-    let _turn = removed.turn.lock().await;
-    tidy_up(core, removed).await?;
+    let _operation = bx.operation_lock.lock().await;
+    cleanup(core, bx).await?;
     let remnant = core
-        .on_disk({
+        .run_on_disk({
             let home = core.home.clone();
-            let id = removed.id().to_owned();
+            let id = bx.id().to_owned();
             move || home.set_aside(&id)
         })
         .await?;
     if let Some(remnant) = remnant
-        && timeout(REMOVED_WITHIN, core.remove_remnant(remnant))
+        && timeout(REMOVAL_TIMEOUT, core.remove_remnant(remnant))
             .await
             .is_err()
     {
-        let id = removed.id();
+        let id = bx.id();
         tracing::warn!(
             id,
-            "its directory is large: the removal goes on in the background"
+            "the directory of the removed box is large; removing it in the background"
         );
     }
-    core.boxes.remove(removed.id());
-    removed.removed();
+    core.boxes.remove(bx.id());
+    bx.mark_removed();
     Ok(())
 }
 
-/// Its death is known, and so the number is its zombie's until it is collected. By the reaper that
-/// is at once; whoever else is to do it, is waited for, and may never do it.
-async fn until_collected(removed: &MicroBox, pid: u32) {
-    let deadline = Instant::now() + COLLECTED_WITHIN;
+/// Waits until the zombie of a dead shim is reaped. Our reaper does that at once. Another parent
+/// may never do it, so the wait is bounded.
+async fn wait_reaped(bx: &MicroBox, pid: u32) {
+    let deadline = Instant::now() + ZOMBIE_TIMEOUT;
     while procfs::is_zombie(pid) {
         if Instant::now() >= deadline {
-            let id = removed.id();
+            let id = bx.id();
             tracing::warn!(
                 id,
                 pid,
-                "its shim stays a zombie until its parent collects it"
+                "the shim remains a zombie until its parent reaps it"
             );
             return;
         }
-        sleep(LOOK_EVERY).await;
+        sleep(POLL_INTERVAL).await;
     }
 }

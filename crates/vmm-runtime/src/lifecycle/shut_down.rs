@@ -4,49 +4,50 @@ use futures::future::join_all;
 use shim_reaper::ShutdownReport;
 use tokio::time::{Instant, timeout};
 
-use super::{STUCK_AFTER, settle, tidy_up};
-use crate::boxes::Closing;
+use super::{cleanup, observe_exit};
+use crate::boxes::ShutdownTarget;
 use crate::core::Core;
-use crate::shim::end;
+use crate::process::SIGKILL_TIMEOUT;
+use crate::shim::terminate;
 
-/// What a shutdown of the runtime did, and left.
+/// The result of a shutdown of the runtime.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RuntimeShutdown {
-    /// The ids of the boxes that ran, or were being started, and have been stopped.
+    /// The ids of the boxes that were running or starting and have been stopped.
     pub stopped: Vec<String>,
-    /// The ids of the detached boxes that go on running.
+    /// The ids of the detached boxes that keep running.
     pub left_running: Vec<String>,
     /// The ids of the boxes whose shims survived SIGKILL.
     pub stuck: Vec<String>,
-    /// What the reaper says.
+    /// The report of the reaper.
     pub reaper: ShutdownReport,
 }
 
-/// How long what reads and writes files may delay the end, at each of two points.
-const HUNG_AFTER: Duration = Duration::from_secs(15);
+/// How long a hung disk may delay the shutdown, at each of two points.
+const DISK_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Longer than anybody waits, and short enough to be added to an instant.
-const NO_LIMIT: Duration = Duration::from_secs(1 << 32);
+/// The longest timeout: short enough to be added to an instant.
+const MAX_TIMEOUT: Duration = Duration::from_secs(1 << 32);
 
-/// Ends every box but the detached ones, then the reaper.
+/// Stops every attached box, then the reaper.
 pub(crate) async fn shut_down(core: &Core, limit: Duration) -> RuntimeShutdown {
     let mut report = RuntimeShutdown::default();
     core.closing.cancel();
-    let deadline = Instant::now() + limit.min(NO_LIMIT);
+    let deadline = Instant::now() + limit.min(MAX_TIMEOUT);
     let boxes = core.boxes.all();
-    let endings = boxes.iter().map(|ended| async move {
-        let closing = ended.close();
-        let outcome = match &closing {
-            Some(closing) => Some(end_by(closing, deadline).await),
+    let exits = boxes.iter().map(|bx| async move {
+        let target = bx.begin_shutdown();
+        let outcome = match &target {
+            Some(target) => Some(stop_by(target, deadline).await),
             None => None,
         };
-        // An end that cannot be settled now is below.
-        let _ = timeout(HUNG_AFTER, settle(core, ended)).await;
+        // If this fails, it is retried below.
+        let _ = timeout(DISK_TIMEOUT, observe_exit(core, bx)).await;
         outcome
     });
-    for (ended, outcome) in boxes.iter().zip(join_all(endings).await) {
-        let id = ended.id().to_owned();
+    for (bx, outcome) in boxes.iter().zip(join_all(exits).await) {
+        let id = bx.id().to_owned();
         match outcome {
             Some(true) => report.stopped.push(id),
             Some(false) => report.stuck.push(id),
@@ -54,38 +55,38 @@ pub(crate) async fn shut_down(core: &Core, limit: Duration) -> RuntimeShutdown {
         }
     }
     core.operations.close();
-    // They have been told to end, and each has a limit of its own, but for a disk that hangs.
-    if timeout(HUNG_AFTER, core.operations.wait()).await.is_err() {
-        tracing::warn!("not all that was under way has ended; it is given up");
+    // Every operation has been asked to stop, and has its own time limit unless a disk hangs.
+    if timeout(DISK_TIMEOUT, core.operations.wait()).await.is_err() {
+        tracing::warn!("timed out waiting for operations");
     }
-    report.reaper = core.stop_reaping();
-    for ended in &boxes {
-        // The reaper's last look may have found it ended.
-        if ended.shim().is_some_and(|shim| shim.try_exit().is_none())
-            && !report.stuck.iter().any(|id| id == ended.id())
+    report.reaper = core.stop_reaper();
+    for bx in &boxes {
+        // The final drain of the reaper may have found that it has ended.
+        if bx.shim().is_some_and(|shim| shim.try_exit().is_none())
+            && !report.stuck.iter().any(|id| id == bx.id())
         {
-            report.left_running.push(ended.id().to_owned());
+            report.left_running.push(bx.id().to_owned());
         }
     }
-    // What cannot be ended is logged, and left to the next runtime.
-    let tidied = join_all(boxes.iter().map(|ended| tidy_up(core, ended)));
-    if timeout(HUNG_AFTER, tidied).await.is_err() {
-        tracing::warn!("not all boxes are on disk as they are; the next runtime looks again");
+    // A failed cleanup is logged and left to the next runtime.
+    let cleanups = join_all(boxes.iter().map(|bx| cleanup(core, bx)));
+    if timeout(DISK_TIMEOUT, cleanups).await.is_err() {
+        tracing::warn!("timed out saving boxes; the next runtime recovers them");
     }
-    for ended in &boxes {
-        // Whatever the disk does.
-        ended.report_end();
+    for bx in &boxes {
+        // Even if the disk has refused to save it.
+        bx.report_exit();
     }
-    core.retire();
+    core.release_home();
     report
 }
 
-/// False if it is still there.
-async fn end_by(closing: &Closing, deadline: Instant) -> bool {
+/// Stops the shim. Returns whether it has ended.
+async fn stop_by(target: &ShutdownTarget, deadline: Instant) -> bool {
     let left = deadline.saturating_duration_since(Instant::now());
-    let grace = closing.grace.min(left);
-    let ended = end::gracefully(&closing.shim, grace);
-    timeout(grace.saturating_add(STUCK_AFTER), ended)
+    let grace = target.grace.min(left);
+    let exit = terminate::stop(&target.shim, grace);
+    timeout(grace.saturating_add(SIGKILL_TIMEOUT), exit)
         .await
         .is_ok()
 }

@@ -5,92 +5,100 @@ use std::sync::Arc;
 use tokio::time::timeout;
 use vmm_protocol::{FILES, FileError, InstanceSpec};
 
-use super::stop::check;
-use super::{STUCK_AFTER, keep_tidying, supervise, tidy_up};
-use crate::boxes::{Beginning, MicroBox};
+use super::stop::check_killed;
+use super::{cleanup, retry_cleanup, supervise};
+use crate::boxes::{MicroBox, StartDecision};
 use crate::core::Core;
+use crate::process::SIGKILL_TIMEOUT;
 use crate::{BoxInfo, RuntimeError, ShimHandler, StartError};
 use tokio_util::sync::CancellationToken;
 
-/// Returns when the payload is ready, at once if it runs already. `stops` is what the box's were
-/// when the start was asked for.
+/// Starts a box and returns when its payload is ready. `stop_epoch` is the number of stop requests
+/// when this start was requested.
 pub(crate) async fn start(
     core: Arc<Core>,
-    started: Arc<MicroBox>,
-    stops: u64,
+    bx: Arc<MicroBox>,
+    stop_epoch: u64,
 ) -> Result<BoxInfo, RuntimeError> {
-    // One that is under way may fail, and leave the box as it is.
-    drop(started.removal.lock().await);
-    let _turn = started.turn.lock().await;
+    // Waits for a removal in progress, which may fail and leave the box as it is.
+    drop(bx.removal_lock.lock().await);
+    let _operation = bx.operation_lock.lock().await;
     loop {
-        tidy_up(&core, &started).await?;
-        match started.begin_start(stops, &core.closing)? {
-            Beginning::Running => return Ok(started.info()),
-            Beginning::After(shim) => {
-                let grace = started.grace();
-                let limit = grace.saturating_add(STUCK_AFTER);
-                let ended = timeout(limit, shim.stop(grace)).await;
-                check(&started, shim.pid(), ended)?;
+        cleanup(&core, &bx).await?;
+        match bx.begin_start(stop_epoch, &core.closing)? {
+            StartDecision::Running => return Ok(bx.info()),
+            StartDecision::AwaitExit(shim) => {
+                let grace = bx.stop_grace();
+                let limit = grace.saturating_add(SIGKILL_TIMEOUT);
+                let exit = timeout(limit, shim.stop(grace)).await;
+                check_killed(&bx, shim.pid(), exit)?;
             }
-            Beginning::Begun { spec, interrupt } => {
-                return match launch(&core, &started, &spec, &interrupt).await {
+            StartDecision::Launch { spec, interrupt } => {
+                return match launch(&core, &bx, &spec, &interrupt).await {
                     Ok(shim) => {
-                        supervise(&core, &started, shim);
-                        Ok(started.info())
+                        supervise(&core, &bx, shim);
+                        Ok(bx.info())
                     }
-                    Err(error) => Err(fail(&core, &started, error).await),
+                    Err(error) => Err(handle_failed_start(&core, &bx, error).await),
                 };
             }
-            Beginning::Untidy => {}
-            Beginning::GivenUp => return Err(failure(&started, StartError::Interrupted)),
+            StartDecision::NeedsCleanup => {}
+            StartDecision::Cancelled => return Err(start_error(&bx, StartError::Interrupted)),
         }
     }
 }
 
+/// Spawns the shim and waits until the payload is ready.
 async fn launch(
     core: &Core,
-    started: &MicroBox,
+    bx: &MicroBox,
     spec: &InstanceSpec,
     interrupt: &CancellationToken,
 ) -> Result<Arc<ShimHandler>, StartError> {
-    clear_last_run(core, started).await?;
+    delete_run_files(core, bx).await?;
     let shim = core
         .controller
-        .start_unless(interrupt, started.dir(), spec, |shim| started.spawned(shim))
+        .start_cancellable(interrupt, bx.dir(), spec, |shim| bx.set_spawned(shim))
         .await?;
-    match started.started(shim) {
+    match bx.mark_started(shim) {
         Ok(shim) => Ok(shim),
         Err(shim) => {
-            // Whether it ends or is stuck, it is not this box's any more.
-            let _ = timeout(STUCK_AFTER, shim.kill()).await;
+            // Whether it ends or is stuck, it no longer belongs to the box.
+            let _ = timeout(SIGKILL_TIMEOUT, shim.kill()).await;
             Err(StartError::Interrupted)
         }
     }
 }
 
-async fn fail(core: &Arc<Core>, started: &Arc<MicroBox>, error: StartError) -> RuntimeError {
-    started.start_failed(&error);
-    let _ = tidy_up(core, started).await;
+/// Records a failed start, cleans up after it, and returns the error.
+async fn handle_failed_start(
+    core: &Arc<Core>,
+    bx: &Arc<MicroBox>,
+    error: StartError,
+) -> RuntimeError {
+    bx.mark_start_failed(&error);
+    let _ = cleanup(core, bx).await;
     if let StartError::Interrupted = error {
-        // As if it had not been begun. The cleanup has read these files before.
-        let _ = clear_last_run(core, started).await;
+        // Restores the state before the start. The cleanup has already read these files.
+        let _ = delete_run_files(core, bx).await;
     }
-    keep_tidying(core, Arc::clone(started));
-    failure(started, error)
+    retry_cleanup(core, Arc::clone(bx));
+    start_error(bx, error)
 }
 
-fn failure(started: &MicroBox, source: StartError) -> RuntimeError {
+/// Creates the error of a failed start.
+fn start_error(bx: &MicroBox, source: StartError) -> RuntimeError {
     RuntimeError::Start {
-        id: started.id().to_owned(),
+        id: bx.id().to_owned(),
         source,
     }
 }
 
-/// What the last run has left must not be taken for this one's.
-async fn clear_last_run(core: &Core, started: &MicroBox) -> Result<(), StartError> {
-    let files = FILES.run_files(started.dir());
-    let cleared = core
-        .on_disk(move || {
+/// Deletes the files of the previous run, which would otherwise be taken for those of this run.
+async fn delete_run_files(core: &Core, bx: &MicroBox) -> Result<(), StartError> {
+    let files = FILES.run_files(bx.dir());
+    let result = core
+        .run_on_disk(move || {
             for path in files {
                 match fs::remove_file(&path) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -102,7 +110,7 @@ async fn clear_last_run(core: &Core, started: &MicroBox) -> Result<(), StartErro
             Ok(())
         })
         .await;
-    cleared.map_err(|error| match error {
+    result.map_err(|error| match error {
         RuntimeError::File(error) => StartError::File(error),
         _ => StartError::Interrupted,
     })

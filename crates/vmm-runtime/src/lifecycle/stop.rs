@@ -4,43 +4,40 @@ use std::time::Duration;
 use shim_reaper::ReaperClosed;
 use tokio::time::timeout;
 
-use super::{STUCK_AFTER, tidy_up};
+use super::cleanup;
 use crate::boxes::MicroBox;
 use crate::core::Core;
+use crate::process::SIGKILL_TIMEOUT;
 use crate::{BoxInfo, RuntimeError};
 
-/// Gives up a start that is under way; a box that does not run is as good as stopped.
+/// Stops a box. Cancels a start in progress; succeeds if the box is not running.
 pub(crate) async fn stop(
     core: Arc<Core>,
-    stopped: Arc<MicroBox>,
+    bx: Arc<MicroBox>,
     grace: Duration,
 ) -> Result<BoxInfo, RuntimeError> {
-    stopped.give_up_starts();
-    let _turn = match timeout(grace, stopped.turn.lock()).await {
-        Ok(turn) => turn,
+    bx.cancel_starts();
+    let _operation = match timeout(grace, bx.operation_lock.lock()).await {
+        Ok(guard) => guard,
         Err(_) => {
-            // It may be that of a stop that is more patient than this one.
-            if let Some(shim) = stopped.request_stop()? {
-                check(
-                    &stopped,
-                    shim.pid(),
-                    timeout(STUCK_AFTER, shim.kill()).await,
-                )?;
+            // The holder may be a stop with a longer grace period.
+            if let Some(shim) = bx.request_stop()? {
+                check_killed(&bx, shim.pid(), timeout(SIGKILL_TIMEOUT, shim.kill()).await)?;
             }
-            stopped.turn.lock().await
+            bx.operation_lock.lock().await
         }
     };
-    if let Some(shim) = stopped.request_stop()? {
-        let ended = timeout(grace.saturating_add(STUCK_AFTER), shim.stop(grace)).await;
-        check(&stopped, shim.pid(), ended)?;
+    if let Some(shim) = bx.request_stop()? {
+        let exit = timeout(grace.saturating_add(SIGKILL_TIMEOUT), shim.stop(grace)).await;
+        check_killed(&bx, shim.pid(), exit)?;
     }
-    tidy_up(&core, &stopped).await?;
-    Ok(stopped.info())
+    cleanup(&core, &bx).await?;
+    Ok(bx.info())
 }
 
-/// Whether a shim that was killed has ended.
-pub(super) fn check<T>(
-    ended: &MicroBox,
+/// Converts the result of waiting for a killed shim.
+pub(super) fn check_killed<T>(
+    bx: &MicroBox,
     pid: u32,
     outcome: Result<Result<T, ReaperClosed>, tokio::time::error::Elapsed>,
 ) -> Result<T, RuntimeError> {
@@ -48,9 +45,9 @@ pub(super) fn check<T>(
         Ok(Ok(exit)) => Ok(exit),
         Ok(Err(ReaperClosed)) => Err(RuntimeError::Closed),
         Err(_) => Err(RuntimeError::Stuck {
-            id: ended.id().to_owned(),
+            id: bx.id().to_owned(),
             pid,
-            seconds: STUCK_AFTER.as_secs(),
+            seconds: SIGKILL_TIMEOUT.as_secs(),
         }),
     }
 }

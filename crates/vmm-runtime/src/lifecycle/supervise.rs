@@ -8,132 +8,138 @@ use crate::boxes::MicroBox;
 use crate::core::Core;
 use crate::{RuntimeError, ShimHandler, health};
 
-/// Between attempts to end strays.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The backoff between attempts of a cleanup.
+const MIN_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
-/// Follows a shim to its end, in a task of its own that ends with the runtime at the latest.
-pub(crate) fn supervise(core: &Arc<Core>, followed: &Arc<MicroBox>, shim: Arc<ShimHandler>) {
-    let followed = Arc::clone(followed);
+/// Spawns a task that waits for the exit of the shim, runs the health check until then, and cleans
+/// up. The task ends with the runtime at the latest.
+pub(crate) fn supervise(core: &Arc<Core>, bx: &Arc<MicroBox>, shim: Arc<ShimHandler>) {
+    let bx = Arc::clone(bx);
     let task = {
         let core = Arc::clone(core);
         async move {
-            let checked = check_health(&core, &followed, &shim);
+            let health_checks = check_health(&core, &bx, &shim);
             tokio::select! {
                 biased;
                 () = core.closing.cancelled() => return,
                 _ = shim.wait() => {}
-                () = checked => {}
+                () = health_checks => {}
             }
-            // Counted first: whoever closes the runtime afterwards waits for it.
-            let _counted = core.operations.token();
+            // Registered before the check: a concurrent shutdown either waits for it or ends it
+            // here.
+            let _operation = core.operations.token();
             if core.closing.is_cancelled() {
                 return;
             }
-            // Not in turn: a stop may have that, and waits for this.
-            if let Err(error) = settle(&core, &followed).await {
-                tracing::warn!(id = followed.id(), %error, "how the box ended is read again");
+            // Without the operation lock: a stop may hold it while it waits for this exit.
+            if let Err(error) = observe_exit(&core, &bx).await {
+                tracing::warn!(id = bx.id(), %error, "cannot read how the box ended; retrying");
             }
-            let _ = tidy_up_in_turn(&core, &followed).await;
-            keep_tidying(&core, followed);
+            let _ = cleanup_locked(&core, &bx).await;
+            retry_cleanup(&core, bx);
         }
     };
     core.spawn(task);
 }
 
-/// Goes on trying, in a task of its own, until nothing is left to do or the runtime ends.
-pub(super) fn keep_tidying(core: &Arc<Core>, ended: Arc<MicroBox>) {
-    if ended.is_tidy() || !ended.begin_retries() {
+/// Spawns a task that retries the cleanup with backoff until it succeeds or the runtime ends.
+pub(super) fn retry_cleanup(core: &Arc<Core>, bx: Arc<MicroBox>) {
+    if bx.is_clean() || !bx.begin_retries() {
         return;
     }
     let task = {
         let core = Arc::clone(core);
         async move {
-            let mut pause = FIRST_PAUSE;
+            let mut pause = MIN_BACKOFF;
             loop {
                 tokio::select! {
                     biased;
                     () = core.closing.cancelled() => return,
                     () = sleep(pause) => {}
                 }
-                // Counted first: whoever closes the runtime afterwards waits for it.
-                let _counted = core.operations.token();
+                // Registered before the check: a concurrent shutdown either waits for it or ends it
+                // here.
+                let _operation = core.operations.token();
                 if core.closing.is_cancelled() {
                     return;
                 }
-                let _ = tidy_up_in_turn(&core, &ended).await;
-                if ended.is_tidy() {
-                    ended.finish_retries();
-                    // Another end meanwhile has left the rest to this task.
-                    if ended.is_tidy() || !ended.begin_retries() {
+                let _ = cleanup_locked(&core, &bx).await;
+                if bx.is_clean() {
+                    bx.finish_retries();
+                    // A concurrent exit may have left its cleanup to this task.
+                    if bx.is_clean() || !bx.begin_retries() {
                         return;
                     }
                 }
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                pause = (pause * 2).min(MAX_BACKOFF);
             }
         }
     };
     core.spawn(task);
 }
 
-/// Puts the end of a box on disk and reports it, if it has ended and that is not reported yet.
+/// Saves and reports the exit of a box, if it has exited and the exit is not reported yet.
 ///
-/// Fails if its record cannot be read for want of descriptors or memory.
-pub(crate) async fn settle(core: &Core, ended: &Arc<MicroBox>) -> Result<(), RuntimeError> {
-    if !ended.is_unsettled() {
+/// Fails if the exit record cannot be read because descriptors or memory are exhausted.
+pub(crate) async fn observe_exit(core: &Core, bx: &Arc<MicroBox>) -> Result<(), RuntimeError> {
+    if !bx.has_unreported_exit() {
         return Ok(());
     }
-    let settled = Arc::clone(ended);
-    core.on_disk(move || settled.settle()).await
+    let bx = Arc::clone(bx);
+    core.run_on_disk(move || bx.observe_exit()).await
 }
 
-/// [`settle`], as often as it takes; until the runtime shuts down, which sees to it itself.
-pub(crate) async fn settled(core: &Core, ended: &Arc<MicroBox>) {
-    while settle(core, ended).await.is_err() && !core.closing.is_cancelled() {
-        sleep(FIRST_PAUSE).await;
+/// Retries [`observe_exit`] until it succeeds or the runtime shuts down; the shutdown reports the
+/// exit itself.
+pub(crate) async fn wait_exit_observed(core: &Core, bx: &Arc<MicroBox>) {
+    while observe_exit(core, bx).await.is_err() && !core.closing.is_cancelled() {
+        sleep(MIN_BACKOFF).await;
     }
 }
 
-async fn save(core: &Core, ended: &Arc<MicroBox>) {
-    let saved = Arc::clone(ended);
-    if let Err(error) = core.on_disk(move || saved.save()).await {
-        tracing::warn!(id = ended.id(), %error, "how the box ended is not on disk");
+/// Writes `box.json` if it is out of date.
+async fn save(core: &Core, bx: &Arc<MicroBox>) {
+    let this = Arc::clone(bx);
+    if let Err(error) = core.run_on_disk(move || this.save()).await {
+        tracing::warn!(id = bx.id(), %error, "cannot save how the box ended");
     }
 }
 
-/// Not while the next start is under way: its payload is no stray.
-async fn tidy_up_in_turn(core: &Core, ended: &Arc<MicroBox>) -> Result<(), RuntimeError> {
-    let _turn = ended.turn.lock().await;
-    tidy_up(core, ended).await
+/// Cleans up under the operation lock, because the payload of a concurrent start is not an orphan.
+async fn cleanup_locked(core: &Core, bx: &Arc<MicroBox>) -> Result<(), RuntimeError> {
+    let _operation = bx.operation_lock.lock().await;
+    cleanup(core, bx).await
 }
 
-/// Returns only with the box.
-async fn check_health(core: &Core, followed: &MicroBox, shim: &Arc<ShimHandler>) {
-    let Some(options) = followed.health_check() else {
+/// Runs the health check of the box. Never returns.
+async fn check_health(core: &Core, bx: &MicroBox, shim: &Arc<ShimHandler>) {
+    let Some(options) = bx.health_check() else {
         return std::future::pending().await;
     };
-    let report = |state| followed.set_health(shim, state);
-    health::check(&options, followed.dir(), &core.probes, report).await;
+    let report = |state| bx.set_health(shim, state);
+    health::run_checks(&options, bx.dir(), &core.probes, report).await;
 }
 
-/// Does what remains when a run is over: settles its end, and ends what it has left. To be called
-/// in the box's turn, and again as long as the box is not [tidy](MicroBox::is_tidy).
+/// Cleans up after a run: reports its exit and kills its orphans. The caller holds the operation
+/// lock and calls again while the box is not [clean](MicroBox::is_clean).
 ///
-/// The disk says before that the cleanup is due: the next runtime resumes it.
-pub(crate) async fn tidy_up(core: &Core, ended: &Arc<MicroBox>) -> Result<(), RuntimeError> {
-    settle(core, ended).await?;
-    save(core, ended).await;
-    if let Some(litter) = ended.litter() {
-        let done = core.end_strays(&litter).await;
-        done.map_err(|source| untidy(ended, source))?;
-        ended.tidied(&litter);
-        save(core, ended).await;
+/// Saves that the cleanup is due before it begins, so that the next runtime resumes it.
+pub(crate) async fn cleanup(core: &Core, bx: &Arc<MicroBox>) -> Result<(), RuntimeError> {
+    observe_exit(core, bx).await?;
+    save(core, bx).await;
+    if let Some(target) = bx.cleanup_target() {
+        let cleaned = core.clean_orphans(&target).await;
+        cleaned.map_err(|source| cleanup_failed(bx, source))?;
+        bx.cleanup_done(&target);
+        save(core, bx).await;
     }
     Ok(())
 }
 
-fn untidy(ended: &MicroBox, source: io::Error) -> RuntimeError {
-    let id = ended.id().to_owned();
-    tracing::warn!(id, error = %source, "what the box has left could not be cleared away");
+/// Logs and returns the error of a failed cleanup.
+fn cleanup_failed(bx: &MicroBox, source: io::Error) -> RuntimeError {
+    let id = bx.id().to_owned();
+    tracing::warn!(id, error = %source, "cannot clean up processes left by the previous run");
     RuntimeError::CleanupFailed { id, source }
 }

@@ -1,13 +1,16 @@
-//! Processes as such: looked up in `/proc`, followed, and cleared away.
+//! Processes in general: reading `/proc`, monitoring, and killing orphans.
 
-mod caretaker;
-mod litter;
 mod monitor;
+mod orphans;
+mod process_wide_reaper;
 pub(crate) mod procfs;
 mod search;
-mod strays;
 
-pub(crate) use caretaker::{caretaker, keep_collecting};
-pub(crate) use litter::Litter;
 pub use monitor::{ProcessExit, ProcessMonitor};
-pub(crate) use strays::Strays;
+pub(crate) use orphans::{CleanupTarget, OrphanCleaner};
+pub(crate) use process_wide_reaper::{keep_reaping, process_wide_reaper};
+
+use std::time::Duration;
+
+/// How long a process may survive SIGKILL before an operation reports it as stuck.
+pub(crate) const SIGKILL_TIMEOUT: Duration = Duration::from_secs(10);

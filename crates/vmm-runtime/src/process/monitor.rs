@@ -8,24 +8,25 @@ use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use shim_reaper::Pidfd;
 
-/// How a process ended.
+/// How a process ended, as seen by a [`ProcessMonitor`]. Unlike an [`Ending`](vmm_protocol::Ending)
+/// it has no cause: a bare pid has no exit record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ProcessExit {
-    /// With this code, or by a signal: then it is 128 plus its number.
+    /// The exit code, or 128 plus the number of the signal that killed it.
     Code(i32),
-    /// Nobody can tell any more.
+    /// The exit status is no longer available.
     Unknown,
 }
 
-/// Follows a bare pid, child of this process or not, to its end.
+/// A monitor that follows one pid, of a child or of another process, until it exits.
 ///
-/// A child is collected by it. To collect children without asking for each, and to leave an owner
-/// its right to wait first, use a [`ShimReaper`](shim_reaper::ShimReaper); to follow the box of a
-/// runtime, [`VmmRuntime::wait`](crate::VmmRuntime::wait).
+/// The monitor reaps the process if it is a child of this process. To reap many children, and to
+/// let their owners wait first, use a [`ShimReaper`](shim_reaper::ShimReaper); to follow a box, use
+/// [`VmmRuntime::wait`](crate::VmmRuntime::wait).
 ///
-/// Needs Linux 5.4 (`waitid(2)` with `P_PIDFD`). The end of a process that is not a child of this
-/// one, or that somebody else has collected, is known from `/proc` while it is a zombie that we may
-/// inspect, and from Linux 6.15 on afterwards, too.
+/// Requires Linux 5.4 (`waitid(2)` with `P_PIDFD`). If the process is not a child of this one, or a
+/// foreign wait reaped it, its exit status is read from `/proc` while it is a zombie that this user
+/// may inspect. From Linux 6.15 the status is also available later.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -42,12 +43,13 @@ pub enum ProcessExit {
 pub struct ProcessMonitor {
     pid: u32,
     process: io::Result<Pidfd>,
-    /// A child can be asked only once.
+    /// Kept, because the kernel reports the exit status of a child only once.
     exit: OnceLock<ProcessExit>,
 }
 
 impl ProcessMonitor {
-    /// Of whoever has this pid now. One that nobody has is taken for a process that has ended.
+    /// Monitors the process that currently has this pid. If no process has it, the monitor reports
+    /// an exit with [`ProcessExit::Unknown`].
     pub fn new(pid: u32) -> Self {
         Self {
             pid,
@@ -56,36 +58,36 @@ impl ProcessMonitor {
         }
     }
 
-    /// The pid that it was made for.
+    /// Returns the pid that was passed to [`new`](Self::new).
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// How it ended; `None` while it runs.
+    /// Returns how the process ended, or `None` while it is running.
     ///
     /// # Errors
     ///
-    /// When there are no pidfds here, or no descriptor was left for one.
+    /// If the kernel has no pidfds, or no descriptor was left for one.
     pub fn try_wait(&self) -> io::Result<Option<ProcessExit>> {
         if let Some(exit) = self.exit.get() {
             return Ok(Some(*exit));
         }
         let exit = match self.process()? {
             None => Some(ProcessExit::Unknown),
-            Some(process) => look(process)?,
+            Some(process) => poll_exit(process)?,
         };
         Ok(exit.map(|exit| *self.exit.get_or_init(|| exit)))
     }
 
-    /// Waits until it has ended, and tells how.
+    /// Waits until the process has ended and returns how.
     ///
     /// # Errors
     ///
-    /// As [`try_wait`](Self::try_wait).
+    /// See [`try_wait`](Self::try_wait).
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses nothing.
+    /// Dropping the future has no effect.
     ///
     /// # Panics
     ///
@@ -95,14 +97,14 @@ impl ProcessMonitor {
             if let Some(exit) = self.try_wait()? {
                 return Ok(exit);
             }
-            // Running, so there is one.
+            // A running process has a pidfd.
             if let Some(process) = self.process()? {
                 process.exited().await?;
             }
         }
     }
 
-    /// `None` if nobody had the pid.
+    /// Returns the pidfd, or `None` if no process had the pid.
     fn process(&self) -> io::Result<Option<&Pidfd>> {
         match &self.process {
             Ok(process) => Ok(Some(process)),
@@ -115,7 +117,8 @@ impl ProcessMonitor {
     }
 }
 
-fn look(process: &Pidfd) -> io::Result<Option<ProcessExit>> {
+/// Reaps the process if it is a child that has exited. Returns `None` while it is running.
+fn poll_exit(process: &Pidfd) -> io::Result<Option<ProcessExit>> {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
     loop {
         return match waitid(WaitId::PidFd(process.as_fd()), options) {
@@ -128,7 +131,7 @@ fn look(process: &Pidfd) -> io::Result<Option<ProcessExit>> {
             Err(Errno::INTR) => continue,
             Err(Errno::CHILD) if !process.has_exited() => Ok(None),
             Err(Errno::CHILD) => Ok(Some(match process.exit_status() {
-                Some(status) => of_status(status),
+                Some(status) => exit_of_status(status),
                 None => ProcessExit::Unknown,
             })),
             Err(error) => Err(error.into()),
@@ -136,7 +139,7 @@ fn look(process: &Pidfd) -> io::Result<Option<ProcessExit>> {
     }
 }
 
-fn of_status(status: ExitStatus) -> ProcessExit {
+fn exit_of_status(status: ExitStatus) -> ProcessExit {
     status
         .code()
         .or_else(|| status.signal().map(|signal| 128 + signal))

@@ -1,5 +1,5 @@
-//! What `/proc` tells of processes, `proc(5)`. Everything here may be out of date when it returns:
-//! who acts on it holds a pidfd and looks again.
+//! Reads `/proc`, `proc(5)`. Every result may be outdated when it returns: a caller that acts on it
+//! holds a pidfd and reads again.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -13,24 +13,25 @@ use std::time::{Duration, Instant};
 use vmm_protocol::{BOX_DIR_VARIABLE, ControlGroup, Invocation, is_resource_exhaustion};
 
 /// How long the execution of a program may take: its pages may have to come from a disk.
-const PATIENCE: Duration = Duration::from_secs(1);
-const LOOK_EVERY: Duration = Duration::from_millis(1);
+const EXEC_TIMEOUT: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// More than the kernel lets arguments and environment of a program take together, `execve(2)`. What
-/// a process says with `prctl(2)` to be its environment can be longer.
-const LONGEST: u64 = 8 << 20;
+/// The largest part of a file that is read. More than the kernel allows for the arguments and
+/// environment of a program, `execve(2)`; a process can set a longer environment with `prctl(2)`.
+const MAX_FILE_BYTES: u64 = 8 << 20;
 
-/// Every process that can be seen.
+/// Returns the pids of all visible processes.
 pub(crate) fn pids() -> io::Result<impl Iterator<Item = u32>> {
     let entries = fs::read_dir("/proc")?.flatten();
     Ok(entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()))
 }
 
-/// The beginning of a file. `None` where the process is gone or another user's. Fails only of want.
+/// Reads the beginning of a file. Returns `None` if the process is gone or belongs to another user.
+/// Errors only on resource exhaustion.
 fn read(pid: u32, file: &str) -> io::Result<Option<Vec<u8>>> {
     let mut text = Vec::new();
     let read = File::open(format!("/proc/{pid}/{file}"))
-        .and_then(|file| file.take(LONGEST).read_to_end(&mut text));
+        .and_then(|file| file.take(MAX_FILE_BYTES).read_to_end(&mut text));
     match read {
         Ok(_) => Ok(Some(text)),
         Err(error) if is_resource_exhaustion(&error) => Err(error),
@@ -38,32 +39,34 @@ fn read(pid: u32, file: &str) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// Whether it has exited and nobody has collected it.
+/// Returns whether the process has exited and has not been reaped.
 pub(crate) fn is_zombie(pid: u32) -> bool {
     field(pid, "State").is_some_and(|state| state.starts_with('Z'))
 }
 
-/// Whether it is stopped by a signal, or by a tracer.
+/// Returns whether the process is stopped by a signal or a tracer.
 pub(crate) fn is_stopped(pid: u32) -> bool {
     field(pid, "State").is_some_and(|state| state.starts_with(['T', 't']))
 }
 
-/// Alive or a zombie.
+/// Returns the state of the process; `None` if it does not exist.
 #[cfg(feature = "testing")]
 pub(crate) fn state(pid: u32) -> Option<String> {
     field(pid, "State")
 }
 
-/// Whether it is a child of this process.
+/// Returns whether the process is a child of this process.
 pub(crate) fn is_child(pid: u32) -> bool {
     field(pid, "PPid").is_some_and(|parent| parent == std::process::id().to_string())
 }
 
+/// Returns a field of `/proc/<pid>/status`.
 fn field(pid: u32, name: &str) -> Option<String> {
     let status = read(pid, "status").ok()??;
     field_of(&status, name)
 }
 
+/// Returns a field of the text of a `status` file.
 fn field_of(status: &[u8], name: &str) -> Option<String> {
     String::from_utf8_lossy(status)
         .lines()
@@ -71,20 +74,21 @@ fn field_of(status: &[u8], name: &str) -> Option<String> {
         .map(|value| value.trim().to_owned())
 }
 
-/// Its session, `setsid(2)`: a shim leads one, and what it starts stays in that unless it leaves.
-/// Fails only of want.
+/// Returns the session of the process, `setsid(2)`. A shim leads one, and its descendants stay in
+/// it unless they leave. Errors only on resource exhaustion.
 pub(crate) fn session_of(pid: u32) -> io::Result<Option<u32>> {
     let status = read(pid, "status")?.unwrap_or_default();
     let sessions = field_of(&status, "NSsid");
     Ok(sessions.and_then(|sessions| sessions.split_ascii_whitespace().next()?.parse().ok()))
 }
 
+/// Returns whether the process exists, alive or as a zombie.
 pub(crate) fn exists(pid: u32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }
 
-/// The id and the directory of the box whose shim it says to be, by its arguments. Fails only
-/// of want.
+/// Returns the id and directory of the box whose shim the process claims to be, from its arguments.
+/// Errors only on resource exhaustion.
 pub(crate) fn shim_of(pid: u32) -> io::Result<Option<(String, PathBuf)>> {
     let line = read(pid, "cmdline")?.unwrap_or_default();
     let args = line.split(|byte| *byte == 0).map(OsStr::from_bytes);
@@ -103,7 +107,7 @@ fn is_payload(pid: u32) -> io::Result<bool> {
     Ok(!found.is_empty() && !found.is_subset(&groups(std::process::id())?))
 }
 
-/// The lines of `/proc/<pid>/cgroup` that name groups of boxes, each cut behind the name of one.
+/// Returns the lines of `/proc/<pid>/cgroup` that name groups of boxes, each cut after such a name.
 fn box_groups(lines: &[u8]) -> HashSet<String> {
     let lines = String::from_utf8_lossy(lines);
     let of_line = |line: &str| {
@@ -117,21 +121,21 @@ fn box_groups(lines: &[u8]) -> HashSet<String> {
     lines.lines().flat_map(of_line).collect()
 }
 
-/// The directory of the box from whose payload, or for whose health check, it was started: it has
-/// inherited the variable that says so. `None` also for processes of others, and for zombies. Fails
-/// only of want. Blocks for a while if it is just being executed.
+/// Returns the directory of the box whose payload or health check started the process, from the
+/// variable in its environment. `None` also for zombies and for processes of other users. Errors
+/// only on resource exhaustion. Blocks for up to a second while the process executes a new program.
 pub(crate) fn box_dir_of(pid: u32) -> io::Result<Option<PathBuf>> {
     let Some(mut environment) = read(pid, "environ")? else {
         return Ok(None);
     };
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + EXEC_TIMEOUT;
     while environment.is_empty() && Instant::now() < deadline {
-        let is_early = is_being_executed(pid)?;
+        let is_executing = is_in_execve(pid)?;
         environment = read(pid, "environ")?.unwrap_or_default();
-        if !is_early {
+        if !is_executing {
             break;
         }
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(POLL_INTERVAL);
     }
     let dir = environment.split(|byte| *byte == 0).find_map(|variable| {
         variable
@@ -141,26 +145,27 @@ pub(crate) fn box_dir_of(pid: u32) -> io::Result<Option<PathBuf>> {
     Ok(dir.map(|dir| PathBuf::from(OsStr::from_bytes(dir))))
 }
 
-/// Whether it has the memory of its new program, but not yet its environment, where it was left
-/// none: the kernel puts that there last.
-fn is_being_executed(pid: u32) -> io::Result<bool> {
-    // vsize and env_end; neither a zombie nor a thread of the kernel has memory.
+/// Returns whether the process is in the middle of an `execve(2)`: it has its new memory but not
+/// yet its environment, which the kernel sets last. Errors only on resource exhaustion.
+fn is_in_execve(pid: u32) -> io::Result<bool> {
+    // vsize and env_end. Zombies and kernel threads have no memory.
     let fields = stat_fields(pid, [23, 51])?;
     Ok(fields.is_some_and(|[vsize, env_end]| vsize != 0 && env_end == 0))
 }
 
-/// When it was started, in clock ticks since boot; also of a zombie. Fails only of want.
+/// Returns the start time of the process, also of a zombie, in clock ticks since boot. Errors only
+/// on resource exhaustion.
 pub(crate) fn start_time_of(pid: u32) -> io::Result<Option<u64>> {
     Ok(stat_fields(pid, [22])?.map(|[start_time]| start_time))
 }
 
-/// Fields of `/proc/<pid>/stat`, by their numbers in `proc_pid_stat(5)`, from 4 on.
+/// Returns fields of `/proc/<pid>/stat` by their numbers in `proc_pid_stat(5)`, from 4 on.
 fn stat_fields<const N: usize>(pid: u32, numbers: [usize; N]) -> io::Result<Option<[u64; N]>> {
     let Some(stat) = read(pid, "stat")? else {
         return Ok(None);
     };
     let stat = String::from_utf8_lossy(&stat);
-    // The name, which may hold anything, comes second, in parentheses.
+    // The second field, the name in parentheses, may contain anything.
     let (_, fields) = stat.rsplit_once(") ").unwrap_or_default();
     let fields: Vec<_> = fields.split(' ').collect();
     let parse = |number: usize| fields.get(number - 3)?.trim().parse().ok();
@@ -190,13 +195,13 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_a_process_has_made_huge_is_read_in_part() {
-        // Larger than any memory, as `prctl(2)` lets a process make its `environ`.
+    fn a_huge_file_is_read_in_part() {
+        // This file is larger than any memory, as an `environ` set with `prctl(2)` can be.
         if let Err(error) = File::open("/proc/self/pagemap") {
-            eprintln!("SKIPPED: this kernel has no such file: {error}");
+            eprintln!("SKIPPED: cannot open /proc/self/pagemap: {error}");
             return;
         }
         let read = read(std::process::id(), "pagemap").unwrap();
-        assert_eq!(read.unwrap().len() as u64, LONGEST);
+        assert_eq!(read.unwrap().len() as u64, MAX_FILE_BYTES);
     }
 }

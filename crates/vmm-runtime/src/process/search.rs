@@ -1,4 +1,4 @@
-//! A search for strays among all processes of the host.
+//! The search for orphans among all processes of the host.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -8,84 +8,88 @@ use futures::FutureExt;
 use shim_reaper::{Pidfd, Signal};
 use vmm_protocol::{ControlGroup, is_resource_exhaustion};
 
-use super::{Litter, caretaker, procfs};
+use super::{CleanupTarget, process_wide_reaper, procfs};
 
-/// How many pidfds are open at once, so that a payload with many processes does not use up the
-/// descriptors of this one.
-const OPEN_AT_ONCE: usize = 256;
+/// The number of pidfds open at once, so that a payload with many processes cannot use up the
+/// descriptors of the runtime.
+const MAX_OPEN_PIDFDS: usize = 256;
 
-/// How many killed processes of each litter are awaited. The next search finds the rest.
-const AWAITED: usize = 16;
+/// The number of killed processes to wait for per target. The next search finds the rest.
+const MAX_AWAITED: usize = 16;
 
-/// What a search has found of one litter.
+/// The result of a search for one target.
 #[derive(Debug, Default)]
-pub(super) struct Found {
-    /// Some of those that were killed and may take time to exit; empty if none was found.
+pub(super) struct SearchResult {
+    /// Some of the killed processes, which may take time to exit. Empty if no process was found.
     pub(super) awaited: Vec<Pidfd>,
-    /// All that were killed.
-    pub(super) killed: Vec<Killed>,
+    /// All killed processes.
+    pub(super) killed: Vec<KilledProcess>,
     pub(super) group: Option<ControlGroup>,
 }
 
-/// A process that was killed, by what its zombie is known by.
+/// A killed process, by what identifies its zombie.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Killed {
+pub(super) struct KilledProcess {
     pid: u32,
     start_time: u64,
 }
 
-impl Found {
+impl SearchResult {
+    /// Adds a killed process to the result.
     fn add(&mut self, killed: Pidfd) -> io::Result<()> {
         let pid = killed.pid();
         let start_time = procfs::start_time_of(pid)?;
-        // Reaped meanwhile, and the number may be another's.
+        // If it was reaped, the pid may belong to another process.
         if let Some(start_time) = start_time.filter(|_| !killed.is_reaped()) {
-            self.killed.push(Killed { pid, start_time });
+            self.killed.push(KilledProcess { pid, start_time });
         }
-        if self.awaited.len() < AWAITED {
+        if self.awaited.len() < MAX_AWAITED {
             self.awaited.push(killed);
         }
         Ok(())
     }
 }
 
-/// Does what remains when a search has found nothing that runs: has the zombies reaped that have
-/// fallen to this process, which is only known once their parents have exited, too, and removes the
-/// control groups.
-pub(super) fn finish(dead: &[Killed], group: Option<ControlGroup>) -> io::Result<()> {
+/// Finishes a cleanup after a search that found no running process. Reaps the killed processes that
+/// became children of this process, which is known only after their parents have exited, and
+/// removes the control group.
+pub(super) fn finish(dead: &[KilledProcess], group: Option<ControlGroup>) -> io::Result<()> {
     for killed in dead {
         if procfs::start_time_of(killed.pid)? == Some(killed.start_time) {
-            collect(killed.pid);
+            reap_if_child(killed.pid);
         }
     }
     let removed = group.map_or(Ok(()), |group| group.remove());
     removed.map_err(|error| io::Error::new(error.source.kind(), error))
 }
 
-/// Kills the strays once, without waiting until they have exited.
-pub(super) fn kill_all(wanted: &HashSet<Litter>) -> io::Result<HashMap<Litter, Found>> {
+/// Kills the orphans of all targets once, without waiting for their exit.
+pub(super) fn kill_all(
+    wanted: &HashSet<CleanupTarget>,
+) -> io::Result<HashMap<CleanupTarget, SearchResult>> {
     let mut search = Search::of(wanted)?;
     search.kill_members()?;
     search.kill_rest()?;
     let found = search.found.into_iter();
     Ok(found
-        .map(|(litter, found)| (litter.clone(), found))
+        .map(|(target, found)| (target.clone(), found))
         .collect())
 }
 
-/// What tells strays from other processes, and what was found of each litter.
+/// The criteria that identify orphans, and the results per target.
 struct Search<'a> {
-    groups: Vec<(ControlGroup, &'a Litter)>,
-    sessions: HashMap<u32, &'a Litter>,
-    dirs: HashMap<&'a Path, &'a Litter>,
-    found: HashMap<&'a Litter, Found>,
+    groups: Vec<(ControlGroup, &'a CleanupTarget)>,
+    sessions: HashMap<u32, &'a CleanupTarget>,
+    dirs: HashMap<&'a Path, &'a CleanupTarget>,
+    found: HashMap<&'a CleanupTarget, SearchResult>,
 }
 
 impl<'a> Search<'a> {
-    fn of(wanted: &'a HashSet<Litter>) -> io::Result<Self> {
+    /// Prepares a search for the orphans of these targets.
+    fn of(wanted: &'a HashSet<CleanupTarget>) -> io::Result<Self> {
         let dirs: HashMap<_, _> = wanted
             .iter()
-            .map(|litter| (litter.dir.as_path(), litter))
+            .map(|target| (target.dir.as_path(), target))
             .collect();
         let by_dir = ControlGroup::of_boxes(dirs.keys().copied()).map_err(|error| error.source)?;
         let groups: Vec<_> = by_dir
@@ -94,13 +98,13 @@ impl<'a> Search<'a> {
             .collect();
         let sessions = wanted
             .iter()
-            .filter_map(|litter| Some((litter.session?, litter)));
+            .filter_map(|target| Some((target.session?, target)));
         let mut found: HashMap<_, _> = wanted
             .iter()
-            .map(|litter| (litter, Found::default()))
+            .map(|target| (target, SearchResult::default()))
             .collect();
-        for (group, litter) in &groups {
-            found.entry(*litter).or_default().group = Some(group.clone());
+        for (group, target) in &groups {
+            found.entry(*target).or_default().group = Some(group.clone());
         }
         Ok(Self {
             sessions: sessions.collect(),
@@ -110,48 +114,49 @@ impl<'a> Search<'a> {
         })
     }
 
+    /// Kills the orphans among all processes.
     fn kill_rest(&mut self) -> io::Result<()> {
         let members = self.members()?;
-        let mut strays = Vec::new();
+        let mut orphans = Vec::new();
         for pid in procfs::pids()? {
-            if self.owner(pid, &members)?.is_some() {
-                strays.push(pid);
+            if self.target_of(pid, &members)?.is_some() {
+                orphans.push(pid);
             }
         }
-        for strays in strays.chunks(OPEN_AT_ONCE) {
-            let opened = open(strays)?;
-            // Once more, now that the pidfds hold on to whoever they are.
+        for orphans in orphans.chunks(MAX_OPEN_PIDFDS) {
+            let opened = open_pidfds(orphans)?;
+            // Checked again, because the pidfds now pin the processes.
             let members = self.members()?;
-            for stray in opened {
-                let Some(owner) = self.owner(stray.pid(), &members)? else {
+            for orphan in opened {
+                let Some(target) = self.target_of(orphan.pid(), &members)? else {
                     continue;
                 };
-                collect(stray.pid());
-                if !stray.has_exited() {
-                    tracing::info!(pid = stray.pid(), "ending a stray descendant of a payload");
-                    // It may have ended by itself.
-                    let _ = stray.signal(Signal::SIGKILL);
-                    self.found.entry(owner).or_default().add(stray)?;
+                reap_if_child(orphan.pid());
+                if !orphan.has_exited() {
+                    tracing::info!(pid = orphan.pid(), "killing an orphan of a payload");
+                    // It may have exited since.
+                    let _ = orphan.signal(Signal::SIGKILL);
+                    self.found.entry(target).or_default().add(orphan)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// What forks and exits without end is seldom there any more when all other processes have been
-    /// looked at.
+    /// Kills the members of the control groups. First, because a process that forks and exits in a
+    /// loop is gone before a scan of all processes reaches it.
     fn kill_members(&mut self) -> io::Result<()> {
-        for (group, owner) in &self.groups {
-            let found = self.found.entry(*owner).or_default();
+        for (group, target) in &self.groups {
+            let found = self.found.entry(*target).or_default();
             group.kill();
-            for pids in pids_of(group)?.chunks(OPEN_AT_ONCE) {
-                let opened = open(pids)?;
-                // Once more, now that the pidfds hold on to whoever they are.
+            for pids in pids_of(group)?.chunks(MAX_OPEN_PIDFDS) {
+                let opened = open_pidfds(pids)?;
+                // Checked again, because the pidfds now pin the processes.
                 let members = pids_of(group)?;
                 for member in opened {
                     if members.binary_search(&member.pid()).is_ok() {
                         let _ = member.signal(Signal::SIGKILL);
-                        collect(member.pid());
+                        reap_if_child(member.pid());
                         found.add(member)?;
                     }
                 }
@@ -160,67 +165,70 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
-    fn members(&self) -> io::Result<HashMap<u32, &'a Litter>> {
+    /// Returns the target of every member of a control group, by pid.
+    fn members(&self) -> io::Result<HashMap<u32, &'a CleanupTarget>> {
         let mut members = HashMap::new();
-        for (group, owner) in &self.groups {
-            members.extend(pids_of(group)?.into_iter().map(|pid| (pid, *owner)));
+        for (group, target) in &self.groups {
+            members.extend(pids_of(group)?.into_iter().map(|pid| (pid, *target)));
         }
         Ok(members)
     }
 
-    fn owner(
+    /// Returns the target that the process is an orphan of.
+    fn target_of(
         &self,
         pid: u32,
-        members: &HashMap<u32, &'a Litter>,
-    ) -> io::Result<Option<&'a Litter>> {
-        if let Some(owner) = members.get(&pid) {
-            return Ok(Some(owner));
+        members: &HashMap<u32, &'a CleanupTarget>,
+    ) -> io::Result<Option<&'a CleanupTarget>> {
+        if let Some(target) = members.get(&pid) {
+            return Ok(Some(target));
         }
-        // While a session has members nobody else gets its number; if somebody has, they are
-        // strangers.
+        // The number of a session cannot be reused while it has members. If a process has that
+        // number as its pid, the session is a new one.
         if let Some(session) = procfs::session_of(pid)?
-            && let Some(owner) = self.sessions.get(&session)
+            && let Some(target) = self.sessions.get(&session)
             && !procfs::exists(session)
         {
-            return Ok(Some(owner));
+            return Ok(Some(target));
         }
         let dir = procfs::box_dir_of(pid)?;
         Ok(dir.and_then(|dir| self.dirs.get(dir.as_path()).copied()))
     }
 }
 
-/// In order.
+/// Returns the pids of a control group in ascending order.
 fn pids_of(group: &ControlGroup) -> io::Result<Vec<u32>> {
     group.pids().map_err(|error| error.source)
 }
 
-/// As many of them as there are descriptors for, of which half are given back: to look once more
-/// takes some. The ones that are killed make room for the rest.
-fn open(pids: &[u32]) -> io::Result<Vec<Pidfd>> {
+/// Opens pidfds for as many processes as there are descriptors, and then closes half of them,
+/// because the second check needs some. Killed processes make room for the rest.
+fn open_pidfds(pids: &[u32]) -> io::Result<Vec<Pidfd>> {
     let mut opened = Vec::new();
     for pid in pids {
         match Pidfd::open(*pid) {
             Ok(pidfd) => opened.push(pidfd),
-            Err(error) if is_resource_exhaustion(&error) => match opened.is_empty() {
-                true => return Err(error),
-                false => {
-                    opened.truncate(opened.len().div_ceil(2));
-                    break;
+            Err(error) if is_resource_exhaustion(&error) => {
+                if opened.is_empty() {
+                    return Err(error);
                 }
-            },
-            // It is gone.
+                opened.truncate(opened.len().div_ceil(2));
+                break;
+            }
+            // It has exited.
             Err(_) => {}
         }
     }
     Ok(opened)
 }
 
-/// Orphans fall to this process if it is a subreaper, or pid 1.
-fn collect(pid: u32) {
+/// Registers the process with the process-wide reaper if it is a child of this process: orphans are
+/// reparented here if this process is a subreaper or pid 1.
+fn reap_if_child(pid: u32) {
     if procfs::is_child(pid)
-        && let Ok(caretaker) = caretaker()
+        && let Ok(reaper) = process_wide_reaper()
     {
-        // Registering is complete in its first poll.
-        let _ = caretaker.register(pid).now_or_never();
+        // The registration completes in its first poll.
+        let _ = reaper.register(pid).now_or_never();
     }
 }

@@ -7,7 +7,7 @@ use vmm_protocol::InstanceSpec;
 
 use super::{ShimHandler, ShimProgram, SpawnedShim, StartError};
 
-/// Starts shims.
+/// A controller that starts shims with a reaper and a shim program.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -31,7 +31,7 @@ pub struct ShimController {
 }
 
 impl ShimController {
-    /// `start_timeout` is how long a start may take until the payload is ready.
+    /// Creates a controller. A start fails if the payload is not ready within `start_timeout`.
     pub fn new(reaper: ShimReaper, program: ShimProgram, start_timeout: Duration) -> Self {
         Self {
             reaper,
@@ -40,41 +40,43 @@ impl ShimController {
         }
     }
 
-    /// Starts the shim of a box and waits until its payload is ready. `dir` is the box's directory.
+    /// Starts the shim of the box with the directory `dir`, and waits until its payload is ready.
     ///
     /// # Errors
     ///
-    /// [`StartError`]; whatever the step that failed, no process is left.
+    /// [`StartError`]. Whichever step failed, no process is left.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the shim is killed and collected.
+    /// If the future is dropped, the shim is killed and reaped.
     pub async fn start(&self, dir: &Path, spec: &InstanceSpec) -> Result<ShimHandler, StartError> {
         let never = CancellationToken::new();
-        self.start_unless(&never, dir, spec, |_| {}).await
+        self.start_cancellable(&never, dir, spec, |_| {}).await
     }
 
-    /// Gives up when it is `interrupted`. Shows the shim to `spawned` as soon as there is one.
-    pub(crate) async fn start_unless(
+    /// Starts a shim as [`start`](Self::start) does, until `interrupt` is cancelled. Passes the
+    /// handle of the shim to `on_spawn` as soon as it exists.
+    pub(crate) async fn start_cancellable(
         &self,
-        interrupted: &CancellationToken,
+        interrupt: &CancellationToken,
         dir: &Path,
         spec: &InstanceSpec,
-        spawned: impl FnOnce(&ShimHandle),
+        on_spawn: impl FnOnce(&ShimHandle),
     ) -> Result<ShimHandler, StartError> {
-        if interrupted.is_cancelled() {
+        if interrupt.is_cancelled() {
             return Err(StartError::Interrupted);
         }
         let mut shim = SpawnedShim::spawn(&self.reaper, &self.program, spec, dir).await?;
-        spawned(shim.handle());
+        on_spawn(shim.handle());
         let ready = async {
-            // One that has ended before it was told anything says more than the broken pipe.
-            let told = shim.tell(spec).await;
-            shim.ready().await.and(told)
+            // If the shim ended before it read its spec, how it ended says more than the broken
+            // pipe.
+            let sent = shim.tell(spec).await;
+            shim.ready().await.and(sent)
         };
         let outcome = tokio::select! {
             biased;
-            () = interrupted.cancelled() => Err(StartError::Interrupted),
+            () = interrupt.cancelled() => Err(StartError::Interrupted),
             outcome = ready => outcome,
             () = tokio::time::sleep(self.start_timeout) => Err(StartError::NotReady {
                 after: self.start_timeout,

@@ -4,74 +4,75 @@ use std::time::Duration;
 
 use vmm_protocol::{Ending, ExitRecord, FileError};
 
-use crate::boxes::describe;
+use super::describe_ending;
 
-/// Why there is nothing to run shims with.
+/// An error of a [`ShimProgram`](crate::ShimProgram).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ShimProgramError {
-    /// This program cannot be its own shim.
+    /// The current program cannot be its own shim.
     #[error(
-        "this program cannot be its own shim: call vmm_shim::run_if_shim() first of all in main, \
+        "this program cannot be its own shim: call vmm_shim::run_if_shim() first in main, \
          or set RuntimeOptions::shim_program"
     )]
     NotAShimProgram,
-    /// The program is not there, or cannot be looked at.
-    #[error("cannot find the shim program {}: {source}", path.display())]
+    /// The program does not exist or cannot be inspected.
+    #[error("cannot find shim program {}: {source}", path.display())]
     Missing {
-        /// Where it should be.
+        /// The path.
         path: PathBuf,
-        /// What the system says.
+        /// The cause.
         source: io::Error,
     },
-    /// It is there, and not a program that may be executed.
-    #[error("the shim program {} is not an executable file", path.display())]
+    /// The path is not an executable file.
+    #[error("shim program {} is not an executable file", path.display())]
     NotExecutable {
-        /// Which one.
+        /// The path.
         path: PathBuf,
     },
 }
 
-/// Why a shim could not be started. It is gone again, and collected.
+/// An error of a start of a shim. The shim has ended and has been reaped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// A file in the box's directory.
+    /// A file in the box's directory could not be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The process could not be made.
-    #[error("cannot start the shim: {0}")]
+    /// The process could not be spawned.
+    #[error("cannot spawn shim: {0}")]
     Spawn(#[source] io::Error),
-    /// The shim did not take its spec.
-    #[error("cannot tell the shim {pid} its spec: {source}")]
+    /// The shim did not read its spec.
+    #[error("cannot send spec to shim {pid}: {source}")]
     SendSpec {
-        /// The shim.
+        /// The pid of the shim.
         pid: u32,
-        /// What writing to it said.
+        /// The error of the write.
         source: io::Error,
     },
-    /// The shim says why.
-    #[error("{}", describe(Some(&record.ending)))]
+    /// The shim reported why it failed.
+    #[error("{}", describe_ending(Some(&record.ending)))]
     Failed {
-        /// What it has left in its exit file.
+        /// Its exit record.
         record: ExitRecord,
     },
-    /// The shim ended, and left nothing that says why.
-    #[error("the shim {pid} ended before it was ready: {}", describe(ending.as_ref()))]
+    /// The shim ended without reporting why.
+    #[error("shim {pid} ended before it was ready: {}", describe_ending(ending.as_ref()))]
     Ended {
-        /// The shim.
+        /// The pid of the shim.
         pid: u32,
-        /// How, where the kernel could tell.
+        /// How it ended, if the kernel reported it.
         ending: Option<Ending>,
     },
-    /// It took too long. Its output is in `shim.stderr`, the payload's in `console.log`.
+    /// The payload was not ready in time. The output of the shim is in `shim.stderr`, that of the
+    /// payload in `console.log`.
     #[error("the payload was not ready within {}", seconds(after))]
     NotReady {
-        /// The limit.
+        /// The time limit.
         after: Duration,
     },
-    /// Somebody stopped or removed the box meanwhile, or shut the runtime down.
-    #[error("the start was interrupted")]
+    /// The box was stopped or removed during the start, or the runtime was shut down.
+    #[error("the start was cancelled")]
     Interrupted,
 }
 
@@ -80,7 +81,7 @@ fn seconds(duration: &Duration) -> String {
 }
 
 impl StartError {
-    /// How the shim ended, as far as it is known.
+    /// Returns how the shim ended, if known.
     pub fn ending(&self) -> Option<&Ending> {
         match self {
             Self::Failed { record } => Some(&record.ending),

@@ -5,14 +5,14 @@ use std::time::Duration;
 use shim_reaper::{ReaperClosed, ShimExit, ShimHandle, ShimReaper};
 use vmm_protocol::{PidRecord, ProcessIdentity};
 
-use super::spawned::Started;
-use super::{Keepalive, SpawnedShim, end};
+use super::spawned::ShimParts;
+use super::{Keepalive, SpawnedShim, terminate};
 use crate::failpoint::fail_point;
 
-/// A shim whose payload runs: to follow it, to stop it, to let it go.
+/// A handler of a shim whose payload is ready: observes, stops, kills or releases it.
 ///
-/// Dropping it lets go of a shim that has a watchdog, which then ends. The reaper collects it in
-/// any case.
+/// Dropping the handler releases the watchdog: an attached shim then ends. The reaper reaps the
+/// shim in every case.
 #[derive(Debug)]
 pub struct ShimHandler {
     record: PidRecord,
@@ -22,15 +22,15 @@ pub struct ShimHandler {
 }
 
 impl ShimHandler {
-    /// Of a shim that this runtime has started, and that is ready. It is registered with the
-    /// reaper, which collects it.
+    /// Creates the handler of a shim that this process spawned. The reaper has registered it and
+    /// will reap it.
     pub fn from_spawned(spawned: SpawnedShim) -> Self {
-        let Started {
+        let ShimParts {
             handle,
             keepalive,
             payload_pid,
             record,
-        } = spawned.into_started();
+        } = spawned.into_parts();
         Self {
             record,
             handle,
@@ -39,20 +39,20 @@ impl ShimHandler {
         }
     }
 
-    /// Of a shim that another run of the runtime has started, whose record this is. It is only
-    /// observed, never waited for: its parent is somebody else. `None` if it is gone, or its pid
-    /// belongs to another process by now; that one is left alone.
+    /// Re-attaches to the shim that `record` identifies, which an earlier runtime spawned. Such a
+    /// shim is only observed: its parent reaps it. Returns `None` if the shim is gone, or if
+    /// another process has its pid; that process is left alone.
     ///
-    /// A record without an identity is taken at its word: the caller knows that whoever has the pid
-    /// now is the shim.
+    /// A record without an identity is trusted: the caller knows that the process with this pid is
+    /// the shim.
     ///
     /// # Errors
     ///
-    /// When `/proc` cannot be read, or the reaper refuses the pid.
+    /// If `/proc` cannot be read, or the reaper refuses the pid.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future leaves at most an observation behind.
+    /// Dropping the future leaves at most a registration with the reaper.
     pub async fn from_pid(reaper: &ShimReaper, record: &PidRecord) -> io::Result<Option<Self>> {
         let Some(found) = ProcessIdentity::of(record.pid)? else {
             return Ok(None);
@@ -66,10 +66,10 @@ impl ShimHandler {
         }
         fail_point!("vmm_runtime::attach");
         let handle = reaper.attach(record.pid).await.map_err(io::Error::other)?;
-        // Once more, now that the reaper has a pidfd, which is the one of a process that had the
-        // pid between the two looks.
+        // Checked again: the reaper's pidfd belongs to a process that had the pid between the two
+        // checks.
         match ProcessIdentity::of(record.pid)? {
-            Some(still) if still.is_same(&found) => Ok(Some(Self {
+            Some(current) if current.is_same(&found) => Ok(Some(Self {
                 record: PidRecord {
                     pid: record.pid,
                     identity: Some(found),
@@ -82,42 +82,44 @@ impl ShimHandler {
         }
     }
 
+    /// Sets the pid of the payload of a re-attached shim.
     #[must_use]
     pub(crate) fn with_payload(mut self, pid: Option<u32>) -> Self {
         self.payload_pid = pid;
         self
     }
 
-    /// Its process id.
+    /// Returns the pid of the shim.
     pub fn pid(&self) -> u32 {
         self.handle.pid()
     }
 
-    /// Who it is.
+    /// Returns the pid and the identity of the shim.
     pub fn record(&self) -> &PidRecord {
         &self.record
     }
 
-    /// The payload's own process, if it has one.
+    /// Returns the pid of the payload, if the engine reported one.
     pub fn payload_pid(&self) -> Option<u32> {
         self.payload_pid
     }
 
-    /// True until its end is known.
+    /// Returns true until the exit of the shim is known.
     pub fn is_running(&self) -> bool {
         self.handle.is_running()
     }
 
-    /// How it ended, if it has.
+    /// Returns how the shim ended, or `None` while it is running.
     pub fn try_exit(&self) -> Option<ShimExit> {
         self.handle.try_exit()
     }
 
+    /// Returns the reaper's handle.
     pub(crate) fn handle(&self) -> &ShimHandle {
         &self.handle
     }
 
-    /// Waits for its end.
+    /// Waits until the shim has ended.
     ///
     /// # Errors
     ///
@@ -125,13 +127,13 @@ impl ShimHandler {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses nothing.
+    /// Dropping the future has no effect.
     pub async fn wait(&self) -> Result<ShimExit, ReaperClosed> {
         self.handle.clone().await
     }
 
-    /// Has the payload asked to stop (SIGTERM), waits for up to `grace`, then [kills](Self::kill).
-    /// A shim that ends by itself meanwhile, or has ended, is as good.
+    /// Stops the payload with SIGTERM, waits for up to `grace`, then [kills](Self::kill) it.
+    /// Succeeds if the shim ends by itself or has already ended.
     ///
     /// # Errors
     ///
@@ -139,13 +141,14 @@ impl ShimHandler {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future stops the procedure: signals already sent stay sent.
+    /// Dropping the future ends the procedure; signals that were sent remain sent.
     pub async fn stop(&self, grace: Duration) -> Result<ShimExit, ReaperClosed> {
-        end::gracefully(&self.handle, grace).await
+        terminate::stop(&self.handle, grace).await
     }
 
-    /// Has the shim kill the payload and all that descends from it; kills a shim that does not end
-    /// within five seconds, or is stopped (SIGKILL). Through the pidfd: never another process.
+    /// Kills the payload and all its descendants, through the shim. Sends SIGKILL to a shim that
+    /// does not end within five seconds or is stopped by a signal. Signals go through the pidfd and
+    /// so never reach another process.
     ///
     /// # Errors
     ///
@@ -153,12 +156,12 @@ impl ShimHandler {
     ///
     /// # Cancel safety
     ///
-    /// As [`stop`](Self::stop).
+    /// See [`stop`](Self::stop).
     pub async fn kill(&self) -> Result<ShimExit, ReaperClosed> {
-        end::by_force(&self.handle).await
+        terminate::kill(&self.handle).await
     }
 
-    /// Drops the watchdog's pipe: an attached shim then ends by itself.
+    /// Closes the watchdog pipe: an attached shim then ends by itself.
     pub fn release_watchdog(&self) {
         let keepalive = self
             .keepalive

@@ -1,16 +1,16 @@
-//! A shim as the runtime sees it: how one is started, signalled and followed.
+//! The runtime's side of a shim: how it is spawned, signalled and observed.
 
 mod controller;
-pub(crate) mod end;
+mod ending;
 mod error;
 mod handler;
-mod keepalive;
 mod program;
 mod spawned;
+pub(crate) mod terminate;
 
 pub use controller::ShimController;
+pub(crate) use ending::{describe_ending, ending_of_status, record_matches};
 pub use error::{ShimProgramError, StartError};
 pub use handler::ShimHandler;
-pub use keepalive::Keepalive;
 pub use program::ShimProgram;
-pub use spawned::SpawnedShim;
+pub use spawned::{Keepalive, SpawnedShim};

@@ -1,4 +1,5 @@
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{self, Stdio};
 use std::time::Duration;
@@ -12,14 +13,13 @@ use vmm_protocol::{
     is_resource_exhaustion, open_log,
 };
 
-use super::{Keepalive, ShimProgram, StartError, end};
-use crate::boxes::{ending_of, record_fits};
-use crate::lifecycle::STUCK_AFTER;
+use super::{ShimProgram, StartError, ending_of_status, record_matches, terminate};
+use crate::process::SIGKILL_TIMEOUT;
 
-/// A shim whose payload is not ready yet: registered with the reaper from birth, and killed if
-/// this is dropped.
+/// A spawned shim whose payload is not ready yet. It is registered with the reaper from birth, and
+/// is killed if this value is dropped.
 ///
-/// [`ShimController::start`](crate::ShimController::start) takes all the steps from here to a
+/// [`ShimController::start`](crate::ShimController::start) performs all steps from here to a
 /// [`ShimHandler`](crate::ShimHandler).
 #[derive(Debug)]
 #[must_use = "a spawned shim is killed when it is dropped"]
@@ -37,35 +37,51 @@ pub struct SpawnedShim {
 struct KillOnDrop {
     handle: ShimHandle,
     armed: bool,
-    /// The process that has started it: dropped in a forked child, this kills nothing.
+    /// The pid of the process that spawned it. A drop in a forked child does not kill the shim.
     owner: u32,
 }
 
-/// What there is of a shim whose payload runs.
-pub(super) struct Started {
+/// The parts of a [`ShimHandler`](crate::ShimHandler).
+pub(super) struct ShimParts {
     pub(super) handle: ShimHandle,
     pub(super) keepalive: Option<Keepalive>,
     pub(super) payload_pid: Option<u32>,
     pub(super) record: PidRecord,
 }
 
-/// A line that is longer than this is no report.
-const MAX_REPORT: u64 = 1 << 20;
+/// The runtime's end of a shim's watchdog pipe. An attached shim runs as long as it is held.
+///
+/// When it is dropped, or the process that holds it dies, the pipe hangs up. The shim then stops
+/// its payload, kills it after the grace period, and exits. The descriptor is close-on-exec from
+/// its creation, so no other child of the process keeps the pipe open. A child forked without an
+/// exec does, but the shim also watches the process itself.
+#[derive(Debug)]
+pub struct Keepalive(#[expect(dead_code, reason = "held only to be dropped")] OwnedFd);
+
+impl Keepalive {
+    fn new(pipe: OwnedFd) -> Self {
+        Self(pipe)
+    }
+}
+
+/// A longer line is not a report.
+const MAX_REPORT_BYTES: u64 = 1 << 20;
 
 /// How long a shortage of descriptors may last before a failed start is reported without its record.
 const SHORTAGE_TIMEOUT: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 impl SpawnedShim {
-    /// Starts the process of a shim whose box has this directory.
+    /// Spawns the shim of the box with the directory `dir`.
     ///
     /// # Errors
     ///
-    /// [`StartError::File`] for its `shim.stderr`, [`StartError::Spawn`] for the process.
+    /// [`StartError::File`] if `shim.stderr` cannot be opened, [`StartError::Spawn`] if the process
+    /// cannot be spawned.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the shim is killed and collected.
+    /// If the future is dropped, the shim is killed and reaped.
     pub async fn spawn(
         reaper: &ShimReaper,
         program: &ShimProgram,
@@ -80,7 +96,7 @@ impl SpawnedShim {
             .stderr(open_log(&dir.join(FILES.shim_stderr))?);
         let handle = reaper.spawn(command).await.map_err(StartError::Spawn)?;
         #[cfg(feature = "testing")]
-        crate::testing::witness(dir, handle.pid());
+        crate::testing::record_spawn(dir, handle.pid());
         let shim = KillOnDrop {
             handle,
             armed: true,
@@ -88,7 +104,7 @@ impl SpawnedShim {
         };
         let pipes = (shim.handle.take_stdin(), shim.handle.take_stdout());
         let (Some(stdin), Some(stdout)) = pipes else {
-            let error = io::Error::other("its pipes cannot be polled");
+            let error = io::Error::other("the pipes of the shim cannot be polled");
             return Err(StartError::Spawn(error));
         };
         Ok(Self {
@@ -102,77 +118,78 @@ impl SpawnedShim {
         })
     }
 
-    /// To signal it, or to await its end.
+    /// Returns the handle of the shim, to signal it or to await its exit.
     pub fn handle(&self) -> &ShimHandle {
         &self.shim.handle
     }
 
-    /// Tells it its spec.
+    /// Sends the spec to the shim.
     ///
     /// # Errors
     ///
-    /// [`StartError::SendSpec`] if it does not read, mostly because it has ended.
+    /// [`StartError::SendSpec`] if the shim does not read it, usually because it has ended.
     ///
     /// # Cancel safety
     ///
-    /// None: a shim that is told half of it fails. Drop the shim with the future.
+    /// Not cancel-safe: a shim that receives part of the spec fails. Drop the shim with the future.
     pub async fn tell(&mut self, spec: &InstanceSpec) -> Result<(), StartError> {
         let pid = self.handle().pid();
-        let failed = |source| StartError::SendSpec { pid, source };
+        let to_error = |source| StartError::SendSpec { pid, source };
         let line = spec.to_line_from(&self.runtime);
-        let line = line.map_err(|error| failed(error.into()))?;
-        self.stdin.write_all(&line).await.map_err(failed)
+        let line = line.map_err(|error| to_error(error.into()))?;
+        self.stdin.write_all(&line).await.map_err(to_error)
     }
 
-    /// Waits until the payload is ready, or never will be.
+    /// Waits until the payload is ready or has failed.
     ///
     /// # Errors
     ///
-    /// [`StartError::Failed`] with what the shim says, [`StartError::Ended`] if it says nothing.
+    /// [`StartError::Failed`] with the failure that the shim reported, [`StartError::Ended`] if the
+    /// shim ended without a report.
     ///
     /// # Cancel safety
     ///
-    /// None: part of the report may have been read. Drop the shim with the future.
+    /// Not cancel-safe: part of the report may have been read. Drop the shim with the future.
     pub async fn ready(&mut self) -> Result<(), StartError> {
         let mut line = Vec::new();
-        let mut report = (&mut self.stdout).take(MAX_REPORT);
-        // A failure to read is as good as an empty line.
+        let mut report = (&mut self.stdout).take(MAX_REPORT_BYTES);
+        // A read error has the same meaning as an empty line.
         let _ = report.read_until(b'\n', &mut line).await;
         match serde_json::from_slice(&line) {
             Ok(Report::Ready { payload_pid }) => {
                 self.payload_pid = payload_pid;
                 Ok(())
             }
-            Ok(Report::Failed(record)) => Err(self.ended(Some(record)).await),
-            Err(_) => Err(self.ended(None).await),
+            Ok(Report::Failed(record)) => Err(self.exit_error(Some(record)).await),
+            Err(_) => Err(self.exit_error(None).await),
         }
     }
 
-    /// It has reported its end, or closed its stdout without a word: it is dying, or it is not a
-    /// shim. The kernel's status decides whether the record is believed: a payload of the same user
-    /// can forge the report as well as the file.
-    async fn ended(&self, reported: Option<ExitRecord>) -> StartError {
+    /// Waits for the end of a shim that reported a failure or closed its stdout, and returns the
+    /// error. The record counts only if it matches the exit status: a payload of the same user can
+    /// forge both the report and the file.
+    async fn exit_error(&self, reported: Option<ExitRecord>) -> StartError {
         let pid = self.handle().pid();
-        let exit = end::by_itself(self.handle()).await.ok();
+        let exit = terminate::wait_or_kill(self.handle()).await.ok();
         let status = exit.and_then(|exit| exit.status);
         let record = match reported {
             Some(record) => Ok(Some(record)),
             None => self.read_exit_record().await,
         };
-        let is_believed = |record: &ExitRecord| {
-            record.pid == pid && status.is_none_or(|status| record_fits(record, status))
+        let is_trusted = |record: &ExitRecord| {
+            record.pid == pid && status.is_none_or(|status| record_matches(record, status))
         };
         match record {
-            Ok(Some(record)) if is_believed(&record) => StartError::Failed { record },
+            Ok(Some(record)) if is_trusted(&record) => StartError::Failed { record },
             Err(error) => error.into(),
             Ok(_) => StartError::Ended {
                 pid,
-                ending: status.and_then(ending_of),
+                ending: status.and_then(ending_of_status),
             },
         }
     }
 
-    /// Waits up to [`SHORTAGE_TIMEOUT`] for the descriptors that reading takes.
+    /// Reads the exit record. Retries for up to [`SHORTAGE_TIMEOUT`] while no descriptor is left.
     async fn read_exit_record(&self) -> Result<Option<ExitRecord>, FileError> {
         let begun = Instant::now();
         loop {
@@ -188,23 +205,24 @@ impl SpawnedShim {
         }
     }
 
-    /// Ends it by force and waits until it is collected.
+    /// Kills the shim and waits until it is reaped.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the shim is killed nevertheless.
+    /// If the future is dropped, the shim is still killed.
     pub async fn end(self) {
-        let ended = end::by_force(&self.shim.handle);
-        if tokio::time::timeout(STUCK_AFTER, ended).await.is_err() {
-            tracing::error!(pid = self.handle().pid(), "the shim survives SIGKILL");
+        let exit = terminate::kill(&self.shim.handle);
+        if tokio::time::timeout(SIGKILL_TIMEOUT, exit).await.is_err() {
+            tracing::error!(pid = self.handle().pid(), "the shim survived SIGKILL");
         }
     }
 
-    pub(super) fn into_started(mut self) -> Started {
+    /// Disarms the kill on drop and returns the parts of the shim.
+    pub(super) fn into_parts(mut self) -> ShimParts {
         self.shim.armed = false;
         let pid = self.handle().pid();
-        // What it has published counts only if it has ended: the payload may have written to that
-        // file by now.
+        // The published record counts only if the shim has ended: the payload may have changed the
+        // file.
         let published = || {
             PidRecord::read(&self.dir.join(FILES.shim_pid))
                 .ok()
@@ -221,7 +239,7 @@ impl SpawnedShim {
             Ok(pipe) if !self.detached => Some(Keepalive::new(pipe)),
             _ => None,
         };
-        Started {
+        ShimParts {
             handle: self.shim.handle.clone(),
             keepalive,
             payload_pid: self.payload_pid,
@@ -233,7 +251,7 @@ impl SpawnedShim {
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
         if self.armed && self.owner == process::id() {
-            end::in_the_background(self.handle.clone());
+            terminate::kill_in_background(self.handle.clone());
         }
     }
 }

@@ -1,0 +1,234 @@
+//! How a box learns of the end of a run, saves it and reports it.
+
+use std::sync::{Arc, PoisonError};
+
+use shim_reaper::ShimHandle;
+use vmm_protocol::{
+    ControlGroup, Ending, ExitRecord, FILES, FileError, PidRecord, is_resource_exhaustion,
+};
+
+use super::state::{Gate, Phase};
+use super::{BoxStatus, MicroBox, Outcome};
+use crate::process::{CleanupTarget, procfs};
+use crate::shim::record_matches;
+use crate::{BoxChange, ShimHandler, StartError};
+
+/// Returns whether the payload is still alive in the session of its dead shim, which could not wait
+/// for it.
+fn payload_survives(shim: &ShimHandler) -> bool {
+    let session = |pid| procfs::session_of(pid).ok().flatten();
+    shim.payload_pid().and_then(session) == Some(shim.pid())
+}
+
+impl MicroBox {
+    /// Marks the start as failed. An interrupted start leaves the box as it was.
+    pub(crate) fn mark_start_failed(&self, error: &StartError) {
+        // The next runtime needs to know which shim failed.
+        let record = PidRecord::read(&self.dir().join(FILES.shim_pid));
+        let mut state = self.state();
+        // Without a shim nothing can be left.
+        if let Some(shim) = state.starting_shim()
+            && (!self.has_recorded_ending(&shim, error) || self.has_control_group(shim.pid()))
+        {
+            state.set_cleanup_target(Some(self.cleanup_target_of(Some(shim.pid()))));
+        }
+        match error {
+            StartError::Interrupted => state.cancel_start(),
+            _ => state.set_exited(None, Outcome::of_failed_start(error, record.ok().flatten())),
+        }
+    }
+
+    /// Returns whether the shim of a failed start recorded its own ending, after it had killed the
+    /// descendants of its payload.
+    fn has_recorded_ending(&self, shim: &ShimHandle, error: &StartError) -> bool {
+        let Some(status) = shim.try_exit().and_then(|exit| exit.status) else {
+            return false;
+        };
+        let is_own = |record: &ExitRecord| {
+            record.pid == shim.pid()
+                && record_matches(record, status)
+                && !matches!(record.ending, Ending::Panicked { .. })
+        };
+        match error {
+            StartError::Failed { record } => is_own(record),
+            _ => {
+                let record = ExitRecord::read(&self.dir().join(FILES.exit));
+                record.ok().flatten().as_ref().is_some_and(is_own)
+            }
+        }
+    }
+
+    /// Returns whether the outcome of this shim is already on disk.
+    pub(crate) fn knows_exit_of(&self, shim: &PidRecord) -> bool {
+        let state = self.state();
+        let last = state.record.last.as_ref();
+        last.is_some_and(|last| last.shim.as_ref() == Some(shim))
+    }
+
+    /// Marks a run as ended while no runtime was attached. The kernel no longer reports the exit
+    /// status, so a cleanup is due whatever the record shows.
+    pub(crate) fn mark_exited_offline(&self, outcome: Outcome) {
+        let mut state = self.state();
+        state.set_cleanup_target(Some(self.cleanup_target_of(None)));
+        state.set_exited(None, outcome);
+        // This runtime never saw it running, so no change is published.
+        state.finish_run();
+    }
+
+    /// Resumes a cleanup that an earlier runtime did not finish. Returns whether one is due.
+    pub(crate) fn resume_cleanup(&self) -> bool {
+        let mut state = self.state();
+        if state.record.cleanup_due {
+            state.cleanup_target = Some(self.cleanup_target_of(None));
+        }
+        state.record.cleanup_due
+    }
+
+    /// Returns whether the shim has exited and the exit is not reported yet.
+    pub(crate) fn has_unreported_exit(&self) -> bool {
+        self.state().has_unreported_exit()
+    }
+
+    /// Saves and then reports the exit of the shim, if it has exited and the exit is not reported
+    /// yet. If the disk refuses, reports it unsaved. Blocks on the disk.
+    ///
+    /// Fails if the exit record cannot be read because descriptors or memory are exhausted. The
+    /// exit is then not reported, and the caller retries.
+    pub(crate) fn observe_exit(&self) -> Result<(), FileError> {
+        self.note_exit()?;
+        if matches!(self.state().phase, Phase::Exited { .. })
+            && let Err(error) = self.save()
+        {
+            tracing::warn!(id = self.id(), %error, "cannot save how the box ended");
+        }
+        self.report_exit();
+        Ok(())
+    }
+
+    /// Moves from `Running` to `Exited` if the shim has exited.
+    pub(super) fn note_exit(&self) -> Result<(), FileError> {
+        let mut state = self.state();
+        let Phase::Running {
+            shim,
+            stop_requested,
+            ..
+        } = &state.phase
+        else {
+            return Ok(());
+        };
+        let Some(exit) = shim.try_exit() else {
+            return Ok(());
+        };
+        let record = match exit.status {
+            // No exit record matches death by signal.
+            Some(status) if status.code().is_none() => Ok(None),
+            _ => match ExitRecord::read(&self.dir().join(FILES.exit)) {
+                Err(error) if is_resource_exhaustion(&error.source) => return Err(error),
+                record => record,
+            },
+        };
+        let shim = Arc::clone(shim);
+        let outcome = Outcome::of_exit(
+            Some(shim.record().clone()),
+            exit.status,
+            record,
+            *stop_requested,
+        );
+        if outcome.may_leave_orphans
+            || state.record.spec.has_command_probe()
+            || self.has_control_group(shim.pid())
+            || payload_survives(&shim)
+        {
+            state.set_cleanup_target(Some(self.cleanup_target_of(Some(shim.pid()))));
+        }
+        state.set_exited(Some(shim), outcome);
+        Ok(())
+    }
+
+    /// Reports the exit of a box in the phase `Exited`. [`observe_exit`](Self::observe_exit) saves
+    /// it first.
+    pub(crate) fn report_exit(&self) {
+        let mut state = self.state();
+        let Some(was_running) = state.finish_run() else {
+            return;
+        };
+        if was_running {
+            self.events.run_ended();
+        }
+        let info = state.info();
+        let change = match info.status {
+            BoxStatus::Stopped => BoxChange::Stopped,
+            _ => BoxChange::Failed,
+        };
+        self.events.publish(change, info);
+    }
+
+    /// Returns whether the control group of the last run may exist: the shim could not kill
+    /// everything in it.
+    fn has_control_group(&self, shim: u32) -> bool {
+        !matches!(ControlGroup::of_shim(self.dir(), shim), Ok(None))
+    }
+
+    fn cleanup_target_of(&self, session: Option<u32>) -> CleanupTarget {
+        CleanupTarget {
+            dir: self.dir().to_owned(),
+            session,
+        }
+    }
+
+    /// Returns what must be cleaned up after the last run.
+    pub(crate) fn cleanup_target(&self) -> Option<CleanupTarget> {
+        self.state().cleanup_target.clone()
+    }
+
+    /// Marks the cleanup of this target as done.
+    pub(crate) fn cleanup_done(&self, cleanup_target: &CleanupTarget) {
+        let mut state = self.state();
+        if state.cleanup_target.as_ref() == Some(cleanup_target) {
+            state.set_cleanup_target(None);
+        }
+    }
+
+    /// Returns whether nothing of the last run is left to report, clean up or save.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.state().is_clean()
+    }
+
+    /// Returns true to one caller at a time, which then retries the cleanup until it calls
+    /// [`finish_retries`](Self::finish_retries).
+    pub(crate) fn begin_retries(&self) -> bool {
+        !std::mem::replace(&mut self.state().is_retrying, true)
+    }
+
+    /// Ends the retries.
+    pub(crate) fn finish_retries(&self) {
+        self.state().is_retrying = false;
+    }
+
+    /// Writes `box.json` if it is out of date. Blocks on the disk.
+    pub(crate) fn save(&self) -> Result<(), FileError> {
+        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let (record, version, is_over) = {
+            let state = self.state();
+            if state.is_saved() || matches!(state.gate, Gate::Removing | Gate::Removed) {
+                return Ok(());
+            }
+            let is_over = matches!(state.phase, Phase::Idle | Phase::Exited { .. });
+            (state.to_record(), state.version, is_over)
+        };
+        record.write(&self.dir().join(FILES.spec))?;
+        // The next runtime compares this pid with `last` to see that the outcome is that of the
+        // last run. A payload may have changed the file.
+        if let Some(shim) = record.last.and_then(|last| last.shim)
+            && is_over
+        {
+            let path = self.dir().join(FILES.shim_pid);
+            match PidRecord::read(&path) {
+                Ok(Some(published)) if published == shim => {}
+                _ => shim.write(&path)?,
+            }
+        }
+        self.state().saved_version = version;
+        Ok(())
+    }
+}

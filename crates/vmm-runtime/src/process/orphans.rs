@@ -1,0 +1,147 @@
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::future::join_all;
+use shim_reaper::Pidfd;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::SIGKILL_TIMEOUT;
+use super::search::{self, SearchResult};
+use crate::workers::Workers;
+
+/// How long searches may fail for lack of descriptors or memory before the cleanup fails.
+const SHORTAGE_TIMEOUT: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// A box whose orphans must be cleaned up: processes that its payload or its health check left.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct CleanupTarget {
+    /// The box's directory. Descendants of the payload have it in their environment.
+    pub(crate) dir: PathBuf,
+    /// The session of the shim, if the shim has just ended; it identifies descendants that cleared
+    /// their environment. Later the number may belong to another session.
+    pub(crate) session: Option<u32>,
+}
+
+/// A cleaner that kills orphans: descendants of a payload whose shim died before it could kill
+/// them. A payload dies with its shim, but its descendants do not.
+///
+/// A control group contains all descendants. Without one, a descendant that left both the session
+/// and the environment is not found.
+#[derive(Debug, Default)]
+pub(crate) struct OrphanCleaner {
+    requests: Mutex<Requests>,
+    /// Serializes the searches: a search reads every process of the host and serves all waiting
+    /// callers. No holder waits for a process to exit.
+    search: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Requests {
+    wanted: HashSet<CleanupTarget>,
+    /// Results of a search by another caller.
+    found: HashMap<CleanupTarget, io::Result<SearchResult>>,
+}
+
+impl OrphanCleaner {
+    /// Kills the orphans of `target`, waits up to [`SIGKILL_TIMEOUT`] for their exit, and removes
+    /// the control group. Searches run on `worker`.
+    ///
+    /// Each target has one caller at a time, which holds the operation lock of the box.
+    ///
+    /// Fails if an orphan survives SIGKILL, or if no search was possible for lack of descriptors or
+    /// memory.
+    pub(crate) async fn clean(
+        self: &Arc<Self>,
+        target: &CleanupTarget,
+        worker: &Workers,
+    ) -> io::Result<()> {
+        let start = Instant::now();
+        let mut dead = Vec::new();
+        loop {
+            self.request(target);
+            let search = {
+                let (cleaner, target) = (Arc::clone(self), target.clone());
+                worker.run(move || cleaner.search(&target))
+            };
+            let found = match search.await.map_err(io::Error::other)? {
+                Ok(found) => found,
+                Err(_) if start.elapsed() < SHORTAGE_TIMEOUT => {
+                    sleep(POLL_INTERVAL).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            dead.extend(found.killed);
+            let Some(pid) = found.awaited.first().map(Pidfd::pid) else {
+                let finish = worker.run(move || search::finish(&dead, found.group));
+                return finish.await.map_err(io::Error::other)?;
+            };
+            let exited = timeout_at(
+                start + SIGKILL_TIMEOUT,
+                join_all(found.awaited.iter().map(exited)),
+            );
+            if exited.await.is_err() || start.elapsed() >= SIGKILL_TIMEOUT {
+                let message =
+                    format!("orphan {pid} survived SIGKILL, or new orphans keep appearing");
+                return Err(io::Error::other(message));
+            }
+        }
+    }
+
+    /// Adds the target to the next search, by whichever caller.
+    fn request(&self, target: &CleanupTarget) {
+        let mut requests = self.requests();
+        requests.found.remove(target);
+        requests.wanted.insert(target.clone());
+    }
+
+    /// Returns the result for `target`, from a search by another caller or from a new one.
+    fn search(&self, target: &CleanupTarget) -> io::Result<SearchResult> {
+        let _search = self.search.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = {
+            let mut requests = self.requests();
+            if let Some(found) = requests.found.remove(target) {
+                return found;
+            }
+            let mut wanted = std::mem::take(&mut requests.wanted);
+            wanted.insert(target.clone());
+            wanted
+        };
+        let mut found = search::kill_all(&wanted);
+        let mut found_of = |target: &CleanupTarget| match &mut found {
+            Ok(found) => Ok(found.remove(target).unwrap_or_default()),
+            Err(error) => Err(clone_error(error)),
+        };
+        let own = found_of(target);
+        let others = wanted.iter().filter(|other| *other != target);
+        let others = others.map(|other| (other.clone(), found_of(other)));
+        self.requests().found.extend(others);
+        own
+    }
+
+    fn requests(&self) -> MutexGuard<'_, Requests> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits until a killed process has exited.
+async fn exited(killed: &Pidfd) {
+    while !killed.has_exited() {
+        if killed.exited().await.is_err() {
+            // No descriptor is left to wait on.
+            sleep(POLL_INTERVAL).await;
+        }
+    }
+}
+
+/// Copies an I/O error, which does not implement `Clone`.
+fn clone_error(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(errno) => io::Error::from_raw_os_error(errno),
+        None => io::Error::new(error.kind(), error.to_string()),
+    }
+}

@@ -1,0 +1,41 @@
+//! What the exit status and the exit record of a shim show about its payload.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use nix::sys::signal::Signal;
+use vmm_protocol::{Ending, ExitRecord};
+
+/// Returns whether this record can be from a shim that ended with this status: a shim that writes
+/// an exit record exits with the code in it.
+pub(crate) fn record_matches(record: &ExitRecord, status: ExitStatus) -> bool {
+    status.code() == Some(record.ending.shell_code())
+}
+
+/// Returns the ending that an exit status shows.
+pub(crate) fn ending_of_status(status: ExitStatus) -> Option<Ending> {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Some(Ending::Exited { code }),
+        (_, Some(signal)) => Some(Ending::Signaled { signal }),
+        _ => None,
+    }
+}
+
+/// Describes an ending for a person.
+pub(crate) fn describe_ending(ending: Option<&Ending>) -> String {
+    match ending {
+        None => "the shim is gone; its exit status is unknown".to_owned(),
+        Some(Ending::Exited { code }) => format!("exited with code {code}"),
+        Some(Ending::Signaled { signal }) => match Signal::try_from(*signal) {
+            Ok(signal) => format!("killed by {signal}"),
+            Err(_) => format!("killed by signal {signal}"),
+        },
+        Some(Ending::OutOfMemory) => "killed because it exceeded its memory limit".to_owned(),
+        Some(Ending::Panicked { message, location }) => match location {
+            Some(location) => format!("the shim panicked at {location}: {message}"),
+            None => format!("the shim panicked: {message}"),
+        },
+        Some(Ending::Failed { message, .. }) => message.clone(),
+        Some(other) => format!("{other:?}"),
+    }
+}

@@ -1,0 +1,82 @@
+//! How the runtime stops and kills a shim.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use shim_reaper::{ReaperClosed, ShimExit, ShimHandle, Signal};
+use vmm_protocol::KILL_SIGNAL;
+
+use crate::process::procfs;
+
+/// How long a shim may take to kill its payload before the runtime kills the shim. Longer than the
+/// shim waits for its payload to die: a large payload takes seconds, and its ending must be
+/// recorded.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long to wait before checking whether a shim is stopped by a signal, and how long a shim that
+/// is about to end may take before the runtime kills it.
+const EXIT_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Sends SIGTERM, waits for up to `grace`, then [kills](kill) the shim.
+pub(crate) async fn stop(shim: &ShimHandle, grace: Duration) -> Result<ShimExit, ReaperClosed> {
+    signal(shim, Signal::SIGTERM);
+    match tokio::time::timeout(grace, shim.clone()).await {
+        Ok(exit) => exit,
+        Err(_) => kill(shim).await,
+    }
+}
+
+/// Requests that the shim kill its payload and all descendants. Kills a shim that does not, and
+/// thereby its payload.
+pub(crate) async fn kill(shim: &ShimHandle) -> Result<ShimExit, ReaperClosed> {
+    signal(shim, KILL_SIGNAL);
+    let start = Instant::now();
+    loop {
+        match tokio::time::timeout(EXIT_TIMEOUT, shim.clone()).await {
+            Ok(exit) => return exit,
+            Err(_) if start.elapsed() < KILL_TIMEOUT && !procfs::is_stopped(shim.pid()) => {}
+            Err(_) => {
+                signal(shim, Signal::SIGKILL);
+                return shim.clone().await;
+            }
+        }
+    }
+}
+
+/// Waits for a shim that is about to end, and [kills](kill) it if it does not.
+pub(super) async fn wait_or_kill(shim: &ShimHandle) -> Result<ShimExit, ReaperClosed> {
+    match tokio::time::timeout(EXIT_TIMEOUT, shim.clone()).await {
+        Ok(exit) => exit,
+        Err(_) => kill(shim).await,
+    }
+}
+
+/// Kills a shim as [`kill`] does, on a thread of its own. For a `Drop`.
+pub(super) fn kill_in_background(shim: ShimHandle) {
+    signal(&shim, KILL_SIGNAL);
+    let run = {
+        let shim = shim.clone();
+        move || {
+            let start = Instant::now();
+            while shim.is_running()
+                && (start.elapsed() < EXIT_TIMEOUT
+                    || start.elapsed() < KILL_TIMEOUT && !procfs::is_stopped(shim.pid()))
+            {
+                thread::sleep(Duration::from_millis(5));
+            }
+            if shim.is_running() {
+                signal(&shim, Signal::SIGKILL);
+            }
+        }
+    };
+    if thread::Builder::new().spawn(run).is_err() {
+        signal(&shim, Signal::SIGKILL);
+    }
+}
+
+/// Sends a signal. The shim may already have ended and been reaped.
+fn signal(shim: &ShimHandle, signal: Signal) {
+    if let Err(error) = shim.signal(signal) {
+        tracing::debug!(pid = shim.pid(), %signal, %error, "cannot send signal to shim");
+    }
+}
