@@ -1,7 +1,7 @@
 //! Kills and reaps the descendants of a payload.
 //!
-//! A shim is their subreaper (`PR_SET_CHILD_SUBREAPER`, `prctl(2)`), so the kernel makes orphans its
-//! children.
+//! A shim is their subreaper (`PR_SET_CHILD_SUBREAPER`, `prctl(2)`), so the kernel makes orphans
+//! its children.
 
 use std::fs;
 use std::thread;
@@ -17,11 +17,11 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Kills and reaps all children of the calling process except one, and all descendants that the kernel
-/// then makes its children.
+/// Kills and reaps all children of the calling process except one, and all descendants that the
+/// kernel then makes its children.
 ///
-/// Waits for up to one second. Leaves processes that have not exited by then, and processes that the
-/// caller is not permitted to kill.
+/// Waits for up to one second. Leaves processes that have not exited by then, and processes that
+/// the caller is not permitted to kill.
 pub fn kill_all_except(except: Option<Pid>) {
     let deadline = Instant::now() + EXIT_TIMEOUT;
     loop {
@@ -44,8 +44,8 @@ pub fn kill_all_except(except: Option<Pid>) {
     }
 }
 
-/// Reaps all zombies among the children of the calling process except one. Returns true if there was
-/// any.
+/// Reaps all zombies among the children of the calling process except one. Returns true if there
+/// was any.
 pub fn reap_all_except(except: Pid) -> bool {
     let reaped = children().filter(|child| *child != except).filter(|child| {
         let status = waitpid(*child, Some(WaitPidFlag::WNOHANG));

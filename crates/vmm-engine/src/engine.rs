@@ -11,18 +11,19 @@ use crate::EngineError;
 /// affect other boxes. If a method of the engine or its payload panics, the shim ends with an
 /// [`ExitRecord`](vmm_protocol::ExitRecord) that contains the message and the place. A panic in a
 /// thread that the engine has started does not end the shim, unless the program is built with
-/// `panic = "abort"`. An engine that calls `exit(3)`, directly or in a library, ends the shim without
-/// a record.
+/// `panic = "abort"`. An engine that calls `exit(3)`, directly or in a library, ends the shim
+/// without a record.
 ///
-/// An engine for a virtual machine that is a process of its own, such as QEMU, starts that process and
-/// waits for it. An engine that turns the shim itself into the virtual machine prepares the machine in
-/// [`start`](Self::start) and runs it in [`Payload::wait`], which the shim calls on its main thread.
+/// An engine for a virtual machine that is a process of its own, such as QEMU, starts that process
+/// and waits for it. An engine that turns the shim itself into the virtual machine prepares the
+/// machine in [`start`](Self::start) and runs it in [`Payload::wait`], which the shim calls on its
+/// main thread.
 pub trait Engine: Send + Sync {
     /// Returns the name by which a spec selects the engine.
     fn name(&self) -> &str;
 
-    /// Starts the payload and returns without waiting until it is ready. The engine can write its own
-    /// files and the console output to the box directory `dir`.
+    /// Starts the payload and returns without waiting until it is ready. The engine can write its
+    /// own files and the console output to the box directory `dir`.
     ///
     /// The shim calls this on its main thread, which lives as long as the shim. The engine can
     /// therefore use `PR_SET_PDEATHSIG`, which is tied to the thread that starts the child
@@ -37,21 +38,21 @@ pub trait Engine: Send + Sync {
 /// A payload that an [`Engine`] has started.
 ///
 /// The shim calls [`stop`](Self::stop) and [`kill`](Self::kill) from other threads while its main
-/// thread is in [`wait_until_ready`](Self::wait_until_ready) or [`wait`](Self::wait). It can call them
-/// any number of times, concurrently, and after the payload has ended.
+/// thread is in [`wait_until_ready`](Self::wait_until_ready) or [`wait`](Self::wait). It can call
+/// them any number of times, concurrently, and after the payload has ended.
 pub trait Payload: Send + Sync {
     /// Returns the pid of the payload, if it is a process of its own.
     fn pid(&self) -> Option<u32>;
 
-    /// Blocks until the payload is ready, as its spec defines it. Needs no timeout: the runtime sets
-    /// the deadline.
+    /// Blocks until the payload is ready, as its spec defines it. Needs no timeout: the runtime
+    /// sets the deadline.
     ///
     /// # Errors
     ///
     /// [`EngineError`] if the payload cannot become ready any more.
     fn wait_until_ready(&self) -> Result<(), EngineError>;
 
-    /// Requests the payload to stop, like a power button. Does not wait.
+    /// Asks the payload to stop, like a power button. Does not wait.
     fn stop(&self);
 
     /// Kills the payload and everything that it has started. Does not wait.
@@ -68,8 +69,8 @@ pub trait Payload: Send + Sync {
 
 /// How a payload ended, as observed by its engine.
 ///
-/// The shim converts it to an [`Ending`], which also covers payloads that could not start, and panics
-/// of the shim.
+/// The shim converts it to an [`Ending`], which also covers payloads that could not start, and
+/// panics of the shim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PayloadExit {
     /// The payload exited with this code. Only the low 8 bits count, as in `exit(3)`.

@@ -10,8 +10,8 @@ use signal_hook::consts::FORBIDDEN;
 /// Installs a handler for each of these signals that this process has inherited as ignored.
 ///
 /// An ignored signal stays ignored across `execve`, while a handled one is reset to its default,
-/// `signal(7)`. A handler achieves the reset without unsafe code. Signals that were ignored before the
-/// call remain lost.
+/// `signal(7)`. A handler achieves the reset without unsafe code. Signals that were ignored before
+/// the call remain lost.
 ///
 /// # Errors
 ///

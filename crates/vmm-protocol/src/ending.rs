@@ -25,10 +25,10 @@ pub enum Ending {
     },
     /// The kernel killed the payload because its memory limit was reached.
     ///
-    /// The shim infers this: SIGKILL ended the payload, the shim did not send it, and the kernel has
-    /// killed a process of the payload for lack of memory. The kernel does not report which process
-    /// it was. A payload that survives the loss of one process, and that another process kills
-    /// later, is therefore reported as out of memory, too.
+    /// The shim infers this: SIGKILL ended the payload, the shim did not send it, and the kernel
+    /// has killed a process of the payload for lack of memory. The kernel does not report which
+    /// process it was. A payload that survives the loss of one process, and that another process
+    /// kills later, is therefore reported as out of memory, too.
     OutOfMemory,
     /// Code inside the shim panicked.
     Panicked {
@@ -64,7 +64,8 @@ pub enum FailureKind {
     NotExecutable,
     /// A file in the box directory could not be written.
     Storage,
-    /// Another shim already runs in the box directory. Only reported to the runtime, never recorded.
+    /// Another shim already runs in the box directory. Only reported to the runtime, never
+    /// recorded.
     InUse,
     /// Any other failure of the engine.
     #[serde(other)]

@@ -32,7 +32,8 @@ impl FileError {
 
 /// Returns true if the error means that file descriptors or memory are exhausted.
 ///
-/// Such an error is temporary. It does not mean that a file is damaged or that a process has exited.
+/// Such an error is temporary. It does not mean that a file is damaged or that a process has
+/// exited.
 pub fn is_resource_exhaustion(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM))

@@ -11,15 +11,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::bounds;
 
-/// The identity of a process: it distinguishes the process from all others that have the same pid at
-/// another time.
+/// The identity of a process: it distinguishes the process from all others that have the same pid
+/// at another time.
 ///
-/// A pid alone is not enough, because the kernel reuses it. Start time and boot id are enough unless
-/// the pid is reused within the same clock tick (10 ms). From Linux 6.9 on, the inode number of a
-/// pidfd is unique until the next reboot.
+/// A pid alone is not enough, because the kernel reuses it. Start time and boot id are enough
+/// unless the pid is reused within the same clock tick (10 ms). From Linux 6.9 on, the inode number
+/// of a pidfd is unique until the next reboot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessIdentity {
-    /// The start time in clock ticks since boot: field 22 of `/proc/<pid>/stat`, `proc_pid_stat(5)`.
+    /// The start time in clock ticks since boot: field 22 of `/proc/<pid>/stat`,
+    /// `proc_pid_stat(5)`.
     pub start_time: u64,
     /// The content of `/proc/sys/kernel/random/boot_id`.
     #[serde(deserialize_with = "bounds::deserialize_text")]
@@ -40,8 +41,8 @@ impl ProcessIdentity {
             .ok_or_else(|| io::Error::other("/proc does not show the calling process"))
     }
 
-    /// Returns the identity of the process that currently has this pid. Returns `None` if no process
-    /// has it, or if the process is a zombie.
+    /// Returns the identity of the process that currently has this pid. Returns `None` if no
+    /// process has it, or if the process is a zombie.
     ///
     /// # Errors
     ///

@@ -48,8 +48,8 @@ pub enum Ready {
     /// The program has been executed.
     #[default]
     Started,
-    /// The payload has sent `READY=1` to the datagram socket in `NOTIFY_SOCKET`, as systemd services
-    /// do (`sd_notify(3)`).
+    /// The payload has sent `READY=1` to the datagram socket in `NOTIFY_SOCKET`, as systemd
+    /// services do (`sd_notify(3)`).
     Notified,
 }
 

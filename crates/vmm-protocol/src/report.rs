@@ -14,8 +14,8 @@ pub enum Report {
         /// The pid of the payload, if it is a process of its own.
         payload_pid: Option<u32>,
     },
-    /// The payload did not become ready. The file `exit` contains the same record, unless the disk is
-    /// full or another shim runs in the box directory.
+    /// The payload did not become ready. The file `exit` contains the same record, unless the disk
+    /// is full or another shim runs in the box directory.
     Failed(ExitRecord),
 }
 

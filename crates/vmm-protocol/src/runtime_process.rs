@@ -43,8 +43,8 @@ impl RuntimeProcess {
 
     /// Opens a pidfd, which becomes readable when the process exits.
     ///
-    /// Returns `None` if the process cannot be identified: from another pid namespace, if `/proc` is
-    /// mounted with `hidepid`, or without pidfds.
+    /// Returns `None` if the process cannot be identified: from another pid namespace, if `/proc`
+    /// is mounted with `hidepid`, or without pidfds.
     ///
     /// # Errors
     ///

@@ -20,8 +20,8 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Handles requests to stop or kill the payload: signals, and the hang-up of the watchdog.
 ///
-/// Runs a thread, which enforces the deadlines. The thread calls nothing that can hang together with the
-/// payload.
+/// Runs a thread, which enforces the deadlines. The thread calls nothing that can hang together
+/// with the payload.
 pub(crate) struct Control {
     state: Mutex<State>,
     reporter: Arc<ExitReporter>,
@@ -44,8 +44,8 @@ struct State {
 
 /// The phase of the shim, which determines who handles a request.
 enum Phase {
-    /// The control thread exits the shim immediately. The end of this phase drops the pipe, which wakes
-    /// the thread.
+    /// The control thread exits the shim immediately. The end of this phase drops the pipe, which
+    /// wakes the thread.
     AwaitingSpec { _wake_on_drop: PipeWriter },
     /// The main thread kills the payload when the engine has started it.
     Starting,
@@ -65,16 +65,16 @@ enum HangUpSource {
 #[derive(Clone, Copy)]
 enum StopState {
     NotRequested,
-    /// A signal requested the payload to stop. There is no deadline.
+    /// A signal has asked the payload to stop. There is no deadline.
     Stopping,
-    /// The payload was requested to stop, and is killed at this time.
+    /// The payload was asked to stop, and is killed at this time.
     StoppingUntil(Instant),
     /// The payload was killed, and the shim exits at this time.
     KillingUntil(Instant),
 }
 
-/// Returns the signals that request the end, and those that must not end the shim when a write fails:
-/// SIGPIPE if the runtime is gone, SIGXFSZ at a limit on file sizes.
+/// Returns the signals that request the end, and those that must not end the shim when a write
+/// fails: SIGPIPE if the runtime is gone, SIGXFSZ at a limit on file sizes.
 fn handled_signals() -> SigSet {
     [
         Signal::SIGTERM,
@@ -88,8 +88,8 @@ fn handled_signals() -> SigSet {
     .collect()
 }
 
-/// Blocks the handled signals. Call it before any thread is started, because threads inherit the mask. A
-/// program that the shim executes inherits it, too, and must unblock the signals.
+/// Blocks the handled signals. Call it before any thread is started, because threads inherit the
+/// mask. A program that the shim executes inherits it, too, and must unblock the signals.
 pub(crate) fn block_signals() -> io::Result<()> {
     let mut blocked = handled_signals();
     // An engine waits for its children with a signalfd.
@@ -98,7 +98,8 @@ pub(crate) fn block_signals() -> io::Result<()> {
 }
 
 impl Control {
-    /// Starts the control thread. Until [`begin_start`](Self::begin_start), a request ends the shim.
+    /// Starts the control thread. Until [`begin_start`](Self::begin_start), a request ends the
+    /// shim.
     pub(crate) fn start(reporter: Arc<ExitReporter>) -> io::Result<Arc<Self>> {
         let (spec_read, wake_on_drop) = io::pipe()?;
         let signals = SignalFd::with_flags(&handled_signals(), SfdFlags::SFD_CLOEXEC)?;
@@ -130,8 +131,8 @@ impl Control {
         Ok(control)
     }
 
-    /// Announces that the main thread starts the payload. Until [`payload_started`](Self::payload_started),
-    /// a request is only kept.
+    /// Announces that the main thread starts the payload. Until
+    /// [`payload_started`](Self::payload_started), a request is only kept.
     ///
     /// `grace` is how long the payload may take to stop after the watchdog has hung up.
     pub(crate) fn begin_start(&self, watchdog: Option<Watchdog>, grace: Duration) {
@@ -207,7 +208,7 @@ impl Control {
         }
     }
 
-    /// Requests the payload to stop. A deadline that is already set remains.
+    /// Asks the payload to stop. A deadline that is already set remains.
     fn stop(&self, stop: StopState, deadline: Option<Instant>) -> StopState {
         let start_deadline = self.request_end(Signal::SIGTERM, |payload| payload.stop());
         match (stop, deadline.or(start_deadline)) {
@@ -225,8 +226,8 @@ impl Control {
         }
     }
 
-    /// Passes a request on, depending on the phase. While the payload starts, returns the deadline for
-    /// the start.
+    /// Passes a request on, depending on the phase. While the payload starts, returns the deadline
+    /// for the start.
     fn request_end(&self, signal: Signal, call: fn(&dyn Payload)) -> Option<Instant> {
         let state = self.state();
         self.reporter.mark_end_requested();

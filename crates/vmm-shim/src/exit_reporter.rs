@@ -127,7 +127,8 @@ impl ExitReporter {
 
     /// Kills the payload, which may still run, and ends the shim.
     pub(crate) fn kill_and_exit(self: &Arc<Self>, ending: Ending) -> ! {
-        // Locked before the kill: the main thread would otherwise record that the payload was killed.
+        // Locked before the kill: the main thread would otherwise record that the payload was
+        // killed.
         let exit_lock = self.lock_exit();
         let _ = self
             .call_payload(|payload| payload.kill())

@@ -55,8 +55,8 @@ fn set_up(reporter: &Arc<ExitReporter>) -> Result<(PathBuf, OwnedFd, Arc<Control
     stop_ignoring([SIGCHLD]).map_err(system_error("reset SIGCHLD"))?;
     // The payload must not inherit descriptors that the runtime has left open.
     close_fds::set_fds_cloexec(3, &[]);
-    // Ctrl-C in a terminal must reach only the runtime. The call fails for a process group leader, which
-    // Ctrl-C does not reach either.
+    // Ctrl-C in a terminal must reach only the runtime. The call fails for a process group leader,
+    // which Ctrl-C does not reach either.
     let _ = setsid();
     let stdout = standard_streams::take_stdout().map_err(system_error("take its stdout"))?;
     reporter.set_runtime(File::from(stdout));
@@ -145,7 +145,8 @@ fn find_engine<'a>(engines: &'a [Box<dyn Engine>], name: &str) -> Result<&'a dyn
     })
 }
 
-/// Records the pid of the payload, waits until the payload is ready, and reports that to the runtime.
+/// Records the pid of the payload, waits until the payload is ready, and reports that to the
+/// runtime.
 fn await_ready(
     reporter: &ExitReporter,
     payload: &dyn Payload,
@@ -166,8 +167,8 @@ fn await_ready(
     if reporter.report(&ready) {
         Ok(())
     } else {
-        // A start ends with the runtime that requested it, even if the shim is detached: no other runtime
-        // knows about the payload.
+        // A start ends with the runtime that requested it, even if the shim is detached: no other
+        // runtime knows about the payload.
         let message = "the runtime exited before the payload was ready";
         Err(EngineError::Other(message.to_owned()))
     }

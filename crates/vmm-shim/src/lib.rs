@@ -1,6 +1,7 @@
 //! The shim: the child process of a VMM runtime that hosts the payload of one box.
 //!
-//! Use this crate for a program that embeds a VMM runtime (crate `vmm-runtime`) and is its own shim:
+//! Use this crate for a program that embeds a VMM runtime (crate `vmm-runtime`) and is its own
+//! shim:
 //!
 //! ```no_run
 //! // Call it first in `main`. It returns unless this process is a shim.
@@ -8,9 +9,9 @@
 //! // ... open the runtime ...
 //! ```
 //!
-//! To add an engine of your own, use [`Shim`]. If your program cannot call a function first in `main`,
-//! install the program `vmm-shim` of this crate, and pass its path to the runtime. To read a box
-//! directory, use `vmm-protocol`; to write an engine without a shim program, `vmm-engine`.
+//! To add an engine of your own, use [`Shim`]. If your program cannot call a function first in
+//! `main`, install the program `vmm-shim` of this crate, and pass its path to the runtime. To read
+//! a box directory, use `vmm-protocol`; to write an engine without a shim program, `vmm-engine`.
 //!
 //! # Lifecycle
 //!
@@ -19,38 +20,39 @@
 //! 1. writes its [`PidRecord`] to the file `shim.pid`, before anything else;
 //! 2. reads an [`InstanceSpec`] as one line of JSON from its stdin, because the spec can contain
 //!    secrets;
-//! 3. starts the payload through an [`Engine`], and reports on its stdout when the payload is ready;
+//! 3. starts the payload through an [`Engine`], and reports on its stdout when the payload is
+//!    ready;
 //! 4. waits until the payload has ended, or until a signal or the watchdog requests the end;
 //! 5. writes an [`ExitRecord`] to the file `exit`, unless SIGKILL or `exit(3)` ends it.
 //!
-//! The *watchdog* is the stdin of an attached shim, which stays open after the spec. It hangs up when
-//! the runtime exits or releases it. An attached shim also ends when the
-//! [process of the runtime](RuntimeProcess) exits, because a forked child of the runtime may hold the
-//! pipe open. A detached shim has no watchdog.
+//! The *watchdog* is the stdin of an attached shim, which stays open after the spec. It hangs up
+//! when the runtime exits or releases it. An attached shim also ends when the [process of the
+//! runtime](RuntimeProcess) exits, because a forked child of the runtime may hold the pipe open. A
+//! detached shim has no watchdog.
 //!
 //! # Signals
 //!
 //! | signal | effect |
 //! |---|---|
-//! | SIGTERM, SIGINT, SIGHUP | The shim requests the payload to stop, and exits after it. |
+//! | SIGTERM, SIGINT, SIGHUP | The shim asks the payload to stop, and exits after it. |
 //! | [`KILL_SIGNAL`] | The shim kills the payload and its descendants, and exits. |
 //! | SIGKILL | The kernel kills the payload with the shim, with the exceptions below. There is no exit record, and output that is still in the pipe is lost. |
 //!
-//! A signal that arrives before the spec ends the shim immediately. If a signal arrives while the engine
-//! starts the payload, the shim kills the payload after the start. If the start takes longer than
-//! [`stop_grace_ms`](InstanceSpec::stop_grace_ms), the shim kills what the engine has
-//! started, and exits.
+//! A signal that arrives before the spec ends the shim immediately. If a signal arrives while the
+//! engine starts the payload, the shim kills the payload after the start. If the start takes longer
+//! than [`stop_grace_ms`](InstanceSpec::stop_grace_ms), the shim kills what the engine has started,
+//! and exits.
 //!
 //! The kernel kills the payload of the engine [`Process`] when its shim dies (`PR_SET_PDEATHSIG`),
-//! unless the payload has changed its credentials or executed a set-user-ID program, `prctl(2)`. It does
-//! not kill the descendants of the payload. The runtime finds and kills them by the environment variable
-//! [`VMM_BOX_DIR`](BOX_DIR_VARIABLE).
+//! unless the payload has changed its credentials or executed a set-user-ID program, `prctl(2)`. It
+//! does not kill the descendants of the payload. The runtime finds and kills them by the
+//! environment variable [`VMM_BOX_DIR`](BOX_DIR_VARIABLE).
 //!
 //! # What a payload can forge
 //!
-//! A payload that runs as the same user can write to the box directory, and so to every record there.
-//! The shim keeps in memory what its own cleanup needs. It exits with the code that its record contains,
-//! so that the runtime can detect a forged record. See [`BoxFiles`].
+//! A payload that runs as the same user can write to the box directory, and so to every record
+//! there. The shim keeps in memory what its own cleanup needs. It exits with the code that its
+//! record contains, so that the runtime can detect a forged record. See [`BoxFiles`].
 //!
 //! # Kernel requirements
 //!

@@ -55,8 +55,8 @@ impl Shim {
     ///
     /// Call it first in `main`, before the program starts a thread or opens a file.
     ///
-    /// A shim whose stdin is a device, such as a terminal, was not started by a runtime. It exits with
-    /// code 64.
+    /// A shim whose stdin is a device, such as a terminal, was not started by a runtime. It exits
+    /// with code 64.
     pub fn run_if_shim(self) {
         match Invocation::of_this_process() {
             None => vmm_protocol::declare_shim_program(),

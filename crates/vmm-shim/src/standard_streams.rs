@@ -7,8 +7,8 @@ use std::os::unix::fs::FileTypeExt;
 
 use nix::unistd::{dup2_stdin, dup2_stdout};
 
-/// Returns true unless stdin is a device or stdout is a terminal. A person or a shell script has started
-/// the process then.
+/// Returns true unless stdin is a device or stdout is a terminal. A person or a shell script has
+/// started the process then.
 pub(crate) fn spawned_by_runtime() -> bool {
     let stdin = io::stdin().as_fd().try_clone_to_owned().map(File::from);
     let is_device = stdin

@@ -1,5 +1,5 @@
-//! A program with its own engines that is its own shim. It has no test harness, because a shim must take
-//! over in `main`.
+//! A program with its own engines that is its own shim. It has no test harness, because a shim must
+//! take over in `main`.
 #![allow(clippy::panic, clippy::unwrap_used, clippy::zombie_processes)]
 
 mod support;

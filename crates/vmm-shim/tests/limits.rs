@@ -101,9 +101,9 @@ fn start_without_groups(payload: PayloadSpec) -> Shim {
 fn start_without_groups_within(payload: PayloadSpec, data: &str) -> Shim {
     const NOBODY: u32 = 65534;
     let dir = tempfile::tempdir().unwrap();
-    // A copy that the user can execute. `cp` writes it: a child that this process forks at the same time
-    // would inherit an open descriptor, and a file that is open for writing cannot be executed,
-    // execve(2).
+    // A copy that the user can execute. `cp` writes it: a child that this process forks at the same
+    // time would inherit an open descriptor, and a file that is open for writing cannot be
+    // executed, execve(2).
     let program = dir.path().join("vmm-shim");
     let mut copy = Command::new("cp");
     copy.arg(env!("CARGO_BIN_EXE_vmm-shim")).arg(&program);

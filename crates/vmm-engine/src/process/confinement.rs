@@ -37,8 +37,8 @@ const MAX_CPUS: u32 = 8192;
 const MAX_PIDS: u32 = 1 << 22;
 
 impl Confinement {
-    /// Creates the control groups for the limits in the spec, and selects a substitute for each limit
-    /// without a control group.
+    /// Creates the control groups for the limits in the spec, and selects a substitute for each
+    /// limit without a control group.
     pub(super) fn prepare(spec: &InstanceSpec, dir: &Path) -> Result<Self, EngineError> {
         let PayloadSpec {
             cpus,

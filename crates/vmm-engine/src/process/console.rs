@@ -24,7 +24,8 @@ pub(super) struct Console {
 const BUFFER_BYTES: usize = 16 << 10;
 
 impl Console {
-    /// Starts the thread. Also returns the write end of the pipe, which only the payload may keep open.
+    /// Starts the thread. Also returns the write end of the pipe, which only the payload may keep
+    /// open.
     pub(super) fn start(
         dir: &Path,
         options: ConsoleOptions,
@@ -58,16 +59,16 @@ impl Console {
         ))
     }
 
-    /// Waits until the log contains all output of the payload. The caller must have ended the payload
-    /// and its descendants.
+    /// Waits until the log contains all output of the payload. The caller must have ended the
+    /// payload and its descendants.
     pub(super) fn finish(self) {
         drop(self.keep_running);
         let _ = self.thread.join();
     }
 }
 
-/// Copies until the payload closes the pipe, or until `ended` hangs up and the pipe's remaining content
-/// is copied.
+/// Copies until the payload closes the pipe, or until `ended` hangs up and the pipe's remaining
+/// content is copied.
 fn copy(
     output: &mut PipeReader,
     ended: &PipeReader,

@@ -6,8 +6,9 @@ use vmm_protocol::{ConsoleOptions, FILES, FileError, open_log, read_file, write_
 
 /// The file `console.log` and its rotated files.
 ///
-/// A payload must neither block nor fail because its output cannot be stored. The log therefore drops
-/// output that it cannot write, and then writes a marker line with the number of dropped bytes.
+/// A payload must neither block nor fail because its output cannot be stored. The log therefore
+/// drops output that it cannot write, and then writes a marker line with the number of dropped
+/// bytes.
 #[derive(Debug)]
 pub(super) struct ConsoleLog {
     /// The box directory.
@@ -98,8 +99,8 @@ impl ConsoleLog {
         stored
     }
 
-    /// Returns how many bytes of `output` fit in the current file. That is a number of complete lines,
-    /// unless a line is longer than a file, or the file already contains its beginning.
+    /// Returns how many bytes of `output` fit in the current file. That is a number of complete
+    /// lines, unless a line is longer than a file, or the file already contains its beginning.
     fn fitting_length(&self, output: &[u8]) -> usize {
         let free = self.options.max_bytes.saturating_sub(self.len);
         let free = usize::try_from(free).unwrap_or(usize::MAX);
@@ -140,8 +141,8 @@ impl ConsoleLog {
         Ok(())
     }
 
-    /// Renames each file to the next number, which replaces the oldest file. At any time, a file with
-    /// a higher number is older, and only `console.log` is written to.
+    /// Renames each file to the next number, which replaces the oldest file. At any time, a file
+    /// with a higher number is older, and only `console.log` is written to.
     fn rotate(&mut self) -> io::Result<()> {
         let oldest = self.path(self.options.files - 1);
         // The payload may have removed or replaced the file.
@@ -161,8 +162,8 @@ impl ConsoleLog {
         }
     }
 
-    /// Updates `console.dropped`. The caller deletes the bytes afterwards, so that a reader never misses
-    /// bytes that are not yet counted.
+    /// Updates `console.dropped`. The caller deletes the bytes afterwards, so that a reader never
+    /// misses bytes that are not yet counted.
     fn count_deleted(&mut self, bytes: u64) {
         if bytes > 0 {
             // The payload can write any number to the file, so the sum could overflow.

@@ -34,12 +34,12 @@ pub(super) struct LaunchOptions {
     pub(super) receives_environment: bool,
 }
 
-/// The first character of a launcher's report. The launcher writes it immediately before it executes
-/// the payload, so it is missing if the launcher dies earlier.
+/// The first character of a launcher's report. The launcher writes it immediately before it
+/// executes the payload, so it is missing if the launcher dies earlier.
 const ABOUT_TO_EXECUTE: char = '>';
 
-/// The soft limit of file descriptors of a payload: `select(2)` does not support higher descriptors. A
-/// payload can raise it up to the hard limit.
+/// The soft limit of file descriptors of a payload: `select(2)` does not support higher
+/// descriptors. A payload can raise it up to the hard limit.
 const MAX_DESCRIPTORS: u64 = 1024;
 
 /// The error of a launcher that has not executed its payload.
@@ -153,8 +153,8 @@ fn execute(shim: u32, options: &str, command: &[OsString], report: &mut File) ->
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
         setrlimit(Resource::RLIMIT_NOFILE, soft.min(MAX_DESCRIPTORS), hard)?;
         prctl::set_pdeathsig(Signal::SIGKILL)?;
-        // The signal is not sent for a parent that exited before the call, prctl(2). What this process
-        // has received may then be incomplete, too.
+        // The signal is not sent for a parent that exited before the call, prctl(2). What this
+        // process has received may then be incomplete, too.
         if getppid() != Pid::from_raw(shim.cast_signed()) {
             return Err(io::Error::other("the shim has exited"));
         }

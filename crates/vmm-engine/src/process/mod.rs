@@ -29,26 +29,27 @@ use crate::{Engine, EngineError, Payload};
 
 /// The default engine: the payload is a command, without a virtual machine.
 ///
-/// The command runs in its own process group and dies with the shim. After it has exited, the engine
-/// kills its descendants, including those that have left the process group: the shim is their
-/// subreaper. The shim first executes a launcher, which confines itself and then executes the command.
-/// The environment of the spec applies from the command on, so the launcher does not load a library
-/// that `LD_PRELOAD` names. As with systemd, the soft limit of file descriptors is 1024; a command that
-/// needs more raises it itself.
+/// The command runs in its own process group and dies with the shim. After it has exited, the
+/// engine kills its descendants, including those that have left the process group: the shim is
+/// their subreaper. The shim first executes a launcher, which confines itself and then executes the
+/// command. The environment of the spec applies from the command on, so the launcher does not load
+/// a library that `LD_PRELOAD` names. As with systemd, the soft limit of file descriptors is 1024;
+/// a command that needs more raises it itself.
 ///
 /// # Output
 ///
 /// The stdout and stderr of the command are one pipe, from which the shim appends to `console.log`.
-/// Before that file exceeds [`max_bytes`](vmm_protocol::ConsoleOptions::max_bytes), the shim renames it
-/// to `console.log.1`, the previous one to `console.log.2`, and so on. It deletes the oldest file, and
-/// adds its size to `console.dropped`. A file ends with a complete line, unless a line is longer than a
-/// file.
+/// Before that file exceeds [`max_bytes`](vmm_protocol::ConsoleOptions::max_bytes), the shim
+/// renames it to `console.log.1`, the previous one to `console.log.2`, and so on. It deletes the
+/// oldest file, and adds its size to `console.dropped`. A file ends with a complete line, unless a
+/// line is longer than a file.
 ///
-/// A full disk does not block the command: the shim drops the output that it cannot write. As soon as
-/// the disk has space again, it writes a line `[vmm-shim: N bytes dropped]` in place of that output.
+/// A full disk does not block the command: the shim drops the output that it cannot write. As soon
+/// as the disk has space again, it writes a line `[vmm-shim: N bytes dropped]` in place of that
+/// output.
 ///
-/// After the command and its descendants have exited, the shim writes the content of the pipe before
-/// it records the exit. If the shim is killed with SIGKILL, that content is lost.
+/// After the command and its descendants have exited, the shim writes the content of the pipe
+/// before it records the exit. If the shim is killed with SIGKILL, that content is lost.
 ///
 /// # Limits
 ///
@@ -60,18 +61,18 @@ use crate::{Engine, EngineError, Payload};
 /// * The kernel kills a process if they need more memory.
 /// * A fork beyond the limit of processes and threads fails with EAGAIN.
 ///
-/// This needs the controllers `cpu`, `memory` and `pids` of `cgroups(7)`: either of version 1, or of
-/// version 2 in a group that systemd has delegated (`Delegate=yes`, and a `DelegateSubgroup=` for the
-/// runtime; systemd 254).
+/// This needs the controllers `cpu`, `memory` and `pids` of `cgroups(7)`: either of version 1, or
+/// of version 2 in a group that systemd has delegated (`Delegate=yes`, and a `DelegateSubgroup=`
+/// for the runtime; systemd 254).
 ///
 /// If no control group can be created, the shim reports it in `shim.stderr`, and uses these
 /// substitutes:
 ///
 /// * A CPU affinity for that number of CPUs (`sched_setaffinity(2)`).
-/// * A data limit for each process (`RLIMIT_DATA`, `getrlimit(2)`, Linux 4.7). Two processes together
-///   can exceed it.
-/// * No limit on processes: `RLIMIT_NPROC` counts all processes of a user rather than those of a box,
-///   and does not apply to root.
+/// * A data limit for each process (`RLIMIT_DATA`, `getrlimit(2)`, Linux 4.7). Two processes
+///   together can exceed it.
+/// * No limit on processes: `RLIMIT_NPROC` counts all processes of a user rather than those of a
+///   box, and does not apply to root.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Process;
 

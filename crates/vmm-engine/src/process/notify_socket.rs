@@ -9,8 +9,8 @@ use vmm_protocol::{FILES, FileError};
 
 use crate::EngineError;
 
-/// The socket to which a payload sends its readiness, as with `sd_notify(3)`. Dropping it deletes the
-/// socket file.
+/// The socket to which a payload sends its readiness, as with `sd_notify(3)`. Dropping it deletes
+/// the socket file.
 #[derive(Debug)]
 pub(crate) struct NotifySocket {
     socket: UnixDatagram,

@@ -30,7 +30,8 @@ pub(super) struct ProcessPayload {
     notify: Mutex<Option<NotifySocket>>,
     /// `None` once the log contains all output.
     console: Mutex<Option<Console>>,
-    /// Whether the shim has killed the payload, which rules out that the kernel did for lack of memory.
+    /// Whether the shim has killed the payload, which rules out that the kernel did for lack of
+    /// memory.
     is_killed: AtomicBool,
 }
 
@@ -60,11 +61,11 @@ impl ProcessPayload {
         rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
     }
 
-    /// Waits until the payload has ended, and returns true. With `WNOHANG`, returns false immediately if
-    /// it is still running. Leaves the payload waitable.
+    /// Waits until the payload has ended, and returns true. With `WNOHANG`, returns false
+    /// immediately if it is still running. Leaves the payload waitable.
     ///
-    /// Reaps all other children. They are orphans of the payload: the shim is their subreaper, and has
-    /// no children of its own.
+    /// Reaps all other children. They are orphans of the payload: the shim is their subreaper, and
+    /// has no children of its own.
     fn has_ended(&self, flags: WaitPidFlag) -> io::Result<bool> {
         let flags = flags | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
         loop {
@@ -75,8 +76,8 @@ impl ProcessPayload {
                     let _ = waitpid(status.pid(), Some(WaitPidFlag::WNOHANG));
                 }
                 Err(Errno::EINTR) => {}
-                // A real-time signal ended a child. nix cannot represent that signal, so it returns an
-                // error without the pid.
+                // A real-time signal ended a child. nix cannot represent that signal, so it returns
+                // an error without the pid.
                 Err(Errno::EINVAL) if self.is_waitable() => return Ok(true),
                 Err(Errno::EINVAL) if descendants::reap_all_except(self.pid) => {}
                 Err(error) => return Err(error.into()),
@@ -110,8 +111,8 @@ impl ProcessPayload {
         }
     }
 
-    /// Returns true if the kernel has killed any process of the payload for lack of memory, and the shim
-    /// has not killed the payload.
+    /// Returns true if the kernel has killed any process of the payload for lack of memory, and the
+    /// shim has not killed the payload.
     fn has_run_out_of_memory(&self) -> bool {
         !self.is_killed.load(Ordering::Relaxed)
             && ControlGroup::of_this_process().is_some_and(ControlGroup::has_run_out_of_memory)

@@ -33,8 +33,8 @@ pub(super) fn child_groups(dir: &Path) -> io::Result<Vec<OsString>> {
     Ok(names)
 }
 
-/// Returns true if the error means that the group was removed. ENODEV: between the open and the read
-/// of one of its files.
+/// Returns true if the error means that the group was removed. ENODEV: between the open and the
+/// read of one of its files.
 pub(super) fn is_removed(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(ENODEV)
 }

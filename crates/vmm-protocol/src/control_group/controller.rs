@@ -77,8 +77,8 @@ impl Controller {
         }
     }
 
-    /// Returns the file in which a line `oom_kill <n>` counts the processes that the kernel has killed
-    /// for lack of memory.
+    /// Returns the file in which a line `oom_kill <n>` counts the processes that the kernel has
+    /// killed for lack of memory.
     pub(super) fn oom_kills_file(version: Version) -> &'static str {
         match version {
             Version::V1 => "memory.oom_control",

@@ -24,8 +24,8 @@ use crate::{FILES, FileError, is_resource_exhaustion};
 /// controller.
 ///
 /// They limit the resources of the payload and all its descendants, and list every one of these
-/// processes, even those that have changed their session or environment. They outlive a shim that is
-/// killed with SIGKILL; the runtime then [removes](Self::remove) them.
+/// processes, even those that have changed their session or environment. They outlive a shim that
+/// is killed with SIGKILL; the runtime then [removes](Self::remove) them.
 ///
 /// They are named `vmm-box-<box>.<pid of the shim>`. The runtime finds them by name, even if the
 /// payload has changed the record in the box directory.
@@ -154,10 +154,10 @@ impl ControlGroup {
     /// Returns the existing groups of each box, by box directory. The map has no entry for a box
     /// without groups.
     ///
-    /// The call finds groups by name in the directories in which shims of the calling process create
-    /// theirs. A shim of an earlier runtime may have created its groups elsewhere; only the record in
-    /// the box directory leads to those. Because a payload can change the record, it is only a hint:
-    /// paths other than control groups named after the box are ignored.
+    /// The call finds groups by name in the directories in which shims of the calling process
+    /// create theirs. A shim of an earlier runtime may have created its groups elsewhere; only the
+    /// record in the box directory leads to those. Because a payload can change the record, it is
+    /// only a hint: paths other than control groups named after the box are ignored.
     ///
     /// # Errors
     ///
@@ -224,8 +224,8 @@ impl ControlGroup {
         self.dirs
     }
 
-    /// Returns the pids of all processes in the groups, including groups that the payload has created
-    /// within.
+    /// Returns the pids of all processes in the groups, including groups that the payload has
+    /// created within.
     ///
     /// # Errors
     ///

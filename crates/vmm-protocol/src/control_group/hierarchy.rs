@@ -75,8 +75,8 @@ impl Hierarchy {
     /// Returns the parent for new groups, or `None` if none can be created.
     ///
     /// In version 2, a group that contains processes cannot enable controllers for its children,
-    /// unless it is the root. A delegated group therefore contains one group with the runtime and its
-    /// shims, and beside it the groups of the payloads.
+    /// unless it is the root. A delegated group therefore contains one group with the runtime and
+    /// its shims, and beside it the groups of the payloads.
     pub(super) fn parent(&self) -> Option<&Path> {
         match (self.version, self.own_group.parent()) {
             (Version::V1, _) => Some(&self.own_group),

@@ -21,9 +21,9 @@ const WALK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Calls `enter` with each group, and `leave` with the parent and the name of each descendant after
 /// all groups within that descendant have been visited.
 ///
-/// The walk uses neither a stack frame nor a file descriptor per level, and no paths: the path of the
-/// innermost group may be longer than the kernel accepts. It skips groups that are removed while it
-/// runs.
+/// The walk uses neither a stack frame nor a file descriptor per level, and no paths: the path of
+/// the innermost group may be longer than the kernel accepts. It skips groups that are removed
+/// while it runs.
 pub(super) fn walk(
     root: &Path,
     mut enter: impl FnMut(BorrowedFd<'_>) -> io::Result<()>,

@@ -25,8 +25,8 @@ use vmm_shim::{
 /// Longer than any step takes on a busy machine. Only a failing test waits for it.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Returns the command that starts a shim: the program of this package, or this test if it is its own
-/// shim.
+/// Returns the command that starts a shim: the program of this package, or this test if it is its
+/// own shim.
 pub fn command() -> Command {
     let program = if vmm_shim::can_be_shim() {
         std::env::current_exe().unwrap()
@@ -102,7 +102,8 @@ impl Shim {
         Self::with_input(&spec(payload).to_line().unwrap())
     }
 
-    /// Starts a shim with a shell script followed by an endless loop, and waits until the loop runs.
+    /// Starts a shim with a shell script followed by an endless loop, and waits until the loop
+    /// runs.
     pub fn start_loop(script: &str) -> Self {
         let mut shim = Self::start(sh(&format!("{script} echo started; {LOOP}")));
         assert!(matches!(shim.report(), Report::Ready { .. }));
