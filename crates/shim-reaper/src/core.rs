@@ -33,18 +33,14 @@ impl<K: ProcessTable> Core<K> {
         }
     }
 
-    pub(crate) fn outbox(&self) -> Outbox<'_, K::Pidfd> {
-        Outbox::new(&self.shared.subscribers)
-    }
-
     /// Processes the events that are ready, a slice at a time.
-    pub(crate) async fn reap_ready(&self, outbox: &mut Outbox<'_, K::Pidfd>) -> NextDeadline {
+    pub(crate) async fn reap_ready(&self, outbox: &mut Outbox<K::Pidfd>) -> NextDeadline {
         loop {
-            let (slice, deadline) = {
+            let (progress, deadline) = {
                 let registry = self.registry.lock().await;
                 self.reap_ready_slice(registry, outbox)
             };
-            if slice == Progress::Done {
+            if progress == Progress::Done {
                 return deadline;
             }
             tokio::task::yield_now().await;
@@ -54,7 +50,7 @@ impl<K: ProcessTable> Core<K> {
     /// Does one slice of [`reap_ready`](Self::reap_ready). Returns `None` if the registry is locked.
     pub(crate) fn try_reap_ready(
         &self,
-        outbox: &mut Outbox<'_, K::Pidfd>,
+        outbox: &mut Outbox<K::Pidfd>,
     ) -> Option<(Progress, NextDeadline)> {
         let registry = self.registry.try_lock().ok()?;
         Some(self.reap_ready_slice(registry, outbox))
@@ -63,20 +59,20 @@ impl<K: ProcessTable> Core<K> {
     fn reap_ready_slice(
         &self,
         mut registry: MutexGuard<'_, Registry<K::Pidfd>>,
-        outbox: &mut Outbox<'_, K::Pidfd>,
+        outbox: &mut Outbox<K::Pidfd>,
     ) -> (Progress, NextDeadline) {
-        let slice = Sweep::new(&self.shared, &mut registry, outbox).reap_ready();
+        let progress = Sweep::new(&self.shared, &mut registry, outbox).reap_ready();
         let deadline = registry.next_deadline();
         drop(registry);
         outbox.deliver();
-        (slice, deadline)
+        (progress, deadline)
     }
 
     /// Does one interval sweep, a slice at a time.
-    pub(crate) async fn sweep(&self, outbox: &mut Outbox<'_, K::Pidfd>) -> NextDeadline {
+    pub(crate) async fn sweep(&self, outbox: &mut Outbox<K::Pidfd>) -> NextDeadline {
         let mut first = true;
         loop {
-            let (slice, deadline) = {
+            let (progress, deadline) = {
                 let mut registry = self.registry.lock().await;
                 let mut sweep = Sweep::new(&self.shared, &mut registry, outbox);
                 if first {
@@ -85,7 +81,7 @@ impl<K: ProcessTable> Core<K> {
                 (sweep.sweep_slice(), registry.next_deadline())
             };
             outbox.deliver();
-            if slice == Progress::Done || self.shared.is_closing() {
+            if progress == Progress::Done || self.shared.is_closing() {
                 return deadline;
             }
             first = false;
@@ -105,7 +101,7 @@ impl<K: ProcessTable> Core<K> {
     /// or `None` while another thread has the registry locked.
     pub(crate) fn try_close(&self) -> Option<ShutdownReport> {
         self.shared.token.cancel();
-        let mut outbox = self.outbox();
+        let mut outbox = Outbox::new();
         let mut registry = self.registry.try_lock().ok()?;
         let first = registry.closed.is_none();
         let report = Sweep::new(&self.shared, &mut registry, &mut outbox).close();

@@ -54,6 +54,7 @@ mod error;
 mod exit;
 mod exits;
 mod handle;
+mod judge;
 mod kernel;
 mod outbox;
 mod pidfd;

@@ -5,28 +5,27 @@ use crate::ShimExit;
 use crate::exits::Subscribers;
 use crate::shim::State;
 
-/// The effects of a slice that are deferred until the registry is unlocked: wakers and log
-/// subscribers may run any code. Create it before the registry is locked; it is delivered on drop,
-/// also if a slice panics.
-#[derive(Debug)]
-pub(crate) struct Outbox<'a, P> {
-    subscribers: &'a Subscribers,
-    pub(crate) wakers: Vec<Waker>,
-    exits: Vec<ShimExit>,
-    closing: Vec<P>,
-}
-
 /// The maximum number of pidfds of finished shims that stay open until the next slice. Closing a
 /// pidfd takes about as long as waking a task, and the tasks that await the shim come first.
 const MAX_DEFERRED_CLOSES: usize = 16;
 
-impl<'a, P> Outbox<'a, P> {
-    pub(crate) fn new(subscribers: &'a Subscribers) -> Self {
+/// The effects of a slice that are deferred until the registry is unlocked: wakers and log
+/// subscribers may run any code.
+///
+/// Create it before the registry is locked. It is delivered on drop, also if a slice panics.
+#[derive(Debug)]
+pub(crate) struct Outbox<P> {
+    pub(crate) wakers: Vec<Waker>,
+    exits: Vec<ShimExit>,
+    pidfds: Vec<P>,
+}
+
+impl<P> Outbox<P> {
+    pub(crate) fn new() -> Self {
         Self {
-            subscribers,
             wakers: Vec::new(),
             exits: Vec::new(),
-            closing: Vec::new(),
+            pidfds: Vec::new(),
         }
     }
 
@@ -34,22 +33,28 @@ impl<'a, P> Outbox<'a, P> {
     ///
     /// Both happen under the lock of the shim's state, so that every stream has the exit before a
     /// handle can show it.
-    pub(crate) fn resolve(&mut self, state: &mut State<P>, exit: ShimExit) {
+    pub(crate) fn resolve(
+        &mut self,
+        subscribers: &Subscribers,
+        state: &mut State<P>,
+        exit: ShimExit,
+    ) {
         if state.resolve(exit, &mut self.wakers) {
-            self.subscribers.publish(exit, &mut self.wakers);
+            subscribers.publish(exit, &mut self.wakers);
             self.exits.push(exit);
         }
     }
 
     /// Closes a pidfd later, at the end of the next interval sweep at the latest.
     pub(crate) fn close(&mut self, pidfd: P) {
-        self.closing.push(pidfd);
+        self.pidfds.push(pidfd);
     }
 
     pub(crate) fn close_pidfds(&mut self) {
-        self.closing.clear();
+        self.pidfds.clear();
     }
 
+    /// Wakes the tasks and logs the exits. The caller must not hold a lock.
     pub(crate) fn deliver(&mut self) {
         for waker in self.wakers.drain(..) {
             // A waker that panics must not prevent the others.
@@ -66,13 +71,13 @@ impl<'a, P> Outbox<'a, P> {
                 "shim ended"
             );
         }
-        if self.closing.len() > MAX_DEFERRED_CLOSES {
+        if self.pidfds.len() > MAX_DEFERRED_CLOSES {
             self.close_pidfds();
         }
     }
 }
 
-impl<P> Drop for Outbox<'_, P> {
+impl<P> Drop for Outbox<P> {
     fn drop(&mut self) {
         self.deliver();
     }

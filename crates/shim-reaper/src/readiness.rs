@@ -64,7 +64,7 @@ impl<'a> Readiness<'a> {
     pub(crate) async fn reap_when_ready(
         &self,
         core: &Core<Linux>,
-        outbox: &mut Outbox<'_, OwnedFd>,
+        outbox: &mut Outbox<OwnedFd>,
         wake_at: Option<Instant>,
     ) -> Option<NextDeadline> {
         let Some(epoll) = &self.epoll else {

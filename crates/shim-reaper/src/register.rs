@@ -249,7 +249,7 @@ impl<K: ProcessTable> Shared<K> {
     /// Counts and publishes the exit of a child that had ended before its registration. The child
     /// never enters the directory.
     fn publish_ended(&self, exit: ShimExit) -> Result<Arc<Shim<K::Pidfd>>, ReaperClosed> {
-        let mut outbox = Outbox::<K::Pidfd>::new(&self.subscribers);
+        let mut outbox = Outbox::new();
         let mut entries = self.directory.lock();
         // As in `insert`: the final drain, which ends the streams, comes after this.
         if self.is_closing() {
@@ -261,7 +261,7 @@ impl<K: ProcessTable> Shared<K> {
             CollectedBy::Reaper => self.counters.add_reaped(),
             CollectedBy::Owner | CollectedBy::Observed => self.counters.add_vanished(),
         }
-        outbox.resolve(&mut shim.state(), exit);
+        outbox.resolve(&self.subscribers, &mut shim.state(), exit);
         Ok(shim)
     }
 

@@ -1,43 +1,51 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::mem;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::ShutdownReport;
+use crate::directory::{Check, Pending};
 use crate::kernel::Orphan;
 use crate::shim::Shim;
+
+/// The maximum number of running shims without a pidfd whose identity an interval sweep compares.
+/// Reading procfs costs twenty times as much as a wait that finds the child running.
+const MAX_COMPARISONS_PER_SWEEP: usize = 512;
 
 /// The shims that the sweep has admitted, by id, and the sets of those that need more than an event
 /// of their watch.
 #[derive(Debug)]
 pub(crate) struct Registry<P> {
-    pub(crate) shims: BTreeMap<u64, Entry<P>>,
+    shims: BTreeMap<u64, Entry<P>>,
     /// Shims to check: their watch reported an event, or their registration requested it.
     pub(crate) ready: VecDeque<u64>,
-    /// The shim that is being checked. It is still set afterwards only if the check panicked.
-    pub(crate) in_flight: Option<u64>,
+    /// The shim from [`ready`](Self::ready) that is being checked. It is still set afterwards only
+    /// if the check panicked.
+    in_flight: Option<u64>,
     /// Shims whose exit only an interval sweep finds: without a pidfd, or held by a tracer.
-    pub(crate) sweep_only: BTreeSet<u64>,
+    sweep_only: BTreeSet<u64>,
     /// Dead shims in their grace period, by the end of it.
-    pub(crate) deferred: BTreeSet<(Instant, u64)>,
+    deferred: BTreeSet<(Instant, u64)>,
     /// The process groups of ended leaders, with the end of the grace period of each dead orphan.
     pub(crate) orphaned_groups: BTreeMap<u32, BTreeMap<Orphan, Instant>>,
     pub(crate) cursor: SweepCursor,
     /// The first id of the next spot check.
-    pub(crate) spot_check_from: u64,
+    spot_check_from: u64,
     /// Set by the final drain.
     pub(crate) closed: Option<ShutdownReport>,
 }
 
 #[derive(Debug)]
-pub(crate) struct Entry<P> {
-    pub(crate) shim: Arc<Shim<P>>,
-    pub(crate) phase: Phase,
+struct Entry<P> {
+    shim: Arc<Shim<P>>,
+    phase: Phase,
 }
 
+/// How far the reaper has processed the exit of a shim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     Alive,
-    /// Dead, and in [`Registry::deferred`].
+    /// Dead, and in its grace period.
     Deferred,
     /// The process did not exist when it was registered.
     NotFound,
@@ -46,11 +54,11 @@ pub(crate) enum Phase {
 /// The progress of an interval sweep.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SweepCursor {
-    /// The first id of [`Registry::sweep_only`] that it has not checked.
-    pub(crate) next: u64,
+    /// The first sweep-only id that it has not checked.
+    next: u64,
     /// The first id whose identity it compares. Kept over several sweeps, so that all get a turn.
-    pub(crate) compare_from: u64,
-    pub(crate) compared: usize,
+    compare_from: u64,
+    compared: usize,
     /// Set when opening a pidfd has failed in this sweep.
     pub(crate) pidfds_exhausted: bool,
 }
@@ -77,5 +85,159 @@ impl<P> Registry<P> {
 
     pub(crate) fn is_idle(&self) -> bool {
         self.shims.is_empty() && self.orphaned_groups.is_empty()
+    }
+
+    pub(crate) fn get(&self, id: u64) -> Option<(Arc<Shim<P>>, Phase)> {
+        let entry = self.shims.get(&id)?;
+        Some((Arc::clone(&entry.shim), entry.phase))
+    }
+
+    /// Adds a pending shim, and queues the check that it asks for.
+    pub(crate) fn admit(&mut self, pending: Pending<P>) {
+        let Pending { shim, check } = pending;
+        let id = shim.id;
+        if check != Check::OnEvent {
+            self.ready.push_back(id);
+        }
+        // The registry has it already, or has finished it.
+        if check == Check::Again {
+            return;
+        }
+        if shim.state().pidfd.is_none() {
+            self.sweep_only.insert(id);
+        }
+        let phase = if check == Check::NotFound {
+            Phase::NotFound
+        } else {
+            Phase::Alive
+        };
+        self.shims.insert(id, Entry { shim, phase });
+    }
+
+    /// Removes a finished shim. If it led a process group, that group may have orphans now.
+    pub(crate) fn remove(&mut self, shim: &Shim<P>) {
+        self.shims.remove(&shim.id);
+        self.sweep_only.remove(&shim.id);
+        if shim.leads_group {
+            self.orphaned_groups.insert(shim.pid, BTreeMap::new());
+        }
+    }
+
+    /// Starts the grace period of a dead shim.
+    pub(crate) fn defer(&mut self, id: u64, deadline: Instant) {
+        self.deferred.insert((deadline, id));
+        if let Some(entry) = self.shims.get_mut(&id) {
+            entry.phase = Phase::Deferred;
+        }
+    }
+
+    /// Makes interval sweeps check a shim.
+    pub(crate) fn add_sweep_only(&mut self, id: u64) {
+        self.sweep_only.insert(id);
+    }
+
+    pub(crate) fn remove_sweep_only(&mut self, id: u64) {
+        self.sweep_only.remove(&id);
+    }
+
+    /// Takes the next shim to check; [`finish_ready`](Self::finish_ready) confirms the check.
+    pub(crate) fn next_ready(&mut self) -> Option<u64> {
+        self.in_flight = self.ready.pop_front();
+        self.in_flight
+    }
+
+    pub(crate) fn finish_ready(&mut self) {
+        self.in_flight = None;
+    }
+
+    /// Takes the shim whose check panicked, if any.
+    pub(crate) fn take_unconfirmed(&mut self) -> Option<u64> {
+        self.in_flight.take()
+    }
+
+    pub(crate) fn has_deferred(&self) -> bool {
+        !self.deferred.is_empty()
+    }
+
+    /// Returns a shim whose grace period has expired. It stays deferred until `retry_at`, so that it
+    /// is checked again if its check panics; [`finish_expired`](Self::finish_expired) confirms the
+    /// check.
+    pub(crate) fn next_expired(&mut self, now: Instant, retry_at: Instant) -> Option<u64> {
+        let (deadline, id) = self.deferred.first().copied()?;
+        if deadline > now {
+            return None;
+        }
+        self.deferred.remove(&(deadline, id));
+        self.deferred.insert((retry_at, id));
+        Some(id)
+    }
+
+    pub(crate) fn finish_expired(&mut self, id: u64, retry_at: Instant) {
+        self.deferred.remove(&(retry_at, id));
+    }
+
+    /// Moves the cursor to the start of a new interval sweep.
+    pub(crate) fn begin_sweep(&mut self) {
+        self.cursor = SweepCursor {
+            compare_from: self.cursor.compare_from,
+            ..SweepCursor::default()
+        };
+    }
+
+    /// Returns up to `count` shims that the interval sweep has to check next.
+    pub(crate) fn next_sweep_only(&self, count: usize) -> Vec<u64> {
+        let ids = self.sweep_only.range(self.cursor.next..);
+        ids.take(count).copied().collect()
+    }
+
+    /// Moves the cursor past a shim.
+    pub(crate) fn advance_sweep(&mut self, id: u64) {
+        self.cursor.next = id + 1;
+    }
+
+    pub(crate) fn end_sweep(&mut self) {
+        if self.cursor.compared < MAX_COMPARISONS_PER_SWEEP {
+            self.cursor.compare_from = 0;
+        }
+    }
+
+    /// Returns up to `count` shims for a spot check, in turn.
+    pub(crate) fn next_spot_checks(&mut self, count: usize) -> Vec<u64> {
+        let ids = self.shims.range(self.spot_check_from..);
+        let ids: Vec<u64> = ids.take(count).map(|(id, _)| *id).collect();
+        self.spot_check_from = match ids.last() {
+            Some(last) if ids.len() == count => last + 1,
+            _ => 0,
+        };
+        ids
+    }
+
+    pub(crate) fn take_sweep_only(&mut self) -> BTreeSet<u64> {
+        mem::take(&mut self.sweep_only)
+    }
+
+    pub(crate) fn take_deferred(&mut self) -> Vec<u64> {
+        let deferred = mem::take(&mut self.deferred).into_iter();
+        deferred.map(|(_, id)| id).collect()
+    }
+
+    /// Removes all shims.
+    pub(crate) fn take_all(&mut self) -> Vec<Arc<Shim<P>>> {
+        let entries = mem::take(&mut self.shims).into_values();
+        entries.map(|entry| entry.shim).collect()
+    }
+}
+
+impl SweepCursor {
+    /// Returns whether the interval sweep has to compare the identity of this shim.
+    pub(crate) fn is_comparison_due(&self, id: u64) -> bool {
+        id >= self.compare_from && self.compared < MAX_COMPARISONS_PER_SWEEP
+    }
+
+    pub(crate) fn add_comparison(&mut self, id: u64) {
+        self.compared += 1;
+        if self.compared == MAX_COMPARISONS_PER_SWEEP {
+            self.compare_from = id + 1;
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::task::{Poll, Waker};
 use nix::libc;
 use nix::sys::signal::Signal;
 
-use crate::kernel::ProcessTable;
+use crate::kernel::{ProcStat, ProcessTable};
 use crate::{ReaperClosed, ShimExit};
 
 /// A registered process. Its handles, the directory and the registry share it.
@@ -92,13 +92,7 @@ impl<P> Shim<P> {
             return kernel.signal(pidfd, signal);
         }
         match kernel.stat(self.pid) {
-            Ok(Some(stat))
-                if state
-                    .start_time
-                    .is_none_or(|start| start == stat.start_time) =>
-            {
-                kernel.signal_pid(self.pid, signal)
-            }
+            Ok(Some(stat)) if state.is_same_process(&stat) => kernel.signal_pid(self.pid, signal),
             Ok(_) => Err(io::Error::from_raw_os_error(libc::ESRCH)),
             // Out of descriptors. A child that only the reaper may wait for still has its pid.
             Err(_) if state.role == Role::Owned => kernel.signal_pid(self.pid, signal),
@@ -133,6 +127,11 @@ impl<P> Shim<P> {
 }
 
 impl<P> State<P> {
+    /// Returns whether the start time is that of the registered process, or not known.
+    pub(crate) fn is_same_process(&self, stat: &ProcStat) -> bool {
+        self.start_time.is_none_or(|start| start == stat.start_time)
+    }
+
     pub(crate) fn exit(&self) -> Option<ShimExit> {
         match self.outcome {
             Outcome::Exited(exit) => Some(exit),

@@ -37,7 +37,7 @@ pub(crate) struct ChildExit {
 
 /// Opens a pidfd, which is close-on-exec: `pidfd_open(2)`, Linux 5.3.
 pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
-    // SAFETY: takes two integers and touches no memory of ours.
+    // SAFETY: takes two integers and touches no memory of this process.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
     if fd < 0 {
@@ -210,7 +210,7 @@ pub(crate) fn receive_pidfd(socket: &UnixDatagram) -> Option<OwnedFd> {
             return None;
         }
         // SAFETY: the kernel has filled the control buffer with whole messages, if any; an
-        // SCM_RIGHTS message carries descriptors that are ours from now on.
+        // SCM_RIGHTS message carries descriptors that this process owns from now on.
         unsafe {
             let header = libc::CMSG_FIRSTHDR(message);
             if header.is_null() || (*header).cmsg_type != libc::SCM_RIGHTS {

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::core::Core;
 use crate::kernel::Linux;
+use crate::outbox::Outbox;
 use crate::readiness::Readiness;
 use crate::register::Shared;
 
@@ -49,17 +50,17 @@ impl Worker {
             drop(sleep(Duration::ZERO));
             drop(worker.readiness());
         }
-        worker.claim();
-        handle.spawn(supervise(Alive(Arc::clone(&worker))));
+        worker.try_claim();
+        handle.spawn(supervise(AliveGuard(Arc::clone(&worker))));
         worker
     }
 
     pub(crate) fn start_dedicated(core: Arc<Core<Linux>>) -> io::Result<Arc<Self>> {
         let runtime = dedicated_runtime()?;
         let worker = Arc::new(Self::new(core, runtime.handle().clone()));
-        worker.claim();
+        worker.try_claim();
         let alive = Arc::clone(&worker);
-        spawn_thread(move || runtime.block_on(supervise(Alive(alive))))?;
+        spawn_thread(move || runtime.block_on(supervise(AliveGuard(alive))))?;
         Ok(worker)
     }
 
@@ -98,7 +99,7 @@ impl Worker {
         }
         if self.shared().is_closing() {
             self.core.try_close();
-        } else if self.claim() {
+        } else if self.try_claim() {
             self.move_to_thread();
         }
     }
@@ -127,7 +128,7 @@ impl Worker {
     }
 
     fn run_on_this_thread(self: Arc<Self>) {
-        let alive = Alive(Arc::clone(&self));
+        let alive = AliveGuard(Arc::clone(&self));
         let mut logged = false;
         while !self.can_stop() && !self.shared().is_closing() {
             match dedicated_runtime() {
@@ -146,7 +147,7 @@ impl Worker {
     }
 
     /// Returns true if the caller has to start the worker, false if one is alive.
-    fn claim(&self) -> bool {
+    fn try_claim(&self) -> bool {
         !self.alive.swap(true, Ordering::AcqRel)
     }
 
@@ -180,9 +181,9 @@ fn spawn_thread(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
 /// Marks the worker as alive. If it is dropped with its tokio runtime while work is left, a
 /// dedicated thread takes over at once, because the embedder may never call the reaper again.
 #[derive(Debug)]
-struct Alive(Arc<Worker>);
+struct AliveGuard(Arc<Worker>);
 
-impl Drop for Alive {
+impl Drop for AliveGuard {
     fn drop(&mut self) {
         self.0.alive.store(false, Ordering::Release);
         if !self.0.can_stop() {
@@ -193,7 +194,7 @@ impl Drop for Alive {
 
 /// Runs the worker and restarts it after a panic, at once the first time, then with exponential
 /// backoff.
-async fn supervise(alive: Alive) {
+async fn supervise(alive: AliveGuard) {
     let worker = &alive.0;
     let mut failures = 0;
     while let Err(panic) = AssertUnwindSafe(work(worker, &mut failures))
@@ -238,7 +239,7 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
 async fn work(worker: &Worker, failures: &mut u32) {
     let core = worker.core();
     let shared = worker.shared();
-    let mut outbox = core.outbox();
+    let mut outbox = Outbox::new();
     let mut readiness = worker.readiness();
     let mut next_sweep = Instant::now();
     let mut sweep_due = true;

@@ -48,7 +48,7 @@ pub(crate) fn try_wait(pid: u32) -> bool {
 }
 
 pub(crate) fn pidfd_open(pid: u32) -> OwnedFd {
-    // SAFETY: takes two integers and touches no memory of ours.
+    // SAFETY: takes two integers and touches no memory of this process.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd = Errno::result(fd).unwrap();
     // SAFETY: the kernel has just created this descriptor and no other code has it.

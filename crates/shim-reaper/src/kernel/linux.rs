@@ -167,10 +167,10 @@ impl ProcessTable for Linux {
     fn spawn(&self, command: &mut Command, foreign_waits: bool) -> io::Result<Spawned<OwnedFd>> {
         if self.pidfds.load(Ordering::Relaxed)
             && (foreign_waits || sys::kernel_reaps_children())
-            && let Ok((ours, theirs)) = UnixDatagram::pair()
+            && let Ok((receiver, sender)) = UnixDatagram::pair()
         {
-            sys::send_pidfd_before_exec(command, theirs);
-            return self.spawn_and_receive(command, &ours);
+            sys::send_pidfd_before_exec(command, sender);
+            return self.spawn_and_receive(command, &receiver);
         }
         let child = command.spawn()?;
         let pidfd = self.open(child.id());

@@ -20,7 +20,7 @@ impl ProcStat {
     pub(crate) fn read(pid: u32) -> io::Result<Option<Self>> {
         let line = match fs::read(format!("/proc/{pid}/stat")) {
             Ok(line) => line,
-            Err(error) if is_gone(&error) => return Ok(None),
+            Err(error) if is_missing(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
         let Some((state, start_time, exit_code)) = parse(&line) else {
@@ -73,7 +73,7 @@ pub(crate) fn children_of_main_thread() -> Option<Vec<u32>> {
     (!main_thread.exited).then(|| parsed.flatten().collect())
 }
 
-fn is_gone(error: &io::Error) -> bool {
+fn is_missing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }
 

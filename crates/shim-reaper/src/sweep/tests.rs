@@ -10,6 +10,7 @@ use crate::core::Core;
 use crate::directory::Check;
 use crate::kernel::ProcessTable;
 use crate::kernel::simulated::{Features, ProcessState, Simulated};
+use crate::outbox::Outbox;
 use crate::register::Shared;
 use crate::shim::{Role, Shim};
 use crate::stats::Counters;
@@ -34,7 +35,7 @@ fn core(features: Features) -> Core<Simulated> {
 }
 
 fn sweep(core: &Core<Simulated>) {
-    let mut outbox = core.outbox();
+    let mut outbox = Outbox::new();
     block_on(async {
         core.reap_ready(&mut outbox).await;
         core.sweep(&mut outbox).await;
@@ -255,7 +256,7 @@ fn zombie_held_by_a_tracer_resolves_when_another_wait_reaps_it() {
     core.shared.kernel.set(7, ProcessState::Traced(3));
     sweep(&core);
     core.shared.kernel.set(7, ProcessState::Reaped(3));
-    block_on(core.reap_ready(&mut core.outbox()));
+    block_on(core.reap_ready(&mut Outbox::new()));
     assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::Owner)));
     assert_eq!(counts(&core), (0, 1, 0));
 }

@@ -1,0 +1,197 @@
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use crate::CollectedBy;
+use crate::kernel::{ProcStat, ProcessTable, Target, WaitResult};
+use crate::registry::Phase;
+use crate::shim::{Role, State};
+use crate::sys::ChildExit;
+
+/// What [`judge`] has to know about a shim.
+#[derive(Debug)]
+pub(crate) struct Case<'a, P> {
+    pub(crate) pid: u32,
+    pub(crate) state: &'a State<P>,
+    pub(crate) phase: Phase,
+    pub(crate) trigger: Trigger,
+    pub(crate) owner_grace: Duration,
+    /// Whether to compare the start time of a running shim that has no pidfd.
+    pub(crate) compare_identity: bool,
+}
+
+/// The reason why a shim is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trigger {
+    /// Its watch reported an event and has to be re-armed, or its registration requested the check.
+    Event,
+    /// An interval sweep reached it.
+    Sweep,
+    /// Its grace period has expired, or the reaper is shutting down.
+    GraceExpired,
+}
+
+/// The result of a check.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    Running {
+        /// Whether the start time was compared.
+        identity_compared: bool,
+    },
+    /// Dead, but not finished: its owner may still wait for it, or the kernel may still publish its
+    /// status.
+    DeferToOwner(Option<ChildExit>),
+    /// Reaped by [`judge`].
+    Reaped(ChildExit),
+    /// Reaped by another wait, or not a child of this process.
+    Vanished(Option<ExitStatus>, CollectedBy),
+}
+
+/// Decides the fate of a shim. Reaps its zombie unless the owner comes first; has no other effect.
+pub(crate) fn judge<K: ProcessTable>(kernel: &K, case: &Case<'_, K::Pidfd>) -> Verdict {
+    match (case.phase, case.state.role, &case.state.pidfd) {
+        (Phase::NotFound, Role::Attached, _) => Verdict::Vanished(None, CollectedBy::Observed),
+        (Phase::NotFound, ..) => Verdict::Vanished(None, CollectedBy::Owner),
+        (_, Role::Attached, Some(pidfd)) => judge_attached(kernel, case, pidfd),
+        (_, Role::Attached, None) => judge_attached_by_pid(kernel, case),
+        (_, _, Some(pidfd)) => judge_child(kernel, case, pidfd),
+        (_, _, None) => judge_child_by_pid(kernel, case),
+    }
+}
+
+fn judge_child<K: ProcessTable>(
+    kernel: &K,
+    case: &Case<'_, K::Pidfd>,
+    pidfd: &K::Pidfd,
+) -> Verdict {
+    let target = Target::Pidfd(case.pid, pidfd);
+    let owner_comes_first = case.owner_comes_first();
+    let result = if owner_comes_first {
+        kernel.peek(target)
+    } else {
+        kernel.reap(target)
+    };
+    match result {
+        WaitResult::Running => RUNNING,
+        WaitResult::Exited(exit) if owner_comes_first => Verdict::DeferToOwner(Some(exit)),
+        WaitResult::Exited(exit) => Verdict::Reaped(exit),
+        WaitResult::NotWaitable => judge_not_waitable(kernel, case, pidfd),
+    }
+}
+
+/// Judges a process that cannot be waited for: a foreign wait has reaped it or is reaping it, or it
+/// is not a child of this process.
+fn judge_not_waitable<K: ProcessTable>(
+    kernel: &K,
+    case: &Case<'_, K::Pidfd>,
+    pidfd: &K::Pidfd,
+) -> Verdict {
+    // In this order: the kernel publishes the status before it releases the process.
+    let reaped = kernel.is_reaped(pidfd);
+    let status = kernel.exit_status(pidfd);
+    if reaped || status.is_some() {
+        return Verdict::Vanished(status, CollectedBy::Owner);
+    }
+    // It is certainly alive only if it still has the pid that `stat` read.
+    let alive = case.phase != Phase::Deferred
+        && matches!(
+            kernel.stat(case.pid),
+            Ok(Some(ProcStat { exited: false, .. }))
+        )
+        && !kernel.is_reaped(pidfd);
+    if alive {
+        Verdict::Vanished(None, CollectedBy::Observed)
+    } else if case.trigger == Trigger::GraceExpired {
+        Verdict::Vanished(None, CollectedBy::Owner)
+    } else {
+        Verdict::DeferToOwner(None)
+    }
+}
+
+fn judge_child_by_pid<K: ProcessTable>(kernel: &K, case: &Case<'_, K::Pidfd>) -> Verdict {
+    let vanished = Verdict::Vanished(None, CollectedBy::Owner);
+    match kernel.peek(Target::Pid(case.pid)) {
+        WaitResult::NotWaitable if case.phase == Phase::Deferred => vanished,
+        WaitResult::NotWaitable => match kernel.stat(case.pid) {
+            Ok(Some(stat)) if case.state.is_same_process(&stat) && !stat.exited => {
+                Verdict::Vanished(None, CollectedBy::Observed)
+            }
+            _ => vanished,
+        },
+        WaitResult::Running if case.compare_identity => match kernel.stat(case.pid) {
+            Ok(Some(stat)) if case.state.is_same_process(&stat) => IDENTITY_COMPARED,
+            Err(_) => IDENTITY_COMPARED,
+            Ok(_) => vanished,
+        },
+        WaitResult::Running => RUNNING,
+        WaitResult::Exited(exit) => match kernel.stat(case.pid) {
+            Ok(Some(stat)) if !case.state.is_same_process(&stat) => vanished,
+            Ok(None) => vanished,
+            _ if case.owner_comes_first() => Verdict::DeferToOwner(Some(exit)),
+            _ => match kernel.reap(Target::Pid(case.pid)) {
+                WaitResult::Exited(exit) => Verdict::Reaped(exit),
+                WaitResult::Running | WaitResult::NotWaitable => vanished,
+            },
+        },
+    }
+}
+
+fn judge_attached<K: ProcessTable>(
+    kernel: &K,
+    case: &Case<'_, K::Pidfd>,
+    pidfd: &K::Pidfd,
+) -> Verdict {
+    let stat = kernel.stat(case.pid);
+    // Checked after `stat`: if it is not reaped now, the pid was its own then.
+    if kernel.is_reaped(pidfd) {
+        return Verdict::Vanished(kernel.exit_status(pidfd), CollectedBy::Observed);
+    }
+    match stat {
+        Ok(Some(stat)) if !stat.exited => RUNNING,
+        Ok(Some(stat)) if stat.status.is_some() => {
+            Verdict::Vanished(stat.status, CollectedBy::Observed)
+        }
+        Err(_) if case.trigger == Trigger::Sweep => RUNNING,
+        _ if case.trigger == Trigger::GraceExpired => {
+            Verdict::Vanished(None, CollectedBy::Observed)
+        }
+        _ => Verdict::DeferToOwner(None),
+    }
+}
+
+fn judge_attached_by_pid<K: ProcessTable>(kernel: &K, case: &Case<'_, K::Pidfd>) -> Verdict {
+    match kernel.stat(case.pid) {
+        Ok(Some(stat)) if case.state.is_same_process(&stat) => {
+            if stat.exited {
+                Verdict::Vanished(stat.status, CollectedBy::Observed)
+            } else {
+                RUNNING
+            }
+        }
+        Err(_) => RUNNING,
+        Ok(_) => Verdict::Vanished(None, CollectedBy::Observed),
+    }
+}
+
+const RUNNING: Verdict = Verdict::Running {
+    identity_compared: false,
+};
+
+const IDENTITY_COMPARED: Verdict = Verdict::Running {
+    identity_compared: true,
+};
+
+impl<P> Case<'_, P> {
+    fn owner_comes_first(&self) -> bool {
+        self.state.role == Role::Shared
+            && self.trigger != Trigger::GraceExpired
+            && !self.owner_grace.is_zero()
+    }
+
+    /// Returns whether this verdict means that a foreign wait reaped a child that only the reaper
+    /// may wait for.
+    pub(crate) fn shows_foreign_wait(&self, verdict: &Verdict) -> bool {
+        self.state.role == Role::Owned
+            && self.state.pidfd.is_some()
+            && matches!(verdict, Verdict::DeferToOwner(_) | Verdict::Vanished(..))
+    }
+}
