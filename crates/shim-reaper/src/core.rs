@@ -36,11 +36,11 @@ impl<K: ProcessTable> Core<K> {
     /// Processes the events that are ready, a slice at a time.
     pub(crate) async fn reap_ready(&self, outbox: &mut Outbox<K::Pidfd>) -> NextDeadline {
         loop {
-            let (slice, deadline) = {
+            let (progress, deadline) = {
                 let registry = self.registry.lock().await;
                 self.reap_ready_slice(registry, outbox)
             };
-            if slice == Progress::Done {
+            if progress == Progress::Done {
                 return deadline;
             }
             tokio::task::yield_now().await;
@@ -61,18 +61,18 @@ impl<K: ProcessTable> Core<K> {
         mut registry: MutexGuard<'_, Registry<K::Pidfd>>,
         outbox: &mut Outbox<K::Pidfd>,
     ) -> (Progress, NextDeadline) {
-        let slice = Sweep::new(&self.shared, &mut registry, outbox).reap_ready();
+        let progress = Sweep::new(&self.shared, &mut registry, outbox).reap_ready();
         let deadline = registry.next_deadline();
         drop(registry);
         outbox.deliver();
-        (slice, deadline)
+        (progress, deadline)
     }
 
     /// Does one interval sweep, a slice at a time.
     pub(crate) async fn sweep(&self, outbox: &mut Outbox<K::Pidfd>) -> NextDeadline {
         let mut first = true;
         loop {
-            let (slice, deadline) = {
+            let (progress, deadline) = {
                 let mut registry = self.registry.lock().await;
                 let mut sweep = Sweep::new(&self.shared, &mut registry, outbox);
                 if first {
@@ -81,7 +81,7 @@ impl<K: ProcessTable> Core<K> {
                 (sweep.sweep_slice(), registry.next_deadline())
             };
             outbox.deliver();
-            if slice == Progress::Done || self.shared.is_closing() {
+            if progress == Progress::Done || self.shared.is_closing() {
                 return deadline;
             }
             first = false;
