@@ -19,12 +19,13 @@ pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
 /// | file | written by | what a payload can achieve by writing to it |
 /// |---|---|---|
 /// | `box.json` | the runtime | the next runtime that opens the home finds a damaged box, or a box with another spec or another last ending |
-/// | `shim.pid` | the shim | nothing while its runtime runs; the next runtime searches `/proc` for the shim, and may report a forged ending for a run that it did not observe |
-/// | `payload.pid` | the shim | the next runtime does not show the pid of the payload |
+/// | `shim.pid` | the shim | nothing while its runtime runs; the next runtime also searches `/proc` for the shim, and reports a forged ending only for a run whose end it did not observe |
+/// | `payload.pid` | the shim | the next runtime shows no pid of the payload, or that of another live process |
 /// | `cgroup` | the shim | nothing, because control groups are found by name; only groups that an earlier runtime created elsewhere are not found |
 /// | `exit` | the shim | nothing while the kernel reports the exit status of the shim: a record that does not match it counts as a crash; otherwise the payload can forge how it ended, but cleanup runs all the same |
 /// | `shim.stderr` | the shim | false messages of the shim |
-/// | `console.log` | the shim, with the payload's output | false output of the payload |
+/// | `console.log`, `console.log.1`, … | the shim, with the payload's output | false output of the payload |
+/// | `console.dropped` | the shim | a false number of deleted bytes |
 /// | `notify.sock` | the shim | the start fails |
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
