@@ -60,6 +60,8 @@ async fn a_reaper_without_its_tokio_runtime_reaps_without_any_call(builder: Reap
     common::kill(handle.pid(), SIGKILL);
     eventually("the shim is reaped", || is_gone(handle.pid())).await;
     assert!(fixture.reaper.worker_alive());
+    // The zombie is gone a moment before the handle resolves.
+    eventually("the handle resolves", || !handle.is_running()).await;
     assert_eq!(handle.try_exit().and_then(|exit| exit.signal()), Some(9));
 }
 

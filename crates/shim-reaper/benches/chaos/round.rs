@@ -143,7 +143,8 @@ impl Round {
         let grace_millis = if self.rules.owners_wait {
             1_000_000
         } else {
-            20
+            // Longer than an owner needs on a loaded machine.
+            500
         };
         let builder = ShimReaper::builder()
             .pidfd(self.pidfd)
