@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use common::boxes::{
@@ -402,4 +402,74 @@ async fn a_box_with_live_orphans_can_neither_start_nor_be_removed() {
     runtime.start(id).await.unwrap();
     eventually("the orphan exits", || is_gone(orphan)).await;
     runtime.remove(id, true).await.unwrap();
+}
+
+/// More groups than one search visits.
+const NESTED_GROUPS: usize = 10_000;
+
+/// Creates groups within a group, as its payload could. Returns the last one. The kernel may allow
+/// fewer than [`NESTED_GROUPS`].
+fn create_nested(group: &Path) -> Option<PathBuf> {
+    let names = (0..NESTED_GROUPS).map(|number| group.join(number.to_string()));
+    let created = names.take_while(|inner| fs::create_dir(inner).is_ok());
+    created.last()
+}
+
+#[tokio::test]
+async fn a_box_with_very_many_nested_groups_is_removed_and_delays_no_other() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let payload = format!("cd $VMM_BOX_DIR; {LEAVE_ORPHAN}");
+    let nested = start_box(&runtime, script(&payload)).await;
+    let other = start_box(&runtime, script(&payload)).await;
+    let orphans = [
+        orphan_of(&home, &nested.id).await,
+        orphan_of(&home, &other.id).await,
+    ];
+    let Some(dirs) = groups_of(&home, &nested.id) else {
+        for orphan in orphans {
+            kill(orphan, SIGKILL);
+        }
+        return;
+    };
+    let inner = create_nested(&dirs[0]).unwrap();
+    fs::write(inner.join("cgroup.procs"), orphans[0].to_string()).unwrap();
+    for bx in [&nested, &other] {
+        kill(bx.pid.unwrap(), SIGKILL);
+    }
+    wait_for_status(&runtime, &nested.id, BoxStatus::Failed).await;
+    let first = runtime.remove(&nested.id, true);
+    let (first, others) = tokio::join!(first, runtime.remove(&other.id, true));
+    others.unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    // On a busy machine one attempt may time out.
+    let mut removed = first;
+    while let Err(error) = removed {
+        assert!(Instant::now() < deadline, "{error}");
+        removed = runtime.remove(&nested.id, true).await;
+    }
+    eventually("the orphans exit", || orphans.into_iter().all(is_gone)).await;
+    assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
+}
+
+/// The shim removes what it can in its time, and the VMM runtime removes the rest.
+#[tokio::test]
+async fn a_box_with_very_many_nested_groups_is_stopped_in_time() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let bx = start_box(&runtime, sleeping()).await;
+    let Some(dirs) = groups_of(&home, &bx.id) else {
+        return;
+    };
+    create_nested(&dirs[0]).unwrap();
+    runtime.stop(&bx.id).await.unwrap();
+    assert_eq!(
+        runtime.info(&bx.id).await.unwrap().status,
+        BoxStatus::Stopped
+    );
+    eventually("the groups are gone", || {
+        dirs.iter().all(|dir| !dir.exists())
+    })
+    .await;
+    runtime.remove(&bx.id, true).await.unwrap();
 }

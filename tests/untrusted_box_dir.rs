@@ -5,6 +5,7 @@ mod common;
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -273,6 +274,38 @@ async fn a_reported_ending_does_not_change_after_a_restart() {
     let runtime = open_runtime(&home).await;
     let found = runtime.info(&bx.id).await.unwrap();
     assert_eq!((found.status, found.ending), (ended.status, ended.ending));
+}
+
+#[tokio::test]
+async fn a_record_with_symbolic_links_to_the_groups_of_another_box_is_ignored() {
+    if !has_groups() {
+        return;
+    }
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let other = start_box(&runtime, limited(script("exec sleep 1000"))).await;
+    let groups = groups_in(&box_dir(&home, &other.id).join("cgroup"));
+    let limit = || {
+        groups
+            .iter()
+            .find_map(|group| fs::read_to_string(group.join("pids.max")).ok())
+    };
+    let before = limit();
+    let forging = start_box(&runtime, limited(script("exec sleep 1000"))).await;
+    let dir = box_dir(&home, &forging.id);
+    let link = |(number, group)| {
+        let link = dir.join(format!("vmm-box-{}.{number}", forging.id));
+        symlink(group, &link).unwrap();
+        format!("{}\n", link.display())
+    };
+    let record: String = groups.iter().enumerate().map(link).collect();
+    fs::write(dir.join("cgroup"), record).unwrap();
+    kill(forging.pid.unwrap(), Signal::SIGKILL);
+    wait_for_status(&runtime, &forging.id, BoxStatus::Failed).await;
+    runtime.remove(&forging.id, true).await.unwrap();
+    assert_eq!(limit(), before);
+    let other = runtime.info(&other.id).await.unwrap();
+    assert_eq!(other.status, BoxStatus::Running);
 }
 
 #[tokio::test]

@@ -55,7 +55,7 @@ mod runtime_process;
 pub use bounds::truncate_text;
 pub use box_dir::{BOX_DIR_VARIABLE, BoxFiles, FILES};
 pub use console_options::ConsoleOptions;
-pub use control_group::{ControlGroup, Controller, PROCS_FILE};
+pub use control_group::{ControlGroup, Controller, Members, PROCS_FILE};
 pub use ending::{Ending, FailureKind};
 pub use exit_record::ExitRecord;
 pub use files::{

@@ -1,6 +1,7 @@
 //! Removal of a directory tree whose contents are untrusted.
 
 use std::ffi::{CStr, OsStr};
+use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -47,6 +48,7 @@ pub(crate) fn remove_tree(path: &Path, stop: impl Fn() -> bool) -> Result<Progre
         path,
         root,
         stop,
+        prefix: RandomState::new().hash_one(path),
         next: 0,
         removed: 0,
         failure: None,
@@ -67,11 +69,20 @@ pub(crate) fn remove_tree(path: &Path, stop: impl Fn() -> bool) -> Result<Progre
     Err(to_error(Errno::NOTEMPTY))
 }
 
+#[cfg(test)]
+std::thread_local! {
+    /// The number of system calls with which this thread has tried to move a directory up.
+    static RENAMES: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 struct Tree<'a, S> {
     path: &'a Path,
     root: Dir,
     stop: S,
-    /// The number that names the next directory that is moved up.
+    /// The prefix of the names of directories that are moved up. It differs per call: otherwise the
+    /// names would collide with those that stopped calls have moved up and not removed.
+    prefix: u64,
+    /// The number in the name of the next directory that is moved up.
     next: u64,
     /// All numbers below this one have been removed.
     removed: u64,
@@ -89,11 +100,17 @@ impl<S: Fn() -> bool> Tree<'_, S> {
             }
             if !is_self_or_parent(entry.file_name()) {
                 self.remove(entry.file_name());
+                self.remove_moved()?;
             }
         }
-        // Whether a listing includes entries added during it depends on the file system.
+        Ok(())
+    }
+
+    /// Removes the directories that were moved up, before others are. A listing may not include
+    /// them: whether it includes entries added during it depends on the file system.
+    fn remove_moved(&mut self) -> Result<(), Errno> {
         while self.removed < self.next && !(self.stop)() {
-            let name = self.removed.to_string().into_c_str()?.into_owned();
+            let name = self.moved_name(self.removed).into_c_str()?.into_owned();
             self.remove(&name);
             self.removed += 1;
         }
@@ -153,8 +170,10 @@ impl<S: Fn() -> bool> Tree<'_, S> {
     /// Moves a directory into the root, from a directory of the root.
     fn move_up(&mut self, from: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
         let mut is_accessible = false;
-        loop {
-            let fresh = self.next.to_string();
+        while !(self.stop)() {
+            let fresh = self.moved_name(self.next);
+            #[cfg(test)]
+            RENAMES.set(RENAMES.get() + 1);
             match renameat(from, name, self.root.fd()?, fresh) {
                 Ok(()) => {
                     self.next += 1;
@@ -171,6 +190,11 @@ impl<S: Fn() -> bool> Tree<'_, S> {
                 Err(errno) => return Err(errno),
             }
         }
+        Ok(())
+    }
+
+    fn moved_name(&self, number: u64) -> String {
+        format!("{:016x}.{number}", self.prefix)
     }
 
     fn record_failure(&mut self, names: &[&CStr], errno: Errno) {
@@ -298,7 +322,6 @@ mod tests {
         assert_removed(&dir, &path);
     }
 
-    /// Directories that were moved up have such names.
     #[test]
     fn entries_with_numbers_as_names_are_removed() {
         let (dir, path) = tree();
@@ -360,6 +383,33 @@ mod tests {
             }
         }
         assert!(calls > 1);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    /// Directories that earlier calls have moved up neither delay later calls nor are moved again.
+    #[test]
+    fn a_removal_in_slices_moves_each_directory_up_once() {
+        const WIDTH: usize = 10;
+        const SUBDIRS: usize = 50;
+        const CHECKS: usize = 20;
+        let (dir, path) = tree();
+        for number in 0..WIDTH * SUBDIRS {
+            fs::create_dir_all(path.join(format!("{}/{number}/inner", number % WIDTH))).unwrap();
+        }
+        let renames_before = RENAMES.get();
+        let mut calls = 0;
+        loop {
+            calls += 1;
+            let checks = std::cell::Cell::new(0);
+            let stop = || checks.replace(checks.get() + 1) >= CHECKS;
+            if remove_tree(&path, stop).unwrap() == Progress::Removed {
+                break;
+            }
+        }
+        assert_eq!(RENAMES.get() - renames_before, WIDTH * SUBDIRS);
+        // Each directory takes a few checks: to move it up, to list it, and to remove its contents.
+        let bound = 10 * WIDTH * SUBDIRS / CHECKS;
+        assert!((SUBDIRS..bound).contains(&calls), "{calls} calls");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 

@@ -6,7 +6,8 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use nix::libc::ENODEV;
-use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
+use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, fstatfs};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 
 /// The file that lists the processes of a control group. A process that writes 0 to it enters the
 /// group.
@@ -39,8 +40,14 @@ pub(super) fn is_removed(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(ENODEV)
 }
 
+/// Returns true if the path is a control group. Returns false for a symbolic link to one: the link
+/// of a payload may lead to a group of another box.
 pub(super) fn is_control_group(path: &Path) -> bool {
-    statfs(path).is_ok_and(|file_system| {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let Ok(group) = openat(CWD, path, flags, Mode::empty()) else {
+        return false;
+    };
+    fstatfs(&group).is_ok_and(|file_system| {
         let kind = file_system.filesystem_type();
         kind == CGROUP_SUPER_MAGIC || kind == CGROUP2_SUPER_MAGIC
     })

@@ -86,3 +86,25 @@ impl Controller {
         }
     }
 }
+
+/// Returns the settings that limit how many groups a payload can create within its own, and how
+/// deep it can nest them. The limits suffice for a service manager or containers in a box, and so
+/// few groups can be removed at once.
+///
+/// Version 1 has no such limits, nor has Linux before 4.14. A payload that runs as root and sees
+/// the hierarchy can raise them.
+pub(super) fn nesting_settings(version: Version) -> Vec<Setting> {
+    let optional = |file, value| Setting {
+        file,
+        value,
+        is_optional: true,
+        is_bounded_by_parent: false,
+    };
+    match version {
+        Version::V1 => Vec::new(),
+        Version::V2 => vec![
+            optional("cgroup.max.descendants", 4096),
+            optional("cgroup.max.depth", 64),
+        ],
+    }
+}

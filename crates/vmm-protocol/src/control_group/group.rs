@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, unlinkat};
 
 use super::cgroupfs::{PROCS_FILE, child_groups, is_control_group, is_removed, write_setting};
 use super::controller::{Controller, Version};
-use super::hierarchy::Hierarchy;
+use super::hierarchy::{Hierarchy, proc_path};
 use super::new_group::NewGroup;
 use super::walk::{read_at, walk};
 use crate::files::{MAX_RECORD_BYTES, read_file, write_file_unsynced};
@@ -41,10 +41,19 @@ const NAME_PREFIX: &str = ControlGroup::NAME_PREFIX;
 /// The control groups of the payload of this process. A shim has at most one payload.
 static OWN_PAYLOAD: OnceLock<ControlGroup> = OnceLock::new();
 
-/// The kernel can take a moment to release a group after its last process has exited.
+/// The kernel can take a moment to release a group after its last process has exited, and a payload
+/// can have created very many groups.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(1);
 
 const REMOVE_POLL_INTERVAL: Duration = Duration::from_millis(1);
+
+/// The number of groups that one [sweep](ControlGroup::sweep) visits per hierarchy, which takes
+/// less than a second.
+const MAX_SWEPT_GROUPS: usize = 4096;
+
+/// The number of groups that [`ControlGroup::pids`] visits per hierarchy, which takes a few
+/// seconds.
+const MAX_LISTED_GROUPS: usize = 100_000;
 
 impl ControlGroup {
     /// The prefix of the names of all control groups of boxes.
@@ -233,20 +242,61 @@ impl ControlGroup {
     pub fn pids(&self) -> Result<Vec<u32>, FileError> {
         let mut pids = Vec::new();
         for dir in &self.dirs {
-            let list = |group: BorrowedFd<'_>| match read_at(group, PROCS_FILE) {
-                Ok(list) => {
-                    pids.extend(list.lines().filter_map(|pid| pid.parse::<u32>().ok()));
-                    Ok(())
-                }
-                // In version 2, the domain of a threaded group lists its processes.
-                Err(error) if error.raw_os_error() == Some(EOPNOTSUPP) => Ok(()),
-                Err(error) => Err(error),
+            let list = |group: BorrowedFd<'_>| {
+                pids.extend(Members(group).pids()?);
+                Ok(())
             };
-            walk(dir, list, |_, _| Ok(())).map_err(|error| FileError::new("read", dir, error))?;
+            let walked = walk(dir, MAX_LISTED_GROUPS, list, |_, _| Ok(()));
+            if !walked.map_err(|error| FileError::new("read", dir, error))? {
+                let message = "the payload has created too many nested groups";
+                let error = io::Error::new(io::ErrorKind::TimedOut, message);
+                return Err(FileError::new("read", dir, error));
+            }
         }
         pids.sort_unstable();
         pids.dedup();
         Ok(pids)
+    }
+
+    /// Calls `visit` with the members of each group, including groups that the payload has created
+    /// within. Removes those within that are empty.
+    ///
+    /// Returns whether it has visited all groups. A payload can create any number of groups, so one
+    /// sweep visits a bounded number of them. The next sweep finds fewer, and visits others once
+    /// the members of the visited groups have exited.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`] if a group cannot be read, or if `visit` fails.
+    pub fn sweep(
+        &self,
+        mut visit: impl FnMut(Members<'_>) -> io::Result<()>,
+    ) -> Result<bool, FileError> {
+        let mut is_complete = true;
+        for dir in &self.dirs {
+            let swept = sweep_dir(dir, |group| visit(Members(group)));
+            is_complete &= swept.map_err(|error| FileError::new("sweep", dir, error))?;
+        }
+        Ok(is_complete)
+    }
+
+    /// Returns the value of each group, by the paths that `/proc/<pid>/cgroup` shows for the
+    /// members of the group. For members of a group within, it shows a path below these.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`] if file descriptors or memory are exhausted.
+    pub fn by_proc_path<'a, T: Copy>(
+        groups: impl IntoIterator<Item = (&'a Self, T)>,
+    ) -> Result<HashMap<PathBuf, T>, FileError> {
+        let path = Path::new("/proc/self/mountinfo");
+        let mounts = unless_exhausted(fs::read_to_string(path), path)?.unwrap_or_default();
+        let mut by_path = HashMap::new();
+        for (group, value) in groups {
+            let paths = group.dirs.iter().filter_map(|dir| proc_path(dir, &mounts));
+            by_path.extend(paths.map(|path| (path, value)));
+        }
+        Ok(by_path)
     }
 
     /// Kills all processes in the groups in one step where the kernel supports it: version 2 of
@@ -278,43 +328,66 @@ impl ControlGroup {
     }
 
     /// Removes the groups, and all groups that the payload has created within. Waits for up to one
-    /// second until the kernel releases them.
+    /// second until the kernel releases them; slightly longer if the payload has created very many.
+    /// If the call fails, the groups removed so far stay removed.
     ///
     /// # Errors
     ///
     /// [`FileError`] with the group that cannot be removed. Its source has the kind
-    /// [`ResourceBusy`](io::ErrorKind::ResourceBusy) if a process is still in the group.
+    /// [`ResourceBusy`](io::ErrorKind::ResourceBusy) if a process or another group is still in the
+    /// group.
     pub fn remove(&self) -> Result<(), FileError> {
         let deadline = Instant::now() + REMOVE_TIMEOUT;
         for dir in &self.dirs {
             let remove_error = |error| FileError::new("remove", dir, error);
-            walk(
-                dir,
-                |_| Ok(()),
-                |parent, name| {
-                    let remove = || Ok(unlinkat(parent, name, AtFlags::REMOVEDIR)?);
-                    retry_while_busy(deadline, remove)
-                },
-            )
-            .map_err(remove_error)?;
-            retry_while_busy(deadline, || fs::remove_dir(dir)).map_err(remove_error)?;
+            loop {
+                let is_complete = sweep_dir(dir, |_| Ok(())).map_err(remove_error)?;
+                match fs::remove_dir(dir) {
+                    Ok(()) => break,
+                    Err(error) if is_removed(&error) => break,
+                    Err(error)
+                        if error.kind() != io::ErrorKind::ResourceBusy
+                            || Instant::now() >= deadline =>
+                    {
+                        return Err(remove_error(error));
+                    }
+                    // A process is still in the group.
+                    Err(_) if is_complete => thread::sleep(REMOVE_POLL_INTERVAL),
+                    Err(_) => {}
+                }
+            }
         }
         Ok(())
     }
 }
 
-fn retry_while_busy(deadline: Instant, remove: impl Fn() -> io::Result<()>) -> io::Result<()> {
-    loop {
-        match remove() {
-            Err(error) if is_removed(&error) => return Ok(()),
-            Err(error)
-                if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline =>
-            {
-                thread::sleep(REMOVE_POLL_INTERVAL);
-            }
-            result => return result,
+/// The processes directly in one group, without those in groups within it.
+#[derive(Clone, Copy, Debug)]
+pub struct Members<'a>(BorrowedFd<'a>);
+
+impl Members<'_> {
+    /// Returns the pids of the current members. Each call reads them again.
+    ///
+    /// # Errors
+    ///
+    /// The error of opening or reading the list. If the group was removed, `NotFound` or `ENODEV`.
+    pub fn pids(&self) -> io::Result<Vec<u32>> {
+        match read_at(self.0, PROCS_FILE) {
+            Ok(list) => Ok(list.lines().filter_map(|pid| pid.parse().ok()).collect()),
+            // In version 2, the domain of a threaded group lists its processes.
+            Err(error) if error.raw_os_error() == Some(EOPNOTSUPP) => Ok(Vec::new()),
+            Err(error) => Err(error),
         }
     }
+}
+
+/// Implements [`ControlGroup::sweep`] for one hierarchy.
+fn sweep_dir(dir: &Path, visit: impl FnMut(BorrowedFd<'_>) -> io::Result<()>) -> io::Result<bool> {
+    walk(dir, MAX_SWEPT_GROUPS, visit, |parent, name| {
+        // Fails for a group in use. The removal of the outermost group reports any other cause.
+        let _ = unlinkat(parent, name, AtFlags::REMOVEDIR);
+        Ok(())
+    })
 }
 
 /// Returns the name of the groups that the shim with this pid creates for the box in `dir`.

@@ -108,6 +108,18 @@ impl Hierarchy {
     }
 }
 
+/// Returns the path of the group in `dir` as `/proc/<pid>/cgroup` shows it.
+pub(super) fn proc_path(dir: &Path, mounts: &str) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let mut mount = mount.split(' ').skip(3);
+        let (root, point) = (mount.next()?, mount.next()?);
+        let below = dir.strip_prefix(point).ok()?;
+        let is_hierarchy = matches!(file_system.split(' ').next()?, "cgroup" | "cgroup2");
+        is_hierarchy.then(|| Path::new(root).join(below))
+    })
+}
+
 /// Every group except the root has this file, `cgroups(7)`.
 fn is_root(group: &Path) -> bool {
     !group.join("cgroup.type").exists()
@@ -169,6 +181,20 @@ mod tests {
         assert_eq!(find(Controller::Cpu, ""), None);
         let unmounted = Hierarchy::find(Controller::Cpu, "0::/\n", "");
         assert_eq!(unmounted, None);
+    }
+
+    #[test]
+    fn a_directory_has_the_path_that_proc_shows() {
+        let path = |dir: &str| proc_path(Path::new(dir), MOUNTS);
+        let group_dir = |point: &str| format!("/sys/fs/cgroup/{point}/vmm-box-a.1/b");
+        for (dir, expected) in [
+            (group_dir("cpu,cpuacct"), "/vmm-box-a.1/b"),
+            (group_dir("memory"), "/docker/abc/vmm-box-a.1/b"),
+            (group_dir("unified"), "/vmm-box-a.1/b"),
+        ] {
+            assert_eq!(path(&dir), Some(expected.into()));
+        }
+        assert_eq!(path("/elsewhere/vmm-box-a.1"), None);
     }
 
     /// Prepares a hierarchy of version 2.

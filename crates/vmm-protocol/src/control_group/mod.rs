@@ -9,4 +9,4 @@ mod walk;
 
 pub use cgroupfs::PROCS_FILE;
 pub use controller::Controller;
-pub use group::ControlGroup;
+pub use group::{ControlGroup, Members};

@@ -3,7 +3,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::cgroupfs::write_setting;
-use super::controller::{Controller, Version};
+use super::controller::{Controller, Version, nesting_settings};
 use super::hierarchy::Hierarchy;
 use crate::FileError;
 
@@ -24,7 +24,8 @@ impl NewGroup {
         })
     }
 
-    /// Creates the group and limits the controller's resource to `amount`.
+    /// Creates the group, and limits the controller's resource to `amount` and the nesting of
+    /// groups.
     pub(super) fn create(&self, controller: Controller, amount: u64) -> Result<(), FileError> {
         match fs::create_dir(&self.dir) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -33,7 +34,8 @@ impl NewGroup {
             // It exists if another controller shares the hierarchy.
             _ => {}
         }
-        for setting in controller.settings(self.version, amount) {
+        let settings = controller.settings(self.version, amount).into_iter();
+        for setting in settings.chain(nesting_settings(self.version)) {
             let path = self.dir.join(setting.file);
             match write_setting(&path, &setting.value.to_string()) {
                 Err(error) if setting.is_optional && error.kind() == io::ErrorKind::NotFound => {}
@@ -65,6 +67,16 @@ mod tests {
         };
         let result = group.create(Controller::Memory, 1 << 20);
         (dir, result)
+    }
+
+    #[test]
+    fn nested_groups_are_limited_where_the_kernel_supports_it() {
+        let (dir, result) =
+            limit_memory(&["memory.max", "cgroup.max.descendants", "cgroup.max.depth"]);
+        result.unwrap();
+        let read = |file| fs::read_to_string(dir.path().join(file)).unwrap();
+        assert_eq!(read("cgroup.max.descendants"), "4096");
+        assert_eq!(read("cgroup.max.depth"), "64");
     }
 
     #[test]

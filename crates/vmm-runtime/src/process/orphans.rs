@@ -52,8 +52,9 @@ impl OrphanCleaner {
     ///
     /// Each target has one caller at a time, which holds the operation lock of the box.
     ///
-    /// Fails if an orphan survives SIGKILL, or if no search was possible for lack of descriptors or
-    /// memory.
+    /// Fails if an orphan survives SIGKILL, if the payload has created more control groups than can
+    /// be removed in this time (the next call finds fewer), or if no search was possible for lack
+    /// of descriptors or memory.
     pub(crate) async fn clean(
         self: &Arc<Self>,
         target: &CleanupTarget,
@@ -67,7 +68,12 @@ impl OrphanCleaner {
                 let (cleaner, target) = (Arc::clone(self), target.clone());
                 worker.run(move || cleaner.search(&target))
             };
-            let found = match search.await.map_err(io::Error::other)? {
+            let found = search.await.map_err(io::Error::other)?;
+            let found = found.and_then(|mut found| {
+                dead.append(&mut found.killed);
+                found.failure.take().map_or(Ok(found), Err)
+            });
+            let found = match found {
                 Ok(found) => found,
                 Err(_) if start.elapsed() < SHORTAGE_TIMEOUT => {
                     sleep(POLL_INTERVAL).await;
@@ -75,18 +81,23 @@ impl OrphanCleaner {
                 }
                 Err(error) => return Err(error),
             };
-            dead.extend(found.killed);
-            let Some(pid) = found.awaited.first().map(Pidfd::pid) else {
+            if found.awaited.is_empty() && !found.is_partial {
                 let finish = worker.run(move || search::finish(&dead, found.group));
                 return finish.await.map_err(io::Error::other)?;
-            };
+            }
             let exited = timeout_at(
                 start + SIGKILL_TIMEOUT,
                 join_all(found.awaited.iter().map(exited)),
             );
             if exited.await.is_err() || start.elapsed() >= SIGKILL_TIMEOUT {
-                let message =
-                    format!("orphan {pid} survived SIGKILL, or new orphans keep appearing");
+                let message = match found.awaited.first().map(Pidfd::pid) {
+                    Some(pid) => {
+                        format!("orphan {pid} survived SIGKILL, or new orphans keep appearing")
+                    }
+                    None => "some control groups are left, because the payload has created very \
+                             many; the next cleanup continues"
+                        .to_owned(),
+                };
                 return Err(io::Error::other(message));
             }
         }

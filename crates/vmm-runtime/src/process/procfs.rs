@@ -87,6 +87,19 @@ pub(crate) fn exists(pid: u32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }
 
+/// Returns the paths of the control groups of the process, one per hierarchy, `cgroups(7)`. Returns
+/// none for a zombie, and omits a path longer than the kernel shows. Errors only on resource
+/// exhaustion.
+pub(crate) fn control_groups_of(pid: u32) -> io::Result<Vec<PathBuf>> {
+    let groups = read(pid, "cgroup")?.unwrap_or_default();
+    let lines = groups.split(|byte| *byte == b'\n');
+    // The format is hierarchy:controllers:path.
+    let paths = lines.filter_map(|line| line.splitn(3, |byte| *byte == b':').nth(2));
+    Ok(paths
+        .map(|path| PathBuf::from(OsStr::from_bytes(path)))
+        .collect())
+}
+
 /// Returns the id and directory of the box whose shim the process claims to be, from its arguments.
 /// Errors only on resource exhaustion.
 pub(crate) fn shim_of(pid: u32) -> io::Result<Option<(String, PathBuf)>> {

@@ -2,11 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use futures::FutureExt;
 use shim_reaper::{Pidfd, Signal};
-use vmm_protocol::{ControlGroup, is_resource_exhaustion};
+use vmm_protocol::{ControlGroup, Members, is_resource_exhaustion};
 
 use super::{CleanupTarget, process_wide_reaper, procfs};
 
@@ -25,6 +25,10 @@ pub(super) struct SearchResult {
     /// All killed processes.
     pub(super) killed: Vec<KilledProcess>,
     pub(super) group: Option<ControlGroup>,
+    /// Whether the group contains more groups than one search visits. The next search finds fewer.
+    pub(super) is_partial: bool,
+    /// The error of searching the group of this target. It does not affect other targets.
+    pub(super) failure: Option<io::Error>,
 }
 
 /// A killed process, by what identifies its zombie.
@@ -68,7 +72,7 @@ pub(super) fn kill_all(
     wanted: &HashSet<CleanupTarget>,
 ) -> io::Result<HashMap<CleanupTarget, SearchResult>> {
     let mut search = Search::of(wanted)?;
-    search.kill_members()?;
+    search.kill_members();
     search.kill_rest()?;
     let found = search.found.into_iter();
     Ok(found
@@ -79,6 +83,8 @@ pub(super) fn kill_all(
 /// The criteria that identify orphans, and the results per target.
 struct Search<'a> {
     groups: Vec<(ControlGroup, &'a CleanupTarget)>,
+    /// The targets by the paths of their groups as `/proc` shows them.
+    targets_by_group: HashMap<PathBuf, &'a CleanupTarget>,
     sessions: HashMap<u32, &'a CleanupTarget>,
     dirs: HashMap<&'a Path, &'a CleanupTarget>,
     found: HashMap<&'a CleanupTarget, SearchResult>,
@@ -106,7 +112,11 @@ impl<'a> Search<'a> {
         for (group, target) in &groups {
             found.entry(*target).or_default().group = Some(group.clone());
         }
+        let group_targets = groups.iter().map(|(group, target)| (group, *target));
+        let targets_by_group =
+            ControlGroup::by_proc_path(group_targets).map_err(|error| error.source)?;
         Ok(Self {
+            targets_by_group,
             sessions: sessions.collect(),
             groups,
             dirs,
@@ -116,19 +126,17 @@ impl<'a> Search<'a> {
 
     /// Kills the orphans among all processes.
     fn kill_rest(&mut self) -> io::Result<()> {
-        let members = self.members()?;
         let mut orphans = Vec::new();
         for pid in procfs::pids()? {
-            if self.target_of(pid, &members)?.is_some() {
+            if self.target_of(pid)?.is_some() {
                 orphans.push(pid);
             }
         }
         for orphans in orphans.chunks(MAX_OPEN_PIDFDS) {
             let opened = open_pidfds(orphans)?;
             // Checked again, because the pidfds now pin the processes.
-            let members = self.members()?;
             for orphan in opened {
-                let Some(target) = self.target_of(orphan.pid(), &members)? else {
+                let Some(target) = self.target_of(orphan.pid())? else {
                     continue;
                 };
                 reap_if_child(orphan.pid());
@@ -144,44 +152,27 @@ impl<'a> Search<'a> {
     }
 
     /// Kills the members of the control groups. First, because a process that forks and exits in a
-    /// loop is gone before a scan of all processes reaches it.
-    fn kill_members(&mut self) -> io::Result<()> {
+    /// loop is gone before a scan of all processes reaches it. Also removes the empty groups among
+    /// those that payloads have created within theirs.
+    fn kill_members(&mut self) {
         for (group, target) in &self.groups {
             let found = self.found.entry(*target).or_default();
             group.kill();
-            for pids in pids_of(group)?.chunks(MAX_OPEN_PIDFDS) {
-                let opened = open_pidfds(pids)?;
-                // Checked again, because the pidfds now pin the processes.
-                let members = pids_of(group)?;
-                for member in opened {
-                    if members.binary_search(&member.pid()).is_ok() {
-                        let _ = member.signal(Signal::SIGKILL);
-                        reap_if_child(member.pid());
-                        found.add(member)?;
-                    }
-                }
+            match group.sweep(|members| kill_in(members, found)) {
+                Ok(is_complete) => found.is_partial = !is_complete,
+                Err(error) => found.failure = Some(error.source),
             }
         }
-        Ok(())
-    }
-
-    /// Returns the target of every member of a control group, by pid.
-    fn members(&self) -> io::Result<HashMap<u32, &'a CleanupTarget>> {
-        let mut members = HashMap::new();
-        for (group, target) in &self.groups {
-            members.extend(pids_of(group)?.into_iter().map(|pid| (pid, *target)));
-        }
-        Ok(members)
     }
 
     /// Returns the target that the process is an orphan of.
-    fn target_of(
-        &self,
-        pid: u32,
-        members: &HashMap<u32, &'a CleanupTarget>,
-    ) -> io::Result<Option<&'a CleanupTarget>> {
-        if let Some(target) = members.get(&pid) {
-            return Ok(Some(target));
+    fn target_of(&self, pid: u32) -> io::Result<Option<&'a CleanupTarget>> {
+        // The cost does not depend on how many groups a payload has created.
+        for group in procfs::control_groups_of(pid)? {
+            let mut paths = group.ancestors();
+            if let Some(target) = paths.find_map(|path| self.targets_by_group.get(path)) {
+                return Ok(Some(target));
+            }
         }
         // The number of a session cannot be reused while it has members. If a process has that
         // number as its pid, the session is a new one.
@@ -196,9 +187,21 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Returns the pids of a control group in ascending order.
-fn pids_of(group: &ControlGroup) -> io::Result<Vec<u32>> {
-    group.pids().map_err(|error| error.source)
+/// Kills the members of one control group, and adds them to `found`.
+fn kill_in(group: Members<'_>, found: &mut SearchResult) -> io::Result<()> {
+    for pids in group.pids()?.chunks(MAX_OPEN_PIDFDS) {
+        let opened = open_pidfds(pids)?;
+        // Checked again, because the pidfds now pin the processes.
+        let members: HashSet<_> = group.pids()?.into_iter().collect();
+        for member in opened {
+            if members.contains(&member.pid()) {
+                let _ = member.signal(Signal::SIGKILL);
+                reap_if_child(member.pid());
+                found.add(member)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Opens pidfds for as many processes as there are descriptors, and then closes half of them,
@@ -230,5 +233,66 @@ fn reap_if_child(pid: u32) {
     {
         // The registration completes in its first poll.
         let _ = reaper.register(pid).now_or_never();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+    use std::thread;
+
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+    use vmm_protocol::Controller;
+
+    use super::*;
+
+    /// Mounts an empty file system on `dir`, in a new mount namespace of the calling thread.
+    fn mount_over(dir: &Path) -> nix::Result<()> {
+        let none = None::<&str>;
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(none, "/", none, private, none)?;
+        mount(none, dir, Some("tmpfs"), MsFlags::empty(), none)
+    }
+
+    #[test]
+    fn an_unreadable_group_does_not_fail_the_search_for_other_targets() {
+        let search = || {
+            let homes = [(); 2].map(|()| tempfile::tempdir().unwrap());
+            let targets = homes.each_ref().map(|home| CleanupTarget {
+                dir: home.path().to_owned(),
+                session: None,
+            });
+            let [unreadable, group] = targets.each_ref().map(|target| {
+                let created = ControlGroup::create(&target.dir, &[(Controller::Pids, 10)]);
+                created.map(|(group, _)| group).unwrap()
+            });
+            let dirs = unreadable.clone().into_dirs();
+            let prepared = dirs.first().ok_or(nix::Error::ENOENT).and_then(|dir| {
+                let inner = dir.join("inner");
+                fs::create_dir(&inner).unwrap();
+                mount_over(&inner)?;
+                // Reading a directory fails, with another error than for a removed group.
+                fs::create_dir(inner.join(vmm_protocol::PROCS_FILE)).unwrap();
+                Ok(inner)
+            });
+            let found = kill_all(&targets.iter().cloned().collect()).unwrap();
+            if let Ok(inner) = &prepared {
+                nix::mount::umount(inner).unwrap();
+                fs::remove_dir(inner).unwrap();
+            }
+            unreadable.remove().unwrap();
+            group.remove().unwrap();
+            if let Err(error) = prepared {
+                eprintln!("SKIPPED: {error}");
+                return;
+            }
+            let has_failed = targets.map(|target| found[&target].failure.is_some());
+            assert_eq!(has_failed, [true, false]);
+        };
+        // The mount namespace ends with the thread.
+        thread::spawn(search).join().unwrap();
     }
 }
