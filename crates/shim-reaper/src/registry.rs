@@ -131,9 +131,9 @@ impl<P> Registry<P> {
         }
     }
 
-    /// Makes interval sweeps check a shim.
-    pub(crate) fn add_sweep_only(&mut self, id: u64) {
-        self.sweep_only.insert(id);
+    /// Makes interval sweeps check a shim. Returns false if they check it already.
+    pub(crate) fn add_sweep_only(&mut self, id: u64) -> bool {
+        self.sweep_only.insert(id)
     }
 
     pub(crate) fn remove_sweep_only(&mut self, id: u64) {

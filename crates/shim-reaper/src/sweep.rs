@@ -1,3 +1,4 @@
+use std::process::ExitStatus;
 use std::sync::{Arc, MutexGuard};
 
 use crate::judge::{Case, Trigger, Verdict, judge};
@@ -226,10 +227,11 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
                 if identity_compared {
                     self.registry.cursor.add_comparison(id);
                 }
-                if trigger == Trigger::Event {
-                    self.resume_watch(&state, id);
+                if let (Trigger::Event, Some(pidfd)) = (trigger, &state.pidfd) {
+                    self.watch_again(pidfd, id, Until::Exited);
                 }
             }
+            Verdict::HeldByTracer(status) => self.await_tracer(&shim, state, status),
             Verdict::DeferToOwner(exit) => self.defer(&shim, state, phase, exit),
             Verdict::Reaped(exit) => {
                 drop(state);
@@ -260,18 +262,28 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         }
     }
 
-    /// Re-arms the watch of a shim that is not waitable yet although its watch reported an event.
-    fn resume_watch(&mut self, state: &State<K::Pidfd>, id: u64) {
-        let Some(pidfd) = &state.pidfd else {
-            return;
-        };
-        // A zombie cannot be reaped before its tracer has waited for it, and no watch reports when
-        // it can.
-        if self.shared.kernel.has_exited(pidfd) {
-            self.watch_again(pidfd, id, Until::Reaped);
-            self.registry.add_sweep_only(id);
-        } else {
-            self.watch_again(pidfd, id, Until::Exited);
+    /// Leaves a zombie to the interval sweeps until its tracer has waited or ended, which no watch
+    /// reports. Resolves its handles at once if its status is known, because their holder may be the
+    /// one that ends the tracer.
+    fn await_tracer(
+        &mut self,
+        shim: &Shim<K::Pidfd>,
+        mut state: MutexGuard<'_, State<K::Pidfd>>,
+        status: Option<ExitStatus>,
+    ) {
+        if status.is_some() {
+            let exit = ShimExit {
+                pid: shim.pid,
+                status,
+                collected_by: CollectedBy::Owner,
+                rusage: None,
+            };
+            self.outbox
+                .resolve(&self.shared.subscribers, &mut state, exit);
+        }
+        let added = self.registry.add_sweep_only(shim.id);
+        if let (true, Some(pidfd)) = (added, &state.pidfd) {
+            self.watch_again(pidfd, shim.id, Until::Reaped);
         }
     }
 

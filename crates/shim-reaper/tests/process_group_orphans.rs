@@ -142,7 +142,7 @@ async fn leaves_a_pipeline_to_its_owner(pidfd: bool, leader_lives: bool) {
     let mut members: Vec<Child> = (0..5)
         .map(|_| {
             let mut member = exits_on_eof(7);
-            member.process_group(leader.pid().cast_signed());
+            member.process_group(leader.pid() as i32);
             member.spawn().unwrap()
         })
         .collect();
@@ -188,7 +188,7 @@ async fn leaves_a_registered_child_to_its_owner(leader_lives: bool) {
     let group = SpawnOptions::new().process_group(true).kill_on_drop(true);
     let leader = fixture.reaper.spawn_with(sleeper(), group).await.unwrap();
     let mut member = exits_on_eof(7);
-    member.process_group(leader.pid().cast_signed());
+    member.process_group(leader.pid() as i32);
     let mut member = member.spawn().unwrap();
     let handle = fixture.reaper.register(member.id()).await.unwrap();
     if !leader_lives {

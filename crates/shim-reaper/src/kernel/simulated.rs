@@ -104,6 +104,14 @@ impl Simulated {
         });
     }
 
+    /// Makes a process uninspectable, as one that executed a set-user-ID program is.
+    pub(crate) fn forbid_inspection(&self, pid: u32) {
+        let mut table = self.table();
+        if let Some(index) = table.find(pid) {
+            table.processes[index].inspectable = false;
+        }
+    }
+
     pub(crate) fn set_group(&self, pid: u32, pgid: u32) {
         let mut table = self.table();
         if let Some(index) = table.find(pid) {
@@ -293,7 +301,9 @@ impl ProcessTable for Simulated {
         Ok(table.find(pid).map(|index| {
             let process = &table.processes[index];
             let status = match process.state {
-                ProcessState::Zombie(code) if process.inspectable => Some(wait_status(code)),
+                ProcessState::Zombie(code) | ProcessState::Traced(code) if process.inspectable => {
+                    Some(wait_status(code))
+                }
                 _ => None,
             };
             ProcStat {
