@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+use std::mem;
 use std::process::ExitStatus;
 use std::sync::{Arc, MutexGuard};
 
@@ -181,26 +183,31 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
     /// be children that the embedder forked and waits for. Skips registered processes.
     fn reap_orphans(&mut self) {
         let kernel = &self.shared.kernel;
+        let groups = &mut self.registry.orphaned_groups;
+        // Checked first: the number may already belong to another group.
+        groups.retain(|pgid, _| kernel.group_exists(*pgid));
+        if groups.is_empty() {
+            self.registry.forked.clear();
+            return;
+        }
         let now = kernel.now();
-        let deadline = now + self.shared.owner_grace.max(self.shared.sweep_interval);
-        self.registry.orphaned_groups.retain(|pgid, deadlines| {
-            // Checked first: the number may already belong to another group.
-            if !kernel.group_exists(*pgid) {
-                return false;
+        let new_deadline = now + self.shared.owner_grace.max(self.shared.sweep_interval);
+        let pgids: Vec<u32> = groups.keys().copied().collect();
+        let mut known = mem::take(groups);
+        groups.extend(pgids.iter().map(|pgid| (*pgid, BTreeMap::new())));
+        for (pgid, orphan) in kernel.dead_orphans(&pgids, &mut self.registry.forked) {
+            let deadline = known.get_mut(&pgid).and_then(|group| group.remove(&orphan));
+            let group = groups.entry(pgid).or_default();
+            group.insert(orphan, deadline.unwrap_or(new_deadline));
+        }
+        let orphans = groups.values().flatten();
+        for (orphan, _) in orphans.filter(|(_, deadline)| **deadline <= now) {
+            // Locked during the reap, so that it is not registered in between.
+            let entries = self.shared.directory.lock();
+            if entries.get(orphan.pid).is_none() && kernel.reap_orphan(*orphan) {
+                self.shared.counters.add_orphan_reaped();
             }
-            let found = kernel.dead_orphans(*pgid).into_iter();
-            *deadlines = found
-                .map(|orphan| (orphan, deadlines.get(&orphan).copied().unwrap_or(deadline)))
-                .collect();
-            for (orphan, _) in deadlines.iter().filter(|(_, deadline)| **deadline <= now) {
-                // Locked during the reap, so that it is not registered in between.
-                let entries = self.shared.directory.lock();
-                if entries.get(orphan.pid).is_none() && kernel.reap_orphan(*orphan) {
-                    self.shared.counters.add_orphan_reaped();
-                }
-            }
-            true
-        });
+        }
     }
 
     /// Checks a shim, and carries out the verdict.
