@@ -173,6 +173,12 @@ impl Worker {
         self.abandoned.load(Ordering::Acquire) && self.core.is_idle()
     }
 
+    /// Returns whether a worker has work to do before the next call of the reaper or a handle.
+    fn is_needed(&self) -> bool {
+        let is_awaited = || self.shared().is_closing() || self.shared().subscribers.has_any();
+        !self.core.is_idle() || (!self.abandoned.load(Ordering::Acquire) && is_awaited())
+    }
+
     fn readiness(&self) -> Readiness<'_> {
         Readiness::new(&self.shared().kernel, self.shared().sweep_interval)
     }
@@ -188,7 +194,8 @@ fn spawn_thread(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
 }
 
 /// Marks the worker as alive. If it is dropped with its tokio runtime while work is left, a
-/// dedicated thread takes over at once, because the embedder may never call the reaper again.
+/// dedicated thread takes over at once, because the embedder may never call the reaper again. If no
+/// work is left, the next call starts that thread.
 #[derive(Debug)]
 struct AliveGuard(Arc<Worker>);
 
@@ -199,7 +206,7 @@ impl Drop for AliveGuard {
             return;
         }
         self.0.alive.store(false, Ordering::Release);
-        if !self.0.can_stop() {
+        if self.0.is_needed() {
             self.0.ensure_alive();
         }
     }

@@ -202,6 +202,47 @@ fn a_dropped_reaper_without_shims_starts_no_thread() {
     });
 }
 
+/// A reaper in a static is idle when its program ends.
+#[test]
+fn only_the_next_call_starts_the_thread_of_an_idle_reaper() {
+    in_own_process(
+        "only_the_next_call_starts_the_thread_of_an_idle_reaper",
+        || {
+            let log = LogCounter::install();
+            let token = CancellationToken::new();
+            let reaper = block_on(async {
+                let builder = ShimReaper::builder().shutdown_token(token.clone());
+                let reaper = builder.start();
+                reaper.spawn(exits_with(3)).await.unwrap().await.unwrap();
+                reaper
+            });
+            assert_eq!((log.warnings(), log.errors()), (0, 0));
+            assert_eq!(reaper.stats().respawns_total, 0);
+
+            let child = exits_with(4).spawn().unwrap();
+            let handle = reaper.register_child(child).unwrap();
+            eventually_blocking("the shim is reaped", || is_gone(handle.pid()));
+            assert_eq!(reaper.stats().respawns_total, 1);
+        },
+    );
+}
+
+#[test]
+fn a_cancelled_token_ends_a_stream_of_an_idle_reaper_without_its_tokio_runtime() {
+    for subscribe_first in [true, false] {
+        let token = CancellationToken::new();
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let builder = ShimReaper::builder().shutdown_token(token.clone());
+        let reaper = builder.start_on(runtime.handle());
+        let early = subscribe_first.then(|| reaper.exits());
+        drop(runtime);
+        let exits = early.unwrap_or_else(|| reaper.exits());
+        token.cancel();
+        let count = block_on(async { tokio::time::timeout(DEADLINE, exits.count()).await });
+        assert_eq!(count, Ok(0));
+    }
+}
+
 /// RLIMIT_NPROC limits the threads of a user, except root.
 #[test]
 fn the_next_call_retries_when_no_thread_can_start() {
