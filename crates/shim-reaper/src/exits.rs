@@ -91,6 +91,15 @@ impl Subscribers {
         Exits { reader }
     }
 
+    /// Returns whether any stream exists.
+    pub(crate) fn has_any(&self) -> bool {
+        let readers = self.readers();
+        readers
+            .iter()
+            .flatten()
+            .any(|reader| reader.strong_count() > 0)
+    }
+
     pub(crate) fn publish(&self, exit: ShimExit, wakers: &mut Vec<Waker>) {
         if let Some(readers) = self.readers().as_mut() {
             readers.retain(|reader| {

@@ -77,6 +77,8 @@ struct Stdio {
 
 impl ShimHandle {
     pub(crate) fn new(shim: Arc<Shim<OwnedFd>>, worker: Arc<Worker>) -> Self {
+        // The tokio runtime may have been dropped just before the shim was registered.
+        worker.ensure_alive();
         Self {
             shim,
             worker,

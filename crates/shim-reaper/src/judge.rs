@@ -40,6 +40,8 @@ pub(crate) enum Verdict {
     /// Dead, but not finished: its owner may still wait for it, or the kernel may still publish its
     /// status.
     DeferToOwner(Option<ChildExit>),
+    /// Dead, but not waitable before its tracer has waited for it; with its status if that is known.
+    HeldByTracer(Option<ExitStatus>),
     /// Reaped by [`judge`].
     Reaped(ChildExit),
     /// Reaped by another wait, or not a child of this process.
@@ -63,19 +65,38 @@ fn judge_child<K: ProcessTable>(
     case: &Case<'_, K::Pidfd>,
     pidfd: &K::Pidfd,
 ) -> Verdict {
-    let target = Target::Pidfd(case.pid, pidfd);
     let owner_comes_first = case.owner_comes_first();
-    let result = if owner_comes_first {
-        kernel.peek(target)
-    } else {
-        kernel.reap(target)
+    let wait = || {
+        if owner_comes_first {
+            kernel.peek(Target::Pidfd(case.pid, pidfd))
+        } else {
+            kernel.reap(Target::Pidfd(case.pid, pidfd))
+        }
     };
+    let mut result = wait();
+    let mut exited = false;
+    if matches!(result, WaitResult::Running) && kernel.has_exited(pidfd) {
+        // Repeated, because it may have exited after the first wait.
+        exited = true;
+        result = wait();
+    }
     match result {
+        WaitResult::Running if exited => {
+            Verdict::HeldByTracer(status_of_zombie(kernel, case.pid, pidfd))
+        }
         WaitResult::Running => RUNNING,
         WaitResult::Exited(exit) if owner_comes_first => Verdict::DeferToOwner(Some(exit)),
         WaitResult::Exited(exit) => Verdict::Reaped(exit),
         WaitResult::NotWaitable => judge_not_waitable(kernel, case, pidfd),
     }
+}
+
+/// Returns the wait status of a zombie that cannot be waited for, or `None` if this process may not
+/// inspect it.
+fn status_of_zombie<K: ProcessTable>(kernel: &K, pid: u32, pidfd: &K::Pidfd) -> Option<ExitStatus> {
+    let stat = kernel.stat(pid).ok()??;
+    // Checked after `stat`: if it is not reaped now, the pid was its own then.
+    stat.status.filter(|_| !kernel.is_reaped(pidfd))
 }
 
 /// Judges a process that cannot be waited for: a foreign wait has reaped it or is reaping it, or it

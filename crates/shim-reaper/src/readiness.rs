@@ -50,6 +50,13 @@ impl<'a> Readiness<'a> {
         }
     }
 
+    /// Registers the epoll with the tokio runtime again.
+    pub(crate) fn register_again(&mut self, sweep_interval: Duration) {
+        // Dropped first, because an epoll registers a descriptor only once.
+        self.epoll = None;
+        self.retry_setup(sweep_interval);
+    }
+
     /// Returns whether the epoll also reports when an interval sweep is due.
     pub(crate) fn has_timer(&self) -> bool {
         self.has_timer
@@ -65,7 +72,7 @@ impl<'a> Readiness<'a> {
         &self,
         core: &Core<Linux>,
         outbox: &mut Outbox<OwnedFd>,
-        wake_at: Option<Instant>,
+        wake_at: Instant,
     ) -> Option<NextDeadline> {
         let Some(epoll) = &self.epoll else {
             return pending().await;
@@ -80,8 +87,7 @@ impl<'a> Readiness<'a> {
                 let Some((Progress::Done, deadline)) = core.try_reap_ready(outbox) else {
                     return Poll::Ready(None);
                 };
-                let in_time =
-                    deadline.is_none_or(|at| wake_at.is_some_and(|wake_at| wake_at <= at.into()));
+                let in_time = deadline.is_none_or(|at| wake_at <= at.into());
                 if !in_time || self.kernel.has_ticked() {
                     return Poll::Ready(Some(deadline));
                 }

@@ -220,15 +220,18 @@ impl ShimReaper {
     /// Returns whether a worker drives the reaper; false after shutdown.
     ///
     /// If the tokio runtime that drives the reaper is dropped, a dedicated thread takes over, and
-    /// [`respawns_total`](ReaperStats::respawns_total) rises. If that thread cannot be started, this
-    /// returns false, and each registration and each poll of a handle tries again.
+    /// [`respawns_total`](ReaperStats::respawns_total) rises. While nothing is registered, or if that
+    /// thread cannot be started, this returns false, and each registration and each poll of a handle
+    /// tries again.
     pub fn worker_alive(&self) -> bool {
         self.worker().is_alive()
     }
 
     /// Returns a stream of all exits from now on.
     pub fn exits(&self) -> Exits {
-        self.worker().shared().subscribers.subscribe()
+        let exits = self.worker().shared().subscribers.subscribe();
+        self.worker().ensure_alive();
+        exits
     }
 
     /// Shuts down the reaper, and returns a report of the shims that are still running.

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::mem;
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,6 +28,8 @@ pub(crate) struct Registry<P> {
     deferred: BTreeSet<(Instant, u64)>,
     /// The process groups of ended leaders, with the end of the grace period of each dead orphan.
     pub(crate) orphaned_groups: BTreeMap<u32, BTreeMap<Orphan, Instant>>,
+    /// Children of this process that are no orphans, recorded while there are orphaned groups.
+    pub(crate) forked: HashSet<u32>,
     pub(crate) cursor: SweepCursor,
     /// The first id of the next spot check.
     spot_check_from: u64,
@@ -72,6 +74,7 @@ impl<P> Registry<P> {
             sweep_only: BTreeSet::new(),
             deferred: BTreeSet::new(),
             orphaned_groups: BTreeMap::new(),
+            forked: HashSet::new(),
             cursor: SweepCursor::default(),
             spot_check_from: 0,
             closed: None,
@@ -131,9 +134,9 @@ impl<P> Registry<P> {
         }
     }
 
-    /// Makes interval sweeps check a shim.
-    pub(crate) fn add_sweep_only(&mut self, id: u64) {
-        self.sweep_only.insert(id);
+    /// Makes interval sweeps check a shim. Returns false if they check it already.
+    pub(crate) fn add_sweep_only(&mut self, id: u64) -> bool {
+        self.sweep_only.insert(id)
     }
 
     pub(crate) fn remove_sweep_only(&mut self, id: u64) {

@@ -21,16 +21,18 @@ pub struct SpawnOptions {
     /// reaper.
     ///
     /// The kernel does not record whether this process forked a child or became its parent later.
-    /// If you put your own children into the group, such as the processes of a pipeline, note which
-    /// thread forks them:
+    /// A child that you put into the group yourself, such as a process of a pipeline, looks like an
+    /// orphan in these cases:
     ///
-    /// * The reaper does not touch children that a thread other than the main thread forked. The
-    ///   kernel reparents all orphans to the main thread as long as that runs.
-    /// * The reaper treats children that the main thread forked as orphans, and children of every
-    ///   thread if the main thread has exited or the kernel lacks `CONFIG_PROC_CHILDREN`. It reaps
-    ///   them if their owner does not wait for them within the
-    ///   [grace period](crate::ReaperBuilder::owner_grace) (at least one sweep interval) after
-    ///   their exit. Register such a child if its owner may take longer.
+    /// * The main thread forked it. The kernel reparents all orphans to the main thread as long as
+    ///   that runs.
+    /// * Another thread forked it, and exited before an interval sweep after the end of the shim
+    ///   saw the child. The kernel reparents the children of a thread that exits to the main thread.
+    /// * The main thread has exited, or the kernel lacks `CONFIG_PROC_CHILDREN`.
+    ///
+    /// The reaper reaps such a child if its owner does not wait for it within the
+    /// [grace period](crate::ReaperBuilder::owner_grace) (at least one sweep interval) after its
+    /// exit. Register it if its owner may take longer.
     pub process_group: bool,
 }
 

@@ -22,7 +22,7 @@ pub struct ReaperStats {
     /// End of the latest interval sweep, in milliseconds since the Unix epoch.
     pub last_sweep_at_ms: Option<i64>,
     /// Whether a worker drives the reaper. False after shutdown, and while the reaper has lost its
-    /// tokio runtime and cannot start the thread that replaces it.
+    /// tokio runtime and either nothing is registered or the thread that replaces it cannot start.
     pub worker_alive: bool,
     /// Number of times the worker was replaced: after a panic, or by a dedicated thread after its
     /// tokio runtime was dropped. Monotonic.

@@ -1,3 +1,6 @@
+use std::collections::BTreeMap;
+use std::mem;
+use std::process::ExitStatus;
 use std::sync::{Arc, MutexGuard};
 
 use crate::judge::{Case, Trigger, Verdict, judge};
@@ -180,26 +183,31 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
     /// be children that the embedder forked and waits for. Skips registered processes.
     fn reap_orphans(&mut self) {
         let kernel = &self.shared.kernel;
+        let groups = &mut self.registry.orphaned_groups;
+        // Checked first: the number may already belong to another group.
+        groups.retain(|pgid, _| kernel.group_exists(*pgid));
+        if groups.is_empty() {
+            self.registry.forked.clear();
+            return;
+        }
         let now = kernel.now();
-        let deadline = now + self.shared.owner_grace.max(self.shared.sweep_interval);
-        self.registry.orphaned_groups.retain(|pgid, deadlines| {
-            // Checked first: the number may already belong to another group.
-            if !kernel.group_exists(*pgid) {
-                return false;
+        let new_deadline = now + self.shared.owner_grace.max(self.shared.sweep_interval);
+        let pgids: Vec<u32> = groups.keys().copied().collect();
+        let mut known = mem::take(groups);
+        groups.extend(pgids.iter().map(|pgid| (*pgid, BTreeMap::new())));
+        for (pgid, orphan) in kernel.dead_orphans(&pgids, &mut self.registry.forked) {
+            let deadline = known.get_mut(&pgid).and_then(|group| group.remove(&orphan));
+            let group = groups.entry(pgid).or_default();
+            group.insert(orphan, deadline.unwrap_or(new_deadline));
+        }
+        let orphans = groups.values().flatten();
+        for (orphan, _) in orphans.filter(|(_, deadline)| **deadline <= now) {
+            // Locked during the reap, so that it is not registered in between.
+            let entries = self.shared.directory.lock();
+            if entries.get(orphan.pid).is_none() && kernel.reap_orphan(*orphan) {
+                self.shared.counters.add_orphan_reaped();
             }
-            let found = kernel.dead_orphans(*pgid).into_iter();
-            *deadlines = found
-                .map(|orphan| (orphan, deadlines.get(&orphan).copied().unwrap_or(deadline)))
-                .collect();
-            for (orphan, _) in deadlines.iter().filter(|(_, deadline)| **deadline <= now) {
-                // Locked during the reap, so that it is not registered in between.
-                let entries = self.shared.directory.lock();
-                if entries.get(orphan.pid).is_none() && kernel.reap_orphan(*orphan) {
-                    self.shared.counters.add_orphan_reaped();
-                }
-            }
-            true
-        });
+        }
     }
 
     /// Checks a shim, and carries out the verdict.
@@ -226,10 +234,11 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
                 if identity_compared {
                     self.registry.cursor.add_comparison(id);
                 }
-                if trigger == Trigger::Event {
-                    self.resume_watch(&state, id);
+                if let (Trigger::Event, Some(pidfd)) = (trigger, &state.pidfd) {
+                    self.watch_again(pidfd, id, Until::Exited);
                 }
             }
+            Verdict::HeldByTracer(status) => self.await_tracer(&shim, state, status),
             Verdict::DeferToOwner(exit) => self.defer(&shim, state, phase, exit),
             Verdict::Reaped(exit) => {
                 drop(state);
@@ -260,18 +269,28 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         }
     }
 
-    /// Re-arms the watch of a shim that is not waitable yet although its watch reported an event.
-    fn resume_watch(&mut self, state: &State<K::Pidfd>, id: u64) {
-        let Some(pidfd) = &state.pidfd else {
-            return;
-        };
-        // A zombie cannot be reaped before its tracer has waited for it, and no watch reports when
-        // it can.
-        if self.shared.kernel.has_exited(pidfd) {
-            self.watch_again(pidfd, id, Until::Reaped);
-            self.registry.add_sweep_only(id);
-        } else {
-            self.watch_again(pidfd, id, Until::Exited);
+    /// Leaves a zombie to the interval sweeps until its tracer has waited or ended, which no watch
+    /// reports. Resolves its handles at once if its status is known, because their holder may be the
+    /// one that ends the tracer.
+    fn await_tracer(
+        &mut self,
+        shim: &Shim<K::Pidfd>,
+        mut state: MutexGuard<'_, State<K::Pidfd>>,
+        status: Option<ExitStatus>,
+    ) {
+        if status.is_some() {
+            let exit = ShimExit {
+                pid: shim.pid,
+                status,
+                collected_by: CollectedBy::Owner,
+                rusage: None,
+            };
+            self.outbox
+                .resolve(&self.shared.subscribers, &mut state, exit);
+        }
+        let added = self.registry.add_sweep_only(shim.id);
+        if let (true, Some(pidfd)) = (added, &state.pidfd) {
+            self.watch_again(pidfd, shim.id, Until::Reaped);
         }
     }
 

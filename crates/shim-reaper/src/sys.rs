@@ -30,7 +30,6 @@ pub(crate) enum WaitFor<'a> {
 /// The exit of a child, as `waitid(2)` reports it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ChildExit {
-    pub(crate) pid: u32,
     pub(crate) status: ExitStatus,
     pub(crate) usage: ResourceUsage,
 }
@@ -117,7 +116,6 @@ pub(crate) fn waitid(target: WaitFor<'_>, keep_zombie: bool) -> io::Result<Optio
         _ => value,
     };
     Ok(Some(ChildExit {
-        pid: pid as u32,
         status: ExitStatus::from_raw(raw),
         usage: ResourceUsage::from_raw(&usage),
     }))

@@ -2,6 +2,7 @@ use std::any::Any;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
+use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -27,6 +28,9 @@ const MAX_RUNTIME_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(crate) struct Worker {
     core: Arc<Core<Linux>>,
+    /// The pid of the process that created the worker. A forked child has a copy, and must not use
+    /// it.
+    owner_pid: u32,
     alive: AtomicBool,
     /// Set when the last `ShimReaper` is dropped; no shim can be registered afterwards.
     abandoned: AtomicBool,
@@ -67,6 +71,7 @@ impl Worker {
     fn new(core: Arc<Core<Linux>>, runtime: Handle) -> Self {
         Self {
             core,
+            owner_pid: process::id(),
             alive: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             runtime: Mutex::new(runtime),
@@ -94,7 +99,7 @@ impl Worker {
     /// runtime may have no drivers, or may never run again. If the reaper is shutting down, does the
     /// final drain instead.
     pub(crate) fn ensure_alive(self: &Arc<Self>) {
-        if self.alive.load(Ordering::Acquire) {
+        if self.alive.load(Ordering::Acquire) || self.is_forked_copy() {
             return;
         }
         if self.shared().is_closing() {
@@ -160,8 +165,18 @@ impl Worker {
         self.shared().wake_worker.notify_one();
     }
 
+    fn is_forked_copy(&self) -> bool {
+        process::id() != self.owner_pid
+    }
+
     fn can_stop(&self) -> bool {
         self.abandoned.load(Ordering::Acquire) && self.core.is_idle()
+    }
+
+    /// Returns whether a worker has work to do before the next call of the reaper or a handle.
+    fn is_needed(&self) -> bool {
+        let is_awaited = || self.shared().is_closing() || self.shared().subscribers.has_any();
+        !self.core.is_idle() || (!self.abandoned.load(Ordering::Acquire) && is_awaited())
     }
 
     fn readiness(&self) -> Readiness<'_> {
@@ -179,14 +194,19 @@ fn spawn_thread(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
 }
 
 /// Marks the worker as alive. If it is dropped with its tokio runtime while work is left, a
-/// dedicated thread takes over at once, because the embedder may never call the reaper again.
+/// dedicated thread takes over at once, because the embedder may never call the reaper again. If no
+/// work is left, the next call starts that thread.
 #[derive(Debug)]
 struct AliveGuard(Arc<Worker>);
 
 impl Drop for AliveGuard {
     fn drop(&mut self) {
+        // In a forked child, the locks may stay locked for ever: their threads do not exist there.
+        if self.0.is_forked_copy() {
+            return;
+        }
         self.0.alive.store(false, Ordering::Release);
-        if !self.0.can_stop() {
+        if self.0.is_needed() {
             self.0.ensure_alive();
         }
     }
@@ -242,6 +262,8 @@ async fn work(worker: &Worker, failures: &mut u32) {
     let mut outbox = Outbox::new();
     let mut readiness = worker.readiness();
     let mut next_sweep = Instant::now();
+    // When to sweep although the timer of the epoll has not expired.
+    let mut fallback = next_sweep;
     let mut sweep_due = true;
     let mut cancelled = pin!(shared.token.cancelled());
     let mut woken = pin!(shared.wake_worker.notified());
@@ -253,19 +275,21 @@ async fn work(worker: &Worker, failures: &mut u32) {
             deadline = core.sweep(&mut outbox).await;
             outbox.close_pidfds();
             *failures = 0;
-            next_sweep = (next_sweep + shared.sweep_interval).max(Instant::now());
+            let now = Instant::now();
+            next_sweep = (next_sweep + shared.sweep_interval).max(now);
+            fallback = now + 2 * shared.sweep_interval;
             readiness.retry_setup(shared.sweep_interval);
         }
         if worker.can_stop() {
             return;
         }
-        let until_sweep = (!readiness.has_timer()).then_some(next_sweep);
-        let wake_at = deadline
-            .map(Instant::from)
-            .into_iter()
-            .chain(until_sweep)
-            .min();
-        if let Some(wake_at) = wake_at.filter(|wake_at| timer.deadline() != *wake_at) {
+        let sweep_at = if readiness.has_timer() {
+            fallback
+        } else {
+            next_sweep
+        };
+        let wake_at = deadline.map_or(sweep_at, |at| sweep_at.min(at.into()));
+        if timer.deadline() != wake_at {
             timer.as_mut().reset(wake_at);
         }
         let next = tokio::select! {
@@ -275,7 +299,7 @@ async fn work(worker: &Worker, failures: &mut u32) {
                 core.close().await;
                 return;
             }
-            () = &mut timer, if wake_at.is_some() => None,
+            () = &mut timer => None,
             () = &mut woken => {
                 woken.set(shared.wake_worker.notified());
                 None
@@ -285,6 +309,12 @@ async fn work(worker: &Worker, failures: &mut u32) {
             Some(deadline) => deadline,
             None => core.reap_ready(&mut outbox).await,
         };
-        sweep_due = shared.kernel.take_tick() || until_sweep.is_some_and(|at| at <= Instant::now());
+        sweep_due = shared.kernel.take_tick();
+        if !sweep_due && sweep_at <= Instant::now() {
+            sweep_due = true;
+            // A forked child that drops its copy of the tokio runtime removes the epoll of the
+            // reaper from the epoll of tokio, which both processes share.
+            readiness.register_again(shared.sweep_interval);
+        }
     }
 }

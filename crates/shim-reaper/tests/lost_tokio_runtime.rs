@@ -1,4 +1,5 @@
-//! A reaper whose tokio runtime is gone continues on a thread of its own.
+//! A reaper whose tokio runtime is gone continues on a thread of its own. A forked child that drops its
+//! copy of the tokio runtime does not disturb the reaper.
 #![allow(
     clippy::panic,
     clippy::unwrap_used,
@@ -8,15 +9,20 @@
 
 mod common;
 
+use std::mem::ManuallyDrop;
+use std::time::Duration;
+
+use common::forks::fork_child;
 use common::log_counter::LogCounter;
 use common::own_process::{block_on, in_own_process};
 use common::{
-    DEADLINE, Fixture, as_pid, eventually, eventually_blocking, exits_with, is_gone, sleeper,
+    DEADLINE, Fixture, as_pid, eventually, eventually_blocking, exits_on_eof, exits_with, is_gone,
+    sleeper,
 };
 use futures::{FutureExt, StreamExt};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal::SIGKILL;
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitStatus, waitpid};
 use shim_reaper::{ReaperBuilder, ShimHandle, ShimReaper, SpawnOptions};
 use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
@@ -136,6 +142,54 @@ fn the_callers_tokio_runtime_does_not_replace_the_lost_one() {
     }
 }
 
+/// The child shares the epoll of tokio, and removes the descriptors of the reaper from it.
+#[test]
+fn a_forked_child_that_drops_its_copy_of_the_tokio_runtime_stops_no_sweep() {
+    in_own_process(
+        "a_forked_child_that_drops_its_copy_of_the_tokio_runtime_stops_no_sweep",
+        sweeps_after_a_forked_child_drops_its_copy,
+    );
+}
+
+fn sweeps_after_a_forked_child_drops_its_copy() {
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let mut runtime = ManuallyDrop::new(runtime);
+    let interval = Duration::from_millis(20);
+    let builder = ShimReaper::builder().sweep_interval(interval);
+    let (fixture, stdin, handle) = runtime.block_on(async {
+        let fixture = Fixture::new(builder);
+        fixture.sweeps(1).await;
+        let mut child = exits_on_eof(5).spawn().unwrap();
+        let stdin = child.stdin.take();
+        let handle = fixture.reaper.register_child(child).unwrap();
+        (fixture, stdin, handle)
+    });
+    let child = fork_child(|| {
+        // SAFETY: drops the copy of the child, which does not use it again.
+        unsafe { ManuallyDrop::drop(&mut runtime) };
+        let threads = std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
+        // SAFETY: ends the child.
+        unsafe { nix::libc::_exit(i32::from(threads != 1)) };
+    });
+    let status = waitpid(as_pid(child), None).unwrap();
+    assert_eq!(
+        status,
+        WaitStatus::Exited(as_pid(child), 0),
+        "the child starts no thread"
+    );
+    drop(stdin);
+    runtime.block_on(async {
+        let exit = tokio::time::timeout(DEADLINE, handle).await.unwrap();
+        assert_eq!(exit.unwrap().code(), Some(5));
+        fixture.sweeps(3).await;
+        assert_eq!(fixture.reaper.stats().respawns_total, 0);
+        // The watches report events again.
+        let exit = fixture.reaper.spawn(exits_with(6)).await.unwrap().await;
+        assert_eq!(exit.unwrap().code(), Some(6));
+    });
+    drop(ManuallyDrop::into_inner(runtime));
+}
+
 #[test]
 fn a_dropped_reaper_without_shims_starts_no_thread() {
     in_own_process("a_dropped_reaper_without_shims_starts_no_thread", || {
@@ -148,6 +202,47 @@ fn a_dropped_reaper_without_shims_starts_no_thread() {
         }
         assert_eq!((log.warnings(), log.errors()), (0, 0));
     });
+}
+
+/// A reaper in a static is idle when its program ends.
+#[test]
+fn only_the_next_call_starts_the_thread_of_an_idle_reaper() {
+    in_own_process(
+        "only_the_next_call_starts_the_thread_of_an_idle_reaper",
+        || {
+            let log = LogCounter::install();
+            let token = CancellationToken::new();
+            let reaper = block_on(async {
+                let builder = ShimReaper::builder().shutdown_token(token.clone());
+                let reaper = builder.start();
+                reaper.spawn(exits_with(3)).await.unwrap().await.unwrap();
+                reaper
+            });
+            assert_eq!((log.warnings(), log.errors()), (0, 0));
+            assert_eq!(reaper.stats().respawns_total, 0);
+
+            let child = exits_with(4).spawn().unwrap();
+            let handle = reaper.register_child(child).unwrap();
+            eventually_blocking("the shim is reaped", || is_gone(handle.pid()));
+            assert_eq!(reaper.stats().respawns_total, 1);
+        },
+    );
+}
+
+#[test]
+fn a_cancelled_token_ends_a_stream_of_an_idle_reaper_without_its_tokio_runtime() {
+    for subscribe_first in [true, false] {
+        let token = CancellationToken::new();
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let builder = ShimReaper::builder().shutdown_token(token.clone());
+        let reaper = builder.start_on(runtime.handle());
+        let early = subscribe_first.then(|| reaper.exits());
+        drop(runtime);
+        let exits = early.unwrap_or_else(|| reaper.exits());
+        token.cancel();
+        let count = block_on(async { tokio::time::timeout(DEADLINE, exits.count()).await });
+        assert_eq!(count, Ok(0));
+    }
 }
 
 /// RLIMIT_NPROC limits the threads of a user, except root.

@@ -10,14 +10,18 @@ mod common;
 
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use common::own_process::{block_on, in_own_process};
 use common::{
-    DEADLINE, Fixture, as_pid, eventually, exits_on_eof, is_gone, is_zombie, kill, sleeper,
+    DEADLINE, Fixture, as_pid, eventually, eventually_blocking, exits_on_eof, is_gone, is_zombie,
+    kill, sleeper,
 };
 use nix::libc;
-use nix::sys::signal::Signal::SIGKILL;
+use nix::sys::signal::Signal::{self, SIGKILL};
+use nix::sys::signal::{SigHandler, signal};
 use nix::sys::wait::{WaitStatus, waitpid};
 use shim_reaper::{ShimHandle, ShimReaper, SpawnOptions};
 use tokio::io::AsyncReadExt;
@@ -142,7 +146,7 @@ async fn leaves_a_pipeline_to_its_owner(pidfd: bool, leader_lives: bool) {
     let mut members: Vec<Child> = (0..5)
         .map(|_| {
             let mut member = exits_on_eof(7);
-            member.process_group(leader.pid().cast_signed());
+            member.process_group(leader.pid() as i32);
             member.spawn().unwrap()
         })
         .collect();
@@ -188,7 +192,7 @@ async fn leaves_a_registered_child_to_its_owner(leader_lives: bool) {
     let group = SpawnOptions::new().process_group(true).kill_on_drop(true);
     let leader = fixture.reaper.spawn_with(sleeper(), group).await.unwrap();
     let mut member = exits_on_eof(7);
-    member.process_group(leader.pid().cast_signed());
+    member.process_group(leader.pid() as i32);
     let mut member = member.spawn().unwrap();
     let handle = fixture.reaper.register(member.id()).await.unwrap();
     if !leader_lives {
@@ -202,6 +206,97 @@ async fn leaves_a_registered_child_to_its_owner(leader_lives: bool) {
     let _ = leader.kill();
     leader.await.unwrap();
     assert_eq!(fixture.reaper.stats().orphans_reaped_total, 0);
+}
+
+/// The kernel reparents the child to the main thread, like an orphan.
+#[test]
+fn a_child_of_a_thread_that_exits_is_left_to_its_owner() {
+    in_own_process(
+        "a_child_of_a_thread_that_exits_is_left_to_its_owner",
+        || {
+            become_subreaper();
+            block_on(leaves_a_child_of_an_exited_thread_to_its_owner());
+        },
+    );
+}
+
+async fn leaves_a_child_of_an_exited_thread_to_its_owner() {
+    let fixture = Fixture::new(
+        ShimReaper::builder()
+            .sweep_interval(Duration::from_millis(5))
+            .owner_grace(Duration::ZERO),
+    );
+    let group = SpawnOptions::new().process_group(true);
+    let leader = fixture.reaper.spawn_with(sleeper(), group).await.unwrap();
+    let pgid = leader.pid() as i32;
+    let (send_member, member) = mpsc::channel();
+    let (exit_thread, thread_exit) = mpsc::channel::<()>();
+    let thread = thread::spawn(move || {
+        let member = exits_on_eof(7).process_group(pgid).spawn().unwrap();
+        send_member.send(member).unwrap();
+        let _ = thread_exit.recv();
+    });
+    let mut member = member.recv().unwrap();
+    leader.kill().unwrap();
+    leader.await.unwrap();
+    fixture.sweeps(2).await;
+
+    drop(exit_thread);
+    thread.join().unwrap();
+    drop(member.stdin.take());
+    let pid = member.id();
+    eventually("the process exits", || is_zombie(pid) || is_gone(pid)).await;
+    fixture.sweeps(20).await;
+    assert_eq!(member.wait().unwrap().code(), Some(7));
+    assert_eq!(fixture.reaper.stats().orphans_reaped_total, 0);
+}
+
+#[test]
+fn an_orphan_in_its_grace_period_hides_no_other_after_the_main_thread_exits() {
+    in_own_process(
+        "an_orphan_in_its_grace_period_hides_no_other_after_the_main_thread_exits",
+        || {
+            become_subreaper();
+            end_main_thread();
+            let result = std::panic::catch_unwind(|| block_on(reaps_all_within_one_grace_period()));
+            // Without its main thread, the test harness does not report the result.
+            std::process::exit(i32::from(result.is_err()));
+        },
+    );
+}
+
+async fn reaps_all_within_one_grace_period() {
+    let grace = Duration::from_secs(1);
+    let fixture = Fixture::new(
+        ShimReaper::builder()
+            .sweep_interval(Duration::from_millis(20))
+            .owner_grace(grace),
+    );
+    // One grace period each, in turn, would take longer than the deadline.
+    let orphans = DEADLINE.as_secs() / grace.as_secs() + 5;
+    let group = SpawnOptions::new().process_group(true);
+    let shim = script(&format!("for i in $(seq {orphans}); do sleep 0.1 & done"));
+    let leader = fixture.reaper.spawn_with(shim, group).await.unwrap();
+    leader.await.unwrap();
+    eventually("all orphans are reaped", || {
+        fixture.reaper.stats().orphans_reaped_total == orphans
+    })
+    .await;
+}
+
+/// Ends the main thread of this process, and no other thread.
+fn end_main_thread() {
+    extern "C" fn exit_thread(_: libc::c_int) {
+        // SAFETY: ends the calling thread, which owns nothing that is used afterwards.
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
+    }
+    // SAFETY: the handler makes one system call, and the call takes integers only.
+    unsafe {
+        let handler = SigHandler::Handler(exit_thread);
+        signal(Signal::SIGUSR1, handler).unwrap();
+        libc::syscall(libc::SYS_tgkill, own_pid(), own_pid(), libc::SIGUSR1);
+    }
+    eventually_blocking("the main thread exits", || is_zombie(own_pid()));
 }
 
 /// The reaper cannot distinguish an orphan from a child that the main thread forked, so both get the

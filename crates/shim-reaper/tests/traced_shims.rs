@@ -1,5 +1,5 @@
-//! A dead shim whose tracer has not waited for it costs no CPU time, and is reaped when the tracer
-//! is gone.
+//! A dead shim whose tracer has not waited for it costs no CPU time. Its handles resolve at once, and
+//! the reaper reaps it when the tracer is gone.
 #![allow(
     clippy::panic,
     clippy::unwrap_used,
@@ -15,11 +15,13 @@ use std::time::Duration;
 
 use common::forks::IdleChildren;
 use common::own_process::{block_on, in_own_process};
-use common::{Fixture, KillOnDrop, as_pid, eventually, is_gone, is_zombie, sleeper};
+use common::{DEADLINE, Fixture, KillOnDrop, as_pid, eventually, is_gone, is_zombie, sleeper};
+use futures::StreamExt;
 use nix::libc;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork, pipe, read, write};
 use shim_reaper::{ShimReaper, SpawnOptions};
+use tokio::time::timeout;
 
 /// Runs in a process of its own, because fail points are process-wide.
 #[test]
@@ -48,6 +50,7 @@ async fn examines_in_sweeps_only() {
         .await
         .unwrap();
     let handles = [spawned, registered, attached];
+    let exits = fixture.reaper.exits();
 
     let examined = Arc::new(AtomicU64::new(0));
     fail::cfg_callback("shim_reaper::examine", {
@@ -80,7 +83,12 @@ async fn examines_in_sweeps_only() {
         examined <= 6 * (sweeps + 1),
         "{examined} examinations in {sweeps} sweeps"
     );
-    assert!(handles[..2].iter().all(|handle| is_zombie(handle.pid())));
+    for handle in &handles[..2] {
+        let exit = timeout(DEADLINE, handle.clone()).await.unwrap().unwrap();
+        assert_eq!(exit.signal(), Some(9));
+        assert!(is_zombie(handle.pid()));
+    }
+    assert_eq!(fixture.reaper.registered().await.len(), 2);
 
     for tracer in tracers.kill(handles.len()) {
         waitpid(as_pid(tracer), None).unwrap();
@@ -90,6 +98,8 @@ async fn examines_in_sweeps_only() {
         eventually("the shim is reaped", || is_gone(handle.pid())).await;
     }
     fixture.expect(2, 1, 0).await;
+    fixture.reaper.shutdown().await;
+    assert_eq!(exits.count().await, 3, "each exit is published once");
     parent.kill().unwrap();
     parent.wait().unwrap();
 }
@@ -111,7 +121,7 @@ fn tracer_of(pid: u32) -> Option<u32> {
             drop(writer);
             let mut attached = [0];
             assert_eq!(read(&reader, &mut attached).unwrap(), 1);
-            (attached[0] == 1).then(|| child.as_raw().cast_unsigned())
+            (attached[0] == 1).then(|| child.as_raw() as u32)
         }
         ForkResult::Child => {
             // SAFETY: takes integers and null pointers only.

@@ -27,6 +27,10 @@ pub(crate) fn is_zombie(pid: u32) -> bool {
         .is_some_and(|rest| rest.starts_with('Z'))
 }
 
+pub(crate) fn is_running(pid: u32) -> bool {
+    fs::exists(format!("/proc/{pid}")).unwrap() && !is_zombie(pid)
+}
+
 /// Kills and reaps all remaining children before the next round. Returns how many were zombies.
 pub(crate) fn kill_remaining() -> u64 {
     let remaining = children();

@@ -1,10 +1,15 @@
-use std::io::{BufRead, BufReader};
+use std::env;
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitCode, ExitStatus, Stdio};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
+use nix::sys::ptrace;
+use nix::unistd::Pid;
 use shim_reaper::{Pidfd, ShimExit, ShimHandle};
 
+use crate::census;
 use crate::random::Random;
 
 /// How a child will end. Chosen before it starts.
@@ -82,6 +87,38 @@ pub(crate) fn spawn_parent(fate: Fate, random: &mut Random) -> (Child, u32) {
     (parent, line.trim().parse().unwrap())
 }
 
+/// The option that makes this program trace a process.
+pub(crate) const TRACE_OPTION: &str = "--trace";
+
+/// Starts a process that traces another one until its stdin is closed, and never waits for it.
+/// Returns `None` where tracing is not permitted.
+pub(crate) fn spawn_tracer(pid: u32) -> Option<(Child, ChildStdin)> {
+    let mut tracer = Command::new(env::current_exe().unwrap())
+        .args([TRACE_OPTION, &pid.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stdin = tracer.stdin.take().unwrap();
+    let mut stdout = tracer.stdout.take().unwrap();
+    let is_tracing = stdout.read_exact(&mut [0]).is_ok();
+    if !is_tracing {
+        let _ = tracer.wait();
+    }
+    is_tracing.then_some((tracer, stdin))
+}
+
+/// Traces a process until stdin is closed.
+pub(crate) fn trace(pid: u64) -> ExitCode {
+    let pid = Pid::from_raw(pid.try_into().unwrap());
+    if ptrace::seize(pid, ptrace::Options::empty()).is_err() {
+        return ExitCode::FAILURE;
+    }
+    println!("tracing");
+    let _ = io::stdin().read(&mut [0]);
+    ExitCode::SUCCESS
+}
+
 /// A registered process, and its expected exit.
 #[derive(Debug)]
 pub(crate) struct Registered {
@@ -104,8 +141,13 @@ impl Registered {
 pub(crate) struct Owner(JoinHandle<bool>);
 
 impl Owner {
-    pub(crate) fn start(mut child: Child, fate: Fate) -> Self {
+    /// With a `delay`, the owner waits that long after the child has exited.
+    pub(crate) fn start(mut child: Child, fate: Fate, delay: Option<Duration>) -> Self {
         Self(thread::spawn(move || {
+            if let Some(delay) = delay {
+                census::wait_until(|| !census::is_running(child.id()));
+                thread::sleep(delay);
+            }
             child.wait().is_ok_and(|status| fate.matches(status))
         }))
     }

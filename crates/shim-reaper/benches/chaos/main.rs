@@ -32,6 +32,9 @@ const WARM_UP_ROUNDS: u64 = 10;
 fn main() -> ExitCode {
     // Cargo passes `--bench` to a benchmark, and no argument when it runs it as a test.
     let args: Vec<String> = env::args().skip(1).collect();
+    if let Some(pid) = option(&args, child::TRACE_OPTION) {
+        return child::trace(pid);
+    }
     let seconds = option(&args, "--seconds").unwrap_or(if args.is_empty() { 2 } else { 60 });
     let seed = option(&args, "--seed").unwrap_or_else(random::seed);
     println!("chaos: {seconds} s, seed {seed}");

@@ -1,12 +1,17 @@
+use std::io;
 use std::mem;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use shim_reaper::{ShimHandle, ShimReaper, SpawnOptions};
 use tokio::time::{sleep, timeout};
 
-use crate::child::{Fate, Owner, Registered, spawn_parent};
+use crate::census;
+use crate::child::{Fate, Owner, Registered, spawn_parent, spawn_tracer};
 use crate::random::Random;
 
 /// The processes that the tasks of a round have started.
@@ -14,7 +19,13 @@ pub(crate) struct Population {
     rules: Rules,
     registered: Mutex<Vec<Registered>>,
     owners: Mutex<Vec<Owner>>,
+    main_thread: mpsc::Sender<SpawnRequest>,
+    /// The number of handles that did not resolve while a tracer held their dead shim.
+    unresolved: AtomicU64,
 }
+
+/// A command that the main thread has to spawn, and the channel for the child.
+pub(crate) type SpawnRequest = (Command, mpsc::Sender<io::Result<Child>>);
 
 /// What the tasks of a round may do.
 #[derive(Clone, Copy, Debug)]
@@ -25,17 +36,31 @@ pub(crate) struct Rules {
     pub(crate) orphans: bool,
     /// Every handle is kept, and awaited at the end.
     pub(crate) keep_handles: bool,
+    /// Some shims are traced when they exit. Without pidfds, the reaper considers them running.
+    pub(crate) tracers: bool,
     /// The kernel reports the status of a child that its owner has reaped.
     pub(crate) keeps_statuses: bool,
 }
 
 impl Population {
-    pub(crate) fn new(rules: Rules) -> Self {
+    pub(crate) fn new(rules: Rules, main_thread: mpsc::Sender<SpawnRequest>) -> Self {
         Self {
             rules,
             registered: Mutex::default(),
             owners: Mutex::default(),
+            main_thread,
+            unresolved: AtomicU64::new(0),
         }
+    }
+
+    pub(crate) fn unresolved(&self) -> u64 {
+        self.unresolved.load(Relaxed)
+    }
+
+    fn spawn_on_main_thread(&self, command: Command) -> io::Result<Child> {
+        let (reply, child) = mpsc::channel();
+        self.main_thread.send((command, reply)).unwrap();
+        child.recv().unwrap()
     }
 
     pub(crate) fn registered(&self) -> MutexGuard<'_, Vec<Registered>> {
@@ -50,8 +75,9 @@ impl Population {
         mem::take(&mut self.owners.lock().unwrap())
     }
 
-    fn add_owner(&self, child: Child, fate: Fate) {
-        self.owners.lock().unwrap().push(Owner::start(child, fate));
+    fn add_owner(&self, child: Child, fate: Fate, delay: Option<Duration>) {
+        let owner = Owner::start(child, fate, delay);
+        self.owners.lock().unwrap().push(owner);
     }
 }
 
@@ -67,12 +93,13 @@ impl Lifecycle {
     pub(crate) async fn run(mut self) {
         sleep(self.random.millis(30)).await;
         let fate = Fate::random(&mut self.random);
-        let handle = match self.random.below(6) {
+        let handle = match self.random.below(7) {
             0 => self.spawn(fate).await,
             1 => self.register_new_child(fate),
             2 => self.register(fate, None).await,
             3 => self.attach(fate).await,
             4 => self.pipeline(fate).await,
+            5 if self.population.rules.tracers => self.trace().await,
             _ => self.kill().await,
         };
         let Some(handle) = handle else { return };
@@ -90,6 +117,26 @@ impl Lifecycle {
             command.process_group(group as i32);
         }
         command
+    }
+
+    /// Returns how long an owner delays its wait. The longest delay is far shorter than the grace
+    /// period.
+    fn random_delay(&mut self) -> Option<Duration> {
+        let is_delayed = self.population.rules.owners_wait && self.random.one_in(2);
+        is_delayed.then(|| self.random.millis(100))
+    }
+
+    /// Spawns a member of the process group of a shim. If the grace period never ends, the member
+    /// may look like an orphan: the main thread spawns it, or a thread that exits.
+    fn spawn_member(&mut self, mut command: Command) -> io::Result<Child> {
+        if !self.population.rules.owners_wait {
+            return command.spawn();
+        }
+        match self.random.below(3) {
+            0 => command.spawn(),
+            1 => self.population.spawn_on_main_thread(command),
+            _ => thread::spawn(move || command.spawn()).join().unwrap(),
+        }
     }
 
     fn record(&mut self, fate: Fate, handle: ShimHandle) -> ShimHandle {
@@ -120,7 +167,7 @@ impl Lifecycle {
             Ok(handle) => Some(self.record(fate, handle)),
             Err(closed) => {
                 self.population
-                    .add_owner(closed.into_child().unwrap(), fate);
+                    .add_owner(closed.into_child().unwrap(), fate, None);
                 None
             }
         }
@@ -128,20 +175,22 @@ impl Lifecycle {
 
     async fn register(&mut self, fate: Fate, group: Option<u32>) -> Option<ShimHandle> {
         // Fails if the process group is already gone.
-        let child = self.command(fate, group).spawn().ok()?;
+        let command = self.command(fate, group);
+        let child = self.spawn_member(command).ok()?;
         let Ok(handle) = self.reaper.register(child.id()).await else {
-            self.population.add_owner(child, fate);
+            self.population.add_owner(child, fate, None);
             return None;
         };
         let handle = self.record(fate, handle);
         let rules = self.population.rules;
+        let delay = self.random_delay();
         if rules.owners_wait {
             let mut registered = self.population.registered();
             let mut shims = registered.iter_mut();
             if let Some(shim) = shims.find(|shim| shim.pid == handle.pid()) {
                 shim.may_be_unknown = !rules.keeps_statuses;
             }
-            self.population.add_owner(child, fate);
+            self.population.add_owner(child, fate, delay);
         }
         Some(handle)
     }
@@ -173,15 +222,67 @@ impl Lifecycle {
         let group = Some(leader.pid());
         for _ in 0..self.random.below(4) {
             let fate = Fate::random(&mut self.random);
-            if let Ok(member) = self.command(fate, group).spawn() {
-                self.population.add_owner(member, fate);
+            let command = self.command(fate, group);
+            if let Ok(member) = self.spawn_member(command) {
+                let delay = self.random_delay();
+                self.population.add_owner(member, fate, delay);
             }
         }
         if self.random.one_in(2) {
             let fate = Fate::random(&mut self.random);
             drop(self.register(fate, group).await);
         }
+        if self.population.rules.orphans {
+            self.register_late(leader.pid()).await;
+        }
         Some(leader)
+    }
+
+    /// Spawns a child that looks like an orphan, and registers it during its grace period.
+    async fn register_late(&mut self, group: u32) {
+        let fate = Fate::random(&mut self.random);
+        let command = self.command(fate, Some(group));
+        let Ok(child) = self.population.spawn_on_main_thread(command) else {
+            return;
+        };
+        let pid = child.id();
+        while census::is_running(pid) || census::is_running(group) {
+            sleep(Duration::from_millis(1)).await;
+        }
+        sleep(self.random.millis(20)).await;
+        if !census::is_zombie(pid) {
+            return;
+        }
+        let Ok(handle) = self.reaper.register(pid).await else {
+            return;
+        };
+        drop(self.record(fate, handle));
+        let mut registered = self.population.registered();
+        if let Some(shim) = registered.iter_mut().rfind(|shim| shim.pid == pid) {
+            // The reaper may have reaped it as an orphan before the registration.
+            shim.may_be_unknown = true;
+        }
+    }
+
+    /// Spawns and kills a shim whose tracer holds the zombie until the handles have resolved.
+    async fn trace(&mut self) -> Option<ShimHandle> {
+        let handle = self.spawn(Fate::Killed).await?;
+        let pid = handle.pid();
+        let Some((tracer, stdin)) = spawn_tracer(pid) else {
+            let _ = handle.kill();
+            return Some(handle);
+        };
+        drop(self.register_child(tracer, Fate::Code(0)));
+        let _ = handle.kill();
+        let resolved = timeout(Duration::from_secs(5), handle.clone()).await;
+        if resolved.is_err() {
+            self.population.unresolved.fetch_add(1, Relaxed);
+        }
+        drop(stdin);
+        while census::is_zombie(pid) {
+            sleep(Duration::from_millis(1)).await;
+        }
+        Some(handle)
     }
 
     async fn kill(&mut self) -> Option<ShimHandle> {

@@ -1,4 +1,5 @@
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
-use shim_reaper::{Exits, ShimExit, ShimReaper};
+use shim_reaper::{Exits, MetricsSink, ShimExit, ShimReaper};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::census;
 use crate::child::{Fate, Registered};
-use crate::population::{Lifecycle, Population, Rules};
+use crate::population::{Lifecycle, Population, Rules, SpawnRequest};
 use crate::random::Random;
 use crate::tally::{Loss, Tally};
 
@@ -103,6 +104,7 @@ impl Round {
                 owners_wait,
                 orphans: subreaper && !owners_wait,
                 keep_handles: !ending.loses_handles(),
+                tracers: pidfd && !ending.is_while_busy(),
                 keeps_statuses: keeps_statuses && pidfd,
             },
         }
@@ -110,22 +112,33 @@ impl Round {
 
     pub(crate) fn run(&self, random: &mut Random, tally: &Tally) {
         set_child_subreaper(self.subreaper).unwrap();
-        // The kernel reparents orphans to the main thread, so children are forked on another thread.
+        // The kernel reparents orphans to the main thread, so it forks only the children that have to
+        // look like orphans.
+        let (main_thread, requests) = mpsc::channel::<SpawnRequest>();
         thread::scope(|scope| {
-            scope.spawn(|| self.run_reaper(random, tally));
+            scope.spawn(|| self.run_reaper(random, tally, main_thread));
+            for (mut command, reply) in requests {
+                let _ = reply.send(command.spawn());
+            }
         });
     }
 
-    fn run_reaper(&self, random: &mut Random, tally: &Tally) {
+    fn run_reaper(
+        &self,
+        random: &mut Random,
+        tally: &Tally,
+        main_thread: mpsc::Sender<SpawnRequest>,
+    ) {
         let mut builder = match self.driver {
             Driver::CurrentThread => Builder::new_current_thread(),
             Driver::MultiThread | Driver::Dedicated => Builder::new_multi_thread(),
         };
         let runtime = builder.worker_threads(2).enable_all().build().unwrap();
         let token = CancellationToken::new();
-        let reaper = self.start(&runtime, &token);
+        let sink = MetricsSink::default();
+        let reaper = self.start(&runtime, &token, sink.clone());
         let streams = (Reader::start(reaper.exits()), reaper.exits());
-        let population = Arc::new(Population::new(self.rules));
+        let population = Arc::new(Population::new(self.rules, main_thread));
         let tasks = (0..=random.below(40))
             .map(|_| Lifecycle {
                 population: Arc::clone(&population),
@@ -136,10 +149,10 @@ impl Round {
             .collect();
         let pause = random.millis(40);
         let running = self.end(pause, runtime, tasks, reaper, &token, &population);
-        self.check(&population, streams, &running, tally);
+        self.check(&population, streams, &running, &sink, tally);
     }
 
-    fn start(&self, runtime: &Runtime, token: &CancellationToken) -> ShimReaper {
+    fn start(&self, runtime: &Runtime, token: &CancellationToken, sink: MetricsSink) -> ShimReaper {
         let grace_millis = if self.rules.owners_wait {
             1_000_000
         } else {
@@ -150,6 +163,7 @@ impl Round {
             .pidfd(self.pidfd)
             .sweep_interval(self.interval)
             .owner_grace(Duration::from_millis(grace_millis))
+            .metrics_sink(sink)
             .shutdown_token(token.clone());
         match self.driver {
             Driver::Dedicated => builder.start_dedicated().unwrap(),
@@ -247,6 +261,7 @@ impl Round {
         population: &Population,
         (concurrent, unread): (Reader, Exits),
         running: &HashSet<u32>,
+        sink: &MetricsSink,
         tally: &Tally,
     ) {
         let registered = std::mem::take(&mut *population.registered());
@@ -263,7 +278,14 @@ impl Round {
             );
         }
         self.check_handles(&ended, tally);
-        self.check_stream(&ended, concurrent, "a stream read during the round", tally);
+        let unresolved = population.unresolved();
+        tally.count(Loss::Lost, unresolved, self, "by a handle of a traced shim");
+        let reaped = self.check_stream(&ended, concurrent, "a stream read during the round", tally);
+        if !self.rules.owners_wait {
+            // Only the registry may reap a registered child, even one that looks like an orphan.
+            let stolen = reaped.saturating_sub(sink.reaped_total.load(Relaxed));
+            tally.count(Loss::Stolen, stolen, self, "from the registry");
+        }
         self.check_stream(
             &ended,
             Reader::start(unread),
@@ -300,8 +322,16 @@ impl Round {
         }
     }
 
-    fn check_stream(&self, ended: &[&Registered], reader: Reader, which: &str, tally: &Tally) {
+    /// Returns the number of exits with resource usage: no other wait has reaped those children.
+    fn check_stream(
+        &self,
+        ended: &[&Registered],
+        reader: Reader,
+        which: &str,
+        tally: &Tally,
+    ) -> u64 {
         let (read, has_ended) = reader.finish();
+        let with_usage = read.iter().filter(|exit| exit.rusage.is_some()).count();
         tally.count(Loss::Lost, (!has_ended).into(), self, "end of a stream");
         let mut by_pid: HashMap<u32, Vec<ShimExit>> = HashMap::new();
         for exit in read {
@@ -318,6 +348,7 @@ impl Round {
             }
         }
         tally.count(Loss::Wrong, by_pid.len() as u64, self, "never registered");
+        with_usage as u64
     }
 
     /// Waits for the children that were still running at the shutdown. Their statuses must be left to

@@ -1,4 +1,4 @@
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
@@ -17,9 +17,9 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::unistd::{Pid, getpgid};
 
+use super::procfs::Children;
 use super::{
     MAX_READY_EVENTS, NoPidfd, Orphan, ProcStat, ProcessTable, Spawned, Target, Until, WaitResult,
-    procfs,
 };
 use crate::sys::{self, ChildExit, WaitFor};
 
@@ -249,26 +249,39 @@ impl ProcessTable for Linux {
         ProcStat::read(pid)
     }
 
-    fn dead_orphans(&self, pgid: u32) -> Vec<Orphan> {
+    fn dead_orphans(&self, pgids: &[u32], forked: &mut HashSet<u32>) -> Vec<(u32, Orphan)> {
         let is_subreaper = std::process::id() == 1 || get_child_subreaper().unwrap_or(false);
-        let zombie = |target| sys::waitid(target, true).ok().flatten();
-        let Some(first) = zombie(WaitFor::Group(pgid)).filter(|_| is_subreaper) else {
+        if !is_subreaper {
+            return Vec::new();
+        }
+        let Ok(children) = Children::read() else {
             return Vec::new();
         };
-        let is_dead_member = |pid: &u32| {
+        let peek = |target| sys::waitid(target, true);
+        let is_dead = |target| matches!(peek(target), Ok(Some(_)));
+        forked.retain(|pid| peek(WaitFor::Pid(*pid)).is_ok());
+        forked.extend(children.forked);
+        let groups: HashSet<u32> = pgids
+            .iter()
+            .copied()
+            .filter(|pgid| is_dead(WaitFor::Group(*pgid)))
+            .collect();
+        if groups.is_empty() {
+            return Vec::new();
+        }
+        let orphan = |pid| {
+            let pgid = getpgid(Some(as_pid(pid))).ok()?.as_raw() as u32;
             // The leader is reaped; a child that has its pid is another process.
-            *pid != pgid
-                && zombie(WaitFor::Pid(*pid)).is_some()
-                && getpgid(Some(as_pid(*pid))) == Ok(as_pid(pgid))
+            if pid == pgid || !groups.contains(&pgid) {
+                return None;
+            }
+            let start_time = ProcStat::read(pid).ok()??.start_time;
+            Some((pgid, Orphan { pid, start_time }))
         };
-        procfs::children_of_main_thread()
-            .unwrap_or_else(|| vec![first.pid])
-            .into_iter()
-            .filter(is_dead_member)
-            .filter_map(|pid| {
-                let start_time = ProcStat::read(pid).ok()??.start_time;
-                Some(Orphan { pid, start_time })
-            })
+        let candidates = children.forked_or_reparented.into_iter();
+        candidates
+            .filter(|pid| !forked.contains(pid) && is_dead(WaitFor::Pid(*pid)))
+            .filter_map(orphan)
             .collect()
     }
 

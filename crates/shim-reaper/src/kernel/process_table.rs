@@ -1,4 +1,4 @@
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fmt::Debug;
 use std::io;
 use std::process::{Child, Command, ExitStatus};
@@ -65,10 +65,12 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
     /// Returns `None` if no process has this pid.
     fn stat(&self, pid: u32) -> io::Result<Option<ProcStat>>;
 
-    /// Returns the zombies in a process group that may be orphans reparented to this process. The
-    /// list is empty if the kernel reparents no orphans to it, and leaves out children that one of
-    /// its threads certainly forked.
-    fn dead_orphans(&self, pgid: u32) -> Vec<Orphan>;
+    /// Returns the zombies in these process groups, each with its group, that may be orphans
+    /// reparented to this process. The list is empty if the kernel reparents no orphans to it.
+    ///
+    /// `forked` keeps the children that this process certainly forked from one call to the next, so
+    /// that the list leaves them out even after the thread that forked them has exited.
+    fn dead_orphans(&self, pgids: &[u32], forked: &mut HashSet<u32>) -> Vec<(u32, Orphan)>;
 
     /// Reaps an orphan. Returns false if it is gone, or may be another process.
     fn reap_orphan(&self, orphan: Orphan) -> bool;

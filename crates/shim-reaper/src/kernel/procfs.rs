@@ -62,15 +62,60 @@ fn may_inspect(pid: u32) -> bool {
     }
 }
 
-/// Returns the children that the main thread forked, and the orphans that the kernel reparented to
-/// it: the kernel picks the first live thread. Returns `None` if the main thread has exited, and on
-/// kernels without `CONFIG_PROC_CHILDREN`.
-pub(crate) fn children_of_main_thread() -> Option<Vec<u32>> {
-    let pid = std::process::id();
-    let main_thread = ProcStat::read(pid).ok()??;
-    let children = fs::read_to_string(format!("/proc/self/task/{pid}/children")).ok()?;
-    let parsed = children.split_ascii_whitespace().map(str::parse);
-    (!main_thread.exited).then(|| parsed.flatten().collect())
+/// The children of this process.
+#[derive(Debug)]
+pub(crate) struct Children {
+    /// The children of the main thread, to which the kernel reparents all orphans as long as it
+    /// runs. All processes of the system if the main thread has exited, and on kernels without
+    /// `CONFIG_PROC_CHILDREN`.
+    pub(crate) forked_or_reparented: Vec<u32>,
+    /// The children of the other threads.
+    pub(crate) forked: Vec<u32>,
+}
+
+impl Children {
+    pub(crate) fn read() -> io::Result<Self> {
+        let pid = std::process::id();
+        let mut forked = Vec::new();
+        for task in numbers_in("/proc/self/task")? {
+            if task != pid {
+                // The thread may have exited.
+                forked.extend(children_of(task)?.unwrap_or_default());
+            }
+        }
+        // The main thread last: the kernel reparents to it the children of a thread that exits
+        // during this loop.
+        let of_main_thread = children_of(pid)?;
+        let main_thread_runs = ProcStat::read(pid)?.is_some_and(|stat| !stat.exited);
+        Ok(match of_main_thread.filter(|_| main_thread_runs) {
+            Some(forked_or_reparented) => Self {
+                forked_or_reparented,
+                forked,
+            },
+            None => Self {
+                forked_or_reparented: numbers_in("/proc")?,
+                forked: Vec::new(),
+            },
+        })
+    }
+}
+
+/// Reads the list of a thread's children. Returns `None` if the file does not exist.
+fn children_of(task: u32) -> io::Result<Option<Vec<u32>>> {
+    match fs::read_to_string(format!("/proc/self/task/{task}/children")) {
+        Ok(list) => Ok(Some(
+            list.split_ascii_whitespace().flat_map(str::parse).collect(),
+        )),
+        Err(error) if is_missing(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns the numeric names in a directory.
+fn numbers_in(directory: &str) -> io::Result<Vec<u32>> {
+    let names = fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name()));
+    let numbers = names.map(|name: io::Result<_>| Ok(name?.to_str().and_then(|n| n.parse().ok())));
+    numbers.filter_map(io::Result::transpose).collect()
 }
 
 fn is_missing(error: &io::Error) -> bool {

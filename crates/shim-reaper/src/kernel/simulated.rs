@@ -1,6 +1,6 @@
 //! A process table in memory, for event orders that a real kernel does not produce on demand.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io;
 use std::mem;
 use std::os::unix::process::ExitStatusExt;
@@ -104,6 +104,14 @@ impl Simulated {
         });
     }
 
+    /// Makes a process uninspectable, as one that executed a set-user-ID program is.
+    pub(crate) fn forbid_inspection(&self, pid: u32) {
+        let mut table = self.table();
+        if let Some(index) = table.find(pid) {
+            table.processes[index].inspectable = false;
+        }
+    }
+
     pub(crate) fn set_group(&self, pid: u32, pgid: u32) {
         let mut table = self.table();
         if let Some(index) = table.find(pid) {
@@ -183,7 +191,6 @@ impl Simulated {
                     table.reaped_by_reaper.push(pid);
                 }
                 WaitResult::Exited(ChildExit {
-                    pid,
                     status: wait_status(code),
                     usage: ResourceUsage::default(),
                 })
@@ -293,7 +300,9 @@ impl ProcessTable for Simulated {
         Ok(table.find(pid).map(|index| {
             let process = &table.processes[index];
             let status = match process.state {
-                ProcessState::Zombie(code) if process.inspectable => Some(wait_status(code)),
+                ProcessState::Zombie(code) | ProcessState::Traced(code) if process.inspectable => {
+                    Some(wait_status(code))
+                }
                 _ => None,
             };
             ProcStat {
@@ -304,14 +313,18 @@ impl ProcessTable for Simulated {
         }))
     }
 
-    fn dead_orphans(&self, pgid: u32) -> Vec<Orphan> {
+    fn dead_orphans(&self, pgids: &[u32], _: &mut HashSet<u32>) -> Vec<(u32, Orphan)> {
         let table = self.table();
-        let dead = table.processes.iter().enumerate().filter(|(_, process)| {
-            process.group == Some(pgid) && matches!(process.state, ProcessState::Zombie(_))
-        });
-        dead.map(|(index, process)| Orphan {
-            pid: process.pid,
-            start_time: index as u64,
+        let processes = table.processes.iter().enumerate();
+        let dead =
+            processes.filter(|(_, process)| matches!(process.state, ProcessState::Zombie(_)));
+        dead.filter_map(|(index, process)| {
+            let pgid = process.group.filter(|pgid| pgids.contains(pgid))?;
+            let orphan = Orphan {
+                pid: process.pid,
+                start_time: index as u64,
+            };
+            Some((pgid, orphan))
         })
         .collect()
     }
