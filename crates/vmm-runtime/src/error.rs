@@ -85,7 +85,7 @@ pub enum RuntimeError {
         count: usize,
     },
     /// The box is running. Only a removal with force removes a running box.
-    #[error("box {id} is running; stop it first, or remove it with force")]
+    #[error("box {id} is running; stop it first, or remove it by force")]
     Running {
         /// The id of the box.
         id: String,
