@@ -65,7 +65,7 @@ pub use files::{
 pub use identity::ProcessIdentity;
 pub use instance_spec::InstanceSpec;
 pub use invocation::{ARGV0, Invocation, can_be_shim, declare_shim_program};
-pub use payload_spec::{PayloadSpec, Ready};
+pub use payload_spec::{PayloadSpec, PayloadSpecError, Ready};
 pub use pid_record::{PidLookup, PidRecord};
 pub use report::{KILL_SIGNAL, Report};
 pub use runtime_process::{RuntimeExited, RuntimeProcess};

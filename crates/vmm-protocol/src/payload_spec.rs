@@ -61,12 +61,72 @@ impl PayloadSpec {
             ..Self::default()
         }
     }
+
+    /// Checks the payload for what no engine can run.
+    ///
+    /// # Errors
+    ///
+    /// [`PayloadSpecError`] with the first field that is not valid.
+    pub fn check(&self) -> Result<(), PayloadSpecError> {
+        let has_nul = |text: &str| text.contains('\0');
+        match self.command.first() {
+            None if self.engine == PROCESS_ENGINE => {
+                return Err(PayloadSpecError::Command("the command is empty"));
+            }
+            Some(program) if program.is_empty() => {
+                return Err(PayloadSpecError::Command("the program name is empty"));
+            }
+            _ => {}
+        }
+        if self.command.iter().any(|word| has_nul(word)) {
+            return Err(PayloadSpecError::Command("an argument has a NUL character"));
+        }
+        let is_invalid = |(name, value): &(&String, &String)| {
+            name.is_empty() || name.contains('=') || has_nul(name) || has_nul(value)
+        };
+        if let Some((name, _)) = self.env.iter().find(is_invalid) {
+            return Err(PayloadSpecError::Env(name.clone()));
+        }
+        if !self.console.is_valid() {
+            return Err(PayloadSpecError::Console);
+        }
+        match &self.working_dir {
+            Some(dir) if !dir.is_absolute() || has_nul(&dir.to_string_lossy()) => {
+                Err(PayloadSpecError::WorkingDir)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The engine whose payload is a command.
+const PROCESS_ENGINE: &str = "process";
+
+/// A field of a [`PayloadSpec`] that no engine can run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PayloadSpecError {
+    /// The command is not valid, for this reason.
+    #[error("command: {0}")]
+    Command(&'static str),
+    /// A variable of the environment cannot be set. Holds its name.
+    #[error(
+        "env: {0:?} cannot be set; a name must not be empty or contain '=', and neither a name nor \
+         a value may contain a NUL character"
+    )]
+    Env(String),
+    /// The limits for the output are too small.
+    #[error("console: max_bytes must be at least 4096, and files at least 1")]
+    Console,
+    /// The working directory cannot be entered.
+    #[error("working_dir must be an absolute path without NUL characters")]
+    WorkingDir,
 }
 
 impl Default for PayloadSpec {
     fn default() -> Self {
         Self {
-            engine: "process".to_owned(),
+            engine: PROCESS_ENGINE.to_owned(),
             command: Vec::new(),
             env: BTreeMap::new(),
             working_dir: None,

@@ -55,8 +55,6 @@ mod bearer_token;
 #[cfg(feature = "client")]
 mod client;
 #[cfg(feature = "server")]
-mod images;
-#[cfg(feature = "server")]
 mod service;
 pub mod wire;
 
@@ -64,6 +62,6 @@ pub use bearer_token::{BearerToken, TokenError};
 #[cfg(feature = "client")]
 pub use client::{BoxEvents, Client, ClientError};
 #[cfg(feature = "server")]
-pub use images::{Image, ImageError, ImageTable};
-#[cfg(feature = "server")]
 pub use service::{Limits, ListenError, Listener, RouterAccess, Server, openapi};
+#[cfg(feature = "server")]
+pub use vmm_runtime::{Image, ImageError, ImageTable};

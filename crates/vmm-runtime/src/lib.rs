@@ -63,6 +63,7 @@ mod event;
 mod failpoint;
 mod health;
 mod home;
+mod images;
 mod lifecycle;
 mod metrics;
 mod options;
@@ -80,6 +81,7 @@ pub use boxes::{BoxInfo, BoxSpec, BoxStatus};
 pub use error::RuntimeError;
 pub use event::{BoxChange, BoxEvent, Events};
 pub use health::{HealthCheckOptions, HealthState, Probe};
+pub use images::{Image, ImageError, ImageTable};
 pub use lifecycle::RuntimeShutdown;
 pub use metrics::{RuntimeMetrics, RuntimeMetricsStorage};
 pub use options::RuntimeOptions;
@@ -90,7 +92,7 @@ pub use shim::{
 };
 pub use vmm_protocol::{
     ConsoleOptions, ControlGroup, Ending, FailureKind, FileError, InstanceSpec, PayloadSpec,
-    PidRecord, ProcessIdentity, Ready,
+    PayloadSpecError, PidRecord, ProcessIdentity, Ready,
 };
 
 /// Compiles the code of the README.

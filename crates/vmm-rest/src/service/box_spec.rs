@@ -1,11 +1,12 @@
 use std::ops::RangeInclusive;
 
-use vmm_runtime::BoxSpec;
+use vmm_runtime::{BoxSpec, Image, ImageTable, PayloadSpecError};
 
 use super::ApiError;
-use crate::images::{ImageLabel, ImageTable, check_payload};
-use crate::wire::box_size::{CPUS, DEFAULT_CPUS, DEFAULT_MEMORY_MIB, MEMORY_MIB};
-use crate::wire::{CreateBoxRequest, DEFAULT_STOP_GRACE, ErrorCode, NetworkMode, SecurityPreset};
+use crate::wire::{
+    CreateBoxRequest, DEFAULT_CPUS, DEFAULT_MEMORY_MIB, DEFAULT_STOP_GRACE, ErrorCode, NetworkMode,
+    SecurityPreset,
+};
 
 /// The `auto_pause` that clients of the public API send by default.
 const DEFAULT_AUTO_PAUSE_SECONDS: u64 = 900;
@@ -45,8 +46,8 @@ pub(crate) fn box_spec(
     let memory_mib = memory_mib
         .or(image.memory_mib)
         .or(default_limit(DEFAULT_MEMORY_MIB));
-    check_range("cpus", cpus, &CPUS)?;
-    check_range("memory_mib", memory_mib, &MEMORY_MIB)?;
+    check_range("cpus", cpus, &Image::CPUS_RANGE)?;
+    check_range("memory_mib", memory_mib, &Image::MEMORY_MIB_RANGE)?;
 
     let mut payload = image.payload(entrypoint, cmd);
     payload.env.extend(env.into_iter().flatten());
@@ -55,14 +56,20 @@ pub(crate) fn box_spec(
     }
     payload.cpus = cpus;
     payload.memory_mib = memory_mib;
-    check_payload(&payload, "cmd").map_err(ApiError::invalid)?;
+    payload.check().map_err(|error| {
+        ApiError::invalid(match error {
+            // The name of the field in a request.
+            PayloadSpecError::Command(reason) => format!("cmd: {reason}"),
+            error => error.to_string(),
+        })
+    })?;
 
     let mut spec = BoxSpec::of(payload)
+        .image(image_name)
         .detached(detach.unwrap_or_default())
         .stop_grace(DEFAULT_STOP_GRACE);
     spec.name = name;
     spec.health.clone_from(&image.health);
-    ImageLabel::new(image_name).put_into(&mut spec.labels);
     Ok(spec)
 }
 

@@ -8,14 +8,13 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
-use vmm_runtime::VmmRuntime;
+use vmm_runtime::{ImageTable, VmmRuntime};
 
 use super::state::EventHub;
 use super::{
     Acceptor, Access, ApiState, Limits, Listener, RouterAccess, access, request_body, response,
     routes,
 };
-use crate::ImageTable;
 
 /// Serves the HTTP API of a VMM runtime.
 ///

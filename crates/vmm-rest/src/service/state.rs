@@ -6,9 +6,8 @@ use futures::StreamExt;
 use tokio::sync::{Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use vmm_runtime::{Events, VmmRuntime};
+use vmm_runtime::{Events, ImageTable, VmmRuntime};
 
-use crate::images::ImageTable;
 use crate::wire::BoxEvent;
 
 /// The state that the handlers share.

@@ -6,11 +6,9 @@ use utoipa::ToSchema;
 #[cfg(feature = "server")]
 use vmm_runtime::BoxInfo;
 
-#[cfg(feature = "server")]
-use super::box_size::{DEFAULT_CPUS, DEFAULT_MEMORY_MIB};
 use super::{BoxStatus, Health};
 #[cfg(feature = "server")]
-use crate::images::ImageLabel;
+use super::{DEFAULT_CPUS, DEFAULT_MEMORY_MIB};
 
 /// The state of a box at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -85,12 +83,14 @@ pub struct BoxResponse {
     pub started_at: Option<Timestamp>,
 }
 
+/// The image of a box that was not created through the API.
+#[cfg(feature = "server")]
+const UNKNOWN_IMAGE: &str = "unknown";
+
 #[cfg(feature = "server")]
 impl From<BoxInfo> for BoxResponse {
     fn from(info: BoxInfo) -> Self {
         let status = (&info).into();
-        let mut labels = info.labels;
-        let image = ImageLabel::take_from(&mut labels).into_name();
         Self {
             box_id: info.id,
             name: info.name,
@@ -98,10 +98,10 @@ impl From<BoxInfo> for BoxResponse {
             created_at: info.created_at,
             updated_at: info.updated_at,
             pid: info.pid,
-            image,
+            image: info.image.unwrap_or_else(|| UNKNOWN_IMAGE.to_owned()),
             cpus: info.cpus.unwrap_or(DEFAULT_CPUS),
             memory_mib: info.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB),
-            labels,
+            labels: info.labels,
             auto_pause: 0,
             auto_delete: 0,
             auto_resume: true,

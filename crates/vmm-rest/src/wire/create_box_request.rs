@@ -6,6 +6,14 @@ use utoipa::ToSchema;
 
 use super::{CreateBoxAdvancedOptions, NetworkSpec, SecretSpec, SecurityPreset, VolumeSpec};
 
+/// The virtual processors of a box whose request and image set none.
+#[cfg(feature = "server")]
+pub(crate) const DEFAULT_CPUS: u32 = 1;
+
+/// The memory, in MiB, of a box whose request and image set none.
+#[cfg(feature = "server")]
+pub(crate) const DEFAULT_MEMORY_MIB: u32 = 512;
+
 /// The request to create a box.
 ///
 /// It has every field of the public API, so that the server can reject an unsupported field by

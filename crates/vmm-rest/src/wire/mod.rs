@@ -6,8 +6,6 @@
 
 mod box_options;
 mod box_response;
-#[cfg(feature = "server")]
-pub(crate) mod box_size;
 mod box_status;
 mod create_box_request;
 mod error;
@@ -24,6 +22,8 @@ pub use box_options::{
 pub use box_response::BoxResponse;
 pub use box_status::{BoxStatus, Health, UnknownStatus};
 pub use create_box_request::CreateBoxRequest;
+#[cfg(feature = "server")]
+pub(crate) use create_box_request::{DEFAULT_CPUS, DEFAULT_MEMORY_MIB};
 pub use error::{ErrorCode, ErrorModel, ErrorResponse};
 pub use event::{BoxChange, BoxEvent, EventsLost};
 pub use list_boxes::{ListBoxesQuery, ListBoxesResponse};

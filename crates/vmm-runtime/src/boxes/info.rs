@@ -43,6 +43,8 @@ pub struct BoxInfo {
     pub id: String,
     /// The name that the user chose, unique in the runtime.
     pub name: Option<String>,
+    /// The name of the image that the box was created from, if any.
+    pub image: Option<String>,
     /// The status.
     pub status: BoxStatus,
     /// Whether the box is running but about to end: a stop was requested, or the runtime that it
@@ -116,6 +118,7 @@ impl State {
         BoxInfo {
             id: id.clone(),
             name: spec.name.clone(),
+            image: spec.image.clone(),
             status: match (shim, last) {
                 (Some(_), _) => BoxStatus::Running,
                 (None, None) if damage.is_some() => BoxStatus::Failed,

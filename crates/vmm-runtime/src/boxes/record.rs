@@ -12,6 +12,9 @@ use crate::HealthState;
 /// fork bomb cannot use up the pids of the host.
 const DEFAULT_PIDS: u32 = 4096;
 
+/// The label that holds the image in a `box.json` of version 0.1.
+const OLD_IMAGE_LABEL: &str = "vmm-rest/image";
+
 /// The largest `box.json`; more than any spec needs. A payload can write to the file.
 const MAX_RECORD_BYTES: u64 = 20 << 20;
 
@@ -64,7 +67,7 @@ impl BoxRecord {
         let to_error = |source| FileError::new("read", path, source);
         let text = read_file(path, MAX_RECORD_BYTES).map_err(to_error)?;
         // The error text of serde may quote a value, which may be a secret.
-        let record: Self = serde_json::from_slice(&text).map_err(|error| {
+        let mut record: Self = serde_json::from_slice(&text).map_err(|error| {
             let message = format!(
                 "malformed: {:?} error at line {} column {}",
                 error.classify(),
@@ -73,6 +76,9 @@ impl BoxRecord {
             );
             to_error(io::Error::new(io::ErrorKind::InvalidData, message))
         })?;
+        if let Some(image) = record.spec.labels.remove(OLD_IMAGE_LABEL) {
+            record.spec.image.get_or_insert(image);
+        }
         match record.spec.check() {
             Ok(()) => Ok(record),
             Err(error) => Err(to_error(io::Error::new(io::ErrorKind::InvalidData, error))),
@@ -89,5 +95,24 @@ impl BoxRecord {
             return Err(FileError::new("write", path, error));
         }
         write_file(path, &text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_image_label_of_version_0_1_is_read_as_the_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("box.json");
+        let spec = BoxSpec::new(["true"])
+            .label(OLD_IMAGE_LABEL, "web")
+            .label("team", "a");
+        BoxRecord::new("b".to_owned(), Timestamp::now(), spec)
+            .write(&path)
+            .unwrap();
+        let read = BoxRecord::read(&path).unwrap().spec;
+        assert_eq!(read, BoxSpec::new(["true"]).image("web").label("team", "a"));
     }
 }

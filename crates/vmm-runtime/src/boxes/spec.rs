@@ -26,6 +26,10 @@ use crate::{HealthCheckOptions, Probe, RuntimeError};
 pub struct BoxSpec {
     /// The name: up to 128 letters, digits, `.`, `_` and `-`, beginning with a letter or a digit.
     pub name: Option<String>,
+    /// The name of the [`Image`](crate::Image) that the box was created from, if any. Only shown;
+    /// the spec is complete without the image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// The payload and its engine.
     pub payload: PayloadSpec,
     /// Whether the box outlives the runtime. By default it ends with the runtime.
@@ -49,6 +53,7 @@ impl Default for BoxSpec {
     fn default() -> Self {
         Self {
             name: None,
+            image: None,
             payload: PayloadSpec::default(),
             detached: false,
             stop_grace: DEFAULT_STOP_GRACE,
@@ -77,6 +82,13 @@ impl BoxSpec {
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
+        self
+    }
+
+    /// Sets [`image`](Self::image).
+    #[must_use]
+    pub fn image(mut self, name: impl Into<String>) -> Self {
+        self.image = Some(name.into());
         self
     }
 
@@ -216,6 +228,7 @@ mod tests {
     fn a_spec_round_trips_through_json() {
         let spec = BoxSpec::new(["sleep", "1"])
             .name("b")
+            .image("web")
             .env("A", "b")
             .cpus(2)
             .memory_mib(512)

@@ -1,9 +1,11 @@
 use axum::Json;
 use axum::extract::Extension;
+use vmm_runtime::Image;
 
 use crate::service::{Access, idempotency};
-use crate::wire::box_size::{CPUS, DEFAULT_CPUS, DEFAULT_MEMORY_MIB, MEMORY_MIB};
-use crate::wire::{Principal, ServerCapabilities, ServerConfig, ServerDefaults};
+use crate::wire::{
+    DEFAULT_CPUS, DEFAULT_MEMORY_MIB, Principal, ServerCapabilities, ServerConfig, ServerDefaults,
+};
 
 /// Returns the features and limits of the server. Needs no token.
 #[utoipa::path(
@@ -18,8 +20,8 @@ pub(super) async fn config() -> Json<ServerConfig> {
             auto_delete: 0,
         },
         capabilities: ServerCapabilities {
-            max_cpus: *CPUS.end(),
-            max_memory_mib: *MEMORY_MIB.end(),
+            max_cpus: *Image::CPUS_RANGE.end(),
+            max_memory_mib: *Image::MEMORY_MIB_RANGE.end(),
             supported_security_presets: ["development", "standard"].map(str::to_owned).to_vec(),
             idempotency_key_lifetime: idempotency::LIFETIME_ISO.to_owned(),
             ..ServerCapabilities::default()

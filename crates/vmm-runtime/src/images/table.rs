@@ -3,15 +3,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Image, check_payload};
-use crate::wire::box_size::{CPUS, MEMORY_MIB, PIDS};
+use super::Image;
 
 /// Why the image table could not be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
     /// The folder, or a file in it, cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}", path.display())]
     Read {
         /// The path of the folder or file.
         path: PathBuf,
@@ -41,7 +40,7 @@ pub enum ImageError {
 /// The image [`IDLE`](Self::IDLE), which waits until the box is stopped, is built in.
 ///
 /// ```
-/// use vmm_rest::{Image, ImageTable};
+/// use vmm_runtime::{Image, ImageTable};
 ///
 /// let table = ImageTable::builtin().with("web", Image::command(["python3", "-m", "http.server"]));
 /// assert!(table.get("web:latest").is_some());
@@ -52,7 +51,7 @@ pub struct ImageTable {
 }
 
 impl ImageTable {
-    /// The name of the image for requests that name none.
+    /// The name of the built-in image.
     pub const IDLE: &str = "idle";
 
     /// Creates a table with only [`IDLE`](Self::IDLE), which runs `sleep infinity`.
@@ -175,11 +174,14 @@ fn read(path: &Path) -> Result<(String, Image), ImageError> {
             "the name {name:?} is empty or has control characters"
         )));
     }
-    check_payload(&image.payload(None, None), "command").map_err(malformed)?;
+    let payload = image.payload(None, None);
+    payload
+        .check()
+        .map_err(|error| malformed(error.to_string()))?;
     for (field, value, range) in [
-        ("cpus", image.cpus, CPUS),
-        ("memory_mib", image.memory_mib, MEMORY_MIB),
-        ("pids", image.pids, PIDS),
+        ("cpus", image.cpus, Image::CPUS_RANGE),
+        ("memory_mib", image.memory_mib, Image::MEMORY_MIB_RANGE),
+        ("pids", image.pids, Image::PIDS_RANGE),
     ] {
         if value.is_some_and(|value| !range.contains(&value)) {
             let (min, max) = range.into_inner();

@@ -1,10 +1,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use vmm_runtime::{ConsoleOptions, HealthCheckOptions, PayloadSpec, Ready};
+use vmm_protocol::{ConsoleOptions, PayloadSpec, Ready};
+
+use crate::HealthCheckOptions;
 
 /// A template for boxes: the payload and its limits. An image file of the [`ImageTable`] has this
 /// form in JSON. Missing fields have their defaults; unknown fields are an error.
@@ -41,12 +44,11 @@ pub struct Image {
     pub ready: Ready,
     /// The health check of the box.
     pub health: Option<HealthCheckOptions>,
-    /// Virtual processors, if the request sets none.
+    /// Virtual processors of a box whose creator sets none.
     pub cpus: Option<u32>,
-    /// Memory in MiB, if the request sets none.
+    /// Memory in MiB of a box whose creator sets none.
     pub memory_mib: Option<u32>,
-    /// The maximum number of processes and threads of a box; 4,096 by default. Requests cannot
-    /// change it.
+    /// The maximum number of processes and threads of a box; 4,096 by default.
     pub pids: Option<u32>,
     /// How much of the payload's output is kept.
     pub console: ConsoleOptions,
@@ -55,6 +57,13 @@ pub struct Image {
 }
 
 impl Image {
+    /// The range of [`cpus`](Self::cpus).
+    pub const CPUS_RANGE: RangeInclusive<u32> = 1..=32;
+    /// The range of [`memory_mib`](Self::memory_mib).
+    pub const MEMORY_MIB_RANGE: RangeInclusive<u32> = 128..=1 << 20;
+    /// The range of [`pids`](Self::pids). The maximum is that of the kernel, `proc_sys_kernel(5)`.
+    pub const PIDS_RANGE: RangeInclusive<u32> = 1..=1 << 22;
+
     /// Creates an image that runs a command, the program first, with the engine `process`.
     pub fn command<S: Into<String>>(command: impl IntoIterator<Item = S>) -> Self {
         Self {
@@ -63,9 +72,11 @@ impl Image {
         }
     }
 
-    /// Combines the request's entrypoint and command with the image's, as Docker does: an entrypoint in
-    /// the request drops the image's command.
-    pub(crate) fn payload(
+    /// Returns the payload of a box that is created from this image. `entrypoint` and `command`
+    /// replace those of the image, as with Docker: an entrypoint also drops the image's command.
+    ///
+    /// The payload has no limits for processors and memory.
+    pub fn payload(
         &self,
         entrypoint: Option<Vec<String>>,
         command: Option<Vec<String>>,
@@ -116,56 +127,6 @@ impl fmt::Debug for Image {
             .field("engine", &self.engine)
             .finish_non_exhaustive()
     }
-}
-
-/// Checks a payload for what no engine can run. An error starts with the name of the field;
-/// `command_field` is the name of the command's.
-pub(crate) fn check_payload(payload: &PayloadSpec, command_field: &str) -> Result<(), String> {
-    let PayloadSpec {
-        engine,
-        command,
-        env,
-        working_dir,
-        console,
-        ..
-    } = payload;
-    match command.first() {
-        None if engine == PROCESS_ENGINE => {
-            return Err(format!("{command_field}: the command is empty"));
-        }
-        Some(program) if program.is_empty() => {
-            return Err(format!("{command_field}: the program name is empty"));
-        }
-        _ => {}
-    }
-    if command.iter().any(|word| has_nul(word)) {
-        return Err(format!("{command_field}: an argument has a NUL character"));
-    }
-    let invalid = env.iter().find(|(name, value)| {
-        name.is_empty() || name.contains('=') || has_nul(name) || has_nul(value)
-    });
-    if let Some((name, _)) = invalid {
-        return Err(format!(
-            "env: {name:?} cannot be set; a name must not be empty or contain '=', and neither a \
-             name nor a value may contain a NUL character"
-        ));
-    }
-    if !console.is_valid() {
-        return Err("console: max_bytes must be at least 4096, and files at least 1".to_owned());
-    }
-    match working_dir {
-        Some(dir) if !dir.is_absolute() || has_nul(&dir.to_string_lossy()) => {
-            Err("working_dir must be an absolute path without NUL characters".to_owned())
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The engine whose payload is a command.
-const PROCESS_ENGINE: &str = "process";
-
-fn has_nul(text: &str) -> bool {
-    text.contains('\0')
 }
 
 #[cfg(test)]
