@@ -24,7 +24,7 @@ pub struct BearerToken(
 #[non_exhaustive]
 pub enum TokenError {
     /// The token file cannot be read.
-    #[error("cannot read the token file {}: {source}", path.display())]
+    #[error("cannot read the token file {}", path.display())]
     Read {
         /// The path of the file.
         path: PathBuf,
@@ -32,7 +32,7 @@ pub enum TokenError {
         source: io::Error,
     },
     /// The content of the file is not a token.
-    #[error("the token in {} is invalid: {reason}", path.display())]
+    #[error("the token in {} is invalid", path.display())]
     File {
         /// The path of the file.
         path: PathBuf,
@@ -115,6 +115,8 @@ impl fmt::Debug for BearerToken {
 
 #[cfg(test)]
 mod tests {
+    use std::error::Error;
+
     use super::*;
 
     #[cfg(feature = "server")]
@@ -138,11 +140,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         fs::write(&path, "short\n").unwrap();
-        let message = BearerToken::read(&path).unwrap_err().to_string();
-        assert!(
-            message.contains(&*path.to_string_lossy()) && message.contains("16"),
-            "{message}"
-        );
+        let error = BearerToken::read(&path).unwrap_err();
+        assert!(error.to_string().contains(&*path.to_string_lossy()));
+        let reason = error.source().unwrap().to_string();
+        assert!(reason.contains("16"), "{reason}");
         fs::write(&path, "0123456789abcdef\n").unwrap();
         assert_eq!(BearerToken::read(&path).unwrap().0, "0123456789abcdef");
     }

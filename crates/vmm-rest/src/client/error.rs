@@ -1,4 +1,3 @@
-use std::error::Error;
 use std::time::Duration;
 
 use crate::wire::{ErrorCode, ErrorModel};
@@ -22,10 +21,7 @@ pub enum ClientError {
         wanted: String,
     },
     /// The client cannot connect to the server.
-    #[error(
-        "cannot connect to the server at {at}: {}; is it running?",
-        root_cause(source)
-    )]
+    #[error("cannot connect to the server at {at}; is it running?")]
     Unreachable {
         /// The socket or address of the server.
         at: String,
@@ -33,10 +29,7 @@ pub enum ClientError {
         source: reqwest::Error,
     },
     /// The connection broke, or the response took too long. The server may have executed the request.
-    #[error(
-        "the connection to the server at {at} was interrupted: {}",
-        root_cause(source)
-    )]
+    #[error("the connection to the server at {at} was interrupted")]
     Interrupted {
         /// The socket or address of the server.
         at: String,
@@ -76,15 +69,6 @@ pub enum ClientError {
         /// The number of missed events.
         missed: u64,
     },
-}
-
-/// Returns the innermost source of an error: reqwest's outer ones only report that a request failed.
-fn root_cause(error: &reqwest::Error) -> String {
-    let mut root: &dyn Error = error;
-    while let Some(cause) = root.source() {
-        root = cause;
-    }
-    root.to_string()
 }
 
 impl ClientError {

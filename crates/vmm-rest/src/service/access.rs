@@ -1,11 +1,6 @@
-use std::sync::Weak;
-
-use axum::extract::{Extension, Request};
 use axum::http::{HeaderMap, header};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
 
-use super::{ApiError, ConnectionSlot, response};
+use super::ApiError;
 use crate::BearerToken;
 use crate::wire::{ErrorCode, Principal, PrincipalType};
 
@@ -65,7 +60,7 @@ impl Access {
         }
     }
 
-    fn check(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+    pub(crate) fn check(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         let expected = match self {
             Self::Owner | Self::Application => return Ok(()),
             Self::Bearer(Some(token)) => token,
@@ -96,30 +91,4 @@ fn bearer_token(headers: &HeaderMap) -> Option<&[u8]> {
     scheme
         .eq_ignore_ascii_case(b"bearer ")
         .then(|| token.trim_ascii())
-}
-
-/// Rejects unauthenticated requests, except for public paths. The server closes the connection after
-/// its response to an unauthenticated client: an idle one would occupy a slot.
-pub(crate) async fn authenticate(
-    Extension(access): Extension<Access>,
-    slot: Option<Extension<Weak<ConnectionSlot>>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let Err(error) = access.check(request.headers()) else {
-        if let Some(slot) = slot.as_ref().and_then(|slot| slot.upgrade()) {
-            slot.mark_authenticated();
-        }
-        return next.run(request).await;
-    };
-    let mut response = if is_public(request.uri().path()) {
-        next.run(request).await
-    } else {
-        error.into_response()
-    };
-    // A mounted router does not manage connections.
-    if slot.is_some() {
-        response::close_connection(&mut response);
-    }
-    response
 }

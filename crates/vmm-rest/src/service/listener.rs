@@ -1,15 +1,15 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::net::{SocketFlags, accept_with};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-use super::Connection;
 use super::access::Access;
 use super::socket_file::SocketFile;
+use super::{Connection, ListenError};
 use crate::BearerToken;
 
 /// A socket that a server listens on, and how clients authenticate there.
@@ -34,41 +34,6 @@ enum Socket {
 
 /// The bytes that the kernel buffers for a TCP client that reads nothing; megabytes by default.
 const SEND_BUFFER_BYTES: usize = 128 << 10;
-
-/// Why a server cannot listen.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ListenError {
-    /// Other hosts can reach the address, and there is no token.
-    #[error(
-        "other hosts can reach {address}, and there is no token; start the server with a token, or \
-         listen on a loopback address"
-    )]
-    NoToken {
-        /// The address of the listener.
-        address: SocketAddr,
-    },
-    /// Another server listens on the Unix socket.
-    #[error("another server listens on {}; stop it, or choose another path", path.display())]
-    InUse {
-        /// The path of the socket.
-        path: PathBuf,
-    },
-    /// The path of the Unix socket exists and is not a socket.
-    #[error("{} is not a socket; move it away, or choose another path", path.display())]
-    NoSocket {
-        /// The path.
-        path: PathBuf,
-    },
-    /// The system cannot create the socket.
-    #[error("cannot listen on {at}: {source}")]
-    System {
-        /// The path or address of the socket.
-        at: String,
-        /// The error of the system.
-        source: io::Error,
-    },
-}
 
 impl Listener {
     /// Listens on a Unix socket of mode 0600. Dropping the listener removes the socket. A socket file

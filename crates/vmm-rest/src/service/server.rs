@@ -12,8 +12,8 @@ use vmm_runtime::{ImageTable, VmmRuntime};
 
 use super::state::EventHub;
 use super::{
-    Acceptor, Access, ApiState, Limits, Listener, RouterAccess, access, request_body, response,
-    routes,
+    Acceptor, Access, ApiState, Limits, Listener, RouterAccess, authenticate, request_body,
+    response, routes,
 };
 
 /// Serves the HTTP API of a VMM runtime.
@@ -169,6 +169,6 @@ fn router(state: ApiState, limits: &Limits) -> Router {
             request_body::buffer,
         ))
         .layer(CatchPanicLayer::custom(response::handle_panic))
-        .layer(middleware::from_fn(access::authenticate))
+        .layer(middleware::from_fn(authenticate::authenticate))
         .layer(middleware::from_fn(response::finish))
 }
