@@ -1,6 +1,8 @@
 use std::fmt;
+use std::io::Write;
 
 use anstyle::{AnsiColor, Style};
+use tabwriter::TabWriter;
 use vmm_rest::wire::BoxStatus;
 
 use super::plain::plain;
@@ -36,23 +38,19 @@ impl<const N: usize> Table<N> {
 
 impl<const N: usize> fmt::Display for Table<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = |column: usize| {
-            let cells = self.rows.iter().map(|row| row[column].text.chars().count());
-            cells.max().unwrap_or_default()
-        };
-        let widths: [usize; N] = std::array::from_fn(width);
+        // The text of a cell has no control characters, so tabs only separate columns.
+        let mut rows = String::new();
         for row in &self.rows {
-            for (column, Cell { text, style }) in row.iter().enumerate() {
-                write!(f, "{style}{text}{style:#}")?;
-                // The last column is not padded.
-                if column + 1 < N {
-                    let gap = widths[column] + 3 - text.chars().count();
-                    write!(f, "{:gap$}", "")?;
-                }
-            }
-            writeln!(f)?;
+            let cells = row
+                .each_ref()
+                .map(|Cell { text, style }| format!("{style}{text}{style:#}"));
+            rows.push_str(&cells.join("\t"));
+            rows.push('\n');
         }
-        Ok(())
+        let mut aligned = TabWriter::new(Vec::new()).padding(3).ansi(true);
+        aligned.write_all(rows.as_bytes()).map_err(|_| fmt::Error)?;
+        let aligned = aligned.into_inner().map_err(|_| fmt::Error)?;
+        f.write_str(&String::from_utf8_lossy(&aligned))
     }
 }
 
@@ -100,10 +98,13 @@ mod tests {
         let mut table = Table::new(["NAME", "PID"]);
         table.add_row(["longer\nname".into(), Cell::or_dash(Some(7))]);
         table.add_row(["é".into(), Cell::or_dash(None::<u32>)]);
+        // Two columns wide each.
+        table.add_row(["字字".into(), Cell::or_dash(Some(8))]);
         let plain = anstream::adapter::strip_str(&table.to_string()).to_string();
         assert_eq!(
             plain,
-            "NAME          PID\nlonger\u{fffd}name   7\né             -\n"
+            "NAME          PID\nlonger\u{fffd}name   7\né             -\n\
+             字字          8\n"
         );
     }
 }
