@@ -52,6 +52,8 @@
 //! * `testing`: `testing::PerTestBoxHome`, a temporary home for tests of programs that embed the
 //!   runtime. It fails a test that leaves a shim behind.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 #[cfg(not(target_os = "linux"))]
 compile_error!("vmm-runtime needs Linux");
 

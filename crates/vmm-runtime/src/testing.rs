@@ -25,17 +25,60 @@ use crate::process::procfs;
 /// Shims that another process started, for example a second runtime on the same home, count as
 /// well. The exception is the zombie of a live parent whose box has been removed.
 ///
-/// ```no_run
-/// use vmm_runtime::VmmRuntime;
-/// use vmm_runtime::testing::PerTestBoxHome;
+/// # Setup
 ///
-/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-/// let home = PerTestBoxHome::new();
-/// let runtime = VmmRuntime::open(home.options()).await?;
-/// // ... the code under test ...
-/// # Ok(())
-/// # }
+/// A runtime needs a shim program, and a test is not one: the test harness owns its `main`, so
+/// [`VmmRuntime::open`] fails with [`NotAShimProgram`]. An integration test uses the program of its
+/// package, whose path cargo passes in `CARGO_BIN_EXE_<name>`:
+///
+/// ```toml
+/// # Cargo.toml
+/// [package]
+/// name = "my-daemon"
+/// edition = "2024"
+///
+/// [dependencies]
+/// tokio = { version = "1", features = ["macros", "rt-multi-thread"] }
+/// vmm-runtime = "0.1"
+/// vmm-shim = "0.1"
+///
+/// [dev-dependencies]
+/// vmm-runtime = { version = "0.1", features = ["testing"] }
 /// ```
+///
+/// ```
+/// // src/main.rs
+/// fn main() {
+///     // First in `main`: the runtime starts this program again as the shim of each box.
+///     vmm_shim::run_if_shim();
+///     // ... open the runtime ...
+/// }
+/// ```
+///
+/// ```ignore
+/// // tests/boxes.rs
+/// use vmm_runtime::testing::PerTestBoxHome;
+/// use vmm_runtime::{BoxSpec, VmmRuntime};
+///
+/// #[tokio::test]
+/// async fn a_box_exits_with_the_code_of_its_command() {
+///     // Before the runtime, so that it is dropped after it.
+///     let home = PerTestBoxHome::new();
+///     let options = home.options().shim_program(env!("CARGO_BIN_EXE_my-daemon"));
+///     let runtime = VmmRuntime::open(options).await.unwrap();
+///
+///     let spec = BoxSpec::new(["sh", "-c", "exit 3"]).name("job");
+///     runtime.create(spec).await.unwrap();
+///     runtime.start("job").await.unwrap();
+///     let ended = runtime.wait("job").await.unwrap();
+///     assert_eq!(ended.exit_code, Some(3));
+/// }
+/// ```
+///
+/// A library has no program. Put its tests in an unpublished package with such a `src/main.rs`.
+///
+/// [`NotAShimProgram`]: crate::ShimProgramError::NotAShimProgram
+/// [`VmmRuntime::open`]: crate::VmmRuntime::open
 #[derive(Debug)]
 pub struct PerTestBoxHome {
     home: TempDir,
@@ -75,7 +118,8 @@ impl PerTestBoxHome {
         self.home.path()
     }
 
-    /// Returns options that open a runtime on this home.
+    /// Returns options that open a runtime on this home. A test adds a
+    /// [`shim_program`](RuntimeOptions::shim_program), see [Setup](Self#setup).
     pub fn options(&self) -> RuntimeOptions {
         RuntimeOptions::new(self.path())
     }
