@@ -13,6 +13,21 @@
 //!
 //! Start with [`ShimReaper`].
 //!
+//! ```no_run
+//! use std::process::Command;
+//! use std::time::Duration;
+//!
+//! use shim_reaper::ShimReaper;
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let reaper = ShimReaper::start();
+//! let shim = reaper.spawn(Command::new("my-shim")).await?;
+//! let exit = shim.stop(Duration::from_secs(10)).await?; // SIGTERM, wait, SIGKILL
+//! println!("{:?}", exit.code());
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # When to use something else
 //!
 //! Use `tokio::process` if one task starts a child and awaits its exit. It is not made for
@@ -79,3 +94,8 @@ pub use pidfd::Pidfd;
 pub use reaper::ShimReaper;
 pub use spawn_options::SpawnOptions;
 pub use stats::{MetricsSink, ReaperStats, ShutdownReport};
+
+/// Compiles the code of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -41,3 +41,8 @@ pub mod signals;
 pub use engine::{Engine, Payload, PayloadExit};
 pub use error::EngineError;
 pub use process::{Process, become_payload};
+
+/// Compiles the code of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

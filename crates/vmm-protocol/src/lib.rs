@@ -69,3 +69,8 @@ pub use payload_spec::{PayloadSpec, PayloadSpecError, Ready};
 pub use pid_record::{PidLookup, PidRecord};
 pub use report::{KILL_SIGNAL, Report};
 pub use runtime_process::{RuntimeExited, RuntimeProcess};
+
+/// Compiles the code of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

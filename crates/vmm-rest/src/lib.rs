@@ -65,3 +65,8 @@ pub use client::{BoxEvents, Client, ClientError};
 pub use service::{Limits, ListenError, Listener, RouterAccess, Server, openapi};
 #[cfg(feature = "server")]
 pub use vmm_runtime::{Image, ImageError, ImageTable};
+
+/// Compiles the code of the README.
+#[cfg(all(doctest, feature = "client"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -4,6 +4,22 @@
 //! Start at [`VmmRuntime`]. The crate `vmm-shim` is the child side; the crate `shim-reaper` reaps
 //! the shims.
 //!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use vmm_runtime::{BoxSpec, RuntimeOptions, VmmRuntime};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! // `main` begins with `vmm_shim::run_if_shim()`.
+//! let runtime = VmmRuntime::open(RuntimeOptions::new("/var/lib/boxes")).await?;
+//! runtime.create(BoxSpec::new(["sleep", "60"]).name("nap")).await?;
+//! runtime.start("nap").await?;
+//! runtime.stop("nap").await?;
+//! runtime.shutdown(Duration::from_secs(10)).await;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # When to use something else
 //!
 //! To run one child that one task awaits, use `tokio::process`. To keep your own children from
@@ -99,5 +115,5 @@ pub use vmm_protocol::{
 
 /// Compiles the code of the README.
 #[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
+#[doc = include_str!("../README.md")]
 struct Readme;

@@ -81,3 +81,8 @@ pub use vmm_protocol::{
     PidRecord, ProcessIdentity, Ready, Report, RuntimeProcess, can_be_shim, is_resource_exhaustion,
     open_log, read_file, truncate_text, write_file,
 };
+
+/// Compiles the code of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

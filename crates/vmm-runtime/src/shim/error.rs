@@ -10,8 +10,8 @@ use super::describe_ending;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ShimProgramError {
-    /// The current program cannot be its own shim. A test never can: the docs of
-    /// `testing::PerTestBoxHome` show what it does instead.
+    /// The current program cannot be its own shim. A test under the default
+    /// harness never can: the docs of `testing::PerTestBoxHome` show what it does instead.
     #[error(
         "this program cannot be its own shim: call vmm_shim::run_if_shim() first in main, \
          or set RuntimeOptions::shim_program"
