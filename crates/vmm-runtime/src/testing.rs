@@ -46,7 +46,7 @@ use crate::process::procfs;
 /// vmm-runtime = { version = "0.1", features = ["testing"] }
 /// ```
 ///
-/// ```
+/// ```ignore
 /// // src/main.rs
 /// fn main() {
 ///     // First in `main`: the runtime starts this program again as the shim of each box.
