@@ -12,7 +12,7 @@ use crate::HealthState;
 /// fork bomb cannot use up the pids of the host.
 const DEFAULT_PIDS: u32 = 4096;
 
-/// The label that holds the image in a `box.json` of version 0.1.
+/// The label that held the image before [`BoxSpec::image`] existed.
 const OLD_IMAGE_LABEL: &str = "vmm-rest/image";
 
 /// The largest `box.json`; more than any spec needs. A payload can write to the file.
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_image_label_of_version_0_1_is_read_as_the_image() {
+    fn an_old_image_label_is_read_as_the_image() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("box.json");
         let spec = BoxSpec::new(["true"])
