@@ -1,13 +1,21 @@
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::files::temporary_path;
+use crate::files::{
+    MAX_RECORD_BYTES, open_regular_file, read_file, reserve_space, temporary_path,
+    write_file_unsynced,
+};
+use crate::{ExitRecord, FileError, PidRecord, open_log};
 
 /// The environment variable that holds the path of the box directory.
 ///
 /// The payload's descendants inherit it, so the runtime can identify them.
 pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
 
-/// The names of the files in a box directory.
+/// The directory of a box, with a method for each use of its files.
 ///
 /// The payload finds its box directory in [`VMM_BOX_DIR`](BOX_DIR_VARIABLE). A payload that runs as
 /// the same user as its shim can write to every file there. Readers therefore follow three rules:
@@ -27,6 +35,209 @@ pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
 /// | `console.log`, `console.log.1`, … | the shim, with the payload's output | false output of the payload |
 /// | `console.dropped` | the shim | a false number of deleted bytes |
 /// | `notify.sock` | the shim | the start fails |
+///
+/// Records are replaced atomically. Reads do not follow a symbolic link, and do not block on a FIFO.
+///
+/// ```
+/// use vmm_protocol::{BoxDir, PidLookup};
+///
+/// # let home = tempfile::tempdir()?;
+/// # let path = home.path();
+/// let dir = BoxDir::new(path);
+/// let is_running = match dir.shim_record()? {
+///     Some(shim) => matches!(shim.lookup()?, PidLookup::Alive(_)),
+///     None => false,
+/// };
+/// # assert!(!is_running);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct BoxDir {
+    path: PathBuf,
+}
+
+/// The largest accepted `console.dropped`; more digits than a `u64` has.
+const MAX_COUNT_BYTES: u64 = 32;
+
+impl BoxDir {
+    /// Creates a value for the directory at `path`. Does not access it.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// Returns the path of the directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the path of `box.json`, whose content belongs to the runtime.
+    pub fn spec_path(&self) -> PathBuf {
+        self.path.join(FILES.spec)
+    }
+
+    /// Reads `shim.pid`. Returns `None` if the file does not exist.
+    ///
+    /// # Errors
+    ///
+    /// See [`PidRecord::read`].
+    pub fn shim_record(&self) -> Result<Option<PidRecord>, FileError> {
+        PidRecord::read(&self.path.join(FILES.shim_pid))
+    }
+
+    /// Writes `shim.pid`, and syncs it to disk.
+    ///
+    /// # Errors
+    ///
+    /// See [`PidRecord::write`].
+    pub fn write_shim_record(&self, shim: &PidRecord) -> Result<(), FileError> {
+        shim.write(&self.path.join(FILES.shim_pid))
+    }
+
+    /// Reads `payload.pid`. Returns `None` if the file does not exist.
+    ///
+    /// # Errors
+    ///
+    /// See [`PidRecord::read`].
+    pub fn payload_record(&self) -> Result<Option<PidRecord>, FileError> {
+        PidRecord::read(&self.path.join(FILES.payload_pid))
+    }
+
+    /// Writes `payload.pid`. Does not sync it, because a payload does not outlive a power cut.
+    ///
+    /// # Errors
+    ///
+    /// See [`PidRecord::write_unsynced`].
+    pub fn write_payload_record(&self, payload: &PidRecord) -> Result<(), FileError> {
+        payload.write_unsynced(&self.path.join(FILES.payload_pid))
+    }
+
+    /// Reads `exit`, which records how the last run ended. Returns `None` if the file does not exist.
+    ///
+    /// # Errors
+    ///
+    /// See [`ExitRecord::read`].
+    pub fn exit_record(&self) -> Result<Option<ExitRecord>, FileError> {
+        ExitRecord::read(&self.path.join(FILES.exit))
+    }
+
+    /// Reserves disk space for [`write_exit_record`](Self::write_exit_record): the output of the
+    /// payload may fill the disk. Reserves nothing if the disk is already full.
+    pub fn reserve_exit_record(&self) {
+        reserve_space(&self.path.join(FILES.exit));
+    }
+
+    /// Writes `exit`, and syncs it to disk.
+    ///
+    /// # Errors
+    ///
+    /// See [`ExitRecord::write`].
+    pub fn write_exit_record(&self, exit: &ExitRecord) -> Result<(), FileError> {
+        exit.write(&self.path.join(FILES.exit))
+    }
+
+    /// Reads `cgroup`, the directories of the payload's control groups. A payload can change the
+    /// file, so they are only a hint.
+    pub(crate) fn control_groups(&self) -> Result<Vec<PathBuf>, FileError> {
+        let path = self.path.join(FILES.control_group);
+        let text = read_file(&path, MAX_RECORD_BYTES)
+            .map_err(|source| FileError::new("read", path, source))?;
+        let lines = text
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty());
+        Ok(lines.map(|line| OsStr::from_bytes(line).into()).collect())
+    }
+
+    /// Writes `cgroup`. Does not sync it.
+    pub(crate) fn write_control_groups(&self, dirs: &[PathBuf]) -> Result<(), FileError> {
+        let mut text = Vec::new();
+        for dir in dirs {
+            text.extend_from_slice(dir.as_os_str().as_encoded_bytes());
+            text.push(b'\n');
+        }
+        write_file_unsynced(&self.path.join(FILES.control_group), &text)
+    }
+
+    /// Opens `shim.stderr` for appending, and creates it if it does not exist.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`], also if it is not a regular file.
+    pub fn open_shim_stderr(&self) -> Result<File, FileError> {
+        open_log(&self.path.join(FILES.shim_stderr))
+    }
+
+    /// Returns the path of the console file that has been rotated `number` times. A higher number
+    /// means an older file; 0 is `console.log` itself.
+    pub fn console_path(&self, number: u8) -> PathBuf {
+        self.path.join(FILES.rotated_console(number))
+    }
+
+    /// Opens `console.log` for appending, and creates it if it does not exist.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`], also if it is not a regular file.
+    pub fn open_console_for_append(&self) -> Result<File, FileError> {
+        open_log(&self.console_path(0))
+    }
+
+    /// Opens the console file that has been rotated `number` times for reading.
+    ///
+    /// # Errors
+    ///
+    /// The error of the operating system: `ELOOP` for a symbolic link, `ENXIO` for a socket. For
+    /// anything else that is not a regular file, an error of the kind
+    /// [`InvalidData`](io::ErrorKind::InvalidData).
+    pub fn open_console(&self, number: u8) -> io::Result<File> {
+        open_regular_file(&self.console_path(number), File::options().read(true))
+    }
+
+    /// Reads `console.dropped`, the number of output bytes that rotation has deleted. Returns 0 if
+    /// the file does not exist or does not contain a number.
+    pub fn dropped_console_bytes(&self) -> u64 {
+        read_file(&self.path.join(FILES.console_dropped), MAX_COUNT_BYTES)
+            .ok()
+            .and_then(|text| str::from_utf8(&text).ok()?.trim().parse().ok())
+            .unwrap_or(0)
+    }
+
+    /// Writes `console.dropped`. Does not sync it.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`] with the path of the file.
+    pub fn write_dropped_console_bytes(&self, bytes: u64) -> Result<(), FileError> {
+        let path = self.path.join(FILES.console_dropped);
+        write_file_unsynced(&path, format!("{bytes}\n").as_bytes())
+    }
+
+    /// Returns the path of the socket to which a payload sends its
+    /// [readiness](crate::Ready::Notified).
+    pub fn notify_socket_path(&self) -> PathBuf {
+        self.path.join(FILES.notify)
+    }
+
+    /// Deletes the files of one run, which would otherwise be taken for those of the next run.
+    /// Includes the temporary files that a crashed writer may have left.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`] with the first file that cannot be deleted.
+    pub fn delete_run_files(&self) -> Result<(), FileError> {
+        for path in FILES.run_files(&self.path) {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(FileError::new("delete", path, error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The names of the files in a box directory, for code that lists or copies them. To read or write
+/// the files, use [`BoxDir`].
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct BoxFiles {
@@ -104,16 +315,67 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_of_a_run_include_the_temporary_files_of_a_crashed_writer() {
-        let dir = Path::new("/box");
-        let files = FILES.run_files(dir);
-        for name in ["shim.pid", "payload.pid", "cgroup", "exit"] {
-            let temporary = dir.join(format!(".{name}.tmp"));
-            assert!(files.contains(&dir.join(name)) && files.contains(&temporary));
+    fn a_new_run_finds_no_file_of_the_previous_run_or_of_a_crashed_writer() {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = BoxDir::new(temporary.path());
+        let of_the_box = ["box.json", "console.log", "console.dropped", "shim.stderr"];
+        let records = ["shim.pid", "payload.pid", "cgroup", "exit"];
+        for name in records.into_iter().chain(of_the_box).chain(["notify.sock"]) {
+            fs::write(dir.path().join(name), "").unwrap();
         }
-        assert!(files.contains(&dir.join(FILES.notify)));
-        assert!(
-            !files.contains(&dir.join(FILES.spec)) && !files.contains(&dir.join(FILES.console))
-        );
+        for name in records {
+            fs::write(dir.path().join(format!(".{name}.tmp")), "").unwrap();
+        }
+        dir.delete_run_files().unwrap();
+        let left = fs::read_dir(dir.path()).unwrap();
+        let mut left: Vec<_> = left.map(|file| file.unwrap().file_name()).collect();
+        left.sort();
+        let mut expected = of_the_box;
+        expected.sort();
+        assert_eq!(left, expected);
+        // The files of a box that was never started.
+        dir.delete_run_files().unwrap();
+    }
+
+    #[test]
+    fn each_file_has_the_name_by_which_other_programs_find_it() {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = BoxDir::new(temporary.path());
+        let record = PidRecord::of_this_process().unwrap();
+        let exit = ExitRecord {
+            pid: record.pid,
+            requested: false,
+            ending: crate::Ending::OutOfMemory,
+        };
+        dir.write_shim_record(&record).unwrap();
+        dir.write_payload_record(&record).unwrap();
+        dir.write_exit_record(&exit).unwrap();
+        dir.write_control_groups(&["/a".into(), "/b c".into()])
+            .unwrap();
+        dir.write_dropped_console_bytes(7).unwrap();
+        dir.open_console_for_append().unwrap();
+        dir.open_shim_stderr().unwrap();
+        let mut names: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        let expected = [
+            "cgroup",
+            "console.dropped",
+            "console.log",
+            "exit",
+            "payload.pid",
+            "shim.pid",
+            "shim.stderr",
+        ];
+        assert_eq!(names, expected);
+        assert_eq!(dir.shim_record().unwrap(), Some(record.clone()));
+        assert_eq!(dir.payload_record().unwrap(), Some(record));
+        assert_eq!(dir.exit_record().unwrap(), Some(exit));
+        let groups: [PathBuf; 2] = ["/a".into(), "/b c".into()];
+        assert_eq!(dir.control_groups().unwrap(), groups);
+        assert_eq!(dir.dropped_console_bytes(), 7);
+        assert!(dir.open_console(0).is_ok() && dir.open_console(1).is_err());
     }
 }

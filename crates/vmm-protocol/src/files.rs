@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
+use serde::Serialize;
 
 /// An I/O error with the path of its file.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +95,7 @@ fn replace(
 /// The error of the operating system, or one of the kind
 /// [`InvalidData`](io::ErrorKind::InvalidData) if it is not a regular file or is too long.
 pub fn read_file(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
-    let file = open_regular(path, OpenOptions::new().read(true))?;
+    let file = open_regular_file(path, OpenOptions::new().read(true))?;
     let mut contents = Vec::new();
     let length = file
         .take(max_bytes.saturating_add(1))
@@ -115,11 +116,13 @@ pub fn read_file(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
 /// [`FileError`], also if `path` is not a regular file.
 pub fn open_log(path: &Path) -> Result<File, FileError> {
     let mut options = OpenOptions::new();
-    open_regular(path, options.append(true).create(true).mode(0o600))
+    open_regular_file(path, options.append(true).create(true).mode(0o600))
         .map_err(|source| FileError::new("open", path, source))
 }
 
-fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+/// Opens a file without following a symbolic link or blocking on a FIFO. Returns an error if it is
+/// not a regular file.
+pub(crate) fn open_regular_file(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let file = options.custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path)?;
     if file.metadata()?.is_file() {
         Ok(file)
@@ -133,6 +136,23 @@ fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
 
 /// The maximum size of a record, except that of the runtime's own `box.json`.
 pub(crate) const MAX_RECORD_BYTES: u64 = 1 << 20;
+
+/// Reads a record. Returns `None` if the file does not exist.
+pub(crate) fn read_record<T>(
+    path: &Path,
+    parse: impl FnOnce(&[u8]) -> io::Result<T>,
+) -> Result<Option<T>, FileError> {
+    match read_file(path, MAX_RECORD_BYTES).and_then(|text| parse(&text)) {
+        Ok(record) => Ok(Some(record)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(FileError::new("read", path, source)),
+    }
+}
+
+/// Converts a record to the JSON that its file contains.
+pub(crate) fn record_to_json(path: &Path, record: &impl Serialize) -> Result<Vec<u8>, FileError> {
+    serde_json::to_vec(record).map_err(|error| FileError::new("write", path, error.into()))
+}
 
 /// Reserves disk space for the first [`write_file`] to `path`, so that it succeeds on a full disk.
 ///
@@ -168,7 +188,7 @@ fn write_contents(path: &Path, contents: &[u8]) -> io::Result<File> {
 fn open_for_writing(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600);
-    open_regular(path, &mut options)
+    open_regular_file(path, &mut options)
 }
 
 fn sync_parent_directory(path: &Path) -> io::Result<()> {

@@ -6,7 +6,7 @@
 //!
 //! * the messages over the shim's stdin and stdout, one line of JSON each: [`InstanceSpec`] and
 //!   [`Report`];
-//! * the files in the box directory: their names ([`FILES`]), the pid and identity of the shim
+//! * the files in the box directory ([`BoxDir`]), such as the pid and identity of the shim
 //!   ([`PidRecord`]), and how it ended ([`ExitRecord`]);
 //! * the arguments by which a process recognizes that it is a shim ([`Invocation`]);
 //! * the names of the payload's control groups ([`ControlGroup`]).
@@ -17,19 +17,21 @@
 //! All functions are synchronous and may block on the file system.
 //!
 //! ```
-//! use vmm_protocol::{Ending, ExitRecord, FILES, PidLookup, PidRecord};
+//! use vmm_protocol::{BoxDir, Ending, PidLookup};
 //!
+//! # use vmm_protocol::{ExitRecord, PidRecord};
 //! # let home = tempfile::tempdir()?;
-//! # let box_dir = home.path();
-//! # PidRecord::of_this_process()?.write(&box_dir.join(FILES.shim_pid))?;
+//! # let path = home.path();
+//! let dir = BoxDir::new(path);
+//! # dir.write_shim_record(&PidRecord::of_this_process()?)?;
 //! // Is the shim of this box still alive?
-//! let shim = PidRecord::read(&box_dir.join(FILES.shim_pid))?.expect("the box was started");
+//! let shim = dir.shim_record()?.expect("the box was started");
 //! assert!(matches!(shim.lookup()?, PidLookup::Alive(_)));
 //!
 //! // A shim writes its exit record last.
 //! # let ending = Ending::Exited { code: 0 };
-//! # ExitRecord { pid: shim.pid, requested: false, ending }.write(&box_dir.join(FILES.exit))?;
-//! let exit = ExitRecord::read(&box_dir.join(FILES.exit))?.expect("the shim has ended");
+//! # dir.write_exit_record(&ExitRecord { pid: shim.pid, requested: false, ending })?;
+//! let exit = dir.exit_record()?.expect("the shim has ended");
 //! assert_eq!(exit.ending, Ending::Exited { code: 0 });
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -42,7 +44,6 @@ mod box_dir;
 mod console_options;
 mod control_group;
 mod ending;
-mod exit_record;
 mod files;
 mod identity;
 mod instance_spec;
@@ -53,11 +54,10 @@ mod report;
 mod runtime_process;
 
 pub use bounds::truncate_text;
-pub use box_dir::{BOX_DIR_VARIABLE, BoxFiles, FILES};
+pub use box_dir::{BOX_DIR_VARIABLE, BoxDir, BoxFiles, FILES};
 pub use console_options::ConsoleOptions;
 pub use control_group::{ControlGroup, Controller, Members, PROCS_FILE};
-pub use ending::{Ending, FailureKind};
-pub use exit_record::ExitRecord;
+pub use ending::{Ending, ExitRecord, FailureKind};
 pub use files::{
     FileError, is_resource_exhaustion, open_log, read_file, reserve_space, write_file,
     write_file_unsynced,

@@ -5,8 +5,8 @@ use std::process;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::files::{MAX_RECORD_BYTES, read_file, write_file_unsynced};
-use crate::{FileError, ProcessIdentity, write_file};
+use crate::files::{read_record, record_to_json, write_file, write_file_unsynced};
+use crate::{FileError, ProcessIdentity};
 
 /// The pid and identity of a process, as stored in the files `shim.pid` and `payload.pid`.
 ///
@@ -122,7 +122,7 @@ impl PidRecord {
     ///
     /// [`FileError`] with the path of the file.
     pub fn write(&self, path: &Path) -> Result<(), FileError> {
-        write_file(path, &self.to_json(path)?)
+        write_file(path, &record_to_json(path, self)?)
     }
 
     /// Writes the record atomically, without a sync to disk. Use it for a payload, which does not
@@ -132,11 +132,7 @@ impl PidRecord {
     ///
     /// [`FileError`] with the path of the file.
     pub fn write_unsynced(&self, path: &Path) -> Result<(), FileError> {
-        write_file_unsynced(path, &self.to_json(path)?)
-    }
-
-    fn to_json(&self, path: &Path) -> Result<Vec<u8>, FileError> {
-        serde_json::to_vec(self).map_err(|error| FileError::new("write", path, error.into()))
+        write_file_unsynced(path, &record_to_json(path, self)?)
     }
 
     /// Reads a record. Returns `None` if the file does not exist. Accepts older records, which hold
@@ -147,17 +143,11 @@ impl PidRecord {
     /// [`FileError`] with the path of the file. Its source has the kind
     /// [`InvalidData`](io::ErrorKind::InvalidData) if the content is not a complete record.
     pub fn read(path: &Path) -> Result<Option<Self>, FileError> {
-        let read_error = |source| FileError::new("read", path, source);
-        match read_file(path, MAX_RECORD_BYTES) {
-            Ok(text) => Self::parse(&text).map(Some).ok_or_else(|| {
-                read_error(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "it is not a pid record",
-                ))
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(read_error(error)),
-        }
+        read_record(path, |text| {
+            let not_a_record =
+                || io::Error::new(io::ErrorKind::InvalidData, "it is not a pid record");
+            Self::parse(text).ok_or_else(not_a_record)
+        })
     }
 
     fn parse(text: &[u8]) -> Option<Self> {

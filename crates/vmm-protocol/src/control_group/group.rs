@@ -17,8 +17,7 @@ use super::controller::{Controller, Version};
 use super::hierarchy::{Hierarchy, proc_path};
 use super::new_group::NewGroup;
 use super::walk::{read_at, walk};
-use crate::files::{MAX_RECORD_BYTES, read_file, write_file_unsynced};
-use crate::{FILES, FileError, is_resource_exhaustion};
+use crate::{BoxDir, FileError, is_resource_exhaustion};
 
 /// The control groups of one box's payload: a single one, or with version 1 of `cgroups(7)` one per
 /// controller.
@@ -112,7 +111,7 @@ impl ControlGroup {
             .collect();
         dirs.dedup();
         let mut control_group = Self { dirs };
-        control_group.record(dir)?;
+        BoxDir::new(dir).write_control_groups(&control_group.dirs)?;
         let _ = OWN_PAYLOAD.set(control_group.clone());
         let mut created = HashSet::new();
         for (group, controller, amount) in new_groups {
@@ -130,15 +129,6 @@ impl ControlGroup {
         // The record still leads to those that cannot be removed.
         let _ = unlimited.remove();
         Ok((control_group, failures))
-    }
-
-    fn record(&self, dir: &Path) -> Result<(), FileError> {
-        let mut text = Vec::new();
-        for dir in &self.dirs {
-            text.extend_from_slice(dir.as_os_str().as_encoded_bytes());
-            text.push(b'\n');
-        }
-        write_file_unsynced(&dir.join(FILES.control_group), &text)
     }
 
     /// Returns the groups that the calling process has [created](Self::create) for its payload.
@@ -418,10 +408,10 @@ fn parents() -> Result<Vec<PathBuf>, FileError> {
 
 /// Returns the paths in the record of the box in `dir`.
 fn read_record(dir: &Path) -> Result<Vec<PathBuf>, FileError> {
-    let path = dir.join(FILES.control_group);
-    let text = unless_exhausted(read_file(&path, MAX_RECORD_BYTES), &path)?.unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    Ok(text.lines().map(PathBuf::from).collect())
+    match BoxDir::new(dir).control_groups() {
+        Err(error) if is_resource_exhaustion(&error.source) => Err(error),
+        groups => Ok(groups.unwrap_or_default()),
+    }
 }
 
 /// Returns an error only if resources are exhausted, and `None` for any other error.
