@@ -2,7 +2,6 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Write};
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
-use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
@@ -11,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use vmm_engine::{Payload, descendants};
-use vmm_protocol::{ControlGroup, Ending, ExitRecord, FILES, Report};
+use vmm_protocol::{BoxDir, ControlGroup, Ending, ExitRecord, Report};
 
 /// How long [`ExitReporter::kill_and_exit`] waits for [`Payload::kill`] to return.
 const KILL_CALL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -30,8 +29,8 @@ pub(crate) struct ExitReporter {
     is_end_requested: AtomicBool,
     /// The pipe to the runtime, until the shim has sent its report.
     runtime: Mutex<Option<File>>,
-    /// The path of the exit record. Absolute, because an engine may change the current directory.
-    record_path: OnceLock<PathBuf>,
+    /// Has an absolute path, because an engine may change the current directory.
+    box_dir: OnceLock<BoxDir>,
     payload: OnceLock<Arc<dyn Payload>>,
     /// Locked for good by the first thread that ends the shim.
     exit_lock: Mutex<()>,
@@ -48,11 +47,9 @@ impl ExitReporter {
     }
 
     /// Sets the box directory. Before this call, an ending is only reported, and not recorded.
-    pub(crate) fn set_box_dir(&self, dir: &Path) {
-        let path = dir.join(FILES.exit);
-        // The payload's console may fill the disk.
-        vmm_protocol::reserve_space(&path);
-        let _ = self.record_path.set(path);
+    pub(crate) fn set_box_dir(&self, dir: BoxDir) {
+        dir.reserve_exit_record();
+        let _ = self.box_dir.set(dir);
     }
 
     /// Sends the report to the runtime. Returns false if the runtime does not receive it.
@@ -161,8 +158,10 @@ impl ExitReporter {
             requested: self.is_end_requested(),
             ending,
         };
-        let recorded = match (self.record_path.get(), &record.ending) {
-            (Some(path), _) => record.write(path).map_err(|error| error.to_string()),
+        let recorded = match (self.box_dir.get(), &record.ending) {
+            (Some(dir), _) => dir
+                .write_exit_record(&record)
+                .map_err(|error| error.to_string()),
             (None, Ending::Failed { message, .. }) => Err(message.clone()),
             (None, _) => Ok(()),
         };

@@ -3,7 +3,6 @@ use std::fs::{File, TryLockError};
 use std::io::{self, BufReader, Write};
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
-use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Arc;
 
@@ -13,7 +12,7 @@ use nix::unistd::setsid;
 
 use vmm_engine::signals::stop_ignoring;
 use vmm_engine::{Engine, EngineError, Payload};
-use vmm_protocol::{Ending, FILES, FailureKind, InstanceSpec, PidRecord, Report, RuntimeExited};
+use vmm_protocol::{BoxDir, Ending, FailureKind, InstanceSpec, PidRecord, Report, RuntimeExited};
 
 use crate::control::{self, Control, Watchdog};
 use crate::exit_reporter::ExitReporter;
@@ -45,7 +44,7 @@ fn run_box(reporter: &Arc<ExitReporter>, engines: &[Box<dyn Engine>]) -> Ending 
 }
 
 /// Sets up the process and publishes its [`PidRecord`]. Handles requests to stop from then on.
-fn set_up(reporter: &Arc<ExitReporter>) -> Result<(PathBuf, OwnedFd, Arc<Control>), Ending> {
+fn set_up(reporter: &Arc<ExitReporter>) -> Result<(BoxDir, OwnedFd, Arc<Control>), Ending> {
     let failure = |message: String| Ending::failed(FailureKind::Storage, message);
     let system_error = |action: &'static str| {
         move |error: io::Error| failure(format!("the shim cannot {action}: {error}"))
@@ -62,11 +61,11 @@ fn set_up(reporter: &Arc<ExitReporter>) -> Result<(PathBuf, OwnedFd, Arc<Control
     reporter.set_runtime(File::from(stdout));
     let stdin = standard_streams::take_stdin().map_err(system_error("take its stdin"))?;
     let dir = env::current_dir().map_err(system_error("find the box directory"))?;
+    let dir = BoxDir::new(dir);
     lock_box_dir(&dir)?;
-    reporter.set_box_dir(&dir);
-    PidRecord::of_this_process()
-        .map_err(system_error("read its process identity"))?
-        .write(&dir.join(FILES.shim_pid))
+    reporter.set_box_dir(dir.clone());
+    let this = PidRecord::of_this_process().map_err(system_error("read its process identity"))?;
+    dir.write_shim_record(&this)
         .map_err(|error| failure(error.to_string()))?;
     let control =
         Control::start(Arc::clone(reporter)).map_err(system_error("start its control thread"))?;
@@ -77,13 +76,13 @@ fn set_up(reporter: &Arc<ExitReporter>) -> Result<(PathBuf, OwnedFd, Arc<Control
 }
 
 /// Locks the box directory. Two shims in one box would overwrite each other's files.
-fn lock_box_dir(dir: &Path) -> Result<(), Ending> {
+fn lock_box_dir(dir: &BoxDir) -> Result<(), Ending> {
     // Some network file systems have no locks. Only the runtime excludes a second shim there.
-    let Ok(file) = File::open(dir) else {
+    let Ok(file) = File::open(dir.path()) else {
         return Ok(());
     };
     if let Err(TryLockError::WouldBlock) = file.try_lock() {
-        let message = format!("another shim already runs in {}", dir.display());
+        let message = format!("another shim already runs in {}", dir.path().display());
         return Err(Ending::failed(FailureKind::InUse, message));
     }
     // The lock is held until this process exits. Its children do not inherit the descriptor.
@@ -96,7 +95,7 @@ fn run_payload(
     reporter: &Arc<ExitReporter>,
     control: &Control,
     engines: &[Box<dyn Engine>],
-    dir: &Path,
+    dir: &BoxDir,
     stdin: OwnedFd,
 ) -> Result<Ending, Ending> {
     let stdin = File::from(stdin);
@@ -111,7 +110,7 @@ fn run_payload(
         })?;
     control.begin_start(watchdog, spec.stop_grace());
     let engine = find_engine(engines, &spec.payload.engine)?;
-    let payload: Arc<dyn Payload> = engine.start(&spec, dir)?.into();
+    let payload: Arc<dyn Payload> = engine.start(&spec, dir.path())?.into();
     reporter.set_payload(Arc::clone(&payload));
     if control.payload_started() {
         payload.kill();
@@ -150,14 +149,14 @@ fn find_engine<'a>(engines: &'a [Box<dyn Engine>], name: &str) -> Result<&'a dyn
 fn await_ready(
     reporter: &ExitReporter,
     payload: &dyn Payload,
-    dir: &Path,
+    dir: &BoxDir,
 ) -> Result<(), EngineError> {
     if let Some(pid) = payload.pid() {
         let record =
             PidRecord::of(pid).map_err(EngineError::system("read the payload's identity"))?;
         // There is no record if the payload has already exited. `wait` then returns how.
         if let Some(record) = record {
-            record.write_unsynced(&dir.join(FILES.payload_pid))?;
+            dir.write_payload_record(&record)?;
         }
     }
     payload.wait_until_ready()?;

@@ -52,7 +52,7 @@
 //!
 //! A payload that runs as the same user can write to the box directory, and so to every record
 //! there. The shim keeps in memory what its own cleanup needs. It exits with the code that its
-//! record contains, so that the runtime can detect a forged record. See [`BoxFiles`].
+//! record contains, so that the runtime can detect a forged record. See [`BoxDir`].
 //!
 //! # Kernel requirements
 //!
@@ -76,8 +76,8 @@ mod standard_streams;
 pub use shim::{Shim, run_if_shim};
 pub use vmm_engine::{Engine, EngineError, Payload, PayloadExit, Process};
 pub use vmm_protocol::{
-    ARGV0, BOX_DIR_VARIABLE, BoxFiles, ConsoleOptions, ControlGroup, Ending, ExitRecord, FILES,
-    FailureKind, FileError, InstanceSpec, Invocation, KILL_SIGNAL, PayloadSpec, PidLookup,
+    ARGV0, BOX_DIR_VARIABLE, BoxDir, BoxFiles, ConsoleOptions, ControlGroup, Ending, ExitRecord,
+    FILES, FailureKind, FileError, InstanceSpec, Invocation, KILL_SIGNAL, PayloadSpec, PidLookup,
     PidRecord, ProcessIdentity, Ready, Report, RuntimeProcess, can_be_shim, is_resource_exhaustion,
     open_log, read_file, truncate_text, write_file,
 };

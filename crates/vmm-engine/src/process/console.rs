@@ -1,13 +1,12 @@
 use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::thread::{self, JoinHandle};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::io::{ioctl_fionbio, ioctl_fionread};
 
-use vmm_protocol::ConsoleOptions;
+use vmm_protocol::{BoxDir, ConsoleOptions};
 
 use super::console_log::ConsoleLog;
 use crate::EngineError;
@@ -27,7 +26,7 @@ impl Console {
     /// Starts the thread. Also returns the write end of the pipe, which only the payload may keep
     /// open.
     pub(super) fn start(
-        dir: &Path,
+        dir: BoxDir,
         options: ConsoleOptions,
     ) -> Result<(Self, PipeWriter), EngineError> {
         let mut log = ConsoleLog::open(dir, options)?;

@@ -1,8 +1,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
 
-use vmm_protocol::{ConsoleOptions, FILES, FileError, open_log, read_file, write_file_unsynced};
+use vmm_protocol::{BoxDir, ConsoleOptions, FileError};
 
 /// The file `console.log` and its rotated files.
 ///
@@ -11,8 +10,7 @@ use vmm_protocol::{ConsoleOptions, FILES, FileError, open_log, read_file, write_
 /// bytes.
 #[derive(Debug)]
 pub(super) struct ConsoleLog {
-    /// The box directory.
-    dir: PathBuf,
+    dir: BoxDir,
     options: ConsoleOptions,
     /// The current `console.log`; `None` if it could not be opened.
     file: Option<File>,
@@ -24,23 +22,18 @@ pub(super) struct ConsoleLog {
     deleted: u64,
 }
 
-/// More digits than a `u64` has.
-const MAX_COUNT_BYTES: u64 = 32;
-
 impl ConsoleLog {
-    /// Opens the log in the box directory `dir` for appending.
-    pub(super) fn open(dir: &Path, options: ConsoleOptions) -> Result<Self, FileError> {
-        let deleted = read_file(&dir.join(FILES.console_dropped), MAX_COUNT_BYTES)
-            .ok()
-            .and_then(|text| String::from_utf8(text).ok()?.trim().parse().ok());
+    /// Opens the log in the box directory for appending.
+    pub(super) fn open(dir: BoxDir, options: ConsoleOptions) -> Result<Self, FileError> {
+        let deleted = dir.dropped_console_bytes();
         let mut log = Self {
-            dir: dir.to_owned(),
+            dir,
             options,
             file: None,
             len: 0,
             is_line_start: true,
             dropped: 0,
-            deleted: deleted.unwrap_or(0),
+            deleted,
         };
         log.reopen()?;
         Ok(log)
@@ -132,10 +125,10 @@ impl ConsoleLog {
     }
 
     fn reopen(&mut self) -> Result<(), FileError> {
-        let file = open_log(&self.path(0))?;
+        let file = self.dir.open_console_for_append()?;
         self.len = file
             .metadata()
-            .map_err(|source| FileError::new("read", self.path(0), source))?
+            .map_err(|source| FileError::new("read", self.dir.console_path(0), source))?
             .len();
         self.file = Some(file);
         Ok(())
@@ -144,15 +137,18 @@ impl ConsoleLog {
     /// Renames each file to the next number, which replaces the oldest file. At any time, a file
     /// with a higher number is older, and only `console.log` is written to.
     fn rotate(&mut self) -> io::Result<()> {
-        let oldest = self.path(self.options.files - 1);
+        let oldest = self.dir.console_path(self.options.files - 1);
         // The payload may have removed or replaced the file.
         let length = fs::symlink_metadata(&oldest).map_or(0, |oldest| oldest.len());
         self.count_deleted(length);
         for number in (0..self.options.files - 1).rev() {
-            let _ = fs::rename(self.path(number), self.path(number + 1));
+            let _ = fs::rename(
+                self.dir.console_path(number),
+                self.dir.console_path(number + 1),
+            );
         }
         self.file = None;
-        match fs::remove_file(self.path(0)) {
+        match fs::remove_file(self.dir.console_path(0)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => {
                 self.len = 0;
@@ -168,29 +164,26 @@ impl ConsoleLog {
         if bytes > 0 {
             // The payload can write any number to the file, so the sum could overflow.
             self.deleted = self.deleted.saturating_add(bytes);
-            let count = format!("{}\n", self.deleted);
-            let _ = write_file_unsynced(&self.dir.join(FILES.console_dropped), count.as_bytes());
+            let _ = self.dir.write_dropped_console_bytes(self.deleted);
         }
-    }
-
-    fn path(&self, number: u8) -> PathBuf {
-        self.dir.join(FILES.rotated_console(number))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     const MAX: usize = 4096;
 
     fn log_in(dir: &Path) -> ConsoleLog {
         let options = ConsoleOptions::default().max_bytes(MAX as u64).files(2);
-        ConsoleLog::open(dir, options).unwrap()
+        ConsoleLog::open(BoxDir::new(dir), options).unwrap()
     }
 
     fn text(dir: &Path, number: u8) -> String {
-        fs::read_to_string(dir.join(FILES.rotated_console(number))).unwrap()
+        fs::read_to_string(BoxDir::new(dir).console_path(number)).unwrap()
     }
 
     #[test]
@@ -249,7 +242,7 @@ mod tests {
     #[test]
     fn a_forged_count_of_deleted_bytes_is_harmless() {
         let dir = tempfile::tempdir().unwrap();
-        let count = dir.path().join(FILES.console_dropped);
+        let count = dir.path().join("console.dropped");
         for forged in [u64::MAX.to_string(), "-1".to_owned(), "x".repeat(100)] {
             fs::write(&count, forged).unwrap();
             let mut log = log_in(dir.path());
@@ -266,7 +259,7 @@ mod tests {
             let mut log = log_in(dir.path());
             log.write(&[b'\n'; 2 * MAX]);
             let files = fs::read_dir(dir.path()).unwrap().count();
-            let dropped = fs::read_to_string(dir.path().join(FILES.console_dropped));
+            let dropped = fs::read_to_string(dir.path().join("console.dropped"));
             match run {
                 1 => assert!(dropped.is_err() && files == 2),
                 _ => assert_eq!(dropped.unwrap(), format!("{}\n", (run - 1) * 2 * MAX)),

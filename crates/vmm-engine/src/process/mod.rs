@@ -17,7 +17,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use vmm_protocol::{ARGV0, BOX_DIR_VARIABLE, InstanceSpec, Invocation, PayloadSpec, Ready};
+use vmm_protocol::{ARGV0, BOX_DIR_VARIABLE, BoxDir, InstanceSpec, Invocation, PayloadSpec, Ready};
 
 use self::confinement::Confinement;
 use self::console::Console;
@@ -86,15 +86,16 @@ impl Engine for Process {
 
     fn start(&self, spec: &InstanceSpec, dir: &Path) -> Result<Box<dyn Payload>, EngineError> {
         let program = validate(&spec.payload)?;
+        let box_dir = BoxDir::new(dir);
         let notify = match spec.payload.ready {
             Ready::Started => None,
-            Ready::Notified => Some(NotifySocket::bind(dir)?),
+            Ready::Notified => Some(NotifySocket::bind(&box_dir)?),
         };
         let (launcher, launcher_stdout) =
             UnixStream::pair().map_err(EngineError::system("open a socket to the payload"))?;
         let (mut child, console) = {
             let confinement = Confinement::prepare(spec, dir)?;
-            let (console, output) = Console::start(dir, spec.payload.console)?;
+            let (console, output) = Console::start(box_dir, spec.payload.console)?;
             let mut command = launcher_command(spec, dir, confinement, output)?;
             command.stdout(OwnedFd::from(launcher_stdout));
             let child = command

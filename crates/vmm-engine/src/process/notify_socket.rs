@@ -5,7 +5,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process;
 
-use vmm_protocol::{FILES, FileError};
+use vmm_protocol::{BoxDir, FileError};
 
 use crate::EngineError;
 
@@ -22,9 +22,9 @@ pub(crate) struct NotifySocket {
 const MAX_ADDRESS_BYTES: usize = 108;
 
 impl NotifySocket {
-    /// Creates the socket in the box directory `dir`.
-    pub(crate) fn bind(dir: &Path) -> Result<Self, EngineError> {
-        let path = dir.join(FILES.notify);
+    /// Creates the socket in the box directory.
+    pub(crate) fn bind(dir: &BoxDir) -> Result<Self, EngineError> {
+        let path = dir.notify_socket_path();
         let bind_error = |source| FileError::new("bind the socket", &path, source);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -68,7 +68,7 @@ fn address(path: &Path) -> PathBuf {
     if path.as_os_str().len() < MAX_ADDRESS_BYTES {
         path.to_owned()
     } else {
-        format!("/proc/{}/cwd/{}", process::id(), FILES.notify).into()
+        BoxDir::new(format!("/proc/{}/cwd", process::id())).notify_socket_path()
     }
 }
 
