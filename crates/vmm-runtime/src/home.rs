@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{getegid, geteuid};
 use tokio_util::sync::CancellationToken;
-use vmm_protocol::FileError;
+use vmm_protocol::{BoxDir, FileError};
 
 use crate::RuntimeError;
 use crate::process::procfs;
@@ -227,23 +227,23 @@ impl Home {
     }
 
     /// Returns the directory of a box.
-    pub(crate) fn box_dir(&self, id: &str) -> PathBuf {
-        self.boxes().join(id)
+    pub(crate) fn box_dir(&self, id: &str) -> BoxDir {
+        BoxDir::new(self.boxes().join(id))
     }
 
     /// Creates the directory of a new box. It appears complete or not at all.
     pub(crate) fn create_box(
         &self,
         id: &str,
-        fill: impl FnOnce(&Path) -> Result<(), FileError>,
+        fill: impl FnOnce(&BoxDir) -> Result<(), FileError>,
     ) -> Result<(), FileError> {
         let partial = self.boxes().join(format!("{CREATING_PREFIX}{id}"));
-        let dir = self.box_dir(id);
+        let dir = self.boxes().join(id);
         let result = DirBuilder::new()
             .mode(0o700)
             .create(&partial)
             .map_err(|source| FileError::new("create the directory", &partial, source))
-            .and_then(|()| fill(&partial))
+            .and_then(|()| fill(&BoxDir::new(&partial)))
             .and_then(|()| {
                 fs::rename(&partial, &dir)
                     .and_then(|()| File::open(self.boxes())?.sync_all())
@@ -260,7 +260,7 @@ impl Home {
     /// Renames the directory of a box to a name that marks it for removal, and returns the new
     /// path. Returns `None` if the directory does not exist.
     pub(crate) fn set_aside(&self, id: &str) -> Result<Option<PathBuf>, FileError> {
-        let dir = self.box_dir(id);
+        let dir = self.boxes().join(id);
         let remnant = self.boxes().join(format!("{REMOVING_PREFIX}{id}"));
         match fs::rename(&dir, &remnant) {
             // An earlier attempt renamed it and then failed to sync, or the user removed it by hand.

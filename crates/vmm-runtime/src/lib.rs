@@ -30,7 +30,7 @@
 //! # What is trusted
 //!
 //! What the kernel reports wins over what a file says: a payload that runs as the same user can
-//! write to every file in its box directory ([`BoxFiles`](vmm_protocol::BoxFiles) lists the
+//! write to every file in its box directory ([`BoxDir`](vmm_protocol::BoxDir) lists the
 //! consequences). The runtime trusts an exit record only if it matches the exit status of the shim.
 //! Otherwise it reports a crash and kills everything that the payload started. Before Linux 6.15,
 //! and for a shim that ended while no runtime was attached, no exit status is available: the

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use vmm_protocol::{ControlGroup, FILES, PidRecord, ProcessIdentity};
+use vmm_protocol::{BoxDir, ControlGroup, ProcessIdentity};
 
 use crate::RuntimeOptions;
 use crate::process::procfs;
@@ -150,7 +150,7 @@ impl PerTestBoxHome {
             }
         }
         for dir in box_dirs(&root) {
-            if let Ok(Some(record)) = PidRecord::read(&dir.join(FILES.shim_pid))
+            if let Ok(Some(record)) = BoxDir::new(&dir).shim_record()
                 && is_shim_or_zombie(record.pid, record.identity.as_ref())
             {
                 add(record.pid, &dir);

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use shim_reaper::ShimHandle;
 use vmm_protocol::{
-    ControlGroup, Ending, ExitRecord, FILES, FileError, PidRecord, is_resource_exhaustion,
+    ControlGroup, Ending, ExitRecord, FileError, PidRecord, is_resource_exhaustion,
 };
 
 use super::state::{Gate, Phase};
@@ -24,7 +24,7 @@ impl MicroBox {
     /// Marks the start as failed. An interrupted start leaves the box as it was.
     pub(crate) fn mark_start_failed(&self, error: &StartError) {
         // The next runtime needs to know which shim failed.
-        let record = PidRecord::read(&self.dir().join(FILES.shim_pid));
+        let record = self.dir().shim_record();
         let mut state = self.state();
         // Without a shim nothing can be left.
         if let Some(shim) = state.starting_shim()
@@ -52,7 +52,7 @@ impl MicroBox {
         match error {
             StartError::Failed { record } => is_own(record),
             _ => {
-                let record = ExitRecord::read(&self.dir().join(FILES.exit));
+                let record = self.dir().exit_record();
                 record.ok().flatten().as_ref().is_some_and(is_own)
             }
         }
@@ -122,7 +122,7 @@ impl MicroBox {
         let record = match exit.status {
             // No exit record matches death by signal.
             Some(status) if status.code().is_none() => Ok(None),
-            _ => match ExitRecord::read(&self.dir().join(FILES.exit)) {
+            _ => match self.dir().exit_record() {
                 Err(error) if is_resource_exhaustion(&error.source) => return Err(error),
                 record => record,
             },
@@ -166,12 +166,12 @@ impl MicroBox {
     /// Returns whether the control group of the last run may exist: the shim could not kill
     /// everything in it.
     fn has_control_group(&self, shim: u32) -> bool {
-        !matches!(ControlGroup::of_shim(self.dir(), shim), Ok(None))
+        !matches!(ControlGroup::of_shim(self.dir().path(), shim), Ok(None))
     }
 
     fn cleanup_target_of(&self, session: Option<u32>) -> CleanupTarget {
         CleanupTarget {
-            dir: self.dir().to_owned(),
+            dir: self.dir().path().to_owned(),
             session,
         }
     }
@@ -216,16 +216,15 @@ impl MicroBox {
             let is_over = matches!(state.phase, Phase::Idle | Phase::Exited { .. });
             (state.to_record(), state.version, is_over)
         };
-        record.write(&self.dir().join(FILES.spec))?;
+        record.write(self.dir())?;
         // The next runtime compares this pid with `last` to see that the outcome is that of the
         // last run. A payload may have changed the file.
         if let Some(shim) = record.last.and_then(|last| last.shim)
             && is_over
         {
-            let path = self.dir().join(FILES.shim_pid);
-            match PidRecord::read(&path) {
+            match self.dir().shim_record() {
                 Ok(Some(published)) if published == shim => {}
-                _ => shim.write(&path)?,
+                _ => self.dir().write_shim_record(&shim)?,
             }
         }
         self.state().saved_version = version;

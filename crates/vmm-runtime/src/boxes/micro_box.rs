@@ -1,6 +1,5 @@
 //! A box and the operations on its state. What concerns the end of a run is in `exit.rs`.
 
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use shim_reaper::ShimHandle;
 use tokio_util::sync::CancellationToken;
-use vmm_protocol::FileError;
+use vmm_protocol::{BoxDir, FileError};
 
 use super::state::{Gate, Phase, State};
 use super::{BoxInfo, BoxRecord, Outcome, ShutdownTarget, StartDecision};
@@ -19,7 +18,7 @@ use crate::{BoxChange, HealthCheckOptions, HealthState, RuntimeError, ShimHandle
 #[derive(Debug)]
 pub(crate) struct MicroBox {
     id: String,
-    dir: PathBuf,
+    dir: BoxDir,
     pub(super) events: Arc<EventBus>,
     /// Held by the operation that starts, stops or cleans up the box. Taken after `removal_lock`.
     pub(crate) operation_lock: tokio::sync::Mutex<()>,
@@ -39,7 +38,7 @@ impl MicroBox {
     pub(crate) fn new(
         record: BoxRecord,
         damage: Option<FileError>,
-        dir: PathBuf,
+        dir: BoxDir,
         events: Arc<EventBus>,
     ) -> Self {
         Self {
@@ -58,7 +57,7 @@ impl MicroBox {
         &self.id
     }
 
-    pub(crate) fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &BoxDir {
         &self.dir
     }
 

@@ -1,9 +1,8 @@
 use std::io;
-use std::path::Path;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use vmm_protocol::{FileError, InstanceSpec, read_file, write_file};
+use vmm_protocol::{BoxDir, FileError, InstanceSpec, read_file, write_file};
 
 use super::{BoxSpec, Outcome};
 use crate::HealthState;
@@ -63,9 +62,10 @@ impl BoxRecord {
     }
 
     /// Reads a `box.json`.
-    pub(crate) fn read(path: &Path) -> Result<Self, FileError> {
-        let to_error = |source| FileError::new("read", path, source);
-        let text = read_file(path, MAX_RECORD_BYTES).map_err(to_error)?;
+    pub(crate) fn read(dir: &BoxDir) -> Result<Self, FileError> {
+        let path = dir.spec_path();
+        let to_error = |source| FileError::new("read", &path, source);
+        let text = read_file(&path, MAX_RECORD_BYTES).map_err(to_error)?;
         // The error text of serde may quote a value, which may be a secret.
         let mut record: Self = serde_json::from_slice(&text).map_err(|error| {
             let message = format!(
@@ -86,15 +86,16 @@ impl BoxRecord {
     }
 
     /// Writes the `box.json` atomically.
-    pub(crate) fn write(&self, path: &Path) -> Result<(), FileError> {
+    pub(crate) fn write(&self, dir: &BoxDir) -> Result<(), FileError> {
+        let path = dir.spec_path();
         let text = serde_json::to_vec_pretty(self)
-            .map_err(|error| FileError::new("write", path, error.into()))?;
+            .map_err(|error| FileError::new("write", &path, error.into()))?;
         if text.len() as u64 > MAX_RECORD_BYTES {
             let message = format!("the spec takes more than {MAX_RECORD_BYTES} bytes");
             let error = io::Error::new(io::ErrorKind::InvalidInput, message);
             return Err(FileError::new("write", path, error));
         }
-        write_file(path, &text)
+        write_file(&path, &text)
     }
 }
 
@@ -105,14 +106,14 @@ mod tests {
     #[test]
     fn an_old_image_label_is_read_as_the_image() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("box.json");
+        let dir = BoxDir::new(dir.path());
         let spec = BoxSpec::new(["true"])
             .label(OLD_IMAGE_LABEL, "web")
             .label("team", "a");
         BoxRecord::new("b".to_owned(), Timestamp::now(), spec)
-            .write(&path)
+            .write(&dir)
             .unwrap();
-        let read = BoxRecord::read(&path).unwrap().spec;
+        let read = BoxRecord::read(&dir).unwrap().spec;
         assert_eq!(read, BoxSpec::new(["true"]).image("web").label("team", "a"));
     }
 }

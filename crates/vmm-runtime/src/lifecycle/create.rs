@@ -1,7 +1,6 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use vmm_protocol::FILES;
 
 use crate::boxes::{BoxRecord, MicroBox};
 use crate::core::Core;
@@ -20,7 +19,7 @@ pub(crate) async fn create(core: Arc<Core>, spec: BoxSpec) -> Result<BoxInfo, Ru
         .run_on_disk({
             let home = core.home.clone();
             let record = record.clone();
-            move || home.create_box(&record.id, |dir| record.write(&dir.join(FILES.spec)))
+            move || home.create_box(&record.id, |dir| record.write(dir))
         })
         .await;
     if let Err(error) = result {

@@ -8,7 +8,7 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use tokio::time::timeout;
 use ulid::Ulid;
-use vmm_protocol::{ExitRecord, FILES, FileError, PidLookup, PidRecord, is_resource_exhaustion};
+use vmm_protocol::{ExitRecord, FileError, PidLookup, PidRecord, is_resource_exhaustion};
 
 use super::{cleanup, retry_cleanup, supervise};
 use crate::boxes::{BoxRecord, MicroBox, Outcome};
@@ -109,14 +109,14 @@ async fn reattach(
 
 /// Returns the pid of the payload, if it is still the recorded process.
 fn payload_pid(bx: &MicroBox) -> Option<u32> {
-    let record = PidRecord::read(&bx.dir().join(FILES.payload_pid)).ok()??;
+    let record = bx.dir().payload_record().ok()??;
     matches!(record.lookup(), Ok(PidLookup::Alive(_))).then_some(record.pid)
 }
 
 /// Reads the exit record. Resource exhaustion fails the opening, because it says nothing about how
 /// the box ended.
 fn read_exit_record(bx: &MicroBox) -> Result<Result<Option<ExitRecord>, FileError>, FileError> {
-    match ExitRecord::read(&bx.dir().join(FILES.exit)) {
+    match bx.dir().exit_record() {
         Err(error) if is_resource_exhaustion(&error.source) => Err(error),
         read => Ok(read),
     }
@@ -160,7 +160,7 @@ fn read_one(
     running: &mut RunningShims,
 ) -> Result<RecoveredBox, FileError> {
     let dir = core.home.box_dir(&id);
-    let (record, damage) = match BoxRecord::read(&dir.join(FILES.spec)) {
+    let (record, damage) = match BoxRecord::read(&dir) {
         Ok(record) => (BoxRecord { id, ..record }, None),
         Err(error) if is_resource_exhaustion(&error.source) => return Err(error),
         Err(error) => {
@@ -184,8 +184,7 @@ fn placeholder_record(id: String) -> BoxRecord {
 
 /// Finds the shim of the box's last run by its `shim.pid`, or else among all processes.
 fn find_shim(bx: &MicroBox, running: &mut RunningShims) -> Result<LastShim, FileError> {
-    let dir = bx.dir();
-    let dead = match PidRecord::read(&dir.join(FILES.shim_pid)) {
+    let dead = match bx.dir().shim_record() {
         Ok(Some(record)) => match identify(&record, bx) {
             Ok(Some(found)) => return Ok(LastShim::Alive(found)),
             Ok(None) if bx.knows_exit_of(&record) => LastShim::None,
@@ -197,7 +196,7 @@ fn find_shim(bx: &MicroBox, running: &mut RunningShims) -> Result<LastShim, File
         Err(error) => LastShim::Unreadable(error),
     };
     // A payload can remove or replace the record. Only the process table proves that no shim runs.
-    let known = running.of(bx.id(), dir);
+    let known = running.of(bx.id(), bx.dir().path());
     let known = known.map_err(|source| FileError::new("list", "/proc", source))?;
     let Some(pid) = known else {
         return Ok(dead);
@@ -243,12 +242,12 @@ fn identify(record: &PidRecord, bx: &MicroBox) -> io::Result<Option<PidRecord>> 
 /// Returns whether the process is the shim of this box, by its arguments.
 fn is_shim_of(pid: u32, bx: &MicroBox) -> io::Result<bool> {
     let shim = procfs::shim_of(pid)?;
-    Ok(shim.is_some_and(|(id, dir)| id == bx.id() && dir == bx.dir()))
+    Ok(shim.is_some_and(|(id, dir)| id == bx.id() && dir == bx.dir().path()))
 }
 
 /// Writes the `shim.pid` again.
 fn repair_pid_record(bx: &MicroBox, record: &PidRecord) {
-    if let Err(error) = record.write(&bx.dir().join(FILES.shim_pid)) {
+    if let Err(error) = bx.dir().write_shim_record(record) {
         tracing::warn!(id = bx.id(), %error, "cannot repair shim.pid");
     }
 }

@@ -1,9 +1,7 @@
-use std::fs;
-use std::io;
 use std::sync::Arc;
 
 use tokio::time::timeout;
-use vmm_protocol::{FILES, FileError, InstanceSpec};
+use vmm_protocol::InstanceSpec;
 
 use super::stop::check_killed;
 use super::{cleanup, retry_cleanup, supervise};
@@ -58,7 +56,9 @@ async fn launch(
     delete_run_files(core, bx).await?;
     let shim = core
         .controller
-        .start_cancellable(interrupt, bx.dir(), spec, |shim| bx.set_spawned(shim))
+        .start_cancellable(interrupt, bx.dir().path(), spec, |shim| {
+            bx.set_spawned(shim)
+        })
         .await?;
     match bx.mark_started(shim) {
         Ok(shim) => Ok(shim),
@@ -96,20 +96,8 @@ fn start_error(bx: &MicroBox, source: StartError) -> RuntimeError {
 
 /// Deletes the files of the previous run, which would otherwise be taken for those of this run.
 async fn delete_run_files(core: &Core, bx: &MicroBox) -> Result<(), StartError> {
-    let files = FILES.run_files(bx.dir());
-    let result = core
-        .run_on_disk(move || {
-            for path in files {
-                match fs::remove_file(&path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        return Err(FileError::new("delete", path, error));
-                    }
-                    _ => {}
-                }
-            }
-            Ok(())
-        })
-        .await;
+    let dir = bx.dir().clone();
+    let result = core.run_on_disk(move || dir.delete_run_files()).await;
     result.map_err(|error| match error {
         RuntimeError::File(error) => StartError::File(error),
         _ => StartError::Interrupted,

@@ -118,7 +118,7 @@ async fn check_health(core: &Core, bx: &MicroBox, shim: &Arc<ShimHandler>) {
         return std::future::pending().await;
     };
     let report = |state| bx.set_health(shim, state);
-    health::run_checks(&options, bx.dir(), &core.probes, report).await;
+    health::run_checks(&options, bx.dir().path(), &core.probes, report).await;
 }
 
 /// Cleans up after a run: reports its exit and kills its orphans. The caller holds the operation

@@ -1,6 +1,6 @@
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{self, Stdio};
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout};
 use tokio::time::{Instant, sleep};
 use vmm_protocol::{
-    ExitRecord, FILES, FileError, InstanceSpec, PidRecord, Report, RuntimeProcess,
-    is_resource_exhaustion, open_log,
+    BoxDir, ExitRecord, FileError, InstanceSpec, PidRecord, Report, RuntimeProcess,
+    is_resource_exhaustion,
 };
 
 use super::{ShimProgram, StartError, ending_of_status, record_matches, terminate};
@@ -25,7 +25,7 @@ use crate::process::SIGKILL_TIMEOUT;
 #[must_use = "a spawned shim is killed when it is dropped"]
 pub struct SpawnedShim {
     shim: KillOnDrop,
-    dir: PathBuf,
+    dir: BoxDir,
     runtime: RuntimeProcess,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
@@ -90,13 +90,14 @@ impl SpawnedShim {
     ) -> Result<Self, StartError> {
         let runtime = RuntimeProcess::this().map_err(StartError::Spawn)?;
         let mut command = program.command(&spec.id, dir);
+        let dir = BoxDir::new(dir);
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(open_log(&dir.join(FILES.shim_stderr))?);
+            .stderr(dir.open_shim_stderr()?);
         let handle = reaper.spawn(command).await.map_err(StartError::Spawn)?;
         #[cfg(feature = "testing")]
-        crate::testing::record_spawn(dir, handle.pid());
+        crate::testing::record_spawn(dir.path(), handle.pid());
         let shim = KillOnDrop {
             handle,
             armed: true,
@@ -109,7 +110,7 @@ impl SpawnedShim {
         };
         Ok(Self {
             shim,
-            dir: dir.to_owned(),
+            dir,
             runtime,
             stdin,
             stdout: BufReader::new(stdout),
@@ -193,7 +194,7 @@ impl SpawnedShim {
     async fn read_exit_record(&self) -> Result<Option<ExitRecord>, FileError> {
         let begun = Instant::now();
         loop {
-            match ExitRecord::read(&self.dir.join(FILES.exit)) {
+            match self.dir.exit_record() {
                 Err(error)
                     if is_resource_exhaustion(&error.source)
                         && begun.elapsed() < SHORTAGE_TIMEOUT =>
@@ -223,11 +224,7 @@ impl SpawnedShim {
         let pid = self.handle().pid();
         // The published record counts only if the shim has ended: the payload may have changed the
         // file.
-        let published = || {
-            PidRecord::read(&self.dir.join(FILES.shim_pid))
-                .ok()
-                .flatten()
-        };
+        let published = || self.dir.shim_record().ok().flatten();
         let record = PidRecord::of(pid).ok().flatten();
         let record = record
             .or_else(|| published().filter(|record| record.pid == pid))
