@@ -2,6 +2,8 @@ use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use vmm_shim::BoxDir;
+
 use crate::failure::Failure;
 
 /// The directory of a daemon, with its boxes and its socket.
@@ -43,8 +45,8 @@ impl Home {
     }
 
     /// Returns the directory of the box with this id.
-    pub(crate) fn box_dir(&self, id: &str) -> PathBuf {
-        self.path.join("boxes").join(id)
+    pub(crate) fn box_dir(&self, id: &str) -> BoxDir {
+        BoxDir::new(self.path.join("boxes").join(id))
     }
 }
 

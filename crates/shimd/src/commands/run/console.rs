@@ -77,7 +77,7 @@ mod tests {
 
     use rustix::fs::{CWD, FileType, Mode, mknodat};
     use tokio::time::timeout;
-    use vmm_shim::FILES;
+    use vmm_shim::BoxDir;
 
     use super::*;
 
@@ -90,7 +90,7 @@ mod tests {
         let console_of = |name: &str| {
             let dir = dir.path().join(name);
             fs::create_dir(&dir).unwrap();
-            dir.join(FILES.console)
+            dir.join("console.log")
         };
         mknodat(CWD, console_of("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
         let secret = dir.path().join("secret");
@@ -99,7 +99,7 @@ mod tests {
         fs::create_dir(console_of("directory")).unwrap();
         let _socket = UnixListener::bind(console_of("socket")).unwrap();
         for name in ["fifo", "link", "directory", "socket"] {
-            let reader = ConsoleReader::new(dir.path().join(name));
+            let reader = ConsoleReader::new(BoxDir::new(dir.path().join(name)));
             let mut console = Console::spawn(reader).unwrap();
             let failure = timeout(TEST_TIMEOUT, console.failure()).await;
             assert!(matches!(failure, Ok(Failure::NotAConsole)), "{name}");

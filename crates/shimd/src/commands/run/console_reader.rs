@@ -1,11 +1,9 @@
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use vmm_shim::{FILES, read_file};
+use vmm_shim::BoxDir;
 
 use crate::failure::Failure;
 
@@ -15,19 +13,15 @@ use crate::failure::Failure;
 /// and starts with the highest number.
 #[derive(Debug)]
 pub(super) struct ConsoleReader {
-    /// The directory of the box.
-    dir: PathBuf,
+    dir: BoxDir,
     /// The file that is being read; `None` until the first one exists.
     file: Option<File>,
     bytes_printed: u64,
 }
 
-/// The size of the largest accepted file `console.dropped`, which holds one number.
-const MAX_COUNT_BYTES: u64 = 32;
-
 impl ConsoleReader {
     /// Creates a reader for the box in `dir`, which may have no output yet.
-    pub(super) fn new(dir: PathBuf) -> Self {
+    pub(super) fn new(dir: BoxDir) -> Self {
         Self {
             dir,
             file: None,
@@ -56,14 +50,11 @@ impl ConsoleReader {
 
     /// Fails if the shim deleted output before it was read. To be called when the box has ended.
     pub(super) fn check_complete(&self) -> Result<(), Failure> {
-        let dropped = read_file(&self.dir.join(FILES.console_dropped), MAX_COUNT_BYTES)
-            .ok()
-            .and_then(|text| String::from_utf8(text).ok()?.trim().parse::<u64>().ok());
         let kept = (0..u8::MAX)
             .filter_map(|number| self.metadata(number))
             .filter(Metadata::is_file)
             .fold(0_u64, |sum, file| sum.saturating_add(file.len()));
-        let written = kept.saturating_add(dropped.unwrap_or(0));
+        let written = kept.saturating_add(self.dir.dropped_console_bytes());
         match written.saturating_sub(self.bytes_printed) {
             0 => Ok(()),
             bytes => Err(Failure::OutputRotated { bytes }),
@@ -76,10 +67,14 @@ impl ConsoleReader {
             let Some(number) = self.next_number()? else {
                 return Ok(None);
             };
-            let opened = open(self.path(number))?;
+            let file = match self.dir.open_console(number) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(open_error(error)),
+            };
             // If the number has changed, the shim has rotated the files, and this may be another file.
-            if opened.is_some() && self.next_number()? == Some(number) {
-                return Ok(opened);
+            if self.next_number()? == Some(number) {
+                return Ok(Some(file));
             }
         }
     }
@@ -109,28 +104,21 @@ impl ConsoleReader {
     }
 
     fn metadata(&self, number: u8) -> Option<Metadata> {
-        fs::symlink_metadata(self.path(number)).ok()
-    }
-
-    fn path(&self, number: u8) -> PathBuf {
-        self.dir.join(FILES.rotated_console(number))
+        fs::symlink_metadata(self.dir.console_path(number)).ok()
     }
 }
 
-/// Opens a console file, without following a link or blocking on a FIFO that a payload has put there.
-fn open(path: PathBuf) -> Result<Option<File>, Failure> {
-    let flags = OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = match rustix::fs::open(path, flags, Mode::empty()) {
-        Ok(file) => File::from(file),
-        Err(Errno::NOENT) => return Ok(None),
-        // A symbolic link or a socket, open(2).
-        Err(Errno::LOOP | Errno::NXIO) => return Err(Failure::NotAConsole),
-        Err(error) => return Err(unreadable(error.into())),
-    };
-    if file.metadata().map_err(unreadable)?.is_file() {
-        Ok(Some(file))
+/// Converts the error of opening a console file that exists: a payload can put anything in its place.
+fn open_error(error: io::Error) -> Failure {
+    // A symbolic link or a socket, open(2).
+    let is_special = matches!(
+        Errno::from_io_error(&error),
+        Some(Errno::LOOP | Errno::NXIO)
+    );
+    if is_special || error.kind() == io::ErrorKind::InvalidData {
+        Failure::NotAConsole
     } else {
-        Err(Failure::NotAConsole)
+        unreadable(error)
     }
 }
 
@@ -175,24 +163,29 @@ mod tests {
     /// Rotates the files as the shim does when it keeps three.
     fn rotate(reader: &ConsoleReader) {
         let oldest = reader.metadata(2).map_or(0, |file| file.len());
-        let count = reader.dir.join(FILES.console_dropped);
-        let dropped = fs::read_to_string(&count).map_or(0, |text| text.parse().unwrap());
-        fs::write(count, (dropped + oldest).to_string()).unwrap();
+        let dropped = reader.dir.dropped_console_bytes() + oldest;
+        reader.dir.write_dropped_console_bytes(dropped).unwrap();
         for number in [1, 0] {
-            let _ = fs::rename(reader.path(number), reader.path(number + 1));
+            let _ = fs::rename(
+                reader.dir.console_path(number),
+                reader.dir.console_path(number + 1),
+            );
         }
     }
 
     fn append(reader: &ConsoleReader, text: &str) {
         let mut options = File::options();
-        let file = options.append(true).create(true).open(reader.path(0));
+        let file = options
+            .append(true)
+            .create(true)
+            .open(reader.dir.console_path(0));
         io::Write::write_all(&mut file.unwrap(), text.as_bytes()).unwrap();
     }
 
     #[test]
     fn files_are_read_once_and_in_order_for_any_number_of_rotations_between_reads() {
         let dir = tempfile::tempdir().unwrap();
-        let mut reader = ConsoleReader::new(dir.path().to_owned());
+        let mut reader = ConsoleReader::new(BoxDir::new(dir.path()));
         assert_eq!(read_new(&mut reader), "");
         let mut expected = String::new();
         for (read, rotations) in [2, 0, 1, 2, 0, 3, 1].into_iter().enumerate() {
@@ -213,11 +206,11 @@ mod tests {
     #[test]
     fn missing_number_is_skipped() {
         let dir = tempfile::tempdir().unwrap();
-        let mut reader = ConsoleReader::new(dir.path().to_owned());
+        let mut reader = ConsoleReader::new(BoxDir::new(dir.path()));
         append(&reader, "first\n");
         assert_eq!(read_new(&mut reader), "first\n");
         // A shim that was killed between two renames leaves the files like this.
-        fs::rename(reader.path(0), reader.path(2)).unwrap();
+        fs::rename(reader.dir.console_path(0), reader.dir.console_path(2)).unwrap();
         append(&reader, "second\n");
         assert_eq!(read_new(&mut reader), "second\n");
     }
@@ -225,7 +218,7 @@ mod tests {
     #[test]
     fn output_deleted_before_a_read_is_counted() {
         let dir = tempfile::tempdir().unwrap();
-        let mut reader = ConsoleReader::new(dir.path().to_owned());
+        let mut reader = ConsoleReader::new(BoxDir::new(dir.path()));
         append(&reader, "first\n");
         assert_eq!(read_new(&mut reader), "first\n");
         for number in 1..=5 {
@@ -243,13 +236,16 @@ mod tests {
     #[test]
     fn console_replaced_by_the_payload_is_read_to_its_end() {
         let dir = tempfile::tempdir().unwrap();
-        let mut reader = ConsoleReader::new(dir.path().to_owned());
+        let mut reader = ConsoleReader::new(BoxDir::new(dir.path()));
         append(&reader, "first\n");
         assert_eq!(read_new(&mut reader), "first\n");
-        let mut file = File::options().append(true).open(reader.path(0)).unwrap();
-        fs::remove_file(reader.path(0)).unwrap();
-        std::os::unix::fs::symlink("/etc/passwd", reader.path(0)).unwrap();
-        std::os::unix::fs::symlink("/etc/passwd", reader.path(1)).unwrap();
+        let mut file = File::options()
+            .append(true)
+            .open(reader.dir.console_path(0))
+            .unwrap();
+        fs::remove_file(reader.dir.console_path(0)).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", reader.dir.console_path(0)).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", reader.dir.console_path(1)).unwrap();
         io::Write::write_all(&mut file, b"second\n").unwrap();
         assert_eq!(read_new(&mut reader), "second\n");
     }

@@ -1,14 +1,13 @@
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use vmm_rest::wire::BoxResponse;
-use vmm_shim::{ExitRecord, FILES, PidLookup, PidRecord};
+use vmm_shim::{BoxDir, ExitRecord, PidLookup, PidRecord};
 
 /// A box whose daemon is gone, as its files on this machine show it.
 #[derive(Debug)]
 pub(super) struct OfflineBox {
-    pub(super) dir: PathBuf,
+    pub(super) dir: BoxDir,
     pub(super) outlives_daemon: bool,
 }
 
@@ -30,7 +29,7 @@ impl OfflineBox {
     /// Waits until the shim ends. Returns `None` if the box outlives the daemon, if it does not end
     /// in time, or if it has no exit record.
     pub(super) async fn wait(&self) -> Option<BoxExit> {
-        let shim = PidRecord::read(&self.dir.join(FILES.shim_pid)).ok()??;
+        let shim = self.dir.shim_record().ok()??;
         let deadline = Instant::now() + EXIT_TIMEOUT;
         // The shim writes the exit record last.
         while is_running(&shim) {
@@ -39,7 +38,7 @@ impl OfflineBox {
             }
             sleep(POLL_INTERVAL).await;
         }
-        let record = ExitRecord::read(&self.dir.join(FILES.exit)).ok()??;
+        let record = self.dir.exit_record().ok()??;
         (record.pid == shim.pid).then(|| record.into())
     }
 }
