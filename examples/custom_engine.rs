@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
-use vmm_runtime::{BoxSpec, PayloadSpec, RuntimeOptions, VmmRuntime};
+use vmm_runtime::{BoxSpec, PayloadSpec, RuntimeOptions, VmmRuntime, with_causes};
 use vmm_shim::{Engine, EngineError, InstanceSpec, Payload, PayloadExit};
 
 struct Countdown;
@@ -83,7 +83,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
             .extend(seconds.map(|n| ("seconds".to_owned(), n.into())));
         runtime.create(BoxSpec::of(payload).name(name)).await?;
         if let Err(error) = runtime.start(name).await {
-            println!("{error}\n");
+            println!("{}\n", with_causes(&error));
         }
     }
     runtime.wait("short").await?;

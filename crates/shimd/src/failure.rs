@@ -1,9 +1,8 @@
 use std::error::Error;
 use std::io;
-use std::iter;
 
 use vmm_rest::{ClientError, ImageError, ListenError, TokenError};
-use vmm_runtime::RuntimeError;
+use vmm_runtime::{RuntimeError, with_causes};
 
 /// The exit code of docker for a command line that it cannot parse, and for a `run` that fails
 /// outside the payload.
@@ -126,8 +125,15 @@ impl Failure {
         match self {
             Self::Interrupted { failure, .. } => failure.with_causes(),
             // The errors in between are layers of the HTTP library.
-            Self::Client(error) => append_causes(error, iter::once(root_of(error))),
-            other => append_causes(other, iter::successors(other.source(), |it| (*it).source())),
+            Self::Client(error) => {
+                let (message, root) = (error.to_string(), root_of(error).to_string());
+                if message.contains(&root) {
+                    message
+                } else {
+                    format!("{message}: {root}")
+                }
+            }
+            other => with_causes(other),
         }
     }
 }
@@ -162,20 +168,6 @@ fn root_of<'e>(mut error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'static
         error = source;
     }
     error
-}
-
-fn append_causes<'e>(
-    error: &dyn Error,
-    causes: impl Iterator<Item = &'e (dyn Error + 'static)>,
-) -> String {
-    causes.fold(error.to_string(), |text, cause| {
-        let cause = cause.to_string();
-        if text.contains(&cause) {
-            text
-        } else {
-            format!("{text}: {cause}")
-        }
-    })
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
-use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
-use vmm_protocol::{Ending, FailureKind, FileError};
+use vmm_protocol::{Ending, FailureKind, FileError, with_causes};
 
 /// The error of an engine that cannot run a payload.
 #[derive(Debug, thiserror::Error)]
@@ -61,12 +60,7 @@ impl From<EngineError> for Ending {
             _ => FailureKind::Engine,
         };
         // An ending has no source, so its message includes the cause.
-        let message = match (&error, error.source()) {
-            // The message of a `FileError` includes it already.
-            (EngineError::File(_), _) | (_, None) => error.to_string(),
-            (_, Some(source)) => format!("{error}: {source}"),
-        };
-        Self::failed(kind, message)
+        Self::failed(kind, with_causes(&error))
     }
 }
 

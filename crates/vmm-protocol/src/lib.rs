@@ -41,6 +41,7 @@ compile_error!("vmm-protocol needs Linux");
 
 mod bounds;
 mod box_dir;
+mod causes;
 mod console_options;
 mod control_group;
 mod ending;
@@ -55,6 +56,7 @@ mod runtime_process;
 
 pub use bounds::truncate_text;
 pub use box_dir::{BOX_DIR_VARIABLE, BoxDir, BoxFiles, FILES};
+pub use causes::with_causes;
 pub use console_options::ConsoleOptions;
 pub use control_group::{ControlGroup, Controller, Members, PROCS_FILE};
 pub use ending::{Ending, ExitRecord, FailureKind};

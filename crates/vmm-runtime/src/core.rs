@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use ulid::{Generator, Ulid};
-use vmm_protocol::{FileError, is_resource_exhaustion};
+use vmm_protocol::{FileError, is_resource_exhaustion, with_causes};
 
 use crate::boxes::Boxes;
 use crate::driver::Driver;
@@ -161,7 +161,7 @@ impl Core {
                         sleep(SHORTAGE_PAUSE).await;
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "cannot remove the directory of a removed box");
+                        tracing::warn!(error = %with_causes(&error), "cannot remove the directory of a removed box");
                         return;
                     }
                 }

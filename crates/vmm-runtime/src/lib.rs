@@ -110,7 +110,7 @@ pub use shim::{
 };
 pub use vmm_protocol::{
     ConsoleOptions, ControlGroup, Ending, FailureKind, FileError, InstanceSpec, PayloadSpec,
-    PayloadSpecError, PidRecord, ProcessIdentity, Ready,
+    PayloadSpecError, PidRecord, ProcessIdentity, Ready, with_causes,
 };
 
 /// Compiles the code of the README.

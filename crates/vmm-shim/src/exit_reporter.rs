@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use vmm_engine::{Payload, descendants};
-use vmm_protocol::{BoxDir, ControlGroup, Ending, ExitRecord, Report};
+use vmm_protocol::{BoxDir, ControlGroup, Ending, ExitRecord, Report, with_causes};
 
 /// How long [`ExitReporter::kill_and_exit`] waits for [`Payload::kill`] to return.
 const KILL_CALL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -149,7 +149,7 @@ impl ExitReporter {
         descendants::kill_all_except(None);
         if let Some(Err(error)) = ControlGroup::of_this_process().map(ControlGroup::remove) {
             // The runtime tries again.
-            let _ = writeln!(io::stderr(), "vmm-shim: {error}");
+            let _ = writeln!(io::stderr(), "vmm-shim: {}", with_causes(&error));
         }
         let ending = ending.truncated();
         let code = ending.shell_code();
@@ -161,7 +161,7 @@ impl ExitReporter {
         let recorded = match (self.box_dir.get(), &record.ending) {
             (Some(dir), _) => dir
                 .write_exit_record(&record)
-                .map_err(|error| error.to_string()),
+                .map_err(|error| with_causes(&error)),
             (None, Ending::Failed { message, .. }) => Err(message.clone()),
             (None, _) => Ok(()),
         };

@@ -12,7 +12,9 @@ use nix::unistd::setsid;
 
 use vmm_engine::signals::stop_ignoring;
 use vmm_engine::{Engine, EngineError, Payload};
-use vmm_protocol::{BoxDir, Ending, FailureKind, InstanceSpec, PidRecord, Report, RuntimeExited};
+use vmm_protocol::{
+    BoxDir, Ending, FailureKind, InstanceSpec, PidRecord, Report, RuntimeExited, with_causes,
+};
 
 use crate::control::{self, Control, Watchdog};
 use crate::exit_reporter::ExitReporter;
@@ -66,7 +68,7 @@ fn set_up(reporter: &Arc<ExitReporter>) -> Result<(BoxDir, OwnedFd, Arc<Control>
     reporter.set_box_dir(dir.clone());
     let this = PidRecord::of_this_process().map_err(system_error("read its process identity"))?;
     dir.write_shim_record(&this)
-        .map_err(|error| failure(error.to_string()))?;
+        .map_err(|error| failure(with_causes(&error)))?;
     let control =
         Control::start(Arc::clone(reporter)).map_err(system_error("start its control thread"))?;
     prctl::set_child_subreaper(true)

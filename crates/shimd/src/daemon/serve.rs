@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Level;
 use vmm_rest::{BearerToken, Image, ImageTable, Limits, Listener, Server};
-use vmm_runtime::{ControlGroup, RuntimeOptions, RuntimeShutdown, VmmRuntime};
+use vmm_runtime::{ControlGroup, RuntimeOptions, RuntimeShutdown, VmmRuntime, with_causes};
 
 use super::log_format::LogFormat;
 use super::service_manager::{self, InheritedSockets, Watchdog};
@@ -128,7 +128,7 @@ impl Serve {
         let groups = block_in_place(ControlGroup::check);
         if let Err(error) = &groups {
             tracing::warn!(
-                %error,
+                error = %with_causes(error),
                 "no control groups: limits of CPU and memory are enforced less strictly, boxes \
                  without such limits are unlimited, and the number of processes is not limited"
             );

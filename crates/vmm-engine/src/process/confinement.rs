@@ -8,7 +8,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use vmm_protocol::{ControlGroup, Controller, InstanceSpec, PROCS_FILE, PayloadSpec};
+use vmm_protocol::{ControlGroup, Controller, InstanceSpec, PROCS_FILE, PayloadSpec, with_causes};
 
 use crate::EngineError;
 
@@ -83,7 +83,8 @@ impl Confinement {
             };
             let _ = writeln!(
                 io::stderr(),
-                "vmm-shim: the payload gets {substitute} instead of a control group: {error}"
+                "vmm-shim: the payload gets {substitute} instead of a control group: {}",
+                with_causes(&error)
             );
         }
         Ok(confinement)

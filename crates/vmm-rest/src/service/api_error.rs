@@ -1,9 +1,7 @@
-use std::error::Error;
-
 use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use vmm_runtime::{Ending, FailureKind, RuntimeError, StartError};
+use vmm_runtime::{Ending, FailureKind, RuntimeError, StartError, with_causes};
 
 use crate::wire::{ErrorCode, ErrorModel};
 
@@ -110,28 +108,13 @@ impl From<RuntimeError> for ApiError {
             RuntimeError::Closed => ErrorCode::Stopped,
             _ => ErrorCode::Internal,
         };
-        let api_error = Self::new(code, message_with_causes(&error));
+        let api_error = Self::new(code, with_causes(&error));
         match error {
             // A retry can succeed, with this server after a restart or with another one.
             RuntimeError::Closed => api_error.with_status(StatusCode::SERVICE_UNAVAILABLE),
             _ => api_error,
         }
     }
-}
-
-/// Returns the message of an error, followed by those of its sources that it does not contain.
-fn message_with_causes(error: &dyn Error) -> String {
-    let mut message = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let text = cause.to_string();
-        if !message.contains(&text) {
-            message.push_str(": ");
-            message.push_str(&text);
-        }
-        source = cause.source();
-    }
-    message
 }
 
 fn start_error_code(error: &StartError) -> ErrorCode {

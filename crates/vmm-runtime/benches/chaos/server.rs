@@ -10,6 +10,7 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use vmm_runtime::{
     BoxChange, BoxInfo, BoxSpec, BoxStatus, Ending, RuntimeError, RuntimeOptions, VmmRuntime,
+    with_causes,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -77,7 +78,7 @@ pub(crate) fn serve(home: &Path) -> Result<(), Box<dyn Error>> {
     let runtime = match tokio.block_on(VmmRuntime::open(RuntimeOptions::new(home))) {
         Ok(runtime) => runtime,
         Err(error) => {
-            send_message(&Message::NotOpened(error.to_string()));
+            send_message(&Message::NotOpened(with_causes(&error)));
             return Ok(());
         }
     };

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use shim_reaper::ShimHandle;
 use vmm_protocol::{
-    ControlGroup, Ending, ExitRecord, FileError, PidRecord, is_resource_exhaustion,
+    ControlGroup, Ending, ExitRecord, FileError, PidRecord, is_resource_exhaustion, with_causes,
 };
 
 use super::state::{Gate, Phase};
@@ -99,7 +99,7 @@ impl MicroBox {
         if matches!(self.state().phase, Phase::Exited { .. })
             && let Err(error) = self.save()
         {
-            tracing::warn!(id = self.id(), %error, "cannot save how the box ended");
+            tracing::warn!(id = self.id(), error = %with_causes(&error), "cannot save how the box ended");
         }
         self.report_exit();
         Ok(())

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use vmm_protocol::Ending;
+use vmm_protocol::{Ending, with_causes};
 
 use super::state::{Phase, State};
 use super::{BoxRecord, Outcome};
@@ -114,7 +114,7 @@ impl State {
             None => last,
         };
         let ending: Option<&Ending> = last.and_then(|last| last.ending.as_ref());
-        let damage = self.damage.as_ref().map(ToString::to_string);
+        let damage = self.damage.as_ref().map(|damage| with_causes(damage));
         BoxInfo {
             id: id.clone(),
             name: spec.name.clone(),

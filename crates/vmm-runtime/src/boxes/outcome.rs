@@ -2,7 +2,7 @@ use std::process::ExitStatus;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
-use vmm_protocol::{Ending, ExitRecord, FileError, PidRecord, truncate_text};
+use vmm_protocol::{Ending, ExitRecord, FileError, PidRecord, truncate_text, with_causes};
 
 use super::BoxStatus;
 use crate::StartError;
@@ -42,7 +42,7 @@ impl Outcome {
     ) -> Self {
         let (record, unreadable) = match record {
             Ok(record) => (record, None),
-            Err(error) => (None, Some(error.to_string())),
+            Err(error) => (None, Some(with_causes(&error))),
         };
         // A record of an earlier run does not count.
         let record =
@@ -85,7 +85,7 @@ impl Outcome {
     /// Turns the outcome into a failure whose reason is an unreadable file.
     pub(crate) fn with_error(mut self, error: &FileError) -> Self {
         self.status = BoxStatus::Failed;
-        self.error = Some(truncated(error.to_string()));
+        self.error = Some(truncated(with_causes(error)));
         self
     }
 
@@ -94,7 +94,7 @@ impl Outcome {
         Self {
             status: BoxStatus::Failed,
             ending: error.ending().cloned(),
-            error: Some(truncated(error.to_string())),
+            error: Some(truncated(with_causes(error))),
             at: Timestamp::now(),
             requested: false,
             may_leave_orphans: false,

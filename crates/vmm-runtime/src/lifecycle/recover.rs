@@ -8,7 +8,9 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use tokio::time::timeout;
 use ulid::Ulid;
-use vmm_protocol::{ExitRecord, FileError, PidLookup, PidRecord, is_resource_exhaustion};
+use vmm_protocol::{
+    ExitRecord, FileError, PidLookup, PidRecord, is_resource_exhaustion, with_causes,
+};
 
 use super::{cleanup, retry_cleanup, supervise};
 use crate::boxes::{BoxRecord, MicroBox, Outcome};
@@ -59,7 +61,7 @@ pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
             LastShim::Alive(record) => reattach(&core, &bx, &record).await?,
             LastShim::Dead(record) => Err(record),
             LastShim::Unreadable(error) => {
-                tracing::error!(id = bx.id(), %error, "cannot read shim.pid; no shim is running");
+                tracing::error!(id = bx.id(), error = %with_causes(&error), "cannot read shim.pid; no shim is running");
                 let outcome = Outcome::of_exit(None, None, read_exit_record(&bx)?, false);
                 bx.mark_exited_offline(outcome.with_error(&error));
                 exited.push(bx);
@@ -164,7 +166,7 @@ fn read_one(
         Ok(record) => (BoxRecord { id, ..record }, None),
         Err(error) if is_resource_exhaustion(&error.source) => return Err(error),
         Err(error) => {
-            tracing::error!(id, %error, "cannot read box.json; the box is damaged");
+            tracing::error!(id, error = %with_causes(&error), "cannot read box.json; the box is damaged");
             (placeholder_record(id), Some(error))
         }
     };
@@ -248,7 +250,7 @@ fn is_shim_of(pid: u32, bx: &MicroBox) -> io::Result<bool> {
 /// Writes the `shim.pid` again.
 fn repair_pid_record(bx: &MicroBox, record: &PidRecord) {
     if let Err(error) = bx.dir().write_shim_record(record) {
-        tracing::warn!(id = bx.id(), %error, "cannot repair shim.pid");
+        tracing::warn!(id = bx.id(), error = %with_causes(&error), "cannot repair shim.pid");
     }
 }
 

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::sleep;
+use vmm_protocol::with_causes;
 
 use crate::boxes::MicroBox;
 use crate::core::Core;
@@ -34,7 +35,7 @@ pub(crate) fn supervise(core: &Arc<Core>, bx: &Arc<MicroBox>, shim: Arc<ShimHand
             }
             // Without the operation lock: a stop may hold it while it waits for this exit.
             if let Err(error) = observe_exit(&core, &bx).await {
-                tracing::warn!(id = bx.id(), %error, "cannot read how the box ended; retrying");
+                tracing::warn!(id = bx.id(), error = %with_causes(&error), "cannot read how the box ended; retrying");
             }
             let _ = cleanup_locked(&core, &bx).await;
             retry_cleanup(&core, bx);
@@ -102,7 +103,7 @@ pub(crate) async fn wait_exit_observed(core: &Core, bx: &Arc<MicroBox>) {
 async fn save(core: &Core, bx: &Arc<MicroBox>) {
     let this = Arc::clone(bx);
     if let Err(error) = core.run_on_disk(move || this.save()).await {
-        tracing::warn!(id = bx.id(), %error, "cannot save how the box ended");
+        tracing::warn!(id = bx.id(), error = %with_causes(&error), "cannot save how the box ended");
     }
 }
 
@@ -140,6 +141,6 @@ pub(crate) async fn cleanup(core: &Core, bx: &Arc<MicroBox>) -> Result<(), Runti
 /// Logs and returns the error of a failed cleanup.
 fn cleanup_failed(bx: &MicroBox, source: io::Error) -> RuntimeError {
     let id = bx.id().to_owned();
-    tracing::warn!(id, error = %source, "cannot clean up processes left by the previous run");
+    tracing::warn!(id, error = %with_causes(&source), "cannot clean up processes left by the previous run");
     RuntimeError::CleanupFailed { id, source }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use shim_reaper::Pidfd;
 use tokio::time::{Instant, sleep, timeout_at};
+use vmm_protocol::with_causes;
 
 use super::SIGKILL_TIMEOUT;
 use super::search::{self, SearchResult};
@@ -153,6 +154,6 @@ async fn exited(killed: &Pidfd) {
 fn clone_error(error: &io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(errno) => io::Error::from_raw_os_error(errno),
-        None => io::Error::new(error.kind(), error.to_string()),
+        None => io::Error::new(error.kind(), with_causes(error)),
     }
 }
