@@ -14,7 +14,7 @@ use std::iter;
 ///
 /// let full = io::Error::from(io::ErrorKind::StorageFull);
 /// let error = FileError::new("write", "/box/exit", full);
-/// assert_eq!(error.to_string(), "cannot write /box/exit: no storage space");
+/// assert_eq!(error.to_string(), "cannot write /box/exit");
 /// assert_eq!(with_causes(&error), "cannot write /box/exit: no storage space");
 /// ```
 pub fn with_causes(error: &dyn Error) -> String {

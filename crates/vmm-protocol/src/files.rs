@@ -8,9 +8,10 @@ use nix::errno::Errno;
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 use serde::Serialize;
 
-/// An I/O error with the path of its file.
+/// An I/O error with the path of its file. To print it with the error of the operating system, use
+/// [`with_causes`](crate::with_causes).
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {action} {}: {source}", path.display())]
+#[error("cannot {action} {}", path.display())]
 pub struct FileError {
     /// The operation that failed, as an infinitive: "write", "read".
     pub action: &'static str,

@@ -53,7 +53,7 @@ pub enum RuntimeError {
     #[error(transparent)]
     ShimProgram(#[from] ShimProgramError),
     /// A thread of the runtime could not be started.
-    #[error("cannot start a thread of the VMM runtime: {0}")]
+    #[error("cannot start a thread of the VMM runtime")]
     Thread(#[source] io::Error),
     /// No box has this id or name.
     #[error("box {wanted:?} not found")]

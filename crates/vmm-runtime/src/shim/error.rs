@@ -18,7 +18,7 @@ pub enum ShimProgramError {
     )]
     NotAShimProgram,
     /// The program does not exist or cannot be inspected.
-    #[error("cannot find shim program {}: {source}", path.display())]
+    #[error("cannot find shim program {}", path.display())]
     Missing {
         /// The path.
         path: PathBuf,
@@ -41,10 +41,10 @@ pub enum StartError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The process could not be spawned.
-    #[error("cannot spawn shim: {0}")]
+    #[error("cannot spawn shim")]
     Spawn(#[source] io::Error),
     /// The shim did not read its spec.
-    #[error("cannot send spec to shim {pid}: {source}")]
+    #[error("cannot send spec to shim {pid}")]
     SendSpec {
         /// The pid of the shim.
         pid: u32,
