@@ -16,7 +16,9 @@ use common::{DEADLINE, eventually, is_gone, kill};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal::SIGKILL;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxSpec, BoxStatus, ControlGroup, Ending, RuntimeError, VmmRuntime};
+use vmm_runtime::{
+    BoxSpec, BoxStatus, ControlGroup, Ending, RuntimeError, VmmRuntime, with_causes,
+};
 
 /// Returns the control groups of a running box. Returns `None`, after a note on stderr, on a host
 /// without control groups.
@@ -395,8 +397,8 @@ async fn a_box_with_live_orphans_can_neither_start_nor_be_removed() {
         "{removed}"
     );
     assert!(
-        removed.to_string().contains(&orphan.to_string()),
-        "{removed}"
+        with_causes(&removed).contains(&orphan.to_string()),
+        "{removed:?}"
     );
     frozen.thaw();
     runtime.start(id).await.unwrap();

@@ -15,7 +15,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxStatus, RuntimeError, StartError, VmmRuntime};
+use vmm_runtime::{BoxStatus, RuntimeError, StartError, VmmRuntime, with_causes};
 
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -76,7 +76,7 @@ fn assert_names_file_below(error: &RuntimeError, below: &Path) {
         other => panic!("{other:?}"),
     };
     assert!(path.starts_with(below), "{}", path.display());
-    assert!(error.to_string().contains(path.to_str().unwrap()));
+    assert!(with_causes(error).contains(path.to_str().unwrap()));
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn a_full_disk_fails_only_operations_that_write() {
             assert_names_file_below(&error, &home);
             assert_eq!(runtime.list().await.len(), 3);
             let error = runtime.start(&idle).await.unwrap_err();
-            assert!(error.to_string().contains("shim.pid"), "{error}");
+            assert!(with_causes(&error).contains("shim.pid"), "{error:?}");
             // The VMM runtime still notices a death, and can stop a box.
             kill(victim.pid.unwrap(), Signal::SIGKILL);
             let ended = runtime.wait(&victim.id).await.unwrap();
@@ -245,8 +245,8 @@ async fn a_start_that_cannot_write_a_file_names_it_and_other_boxes_work() {
     fs::create_dir(&pid_file).unwrap();
     let error = runtime.start(&blocked).await.unwrap_err();
     assert!(
-        error.to_string().contains(pid_file.to_str().unwrap()),
-        "{error}"
+        with_causes(&error).contains(pid_file.to_str().unwrap()),
+        "{error:?}"
     );
     runtime.start(&other).await.unwrap();
     fs::remove_dir(&pid_file).unwrap();

@@ -8,6 +8,8 @@ use crate::{ShimProgramError, StartError};
 
 /// An error of a [`VmmRuntime`](crate::VmmRuntime): it could not be opened, or an operation on a
 /// box failed.
+///
+/// The message does not repeat the cause. To print both, use [`with_causes`](crate::with_causes).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RuntimeError {
@@ -91,7 +93,7 @@ pub enum RuntimeError {
         id: String,
     },
     /// The box could not be started. Its shim has ended and has been reaped.
-    #[error("cannot start box {id}: {source}")]
+    #[error("cannot start box {id}")]
     Start {
         /// The id of the box.
         id: String,
@@ -111,7 +113,7 @@ pub enum RuntimeError {
     /// Processes of the previous run survived SIGKILL, or the runtime could not search for them
     /// because it had no descriptors or memory left. The runtime retries in the background; until
     /// it succeeds the box can neither start nor be removed.
-    #[error("cannot clean up processes left by the previous run of box {id}: {source}; try again")]
+    #[error("cannot clean up processes left by the previous run of box {id}; try again")]
     CleanupFailed {
         /// The id of the box.
         id: String,
@@ -120,7 +122,7 @@ pub enum RuntimeError {
     },
     /// The `box.json` of the box cannot be read. Repair the file while the runtime is not running,
     /// or remove the box as usual.
-    #[error("box {id} is damaged: {source}; repair that file, or remove the box")]
+    #[error("box {id} is damaged; repair {}, or remove the box", source.path.display())]
     Damaged {
         /// The id of the box.
         id: String,
@@ -149,4 +151,53 @@ pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
         .map(ToString::to_string)
         .or_else(|| panic.downcast_ref::<String>().cloned());
     text.unwrap_or_else(|| "non-string panic payload".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use vmm_protocol::with_causes;
+
+    use super::*;
+
+    #[test]
+    fn each_cause_is_in_the_chain_once_and_not_in_the_message_of_the_error_above_it() {
+        let full = || io::Error::other("disk full");
+        let file = |action| FileError::new(action, "/box/file", full());
+        let id = || "b1".to_owned();
+        let start = |source| RuntimeError::Start { id: id(), source };
+        for (error, expected) in [
+            (file("write").into(), "cannot write /box/file: disk full"),
+            (
+                start(StartError::File(file("open"))),
+                "cannot start box b1: cannot open /box/file: disk full",
+            ),
+            (
+                start(StartError::Spawn(full())),
+                "cannot start box b1: cannot spawn shim: disk full",
+            ),
+            (
+                RuntimeError::CleanupFailed {
+                    id: id(),
+                    source: io::Error::new(io::ErrorKind::ResourceBusy, file("remove")),
+                },
+                "cannot clean up processes left by the previous run of box b1; try again: cannot \
+                 remove /box/file: disk full",
+            ),
+            (
+                RuntimeError::Damaged {
+                    id: id(),
+                    source: Arc::new(file("read")),
+                },
+                "box b1 is damaged; repair /box/file, or remove the box: cannot read /box/file: \
+                 disk full",
+            ),
+        ] {
+            assert_eq!(with_causes(&error), expected);
+            let mut above: &dyn std::error::Error = &error;
+            while let Some(cause) = above.source() {
+                assert!(!above.to_string().contains(&cause.to_string()), "{above}");
+                above = cause;
+            }
+        }
+    }
 }
