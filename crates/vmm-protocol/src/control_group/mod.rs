@@ -2,6 +2,7 @@
 
 mod cgroupfs;
 mod controller;
+mod find;
 mod group;
 mod hierarchy;
 mod new_group;
