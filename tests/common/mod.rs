@@ -2,6 +2,7 @@
 #![allow(dead_code)] // Each test file uses a different part.
 
 pub mod boxes;
+pub mod control_groups;
 pub mod frozen_process;
 pub mod log_counter;
 pub mod own_process;
