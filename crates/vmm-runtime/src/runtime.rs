@@ -97,6 +97,10 @@ impl VmmRuntime {
     /// The runtime works on its own threads. It detects exits even if the caller's tokio runtime is
     /// blocked or gone.
     ///
+    /// The first call in a process also starts the [process-wide
+    /// reaper](crate#process-wide-state), which outlives the runtime. A call for the home of a
+    /// runtime that was dropped in this process waits until that runtime has released it.
+    ///
     /// # Errors
     ///
     /// [`RuntimeError::Locked`] while another runtime has the home; [`RuntimeError::HomeOfAnother`]
