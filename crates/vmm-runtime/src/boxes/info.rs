@@ -1,39 +1,12 @@
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use vmm_protocol::{Ending, with_causes};
 
 use super::state::{Phase, State};
-use super::{BoxRecord, Outcome};
+use super::{BoxRecord, BoxStatus, Outcome};
 use crate::{HealthState, ShimHandler};
-
-/// The status of a box.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BoxStatus {
-    /// Created and never started.
-    Configured,
-    /// The payload is running.
-    Running,
-    /// The box ended on request, or by itself with exit code 0. It can be started again.
-    Stopped,
-    /// The box could not be started, or ended in any other way. It can be started again.
-    Failed,
-}
-
-impl fmt::Display for BoxStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Configured => "configured",
-            Self::Running => "running",
-            Self::Stopped => "stopped",
-            Self::Failed => "failed",
-        })
-    }
-}
 
 /// The state of a box at one moment.
 #[derive(Clone, Debug, PartialEq)]

@@ -9,11 +9,13 @@ mod outcome;
 mod record;
 mod spec;
 mod state;
+mod status;
 
 pub(crate) use decision::{ShutdownTarget, StartDecision};
 pub(crate) use index::Boxes;
-pub use info::{BoxInfo, BoxStatus};
+pub use info::BoxInfo;
 pub(crate) use micro_box::MicroBox;
 pub(crate) use outcome::Outcome;
 pub(crate) use record::BoxRecord;
 pub use spec::BoxSpec;
+pub use status::BoxStatus;
