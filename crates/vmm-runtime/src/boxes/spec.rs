@@ -27,7 +27,7 @@ pub struct BoxSpec {
     /// The name: up to 128 letters, digits, `.`, `_` and `-`, beginning with a letter or a digit.
     pub name: Option<String>,
     /// The name of the [`Image`](crate::Image) that the box was created from, if any. Only shown;
-    /// the spec is complete without the image.
+    /// the spec is complete without the image. Counts towards the size of the labels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// The payload and its engine.
@@ -44,7 +44,7 @@ pub struct BoxSpec {
 }
 
 const MAX_NAME_LEN: usize = 128;
-/// Every response that shows a box contains its labels.
+/// Every response that shows a box contains its labels and its image.
 const MAX_LABELS: usize = 1024;
 const MAX_LABEL_BYTES: usize = 1 << 20;
 const DEFAULT_STOP_GRACE: Duration = Duration::from_secs(10);
@@ -184,13 +184,12 @@ impl BoxSpec {
         check.is_some_and(|check| matches!(check.probe, Probe::Command { .. }))
     }
 
-    /// Checks the name.
+    /// Checks the name, and the size of the labels and the image.
     pub(crate) fn check(&self) -> Result<(), RuntimeError> {
-        let label_bytes = self
-            .labels
-            .iter()
-            .map(|(key, value)| key.len() + value.len());
-        if self.labels.len() > MAX_LABELS || label_bytes.sum::<usize>() > MAX_LABEL_BYTES {
+        let labels = self.labels.iter();
+        let label_bytes: usize = labels.map(|(key, value)| key.len() + value.len()).sum();
+        let image_bytes = self.image.as_ref().map_or(0, String::len);
+        if self.labels.len() > MAX_LABELS || label_bytes + image_bytes > MAX_LABEL_BYTES {
             return Err(RuntimeError::TooManyLabels {
                 count: self.labels.len(),
             });
@@ -222,6 +221,14 @@ mod tests {
         for name in ["", "-a", ".a", "a/b", "a b", "ä", "a\n", &"n".repeat(129)] {
             assert!(BoxSpec::new(["true"]).name(name).check().is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn labels_and_image_are_bounded_together() {
+        let half = "x".repeat(MAX_LABEL_BYTES / 2);
+        let spec = BoxSpec::new(["true"]).label("", half.clone());
+        assert!(spec.clone().image(half.clone()).check().is_ok());
+        assert!(spec.image(half + "x").check().is_err());
     }
 
     #[test]
