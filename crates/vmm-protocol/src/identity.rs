@@ -1,15 +1,11 @@
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::process;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::statfs::{FsType, fstatfs};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
-use crate::bounds;
+use crate::procfs::{Stat, is_process_gone};
+use crate::{bounds, pidfd};
 
 /// The identity of a process: it distinguishes the process from all others that have the same pid
 /// at another time.
@@ -49,32 +45,26 @@ impl ProcessIdentity {
     /// If `/proc` cannot be read, or no file descriptor is available.
     pub fn of(pid: u32) -> io::Result<Option<Self>> {
         // The pidfd is opened first and checked last, so all parts describe the same process.
-        let pidfd = match open_pidfd(pid) {
+        let pidfd = match pidfd::open(pid) {
             Ok(pidfd) => pidfd,
             Err(error) if is_process_gone(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let stat = match fs::read(format!("/proc/{pid}/stat")) {
-            Ok(stat) => stat,
-            Err(error) if is_process_gone(&error) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let Some((state, start_time)) = parse_stat(&stat) else {
-            let message = format!("cannot parse /proc/{pid}/stat");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        let Some(stat) = Stat::read(pid)? else {
+            return Ok(None);
         };
         let has_exited = match &pidfd {
             // The state in `stat` is that of the main thread, which other threads may outlive.
-            Some(pidfd) => has_exited(pidfd),
-            None => matches!(state, b'Z' | b'X'),
+            Some(pidfd) => pidfd::has_exited(pidfd),
+            None => stat.is_zombie(),
         };
         if has_exited {
             return Ok(None);
         }
         Ok(Some(Self {
-            start_time,
+            start_time: stat.start_time,
             boot_id: boot_id()?,
-            pidfd_inode: pidfd.and_then(inode),
+            pidfd_inode: pidfd.and_then(pidfd::inode),
         }))
     }
 
@@ -88,60 +78,10 @@ impl ProcessIdentity {
     }
 }
 
-/// Opens a pidfd. Returns `None` if the kernel has no pidfds, or a sandbox forbids them.
-pub(crate) fn open_pidfd(pid: u32) -> io::Result<Option<OwnedFd>> {
-    let Some(pid) = pid.try_into().ok().and_then(Pid::from_raw) else {
-        return Err(nix::errno::Errno::ESRCH.into());
-    };
-    match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(pidfd) => Ok(Some(pidfd)),
-        // It is the id of a thread, pidfd_open(2).
-        Err(rustix::io::Errno::INVAL) => Err(nix::errno::Errno::ESRCH.into()),
-        Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Returns true if the process has exited. A pidfd becomes readable at the exit of its process, and
-/// stays readable after the process is reaped.
-pub(crate) fn has_exited(pidfd: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
-}
-
-fn inode(pidfd: OwnedFd) -> Option<u64> {
-    /// Before Linux 6.9, all pidfds share one inode of another file system.
-    const PIDFS_MAGIC: FsType = FsType(0x5049_4446);
-    if fstatfs(pidfd.as_fd()).ok()?.filesystem_type() != PIDFS_MAGIC {
-        return None;
-    }
-    File::from(pidfd).metadata().ok().map(|file| file.ino())
-}
-
 fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
         .trim()
         .to_owned())
-}
-
-/// Returns the state (field 3) and the start time (field 22) of a `/proc/<pid>/stat` file.
-///
-/// The process name in field 2 can contain spaces and parentheses, so parsing starts after the last
-/// closing parenthesis.
-fn parse_stat(stat: &[u8]) -> Option<(u8, u64)> {
-    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
-    let rest = str::from_utf8(stat.get(name_end + 2..)?).ok()?;
-    let mut fields = rest.split_ascii_whitespace();
-    let state = fields.next()?.bytes().next()?;
-    Some((state, fields.nth(18)?.parse().ok()?))
-}
-
-/// Returns true if the error means that the process does not exist.
-pub(crate) fn is_process_gone(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(nix::libc::ENOENT | nix::libc::ESRCH)
-    )
 }
 
 #[cfg(test)]
@@ -149,6 +89,7 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+    use crate::procfs;
 
     #[test]
     fn a_process_has_its_own_identity() {
@@ -201,15 +142,14 @@ ctypes.CDLL(None).syscall(exit, 0)";
             .args(["-c", script])
             .spawn()
             .unwrap();
-        let stat = format!("/proc/{}/stat", child.id());
-        while parse_stat(&fs::read(&stat).unwrap()).unwrap().0 != b'Z' {
+        while !procfs::is_zombie(child.id()) {
             std::thread::yield_now();
         }
         let identity = ProcessIdentity::of(child.id()).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         // Without pidfds, only the state of the main thread is known.
-        let has_pidfds = open_pidfd(process::id()).unwrap().is_some();
+        let has_pidfds = pidfd::open(process::id()).unwrap().is_some();
         assert_eq!(identity.is_some(), has_pidfds);
     }
 

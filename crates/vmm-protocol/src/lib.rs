@@ -9,7 +9,9 @@
 //! * the files in the box directory ([`BoxDir`]), such as the pid and identity of the shim
 //!   ([`PidRecord`]), and how it ended ([`ExitRecord`]);
 //! * the arguments by which a process recognizes that it is a shim ([`Invocation`]);
-//! * the names of the payload's control groups ([`ControlGroup`]).
+//! * the names of the payload's control groups ([`ControlGroup`]);
+//! * what identifies a process ([`ProcessIdentity`]), and how it is read from `/proc` ([`procfs`],
+//!   [`pidfd`]).
 //!
 //! Use this crate for a tool that reads a box directory without a runtime. To run boxes, use
 //! `vmm-runtime`; to add an engine, use `vmm-shim`. Both re-export what they need from here.
@@ -51,6 +53,8 @@ mod instance_spec;
 mod invocation;
 mod payload_spec;
 mod pid_record;
+pub mod pidfd;
+pub mod procfs;
 mod report;
 mod runtime_process;
 

@@ -6,8 +6,8 @@ use std::process;
 
 use serde::{Deserialize, Serialize};
 
-use crate::identity::{has_exited, is_process_gone, open_pidfd};
-use crate::{PidLookup, PidRecord, ProcessIdentity};
+use crate::procfs::is_process_gone;
+use crate::{PidLookup, PidRecord, ProcessIdentity, pidfd};
 
 /// The process of the VMM runtime that starts a shim.
 ///
@@ -53,7 +53,7 @@ impl RuntimeProcess {
         if pid_namespace() != self.pid_namespace {
             return Ok(None);
         }
-        let pidfd = match open_pidfd(self.pid) {
+        let pidfd = match pidfd::open(self.pid) {
             Ok(Some(pidfd)) => pidfd,
             Err(error) if is_process_gone(&error) => return Err(RuntimeExited),
             Ok(None) | Err(_) => return Ok(None),
@@ -66,7 +66,7 @@ impl RuntimeProcess {
         match record.lookup() {
             Ok(PidLookup::Alive(_)) => Ok(Some(pidfd)),
             Ok(PidLookup::Reused) => Err(RuntimeExited),
-            Ok(PidLookup::NotFound) if has_exited(&pidfd) => Err(RuntimeExited),
+            Ok(PidLookup::NotFound) if pidfd::has_exited(&pidfd) => Err(RuntimeExited),
             Ok(PidLookup::NotFound | PidLookup::Unverified(_)) | Err(_) => Ok(None),
         }
     }
@@ -95,7 +95,7 @@ mod tests {
         let watch = other.watch();
         child.kill().unwrap();
         child.wait().unwrap();
-        let has_pidfds = open_pidfd(process::id()).unwrap().is_some();
+        let has_pidfds = pidfd::open(process::id()).unwrap().is_some();
         assert_eq!(matches!(watch, Ok(Some(_))), has_pidfds);
         assert_eq!(matches!(this.watch(), Ok(Some(_))), has_pidfds);
         assert_eq!(matches!(other.watch(), Err(RuntimeExited)), has_pidfds);

@@ -5,9 +5,8 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
-use nix::libc::ENODEV;
-use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, fstatfs};
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, FsWord, Mode, OFlags, fstatfs, openat};
+use rustix::io::Errno;
 
 /// The file that lists the processes of a control group. A process that writes 0 to it enters the
 /// group.
@@ -37,18 +36,23 @@ pub(super) fn child_groups(dir: &Path) -> io::Result<Vec<OsString>> {
 /// Returns true if the error means that the group was removed. ENODEV: between the open and the
 /// read of one of its files.
 pub(super) fn is_removed(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(ENODEV)
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::NOENT | Errno::NODEV)
+    )
 }
 
 /// Returns true if the path is a control group. Returns false for a symbolic link to one: the link
 /// of a payload may lead to a group of another box.
 pub(super) fn is_control_group(path: &Path) -> bool {
+    // The two versions, linux/magic.h.
+    const CGROUP_SUPER_MAGIC: FsWord = 0x0027_e0eb;
+    const CGROUP2_SUPER_MAGIC: FsWord = 0x6367_7270;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let Ok(group) = openat(CWD, path, flags, Mode::empty()) else {
         return false;
     };
     fstatfs(&group).is_ok_and(|file_system| {
-        let kind = file_system.filesystem_type();
-        kind == CGROUP_SUPER_MAGIC || kind == CGROUP2_SUPER_MAGIC
+        [CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC].contains(&file_system.f_type)
     })
 }

@@ -8,8 +8,8 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::libc::EOPNOTSUPP;
 use rustix::fs::{AtFlags, unlinkat};
+use rustix::io::Errno;
 
 use super::cgroupfs::{PROCS_FILE, is_removed, write_setting};
 use super::controller::{Controller, Version};
@@ -264,7 +264,7 @@ impl Members<'_> {
         match read_at(self.0, PROCS_FILE) {
             Ok(list) => Ok(list.lines().filter_map(|pid| pid.parse().ok()).collect()),
             // In version 2, the domain of a threaded group lists its processes.
-            Err(error) if error.raw_os_error() == Some(EOPNOTSUPP) => Ok(Vec::new()),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::OPNOTSUPP) => Ok(Vec::new()),
             Err(error) => Err(error),
         }
     }

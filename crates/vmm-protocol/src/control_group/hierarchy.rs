@@ -1,11 +1,11 @@
 use std::ffi::OsStr;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::cgroupfs::write_setting;
 use super::controller::{Controller, Version};
 use crate::FileError;
+use crate::procfs::read_own;
 
 /// The hierarchy that has one controller, and the place for new groups in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,8 +32,7 @@ impl Hierarchy {
     pub(super) fn of_each(
         controllers: impl IntoIterator<Item = Controller>,
     ) -> io::Result<impl Iterator<Item = Self>> {
-        let groups = fs::read_to_string("/proc/self/cgroup")?;
-        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let (groups, mounts) = (read_own("cgroup")?, read_own("mountinfo")?);
         let controllers = controllers.into_iter();
         Ok(controllers.filter_map(move |controller| Self::find(controller, &groups, &mounts)))
     }
@@ -141,6 +140,10 @@ fn is_delegated(group: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt;
+    use std::process::Command;
+    use std::{env, fs};
+
     use super::*;
 
     const MOUNTS: &str = "\
@@ -181,6 +184,40 @@ mod tests {
         assert_eq!(find(Controller::Cpu, ""), None);
         let unmounted = Hierarchy::find(Controller::Cpu, "0::/\n", "");
         assert_eq!(unmounted, None);
+    }
+
+    /// Users may mount file systems of their own with `fusermount3(1)`.
+    #[test]
+    fn a_mount_point_that_is_not_utf_8_does_not_hide_the_hierarchies() {
+        const COUNT: &str = "VMM_TEST_HIERARCHIES";
+        const TEST: &str = "control_group::hierarchy::tests::\
+                            a_mount_point_that_is_not_utf_8_does_not_hide_the_hierarchies";
+        let found = Hierarchy::of_each(Controller::ALL).unwrap().count();
+        if let Some(expected) = env::var_os(COUNT) {
+            assert_eq!(found.to_string().as_str(), expected);
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let point = dir.path().join(OsStr::from_bytes(b"\xff"));
+        fs::create_dir(&point).unwrap();
+        // This test again, in a mount namespace of its own.
+        let script = "mount -t tmpfs tmpfs \"$1\" || exit 77; shift; exec \"$@\"";
+        let output = Command::new("unshare")
+            .args(["--mount", "sh", "-c", script, "sh"])
+            .args([&point, &env::current_exe().unwrap()])
+            .args([TEST, "--exact"])
+            .env(COUNT, found.to_string())
+            .output();
+        match output {
+            Ok(output) if output.status.success() => {
+                let text = String::from_utf8_lossy(&output.stdout);
+                assert!(text.contains("1 passed"), "{text}");
+            }
+            Ok(output) if String::from_utf8_lossy(&output.stdout).contains("panicked") => {
+                panic!("{output:?}")
+            }
+            skipped => println!("SKIPPED: cannot mount a file system: {skipped:?}"),
+        }
     }
 
     #[test]
