@@ -3,7 +3,7 @@
 //! A shim is their subreaper (`PR_SET_CHILD_SUBREAPER`, `prctl(2)`), so the kernel makes orphans
 //! its children.
 
-use std::fs;
+use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use vmm_protocol::procfs;
 
 /// How long to wait for killed processes. A process in an uninterruptible sleep can take longer.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -54,17 +55,10 @@ pub fn reap_all_except(except: Pid) -> bool {
     reaped.count() > 0
 }
 
-/// Returns the children of all threads of this process. Returns none on a kernel without
-/// `CONFIG_PROC_CHILDREN`.
+/// Returns the children of this process. Returns none on a kernel that does not list them.
 fn children() -> impl Iterator<Item = Pid> {
-    fs::read_dir("/proc/self/task")
+    let children = procfs::children(process::id()).unwrap_or_default();
+    children
         .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
-        .flat_map(|list| {
-            let pids = list.split_ascii_whitespace();
-            pids.filter_map(|pid| pid.parse().ok().map(Pid::from_raw))
-                .collect::<Vec<_>>()
-        })
+        .map(|pid| Pid::from_raw(pid.cast_signed()))
 }

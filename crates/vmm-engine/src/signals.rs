@@ -1,11 +1,11 @@
 //! Resets signals that the parent process has ignored.
 
-use std::fs;
 use std::io;
 use std::sync::Arc;
 
 use nix::libc::c_int;
 use signal_hook::consts::FORBIDDEN;
+use vmm_protocol::procfs;
 
 /// Installs a handler for each of these signals that this process has inherited as ignored.
 ///
@@ -17,7 +17,7 @@ use signal_hook::consts::FORBIDDEN;
 ///
 /// If `/proc` cannot be read.
 pub fn stop_ignoring(signals: impl IntoIterator<Item = c_int>) -> io::Result<()> {
-    let ignored = ignored_signals()?;
+    let ignored = procfs::ignored_signals()?;
     for signal in signals {
         if ignored >> (signal - 1) & 1 == 1 && !FORBIDDEN.contains(&signal) {
             match signal_hook::flag::register(signal, Arc::default()) {
@@ -28,15 +28,4 @@ pub fn stop_ignoring(signals: impl IntoIterator<Item = c_int>) -> io::Result<()>
         }
     }
     Ok(())
-}
-
-/// Returns a mask with one bit per signal, starting with signal 1: `SigIgn` in `/proc/self/status`,
-/// `proc_pid_status(5)`.
-fn ignored_signals() -> io::Result<u64> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("SigIgn:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .ok_or_else(|| io::Error::other("/proc/self/status has no valid line SigIgn"))
 }

@@ -9,8 +9,8 @@ use std::process::Command;
 use std::time::Duration;
 use std::{env, fs, io, thread};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::{LOOP, Shim, eventually, is_running, sh, spec};
 use vmm_shim::{
     Ending, Engine, EngineError, FILES, InstanceSpec, KILL_SIGNAL, Payload, PayloadExit, Process,
@@ -85,11 +85,8 @@ impl Engine for FewDescriptors {
     }
 
     fn start(&self, _: &InstanceSpec, _: &Path) -> Result<Box<dyn Payload>, EngineError> {
-        let limit = Rlimit {
-            current: Some(1),
-            ..getrlimit(Resource::Nofile)
-        };
-        setrlimit(Resource::Nofile, limit).unwrap();
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, 1, hard).unwrap();
         Ok(Box::new(Hanging))
     }
 }

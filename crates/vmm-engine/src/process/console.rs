@@ -1,11 +1,8 @@
 use std::io::{self, PipeReader, PipeWriter, Read};
-use std::os::fd::AsFd;
 use std::thread::{self, JoinHandle};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rustix::io::{ioctl_fionbio, ioctl_fionread};
-
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::{Errno, ioctl_fionbio, ioctl_fionread};
 use vmm_protocol::{BoxDir, ConsoleOptions};
 
 use super::console_log::ConsoleLog;
@@ -100,13 +97,13 @@ fn copy(
 /// Waits for output. Returns true if `ended` has hung up.
 fn wait_for_output(output: &PipeReader, ended: &PipeReader) -> io::Result<bool> {
     let mut fds = [
-        PollFd::new(output.as_fd(), PollFlags::POLLIN),
+        PollFd::new(output, PollFlags::IN),
         // poll(2) always reports a hang-up.
-        PollFd::new(ended.as_fd(), PollFlags::empty()),
+        PollFd::new(ended, PollFlags::empty()),
     ];
-    match poll(&mut fds, PollTimeout::NONE) {
-        Ok(_) => Ok(fds[1].any().unwrap_or(false)),
-        Err(Errno::EINTR) => Ok(false),
+    match poll(&mut fds, None) {
+        Ok(_) => Ok(!fds[1].revents().is_empty()),
+        Err(Errno::INTR) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }

@@ -12,8 +12,8 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
-use rustix::process::{WaitId, WaitIdOptions};
 use vmm_protocol::ControlGroup;
+use vmm_protocol::pidfd::{self, has_exited};
 
 use super::console::Console;
 use super::notify_socket::NotifySocket;
@@ -57,8 +57,9 @@ impl ProcessPayload {
     }
 
     fn pidfd(&self) -> Option<OwnedFd> {
-        let pid = rustix::process::Pid::from_raw(self.pid.as_raw())?;
-        rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
+        pidfd::open(self.pid.as_raw().cast_unsigned())
+            .ok()
+            .flatten()
     }
 
     /// Waits until the payload has ended, and returns true. With `WNOHANG`, returns false
@@ -119,20 +120,13 @@ impl ProcessPayload {
     }
 
     fn is_waitable(&self) -> bool {
-        let flags = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
-        rustix::process::Pid::from_raw(self.pid.as_raw()).is_some_and(|pid| {
-            matches!(
-                rustix::process::waitid(WaitId::Pid(pid), flags),
-                Ok(Some(_))
-            )
-        })
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+        match waitid(Id::Pid(self.pid), flags) {
+            Ok(status) => status != WaitStatus::StillAlive,
+            // As above: the call itself is valid.
+            Err(error) => error == Errno::EINVAL,
+        }
     }
-}
-
-/// Returns whether the process is a zombie, or gone.
-fn has_exited(pidfd: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 impl Payload for ProcessPayload {
