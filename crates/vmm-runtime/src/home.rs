@@ -10,10 +10,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{getegid, geteuid};
 use tokio_util::sync::CancellationToken;
-use vmm_protocol::{BoxDir, FileError};
+use vmm_protocol::{BoxDir, FileError, procfs};
 
 use crate::RuntimeError;
-use crate::process::procfs;
 
 /// Prefixes of directories that are not complete boxes: being created, or being removed. No box id
 /// begins with a dot.

@@ -9,10 +9,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use vmm_protocol::{BoxDir, ControlGroup, ProcessIdentity};
+use vmm_protocol::{BoxDir, ControlGroup, ProcessIdentity, procfs};
 
 use crate::RuntimeOptions;
-use crate::process::procfs;
+use crate::process::membership;
 
 /// A temporary home that fails the test if a process is left behind. When it is dropped, it looks
 /// for shims that were started under it and are alive or zombies, and for live processes that a
@@ -131,7 +131,7 @@ impl PerTestBoxHome {
         };
         let mut survivors = BTreeMap::new();
         let mut add = |pid: u32, dir: &Path| {
-            if let Some(state) = procfs::state(pid) {
+            if let Ok(Some(state)) = procfs::status_field(pid, "State") {
                 let name = dir.file_name().unwrap_or_default().to_string_lossy();
                 survivors.insert(pid, format!("pid {pid}, state {state}, box {name}"));
             }
@@ -142,8 +142,8 @@ impl PerTestBoxHome {
             }
         }
         for pid in procfs::pids().into_iter().flatten() {
-            let shim = procfs::shim_of(pid).ok().flatten().map(|(_, dir)| dir);
-            if let Some(dir) = shim.or_else(|| procfs::box_dir_of(pid).ok().flatten())
+            let shim = membership::shim_of(pid).ok().flatten().map(|(_, dir)| dir);
+            if let Some(dir) = shim.or_else(|| membership::box_dir_of(pid).ok().flatten())
                 && dir.starts_with(&root)
             {
                 add(pid, &dir);

@@ -3,21 +3,22 @@
 use std::sync::{Arc, PoisonError};
 
 use shim_reaper::ShimHandle;
+use vmm_protocol::procfs::Stat;
 use vmm_protocol::{
     ControlGroup, Ending, ExitRecord, FileError, PidRecord, is_resource_exhaustion, with_causes,
 };
 
 use super::state::{Gate, Phase};
 use super::{BoxStatus, MicroBox, Outcome};
-use crate::process::{CleanupTarget, procfs};
+use crate::process::CleanupTarget;
 use crate::shim::record_matches;
 use crate::{BoxChange, ShimHandler, StartError};
 
 /// Returns whether the payload is still alive in the session of its dead shim, which could not wait
 /// for it.
 fn payload_survives(shim: &ShimHandler) -> bool {
-    let session = |pid| procfs::session_of(pid).ok().flatten();
-    shim.payload_pid().and_then(session) == Some(shim.pid())
+    let stat = shim.payload_pid().map(Stat::of);
+    matches!(stat, Some(Ok(Some(stat))) if stat.session == shim.pid())
 }
 
 impl MicroBox {

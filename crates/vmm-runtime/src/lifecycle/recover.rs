@@ -9,14 +9,14 @@ use jiff::Timestamp;
 use tokio::time::timeout;
 use ulid::Ulid;
 use vmm_protocol::{
-    ExitRecord, FileError, PidLookup, PidRecord, is_resource_exhaustion, with_causes,
+    ExitRecord, FileError, PidLookup, PidRecord, is_resource_exhaustion, procfs, with_causes,
 };
 
 use super::{cleanup, retry_cleanup, supervise};
 use crate::boxes::{BoxRecord, MicroBox, Outcome};
 use crate::core::Core;
 use crate::home::Contents;
-use crate::process::procfs;
+use crate::process::membership;
 use crate::{BoxSpec, RuntimeError, ShimHandler};
 
 /// How long an opening waits for the removal of remnants. Most are gone when it returns; large ones
@@ -228,7 +228,7 @@ fn identify(record: &PidRecord, bx: &MicroBox) -> io::Result<Option<PidRecord>> 
     match record.lookup()? {
         PidLookup::Alive(identity) => {
             // The home may have been moved since.
-            let shim = procfs::shim_of(record.pid)?;
+            let shim = membership::shim_of(record.pid)?;
             let is_ours = shim.is_some_and(|(id, _)| id == bx.id());
             Ok(is_ours.then(|| with_identity(identity)))
         }
@@ -243,7 +243,7 @@ fn identify(record: &PidRecord, bx: &MicroBox) -> io::Result<Option<PidRecord>> 
 
 /// Returns whether the process is the shim of this box, by its arguments.
 fn is_shim_of(pid: u32, bx: &MicroBox) -> io::Result<bool> {
-    let shim = procfs::shim_of(pid)?;
+    let shim = membership::shim_of(pid)?;
     Ok(shim.is_some_and(|(id, dir)| id == bx.id() && dir == bx.dir().path()))
 }
 
@@ -270,7 +270,8 @@ impl RunningShims {
 
     /// Reads the shims of all boxes from `/proc`.
     fn look_up() -> io::Result<HashMap<(String, PathBuf), u32>> {
-        let shims = procfs::pids()?.map(|pid| Ok(procfs::shim_of(pid)?.map(|shim| (shim, pid))));
+        let shims =
+            procfs::pids()?.map(|pid| Ok(membership::shim_of(pid)?.map(|shim| (shim, pid))));
         shims.filter_map(Result::transpose).collect()
     }
 }

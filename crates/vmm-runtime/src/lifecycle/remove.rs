@@ -2,12 +2,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
+use vmm_protocol::procfs;
 
 use super::stop::check_killed;
 use super::{cleanup, observe_exit};
 use crate::boxes::MicroBox;
 use crate::core::Core;
-use crate::process::{SIGKILL_TIMEOUT, procfs};
+use crate::process::SIGKILL_TIMEOUT;
 use crate::{RuntimeError, ShimHandler};
 
 /// How often to check whether the parent of a zombie has reaped it.

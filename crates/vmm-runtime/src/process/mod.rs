@@ -1,9 +1,9 @@
-//! Processes in general: reading `/proc`, monitoring, and killing orphans.
+//! Processes in general: to which box they belong, what they use, monitoring, and killing orphans.
 
+pub(crate) mod membership;
 mod monitor;
 mod orphans;
 mod process_wide_reaper;
-pub(crate) mod procfs;
 mod search;
 
 pub use monitor::{ProcessExit, ProcessMonitor};

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use shim_reaper::ShimReaper;
-
-use super::procfs;
+use vmm_protocol::procfs;
 
 /// The owner's grace period. A later runtime in this process that observes a shim needs this time
 /// to read how it ended: before Linux 6.15 the kernel no longer reports that after the reap.

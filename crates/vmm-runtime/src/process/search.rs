@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use futures::FutureExt;
 use shim_reaper::{Pidfd, Signal};
+use vmm_protocol::procfs::{self, Stat};
 use vmm_protocol::{ControlGroup, Members, is_resource_exhaustion};
 
-use super::{CleanupTarget, process_wide_reaper, procfs};
+use super::{CleanupTarget, membership, process_wide_reaper};
 
 /// The number of pidfds open at once, so that a payload with many processes cannot use up the
 /// descriptors of the runtime.
@@ -42,9 +43,10 @@ impl SearchResult {
     /// Adds a killed process to the result.
     fn add(&mut self, killed: Pidfd) -> io::Result<()> {
         let pid = killed.pid();
-        let start_time = procfs::start_time_of(pid)?;
+        let stat = Stat::of(pid)?;
         // If it was reaped, the pid may belong to another process.
-        if let Some(start_time) = start_time.filter(|_| !killed.is_reaped()) {
+        if let Some(stat) = stat.filter(|_| !killed.is_reaped()) {
+            let start_time = stat.start_time;
             self.killed.push(KilledProcess { pid, start_time });
         }
         if self.awaited.len() < MAX_AWAITED {
@@ -59,7 +61,7 @@ impl SearchResult {
 /// removes the control group.
 pub(super) fn finish(dead: &[KilledProcess], group: Option<ControlGroup>) -> io::Result<()> {
     for killed in dead {
-        if procfs::start_time_of(killed.pid)? == Some(killed.start_time) {
+        if Stat::of(killed.pid)?.is_some_and(|stat| stat.start_time == killed.start_time) {
             reap_if_child(killed.pid);
         }
     }
@@ -168,7 +170,7 @@ impl<'a> Search<'a> {
     /// Returns the target that the process is an orphan of.
     fn target_of(&self, pid: u32) -> io::Result<Option<&'a CleanupTarget>> {
         // The cost does not depend on how many groups a payload has created.
-        for group in procfs::control_groups_of(pid)? {
+        for group in procfs::control_groups(pid)? {
             let mut paths = group.ancestors();
             if let Some(target) = paths.find_map(|path| self.targets_by_group.get(path)) {
                 return Ok(Some(target));
@@ -176,13 +178,13 @@ impl<'a> Search<'a> {
         }
         // The number of a session cannot be reused while it has members. If a process has that
         // number as its pid, the session is a new one.
-        if let Some(session) = procfs::session_of(pid)?
-            && let Some(target) = self.sessions.get(&session)
-            && !procfs::exists(session)
+        if let Some(stat) = Stat::of(pid)?
+            && let Some(target) = self.sessions.get(&stat.session)
+            && !procfs::exists(stat.session)
         {
             return Ok(Some(target));
         }
-        let dir = procfs::box_dir_of(pid)?;
+        let dir = membership::box_dir_of(pid)?;
         Ok(dir.and_then(|dir| self.dirs.get(dir.as_path()).copied()))
     }
 }

@@ -4,9 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use shim_reaper::{ReaperClosed, ShimExit, ShimHandle, Signal};
-use vmm_protocol::KILL_SIGNAL;
-
-use crate::process::procfs;
+use vmm_protocol::{KILL_SIGNAL, procfs};
 
 /// How long a shim may take to kill its payload before the runtime kills the shim. Longer than the
 /// shim waits for its payload to die: a large payload takes seconds, and its ending must be
