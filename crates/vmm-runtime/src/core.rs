@@ -10,11 +10,10 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use ulid::{Generator, Ulid};
-use vmm_protocol::{FileError, is_resource_exhaustion, with_causes};
+use vmm_protocol::{FileError, is_resource_exhaustion, panic_message, with_causes};
 
 use crate::boxes::Boxes;
 use crate::driver::Driver;
-use crate::error::panic_message;
 use crate::event::EventBus;
 use crate::health::ProbeRunner;
 use crate::home::{Home, HomeLock};
@@ -243,7 +242,7 @@ pub(crate) fn flatten_join<T>(
         Ok(outcome) => outcome,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => Err(RuntimeError::Panicked {
-                message: panic_message(&*panic),
+                message: panic_message(&*panic).to_owned(),
             }),
             Err(_) => Err(RuntimeError::Closed),
         },

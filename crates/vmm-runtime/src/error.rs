@@ -144,15 +144,6 @@ pub enum RuntimeError {
     Closed,
 }
 
-/// Returns the message of a panic.
-pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<&str>()
-        .map(ToString::to_string)
-        .or_else(|| panic.downcast_ref::<String>().cloned());
-    text.unwrap_or_else(|| "non-string panic payload".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use vmm_protocol::with_causes;

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use tokio::sync::oneshot;
+use vmm_protocol::panic_message;
 
 use crate::RuntimeError;
-use crate::error::panic_message;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -58,7 +58,7 @@ impl Workers {
             .map_err(|_| RuntimeError::Closed)?;
         match outcome.await {
             Ok(outcome) => outcome.map_err(|panic| RuntimeError::Panicked {
-                message: panic_message(&*panic),
+                message: panic_message(&*panic).to_owned(),
             }),
             Err(_) => Err(RuntimeError::Closed),
         }

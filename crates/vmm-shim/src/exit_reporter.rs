@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use vmm_engine::{Payload, descendants};
-use vmm_protocol::{BoxDir, ControlGroup, Ending, ExitRecord, Report, with_causes};
+use vmm_protocol::{BoxDir, ControlGroup, Ending, ExitRecord, Report, panic_message, with_causes};
 
 /// How long [`ExitReporter::kill_and_exit`] waits for [`Payload::kill`] to return.
 const KILL_CALL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -175,6 +175,6 @@ impl ExitReporter {
 }
 
 fn describe(info: &PanicHookInfo<'_>) -> Panic {
-    let message = info.payload_as_str().unwrap_or("non-string panic payload");
-    (message.to_owned(), info.location().map(ToString::to_string))
+    let message = panic_message(info.payload()).to_owned();
+    (message, info.location().map(ToString::to_string))
 }
