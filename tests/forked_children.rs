@@ -19,6 +19,7 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxStatus, VmmRuntime};
+use vmm_shim::RuntimeProcess;
 
 /// The time that a child holds the lock of the home.
 const RELEASE_DELAY: Duration = Duration::from_millis(300);
@@ -98,5 +99,24 @@ fn a_forked_child_that_shuts_down_its_copy_does_not_affect_the_parent() {
             assert_eq!(ended.signal, Some(9));
             runtime.shutdown(DEADLINE).await;
         });
+    });
+}
+
+#[test]
+fn a_forked_child_does_not_describe_itself_as_its_parent() {
+    let test = "a_forked_child_does_not_describe_itself_as_its_parent";
+    in_own_process(test, || {
+        let described_pid = || {
+            let this = serde_json::to_value(RuntimeProcess::this().unwrap()).unwrap();
+            this["pid"].as_u64().unwrap()
+        };
+        assert_eq!(described_pid(), u64::from(process::id()));
+        let child = fork_child(|| {
+            let is_own = described_pid() == u64::from(process::id());
+            // SAFETY: takes a number only.
+            unsafe { libc::_exit(i32::from(!is_own)) }
+        });
+        let status = waitpid(as_pid(child), None).unwrap();
+        assert_eq!(status, WaitStatus::Exited(as_pid(child), 0));
     });
 }

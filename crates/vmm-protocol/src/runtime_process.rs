@@ -3,6 +3,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::process;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -28,17 +29,28 @@ pub struct RuntimeProcess {
 pub struct RuntimeExited;
 
 impl RuntimeProcess {
-    /// Describes the calling process.
+    /// Describes the calling process. The first successful call reads `/proc`; later ones return its
+    /// result.
     ///
     /// # Errors
     ///
     /// If `/proc` cannot be read, or no file descriptor is available.
     pub fn this() -> io::Result<Self> {
-        Ok(Self {
-            pid: process::id(),
+        /// The process that made the first call. A forked child inherits the value.
+        static FIRST_CALLER: OnceLock<RuntimeProcess> = OnceLock::new();
+        let (pid, pid_namespace) = (process::id(), pid_namespace());
+        if let Some(cached) = FIRST_CALLER.get()
+            && (cached.pid, cached.pid_namespace) == (pid, pid_namespace)
+        {
+            return Ok(cached.clone());
+        }
+        let this = Self {
+            pid,
             identity: ProcessIdentity::of_this_process()?,
-            pid_namespace: pid_namespace(),
-        })
+            pid_namespace,
+        };
+        let _ = FIRST_CALLER.set(this.clone());
+        Ok(this)
     }
 
     /// Opens a pidfd, which becomes readable when the process exits.
