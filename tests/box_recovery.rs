@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use common::recycled_pid::sleeper_with_pid;
 use common::{as_pid, eventually, is_gone, is_zombie, kernel_is_at_least, kill, state_of};
 use nix::sys::signal::Signal;
 use nix::sys::wait::waitpid;
+use vmm_protocol::procfs;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxStatus, Ending, VmmRuntime};
 
@@ -224,7 +225,7 @@ fn a_second_process_gets_the_exit_code_of_a_shim_it_did_not_spawn() {
                 let code = runtime.info("code").await.unwrap();
                 let killed = runtime.info("killed").await.unwrap();
                 assert_eq!(code.status, BoxStatus::Running);
-                assert!(!is_child_of_this_process(code.pid.unwrap()));
+                assert!(!procfs::is_child(code.pid.unwrap()));
                 send_go(home, &code.id);
                 kill(killed.pid.unwrap(), Signal::SIGKILL);
                 let ended = runtime.wait("code").await.unwrap();
@@ -237,20 +238,6 @@ fn a_second_process_gets_the_exit_code_of_a_shim_it_did_not_spawn() {
             });
         },
     );
-}
-
-fn is_child_of_this_process(pid: u32) -> bool {
-    let path = format!("/proc/{pid}/status");
-    let status = fs::read_to_string(Path::new(&path)).unwrap();
-    status.contains(&format!("PPid:\t{}\n", std::process::id()))
-}
-
-#[test]
-fn is_child_of_this_process_recognizes_a_child() {
-    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
-    assert!(is_child_of_this_process(child.id()));
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
 
 const STAGE_VAR: &str = "SHIM_TEST_STAGE";

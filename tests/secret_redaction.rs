@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use common::boxes::{box_dir, open_runtime, script, start_box};
 use common::own_process::{block_on, in_own_process};
+use vmm_protocol::procfs::{self, Stat};
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxSpec, PayloadSpec, VmmRuntime};
 
@@ -45,7 +46,7 @@ fn a_secret_appears_in_no_argument_environment_or_log() {
             let running =
                 start_box(&runtime, spec_with_secrets("cat >/dev/null; sleep 1000")).await;
             let payload = running.payload_pid.unwrap();
-            for pid in pids() {
+            for pid in procfs::pids().unwrap() {
                 let argv = read(pid, "cmdline");
                 assert!(
                     !argv.contains(STDIN_SECRET) && !argv.contains(ENV_SECRET),
@@ -148,14 +149,6 @@ async fn the_error_for_an_invalid_spec_does_not_quote_it() {
     assert!(!error.contains(STDIN_SECRET), "{error}");
 }
 
-fn pids() -> Vec<u32> {
-    fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect()
-}
-
 /// Reads a file in `/proc`. Returns an empty string when the process has ended.
 fn read(pid: u32, what: &str) -> String {
     let bytes = fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
@@ -163,5 +156,5 @@ fn read(pid: u32, what: &str) -> String {
 }
 
 fn is_child_of(pid: u32, parent: u32) -> bool {
-    read(pid, "status").contains(&format!("PPid:\t{parent}\n"))
+    matches!(Stat::of(pid), Ok(Some(stat)) if stat.parent == parent)
 }

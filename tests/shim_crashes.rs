@@ -12,6 +12,7 @@ use common::own_process::{block_on, in_own_process};
 use common::{eventually, is_gone, kill};
 use futures::{FutureExt, StreamExt};
 use nix::sys::signal::Signal;
+use vmm_protocol::procfs;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxChange, BoxStatus, Ending, HealthCheckOptions, HealthState};
 
@@ -186,14 +187,10 @@ async fn an_orphan_that_executes_programs_in_a_loop_is_killed() {
 }
 
 fn processes_of(id: &str) -> Vec<u32> {
+    let variable = format!("VMM_BOX_ID={id}");
     let has_box_id = |pid: &u32| {
-        std::fs::read(format!("/proc/{pid}/environ"))
-            .is_ok_and(|env| String::from_utf8_lossy(&env).contains(&format!("VMM_BOX_ID={id}")))
+        let environment = procfs::environment(*pid).unwrap().unwrap_or_default();
+        String::from_utf8_lossy(&environment).contains(&variable)
     };
-    std::fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(has_box_id)
-        .collect()
+    procfs::pids().unwrap().filter(has_box_id).collect()
 }

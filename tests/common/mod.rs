@@ -8,7 +8,6 @@ pub mod log_counter;
 pub mod own_process;
 pub mod recycled_pid;
 
-use std::fs;
 use std::io;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use nix::sys::signal::{self, Signal};
 use nix::unistd::{ForkResult, Pid, fork};
+use vmm_protocol::procfs::Stat;
 
 /// The time limit of every wait. It is far longer than any step takes on a busy machine, so that
 /// only a failing test reaches it.
@@ -66,8 +66,7 @@ pub fn shell(script: &str) -> Command {
 
 /// Returns the state letter from `/proc`, or `None` when no process has the pid.
 pub fn state_of(pid: u32) -> Option<char> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat[stat.rfind(')').unwrap() + 2..].chars().next()
+    Some(Stat::of(pid).ok()??.state)
 }
 
 pub fn is_zombie(pid: u32) -> bool {
