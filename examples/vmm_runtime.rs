@@ -118,13 +118,14 @@ async fn show(step: &str, runtime: &VmmRuntime) {
         );
     }
     let metrics = runtime.metrics().await;
+    let zombies = runtime.count_zombies().await;
     println!(
         "  running {}, failed {}; shims registered {}, reaped {}; zombies {}",
         metrics.num_running_boxes,
         metrics.boxes_failed_total,
         metrics.shim_reaper_registered,
         metrics.shim_reaped,
-        zombies(),
+        zombies.map_or("unknown".to_owned(), |count| count.to_string()),
     );
 }
 
@@ -138,23 +139,11 @@ async fn check(runtime: &VmmRuntime) -> Result<()> {
     }
     // The reaper leaves a zombie to its owner for a grace period.
     let deadline = Instant::now() + TIMEOUT;
-    while zombies() > 0 {
+    while runtime.count_zombies().await.is_some_and(|count| count > 0) {
         if Instant::now() >= deadline {
             return Err("a zombie is left".into());
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     Ok(())
-}
-
-/// Counts the zombies among the children of this program.
-fn zombies() -> usize {
-    let parent = format!("PPid:\t{}\n", std::process::id());
-    fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| fs::read_to_string(entry.path().join("status")).ok())
-        .filter(|status| status.contains("State:\tZ") && status.contains(&parent))
-        .count()
 }

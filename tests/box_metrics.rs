@@ -2,11 +2,14 @@
 
 mod common;
 
-use common::boxes::{exits_on_go, open_runtime, send_go, sleeping, start_box};
-use common::{eventually, kill};
+use common::boxes::{exits_on_go, open_runtime, script, send_go, sleeping, start_box};
+use common::own_process::{block_on, in_own_process};
+use common::{KillOnDrop, eventually, eventually_blocking, exits_with, is_zombie, kill, sleeper};
 use nix::sys::signal::Signal;
+use nix::unistd::{SysconfVar, sysconf};
+use vmm_protocol::procfs::Stat;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxSpec, RuntimeMetrics, VmmRuntime};
+use vmm_runtime::{BoxSpec, BoxUsage, RuntimeError, RuntimeMetrics, VmmRuntime};
 
 fn boxes(metrics: &RuntimeMetrics) -> (u64, u64, u64, u64) {
     (
@@ -95,4 +98,52 @@ async fn metrics_show_whether_the_reaper_runs() {
     assert_eq!(runtime.metrics().await.shim_reaper_respawns, 0);
     runtime.shutdown(std::time::Duration::ZERO).await;
     assert!(!runtime.metrics().await.shim_reaper_alive);
+}
+
+#[tokio::test]
+async fn usage_covers_the_shim_and_its_descendants_while_the_box_runs() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let bx = start_box(&runtime, script("while :; do :; done").cpus(1)).await;
+    // Without a tokio runtime of the caller.
+    let measure = || futures::executor::block_on(runtime.usage(&bx.id)).unwrap();
+    eventually("the payload uses CPU time", || {
+        let percent = measure().cpu_percent.unwrap();
+        assert!((0.0..=100.0).contains(&percent), "{percent}");
+        percent > 0.0
+    })
+    .await;
+    let page_size = sysconf(SysconfVar::PAGE_SIZE).unwrap().unwrap();
+    let memory_of = |pid: Option<u32>| {
+        let stat = Stat::of(pid.unwrap()).unwrap().unwrap();
+        stat.rss_pages * u64::try_from(page_size).unwrap()
+    };
+    let (shim, payload) = (memory_of(bx.pid), memory_of(bx.payload_pid));
+    let memory = measure().memory_bytes.unwrap();
+    assert!(memory > shim + payload / 2, "{memory}: {shim}, {payload}");
+    runtime.stop(&bx.id).await.unwrap();
+    assert_eq!(measure(), BoxUsage::default());
+    let unknown = runtime.usage("unknown").await;
+    assert!(matches!(unknown, Err(RuntimeError::NotFound { .. })));
+}
+
+#[test]
+fn zombies_are_counted_until_they_are_reaped() {
+    let test = "zombies_are_counted_until_they_are_reaped";
+    in_own_process(test, || {
+        let home = PerTestBoxHome::new();
+        let runtime = block_on(open_runtime(&home));
+        let count = || futures::executor::block_on(runtime.count_zombies());
+        if count().is_none() {
+            eprintln!("SKIPPED: the kernel does not list children");
+            return;
+        }
+        let mut running = KillOnDrop::default();
+        running.spawn(sleeper()).unwrap();
+        let mut child = exits_with(0).spawn().unwrap();
+        eventually_blocking("the child exits", || is_zombie(child.id()));
+        assert_eq!(count(), Some(1));
+        child.wait().unwrap();
+        assert_eq!(count(), Some(0));
+    });
 }

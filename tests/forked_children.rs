@@ -18,7 +18,7 @@ use nix::libc;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxStatus, VmmRuntime};
+use vmm_runtime::{BoxStatus, RuntimeError, VmmRuntime};
 use vmm_shim::RuntimeProcess;
 
 /// The time that a child holds the lock of the home.
@@ -118,5 +118,29 @@ fn a_forked_child_does_not_describe_itself_as_its_parent() {
         });
         let status = waitpid(as_pid(child), None).unwrap();
         assert_eq!(status, WaitStatus::Exited(as_pid(child), 0));
+    });
+}
+
+#[test]
+fn a_forked_child_cannot_measure_a_box() {
+    let test = "a_forked_child_cannot_measure_a_box";
+    in_own_process(test, || {
+        let home = PerTestBoxHome::new();
+        block_on(async {
+            let runtime = open_runtime(&home).await;
+            let bx = start_box(&runtime, sleeping()).await;
+            let child = fork_child(|| {
+                // SAFETY: takes a number only. Ends a child that waits for a thread of its parent.
+                unsafe { libc::alarm(60) };
+                let usage = futures::executor::block_on(runtime.usage(&bx.id));
+                let zombies = futures::executor::block_on(runtime.count_zombies());
+                let is_closed = matches!(usage, Err(RuntimeError::Closed)) && zombies.is_none();
+                // SAFETY: takes a number only.
+                unsafe { libc::_exit(i32::from(!is_closed)) }
+            });
+            let status = waitpid(as_pid(child), None).unwrap();
+            assert_eq!(status, WaitStatus::Exited(as_pid(child), 0));
+            runtime.shutdown(DEADLINE).await;
+        });
     });
 }

@@ -131,6 +131,19 @@ impl Core {
         Ok(self.driver.disk.run(work).await??)
     }
 
+    /// Runs `work`, which reads `/proc`, on a disk thread.
+    pub(crate) async fn inspect<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, RuntimeError> {
+        // A forked child has none of the threads.
+        if self.is_owner() {
+            self.driver.disk.run(work).await
+        } else {
+            Err(RuntimeError::Closed)
+        }
+    }
+
     /// Kills the orphans of `target` and removes its control group. Concurrent calls share one
     /// search.
     pub(crate) async fn clean_orphans(&self, target: &CleanupTarget) -> io::Result<()> {

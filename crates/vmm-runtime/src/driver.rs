@@ -16,7 +16,7 @@ const DISK_THREADS: usize = 4;
 #[derive(Debug)]
 pub(crate) struct Driver {
     handle: Handle,
-    /// Read and write the files of boxes.
+    /// Read and write the files of boxes, and read single processes from `/proc`.
     pub(crate) disk: Workers,
     /// Searches the process table, which can take seconds.
     pub(crate) cleanup: Workers,

@@ -103,7 +103,7 @@ pub use images::{Image, ImageError, ImageTable};
 pub use lifecycle::RuntimeShutdown;
 pub use metrics::{RuntimeMetrics, RuntimeMetricsStorage};
 pub use options::RuntimeOptions;
-pub use process::{ProcessExit, ProcessMonitor};
+pub use process::{BoxUsage, ProcessExit, ProcessMonitor};
 pub use runtime::VmmRuntime;
 pub use shim::{
     Keepalive, ShimController, ShimHandler, ShimProgram, ShimProgramError, SpawnedShim, StartError,

@@ -10,8 +10,9 @@ use crate::core::Core;
 use crate::driver::Driver;
 use crate::home::Home;
 use crate::lifecycle::{self, RuntimeShutdown};
+use crate::process::{count_zombies, measure_usage};
 use crate::shutdown_task::ShutdownTask;
-use crate::{BoxInfo, BoxSpec, Events, RuntimeError, RuntimeMetrics, RuntimeOptions};
+use crate::{BoxInfo, BoxSpec, BoxUsage, Events, RuntimeError, RuntimeMetrics, RuntimeOptions};
 
 /// A VMM runtime: creates, starts, stops and removes boxes, each inside its own shim.
 ///
@@ -337,6 +338,41 @@ impl VmmRuntime {
     /// Reads only.
     pub async fn metrics(&self) -> RuntimeMetrics {
         self.core().metrics()
+    }
+
+    /// Returns the CPU time and memory that a box uses; no values if it is not running.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::NotFound`], [`RuntimeError::Closed`] in a forked child.
+    ///
+    /// # Cancel safety
+    ///
+    /// Reads only.
+    pub async fn usage(&self, id_or_name: &str) -> Result<BoxUsage, RuntimeError> {
+        let bx = self.core().boxes.find(id_or_name)?;
+        let Some(shim) = bx.shim() else {
+            return Ok(BoxUsage::default());
+        };
+        let (pid, cpus) = (shim.pid(), bx.cpus());
+        let measured = self
+            .core()
+            .inspect(move || measure_usage(pid, cpus))
+            .await?;
+        // Until its exit is known, the shim is not reaped, and its pid not reused.
+        let usage = measured.ok().filter(|_| shim.is_running());
+        Ok(usage.unwrap_or_default())
+    }
+
+    /// Returns the number of children of this process that have exited and are not reaped, whether
+    /// they are shims or not; `None` if it cannot be determined, as on a kernel without
+    /// `CONFIG_PROC_CHILDREN`. The cost grows with the number of children.
+    ///
+    /// # Cancel safety
+    ///
+    /// Reads only.
+    pub async fn count_zombies(&self) -> Option<u64> {
+        self.core().inspect(count_zombies).await.ok()?.ok()
     }
 
     /// Returns a stream of every change of every box from now on.

@@ -16,14 +16,12 @@ mod listener;
 mod openapi;
 mod openmetrics;
 mod paging;
-mod procfs;
 mod request_body;
 mod response;
 mod routes;
 mod server;
 mod socket_file;
 mod state;
-mod usage;
 mod write_timeout;
 
 use acceptor::Acceptor;

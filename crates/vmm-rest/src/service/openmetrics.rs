@@ -10,9 +10,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
-use vmm_runtime::{BoxInfo, RuntimeMetrics};
+use vmm_runtime::{RuntimeMetrics, VmmRuntime};
 
-use super::procfs;
 use crate::wire::BoxStatus;
 
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -23,26 +22,27 @@ pub(crate) struct MetricsSnapshot {
     runtime: RuntimeMetrics,
     by_status: BTreeMap<BoxStatus, u64>,
     accept_failures: u64,
-    /// `None` if the kernel does not list children.
+    /// `None` if it cannot be determined.
     zombies: Option<u64>,
 }
 
 impl MetricsSnapshot {
-    /// Takes a snapshot. Blocks while it reads `/proc`.
-    pub(crate) fn take(runtime: RuntimeMetrics, boxes: &[BoxInfo], accept_failures: u64) -> Self {
+    /// Takes a snapshot.
+    pub(crate) async fn take(runtime: &VmmRuntime, accept_failures: u64) -> Self {
         use BoxStatus::{Configured, Failed, Running, Stopped, Stopping};
+        let metrics = runtime.metrics().await;
         let mut by_status: BTreeMap<BoxStatus, u64> =
             [Configured, Running, Stopping, Stopped, Failed]
                 .map(|status| (status, 0))
                 .into();
-        for info in boxes {
+        for info in &runtime.list().await {
             *by_status.entry(info.into()).or_default() += 1;
         }
         Self {
-            runtime,
+            runtime: metrics,
             by_status,
             accept_failures,
-            zombies: count_zombies(),
+            zombies: runtime.count_zombies().await,
         }
     }
 
@@ -61,15 +61,6 @@ impl MetricsSnapshot {
         text::encode(&mut text, &registry)?;
         Ok(text)
     }
-}
-
-/// Counts the children of this process that have exited and are not reaped.
-fn count_zombies() -> Option<u64> {
-    let children = procfs::children(std::process::id()).ok()?;
-    let zombies = children
-        .into_iter()
-        .filter(|pid| procfs::stat(*pid).is_some_and(|stat| stat.state == 'Z'));
-    u64::try_from(zombies.count()).ok()
 }
 
 impl Collector for MetricsSnapshot {

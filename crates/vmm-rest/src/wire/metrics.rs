@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 #[cfg(feature = "server")]
-use vmm_runtime::RuntimeMetrics;
+use vmm_runtime::{BoxUsage, RuntimeMetrics};
 
 /// The resource usage of a box. A server omits the values that it cannot determine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -24,6 +24,17 @@ pub struct BoxMetricsResponse {
     pub cpu_percent: Option<f32>,
     /// Resident memory of the shim and its descendants. Shared memory is counted once per process.
     pub memory_bytes: Option<u64>,
+}
+
+#[cfg(feature = "server")]
+impl From<BoxUsage> for BoxMetricsResponse {
+    fn from(usage: BoxUsage) -> Self {
+        Self {
+            cpu_percent: usage.cpu_percent,
+            memory_bytes: usage.memory_bytes,
+            ..Self::default()
+        }
+    }
 }
 
 /// The metrics of the VMM runtime, counted from its start. An older server omits the metrics that it

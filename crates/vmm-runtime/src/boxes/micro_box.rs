@@ -98,6 +98,10 @@ impl MicroBox {
         self.state().record.spec.name.clone()
     }
 
+    pub(crate) fn cpus(&self) -> Option<u32> {
+        self.state().record.spec.payload.cpus
+    }
+
     pub(crate) fn stop_grace(&self) -> Duration {
         self.state().record.spec.stop_grace
     }

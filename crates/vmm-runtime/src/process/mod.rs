@@ -5,10 +5,13 @@ mod monitor;
 mod orphans;
 mod process_wide_reaper;
 mod search;
+mod usage;
 
 pub use monitor::{ProcessExit, ProcessMonitor};
 pub(crate) use orphans::{CleanupTarget, OrphanCleaner};
 pub(crate) use process_wide_reaper::{keep_reaping, process_wide_reaper};
+pub use usage::BoxUsage;
+pub(crate) use usage::{count_zombies, measure_usage};
 
 use std::time::Duration;
 

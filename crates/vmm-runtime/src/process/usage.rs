@@ -1,0 +1,59 @@
+use std::io;
+use std::thread;
+
+use rustix::param::{clock_ticks_per_second, page_size};
+use rustix::time::{ClockId, clock_gettime};
+use vmm_protocol::procfs::{self, Stat};
+
+/// The CPU time and memory that a box uses, from
+/// [`VmmRuntime::usage`](crate::VmmRuntime::usage). A value that cannot be determined is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct BoxUsage {
+    /// The CPU time divided by the wall-clock time since the start of the shim, in percent of the
+    /// processors that the box may use, from 0 to 100. Counts the shim, its descendants that are
+    /// alive, and the children that these have reaped.
+    pub cpu_percent: Option<f32>,
+    /// The resident memory of the shim and its descendants. Shared memory is counted once per
+    /// process.
+    pub memory_bytes: Option<u64>,
+}
+
+/// Measures a shim and its descendants. The box may use `cpus` processors; those of this process if
+/// not set.
+pub(crate) fn measure_usage(shim: u32, cpus: Option<u32>) -> io::Result<BoxUsage> {
+    let Some(start_time) = Stat::of(shim)?.map(|stat| stat.start_time) else {
+        return Ok(BoxUsage::default());
+    };
+    let (mut ticks, mut pages) = (0, 0);
+    for pid in procfs::process_tree(shim)? {
+        if let Some(stat) = Stat::of(pid)? {
+            ticks += stat.cpu_ticks;
+            pages += stat.rss_pages;
+        }
+    }
+    let ticks_per_second = clock_ticks_per_second() as f64;
+    let now = clock_gettime(ClockId::Boottime);
+    let now = now.tv_sec as f64 + now.tv_nsec as f64 / 1e9;
+    // The kernel does not measure less than a tick.
+    let age = (now - start_time as f64 / ticks_per_second).max(1.0 / ticks_per_second);
+    let cpus = cpus.map_or_else(available_processors, f64::from).max(1.0);
+    let share = ticks as f64 / ticks_per_second / age / cpus;
+    Ok(BoxUsage {
+        cpu_percent: Some((100.0 * share).min(100.0) as f32),
+        memory_bytes: Some(pages.saturating_mul(page_size() as u64)),
+    })
+}
+
+fn available_processors() -> f64 {
+    thread::available_parallelism().map_or(1.0, |count| count.get() as f64)
+}
+
+/// Returns the number of children of this process that have exited and are not reaped.
+pub(crate) fn count_zombies() -> io::Result<u64> {
+    let children = procfs::children(std::process::id())?;
+    Ok(children
+        .into_iter()
+        .filter(|pid| procfs::is_zombie(*pid))
+        .count() as u64)
+}
