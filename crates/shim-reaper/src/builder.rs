@@ -45,6 +45,7 @@ pub struct ReaperBuilder {
     metrics_sink: MetricsSink,
     shutdown_token: CancellationToken,
     pidfd: bool,
+    early_pidfd: bool,
 }
 
 impl ReaperBuilder {
@@ -55,6 +56,7 @@ impl ReaperBuilder {
             metrics_sink: MetricsSink::default(),
             shutdown_token: CancellationToken::new(),
             pidfd: true,
+            early_pidfd: true,
         }
     }
 
@@ -91,6 +93,30 @@ impl ReaperBuilder {
     /// interval sweep finds its exit, and the status is unknown if other code reaped it.
     pub fn pidfd(mut self, on: bool) -> Self {
         self.pidfd = on;
+        self
+    }
+
+    /// Sets whether a child that [`spawn`](ShimReaper::spawn) starts opens its own pidfd before it
+    /// executes the program; true by default.
+    ///
+    /// With true, the reaper knows the exit status however short the life of the child is and
+    /// whichever code reaps it. std then starts the child with `fork` in place of `posix_spawn`. The
+    /// kernel copies the page tables of this process for it, and the calling thread waits:
+    ///
+    /// | resident memory | `fork` | `posix_spawn` |
+    /// |---|---|---|
+    /// | 10 MB | 0.6 ms | 0.07 ms |
+    /// | 100 MB | 5 ms | 0.2 ms |
+    /// | 2 GB | 76 ms | 0.3 ms |
+    ///
+    /// With false, the reaper opens the pidfd when the child runs. If a foreign wait is faster, which
+    /// only children that exit at once allow, the exit status of that child is unknown. From then on
+    /// the reaper spawns as with true. It also does so while SIGCHLD is ignored. Set false in a large
+    /// process in which no code waits for children that it did not start.
+    ///
+    /// Has no effect without pidfds.
+    pub fn early_pidfd(mut self, on: bool) -> Self {
+        self.early_pidfd = on;
         self
     }
 
@@ -139,6 +165,7 @@ impl ReaperBuilder {
             self.shutdown_token.child_token(),
             self.sweep_interval,
             self.owner_grace.unwrap_or(self.sweep_interval),
+            self.early_pidfd,
         )))
     }
 }

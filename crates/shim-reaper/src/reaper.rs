@@ -85,14 +85,20 @@ impl ShimReaper {
     /// The fork happens on the calling thread, as in `tokio::process`, and blocks it until the
     /// `exec`. If the shim sets `PR_SET_PDEATHSIG`, the kernel signals it when that thread exits.
     ///
-    /// If SIGCHLD is ignored, or a foreign wait in this process has reaped a shim before, the child
-    /// opens its own pidfd before the `exec`. Its exit status is then known however short its life
-    /// is; the cost is a full `fork` instead of std's `vfork`.
+    /// The child opens its own pidfd before the `exec`, so that no other wait can take its exit status
+    /// away from the reaper, from Linux 6.15 on. That needs a `fork`, whose cost grows with the memory
+    /// of this process: see [`ReaperBuilder::early_pidfd`]. A closure of
+    /// [`pre_exec`](std::os::unix::process::CommandExt::pre_exec) that closes the descriptors of the
+    /// child prevents it.
     ///
     /// # Errors
     ///
     /// Returns the error of [`Command::spawn`], or after shutdown an error that contains
     /// [`ReaperClosed`](crate::ReaperClosed). No process is left behind in either case.
+    ///
+    /// std panics if it cannot set the user, the groups or the process group of the child, or a
+    /// `pre_exec` closure fails, and another wait has reaped that child. The future then returns an
+    /// error of the kind [`Other`](io::ErrorKind::Other), after the panic hook has run.
     ///
     /// # Cancel safety
     ///

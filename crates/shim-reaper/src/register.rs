@@ -31,6 +31,8 @@ pub(crate) struct Shared<K: ProcessTable> {
     pub(crate) wake_worker: Notify,
     pub(crate) sweep_interval: Duration,
     pub(crate) owner_grace: Duration,
+    /// Whether every spawned child opens its own pidfd, not only after a foreign wait.
+    early_pidfd: bool,
     shortage_logged: AtomicBool,
     /// Whether a foreign wait has reaped a child that only the reaper may wait for.
     foreign_wait_seen: AtomicBool,
@@ -43,6 +45,7 @@ impl<K: ProcessTable> Shared<K> {
         token: CancellationToken,
         sweep_interval: Duration,
         owner_grace: Duration,
+        early_pidfd: bool,
     ) -> Self {
         Self {
             kernel,
@@ -53,6 +56,7 @@ impl<K: ProcessTable> Shared<K> {
             wake_worker: Notify::new(),
             sweep_interval,
             owner_grace,
+            early_pidfd,
             shortage_logged: AtomicBool::new(false),
             foreign_wait_seen: AtomicBool::new(false),
         }
@@ -87,8 +91,8 @@ impl<K: ProcessTable> Shared<K> {
         if self.is_closing() {
             return Err(io::Error::other(ReaperClosed));
         }
-        let foreign_waits = self.foreign_wait_seen.load(Ordering::Relaxed);
-        let (mut child, pidfd) = self.kernel.spawn(command, foreign_waits)?;
+        let early_pidfd = self.early_pidfd || self.foreign_wait_seen.load(Ordering::Relaxed);
+        let (mut child, pidfd) = self.kernel.spawn(command, early_pidfd)?;
         match self.insert(child.id(), Role::Owned, leads_group, pidfd, Check::OnEvent) {
             Ok(shim) => Ok((shim, child)),
             Err(ReaperClosed) => {

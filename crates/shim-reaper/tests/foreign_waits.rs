@@ -8,6 +8,9 @@
 
 mod common;
 
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -188,38 +191,124 @@ fn short_lived_shims_with_sigchld_ignored_keep_their_exit_codes() {
                     assert_eq!(exit.code(), code_after_reaping(i as usize));
                 }
                 fixture.expect(0, SHIMS as u64, 0).await;
-                let missing = std::process::Command::new("/nonexistent/shim");
-                fixture.reaper.spawn(missing).await.unwrap_err();
             });
         },
     );
 }
 
+/// Each shim is the first one of its reaper, which has not seen the foreign waits yet.
 #[test]
-fn short_lived_shims_beside_a_known_foreign_wait_keep_their_exit_codes() {
-    in_own_process(
-        "short_lived_shims_beside_a_known_foreign_wait_keep_their_exit_codes",
-        || {
-            block_on(async {
-                std::thread::spawn(|| {
-                    loop {
-                        let _ = waitpid(Pid::from_raw(-1), None);
-                    }
-                });
+fn the_first_foreign_wait_loses_no_exit_code() {
+    in_own_process("the_first_foreign_wait_loses_no_exit_code", || {
+        wait_for_any_child();
+        block_on(async {
+            for i in 0..SHIMS {
                 let fixture = Fixture::new(ShimReaper::builder());
+                check_short_lived(&fixture, i).await;
+                fixture.reaper.shutdown().await;
+            }
+        });
+    });
+}
+
+#[test]
+fn without_early_pidfds_only_the_first_foreign_wait_can_lose_an_exit_code() {
+    in_own_process(
+        "without_early_pidfds_only_the_first_foreign_wait_can_lose_an_exit_code",
+        || {
+            wait_for_any_child();
+            block_on(async {
+                let fixture = Fixture::new(ShimReaper::builder().early_pidfd(false));
                 // Until the reaper notices the foreign wait.
                 while spawn_short_lived(&fixture, 0).await.collected_by == CollectedBy::Reaper {}
                 for i in 0..SHIMS {
-                    let exit = spawn_short_lived(&fixture, i).await;
-                    if exit.collected_by == CollectedBy::Owner {
-                        assert_eq!(exit.code(), code_after_reaping(i as usize));
-                    } else {
-                        assert_eq!(exit.code(), Some(i % 250));
-                    }
+                    check_short_lived(&fixture, i).await;
                 }
             });
         },
     );
+}
+
+/// std panics where it waits for a child that it could not start and that is reaped already. The
+/// panic hook shows whether that happened.
+#[test]
+fn failed_spawns_with_sigchld_ignored_return_the_error_of_std_without_a_panic() {
+    in_own_process(
+        "failed_spawns_with_sigchld_ignored_return_the_error_of_std_without_a_panic",
+        || {
+            let missing_directory = || {
+                let mut command = Command::new("true");
+                command.current_dir("/nonexistent");
+                command
+            };
+            let with_fork = || {
+                let mut command = Command::new("nonexistent-program");
+                // SAFETY: does nothing.
+                unsafe { command.pre_exec(|| Ok(())) };
+                command
+            };
+            let commands: [fn() -> Command; 5] = [
+                || Command::new("/nonexistent/shim"),
+                || Command::new("nonexistent-program"),
+                || Command::new("/dev/null"),
+                missing_directory,
+                with_fork,
+            ];
+            let expected = commands.map(|command| command().spawn().unwrap_err());
+            ignore_sigchld();
+            check_failed_spawns(&commands, &expected);
+        },
+    );
+}
+
+#[test]
+fn failed_spawns_beside_foreign_waits_return_the_error_of_std_without_a_panic() {
+    in_own_process(
+        "failed_spawns_beside_foreign_waits_return_the_error_of_std_without_a_panic",
+        || {
+            let commands: [fn() -> Command; SHIMS as usize] =
+                [|| Command::new("/nonexistent/shim"); SHIMS as usize];
+            let expected = commands.map(|_| io::ErrorKind::NotFound.into());
+            wait_for_any_child();
+            check_failed_spawns(&commands, &expected);
+        },
+    );
+}
+
+fn check_failed_spawns(commands: &[fn() -> Command], expected: &[io::Error]) {
+    std::panic::set_hook(Box::new(|panic| {
+        eprintln!("{panic}");
+        std::process::exit(70);
+    }));
+    block_on(async {
+        let fixture = Fixture::new(ShimReaper::builder());
+        for (command, expected) in commands.iter().zip(expected) {
+            let error = fixture.reaper.spawn(command()).await.unwrap_err();
+            assert_eq!(error.kind(), expected.kind(), "{error}");
+        }
+        fixture.expect(0, 0, 0).await;
+    });
+    assert_eq!(
+        waitpid(None, Some(WaitPidFlag::WNOHANG)),
+        Err(Errno::ECHILD)
+    );
+}
+
+fn wait_for_any_child() {
+    std::thread::spawn(|| {
+        loop {
+            let _ = waitpid(Pid::from_raw(-1), None);
+        }
+    });
+}
+
+async fn check_short_lived(fixture: &Fixture, i: i32) {
+    let exit = spawn_short_lived(fixture, i).await;
+    if exit.collected_by == CollectedBy::Owner {
+        assert_eq!(exit.code(), code_after_reaping(i as usize), "shim {i}");
+    } else {
+        assert_eq!(exit.code(), Some(i % 250));
+    }
 }
 
 async fn spawn_short_lived(fixture: &Fixture, i: i32) -> ShimExit {

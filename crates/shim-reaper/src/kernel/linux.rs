@@ -1,8 +1,9 @@
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::UnixStream;
 use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -93,20 +94,40 @@ impl Linux {
         self.ticked.swap(false, Ordering::Relaxed)
     }
 
-    fn spawn_and_receive(
+    /// Spawns a child that opens its own pidfd before it executes the program, so that no wait can
+    /// reap it before its pidfd is open.
+    fn spawn_with_early_pidfd(
         &self,
         command: &mut Command,
-        socket: &UnixDatagram,
+        (receiver, sender): (UnixStream, UnixStream),
     ) -> io::Result<Spawned<OwnedFd>> {
-        // When `exec` fails, std waits for the child, and panics if a foreign wait has reaped it.
-        let child = panic::catch_unwind(AssertUnwindSafe(|| command.spawn())).map_err(|_| {
-            io::Error::other("cannot execute the program, and a foreign wait reaped its process")
-        })??;
-        let pidfd = match sys::receive_pidfd(socket) {
+        sys::report_before_exec(command, sender.as_fd());
+        // Before the report, std waits for a child that it cannot prepare, for example because of
+        // its user id, and panics if a foreign wait has reaped that child.
+        let mut child =
+            panic::catch_unwind(AssertUnwindSafe(|| command.spawn())).map_err(|_| {
+                io::Error::other("cannot prepare the process, and a foreign wait has reaped it")
+            })??;
+        drop(sender);
+        let report = sys::receive_report(&receiver);
+        let pidfd = match report.pidfd {
             Some(pidfd) => Ok(pidfd),
             None => self.open(child.id()),
         };
-        Ok((child, pidfd))
+        let Some(error) = report.exec_error else {
+            return Ok((child, pidfd));
+        };
+        match pidfd {
+            Ok(pidfd) => {
+                sys::pidfd_await_exit(pidfd.as_fd(), None);
+                self.reap(Target::Pidfd(child.id(), &pidfd));
+            }
+            Err(_) => {
+                // Fails if a foreign wait has reaped it.
+                let _ = child.wait();
+            }
+        }
+        Err(error)
     }
 
     fn wait(&self, target: Target<'_, OwnedFd>, keep_zombie: bool) -> WaitResult {
@@ -164,15 +185,13 @@ impl ProcessTable for Linux {
         })
     }
 
-    fn spawn(&self, command: &mut Command, foreign_waits: bool) -> io::Result<Spawned<OwnedFd>> {
-        let needs_early_pidfd =
-            self.pidfds.load(Ordering::Relaxed) && (foreign_waits || sys::kernel_reaps_children());
-        let sockets = needs_early_pidfd
-            .then(UnixDatagram::pair)
-            .and_then(Result::ok);
-        if let Some((receiver, sender)) = sockets {
-            sys::send_pidfd_before_exec(command, sender);
-            return self.spawn_and_receive(command, &receiver);
+    fn spawn(&self, command: &mut Command, early_pidfd: bool) -> io::Result<Spawned<OwnedFd>> {
+        let early_pidfd = self.pidfds.load(Ordering::Relaxed)
+            && (early_pidfd || sys::kernel_reaps_children())
+            // Without a `fork`, std reports a missing directory without a wait for the child.
+            && command.get_current_dir().is_none_or(Path::is_dir);
+        if let Some(sockets) = early_pidfd.then(UnixStream::pair).and_then(Result::ok) {
+            return self.spawn_with_early_pidfd(command, sockets);
         }
         let child = command.spawn()?;
         let pidfd = self.open(child.id());

@@ -16,7 +16,7 @@ pub(crate) const MAX_READY_EVENTS: usize = 128;
 /// The kernel interface of the sweep.
 ///
 /// `Linux` makes the system calls. The tests drive the same sweep with a simulated process table.
-/// No method blocks.
+/// Only [`spawn`](Self::spawn) blocks, until the child has executed its program.
 pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
     /// A stable reference to one process, which a recycled pid cannot redirect.
     type Pidfd: Debug + Send + Sync + 'static;
@@ -25,11 +25,10 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
 
     fn open(&self, pid: u32) -> Result<Self::Pidfd, NoPidfd>;
 
-    /// Starts a child. With `foreign_waits`, the child opens its pidfd before it can end, which
-    /// makes the start slower: otherwise a foreign wait could reap it before
+    /// Starts a child. With `early_pidfd`, the child opens its pidfd before it executes the program,
+    /// which makes the start slower: otherwise a foreign wait could reap it before
     /// [`open`](Self::open).
-    fn spawn(&self, command: &mut Command, foreign_waits: bool)
-    -> io::Result<Spawned<Self::Pidfd>>;
+    fn spawn(&self, command: &mut Command, early_pidfd: bool) -> io::Result<Spawned<Self::Pidfd>>;
 
     /// Makes [`ready`](Self::ready) return `token` once, when the process has exited.
     fn watch(&self, pidfd: &Self::Pidfd, token: u64) -> io::Result<()>;

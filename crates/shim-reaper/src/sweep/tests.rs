@@ -32,6 +32,7 @@ fn core(features: Features) -> Core<Simulated> {
         CancellationToken::new(),
         INTERVAL,
         INTERVAL,
+        true,
     ))
 }
 
