@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
 use crate::kernel::Linux;
-use crate::register::Shared;
+use crate::register::{Shared, StopRequest};
 use crate::stats::Counters;
 use crate::worker::Worker;
 use crate::{MetricsSink, ShimReaper};
@@ -44,8 +44,10 @@ pub struct ReaperBuilder {
     owner_grace: Option<Duration>,
     metrics_sink: MetricsSink,
     shutdown_token: CancellationToken,
+    /// `Some` if the token stops the shims.
+    stop_grace: Option<Duration>,
     pidfd: bool,
-    early_pidfd: bool,
+    early_pidfds: bool,
 }
 
 impl ReaperBuilder {
@@ -55,8 +57,9 @@ impl ReaperBuilder {
             owner_grace: None,
             metrics_sink: MetricsSink::default(),
             shutdown_token: CancellationToken::new(),
+            stop_grace: None,
             pidfd: true,
-            early_pidfd: true,
+            early_pidfds: true,
         }
     }
 
@@ -82,9 +85,25 @@ impl ReaperBuilder {
     }
 
     /// Sets a token whose cancellation shuts down the reaper, as
-    /// [`shutdown`](ShimReaper::shutdown) does. A shutdown of the reaper does not cancel `token`.
+    /// [`shutdown`](ShimReaper::shutdown) does: running shims are left running, and nothing reaps
+    /// them. A shutdown of the reaper does not cancel `token`.
+    ///
+    /// Do not use it with a token on which tasks stop their shims: the shutdown of the reaper would
+    /// come first. Use [`shutdown_stopping_token`](Self::shutdown_stopping_token) for that.
     pub fn shutdown_token(mut self, token: CancellationToken) -> Self {
         self.shutdown_token = token;
+        self.stop_grace = None;
+        self
+    }
+
+    /// Sets a token whose cancellation stops every shim and then shuts down the reaper, as
+    /// [`shutdown_stopping`](ShimReaper::shutdown_stopping) does. Replaces a token from
+    /// [`shutdown_token`](Self::shutdown_token).
+    ///
+    /// Tasks may stop their shims on the same token: the reaper runs until all have ended.
+    pub fn shutdown_stopping_token(mut self, token: CancellationToken, grace: Duration) -> Self {
+        self.shutdown_token = token;
+        self.stop_grace = Some(grace);
         self
     }
 
@@ -116,7 +135,7 @@ impl ReaperBuilder {
     ///
     /// Has no effect without pidfds.
     pub fn early_pidfd(mut self, on: bool) -> Self {
-        self.early_pidfd = on;
+        self.early_pidfds = on;
         self
     }
 
@@ -159,13 +178,21 @@ impl ReaperBuilder {
     }
 
     fn into_core(self) -> Arc<Core<Linux>> {
+        let (token, stop_request) = match self.stop_grace {
+            None => (self.shutdown_token.child_token(), None),
+            Some(grace) => {
+                let token = self.shutdown_token;
+                (CancellationToken::new(), Some(StopRequest { token, grace }))
+            }
+        };
         Arc::new(Core::new(Shared::new(
             Linux::new(self.pidfd),
             Counters::new(self.metrics_sink),
-            self.shutdown_token.child_token(),
+            token,
             self.sweep_interval,
             self.owner_grace.unwrap_or(self.sweep_interval),
-            self.early_pidfd,
+            self.early_pidfds,
+            stop_request,
         )))
     }
 }

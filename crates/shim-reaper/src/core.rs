@@ -68,6 +68,12 @@ impl<K: ProcessTable> Core<K> {
         (progress, deadline)
     }
 
+    /// Processes the events that are ready, unless another thread is doing it.
+    pub(crate) fn reap_ready_blocking(&self) {
+        let mut outbox = Outbox::new();
+        while let Some((Progress::More, _)) = self.try_reap_ready(&mut outbox) {}
+    }
+
     /// Does one interval sweep, a slice at a time.
     pub(crate) async fn sweep(&self, outbox: &mut Outbox<K::Pidfd>) -> NextDeadline {
         let mut first = true;
@@ -138,6 +144,7 @@ impl<K: ProcessTable> Core<K> {
                 return ShutdownReport {
                     drained: 0,
                     still_running: self.shared.directory.pids(),
+                    killed: self.shared.take_killed_pids(),
                 };
             }
             thread::sleep(Duration::from_micros(50));

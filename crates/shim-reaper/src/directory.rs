@@ -65,6 +65,10 @@ impl<P> Directory<P> {
         }
     }
 
+    pub(crate) fn shims(&self) -> Vec<Arc<Shim<P>>> {
+        self.lock().by_pid.values().map(Arc::clone).collect()
+    }
+
     pub(crate) fn pids(&self) -> Vec<u32> {
         let mut pids: Vec<u32> = self.lock().by_pid.keys().copied().collect();
         pids.sort_unstable();

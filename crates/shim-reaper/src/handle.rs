@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::future::{Either, select};
 use nix::sys::signal::Signal;
 use tokio::process::{ChildStderr, ChildStdin, ChildStdout};
 use tokio::runtime::Handle;
@@ -117,9 +118,15 @@ impl ShimHandle {
         self.shim.pid
     }
 
-    /// Returns true until the exit is known or the reaper has shut down.
+    /// Returns true until the exit is known. After the reaper has shut down, returns whether the
+    /// process still runs: it asks the pidfd, or compares the start time of the process if there is
+    /// none.
     pub fn is_running(&self) -> bool {
-        self.shim.state().is_running()
+        let (running, closed) = {
+            let state = self.shim.state();
+            (state.is_running(), state.is_closed())
+        };
+        running || (closed && self.shim.is_process_running(&self.worker.shared().kernel))
     }
 
     /// Returns the exit, if it is known.
@@ -149,7 +156,8 @@ impl ShimHandle {
     }
 
     /// Stops the shim: sends SIGTERM, waits for up to `grace`, then sends SIGKILL and waits for the
-    /// exit. Returns the exit in every case, also if the shim has ended already.
+    /// exit. Returns the exit in every case, also if the shim has ended already. Works in every
+    /// executor: the reaper drives the timer.
     ///
     /// There is no timeout after the SIGKILL. The future never resolves if the process does not die
     /// of it (it is stuck in the kernel) or if this process lacks the permission to signal it. Wrap
@@ -163,13 +171,10 @@ impl ShimHandle {
     /// # Cancel safety
     ///
     /// Dropping the future sends no further signal. The shim stays registered.
-    ///
-    /// # Panics
-    ///
-    /// Panics outside a tokio runtime with a time driver, as every tokio timer does.
     pub async fn stop(&self, grace: Duration) -> Result<ShimExit, ReaperClosed> {
         self.try_signal(Signal::SIGTERM);
-        if let Ok(exit) = tokio::time::timeout(grace, self.clone()).await {
+        let expired = self.worker.shared().sleep(grace);
+        if let Either::Left((exit, _)) = select(self.clone(), expired).await {
             return exit;
         }
         self.try_signal(Signal::SIGKILL);

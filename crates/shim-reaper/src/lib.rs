@@ -80,8 +80,11 @@ mod registry;
 mod shim;
 mod spawn_options;
 mod stats;
+mod stop;
 mod sweep;
 mod sys;
+mod thread;
+mod timers;
 mod worker;
 
 pub use builder::ReaperBuilder;
@@ -93,7 +96,7 @@ pub use nix::sys::signal::Signal;
 pub use pidfd::Pidfd;
 pub use reaper::ShimReaper;
 pub use spawn_options::SpawnOptions;
-pub use stats::{MetricsSink, ReaperStats, ShutdownReport};
+pub use stats::{MetricsSink, ReaperStats, ShutdownReport, StopReport};
 
 /// Compiles the code of the README.
 #[cfg(doctest)]

@@ -1,11 +1,14 @@
 use std::io;
 use std::process::{Child, Command};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::shim::Role;
+use crate::stop;
 use crate::worker::Worker;
 use crate::{
     Exits, ReaperBuilder, ReaperStats, RegisterError, ShimHandle, ShutdownReport, SpawnOptions,
+    StopReport,
 };
 
 /// A reaper of child processes, which reaps the registered ones and no others.
@@ -240,27 +243,91 @@ impl ShimReaper {
         exits
     }
 
+    /// Stops every registered child: sends SIGTERM to all, waits for up to `grace`, sends SIGKILL to
+    /// those that still run, and waits for up to 5 seconds for these. Returns a report.
+    ///
+    /// Neither attached processes nor children that are registered later are signalled. The reaper
+    /// continues to run, and the handles resolve to the exits.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once the future has been polled, a thread does all this, even if the future is dropped. If no
+    /// thread can be started, the future blocks the calling thread.
+    pub async fn stop_all(&self, grace: Duration) -> StopReport {
+        stop::stop_all_on_thread(self.worker().core(), grace).await
+    }
+
+    /// Stops every registered child like [`stop_all`](Self::stop_all), for code that cannot await,
+    /// inside or outside a tokio runtime. It blocks, and does not depend on the progress of any task
+    /// or thread.
+    pub fn stop_all_sync(&self, grace: Duration) -> StopReport {
+        stop::stop_all(self.worker().core(), grace)
+    }
+
     /// Shuts down the reaper, and returns a report of the shims that are still running.
     ///
     /// The reaper refuses new shims and reaps every registered shim that has exited, even in a
     /// grace period. The handles of the others resolve to [`ReaperClosed`](crate::ReaperClosed);
-    /// their processes keep running.
+    /// their processes keep running, and nothing reaps them. To end them too, use
+    /// [`shutdown_stopping`](Self::shutdown_stopping).
     ///
-    /// The shutdown takes milliseconds, independent of the sweep interval. Every caller gets the
-    /// same report.
+    /// The shutdown takes milliseconds, independent of the sweep interval. If shims have been sent
+    /// SIGKILL, through their handles or by `kill_on_drop`, it waits for up to 5 seconds until they
+    /// have exited, and reaps them. Every caller gets the same report.
     ///
     /// # Cancel safety
     ///
     /// Once the future has been polled, the shutdown continues even if the future is dropped.
     pub async fn shutdown(&self) -> ShutdownReport {
-        self.worker().core().close().await
+        stop::shutdown_on_thread(self.worker().core()).await
     }
 
     /// Shuts down the reaper like [`shutdown`](Self::shutdown), for code that cannot await, such as
     /// a `Drop` implementation or an `atexit` handler, inside or outside a tokio runtime. It does not
     /// depend on the progress of any task or thread.
     pub fn shutdown_sync(&self) -> ShutdownReport {
-        self.worker().core().close_blocking()
+        stop::shutdown(self.worker().core())
+    }
+
+    /// Stops every registered child like [`stop_all`](Self::stop_all), and then shuts down the
+    /// reaper.
+    ///
+    /// The reaper refuses new shims from the first poll on. It reaps the children as they exit, and
+    /// their handles resolve to the exits, also those on which tasks call
+    /// [`stop`](crate::ShimHandle::stop) in the meantime. The report lists as still running the
+    /// attached processes, and the children that did not exit within 5 seconds after the SIGKILL.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::process::Command;
+    /// use std::time::Duration;
+    /// use shim_reaper::ShimReaper;
+    ///
+    /// let reaper = ShimReaper::start();
+    /// let mut shim = Command::new("sleep");
+    /// shim.arg("60");
+    /// let handle = reaper.spawn(shim).await?;
+    ///
+    /// let report = reaper.shutdown_stopping(Duration::from_secs(10)).await;
+    /// assert!(report.killed.is_empty() && report.still_running.is_empty());
+    /// assert_eq!(handle.await?.signal(), Some(15));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`stop_all`](Self::stop_all).
+    pub async fn shutdown_stopping(&self, grace: Duration) -> ShutdownReport {
+        stop::shutdown_stopping_on_thread(self.worker().core(), grace).await
+    }
+
+    /// Stops every registered child and shuts down the reaper like
+    /// [`shutdown_stopping`](Self::shutdown_stopping), for code that cannot await. It blocks, and does
+    /// not depend on the progress of any task or thread.
+    pub fn shutdown_stopping_sync(&self, grace: Duration) -> ShutdownReport {
+        stop::shutdown_stopping(self.worker().core(), grace)
     }
 
     fn worker(&self) -> &Arc<Worker> {

@@ -1,7 +1,9 @@
+use std::collections::BTreeSet;
 use std::io;
+use std::mem;
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -13,6 +15,7 @@ use crate::kernel::{NoPidfd, ProcessTable, Target, WaitResult};
 use crate::outbox::Outbox;
 use crate::shim::{Role, Shim};
 use crate::stats::Counters;
+use crate::timers::{Sleep, Timers};
 use crate::{CollectedBy, ReaperClosed, RegisterError, RegisterErrorKind, ShimExit};
 
 /// The state that registering and sweeping share, and that needs no registry lock.
@@ -34,8 +37,22 @@ pub(crate) struct Shared<K: ProcessTable> {
     /// Whether every spawned child opens its own pidfd, not only after a foreign wait.
     early_pidfd: bool,
     shortage_logged: AtomicBool,
+    /// Cancelled by the embedder to stop every shim and then shut down.
+    pub(crate) stop_request: Option<StopRequest>,
+    /// Set when a shutdown begins, before `token` is cancelled.
+    refusing: AtomicBool,
+    /// The shims that the shutdown sent SIGKILL.
+    killed_pids: Mutex<BTreeSet<u32>>,
+    pub(crate) timers: Timers,
     /// Whether a foreign wait has reaped a child that only the reaper may wait for.
     foreign_wait_seen: AtomicBool,
+}
+
+/// A shutdown that stops the shims, which the embedder requests with a token.
+#[derive(Debug)]
+pub(crate) struct StopRequest {
+    pub(crate) token: CancellationToken,
+    pub(crate) grace: Duration,
 }
 
 impl<K: ProcessTable> Shared<K> {
@@ -46,6 +63,7 @@ impl<K: ProcessTable> Shared<K> {
         sweep_interval: Duration,
         owner_grace: Duration,
         early_pidfd: bool,
+        stop_request: Option<StopRequest>,
     ) -> Self {
         Self {
             kernel,
@@ -58,6 +76,10 @@ impl<K: ProcessTable> Shared<K> {
             owner_grace,
             early_pidfd,
             shortage_logged: AtomicBool::new(false),
+            stop_request,
+            refusing: AtomicBool::new(false),
+            killed_pids: Mutex::default(),
+            timers: Timers::default(),
             foreign_wait_seen: AtomicBool::new(false),
         }
     }
@@ -88,7 +110,7 @@ impl<K: ProcessTable> Shared<K> {
         command: &mut Command,
         leads_group: bool,
     ) -> io::Result<(Arc<Shim<K::Pidfd>>, Child)> {
-        if self.is_closing() {
+        if self.is_refusing() {
             return Err(io::Error::other(ReaperClosed));
         }
         let early_pidfd = self.early_pidfd || self.foreign_wait_seen.load(Ordering::Relaxed);
@@ -111,7 +133,7 @@ impl<K: ProcessTable> Shared<K> {
         child: &mut Child,
     ) -> Result<Arc<Shim<K::Pidfd>>, RegisterErrorKind> {
         let pid = child.id();
-        if self.is_closing() {
+        if self.is_refusing() {
             return Err(RegisterErrorKind::Closed);
         }
         let pidfd = self.kernel.open(pid);
@@ -185,7 +207,7 @@ impl<K: ProcessTable> Shared<K> {
         let mut entries = self.directory.lock();
         // Checked under the directory lock: the final drain locks it after the token is cancelled,
         // so that no registration comes after the drain.
-        if self.is_closing() {
+        if self.is_refusing() {
             return Err(ReaperClosed);
         }
         if let Some(entry) = self.find_same(&entries, pid, role, start_time) {
@@ -258,7 +280,7 @@ impl<K: ProcessTable> Shared<K> {
         let mut outbox = Outbox::new();
         let mut entries = self.directory.lock();
         // As in `insert`: the final drain, which ends the streams, comes after this.
-        if self.is_closing() {
+        if self.is_refusing() {
             return Err(ReaperClosed);
         }
         let id = entries.next_id();
@@ -269,6 +291,11 @@ impl<K: ProcessTable> Shared<K> {
         }
         outbox.resolve(&self.subscribers, &mut shim.state(), exit);
         Ok(shim)
+    }
+
+    /// Returns a future that is ready after `time`, if the worker runs.
+    pub(crate) fn sleep(&self, time: Duration) -> Sleep<'_> {
+        Sleep::new(&self.timers, &self.wake_worker, time)
     }
 
     fn warn_without_pidfd(&self, pid: u32, error: &io::Error) {
@@ -303,6 +330,52 @@ impl<K: ProcessTable> Shared<K> {
 
     pub(crate) fn is_closing(&self) -> bool {
         self.token.is_cancelled()
+    }
+
+    /// Refuses new shims from now on.
+    pub(crate) fn refuse(&self) {
+        self.refusing.store(true, Ordering::Release);
+    }
+
+    /// Returns whether a shutdown has begun, so that no shim may be registered.
+    fn is_refusing(&self) -> bool {
+        let stop_request = self.stop_request.as_ref();
+        self.is_closing()
+            || self.refusing.load(Ordering::Acquire)
+            || stop_request.is_some_and(|request| request.token.is_cancelled())
+    }
+
+    /// Returns the children whose exit is not known. After [`refuse`](Self::refuse) no other child
+    /// follows, because `insert` reads the flag under the directory lock.
+    pub(crate) fn running_children(&self) -> Vec<Arc<Shim<K::Pidfd>>> {
+        let mut shims = self.directory.shims();
+        shims.retain(|shim| shim.state().is_running_child());
+        shims
+    }
+
+    /// Returns the running children that were sent SIGKILL.
+    pub(crate) fn killed_children(&self) -> Vec<Arc<Shim<K::Pidfd>>> {
+        let mut shims = self.directory.shims();
+        shims.retain(|shim| {
+            let is_killed = shim.state().is_killed_child();
+            is_killed && shim.is_process_running(&self.kernel)
+        });
+        shims
+    }
+
+    /// Adds to the shims that the final report lists as killed.
+    pub(crate) fn add_killed_pids(&self, pids: &[u32]) {
+        self.killed_pids().extend(pids);
+    }
+
+    pub(crate) fn take_killed_pids(&self) -> Vec<u32> {
+        mem::take(&mut *self.killed_pids()).into_iter().collect()
+    }
+
+    fn killed_pids(&self) -> MutexGuard<'_, BTreeSet<u32>> {
+        self.killed_pids
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

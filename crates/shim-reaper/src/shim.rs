@@ -6,7 +6,7 @@ use std::task::{Poll, Waker};
 use nix::libc;
 use nix::sys::signal::Signal;
 
-use crate::kernel::{ProcStat, ProcessTable};
+use crate::kernel::{ProcStat, ProcessTable, Target};
 use crate::{ReaperClosed, ShimExit};
 
 /// A registered process. Its handles, the directory and the registry share it.
@@ -25,6 +25,8 @@ pub(crate) struct State<P> {
     pub(crate) pidfd: Option<P>,
     /// The identity of the process, with its pid, if it has no pidfd.
     pub(crate) start_time: Option<u64>,
+    /// Whether it was sent SIGKILL through this reaper.
+    killed: bool,
     outcome: Outcome,
 }
 
@@ -69,6 +71,7 @@ impl<P> Shim<P> {
                 role,
                 pidfd,
                 start_time,
+                killed: false,
                 outcome: Outcome::Running(Waiters::default()),
             }),
         }
@@ -84,10 +87,21 @@ impl<P> Shim<P> {
         K: ProcessTable<Pidfd = P>,
     {
         // The sweep reaps under this lock too, so the pid cannot be recycled in between.
-        let state = self.state();
+        let mut state = self.state();
         if let Outcome::Exited(_) = state.outcome {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
+        let sent = self.send(&state, kernel, signal);
+        if signal == Signal::SIGKILL && sent.is_ok() {
+            state.killed = true;
+        }
+        sent
+    }
+
+    fn send<K>(&self, state: &State<P>, kernel: &K, signal: Signal) -> io::Result<()>
+    where
+        K: ProcessTable<Pidfd = P>,
+    {
         if let Some(pidfd) = &state.pidfd {
             return kernel.signal(pidfd, signal);
         }
@@ -97,6 +111,25 @@ impl<P> Shim<P> {
             // Out of descriptors. A child that only the reaper may wait for still has its pid.
             Err(_) if state.role == Role::Owned => kernel.signal_pid(self.pid, signal),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Returns whether the process runs, also if nothing tells the reaper any more.
+    pub(crate) fn is_process_running<K>(&self, kernel: &K) -> bool
+    where
+        K: ProcessTable<Pidfd = P>,
+    {
+        let state = self.state();
+        if let Outcome::Exited(_) = state.outcome {
+            return false;
+        }
+        match &state.pidfd {
+            Some(pidfd) => !kernel.has_exited(pidfd),
+            None => match kernel.stat(self.pid) {
+                Ok(stat) => stat.is_some_and(|stat| state.is_same_process(&stat) && !stat.exited),
+                // Out of descriptors.
+                Err(_) => true,
+            },
         }
     }
 
@@ -132,11 +165,31 @@ impl<P> State<P> {
         self.start_time.is_none_or(|start| start == stat.start_time)
     }
 
+    pub(crate) fn wait_target(&self, pid: u32) -> Target<'_, P> {
+        match &self.pidfd {
+            Some(pidfd) => Target::Pidfd(pid, pidfd),
+            None => Target::Pid(pid),
+        }
+    }
+
+    /// Returns whether it is a child whose exit is not known, and was sent SIGKILL.
+    pub(crate) fn is_killed_child(&self) -> bool {
+        self.killed && self.is_running_child()
+    }
+
+    pub(crate) fn is_running_child(&self) -> bool {
+        self.role != Role::Attached && self.is_running()
+    }
+
     pub(crate) fn exit(&self) -> Option<ShimExit> {
         match self.outcome {
             Outcome::Exited(exit) => Some(exit),
             _ => None,
         }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(self.outcome, Outcome::Closed)
     }
 
     pub(crate) fn is_running(&self) -> bool {

@@ -68,6 +68,21 @@ pub struct ShutdownReport {
     pub drained: u64,
     /// Pids of the registered shims that are still running, sorted. The reaper does not reap them.
     pub still_running: Vec<u32>,
+    /// Pids of the shims that [`shutdown_stopping`](crate::ShimReaper::shutdown_stopping) sent
+    /// SIGKILL, sorted.
+    pub killed: Vec<u32>,
+}
+
+/// Result of [`ShimReaper::stop_all`](crate::ShimReaper::stop_all).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StopReport {
+    /// Number of shims that have ended.
+    pub stopped: u64,
+    /// Pids of the shims that were sent SIGKILL after the grace period, sorted.
+    pub killed: Vec<u32>,
+    /// Pids of the shims that were still running 5 seconds after the SIGKILL, sorted.
+    pub still_running: Vec<u32>,
 }
 
 /// The atomic counters behind [`ReaperStats`], which also update the embedder's [`MetricsSink`].

@@ -140,6 +140,7 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         let report = ShutdownReport {
             drained: self.finished,
             still_running,
+            killed: self.shared.take_killed_pids(),
         };
         self.registry.closed = Some(report.clone());
         report

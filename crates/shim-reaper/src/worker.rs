@@ -1,4 +1,5 @@
 use std::any::Any;
+use std::future::pending;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
@@ -17,6 +18,8 @@ use crate::kernel::Linux;
 use crate::outbox::Outbox;
 use crate::readiness::Readiness;
 use crate::register::Shared;
+use crate::stop;
+use crate::thread::spawn_thread;
 
 /// The number of times that the backoff after consecutive panics doubles.
 const MAX_BACKOFF_DOUBLINGS: u32 = 5;
@@ -79,7 +82,7 @@ impl Worker {
         }
     }
 
-    pub(crate) fn core(&self) -> &Core<Linux> {
+    pub(crate) fn core(&self) -> &Arc<Core<Linux>> {
         &self.core
     }
 
@@ -102,10 +105,17 @@ impl Worker {
         if self.alive.load(Ordering::Acquire) || self.is_forked_copy() {
             return;
         }
-        if self.shared().is_closing() {
+        if !self.shared().is_closing() {
+            if self.try_claim() {
+                self.move_to_thread();
+            }
+        } else if self.shared().killed_children().is_empty() {
             self.core.try_close();
         } else if self.try_claim() {
-            self.move_to_thread();
+            let core = Arc::clone(&self.core);
+            if spawn_thread(move || drop(stop::shutdown(&core))).is_err() {
+                self.core.try_close();
+            }
         }
     }
 
@@ -179,6 +189,15 @@ impl Worker {
         !self.core.is_idle() || (!self.abandoned.load(Ordering::Acquire) && is_awaited())
     }
 
+    /// Stops the shims and shuts down the reaper when the embedder requests it.
+    async fn stop_on_request(&self) {
+        let Some(request) = &self.shared().stop_request else {
+            return pending().await;
+        };
+        request.token.cancelled().await;
+        stop::shutdown_stopping_on_thread(&self.core, request.grace).await;
+    }
+
     fn readiness(&self) -> Readiness<'_> {
         Readiness::new(&self.shared().kernel, self.shared().sweep_interval)
     }
@@ -186,11 +205,6 @@ impl Worker {
 
 fn dedicated_runtime() -> io::Result<Runtime> {
     runtime::Builder::new_current_thread().enable_all().build()
-}
-
-fn spawn_thread(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    let thread = thread::Builder::new().name("shim-reaper".to_owned());
-    thread.spawn(run).map(drop)
 }
 
 /// Marks the worker as alive. If it is dropped with its tokio runtime while work is left, a
@@ -266,6 +280,7 @@ async fn work(worker: &Worker, failures: &mut u32) {
     let mut fallback = next_sweep;
     let mut sweep_due = true;
     let mut cancelled = pin!(shared.token.cancelled());
+    let mut stopped = pin!(worker.stop_on_request());
     let mut woken = pin!(shared.wake_worker.notified());
     let mut timer = pin!(sleep_until(next_sweep));
     let mut deadline = core.reap_ready(&mut outbox).await;
@@ -288,7 +303,8 @@ async fn work(worker: &Worker, failures: &mut u32) {
         } else {
             next_sweep
         };
-        let wake_at = deadline.map_or(sweep_at, |at| sweep_at.min(at.into()));
+        let deadlines = [deadline.map(Instant::from), shared.timers.next_deadline()];
+        let wake_at = deadlines.into_iter().flatten().fold(sweep_at, Instant::min);
         if timer.deadline() != wake_at {
             timer.as_mut().reset(wake_at);
         }
@@ -296,9 +312,10 @@ async fn work(worker: &Worker, failures: &mut u32) {
             biased;
             deadline = readiness.reap_when_ready(core, &mut outbox, wake_at) => deadline,
             () = &mut cancelled => {
-                core.close().await;
+                stop::shutdown_on_thread(core).await;
                 return;
             }
+            () = &mut stopped => return,
             () = &mut timer => None,
             () = &mut woken => {
                 woken.set(shared.wake_worker.notified());
@@ -309,6 +326,8 @@ async fn work(worker: &Worker, failures: &mut u32) {
             Some(deadline) => deadline,
             None => core.reap_ready(&mut outbox).await,
         };
+        shared.timers.take_expired(&mut outbox.wakers);
+        outbox.deliver();
         sweep_due = shared.kernel.take_tick();
         if !sweep_due && sweep_at <= Instant::now() {
             sweep_due = true;

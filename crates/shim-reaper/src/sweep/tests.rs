@@ -33,6 +33,7 @@ fn core(features: Features) -> Core<Simulated> {
         INTERVAL,
         INTERVAL,
         true,
+        None,
     ))
 }
 

@@ -1,0 +1,137 @@
+//! Stops shims, and shuts the reaper down after it. The functions that are not async block, and
+//! depend on the progress of no task and no thread.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::core::Core;
+use crate::kernel::{Linux, ProcessTable, WaitResult};
+use crate::shim::Shim;
+use crate::thread::run_on_thread;
+use crate::{ShutdownReport, StopReport, sys};
+
+/// How long a shim that was sent SIGKILL is waited for. It may be stuck in the kernel, and a large
+/// process takes long to release its memory.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a process without a pidfd is checked.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
+
+type Shims = Vec<Arc<Shim<OwnedFd>>>;
+
+/// Sends SIGTERM to every child, waits for up to `grace`, sends SIGKILL to those that still run, and
+/// waits for them.
+pub(crate) fn stop_all(core: &Core<Linux>, grace: Duration) -> StopReport {
+    stop(core, grace, |_| {})
+}
+
+fn stop(core: &Core<Linux>, grace: Duration, before_kill: impl FnOnce(&[u32])) -> StopReport {
+    let kernel = &core.shared.kernel;
+    let children = core.shared.running_children();
+    // A pid that `register` got may not be that of a child, which the worker has yet to notice.
+    let is_child = |shim: &Arc<Shim<_>>| {
+        let state = shim.state();
+        !matches!(
+            kernel.peek(state.wait_target(shim.pid)),
+            WaitResult::NotWaitable
+        )
+    };
+    let stopped: Shims = children.into_iter().filter(is_child).collect();
+    let count = stopped.len();
+    signal_all(kernel, &stopped, Signal::SIGTERM);
+    let mut left = await_exits(kernel, stopped, grace);
+    // A shutdown in the meantime leaves its shims running.
+    left.retain(|shim| shim.state().is_running());
+    let killed = pids(&left);
+    before_kill(&killed);
+    signal_all(kernel, &left, Signal::SIGKILL);
+    let still_running = pids(&await_exits(kernel, left, KILL_TIMEOUT));
+    core.reap_ready_blocking();
+    StopReport {
+        stopped: (count - still_running.len()) as u64,
+        killed,
+        still_running,
+    }
+}
+
+/// Waits for the shims that were sent SIGKILL, and shuts down the reaper.
+pub(crate) fn shutdown(core: &Core<Linux>) -> ShutdownReport {
+    core.shared.refuse();
+    let killed = core.shared.killed_children();
+    await_exits(&core.shared.kernel, killed, KILL_TIMEOUT);
+    core.close_blocking()
+}
+
+/// Stops every child, and shuts down the reaper.
+pub(crate) fn shutdown_stopping(core: &Core<Linux>, grace: Duration) -> ShutdownReport {
+    core.shared.refuse();
+    // Recorded first: a concurrent shutdown may finish as soon as they have died.
+    stop(core, grace, |killed| core.shared.add_killed_pids(killed));
+    core.close_blocking()
+}
+
+pub(crate) async fn stop_all_on_thread(core: &Arc<Core<Linux>>, grace: Duration) -> StopReport {
+    let core = Arc::clone(core);
+    run_on_thread(move || stop_all(&core, grace)).await
+}
+
+/// Does what [`shutdown`] does, on another thread if it has to wait.
+pub(crate) async fn shutdown_on_thread(core: &Arc<Core<Linux>>) -> ShutdownReport {
+    core.shared.refuse();
+    if core.shared.killed_children().is_empty() {
+        return core.close().await;
+    }
+    let core = Arc::clone(core);
+    run_on_thread(move || shutdown(&core)).await
+}
+
+pub(crate) async fn shutdown_stopping_on_thread(
+    core: &Arc<Core<Linux>>,
+    grace: Duration,
+) -> ShutdownReport {
+    core.shared.refuse();
+    let core = Arc::clone(core);
+    run_on_thread(move || shutdown_stopping(&core, grace)).await
+}
+
+fn signal_all(kernel: &Linux, shims: &Shims, signal: Signal) {
+    for shim in shims {
+        // Fails if the shim has just ended.
+        if let Err(error) = shim.signal(kernel, signal) {
+            tracing::debug!(pid = shim.pid, %signal, %error, "cannot signal the shim");
+        }
+    }
+}
+
+fn pids(shims: &Shims) -> Vec<u32> {
+    let mut pids: Vec<u32> = shims.iter().map(|shim| shim.pid).collect();
+    pids.sort_unstable();
+    pids
+}
+
+/// Waits until the processes have exited, and returns those that are still running after `timeout`.
+fn await_exits(kernel: &Linux, mut shims: Shims, timeout: Duration) -> Shims {
+    let deadline = Instant::now().checked_add(timeout);
+    // One after another: the wait for the last ends when all have exited.
+    shims.retain(|shim| !await_exit(kernel, shim, deadline));
+    shims
+}
+
+fn await_exit(kernel: &Linux, shim: &Shim<OwnedFd>, deadline: Option<Instant>) -> bool {
+    while shim.is_process_running(kernel) {
+        // A duplicate, because the worker closes the pidfd when it reaps the process.
+        let pidfd = shim.state().pidfd.as_ref().map(OwnedFd::try_clone);
+        if let Some(Ok(pidfd)) = pidfd {
+            return sys::pidfd_await_exit(pidfd.as_fd(), deadline);
+        }
+        if deadline.is_some_and(|at| at <= Instant::now()) {
+            return false;
+        }
+        thread::sleep(POLL_INTERVAL);
+    }
+    true
+}
