@@ -5,6 +5,7 @@ use crate::CollectedBy;
 use crate::kernel::{ProcStat, ProcessTable, Target, WaitResult};
 use crate::registry::Phase;
 use crate::shim::{Role, State};
+use crate::stats::NotReaped;
 use crate::sys::ChildExit;
 
 /// What [`judge`] has to know about a shim.
@@ -206,6 +207,17 @@ impl<P> Case<'_, P> {
         self.state.role == Role::Shared
             && self.trigger != Trigger::GraceExpired
             && !self.owner_grace.is_zero()
+    }
+
+    /// Returns why the reaper did not reap a shim that has vanished.
+    pub(crate) fn not_reaped(&self, collected_by: CollectedBy) -> NotReaped {
+        match (self.state.role, collected_by) {
+            (Role::Owned, CollectedBy::Owner) => NotReaped::ByForeignWait,
+            _ if self.phase == Phase::NotFound => NotReaped::Unknown,
+            (Role::Attached, _) => NotReaped::Observed,
+            (_, CollectedBy::Observed) => NotReaped::Unknown,
+            _ => NotReaped::ByOwner,
+        }
     }
 
     /// Returns whether this verdict means that a foreign wait reaped a child that only the reaper

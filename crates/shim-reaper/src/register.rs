@@ -14,7 +14,7 @@ use crate::exits::Subscribers;
 use crate::kernel::{NoPidfd, ProcessTable, Target, WaitResult};
 use crate::outbox::Outbox;
 use crate::shim::{Role, Shim};
-use crate::stats::Counters;
+use crate::stats::{Counters, NotReaped};
 use crate::timers::{Sleep, Timers};
 use crate::{CollectedBy, ReaperClosed, RegisterError, RegisterErrorKind, ShimExit};
 
@@ -287,7 +287,9 @@ impl<K: ProcessTable> Shared<K> {
         let shim = Arc::new(Shim::new(exit.pid, id, false, Role::Owned, None, None));
         match exit.collected_by {
             CollectedBy::Reaper => self.counters.add_reaped(),
-            CollectedBy::Owner | CollectedBy::Observed => self.counters.add_vanished(),
+            CollectedBy::Owner | CollectedBy::Observed => {
+                self.counters.add_vanished(NotReaped::ByOwner);
+            }
         }
         outbox.resolve(&self.subscribers, &mut shim.state(), exit);
         Ok(shim)

@@ -12,8 +12,22 @@ pub struct ReaperStats {
     pub registered: u64,
     /// Number of shims that the reaper reaped. Monotonic.
     pub reaped_total: u64,
-    /// Number of shims that other code reaped, or that are not children of this process. Monotonic.
+    /// Number of shims that ended and that the reaper did not reap, for whatever reason: the sum of
+    /// `owner_reaped_total`, `observed_total`, `foreign_waits_total` and `unknown_total`. Monotonic.
     pub vanished_total: u64,
+    /// Number of shims from [`register`](crate::ShimReaper::register) that the reaper left to their
+    /// owner, and that the owner reaped. A foreign wait for such a shim looks the same. Monotonic.
+    pub owner_reaped_total: u64,
+    /// Number of attached processes whose exit the reaper observed. Monotonic.
+    pub observed_total: u64,
+    /// Number of shims from [`spawn`](crate::ShimReaper::spawn) or
+    /// [`register_child`](crate::ShimReaper::register_child) that a foreign wait reaped, or the kernel
+    /// because SIGCHLD is ignored. Monotonic. If it rises, other code in this process waits for
+    /// children that it does not own.
+    pub foreign_waits_total: u64,
+    /// Number of registrations of a pid that no process had, or whose process was not a child of
+    /// this process. Monotonic.
+    pub unknown_total: u64,
     /// Number of orphans that the reaper reaped in the process groups of ended shims. Monotonic.
     pub orphans_reaped_total: u64,
     /// Number of interval sweeps since the start. It rises with every interval, even without exits;
@@ -54,7 +68,8 @@ pub struct ReaperStats {
 pub struct MetricsSink {
     /// Number of shims that the reaper reaped. Monotonic.
     pub reaped_total: Arc<AtomicU64>,
-    /// Number of shims that other code reaped, or that are not children of this process. Monotonic.
+    /// Number of shims that ended and that the reaper did not reap, as in
+    /// [`ReaperStats::vanished_total`]. Monotonic.
     pub vanished_total: Arc<AtomicU64>,
     /// Number of registered shims.
     pub registered_now: Arc<AtomicU64>,
@@ -85,12 +100,28 @@ pub struct StopReport {
     pub still_running: Vec<u32>,
 }
 
+/// The reason why the reaper has not reaped a shim that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotReaped {
+    /// Its owner reaped it.
+    ByOwner,
+    /// It is an attached process.
+    Observed,
+    /// A foreign wait reaped it, although only the reaper may wait for it.
+    ByForeignWait,
+    /// It was not found, or is not a child of this process.
+    Unknown,
+}
+
 /// The atomic counters behind [`ReaperStats`], which also update the embedder's [`MetricsSink`].
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     registered: AtomicU64,
     reaped: AtomicU64,
-    vanished: AtomicU64,
+    by_owner: AtomicU64,
+    observed: AtomicU64,
+    by_foreign_wait: AtomicU64,
+    unknown: AtomicU64,
     orphans_reaped: AtomicU64,
     sweeps: AtomicU64,
     /// 0 before the first sweep.
@@ -123,8 +154,14 @@ impl Counters {
         self.sink.reaped_total.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn add_vanished(&self) {
-        self.vanished.fetch_add(1, Relaxed);
+    pub(crate) fn add_vanished(&self, reason: NotReaped) {
+        let counter = match reason {
+            NotReaped::ByOwner => &self.by_owner,
+            NotReaped::Observed => &self.observed,
+            NotReaped::ByForeignWait => &self.by_foreign_wait,
+            NotReaped::Unknown => &self.unknown,
+        };
+        counter.fetch_add(1, Relaxed);
         self.sink.vanished_total.fetch_add(1, Relaxed);
     }
 
@@ -160,10 +197,21 @@ impl Counters {
 
     pub(crate) fn snapshot(&self, worker_alive: bool) -> ReaperStats {
         let last_sweep = self.last_sweep_at_ms.load(Relaxed);
+        let owner_reaped_total = self.by_owner.load(Relaxed);
+        let observed_total = self.observed.load(Relaxed);
+        let foreign_waits_total = self.by_foreign_wait.load(Relaxed);
+        let unknown_total = self.unknown.load(Relaxed);
         ReaperStats {
             registered: self.registered.load(Relaxed),
             reaped_total: self.reaped.load(Relaxed),
-            vanished_total: self.vanished.load(Relaxed),
+            vanished_total: owner_reaped_total
+                + observed_total
+                + foreign_waits_total
+                + unknown_total,
+            owner_reaped_total,
+            observed_total,
+            foreign_waits_total,
+            unknown_total,
             orphans_reaped_total: self.orphans_reaped.load(Relaxed),
             sweeps_completed: self.sweeps.load(Relaxed),
             last_sweep_at_ms: (last_sweep != 0).then_some(last_sweep),

@@ -255,8 +255,9 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
                 );
             }
             Verdict::Vanished(status, collected_by) => {
+                let reason = case.not_reaped(collected_by);
                 drop(state);
-                self.shared.counters.add_vanished();
+                self.shared.counters.add_vanished(reason);
                 self.finish(
                     &shim,
                     ShimExit {

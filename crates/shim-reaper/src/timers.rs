@@ -106,3 +106,20 @@ impl Drop for Sleep<'_> {
         drop(waker);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn a_dropped_timer_is_forgotten() {
+        let (timers, wake_worker) = (Timers::default(), Notify::new());
+        let mut sleep = Sleep::new(&timers, &wake_worker, Duration::from_secs(60));
+        assert!((&mut sleep).now_or_never().is_none());
+        assert_eq!(timers.next_deadline(), sleep.deadline);
+        drop(sleep);
+        assert_eq!(timers.next_deadline(), None);
+    }
+}

@@ -33,6 +33,10 @@ fn foreign_waits_that_win_every_race_lose_no_exit_code() {
             block_on(async {
                 let (fixture, exits) = lose_every_race(true).await;
                 fixture.expect(0, SHIMS as u64, 0).await;
+                // Half of them are registered by pid, so their owner may have waited.
+                let stats = fixture.reaper.stats();
+                assert_eq!(stats.foreign_waits_total, SHIMS as u64 / 2);
+                assert_eq!(stats.owner_reaped_total, SHIMS as u64 / 2);
                 for (i, exit) in exits.iter().enumerate() {
                     assert_eq!(exit.code(), code_after_reaping(i), "shim {i}: {exit:?}");
                     assert_eq!(exit.collected_by, CollectedBy::Owner);

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use common::forks::{IdleChildren, exiting_child};
-use common::{Fixture, allow_descriptors, eventually, exits_with, kill, sleeper};
+use common::{Fixture, KillOnDrop, allow_descriptors, eventually, exits_with, kill, sleeper};
 use futures::StreamExt;
 use nix::sys::signal::Signal::SIGKILL;
 use shim_reaper::{ReaperBuilder, ShimReaper};
@@ -17,6 +17,7 @@ in_both_modes!(
     sweeps_continue_when_no_shim_exits,
     the_exit_stream_buffers_ten_thousand_exits,
     an_exit_stream_starts_when_it_is_created,
+    a_run_with_owners_and_attached_processes_counts_no_foreign_wait,
     reapers_that_share_a_sink_add_to_it,
     without_pidfd_counts_the_shims_without_a_pidfd,
 );
@@ -136,6 +137,34 @@ async fn an_exit_stream_starts_when_it_is_created(builder: ReaperBuilder) {
     };
     assert_eq!(codes(first, 2).await, [Some(2), Some(3)]);
     assert_eq!(codes(second, 1).await, [Some(3)]);
+}
+
+async fn a_run_with_owners_and_attached_processes_counts_no_foreign_wait(builder: ReaperBuilder) {
+    const EACH: u64 = 5;
+    let fixture = Fixture::new(builder.owner_grace(common::DEADLINE));
+    let mut owned = Vec::new();
+    for _ in 0..EACH {
+        owned.push(fixture.reaper.spawn(exits_with(0)).await.unwrap());
+    }
+    let mut children = KillOnDrop::default();
+    for _ in 0..EACH {
+        let registered = children.spawn(sleeper()).unwrap();
+        drop(fixture.reaper.register(registered).await.unwrap());
+    }
+    let mut attached = KillOnDrop::default();
+    for _ in 0..EACH {
+        let pid = attached.spawn(sleeper()).unwrap();
+        drop(fixture.reaper.attach(pid).await.unwrap());
+    }
+    // The owners wait at once.
+    drop((children, attached));
+    fixture.expect(EACH, 2 * EACH, 0).await;
+    let stats = fixture.reaper.stats();
+    assert_eq!(
+        (stats.owner_reaped_total, stats.observed_total),
+        (EACH, EACH)
+    );
+    assert_eq!((stats.foreign_waits_total, stats.unknown_total), (0, 0));
 }
 
 async fn reapers_that_share_a_sink_add_to_it(builder: ReaperBuilder) {

@@ -56,6 +56,18 @@ fn counts(core: &Core<Simulated>) -> (u64, u64, u64) {
     (stats.reaped_total, stats.vanished_total, stats.registered)
 }
 
+/// Returns (reaped, by the owner, observed, foreign waits, unknown).
+fn reasons(core: &Core<Simulated>) -> (u64, u64, u64, u64, u64) {
+    let stats = core.shared.counters.snapshot(true);
+    (
+        stats.reaped_total,
+        stats.owner_reaped_total,
+        stats.observed_total,
+        stats.foreign_waits_total,
+        stats.unknown_total,
+    )
+}
+
 fn exit_of(shim: &Shim<usize>) -> Option<(Option<i32>, CollectedBy)> {
     let exit = shim.state().exit()?;
     Some((exit.code(), exit.collected_by))
@@ -305,6 +317,37 @@ fn zombie_held_by_a_tracer_resolves_when_another_wait_reaps_it() {
     block_on(core.reap_ready(&mut Outbox::new()));
     assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::Owner)));
     assert_eq!(counts(&core), (0, 1, 0));
+}
+
+#[test]
+fn exits_are_counted_by_who_reaped_them() {
+    for hangup in [true, false] {
+        let core = core(Features { hangup, ..LATEST });
+        let kernel = &core.shared.kernel;
+        for pid in 1_000_001..=1_000_003 {
+            kernel.fork(pid);
+        }
+        kernel.add_foreign(1_000_004, true);
+        kernel.add_foreign(1_000_005, true);
+        register(&core, 1_000_001, Role::Owned);
+        register(&core, 1_000_002, Role::Shared);
+        register(&core, 1_000_003, Role::Owned);
+        register(&core, 1_000_004, Role::Attached);
+        // Not a child, and no process.
+        register(&core, 1_000_005, Role::Shared);
+        register(&core, 1_000_006, Role::Shared);
+        register(&core, 1_000_007, Role::Attached);
+        kernel.set(1_000_001, ProcessState::Zombie(0));
+        for pid in 1_000_002..=1_000_004 {
+            kernel.set(pid, ProcessState::Reaped(0));
+        }
+        for _ in 0..2 {
+            sweep(&core);
+            kernel.pass_time(INTERVAL);
+        }
+        assert_eq!(reasons(&core), (1, 1, 1, 1, 3));
+        assert_eq!(counts(&core), (1, 6, 0));
+    }
 }
 
 #[test]
