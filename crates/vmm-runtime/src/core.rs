@@ -193,6 +193,10 @@ impl Core {
     /// Returns the counters of the runtime and of its reaper.
     pub(crate) fn metrics(&self) -> RuntimeMetrics {
         let ReaperStats {
+            owner_reaped_total,
+            observed_total,
+            foreign_waits_total,
+            unknown_total,
             sweeps_completed,
             last_sweep_at_ms,
             respawns_total,
@@ -200,6 +204,10 @@ impl Core {
             ..
         } = self.reaper.stats();
         RuntimeMetrics {
+            shim_reaper_owner_reaped: owner_reaped_total,
+            shim_reaper_observed: observed_total,
+            shim_reaper_foreign_waits: foreign_waits_total,
+            shim_reaper_unknown: unknown_total,
             shim_reaper_sweeps: sweeps_completed,
             shim_reaper_last_sweep_at_ms: last_sweep_at_ms,
             shim_reaper_respawns: respawns_total,

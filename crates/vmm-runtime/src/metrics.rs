@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 ///
 /// All totals count from the opening of the runtime and never fall. Alert if `shim_reaper_alive` is
 /// false, if `shim_reaper_sweeps` does not rise while `shim_reaper_registered` is above zero (the
-/// reaper is not running), and on any rise of `shim_reaper_respawns`.
+/// reaper is not running), and on any rise of `shim_reaper_respawns` or `shim_reaper_foreign_waits`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RuntimeMetrics {
@@ -26,6 +26,14 @@ pub struct RuntimeMetrics {
     /// The number of shims whose exit the reaper saw but did not reap: re-attached shims, which are
     /// not its children, and shims that a foreign wait reaped.
     pub shim_reaper_vanished: u64,
+    /// The number of these that the reaper left to the owner of their `Child`.
+    pub shim_reaper_owner_reaped: u64,
+    /// The number of these that were re-attached shims.
+    pub shim_reaper_observed: u64,
+    /// The number of these that a foreign wait in this process reaped.
+    pub shim_reaper_foreign_waits: u64,
+    /// The number of these that were not found, or are not children of this process.
+    pub shim_reaper_unknown: u64,
     /// The number of shims that the reaper watches.
     pub shim_reaper_registered: u64,
     /// The number of sweeps that the reaper completed. Rises as long as the reaper runs.

@@ -98,6 +98,26 @@ impl Collector for MetricsSnapshot {
                 runtime.shim_reaper_vanished,
             ),
             (
+                "shim_reaper_owner_reaped",
+                "Shims that the reaper left to their owner.",
+                runtime.shim_reaper_owner_reaped,
+            ),
+            (
+                "shim_reaper_observed",
+                "Shims of an earlier server, which are not children of this one.",
+                runtime.shim_reaper_observed,
+            ),
+            (
+                "shim_reaper_foreign_waits",
+                "Shims that other code in the server reaped.",
+                runtime.shim_reaper_foreign_waits,
+            ),
+            (
+                "shim_reaper_unknown",
+                "Shims that were not found, or are not children of the server.",
+                runtime.shim_reaper_unknown,
+            ),
+            (
                 "shim_reaper_sweeps",
                 "Sweeps completed by the reaper; rises as long as it works.",
                 runtime.shim_reaper_sweeps,

@@ -61,8 +61,17 @@ pub struct RuntimeMetricsResponse {
     pub total_exec_errors: u64,
     /// Shims reaped by the reaper; monotonic.
     pub shim_reaped: u64,
-    /// Shims whose exit the reaper observed but that it did not reap; monotonic.
+    /// Shims whose exit the reaper observed but that it did not reap; monotonic. The sum of the next
+    /// four.
     pub shim_reaper_vanished: u64,
+    /// Shims that the reaper left to their owner; monotonic.
+    pub shim_reaper_owner_reaped: u64,
+    /// Shims of an earlier server, which are not children of this one; monotonic.
+    pub shim_reaper_observed: u64,
+    /// Shims that other code in the server reaped; monotonic.
+    pub shim_reaper_foreign_waits: u64,
+    /// Shims that were not found, or are not children of the server; monotonic.
+    pub shim_reaper_unknown: u64,
     /// Shims that the reaper watches now.
     pub shim_reaper_registered: u64,
     /// Sweeps completed by the reaper; monotonic, and rising as long as the reaper works.
@@ -88,6 +97,10 @@ impl From<RuntimeMetrics> for RuntimeMetricsResponse {
             total_exec_errors: 0,
             shim_reaped: metrics.shim_reaped,
             shim_reaper_vanished: metrics.shim_reaper_vanished,
+            shim_reaper_owner_reaped: metrics.shim_reaper_owner_reaped,
+            shim_reaper_observed: metrics.shim_reaper_observed,
+            shim_reaper_foreign_waits: metrics.shim_reaper_foreign_waits,
+            shim_reaper_unknown: metrics.shim_reaper_unknown,
             shim_reaper_registered: metrics.shim_reaper_registered,
             shim_reaper_sweeps: metrics.shim_reaper_sweeps,
             shim_reaper_last_sweep_at_ms: metrics.shim_reaper_last_sweep_at_ms,
