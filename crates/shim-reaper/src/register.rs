@@ -4,7 +4,7 @@ use std::mem;
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -41,6 +41,8 @@ pub(crate) struct Shared<K: ProcessTable> {
     pub(crate) stop_request: Option<StopRequest>,
     /// Set when a shutdown begins, before `token` is cancelled.
     refusing: AtomicBool,
+    /// When a stopping shutdown that has begun sends SIGKILL.
+    kill_at: Mutex<Option<Instant>>,
     /// The shims that the shutdown sent SIGKILL.
     killed_pids: Mutex<BTreeSet<u32>>,
     pub(crate) timers: Timers,
@@ -78,6 +80,7 @@ impl<K: ProcessTable> Shared<K> {
             shortage_logged: AtomicBool::new(false),
             stop_request,
             refusing: AtomicBool::new(false),
+            kill_at: Mutex::default(),
             killed_pids: Mutex::default(),
             timers: Timers::default(),
             foreign_wait_seen: AtomicBool::new(false),
@@ -363,6 +366,22 @@ impl<K: ProcessTable> Shared<K> {
             is_killed && shim.is_process_running(&self.kernel)
         });
         shims
+    }
+
+    /// Begins a stopping shutdown, or joins the one that has begun. Returns when the children are to
+    /// be killed, and whether it has begun before.
+    pub(crate) fn begin_stop(&self, kill_at: Instant) -> (Instant, bool) {
+        self.refuse();
+        let mut current = self.kill_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let joined = current.is_some();
+        let kill_at = current.map_or(kill_at, |current| current.min(kill_at));
+        *current = Some(kill_at);
+        (kill_at, joined)
+    }
+
+    pub(crate) fn has_begun_stop(&self) -> bool {
+        let kill_at = self.kill_at.lock();
+        kill_at.unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// Adds to the shims that the final report lists as killed.

@@ -18,6 +18,9 @@ use crate::{ShutdownReport, StopReport, sys};
 /// process takes long to release its memory.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Longer than the life of any process, and short enough to be added to an instant.
+const MAX_GRACE: Duration = Duration::from_secs(1 << 32);
+
 /// How often a process without a pidfd is checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -26,51 +29,36 @@ type Shims = Vec<Arc<Shim<OwnedFd>>>;
 /// Sends SIGTERM to every child, waits for up to `grace`, sends SIGKILL to those that still run, and
 /// waits for them.
 pub(crate) fn stop_all(core: &Core<Linux>, grace: Duration) -> StopReport {
-    stop(core, grace, |_| {})
-}
-
-fn stop(core: &Core<Linux>, grace: Duration, before_kill: impl FnOnce(&[u32])) -> StopReport {
-    let kernel = &core.shared.kernel;
-    let children = core.shared.running_children();
-    // A pid that `register` got may not be that of a child, which the worker has yet to notice.
-    let is_child = |shim: &Arc<Shim<_>>| {
-        let state = shim.state();
-        !matches!(
-            kernel.peek(state.wait_target(shim.pid)),
-            WaitResult::NotWaitable
-        )
-    };
-    let stopped: Shims = children.into_iter().filter(is_child).collect();
-    let count = stopped.len();
-    signal_all(kernel, &stopped, Signal::SIGTERM);
-    let mut left = await_exits(kernel, stopped, grace);
-    // A shutdown in the meantime leaves its shims running.
-    left.retain(|shim| shim.state().is_running());
-    let killed = pids(&left);
-    before_kill(&killed);
-    signal_all(kernel, &left, Signal::SIGKILL);
-    let still_running = pids(&await_exits(kernel, left, KILL_TIMEOUT));
-    core.reap_ready_blocking();
-    StopReport {
-        stopped: (count - still_running.len()) as u64,
-        killed,
-        still_running,
-    }
+    let children = stoppable_children(core);
+    signal_all(&core.shared.kernel, &children, Signal::SIGTERM);
+    kill_at(core, children, after(grace), |_| {})
 }
 
 /// Waits for the shims that were sent SIGKILL, and shuts down the reaper.
 pub(crate) fn shutdown(core: &Core<Linux>) -> ShutdownReport {
+    if let Some(grace) = grace_of_begun_stop(core) {
+        return shutdown_stopping(core, grace);
+    }
     core.shared.refuse();
     let killed = core.shared.killed_children();
-    await_exits(&core.shared.kernel, killed, KILL_TIMEOUT);
+    await_exits(&core.shared.kernel, killed, after(KILL_TIMEOUT));
     core.close_blocking()
 }
 
 /// Stops every child, and shuts down the reaper.
 pub(crate) fn shutdown_stopping(core: &Core<Linux>, grace: Duration) -> ShutdownReport {
-    core.shared.refuse();
+    let begun = core.shared.begin_stop(after(grace));
+    continue_shutdown(core, begun)
+}
+
+fn continue_shutdown(core: &Core<Linux>, (deadline, joined): (Instant, bool)) -> ShutdownReport {
+    let children = stoppable_children(core);
+    if !joined {
+        signal_all(&core.shared.kernel, &children, Signal::SIGTERM);
+    }
     // Recorded first: a concurrent shutdown may finish as soon as they have died.
-    stop(core, grace, |killed| core.shared.add_killed_pids(killed));
+    let record = |killed: &[u32]| core.shared.add_killed_pids(killed);
+    kill_at(core, children, deadline, record);
     core.close_blocking()
 }
 
@@ -81,9 +69,11 @@ pub(crate) async fn stop_all_on_thread(core: &Arc<Core<Linux>>, grace: Duration)
 
 /// Does what [`shutdown`] does, on another thread if it has to wait.
 pub(crate) async fn shutdown_on_thread(core: &Arc<Core<Linux>>) -> ShutdownReport {
-    core.shared.refuse();
-    if core.shared.killed_children().is_empty() {
-        return core.close().await;
+    if grace_of_begun_stop(core).is_none() {
+        core.shared.refuse();
+        if core.shared.killed_children().is_empty() {
+            return core.close().await;
+        }
     }
     let core = Arc::clone(core);
     run_on_thread(move || shutdown(&core)).await
@@ -93,9 +83,61 @@ pub(crate) async fn shutdown_stopping_on_thread(
     core: &Arc<Core<Linux>>,
     grace: Duration,
 ) -> ShutdownReport {
-    core.shared.refuse();
+    let begun = core.shared.begin_stop(after(grace));
     let core = Arc::clone(core);
-    run_on_thread(move || shutdown_stopping(&core, grace)).await
+    run_on_thread(move || continue_shutdown(&core, begun)).await
+}
+
+/// Returns a grace period if a stopping shutdown has begun or is requested: the longest, which does
+/// not shorten that of the shutdown, or the requested one.
+fn grace_of_begun_stop(core: &Core<Linux>) -> Option<Duration> {
+    if core.shared.has_begun_stop() {
+        return Some(MAX_GRACE);
+    }
+    let request = core.shared.stop_request.as_ref();
+    let requested = request.filter(|request| request.token.is_cancelled());
+    requested.map(|request| request.grace)
+}
+
+fn after(time: Duration) -> Instant {
+    Instant::now() + time.min(MAX_GRACE)
+}
+
+/// Returns the running children. A pid that `register` got may not be that of a child, which the
+/// worker has yet to notice.
+fn stoppable_children(core: &Core<Linux>) -> Shims {
+    let mut children = core.shared.running_children();
+    children.retain(|shim| {
+        let state = shim.state();
+        let found = core.shared.kernel.peek(state.wait_target(shim.pid));
+        !matches!(found, WaitResult::NotWaitable)
+    });
+    children
+}
+
+/// Waits for the children until `deadline`, sends SIGKILL to those that still run, and waits for
+/// them.
+fn kill_at(
+    core: &Core<Linux>,
+    children: Shims,
+    deadline: Instant,
+    before_kill: impl FnOnce(&[u32]),
+) -> StopReport {
+    let kernel = &core.shared.kernel;
+    let count = children.len();
+    let mut left = await_exits(kernel, children, deadline);
+    // A shutdown in the meantime leaves its shims running.
+    left.retain(|shim| shim.state().is_running());
+    let killed = pids(&left);
+    before_kill(&killed);
+    signal_all(kernel, &left, Signal::SIGKILL);
+    let still_running = pids(&await_exits(kernel, left, after(KILL_TIMEOUT)));
+    core.reap_ready_blocking();
+    StopReport {
+        stopped: (count - still_running.len()) as u64,
+        killed,
+        still_running,
+    }
 }
 
 fn signal_all(kernel: &Linux, shims: &Shims, signal: Signal) {
@@ -113,22 +155,21 @@ fn pids(shims: &Shims) -> Vec<u32> {
     pids
 }
 
-/// Waits until the processes have exited, and returns those that are still running after `timeout`.
-fn await_exits(kernel: &Linux, mut shims: Shims, timeout: Duration) -> Shims {
-    let deadline = Instant::now().checked_add(timeout);
+/// Waits until the processes have exited, and returns those that are still running at `deadline`.
+fn await_exits(kernel: &Linux, mut shims: Shims, deadline: Instant) -> Shims {
     // One after another: the wait for the last ends when all have exited.
     shims.retain(|shim| !await_exit(kernel, shim, deadline));
     shims
 }
 
-fn await_exit(kernel: &Linux, shim: &Shim<OwnedFd>, deadline: Option<Instant>) -> bool {
+fn await_exit(kernel: &Linux, shim: &Shim<OwnedFd>, deadline: Instant) -> bool {
     while shim.is_process_running(kernel) {
         // A duplicate, because the worker closes the pidfd when it reaps the process.
         let pidfd = shim.state().pidfd.as_ref().map(OwnedFd::try_clone);
         if let Some(Ok(pidfd)) = pidfd {
-            return sys::pidfd_await_exit(pidfd.as_fd(), deadline);
+            return sys::pidfd_await_exit(pidfd.as_fd(), Some(deadline));
         }
-        if deadline.is_some_and(|at| at <= Instant::now()) {
+        if deadline <= Instant::now() {
             return false;
         }
         thread::sleep(POLL_INTERVAL);

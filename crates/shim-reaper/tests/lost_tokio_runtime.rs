@@ -23,7 +23,7 @@ use futures::{FutureExt, StreamExt};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal::SIGKILL;
 use nix::sys::wait::{WaitStatus, waitpid};
-use shim_reaper::{ReaperBuilder, ShimHandle, ShimReaper, SpawnOptions};
+use shim_reaper::{ReaperBuilder, ReaperClosed, ShimHandle, ShimReaper, SpawnOptions};
 use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 
@@ -78,7 +78,11 @@ async fn a_cancelled_token_closes_a_reaper_without_its_tokio_runtime(builder: Re
     token.cancel();
     let count = tokio::time::timeout(DEADLINE, exits.count()).await;
     assert_eq!(count, Ok(0));
-    eventually("the reaper closes", || !handle.is_running()).await;
+    // A clone each time, because a handle that was polled would be woken.
+    eventually("the reaper closes", || {
+        handle.clone().now_or_never().is_some()
+    })
+    .await;
     handle.kill().unwrap();
     waitpid(as_pid(handle.pid()), None).unwrap();
 }
@@ -101,8 +105,10 @@ async fn a_token_cancelled_together_with_the_tokio_runtime_closes_the_reaper() {
         .join()
         .unwrap();
         // No task polls the handle.
-        eventually("the reaper closes", || !handle.is_running()).await;
-        assert!(fixture.reaper.registered().await.is_empty());
+        while !fixture.reaper.registered().await.is_empty() {
+            common::pause().await;
+        }
+        assert_eq!(handle.clone().await.unwrap_err(), ReaperClosed);
         handle.kill().unwrap();
         waitpid(as_pid(handle.pid()), None).unwrap();
     }

@@ -37,6 +37,8 @@ in_both_modes!(
     a_stopping_shutdown_refuses_new_shims_at_once,
     a_dropped_stopping_shutdown_continues,
     every_caller_gets_the_same_report,
+    a_shutdown_after_the_stopping_token_stops_the_shims_too,
+    a_shutdown_during_a_stopping_shutdown_waits_for_it,
     shims_that_were_killed_before_a_shutdown_are_reaped,
     a_stopped_process_that_is_not_a_child_gets_no_signal,
 );
@@ -237,6 +239,41 @@ async fn every_caller_gets_the_same_report(builder: ReaperBuilder) {
         assert_eq!(report, &reports[0]);
     }
     assert_eq!(reports[0].killed, [stubborn.pid()]);
+}
+
+async fn a_shutdown_after_the_stopping_token_stops_the_shims_too(builder: ReaperBuilder) {
+    for sync in [true, false] {
+        let token = CancellationToken::new();
+        let builder = builder.clone();
+        let fixture = Fixture::new(builder.shutdown_stopping_token(token.clone(), DEADLINE));
+        let handles = spawn_sleepers(&fixture).await;
+        token.cancel();
+        let report = if sync {
+            fixture.reaper.shutdown_sync()
+        } else {
+            fixture.reaper.shutdown().await
+        };
+        assert!(report.killed.is_empty() && report.still_running.is_empty());
+        for handle in handles {
+            assert_eq!(handle.await.unwrap().signal(), Some(SIGTERM as i32));
+        }
+    }
+}
+
+async fn a_shutdown_during_a_stopping_shutdown_waits_for_it(builder: ReaperBuilder) {
+    let fixture = Fixture::new(builder);
+    let stubborn = spawn_stubborn(&fixture.reaper).await;
+    let reaper = fixture.reaper.clone();
+    let stopping = tokio::spawn(async move { reaper.shutdown_stopping(SHORT * 4).await });
+    eventually("new shims are refused", || {
+        let spawned = fixture.reaper.spawn(sleeper()).now_or_never().unwrap();
+        !spawned.is_ok_and(|shim| shim.kill().is_ok())
+    })
+    .await;
+    let report = fixture.reaper.shutdown().await;
+    assert_eq!(report.killed, [stubborn.pid()]);
+    assert_eq!(stopping.await.unwrap(), report);
+    assert_eq!(stubborn.await.unwrap().signal(), Some(SIGKILL as i32));
 }
 
 async fn shims_that_were_killed_before_a_shutdown_are_reaped(builder: ReaperBuilder) {
