@@ -19,7 +19,7 @@ impl Daemon {
     fn start() -> Self {
         let shutdown = CancellationToken::new();
         let reaper = ShimReaper::builder()
-            .shutdown_token(shutdown.clone())
+            .shutdown_stopping_token(shutdown.clone(), Duration::from_secs(10))
             .start();
         // Logs every exit, even of shims whose handles are dropped.
         let mut exits = reaper.exits();
