@@ -30,7 +30,7 @@ const MAX_DURATION: Duration = Duration::from_secs(1 << 32);
 /// let runtime_shutdown = CancellationToken::new();
 /// let reaper = ShimReaper::builder()
 ///     .sweep_interval(Duration::from_millis(100))
-///     .shutdown_token(runtime_shutdown.clone())
+///     .shutdown_stopping_token(runtime_shutdown.clone(), Duration::from_secs(10))
 ///     .start();
 ///
 /// runtime_shutdown.cancel();

@@ -28,6 +28,29 @@
 //! # }
 //! ```
 //!
+//! # Shutdown
+//!
+//! A daemon gives the reaper the token that its tasks await, and at its end awaits the shutdown:
+//!
+//! ```no_run
+//! # async fn example(shutdown: tokio_util::sync::CancellationToken) {
+//! use shim_reaper::ShimReaper;
+//! use std::time::Duration;
+//!
+//! let grace = Duration::from_secs(10);
+//! let reaper = ShimReaper::builder()
+//!     .shutdown_stopping_token(shutdown.clone(), grace)
+//!     .start();
+//! // ...
+//! shutdown.cancelled().await;
+//! let report = reaper.shutdown().await;
+//! # }
+//! ```
+//!
+//! When the token is cancelled, the reaper sends SIGTERM to all children, SIGKILL after the grace
+//! period to those that still run, and reaps them. With
+//! [`shutdown_token`](ReaperBuilder::shutdown_token) it would leave them running instead.
+//!
 //! # When to use something else
 //!
 //! Use `tokio::process` if one task starts a child and awaits its exit. It is not made for

@@ -269,7 +269,8 @@ impl ShimReaper {
     /// The reaper refuses new shims and reaps every registered shim that has exited, even in a
     /// grace period. The handles of the others resolve to [`ReaperClosed`](crate::ReaperClosed);
     /// their processes keep running, and nothing reaps them. To end them too, use
-    /// [`shutdown_stopping`](Self::shutdown_stopping).
+    /// [`shutdown_stopping`](Self::shutdown_stopping). If a stopping shutdown has begun, or its token
+    /// is cancelled, this waits for it.
     ///
     /// The shutdown takes milliseconds, independent of the sweep interval. If shims have been sent
     /// SIGKILL, through their handles or by `kill_on_drop`, it waits for up to 5 seconds until they
@@ -292,7 +293,8 @@ impl ShimReaper {
     /// Stops every registered child like [`stop_all`](Self::stop_all), and then shuts down the
     /// reaper.
     ///
-    /// The reaper refuses new shims from the first poll on. It reaps the children as they exit, and
+    /// The reaper refuses new shims from the first poll on. If several stopping shutdowns overlap, the
+    /// first sends SIGTERM, and the shortest grace period counts. The reaper reaps the children as they exit, and
     /// their handles resolve to the exits, also those on which tasks call
     /// [`stop`](crate::ShimHandle::stop) in the meantime. The report lists as still running the
     /// attached processes, and the children that did not exit within 5 seconds after the SIGKILL.

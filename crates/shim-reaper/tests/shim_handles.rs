@@ -70,9 +70,10 @@ async fn clones_resolve_in_tasks_tokio_runtimes_and_threads(builder: ReaperBuild
 
 async fn awaiting_after_the_exit_resolves_at_once(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder);
-    let handle = fixture.reaper.spawn(exits_with(5)).await.unwrap();
+    let handle = fixture.reaper.spawn(exits_on_eof(5)).await.unwrap();
     assert!(handle.is_running());
     assert!(handle.try_exit().is_none());
+    drop(handle.take_stdin());
     fixture.expect(1, 0, 0).await;
     assert!(!handle.is_running());
     assert_eq!(handle.try_exit().unwrap().code(), Some(5));
