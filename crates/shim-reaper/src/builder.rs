@@ -50,6 +50,22 @@ pub struct ReaperBuilder {
     early_pidfds: bool,
 }
 
+impl ShimReaper {
+    /// Starts a reaper with the defaults on the current tokio runtime.
+    ///
+    /// # Panics
+    ///
+    /// As for [`ReaperBuilder::start`].
+    pub fn start() -> Self {
+        Self::builder().start()
+    }
+
+    /// Returns a builder, which configures and starts a reaper.
+    pub fn builder() -> ReaperBuilder {
+        ReaperBuilder::new()
+    }
+}
+
 impl ReaperBuilder {
     pub(crate) fn new() -> Self {
         Self {

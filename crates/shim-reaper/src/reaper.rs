@@ -7,8 +7,7 @@ use crate::shim::Role;
 use crate::stop;
 use crate::worker::Worker;
 use crate::{
-    Exits, ReaperBuilder, ReaperStats, RegisterError, ShimHandle, ShutdownReport, SpawnOptions,
-    StopReport,
+    Exits, ReaperStats, RegisterError, ShimHandle, ShutdownReport, SpawnOptions, StopReport,
 };
 
 /// A reaper of child processes, which reaps the registered ones and no others.
@@ -69,20 +68,6 @@ impl ShimReaper {
         }
     }
 
-    /// Starts a reaper with the defaults on the current tokio runtime.
-    ///
-    /// # Panics
-    ///
-    /// As for [`ReaperBuilder::start`].
-    pub fn start() -> Self {
-        Self::builder().start()
-    }
-
-    /// Returns a builder, which configures and starts a reaper.
-    pub fn builder() -> ReaperBuilder {
-        ReaperBuilder::new()
-    }
-
     /// Spawns a shim: forks, executes the program and registers the child.
     ///
     /// The fork happens on the calling thread, as in `tokio::process`, and blocks it until the
@@ -90,7 +75,7 @@ impl ShimReaper {
     ///
     /// The child opens its own pidfd before the `exec`, so that no other wait can take its exit status
     /// away from the reaper, from Linux 6.15 on. That needs a `fork`, whose cost grows with the memory
-    /// of this process: see [`ReaperBuilder::early_pidfd`]. A closure of
+    /// of this process: see [`ReaperBuilder::early_pidfd`](crate::ReaperBuilder::early_pidfd). A closure of
     /// [`pre_exec`](std::os::unix::process::CommandExt::pre_exec) that closes the descriptors of the
     /// child prevents it.
     ///
@@ -143,7 +128,7 @@ impl ShimReaper {
     /// Registers a child process by pid, while its owner may still hold its `Child`.
     ///
     /// When the process exits, the handle resolves at once, and the owner has the
-    /// [grace period](ReaperBuilder::owner_grace) to wait for it and get its status. After that the
+    /// [grace period](crate::ReaperBuilder::owner_grace) to wait for it and get its status. After that the
     /// reaper reaps it.
     ///
     /// If the process is already registered, this returns another handle to the same shim. If no

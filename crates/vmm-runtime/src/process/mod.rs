@@ -1,5 +1,6 @@
 //! Processes in general: to which box they belong, what they use, monitoring, and killing orphans.
 
+mod cleanup_target;
 pub(crate) mod membership;
 mod monitor;
 mod orphans;
@@ -7,8 +8,9 @@ mod process_wide_reaper;
 mod search;
 mod usage;
 
+pub(crate) use cleanup_target::CleanupTarget;
 pub use monitor::{ProcessExit, ProcessMonitor};
-pub(crate) use orphans::{CleanupTarget, OrphanCleaner};
+pub(crate) use orphans::OrphanCleaner;
 pub(crate) use process_wide_reaper::{keep_reaping, process_wide_reaper};
 pub use usage::BoxUsage;
 pub(crate) use usage::{count_zombies, measure_usage};

@@ -1,6 +1,5 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,23 +8,13 @@ use shim_reaper::Pidfd;
 use tokio::time::{Instant, sleep, timeout_at};
 use vmm_protocol::with_causes;
 
-use super::SIGKILL_TIMEOUT;
 use super::search::{self, SearchResult};
+use super::{CleanupTarget, SIGKILL_TIMEOUT};
 use crate::workers::Workers;
 
 /// How long searches may fail for lack of descriptors or memory before the cleanup fails.
 const SHORTAGE_TIMEOUT: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
-
-/// A box whose orphans must be cleaned up: processes that its payload or its health check left.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct CleanupTarget {
-    /// The box's directory. Descendants of the payload have it in their environment.
-    pub(crate) dir: PathBuf,
-    /// The session of the shim, if the shim has just ended; it identifies descendants that cleared
-    /// their environment. Later the number may belong to another session.
-    pub(crate) session: Option<u32>,
-}
 
 /// A cleaner that kills orphans: descendants of a payload whose shim died before it could kill
 /// them. A payload dies with its shim, but its descendants do not.
