@@ -73,11 +73,11 @@ impl ShimReaper {
     /// The fork happens on the calling thread, as in `tokio::process`, and blocks it until the
     /// `exec`. If the shim sets `PR_SET_PDEATHSIG`, the kernel signals it when that thread exits.
     ///
-    /// The child opens its own pidfd before the `exec`, so that no other wait can take its exit status
-    /// away from the reaper, from Linux 6.15 on. That needs a `fork`, whose cost grows with the memory
-    /// of this process: see [`ReaperBuilder::early_pidfd`](crate::ReaperBuilder::early_pidfd). A closure of
+    /// From Linux 6.15 on, no other wait takes the exit status away from the reaper, with one
+    /// exception: the first such wait in this process can be faster than the reaper. To exclude that,
+    /// set [`ReaperBuilder::early_pidfd`](crate::ReaperBuilder::early_pidfd). A closure of
     /// [`pre_exec`](std::os::unix::process::CommandExt::pre_exec) that closes the descriptors of the
-    /// child prevents it.
+    /// child defeats it.
     ///
     /// # Errors
     ///

@@ -202,17 +202,20 @@ fn short_lived_shims_with_sigchld_ignored_keep_their_exit_codes() {
 
 /// Each shim is the first one of its reaper, which has not seen the foreign waits yet.
 #[test]
-fn the_first_foreign_wait_loses_no_exit_code() {
-    in_own_process("the_first_foreign_wait_loses_no_exit_code", || {
-        wait_for_any_child();
-        block_on(async {
-            for i in 0..SHIMS {
-                let fixture = Fixture::new(ShimReaper::builder());
-                check_short_lived(&fixture, i).await;
-                fixture.reaper.shutdown().await;
-            }
-        });
-    });
+fn with_early_pidfds_the_first_foreign_wait_loses_no_exit_code() {
+    in_own_process(
+        "with_early_pidfds_the_first_foreign_wait_loses_no_exit_code",
+        || {
+            wait_for_any_child();
+            block_on(async {
+                for i in 0..SHIMS {
+                    let fixture = Fixture::new(ShimReaper::builder().early_pidfd(true));
+                    check_short_lived(&fixture, i).await;
+                    fixture.reaper.shutdown().await;
+                }
+            });
+        },
+    );
 }
 
 #[test]
@@ -222,7 +225,7 @@ fn without_early_pidfds_only_the_first_foreign_wait_can_lose_an_exit_code() {
         || {
             wait_for_any_child();
             block_on(async {
-                let fixture = Fixture::new(ShimReaper::builder().early_pidfd(false));
+                let fixture = Fixture::new(ShimReaper::builder());
                 // Until the reaper notices the foreign wait.
                 while spawn_short_lived(&fixture, 0).await.collected_by == CollectedBy::Reaper {}
                 for i in 0..SHIMS {
