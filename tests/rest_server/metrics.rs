@@ -53,6 +53,7 @@ async fn the_openmetrics_exposition_has_the_same_numbers() {
         "vmm_boxes_running 1",
         "vmm_shim_reaped_total 0",
         "vmm_shim_reaper_registered 1",
+        "vmm_shim_reaper_foreign_waits_total 0",
         "vmm_shim_reaper_up 1",
         "vmm_shim_reaper_respawns_total 0",
         "vmm_rest_accept_failures_total 0",
@@ -77,7 +78,7 @@ async fn the_openmetrics_exposition_has_the_same_numbers() {
     }
     let parsed = openmetrics_parser::openmetrics::parse_openmetrics(&reply.text);
     let families = parsed.unwrap_or_else(|error| panic!("{error}:\n{}", reply.text));
-    assert_eq!(families.families.len(), 15);
+    assert_eq!(families.families.len(), 19);
     service.client.remove(&bx.box_id, true).await.unwrap();
     service.shut_down().await;
 }
