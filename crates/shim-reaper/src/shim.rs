@@ -139,14 +139,14 @@ impl<P> Shim<P> {
         key: &mut Option<u32>,
         waker: &Waker,
     ) -> Poll<Result<ShimExit, ReaperClosed>> {
-        match &mut self.state().outcome {
-            Outcome::Running(waiters) => {
-                waiters.add(key, waker);
-                Poll::Pending
-            }
-            Outcome::Exited(exit) => Poll::Ready(Ok(*exit)),
-            Outcome::Closed => Poll::Ready(Err(ReaperClosed)),
-        }
+        let replaced = match &mut self.state().outcome {
+            Outcome::Running(waiters) => waiters.add(key, waker),
+            Outcome::Exited(exit) => return Poll::Ready(Ok(*exit)),
+            Outcome::Closed => return Poll::Ready(Err(ReaperClosed)),
+        };
+        // Dropped without the lock, because it may run code of its executor.
+        drop(replaced);
+        Poll::Pending
     }
 
     pub(crate) fn stop_waiting(&self, key: u32) {
@@ -154,7 +154,7 @@ impl<P> Shim<P> {
             Outcome::Running(waiters) => waiters.remove(key),
             _ => None,
         };
-        // Dropped without the lock, because it may run code of its executor.
+        // As in `poll_exit`.
         drop(waker);
     }
 }
@@ -219,16 +219,18 @@ impl<P> State<P> {
 }
 
 impl Waiters {
-    fn add(&mut self, key: &mut Option<u32>, waker: &Waker) {
+    /// Returns the waker that the new one replaces.
+    fn add(&mut self, key: &mut Option<u32>, waker: &Waker) -> Option<Waker> {
         let entry = key.and_then(|key| self.wakers.iter_mut().find(|(k, _)| *k == key));
         if let Some((_, stored)) = entry {
-            stored.clone_from(waker);
-            return;
+            let is_new = !stored.will_wake(waker);
+            return is_new.then(|| mem::replace(stored, waker.clone()));
         }
         let new = self.next_key;
         self.next_key = self.next_key.wrapping_add(1);
         self.wakers.push((new, waker.clone()));
         *key = Some(new);
+        None
     }
 
     fn remove(&mut self, key: u32) -> Option<Waker> {
