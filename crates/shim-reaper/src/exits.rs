@@ -8,6 +8,7 @@ use futures::Stream;
 use futures::task::AtomicWaker;
 
 use crate::ShimExit;
+use crate::wake_all::wake_all;
 
 /// A stream of exits; [`ShimReaper::exits`](crate::ShimReaper::exits) returns it.
 ///
@@ -132,6 +133,6 @@ impl Drop for Subscribers {
         // The last handle is dropped, and the reaper did not shut down.
         let mut wakers = Vec::new();
         self.close(&mut wakers);
-        wakers.into_iter().for_each(Waker::wake);
+        wake_all(wakers);
     }
 }

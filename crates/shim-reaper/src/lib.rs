@@ -108,6 +108,7 @@ mod sweep;
 mod sys;
 mod thread;
 mod timers;
+mod wake_all;
 mod worker;
 
 pub use builder::ReaperBuilder;

@@ -1,9 +1,9 @@
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Waker;
 
 use crate::ShimExit;
 use crate::exits::Subscribers;
 use crate::shim::State;
+use crate::wake_all::wake_all;
 
 /// The maximum number of pidfds of finished shims that stay open until the next slice. Closing a
 /// pidfd takes about as long as waking a task, and the tasks that await the shim come first.
@@ -56,12 +56,7 @@ impl<P> Outbox<P> {
 
     /// Wakes the tasks and logs the exits. The caller must not hold a lock.
     pub(crate) fn deliver(&mut self) {
-        for waker in self.wakers.drain(..) {
-            // A waker that panics must not prevent the others.
-            if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
-                tracing::error!("a waker panicked; its task may miss an exit");
-            }
-        }
+        wake_all(self.wakers.drain(..));
         for exit in self.exits.drain(..) {
             tracing::debug!(
                 pid = exit.pid,
