@@ -96,7 +96,8 @@ pub struct StopReport {
     pub stopped: u64,
     /// Pids of the shims that were sent SIGKILL after the grace period, sorted.
     pub killed: Vec<u32>,
-    /// Pids of the shims that were still running 5 seconds after the SIGKILL, sorted.
+    /// Pids of the shims that are still running, sorted: 5 seconds after the SIGKILL, or because they
+    /// could not be signalled, or because a concurrent shutdown leaves them running.
     pub still_running: Vec<u32>,
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::libc;
 use nix::sys::signal::Signal;
 
 use crate::core::Core;
@@ -30,7 +31,7 @@ type Shims = Vec<Arc<Shim<OwnedFd>>>;
 /// waits for them.
 pub(crate) fn stop_all(core: &Core<Linux>, grace: Duration) -> StopReport {
     let children = stoppable_children(core);
-    signal_all(&core.shared.kernel, &children, Signal::SIGTERM);
+    signal_all(&core.shared.kernel, children.clone(), Signal::SIGTERM);
     kill_at(core, children, after(grace), |_| {})
 }
 
@@ -54,7 +55,7 @@ pub(crate) fn shutdown_stopping(core: &Core<Linux>, grace: Duration) -> Shutdown
 fn continue_shutdown(core: &Core<Linux>, (deadline, joined): (Instant, bool)) -> ShutdownReport {
     let children = stoppable_children(core);
     if !joined {
-        signal_all(&core.shared.kernel, &children, Signal::SIGTERM);
+        signal_all(&core.shared.kernel, children.clone(), Signal::SIGTERM);
     }
     // Recorded first: a concurrent shutdown may finish as soon as they have died.
     let record = |killed: &[u32]| core.shared.add_killed_pids(killed);
@@ -125,28 +126,38 @@ fn kill_at(
 ) -> StopReport {
     let kernel = &core.shared.kernel;
     let count = children.len();
-    let mut left = await_exits(kernel, children, deadline);
+    let left = await_exits(kernel, children, deadline);
     // A shutdown in the meantime leaves its shims running.
-    left.retain(|shim| shim.state().is_running());
-    let killed = pids(&left);
-    before_kill(&killed);
-    signal_all(kernel, &left, Signal::SIGKILL);
-    let still_running = pids(&await_exits(kernel, left, after(KILL_TIMEOUT)));
+    let (left, released): (Shims, Shims) =
+        left.into_iter().partition(|shim| shim.state().is_running());
+    before_kill(&pids(&left));
+    let (killed, refused) = signal_all(kernel, left, Signal::SIGKILL);
+    let killed_pids = pids(&killed);
+    let mut still_running = await_exits(kernel, killed, after(KILL_TIMEOUT));
+    still_running.extend(await_exits(kernel, refused, Instant::now()));
+    still_running.extend(released);
+    let still_running = pids(&still_running);
     core.reap_ready_blocking();
     StopReport {
         stopped: (count - still_running.len()) as u64,
-        killed,
+        killed: killed_pids,
         still_running,
     }
 }
 
-fn signal_all(kernel: &Linux, shims: &Shims, signal: Signal) {
-    for shim in shims {
-        // Fails if the shim has just ended.
-        if let Err(error) = shim.signal(kernel, signal) {
-            tracing::debug!(pid = shim.pid, %signal, %error, "cannot signal the shim");
-        }
-    }
+/// Returns the shims that got the signal, and those that did not.
+fn signal_all(kernel: &Linux, shims: Shims, signal: Signal) -> (Shims, Shims) {
+    shims
+        .into_iter()
+        .partition(|shim| match shim.signal(kernel, signal) {
+            Ok(()) => true,
+            // It has just ended.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => false,
+            Err(error) => {
+                tracing::warn!(pid = shim.pid, %signal, %error, "cannot signal the shim");
+                false
+            }
+        })
 }
 
 fn pids(shims: &Shims) -> Vec<u32> {

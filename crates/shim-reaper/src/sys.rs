@@ -78,6 +78,7 @@ pub(crate) fn pidfd_has_exited(pidfd: BorrowedFd<'_>) -> bool {
 pub(crate) fn pidfd_await_exit(pidfd: BorrowedFd<'_>, deadline: Option<Instant>) -> bool {
     loop {
         let timeout = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
+            Some(Duration::ZERO) => Ok(PollTimeout::ZERO),
             // Rounded up, so that the last poll does not end early.
             Some(left) => PollTimeout::try_from(left + Duration::from_millis(1)),
             None => Ok(PollTimeout::NONE),

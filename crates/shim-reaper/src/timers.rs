@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::mem;
 use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -73,20 +74,22 @@ impl Future for Sleep<'_> {
         let Some(deadline) = self.deadline else {
             return Poll::Pending;
         };
+        // Cloned, and dropped where it is replaced, without the lock: both may run code of the executor.
+        let waker = cx.waker().clone();
         let mut queue = self.timers.queue();
         if let Some(key) = self.key {
             // The worker removes the timer when it expires.
-            return match queue.wakers.get_mut(&key) {
-                Some(waker) => {
-                    waker.clone_from(cx.waker());
-                    Poll::Pending
-                }
-                None => Poll::Ready(()),
+            let Some(stored) = queue.wakers.get_mut(&key) else {
+                return Poll::Ready(());
             };
+            let replaced = mem::replace(stored, waker);
+            drop(queue);
+            drop(replaced);
+            return Poll::Pending;
         }
         queue.last_key += 1;
         let key = (deadline, queue.last_key);
-        queue.wakers.insert(key, cx.waker().clone());
+        queue.wakers.insert(key, waker);
         let is_first = queue.wakers.first_key_value().map(|(first, _)| *first) == Some(key);
         drop(queue);
         self.key = Some(key);

@@ -22,8 +22,10 @@ use tokio_util::sync::CancellationToken;
 
 const SHIMS: usize = 10;
 
-/// Shorter than any test runs.
-const SHORT: Duration = Duration::from_millis(50);
+/// Long enough for a sleeper to die of SIGTERM on a loaded machine.
+const SHORT: Duration = Duration::from_secs(2);
+
+const SWEEP_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Longer than any test runs.
 const NEVER: Duration = Duration::from_secs(1_000_000);
@@ -264,7 +266,7 @@ async fn a_shutdown_during_a_stopping_shutdown_waits_for_it(builder: ReaperBuild
     let fixture = Fixture::new(builder);
     let stubborn = spawn_stubborn(&fixture.reaper).await;
     let reaper = fixture.reaper.clone();
-    let stopping = tokio::spawn(async move { reaper.shutdown_stopping(SHORT * 4).await });
+    let stopping = tokio::spawn(async move { reaper.shutdown_stopping(SHORT).await });
     eventually("new shims are refused", || {
         let spawned = fixture.reaper.spawn(sleeper()).now_or_never().unwrap();
         !spawned.is_ok_and(|shim| shim.kill().is_ok())
@@ -377,14 +379,14 @@ fn stop_works_in_a_tokio_runtime_without_timers() {
 
 #[tokio::test]
 async fn a_dropped_stop_sends_no_further_signal() {
-    let fixture = Fixture::new(ShimReaper::builder().sweep_interval(SHORT));
+    let fixture = Fixture::new(ShimReaper::builder().sweep_interval(SWEEP_INTERVAL));
     let stubborn = spawn_stubborn(&fixture.reaper).await;
     tokio::select! {
         biased;
-        _ = stubborn.stop(SHORT * 4) => panic!("the shim ignores SIGTERM"),
+        _ = stubborn.stop(20 * SWEEP_INTERVAL) => panic!("the shim ignores SIGTERM"),
         () = fixture.sweeps(1) => {}
     }
-    fixture.sweeps(10).await;
+    fixture.sweeps(40).await;
     assert!(stubborn.is_running());
     stubborn.stop(Duration::ZERO).await.unwrap();
 }

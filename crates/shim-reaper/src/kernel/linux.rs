@@ -3,7 +3,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{self, AssertUnwindSafe};
-use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -106,7 +105,10 @@ impl Linux {
         // its user id, and panics if a foreign wait has reaped that child.
         let mut child =
             panic::catch_unwind(AssertUnwindSafe(|| command.spawn())).map_err(|_| {
-                io::Error::other("cannot prepare the process, and a foreign wait has reaped it")
+                io::Error::other(
+                    "cannot prepare the process, and it was reaped by a foreign wait or because \
+                     SIGCHLD is ignored",
+                )
             })??;
         drop(sender);
         let report = sys::receive_report(&receiver);
@@ -188,8 +190,9 @@ impl ProcessTable for Linux {
     fn spawn(&self, command: &mut Command, early_pidfd: bool) -> io::Result<Spawned<OwnedFd>> {
         let early_pidfd = self.pidfds.load(Ordering::Relaxed)
             && (early_pidfd || sys::kernel_reaps_children())
-            // Without a `fork`, std reports a missing directory without a wait for the child.
-            && command.get_current_dir().is_none_or(Path::is_dir);
+            // Without a `fork`, std reports a directory that the child cannot enter without a wait
+            // for the child. The path with a dot needs the permission to search the directory.
+            && command.get_current_dir().is_none_or(|dir| dir.join(".").is_dir());
         if let Some(sockets) = early_pidfd.then(UnixStream::pair).and_then(Result::ok) {
             return self.spawn_with_early_pidfd(command, sockets);
         }
