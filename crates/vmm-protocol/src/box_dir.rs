@@ -36,6 +36,9 @@ pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
 /// | `console.dropped` | the shim | a false number of deleted bytes |
 /// | `notify.sock` | the shim | the start fails |
 ///
+/// A directory in place of a file of a run or of a log makes every later start of the box fail, until
+/// the box is removed.
+///
 /// Records are replaced atomically. Reads do not follow a symbolic link, and do not block on a FIFO.
 ///
 /// ```
@@ -302,10 +305,11 @@ impl BoxFiles {
         ]
         .map(|name| dir.join(name));
         let temporary_files = records.each_ref().map(|path| temporary_path(path));
+        let dropped = temporary_path(&dir.join(self.console_dropped));
         records
             .into_iter()
             .chain(temporary_files)
-            .chain([dir.join(self.notify)])
+            .chain([dropped, dir.join(self.notify)])
             .collect()
     }
 }

@@ -20,8 +20,8 @@ pub fn open(pid: u32) -> io::Result<Option<OwnedFd>> {
     let pid = pid.try_into().ok().and_then(Pid::from_raw);
     match pidfd_open(pid.ok_or(Errno::SRCH)?, PidfdFlags::empty()) {
         Ok(pidfd) => Ok(Some(pidfd)),
-        // It is the id of a thread, pidfd_open(2).
-        Err(Errno::INVAL) => Err(Errno::SRCH.into()),
+        // It is the id of a thread: EINVAL in pidfd_open(2), ENOENT on newer kernels.
+        Err(Errno::INVAL | Errno::NOENT) => Err(Errno::SRCH.into()),
         Err(Errno::NOSYS | Errno::PERM) => Ok(None),
         Err(error) => Err(error.into()),
     }

@@ -1,6 +1,5 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
-
 use std::io;
 use std::path::{Path, PathBuf};
 
