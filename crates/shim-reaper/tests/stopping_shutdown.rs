@@ -41,6 +41,7 @@ in_both_modes!(
     every_caller_gets_the_same_report,
     a_shutdown_after_the_stopping_token_stops_the_shims_too,
     a_shutdown_during_a_stopping_shutdown_waits_for_it,
+    a_stop_reports_the_shims_that_a_concurrent_shutdown_leaves_running,
     shims_that_were_killed_before_a_shutdown_are_reaped,
     a_stopped_process_that_is_not_a_child_gets_no_signal,
 );
@@ -276,6 +277,32 @@ async fn a_shutdown_during_a_stopping_shutdown_waits_for_it(builder: ReaperBuild
     assert_eq!(report.killed, [stubborn.pid()]);
     assert_eq!(stopping.await.unwrap(), report);
     assert_eq!(stubborn.await.unwrap().signal(), Some(SIGKILL as i32));
+}
+
+async fn a_stop_reports_the_shims_that_a_concurrent_shutdown_leaves_running(
+    builder: ReaperBuilder,
+) {
+    let fixture = Fixture::new(builder);
+    let mut shim = shell("trap 'echo t' TERM; echo r; while :; do sleep 0.1; done");
+    shim.stdout(Stdio::piped());
+    let stubborn = fixture.reaper.spawn(shim).await.unwrap();
+    let mut stdout = stubborn.take_stdout().unwrap();
+    let mut line = [0; 2];
+    stdout.read_exact(&mut line).await.unwrap();
+
+    let reaper = fixture.reaper.clone();
+    let stop = tokio::spawn(async move { reaper.stop_all(SHORT).await });
+    // It has got SIGTERM.
+    stdout.read_exact(&mut line).await.unwrap();
+    let left = fixture.reaper.shutdown().await.still_running;
+    assert_eq!(left, [stubborn.pid()]);
+    let report = stop.await.unwrap();
+    assert_eq!(
+        (report.stopped, report.killed, report.still_running),
+        (0, vec![], left)
+    );
+    stubborn.kill().unwrap();
+    waitpid(as_pid(stubborn.pid()), None).unwrap();
 }
 
 async fn shims_that_were_killed_before_a_shutdown_are_reaped(builder: ReaperBuilder) {
