@@ -1,5 +1,5 @@
-use std::future::{pending, poll_fn};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::future::poll_fn;
+use std::os::fd::BorrowedFd;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -7,10 +7,31 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
 use crate::core::{Core, NextDeadline};
-use crate::kernel::Linux;
+use crate::kernel::{Linux, ProcessTable};
 use crate::outbox::Outbox;
 use crate::sweep::Progress;
 use crate::sys;
+
+/// The events of the kernel that wake the worker.
+pub(crate) trait KernelEvents {
+    /// Sets up the events and the timer, unless an earlier call has.
+    fn retry_setup(&mut self, sweep_interval: Duration);
+
+    /// Sets up the events again, in case they were lost.
+    fn register_again(&mut self, sweep_interval: Duration);
+
+    /// Returns whether an event also reports when an interval sweep is due.
+    fn has_timer(&self) -> bool;
+
+    /// Returns whether the timer has expired since [`take_tick`](Self::take_tick).
+    fn has_ticked(&self) -> bool;
+
+    fn take_tick(&self) -> bool;
+
+    /// Returns once an event may be ready, and clears that, so that the next call reports later
+    /// events only.
+    fn poll_event(&self, cx: &mut Context<'_>) -> Poll<()>;
+}
 
 /// The kernel's epoll, registered with the tokio runtime of the worker.
 #[derive(Debug)]
@@ -35,9 +56,10 @@ impl<'a> Readiness<'a> {
         readiness.retry_setup(sweep_interval);
         readiness
     }
+}
 
-    /// Sets up the epoll and the timer, unless an earlier call has.
-    pub(crate) fn retry_setup(&mut self, sweep_interval: Duration) {
+impl KernelEvents for Readiness<'_> {
+    fn retry_setup(&mut self, sweep_interval: Duration) {
         if self.epoll.is_none() {
             self.epoll = self.kernel.readiness_fd().and_then(|epoll| {
                 sys::poll_readable(epoll)
@@ -50,49 +72,60 @@ impl<'a> Readiness<'a> {
         }
     }
 
-    /// Registers the epoll with the tokio runtime again.
-    pub(crate) fn register_again(&mut self, sweep_interval: Duration) {
+    fn register_again(&mut self, sweep_interval: Duration) {
         // Dropped first, because an epoll registers a descriptor only once.
         self.epoll = None;
         self.retry_setup(sweep_interval);
     }
 
-    /// Returns whether the epoll also reports when an interval sweep is due.
-    pub(crate) fn has_timer(&self) -> bool {
+    fn has_timer(&self) -> bool {
         self.has_timer
     }
 
-    /// Processes the events of the epoll until the worker has something else to do. Returns the next
-    /// deadline when the timer has expired or the deadline is earlier than `wake_at`, and `None`
-    /// when a slice left more events.
-    ///
-    /// This is the fast path from an exit to the task that awaits it. The worker polls its other
-    /// events after this.
-    pub(crate) async fn reap_when_ready(
-        &self,
-        core: &Core<Linux>,
-        outbox: &mut Outbox<OwnedFd>,
-        wake_at: Instant,
-    ) -> Option<NextDeadline> {
-        let Some(epoll) = &self.epoll else {
-            return pending().await;
-        };
-        poll_fn(|cx: &mut Context<'_>| {
-            loop {
-                match ready!(epoll.poll_read_ready(cx)) {
-                    // Cleared before the epoll is read, so that no event in between is missed.
-                    Ok(mut guard) => guard.clear_ready(),
-                    Err(error) => tracing::debug!(%error, "the tokio runtime is shutting down"),
-                }
-                let Some((Progress::Done, deadline)) = core.try_reap_ready(outbox) else {
-                    return Poll::Ready(None);
-                };
-                let in_time = deadline.is_none_or(|at| wake_at <= at.into());
-                if !in_time || self.kernel.has_ticked() {
-                    return Poll::Ready(Some(deadline));
-                }
-            }
-        })
-        .await
+    fn has_ticked(&self) -> bool {
+        self.kernel.has_ticked()
     }
+
+    fn take_tick(&self) -> bool {
+        self.kernel.take_tick()
+    }
+
+    fn poll_event(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(epoll) = &self.epoll else {
+            return Poll::Pending;
+        };
+        match ready!(epoll.poll_read_ready(cx)) {
+            // Cleared before the epoll is read, so that no event in between is missed.
+            Ok(mut guard) => guard.clear_ready(),
+            Err(error) => tracing::debug!(%error, "the tokio runtime is shutting down"),
+        }
+        Poll::Ready(())
+    }
+}
+
+/// Processes the events of the kernel until the worker has something else to do. Returns the next
+/// deadline when the timer has expired or the deadline is earlier than `wake_at`, and `None` when a
+/// slice left more events.
+///
+/// This is the fast path from an exit to the task that awaits it. The worker polls its other events
+/// after this.
+pub(crate) async fn reap_when_ready<K: ProcessTable>(
+    events: &impl KernelEvents,
+    core: &Core<K>,
+    outbox: &mut Outbox<K::Pidfd>,
+    wake_at: Instant,
+) -> Option<NextDeadline> {
+    poll_fn(|cx: &mut Context<'_>| {
+        loop {
+            ready!(events.poll_event(cx));
+            let Some((Progress::Done, deadline)) = core.try_reap_ready(outbox) else {
+                return Poll::Ready(None);
+            };
+            let in_time = deadline.is_none_or(|at| wake_at <= at.into());
+            if !in_time || events.has_ticked() {
+                return Poll::Ready(Some(deadline));
+            }
+        }
+    })
+    .await
 }

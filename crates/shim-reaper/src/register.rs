@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::mem;
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -135,7 +135,15 @@ impl<K: ProcessTable> Shared<K> {
         &self,
         child: &mut Child,
     ) -> Result<Arc<Shim<K::Pidfd>>, RegisterErrorKind> {
-        let pid = child.id();
+        self.adopt_by(child.id(), || child.try_wait().ok().flatten())
+    }
+
+    /// Does what [`adopt`](Self::adopt) does with a child that `try_wait` waits for.
+    pub(crate) fn adopt_by(
+        &self,
+        pid: u32,
+        try_wait: impl FnOnce() -> Option<ExitStatus>,
+    ) -> Result<Arc<Shim<K::Pidfd>>, RegisterErrorKind> {
         if self.is_refusing() {
             return Err(RegisterErrorKind::Closed);
         }
@@ -150,7 +158,7 @@ impl<K: ProcessTable> Shared<K> {
         let status = if self.is_registered(pid) {
             None
         } else {
-            child.try_wait().ok().flatten()
+            try_wait()
         };
         if let Some(status) = status {
             let reaped_here = matches!(before, WaitResult::Exited(_) | WaitResult::Running)
@@ -177,7 +185,7 @@ impl<K: ProcessTable> Shared<K> {
             .map_err(|ReaperClosed| RegisterErrorKind::Closed)
     }
 
-    fn insert(
+    pub(crate) fn insert(
         &self,
         pid: u32,
         role: Role,

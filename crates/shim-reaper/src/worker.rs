@@ -14,9 +14,9 @@ use tokio::runtime::{self, Handle, Runtime};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::core::Core;
-use crate::kernel::Linux;
+use crate::kernel::{Linux, ProcessTable};
 use crate::outbox::Outbox;
-use crate::readiness::Readiness;
+use crate::readiness::{KernelEvents, Readiness, reap_when_ready};
 use crate::register::Shared;
 use crate::stop;
 use crate::thread::spawn_thread;
@@ -26,6 +26,28 @@ const MAX_BACKOFF_DOUBLINGS: u32 = 5;
 
 /// The longest pause between two attempts of the dedicated thread to create its tokio runtime.
 const MAX_RUNTIME_RETRY_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What [`restart_on_panic`] drives: the worker of a reaper, or that of the simulation.
+pub(crate) trait Drive {
+    type Kernel: ProcessTable;
+
+    fn core(&self) -> &Core<Self::Kernel>;
+
+    fn shared(&self) -> &Shared<Self::Kernel> {
+        &self.core().shared
+    }
+
+    fn kernel_events(&self) -> impl KernelEvents;
+
+    /// Returns whether the worker is needed no more.
+    fn can_stop(&self) -> bool;
+
+    /// Stops the shims and shuts down the reaper when the embedder requests it.
+    fn stop_on_request(&self) -> impl Future<Output = ()>;
+
+    /// Shuts down the reaper after its token was cancelled.
+    fn shut_down(&self) -> impl Future<Output = ()>;
+}
 
 /// The task that drives the reaper, and the means to replace it.
 #[derive(Debug)]
@@ -55,7 +77,7 @@ impl Worker {
             let _entered = handle.enter();
             // These panic without the drivers.
             drop(sleep(Duration::ZERO));
-            drop(worker.readiness());
+            drop(worker.kernel_events());
         }
         worker.try_claim();
         handle.spawn(supervise(AliveGuard(Arc::clone(&worker))));
@@ -179,17 +201,29 @@ impl Worker {
         process::id() != self.owner_pid
     }
 
-    fn can_stop(&self) -> bool {
-        self.abandoned.load(Ordering::Acquire) && self.core.is_idle()
-    }
-
     /// Returns whether a worker has work to do before the next call of the reaper or a handle.
     fn is_needed(&self) -> bool {
         let is_awaited = || self.shared().is_closing() || self.shared().subscribers.has_any();
         !self.core.is_idle() || (!self.abandoned.load(Ordering::Acquire) && is_awaited())
     }
+}
 
-    /// Stops the shims and shuts down the reaper when the embedder requests it.
+impl Drive for Worker {
+    type Kernel = Linux;
+
+    fn core(&self) -> &Core<Linux> {
+        &self.core
+    }
+
+    fn kernel_events(&self) -> impl KernelEvents {
+        let shared = self.shared();
+        Readiness::new(&shared.kernel, shared.sweep_interval)
+    }
+
+    fn can_stop(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire) && self.core.is_idle()
+    }
+
     async fn stop_on_request(&self) {
         let Some(request) = &self.shared().stop_request else {
             return pending().await;
@@ -198,8 +232,8 @@ impl Worker {
         stop::shutdown_stopping_on_thread(&self.core, request.grace).await;
     }
 
-    fn readiness(&self) -> Readiness<'_> {
-        Readiness::new(&self.shared().kernel, self.shared().sweep_interval)
+    async fn shut_down(&self) {
+        stop::shutdown_on_thread(&self.core).await;
     }
 }
 
@@ -226,10 +260,13 @@ impl Drop for AliveGuard {
     }
 }
 
+async fn supervise(alive: AliveGuard) {
+    restart_on_panic(&*alive.0).await;
+}
+
 /// Runs the worker and restarts it after a panic, at once the first time, then with exponential
 /// backoff.
-async fn supervise(alive: AliveGuard) {
-    let worker = &alive.0;
+pub(crate) async fn restart_on_panic(worker: &impl Drive) {
     let mut failures = 0;
     while let Err(panic) = AssertUnwindSafe(work(worker, &mut failures))
         .catch_unwind()
@@ -270,11 +307,11 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("non-string panic payload")
 }
 
-async fn work(worker: &Worker, failures: &mut u32) {
+async fn work(worker: &impl Drive, failures: &mut u32) {
     let core = worker.core();
     let shared = worker.shared();
     let mut outbox = Outbox::new();
-    let mut readiness = worker.readiness();
+    let mut events = worker.kernel_events();
     let mut next_sweep = Instant::now();
     // When to sweep although the timer of the epoll has not expired.
     let mut fallback = next_sweep;
@@ -293,12 +330,12 @@ async fn work(worker: &Worker, failures: &mut u32) {
             let now = Instant::now();
             next_sweep = (next_sweep + shared.sweep_interval).max(now);
             fallback = now + 2 * shared.sweep_interval;
-            readiness.retry_setup(shared.sweep_interval);
+            events.retry_setup(shared.sweep_interval);
         }
         if worker.can_stop() {
             return;
         }
-        let sweep_at = if readiness.has_timer() {
+        let sweep_at = if events.has_timer() {
             fallback
         } else {
             next_sweep
@@ -310,9 +347,9 @@ async fn work(worker: &Worker, failures: &mut u32) {
         }
         let next = tokio::select! {
             biased;
-            deadline = readiness.reap_when_ready(core, &mut outbox, wake_at) => deadline,
+            deadline = reap_when_ready(&events, core, &mut outbox, wake_at) => deadline,
             () = &mut cancelled => {
-                stop::shutdown_on_thread(core).await;
+                worker.shut_down().await;
                 return;
             }
             () = &mut stopped => return,
@@ -328,12 +365,12 @@ async fn work(worker: &Worker, failures: &mut u32) {
         };
         shared.timers.take_expired(&mut outbox.wakers);
         outbox.deliver();
-        sweep_due = shared.kernel.take_tick();
+        sweep_due = events.take_tick();
         if !sweep_due && sweep_at <= Instant::now() {
             sweep_due = true;
             // A forked child that drops its copy of the tokio runtime removes the epoll of the
             // reaper from the epoll of tokio, which both processes share.
-            readiness.register_again(shared.sweep_interval);
+            events.register_again(shared.sweep_interval);
         }
     }
 }
