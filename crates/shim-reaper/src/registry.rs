@@ -215,17 +215,21 @@ impl<P> Registry<P> {
         ids
     }
 
-    pub(crate) fn take_sweep_only(&mut self) -> BTreeSet<u64> {
-        mem::take(&mut self.sweep_only)
+    pub(crate) fn ids(&self) -> Vec<u64> {
+        self.shims.keys().copied().collect()
     }
 
-    pub(crate) fn take_deferred(&mut self) -> Vec<u64> {
-        let deferred = mem::take(&mut self.deferred).into_iter();
-        deferred.map(|(_, id)| id).collect()
+    /// Returns the shims that are in their grace period.
+    pub(crate) fn deferred_ids(&self) -> Vec<u64> {
+        let deferred = self.shims.iter();
+        let deferred = deferred.filter(|(_, entry)| entry.phase == Phase::Deferred);
+        deferred.map(|(id, _)| *id).collect()
     }
 
     /// Removes all shims.
     pub(crate) fn take_all(&mut self) -> Vec<Arc<Shim<P>>> {
+        self.sweep_only.clear();
+        self.deferred.clear();
         let entries = mem::take(&mut self.shims).into_values();
         entries.map(|entry| entry.shim).collect()
     }

@@ -112,10 +112,11 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         self.admit();
         self.registry.ready.extend(unconfirmed);
         self.examine_ready();
-        for id in self.registry.take_sweep_only() {
-            self.examine(id, Trigger::GraceExpired);
+        // All of them, in case an event was lost.
+        for id in self.registry.ids() {
+            self.examine(id, Trigger::Sweep);
         }
-        for id in self.registry.take_deferred() {
+        for id in self.registry.deferred_ids() {
             self.examine(id, Trigger::GraceExpired);
         }
         self.reap_orphans();
