@@ -136,6 +136,10 @@ impl<P> Registry<P> {
 
     /// Makes interval sweeps check a shim. Returns false if they check it already.
     pub(crate) fn add_sweep_only(&mut self, id: u64) -> bool {
+        // Its grace period, if it had one, is over, and can start again.
+        if let Some(entry) = self.shims.get_mut(&id) {
+            entry.phase = Phase::Alive;
+        }
         self.sweep_only.insert(id)
     }
 
