@@ -13,7 +13,7 @@ use crate::directory::{Check, Directory, Entries};
 use crate::exits::Subscribers;
 use crate::kernel::{NoPidfd, ProcessTable, Target, WaitResult};
 use crate::outbox::Outbox;
-use crate::shim::{Role, Shim};
+use crate::shim::{NO_PROCESS, Role, Shim};
 use crate::stats::{Counters, NotReaped};
 use crate::timers::{Sleep, Timers};
 use crate::{CollectedBy, ReaperClosed, RegisterError, RegisterErrorKind, ShimExit};
@@ -239,12 +239,10 @@ impl<K: ProcessTable> Shared<K> {
         if let Some(Err(error)) = watched {
             self.warn_without_pidfd(pid, &error);
             pidfd = None;
-            start_time = self
-                .kernel
-                .stat(pid)
-                .ok()
-                .flatten()
-                .map(|stat| stat.start_time);
+            start_time = self.start_time(pid);
+        }
+        if check == Check::NotFound {
+            start_time = Some(NO_PROCESS);
         }
         if pidfd.is_none() {
             self.counters.add_without_pidfd();
@@ -271,13 +269,21 @@ impl<K: ProcessTable> Shared<K> {
         let state = entry.state();
         let same = match &state.pidfd {
             Some(pidfd) => !self.kernel.is_reaped(pidfd),
-            None => match (state.start_time, start_time) {
+            None => match (
+                state.start_time,
+                start_time.or_else(|| self.start_time(pid)),
+            ) {
                 (Some(old), Some(new)) => old == new,
                 // Indistinguishable; only a child that was just forked is certainly new.
                 _ => role != Role::Owned,
             },
         };
         same.then(|| Arc::clone(entry))
+    }
+
+    fn start_time(&self, pid: u32) -> Option<u64> {
+        let stat = self.kernel.stat(pid).ok().flatten();
+        stat.map(|stat| stat.start_time)
     }
 
     fn is_registered(&self, pid: u32) -> bool {

@@ -9,6 +9,10 @@ use nix::sys::signal::Signal;
 use crate::kernel::{ProcStat, ProcessTable, Target};
 use crate::{ReaperClosed, ShimExit};
 
+/// The start time of a registered process that did not exist. No process has it, so that the shim is
+/// never taken for a process that gets the pid.
+pub(crate) const NO_PROCESS: u64 = u64::MAX;
+
 /// A registered process. Its handles, the directory and the registry share it.
 #[derive(Debug)]
 pub(crate) struct Shim<P> {
@@ -88,7 +92,7 @@ impl<P> Shim<P> {
     {
         // The sweep reaps under this lock too, so the pid cannot be recycled in between.
         let mut state = self.state();
-        if let Outcome::Exited(_) = state.outcome {
+        if state.has_ended() {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
         let sent = self.send(&state, kernel, signal);
@@ -120,7 +124,7 @@ impl<P> Shim<P> {
         K: ProcessTable<Pidfd = P>,
     {
         let state = self.state();
-        if let Outcome::Exited(_) = state.outcome {
+        if state.has_ended() {
             return false;
         }
         match &state.pidfd {
@@ -179,6 +183,11 @@ impl<P> State<P> {
 
     pub(crate) fn is_running_child(&self) -> bool {
         self.role != Role::Attached && self.is_running()
+    }
+
+    /// Returns whether the exit is known, or there was no process.
+    fn has_ended(&self) -> bool {
+        matches!(self.outcome, Outcome::Exited(_)) || self.start_time == Some(NO_PROCESS)
     }
 
     pub(crate) fn exit(&self) -> Option<ShimExit> {
