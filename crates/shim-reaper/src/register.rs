@@ -235,11 +235,16 @@ impl<K: ProcessTable> Shared<K> {
         let id = entries.next_id();
         // The watch is set under the directory lock, and the sweep reads the directory before it
         // processes events: it never gets an event of a shim that it does not know.
-        let watched = pidfd.as_ref().map(|fd| self.kernel.watch(fd, id));
-        if let Some(Err(error)) = watched {
+        let watched = pidfd.as_ref().map(|fd| (fd, self.kernel.watch(fd, id)));
+        if let Some((fd, Err(error))) = watched {
             self.warn_without_pidfd(pid, &error);
-            pidfd = None;
             start_time = self.start_time(pid);
+            // If it is not reaped now, the start time is its own.
+            if self.kernel.is_reaped(fd) {
+                check = Check::Now;
+            } else {
+                pidfd = None;
+            }
         }
         if check == Check::NotFound {
             start_time = Some(NO_PROCESS);
