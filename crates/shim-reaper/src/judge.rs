@@ -2,7 +2,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use crate::CollectedBy;
-use crate::kernel::{ProcStat, ProcessTable, Target, WaitResult};
+use crate::kernel::{ProcessTable, Target, WaitResult};
 use crate::registry::Phase;
 use crate::shim::{Role, State};
 use crate::stats::NotReaped;
@@ -113,13 +113,7 @@ fn judge_not_waitable<K: ProcessTable>(
     if reaped || status.is_some() {
         return Verdict::Vanished(status, CollectedBy::Owner);
     }
-    // It is certainly alive only if it still has the pid that `stat` read.
-    let alive = case.phase != Phase::Deferred
-        && matches!(
-            kernel.stat(case.pid),
-            Ok(Some(ProcStat { exited: false, .. }))
-        )
-        && !kernel.is_reaped(pidfd);
+    let alive = case.phase != Phase::Deferred && !kernel.has_exited(pidfd);
     if alive {
         Verdict::Vanished(None, CollectedBy::Observed)
     } else if case.trigger == Trigger::GraceExpired {
@@ -172,7 +166,8 @@ fn judge_attached<K: ProcessTable>(
         Ok(Some(stat)) if stat.status.is_some() => {
             Verdict::Vanished(stat.status, CollectedBy::Observed)
         }
-        Err(_) if case.trigger == Trigger::Sweep => RUNNING,
+        // Out of descriptors.
+        Err(_) if case.trigger == Trigger::Sweep || !kernel.has_exited(pidfd) => RUNNING,
         _ if case.trigger == Trigger::GraceExpired => {
             Verdict::Vanished(None, CollectedBy::Observed)
         }

@@ -62,8 +62,8 @@ struct Table {
     watches: BTreeMap<u64, (usize, Until)>,
     events: VecDeque<u64>,
     reaped_by_reaper: Vec<u32>,
-    /// A foreign wait in progress completes just before the next read of procfs.
-    finish_reaping_before_stat: bool,
+    /// A foreign wait in progress completes just before the next poll of a pidfd.
+    finish_reaping_before_poll: bool,
 }
 
 impl Simulated {
@@ -76,7 +76,7 @@ impl Simulated {
                 watches: BTreeMap::new(),
                 events: VecDeque::new(),
                 reaped_by_reaper: Vec::new(),
-                finish_reaping_before_stat: false,
+                finish_reaping_before_poll: false,
             }),
         }
     }
@@ -149,8 +149,8 @@ impl Simulated {
         }
     }
 
-    pub(crate) fn finish_reaping_before_next_stat(&self) {
-        self.table().finish_reaping_before_stat = true;
+    pub(crate) fn finish_reaping_before_next_poll(&self) {
+        self.table().finish_reaping_before_poll = true;
     }
 
     pub(crate) fn pass_time(&self, time: Duration) {
@@ -269,7 +269,12 @@ impl ProcessTable for Simulated {
     }
 
     fn has_exited(&self, pidfd: &usize) -> bool {
-        self.table().processes[*pidfd].state != ProcessState::Running
+        let finish = mem::take(&mut self.table().finish_reaping_before_poll);
+        let Process { pid, state, .. } = self.table().processes[*pidfd];
+        if let (true, ProcessState::BeingReaped(code)) = (finish, state) {
+            self.set(pid, ProcessState::Reaped(code));
+        }
+        state != ProcessState::Running
     }
 
     fn is_reaped(&self, pidfd: &usize) -> bool {
@@ -288,14 +293,6 @@ impl ProcessTable for Simulated {
     }
 
     fn stat(&self, pid: u32) -> io::Result<Option<ProcStat>> {
-        if mem::take(&mut self.table().finish_reaping_before_stat) {
-            let found = self.table().find(pid);
-            if let Some(ProcessState::BeingReaped(code)) =
-                found.map(|i| self.table().processes[i].state)
-            {
-                self.set(pid, ProcessState::Reaped(code));
-            }
-        }
         let table = self.table();
         Ok(table.find(pid).map(|index| {
             let process = &table.processes[index];

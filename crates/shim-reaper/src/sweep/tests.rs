@@ -114,7 +114,7 @@ fn foreign_wait_that_completes_during_a_check_yields_the_status() {
     core.shared.kernel.fork(7);
     let shim = register(&core, 7, Role::Owned);
     core.shared.kernel.set(7, ProcessState::BeingReaped(3));
-    core.shared.kernel.finish_reaping_before_next_stat();
+    core.shared.kernel.finish_reaping_before_next_poll();
     sweep(&core);
     assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::Owner)));
 }
