@@ -92,7 +92,9 @@ impl<P> Shim<P> {
     {
         // The sweep reaps under this lock too, so the pid cannot be recycled in between.
         let mut state = self.state();
-        if state.has_ended() {
+        // After a shutdown, other code may wait for a process of which only the pid is known.
+        let may_be_reaped = state.is_closed() && !state.has_identity();
+        if state.has_ended() || may_be_reaped {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
         let sent = self.send(&state, kernel, signal);
@@ -183,6 +185,10 @@ impl<P> State<P> {
 
     pub(crate) fn is_running_child(&self) -> bool {
         self.role != Role::Attached && self.is_running()
+    }
+
+    fn has_identity(&self) -> bool {
+        self.pidfd.is_some() || self.start_time.is_some()
     }
 
     /// Returns whether the exit is known, or there was no process.
