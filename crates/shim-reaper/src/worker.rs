@@ -366,7 +366,8 @@ async fn work(worker: &impl Drive, failures: &mut u32) {
         shared.timers.take_expired(&mut outbox.wakers);
         outbox.deliver();
         sweep_due = events.take_tick();
-        if !sweep_due && sweep_at <= Instant::now() {
+        // Also if the timer of the epoll has expired: tokio should have reported it before.
+        if sweep_at <= Instant::now() {
             sweep_due = true;
             // A forked child that drops its copy of the tokio runtime removes the epoll of the
             // reaper from the epoll of tokio, which both processes share.
