@@ -151,3 +151,14 @@ impl<K: ProcessTable> Core<K> {
         }
     }
 }
+
+#[cfg(any(test, feature = "simulation"))]
+impl<K: ProcessTable> Core<K> {
+    /// Returns what `inspect` returns, or `None` while the registry is locked.
+    pub(crate) fn inspect_registry<T>(
+        &self,
+        inspect: impl FnOnce(&Registry<K::Pidfd>) -> T,
+    ) -> Option<T> {
+        Some(inspect(&*self.registry.try_lock().ok()?))
+    }
+}

@@ -76,6 +76,13 @@ impl<P> Directory<P> {
     }
 }
 
+#[cfg(any(test, feature = "simulation"))]
+impl<P> Directory<P> {
+    pub(crate) fn is_locked(&self) -> bool {
+        matches!(self.0.try_lock(), Err(std::sync::TryLockError::WouldBlock))
+    }
+}
+
 impl<P> Entries<P> {
     pub(crate) fn is_empty(&self) -> bool {
         self.by_pid.is_empty()

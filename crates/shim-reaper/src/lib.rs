@@ -101,6 +101,9 @@ mod reaper;
 mod register;
 mod registry;
 mod shim;
+#[cfg(any(test, feature = "simulation"))]
+#[doc(hidden)]
+pub mod simulation;
 mod spawn_options;
 mod stats;
 mod stop;

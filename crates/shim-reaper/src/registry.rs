@@ -239,6 +239,22 @@ impl<P> Registry<P> {
     }
 }
 
+#[cfg(any(test, feature = "simulation"))]
+impl<P> Registry<P> {
+    /// Returns how many entries all sets have.
+    pub(crate) fn size(&self) -> usize {
+        let sets = [
+            self.shims.len(),
+            self.ready.len(),
+            self.sweep_only.len(),
+            self.deferred.len(),
+            self.orphaned_groups.len(),
+            self.forked.len(),
+        ];
+        sets.iter().sum()
+    }
+}
+
 impl SweepCursor {
     /// Returns whether the interval sweep has to compare the identity of this shim.
     pub(crate) fn is_comparison_due(&self, id: u64) -> bool {

@@ -165,6 +165,16 @@ impl<P> Shim<P> {
     }
 }
 
+#[cfg(any(test, feature = "simulation"))]
+impl<P> Shim<P> {
+    pub(crate) fn is_locked(&self) -> bool {
+        matches!(
+            self.state.try_lock(),
+            Err(std::sync::TryLockError::WouldBlock)
+        )
+    }
+}
+
 impl<P> State<P> {
     /// Returns whether the start time is that of the registered process, or not known.
     pub(crate) fn is_same_process(&self, stat: &ProcStat) -> bool {

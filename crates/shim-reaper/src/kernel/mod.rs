@@ -3,7 +3,7 @@
 mod linux;
 mod process_table;
 mod procfs;
-#[cfg(test)]
+#[cfg(any(test, feature = "simulation"))]
 pub(crate) mod simulated;
 
 pub(crate) use linux::Linux;

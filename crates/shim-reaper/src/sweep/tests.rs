@@ -10,18 +10,14 @@ use tokio_util::sync::CancellationToken;
 use crate::core::Core;
 use crate::directory::Check;
 use crate::kernel::ProcessTable;
-use crate::kernel::simulated::{Features, ProcessState, Simulated};
+use crate::kernel::simulated::{Descriptor, Features, ProcessState, Simulated};
 use crate::outbox::Outbox;
 use crate::register::Shared;
 use crate::shim::{Role, Shim};
 use crate::stats::Counters;
 use crate::{CollectedBy, MetricsSink};
 
-const LATEST: Features = Features {
-    exit_info: true,
-    hangup: true,
-    events: true,
-};
+const LATEST: Features = Features::LATEST;
 
 const INTERVAL: Duration = Duration::from_millis(250);
 
@@ -46,7 +42,7 @@ fn sweep(core: &Core<Simulated>) {
     });
 }
 
-fn register(core: &Core<Simulated>, pid: u32, role: Role) -> Arc<Shim<usize>> {
+fn register(core: &Core<Simulated>, pid: u32, role: Role) -> Arc<Shim<Descriptor>> {
     core.shared.register(pid, role).unwrap()
 }
 
@@ -68,7 +64,7 @@ fn reasons(core: &Core<Simulated>) -> (u64, u64, u64, u64, u64) {
     )
 }
 
-fn exit_of(shim: &Shim<usize>) -> Option<(Option<i32>, CollectedBy)> {
+fn exit_of(shim: &Shim<Descriptor>) -> Option<(Option<i32>, CollectedBy)> {
     let exit = shim.state().exit()?;
     Some((exit.code(), exit.collected_by))
 }

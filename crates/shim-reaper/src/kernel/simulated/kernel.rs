@@ -1,0 +1,102 @@
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Instant;
+
+use super::process::Features;
+use super::table::{Table, no_descriptor};
+use crate::kernel::NoPidfd;
+
+/// Runs other code at the system calls of the reaper.
+pub(crate) trait Interrupts: Debug + Send + Sync {
+    /// Called before each system call.
+    fn before(&self, call: &'static str);
+
+    /// Called when the reaper has reaped a process.
+    fn reaped(&self, process: usize, is_orphan: bool);
+}
+
+#[derive(Debug)]
+pub(crate) struct Simulated {
+    table: Arc<Mutex<Table>>,
+    interrupts: OnceLock<Weak<dyn Interrupts>>,
+    next_descriptor: Mutex<u64>,
+}
+
+/// A pidfd. Closes its watch, and frees its descriptor, on drop.
+#[derive(Debug)]
+pub(crate) struct Descriptor {
+    pub(crate) process: usize,
+    pub(super) number: u64,
+    table: Arc<Mutex<Table>>,
+}
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        let mut table = lock(&self.table);
+        table.epoll.close(self.number);
+        table.descriptors -= 1;
+    }
+}
+
+fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
+    table.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Simulated {
+    #[cfg(test)]
+    pub(crate) fn new(features: Features) -> Self {
+        Self::starting_at(features, Instant::now())
+    }
+
+    pub(crate) fn starting_at(features: Features, now: Instant) -> Self {
+        Self {
+            table: Arc::new(Mutex::new(Table::new(features, now))),
+            interrupts: OnceLock::new(),
+            next_descriptor: Mutex::new(0),
+        }
+    }
+
+    pub(crate) fn set_interrupts(&self, interrupts: Weak<dyn Interrupts>) {
+        let _ = self.interrupts.set(interrupts);
+    }
+
+    pub(super) fn table(&self) -> MutexGuard<'_, Table> {
+        lock(&self.table)
+    }
+
+    pub(crate) fn features(&self) -> Features {
+        self.table().features
+    }
+
+    /// Does what `pidfd_open` does, at once.
+    pub(crate) fn open_now(&self, pid: u32) -> Result<Descriptor, NoPidfd> {
+        let mut table = self.table();
+        if !table.features.pidfds {
+            return Err(NoPidfd::Unsupported);
+        }
+        let process = table.find(pid).ok_or(NoPidfd::NoProcess)?;
+        if !table.take_descriptor() {
+            return Err(NoPidfd::Exhausted(no_descriptor()));
+        }
+        let mut next = self
+            .next_descriptor
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *next += 1;
+        Ok(Descriptor {
+            process,
+            number: *next,
+            table: Arc::clone(&self.table),
+        })
+    }
+
+    pub(super) fn interrupts(&self) -> Option<Arc<dyn Interrupts>> {
+        self.interrupts.get()?.upgrade()
+    }
+
+    pub(super) fn interrupt(&self, call: &'static str) {
+        if let Some(interrupts) = self.interrupts() {
+            interrupts.before(call);
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! A process table in memory, for event orders that a real kernel does not produce on demand.
+
+mod control;
+mod epoll;
+mod events;
+mod kernel;
+mod process;
+mod system_calls;
+mod table;
+
+pub(crate) use epoll::Disturbance;
+pub(crate) use events::SimulatedEvents;
+pub(crate) use kernel::{Descriptor, Interrupts, Simulated};
+pub(crate) use process::{Features, Parent, Process, ProcessState, ReapedBy};
+pub(crate) use table::Failure;

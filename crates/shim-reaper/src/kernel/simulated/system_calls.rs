@@ -1,0 +1,237 @@
+use std::collections::{HashSet, VecDeque};
+use std::io;
+use std::mem;
+use std::process::{Command, ExitStatus};
+use std::time::Instant;
+
+use nix::libc;
+use nix::sys::signal::Signal;
+
+use super::kernel::{Descriptor, Simulated};
+use super::process::{Parent, ProcessState, ReapedBy, wait_status};
+use super::table::{Failure, no_descriptor};
+use crate::ResourceUsage;
+use crate::kernel::{NoPidfd, Orphan, ProcStat, ProcessTable, Spawned, Target, Until, WaitResult};
+use crate::sys::ChildExit;
+
+impl Simulated {
+    fn wait(&self, target: &Target<'_, Descriptor>, reap: bool, is_orphan: bool) -> WaitResult {
+        self.interrupt("waitid");
+        let by_pidfd = self.features().wait_by_pidfd;
+        if let (Target::Pidfd(_, pidfd), false) = (target, by_pidfd) {
+            if self.process(pidfd.process).state.is_reaped() {
+                return WaitResult::NotWaitable;
+            }
+            self.interrupt("waitid by pid");
+        }
+        let mut table = self.table();
+        let index = match target {
+            Target::Pidfd(_, pidfd) if by_pidfd => Some(pidfd.process),
+            Target::Pidfd(pid, _) | Target::Pid(pid) => table.find(*pid),
+        };
+        let Some(index) = index else {
+            return WaitResult::NotWaitable;
+        };
+        let process = &mut table.processes[index];
+        let pid = process.pid;
+        let code = match process.state {
+            _ if process.parent != Parent::This => return WaitResult::NotWaitable,
+            ProcessState::Running | ProcessState::Traced(_) => return WaitResult::Running,
+            ProcessState::BeingReaped(_) | ProcessState::Reaped(_) => {
+                return WaitResult::NotWaitable;
+            }
+            ProcessState::Zombie(code) => code,
+        };
+        if reap {
+            process.reaped_by = Some(ReapedBy::Reaper);
+            table.set(index, ProcessState::Reaped(code));
+            table.reaped_by_reaper.push(pid);
+        }
+        drop(table);
+        if let (true, Some(interrupts)) = (reap, self.interrupts()) {
+            interrupts.reaped(index, is_orphan);
+        }
+        WaitResult::Exited(ChildExit {
+            status: wait_status(code),
+            usage: ResourceUsage::default(),
+        })
+    }
+
+    fn kill(&self, process: usize, signal: Signal) -> io::Result<()> {
+        let mut table = self.table();
+        match table.processes[process].state {
+            ProcessState::Reaped(_) => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+            ProcessState::Running if matches!(signal, Signal::SIGKILL | Signal::SIGTERM) => {
+                table.set(process, ProcessState::Zombie(-(signal as i32)));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn fails(&self, failure: Failure) -> io::Result<()> {
+        if self.table().failures.remove(&failure) {
+            let errno = match failure {
+                Failure::Ready => libc::EINTR,
+                Failure::Watch => libc::ENOSPC,
+                Failure::Rearm => libc::ENOMEM,
+            };
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        Ok(())
+    }
+}
+
+impl ProcessTable for Simulated {
+    type Pidfd = Descriptor;
+
+    fn now(&self) -> Instant {
+        self.time()
+    }
+
+    fn open(&self, pid: u32) -> Result<Descriptor, NoPidfd> {
+        self.interrupt("pidfd_open");
+        self.open_now(pid)
+    }
+
+    fn spawn(&self, _: &mut Command, _: bool) -> io::Result<Spawned<Descriptor>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn watch(&self, pidfd: &Descriptor, token: u64) -> io::Result<()> {
+        self.interrupt("epoll_ctl add");
+        self.fails(Failure::Watch)?;
+        let mut table = self.table();
+        table.open_epoll()?;
+        table
+            .epoll
+            .watch(pidfd.number, pidfd.process, token, Until::Exited);
+        table.raise();
+        Ok(())
+    }
+
+    fn watch_again(&self, pidfd: &Descriptor, token: u64, until: Until) -> io::Result<()> {
+        self.interrupt("epoll_ctl modify");
+        self.fails(Failure::Rearm)?;
+        let mut table = self.table();
+        table.epoll.watch(pidfd.number, pidfd.process, token, until);
+        table.raise();
+        Ok(())
+    }
+
+    fn ready(&self, tokens: &mut VecDeque<u64>) -> io::Result<usize> {
+        self.interrupt("epoll_wait");
+        self.fails(Failure::Ready)?;
+        Ok(self.table().take_events(tokens))
+    }
+
+    fn peek(&self, target: Target<'_, Descriptor>) -> WaitResult {
+        self.wait(&target, false, false)
+    }
+
+    fn reap(&self, target: Target<'_, Descriptor>) -> WaitResult {
+        self.wait(&target, true, false)
+    }
+
+    fn exit_status(&self, pidfd: &Descriptor) -> Option<ExitStatus> {
+        self.interrupt("PIDFD_GET_INFO");
+        let state = self.process(pidfd.process).state;
+        let kept = state.is_reaped() && self.features().exit_info;
+        state.status().filter(|_| kept)
+    }
+
+    fn has_exited(&self, pidfd: &Descriptor) -> bool {
+        self.interrupt("poll");
+        let mut table = self.table();
+        let finish = mem::take(&mut table.finish_reaping_before_poll);
+        let state = table.processes[pidfd.process].state;
+        if let (true, ProcessState::BeingReaped(code)) = (finish, state) {
+            table.set(pidfd.process, ProcessState::Reaped(code));
+        }
+        !state.is_running()
+    }
+
+    fn is_reaped(&self, pidfd: &Descriptor) -> bool {
+        self.interrupt("pidfd_send_signal 0");
+        self.process(pidfd.process).state.is_reaped()
+    }
+
+    fn signal(&self, pidfd: &Descriptor, signal: Signal) -> io::Result<()> {
+        self.interrupt("pidfd_send_signal");
+        self.kill(pidfd.process, signal)
+    }
+
+    fn signal_pid(&self, pid: u32, signal: Signal) -> io::Result<()> {
+        self.interrupt("kill");
+        let process = self.find(pid);
+        self.kill(
+            process.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?,
+            signal,
+        )
+    }
+
+    fn stat(&self, pid: u32) -> io::Result<Option<ProcStat>> {
+        self.interrupt("read stat");
+        let table = self.table();
+        if !table.has_free_descriptor() {
+            return Err(no_descriptor());
+        }
+        let Some(index) = table.find(pid) else {
+            return Ok(None);
+        };
+        let process = table.processes[index];
+        let status = match process.state {
+            ProcessState::Zombie(code) | ProcessState::Traced(code) if process.inspectable => {
+                Some(wait_status(code))
+            }
+            _ => None,
+        };
+        Ok(Some(ProcStat {
+            start_time: index as u64,
+            exited: !process.state.is_running(),
+            status,
+        }))
+    }
+
+    fn dead_orphans(&self, pgids: &[u32], _: &mut HashSet<u32>) -> Vec<(u32, Orphan)> {
+        self.interrupt("read children");
+        let table = self.table();
+        if !table.has_free_descriptor() {
+            return Vec::new();
+        }
+        let processes = table.processes.iter().enumerate();
+        let dead = processes.filter(|(_, process)| {
+            process.parent == Parent::This && matches!(process.state, ProcessState::Zombie(_))
+        });
+        dead.filter_map(|(index, process)| {
+            let pgid = process.group.filter(|pgid| pgids.contains(pgid))?;
+            let orphan = Orphan {
+                pid: process.pid,
+                start_time: index as u64,
+            };
+            (pgid != process.pid).then_some((pgid, orphan))
+        })
+        .collect()
+    }
+
+    fn reap_orphan(&self, orphan: Orphan) -> bool {
+        let pidfd = self.open(orphan.pid);
+        let target = match &pidfd {
+            Ok(pidfd) => Target::Pidfd(orphan.pid, pidfd),
+            Err(NoPidfd::Unsupported) => Target::Pid(orphan.pid),
+            Err(NoPidfd::NoProcess | NoPidfd::Exhausted(_)) => return false,
+        };
+        let same = matches!(
+            self.stat(orphan.pid),
+            Ok(Some(stat)) if stat.start_time == orphan.start_time
+        );
+        same && matches!(self.wait(&target, true, true), WaitResult::Exited(_))
+    }
+
+    fn group_exists(&self, pgid: u32) -> bool {
+        self.interrupt("killpg 0");
+        let table = self.table();
+        // As in `Linux`: a process that has the number may be a new one.
+        table.find(pgid).is_none() && table.has_group_member(pgid)
+    }
+}

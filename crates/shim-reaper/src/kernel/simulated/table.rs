@@ -1,0 +1,151 @@
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::time::Instant;
+
+use nix::libc;
+
+use super::epoll::Epoll;
+use super::process::{Features, Parent, Process, ProcessState, ReapedBy};
+
+/// A call of the kernel that fails once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Failure {
+    /// `epoll_wait` with EINTR.
+    Ready,
+    /// `epoll_ctl` with ENOMEM or ENOSPC.
+    Watch,
+    Rearm,
+}
+
+/// All processes, and the descriptors that the reaper has for them.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) features: Features,
+    pub(super) now: Instant,
+    /// Indexed by start time.
+    pub(super) processes: Vec<Process>,
+    /// The process that has each pid.
+    by_pid: BTreeMap<u32, usize>,
+    pub(super) epoll: Epoll,
+    pub(super) descriptor_limit: usize,
+    pub(super) descriptors: usize,
+    pub(super) failures: BTreeSet<Failure>,
+    pub(super) reaped_by_reaper: Vec<u32>,
+    /// A foreign wait in progress completes just before the next poll of a pidfd.
+    pub(super) finish_reaping_before_poll: bool,
+}
+
+impl Table {
+    pub(super) fn new(features: Features, now: Instant) -> Self {
+        Self {
+            features,
+            now,
+            processes: Vec::new(),
+            by_pid: BTreeMap::new(),
+            epoll: Epoll::default(),
+            descriptor_limit: usize::MAX,
+            descriptors: 0,
+            failures: BTreeSet::new(),
+            reaped_by_reaper: Vec::new(),
+            finish_reaping_before_poll: false,
+        }
+    }
+
+    /// Returns the index of the process that currently has this pid.
+    pub(super) fn find(&self, pid: u32) -> Option<usize> {
+        self.by_pid.get(&pid).copied()
+    }
+
+    pub(super) fn add(&mut self, pid: u32, parent: Parent, group: Option<u32>) -> usize {
+        let index = self.processes.len();
+        self.processes.push(Process {
+            pid,
+            parent,
+            group,
+            inspectable: true,
+            state: ProcessState::Running,
+            died_at: None,
+            reap_began_at: None,
+            reaped_at: None,
+            reaped_by: None,
+        });
+        self.by_pid.insert(pid, index);
+        index
+    }
+
+    pub(super) fn set(&mut self, index: usize, state: ProcessState) {
+        let process = &mut self.processes[index];
+        let pid = process.pid;
+        process.state = state;
+        if state != ProcessState::Running && process.died_at.is_none() {
+            process.died_at = Some(self.now);
+            self.reparent_children(index);
+        }
+        let process = &mut self.processes[index];
+        match state {
+            ProcessState::BeingReaped(_) => process.reap_began_at = Some(self.now),
+            ProcessState::Reaped(_) => {
+                process.reaped_at = Some(self.now);
+                process.reaped_by.get_or_insert(ReapedBy::Other);
+                if self.by_pid.get(&pid) == Some(&index) {
+                    self.by_pid.remove(&pid);
+                }
+            }
+            _ => {}
+        }
+        self.epoll.raise(&self.processes, self.features, self.now);
+    }
+
+    fn reparent_children(&mut self, dead: usize) {
+        let parent = if self.features.subreaper {
+            Parent::This
+        } else {
+            Parent::Init
+        };
+        for process in &mut self.processes {
+            if process.parent == Parent::Process(dead) {
+                process.parent = parent;
+            }
+        }
+    }
+
+    pub(super) fn has_group_member(&self, pgid: u32) -> bool {
+        let mut unreaped = self.by_pid.values().map(|index| &self.processes[*index]);
+        unreaped.any(|process| process.group == Some(pgid))
+    }
+
+    /// Takes a descriptor. Returns false if none is left.
+    pub(super) fn take_descriptor(&mut self) -> bool {
+        let free = self.has_free_descriptor();
+        self.descriptors += usize::from(free);
+        free
+    }
+
+    pub(super) fn has_free_descriptor(&self) -> bool {
+        self.descriptors < self.descriptor_limit
+    }
+
+    pub(super) fn raise(&mut self) {
+        self.epoll.raise(&self.processes, self.features, self.now);
+    }
+
+    /// Creates the epoll on first use.
+    pub(super) fn open_epoll(&mut self) -> io::Result<()> {
+        if !self.epoll.is_open {
+            if !self.take_descriptor() {
+                return Err(no_descriptor());
+            }
+            self.epoll.is_open = true;
+        }
+        Ok(())
+    }
+
+    pub(super) fn take_events(&mut self, tokens: &mut VecDeque<u64>) -> usize {
+        self.epoll
+            .take_events(tokens, &self.processes, self.features, self.now)
+    }
+}
+
+pub(super) fn no_descriptor() -> io::Error {
+    io::Error::from_raw_os_error(libc::EMFILE)
+}

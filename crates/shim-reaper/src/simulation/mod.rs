@@ -1,0 +1,50 @@
+//! A deterministic simulation of the reaper: one seed gives one history of owners, foreign waits,
+//! tasks and failures, on a simulated kernel and under virtual time.
+//!
+//! `benches/simulation` runs any number of histories.
+
+mod action;
+mod actors;
+mod config;
+mod generator;
+mod history;
+mod oracle;
+mod run;
+mod timeliness;
+mod users;
+mod world;
+
+#[cfg(test)]
+mod findings;
+#[cfg(test)]
+mod model_check;
+#[cfg(test)]
+mod tests;
+
+/// A history that violates an invariant.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    /// The seed of the history. [`simulate`] with this seed performs it again.
+    pub seed: u64,
+    /// The shortest history that was found, and what it violates.
+    pub history: String,
+}
+
+/// Performs histories until they have `steps` actions in total: one at least. Calls `progress` with
+/// the number of actions after each history.
+///
+/// # Errors
+///
+/// Returns the first history that violates an invariant.
+pub fn simulate(seed: u64, steps: u64, mut progress: impl FnMut(u64)) -> Result<u64, Violation> {
+    let mut done = 0;
+    let mut seed = seed;
+    loop {
+        done += history::run(seed).map_err(|history| Violation { seed, history })?;
+        progress(done);
+        if done >= steps {
+            return Ok(done);
+        }
+        seed = seed.wrapping_add(1);
+    }
+}

@@ -1,0 +1,383 @@
+//! Plays the same random histories on the simulated and on the running kernel, and compares what
+//! both report.
+
+#![allow(clippy::zombie_processes)]
+
+#[allow(dead_code, unreachable_pub)]
+#[path = "../../tests/common/own_process.rs"]
+mod own_process;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, ExitStatus, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use nix::sys::prctl::set_child_subreaper;
+use nix::sys::signal::Signal;
+
+use crate::kernel::simulated::{Descriptor, Features, Parent, ProcessState, Simulated};
+use crate::kernel::{Linux, NoPidfd, ProcessTable, Target, Until, WaitResult};
+
+/// Exits with the code that it reads.
+const CHILD: &str = "read code; exit $code";
+
+/// Also starts a child of its own, which reads its code from the descriptor 2, and prints its pid.
+const PARENT: &str = "(read code <&2; exit $code) & echo $!; exec >&-; read code; exit $code";
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+const HISTORIES: u64 = 40;
+
+/// A process that runs on one kernel and is simulated on the other, with the same pid.
+struct Process {
+    pid: u32,
+    /// Its index in the simulated kernel.
+    index: usize,
+    /// Receives the exit code.
+    commands: UnixStream,
+    parent: Option<u32>,
+    pidfds: Option<(OwnedFd, Descriptor)>,
+    token: u64,
+    watched: bool,
+}
+
+struct Kernels {
+    real: Linux,
+    simulated: Simulated,
+    processes: BTreeMap<u32, Process>,
+}
+
+#[test]
+fn simulated_kernel_agrees_with_the_running_one() {
+    let test = "simulation::model_check::simulated_kernel_agrees_with_the_running_one";
+    own_process::in_own_process(test, || {
+        set_child_subreaper(true).unwrap();
+        let features = running_features();
+        for seed in 0..HISTORIES {
+            Kernels::new(features).play(&mut Rng::with_seed(seed), seed);
+        }
+    });
+}
+
+/// Returns the interfaces of the running kernel that the histories use.
+fn running_features() -> Features {
+    let mut kernels = Kernels::new(Features::LATEST);
+    let pid = kernels.fork();
+    let real = &kernels.real;
+    let Ok(pidfd) = real.open(pid) else {
+        return Features {
+            pidfds: false,
+            ..Features::LATEST
+        };
+    };
+    real.watch(&pidfd, 1).unwrap();
+    real.watch_again(&pidfd, 1, Until::Reaped).unwrap();
+    kernels.exit(pid, 0);
+    let real = &kernels.real;
+    let by_pidfd = || Target::Pidfd(pid, &pidfd);
+    assert!(matches!(real.reap(by_pidfd()), WaitResult::Exited(_)));
+    Features {
+        hangup: real.ready(&mut VecDeque::new()).unwrap() > 0,
+        exit_info: real.exit_status(&pidfd).is_some(),
+        ..Features::LATEST
+    }
+}
+
+impl Kernels {
+    fn new(features: Features) -> Self {
+        Self {
+            real: Linux::new(true),
+            simulated: Simulated::new(features),
+            processes: BTreeMap::new(),
+        }
+    }
+
+    fn play(&mut self, rng: &mut Rng, seed: u64) {
+        let mut history = Vec::new();
+        for _ in 0..40 {
+            let pids: Vec<u32> = self.processes.keys().copied().collect();
+            let step = match (rng.u32(0..12), rng.choice(pids)) {
+                (0, _) | (_, None) => format!("fork {}", self.fork()),
+                (1, _) => format!("fork {:?}", self.fork_parent()),
+                (2 | 3, Some(pid)) => {
+                    let code = rng.i32(0..200);
+                    self.exit(pid, code);
+                    format!("exit {pid} {code}")
+                }
+                (4, Some(pid)) => {
+                    self.kill(pid, rng.bool());
+                    format!("kill {pid}")
+                }
+                (5, Some(pid)) => {
+                    self.open(pid);
+                    format!("open {pid}")
+                }
+                (6, Some(pid)) => {
+                    self.watch(pid, rng.bool());
+                    format!("watch {pid}")
+                }
+                (7 | 8, Some(pid)) => {
+                    let (reap, by_pidfd) = (rng.bool(), rng.bool());
+                    self.wait(pid, reap, by_pidfd);
+                    format!("wait {pid} reap {reap} by pidfd {by_pidfd}")
+                }
+                (_, Some(_)) => "look".into(),
+            };
+            history.push(step);
+            let (real, simulated) = self.look();
+            assert_eq!(real, simulated, "seed {seed}: {history:#?}");
+        }
+        self.end();
+    }
+
+    fn fork(&mut self) -> u32 {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut command = Command::new("sh");
+        let child = command.args(["-c", CHILD]).stdin(OwnedFd::from(theirs));
+        let pid = child.spawn().unwrap().id();
+        let index = self.simulated.fork(pid);
+        self.add(pid, index, ours, None);
+        pid
+    }
+
+    /// Returns the pids of a child and of its child.
+    fn fork_parent(&mut self) -> (u32, u32) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (ours_of_child, theirs_of_child) = UnixStream::pair().unwrap();
+        let mut parent = Command::new("sh")
+            .args(["-c", PARENT])
+            .stdin(OwnedFd::from(theirs))
+            .stderr(OwnedFd::from(theirs_of_child))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut output = BufReader::new(parent.stdout.take().unwrap());
+        output.read_line(&mut line).unwrap();
+        let child = line.trim().parse().unwrap();
+        let pid = parent.id();
+        let index = self.simulated.fork(pid);
+        self.add(pid, index, ours, None);
+        let index = self.simulated.add(child, Parent::Process(index), None);
+        self.add(child, index, ours_of_child, Some(pid));
+        (pid, child)
+    }
+
+    fn add(&mut self, pid: u32, index: usize, commands: UnixStream, parent: Option<u32>) {
+        let process = Process {
+            pid,
+            index,
+            commands,
+            parent,
+            pidfds: None,
+            token: u64::from(pid),
+            watched: false,
+        };
+        self.processes.insert(pid, process);
+    }
+
+    fn is_running(&self, pid: u32) -> bool {
+        let process = &self.processes[&pid];
+        self.simulated.process(process.index).state.is_running()
+    }
+
+    /// Returns whether its exit leaves a zombie: a shell may reap its children at any time.
+    fn can_end(&self, pid: u32) -> bool {
+        let parent = self.processes[&pid].parent;
+        self.is_running(pid) && parent.is_none_or(|parent| !self.is_running(parent))
+    }
+
+    fn exit(&mut self, pid: u32, code: i32) {
+        if self.can_end(pid) {
+            let mut commands = &self.processes[&pid].commands;
+            writeln!(commands, "{code}").unwrap();
+            self.await_exit(pid);
+            self.simulated.set(pid, ProcessState::Zombie(code));
+        }
+    }
+
+    fn kill(&self, pid: u32, by_pidfd: bool) {
+        if !self.can_end(pid) {
+            return;
+        }
+        let pidfds = self.processes[&pid].pidfds.as_ref();
+        let results = match pidfds.filter(|_| by_pidfd) {
+            Some((real, simulated)) => (
+                self.real.signal(real, Signal::SIGKILL).is_ok(),
+                self.simulated.signal(simulated, Signal::SIGKILL).is_ok(),
+            ),
+            None => (
+                self.real.signal_pid(pid, Signal::SIGKILL).is_ok(),
+                self.simulated.signal_pid(pid, Signal::SIGKILL).is_ok(),
+            ),
+        };
+        assert_eq!(results, (true, true));
+        self.await_exit(pid);
+    }
+
+    fn await_exit(&self, pid: u32) {
+        let deadline = Instant::now() + DEADLINE;
+        while self
+            .real
+            .stat(pid)
+            .unwrap()
+            .is_some_and(|stat| !stat.exited)
+        {
+            assert!(Instant::now() < deadline, "process {pid} does not exit");
+            sleep(Duration::from_micros(200));
+        }
+    }
+
+    fn open(&mut self, pid: u32) {
+        let real = self.real.open(pid);
+        let simulated = self.simulated.open(pid);
+        let process = self.processes.get_mut(&pid).unwrap();
+        match (real, simulated) {
+            (Ok(real), Ok(simulated)) => {
+                if process.pidfds.is_none() {
+                    process.pidfds = Some((real, simulated));
+                }
+            }
+            (Err(real), Err(simulated)) => assert_eq!(kind(&real), kind(&simulated)),
+            (real, simulated) => panic!("open {pid}: {real:?} and {simulated:?}"),
+        }
+    }
+
+    fn watch(&mut self, pid: u32, until_reaped: bool) {
+        let process = self.processes.get_mut(&pid).unwrap();
+        let Some((real, simulated)) = &process.pidfds else {
+            return;
+        };
+        let token = process.token;
+        if process.watched {
+            let until = || {
+                if until_reaped {
+                    Until::Reaped
+                } else {
+                    Until::Exited
+                }
+            };
+            self.real.watch_again(real, token, until()).unwrap();
+            self.simulated
+                .watch_again(simulated, token, until())
+                .unwrap();
+        } else {
+            self.real.watch(real, token).unwrap();
+            self.simulated.watch(simulated, token).unwrap();
+            process.watched = true;
+        }
+    }
+
+    fn wait(&self, pid: u32, reap: bool, by_pidfd: bool) {
+        let process = &self.processes[&pid];
+        let pidfds = process.pidfds.as_ref().filter(|_| by_pidfd);
+        let real = match pidfds {
+            Some((pidfd, _)) => Target::Pidfd(pid, pidfd),
+            None => Target::Pid(pid),
+        };
+        let simulated = match pidfds {
+            Some((_, pidfd)) => Target::Pidfd(pid, pidfd),
+            None => Target::Pid(pid),
+        };
+        let results = if reap {
+            (self.real.reap(real), self.simulated.reap(simulated))
+        } else {
+            (self.real.peek(real), self.simulated.peek(simulated))
+        };
+        assert_eq!(result(&results.0), result(&results.1), "wait {pid}");
+    }
+
+    /// Returns what both kernels report about all processes.
+    fn look(&self) -> (Vec<View>, Vec<View>) {
+        let views = self.processes.values().map(|process| {
+            let (real, simulated) = match &process.pidfds {
+                Some((real, simulated)) => (Some(real), Some(simulated)),
+                None => (None, None),
+            };
+            (
+                View::new(&self.real, process.pid, real),
+                View::new(&self.simulated, process.pid, simulated),
+            )
+        });
+        let (mut real, mut simulated): (Vec<_>, Vec<_>) = views.unzip();
+        real.push(View::of_events(&self.real));
+        simulated.push(View::of_events(&self.simulated));
+        (real, simulated)
+    }
+
+    /// Leaves no process behind.
+    fn end(&mut self) {
+        // Parents first, so that their children become those of this process.
+        let (children, parents): (Vec<u32>, Vec<u32>) = self
+            .processes
+            .keys()
+            .partition(|pid| self.processes[*pid].parent.is_some());
+        for pid in parents.into_iter().chain(children) {
+            self.kill(pid, false);
+            self.wait(pid, true, false);
+            assert!(self.real.stat(pid).unwrap().is_none());
+        }
+    }
+}
+
+/// What a kernel reports, in a form that can be compared.
+#[derive(Debug, PartialEq, Eq)]
+struct View {
+    pid: u32,
+    waited: (&'static str, Option<ExitStatus>),
+    /// Whether it has exited, and its status.
+    stat: Option<(bool, Option<ExitStatus>)>,
+    /// Whether it has exited, whether it is reaped, and its status.
+    pidfd: Option<(bool, bool, Option<ExitStatus>)>,
+    events: Vec<u64>,
+}
+
+impl View {
+    fn new<K: ProcessTable>(kernel: &K, pid: u32, pidfd: Option<&K::Pidfd>) -> Self {
+        let stat = kernel.stat(pid).unwrap();
+        Self {
+            pid,
+            waited: result(&kernel.peek(Target::Pid(pid))),
+            stat: stat.map(|stat| (stat.exited, stat.status)),
+            pidfd: pidfd.map(|pidfd| {
+                let (exited, reaped) = (kernel.has_exited(pidfd), kernel.is_reaped(pidfd));
+                (exited, reaped, kernel.exit_status(pidfd))
+            }),
+            events: Vec::new(),
+        }
+    }
+
+    fn of_events(kernel: &impl ProcessTable) -> Self {
+        let mut events = VecDeque::new();
+        kernel.ready(&mut events).unwrap();
+        let mut events = Vec::from(events);
+        events.sort_unstable();
+        Self {
+            pid: 0,
+            waited: ("", None),
+            stat: None,
+            pidfd: None,
+            events,
+        }
+    }
+}
+
+fn result(result: &WaitResult) -> (&'static str, Option<ExitStatus>) {
+    match result {
+        WaitResult::Exited(exit) => ("exited", Some(exit.status)),
+        WaitResult::Running => ("running", None),
+        WaitResult::NotWaitable => ("not waitable", None),
+    }
+}
+
+fn kind(error: &NoPidfd) -> &'static str {
+    match error {
+        NoPidfd::NoProcess => "no process",
+        NoPidfd::Exhausted(_) => "exhausted",
+        NoPidfd::Unsupported => "unsupported",
+    }
+}

@@ -1,0 +1,267 @@
+//! The invariants. Each compares the reaper with what the simulated kernel knows.
+
+use std::time::{Duration, Instant};
+
+use super::config::long_grace;
+use super::run::Simulation;
+use super::world::Registration;
+use crate::kernel::simulated::{Process, ProcessState, ReapedBy};
+use crate::shim::Role;
+use crate::{CollectedBy, ShimExit};
+
+impl Simulation {
+    /// Checks what must be true after every step.
+    pub(super) fn check(&self) {
+        self.check_exits();
+        self.check_streams();
+        self.check_waiters();
+        self.check_counters();
+        self.check_zombies();
+        self.check_promptness();
+        self.check_close();
+    }
+
+    /// Checks a reap by the reaper, at once.
+    pub(super) fn check_reap(&self, index: usize, is_orphan: bool) {
+        let kernel = self.kernel();
+        let process = kernel.process(index);
+        let age = process.died_at.map(|at| kernel.time() - at);
+        let is_older_than = |limit: Duration| age.is_some_and(|age| age >= limit);
+        let is_closing = self.core.shared.is_closing();
+        let mut world = self.world();
+        let name = world.name_of(index);
+        let registrations = || world.registrations_of(index);
+        let role = registrations().map(|one| one.role).max();
+        let allowed = if is_orphan {
+            // An attached process ends before it is reaped.
+            let is_running =
+                |one: &Registration| !one.shim.is_locked() && one.shim.state().is_running();
+            is_older_than(long_grace(self.config.grace)) && !registrations().any(is_running)
+        } else {
+            match role {
+                None | Some(Role::Attached) => false,
+                Some(Role::Shared) => {
+                    // Nobody holds the `Child` of what became a child later, as an orphan.
+                    let has_owner = registrations().any(|one| one.was_child);
+                    is_closing || !has_owner || is_older_than(self.config.grace)
+                }
+                Some(Role::Owned) => true,
+            }
+        };
+        if is_orphan {
+            world.orphans_reaped += 1;
+        } else {
+            world.reaped += 1;
+        }
+        if !allowed {
+            world.fail(format!(
+                "process {name:?} was reaped at the age of {age:?}, as {role:?}"
+            ));
+        }
+    }
+
+    /// Each registration resolves once, and truthfully.
+    fn check_exits(&self) {
+        let mut world = self.world();
+        let mut found = None;
+        for registration in &mut world.registrations {
+            let exit = registration.shim.state().exit();
+            if exit == registration.exit {
+                continue;
+            }
+            let process = registration
+                .process
+                .map(|index| self.kernel().process(index));
+            if registration.exit.is_some() {
+                found = Some(format!("{:?} became {exit:?}", registration.exit));
+            }
+            registration.exit = exit;
+            if let Some(Err(lie)) = exit.map(|exit| self.check_truth(registration, &exit, process))
+            {
+                let state = process.map(|process| (process.state, process.reaped_by));
+                found = Some(format!("{exit:?}, but {lie}: {state:?}"));
+            }
+        }
+        if let Some(found) = found {
+            world.fail(found);
+        }
+    }
+
+    fn check_truth(
+        &self,
+        registration: &Registration,
+        exit: &ShimExit,
+        process: Option<Process>,
+    ) -> Result<(), &'static str> {
+        let Some(process) = process else {
+            return match exit.status {
+                Some(_) => Err("there was no such process"),
+                None => Ok(()),
+            };
+        };
+        if exit.status.is_some() {
+            if exit.status != process.state.status() {
+                return Err("that is not its status");
+            }
+            let by_reaper = process.reaped_by == Some(ReapedBy::Reaper);
+            if exit.collected_by == CollectedBy::Reaper && !by_reaper {
+                return Err("the reaper has not reaped it");
+            }
+            return Ok(());
+        }
+        match process.state {
+            ProcessState::Running
+                if registration.was_child || registration.role == Role::Attached =>
+            {
+                Err("it is running")
+            }
+            ProcessState::Running => Ok(()),
+            _ if self.may_miss_status(registration, &process) => Ok(()),
+            _ => Err("the kernel could report its status"),
+        }
+    }
+
+    /// Returns whether the kernel may be unable to report the status of a dead process.
+    fn may_miss_status(&self, registration: &Registration, process: &Process) -> bool {
+        let kernel = self.kernel();
+        let end = process.reaped_at.unwrap_or_else(|| kernel.time());
+        let took = |begin: Option<Instant>| begin.map_or(Duration::ZERO, |begin| end - begin);
+        let grace = self.config.grace;
+        let is_slow_reap = process.reap_began_at.is_some() && took(process.reap_began_at) >= grace;
+        let is_late_reap = took(process.died_at) >= long_grace(grace);
+        // The final drain awaits neither.
+        let was_slow = match (process.reap_began_at, process.inspectable) {
+            (None, true) => false,
+            _ if self.core.shared.is_closing() => true,
+            (_, false) => is_slow_reap || is_late_reap,
+            (Some(_), true) => is_slow_reap,
+        };
+        let is_kept = kernel.features().exit_info && registration.had_pidfd && !was_slow;
+        let is_attached = registration.role == Role::Attached;
+        // Without a free descriptor, procfs cannot be read.
+        let can_read = process.inspectable && !self.config.exhausts_descriptors;
+        match process.state {
+            // Only the registration of an attached process could tell.
+            _ if !is_attached && !registration.was_child => true,
+            ProcessState::BeingReaped(_) if is_attached && !can_read => true,
+            ProcessState::Reaped(_) if is_attached && self.config.exhausts_descriptors => true,
+            ProcessState::Reaped(_) | ProcessState::BeingReaped(_) => !is_kept,
+            _ => is_attached && !can_read,
+        }
+    }
+
+    /// Each stream has each exit once.
+    fn check_streams(&self) {
+        let mut world = self.world();
+        let (exits, has_ended) = Self::drain(&mut world.exits);
+        for exit in exits {
+            let unpublished = |one: &&mut Registration| !one.is_published && one.exit == Some(exit);
+            match world.registrations.iter_mut().find(unpublished) {
+                Some(registration) => registration.is_published = true,
+                None => world.fail(format!("{exit:?} is published, but is no handle's")),
+            }
+        }
+        let mut registrations = world.registrations.iter();
+        let missing = registrations.find(|one| one.exit.is_some() && !one.is_published);
+        if let Some(missing) = missing.map(|one| format!("{:?} is not published", one.exit)) {
+            world.fail(missing);
+        }
+        if has_ended && !self.core.shared.is_closing() {
+            world.fail("the stream ended before a shutdown".into());
+        }
+        if let Some(mut exits) = world.other_exits.take() {
+            Self::drain(&mut exits);
+            world.other_exits = Some(exits);
+        }
+    }
+
+    /// Each task that awaits an exit that is known was woken.
+    fn check_waiters(&self) {
+        let mut world = self.world();
+        let mut waiters = world.waiters.values();
+        let forgotten = waiters.find(|one| {
+            let is_resolved = !one.shim.state().is_running();
+            is_resolved != one.flag.is_woken()
+        });
+        if let Some(forgotten) = forgotten.map(|one| one.shim.pid) {
+            world.fail(format!(
+                "a waiter of {forgotten} was woken wrongly or never"
+            ));
+        }
+        world.waiters.retain(|_, waiter| !waiter.flag.is_woken());
+    }
+
+    /// The counters equal the history.
+    fn check_counters(&self) {
+        let stats = self.core.shared.counters.snapshot(true);
+        // The worker may wait for the registry, which is then locked.
+        let is_closed = self.is_closed() || (self.core.shared.is_closing() && self.has_worker());
+        let mut world = self.world();
+        let total = world.registrations.len() as u64;
+        let sum = stats.reaped_total + stats.vanished_total + stats.registered;
+        let reasons = stats.owner_reaped_total
+            + stats.observed_total
+            + stats.foreign_waits_total
+            + stats.unknown_total;
+        let agree = stats.reaped_total == world.reaped
+            && stats.orphans_reaped_total == world.orphans_reaped
+            && stats.respawns_total == world.panics
+            && (sum == total || (is_closed && sum < total && stats.registered == 0))
+            && stats.without_pidfd <= stats.registered
+            && stats.vanished_total == reasons;
+        if !agree {
+            let counted = (
+                stats.reaped_total,
+                stats.orphans_reaped_total,
+                stats.respawns_total,
+                sum,
+            );
+            let history = (world.reaped, world.orphans_reaped, world.panics, total);
+            world.fail(format!(
+                "(reaped, orphans, respawns, registrations) are counted as {counted:?}, but \
+                 were {history:?}"
+            ));
+        }
+        // After a shutdown the handles keep them, to send signals.
+        let count = self.kernel().pidfd_count();
+        if !is_closed && stats.registered as usize + 20 < count {
+            world.fail(format!("{count} pidfds for {} shims", stats.registered));
+        }
+    }
+
+    /// The final drain leaves no zombie, and its report is true.
+    fn check_close(&self) {
+        if !self.is_closed() {
+            return;
+        }
+        let Some(report) = self.core.try_close() else {
+            self.world().fail("the registry is locked".into());
+            return;
+        };
+        let kernel = self.kernel();
+        let mut world = self.world();
+        let unresolved = world.registrations.iter().filter(|one| one.exit.is_none());
+        let mut pids: Vec<u32> = unresolved.map(|one| one.shim.pid).collect();
+        pids.sort_unstable();
+        if pids != report.still_running {
+            world.fail(format!("{report:?}, but {pids:?} are unresolved"));
+        }
+        let left = world.registrations.iter().find_map(|registration| {
+            let index = registration.process?;
+            let zombie_at = world.names.get(&world.name_of(index)?)?.zombie_at_step?;
+            let process = kernel.process(index);
+            let was_due = zombie_at < world.closed_at? && registration.is_for_zombie(&process);
+            was_due.then(|| format!("the final drain left the zombie {}", process.pid))
+        });
+        if let Some(left) = left {
+            world.fail(left);
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        let closed = self
+            .core
+            .inspect_registry(|registry| registry.closed.is_some());
+        closed == Some(true)
+    }
+}

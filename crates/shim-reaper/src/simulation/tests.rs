@@ -1,0 +1,40 @@
+use std::time::Duration;
+
+use super::action::Action;
+use super::config::{Config, Disturbances, Recycling};
+use super::history::History;
+use super::simulate;
+use crate::kernel::simulated::Features;
+
+#[test]
+fn random_histories_keep_every_promise() {
+    if let Err(violation) = simulate(1, 20_000, |_| {}) {
+        panic!("seed {}: {}", violation.seed, violation.history);
+    }
+}
+
+#[test]
+fn seed_always_gives_the_same_history() {
+    for seed in 0..50 {
+        let history = History::random(seed);
+        assert_eq!(history.to_string(), History::random(seed).to_string());
+        assert_eq!(history.to_string(), history.replay().to_string());
+    }
+}
+
+#[test]
+fn worker_registers_its_epoll_again_after_a_forked_child_has_removed_it() {
+    let config = Config {
+        features: Features::LATEST,
+        grace: Duration::ZERO,
+        recycling: Recycling::Immediate,
+        early_pidfd: true,
+        panics: false,
+        exhausts_descriptors: false,
+        disturbances: Disturbances::Lossy,
+        crowd: 0,
+    };
+    let advance = Action::Advance { millis: 200 };
+    let history = [advance, Action::UnregisterEpoll, advance];
+    assert_eq!(History::of(config, &history).violation, None);
+}

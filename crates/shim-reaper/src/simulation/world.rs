@@ -1,0 +1,171 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Wake;
+use std::time::Instant;
+
+use super::action::Name;
+use crate::kernel::simulated::Descriptor;
+use crate::shim::{Role, Shim};
+use crate::{Exits, ShimExit};
+
+/// The pids of the processes that come and go. Few, so that they are recycled.
+pub(super) const PIDS: std::ops::Range<u32> = 5_000_000..5_000_010;
+
+/// The first pid, and the first name, of the crowd.
+pub(super) const CROWD: u32 = 6_000_000;
+
+/// What the simulation knows about processes and registrations, apart from the kernel and the
+/// reaper.
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) names: BTreeMap<Name, Known>,
+    pub(super) next_name: Name,
+    pub(super) crowd: u32,
+    pub(super) registrations: Vec<Registration>,
+    pub(super) waiters: BTreeMap<u32, Waiter>,
+    pub(super) next_waiter: u32,
+    /// All exits since the start.
+    pub(super) exits: Exits,
+    /// A stream that comes and goes.
+    pub(super) other_exits: Option<Exits>,
+    pub(super) killed: BTreeSet<usize>,
+    /// The number of the current step of the history.
+    pub(super) step: u64,
+    /// The pids that have been in use since the current step began.
+    pub(super) pids_of_step: BTreeSet<u32>,
+    /// The pids of the children that are being spawned.
+    pub(super) spawning: Vec<u32>,
+    /// The pids of the children that are being adopted.
+    pub(super) adopted_pids: Vec<u32>,
+    /// Until when a zombie may be late, because something went wrong.
+    pub(super) late_until: Instant,
+    pub(super) panics: u64,
+    /// Panics since a sweep was completed.
+    pub(super) recent_panics: u32,
+    pub(super) sweeps_at_panic: u64,
+    pub(super) reaped: u64,
+    pub(super) orphans_reaped: u64,
+    /// The step in which the final drain began.
+    pub(super) closed_at: Option<u64>,
+    pub(super) violation: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    pub(super) process: usize,
+    pub(super) pid: u32,
+    /// Whether somebody holds its `Child`.
+    pub(super) has_owner: bool,
+    /// What the `Child` has cached.
+    pub(super) cached: Option<ExitStatus>,
+    pub(super) zombie_at_step: Option<u64>,
+}
+
+#[derive(Debug)]
+pub(super) struct Registration {
+    pub(super) shim: Arc<Shim<Descriptor>>,
+    /// `None` if no process had the pid.
+    pub(super) process: Option<usize>,
+    pub(super) role: Role,
+    pub(super) had_pidfd: bool,
+    /// Whether it was a child of this process when it was registered.
+    pub(super) was_child: bool,
+    /// When the process was registered in this role.
+    pub(super) at: Instant,
+    pub(super) exit: Option<ShimExit>,
+    pub(super) is_published: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Waiter {
+    pub(super) shim: Arc<Shim<Descriptor>>,
+    pub(super) key: Option<u32>,
+    pub(super) flag: Arc<Flag>,
+}
+
+/// A waker that records that it was woken.
+#[derive(Debug, Default)]
+pub(super) struct Flag {
+    woken: AtomicBool,
+    panics: bool,
+}
+
+impl Flag {
+    pub(super) fn new(panics: bool) -> Self {
+        Self {
+            woken: AtomicBool::new(false),
+            panics,
+        }
+    }
+
+    pub(super) fn is_woken(&self) -> bool {
+        self.woken.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn take(&self) -> bool {
+        self.woken.swap(false, Ordering::Relaxed)
+    }
+}
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.woken.store(true, Ordering::Relaxed);
+        if self.panics {
+            // Without the panic hook, which would print it.
+            std::panic::resume_unwind(Box::new("a waker panics"));
+        }
+    }
+}
+
+impl World {
+    pub(super) fn new(exits: Exits, now: Instant) -> Self {
+        Self {
+            names: BTreeMap::new(),
+            next_name: 0,
+            crowd: 0,
+            registrations: Vec::new(),
+            waiters: BTreeMap::new(),
+            next_waiter: 0,
+            exits,
+            other_exits: None,
+            killed: BTreeSet::new(),
+            step: 0,
+            pids_of_step: BTreeSet::new(),
+            spawning: Vec::new(),
+            adopted_pids: Vec::new(),
+            late_until: now,
+            panics: 0,
+            recent_panics: 0,
+            sweeps_at_panic: 0,
+            reaped: 0,
+            orphans_reaped: 0,
+            closed_at: None,
+            violation: None,
+        }
+    }
+
+    /// Records the first violation.
+    pub(super) fn fail(&mut self, violation: String) {
+        self.violation.get_or_insert(violation);
+    }
+
+    pub(super) fn name_of(&self, process: usize) -> Option<Name> {
+        let mut names = self.names.iter();
+        let (name, _) = names.find(|(_, known)| known.process == process)?;
+        Some(*name)
+    }
+
+    pub(super) fn registrations_of(&self, process: usize) -> impl Iterator<Item = &Registration> {
+        let registrations = self.registrations.iter();
+        registrations.filter(move |registration| registration.process == Some(process))
+    }
+
+    pub(super) fn became_zombie(&mut self, name: Name) {
+        let step = self.step;
+        if let Some(known) = self.names.get_mut(&name) {
+            known.zombie_at_step.get_or_insert(step);
+        }
+    }
+}
