@@ -1,0 +1,177 @@
+use std::error::Error;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::io;
+
+use crate::c_strings::NulByte;
+
+/// A step of [`Command::spawn`](crate::Command::spawn), in the order in which they happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Step {
+    /// The program, the arguments, the environment and the paths become C strings. Fails with
+    /// [`io::ErrorKind::InvalidInput`] if one of them contains a NUL byte.
+    Arguments,
+    /// The pipes of [`Stdio::piped`](crate::Stdio::piped), `/dev/null`, and the descriptors that
+    /// must be duplicated are opened.
+    Stdio,
+    /// The kernel creates the process.
+    Clone,
+    /// The pidfd of the process is opened.
+    Pidfd,
+    /// Signal dispositions and the signal mask are reset.
+    Signals,
+    /// The child joins its control group.
+    Cgroup,
+    /// Standard streams and other descriptors get their numbers in the child.
+    Descriptors,
+    /// A resource limit is set.
+    Rlimit,
+    /// The CPU affinity is set.
+    Affinity,
+    /// The nice value is set.
+    Nice,
+    /// The supplementary groups are set.
+    Groups,
+    /// The group ID is set.
+    Gid,
+    /// The user ID is set.
+    Uid,
+    /// The child changes its working directory.
+    CurrentDir,
+    /// The child joins or creates a process group.
+    ProcessGroup,
+    /// The child creates a session.
+    Setsid,
+    /// The attribute `no_new_privs` is set.
+    NoNewPrivs,
+    /// The signal that the child gets when its parent dies is set.
+    ParentDeathSignal,
+    /// A closure of [`pre_exec`](crate::Command::pre_exec) runs.
+    PreExec,
+    /// The child executes the program.
+    Exec,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Arguments => "convert the arguments to C strings",
+            Self::Stdio => "open the standard streams",
+            Self::Clone => "create a process",
+            Self::Pidfd => "open the pidfd",
+            Self::Signals => "reset the signals",
+            Self::Cgroup => "join the control group",
+            Self::Descriptors => "place the descriptors",
+            Self::Rlimit => "set a resource limit",
+            Self::Affinity => "set the CPU affinity",
+            Self::Nice => "set the nice value",
+            Self::Groups => "set the supplementary groups",
+            Self::Gid => "set the group ID",
+            Self::Uid => "set the user ID",
+            Self::CurrentDir => "change the working directory",
+            Self::ProcessGroup => "set the process group",
+            Self::Setsid => "create a session",
+            Self::NoNewPrivs => "set no_new_privs",
+            Self::ParentDeathSignal => "set the parent death signal",
+            Self::PreExec => "run a pre_exec closure",
+            Self::Exec => "execute the program",
+        })
+    }
+}
+
+/// A command could not be spawned. No child is left: it was never created, or it has been reaped.
+///
+/// Converts to [`io::Error`] with the kind and the error number of its source, so that `?` works
+/// where code for [`std::process::Command`] returns [`io::Result`].
+#[derive(Debug)]
+pub struct SpawnError {
+    program: OsString,
+    step: Step,
+    source: io::Error,
+}
+
+impl SpawnError {
+    pub(crate) fn new(program: &OsStr, cause: Cause) -> Self {
+        Self {
+            program: program.to_owned(),
+            step: cause.step,
+            source: cause.source,
+        }
+    }
+
+    /// Returns the step that failed.
+    pub fn step(&self) -> Step {
+        self.step
+    }
+
+    /// Returns the program of the command.
+    pub fn program(&self) -> &OsStr {
+        &self.program
+    }
+
+    /// Returns the kind of the operating system's error.
+    pub fn kind(&self) -> io::ErrorKind {
+        self.source.kind()
+    }
+
+    /// Returns the error number, which is absent only for [`Step::Arguments`].
+    pub fn raw_os_error(&self) -> Option<i32> {
+        self.source.raw_os_error()
+    }
+}
+
+impl fmt::Display for SpawnError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot spawn {:?}: cannot {}", self.program, self.step)
+    }
+}
+
+impl Error for SpawnError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+impl From<SpawnError> for io::Error {
+    fn from(error: SpawnError) -> Self {
+        error.source
+    }
+}
+
+/// What a [`SpawnError`] says, without the program.
+#[derive(Debug)]
+pub(crate) struct Cause {
+    step: Step,
+    source: io::Error,
+}
+
+impl Cause {
+    pub(crate) fn new(step: Step, source: io::Error) -> Self {
+        Self { step, source }
+    }
+}
+
+impl From<NulByte> for Cause {
+    fn from(_: NulByte) -> Self {
+        let message =
+            "the program, an argument, an environment variable or a path contains a NUL byte";
+        Self::new(
+            Step::Arguments,
+            io::Error::new(io::ErrorKind::InvalidInput, message),
+        )
+    }
+}
+
+impl From<Failure> for Cause {
+    fn from(failure: Failure) -> Self {
+        Self::new(failure.step, io::Error::from_raw_os_error(failure.errno))
+    }
+}
+
+/// A failed step as the child reports it: plain data, which needs no allocation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Failure {
+    pub(crate) step: Step,
+    pub(crate) errno: i32,
+}

@@ -1,0 +1,55 @@
+use std::ffi::CString;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use crate::c_strings::CStringArray;
+use crate::descriptors::Descriptors;
+use crate::resource::Resource;
+
+/// A closure of [`pre_exec`](crate::Command::pre_exec).
+pub(crate) type PreExec = Box<dyn FnMut() -> io::Result<()> + Send + Sync>;
+
+/// All that the child needs between its birth and `exec`, allocated and resolved by the parent.
+pub(crate) struct Plan<'a> {
+    /// Where the program may be, in order.
+    pub(crate) candidates: CStringArray,
+    pub(crate) arguments: CStringArray,
+    pub(crate) environment: CStringArray,
+    pub(crate) current_dir: Option<CString>,
+    pub(crate) descriptors: Descriptors<'a>,
+    pub(crate) attributes: &'a Attributes,
+    pub(crate) pre_exec: &'a mut [PreExec],
+}
+
+/// The attributes of the child that its parent's may differ from.
+#[derive(Debug, Default)]
+pub(crate) struct Attributes {
+    pub(crate) cgroup: Option<OwnedFd>,
+    pub(crate) rlimits: Vec<Rlimit>,
+    /// A bit for each CPU.
+    pub(crate) affinity: Option<Vec<usize>>,
+    pub(crate) nice: Option<i32>,
+    pub(crate) groups: Option<Vec<u32>>,
+    pub(crate) gid: Option<u32>,
+    pub(crate) uid: Option<u32>,
+    pub(crate) process_group: Option<i32>,
+    pub(crate) setsid: bool,
+    pub(crate) no_new_privs: bool,
+    pub(crate) parent_death_signal: Option<i32>,
+    pub(crate) inherit_signal_mask: bool,
+    pub(crate) reset_ignored_signals: bool,
+}
+
+impl Attributes {
+    /// Returns true if another user may own the child.
+    pub(crate) fn change_user(&self) -> bool {
+        self.uid.is_some() || self.gid.is_some()
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Rlimit {
+    pub(crate) resource: Resource,
+    pub(crate) soft: u64,
+    pub(crate) hard: u64,
+}

@@ -1,0 +1,329 @@
+//! What runs between the birth of a child and its `exec`.
+//!
+//! All of it is async-signal-safe: it makes system calls on what the parent has prepared. It does
+//! not allocate, take locks or panic, because it may run in the parent's memory, or in a copy of it
+//! in which other threads hold locks forever.
+
+use std::convert::Infallible;
+use std::ffi::c_int;
+use std::hint;
+use std::os::fd::AsRawFd;
+
+use super::call::{Arg, Errno, NULL, call, prctl};
+use super::dumpable;
+use super::signals::{self, Mask};
+use crate::error::{Failure, Step};
+use crate::plan::{Attributes, Plan, PreExec, Rlimit};
+
+/// Whose memory the plan is carried out in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Memory {
+    /// That of the suspended parent.
+    Shared,
+    /// A copy of the parent's.
+    Copied,
+    /// That of the calling process, which only executes another program.
+    Own,
+}
+
+/// How a child comes into being, where the plan leaves that open.
+pub(super) struct Birth {
+    memory: Memory,
+    /// The process whose death [`Attributes::parent_death_signal`] is about.
+    parent: u32,
+    /// The signal mask of the parent.
+    pub(super) mask: Mask,
+    /// The kernel has reset the signals that the parent handles.
+    pub(super) handlers_are_reset: bool,
+    /// The kernel has created the child in its control group.
+    pub(super) is_in_cgroup: bool,
+}
+
+impl Birth {
+    pub(super) fn new(memory: Memory, parent: u32) -> Self {
+        Self {
+            memory,
+            parent,
+            mask: 0,
+            // `exec` itself resets them.
+            handlers_are_reset: memory == Memory::Own,
+            is_in_cgroup: false,
+        }
+    }
+}
+
+/// Carries out the plan. Returns only if a step fails.
+pub(super) fn run(plan: &mut Plan<'_>, birth: &Birth) -> Failure {
+    let Err(failure) = try_run(plan, birth);
+    failure
+}
+
+/// Ends the child that could not execute its program.
+pub(super) fn exit() -> ! {
+    loop {
+        // SAFETY: ends this process. The exit functions of the parent's program do not run.
+        let _ = unsafe { call(libc::SYS_exit_group, [127.into()]) };
+    }
+}
+
+fn try_run(plan: &mut Plan<'_>, birth: &Birth) -> Result<Infallible, Failure> {
+    let attributes = plan.attributes;
+    check(Step::Signals, reset_signals(attributes, birth))?;
+    check(Step::Cgroup, join_cgroup(attributes, birth))?;
+    // Before the limits, which may forbid the numbers.
+    check(Step::Descriptors, place_descriptors(plan))?;
+    // Before the user changes, because it may need privileges.
+    check(Step::Rlimit, set_rlimits(&attributes.rlimits))?;
+    check(Step::Affinity, set_affinity(attributes))?;
+    check(Step::Nice, set_nice(attributes))?;
+    set_user(attributes, birth)?;
+    check(Step::CurrentDir, change_dir(plan))?;
+    check(Step::ProcessGroup, set_process_group(attributes))?;
+    check(Step::Setsid, set_session(attributes))?;
+    check(Step::NoNewPrivs, set_no_new_privs(attributes))?;
+    // After the user has changed, which clears it.
+    check(
+        Step::ParentDeathSignal,
+        set_parent_death_signal(attributes, birth),
+    )?;
+    // All handlers are reset, so from here on signals may arrive.
+    let mask = if attributes.inherit_signal_mask {
+        birth.mask
+    } else {
+        0
+    };
+    check(Step::Signals, signals::set_mask(mask, None))?;
+    check(Step::PreExec, run_closures(plan.pre_exec))?;
+    check(Step::Exec, execute(plan))
+}
+
+fn check<T>(step: Step, result: Result<T, Errno>) -> Result<T, Failure> {
+    result.map_err(|errno| Failure { step, errno })
+}
+
+fn reset_signals(attributes: &Attributes, birth: &Birth) -> Result<(), Errno> {
+    if attributes.reset_ignored_signals || !birth.handlers_are_reset {
+        signals::set_all_default(attributes.reset_ignored_signals)?;
+    }
+    signals::set_default(libc::SIGPIPE)
+}
+
+fn join_cgroup(attributes: &Attributes, birth: &Birth) -> Result<(), Errno> {
+    let Some(cgroup) = attributes.cgroup.as_ref().filter(|_| !birth.is_in_cgroup) else {
+        return Ok(());
+    };
+    let (file, own_pid) = (c"cgroup.procs", b"0");
+    // SAFETY: the name is a C string, and the buffer has the given length.
+    unsafe {
+        let fd = call(
+            libc::SYS_openat,
+            [
+                cgroup.as_raw_fd().into(),
+                file.as_ptr().into(),
+                (libc::O_WRONLY | libc::O_CLOEXEC).into(),
+            ],
+        )?;
+        let written = call(
+            libc::SYS_write,
+            [fd.into(), own_pid.as_ptr().into(), own_pid.len().into()],
+        );
+        // It is of no further use, and may have the number of a descriptor to be placed.
+        call(libc::SYS_close, [fd.into()])?;
+        written?;
+    }
+    Ok(())
+}
+
+fn place_descriptors(plan: &Plan<'_>) -> Result<(), Errno> {
+    for planned in plan.descriptors.moves() {
+        // Neither leaves the descriptor close-on-exec.
+        let (number, args) = if planned.from == planned.to {
+            (libc::SYS_fcntl, [planned.to, libc::F_SETFD, 0])
+        } else {
+            (libc::SYS_dup3, [planned.from, planned.to, 0])
+        };
+        // SAFETY: the child's table of descriptors is its own, and no code runs in the child that
+        // owns one of them.
+        unsafe { call(number, args.map(Arg::from)) }?;
+    }
+    Ok(())
+}
+
+fn set_rlimits(rlimits: &[Rlimit]) -> Result<(), Errno> {
+    if !rlimits.is_empty() {
+        // RLIMIT_STACK may forbid the stack to grow.
+        grow_stack();
+    }
+    for rlimit in rlimits {
+        let limits = [rlimit.soft, rlimit.hard];
+        // SAFETY: the limits are a `struct rlimit64`: two integers. 0 is the calling process.
+        unsafe {
+            call(
+                libc::SYS_prlimit64,
+                [
+                    0.into(),
+                    rlimit.resource.raw().into(),
+                    limits.as_ptr().into(),
+                    NULL.into(),
+                ],
+            )
+        }?;
+    }
+    Ok(())
+}
+
+/// Maps more of the stack than all later steps need.
+#[inline(never)]
+fn grow_stack() {
+    hint::black_box(&mut [0_u8; 16 * 1024]);
+}
+
+fn set_affinity(attributes: &Attributes) -> Result<(), Errno> {
+    let Some(mask) = &attributes.affinity else {
+        return Ok(());
+    };
+    // SAFETY: the pointer is valid for that many bytes. 0 is the calling thread.
+    unsafe {
+        call(
+            libc::SYS_sched_setaffinity,
+            [
+                0.into(),
+                size_of_val(mask.as_slice()).into(),
+                mask.as_ptr().into(),
+            ],
+        )
+    }?;
+    Ok(())
+}
+
+fn set_nice(attributes: &Attributes) -> Result<(), Errno> {
+    if let Some(nice) = attributes.nice {
+        // SAFETY: takes integers. 0 is the calling thread.
+        unsafe {
+            call(
+                libc::SYS_setpriority,
+                [(libc::PRIO_PROCESS as c_int).into(), 0.into(), nice.into()],
+            )
+        }?;
+    }
+    Ok(())
+}
+
+fn set_user(attributes: &Attributes, birth: &Birth) -> Result<(), Failure> {
+    if let Some(groups) = &attributes.groups {
+        check(Step::Groups, set_groups(groups))?;
+    }
+    if let Some(gid) = attributes.gid {
+        // SAFETY: takes an integer, and changes only the calling thread.
+        check(Step::Gid, unsafe { call(libc::SYS_setgid, [gid.into()]) })?;
+    }
+    if let Some(uid) = attributes.uid {
+        if attributes.groups.is_none() {
+            match set_groups(&[]) {
+                // As std: without the privilege there are none to drop.
+                Err(libc::EPERM) => {}
+                result => check(Step::Groups, result)?,
+            }
+        }
+        // SAFETY: takes an integer, and changes only the calling thread.
+        check(Step::Uid, unsafe { call(libc::SYS_setuid, [uid.into()]) })?;
+    }
+    if attributes.change_user() && birth.memory == Memory::Shared {
+        // Before signals are unblocked: see `dumpable`.
+        check(Step::Uid, dumpable::forbid())?;
+    }
+    Ok(())
+}
+
+fn set_groups(groups: &[u32]) -> Result<(), Errno> {
+    // SAFETY: the pointer is valid for that many groups. Changes only the calling thread.
+    unsafe {
+        call(
+            libc::SYS_setgroups,
+            [groups.len().into(), groups.as_ptr().into()],
+        )
+    }?;
+    Ok(())
+}
+
+fn change_dir(plan: &Plan<'_>) -> Result<(), Errno> {
+    if let Some(dir) = &plan.current_dir {
+        // SAFETY: takes a C string.
+        unsafe { call(libc::SYS_chdir, [dir.as_ptr().into()]) }?;
+    }
+    Ok(())
+}
+
+fn set_process_group(attributes: &Attributes) -> Result<(), Errno> {
+    if let Some(pgroup) = attributes.process_group {
+        // SAFETY: takes integers. 0 is the calling process.
+        unsafe { call(libc::SYS_setpgid, [0.into(), pgroup.into()]) }?;
+    }
+    Ok(())
+}
+
+fn set_session(attributes: &Attributes) -> Result<(), Errno> {
+    if attributes.setsid {
+        // SAFETY: takes no arguments.
+        unsafe { call(libc::SYS_setsid, []) }?;
+    }
+    Ok(())
+}
+
+fn set_no_new_privs(attributes: &Attributes) -> Result<(), Errno> {
+    if attributes.no_new_privs {
+        prctl(libc::PR_SET_NO_NEW_PRIVS, 1)?;
+    }
+    Ok(())
+}
+
+fn set_parent_death_signal(attributes: &Attributes, birth: &Birth) -> Result<(), Errno> {
+    let Some(signal) = attributes.parent_death_signal else {
+        return Ok(());
+    };
+    prctl(libc::PR_SET_PDEATHSIG, signal)?;
+    // SAFETY: take integers or nothing.
+    unsafe {
+        let parent = call(libc::SYS_getppid, [])?;
+        // It is 0 if the parent is in an outer PID namespace.
+        if parent != 0 && parent != birth.parent as usize {
+            let pid = call(libc::SYS_getpid, [])?;
+            call(libc::SYS_kill, [pid.into(), signal.into()])?;
+        }
+    }
+    Ok(())
+}
+
+fn run_closures(closures: &mut [PreExec]) -> Result<(), Errno> {
+    for closure in closures {
+        closure().map_err(|error| error.raw_os_error().unwrap_or(libc::EINVAL))?;
+    }
+    Ok(())
+}
+
+/// Executes the first candidate that is an executable file, as `execvp(3)` does.
+fn execute(plan: &Plan<'_>) -> Result<Infallible, Errno> {
+    let mut error = libc::ENOENT;
+    let mut is_denied = false;
+    for path in plan.candidates.iter() {
+        // SAFETY: takes a C string and two arrays of C strings with a null pointer at their ends.
+        let result = unsafe {
+            call(
+                libc::SYS_execve,
+                [
+                    path.into(),
+                    plan.arguments.as_ptr().into(),
+                    plan.environment.as_ptr().into(),
+                ],
+            )
+        };
+        let Err(errno) = result else { continue };
+        error = errno;
+        match errno {
+            libc::EACCES => is_denied = true,
+            libc::ENOENT | libc::ENOTDIR | libc::ESTALE | libc::ENODEV | libc::ETIMEDOUT => {}
+            _ => return Err(errno),
+        }
+    }
+    Err(if is_denied { libc::EACCES } else { error })
+}

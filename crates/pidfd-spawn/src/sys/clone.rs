@@ -1,0 +1,223 @@
+//! Creates children in shared memory.
+
+use std::ffi::c_int;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::call::Errno;
+use super::child::{self, Birth, Memory};
+use super::dumpable;
+use super::entry::clone_in_shared_memory;
+use super::pidfd::{self, Born};
+use super::signals::Blocked;
+use crate::error::{Failure, Step};
+use crate::plan::Plan;
+
+/// The flags of every child here. The parent is suspended until the child has executed its program.
+const FLAGS: u64 = (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD) as u64;
+
+/// Resets the signals that are handled: Linux 5.5.
+const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
+
+/// Creates the child in a control group: Linux 5.7.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// A feature of the kernel that is in use until it has proved to be absent.
+struct Feature(AtomicBool);
+
+impl Feature {
+    const fn new() -> Self {
+        Self(AtomicBool::new(true))
+    }
+
+    fn may_exist(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn rule_out(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// `clone(2)` with [`FLAGS`].
+static CLONE: Feature = Feature::new();
+static CLONE3: Feature = Feature::new();
+static CLEAR_SIGHAND: Feature = Feature::new();
+static INTO_CGROUP: Feature = Feature::new();
+
+/// What a child starts with.
+struct Start<'a, 'b> {
+    plan: &'a mut Plan<'b>,
+    birth: Birth,
+    /// The child's pidfd, which the kernel stores before the child runs.
+    pidfd: RawFd,
+    failure: Option<Failure>,
+}
+
+/// Spawns a child in shared memory. Returns `None` if the kernel or a sandbox does not let it: the
+/// child must then be forked.
+pub(super) fn spawn(plan: &mut Plan<'_>) -> Result<Option<Born>, Failure> {
+    if !CLONE.may_exist() {
+        return Ok(None);
+    }
+    let _protection = plan
+        .attributes
+        .change_user()
+        .then(dumpable::Protection::new);
+    let mut start = Start {
+        plan,
+        birth: Birth::new(Memory::Shared, process::id()),
+        pidfd: -1,
+        failure: None,
+    };
+    let created = {
+        let blocked = Blocked::new();
+        start.birth.mask = blocked.previous();
+        create(&mut start)
+    };
+    let Some(pid) = created.map_err(|errno| Failure {
+        step: Step::Clone,
+        errno,
+    })?
+    else {
+        return Ok(None);
+    };
+
+    if start.pidfd < 0 {
+        pidfd::reap_pid(pid);
+        return Err(no_pidfds());
+    }
+    // SAFETY: the kernel has just created this descriptor and no other code has it.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(start.pidfd) };
+    if let Some(failure) = start.failure {
+        pidfd::reap(&pidfd);
+        return Err(failure);
+    }
+    Ok(Some(Born { pid, pidfd }))
+}
+
+/// Before Linux 5.2 the kernel ignores `CLONE_PIDFD`, and has no other way to open a pidfd.
+fn no_pidfds() -> Failure {
+    Failure {
+        step: Step::Pidfd,
+        errno: libc::ENOSYS,
+    }
+}
+
+/// Creates the child with the best system call that exists. Returns its pid.
+fn create(start: &mut Start<'_, '_>) -> Result<Option<u32>, Errno> {
+    let cgroup = start
+        .plan
+        .attributes
+        .cgroup
+        .as_ref()
+        .map(AsRawFd::as_raw_fd);
+    let mut is_version_2 = true;
+    loop {
+        let uses_clone3 = CLONE3.may_exist();
+        let clears = uses_clone3 && CLEAR_SIGHAND.may_exist();
+        let cgroup = cgroup.filter(|_| uses_clone3 && is_version_2 && INTO_CGROUP.may_exist());
+        start.birth.handlers_are_reset = clears;
+        start.birth.is_in_cgroup = cgroup.is_some();
+
+        let result = if uses_clone3 {
+            clone3(start, clears, cgroup)
+        } else {
+            clone(start)
+        };
+        // A feature may be refused by the kernel, or by a seccomp filter.
+        match result {
+            Err(libc::E2BIG | libc::EINVAL) if cgroup.is_some() => INTO_CGROUP.rule_out(),
+            Err(libc::EBADF) if cgroup.is_some() => is_version_2 = false,
+            Err(libc::EINVAL) if clears => CLEAR_SIGHAND.rule_out(),
+            Err(libc::ENOSYS | libc::EPERM | libc::EINVAL) if uses_clone3 => CLONE3.rule_out(),
+            Err(libc::ENOSYS | libc::EPERM | libc::EINVAL) => {
+                CLONE.rule_out();
+                return Ok(None);
+            }
+            result => return result.map(Some),
+        }
+    }
+}
+
+/// The `struct clone_args` of Linux 5.7.
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// The size of its first version, in Linux 5.3.
+const SIZE_WITHOUT_CGROUP: usize = 64;
+
+fn clone3(start: &mut Start<'_, '_>, clears: bool, cgroup: Option<RawFd>) -> Result<u32, Errno> {
+    let mut args = CloneArgs {
+        flags: FLAGS,
+        pidfd: (&raw mut start.pidfd) as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        ..CloneArgs::default()
+    };
+    let mut size = SIZE_WITHOUT_CGROUP;
+    if clears {
+        args.flags |= CLONE_CLEAR_SIGHAND;
+    }
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup as u64;
+        size = size_of::<CloneArgs>();
+    }
+    create_with(
+        libc::SYS_clone3,
+        [(&raw const args) as usize, size, 0, 0, 0],
+        start,
+    )
+}
+
+/// Uses the older system call, with `CLONE_PIDFD` of Linux 5.2. It returns the pidfd in the place of
+/// the parent's copy of the thread ID.
+fn clone(start: &mut Start<'_, '_>) -> Result<u32, Errno> {
+    let flags = FLAGS as usize | libc::SIGCHLD as usize;
+    create_with(
+        libc::SYS_clone,
+        [flags, 0, (&raw mut start.pidfd) as usize, 0, 0],
+        start,
+    )
+}
+
+fn create_with(
+    number: libc::c_long,
+    args: [usize; 5],
+    start: *mut Start<'_, '_>,
+) -> Result<u32, Errno> {
+    // SAFETY: both callers pass the flags, and pointers to memory that outlives the call. `begin`
+    // makes system calls on what `start` refers to, which only this suspended thread has.
+    let result = unsafe { clone_in_shared_memory(number as usize, args, begin, start) };
+    u32::try_from(result).map_err(|_| -result as c_int)
+}
+
+/// The child.
+///
+/// # Safety
+///
+/// `start` must be valid and not in use by other code that runs.
+unsafe extern "C" fn begin(start: *mut Start<'_, '_>) -> ! {
+    // SAFETY: by the contract of this function.
+    let start = unsafe { &mut *start };
+    start.failure = Some(if start.pidfd < 0 {
+        no_pidfds()
+    } else {
+        child::run(start.plan, &start.birth)
+    });
+    child::exit()
+}

@@ -1,0 +1,69 @@
+//! All `unsafe` code: system calls, and what runs between the birth of a child and its `exec`.
+
+#![allow(unsafe_code)]
+
+mod call;
+mod child;
+mod clone;
+mod dumpable;
+mod entry;
+mod fork;
+mod pidfd;
+mod signals;
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+pub(crate) use pidfd::{Born, Wait, send_signal, wait};
+
+use crate::error::Failure;
+use crate::plan::Plan;
+use child::Memory;
+
+/// Creates a child that carries out the plan. Returns once it executes the program.
+pub(crate) fn spawn(plan: &mut Plan<'_>) -> Result<Born, Failure> {
+    // A closure must not run in shared memory, because it may do anything to it.
+    let may_share_memory = plan.pre_exec.is_empty()
+        && (!plan.attributes.change_user() || dumpable::protects_shared_memory());
+    if may_share_memory {
+        if let Some(born) = clone::spawn(plan)? {
+            return Ok(born);
+        }
+    }
+    fork::spawn(plan)
+}
+
+/// Carries out the plan in this process.
+pub(crate) fn exec(plan: &mut Plan<'_>) -> Failure {
+    let parent = std::os::unix::process::parent_id();
+    child::run(plan, &child::Birth::new(Memory::Own, parent))
+}
+
+/// Creates a pipe and returns its ends for reading and for writing, both close-on-exec.
+pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut ends = [-1; 2];
+    // SAFETY: the array has room for two descriptors.
+    if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let [reader, writer] = ends;
+    // SAFETY: the kernel has just created both, and no other code has them.
+    Ok(unsafe { (OwnedFd::from_raw_fd(reader), OwnedFd::from_raw_fd(writer)) })
+}
+
+/// Blocks until at least one descriptor has data or is at its end, and returns which.
+pub(crate) fn poll_readable(fds: [BorrowedFd<'_>; 2]) -> io::Result<[bool; 2]> {
+    let mut polled = fds.map(|fd| libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    });
+    // SAFETY: the array is valid for the call.
+    while unsafe { libc::poll(polled.as_mut_ptr(), 2, -1) } < 0 {
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    Ok(polled.map(|polled| polled.revents != 0))
+}
