@@ -1,0 +1,121 @@
+//! Children that are born in a control group.
+#![allow(clippy::panic, clippy::unwrap_used, unsafe_code)]
+
+mod common;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process;
+
+use common::{is_root, skip, stdout_of};
+use pidfd_spawn::{Command, Step};
+
+/// A control group that is removed when this is dropped.
+struct Group(PathBuf);
+
+impl Group {
+    fn new(test: &str, version: u32) -> Option<Self> {
+        let Some(root) = hierarchy(version).filter(|_| is_root()) else {
+            skip(&format!(
+                "this needs root and control groups of version {version}"
+            ));
+            return None;
+        };
+        let path = root.join(format!("pidfd-spawn-{test}-{}", process::id()));
+        match fs::create_dir(&path) {
+            Ok(()) => Some(Self(path)),
+            Err(error) => {
+                skip(&format!("cannot create a control group: {error}"));
+                None
+            }
+        }
+    }
+
+    fn open(&self) -> File {
+        File::open(&self.0).unwrap()
+    }
+
+    fn name(&self) -> &str {
+        self.0.file_name().unwrap().to_str().unwrap()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        common::eventually("the group is empty", || fs::remove_dir(&self.0).is_ok());
+    }
+}
+
+/// Where control groups of this version are mounted.
+fn hierarchy(version: u32) -> Option<PathBuf> {
+    let kind = ["cgroup", "cgroup2"][version as usize - 1];
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        // A controller that puts no condition on new members.
+        .find(|fields| fields[2] == kind && (version == 2 || fields[3].contains("freezer")))
+        .map(|fields| PathBuf::from(fields[1]))
+}
+
+fn membership() -> Command {
+    let mut command = Command::new("/bin/cat");
+    command.arg("/proc/self/cgroup");
+    command
+}
+
+#[test]
+fn a_child_is_born_in_its_group() {
+    let Some(group) = Group::new("born", 2) else {
+        return;
+    };
+    let mut command = membership();
+    command.cgroup(group.open());
+    for _ in 0..3 {
+        let groups = stdout_of(&mut command);
+        let line = groups.lines().find(|line| line.starts_with("0::")).unwrap();
+        assert!(line.ends_with(group.name()), "{groups}");
+    }
+}
+
+#[test]
+fn a_forked_child_joins_its_group() {
+    let Some(group) = Group::new("forked", 2) else {
+        return;
+    };
+    let mut command = membership();
+    command.cgroup(group.open());
+    // SAFETY: the closure does nothing.
+    unsafe { command.pre_exec(|| Ok(())) };
+    assert!(stdout_of(&mut command).contains(group.name()));
+}
+
+#[test]
+fn a_child_joins_a_group_of_version_1() {
+    // Machines without them need not have them.
+    if hierarchy(1).is_none() {
+        return eprintln!("SKIPPED: no control groups of version 1");
+    }
+    let Some(group) = Group::new("version-1", 1) else {
+        return;
+    };
+    assert!(stdout_of(membership().cgroup(group.open())).contains(group.name()));
+}
+
+#[test]
+fn another_user_can_be_put_into_a_group() {
+    let Some(group) = Group::new("user", 2) else {
+        return;
+    };
+    let mut command = membership();
+    command.cgroup(group.open()).uid(common::OTHER_USER);
+    assert!(stdout_of(&mut command).contains(group.name()));
+}
+
+#[test]
+fn a_directory_that_is_not_a_group_is_an_error_of_its_step() {
+    let dir = File::open(Path::new("/tmp")).unwrap();
+    let error = membership().cgroup(dir).spawn().unwrap_err();
+    assert_eq!(error.step(), Step::Cgroup);
+    assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+}

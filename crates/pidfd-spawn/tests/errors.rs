@@ -1,0 +1,184 @@
+//! What is left, and what is reported, if a spawn fails.
+#![allow(clippy::panic, clippy::unwrap_used, unsafe_code)]
+
+mod common;
+
+use std::error::Error;
+use std::fs::File;
+use std::io::{self, ErrorKind};
+
+use common::own_process::in_own_process;
+use common::{open_descriptors, own_children};
+use nix::libc;
+use pidfd_spawn::{Command, Resource, Stdio, Step};
+
+/// Sets up a command.
+type SetUp = fn(&mut Command);
+
+#[test]
+fn the_error_has_the_step_the_program_and_the_cause() {
+    let error = Command::new("/nonexistent/program").spawn().unwrap_err();
+    assert_eq!(error.step(), Step::Exec);
+    assert_eq!(error.program(), "/nonexistent/program");
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
+    assert_eq!(
+        error.to_string(),
+        "cannot spawn \"/nonexistent/program\": cannot execute the program"
+    );
+    let source = error.source().unwrap().downcast_ref::<io::Error>().unwrap();
+    assert_eq!(source.raw_os_error(), Some(libc::ENOENT));
+
+    let error = io::Error::from(error);
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
+}
+
+#[test]
+fn a_nul_byte_is_invalid_input() {
+    let mut commands = [
+        Command::new("a\0b"),
+        Command::new("/bin/true"),
+        Command::new("/bin/true"),
+        Command::new("/bin/true"),
+        Command::new("/bin/true"),
+        Command::new("/bin/true"),
+        Command::new("true"),
+    ];
+    commands[1].arg("a\0b");
+    commands[2].arg0("a\0b");
+    commands[3].env("a\0b", "");
+    commands[4].env("a", "a\0b");
+    commands[5].current_dir("a\0b");
+    commands[6].env("PATH", "/bin\0/usr");
+    for mut command in commands {
+        let error = command.spawn().unwrap_err();
+        assert_eq!(error.step(), Step::Arguments, "{command:?}");
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{command:?}");
+        assert_eq!(io::Error::from(error).kind(), ErrorKind::InvalidInput);
+    }
+}
+
+#[test]
+fn each_step_reports_its_failure() {
+    let cases: [(SetUp, Step, i32); 7] = [
+        (
+            |command| _ = command.arg("x".repeat(1 << 20)),
+            Step::Exec,
+            libc::E2BIG,
+        ),
+        (
+            |command| _ = command.current_dir("/nonexistent"),
+            Step::CurrentDir,
+            libc::ENOENT,
+        ),
+        (
+            |command| _ = command.process_group(-1),
+            Step::ProcessGroup,
+            libc::EINVAL,
+        ),
+        (
+            |command| _ = command.parent_death_signal(1_000),
+            Step::ParentDeathSignal,
+            libc::EINVAL,
+        ),
+        (
+            |command| _ = command.rlimit(Resource::Core, 1, 0),
+            Step::Rlimit,
+            libc::EINVAL,
+        ),
+        (
+            |command| _ = command.fd(-1, null()),
+            Step::Descriptors,
+            libc::EBADF,
+        ),
+        (
+            |command| _ = command.cgroup(null()),
+            Step::Cgroup,
+            libc::ENOTDIR,
+        ),
+    ];
+    for (set_up, step, errno) in cases {
+        let mut command = Command::new("/bin/true");
+        set_up(&mut command);
+        let error = command.spawn().unwrap_err();
+        assert_eq!((error.step(), error.raw_os_error()), (step, Some(errno)));
+    }
+}
+
+fn null() -> File {
+    File::open("/dev/null").unwrap()
+}
+
+#[test]
+fn a_failed_spawn_leaves_no_zombie_and_no_descriptor() {
+    in_own_process("a_failed_spawn_leaves_no_zombie_and_no_descriptor", || {
+        let before = open_descriptors();
+        for _ in 0..50 {
+            let mut command = Command::new("/nonexistent");
+            command.stdin(Stdio::piped()).stdout(Stdio::piped());
+            command.fd(9, null());
+            command.spawn().unwrap_err();
+            // SAFETY: the closure does nothing.
+            unsafe { command.pre_exec(|| Ok(())) };
+            command.spawn().unwrap_err();
+        }
+        assert_eq!(own_children(), []);
+        assert_eq!(open_descriptors(), before);
+    });
+}
+
+#[test]
+fn a_failed_spawn_is_reported_although_the_kernel_reaps_children() {
+    in_own_process(
+        "a_failed_spawn_is_reported_although_the_kernel_reaps_children",
+        || {
+            common::ignore(libc::SIGCHLD);
+            let mut command = Command::new("/nonexistent");
+            assert_eq!(command.spawn().unwrap_err().kind(), ErrorKind::NotFound);
+            // SAFETY: the closure does nothing.
+            unsafe { command.pre_exec(|| Ok(())) };
+            assert_eq!(command.spawn().unwrap_err().kind(), ErrorKind::NotFound);
+            assert_eq!(own_children(), []);
+        },
+    );
+}
+
+#[test]
+fn a_shortage_of_descriptors_is_reported_and_leaves_no_child() {
+    in_own_process(
+        "a_shortage_of_descriptors_is_reported_and_leaves_no_child",
+        || {
+            use nix::sys::resource::{Resource, setrlimit};
+            // Opened by the first spawn with it, so that the shortage is in the child.
+            let mut forking = Command::new("/bin/true");
+            // SAFETY: the closure does nothing.
+            unsafe { forking.pre_exec(|| Ok(())) };
+            setrlimit(Resource::RLIMIT_NOFILE, 64, 64).unwrap();
+            let mut files = Vec::new();
+            while let Ok(file) = File::open("/dev/null") {
+                files.push(file);
+            }
+            // A fork needs three: a pair of sockets, and one of them is closed for the pidfd. At each
+            // shortage the spawn succeeds, or fails without a trace.
+            let mut succeeded = false;
+            for _ in 0..8 {
+                for command in [&mut Command::new("/bin/true"), &mut forking] {
+                    match command.spawn() {
+                        Ok(mut child) => {
+                            assert!(child.wait().unwrap().success());
+                            succeeded = true;
+                        }
+                        Err(error) => {
+                            assert_eq!(error.raw_os_error(), Some(libc::EMFILE), "{error}");
+                        }
+                    }
+                }
+                files.pop();
+            }
+            assert!(succeeded);
+            drop(files);
+            assert_eq!(own_children(), []);
+        },
+    );
+}

@@ -1,0 +1,98 @@
+//! Other code in the process reaps the children.
+#![allow(clippy::panic, clippy::unwrap_used, unsafe_code)]
+
+mod common;
+
+use std::os::unix::process::ExitStatusExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use common::own_process::in_own_process;
+use common::{eventually, exists, kernel_is_at_least, shell};
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use pidfd_spawn::Command;
+
+const CHILDREN: i32 = 200;
+
+/// Whether the kernel reports the status of a process that another wait has reaped.
+fn kernel_reports_lost_statuses() -> bool {
+    let reports = kernel_is_at_least(6, 15);
+    if !reports {
+        eprintln!("SKIPPED: before Linux 6.15 the status of a reaped process is lost");
+    }
+    reports
+}
+
+#[test]
+fn a_thread_that_waits_for_every_child_takes_no_status() {
+    in_own_process(
+        "a_thread_that_waits_for_every_child_takes_no_status",
+        || {
+            if !kernel_reports_lost_statuses() {
+                return;
+            }
+            let is_done = AtomicBool::new(false);
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !is_done.load(Ordering::Relaxed) {
+                        let _ = waitpid(None, Some(WaitPidFlag::WNOHANG));
+                    }
+                });
+                for code in 0..CHILDREN {
+                    let mut child = shell(&format!("exit {code}")).spawn().unwrap();
+                    let status = child.wait();
+                    assert_eq!(status.unwrap().code(), Some(code));
+                    Command::new("/nonexistent").spawn().unwrap_err();
+                }
+                is_done.store(true, Ordering::Relaxed);
+            });
+        },
+    );
+}
+
+#[test]
+fn a_status_is_found_after_the_child_was_reaped() {
+    in_own_process("a_status_is_found_after_the_child_was_reaped", || {
+        if !kernel_reports_lost_statuses() {
+            return;
+        }
+        let mut children = Vec::new();
+        for code in 0..3 {
+            children.push(shell(&format!("exit {code}")).spawn().unwrap());
+        }
+        let mut killed = Command::new("sleep").arg("1000").spawn().unwrap();
+        killed.kill().unwrap();
+        while waitpid(None, None) != Err(Errno::ECHILD) {}
+
+        for (code, child) in (0..).zip(&mut children) {
+            assert!(!exists(child.id()));
+            assert_eq!(child.try_wait().unwrap().unwrap().code(), Some(code));
+        }
+        assert_eq!(killed.wait().unwrap().signal(), Some(libc::SIGKILL));
+    });
+}
+
+#[test]
+fn a_status_is_found_although_the_kernel_reaps_children() {
+    in_own_process(
+        "a_status_is_found_although_the_kernel_reaps_children",
+        || {
+            common::ignore(libc::SIGCHLD);
+            let mut child = shell("exit 9").spawn().unwrap();
+            let waited = child.wait();
+            if kernel_reports_lost_statuses() {
+                assert_eq!(waited.unwrap().code(), Some(9));
+                let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+                assert_eq!(child.try_wait().unwrap(), None);
+                child.kill().unwrap();
+                eventually("the kernel reaps the child", || {
+                    child.try_wait().unwrap().is_some()
+                });
+            } else {
+                assert_eq!(waited.unwrap_err().raw_os_error(), Some(libc::ECHILD));
+            }
+        },
+    );
+}

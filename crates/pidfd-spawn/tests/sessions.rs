@@ -1,0 +1,54 @@
+//! Process groups and sessions.
+#![allow(clippy::panic, clippy::unwrap_used, unsafe_code)]
+
+mod common;
+
+use common::stat_of;
+use nix::libc;
+use nix::unistd::getpgrp;
+use pidfd_spawn::{Command, Step};
+
+const PID: usize = 1;
+const PROCESS_GROUP: usize = 5;
+const SESSION: usize = 6;
+
+#[test]
+fn the_process_group_is_inherited_created_or_joined() {
+    let stat = stat_of(|_| {});
+    assert_eq!(stat[PROCESS_GROUP], getpgrp().to_string());
+
+    let stat = stat_of(|command| {
+        command.process_group(0);
+    });
+    assert_eq!(stat[PROCESS_GROUP], stat[PID]);
+
+    let mut leader = Command::new("sleep")
+        .arg("1000")
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let group = i32::try_from(leader.id()).unwrap();
+    let stat = stat_of(|command| {
+        command.process_group(group);
+    });
+    leader.kill().unwrap();
+    leader.wait().unwrap();
+    assert_eq!(stat[PROCESS_GROUP], group.to_string());
+}
+
+#[test]
+fn a_session_is_created() {
+    let stat = stat_of(|command| {
+        command.setsid(true);
+    });
+    assert_eq!(stat[SESSION], stat[PID]);
+    assert_eq!(stat[PROCESS_GROUP], stat[PID]);
+}
+
+#[test]
+fn the_leader_of_a_group_cannot_create_a_session() {
+    let mut command = Command::new("/bin/true");
+    let error = command.process_group(0).setsid(true).spawn().unwrap_err();
+    assert_eq!(error.step(), Step::Setsid);
+    assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+}
