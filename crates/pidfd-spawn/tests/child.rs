@@ -6,13 +6,15 @@ mod common;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
+use std::sync::mpsc;
+use std::thread;
 
 use common::{eventually, exists, shell, state_of};
 use nix::libc;
 use pidfd_spawn::{Child, Command, Stdio};
 
 fn sleeper() -> Child {
-    Command::new("sleep").arg("1000").spawn().unwrap()
+    Command::new("sleep").arg("300").spawn().unwrap()
 }
 
 #[test]
@@ -59,7 +61,10 @@ fn a_core_dump_is_part_of_the_status() {
 #[test]
 fn wait_closes_the_input_first() {
     let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
-    assert!(child.wait().unwrap().success());
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || sender.send(child.wait()));
+    let status = receiver.recv_timeout(common::DEADLINE).unwrap();
+    assert!(status.unwrap().success());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 
 use common::own_process::in_own_process;
-use common::{open_descriptors, own_children};
+use common::{Repeat, open_descriptors, own_children};
 use nix::libc;
 use pidfd_spawn::{Command, Resource, Stdio, Step};
 
@@ -150,8 +150,14 @@ fn a_shortage_of_descriptors_is_reported_and_leaves_no_child() {
         "a_shortage_of_descriptors_is_reported_and_leaves_no_child",
         || {
             use nix::sys::resource::{Resource, setrlimit};
-            // Opened by the first spawn with it, so that the shortage is in the child.
-            let mut forking = Command::new("/bin/true");
+            let dir = tempfile::tempdir().unwrap();
+            let log = dir.path().join("log");
+            let command = || {
+                let mut command = Command::new("/bin/sh");
+                command.args(["-c", "echo line >> \"$0\""]).arg(&log);
+                command
+            };
+            let mut forking = command();
             // SAFETY: the closure does nothing.
             unsafe { forking.pre_exec(|| Ok(())) };
             setrlimit(Resource::RLIMIT_NOFILE, 64, 64).unwrap();
@@ -159,24 +165,35 @@ fn a_shortage_of_descriptors_is_reported_and_leaves_no_child() {
             while let Ok(file) = File::open("/dev/null") {
                 files.push(file);
             }
-            // A fork needs three: a pair of sockets, and one of them is closed for the pidfd. At each
-            // shortage the spawn succeeds, or fails without a trace.
-            let mut succeeded = false;
-            for _ in 0..8 {
-                for command in [&mut Command::new("/bin/true"), &mut forking] {
+
+            // A thread that takes all free descriptors now and then makes every step fail.
+            let _thief = Repeat::start(|| {
+                let open = |_| File::open("/dev/null").ok();
+                drop((0..4).filter_map(open).collect::<Vec<_>>());
+            });
+            // The fewer are free, the earlier is the step that fails.
+            let mut succeeded = 0;
+            let mut failed = 0;
+            for round in 0..1_000 {
+                if round % 100 == 0 {
+                    files.pop();
+                }
+                for command in [&mut command(), &mut forking] {
                     match command.spawn() {
                         Ok(mut child) => {
                             assert!(child.wait().unwrap().success());
-                            succeeded = true;
+                            succeeded += 1;
                         }
                         Err(error) => {
                             assert_eq!(error.raw_os_error(), Some(libc::EMFILE), "{error}");
+                            failed += 1;
                         }
                     }
                 }
-                files.pop();
             }
-            assert!(succeeded);
+            let lines = std::fs::read_to_string(log).unwrap().lines().count();
+            assert_eq!(lines, succeeded);
+            assert!(failed > 0 && succeeded > 0);
             drop(files);
             assert_eq!(own_children(), []);
         },

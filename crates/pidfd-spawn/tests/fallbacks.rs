@@ -4,15 +4,17 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::hint;
+use std::io::{ErrorKind, Write};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
 use common::own_process::in_own_process;
 use common::seccomp::{Refuse, When, refuse};
-use common::{OTHER_USER, is_root, own_children, shell, status_of};
+use common::{OTHER_USER, is_root, own_children, shell, status_of, stdout_of};
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::resource::{UsageWho, getrusage};
 use pidfd_spawn::{Command, Stdio, Step};
 
 fn without_clone3(errno: Errno) -> Refuse {
@@ -34,14 +36,14 @@ fn without_clone_pidfd(errno: Errno) -> Refuse {
 
 #[test]
 fn spawns_with_everything() {
-    in_own_process("spawns_with_everything", expect_all);
+    in_own_process("spawns_with_everything", || expect_all(Memory::Shared));
 }
 
 #[test]
 fn spawns_without_clone3() {
     in_own_process("spawns_without_clone3", || {
         refuse(&[without_clone3(Errno::ENOSYS)]);
-        expect_all();
+        expect_all(Memory::Shared);
     });
 }
 
@@ -49,7 +51,7 @@ fn spawns_without_clone3() {
 fn spawns_where_a_sandbox_refuses_clone3() {
     in_own_process("spawns_where_a_sandbox_refuses_clone3", || {
         refuse(&[without_clone3(Errno::EPERM)]);
-        expect_all();
+        expect_all(Memory::Shared);
     });
 }
 
@@ -57,7 +59,7 @@ fn spawns_where_a_sandbox_refuses_clone3() {
 fn spawns_where_clone3_knows_no_flag() {
     in_own_process("spawns_where_clone3_knows_no_flag", || {
         refuse(&[without_clone3(Errno::EINVAL)]);
-        expect_all();
+        expect_all(Memory::Shared);
     });
 }
 
@@ -68,7 +70,7 @@ fn spawns_where_no_clone_returns_a_pidfd() {
             without_clone3(Errno::ENOSYS),
             without_clone_pidfd(Errno::EPERM),
         ]);
-        expect_all();
+        expect_all(Memory::Copied);
     });
 }
 
@@ -76,7 +78,7 @@ fn spawns_where_no_clone_returns_a_pidfd() {
 fn spawns_where_clone3_is_older_than_control_groups() {
     in_own_process("spawns_where_clone3_is_older_than_control_groups", || {
         refuse(&[without_control_groups(Errno::E2BIG)]);
-        expect_all();
+        expect_all(Memory::Shared);
     });
 }
 
@@ -84,7 +86,7 @@ fn spawns_where_clone3_is_older_than_control_groups() {
 fn spawns_where_clone3_refuses_control_groups() {
     in_own_process("spawns_where_clone3_refuses_control_groups", || {
         refuse(&[without_control_groups(Errno::EINVAL)]);
-        expect_all();
+        expect_all(Memory::Shared);
     });
 }
 
@@ -133,9 +135,17 @@ fn a_shortage_of_processes_is_not_a_missing_feature() {
     });
 }
 
+/// Whether a child shares the memory of its parent, or is forked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    Shared,
+    Copied,
+}
+
 /// Expects of every way to create a child what a caller relies on.
-fn expect_all() {
+fn expect_all(memory: Memory) {
     for _ in 0..2 {
+        expect_memory(memory);
         expect_pidfd();
         expect_failures();
         expect_reset_signals();
@@ -144,6 +154,28 @@ fn expect_all() {
         expect_user();
     }
     assert_eq!(own_children(), []);
+}
+
+fn expect_memory(memory: Memory) {
+    const PAGE: usize = 4096;
+    const PAGES: usize = 2_000;
+    let mut pages = vec![0_u8; PAGES * PAGE];
+    let mut touch = || {
+        pages.iter_mut().step_by(PAGE).for_each(|byte| *byte += 1);
+        hint::black_box(&mut pages);
+    };
+    let faults = || {
+        getrusage(UsageWho::RUSAGE_SELF)
+            .unwrap()
+            .minor_page_faults()
+    };
+    touch();
+    let before = faults();
+    assert!(Command::new("/bin/true").status().unwrap().success());
+    touch();
+    // After a fork each page is copied when it is written to.
+    let is_copied = faults() - before >= PAGES as i64;
+    assert_eq!(is_copied, memory == Memory::Copied);
 }
 
 fn expect_pidfd() {
@@ -182,16 +214,22 @@ fn expect_reset_signals() {
 }
 
 fn expect_descriptors() {
-    let files: Vec<File> = (0..4).map(|_| File::open("/dev/null").unwrap()).collect();
-    let first = files.first().unwrap().as_raw_fd();
-    let mut command = shell("for fd; do readlink /proc/self/fd/$fd || exit 1; done");
-    command.arg("sh");
-    // Each number is that of another one, of a socket of the spawn, or free.
-    for (number, file) in (first + 1..).zip(files) {
-        command.arg(number.to_string()).fd(number, file);
+    let files: Vec<File> = (0..4).map(file_with_number).collect();
+    let last = files.last().unwrap().as_raw_fd();
+    let mut command = Command::new("/bin/cat");
+    // The numbers are that of a source, and those that a socket of the spawn gets.
+    for (number, file) in (last..).zip(files) {
+        command
+            .arg(format!("/proc/self/fd/{number}"))
+            .fd(number, file);
     }
-    let output = command.output().unwrap();
-    assert_eq!(output.stdout, b"/dev/null\n".repeat(4), "{output:?}");
+    assert_eq!(stdout_of(&mut command), "0123");
+}
+
+fn file_with_number(number: i32) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    write!(file, "{number}").unwrap();
+    file
 }
 
 fn expect_user() {

@@ -4,11 +4,9 @@
 mod common;
 
 use std::os::unix::process::ExitStatusExt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 use common::own_process::in_own_process;
-use common::{eventually, exists, kernel_is_at_least, shell};
+use common::{Repeat, eventually, exists, kernel_is_at_least, shell};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -33,21 +31,15 @@ fn a_thread_that_waits_for_every_child_takes_no_status() {
             if !kernel_reports_lost_statuses() {
                 return;
             }
-            let is_done = AtomicBool::new(false);
-            thread::scope(|scope| {
-                scope.spawn(|| {
-                    while !is_done.load(Ordering::Relaxed) {
-                        let _ = waitpid(None, Some(WaitPidFlag::WNOHANG));
-                    }
-                });
-                for code in 0..CHILDREN {
-                    let mut child = shell(&format!("exit {code}")).spawn().unwrap();
-                    let status = child.wait();
-                    assert_eq!(status.unwrap().code(), Some(code));
-                    Command::new("/nonexistent").spawn().unwrap_err();
-                }
-                is_done.store(true, Ordering::Relaxed);
+            let _thief = Repeat::start(|| {
+                let _ = waitpid(None, Some(WaitPidFlag::WNOHANG));
             });
+            for code in 0..CHILDREN {
+                let mut child = shell(&format!("exit {code}")).spawn().unwrap();
+                let status = child.wait();
+                assert_eq!(status.unwrap().code(), Some(code));
+                Command::new("/nonexistent").spawn().unwrap_err();
+            }
         },
     );
 }
@@ -62,7 +54,7 @@ fn a_status_is_found_after_the_child_was_reaped() {
         for code in 0..3 {
             children.push(shell(&format!("exit {code}")).spawn().unwrap());
         }
-        let mut killed = Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut killed = Command::new("sleep").arg("300").spawn().unwrap();
         killed.kill().unwrap();
         while waitpid(None, None) != Err(Errno::ECHILD) {}
 
@@ -84,7 +76,7 @@ fn a_status_is_found_although_the_kernel_reaps_children() {
             let waited = child.wait();
             if kernel_reports_lost_statuses() {
                 assert_eq!(waited.unwrap().code(), Some(9));
-                let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+                let mut child = Command::new("sleep").arg("300").spawn().unwrap();
                 assert_eq!(child.try_wait().unwrap(), None);
                 child.kill().unwrap();
                 eventually("the kernel reaps the child", || {

@@ -16,9 +16,9 @@ fn limits_are_set() {
     let mut command = shell("ulimit -S -n; ulimit -H -n; ulimit -c");
     command
         .rlimit(Resource::Nofile, 100, 200)
-        .rlimit(Resource::Core, 512, 512)
-        .rlimit(Resource::Core, 0, 0);
-    assert_eq!(stdout_of(&mut command), "100\n200\n0");
+        .rlimit(Resource::Core, 0, 0)
+        .rlimit(Resource::Core, 512, 512);
+    assert_eq!(stdout_of(&mut command), "100\n200\n1");
 }
 
 #[test]

@@ -24,7 +24,7 @@ fn has_ended(pid: u32) -> bool {
 fn a_child_dies_with_its_parent() {
     let command = own_process("a_child_dies_with_its_parent", || {
         let mut command = Command::new("sleep");
-        command.arg("1000").parent_death_signal(libc::SIGKILL);
+        command.arg("300").parent_death_signal(libc::SIGKILL);
         println!("child {}", command.spawn().unwrap().id());
         std::thread::park();
     });
@@ -54,7 +54,7 @@ fn a_child_whose_parent_dies_before_it_asks_for_the_signal_dies_too() {
             let dir = File::open(std::env::var_os(DIR).unwrap()).unwrap();
             let mut command = Command::new("sleep");
             command
-                .arg("1000")
+                .arg("300")
                 .cgroup(dir.as_fd().try_clone_to_owned().unwrap())
                 .parent_death_signal(libc::SIGKILL);
             let _ = command.spawn();

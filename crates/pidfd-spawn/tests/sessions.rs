@@ -23,7 +23,7 @@ fn the_process_group_is_inherited_created_or_joined() {
     assert_eq!(stat[PROCESS_GROUP], stat[PID]);
 
     let mut leader = Command::new("sleep")
-        .arg("1000")
+        .arg("300")
         .process_group(0)
         .spawn()
         .unwrap();

@@ -3,14 +3,18 @@
 
 mod common;
 
+use std::fs::File;
+use std::io::Read;
 use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
 use std::process;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::thread;
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
 
 use common::own_process::in_own_process;
-use common::status_of;
+use common::seccomp::{Refuse, When, refuse};
+use common::{Repeat, status_of};
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
 use pidfd_spawn::Command;
@@ -76,8 +80,15 @@ fn the_mask_is_inherited_on_request() {
         let mut blocked = SigSet::empty();
         blocked.add(Signal::SIGUSR2);
         blocked.thread_set_mask().unwrap();
-        let status = status_of(|command| {
+        let inherit = |command: &mut Command| {
             command.inherit_signal_mask(true);
+        };
+        let status = status_of(inherit);
+        assert_eq!(mask(&status["SigBlk"]), bit(libc::SIGUSR2));
+        let status = status_of(|command| {
+            inherit(command);
+            // SAFETY: the closure does nothing.
+            unsafe { command.pre_exec(|| Ok(())) };
         });
         assert_eq!(mask(&status["SigBlk"]), bit(libc::SIGUSR2));
     });
@@ -106,40 +117,71 @@ fn the_parent_keeps_its_mask_and_its_handlers() {
 
 static PARENT: AtomicU32 = AtomicU32::new(0);
 static HANDLED: AtomicUsize = AtomicUsize::new(0);
-static HANDLED_IN_A_CHILD: AtomicUsize = AtomicUsize::new(0);
+/// The writing end of a pipe, which a child has too, whether or not it shares memory.
+static ALARM: AtomicI32 = AtomicI32::new(-1);
 
-/// The memory is shared, so it counts in the parent's memory also if a child runs it.
 extern "C" fn count(_: libc::c_int) {
     if process::id() == PARENT.load(Ordering::Relaxed) {
         HANDLED.fetch_add(1, Ordering::Relaxed);
     } else {
-        HANDLED_IN_A_CHILD.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the buffer has one byte.
+        unsafe { libc::write(ALARM.load(Ordering::Relaxed), [0_u8].as_ptr().cast(), 1) };
     }
 }
 
 #[test]
 fn no_handler_of_the_parent_runs_in_a_child() {
     in_own_process("no_handler_of_the_parent_runs_in_a_child", || {
-        PARENT.store(process::id(), Ordering::Relaxed);
-        // SAFETY: makes this process the leader of a group, to which its children belong.
-        unsafe { libc::setpgid(0, 0) };
-        // Its default action is to be ignored, so it does not kill the children.
-        handle(libc::SIGURG, count);
-        let is_done = AtomicBool::new(false);
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                while !is_done.load(Ordering::Relaxed) {
-                    // SAFETY: signals the own process group.
-                    unsafe { libc::kill(0, libc::SIGURG) };
-                }
-            });
-            for _ in 0..500 {
-                assert!(Command::new("/bin/true").status().unwrap().success());
-                Command::new("/nonexistent").spawn().unwrap_err();
-            }
-            is_done.store(true, Ordering::Relaxed);
-        });
-        assert!(HANDLED.load(Ordering::Relaxed) > 0);
-        assert_eq!(HANDLED_IN_A_CHILD.load(Ordering::Relaxed), 0);
+        spawn_in_a_storm_of_signals(|_| {});
     });
+}
+
+#[test]
+fn no_handler_of_the_parent_runs_in_a_child_of_an_older_kernel() {
+    in_own_process(
+        "no_handler_of_the_parent_runs_in_a_child_of_an_older_kernel",
+        || {
+            refuse(&[Refuse {
+                call: libc::SYS_clone3,
+                when: When::Always,
+                with: Errno::ENOSYS,
+            }]);
+            spawn_in_a_storm_of_signals(|_| {});
+        },
+    );
+}
+
+#[test]
+fn no_handler_of_the_parent_runs_in_a_forked_child() {
+    in_own_process("no_handler_of_the_parent_runs_in_a_forked_child", || {
+        spawn_in_a_storm_of_signals(|command| {
+            // SAFETY: the closure does nothing.
+            unsafe { command.pre_exec(|| Ok(())) };
+        });
+    });
+}
+
+fn spawn_in_a_storm_of_signals(set_up: impl Fn(&mut Command)) {
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    ALARM.store(writer.as_raw_fd(), Ordering::Relaxed);
+    PARENT.store(process::id(), Ordering::Relaxed);
+    // SAFETY: makes this process the leader of a group, to which its children belong.
+    unsafe { libc::setpgid(0, 0) };
+    // Its default action is to be ignored, so it does not kill the children.
+    handle(libc::SIGURG, count);
+    let storm = Repeat::start(|| {
+        // SAFETY: signals the own process group.
+        unsafe { libc::kill(0, libc::SIGURG) };
+    });
+    for program in ["/bin/true", "/nonexistent"].repeat(300) {
+        let mut command = Command::new(program);
+        set_up(&mut command);
+        assert_eq!(command.status().is_ok(), program == "/bin/true");
+    }
+    drop(storm);
+    assert!(HANDLED.load(Ordering::Relaxed) > 0);
+    drop(writer);
+    let mut alarms = Vec::new();
+    File::from(reader).read_to_end(&mut alarms).unwrap();
+    assert_eq!(alarms.len(), 0, "handlers that ran in a child");
 }

@@ -15,7 +15,9 @@ use std::collections::HashMap;
 use std::env;
 use std::fs;
 use std::path::Path;
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::libc;
@@ -131,4 +133,37 @@ pub fn kernel_is_at_least(major: u32, minor: u32) -> bool {
 pub fn ignore(signal: libc::c_int) {
     // SAFETY: changes a disposition of this process to a constant.
     unsafe { libc::signal(signal, libc::SIG_IGN) };
+}
+
+/// A thread that repeats a call until this is dropped.
+pub struct Repeat {
+    is_done: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Repeat {
+    pub fn start(mut call: impl FnMut() + Send + 'static) -> Self {
+        let is_done = Arc::new(AtomicBool::new(false));
+        let thread = thread::spawn({
+            let is_done = is_done.clone();
+            move || {
+                while !is_done.load(Ordering::Relaxed) {
+                    call();
+                }
+            }
+        });
+        Self {
+            is_done,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Repeat {
+    fn drop(&mut self) {
+        self.is_done.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
