@@ -139,7 +139,7 @@ impl From<SpawnError> for io::Error {
     }
 }
 
-/// What a [`SpawnError`] says, without the program.
+/// What a [`SpawnError`] reports, without the program.
 #[derive(Debug)]
 pub(crate) struct Cause {
     step: Step,

@@ -11,7 +11,7 @@ use nix::libc;
 use pidfd_spawn::{Command, Resource, Stdio, Step};
 
 const THREADS: usize = 8;
-const ROUNDS: usize = 40;
+const ROUNDS: usize = 20;
 
 #[test]
 fn spawns_of_many_threads_do_not_disturb_each_other() {

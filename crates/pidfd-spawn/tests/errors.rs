@@ -174,8 +174,8 @@ fn a_shortage_of_descriptors_is_reported_and_leaves_no_child() {
             // The fewer are free, the earlier is the step that fails.
             let mut succeeded = 0;
             let mut failed = 0;
-            for round in 0..1_000 {
-                if round % 100 == 0 {
+            for round in 0..400 {
+                if round % 40 == 0 {
                     files.pop();
                 }
                 for command in [&mut command(), &mut forking] {

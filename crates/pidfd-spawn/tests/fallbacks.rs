@@ -100,8 +100,8 @@ fn without_control_groups(errno: Errno) -> Refuse {
 }
 
 #[test]
-fn without_any_pidfd_the_error_says_so() {
-    in_own_process("without_any_pidfd_the_error_says_so", || {
+fn without_any_pidfd_the_step_is_reported() {
+    in_own_process("without_any_pidfd_the_step_is_reported", || {
         refuse(&[
             without_clone3(Errno::ENOSYS),
             without_clone_pidfd(Errno::EINVAL),

@@ -56,7 +56,7 @@ fn another_user_cannot_read_memory_that_its_child_shares() {
             fs::set_permissions(dir.path(), world_readable()).unwrap();
             let program = dir.path().join("true");
             fs::copy("/bin/true", &program).unwrap();
-            // An exec blocks while another process has this lease. It is told with a signal.
+            // An exec blocks while another process holds this lease. The holder gets a signal.
             common::ignore(libc::SIGIO);
             let file = File::open(&program).unwrap();
             let lease = |kind: libc::c_int| {

@@ -173,7 +173,7 @@ fn spawn_in_a_storm_of_signals(set_up: impl Fn(&mut Command)) {
         // SAFETY: signals the own process group.
         unsafe { libc::kill(0, libc::SIGURG) };
     });
-    for program in ["/bin/true", "/nonexistent"].repeat(300) {
+    for program in ["/bin/true", "/nonexistent"].repeat(150) {
         let mut command = Command::new(program);
         set_up(&mut command);
         assert_eq!(command.status().is_ok(), program == "/bin/true");

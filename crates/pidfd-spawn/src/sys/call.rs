@@ -57,7 +57,7 @@ pub(super) unsafe fn call<const N: usize>(number: c_long, args: [Arg; N]) -> Res
     Ok(result as usize)
 }
 
-/// A pointer that tells the kernel that there is nothing.
+/// A null pointer, for an argument that is absent.
 pub(super) const NULL: *const u8 = ptr::null();
 
 /// Makes a `prctl(2)` with one integer. Async-signal-safe.

@@ -61,7 +61,7 @@ fn follow(pid: u32, socket: UnixStream) -> Result<Born, Failure> {
             return Err(cause.unwrap_or(failure(Step::Pidfd, &error)));
         }
     };
-    // A child that does not read it has been killed, which its exit status tells.
+    // A child that does not read it has been killed, which its exit status shows.
     let _ = send(socket.as_raw_fd(), &0_u8, None);
     if let Some(failure) = receive_failure(socket.as_raw_fd()) {
         pidfd::reap(&pidfd);
