@@ -1,8 +1,9 @@
 use std::collections::HashMap;
 use std::mem;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use crate::shim::Shim;
+use crate::sync::{Mutex, MutexGuard};
 
 /// The registered shims by pid. A registration is complete once its shim is in here.
 ///

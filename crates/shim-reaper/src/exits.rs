@@ -1,13 +1,13 @@
 use std::collections::VecDeque;
 use std::mem;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
 use futures::Stream;
-use futures::task::AtomicWaker;
 
 use crate::ShimExit;
+use crate::sync::{AtomicWaker, Mutex, MutexGuard};
 use crate::wake_all::wake_all;
 
 /// A stream of exits; [`ShimReaper::exits`](crate::ShimReaper::exits) returns it.

@@ -94,6 +94,8 @@ mod exits;
 mod handle;
 mod judge;
 mod kernel;
+#[cfg(all(test, shim_reaper_loom))]
+mod models;
 mod outbox;
 mod pidfd;
 mod readiness;
@@ -108,6 +110,7 @@ mod spawn_options;
 mod stats;
 mod stop;
 mod sweep;
+mod sync;
 mod sys;
 mod thread;
 mod timers;

@@ -3,7 +3,7 @@ use std::io;
 use std::mem;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -15,6 +15,7 @@ use crate::kernel::{NoPidfd, ProcessTable, Target, WaitResult};
 use crate::outbox::Outbox;
 use crate::shim::{NO_PROCESS, Role, Shim};
 use crate::stats::{Counters, NotReaped};
+use crate::sync::{Mutex, MutexGuard};
 use crate::timers::{Sleep, Timers};
 use crate::{CollectedBy, ReaperClosed, RegisterError, RegisterErrorKind, ShimExit};
 

@@ -1,12 +1,13 @@
 use std::io;
 use std::mem;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::task::{Poll, Waker};
 
 use nix::libc;
 use nix::sys::signal::Signal;
 
 use crate::kernel::{ProcStat, ProcessTable, Target};
+use crate::sync::{Mutex, MutexGuard};
 use crate::{ReaperClosed, ShimExit};
 
 /// The start time of a registered process that did not exist. No process has it, so that the shim is

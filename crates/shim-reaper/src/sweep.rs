@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::mem;
 use std::process::ExitStatus;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 
 use crate::judge::{Case, Trigger, Verdict, judge};
 use crate::kernel::{MAX_READY_EVENTS, NoPidfd, ProcessTable, Target, Until, WaitResult};
@@ -9,6 +9,7 @@ use crate::outbox::Outbox;
 use crate::register::Shared;
 use crate::registry::{Phase, Registry};
 use crate::shim::{Shim, State};
+use crate::sync::MutexGuard;
 use crate::sys::ChildExit;
 use crate::{CollectedBy, ShimExit, ShutdownReport};
 
