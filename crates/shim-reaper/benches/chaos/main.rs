@@ -2,12 +2,12 @@
 //! the intended ones.
 //!
 //! ```text
-//! cargo bench -p shim-reaper --bench chaos -- [--seconds 180] [--seed 1]
+//! cargo bench -p shim-reaper --bench chaos -- [--seconds 60 | --lifecycles 100000] [--seed 1]
 //! ```
 //!
-//! Prints the seed first and a table last. Fails if an exit was lost, stolen from its owner or
-//! reported wrongly, or if a zombie was left. A seed determines what each round does, but not how
-//! the kernel schedules it.
+//! Runs for a time, or until that many children have ended. Prints the seed first and a table last.
+//! Fails if an exit was lost, stolen from its owner or reported wrongly, or if a zombie or a
+//! descriptor was left. A seed determines what each round does, but not how the kernel schedules it.
 
 #![allow(clippy::panic, clippy::unwrap_used)]
 
@@ -35,9 +35,16 @@ fn main() -> ExitCode {
     if let Some(pid) = option(&args, child::TRACE_OPTION) {
         return child::trace(pid);
     }
-    let seconds = option(&args, "--seconds").unwrap_or(if args.is_empty() { 2 } else { 60 });
+    let limit = match option(&args, "--lifecycles") {
+        Some(lifecycles) => Limit::Lifecycles(lifecycles),
+        None => {
+            let seconds =
+                option(&args, "--seconds").unwrap_or(if args.is_empty() { 2 } else { 60 });
+            Limit::Time(Duration::from_secs(seconds))
+        }
+    };
     let seed = option(&args, "--seed").unwrap_or_else(random::seed);
-    println!("chaos: {seconds} s, seed {seed}");
+    println!("chaos: {limit:?}, seed {seed}");
 
     let tally = Tally::default();
     let mut random = Random::new(seed);
@@ -46,26 +53,45 @@ fn main() -> ExitCode {
         let round = Round::random(number, keeps_statuses, &mut random);
         round.run(&mut random.fork(), &tally);
     };
-    let deadline = Instant::now() + Duration::from_secs(seconds);
+    let start = Instant::now();
     // The first rounds allocate what the process keeps, which is not a leak.
     (0..WARM_UP_ROUNDS).for_each(&mut run_round);
     let (descriptors, resident) = (census::descriptors(), census::resident_kib());
     let mut rounds = WARM_UP_ROUNDS;
-    while Instant::now() < deadline {
+    while !limit.is_reached(start.elapsed(), tally.lifecycles()) {
         run_round(rounds);
         rounds += 1;
     }
+    // The threads of the last round may still close their descriptors.
+    let has_leaked = !census::wait_until(|| census::descriptors() <= descriptors);
     println!("{}", tally.table());
     println!(
-        "{rounds} rounds; descriptors {descriptors} -> {}; resident {resident} KiB -> {} KiB",
+        "{rounds} rounds in {:.0?}; descriptors {descriptors} -> {}; resident {resident} KiB -> {} KiB",
+        start.elapsed(),
         census::descriptors(),
         census::resident_kib()
     );
-    if tally.is_clean() {
+    if tally.is_clean() && !has_leaked {
         ExitCode::SUCCESS
     } else {
         println!("FAILED; run it again with --seed {seed}");
         ExitCode::FAILURE
+    }
+}
+
+/// When the program ends.
+#[derive(Clone, Copy, Debug)]
+enum Limit {
+    Time(Duration),
+    Lifecycles(u64),
+}
+
+impl Limit {
+    fn is_reached(self, time: Duration, lifecycles: u64) -> bool {
+        match self {
+            Self::Time(limit) => time >= limit,
+            Self::Lifecycles(limit) => lifecycles >= limit,
+        }
     }
 }
 

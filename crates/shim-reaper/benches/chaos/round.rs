@@ -139,7 +139,7 @@ impl Round {
         let reaper = self.start(&runtime, &token, sink.clone());
         let streams = (Reader::start(reaper.exits()), reaper.exits());
         let population = Arc::new(Population::new(self.rules, main_thread));
-        let tasks = (0..=random.below(40))
+        let tasks = (0..=random.below(120))
             .map(|_| Lifecycle {
                 population: Arc::clone(&population),
                 reaper: reaper.clone(),

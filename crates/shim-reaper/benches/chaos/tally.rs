@@ -27,6 +27,10 @@ impl Tally {
         self.lifecycles.fetch_add(count as u64, Relaxed);
     }
 
+    pub(crate) fn lifecycles(&self) -> u64 {
+        self.lifecycles.load(Relaxed)
+    }
+
     pub(crate) fn count(&self, loss: Loss, count: u64, round: &Round, what: &str) {
         if count > 0 && self.losses[loss as usize].fetch_add(count, Relaxed) < 20 {
             eprintln!(
@@ -42,7 +46,7 @@ impl Tally {
 
     pub(crate) fn table(&self) -> String {
         let [lost, stolen, wrong, zombies] = self.losses.each_ref().map(|loss| loss.load(Relaxed));
-        let lifecycles = self.lifecycles.load(Relaxed);
+        let lifecycles = self.lifecycles();
         format!(
             "| lifecycles | exits lost | stolen | wrong | zombies left |\n\
              |---|---|---|---|---|\n\
