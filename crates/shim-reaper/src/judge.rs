@@ -223,3 +223,6 @@ impl<P> Case<'_, P> {
             && matches!(verdict, Verdict::DeferToOwner(_) | Verdict::Vanished(..))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -77,3 +77,35 @@ impl<P> Drop for Outbox<P> {
         self.deliver();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// Returns an outbox with this many pidfds of one process, and the process.
+    fn with_pidfds(count: usize) -> (Outbox<Arc<()>>, Arc<()>) {
+        let (mut outbox, process) = (Outbox::new(), Arc::new(()));
+        for _ in 0..count {
+            outbox.close(Arc::clone(&process));
+        }
+        (outbox, process)
+    }
+
+    #[test]
+    fn pidfds_stay_open_until_the_end_of_the_sweep() {
+        let (mut outbox, process) = with_pidfds(MAX_DEFERRED_CLOSES);
+        outbox.deliver();
+        assert_eq!(Arc::strong_count(&process), 1 + MAX_DEFERRED_CLOSES);
+        outbox.close_pidfds();
+        assert_eq!(Arc::strong_count(&process), 1);
+    }
+
+    #[test]
+    fn too_many_pidfds_are_closed_with_their_slice() {
+        let (mut outbox, process) = with_pidfds(MAX_DEFERRED_CLOSES + 1);
+        outbox.deliver();
+        assert_eq!(Arc::strong_count(&process), 1);
+    }
+}

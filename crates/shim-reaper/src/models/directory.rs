@@ -19,19 +19,13 @@ use crate::shim::Role;
 use crate::stats::Counters;
 use crate::{Exits, MetricsSink, RegisterErrorKind, ShutdownReport};
 
-const LATEST: Features = Features {
-    exit_info: true,
-    hangup: true,
-    events: true,
-};
-
 const INTERVAL: Duration = Duration::from_millis(250);
 
 type SimulatedCore = Core<Simulated>;
 
 fn new_core() -> Arc<SimulatedCore> {
     let core = Core::new(Shared::new(
-        Simulated::new(LATEST),
+        Simulated::new(Features::LATEST),
         Counters::new(MetricsSink::default()),
         CancellationToken::new(),
         INTERVAL,
