@@ -136,3 +136,18 @@ impl Drop for Subscribers {
         wake_all(wakers);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropped_stream_does_not_count() {
+        let subscribers = Subscribers::new();
+        assert!(!subscribers.has_any());
+        let exits = subscribers.subscribe();
+        assert!(subscribers.has_any());
+        drop(exits);
+        assert!(!subscribers.has_any());
+    }
+}

@@ -268,3 +268,6 @@ impl SweepCursor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

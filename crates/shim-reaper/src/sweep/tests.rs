@@ -387,3 +387,20 @@ fn dead_group_member_is_reaped_a_grace_period_after_its_leader() {
     assert_eq!(kernel.reaped_by_reaper(), [7, 8]);
     assert_eq!(core.shared.counters.snapshot(true).orphans_reaped_total, 1);
 }
+
+#[test]
+fn child_that_its_owner_gives_up_in_the_grace_period_is_reaped_at_once() {
+    let core = core(LATEST);
+    assert!(core.is_idle());
+    core.shared.kernel.fork(7);
+    let shared = register(&core, 7, Role::Shared);
+    core.shared.kernel.set(7, ProcessState::Zombie(3));
+    sweep(&core);
+    assert!(core.shared.kernel.reaped_by_reaper().is_empty());
+    assert!(!core.is_idle());
+    let owned = register(&core, 7, Role::Owned);
+    assert!(Arc::ptr_eq(&shared, &owned));
+    block_on(core.reap_ready(&mut Outbox::new()));
+    assert_eq!(core.shared.kernel.reaped_by_reaper(), [7]);
+    assert!(core.is_idle());
+}
