@@ -315,7 +315,9 @@ impl Simulation {
             return None;
         };
         drop(frames);
-        if !is_first || depth > MAX_DEPTH || rng.usize(0..8 * depth) != 0 {
+        // Several things may happen before one call.
+        let odds = if is_first { 8 * depth } else { 3 };
+        if depth > MAX_DEPTH || rng.usize(0..odds) != 0 {
             return None;
         }
         if self.config.panics && runs_worker && rng.u32(0..8) == 0 {
