@@ -35,7 +35,7 @@ impl Daemon {
         let mut shim = Command::new("sh");
         shim.args(["-c", script]);
         // Drops the handle. The reaper reaps the shim all the same.
-        drop(self.reaper.spawn(shim).await?);
+        drop(self.reaper.spawn(shim)?);
         Ok(())
     }
 }

@@ -122,16 +122,16 @@ async fn start(reaper: &ShimReaper, death: Death, i: usize) -> Result<u32> {
     let delay = delay(i);
     let pid = match death {
         // The handles are dropped here: the reaper reaps the shims all the same.
-        Death::Exits | Death::Aborts => reaper.spawn(program).await?.pid(),
+        Death::Exits | Death::Aborts => reaper.spawn(program)?.id(),
         Death::IsKilled => {
-            let pid = reaper.spawn(program).await?.pid();
+            let pid = reaper.spawn(program)?.id();
             tokio::spawn(kill_after(delay, pid));
             pid
         }
         Death::IsDropped => {
             let options = SpawnOptions::new().kill_on_drop(true);
-            let shim = reaper.spawn_with(program, options).await?;
-            let pid = shim.pid();
+            let shim = reaper.spawn_with(program, options)?;
+            let pid = shim.id();
             tokio::spawn(async move {
                 sleep(delay).await;
                 drop(shim);
@@ -141,7 +141,7 @@ async fn start(reaper: &ShimReaper, death: Death, i: usize) -> Result<u32> {
         Death::HasOwner => {
             let mut child = program.spawn()?;
             let pid = child.id();
-            drop(reaper.register(pid).await?);
+            drop(reaper.register(pid)?);
             tokio::task::spawn_blocking(move || child.wait());
             pid
         }

@@ -35,7 +35,7 @@ async fn a_started_shim_can_be_followed_and_stopped() {
         .unwrap();
     assert!(shim.is_running());
     assert_eq!(Some(shim.record()), record(dir.path()).as_ref());
-    assert_eq!(reaper.registered().await, [shim.pid()]);
+    assert_eq!(reaper.registered(), [shim.pid()]);
     let exit = shim.stop(Duration::from_secs(60)).await.unwrap();
     assert_eq!(exit.code(), Some(143));
     assert_eq!(shim.wait().await.unwrap(), exit);
@@ -71,7 +71,7 @@ async fn dropping_a_spawned_shim_kills_it_and_a_handler_does_not() {
     let spec = spec(&["sleep", "1000"]);
     let dir = tempfile::tempdir().unwrap();
     let spawned = SpawnedShim::spawn(&reaper, &program, &spec, dir.path());
-    let pid = spawned.await.unwrap().handle().pid();
+    let pid = spawned.await.unwrap().handle().id();
     eventually("the shim exits", || is_gone(pid)).await;
 
     let mut spawned = SpawnedShim::spawn(&reaper, &program, &spec, dir.path())

@@ -4,7 +4,7 @@ use std::process::Child;
 ///
 /// The process may still run, and nothing reaps it:
 /// [`ShutdownReport::still_running`](crate::ShutdownReport::still_running) lists it, and
-/// [`ShimHandle::signal`](crate::ShimHandle::signal) can still signal it.
+/// [`ShimHandle::send_signal`](crate::ShimHandle::send_signal) can still signal it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the reaper has shut down")]
 pub struct ReaperClosed;
@@ -16,7 +16,7 @@ pub struct ReaperClosed;
 /// # async fn main() {
 /// use shim_reaper::{RegisterErrorKind, ShimReaper};
 ///
-/// let error = ShimReaper::start().register(0).await.unwrap_err();
+/// let error = ShimReaper::start().register(0).unwrap_err();
 /// assert_eq!(error.kind(), RegisterErrorKind::Zero);
 /// # }
 /// ```

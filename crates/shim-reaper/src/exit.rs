@@ -15,7 +15,7 @@ use nix::libc;
 /// let mut shim = std::process::Command::new("sh");
 /// shim.args(["-c", "exit 3"]);
 ///
-/// let exit = reaper.spawn(shim).await?.await?;
+/// let exit = reaper.spawn(shim)?.await?;
 /// assert_eq!(exit.code(), Some(3));
 /// assert_eq!(exit.collected_by, CollectedBy::Reaper);
 /// # Ok(())

@@ -1,30 +1,33 @@
 use std::fmt;
-use std::future::Future;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::pin::Pin;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Child;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use futures::future::{Either, select};
-use nix::sys::signal::Signal;
-use tokio::process::{ChildStderr, ChildStdin, ChildStdout};
-use tokio::runtime::Handle;
+use nix::libc;
 
 use crate::shim::Shim;
+use crate::stdio::SpawnGuard;
 use crate::worker::Worker;
-use crate::{ReaperClosed, ShimExit};
+use crate::{ReaperClosed, ShimExit, Signal};
 
 /// A handle to a registered shim: a future that resolves to its exit, and a safe way to signal it.
 ///
-/// Clones refer to the same shim, and each can be awaited in a different task, thread or tokio
-/// runtime. The future resolves as soon as the exit status is known. If the owner holds the
-/// `Child`, this may be before the zombie is reaped. If the shim has ended already, it resolves at
-/// once.
+/// The methods are those of [`tokio::process::Child`], with these differences: the shim is reaped
+/// even if every handle is dropped, all methods take `&self`, and clones refer to the same shim, so
+/// that each can be awaited in a different task, thread or tokio runtime.
 ///
-/// Unlike with `tokio::process::Child`, the shim is reaped even if every handle is dropped.
+/// | to | use |
+/// |---|---|
+/// | await the exit | [`wait`](Self::wait), `(&handle).await`, or the handle itself, also as `&mut handle` in `select!` |
+/// | await it for a limited time | [`wait_timeout`](Self::wait_timeout) |
+/// | wait for it in a thread | [`wait_blocking`](Self::wait_blocking) |
+/// | ask whether it is known | [`try_wait`](Self::try_wait) |
+/// | end the shim | [`stop`](Self::stop) with a grace period, [`kill`](Self::kill) without |
+///
+/// Each resolves as soon as the exit status is known. If the owner holds the `Child`, this may be
+/// before the zombie is reaped. If the shim has ended already, it resolves at once.
 ///
 /// # Errors
 ///
@@ -32,8 +35,8 @@ use crate::{ReaperClosed, ShimExit};
 ///
 /// # Cancel safety
 ///
-/// Dropping the future loses nothing: another clone, or a later [`try_exit`](Self::try_exit),
-/// still returns the exit.
+/// Dropping a future loses nothing: another one, or a later [`try_wait`](Self::try_wait), still
+/// returns the exit.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -45,35 +48,23 @@ use crate::{ReaperClosed, ShimExit};
 /// let mut shim = Command::new("sleep");
 /// shim.arg("60");
 ///
-/// let handle = reaper.spawn(shim).await?;
-/// assert!(handle.is_running());
-/// handle.signal(Signal::SIGTERM)?;
-/// assert_eq!(handle.clone().await?.signal(), Some(15));
-/// assert_eq!(handle.try_exit().and_then(|exit| exit.shell_code()), Some(143));
+/// let handle = reaper.spawn(shim)?;
+/// assert!(handle.try_wait()?.is_none());
+/// handle.send_signal(Signal::SIGTERM)?;
+/// let exit = handle.wait().await?;
+/// assert_eq!(exit.signal(), Some(15));
+/// assert_eq!(exit.shell_code(), Some(143));
 /// # Ok(())
 /// # }
 /// ```
-#[must_use = "dropping the handle is harmless, but only a handle reports how the shim ended"]
 pub struct ShimHandle {
-    shim: Arc<Shim<OwnedFd>>,
-    worker: Arc<Worker>,
-    guard: Option<Arc<SpawnGuard>>,
-    /// This handle's key among the waiters.
-    key: Option<u32>,
-}
-
-/// The pipes and the kill-on-drop option of a spawned shim; dropped with its last handle.
-struct SpawnGuard {
-    shim: Arc<Shim<OwnedFd>>,
-    worker: Arc<Worker>,
-    kill_on_drop: bool,
-    stdio: Mutex<Stdio>,
-}
-
-struct Stdio {
-    stdin: Option<std::process::ChildStdin>,
-    stdout: Option<std::process::ChildStdout>,
-    stderr: Option<std::process::ChildStderr>,
+    pub(crate) shim: Arc<Shim<OwnedFd>>,
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) guard: Option<Arc<SpawnGuard>>,
+    /// The key among the waiters of the shim, if the handle itself is awaited.
+    pub(crate) key: Option<u32>,
+    /// A duplicate, because the worker closes the pidfd when it has reaped the process.
+    pidfd: OnceLock<OwnedFd>,
 }
 
 impl ShimHandle {
@@ -85,6 +76,7 @@ impl ShimHandle {
             worker,
             guard: None,
             key: None,
+            pidfd: OnceLock::new(),
         }
     }
 
@@ -95,26 +87,14 @@ impl ShimHandle {
         child: Child,
         kill_on_drop: bool,
     ) -> Self {
-        let stdio = Stdio {
-            stdin: child.stdin,
-            stdout: child.stdout,
-            stderr: child.stderr,
-        };
         let mut handle = Self::new(shim, worker);
-        if kill_on_drop || stdio.is_piped() {
-            handle.guard = Some(Arc::new(SpawnGuard {
-                shim: Arc::clone(&handle.shim),
-                worker: Arc::clone(&handle.worker),
-                kill_on_drop,
-                stdio: Mutex::new(stdio),
-            }));
-        }
+        handle.guard = SpawnGuard::new(&handle.shim, &handle.worker, child, kill_on_drop);
         handle
     }
 
     /// Returns the pid of the shim. After the shim has ended, the pid may belong to another process;
-    /// use [`signal`](Self::signal) to signal the shim safely.
-    pub fn pid(&self) -> u32 {
+    /// use [`send_signal`](Self::send_signal) to signal the shim safely.
+    pub fn id(&self) -> u32 {
         self.shim.pid
     }
 
@@ -129,11 +109,6 @@ impl ShimHandle {
         running || (closed && self.shim.is_process_running(&self.worker.shared().kernel))
     }
 
-    /// Returns the exit, if it is known.
-    pub fn try_exit(&self) -> Option<ShimExit> {
-        self.shim.state().exit()
-    }
-
     /// Sends a signal to the shim, and never to another process that got its pid. It uses the
     /// pidfd, or compares the start time of the process if there is none. It also works after the
     /// reaper has shut down.
@@ -142,17 +117,36 @@ impl ShimHandle {
     ///
     /// Returns `ESRCH` if the shim has ended, otherwise the error of `kill(2)`, or without a pidfd
     /// the error of reading `/proc`.
-    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+    pub fn send_signal(&self, signal: Signal) -> io::Result<()> {
         self.shim.signal(&self.worker.shared().kernel, signal)
     }
 
-    /// Sends SIGKILL to the shim.
+    /// Sends SIGKILL to the shim, and does not wait for its exit. Does nothing if it has ended.
     ///
     /// # Errors
     ///
-    /// As for [`signal`](Self::signal).
-    pub fn kill(&self) -> io::Result<()> {
-        self.signal(Signal::SIGKILL)
+    /// As for [`send_signal`](Self::send_signal).
+    pub fn start_kill(&self) -> io::Result<()> {
+        match self.send_signal(Signal::SIGKILL) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            sent => sent,
+        }
+    }
+
+    /// Sends SIGKILL to the shim, waits for its exit, and returns it. Returns it also if the shim
+    /// has ended already.
+    ///
+    /// # Errors
+    ///
+    /// As for [`start_kill`](Self::start_kill), or an error that contains [`ReaperClosed`] if the
+    /// reaper shuts down before the exit is known.
+    ///
+    /// # Cancel safety
+    ///
+    /// The signal is sent in the first poll. Dropping the future loses nothing.
+    pub async fn kill(&self) -> io::Result<ShimExit> {
+        self.start_kill()?;
+        self.wait().await.map_err(io::Error::other)
     }
 
     /// Stops the shim: sends SIGTERM, waits for up to `grace`, then sends SIGKILL and waits for the
@@ -173,59 +167,34 @@ impl ShimHandle {
     /// Dropping the future sends no further signal. The shim stays registered.
     pub async fn stop(&self, grace: Duration) -> Result<ShimExit, ReaperClosed> {
         self.try_signal(Signal::SIGTERM);
-        let expired = self.worker.shared().sleep(grace);
-        if let Either::Left((exit, _)) = select(self.clone(), expired).await {
-            return exit;
+        if let Some(exit) = self.wait_timeout(grace).await? {
+            return Ok(exit);
         }
         self.try_signal(Signal::SIGKILL);
-        self.clone().await
+        self.wait().await
     }
 
     /// Sends a signal to a shim that may already have ended.
     fn try_signal(&self, signal: Signal) {
-        if let Err(error) = self.signal(signal) {
-            tracing::debug!(pid = self.pid(), %signal, %error, "cannot signal the shim");
+        if let Err(error) = self.send_signal(signal) {
+            tracing::debug!(pid = self.id(), %signal, %error, "cannot signal the shim");
         }
     }
 
-    /// Takes the writing end of the shim's stdin. Returns `None` if stdin is not piped, or is
-    /// already taken.
+    /// Returns a pidfd of the shim, for example to poll it: it is readable once the process has
+    /// exited. The first call duplicates the descriptor, which this handle keeps open from then on.
     ///
-    /// Awaiting the handle does not close the pipe. If the shim reads stdin to the end, take the
-    /// pipe and drop it.
+    /// # Errors
     ///
-    /// The caller's tokio runtime drives the pipe, or the reaper's if the caller is not in one.
-    pub fn take_stdin(&self) -> Option<ChildStdin> {
-        self.take(|stdio| stdio.stdin.take(), ChildStdin::from_std)
-    }
-
-    /// Takes the reading end of the shim's stdout. Returns `None` if stdout is not piped, or is
-    /// already taken.
-    pub fn take_stdout(&self) -> Option<ChildStdout> {
-        self.take(|stdio| stdio.stdout.take(), ChildStdout::from_std)
-    }
-
-    /// Takes the reading end of the shim's stderr. Returns `None` if stderr is not piped, or is
-    /// already taken.
-    pub fn take_stderr(&self) -> Option<ChildStderr> {
-        self.take(|stdio| stdio.stderr.take(), ChildStderr::from_std)
-    }
-
-    fn take<S, T>(
-        &self,
-        take: impl FnOnce(&mut Stdio) -> Option<S>,
-        convert: impl FnOnce(S) -> io::Result<T>,
-    ) -> Option<T> {
-        let pipe = take(&mut self.guard.as_ref()?.stdio())?;
-        let runtime = Handle::try_current().unwrap_or_else(|_| self.worker.runtime());
-        let _entered = runtime.enter();
-        match convert(pipe) {
-            Ok(pipe) => Some(pipe),
-            Err(error) => {
-                tracing::warn!(pid = self.pid(), %error, "cannot poll a pipe of the shim");
-                None
-            }
+    /// Returns `ESRCH` if the first call comes after the shim has ended,
+    /// [`Unsupported`](io::ErrorKind::Unsupported) if the reaper has no pidfd of the shim (a kernel
+    /// before 5.3, or no descriptor was free), otherwise the error of `dup(2)`.
+    pub fn pidfd(&self) -> io::Result<BorrowedFd<'_>> {
+        if let Some(pidfd) = self.pidfd.get() {
+            return Ok(pidfd.as_fd());
         }
+        let duplicate = self.shim.duplicate_pidfd()?;
+        Ok(self.pidfd.get_or_init(|| duplicate).as_fd())
     }
 }
 
@@ -236,27 +205,7 @@ impl Clone for ShimHandle {
             worker: Arc::clone(&self.worker),
             guard: self.guard.clone(),
             key: None,
-        }
-    }
-}
-
-impl Future for ShimHandle {
-    type Output = Result<ShimExit, ReaperClosed>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = &mut *self;
-        let exit = this.shim.poll_exit(&mut this.key, cx.waker());
-        if exit.is_pending() {
-            this.worker.ensure_alive();
-        }
-        exit
-    }
-}
-
-impl Drop for ShimHandle {
-    fn drop(&mut self) {
-        if let Some(key) = self.key {
-            self.shim.stop_waiting(key);
+            pidfd: OnceLock::new(),
         }
     }
 }
@@ -264,31 +213,8 @@ impl Drop for ShimHandle {
 impl fmt::Debug for ShimHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ShimHandle")
-            .field("pid", &self.pid())
-            .field("exit", &self.try_exit())
+            .field("id", &self.id())
+            .field("exit", &self.try_wait())
             .finish_non_exhaustive()
-    }
-}
-
-impl SpawnGuard {
-    fn stdio(&self) -> MutexGuard<'_, Stdio> {
-        self.stdio.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for SpawnGuard {
-    fn drop(&mut self) {
-        if self.kill_on_drop {
-            // Fails if the shim has already ended.
-            let _ = self
-                .shim
-                .signal(&self.worker.shared().kernel, Signal::SIGKILL);
-        }
-    }
-}
-
-impl Stdio {
-    fn is_piped(&self) -> bool {
-        self.stdin.is_some() || self.stdout.is_some() || self.stderr.is_some()
     }
 }

@@ -21,7 +21,7 @@
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let reaper = ShimReaper::start();
-//! let shim = reaper.spawn(Command::new("my-shim")).await?;
+//! let shim = reaper.spawn(Command::new("my-shim"))?;
 //! let exit = shim.stop(Duration::from_secs(10)).await?; // SIGTERM, wait, SIGKILL
 //! println!("{:?}", exit.code());
 //! # Ok(())
@@ -88,6 +88,7 @@ macro_rules! fail_point {
 mod builder;
 mod core;
 mod directory;
+mod drop_guard;
 mod error;
 mod exit;
 mod exits;
@@ -103,30 +104,35 @@ mod reaper;
 mod register;
 mod registry;
 mod shim;
+mod signal;
 #[cfg(any(test, feature = "simulation"))]
 #[doc(hidden)]
 pub mod simulation;
 mod spawn_options;
 mod stats;
+mod stdio;
 mod stop;
 mod sweep;
 mod sync;
 mod sys;
 mod thread;
 mod timers;
+mod wait;
 mod wake_all;
 mod worker;
 
 pub use builder::ReaperBuilder;
+pub use drop_guard::DropGuard;
 pub use error::{ReaperClosed, RegisterError, RegisterErrorKind};
 pub use exit::{CollectedBy, ResourceUsage, ShimExit};
 pub use exits::Exits;
 pub use handle::ShimHandle;
-pub use nix::sys::signal::Signal;
 pub use pidfd::Pidfd;
 pub use reaper::ShimReaper;
+pub use signal::{InvalidSignal, Signal};
 pub use spawn_options::SpawnOptions;
 pub use stats::{MetricsSink, ReaperStats, ShutdownReport, StopReport};
+pub use wait::Wait;
 
 /// Compiles the code of the README.
 #[cfg(doctest)]

@@ -21,7 +21,7 @@ use crate::{Signal, sys};
 /// let mut child = std::process::Command::new("sleep").arg("60").spawn()?;
 /// let process = Pidfd::open(child.id())?;
 /// assert!(!process.has_exited());
-/// process.signal(Signal::SIGKILL)?;
+/// process.send_signal(Signal::SIGKILL)?;
 /// child.wait()?;
 /// assert!(process.has_exited() && process.is_reaped());
 /// # Ok(())
@@ -106,7 +106,7 @@ impl Pidfd {
     /// # Errors
     ///
     /// Returns `ESRCH` if the process is reaped, otherwise the error of `pidfd_send_signal(2)`.
-    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+    pub fn send_signal(&self, signal: Signal) -> io::Result<()> {
         sys::pidfd_send_signal(self.fd.as_fd(), Some(signal))
     }
 }

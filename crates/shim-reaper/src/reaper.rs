@@ -85,14 +85,9 @@ impl ShimReaper {
     /// [`ReaperClosed`](crate::ReaperClosed). No process is left behind in either case.
     ///
     /// std panics if it cannot set the user, the groups or the process group of the child, or a
-    /// `pre_exec` closure fails, and another wait has reaped that child. The future then returns an
-    /// error of the kind [`Other`](io::ErrorKind::Other), after the panic hook has run.
-    ///
-    /// # Cancel safety
-    ///
-    /// The future does all its work in the first poll. If the child exists, it is registered.
-    pub async fn spawn(&self, command: Command) -> io::Result<ShimHandle> {
-        self.spawn_with(command, SpawnOptions::new()).await
+    /// `pre_exec` closure fails, and another wait has reaped that child. This then returns an error of the kind [`Other`](io::ErrorKind::Other), after the panic hook has run.
+    pub fn spawn(&self, command: Command) -> io::Result<ShimHandle> {
+        self.spawn_with(command, SpawnOptions::new())
     }
 
     /// Spawns a shim with options; see [`spawn`](Self::spawn).
@@ -100,11 +95,7 @@ impl ShimReaper {
     /// # Errors
     ///
     /// As for [`spawn`](Self::spawn).
-    ///
-    /// # Cancel safety
-    ///
-    /// As for [`spawn`](Self::spawn).
-    pub async fn spawn_with(
+    pub fn spawn_with(
         &self,
         mut command: Command,
         options: SpawnOptions,
@@ -139,11 +130,7 @@ impl ShimReaper {
     ///
     /// Returns [`RegisterError`] if the pid is 0, the pid of this process or above `i32::MAX`, and
     /// after shutdown.
-    ///
-    /// # Cancel safety
-    ///
-    /// The future does all its work in the first poll.
-    pub async fn register(&self, pid: u32) -> Result<ShimHandle, RegisterError> {
+    pub fn register(&self, pid: u32) -> Result<ShimHandle, RegisterError> {
         let worker = self.live_worker();
         let shim = worker.shared().register(pid, Role::Shared)?;
         Ok(ShimHandle::new(shim, Arc::clone(worker)))
@@ -151,8 +138,6 @@ impl ShimReaper {
 
     /// Registers a child and takes ownership of it and its pipes. The reaper reaps it when it
     /// exits.
-    ///
-    /// This is not async, so that a `Drop` implementation can call it.
     ///
     /// # Errors
     ///
@@ -184,22 +169,14 @@ impl ShimReaper {
     /// # Errors
     ///
     /// As for [`register`](Self::register).
-    ///
-    /// # Cancel safety
-    ///
-    /// As for [`register`](Self::register).
-    pub async fn attach(&self, pid: u32) -> Result<ShimHandle, RegisterError> {
+    pub fn attach(&self, pid: u32) -> Result<ShimHandle, RegisterError> {
         let worker = self.live_worker();
         let shim = worker.shared().register(pid, Role::Attached)?;
         Ok(ShimHandle::new(shim, Arc::clone(worker)))
     }
 
     /// Returns the pids of the registered processes, sorted.
-    ///
-    /// # Cancel safety
-    ///
-    /// The future changes nothing, so it can be dropped at any time.
-    pub async fn registered(&self) -> Vec<u32> {
+    pub fn registered(&self) -> Vec<u32> {
         self.worker().shared().directory.pids()
     }
 
@@ -294,7 +271,7 @@ impl ShimReaper {
     /// let reaper = ShimReaper::start();
     /// let mut shim = Command::new("sleep");
     /// shim.arg("60");
-    /// let handle = reaper.spawn(shim).await?;
+    /// let handle = reaper.spawn(shim)?;
     ///
     /// let report = reaper.shutdown_stopping(Duration::from_secs(10)).await;
     /// assert!(report.killed.is_empty() && report.still_running.is_empty());

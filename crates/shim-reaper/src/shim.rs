@@ -1,14 +1,14 @@
 use std::io;
 use std::mem;
+use std::os::fd::OwnedFd;
 use std::sync::PoisonError;
 use std::task::{Poll, Waker};
 
 use nix::libc;
-use nix::sys::signal::Signal;
 
 use crate::kernel::{ProcStat, ProcessTable, Target};
 use crate::sync::{Mutex, MutexGuard};
-use crate::{ReaperClosed, ShimExit};
+use crate::{ReaperClosed, ShimExit, Signal};
 
 /// The start time of a registered process that did not exist. No process has it, so that the shim is
 /// never taken for a process that gets the pid.
@@ -166,6 +166,25 @@ impl<P> Shim<P> {
     }
 }
 
+impl Shim<OwnedFd> {
+    /// Fails with ESRCH if the process has ended, and if the shim has no pidfd.
+    pub(crate) fn duplicate_pidfd(&self) -> io::Result<OwnedFd> {
+        let state = self.state();
+        match &state.pidfd {
+            Some(pidfd) => pidfd.try_clone(),
+            None if state.has_ended() => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+            None => Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!(
+                    "the reaper has no pidfd of pid {}; use Linux 5.3 or later, and raise the limit \
+                     on open files",
+                    self.pid
+                ),
+            )),
+        }
+    }
+}
+
 #[cfg(any(test, feature = "simulation"))]
 impl<P> Shim<P> {
     pub(crate) fn is_locked(&self) -> bool {
@@ -173,6 +192,13 @@ impl<P> Shim<P> {
             self.state.try_lock(),
             Err(std::sync::TryLockError::WouldBlock)
         )
+    }
+}
+
+#[cfg(any(test, feature = "simulation"))]
+impl<P> State<P> {
+    pub(crate) fn exit(&self) -> Option<ShimExit> {
+        self.outcome().ok().flatten()
     }
 }
 
@@ -207,10 +233,12 @@ impl<P> State<P> {
         matches!(self.outcome, Outcome::Exited(_)) || self.start_time == Some(NO_PROCESS)
     }
 
-    pub(crate) fn exit(&self) -> Option<ShimExit> {
+    /// Returns the exit, or `None` while the shim runs.
+    pub(crate) fn outcome(&self) -> Result<Option<ShimExit>, ReaperClosed> {
         match self.outcome {
-            Outcome::Exited(exit) => Some(exit),
-            _ => None,
+            Outcome::Running(_) => Ok(None),
+            Outcome::Exited(exit) => Ok(Some(exit)),
+            Outcome::Closed => Err(ReaperClosed),
         }
     }
 

@@ -59,7 +59,7 @@ pub struct ReaperStats {
 ///
 /// let sink = MetricsSink::default();
 /// let reaper = ShimReaper::builder().metrics_sink(sink.clone()).start();
-/// reaper.spawn(std::process::Command::new("true")).await?.await?;
+/// reaper.spawn(std::process::Command::new("true"))?.await?;
 /// assert_eq!(sink.reaped_total.load(Ordering::Relaxed), 1);
 /// # Ok(())
 /// # }

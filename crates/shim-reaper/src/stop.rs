@@ -7,13 +7,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::libc;
-use nix::sys::signal::Signal;
 
 use crate::core::Core;
 use crate::kernel::{Linux, ProcessTable, WaitResult};
 use crate::shim::Shim;
 use crate::thread::run_on_thread;
-use crate::{ShutdownReport, StopReport, sys};
+use crate::{ShutdownReport, Signal, StopReport, sys};
 
 /// How long a shim that was sent SIGKILL is waited for. It may be stuck in the kernel, and a large
 /// process takes long to release its memory.
@@ -176,8 +175,7 @@ fn await_exits(kernel: &Linux, mut shims: Shims, deadline: Instant) -> Shims {
 fn await_exit(kernel: &Linux, shim: &Shim<OwnedFd>, deadline: Instant) -> bool {
     while shim.is_process_running(kernel) {
         // A duplicate, because the worker closes the pidfd when it reaps the process.
-        let pidfd = shim.state().pidfd.as_ref().map(OwnedFd::try_clone);
-        if let Some(Ok(pidfd)) = pidfd {
+        if let Ok(pidfd) = shim.duplicate_pidfd() {
             return sys::pidfd_await_exit(pidfd.as_fd(), Some(deadline));
         }
         if deadline <= Instant::now() {

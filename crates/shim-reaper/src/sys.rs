@@ -15,11 +15,10 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::ResourceUsage;
+use crate::{ResourceUsage, Signal};
 
 /// The children that a [`waitid`] call waits for. There is deliberately no variant for `P_ALL`.
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +50,7 @@ pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
 /// Sends a signal: `pidfd_send_signal(2)`, Linux 5.1. With `None` it only checks that the process
 /// has not been reaped.
 pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Option<Signal>) -> io::Result<()> {
-    let signal = signal.map_or(0, |signal| signal as libc::c_int);
+    let signal = signal.map_or(0, Signal::as_raw);
     // SAFETY: with a null siginfo pointer the kernel fills it in as kill(2) does.
     let done = unsafe {
         libc::syscall(
@@ -63,6 +62,16 @@ pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Option<Signal>) -
         )
     };
     if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Sends a signal by pid: `kill(2)`.
+pub(crate) fn kill(pid: u32, signal: Signal) -> io::Result<()> {
+    let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
+    // SAFETY: takes two integers and touches no memory of this process.
+    if unsafe { libc::kill(pid, signal.as_raw()) } < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())

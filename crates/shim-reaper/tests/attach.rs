@@ -80,9 +80,9 @@ async fn an_attached_handle_resolves_with_the_exit_code(builder: ReaperBuilder) 
     let pidfds = format!("{builder:?}").contains("pidfd: true");
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(20)));
     let mut family = Family::new(33);
-    let handle = fixture.reaper.attach(family.pid).await.unwrap();
+    let handle = fixture.reaper.attach(family.pid).unwrap();
     assert!(handle.is_running());
-    assert_eq!(fixture.reaper.registered().await, [family.pid]);
+    assert_eq!(fixture.reaper.registered(), [family.pid]);
     fixture.sweeps(3).await;
     fixture.expect(0, 0, 1).await;
 
@@ -106,7 +106,7 @@ async fn an_attached_handle_resolves_with_the_exit_code(builder: ReaperBuilder) 
 async fn an_attached_zombie_stays_for_its_parent(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(20)));
     let mut family = Family::new(5);
-    let handle = fixture.reaper.attach(family.pid).await.unwrap();
+    let handle = fixture.reaper.attach(family.pid).unwrap();
     kill(family.parent.id(), SIGSTOP);
     family.end_child();
 
@@ -126,7 +126,7 @@ async fn an_attached_zombie_stays_for_its_parent(builder: ReaperBuilder) {
 async fn an_attached_own_child_is_only_observed(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(20)));
     let mut child = common::exits_on_eof(6).spawn().unwrap();
-    let handle = fixture.reaper.attach(child.id()).await.unwrap();
+    let handle = fixture.reaper.attach(child.id()).unwrap();
     drop(child.stdin.take());
     let exit = handle.await.unwrap();
     assert_eq!(
@@ -144,7 +144,6 @@ async fn attaching_to_a_missing_process_resolves_as_vanished(builder: ReaperBuil
     let handle = fixture
         .reaper
         .attach(u32::try_from(i32::MAX).unwrap())
-        .await
         .unwrap();
     let exit = handle.await.unwrap();
     assert_eq!(

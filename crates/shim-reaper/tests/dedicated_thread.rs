@@ -63,7 +63,7 @@ fn a_dedicated_reaper_reaps_while_the_callers_tokio_runtime_is_blocked() {
 fn a_dedicated_reaper_serves_synchronous_code() {
     let reaper = ShimReaper::builder().start_dedicated().unwrap();
     let exit = futures::executor::block_on(async {
-        let handle = reaper.spawn(exits_with(12)).await.unwrap();
+        let handle = reaper.spawn(exits_with(12)).unwrap();
         handle.await.unwrap()
     });
     assert_eq!(exit.code(), Some(12));

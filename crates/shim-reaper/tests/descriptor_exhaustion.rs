@@ -32,7 +32,7 @@ fn registering_works_without_descriptors() {
             let mut handles = Vec::new();
             for (i, child) in children.into_iter().enumerate() {
                 handles.push(if i % 2 == 0 {
-                    fixture.reaper.register(child.id()).await.unwrap()
+                    fixture.reaper.register(child.id()).unwrap()
                 } else {
                     fixture.reaper.register_child(child).unwrap()
                 });
@@ -61,7 +61,7 @@ fn registering_works_without_descriptors() {
             fixture.expect(1, 0, SHIMS as u64 - 1).await;
             drop(stdins);
             for handle in handles {
-                let pid = handle.pid();
+                let pid = handle.id();
                 assert_eq!(handle.await.unwrap().code(), Some(7));
                 eventually("the shim is gone", || is_gone(pid)).await;
             }

@@ -58,7 +58,7 @@ async fn an_exit_is_in_the_stream_before_its_handle_wakes_a_task(builder: Reaper
         reader.found.lock().unwrap().is_some()
     })
     .await;
-    assert_eq!(*reader.found.lock().unwrap(), Some(Some(handle.pid())));
+    assert_eq!(*reader.found.lock().unwrap(), Some(Some(handle.id())));
 }
 
 async fn a_task_that_awaited_a_handle_finds_its_exit_in_the_stream(builder: ReaperBuilder) {
@@ -68,7 +68,7 @@ async fn a_task_that_awaited_a_handle_finds_its_exit_in_the_stream(builder: Reap
             let reaper = fixture.reaper.clone();
             tokio::spawn(async move {
                 let mut exits = reaper.exits();
-                let exit = reaper.spawn(exits_with(code)).await.unwrap().await.unwrap();
+                let exit = reaper.spawn(exits_with(code)).unwrap().await.unwrap();
                 loop {
                     let next = exits.next().now_or_never().flatten();
                     if next.expect("the exit is in the stream").pid == exit.pid {
@@ -113,8 +113,8 @@ async fn await_all_then_shut_down(dedicated: bool, shutdown: Shutdown) {
     let mut handles = Vec::new();
     let mut expected = BTreeMap::new();
     for code in 1..4 {
-        let handle = reaper.spawn(exits_with(code)).await.unwrap();
-        expected.insert(handle.pid(), Some(code));
+        let handle = reaper.spawn(exits_with(code)).unwrap();
+        expected.insert(handle.id(), Some(code));
         handles.push(handle);
     }
     for handle in handles {
@@ -166,7 +166,7 @@ async fn a_registration_that_races_a_shutdown_is_streamed_or_returned() {
 async fn the_exit_stream_ends_with_the_last_reaper_and_handle() {
     let reaper = ShimReaper::start();
     let exits = reaper.exits();
-    let exit = reaper.spawn(exits_with(6)).await.unwrap().await.unwrap();
+    let exit = reaper.spawn(exits_with(6)).unwrap().await.unwrap();
     drop(reaper);
     let read: Vec<_> = exits.map(|exit| exit.pid).collect().await;
     assert_eq!(read, [exit.pid]);

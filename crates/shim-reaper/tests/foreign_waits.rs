@@ -119,13 +119,13 @@ async fn end_all(fixture: &Fixture, after_exit: impl FnOnce(&[u32])) -> Vec<Shim
         let mut child = exits_on_eof(i % 250).spawn().unwrap();
         stdins.push(child.stdin.take());
         handles.push(if i % 2 == 0 {
-            fixture.reaper.register(child.id()).await.unwrap()
+            fixture.reaper.register(child.id()).unwrap()
         } else {
             fixture.reaper.register_child(child).unwrap()
         });
     }
     drop(stdins);
-    let pids: Vec<u32> = handles.iter().map(shim_reaper::ShimHandle::pid).collect();
+    let pids: Vec<u32> = handles.iter().map(shim_reaper::ShimHandle::id).collect();
     after_exit(&pids);
     let mut exits = Vec::new();
     for handle in handles {
@@ -290,7 +290,7 @@ fn check_failed_spawns(commands: &[fn() -> Command], expected: &[io::Error]) {
     block_on(async {
         let fixture = Fixture::new(ShimReaper::builder());
         for (command, expected) in commands.iter().zip(expected) {
-            let error = fixture.reaper.spawn(command()).await.unwrap_err();
+            let error = fixture.reaper.spawn(command()).unwrap_err();
             assert_eq!(error.kind(), expected.kind(), "{error}");
         }
         fixture.expect(0, 0, 0).await;
@@ -320,7 +320,7 @@ async fn check_short_lived(fixture: &Fixture, i: i32) {
 
 async fn spawn_short_lived(fixture: &Fixture, i: i32) -> ShimExit {
     let shim = common::exits_with(i % 250);
-    fixture.reaper.spawn(shim).await.unwrap().await.unwrap()
+    fixture.reaper.spawn(shim).unwrap().await.unwrap()
 }
 
 fn ignore_sigchld() {

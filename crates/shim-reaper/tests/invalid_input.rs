@@ -29,8 +29,8 @@ async fn pids_that_no_child_can_have_are_rejected(builder: ReaperBuilder) {
         (u32::MAX, RegisterErrorKind::OutOfRange),
     ] {
         for error in [
-            fixture.reaper.register(pid).await.unwrap_err(),
-            fixture.reaper.attach(pid).await.unwrap_err(),
+            fixture.reaper.register(pid).unwrap_err(),
+            fixture.reaper.attach(pid).unwrap_err(),
         ] {
             assert_eq!((error.pid(), error.kind()), (pid, kind));
             assert!(
@@ -40,7 +40,7 @@ async fn pids_that_no_child_can_have_are_rejected(builder: ReaperBuilder) {
             assert!(error.into_child().is_none());
         }
     }
-    assert!(fixture.reaper.registered().await.is_empty());
+    assert!(fixture.reaper.registered().is_empty());
     fixture.expect(0, 0, 0).await;
 }
 
@@ -56,7 +56,7 @@ async fn extreme_durations_are_clamped(builder: ReaperBuilder) {
             fixture.sweeps(5).await;
         }
         let mut child = exits_with(3).spawn().unwrap();
-        let handle = fixture.reaper.register(child.id()).await.unwrap();
+        let handle = fixture.reaper.register(child.id()).unwrap();
         if grace == Duration::MAX {
             assert_eq!(child.wait().unwrap().code(), Some(3));
         } else {
@@ -78,11 +78,11 @@ async fn a_reaper_started_with_a_cancelled_token_rejects_every_call(builder: Rea
     let fixture = Fixture::new(builder.shutdown_token(token));
     assert!(!fixture.reaper.worker_alive());
     let child = exits_with(3).spawn().unwrap();
-    let error = fixture.reaper.register(child.id()).await.unwrap_err();
+    let error = fixture.reaper.register(child.id()).unwrap_err();
     assert_eq!(error.kind(), RegisterErrorKind::Closed);
     let error = fixture.reaper.register_child(child).unwrap_err();
     assert_eq!(error.into_child().unwrap().wait().unwrap().code(), Some(3));
-    let error = fixture.reaper.spawn(exits_with(3)).await.unwrap_err();
+    let error = fixture.reaper.spawn(exits_with(3)).unwrap_err();
     assert!(error.get_ref().unwrap().is::<ReaperClosed>());
     assert_eq!(fixture.reaper.shutdown().await.drained, 0);
     fixture.expect(0, 0, 0).await;
@@ -90,7 +90,7 @@ async fn a_reaper_started_with_a_cancelled_token_rejects_every_call(builder: Rea
 
 async fn registering_a_live_process_of_another_parent_resolves_as_vanished(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(20)));
-    let handle = fixture.reaper.register(1).await.unwrap();
+    let handle = fixture.reaper.register(1).unwrap();
     let exit = handle.await.unwrap();
     assert!(exit.status.is_none() && exit.rusage.is_none());
     assert!(!exit.success());
@@ -109,9 +109,9 @@ async fn a_registration_that_cannot_be_waited_for_resolves_without_a_sweep() {
     let nonexistent = u32::try_from(i32::MAX).unwrap();
     for (pid, attach) in [(nonexistent, false), (nonexistent, true), (1, false)] {
         let handle = if attach {
-            fixture.reaper.attach(pid).await.unwrap()
+            fixture.reaper.attach(pid).unwrap()
         } else {
-            fixture.reaper.register(pid).await.unwrap()
+            fixture.reaper.register(pid).unwrap()
         };
         assert!(handle.await.unwrap().status.is_none());
     }
@@ -128,13 +128,11 @@ fn spawning_a_missing_or_unexecutable_program_leaves_no_child() {
                 let error = fixture
                     .reaper
                     .spawn(Command::new("/nonexistent/shim"))
-                    .await
                     .unwrap_err();
                 assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
                 let error = fixture
                     .reaper
                     .spawn(Command::new("/etc/passwd"))
-                    .await
                     .unwrap_err();
                 assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
                 assert_eq!(

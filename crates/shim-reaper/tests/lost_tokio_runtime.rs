@@ -39,7 +39,7 @@ fn without_tokio_runtime(builder: ReaperBuilder) -> (Fixture, ShimHandle) {
     std::thread::spawn(|| {
         block_on(async {
             let fixture = Fixture::new(builder);
-            let handle = fixture.reaper.spawn(sleeper()).await.unwrap();
+            let handle = fixture.reaper.spawn(sleeper()).unwrap();
             assert!(fixture.reaper.worker_alive());
             (fixture, handle)
         })
@@ -51,10 +51,10 @@ fn without_tokio_runtime(builder: ReaperBuilder) -> (Fixture, ShimHandle) {
 async fn a_reaper_without_its_tokio_runtime_continues_on_a_thread(builder: ReaperBuilder) {
     let (fixture, handle) = without_tokio_runtime(builder);
     let child = exits_with(3).spawn().unwrap();
-    drop(fixture.reaper.register(child.id()).await.unwrap());
-    let spawned = fixture.reaper.spawn(exits_with(4)).await.unwrap();
+    drop(fixture.reaper.register(child.id()).unwrap());
+    let spawned = fixture.reaper.spawn(exits_with(4)).unwrap();
     assert!(fixture.reaper.worker_alive());
-    handle.kill().unwrap();
+    handle.start_kill().unwrap();
     assert_eq!(handle.await.unwrap().signal(), Some(9));
     assert_eq!(spawned.await.unwrap().code(), Some(4));
     fixture.expect(3, 0, 0).await;
@@ -63,12 +63,15 @@ async fn a_reaper_without_its_tokio_runtime_continues_on_a_thread(builder: Reape
 
 async fn a_reaper_without_its_tokio_runtime_reaps_without_any_call(builder: ReaperBuilder) {
     let (fixture, handle) = without_tokio_runtime(builder);
-    common::kill(handle.pid(), SIGKILL);
-    eventually("the shim is reaped", || is_gone(handle.pid())).await;
+    common::kill(handle.id(), SIGKILL);
+    eventually("the shim is reaped", || is_gone(handle.id())).await;
     assert!(fixture.reaper.worker_alive());
     // The zombie is gone a moment before the handle resolves.
     eventually("the handle resolves", || !handle.is_running()).await;
-    assert_eq!(handle.try_exit().and_then(|exit| exit.signal()), Some(9));
+    assert_eq!(
+        handle.try_wait().unwrap().and_then(|exit| exit.signal()),
+        Some(9)
+    );
 }
 
 async fn a_cancelled_token_closes_a_reaper_without_its_tokio_runtime(builder: ReaperBuilder) {
@@ -83,8 +86,8 @@ async fn a_cancelled_token_closes_a_reaper_without_its_tokio_runtime(builder: Re
         handle.clone().now_or_never().is_some()
     })
     .await;
-    handle.kill().unwrap();
-    waitpid(as_pid(handle.pid()), None).unwrap();
+    handle.start_kill().unwrap();
+    waitpid(as_pid(handle.id()), None).unwrap();
 }
 
 #[tokio::test]
@@ -95,7 +98,7 @@ async fn a_token_cancelled_together_with_the_tokio_runtime_closes_the_reaper() {
             let token = CancellationToken::new();
             let pair = runtime.block_on(async {
                 let fixture = Fixture::new(ShimReaper::builder().shutdown_token(token.clone()));
-                let handle = fixture.reaper.spawn(sleeper()).await.unwrap();
+                let handle = fixture.reaper.spawn(sleeper()).unwrap();
                 (fixture, handle)
             });
             // The worker no longer runs when the token is cancelled.
@@ -105,12 +108,12 @@ async fn a_token_cancelled_together_with_the_tokio_runtime_closes_the_reaper() {
         .join()
         .unwrap();
         // No task polls the handle.
-        while !fixture.reaper.registered().await.is_empty() {
+        while !fixture.reaper.registered().is_empty() {
             common::pause().await;
         }
         assert_eq!(handle.clone().await.unwrap_err(), ReaperClosed);
-        handle.kill().unwrap();
-        waitpid(as_pid(handle.pid()), None).unwrap();
+        handle.start_kill().unwrap();
+        waitpid(as_pid(handle.id()), None).unwrap();
     }
 }
 
@@ -125,24 +128,27 @@ fn the_callers_tokio_runtime_does_not_replace_the_lost_one() {
         let first = Builder::new_current_thread().enable_all().build().unwrap();
         let (reaper, old) = first.block_on(async {
             let reaper = ShimReaper::start();
-            let old = reaper.spawn(sleeper()).await.unwrap();
+            let old = reaper.spawn(sleeper()).unwrap();
             (reaper, old)
         });
         drop(first);
         let spawned = second.block_on(async {
             assert!(poll_once(&old).is_none());
-            reaper.spawn(exits_with(4)).await
+            reaper.spawn(exits_with(4))
         });
         let spawned = spawned.unwrap();
         // The second tokio runtime exists, but no thread runs it.
         eventually_blocking("the shim is reaped", || !spawned.is_running());
-        assert_eq!(spawned.try_exit().and_then(|exit| exit.code()), Some(4));
-        old.kill().unwrap();
-        eventually_blocking("the shim is reaped", || is_gone(old.pid()));
+        assert_eq!(
+            spawned.try_wait().unwrap().and_then(|exit| exit.code()),
+            Some(4)
+        );
+        old.start_kill().unwrap();
+        eventually_blocking("the shim is reaped", || is_gone(old.id()));
         assert!(reaper.worker_alive());
         assert_eq!(reaper.stats().respawns_total, 1);
         drop(second);
-        let later = futures::executor::block_on(reaper.spawn(exits_with(5))).unwrap();
+        let later = reaper.spawn(exits_with(5)).unwrap();
         assert_eq!(futures::executor::block_on(later).unwrap().code(), Some(5));
         assert_eq!(reaper.stats().respawns_total, 1);
     }
@@ -190,7 +196,7 @@ fn sweeps_after_a_forked_child_drops_its_copy() {
         fixture.sweeps(3).await;
         assert_eq!(fixture.reaper.stats().respawns_total, 0);
         // The watches report events again.
-        let exit = fixture.reaper.spawn(exits_with(6)).await.unwrap().await;
+        let exit = fixture.reaper.spawn(exits_with(6)).unwrap().await;
         assert_eq!(exit.unwrap().code(), Some(6));
     });
     drop(ManuallyDrop::into_inner(runtime));
@@ -203,7 +209,7 @@ fn a_dropped_reaper_without_shims_starts_no_thread() {
         for _ in 0..20 {
             block_on(async {
                 let reaper = ShimReaper::start();
-                reaper.spawn(exits_with(3)).await.unwrap().await.unwrap();
+                reaper.spawn(exits_with(3)).unwrap().await.unwrap();
             });
         }
         assert_eq!((log.warnings(), log.errors()), (0, 0));
@@ -221,7 +227,7 @@ fn only_the_next_call_starts_the_thread_of_an_idle_reaper() {
             let reaper = block_on(async {
                 let builder = ShimReaper::builder().shutdown_token(token.clone());
                 let reaper = builder.start();
-                reaper.spawn(exits_with(3)).await.unwrap().await.unwrap();
+                reaper.spawn(exits_with(3)).unwrap().await.unwrap();
                 reaper
             });
             assert_eq!((log.warnings(), log.errors()), (0, 0));
@@ -229,7 +235,7 @@ fn only_the_next_call_starts_the_thread_of_an_idle_reaper() {
 
             let child = exits_with(4).spawn().unwrap();
             let handle = reaper.register_child(child).unwrap();
-            eventually_blocking("the shim is reaped", || is_gone(handle.pid()));
+            eventually_blocking("the shim is reaped", || is_gone(handle.id()));
             assert_eq!(reaper.stats().respawns_total, 1);
         },
     );
@@ -262,7 +268,7 @@ fn the_next_call_retries_when_no_thread_can_start() {
         let (reaper, handle) = runtime.block_on(async {
             let reaper = ShimReaper::start();
             let options = SpawnOptions::new().kill_on_drop(true);
-            let handle = reaper.spawn_with(sleeper(), options).await.unwrap();
+            let handle = reaper.spawn_with(sleeper(), options).unwrap();
             (reaper, handle)
         });
         let (soft, hard) = getrlimit(Resource::RLIMIT_NPROC).unwrap();
@@ -277,8 +283,8 @@ fn the_next_call_retries_when_no_thread_can_start() {
         setrlimit(Resource::RLIMIT_NPROC, soft, hard).unwrap();
         assert!(poll_once(&handle).is_none());
         assert!(reaper.worker_alive());
-        handle.kill().unwrap();
-        eventually_blocking("the shim is reaped", || is_gone(handle.pid()));
+        handle.start_kill().unwrap();
+        eventually_blocking("the shim is reaped", || is_gone(handle.id()));
         assert_eq!(reaper.stats().respawns_total, 1);
     });
 }

@@ -24,11 +24,11 @@ async fn a_burst_of_missing_pids_resolves_as_vanished(builder: ReaperBuilder) {
     let start = Instant::now();
     let highest = u32::try_from(i32::MAX).unwrap();
     for pid in highest - 1_023..=highest {
-        drop(fixture.reaper.register(pid).await.unwrap());
+        drop(fixture.reaper.register(pid).unwrap());
     }
     fixture.expect(0, 1_024, 0).await;
     assert!(start.elapsed() < Duration::from_secs(3));
-    assert!(fixture.reaper.registered().await.is_empty());
+    assert!(fixture.reaper.registered().is_empty());
 }
 
 async fn a_thousand_of_ten_thousand_shims_exit_at_once(builder: ReaperBuilder) {
@@ -37,7 +37,7 @@ async fn a_thousand_of_ten_thousand_shims_exit_at_once(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.owner_grace(Duration::ZERO));
     let mut idle = IdleChildren::fork(LIVE);
     for pid in &idle.0 {
-        drop(fixture.reaper.register(*pid).await.unwrap());
+        drop(fixture.reaper.register(*pid).unwrap());
     }
     fixture.expect(0, 0, LIVE as u64).await;
 
@@ -49,7 +49,7 @@ async fn a_thousand_of_ten_thousand_shims_exit_at_once(builder: ReaperBuilder) {
             .iter()
             .all(|pid| matches!(state_of(*pid), Some('S' | 'R')))
     );
-    assert_eq!(fixture.reaper.registered().await.len(), LIVE - 1_000);
+    assert_eq!(fixture.reaper.registered().len(), LIVE - 1_000);
 
     let rest = idle.kill(LIVE - 1_000);
     fixture.expect(LIVE as u64, 0, 0).await;
@@ -68,14 +68,14 @@ async fn a_long_sweep_does_not_delay_registering() {
     );
     let mut idle = IdleChildren::fork(LIVE + 1_000);
     for pid in &idle.0[..LIVE] {
-        drop(fixture.reaper.register(*pid).await.unwrap());
+        drop(fixture.reaper.register(*pid).unwrap());
     }
     let mut p99 = Vec::new();
     for batch in idle.0[LIVE..].chunks(100) {
         let mut times: Vec<Duration> = Vec::new();
         for pid in batch {
             let start = Instant::now();
-            let handle = fixture.reaper.register(*pid).await;
+            let handle = fixture.reaper.register(*pid);
             times.push(start.elapsed());
             drop(handle.unwrap());
             tokio::task::yield_now().await;

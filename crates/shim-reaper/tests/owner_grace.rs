@@ -28,7 +28,7 @@ async fn an_owner_that_waits_in_time_gets_the_exit_code_and_so_does_the_handle(
             .owner_grace(DEADLINE * 10),
     );
     let mut child = exits_on_eof(42).spawn().unwrap();
-    let handle = fixture.reaper.register(child.id()).await.unwrap();
+    let handle = fixture.reaper.register(child.id()).unwrap();
     drop(child.stdin.take());
 
     // The handle resolves at once, before the owner waits.
@@ -55,7 +55,7 @@ async fn a_wait_by_the_owner_removes_the_entry_without_a_sweep() {
     let builder = ShimReaper::builder().sweep_interval(never);
     let fixture = Fixture::new(builder.owner_grace(never));
     let mut child = exits_on_eof(42).spawn().unwrap();
-    let handle = fixture.reaper.register(child.id()).await.unwrap();
+    let handle = fixture.reaper.register(child.id()).unwrap();
     drop(child.stdin.take());
     assert_eq!(handle.await.unwrap().code(), Some(42));
     if !kernel_is_at_least(6, 9) {
@@ -75,7 +75,7 @@ async fn the_reaper_reaps_when_the_grace_period_of_the_owner_expires(builder: Re
     );
     let mut child = exits_on_eof(7).spawn().unwrap();
     let pid = child.id();
-    let handle = fixture.reaper.register(pid).await.unwrap();
+    let handle = fixture.reaper.register(pid).unwrap();
     let before_exit = Instant::now();
     drop(child.stdin.take());
 
@@ -94,7 +94,7 @@ async fn the_default_grace_period_is_one_sweep_interval(builder: ReaperBuilder) 
     let fixture = Fixture::new(builder.sweep_interval(interval));
     let mut child = exits_on_eof(0).spawn().unwrap();
     let pid = child.id();
-    drop(fixture.reaper.register(pid).await.unwrap());
+    drop(fixture.reaper.register(pid).unwrap());
     let before_exit = Instant::now();
     drop(child.stdin.take());
     eventually("the zombie is reaped", || is_gone(pid)).await;
@@ -104,11 +104,11 @@ async fn the_default_grace_period_is_one_sweep_interval(builder: ReaperBuilder) 
 
 async fn a_child_that_the_reaper_owns_is_reaped_at_once(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.owner_grace(DEADLINE * 10));
-    let spawned = fixture.reaper.spawn(sleeper()).await.unwrap();
+    let spawned = fixture.reaper.spawn(sleeper()).unwrap();
     let child = sleeper().spawn().unwrap();
     let registered = fixture.reaper.register_child(child).unwrap();
     for handle in [spawned, registered] {
-        handle.kill().unwrap();
+        handle.start_kill().unwrap();
         let exit = handle.await.unwrap();
         assert_eq!(
             (exit.signal(), exit.collected_by),
@@ -122,7 +122,7 @@ async fn a_child_that_the_reaper_owns_is_reaped_at_once(builder: ReaperBuilder) 
 async fn without_a_grace_period_the_reaper_reaps_at_once(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.owner_grace(Duration::ZERO));
     let mut child = exits_on_eof(9).spawn().unwrap();
-    let handle = fixture.reaper.register(child.id()).await.unwrap();
+    let handle = fixture.reaper.register(child.id()).unwrap();
     drop(child.stdin.take());
     let exit = handle.await.unwrap();
     assert_eq!(

@@ -47,7 +47,7 @@ async fn reaps_orphans_of_the_group_only(pidfd: bool) {
     let mut shim =
         script("sleep 1000 >/dev/null & echo $!; setsid sleep 1000 >/dev/null & echo $!; exit 3");
     shim.stdout(Stdio::piped());
-    let handle = fixture.reaper.spawn_with(shim, group).await.unwrap();
+    let handle = fixture.reaper.spawn_with(shim, group).unwrap();
     let mut stdout = handle.take_stdout().unwrap();
     let mut printed = String::new();
     stdout.read_to_string(&mut printed).await.unwrap();
@@ -94,7 +94,7 @@ fn orphans_of_a_live_shim_are_reaped_after_the_shim_exits() {
                 let mut shim =
                     script("(sleep 0.1 >/dev/null & echo $!); exec sleep 1000 >/dev/null");
                 shim.stdout(Stdio::piped());
-                let handle = fixture.reaper.spawn_with(shim, group).await.unwrap();
+                let handle = fixture.reaper.spawn_with(shim, group).unwrap();
                 let orphan = printed_pid(&handle).await;
                 eventually("the process exits", || is_zombie(orphan)).await;
                 fixture.sweeps(20).await;
@@ -102,7 +102,7 @@ fn orphans_of_a_live_shim_are_reaped_after_the_shim_exits() {
                     is_zombie(orphan),
                     "the zombie stays while its group leader lives"
                 );
-                handle.kill().unwrap();
+                handle.start_kill().unwrap();
                 assert_eq!(handle.await.unwrap().signal(), Some(9));
                 eventually("the orphan is reaped", || is_gone(orphan)).await;
                 eventually("the orphan is counted", || {
@@ -142,16 +142,16 @@ async fn leaves_a_pipeline_to_its_owner(pidfd: bool, leader_lives: bool) {
             .owner_grace(Duration::ZERO),
     );
     let group = SpawnOptions::new().process_group(true).kill_on_drop(true);
-    let leader = fixture.reaper.spawn_with(sleeper(), group).await.unwrap();
+    let leader = fixture.reaper.spawn_with(sleeper(), group).unwrap();
     let mut members: Vec<Child> = (0..5)
         .map(|_| {
             let mut member = exits_on_eof(7);
-            member.process_group(leader.pid() as i32);
+            member.process_group(leader.id() as i32);
             member.spawn().unwrap()
         })
         .collect();
     if !leader_lives {
-        leader.kill().unwrap();
+        leader.start_kill().unwrap();
         leader.clone().await.unwrap();
     }
     for member in &mut members {
@@ -164,7 +164,7 @@ async fn leaves_a_pipeline_to_its_owner(pidfd: bool, leader_lives: bool) {
         assert_eq!(member.wait().unwrap().code(), Some(7));
     }
     if leader_lives {
-        leader.kill().unwrap();
+        leader.start_kill().unwrap();
         leader.await.unwrap();
     }
     assert_eq!(fixture.reaper.stats().orphans_reaped_total, 0);
@@ -190,20 +190,20 @@ async fn leaves_a_registered_child_to_its_owner(leader_lives: bool) {
             .owner_grace(DEADLINE * 10),
     );
     let group = SpawnOptions::new().process_group(true).kill_on_drop(true);
-    let leader = fixture.reaper.spawn_with(sleeper(), group).await.unwrap();
+    let leader = fixture.reaper.spawn_with(sleeper(), group).unwrap();
     let mut member = exits_on_eof(7);
-    member.process_group(leader.pid() as i32);
+    member.process_group(leader.id() as i32);
     let mut member = member.spawn().unwrap();
-    let handle = fixture.reaper.register(member.id()).await.unwrap();
+    let handle = fixture.reaper.register(member.id()).unwrap();
     if !leader_lives {
-        leader.kill().unwrap();
+        leader.start_kill().unwrap();
         leader.clone().await.unwrap();
     }
     drop(member.stdin.take());
     assert_eq!(handle.await.unwrap().code(), Some(7));
     fixture.sweeps(20).await;
     assert_eq!(member.wait().unwrap().code(), Some(7));
-    let _ = leader.kill();
+    let _ = leader.start_kill();
     leader.await.unwrap();
     assert_eq!(fixture.reaper.stats().orphans_reaped_total, 0);
 }
@@ -227,8 +227,8 @@ async fn leaves_a_child_of_an_exited_thread_to_its_owner() {
             .owner_grace(Duration::ZERO),
     );
     let group = SpawnOptions::new().process_group(true);
-    let leader = fixture.reaper.spawn_with(sleeper(), group).await.unwrap();
-    let pgid = leader.pid() as i32;
+    let leader = fixture.reaper.spawn_with(sleeper(), group).unwrap();
+    let pgid = leader.id() as i32;
     let (send_member, member) = mpsc::channel();
     let (exit_thread, thread_exit) = mpsc::channel::<()>();
     let thread = thread::spawn(move || {
@@ -237,7 +237,7 @@ async fn leaves_a_child_of_an_exited_thread_to_its_owner() {
         let _ = thread_exit.recv();
     });
     let mut member = member.recv().unwrap();
-    leader.kill().unwrap();
+    leader.start_kill().unwrap();
     leader.await.unwrap();
     fixture.sweeps(2).await;
 
@@ -276,7 +276,7 @@ async fn reaps_all_within_one_grace_period() {
     let orphans = DEADLINE.as_secs() / grace.as_secs() + 5;
     let group = SpawnOptions::new().process_group(true);
     let shim = script(&format!("for i in $(seq {orphans}); do sleep 0.1 & done"));
-    let leader = fixture.reaper.spawn_with(shim, group).await.unwrap();
+    let leader = fixture.reaper.spawn_with(shim, group).unwrap();
     leader.await.unwrap();
     eventually("all orphans are reaped", || {
         fixture.reaper.stats().orphans_reaped_total == orphans
@@ -314,7 +314,7 @@ fn an_orphan_is_reaped_when_the_grace_period_expires() {
             let group = SpawnOptions::new().process_group(true);
             let mut shim = script("sleep 1000 >/dev/null & echo $!");
             shim.stdout(Stdio::piped());
-            let handle = fixture.reaper.spawn_with(shim, group).await.unwrap();
+            let handle = fixture.reaper.spawn_with(shim, group).unwrap();
             let orphan = printed_pid(&handle).await;
             handle.await.unwrap();
             let before_exit = Instant::now();
@@ -333,7 +333,7 @@ fn without_process_group_no_orphan_is_reaped() {
         become_subreaper();
         block_on(async {
             let fixture = fast_fixture();
-            let first = fixture.reaper.spawn(leader_with_an_orphan()).await.unwrap();
+            let first = fixture.reaper.spawn(leader_with_an_orphan()).unwrap();
             let child = leader_with_an_orphan().spawn().unwrap();
             let second = fixture.reaper.register_child(child).unwrap();
             for handle in [first, second] {

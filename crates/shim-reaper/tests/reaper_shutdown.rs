@@ -60,7 +60,7 @@ impl Scene {
         .await;
         let mut children = KillOnDrop::default();
         let pid = children.spawn(sleeper()).unwrap();
-        let running = fixture.reaper.register(pid).await.unwrap();
+        let running = fixture.reaper.register(pid).unwrap();
         let mut exited = Vec::new();
         for code in [1, 2] {
             let mut child = exits_on_eof(code).spawn().unwrap();
@@ -69,7 +69,7 @@ impl Scene {
             exited.push(if code == 1 {
                 fixture.reaper.register_child(child).unwrap()
             } else {
-                fixture.reaper.register(pid).await.unwrap()
+                fixture.reaper.register(pid).unwrap()
             });
             eventually("the shim exits", || is_zombie(pid) || is_gone(pid)).await;
         }
@@ -82,17 +82,17 @@ impl Scene {
     }
 
     async fn check(&self, report: &ShutdownReport) {
-        assert_eq!(report.still_running, [self.running.pid()]);
+        assert_eq!(report.still_running, [self.running.id()]);
         assert!(report.drained <= 2);
         for (handle, code) in self.exited.iter().zip([1, 2]) {
             assert_eq!(handle.clone().await.unwrap().code(), Some(code));
-            assert!(is_gone(handle.pid()), "no zombie is left");
+            assert!(is_gone(handle.id()), "no zombie is left");
         }
         assert_eq!(self.running.clone().await.unwrap_err(), ReaperClosed);
         assert!(!self.fixture.reaper.worker_alive());
         self.fixture.expect(2, 0, 0).await;
         assert!(
-            !is_gone(self.running.pid()),
+            !is_gone(self.running.id()),
             "the running shim is left alone"
         );
     }
@@ -155,10 +155,10 @@ async fn shutdown_drains_exited_shims(builder: ReaperBuilder) {
     let mut handles = Vec::new();
     for code in 0..20 {
         let child = exits_with(code).spawn().unwrap();
-        handles.push(fixture.reaper.register(child.id()).await.unwrap());
+        handles.push(fixture.reaper.register(child.id()).unwrap());
     }
     for handle in &handles {
-        eventually("the shim exits", || is_zombie(handle.pid())).await;
+        eventually("the shim exits", || is_zombie(handle.id())).await;
         if pidfds {
             eventually("the handle resolves", || !handle.is_running()).await;
         }
@@ -168,7 +168,7 @@ async fn shutdown_drains_exited_shims(builder: ReaperBuilder) {
     assert_eq!(report.drained, 20);
     assert!(report.still_running.is_empty());
     for (code, handle) in (0..).zip(handles) {
-        assert!(is_gone(handle.pid()));
+        assert!(is_gone(handle.id()));
         assert_eq!(handle.await.unwrap().code(), Some(code));
     }
     fixture.expect(20, 0, 0).await;
@@ -178,23 +178,23 @@ async fn shutdown_reports_running_shims_and_closes_their_handles(builder: Reaper
     let fixture = Fixture::new(builder);
     let mut handles = Vec::new();
     for _ in 0..10 {
-        handles.push(fixture.reaper.spawn(sleeper()).await.unwrap());
+        handles.push(fixture.reaper.spawn(sleeper()).unwrap());
     }
-    handles.push(fixture.reaper.attach(1).await.unwrap());
+    handles.push(fixture.reaper.attach(1).unwrap());
     let tasks: Vec<_> = handles.iter().cloned().map(tokio::spawn).collect();
-    let mut pids: Vec<u32> = handles.iter().map(ShimHandle::pid).collect();
+    let mut pids: Vec<u32> = handles.iter().map(ShimHandle::id).collect();
     pids.sort_unstable();
 
     assert_eq!(fixture.reaper.shutdown().await.still_running, pids);
     for task in tasks {
         assert_eq!(task.await.unwrap().unwrap_err(), ReaperClosed);
     }
-    assert!(fixture.reaper.registered().await.is_empty());
+    assert!(fixture.reaper.registered().is_empty());
     // A handle can still signal its process.
     for handle in &handles[..10] {
         assert!(handle.is_running());
-        handle.kill().unwrap();
-        waitpid(as_pid(handle.pid()), None).unwrap();
+        handle.start_kill().unwrap();
+        waitpid(as_pid(handle.id()), None).unwrap();
         assert!(!handle.is_running());
     }
     fixture.expect(0, 0, 0).await;
@@ -207,15 +207,15 @@ async fn a_closed_reaper_rejects_registrations(builder: ReaperBuilder) {
     let mut children = KillOnDrop::default();
     let pid = children.spawn(sleeper()).unwrap();
     for error in [
-        fixture.reaper.register(pid).await.unwrap_err(),
-        fixture.reaper.attach(pid).await.unwrap_err(),
+        fixture.reaper.register(pid).unwrap_err(),
+        fixture.reaper.attach(pid).unwrap_err(),
     ] {
         assert_eq!(
             (error.pid(), error.kind()),
             (pid, RegisterErrorKind::Closed)
         );
     }
-    let error = fixture.reaper.spawn(sleeper()).await.unwrap_err();
+    let error = fixture.reaper.spawn(sleeper()).unwrap_err();
     assert!(error.get_ref().unwrap().is::<ReaperClosed>(), "{error}");
     fixture.expect(0, 0, 0).await;
 }
@@ -237,7 +237,7 @@ fn a_closed_reaper_forks_no_child() {
             fixture.reaper.shutdown().await;
             // After a fork the error would be that the program does not exist.
             let missing = std::process::Command::new("/nonexistent/shim");
-            let error = fixture.reaper.spawn(missing).await.unwrap_err();
+            let error = fixture.reaper.spawn(missing).unwrap_err();
             assert!(error.get_ref().unwrap().is::<ReaperClosed>(), "{error}");
             let status = nix::sys::wait::waitpid(None, Some(nix::sys::wait::WaitPidFlag::WNOHANG));
             assert_eq!(status, Err(nix::errno::Errno::ECHILD), "no child exists");
@@ -256,7 +256,7 @@ fn a_shutdown_during_spawns_reports_every_child() {
                         let reaper = fixture.reaper.clone();
                         tokio::spawn(async move {
                             let mut handles = Vec::new();
-                            while let Ok(handle) = reaper.spawn(sleeper()).await {
+                            while let Ok(handle) = reaper.spawn(sleeper()) {
                                 handles.push(handle);
                                 tokio::task::yield_now().await;
                             }
@@ -270,9 +270,9 @@ fn a_shutdown_during_spawns_reports_every_child() {
                 for spawner in spawners {
                     for handle in spawner.await.unwrap() {
                         assert_eq!(handle.clone().await.unwrap_err(), ReaperClosed);
-                        running.push(handle.pid());
-                        handle.kill().unwrap();
-                        waitpid(as_pid(handle.pid()), None).unwrap();
+                        running.push(handle.id());
+                        handle.start_kill().unwrap();
+                        waitpid(as_pid(handle.id()), None).unwrap();
                     }
                 }
                 running.sort_unstable();
@@ -375,8 +375,8 @@ fn shutdown_sync_works_from_an_atexit_handler() {
         block_on(async {
             let scene = Scene::new(ShimReaper::builder().pidfd(false)).await;
             REAPER.set(scene.fixture.reaper.clone()).unwrap();
-            scene.running.kill().unwrap();
-            eventually("the shim exits", || is_zombie(scene.running.pid())).await;
+            scene.running.start_kill().unwrap();
+            eventually("the shim exits", || is_zombie(scene.running.id())).await;
             std::mem::forget(scene.children);
             // Exits inside a task, while the threads of the tokio runtime are alive.
             tokio::spawn(async { std::process::exit(11) })
@@ -397,7 +397,7 @@ async fn the_exit_stream_ends_after_the_drained_exits(builder: ReaperBuilder) {
     let mut child = exits_on_eof(9).spawn().unwrap();
     drop(child.stdin.take());
     let pid = child.id();
-    drop(scene.fixture.reaper.register(pid).await.unwrap());
+    drop(scene.fixture.reaper.register(pid).unwrap());
     eventually("the shim exits", || is_zombie(pid)).await;
     scene.fixture.reaper.shutdown().await;
     let exits: Vec<_> = stream.collect().await;

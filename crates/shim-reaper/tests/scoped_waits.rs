@@ -39,7 +39,7 @@ async fn unregistered_children_keep_their_exit_codes_beside_a_busy_reaper(builde
         let code = i % 200;
         unregistered.push((code, exits_with(code).spawn().unwrap()));
         if i % 4 == 0 {
-            drop(fixture.reaper.spawn(exits_with(1)).await.unwrap());
+            drop(fixture.reaper.spawn(exits_with(1)).unwrap());
         }
     }
     fixture.expect(250, 0, 0).await;
@@ -85,21 +85,20 @@ async fn exercise_all_registrations(pidfd: bool) {
     let reaper = &fixture.reaper;
     let mut children = KillOnDrop::default();
     for _ in 0..20 {
-        drop(reaper.spawn(exits_with(3)).await.unwrap());
+        drop(reaper.spawn(exits_with(3)).unwrap());
         let child = exits_with(3).spawn().unwrap();
         drop(reaper.register_child(child).unwrap());
         let child = exits_with(3).spawn().unwrap();
-        drop(reaper.register(child.id()).await.unwrap());
-        drop(reaper.attach(1).await.unwrap());
+        drop(reaper.register(child.id()).unwrap());
+        drop(reaper.attach(1).unwrap());
         let group = SpawnOptions::new().process_group(true);
         drop(
             reaper
                 .spawn_with(shell("sleep 0.1 & exit 4"), group)
-                .await
                 .unwrap(),
         );
         let pid = children.spawn(common::sleeper()).unwrap();
-        drop(reaper.register(pid).await.unwrap());
+        drop(reaper.register(pid).unwrap());
     }
     fixture.expect(80, 0, 21).await;
     fixture.sweeps(10).await;

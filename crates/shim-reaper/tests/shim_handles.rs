@@ -14,8 +14,10 @@ use common::{
     DEADLINE, Fixture, eventually, exits_on_eof, exits_with, is_gone, shell, sleeper, state_of,
 };
 use nix::errno::Errno;
-use nix::sys::signal::Signal::{SIGTERM, SIGUSR1};
-use shim_reaper::{CollectedBy, Exits, ReaperBuilder, ShimHandle, ShimReaper, SpawnOptions};
+use nix::sys::signal::Signal::SIGTERM;
+use shim_reaper::{
+    CollectedBy, Exits, ReaperBuilder, ShimHandle, ShimReaper, Signal, SpawnOptions,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 in_both_modes!(
@@ -70,13 +72,13 @@ async fn clones_resolve_in_tasks_tokio_runtimes_and_threads(builder: ReaperBuild
 
 async fn awaiting_after_the_exit_resolves_at_once(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder);
-    let handle = fixture.reaper.spawn(exits_on_eof(5)).await.unwrap();
+    let handle = fixture.reaper.spawn(exits_on_eof(5)).unwrap();
     assert!(handle.is_running());
-    assert!(handle.try_exit().is_none());
+    assert!(handle.try_wait().unwrap().is_none());
     drop(handle.take_stdin());
     fixture.expect(1, 0, 0).await;
     assert!(!handle.is_running());
-    assert_eq!(handle.try_exit().unwrap().code(), Some(5));
+    assert_eq!(handle.try_wait().unwrap().unwrap().code(), Some(5));
     let ready = futures::FutureExt::now_or_never(handle.clone());
     assert_eq!(ready.unwrap().unwrap().code(), Some(5));
     fixture.reaper.shutdown().await;
@@ -101,7 +103,7 @@ async fn a_handle_can_be_awaited_by_reference_and_in_another_task(builder: Reape
 
 async fn stop_sends_sigterm_first(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder);
-    let handle = fixture.reaper.spawn(sleeper()).await.unwrap();
+    let handle = fixture.reaper.spawn(sleeper()).unwrap();
     let exit = handle.stop(DEADLINE * 10).await.unwrap();
     assert_eq!(exit.signal(), Some(SIGTERM as i32));
     assert_eq!(exit.shell_code(), Some(128 + 15));
@@ -111,7 +113,7 @@ async fn stop_sends_sigkill_when_the_grace_period_expires(builder: ReaperBuilder
     let fixture = Fixture::new(builder);
     let mut shim = shell("trap '' TERM; echo ready; while :; do sleep 1; done");
     shim.stdout(Stdio::piped());
-    let handle = fixture.reaper.spawn(shim).await.unwrap();
+    let handle = fixture.reaper.spawn(shim).unwrap();
     let mut ready = [0; 6];
     handle
         .take_stdout()
@@ -121,12 +123,12 @@ async fn stop_sends_sigkill_when_the_grace_period_expires(builder: ReaperBuilder
         .unwrap();
     let exit = handle.stop(Duration::from_millis(50)).await.unwrap();
     assert_eq!((exit.signal(), exit.shell_code()), (Some(9), Some(137)));
-    assert!(is_gone(handle.pid()));
+    assert!(is_gone(handle.id()));
 }
 
 async fn stopping_an_exited_shim_succeeds(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder);
-    let handle = fixture.reaper.spawn(exits_with(4)).await.unwrap();
+    let handle = fixture.reaper.spawn(exits_with(4)).unwrap();
     fixture.expect(1, 0, 0).await;
     for _ in 0..2 {
         assert_eq!(handle.stop(DEADLINE).await.unwrap().code(), Some(4));
@@ -136,10 +138,10 @@ async fn stopping_an_exited_shim_succeeds(builder: ReaperBuilder) {
 async fn dropping_the_last_handle_kills_with_kill_on_drop(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(10)));
     let options = SpawnOptions::new().kill_on_drop(true);
-    let handle = fixture.reaper.spawn_with(sleeper(), options).await.unwrap();
-    let pid = handle.pid();
+    let handle = fixture.reaper.spawn_with(sleeper(), options).unwrap();
+    let pid = handle.id();
     // A handle from `register` neither keeps the shim alive nor kills it.
-    drop(fixture.reaper.register(pid).await.unwrap());
+    drop(fixture.reaper.register(pid).unwrap());
     let clone = handle.clone();
     drop(handle);
     fixture.sweeps(3).await;
@@ -154,8 +156,8 @@ async fn dropping_the_last_handle_kills_with_kill_on_drop(builder: ReaperBuilder
 
 async fn dropping_handles_does_not_kill_by_default(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(10)));
-    let handle = fixture.reaper.spawn(sleeper()).await.unwrap();
-    let pid = handle.pid();
+    let handle = fixture.reaper.spawn(sleeper()).unwrap();
+    let pid = handle.id();
     drop(handle);
     fixture.sweeps(5).await;
     assert!(matches!(state_of(pid), Some('S' | 'R')));
@@ -170,7 +172,7 @@ async fn pipes_are_tokio_types(builder: ReaperBuilder) {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let handle = fixture.reaper.spawn(echo).await.unwrap();
+    let handle = fixture.reaper.spawn(echo).unwrap();
     let mut stdin: tokio::process::ChildStdin = handle.take_stdin().unwrap();
     let mut stdout: tokio::process::ChildStdout = handle.take_stdout().unwrap();
     let mut stderr: tokio::process::ChildStderr = handle.take_stderr().unwrap();
@@ -206,7 +208,7 @@ fn pipes_can_be_taken_outside_a_tokio_runtime() {
     futures::executor::block_on(async {
         let mut echo = Command::new("cat");
         echo.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let handle = reaper.spawn(echo).await.unwrap();
+        let handle = reaper.spawn(echo).unwrap();
         let mut stdin = handle.take_stdin().unwrap();
         stdin.write_all(b"hello").await.unwrap();
         drop(stdin);
@@ -225,9 +227,9 @@ fn pipes_can_be_taken_outside_a_tokio_runtime() {
 async fn resource_usage_is_reported_for_reaped_shims(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder.owner_grace(Duration::from_millis(10)));
     let work = "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done";
-    let spawned = fixture.reaper.spawn(shell(work)).await.unwrap();
+    let spawned = fixture.reaper.spawn(shell(work)).unwrap();
     let child = shell(work).spawn().unwrap();
-    let registered = fixture.reaper.register(child.id()).await.unwrap();
+    let registered = fixture.reaper.register(child.id()).unwrap();
     for handle in [spawned, registered] {
         let usage = handle.await.unwrap().rusage.unwrap();
         assert!(usage.user_time + usage.system_time > Duration::ZERO);
@@ -240,18 +242,21 @@ async fn signals_reach_the_shim_until_it_exits(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder);
     let mut shim = shell("trap 'echo got it' USR1; echo ready; while :; do sleep 0.01; done");
     shim.stdout(Stdio::piped());
-    let handle = fixture.reaper.spawn(shim).await.unwrap();
+    let handle = fixture.reaper.spawn(shim).unwrap();
     let mut stdout = handle.take_stdout().unwrap();
     let mut line = [0; 6];
     stdout.read_exact(&mut line).await.unwrap();
-    handle.signal(SIGUSR1).unwrap();
+    handle.send_signal(Signal::SIGUSR1).unwrap();
     let mut line = [0; 7];
     stdout.read_exact(&mut line).await.unwrap();
     assert_eq!(&line, b"got it\n");
-    handle.kill().unwrap();
+    handle.start_kill().unwrap();
     handle.clone().await.unwrap();
-    let error = handle.kill().unwrap_err();
+    let error = handle.send_signal(Signal::SIGKILL).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(Errno::ESRCH as i32));
+    // As with std and tokio, killing a process that has ended succeeds.
+    handle.start_kill().unwrap();
+    assert_eq!(handle.kill().await.unwrap().signal(), Some(9));
 }
 
 async fn exit_codes_and_signals_are_distinguished(builder: ReaperBuilder) {
@@ -264,9 +269,9 @@ async fn exit_codes_and_signals_are_distinguished(builder: ReaperBuilder) {
         ("kill -SEGV $$", None, Some(11), Some(139)),
     ];
     for (script, code, signal, shell_code) in cases {
-        let handle = fixture.reaper.spawn(shell(script)).await.unwrap();
+        let handle = fixture.reaper.spawn(shell(script)).unwrap();
         let exit = handle.clone().await.unwrap();
-        assert_eq!(exit.pid, handle.pid());
+        assert_eq!(exit.pid, handle.id());
         assert_eq!(exit.collected_by, CollectedBy::Reaper);
         assert_eq!(
             (exit.code(), exit.signal(), exit.shell_code()),

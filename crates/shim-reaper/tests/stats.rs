@@ -31,7 +31,7 @@ async fn registered_rises_without_a_sweep(builder: ReaperBuilder) {
     let mut handles = Vec::new();
     for i in 0..3 {
         handles.push(match i {
-            0 => fixture.reaper.spawn(sleeper()).await.unwrap(),
+            0 => fixture.reaper.spawn(sleeper()).unwrap(),
             1 => fixture
                 .reaper
                 .register_child(sleeper().spawn().unwrap())
@@ -39,7 +39,6 @@ async fn registered_rises_without_a_sweep(builder: ReaperBuilder) {
             _ => fixture
                 .reaper
                 .register(sleeper().spawn().unwrap().id())
-                .await
                 .unwrap(),
         });
         assert_eq!(fixture.reaper.stats().registered, i + 1);
@@ -50,12 +49,12 @@ async fn registered_rises_without_a_sweep(builder: ReaperBuilder) {
                 .load(std::sync::atomic::Ordering::Relaxed),
             i + 1
         );
-        assert_eq!(fixture.reaper.registered().await.len() as u64, i + 1);
+        assert_eq!(fixture.reaper.registered().len() as u64, i + 1);
     }
     assert_eq!(fixture.reaper.stats().sweeps_completed, 1);
-    let mut pids: Vec<u32> = handles.iter().map(shim_reaper::ShimHandle::pid).collect();
+    let mut pids: Vec<u32> = handles.iter().map(shim_reaper::ShimHandle::id).collect();
     pids.sort_unstable();
-    assert_eq!(fixture.reaper.registered().await, pids);
+    assert_eq!(fixture.reaper.registered(), pids);
     for pid in &pids {
         kill(*pid, SIGKILL);
     }
@@ -99,9 +98,9 @@ async fn the_exit_stream_buffers_ten_thousand_exits(builder: ReaperBuilder) {
     let mut expected = HashMap::new();
     for i in 0..EXITS {
         let code = i32::try_from(i % 256).unwrap();
-        let handle = fixture.reaper.register(exiting_child(code)).await.unwrap();
+        let handle = fixture.reaper.register(exiting_child(code)).unwrap();
         // The kernel may reuse a pid during this test: the last exit counts.
-        expected.insert(handle.pid(), code);
+        expected.insert(handle.id(), code);
     }
     fixture.expect(EXITS, 0, 0).await;
     // The reader starts only now.
@@ -120,7 +119,6 @@ async fn an_exit_stream_starts_when_it_is_created(builder: ReaperBuilder) {
         fixture
             .reaper
             .spawn(exits_with(code))
-            .await
             .unwrap()
             .await
             .unwrap()
@@ -144,17 +142,17 @@ async fn a_run_with_owners_and_attached_processes_counts_no_foreign_wait(builder
     let fixture = Fixture::new(builder.owner_grace(common::DEADLINE));
     let mut owned = Vec::new();
     for _ in 0..EACH {
-        owned.push(fixture.reaper.spawn(exits_with(0)).await.unwrap());
+        owned.push(fixture.reaper.spawn(exits_with(0)).unwrap());
     }
     let mut children = KillOnDrop::default();
     for _ in 0..EACH {
         let registered = children.spawn(sleeper()).unwrap();
-        drop(fixture.reaper.register(registered).await.unwrap());
+        drop(fixture.reaper.register(registered).unwrap());
     }
     let mut attached = KillOnDrop::default();
     for _ in 0..EACH {
         let pid = attached.spawn(sleeper()).unwrap();
-        drop(fixture.reaper.attach(pid).await.unwrap());
+        drop(fixture.reaper.attach(pid).unwrap());
     }
     // The owners wait at once.
     drop((children, attached));
@@ -172,8 +170,8 @@ async fn reapers_that_share_a_sink_add_to_it(builder: ReaperBuilder) {
     let other = ShimReaper::builder()
         .metrics_sink(fixture.sink.clone())
         .start();
-    let here = fixture.reaper.spawn(exits_with(0)).await.unwrap();
-    let there = other.spawn(exits_with(0)).await.unwrap();
+    let here = fixture.reaper.spawn(exits_with(0)).unwrap();
+    let there = other.spawn(exits_with(0)).unwrap();
     here.await.unwrap();
     there.await.unwrap();
     assert_eq!(
@@ -198,7 +196,7 @@ async fn without_pidfd_counts_the_shims_without_a_pidfd(builder: ReaperBuilder) 
     let fixture = Fixture::new(builder.owner_grace(Duration::ZERO));
     let mut idle = IdleChildren::fork(100);
     for pid in &idle.0 {
-        drop(fixture.reaper.register(*pid).await.unwrap());
+        drop(fixture.reaper.register(*pid).unwrap());
     }
     let expected = if pidfds { 0 } else { 100 };
     assert_eq!(fixture.reaper.stats().without_pidfd, expected);

@@ -49,7 +49,7 @@ in_both_modes!(
 async fn spawn_sleepers(fixture: &Fixture) -> Vec<ShimHandle> {
     let mut handles = Vec::new();
     for _ in 0..SHIMS {
-        handles.push(fixture.reaper.spawn(sleeper()).await.unwrap());
+        handles.push(fixture.reaper.spawn(sleeper()).unwrap());
     }
     handles
 }
@@ -58,7 +58,7 @@ async fn spawn_sleepers(fixture: &Fixture) -> Vec<ShimHandle> {
 async fn spawn_stubborn(reaper: &ShimReaper) -> ShimHandle {
     let mut shim = shell("trap '' TERM; echo ready; while :; do sleep 1; done");
     shim.stdout(Stdio::piped());
-    let handle = reaper.spawn(shim).await.unwrap();
+    let handle = reaper.spawn(shim).unwrap();
     let mut ready = [0; 6];
     let mut stdout = handle.take_stdout().unwrap();
     stdout.read_exact(&mut ready).await.unwrap();
@@ -89,7 +89,7 @@ async fn tasks_that_stop_their_shims_on_the_token_of_the_reaper_get_the_exits(
     let report = fixture.reaper.shutdown().await;
     assert!(report.killed.is_empty() && report.still_running.is_empty());
     for handle in handles {
-        assert!(is_gone(handle.pid()));
+        assert!(is_gone(handle.id()));
     }
     fixture.expect(SHIMS as u64, 0, 0).await;
 }
@@ -103,7 +103,7 @@ async fn the_stopping_token_ends_shims_that_no_task_stops(builder: ReaperBuilder
     token.cancel();
     // The worker shuts down without a call of the reaper.
     for handle in &handles {
-        eventually("the shim is reaped", || is_gone(handle.pid())).await;
+        eventually("the shim is reaped", || is_gone(handle.id())).await;
     }
     assert_eq!(stubborn.await.unwrap().signal(), Some(SIGKILL as i32));
     eventually("the reaper has shut down", || {
@@ -124,7 +124,7 @@ async fn stop_all_sends_sigterm_first_and_the_reaper_continues(builder: ReaperBu
     }
     fixture.expect(SHIMS as u64, 0, 0).await;
 
-    let later = fixture.reaper.spawn(sleeper()).await.unwrap();
+    let later = fixture.reaper.spawn(sleeper()).unwrap();
     assert!(later.is_running());
     let reaper = fixture.reaper.clone();
     let report = tokio::task::spawn_blocking(move || reaper.stop_all_sync(DEADLINE));
@@ -138,9 +138,9 @@ async fn shims_that_ignore_sigterm_are_killed_after_the_grace_period(builder: Re
     let stubborn = spawn_stubborn(&fixture.reaper).await;
     let handles = spawn_sleepers(&fixture).await;
     let report = fixture.reaper.shutdown_stopping(SHORT).await;
-    assert_eq!(report.killed, [stubborn.pid()]);
+    assert_eq!(report.killed, [stubborn.id()]);
     assert!(report.still_running.is_empty());
-    assert!(is_gone(stubborn.pid()));
+    assert!(is_gone(stubborn.id()));
     assert_eq!(stubborn.await.unwrap().signal(), Some(SIGKILL as i32));
     for handle in handles {
         assert_eq!(handle.await.unwrap().signal(), Some(SIGTERM as i32));
@@ -152,7 +152,7 @@ async fn attached_processes_are_left_running(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder);
     let mut children = KillOnDrop::default();
     let pid = children.spawn(sleeper()).unwrap();
-    let attached = fixture.reaper.attach(pid).await.unwrap();
+    let attached = fixture.reaper.attach(pid).unwrap();
     assert_eq!(fixture.reaper.stop_all(SHORT).await.stopped, 0);
     let report = fixture.reaper.shutdown_stopping(SHORT).await;
     assert_eq!(report.still_running, [pid]);
@@ -165,7 +165,7 @@ async fn a_stopped_process_that_is_not_a_child_gets_no_signal(builder: ReaperBui
     let fixture = Fixture::new(builder);
     let mut parent = shell("sleep 1000 & echo $!; wait");
     parent.stdout(Stdio::piped());
-    let parent = fixture.reaper.spawn(parent).await.unwrap();
+    let parent = fixture.reaper.spawn(parent).unwrap();
     let mut line = [0; 32];
     let read = parent.take_stdout().unwrap().read(&mut line).await.unwrap();
     let pid: u32 = std::str::from_utf8(&line[..read])
@@ -174,7 +174,7 @@ async fn a_stopped_process_that_is_not_a_child_gets_no_signal(builder: ReaperBui
         .parse()
         .unwrap();
     let other = ShimReaper::builder().start();
-    drop(other.register(pid).await.unwrap());
+    drop(other.register(pid).unwrap());
     assert_eq!(other.stop_all_sync(SHORT).stopped, 0);
     assert!(!is_gone(pid) && !is_zombie(pid));
     common::kill(pid, SIGKILL);
@@ -190,7 +190,7 @@ async fn a_stopping_shutdown_refuses_new_shims_at_once(builder: ReaperBuilder) {
         let child = sleeper().spawn().unwrap();
         match fixture.reaper.register_child(child) {
             Ok(handle) => {
-                handle.kill().unwrap();
+                handle.start_kill().unwrap();
                 false
             }
             Err(error) => {
@@ -201,10 +201,10 @@ async fn a_stopping_shutdown_refuses_new_shims_at_once(builder: ReaperBuilder) {
         }
     })
     .await;
-    let error = fixture.reaper.spawn(sleeper()).await.unwrap_err();
+    let error = fixture.reaper.spawn(sleeper()).unwrap_err();
     assert!(error.get_ref().unwrap().is::<ReaperClosed>(), "{error}");
     // The shim is still reaped, and the shutdown waits for no longer than it runs.
-    stubborn.kill().unwrap();
+    stubborn.start_kill().unwrap();
     assert_eq!(stubborn.await.unwrap().signal(), Some(SIGKILL as i32));
     assert!(shutdown.await.unwrap().still_running.is_empty());
 }
@@ -241,7 +241,7 @@ async fn every_caller_gets_the_same_report(builder: ReaperBuilder) {
     for report in &reports {
         assert_eq!(report, &reports[0]);
     }
-    assert_eq!(reports[0].killed, [stubborn.pid()]);
+    assert_eq!(reports[0].killed, [stubborn.id()]);
 }
 
 async fn a_shutdown_after_the_stopping_token_stops_the_shims_too(builder: ReaperBuilder) {
@@ -269,12 +269,12 @@ async fn a_shutdown_during_a_stopping_shutdown_waits_for_it(builder: ReaperBuild
     let reaper = fixture.reaper.clone();
     let stopping = tokio::spawn(async move { reaper.shutdown_stopping(SHORT).await });
     eventually("new shims are refused", || {
-        let spawned = fixture.reaper.spawn(sleeper()).now_or_never().unwrap();
-        !spawned.is_ok_and(|shim| shim.kill().is_ok())
+        let spawned = fixture.reaper.spawn(sleeper());
+        !spawned.is_ok_and(|shim| shim.start_kill().is_ok())
     })
     .await;
     let report = fixture.reaper.shutdown().await;
-    assert_eq!(report.killed, [stubborn.pid()]);
+    assert_eq!(report.killed, [stubborn.id()]);
     assert_eq!(stopping.await.unwrap(), report);
     assert_eq!(stubborn.await.unwrap().signal(), Some(SIGKILL as i32));
 }
@@ -285,7 +285,7 @@ async fn a_stop_reports_the_shims_that_a_concurrent_shutdown_leaves_running(
     let fixture = Fixture::new(builder);
     let mut shim = shell("trap 'echo t' TERM; echo r; while :; do sleep 0.1; done");
     shim.stdout(Stdio::piped());
-    let stubborn = fixture.reaper.spawn(shim).await.unwrap();
+    let stubborn = fixture.reaper.spawn(shim).unwrap();
     let mut stdout = stubborn.take_stdout().unwrap();
     let mut line = [0; 2];
     stdout.read_exact(&mut line).await.unwrap();
@@ -295,14 +295,14 @@ async fn a_stop_reports_the_shims_that_a_concurrent_shutdown_leaves_running(
     // It has got SIGTERM.
     stdout.read_exact(&mut line).await.unwrap();
     let left = fixture.reaper.shutdown().await.still_running;
-    assert_eq!(left, [stubborn.pid()]);
+    assert_eq!(left, [stubborn.id()]);
     let report = stop.await.unwrap();
     assert_eq!(
         (report.stopped, report.killed, report.still_running),
         (0, vec![], left)
     );
-    stubborn.kill().unwrap();
-    waitpid(as_pid(stubborn.pid()), None).unwrap();
+    stubborn.start_kill().unwrap();
+    waitpid(as_pid(stubborn.id()), None).unwrap();
 }
 
 async fn shims_that_were_killed_before_a_shutdown_are_reaped(builder: ReaperBuilder) {
@@ -310,12 +310,12 @@ async fn shims_that_were_killed_before_a_shutdown_are_reaped(builder: ReaperBuil
         let fixture = Fixture::new(builder.clone());
         let handles = spawn_sleepers(&fixture).await;
         let options = SpawnOptions::new().kill_on_drop(true);
-        let dropped = fixture.reaper.spawn_with(sleeper(), options).await.unwrap();
-        let mut pids: Vec<u32> = handles.iter().map(ShimHandle::pid).collect();
-        pids.push(dropped.pid());
+        let dropped = fixture.reaper.spawn_with(sleeper(), options).unwrap();
+        let mut pids: Vec<u32> = handles.iter().map(ShimHandle::id).collect();
+        pids.push(dropped.id());
         drop(dropped);
         for handle in &handles {
-            handle.kill().unwrap();
+            handle.start_kill().unwrap();
         }
         let report = if sync {
             fixture.reaper.shutdown_sync()
@@ -340,11 +340,11 @@ fn killed_shims_are_reaped_when_the_token_shuts_down() {
             let fixture = Fixture::new(builder.shutdown_token(token.clone()));
             let handles = spawn_sleepers(&fixture).await;
             for handle in &handles {
-                handle.kill().unwrap();
+                handle.start_kill().unwrap();
             }
             token.cancel();
             for handle in handles {
-                eventually("the shim is reaped", || is_gone(handle.pid())).await;
+                eventually("the shim is reaped", || is_gone(handle.id())).await;
                 assert_eq!(handle.await.unwrap().signal(), Some(SIGKILL as i32));
             }
         });
@@ -364,10 +364,10 @@ fn a_stopping_shutdown_works_in_a_blocked_tokio_runtime() {
             let handles = spawn_sleepers(&fixture).await;
             let stubborn = spawn_stubborn(&fixture.reaper).await;
             let report = fixture.reaper.shutdown_stopping_sync(SHORT);
-            assert_eq!(report.killed, [stubborn.pid()]);
+            assert_eq!(report.killed, [stubborn.id()]);
             assert!(report.still_running.is_empty());
-            assert!(handles.iter().all(|handle| is_gone(handle.pid())));
-            assert!(is_gone(stubborn.pid()));
+            assert!(handles.iter().all(|handle| is_gone(handle.id())));
+            assert!(is_gone(stubborn.id()));
         });
     }
 }
@@ -377,7 +377,7 @@ fn a_stopping_shutdown_works_in_a_blocked_tokio_runtime() {
 fn stop_works_outside_a_tokio_runtime() {
     let reaper = ShimReaper::builder().start_dedicated().unwrap();
     futures::executor::block_on(async {
-        let handle = reaper.spawn(sleeper()).await.unwrap();
+        let handle = reaper.spawn(sleeper()).unwrap();
         let exit = handle.stop(DEADLINE).await.unwrap();
         assert_eq!(exit.signal(), Some(SIGTERM as i32));
 
@@ -385,7 +385,7 @@ fn stop_works_outside_a_tokio_runtime() {
         let exit = stubborn.stop(SHORT).await.unwrap();
         assert_eq!(exit.signal(), Some(SIGKILL as i32));
 
-        let handle = reaper.spawn(sleeper()).await.unwrap();
+        let handle = reaper.spawn(sleeper()).unwrap();
         let exit = handle.stop(Duration::MAX).await.unwrap();
         assert_eq!(exit.signal(), Some(SIGTERM as i32));
     });
@@ -398,7 +398,7 @@ fn stop_works_in_a_tokio_runtime_without_timers() {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let handle = reaper.spawn(sleeper()).await.unwrap();
+        let handle = reaper.spawn(sleeper()).unwrap();
         handle.stop(DEADLINE).await.unwrap();
         assert!(reaper.stop_all(SHORT).await.killed.is_empty());
     });
@@ -422,13 +422,13 @@ async fn a_dropped_stop_sends_no_further_signal() {
 async fn is_running_asks_the_kernel_after_a_shutdown() {
     for pidfd in [true, false] {
         let reaper = ShimReaper::builder().pidfd(pidfd).start();
-        let handle = reaper.spawn(sleeper()).await.unwrap();
-        assert_eq!(reaper.shutdown().await.still_running, [handle.pid()]);
+        let handle = reaper.spawn(sleeper()).unwrap();
+        assert_eq!(reaper.shutdown().await.still_running, [handle.id()]);
         assert!(handle.is_running());
-        handle.kill().unwrap();
+        handle.start_kill().unwrap();
         eventually("the process has ended", || !handle.is_running()).await;
-        assert!(is_zombie(handle.pid()));
-        waitpid(as_pid(handle.pid()), None).unwrap();
+        assert!(is_zombie(handle.id()));
+        waitpid(as_pid(handle.id()), None).unwrap();
         assert!(!handle.is_running());
     }
 }

@@ -35,10 +35,10 @@ async fn examines_in_sweeps_only() {
     let interval = Duration::from_millis(50);
     let fixture = Fixture::new(ShimReaper::builder().sweep_interval(interval));
     let options = SpawnOptions::new().kill_on_drop(true);
-    let spawned = fixture.reaper.spawn_with(sleeper(), options).await.unwrap();
+    let spawned = fixture.reaper.spawn_with(sleeper(), options).unwrap();
     let mut children = KillOnDrop::default();
     let owned = children.spawn(sleeper()).unwrap();
-    let registered = fixture.reaper.register(owned).await.unwrap();
+    let registered = fixture.reaper.register(owned).unwrap();
     // A child of another process.
     let mut parent = common::shell("sleep 1000 & echo $!; wait")
         .stdout(std::process::Stdio::piped())
@@ -47,7 +47,6 @@ async fn examines_in_sweeps_only() {
     let attached = fixture
         .reaper
         .attach(first_line(parent.stdout.take().unwrap()))
-        .await
         .unwrap();
     let handles = [spawned, registered, attached];
     let exits = fixture.reaper.exits();
@@ -62,13 +61,13 @@ async fn examines_in_sweeps_only() {
     .unwrap();
     let mut tracers = IdleChildren(Vec::new());
     for handle in &handles {
-        let Some(tracer) = tracer_of(handle.pid()) else {
+        let Some(tracer) = tracer_of(handle.id()) else {
             eprintln!("SKIPPED: this test needs permission to trace other processes");
             return;
         };
         tracers.0.push(tracer);
-        handle.kill().unwrap();
-        eventually("the shim exits", || is_zombie(handle.pid())).await;
+        handle.start_kill().unwrap();
+        eventually("the shim exits", || is_zombie(handle.id())).await;
     }
     fixture.sweeps(2).await;
     let (examined_before, sweeps_before) = (
@@ -86,16 +85,16 @@ async fn examines_in_sweeps_only() {
     for handle in &handles[..2] {
         let exit = timeout(DEADLINE, handle.clone()).await.unwrap().unwrap();
         assert_eq!(exit.signal(), Some(9));
-        assert!(is_zombie(handle.pid()));
+        assert!(is_zombie(handle.id()));
     }
-    assert_eq!(fixture.reaper.registered().await.len(), 2);
+    assert_eq!(fixture.reaper.registered().len(), 2);
 
     for tracer in tracers.kill(handles.len()) {
         waitpid(as_pid(tracer), None).unwrap();
     }
     for handle in handles {
         assert_eq!(handle.clone().await.unwrap().signal(), Some(9));
-        eventually("the shim is reaped", || is_gone(handle.pid())).await;
+        eventually("the shim is reaped", || is_gone(handle.id())).await;
     }
     fixture.expect(2, 1, 0).await;
     fixture.reaper.shutdown().await;

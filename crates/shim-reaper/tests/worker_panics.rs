@@ -73,12 +73,12 @@ fn a_shim_whose_examination_panicked_is_examined_again() {
                 let options = SpawnOptions::new().kill_on_drop(true);
                 let mut older_shims = Vec::new();
                 for _ in 0..50 {
-                    older_shims.push(fixture.reaper.spawn_with(sleeper(), options).await.unwrap());
+                    older_shims.push(fixture.reaper.spawn_with(sleeper(), options).unwrap());
                 }
                 fail::cfg("shim_reaper::examine", "100*off->1*panic(injected)").unwrap();
                 let mut shims = Vec::new();
                 for _ in 0..200 {
-                    shims.push(fixture.reaper.spawn(exits_with(5)).await.unwrap());
+                    shims.push(fixture.reaper.spawn(exits_with(5)).unwrap());
                 }
                 let all = futures::future::join_all(shims);
                 let exits = tokio::time::timeout(DEADLINE, all).await.unwrap();
@@ -95,7 +95,7 @@ fn repeated_panics_back_off_until_they_stop() {
         block_on(async {
             let interval = Duration::from_millis(50);
             let fixture = Fixture::new(ShimReaper::builder().sweep_interval(interval));
-            let handle = fixture.reaper.spawn(exits_with(6)).await.unwrap();
+            let handle = fixture.reaper.spawn(exits_with(6)).unwrap();
             fail::cfg("shim_reaper::collect", "panic(injected)").unwrap();
             let start = Instant::now();
             eventually("five panics", || fixture.reaper.stats().respawns_total >= 5).await;
@@ -121,12 +121,12 @@ fn a_shutdown_during_backoff_drains_at_once() {
             let interval = Duration::from_secs(3_600);
             let fixture = Fixture::new(ShimReaper::builder().sweep_interval(interval));
             fail::cfg("shim_reaper::collect", "panic(injected)").unwrap();
-            let handle = fixture.reaper.spawn(exits_with(6)).await.unwrap();
+            let handle = fixture.reaper.spawn(exits_with(6)).unwrap();
             eventually("the worker panics", || {
                 fixture.reaper.stats().respawns_total >= 1
             })
             .await;
-            eventually("the shim exits", || common::is_zombie(handle.pid())).await;
+            eventually("the shim exits", || common::is_zombie(handle.id())).await;
             assert_eq!(fixture.reaper.shutdown().await.drained, 1);
             assert_eq!(handle.await.unwrap().code(), Some(6));
         });

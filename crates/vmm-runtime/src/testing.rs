@@ -194,7 +194,7 @@ impl Drop for PerTestBoxHome {
             if let Ok(process) = shim_reaper::Pidfd::open(*pid)
                 && self.survivors().contains_key(pid)
             {
-                let _ = process.signal(shim_reaper::Signal::SIGKILL);
+                let _ = process.send_signal(shim_reaper::Signal::SIGKILL);
             }
         }
         // No later runtime cleans up this home, so the control groups are removed here.

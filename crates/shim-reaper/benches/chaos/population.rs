@@ -142,7 +142,7 @@ impl Lifecycle {
     fn record(&mut self, fate: Fate, handle: ShimHandle) -> ShimHandle {
         let keep = self.population.rules.keep_handles || fate == Fate::Killed;
         self.population.registered().push(Registered {
-            pid: handle.pid(),
+            pid: handle.id(),
             fate,
             may_be_unknown: false,
             attached: false,
@@ -153,7 +153,7 @@ impl Lifecycle {
 
     async fn spawn(&mut self, fate: Fate) -> Option<ShimHandle> {
         let command = self.command(fate, None);
-        let handle = self.reaper.spawn(command).await.ok()?;
+        let handle = self.reaper.spawn(command).ok()?;
         Some(self.record(fate, handle))
     }
 
@@ -177,7 +177,7 @@ impl Lifecycle {
         // Fails if the process group is already gone.
         let command = self.command(fate, group);
         let child = self.spawn_member(command).ok()?;
-        let Ok(handle) = self.reaper.register(child.id()).await else {
+        let Ok(handle) = self.reaper.register(child.id()) else {
             self.population.add_owner(child, fate, None);
             return None;
         };
@@ -187,7 +187,7 @@ impl Lifecycle {
         if rules.owners_wait {
             let mut registered = self.population.registered();
             let mut shims = registered.iter_mut();
-            if let Some(shim) = shims.find(|shim| shim.pid == handle.pid()) {
+            if let Some(shim) = shims.find(|shim| shim.pid == handle.id()) {
                 shim.may_be_unknown = !rules.keeps_statuses;
             }
             self.population.add_owner(child, fate, delay);
@@ -198,7 +198,7 @@ impl Lifecycle {
     async fn attach(&mut self, fate: Fate) -> Option<ShimHandle> {
         let (parent, pid) = spawn_parent(fate, &mut self.random);
         drop(self.register_child(parent, Fate::Code(3)));
-        let handle = self.reaper.attach(pid).await.ok()?;
+        let handle = self.reaper.attach(pid).ok()?;
         self.population.registered().push(Registered {
             pid,
             fate,
@@ -217,9 +217,9 @@ impl Lifecycle {
         } else {
             fate.command(&mut self.random)
         };
-        let leader = self.reaper.spawn_with(command, options).await.ok()?;
+        let leader = self.reaper.spawn_with(command, options).ok()?;
         let leader = self.record(fate, leader);
-        let group = Some(leader.pid());
+        let group = Some(leader.id());
         for _ in 0..self.random.below(4) {
             let fate = Fate::random(&mut self.random);
             let command = self.command(fate, group);
@@ -233,7 +233,7 @@ impl Lifecycle {
             drop(self.register(fate, group).await);
         }
         if self.population.rules.orphans {
-            self.register_late(leader.pid()).await;
+            self.register_late(leader.id()).await;
         }
         Some(leader)
     }
@@ -253,7 +253,7 @@ impl Lifecycle {
         if !census::is_zombie(pid) {
             return;
         }
-        let Ok(handle) = self.reaper.register(pid).await else {
+        let Ok(handle) = self.reaper.register(pid) else {
             return;
         };
         drop(self.record(fate, handle));
@@ -267,13 +267,13 @@ impl Lifecycle {
     /// Spawns and kills a shim whose tracer holds the zombie until the handles have resolved.
     async fn trace(&mut self) -> Option<ShimHandle> {
         let handle = self.spawn(Fate::Killed).await?;
-        let pid = handle.pid();
+        let pid = handle.id();
         let Some((tracer, stdin)) = spawn_tracer(pid) else {
-            let _ = handle.kill();
+            let _ = handle.start_kill();
             return Some(handle);
         };
         drop(self.register_child(tracer, Fate::Code(0)));
-        let _ = handle.kill();
+        let _ = handle.start_kill();
         let resolved = timeout(Duration::from_secs(5), handle.clone()).await;
         if resolved.is_err() {
             self.population.unresolved.fetch_add(1, Relaxed);
@@ -288,7 +288,7 @@ impl Lifecycle {
     async fn kill(&mut self) -> Option<ShimHandle> {
         let handle = self.spawn(Fate::Killed).await?;
         sleep(self.random.millis(40)).await;
-        let _ = handle.kill();
+        let _ = handle.start_kill();
         Some(handle)
     }
 }

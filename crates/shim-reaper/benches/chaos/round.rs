@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::executor::{block_on, block_on_stream};
+use futures::executor::block_on_stream;
 use futures::future::join_all;
 use nix::errno::Errno;
 use nix::sys::prctl::set_child_subreaper;
@@ -220,10 +220,10 @@ impl Round {
                     let Some(handle) = &shim.handle else { continue };
                     let _ = other.block_on(async { handle.clone().now_or_never() });
                     if shim.fate == Fate::Killed {
-                        let _ = handle.kill();
+                        let _ = handle.start_kill();
                     }
                 }
-                census::wait_until(|| block_on(reaper.registered()).is_empty());
+                census::wait_until(|| reaper.registered().is_empty());
                 // A reaper that has shut down reaps no orphans.
                 census::wait_until(|| !self.rules.orphans || census::children().is_empty());
                 reaper.shutdown_sync()
@@ -314,10 +314,10 @@ impl Round {
         for shim in ended {
             let Some(handle) = &shim.handle else { continue };
             census::wait_until(|| !handle.is_running());
-            match handle.try_exit() {
-                None => tally.count(Loss::Lost, 1, self, "by a handle"),
-                Some(exit) if shim.matches(&exit) => {}
-                Some(_) => tally.count(Loss::Wrong, 1, self, &format!("by a handle: {shim:?}")),
+            match handle.try_wait() {
+                Ok(None) | Err(_) => tally.count(Loss::Lost, 1, self, "by a handle"),
+                Ok(Some(exit)) if shim.matches(&exit) => {}
+                Ok(Some(_)) => tally.count(Loss::Wrong, 1, self, &format!("by a handle: {shim:?}")),
             }
         }
     }

@@ -56,9 +56,8 @@ impl Peer for Ours {
     }
 
     fn start(&self, on_exit: Option<OnExit>) -> u32 {
-        let handle = self.reaper.spawn(system::sleeper());
-        let handle = self.runtime.block_on(handle).unwrap();
-        let pid = handle.pid();
+        let handle = self.reaper.spawn(system::sleeper()).unwrap();
+        let pid = handle.id();
         if let Some(on_exit) = on_exit {
             self.runtime.spawn(async move {
                 let exit = handle.await;

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::prctl::get_child_subreaper;
-use nix::sys::signal::{self, Signal};
+use nix::sys::signal;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::unistd::{Pid, getpgid};
@@ -21,6 +21,7 @@ use super::procfs::Children;
 use super::{
     MAX_READY_EVENTS, NoPidfd, Orphan, ProcStat, ProcessTable, Spawned, Target, Until, WaitResult,
 };
+use crate::Signal;
 use crate::sys::{self, ChildExit, WaitFor};
 
 /// The running kernel. One epoll, which tokio polls, watches all pidfds.
@@ -264,7 +265,7 @@ impl ProcessTable for Linux {
     }
 
     fn signal_pid(&self, pid: u32, signal: Signal) -> io::Result<()> {
-        Ok(signal::kill(as_pid(pid), signal)?)
+        sys::kill(pid, signal)
     }
 
     fn stat(&self, pid: u32) -> io::Result<Option<ProcStat>> {

@@ -4,9 +4,8 @@ use std::io;
 use std::process::{Child, Command, ExitStatus};
 use std::time::Instant;
 
-use nix::sys::signal::Signal;
-
 use super::ProcStat;
+use crate::Signal;
 use crate::sys::ChildExit;
 
 /// The maximum number of tokens that one call of [`ProcessTable::ready`] appends. Fewer mean that

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use futures::executor::block_on;
 use nix::libc;
-use nix::sys::signal::Signal;
 use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
@@ -16,7 +15,7 @@ use crate::outbox::Outbox;
 use crate::register::Shared;
 use crate::shim::{Role, Shim};
 use crate::stats::Counters;
-use crate::{CollectedBy, MetricsSink};
+use crate::{CollectedBy, MetricsSink, Signal};
 
 const INTERVAL: Duration = Duration::from_millis(250);
 

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use nix::sys::prctl::set_child_subreaper;
-use nix::sys::signal::Signal;
 
+use crate::Signal;
 use crate::kernel::simulated::{Descriptor, Features, Parent, ProcessState, Simulated};
 use crate::kernel::{Linux, NoPidfd, ProcessTable, Target, Until, WaitResult};
 

@@ -1,12 +1,11 @@
 use std::sync::Arc;
 use std::task::Waker;
 
-use nix::sys::signal::Signal;
-
 use super::action::Name;
 use super::config::INTERVAL;
 use super::run::Simulation;
 use super::world::{Flag, Registration, Waiter};
+use crate::Signal;
 use crate::directory::Check;
 use crate::kernel::simulated::{Descriptor, Parent, ProcessState};
 use crate::kernel::{NoPidfd, ProcessTable};

@@ -154,13 +154,13 @@ impl Client {
         let has_crashed = process.pidfd.has_exited();
         match orderly {
             Some(limit) => _ = self.send(&Op::Shutdown(limit)),
-            None => _ = process.pidfd.signal(Signal::SIGKILL),
+            None => _ = process.pidfd.send_signal(Signal::SIGKILL),
         }
         let mut deadline = Instant::now() + CALL_TIMEOUT;
         while !process.pidfd.has_exited() {
             if Instant::now() >= deadline {
                 self.losses.add(Column::Hung, "the shutdown");
-                let _ = process.pidfd.signal(Signal::SIGKILL);
+                let _ = process.pidfd.send_signal(Signal::SIGKILL);
                 deadline += CALL_TIMEOUT;
             }
             thread::sleep(Duration::from_millis(2));

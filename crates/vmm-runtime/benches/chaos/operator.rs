@@ -340,7 +340,7 @@ impl Operator {
     }
 
     fn kill_payload(&self, view: &View, signal: Signal) -> bool {
-        let cause = |run: &mut Run| run.signals.push(signal as i32);
+        let cause = |run: &mut Run| run.signals.push(signal.as_raw());
         self.kill(view.payload_pid, signal, cause)
     }
 
@@ -361,7 +361,7 @@ impl Operator {
             return false;
         };
         self.account.with_run(cause);
-        let sent = process.signal(signal);
+        let sent = process.send_signal(signal);
         self.account.note(format!("{signal} to {pid}: {sent:?}"));
         sent.is_ok()
     }

@@ -29,9 +29,9 @@ impl MicroBox {
         let mut state = self.state();
         // Without a shim nothing can be left.
         if let Some(shim) = state.starting_shim()
-            && (!self.has_recorded_ending(&shim, error) || self.has_control_group(shim.pid()))
+            && (!self.has_recorded_ending(&shim, error) || self.has_control_group(shim.id()))
         {
-            state.set_cleanup_target(Some(self.cleanup_target_of(Some(shim.pid()))));
+            state.set_cleanup_target(Some(self.cleanup_target_of(Some(shim.id()))));
         }
         match error {
             StartError::Interrupted => state.cancel_start(),
@@ -42,11 +42,11 @@ impl MicroBox {
     /// Returns whether the shim of a failed start recorded its own ending, after it had killed the
     /// descendants of its payload.
     fn has_recorded_ending(&self, shim: &ShimHandle, error: &StartError) -> bool {
-        let Some(status) = shim.try_exit().and_then(|exit| exit.status) else {
+        let Some(status) = shim.try_wait().ok().flatten().and_then(|exit| exit.status) else {
             return false;
         };
         let is_own = |record: &ExitRecord| {
-            record.pid == shim.pid()
+            record.pid == shim.id()
                 && record_matches(record, status)
                 && !matches!(record.ending, Ending::Panicked { .. })
         };

@@ -42,6 +42,7 @@ use vmm_protocol::FileError;
 
 use super::{BoxRecord, Outcome, ShutdownTarget, StartDecision};
 use crate::process::CleanupTarget;
+use crate::shim::terminate;
 use crate::{HealthState, RuntimeError, ShimHandler};
 
 /// The phase of a box's shim.
@@ -328,7 +329,7 @@ impl State {
                 interrupt.cancel();
                 // No task may be left that could kill it.
                 if let Some(shim) = shim {
-                    let _ = shim.signal(vmm_protocol::KILL_SIGNAL);
+                    terminate::request_kill(shim);
                 }
             }
             Phase::Running { shim, .. } => shim.release_watchdog(),

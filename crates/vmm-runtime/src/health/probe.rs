@@ -87,7 +87,7 @@ async fn run_command(command: &[String], dir: &Path, probes: &ProbeRunner) -> io
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     let options = SpawnOptions::new().process_group(true);
-    let process = ProcessGroup(process_wide_reaper()?.spawn_with(command, options).await?);
+    let process = ProcessGroup(process_wide_reaper()?.spawn_with(command, options)?);
     let exit = process.0.clone().await.map_err(io::Error::other)?;
     Ok(exit.success())
 }
@@ -105,7 +105,7 @@ struct ProcessGroup(ShimHandle);
 
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
-        let leader = Pid::from_raw(self.0.pid().cast_signed());
+        let leader = Pid::from_raw(self.0.id().cast_signed());
         // The number of a process group cannot be reused while the group has members. So it is
         // still this group if its leader runs, or if it has members but no leader.
         if self.0.is_running() || kill(leader, None) == Err(Errno::ESRCH) {

@@ -2,7 +2,6 @@ use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::FutureExt;
 use shim_reaper::ShimReaper;
 use vmm_protocol::procfs;
 
@@ -34,8 +33,8 @@ pub(crate) fn keep_reaping(pids: &[u32]) {
     for pid in pids.iter().copied().filter(|pid| procfs::is_child(*pid)) {
         match process_wide_reaper() {
             Ok(reaper) => {
-                // The registration completes in its first poll.
-                let _ = reaper.register(pid).now_or_never();
+                // Fails only after a shutdown of that reaper.
+                drop(reaper.register(pid));
             }
             Err(error) => {
                 tracing::warn!(pid, %error, "cannot reap this detached shim after its exit")

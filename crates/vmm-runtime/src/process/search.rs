@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use futures::FutureExt;
 use shim_reaper::{Pidfd, Signal};
 use vmm_protocol::procfs::{self, Stat};
 use vmm_protocol::{ControlGroup, Members, is_resource_exhaustion};
@@ -145,7 +144,7 @@ impl<'a> Search<'a> {
                 if !orphan.has_exited() {
                     tracing::info!(pid = orphan.pid(), "killing an orphan of a payload");
                     // It may have exited since.
-                    let _ = orphan.signal(Signal::SIGKILL);
+                    let _ = orphan.send_signal(Signal::SIGKILL);
                     self.found.entry(target).or_default().add(orphan)?;
                 }
             }
@@ -197,7 +196,7 @@ fn kill_in(group: Members<'_>, found: &mut SearchResult) -> io::Result<()> {
         let members: HashSet<_> = group.pids()?.into_iter().collect();
         for member in opened {
             if members.contains(&member.pid()) {
-                let _ = member.signal(Signal::SIGKILL);
+                let _ = member.send_signal(Signal::SIGKILL);
                 reap_if_child(member.pid());
                 found.add(member)?;
             }
@@ -233,8 +232,8 @@ fn reap_if_child(pid: u32) {
     if procfs::is_child(pid)
         && let Ok(reaper) = process_wide_reaper()
     {
-        // The registration completes in its first poll.
-        let _ = reaper.register(pid).now_or_never();
+        // Fails only after a shutdown of that reaper.
+        drop(reaper.register(pid));
     }
 }
 

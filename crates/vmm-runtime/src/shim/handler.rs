@@ -65,7 +65,7 @@ impl ShimHandler {
             return Ok(None);
         }
         fail_point!("vmm_runtime::attach");
-        let handle = reaper.attach(record.pid).await.map_err(io::Error::other)?;
+        let handle = reaper.attach(record.pid).map_err(io::Error::other)?;
         // Checked again: the reaper's pidfd belongs to a process that had the pid between the two
         // checks.
         match ProcessIdentity::of(record.pid)? {
@@ -91,7 +91,7 @@ impl ShimHandler {
 
     /// Returns the pid of the shim.
     pub fn pid(&self) -> u32 {
-        self.handle.pid()
+        self.handle.id()
     }
 
     /// Returns the pid and the identity of the shim.
@@ -111,7 +111,7 @@ impl ShimHandler {
 
     /// Returns how the shim ended, or `None` while it is running.
     pub fn try_exit(&self) -> Option<ShimExit> {
-        self.handle.try_exit()
+        self.handle.try_wait().ok().flatten()
     }
 
     /// Returns the reaper's handle.

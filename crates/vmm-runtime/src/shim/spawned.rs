@@ -95,9 +95,9 @@ impl SpawnedShim {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(dir.open_shim_stderr()?);
-        let handle = reaper.spawn(command).await.map_err(StartError::Spawn)?;
+        let handle = reaper.spawn(command).map_err(StartError::Spawn)?;
         #[cfg(feature = "testing")]
-        crate::testing::record_spawn(dir.path(), handle.pid());
+        crate::testing::record_spawn(dir.path(), handle.id());
         let shim = KillOnDrop {
             handle,
             armed: true,
@@ -134,7 +134,7 @@ impl SpawnedShim {
     ///
     /// Not cancel-safe: a shim that receives part of the spec fails. Drop the shim with the future.
     pub async fn tell(&mut self, spec: &InstanceSpec) -> Result<(), StartError> {
-        let pid = self.handle().pid();
+        let pid = self.handle().id();
         let to_error = |source| StartError::SendSpec { pid, source };
         let line = spec.to_line_from(&self.runtime);
         let line = line.map_err(|error| to_error(error.into()))?;
@@ -170,7 +170,7 @@ impl SpawnedShim {
     /// error. The record counts only if it matches the exit status: a payload of the same user can
     /// forge both the report and the file.
     async fn exit_error(&self, reported: Option<ExitRecord>) -> StartError {
-        let pid = self.handle().pid();
+        let pid = self.handle().id();
         let exit = terminate::wait_or_kill(self.handle()).await.ok();
         let status = exit.and_then(|exit| exit.status);
         let record = match reported {
@@ -214,14 +214,14 @@ impl SpawnedShim {
     pub async fn end(self) {
         let exit = terminate::kill(&self.shim.handle);
         if tokio::time::timeout(SIGKILL_TIMEOUT, exit).await.is_err() {
-            tracing::error!(pid = self.handle().pid(), "the shim survived SIGKILL");
+            tracing::error!(pid = self.handle().id(), "the shim survived SIGKILL");
         }
     }
 
     /// Disarms the kill on drop and returns the parts of the shim.
     pub(super) fn into_parts(mut self) -> ShimParts {
         self.shim.armed = false;
-        let pid = self.handle().pid();
+        let pid = self.handle().id();
         // The published record counts only if the shim has ended: the payload may have changed the
         // file.
         let published = || self.dir.shim_record().ok().flatten();

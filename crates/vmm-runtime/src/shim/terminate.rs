@@ -18,24 +18,24 @@ const EXIT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Sends SIGTERM, waits for up to `grace`, then [kills](kill) the shim.
 pub(crate) async fn stop(shim: &ShimHandle, grace: Duration) -> Result<ShimExit, ReaperClosed> {
     signal(shim, Signal::SIGTERM);
-    match tokio::time::timeout(grace, shim.clone()).await {
-        Ok(exit) => exit,
-        Err(_) => kill(shim).await,
+    match shim.wait_timeout(grace).await? {
+        Some(exit) => Ok(exit),
+        None => kill(shim).await,
     }
 }
 
 /// Requests that the shim kill its payload and all descendants. Kills a shim that does not, and
 /// thereby its payload.
 pub(crate) async fn kill(shim: &ShimHandle) -> Result<ShimExit, ReaperClosed> {
-    signal(shim, KILL_SIGNAL);
+    request_kill(shim);
     let start = Instant::now();
     loop {
-        match tokio::time::timeout(EXIT_TIMEOUT, shim.clone()).await {
-            Ok(exit) => return exit,
-            Err(_) if start.elapsed() < KILL_TIMEOUT && !procfs::is_stopped(shim.pid()) => {}
-            Err(_) => {
+        match shim.wait_timeout(EXIT_TIMEOUT).await? {
+            Some(exit) => return Ok(exit),
+            None if start.elapsed() < KILL_TIMEOUT && !procfs::is_stopped(shim.id()) => {}
+            None => {
                 signal(shim, Signal::SIGKILL);
-                return shim.clone().await;
+                return shim.wait().await;
             }
         }
     }
@@ -43,22 +43,22 @@ pub(crate) async fn kill(shim: &ShimHandle) -> Result<ShimExit, ReaperClosed> {
 
 /// Waits for a shim that is about to end, and [kills](kill) it if it does not.
 pub(super) async fn wait_or_kill(shim: &ShimHandle) -> Result<ShimExit, ReaperClosed> {
-    match tokio::time::timeout(EXIT_TIMEOUT, shim.clone()).await {
-        Ok(exit) => exit,
-        Err(_) => kill(shim).await,
+    match shim.wait_timeout(EXIT_TIMEOUT).await? {
+        Some(exit) => Ok(exit),
+        None => kill(shim).await,
     }
 }
 
 /// Kills a shim as [`kill`] does, on a thread of its own. For a `Drop`.
 pub(super) fn kill_in_background(shim: ShimHandle) {
-    signal(&shim, KILL_SIGNAL);
+    request_kill(&shim);
     let run = {
         let shim = shim.clone();
         move || {
             let start = Instant::now();
             while shim.is_running()
                 && (start.elapsed() < EXIT_TIMEOUT
-                    || start.elapsed() < KILL_TIMEOUT && !procfs::is_stopped(shim.pid()))
+                    || start.elapsed() < KILL_TIMEOUT && !procfs::is_stopped(shim.id()))
             {
                 thread::sleep(Duration::from_millis(5));
             }
@@ -72,9 +72,16 @@ pub(super) fn kill_in_background(shim: ShimHandle) {
     }
 }
 
+/// Requests that the shim kill its payload and end.
+pub(crate) fn request_kill(shim: &ShimHandle) {
+    if let Ok(request) = Signal::try_from(KILL_SIGNAL as i32) {
+        signal(shim, request);
+    }
+}
+
 /// Sends a signal. The shim may already have ended and been reaped.
 fn signal(shim: &ShimHandle, signal: Signal) {
-    if let Err(error) = shim.signal(signal) {
-        tracing::debug!(pid = shim.pid(), %signal, %error, "cannot send signal to shim");
+    if let Err(error) = shim.send_signal(signal) {
+        tracing::debug!(pid = shim.id(), %signal, %error, "cannot send signal to shim");
     }
 }

@@ -49,7 +49,7 @@ pub(super) fn run(effort: &Effort, report: &mut Report) {
 
 async fn register(ours: &Ours, pids: &[u32], handles: &mut Vec<ShimHandle>) {
     for pid in pids {
-        handles.push(ours.reaper.register(*pid).await.unwrap());
+        handles.push(ours.reaper.register(*pid).unwrap());
     }
 }
 

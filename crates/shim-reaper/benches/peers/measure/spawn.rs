@@ -78,7 +78,7 @@ fn set(report: &mut Report, label: &str, our_samples: &Samples, tokio_samples: &
 }
 
 async fn run_ours(reaper: ShimReaper) {
-    let handle = reaper.spawn(short_lived()).await.unwrap();
+    let handle = reaper.spawn(short_lived()).unwrap();
     assert!(handle.await.unwrap().success());
 }
 

@@ -5,14 +5,13 @@ use std::process::{Command, ExitStatus};
 use std::time::Instant;
 
 use nix::libc;
-use nix::sys::signal::Signal;
 
 use super::kernel::{Descriptor, Simulated};
 use super::process::{Parent, ProcessState, ReapedBy, wait_status};
 use super::table::{Failure, no_descriptor};
-use crate::ResourceUsage;
 use crate::kernel::{NoPidfd, Orphan, ProcStat, ProcessTable, Spawned, Target, Until, WaitResult};
 use crate::sys::ChildExit;
+use crate::{ResourceUsage, Signal};
 
 impl Simulated {
     fn wait(&self, target: &Target<'_, Descriptor>, reap: bool, is_orphan: bool) -> WaitResult {
@@ -62,7 +61,7 @@ impl Simulated {
         match table.processes[process].state {
             ProcessState::Reaped(_) => Err(io::Error::from_raw_os_error(libc::ESRCH)),
             ProcessState::Running if matches!(signal, Signal::SIGKILL | Signal::SIGTERM) => {
-                table.set(process, ProcessState::Zombie(-(signal as i32)));
+                table.set(process, ProcessState::Zombie(-signal.as_raw()));
                 Ok(())
             }
             _ => Ok(()),

@@ -1,0 +1,113 @@
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::{self, Child};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::process::{ChildStderr, ChildStdin, ChildStdout};
+use tokio::runtime::Handle;
+
+use crate::Signal;
+use crate::handle::ShimHandle;
+use crate::shim::Shim;
+use crate::worker::Worker;
+
+/// The pipes and the kill-on-drop option of a spawned shim; dropped with its last handle.
+pub(crate) struct SpawnGuard {
+    shim: Arc<Shim<OwnedFd>>,
+    worker: Arc<Worker>,
+    kill_on_drop: bool,
+    stdio: Mutex<Stdio>,
+}
+
+struct Stdio {
+    stdin: Option<process::ChildStdin>,
+    stdout: Option<process::ChildStdout>,
+    stderr: Option<process::ChildStderr>,
+}
+
+impl SpawnGuard {
+    /// Returns `None` if the child has no pipes and is not to be killed.
+    pub(crate) fn new(
+        shim: &Arc<Shim<OwnedFd>>,
+        worker: &Arc<Worker>,
+        child: Child,
+        kill_on_drop: bool,
+    ) -> Option<Arc<Self>> {
+        let stdio = Stdio {
+            stdin: child.stdin,
+            stdout: child.stdout,
+            stderr: child.stderr,
+        };
+        (kill_on_drop || stdio.is_piped()).then(|| {
+            Arc::new(Self {
+                shim: Arc::clone(shim),
+                worker: Arc::clone(worker),
+                kill_on_drop,
+                stdio: Mutex::new(stdio),
+            })
+        })
+    }
+
+    fn stdio(&self) -> MutexGuard<'_, Stdio> {
+        self.stdio.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for SpawnGuard {
+    fn drop(&mut self) {
+        if self.kill_on_drop {
+            // Fails if the shim has already ended.
+            let _ = self
+                .shim
+                .signal(&self.worker.shared().kernel, Signal::SIGKILL);
+        }
+    }
+}
+
+impl Stdio {
+    fn is_piped(&self) -> bool {
+        self.stdin.is_some() || self.stdout.is_some() || self.stderr.is_some()
+    }
+}
+
+impl ShimHandle {
+    /// Takes the writing end of the shim's stdin. Returns `None` if stdin is not piped, or is
+    /// already taken.
+    ///
+    /// Awaiting the handle does not close the pipe. If the shim reads stdin to the end, take the
+    /// pipe and drop it.
+    ///
+    /// The caller's tokio runtime drives the pipe, or the reaper's if the caller is not in one.
+    pub fn take_stdin(&self) -> Option<ChildStdin> {
+        self.take(|stdio| stdio.stdin.take(), ChildStdin::from_std)
+    }
+
+    /// Takes the reading end of the shim's stdout. Returns `None` if stdout is not piped, or is
+    /// already taken.
+    pub fn take_stdout(&self) -> Option<ChildStdout> {
+        self.take(|stdio| stdio.stdout.take(), ChildStdout::from_std)
+    }
+
+    /// Takes the reading end of the shim's stderr. Returns `None` if stderr is not piped, or is
+    /// already taken.
+    pub fn take_stderr(&self) -> Option<ChildStderr> {
+        self.take(|stdio| stdio.stderr.take(), ChildStderr::from_std)
+    }
+
+    fn take<S, T>(
+        &self,
+        take: impl FnOnce(&mut Stdio) -> Option<S>,
+        convert: impl FnOnce(S) -> io::Result<T>,
+    ) -> Option<T> {
+        let pipe = take(&mut self.guard.as_ref()?.stdio())?;
+        let runtime = Handle::try_current().unwrap_or_else(|_| self.worker.runtime());
+        let _entered = runtime.enter();
+        match convert(pipe) {
+            Ok(pipe) => Some(pipe),
+            Err(error) => {
+                tracing::warn!(pid = self.id(), %error, "cannot poll a pipe of the shim");
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,187 @@
+use std::future::{Future, IntoFuture, poll_fn};
+use std::os::fd::AsFd;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::handle::ShimHandle;
+use crate::{ReaperClosed, ShimExit, sys};
+
+/// How often [`ShimHandle::wait_blocking`] looks at a process that neither a pidfd nor the worker
+/// reports.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// A future that resolves to the exit of a shim; [`ShimHandle::wait`] returns it.
+#[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
+pub struct Wait<'a> {
+    handle: &'a ShimHandle,
+    key: Option<u32>,
+}
+
+impl ShimHandle {
+    /// Waits until the exit of the shim is known, and returns it. The same as `(&handle).await`.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`ReaperClosed`] if the reaper shuts down while the shim is running.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing.
+    pub fn wait(&self) -> Wait<'_> {
+        Wait {
+            handle: self,
+            key: None,
+        }
+    }
+
+    /// Waits like [`wait`](Self::wait), for up to `timeout`. Returns `None` if the shim still runs
+    /// then. Works in every executor: the reaper drives the timer.
+    ///
+    /// # Errors
+    ///
+    /// As for [`wait`](Self::wait).
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`wait`](Self::wait).
+    pub async fn wait_timeout(&self, timeout: Duration) -> Result<Option<ShimExit>, ReaperClosed> {
+        let mut exit = pin!(self.wait());
+        let mut expired = pin!(self.worker.shared().sleep(timeout));
+        poll_fn(|cx| match exit.as_mut().poll(cx) {
+            Poll::Ready(exit) => Poll::Ready(exit.map(Some)),
+            Poll::Pending => expired.as_mut().poll(cx).map(|()| Ok(None)),
+        })
+        .await
+    }
+
+    /// Blocks the calling thread until the exit of the shim is known, and returns it. Use it in
+    /// code that cannot await, inside or outside a tokio runtime. It does not depend on the progress
+    /// of any task: if the worker of the reaper does not run, this reaps.
+    ///
+    /// # Errors
+    ///
+    /// As for [`wait`](Self::wait).
+    pub fn wait_blocking(&self) -> Result<ShimExit, ReaperClosed> {
+        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        // Without a free descriptor it polls.
+        let event = event.ok().map(|event| Arc::new(WakeEvent(event)));
+        let waker = event
+            .as_ref()
+            .map_or_else(|| Waker::noop().clone(), |event| Arc::clone(event).into());
+        let mut cx = Context::from_waker(&waker);
+        let mut exit = pin!(self.wait());
+        loop {
+            if let Poll::Ready(exit) = exit.as_mut().poll(&mut cx) {
+                return exit;
+            }
+            self.block(event.as_deref());
+            self.worker.core().reap_ready_blocking();
+        }
+    }
+
+    /// Blocks until the event is raised or the process exits.
+    fn block(&self, event: Option<&WakeEvent>) {
+        // A zombie that cannot be reaped yet, because its owner or a tracer holds it, stays readable.
+        let pidfd = self.pidfd().ok().filter(|fd| !sys::pidfd_has_exited(*fd));
+        let descriptors = [pidfd, event.map(|event| event.0.as_fd())];
+        let mut polled: Vec<_> = descriptors
+            .into_iter()
+            .flatten()
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+            .collect();
+        let timeout = match polled.len() {
+            2 => PollTimeout::NONE,
+            _ => PollTimeout::try_from(POLL_INTERVAL).unwrap_or(PollTimeout::MAX),
+        };
+        // Returns early on a signal.
+        let _ = poll(&mut polled, timeout);
+    }
+
+    /// Returns the exit if it is known, and `None` while the shim runs.
+    ///
+    /// # Errors
+    ///
+    /// As for [`wait`](Self::wait).
+    pub fn try_wait(&self) -> Result<Option<ShimExit>, ReaperClosed> {
+        self.shim.state().outcome()
+    }
+
+    fn poll_exit(
+        &self,
+        key: &mut Option<u32>,
+        cx: &Context<'_>,
+    ) -> Poll<Result<ShimExit, ReaperClosed>> {
+        let exit = self.shim.poll_exit(key, cx.waker());
+        if exit.is_pending() {
+            self.worker.ensure_alive();
+        }
+        exit
+    }
+
+    fn stop_waiting(&self, key: Option<u32>) {
+        if let Some(key) = key {
+            self.shim.stop_waiting(key);
+        }
+    }
+}
+
+impl Future for Wait<'_> {
+    type Output = Result<ShimExit, ReaperClosed>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        this.handle.poll_exit(&mut this.key, cx)
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        self.handle.stop_waiting(self.key);
+    }
+}
+
+impl<'a> IntoFuture for &'a ShimHandle {
+    type Output = Result<ShimExit, ReaperClosed>;
+    type IntoFuture = Wait<'a>;
+
+    fn into_future(self) -> Wait<'a> {
+        self.wait()
+    }
+}
+
+impl Future for ShimHandle {
+    type Output = Result<ShimExit, ReaperClosed>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut key = self.key;
+        let exit = self.poll_exit(&mut key, cx);
+        self.key = key;
+        exit
+    }
+}
+
+impl Drop for ShimHandle {
+    fn drop(&mut self) {
+        self.stop_waiting(self.key);
+    }
+}
+
+/// Wakes a thread that polls a descriptor.
+struct WakeEvent(EventFd);
+
+impl Wake for WakeEvent {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // Fails only if the counter is full; the descriptor is readable then.
+        let _ = self.0.write(1);
+    }
+}
