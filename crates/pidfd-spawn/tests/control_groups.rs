@@ -113,6 +113,17 @@ fn another_user_can_be_put_into_a_group() {
 }
 
 #[test]
+fn a_group_that_does_not_exist_any_more_is_an_error_of_its_step() {
+    let Some(group) = Group::new("removed", 2) else {
+        return;
+    };
+    let dir = group.open();
+    drop(group);
+    let error = membership().cgroup(dir).spawn().unwrap_err();
+    assert_eq!(error.step(), Step::Cgroup);
+}
+
+#[test]
 fn a_directory_that_is_not_a_group_is_an_error_of_its_step() {
     let dir = File::open(Path::new("/tmp")).unwrap();
     let error = membership().cgroup(dir).spawn().unwrap_err();

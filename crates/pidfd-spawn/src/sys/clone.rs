@@ -76,11 +76,7 @@ pub(super) fn spawn(plan: &mut Plan<'_>) -> Result<Option<Born>, Failure> {
         start.birth.mask = blocked.previous();
         create(&mut start)
     };
-    let Some(pid) = created.map_err(|errno| Failure {
-        step: Step::Clone,
-        errno,
-    })?
-    else {
+    let Some(pid) = created? else {
         return Ok(None);
     };
 
@@ -106,7 +102,7 @@ fn no_pidfds() -> Failure {
 }
 
 /// Creates the child with the best system call that exists. Returns its pid.
-fn create(start: &mut Start<'_, '_>) -> Result<Option<u32>, Errno> {
+fn create(start: &mut Start<'_, '_>) -> Result<Option<u32>, Failure> {
     let cgroup = start
         .plan
         .attributes
@@ -136,9 +132,26 @@ fn create(start: &mut Start<'_, '_>) -> Result<Option<u32>, Errno> {
                 CLONE.rule_out();
                 return Ok(None);
             }
-            result => return result.map(Some),
+            Err(errno) => {
+                let step = if cgroup.is_some() && is_of_cgroup(errno) {
+                    Step::Cgroup
+                } else {
+                    Step::Clone
+                };
+                return Err(Failure { step, errno });
+            }
+            Ok(pid) => return Ok(Some(pid)),
         }
     }
+}
+
+/// Returns true if `clone3` fails with this error only for the control group: `cgroup_css_set_fork`
+/// in the kernel.
+fn is_of_cgroup(errno: Errno) -> bool {
+    matches!(
+        errno,
+        libc::EACCES | libc::EBUSY | libc::ENODEV | libc::ENOENT | libc::EOPNOTSUPP | libc::EROFS
+    )
 }
 
 /// The `struct clone_args` of Linux 5.7.
