@@ -18,7 +18,8 @@ pub(crate) use pidfd::{Born, Wait, send_signal, wait};
 
 use crate::error::Failure;
 use crate::plan::Plan;
-use child::Memory;
+use child::{Birth, Memory};
+use signals::Blocked;
 
 /// Creates a child that carries out the plan. Returns once it executes the program.
 pub(crate) fn spawn(plan: &mut Plan<'_>) -> Result<Born, Failure> {
@@ -35,8 +36,11 @@ pub(crate) fn spawn(plan: &mut Plan<'_>) -> Result<Born, Failure> {
 
 /// Carries out the plan in this process.
 pub(crate) fn exec(plan: &mut Plan<'_>) -> Failure {
-    let parent = std::os::unix::process::parent_id();
-    child::run(plan, &child::Birth::new(Memory::Own, parent))
+    // Restores the mask if a step fails.
+    let blocked = Blocked::new();
+    let mut birth = Birth::new(Memory::Own, std::os::unix::process::parent_id());
+    birth.mask = blocked.previous();
+    child::run(plan, &birth)
 }
 
 /// Creates a pipe and returns its ends for reading and for writing, both close-on-exec.
