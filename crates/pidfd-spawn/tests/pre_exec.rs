@@ -3,11 +3,15 @@
 
 mod common;
 
-use std::io;
+use std::io::{self, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc;
+use std::thread;
 
-use common::own_process::{in_own_process, in_own_process_unchecked};
-use common::{own_children, shell, status_of, stdout_of};
+use common::own_process::{in_own_process, in_own_process_unchecked, own_process};
+use common::{DEADLINE, own_children, shell, status_of, stdout_of};
 use nix::libc;
 use pidfd_spawn::{Command, Step};
 
@@ -76,16 +80,33 @@ fn a_panic_in_a_closure_ends_only_the_child() {
 }
 
 #[test]
+fn a_forked_child_ends_if_its_parent_dies_meanwhile() {
+    extern "C" fn die() {
+        // SAFETY: ends this process.
+        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    }
+    let command = own_process("a_forked_child_ends_if_its_parent_dies_meanwhile", || {
+        // SAFETY: the handler, which runs in the parent, and the closure make system calls or none.
+        unsafe {
+            libc::pthread_atfork(None, Some(die), None);
+            let _ = shell("exec sleep 300").pre_exec(|| Ok(())).spawn();
+        }
+    });
+    let Some(mut command) = command else { return };
+    let mut parent = command.stdout(Stdio::piped()).spawn().unwrap();
+    assert_eq!(parent.wait().unwrap().signal(), Some(libc::SIGKILL));
+    // The child has the other end of the pipe too.
+    let (sender, receiver) = mpsc::channel();
+    let mut stdout = parent.stdout.take().unwrap();
+    thread::spawn(move || sender.send(stdout.read_to_end(&mut Vec::new())));
+    receiver.recv_timeout(DEADLINE).unwrap().unwrap();
+}
+
+#[test]
 fn a_closure_decides_on_the_signal_mask() {
     let status = status_of(|command| {
         // SAFETY: makes a system call.
-        unsafe {
-            command.pre_exec(|| {
-                let mut blocked = nix::sys::signal::SigSet::empty();
-                blocked.add(nix::sys::signal::Signal::SIGUSR1);
-                Ok(blocked.thread_set_mask()?)
-            });
-        }
+        unsafe { command.pre_exec(block_sigusr1) };
     });
     assert_eq!(status["SigBlk"], "0000000000000200");
 }
@@ -110,8 +131,30 @@ fn exec_replaces_the_process() {
 }
 
 #[test]
+fn exec_keeps_the_signal_mask_on_request() {
+    let output = in_own_process_unchecked("exec_keeps_the_signal_mask_on_request", || {
+        block_sigusr1().unwrap();
+        let mut command = Command::new("/bin/grep");
+        command.args(["SigBlk", "/proc/self/status"]);
+        panic!("{}", command.inherit_signal_mask(true).exec());
+    });
+    let Some(output) = output else { return };
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(stdout.ends_with("SigBlk:\t0000000000000200\n"), "{stdout}");
+}
+
+fn block_sigusr1() -> io::Result<()> {
+    let mut blocked = nix::sys::signal::SigSet::empty();
+    blocked.add(nix::sys::signal::Signal::SIGUSR1);
+    Ok(blocked.thread_set_mask()?)
+}
+
+#[test]
 fn a_failed_exec_returns() {
+    block_sigusr1().unwrap();
     let error = Command::new("/nonexistent").exec();
     assert_eq!(error.step(), Step::Exec);
     assert_eq!(stdout_of(&mut shell("echo alive")), "alive");
+    let blocked = nix::sys::signal::SigSet::thread_get_mask().unwrap();
+    assert!(blocked.contains(nix::sys::signal::Signal::SIGUSR1));
 }

@@ -30,7 +30,7 @@ pub(super) enum Memory {
 pub(super) struct Birth {
     memory: Memory,
     /// The process whose death [`Attributes::parent_death_signal`] is about.
-    parent: u32,
+    pub(super) parent: u32,
     /// The signal mask of the parent.
     pub(super) mask: Mask,
     /// The kernel has reset the signals that the parent handles.
@@ -278,15 +278,20 @@ fn set_no_new_privs(attributes: &Attributes) -> Result<(), Errno> {
 }
 
 fn set_parent_death_signal(attributes: &Attributes, birth: &Birth) -> Result<(), Errno> {
-    let Some(signal) = attributes.parent_death_signal else {
-        return Ok(());
-    };
+    match attributes.parent_death_signal {
+        Some(signal) => die_with(birth.parent, signal),
+        None => Ok(()),
+    }
+}
+
+/// Lets this process get the signal when its parent dies, also if it has died already.
+pub(super) fn die_with(parent: u32, signal: c_int) -> Result<(), Errno> {
     prctl(libc::PR_SET_PDEATHSIG, signal)?;
     // SAFETY: take integers or nothing.
     unsafe {
-        let parent = call(libc::SYS_getppid, [])?;
+        let current = call(libc::SYS_getppid, [])?;
         // It is 0 if the parent is in an outer PID namespace.
-        if parent != 0 && parent != birth.parent as usize {
+        if current != 0 && current != parent as usize {
             let pid = call(libc::SYS_getpid, [])?;
             call(libc::SYS_kill, [pid.into(), signal.into()])?;
         }

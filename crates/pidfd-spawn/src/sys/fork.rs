@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process;
 
-use super::call::{Errno, call};
+use super::call::{Errno, call, prctl};
 use super::child::{self, Birth, Memory};
 use super::pidfd::{self, Born};
 use super::signals::Blocked;
@@ -73,7 +73,7 @@ fn follow(pid: u32, socket: UnixStream) -> Result<Born, Failure> {
 /// The child. Async-signal-safe up to the closures of the plan.
 fn begin(plan: &mut Plan<'_>, birth: &Birth, socket: RawFd) -> ! {
     let _guard = AbortOnUnwind;
-    let failure = match announce(socket) {
+    let failure = match announce(socket, birth.parent) {
         Ok(()) => child::run(plan, birth),
         Err(errno) => Failure {
             step: Step::Pidfd,
@@ -94,7 +94,9 @@ impl Drop for AbortOnUnwind {
 }
 
 /// Sends the pidfd of this process, and waits until the parent has it.
-fn announce(socket: RawFd) -> Result<(), Errno> {
+fn announce(socket: RawFd, parent: u32) -> Result<(), Errno> {
+    // The socket does not show the parent's death: this process and other children have its end.
+    child::die_with(parent, libc::SIGKILL)?;
     // SAFETY: take integers.
     let pidfd = unsafe {
         let pid = call(libc::SYS_getpid, [])?;
@@ -119,6 +121,7 @@ fn announce(socket: RawFd) -> Result<(), Errno> {
     if received == 0 {
         child::exit();
     }
+    prctl(libc::PR_SET_PDEATHSIG, 0)?;
     Ok(())
 }
 
