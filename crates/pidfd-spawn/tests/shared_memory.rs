@@ -6,6 +6,7 @@ mod common;
 use std::fs::{self, File};
 use std::hint;
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process;
 use std::thread;
@@ -77,18 +78,27 @@ fn another_user_cannot_read_memory_that_its_child_shares() {
             });
             assert!(shares_memory(child));
             assert!(!can_other_user_read_memory(child));
+            // An exec wakes the parent, which restores the attribute, before it leaves the memory.
+            // SAFETY: changes an attribute of this process.
+            unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) };
+            assert!(!can_other_user_read_memory(child));
 
-            // The end of another spawn must not give the memory away.
+            // The end of another spawn must not make the memory dumpable.
             let mut command = Command::new("/bin/true");
             assert!(command.uid(OTHER_USER).status().unwrap().success());
+            assert!(!is_dumpable());
             assert!(!can_other_user_read_memory(child));
 
             lease(libc::F_UNLCK);
             assert!(spawner.join().unwrap().success());
-            // SAFETY: changes nothing.
-            assert_eq!(unsafe { libc::prctl(libc::PR_GET_DUMPABLE) }, 1);
+            assert!(is_dumpable());
         },
     );
+}
+
+fn is_dumpable() -> bool {
+    // SAFETY: changes nothing.
+    unsafe { libc::prctl(libc::PR_GET_DUMPABLE) == 1 }
 }
 
 fn world_readable() -> fs::Permissions {
@@ -106,7 +116,8 @@ fn shares_memory(pid: u32) -> bool {
 }
 
 fn can_other_user_read_memory(pid: u32) -> bool {
-    let mut command = Command::new("/bin/sh");
+    // Not with this crate, which would change the attribute.
+    let mut command = process::Command::new("/bin/sh");
     command
         .args(["-c", "exec 3< \"$0\""])
         .arg(format!("/proc/{pid}/mem"))

@@ -10,8 +10,8 @@ use std::hint;
 use std::os::fd::AsRawFd;
 
 use super::call::{Arg, Errno, NULL, call, prctl};
-use super::dumpable;
 use super::signals::{self, Mask};
+use super::{credentials, dumpable};
 use crate::error::{Failure, Step};
 use crate::plan::{Attributes, Plan, PreExec, Rlimit};
 
@@ -211,38 +211,29 @@ fn set_nice(attributes: &Attributes) -> Result<(), Errno> {
 
 fn set_user(attributes: &Attributes, birth: &Birth) -> Result<(), Failure> {
     if let Some(groups) = &attributes.groups {
-        check(Step::Groups, set_groups(groups))?;
+        check(Step::Groups, credentials::set_groups(groups))?;
     }
     if let Some(gid) = attributes.gid {
-        // SAFETY: takes an integer, and changes only the calling thread.
-        check(Step::Gid, unsafe { call(libc::SYS_setgid, [gid.into()]) })?;
+        check(Step::Gid, credentials::set_gid(gid))?;
     }
     if let Some(uid) = attributes.uid {
         if attributes.groups.is_none() {
-            match set_groups(&[]) {
+            match credentials::set_groups(&[]) {
                 // As std: without the privilege there are none to drop.
                 Err(libc::EPERM) => {}
                 result => check(Step::Groups, result)?,
             }
         }
-        // SAFETY: takes an integer, and changes only the calling thread.
-        check(Step::Uid, unsafe { call(libc::SYS_setuid, [uid.into()]) })?;
+        let set_uid = match birth.memory {
+            Memory::Shared => credentials::set_uid_in_shared_memory,
+            Memory::Copied | Memory::Own => credentials::set_uid,
+        };
+        check(Step::Uid, set_uid(uid))?;
     }
     if attributes.change_user() && birth.memory == Memory::Shared {
         // Before signals are unblocked: see `dumpable`.
         check(Step::Uid, dumpable::forbid())?;
     }
-    Ok(())
-}
-
-fn set_groups(groups: &[u32]) -> Result<(), Errno> {
-    // SAFETY: the pointer is valid for that many groups. Changes only the calling thread.
-    unsafe {
-        call(
-            libc::SYS_setgroups,
-            [groups.len().into(), groups.as_ptr().into()],
-        )
-    }?;
     Ok(())
 }
 

@@ -1,32 +1,20 @@
-//! Protects shared memory from the user that a child changes to.
+//! Keeps the memory that a child shares out of core dumps of another user.
 //!
-//! Between `setuid` and `exec` a child in shared memory belongs to another user, while its memory is
-//! still that of the parent. What keeps that user out is that the memory is not *dumpable*
-//! (`PR_SET_DUMPABLE` in `prctl(2)`):
-//!
-//! * The kernel clears the attribute before it grants the new credentials. Without it, only a
-//!   process with `CAP_SYS_PTRACE` can trace the child, or read or write its memory. With
-//!   `fs.suid_dumpable` set to 1 the kernel does not clear it; the child is then forked.
-//! * With `fs.suid_dumpable` set to 2, the memory can be dumped, but not traced. A core dump would
-//!   also kill the parent before Linux 5.16. So the child clears the attribute itself, while it
-//!   still blocks all signals.
+//! Between `setuid` and `exec` a child in shared memory belongs to another user, who may send it a
+//! signal that dumps core. The dump would be a file of that user, with the memory of the parent; before
+//! Linux 5.16 it would also kill the parent. So the child makes the memory not *dumpable*
+//! (`PR_SET_DUMPABLE` in `prctl(2)`) while it still blocks all signals. The kernel does so too when
+//! the user changes, unless `fs.suid_dumpable` says otherwise.
 //!
 //! The attribute belongs to the memory and so to the parent. [`Protection`] restores it when no such
 //! child is left.
 
-use std::fs;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::call::{Errno, prctl};
 
 const DUMPABLE: i32 = 1;
 const NOT_DUMPABLE: i32 = 0;
-
-/// Returns true if the kernel clears the attribute when the user of a process changes.
-pub(super) fn protects_shared_memory() -> bool {
-    fs::read("/proc/sys/fs/suid_dumpable")
-        .is_ok_and(|setting| matches!(setting.trim_ascii(), b"0" | b"2"))
-}
 
 /// Clears the attribute. Async-signal-safe.
 pub(super) fn forbid() -> Result<(), Errno> {

@@ -5,6 +5,7 @@
 mod call;
 mod child;
 mod clone;
+mod credentials;
 mod dumpable;
 mod entry;
 mod fork;
@@ -23,10 +24,8 @@ use signals::Blocked;
 
 /// Creates a child that carries out the plan. Returns once it executes the program.
 pub(crate) fn spawn(plan: &mut Plan<'_>) -> Result<Born, Failure> {
-    // A closure must not run in shared memory, because it may do anything to it.
-    let may_share_memory = plan.pre_exec.is_empty()
-        && (!plan.attributes.change_user() || dumpable::protects_shared_memory());
-    if may_share_memory {
+    // A closure may do anything to shared memory.
+    if plan.pre_exec.is_empty() {
         if let Some(born) = clone::spawn(plan)? {
             return Ok(born);
         }
