@@ -7,7 +7,8 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process;
 
-use common::{is_root, skip, stdout_of};
+use common::own_process::in_own_process;
+use common::{is_root, shell, skip, stdout_of};
 use pidfd_spawn::{Command, Step};
 
 /// A control group that is removed when this is dropped.
@@ -110,6 +111,33 @@ fn another_user_can_be_put_into_a_group() {
     let mut command = membership();
     command.cgroup(group.open()).uid(common::OTHER_USER);
     assert!(stdout_of(&mut command).contains(group.name()));
+}
+
+#[test]
+fn the_parent_survives_when_a_full_group_is_killed_as_a_whole() {
+    let test = "the_parent_survives_when_a_full_group_is_killed_as_a_whole";
+    in_own_process(test, || {
+        let Some(group) = Group::new("full", 2) else {
+            return;
+        };
+        // On some machines version 1 has the controller.
+        if fs::write(group.0.join("memory.max"), "8M").is_err() {
+            return eprintln!("SKIPPED: version 2 does not have the memory controller");
+        }
+        fs::write(group.0.join("memory.oom.group"), "1").unwrap();
+        let mut children = Vec::new();
+        for _ in 0..30 {
+            let mut command = shell("x=$(head -c 2000000 /dev/zero | tr '\\0' x); sleep 300");
+            // It may be killed before it executes the shell.
+            children.extend(command.cgroup(group.open()).spawn());
+        }
+        let events = fs::read_to_string(group.0.join("memory.events")).unwrap();
+        assert!(!events.contains("oom_group_kill 0"), "{events}");
+        fs::write(group.0.join("cgroup.kill"), "1").unwrap();
+        for mut child in children {
+            child.wait().unwrap();
+        }
+    });
 }
 
 #[test]

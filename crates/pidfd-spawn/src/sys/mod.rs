@@ -9,11 +9,12 @@ mod credentials;
 mod dumpable;
 mod entry;
 mod fork;
+mod oom_group;
 mod pidfd;
 mod signals;
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 pub(crate) use pidfd::{Born, Wait, send_signal, wait};
 
@@ -24,13 +25,23 @@ use signals::Blocked;
 
 /// Creates a child that carries out the plan. Returns once it executes the program.
 pub(crate) fn spawn(plan: &mut Plan<'_>) -> Result<Born, Failure> {
-    // A closure may do anything to shared memory.
-    if plan.pre_exec.is_empty() {
+    if may_share_memory(plan) {
         if let Some(born) = clone::spawn(plan)? {
             return Ok(born);
         }
     }
     fork::spawn(plan)
+}
+
+/// Returns true if this process is safe although a child shares its memory.
+fn may_share_memory(plan: &Plan<'_>) -> bool {
+    let attributes = plan.attributes;
+    // A closure may do anything to the memory.
+    plan.pre_exec.is_empty()
+        && !attributes
+            .cgroup
+            .as_ref()
+            .is_some_and(|group| oom_group::may_be_killed(group.as_fd()))
 }
 
 /// Carries out the plan in this process.
