@@ -15,7 +15,7 @@ pub enum Step {
     /// The pipes of [`Stdio::piped`](crate::Stdio::piped), `/dev/null`, and the descriptors that
     /// must be duplicated are opened.
     Stdio,
-    /// The kernel creates the process.
+    /// The process is created, after the descriptors that this takes.
     Clone,
     /// The pidfd of the process is opened.
     Pidfd,
@@ -174,4 +174,14 @@ impl From<Failure> for Cause {
 pub(crate) struct Failure {
     pub(crate) step: Step,
     pub(crate) errno: i32,
+}
+
+impl Failure {
+    /// The failure of a system call that the parent makes.
+    pub(crate) fn of(step: Step, error: &io::Error) -> Self {
+        Self {
+            step,
+            errno: error.raw_os_error().unwrap_or(libc::EINVAL),
+        }
+    }
 }

@@ -23,7 +23,7 @@ use crate::plan::Plan;
 pub(super) fn spawn(plan: &mut Plan<'_>) -> Result<Born, Failure> {
     let (ours, theirs) = UnixStream::pair()
         .and_then(|(ours, theirs)| Ok((ours, plan.descriptors.keep(theirs.into())?)))
-        .map_err(|error| failure(Step::Stdio, &error))?;
+        .map_err(|error| Failure::of(Step::Clone, &error))?;
     let mut birth = Birth::new(Memory::Copied, process::id());
 
     // No handler of the parent may run in the child: it would act on what they share, such as the
@@ -33,19 +33,12 @@ pub(super) fn spawn(plan: &mut Plan<'_>) -> Result<Born, Failure> {
     // SAFETY: the child makes system calls, and runs closures that promise to be async-signal-safe.
     match unsafe { libc::fork() } {
         0 => begin(plan, &birth, theirs.as_raw_fd()),
-        -1 => Err(failure(Step::Clone, &io::Error::last_os_error())),
+        -1 => Err(Failure::of(Step::Clone, &io::Error::last_os_error())),
         pid => {
             drop(blocked);
             drop(theirs);
             follow(pid.unsigned_abs(), ours)
         }
-    }
-}
-
-fn failure(step: Step, error: &io::Error) -> Failure {
-    Failure {
-        step,
-        errno: error.raw_os_error().unwrap_or(libc::EINVAL),
     }
 }
 
@@ -58,7 +51,7 @@ fn follow(pid: u32, socket: UnixStream) -> Result<Born, Failure> {
             let _ = socket.shutdown(Shutdown::Write);
             let cause = receive_failure(socket.as_raw_fd());
             pidfd::reap_pid(pid);
-            return Err(cause.unwrap_or(failure(Step::Pidfd, &error)));
+            return Err(cause.unwrap_or(Failure::of(Step::Pidfd, &error)));
         }
     };
     // A child that does not read it has been killed, which its exit status shows.
