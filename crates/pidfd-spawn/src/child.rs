@@ -65,6 +65,8 @@ impl Child {
     }
 
     /// Returns the pidfd. It is readable once the child has exited.
+    ///
+    /// Leave it in blocking mode: [`wait`](Self::wait) fails with `EAGAIN` otherwise.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
@@ -109,6 +111,11 @@ impl Child {
     /// child that reads until the end of its input can exit.
     ///
     /// Later calls return the same status.
+    ///
+    /// # Errors
+    ///
+    /// Fails with `ECHILD` if other code has reaped the child and the kernel does not report its
+    /// status: see [Other waits](Self#other-waits).
     pub fn wait(&mut self) -> io::Result<ExitStatus> {
         drop(self.stdin.take());
         loop {
@@ -120,6 +127,10 @@ impl Child {
     }
 
     /// Reaps the child if it has exited, and returns `None` if not.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait).
     pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
         if self.status.is_none() {
             self.status = sys::wait(self.pidfd.as_fd(), sys::Wait::NonBlocking)?;

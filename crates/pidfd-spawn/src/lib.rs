@@ -47,19 +47,28 @@
 //! All signals are blocked in the calling thread meanwhile, and the child resets its handlers before
 //! it unblocks them: no handler of the parent runs in the child.
 //!
-//! A command with a closure ([`Command::pre_exec`]) forks instead.
+//! The child is forked instead
+//!
+//! * if the command has a closure ([`Command::pre_exec`]);
+//! * if its control group, or an ancestor of it, has `memory.oom.group` set: when the kernel kills
+//!   the processes of such a group, it also kills all that share their memory. The same happens if
+//!   `/proc` does not show the setting. Set it before the spawn.
+//!
+//! The calling thread waits until the child executes the program, so it also waits while the child is
+//! stopped by SIGSTOP, while its control group is frozen, and while the file system of the program
+//! does not respond. That holds for a forked child too.
 //!
 //! # Other users
 //!
-//! A child that changes its [user](Command::uid) or [group](Command::gid) belongs to another user
-//! while it still shares the memory of its parent. The kernel keeps that user from tracing the child
-//! and from reading its memory, because that memory is not *dumpable* (`PR_SET_DUMPABLE`) from the
-//! change of the user on. As it is also the parent's, the parent has no core dumps, and its files in
-//! `/proc` belong to root, until the spawn returns and restores the attribute. A process that the
-//! parent forks meanwhile keeps it.
+//! A child that changes its [user](Command::uid) belongs to another user while it still shares the
+//! memory of its parent. It keeps the saved user ID of its parent until `exec`, so the kernel keeps
+//! processes of that user from tracing it and from reading its memory. They can send it signals.
 //!
-//! If `fs.suid_dumpable` is 1, or cannot be read, the kernel does not guarantee this. The child is
-//! then forked, at the cost of a fork.
+//! The memory is also not *dumpable* (`PR_SET_DUMPABLE`) from the change of the user or group on, so
+//! that no signal writes it to a core dump of that user. As it is also the parent's, the parent has no
+//! core dumps, and its files in `/proc` belong to root, until the spawn returns and restores the
+//! attribute. A process that the parent forks meanwhile keeps it. A parent that clears the attribute
+//! itself should not do so during such a spawn, which would set it again.
 //!
 //! # Kernel requirements
 //!
@@ -69,8 +78,8 @@
 //! | interface | since | without it |
 //! |---|---|---|
 //! | `pidfd_send_signal(2)` | 5.1 | required |
-//! | `clone(2)` with `CLONE_PIDFD` | 5.2 | the child is forked, opens its own pidfd and sends it to the parent |
-//! | `pidfd_open(2)` | 5.3 | required where the child is forked |
+//! | `clone(2)` with `CLONE_PIDFD` | 5.2 | the child is forked |
+//! | `pidfd_open(2)` | 5.3 | required where the child is forked: it opens its own pidfd and sends it to the parent |
 //! | `clone3(2)` | 5.3 | `clone(2)` |
 //! | `waitid(2)` with `P_PIDFD` | 5.4 | required |
 //! | `CLONE_CLEAR_SIGHAND` | 5.5 | the child resets each signal handler |
@@ -99,3 +108,8 @@ pub use command::Command;
 pub use error::{SpawnError, Step};
 pub use resource::Resource;
 pub use stdio::Stdio;
+
+/// Compiles the code of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -17,7 +17,7 @@ impl Command {
     /// may not change them.
     ///
     /// [Other users](crate#other-users) describes how the memory of this process is protected from
-    /// that user.
+    /// that user until the child executes the program.
     pub fn uid(&mut self, id: u32) -> &mut Self {
         self.attributes.uid = Some(id);
         self
@@ -35,7 +35,7 @@ impl Command {
         self
     }
 
-    /// Moves the child to the process group `pgroup`; 0 creates one whose ID is the child's pid.
+    /// Moves the child to the process group `pgroup`. With 0 it creates one whose ID is its pid.
     pub fn process_group(&mut self, pgroup: i32) -> &mut Self {
         self.attributes.process_group = Some(pgroup);
         self
@@ -55,6 +55,9 @@ impl Command {
     /// The child is in the group from its first instruction (`CLONE_INTO_CGROUP`, Linux 5.7). On an
     /// older kernel, and for a directory of version 1, it writes to `cgroup.procs` before all other
     /// steps.
+    ///
+    /// The spawn blocks while the group is frozen. [How it works](crate#how-it-works) describes what
+    /// it costs if the kernel kills the group as a whole when its memory is full.
     ///
     /// # Example
     ///
@@ -117,8 +120,9 @@ impl Command {
     /// The parent is the *thread* that spawns: the kernel also sends the signal when that thread
     /// ends and the process goes on. Spawn on a thread that lives as long as the process.
     ///
-    /// A parent that dies before the signal is set does not escape: the child sends itself the
-    /// signal. It cannot do so if it is the first process of a PID namespace.
+    /// If the parent dies before the signal is set, the child sends it to itself. It cannot do so if
+    /// it is the first process of a PID namespace. The kernel clears the setting when the child
+    /// executes a set-user-ID program, see `PR_SET_PDEATHSIG(2const)`.
     pub fn parent_death_signal(&mut self, signal: i32) -> &mut Self {
         self.attributes.parent_death_signal = Some(signal);
         self

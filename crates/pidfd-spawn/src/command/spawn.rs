@@ -50,7 +50,8 @@ impl Command {
     /// if it succeeds.
     ///
     /// After an error the steps before the failed one have been made, and those that concern a
-    /// thread, such as the user ID, only in the calling thread: end the process.
+    /// thread, such as the user ID, only in the calling thread. Descriptors with a chosen number have
+    /// replaced those that this process had under it. End the process.
     #[must_use]
     pub fn exec(&mut self) -> SpawnError {
         let Err(error) = self.launch(&INHERITED, |plan| Err::<Infallible, _>(sys::exec(plan)));
