@@ -1,12 +1,12 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::Child;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::libc;
 
+use crate::pipes::Pipes;
 use crate::shim::Shim;
 use crate::stdio::SpawnGuard;
 use crate::worker::Worker;
@@ -80,15 +80,15 @@ impl ShimHandle {
         }
     }
 
-    /// Creates a handle that owns the pipes of the child. The registry processes its exit.
-    pub(crate) fn from_child(
+    /// Creates a handle that owns the pipes of the shim.
+    pub(crate) fn with_pipes(
         shim: Arc<Shim<OwnedFd>>,
         worker: Arc<Worker>,
-        child: Child,
+        pipes: Pipes,
         kill_on_drop: bool,
     ) -> Self {
         let mut handle = Self::new(shim, worker);
-        handle.guard = SpawnGuard::new(&handle.shim, &handle.worker, child, kill_on_drop);
+        handle.guard = SpawnGuard::new(&handle.shim, &handle.worker, pipes, kill_on_drop);
         handle
     }
 

@@ -86,6 +86,7 @@ macro_rules! fail_point {
 }
 
 mod builder;
+mod command;
 mod core;
 mod directory;
 mod drop_guard;
@@ -99,6 +100,7 @@ mod kernel;
 mod models;
 mod outbox;
 mod pidfd;
+mod pipes;
 mod readiness;
 mod reaper;
 mod register;
@@ -122,12 +124,15 @@ mod wake_all;
 mod worker;
 
 pub use builder::ReaperBuilder;
+pub use command::SpawnCommand;
 pub use drop_guard::DropGuard;
 pub use error::{ReaperClosed, RegisterError, RegisterErrorKind};
 pub use exit::{CollectedBy, ResourceUsage, ShimExit};
 pub use exits::Exits;
 pub use handle::ShimHandle;
 pub use pidfd::Pidfd;
+#[doc(no_inline)]
+pub use pidfd_spawn::{self, Command, Stdio};
 pub use reaper::ShimReaper;
 pub use signal::{InvalidSignal, Signal};
 pub use spawn_options::SpawnOptions;

@@ -1,5 +1,5 @@
 use std::io;
-use std::process::{Child, Command};
+use std::process::Child;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +7,8 @@ use crate::shim::Role;
 use crate::stop;
 use crate::worker::Worker;
 use crate::{
-    Exits, ReaperStats, RegisterError, ShimHandle, ShutdownReport, SpawnOptions, StopReport,
+    Exits, ReaperStats, RegisterError, ShimHandle, ShutdownReport, SpawnCommand, SpawnOptions,
+    StopReport,
 };
 
 /// A reaper of child processes, which reaps the registered ones and no others.
@@ -19,7 +20,7 @@ use crate::{
 ///
 /// | you have | use | the reaper |
 /// |---|---|---|
-/// | a `Command` | [`spawn`](Self::spawn) | forks the child, and reaps it when it exits |
+/// | a `Command` | [`spawn`](Self::spawn) | creates the child, and reaps it when it exits |
 /// | a `Child` that you give up | [`register_child`](Self::register_child) | reaps it when it exits |
 /// | a pid whose `Child` an owner may hold | [`register`](Self::register) | reaps it if the owner does not wait in the grace period |
 /// | a pid that is not your child | [`attach`](Self::attach) | observes its exit, never waits for it |
@@ -68,25 +69,37 @@ impl ShimReaper {
         }
     }
 
-    /// Spawns a shim: forks, executes the program and registers the child.
+    /// Spawns a shim: creates the child, which executes the program, and registers it.
     ///
-    /// The fork happens on the calling thread, as in `tokio::process`, and blocks it until the
-    /// `exec`. If the shim sets `PR_SET_PDEATHSIG`, the kernel signals it when that thread exits.
+    /// Use the [`Command`](crate::Command) of this crate, on Linux 5.4 or later: the system call that
+    /// creates the child returns its pidfd. From Linux 6.15 on, no other wait can then take the exit
+    /// status away from the reaper. Commands of std and tokio are [accepted too](SpawnCommand).
     ///
-    /// From Linux 6.15 on, no other wait takes the exit status away from the reaper, with one
-    /// exception: the first such wait in this process can be faster than the reaper. To exclude that,
-    /// set [`ReaperBuilder::early_pidfd`](crate::ReaperBuilder::early_pidfd). A closure of
+    /// The call blocks the calling thread until the child executes the program, as in
+    /// `tokio::process`. If the child sets its parent death signal, the kernel sends it when that
+    /// thread exits.
+    ///
+    /// # Commands of std and tokio
+    ///
+    /// The reaper opens the pidfd after the spawn. The first foreign wait of this process can be
+    /// faster, if the child exits at once; the exit status of that child is then unknown. To exclude
+    /// that, set [`ReaperBuilder::early_pidfd`](crate::ReaperBuilder::early_pidfd). A closure of
     /// [`pre_exec`](std::os::unix::process::CommandExt::pre_exec) that closes the descriptors of the
     /// child defeats it.
     ///
+    /// A command that is passed as `&mut` keeps what the reaper has added to it: the process group of
+    /// [`SpawnOptions`], and with an early pidfd a closure, which makes std fork whenever it spawns
+    /// the command again.
+    ///
     /// # Errors
     ///
-    /// Returns the error of [`Command::spawn`], or after shutdown an error that contains
+    /// Returns the error of the command's own `spawn`, or after shutdown an error that contains
     /// [`ReaperClosed`](crate::ReaperClosed). No process is left behind in either case.
     ///
     /// std panics if it cannot set the user, the groups or the process group of the child, or a
-    /// `pre_exec` closure fails, and another wait has reaped that child. This then returns an error of the kind [`Other`](io::ErrorKind::Other), after the panic hook has run.
-    pub fn spawn(&self, command: Command) -> io::Result<ShimHandle> {
+    /// `pre_exec` closure fails, and another wait has reaped that child. This then returns an error of
+    /// the kind [`Other`](io::ErrorKind::Other), after the panic hook has run.
+    pub fn spawn(&self, command: impl SpawnCommand) -> io::Result<ShimHandle> {
         self.spawn_with(command, SpawnOptions::new())
     }
 
@@ -97,21 +110,16 @@ impl ShimReaper {
     /// As for [`spawn`](Self::spawn).
     pub fn spawn_with(
         &self,
-        mut command: Command,
+        mut command: impl SpawnCommand,
         options: SpawnOptions,
     ) -> io::Result<ShimHandle> {
-        if options.process_group {
-            std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        }
         let worker = self.live_worker();
-        let (shim, child) = worker
-            .core()
-            .shared
-            .spawn(&mut command, options.process_group)?;
-        Ok(ShimHandle::from_child(
+        let command = command.as_command();
+        let (shim, pipes) = worker.shared().spawn(command, options.process_group)?;
+        Ok(ShimHandle::with_pipes(
             shim,
             Arc::clone(worker),
-            child,
+            pipes,
             options.kill_on_drop,
         ))
     }
@@ -145,10 +153,10 @@ impl ShimReaper {
     pub fn register_child(&self, mut child: Child) -> Result<ShimHandle, RegisterError> {
         let worker = self.live_worker();
         match worker.shared().adopt(&mut child) {
-            Ok(shim) => Ok(ShimHandle::from_child(
+            Ok(shim) => Ok(ShimHandle::with_pipes(
                 shim,
                 Arc::clone(worker),
-                child,
+                child.into(),
                 false,
             )),
             Err(kind) => Err(RegisterError::new(child.id(), kind).with_child(child)),

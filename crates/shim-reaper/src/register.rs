@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::mem;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::command::sealed::CommandRef;
 use crate::directory::{Check, Directory, Entries};
 use crate::exits::Subscribers;
-use crate::kernel::{NoPidfd, ProcessTable, Target, WaitResult};
+use crate::kernel::{NoPidfd, ProcessTable, Spawned, Target, WaitResult};
 use crate::outbox::Outbox;
+use crate::pipes::Pipes;
 use crate::shim::{NO_PROCESS, Role, Shim};
 use crate::stats::{Counters, NotReaped};
 use crate::sync::{Mutex, MutexGuard};
@@ -57,6 +59,10 @@ pub(crate) struct StopRequest {
     pub(crate) token: CancellationToken,
     pub(crate) grace: Duration,
 }
+
+/// The error of a registration after a shutdown has begun, with the pidfd of the process.
+#[derive(Debug)]
+pub(crate) struct Refused<P>(pub(crate) Option<P>);
 
 impl<K: ProcessTable> Shared<K> {
     pub(crate) fn new(
@@ -105,27 +111,28 @@ impl<K: ProcessTable> Shared<K> {
         };
         let check = if waitable { Check::OnEvent } else { Check::Now };
         self.insert(pid, role, false, pidfd, check)
-            .map_err(|ReaperClosed| RegisterError::new(pid, RegisterErrorKind::Closed))
+            .map_err(|Refused(_)| RegisterError::new(pid, RegisterErrorKind::Closed))
     }
 
-    /// Forks a child and registers it.
+    /// Spawns a child and registers it.
     pub(crate) fn spawn(
         &self,
-        command: &mut Command,
+        mut command: CommandRef<'_>,
         leads_group: bool,
-    ) -> io::Result<(Arc<Shim<K::Pidfd>>, Child)> {
+    ) -> io::Result<(Arc<Shim<K::Pidfd>>, Pipes)> {
         if self.is_refusing() {
             return Err(io::Error::other(ReaperClosed));
         }
+        if leads_group {
+            command.lead_process_group();
+        }
         let early_pidfd = self.early_pidfd || self.foreign_wait_seen.load(Ordering::Relaxed);
-        let (mut child, pidfd) = self.kernel.spawn(command, early_pidfd)?;
-        match self.insert(child.id(), Role::Owned, leads_group, pidfd, Check::OnEvent) {
-            Ok(shim) => Ok((shim, child)),
-            Err(ReaperClosed) => {
-                // The reaper shut down after the fork: undo the fork.
-                if child.kill().is_ok() {
-                    let _ = child.wait();
-                }
+        let Spawned { pid, pidfd, pipes } = self.kernel.spawn(command, early_pidfd)?;
+        match self.insert(pid, Role::Owned, leads_group, pidfd, Check::OnEvent) {
+            Ok(shim) => Ok((shim, pipes)),
+            Err(Refused(pidfd)) => {
+                // The reaper shut down in the meantime: undo the spawn.
+                self.kernel.discard(pid, pidfd);
                 Err(io::Error::other(ReaperClosed))
             }
         }
@@ -183,7 +190,7 @@ impl<K: ProcessTable> Shared<K> {
                 .map_err(|ReaperClosed| RegisterErrorKind::Closed);
         }
         self.insert(pid, Role::Owned, false, pidfd, Check::OnEvent)
-            .map_err(|ReaperClosed| RegisterErrorKind::Closed)
+            .map_err(|Refused(_)| RegisterErrorKind::Closed)
     }
 
     pub(crate) fn insert(
@@ -193,7 +200,7 @@ impl<K: ProcessTable> Shared<K> {
         leads_group: bool,
         pidfd: Result<K::Pidfd, NoPidfd>,
         mut check: Check,
-    ) -> Result<Arc<Shim<K::Pidfd>>, ReaperClosed> {
+    ) -> Result<Arc<Shim<K::Pidfd>>, Refused<K::Pidfd>> {
         let mut start_time = None;
         let mut pidfd = match pidfd {
             Ok(pidfd) => Some(pidfd),
@@ -220,7 +227,7 @@ impl<K: ProcessTable> Shared<K> {
         // Checked under the directory lock: the final drain locks it after the token is cancelled,
         // so that no registration comes after the drain.
         if self.is_refusing() {
-            return Err(ReaperClosed);
+            return Err(Refused(pidfd));
         }
         if let Some(entry) = self.find_same(&entries, pid, role, start_time) {
             let mut state = entry.state();

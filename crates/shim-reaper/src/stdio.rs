@@ -1,6 +1,5 @@
 use std::io;
 use std::os::fd::OwnedFd;
-use std::process::{self, Child};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::process::{ChildStderr, ChildStdin, ChildStdout};
@@ -8,6 +7,7 @@ use tokio::runtime::Handle;
 
 use crate::Signal;
 use crate::handle::ShimHandle;
+use crate::pipes::Pipes;
 use crate::shim::Shim;
 use crate::worker::Worker;
 
@@ -16,13 +16,7 @@ pub(crate) struct SpawnGuard {
     shim: Arc<Shim<OwnedFd>>,
     worker: Arc<Worker>,
     kill_on_drop: bool,
-    stdio: Mutex<Stdio>,
-}
-
-struct Stdio {
-    stdin: Option<process::ChildStdin>,
-    stdout: Option<process::ChildStdout>,
-    stderr: Option<process::ChildStderr>,
+    pipes: Mutex<Pipes>,
 }
 
 impl SpawnGuard {
@@ -30,26 +24,21 @@ impl SpawnGuard {
     pub(crate) fn new(
         shim: &Arc<Shim<OwnedFd>>,
         worker: &Arc<Worker>,
-        child: Child,
+        pipes: Pipes,
         kill_on_drop: bool,
     ) -> Option<Arc<Self>> {
-        let stdio = Stdio {
-            stdin: child.stdin,
-            stdout: child.stdout,
-            stderr: child.stderr,
-        };
-        (kill_on_drop || stdio.is_piped()).then(|| {
+        (kill_on_drop || !pipes.is_empty()).then(|| {
             Arc::new(Self {
                 shim: Arc::clone(shim),
                 worker: Arc::clone(worker),
                 kill_on_drop,
-                stdio: Mutex::new(stdio),
+                pipes: Mutex::new(pipes),
             })
         })
     }
 
-    fn stdio(&self) -> MutexGuard<'_, Stdio> {
-        self.stdio.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pipes(&self) -> MutexGuard<'_, Pipes> {
+        self.pipes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -64,12 +53,6 @@ impl Drop for SpawnGuard {
     }
 }
 
-impl Stdio {
-    fn is_piped(&self) -> bool {
-        self.stdin.is_some() || self.stdout.is_some() || self.stderr.is_some()
-    }
-}
-
 impl ShimHandle {
     /// Takes the writing end of the shim's stdin. Returns `None` if stdin is not piped, or is
     /// already taken.
@@ -79,27 +62,27 @@ impl ShimHandle {
     ///
     /// The caller's tokio runtime drives the pipe, or the reaper's if the caller is not in one.
     pub fn take_stdin(&self) -> Option<ChildStdin> {
-        self.take(|stdio| stdio.stdin.take(), ChildStdin::from_std)
+        self.take(|pipes| pipes.stdin.take(), ChildStdin::from_std)
     }
 
     /// Takes the reading end of the shim's stdout. Returns `None` if stdout is not piped, or is
     /// already taken.
     pub fn take_stdout(&self) -> Option<ChildStdout> {
-        self.take(|stdio| stdio.stdout.take(), ChildStdout::from_std)
+        self.take(|pipes| pipes.stdout.take(), ChildStdout::from_std)
     }
 
     /// Takes the reading end of the shim's stderr. Returns `None` if stderr is not piped, or is
     /// already taken.
     pub fn take_stderr(&self) -> Option<ChildStderr> {
-        self.take(|stdio| stdio.stderr.take(), ChildStderr::from_std)
+        self.take(|pipes| pipes.stderr.take(), ChildStderr::from_std)
     }
 
     fn take<S, T>(
         &self,
-        take: impl FnOnce(&mut Stdio) -> Option<S>,
+        take: impl FnOnce(&mut Pipes) -> Option<S>,
         convert: impl FnOnce(S) -> io::Result<T>,
     ) -> Option<T> {
-        let pipe = take(&mut self.guard.as_ref()?.stdio())?;
+        let pipe = take(&mut self.guard.as_ref()?.pipes())?;
         let runtime = Handle::try_current().unwrap_or_else(|_| self.worker.runtime());
         let _entered = runtime.enter();
         match convert(pipe) {

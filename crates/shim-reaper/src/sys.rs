@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus};
 use std::ptr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -191,14 +192,18 @@ pub(crate) fn kernel_reaps_children() -> bool {
 /// Makes the child report through `socket`, just before it executes the program: it sends its pidfd,
 /// and if the program cannot be executed, the error. [`receive_report`] receives both.
 ///
-/// The caller keeps `socket` open until the command has been spawned.
-pub(crate) fn report_before_exec(command: &mut Command, socket: BorrowedFd<'_>) {
-    let socket = socket.as_raw_fd();
-    // SAFETY: the closure only makes system calls, on memory of its own stack.
+/// The caller keeps `socket` until the command has been spawned. If it is spawned again, that child
+/// reports nothing.
+pub(crate) fn report_before_exec(command: &mut Command, socket: &Arc<UnixStream>) {
+    let socket = Arc::downgrade(socket);
+    // SAFETY: the closure only makes system calls, on memory of its own stack; it frees no memory,
+    // because the caller has the socket too.
     unsafe {
         command.pre_exec(move || {
-            if send_own_pidfd(socket) {
-                redirect_exec_error(socket);
+            if let Some(socket) = socket.upgrade() {
+                if send_own_pidfd(socket.as_raw_fd()) {
+                    redirect_exec_error(socket.as_raw_fd());
+                }
             }
             Ok(())
         });

@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::{Command, ExitStatus};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -15,6 +15,7 @@ use nix::sys::prctl::get_child_subreaper;
 use nix::sys::signal;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, getpgid};
 
 use super::procfs::Children;
@@ -22,6 +23,8 @@ use super::{
     MAX_READY_EVENTS, NoPidfd, Orphan, ProcStat, ProcessTable, Spawned, Target, Until, WaitResult,
 };
 use crate::Signal;
+use crate::command::sealed::CommandRef;
+use crate::pipes::Pipes;
 use crate::sys::{self, ChildExit, WaitFor};
 
 /// The running kernel. One epoll, which tokio polls, watches all pidfds.
@@ -94,6 +97,40 @@ impl Linux {
         self.ticked.swap(false, Ordering::Relaxed)
     }
 
+    /// Spawns a child that is born with its pidfd.
+    fn spawn_native(&self, command: &mut pidfd_spawn::Command) -> io::Result<Spawned<OwnedFd>> {
+        let child = command.spawn()?.into_parts();
+        let has_pidfds = self.pidfds.load(Ordering::Relaxed);
+        Ok(Spawned {
+            pid: child.pid,
+            pidfd: has_pidfds
+                .then_some(child.pidfd)
+                .ok_or(NoPidfd::Unsupported),
+            pipes: Pipes {
+                stdin: child.stdin,
+                stdout: child.stdout,
+                stderr: child.stderr,
+            },
+        })
+    }
+
+    fn spawn_std(&self, command: &mut Command, early_pidfd: bool) -> io::Result<Spawned<OwnedFd>> {
+        let early_pidfd = self.pidfds.load(Ordering::Relaxed)
+            && (early_pidfd || sys::kernel_reaps_children())
+            // Without a `fork`, std reports a directory that the child cannot enter without a wait
+            // for the child. The path with a dot needs the permission to search the directory.
+            && command.get_current_dir().is_none_or(|dir| dir.join(".").is_dir());
+        if let Some(sockets) = early_pidfd.then(UnixStream::pair).and_then(Result::ok) {
+            return self.spawn_with_early_pidfd(command, sockets);
+        }
+        let child = command.spawn()?;
+        Ok(Spawned {
+            pid: child.id(),
+            pidfd: self.open(child.id()),
+            pipes: child.into(),
+        })
+    }
+
     /// Spawns a child that opens its own pidfd before it executes the program, so that no wait can
     /// reap it before its pidfd is open.
     fn spawn_with_early_pidfd(
@@ -101,36 +138,40 @@ impl Linux {
         command: &mut Command,
         (receiver, sender): (UnixStream, UnixStream),
     ) -> io::Result<Spawned<OwnedFd>> {
-        sys::report_before_exec(command, sender.as_fd());
+        let sender = Arc::new(sender);
+        sys::report_before_exec(command, &sender);
         // Before the report, std waits for a child that it cannot prepare, for example because of
         // its user id, and panics if a foreign wait has reaped that child.
-        let mut child =
-            panic::catch_unwind(AssertUnwindSafe(|| command.spawn())).map_err(|_| {
-                io::Error::other(
-                    "cannot prepare the process, and it was reaped by a foreign wait or because \
+        let child = panic::catch_unwind(AssertUnwindSafe(|| command.spawn())).map_err(|_| {
+            io::Error::other(
+                "cannot prepare the process, and it was reaped by a foreign wait or because \
                      SIGCHLD is ignored",
-                )
-            })??;
+            )
+        })??;
         drop(sender);
         let report = sys::receive_report(&receiver);
-        let pidfd = match report.pidfd {
-            Some(pidfd) => Ok(pidfd),
-            None => self.open(child.id()),
-        };
-        let Some(error) = report.exec_error else {
-            return Ok((child, pidfd));
-        };
-        match pidfd {
-            Ok(pidfd) => {
-                sys::pidfd_await_exit(pidfd.as_fd(), None);
-                self.reap(Target::Pidfd(child.id(), &pidfd));
-            }
-            Err(_) => {
-                // Fails if a foreign wait has reaped it.
-                let _ = child.wait();
-            }
+        let pid = child.id();
+        let pidfd = report.pidfd.map_or_else(|| self.open(pid), Ok);
+        if let Some(error) = report.exec_error {
+            self.reap_exiting(pid, pidfd.ok());
+            return Err(error);
         }
-        Err(error)
+        Ok(Spawned {
+            pid,
+            pidfd,
+            pipes: child.into(),
+        })
+    }
+
+    /// Waits until a child that is about to exit has exited, and reaps it.
+    fn reap_exiting(&self, pid: u32, pidfd: Option<OwnedFd>) {
+        if let Some(pidfd) = pidfd {
+            sys::pidfd_await_exit(pidfd.as_fd(), None);
+            self.reap(Target::Pidfd(pid, &pidfd));
+            return;
+        }
+        // Any other error means that a foreign wait has reaped it.
+        while waitpid(as_pid(pid), None) == Err(Errno::EINTR) {}
     }
 
     fn wait(&self, target: Target<'_, OwnedFd>, keep_zombie: bool) -> WaitResult {
@@ -188,18 +229,22 @@ impl ProcessTable for Linux {
         })
     }
 
-    fn spawn(&self, command: &mut Command, early_pidfd: bool) -> io::Result<Spawned<OwnedFd>> {
-        let early_pidfd = self.pidfds.load(Ordering::Relaxed)
-            && (early_pidfd || sys::kernel_reaps_children())
-            // Without a `fork`, std reports a directory that the child cannot enter without a wait
-            // for the child. The path with a dot needs the permission to search the directory.
-            && command.get_current_dir().is_none_or(|dir| dir.join(".").is_dir());
-        if let Some(sockets) = early_pidfd.then(UnixStream::pair).and_then(Result::ok) {
-            return self.spawn_with_early_pidfd(command, sockets);
+    fn spawn(&self, command: CommandRef<'_>, early_pidfd: bool) -> io::Result<Spawned<OwnedFd>> {
+        match command {
+            CommandRef::Native(command) => self.spawn_native(command),
+            CommandRef::Std(command) => self.spawn_std(command, early_pidfd),
         }
-        let child = command.spawn()?;
-        let pidfd = self.open(child.id());
-        Ok((child, pidfd))
+    }
+
+    fn discard(&self, pid: u32, pidfd: Option<OwnedFd>) {
+        let killed = match &pidfd {
+            Some(pidfd) => self.signal(pidfd, Signal::SIGKILL),
+            None => self.signal_pid(pid, Signal::SIGKILL),
+        };
+        // Fails if a foreign wait has reaped it.
+        if killed.is_ok() {
+            self.reap_exiting(pid, pidfd);
+        }
     }
 
     fn watch(&self, pidfd: &OwnedFd, token: u64) -> io::Result<()> {

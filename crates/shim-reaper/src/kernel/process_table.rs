@@ -1,11 +1,13 @@
 use std::collections::{HashSet, VecDeque};
 use std::fmt::Debug;
 use std::io;
-use std::process::{Child, Command, ExitStatus};
+use std::process::ExitStatus;
 use std::time::Instant;
 
 use super::ProcStat;
 use crate::Signal;
+use crate::command::sealed::CommandRef;
+use crate::pipes::Pipes;
 use crate::sys::ChildExit;
 
 /// The maximum number of tokens that one call of [`ProcessTable::ready`] appends. Fewer mean that
@@ -15,7 +17,8 @@ pub(crate) const MAX_READY_EVENTS: usize = 128;
 /// The kernel interface of the sweep.
 ///
 /// `Linux` makes the system calls. The tests drive the same sweep with a simulated process table.
-/// Only [`spawn`](Self::spawn) blocks, until the child has executed its program.
+/// Only [`spawn`](Self::spawn) blocks, until the child has executed its program, and
+/// [`discard`](Self::discard), until it has exited.
 pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
     /// A stable reference to one process, which a recycled pid cannot redirect.
     type Pidfd: Debug + Send + Sync + 'static;
@@ -24,10 +27,14 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
 
     fn open(&self, pid: u32) -> Result<Self::Pidfd, NoPidfd>;
 
-    /// Starts a child. With `early_pidfd`, the child opens its pidfd before it executes the program,
-    /// which makes the start slower: otherwise a foreign wait could reap it before
-    /// [`open`](Self::open).
-    fn spawn(&self, command: &mut Command, early_pidfd: bool) -> io::Result<Spawned<Self::Pidfd>>;
+    /// Spawns a child. A native command gets the pidfd with the child. With `early_pidfd`, the child
+    /// of a std command opens its pidfd before it executes the program, which makes the spawn
+    /// slower: otherwise a foreign wait could reap it before [`open`](Self::open).
+    fn spawn(&self, command: CommandRef<'_>, early_pidfd: bool)
+    -> io::Result<Spawned<Self::Pidfd>>;
+
+    /// Kills and reaps a spawned child that cannot be registered.
+    fn discard(&self, pid: u32, pidfd: Option<Self::Pidfd>);
 
     /// Makes [`ready`](Self::ready) return `token` once, when the process has exited.
     fn watch(&self, pidfd: &Self::Pidfd, token: u64) -> io::Result<()>;
@@ -93,8 +100,13 @@ pub(crate) enum WaitResult {
     NotWaitable,
 }
 
-/// A new child, and its pidfd or the reason why it has none.
-pub(crate) type Spawned<P> = (Child, Result<P, NoPidfd>);
+/// A new child.
+#[derive(Debug)]
+pub(crate) struct Spawned<P> {
+    pub(crate) pid: u32,
+    pub(crate) pidfd: Result<P, NoPidfd>,
+    pub(crate) pipes: Pipes,
+}
 
 /// A dead child that this process may not have forked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,7 +1,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::mem;
-use std::process::{Command, ExitStatus};
+use std::process::ExitStatus;
 use std::time::Instant;
 
 use nix::libc;
@@ -9,6 +9,7 @@ use nix::libc;
 use super::kernel::{Descriptor, Simulated};
 use super::process::{Parent, ProcessState, ReapedBy, wait_status};
 use super::table::{Failure, no_descriptor};
+use crate::command::sealed::CommandRef;
 use crate::kernel::{NoPidfd, Orphan, ProcStat, ProcessTable, Spawned, Target, Until, WaitResult};
 use crate::sys::ChildExit;
 use crate::{ResourceUsage, Signal};
@@ -93,9 +94,11 @@ impl ProcessTable for Simulated {
         self.open_now(pid)
     }
 
-    fn spawn(&self, _: &mut Command, _: bool) -> io::Result<Spawned<Descriptor>> {
+    fn spawn(&self, _: CommandRef<'_>, _: bool) -> io::Result<Spawned<Descriptor>> {
         Err(io::ErrorKind::Unsupported.into())
     }
+
+    fn discard(&self, _: u32, _: Option<Descriptor>) {}
 
     fn watch(&self, pidfd: &Descriptor, token: u64) -> io::Result<()> {
         self.interrupt("epoll_ctl add");

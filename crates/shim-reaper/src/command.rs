@@ -1,0 +1,71 @@
+use sealed::{CommandRef, Sealed};
+
+/// A command that [`ShimReaper::spawn`](crate::ShimReaper::spawn) accepts, by value or as `&mut`.
+///
+/// | command | the pidfd of the child | cost |
+/// |---|---|---|
+/// | [`Command`](crate::Command) of this crate, which is [`pidfd_spawn::Command`] | comes with the child | the least; never a fork, unless it has a `pre_exec` closure |
+/// | [`std::process::Command`] | is opened after the spawn, or by the child: see [`early_pidfd`](crate::ReaperBuilder::early_pidfd) | `posix_spawn`, or a fork |
+/// | [`tokio::process::Command`] | as for std | as for std |
+///
+/// The reaper ignores [`kill_on_drop`](tokio::process::Command::kill_on_drop) of a tokio command,
+/// which cannot be read; set [`SpawnOptions::kill_on_drop`](crate::SpawnOptions::kill_on_drop).
+///
+/// This trait is sealed: the types above are the only ones that implement it.
+pub trait SpawnCommand: Sealed {}
+
+pub(crate) mod sealed {
+    /// A command of one of the accepted types.
+    #[derive(Debug)]
+    pub enum CommandRef<'a> {
+        Native(&'a mut pidfd_spawn::Command),
+        Std(&'a mut std::process::Command),
+    }
+
+    pub trait Sealed {
+        fn as_command(&mut self) -> CommandRef<'_>;
+    }
+}
+
+impl CommandRef<'_> {
+    /// Makes the child the leader of a new process group.
+    pub(crate) fn lead_process_group(&mut self) {
+        match self {
+            Self::Native(command) => {
+                command.process_group(0);
+            }
+            Self::Std(command) => {
+                std::os::unix::process::CommandExt::process_group(*command, 0);
+            }
+        }
+    }
+}
+
+impl SpawnCommand for pidfd_spawn::Command {}
+impl SpawnCommand for std::process::Command {}
+impl SpawnCommand for tokio::process::Command {}
+impl<C: SpawnCommand> SpawnCommand for &mut C {}
+
+impl Sealed for pidfd_spawn::Command {
+    fn as_command(&mut self) -> CommandRef<'_> {
+        CommandRef::Native(self)
+    }
+}
+
+impl Sealed for std::process::Command {
+    fn as_command(&mut self) -> CommandRef<'_> {
+        CommandRef::Std(self)
+    }
+}
+
+impl Sealed for tokio::process::Command {
+    fn as_command(&mut self) -> CommandRef<'_> {
+        CommandRef::Std(self.as_std_mut())
+    }
+}
+
+impl<C: Sealed> Sealed for &mut C {
+    fn as_command(&mut self) -> CommandRef<'_> {
+        (**self).as_command()
+    }
+}
