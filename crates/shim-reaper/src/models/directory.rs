@@ -30,6 +30,8 @@ fn new_core() -> Arc<SimulatedCore> {
         CancellationToken::new(),
         INTERVAL,
         Duration::ZERO,
+        true,
+        None,
     ));
     core.shared.kernel.fork(7);
     Arc::new(core)
