@@ -1,4 +1,3 @@
-use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, MutexGuard};
@@ -135,19 +134,20 @@ impl<K: ProcessTable> Core<K> {
     /// Closes like [`close`](Self::close), for code that cannot await. Returns within
     /// [`CLOSE_TIMEOUT`] in every state of the worker.
     pub(crate) fn close_blocking(&self) -> ShutdownReport {
-        let deadline = Instant::now() + CLOSE_TIMEOUT;
+        let kernel = &self.shared.kernel;
+        let deadline = kernel.now() + CLOSE_TIMEOUT;
         loop {
             if let Some(report) = self.try_close() {
                 return report;
             }
-            if Instant::now() >= deadline {
+            if kernel.now() >= deadline {
                 return ShutdownReport {
                     drained: 0,
                     still_running: self.shared.directory.pids(),
                     killed: self.shared.take_killed_pids(),
                 };
             }
-            thread::sleep(Duration::from_micros(50));
+            kernel.sleep(Duration::from_micros(50));
         }
     }
 }

@@ -66,8 +66,11 @@ impl<P> Directory<P> {
         }
     }
 
+    /// Returns all shims, in the order of their registration.
     pub(crate) fn shims(&self) -> Vec<Arc<Shim<P>>> {
-        self.lock().by_pid.values().map(Arc::clone).collect()
+        let mut shims: Vec<_> = self.lock().by_pid.values().map(Arc::clone).collect();
+        shims.sort_unstable_by_key(|shim| shim.id);
+        shims
     }
 
     pub(crate) fn pids(&self) -> Vec<u32> {

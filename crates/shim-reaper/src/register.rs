@@ -370,7 +370,7 @@ impl<K: ProcessTable> Shared<K> {
     }
 
     /// Returns whether a shutdown has begun, so that no shim may be registered.
-    fn is_refusing(&self) -> bool {
+    pub(crate) fn is_refusing(&self) -> bool {
         let stop_request = self.stop_request.as_ref();
         self.is_closing()
             || self.refusing.load(Ordering::Acquire)

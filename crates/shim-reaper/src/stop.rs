@@ -1,18 +1,16 @@
 //! Stops shims, and shuts the reaper down after it. The functions that are not async block, and
 //! depend on the progress of no task and no thread.
 
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::libc;
+use tokio::sync::oneshot;
 
 use crate::core::Core;
-use crate::kernel::{Linux, ProcessTable, WaitResult};
+use crate::kernel::{ProcessTable, WaitResult};
 use crate::shim::Shim;
-use crate::thread::run_on_thread;
-use crate::{ShutdownReport, Signal, StopReport, sys};
+use crate::{ShutdownReport, Signal, StopReport};
 
 /// How long a shim that was sent SIGKILL is waited for. It may be stuck in the kernel, and a large
 /// process takes long to release its memory.
@@ -24,34 +22,41 @@ const MAX_GRACE: Duration = Duration::from_secs(1 << 32);
 /// How often a process without a pidfd is checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-type Shims = Vec<Arc<Shim<OwnedFd>>>;
+type Shims<K> = Vec<Arc<Shim<<K as ProcessTable>::Pidfd>>>;
 
 /// Sends SIGTERM to every child, waits for up to `grace`, sends SIGKILL to those that still run, and
 /// waits for them.
-pub(crate) fn stop_all(core: &Core<Linux>, grace: Duration) -> StopReport {
+pub(crate) fn stop_all<K: ProcessTable>(core: &Core<K>, grace: Duration) -> StopReport {
     let children = stoppable_children(core);
     signal_all(&core.shared.kernel, children.clone(), Signal::SIGTERM);
-    kill_at(core, children, after(grace), |_| {})
+    kill_at(core, children, after(&core.shared.kernel, grace), |_| {})
 }
 
 /// Waits for the shims that were sent SIGKILL, and shuts down the reaper.
-pub(crate) fn shutdown(core: &Core<Linux>) -> ShutdownReport {
+pub(crate) fn shutdown<K: ProcessTable>(core: &Core<K>) -> ShutdownReport {
     if let Some(grace) = grace_of_begun_stop(core) {
         return shutdown_stopping(core, grace);
     }
     core.shared.refuse();
     let killed = core.shared.killed_children();
-    await_exits(&core.shared.kernel, killed, after(KILL_TIMEOUT));
+    let kernel = &core.shared.kernel;
+    await_exits(kernel, killed, after(kernel, KILL_TIMEOUT));
     core.close_blocking()
 }
 
 /// Stops every child, and shuts down the reaper.
-pub(crate) fn shutdown_stopping(core: &Core<Linux>, grace: Duration) -> ShutdownReport {
-    let begun = core.shared.begin_stop(after(grace));
+pub(crate) fn shutdown_stopping<K: ProcessTable>(
+    core: &Core<K>,
+    grace: Duration,
+) -> ShutdownReport {
+    let begun = core.shared.begin_stop(after(&core.shared.kernel, grace));
     continue_shutdown(core, begun)
 }
 
-fn continue_shutdown(core: &Core<Linux>, (deadline, joined): (Instant, bool)) -> ShutdownReport {
+fn continue_shutdown<K: ProcessTable>(
+    core: &Core<K>,
+    (deadline, joined): (Instant, bool),
+) -> ShutdownReport {
     let children = stoppable_children(core);
     if !joined {
         signal_all(&core.shared.kernel, children.clone(), Signal::SIGTERM);
@@ -62,35 +67,69 @@ fn continue_shutdown(core: &Core<Linux>, (deadline, joined): (Instant, bool)) ->
     core.close_blocking()
 }
 
-pub(crate) async fn stop_all_on_thread(core: &Arc<Core<Linux>>, grace: Duration) -> StopReport {
-    let core = Arc::clone(core);
-    run_on_thread(move || stop_all(&core, grace)).await
+pub(crate) async fn stop_all_on_thread<K: ProcessTable>(
+    core: &Arc<Core<K>>,
+    grace: Duration,
+) -> StopReport {
+    let on_thread = Arc::clone(core);
+    run_on_thread(&core.shared.kernel, move || stop_all(&on_thread, grace)).await
 }
 
 /// Does what [`shutdown`] does, on another thread if it has to wait.
-pub(crate) async fn shutdown_on_thread(core: &Arc<Core<Linux>>) -> ShutdownReport {
+pub(crate) async fn shutdown_on_thread<K: ProcessTable>(core: &Arc<Core<K>>) -> ShutdownReport {
     if grace_of_begun_stop(core).is_none() {
         core.shared.refuse();
         if core.shared.killed_children().is_empty() {
             return core.close().await;
         }
     }
-    let core = Arc::clone(core);
-    run_on_thread(move || shutdown(&core)).await
+    let on_thread = Arc::clone(core);
+    run_on_thread(&core.shared.kernel, move || shutdown(&on_thread)).await
 }
 
-pub(crate) async fn shutdown_stopping_on_thread(
-    core: &Arc<Core<Linux>>,
+pub(crate) async fn shutdown_stopping_on_thread<K: ProcessTable>(
+    core: &Arc<Core<K>>,
     grace: Duration,
 ) -> ShutdownReport {
-    let begun = core.shared.begin_stop(after(grace));
-    let core = Arc::clone(core);
-    run_on_thread(move || continue_shutdown(&core, begun)).await
+    let begun = core.shared.begin_stop(after(&core.shared.kernel, grace));
+    let on_thread = Arc::clone(core);
+    run_on_thread(&core.shared.kernel, move || {
+        continue_shutdown(&on_thread, begun)
+    })
+    .await
+}
+
+/// Runs blocking code on a thread of its own, to the end even if the future is dropped. If no thread
+/// can be started, runs it on the calling thread.
+///
+/// The thread is started in the first poll.
+async fn run_on_thread<T: Send + 'static>(
+    kernel: &impl ProcessTable,
+    run: impl Fn() -> T + Send + Sync + 'static,
+) -> T {
+    let (sender, receiver) = oneshot::channel();
+    let run = Arc::new(run);
+    let on_thread = Arc::clone(&run);
+    let spawned = kernel.spawn_thread(move || {
+        // Fails if the future has been dropped.
+        let _ = sender.send(on_thread());
+    });
+    match spawned {
+        Ok(()) => match receiver.await {
+            Ok(value) => value,
+            // The code panicked, and does so again in the task of the caller.
+            Err(_) => run(),
+        },
+        Err(error) => {
+            tracing::warn!(%error, "cannot start a thread; the calling thread blocks instead");
+            run()
+        }
+    }
 }
 
 /// Returns a grace period if a stopping shutdown has begun or is requested: the longest, which does
 /// not shorten that of the shutdown, or the requested one.
-fn grace_of_begun_stop(core: &Core<Linux>) -> Option<Duration> {
+fn grace_of_begun_stop<K: ProcessTable>(core: &Core<K>) -> Option<Duration> {
     if core.shared.has_begun_stop() {
         return Some(MAX_GRACE);
     }
@@ -99,13 +138,13 @@ fn grace_of_begun_stop(core: &Core<Linux>) -> Option<Duration> {
     requested.map(|request| request.grace)
 }
 
-fn after(time: Duration) -> Instant {
-    Instant::now() + time.min(MAX_GRACE)
+fn after(kernel: &impl ProcessTable, time: Duration) -> Instant {
+    kernel.now() + time.min(MAX_GRACE)
 }
 
 /// Returns the running children. A pid that `register` got may not be that of a child, which the
 /// worker has yet to notice.
-fn stoppable_children(core: &Core<Linux>) -> Shims {
+fn stoppable_children<K: ProcessTable>(core: &Core<K>) -> Shims<K> {
     let mut children = core.shared.running_children();
     children.retain(|shim| {
         let state = shim.state();
@@ -117,9 +156,9 @@ fn stoppable_children(core: &Core<Linux>) -> Shims {
 
 /// Waits for the children until `deadline`, sends SIGKILL to those that still run, and waits for
 /// them.
-fn kill_at(
-    core: &Core<Linux>,
-    children: Shims,
+fn kill_at<K: ProcessTable>(
+    core: &Core<K>,
+    children: Shims<K>,
     deadline: Instant,
     before_kill: impl FnOnce(&[u32]),
 ) -> StopReport {
@@ -127,13 +166,13 @@ fn kill_at(
     let count = children.len();
     let left = await_exits(kernel, children, deadline);
     // A shutdown in the meantime leaves its shims running.
-    let (left, released): (Shims, Shims) =
+    let (left, released): (Shims<K>, Shims<K>) =
         left.into_iter().partition(|shim| shim.state().is_running());
     before_kill(&pids(&left));
     let (killed, refused) = signal_all(kernel, left, Signal::SIGKILL);
     let killed_pids = pids(&killed);
-    let mut still_running = await_exits(kernel, killed, after(KILL_TIMEOUT));
-    still_running.extend(await_exits(kernel, refused, Instant::now()));
+    let mut still_running = await_exits(kernel, killed, after(kernel, KILL_TIMEOUT));
+    still_running.extend(await_exits(kernel, refused, kernel.now()));
     still_running.extend(released);
     let still_running = pids(&still_running);
     core.reap_ready_blocking();
@@ -145,7 +184,11 @@ fn kill_at(
 }
 
 /// Returns the shims that got the signal, and those that did not.
-fn signal_all(kernel: &Linux, shims: Shims, signal: Signal) -> (Shims, Shims) {
+fn signal_all<K: ProcessTable>(
+    kernel: &K,
+    shims: Shims<K>,
+    signal: Signal,
+) -> (Shims<K>, Shims<K>) {
     shims
         .into_iter()
         .partition(|shim| match shim.signal(kernel, signal) {
@@ -159,29 +202,30 @@ fn signal_all(kernel: &Linux, shims: Shims, signal: Signal) -> (Shims, Shims) {
         })
 }
 
-fn pids(shims: &Shims) -> Vec<u32> {
+fn pids<P>(shims: &[Arc<Shim<P>>]) -> Vec<u32> {
     let mut pids: Vec<u32> = shims.iter().map(|shim| shim.pid).collect();
     pids.sort_unstable();
     pids
 }
 
 /// Waits until the processes have exited, and returns those that are still running at `deadline`.
-fn await_exits(kernel: &Linux, mut shims: Shims, deadline: Instant) -> Shims {
+fn await_exits<K: ProcessTable>(kernel: &K, mut shims: Shims<K>, deadline: Instant) -> Shims<K> {
     // One after another: the wait for the last ends when all have exited.
     shims.retain(|shim| !await_exit(kernel, shim, deadline));
     shims
 }
 
-fn await_exit(kernel: &Linux, shim: &Shim<OwnedFd>, deadline: Instant) -> bool {
+fn await_exit<K: ProcessTable>(kernel: &K, shim: &Shim<K::Pidfd>, deadline: Instant) -> bool {
     while shim.is_process_running(kernel) {
         // A duplicate, because the worker closes the pidfd when it reaps the process.
-        if let Ok(pidfd) = shim.duplicate_pidfd() {
-            return sys::pidfd_await_exit(pidfd.as_fd(), Some(deadline));
+        let pidfd = shim.state().pidfd.as_ref().map(|fd| kernel.duplicate(fd));
+        if let Some(Ok(pidfd)) = pidfd {
+            return kernel.await_exit(&pidfd, deadline);
         }
-        if deadline <= Instant::now() {
+        if deadline <= kernel.now() {
             return false;
         }
-        thread::sleep(POLL_INTERVAL);
+        kernel.sleep(POLL_INTERVAL);
     }
     true
 }

@@ -31,7 +31,7 @@ const MAX_RUNTIME_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 pub(crate) trait Drive {
     type Kernel: ProcessTable;
 
-    fn core(&self) -> &Core<Self::Kernel>;
+    fn core(&self) -> &Arc<Core<Self::Kernel>>;
 
     fn shared(&self) -> &Shared<Self::Kernel> {
         &self.core().shared
@@ -43,10 +43,18 @@ pub(crate) trait Drive {
     fn can_stop(&self) -> bool;
 
     /// Stops the shims and shuts down the reaper when the embedder requests it.
-    fn stop_on_request(&self) -> impl Future<Output = ()>;
+    async fn stop_on_request(&self) {
+        let Some(request) = &self.shared().stop_request else {
+            return pending().await;
+        };
+        request.token.cancelled().await;
+        stop::shutdown_stopping_on_thread(self.core(), request.grace).await;
+    }
 
     /// Shuts down the reaper after its token was cancelled.
-    fn shut_down(&self) -> impl Future<Output = ()>;
+    async fn shut_down(&self) {
+        stop::shutdown_on_thread(self.core()).await;
+    }
 }
 
 /// The task that drives the reaper, and the means to replace it.
@@ -211,7 +219,7 @@ impl Worker {
 impl Drive for Worker {
     type Kernel = Linux;
 
-    fn core(&self) -> &Core<Linux> {
+    fn core(&self) -> &Arc<Core<Linux>> {
         &self.core
     }
 
@@ -222,18 +230,6 @@ impl Drive for Worker {
 
     fn can_stop(&self) -> bool {
         self.abandoned.load(Ordering::Acquire) && self.core.is_idle()
-    }
-
-    async fn stop_on_request(&self) {
-        let Some(request) = &self.shared().stop_request else {
-            return pending().await;
-        };
-        request.token.cancelled().await;
-        stop::shutdown_stopping_on_thread(&self.core, request.grace).await;
-    }
-
-    async fn shut_down(&self) {
-        stop::shutdown_on_thread(&self.core).await;
     }
 }
 

@@ -38,7 +38,8 @@ fn main() -> ExitCode {
         Err(violation) => {
             println!("{}", violation.history);
             println!(
-                "FAILED after {:.1?}; perform it again with --seed {} --steps 1",
+                "FAILED after {} steps and {:.1?}; perform it again with --seed {} --steps 1",
+                progress.done,
                 progress.start.elapsed(),
                 violation.seed
             );
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
 /// A progress bar on a terminal.
 struct Progress {
     steps: u64,
+    done: u64,
     start: Instant,
     shown: Option<Instant>,
 }
@@ -60,12 +62,14 @@ impl Progress {
     fn new(steps: u64) -> Self {
         Self {
             steps,
+            done: 0,
             start: Instant::now(),
             shown: None,
         }
     }
 
     fn show(&mut self, done: u64) {
+        self.done = done;
         let is_due = |shown: Instant| shown.elapsed() >= Duration::from_millis(100);
         if !stderr().is_terminal() || !self.shown.is_none_or(is_due) {
             return;

@@ -6,6 +6,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -26,6 +27,7 @@ use crate::Signal;
 use crate::command::sealed::CommandRef;
 use crate::pipes::Pipes;
 use crate::sys::{self, ChildExit, WaitFor};
+use crate::thread::spawn_thread;
 
 /// The running kernel. One epoll, which tokio polls, watches all pidfds.
 #[derive(Debug)]
@@ -214,6 +216,14 @@ impl ProcessTable for Linux {
         Instant::now()
     }
 
+    fn sleep(&self, time: Duration) {
+        thread::sleep(time);
+    }
+
+    fn spawn_thread(&self, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        spawn_thread(run)
+    }
+
     fn open(&self, pid: u32) -> Result<OwnedFd, NoPidfd> {
         if !self.pidfds.load(Ordering::Relaxed) {
             return Err(NoPidfd::Unsupported);
@@ -227,6 +237,10 @@ impl ProcessTable for Linux {
             }
             _ => NoPidfd::Exhausted(error),
         })
+    }
+
+    fn duplicate(&self, pidfd: &OwnedFd) -> io::Result<OwnedFd> {
+        pidfd.try_clone()
     }
 
     fn spawn(&self, command: CommandRef<'_>, early_pidfd: bool) -> io::Result<Spawned<OwnedFd>> {
@@ -298,6 +312,10 @@ impl ProcessTable for Linux {
 
     fn has_exited(&self, pidfd: &OwnedFd) -> bool {
         sys::pidfd_has_exited(pidfd.as_fd())
+    }
+
+    fn await_exit(&self, pidfd: &OwnedFd, deadline: Instant) -> bool {
+        sys::pidfd_await_exit(pidfd.as_fd(), Some(deadline))
     }
 
     fn is_reaped(&self, pidfd: &OwnedFd) -> bool {

@@ -2,7 +2,7 @@ use std::collections::{HashSet, VecDeque};
 use std::fmt::Debug;
 use std::io;
 use std::process::ExitStatus;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::ProcStat;
 use crate::Signal;
@@ -17,15 +17,22 @@ pub(crate) const MAX_READY_EVENTS: usize = 128;
 /// The kernel interface of the sweep.
 ///
 /// `Linux` makes the system calls. The tests drive the same sweep with a simulated process table.
-/// Only [`spawn`](Self::spawn) blocks, until the child has executed its program, and
-/// [`discard`](Self::discard), until it has exited.
+/// Four methods block: [`spawn`](Self::spawn), until the child has executed its program,
+/// [`discard`](Self::discard) and [`await_exit`](Self::await_exit), until it has exited, and
+/// [`sleep`](Self::sleep).
 pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
     /// A stable reference to one process, which a recycled pid cannot redirect.
     type Pidfd: Debug + Send + Sync + 'static;
 
     fn now(&self) -> Instant;
 
+    fn sleep(&self, time: Duration);
+
+    fn spawn_thread(&self, run: impl FnOnce() + Send + 'static) -> io::Result<()>;
+
     fn open(&self, pid: u32) -> Result<Self::Pidfd, NoPidfd>;
+
+    fn duplicate(&self, pidfd: &Self::Pidfd) -> io::Result<Self::Pidfd>;
 
     /// Spawns a child. A native command gets the pidfd with the child. With `early_pidfd`, the child
     /// of a std command opens its pidfd before it executes the program, which makes the spawn
@@ -59,6 +66,9 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
     /// Returns true once the process is a zombie or reaped. Its parent cannot reap it before its
     /// tracer has waited for it.
     fn has_exited(&self, pidfd: &Self::Pidfd) -> bool;
+
+    /// Waits until the process is a zombie or reaped, or `deadline` has passed. Returns whether it is.
+    fn await_exit(&self, pidfd: &Self::Pidfd, deadline: Instant) -> bool;
 
     /// Returns true once the process is reaped, so that its pid may be recycled.
     fn is_reaped(&self, pidfd: &Self::Pidfd) -> bool;

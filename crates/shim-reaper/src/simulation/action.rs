@@ -1,6 +1,6 @@
 use std::fmt::{self, Display, Formatter};
 
-use crate::kernel::simulated::Failure;
+use crate::kernel::simulated::{Failure, Resistance};
 
 /// Names a process in a history. Unlike a pid it is never recycled.
 pub(super) type Name = u32;
@@ -40,6 +40,11 @@ pub(super) enum Action {
     ForbidInspection {
         name: Name,
     },
+    /// It survives SIGTERM, or is stuck in the kernel, from now on.
+    Resist {
+        name: Name,
+        resistance: Resistance,
+    },
     /// Every process of the crowd exits.
     ExitCrowd {
         code: i32,
@@ -75,10 +80,16 @@ pub(super) enum Action {
         waiter: u32,
     },
     Subscribe,
+    StopAll {
+        millis: u32,
+        call: Call,
+    },
     CancelToken,
-    /// Another task shuts the reaper down, and may drop the future after its first poll.
+    RequestStop,
+    /// With a grace period, stops all processes before.
     ShutDown {
-        dropped: bool,
+        millis: Option<u32>,
+        call: Call,
     },
 
     // The scheduler.
@@ -127,6 +138,15 @@ pub(super) enum ForkedBy {
     Init,
     /// A child of a shim, in its process group.
     Shim(Name),
+}
+
+/// How a task or a thread calls a function that blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Call {
+    Blocking,
+    Awaited,
+    /// The future is dropped after its first poll.
+    Dropped,
 }
 
 /// An action, and what other parties do at the system calls that it makes.

@@ -1,4 +1,5 @@
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use futures::Stream;
 
@@ -6,8 +7,12 @@ use super::action::{Action, ForkedBy, Name};
 use super::config::{INTERVAL, Recycling, long_grace};
 use super::run::Simulation;
 use super::world::{CROWD, Known};
-use crate::kernel::simulated::{Disturbance, Parent, ProcessState};
+use crate::kernel::simulated::{Disturbance, Parent, ProcessState, Resistance};
 use crate::shim::Role;
+
+fn to_duration(millis: u32) -> Duration {
+    Duration::from_millis(millis.into())
+}
 
 impl Simulation {
     /// Performs an action that takes no time.
@@ -26,6 +31,11 @@ impl Simulation {
                     if kernel.process(known.process).state.is_running() {
                         kernel.forbid_inspection(known.pid);
                     }
+                }
+            }
+            Action::Resist { name, resistance } => {
+                if let Some(known) = self.known(name) {
+                    kernel.set_resistance(known.process, resistance);
                 }
             }
             Action::ExitCrowd { code } => {
@@ -56,16 +66,10 @@ impl Simulation {
             } => self.start_waiting(waiter, name, panics),
             Action::CancelAwait { waiter } => self.stop_waiting(waiter),
             Action::Subscribe => self.subscribe(),
-            Action::CancelToken => {
-                self.begin_closing();
-                self.core.shared.token.cancel();
-            }
-            Action::ShutDown { dropped } => {
-                if self.is_unlocked() {
-                    self.begin_closing();
-                    self.shut_down(dropped);
-                }
-            }
+            Action::StopAll { millis, call } => self.stop_all(to_duration(millis), call),
+            Action::CancelToken => self.cancel_token(),
+            Action::RequestStop => self.request_stop(),
+            Action::ShutDown { millis, call } => self.shut_down(millis.map(to_duration), call),
             Action::PollWorker => {
                 if self.is_unlocked() {
                     self.poll_worker();
@@ -91,7 +95,7 @@ impl Simulation {
                 }
             }
             Action::DelayEvent { name, millis } => {
-                let at = kernel.time() + std::time::Duration::from_millis(u64::from(millis));
+                let at = kernel.time() + to_duration(millis);
                 self.disturb(name, Disturbance::Late(at));
             }
             Action::RepeatEvent { name } => self.disturb(name, Disturbance::Twice),
@@ -188,6 +192,14 @@ impl Simulation {
         }
     }
 
+    pub(super) fn exit_stuck(&self, name: Name) {
+        if let Some(known) = self.known(name) {
+            if self.kernel().process(known.process).resistance == Resistance::Sigkill {
+                self.exit(name, ProcessState::Zombie(-9));
+            }
+        }
+    }
+
     fn tracer_waits(&self, name: Name) {
         let Some(known) = self.known(name) else {
             return;
@@ -237,12 +249,6 @@ impl Simulation {
                 .set_process(known.process, ProcessState::Reaped(code));
             self.cache(name, state.status());
         }
-    }
-
-    fn begin_closing(&self) {
-        let mut world = self.world();
-        let step = world.step;
-        world.closed_at.get_or_insert(step);
     }
 
     fn disturb(&self, name: Name, disturbance: Disturbance) {

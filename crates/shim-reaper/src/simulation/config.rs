@@ -17,6 +17,8 @@ pub(super) fn long_grace(grace: Duration) -> Duration {
 pub(super) struct Config {
     pub(super) features: Features,
     pub(super) grace: Duration,
+    /// The grace period of a stop that the embedder requests.
+    pub(super) stop_grace: Duration,
     pub(super) recycling: Recycling,
     /// Whether the child of a spawn has its pidfd before it can exit.
     pub(super) early_pidfd: bool,
@@ -74,6 +76,7 @@ impl Config {
         Self {
             features,
             grace: Duration::from_millis([0, 3, 8, 24][rng.usize(0..4)]),
+            stop_grace: Duration::from_millis(rng.u64(0..20)),
             recycling,
             early_pidfd,
             panics: rng.u32(0..4) == 0,

@@ -1,10 +1,10 @@
 use fastrand::Rng;
 
-use super::action::{Action, ForkedBy, Name};
+use super::action::{Action, Call, ForkedBy, Name};
 use super::config::{Config, Disturbances};
 use super::run::Simulation;
 use super::world::PIDS;
-use crate::kernel::simulated::{Failure, Parent, ProcessState};
+use crate::kernel::simulated::{Failure, Parent, ProcessState, Resistance};
 
 /// The number of the latest names that actions choose from, in addition to those of processes that
 /// are not reaped.
@@ -37,6 +37,8 @@ enum Kind {
     Event,
     Failure,
     Descriptors,
+    Resist,
+    Stop,
     Stall,
     ReplaceWorker,
     ShutDown,
@@ -65,6 +67,8 @@ const ALWAYS: &[Weighted] = &[
     (8, Kind::Event),
     (6, Kind::Failure),
     (6, Kind::Descriptors),
+    (3, Kind::Resist),
+    (1, Kind::Stop),
 ];
 
 /// What interrupts no system call.
@@ -88,6 +92,10 @@ fn choose_kind(rng: &mut Rng, is_interrupt: bool) -> Kind {
         rest -= weight;
     }
     Kind::PollWorker
+}
+
+fn random_call(rng: &mut Rng) -> Call {
+    [Call::Blocking, Call::Awaited, Call::Dropped][rng.usize(0..3)]
 }
 
 impl Config {
@@ -213,7 +221,13 @@ impl Simulation {
             },
             Kind::Event => self.event(rng)?,
             Kind::Failure => {
-                Action::FailNext([Failure::Ready, Failure::Watch, Failure::Rearm][rng.usize(0..3)])
+                let failures = [
+                    Failure::Ready,
+                    Failure::Watch,
+                    Failure::Rearm,
+                    Failure::Thread,
+                ];
+                Action::FailNext(failures[rng.usize(0..4)])
             }
             Kind::Descriptors => match rng.u32(0..3) {
                 0 => Action::LimitDescriptors {
@@ -221,10 +235,25 @@ impl Simulation {
                 },
                 _ => Action::LiftLimit,
             },
+            Kind::Resist => Action::Resist {
+                name: self.any(rng, |process| {
+                    process.state.is_running() && process.resistance == Resistance::None
+                })?,
+                resistance: match rng.u32(0..4) {
+                    0 => Resistance::Sigkill,
+                    _ => Resistance::Sigterm,
+                },
+            },
+            Kind::Stop => Action::StopAll {
+                millis: rng.u32(0..20),
+                call: random_call(rng),
+            },
             Kind::ShutDown => match rng.u32(0..12) {
                 0 => Action::CancelToken,
-                1 | 2 => Action::ShutDown {
-                    dropped: rng.bool(),
+                1 => Action::RequestStop,
+                2 | 3 => Action::ShutDown {
+                    millis: rng.bool().then(|| rng.u32(0..20)),
+                    call: random_call(rng),
                 },
                 _ => return None,
             },

@@ -223,7 +223,13 @@ async fn finish(simulation: &Simulation) {
         simulation.perform(Action::TracerWaits { name: *name });
         simulation.end_wait(*name);
     }
-    if simulation.core.shared.is_closing() {
+    for name in &unfinished {
+        // A stop would wait long for a process that is stuck.
+        if simulation.core.shared.is_refusing() {
+            simulation.exit_stuck(*name);
+        }
+    }
+    if simulation.core.shared.is_refusing() {
         simulation
             .wait_until(limit, |simulation| !simulation.has_worker())
             .await;

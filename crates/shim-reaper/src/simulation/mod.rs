@@ -10,6 +10,7 @@ mod generator;
 mod history;
 mod oracle;
 mod run;
+mod stops;
 mod timeliness;
 mod users;
 mod world;

@@ -1,8 +1,9 @@
 use std::collections::VecDeque;
-use std::future::{Future, pending};
+use std::future::Future;
+use std::io;
 use std::panic::resume_unwind;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -13,12 +14,12 @@ use super::action::{Action, Interrupt, Step};
 use super::config::{Config, INTERVAL, long_grace};
 use super::world::{Flag, PIDS, World};
 use crate::core::Core;
-use crate::kernel::simulated::{Interrupts, Simulated, SimulatedEvents};
+use crate::kernel::simulated::{Failure, Interrupts, Simulated, SimulatedEvents};
 use crate::readiness::KernelEvents;
-use crate::register::Shared;
+use crate::register::{Shared, StopRequest};
 use crate::stats::Counters;
 use crate::worker::{Drive, restart_on_panic};
-use crate::{MetricsSink, ShutdownReport};
+use crate::{MetricsSink, Signal};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
@@ -31,7 +32,9 @@ const MAX_POLLS: u32 = 200;
 /// How many system calls one step may make.
 const MAX_CALLS: u32 = 100_000;
 
-type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+pub(super) type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+type Thread = Box<dyn FnOnce() + Send>;
 
 /// One reaper on a simulated kernel, and all who use it.
 pub(super) struct Simulation {
@@ -42,10 +45,13 @@ pub(super) struct Simulation {
     /// `None` during a replay.
     rng: Mutex<Option<Rng>>,
     /// `None` while it runs, and after it has ended.
-    worker: Mutex<Option<Task<()>>>,
+    worker: Mutex<Option<Task>>,
     worker_flag: Arc<Flag>,
-    /// Tasks that shut the reaper down.
-    shutdowns: Mutex<Vec<Task<ShutdownReport>>>,
+    /// Tasks that stop the processes, or shut the reaper down.
+    pub(super) tasks: Mutex<Vec<Task>>,
+    /// The threads that the reaper has started, and that have not run yet.
+    pub(super) threads: Mutex<VecDeque<Thread>>,
+    pub(super) this: Weak<Self>,
 }
 
 impl std::fmt::Debug for Simulation {
@@ -69,7 +75,7 @@ struct SimulatedWorker(Arc<Core<Simulated>>);
 impl Drive for SimulatedWorker {
     type Kernel = Simulated;
 
-    fn core(&self) -> &Core<Simulated> {
+    fn core(&self) -> &Arc<Core<Simulated>> {
         &self.0
     }
 
@@ -80,17 +86,9 @@ impl Drive for SimulatedWorker {
     fn can_stop(&self) -> bool {
         false
     }
-
-    async fn stop_on_request(&self) {
-        pending().await
-    }
-
-    async fn shut_down(&self) {
-        self.0.close().await;
-    }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -106,10 +104,14 @@ impl Simulation {
             INTERVAL,
             config.grace,
             true,
-            None,
+            Some(StopRequest {
+                token: CancellationToken::new(),
+                grace: config.stop_grace,
+            }),
         )));
         let exits = core.shared.subscribers.subscribe();
-        let simulation = Arc::new(Self {
+        let simulation = Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
             config,
             world: Mutex::new(World::new(exits, now)),
             core,
@@ -117,7 +119,8 @@ impl Simulation {
             rng: Mutex::new(rng),
             worker: Mutex::default(),
             worker_flag: Arc::default(),
-            shutdowns: Mutex::default(),
+            tasks: Mutex::default(),
+            threads: Mutex::default(),
         });
         let interrupts: Arc<dyn Interrupts> = simulation.clone();
         simulation
@@ -159,8 +162,9 @@ impl Simulation {
                 tokio::task::yield_now().await;
             }
         }
+        self.run_threads();
         let step = self.end(step.action);
-        self.run_shutdowns();
+        self.run_tasks();
         self.check();
         step
     }
@@ -204,8 +208,9 @@ impl Simulation {
         self.begin(&step);
         self.pass_time(time).await;
         self.run_worker().await;
+        self.run_threads();
         self.end(step.action);
-        self.run_shutdowns();
+        self.run_tasks();
         self.check();
     }
 
@@ -227,8 +232,9 @@ impl Simulation {
 
     pub(super) fn start_worker(&self) {
         let worker = SimulatedWorker(Arc::clone(&self.core));
-        let task: Task<()> = Box::pin(async move { restart_on_panic(&worker).await });
-        *lock(&self.worker) = Some(task);
+        let task = async move { restart_on_panic(&worker).await };
+        // The worker may run often while a thread blocks, which is one step for tokio.
+        *lock(&self.worker) = Some(Box::pin(tokio::task::unconstrained(task)));
         self.wake_worker();
     }
 
@@ -271,22 +277,13 @@ impl Simulation {
         }
     }
 
-    pub(super) fn shut_down(&self, dropped: bool) {
-        let core = Arc::clone(&self.core);
-        let mut task: Task<ShutdownReport> = Box::pin(async move { core.close().await });
-        let poll = task.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        if poll.is_pending() && !dropped {
-            lock(&self.shutdowns).push(task);
-        }
-    }
-
-    fn run_shutdowns(&self) {
-        let mut tasks = std::mem::take(&mut *lock(&self.shutdowns));
+    fn run_tasks(&self) {
+        let mut tasks = std::mem::take(&mut *lock(&self.tasks));
         tasks.retain_mut(|task| {
             let poll = task.as_mut().poll(&mut Context::from_waker(Waker::noop()));
             poll.is_pending()
         });
-        lock(&self.shutdowns).append(&mut tasks);
+        lock(&self.tasks).append(&mut tasks);
     }
 
     /// Returns whether another thread could call the reaper now without being blocked by a lock.
@@ -365,7 +362,43 @@ impl Interrupts for Simulation {
         }
     }
 
+    fn block(&self, time: Duration) {
+        self.kernel().pass_time(time);
+        // Sets the clock. The timers of tokio do not expire before the step ends, only those of the
+        // simulated kernel.
+        let mut advance = pin!(tokio::time::advance(time));
+        let _ = advance
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()));
+        let needs_tokio = !self.config.is_prompt() || !self.config.grace.is_zero();
+        if needs_tokio || !self.has_worker() {
+            self.expect_delay(INTERVAL);
+        }
+        if !self.may_stop() {
+            return;
+        }
+        for _ in 0..MAX_POLLS {
+            if !self.poll_worker() {
+                break;
+            }
+        }
+        self.run_threads();
+        self.check();
+    }
+
+    fn start_thread(&self, run: Thread) -> io::Result<()> {
+        if self.may_stop() {
+            self.kernel().fails(Failure::Thread)?;
+        }
+        lock(&self.threads).push_back(run);
+        Ok(())
+    }
+
     fn reaped(&self, process: usize, is_orphan: bool) {
         self.check_reap(process, is_orphan);
+    }
+
+    fn signalled(&self, process: usize, signal: Signal) {
+        self.check_signal(process, signal);
     }
 }

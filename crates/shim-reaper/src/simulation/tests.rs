@@ -22,19 +22,21 @@ fn seed_always_gives_the_same_history() {
     }
 }
 
+const LOSSY: Config = Config {
+    features: Features::LATEST,
+    grace: Duration::ZERO,
+    stop_grace: Duration::ZERO,
+    recycling: Recycling::Immediate,
+    early_pidfd: true,
+    panics: false,
+    exhausts_descriptors: false,
+    disturbances: Disturbances::Lossy,
+    crowd: 0,
+};
+
 #[test]
 fn worker_registers_its_epoll_again_after_a_forked_child_has_removed_it() {
-    let config = Config {
-        features: Features::LATEST,
-        grace: Duration::ZERO,
-        recycling: Recycling::Immediate,
-        early_pidfd: true,
-        panics: false,
-        exhausts_descriptors: false,
-        disturbances: Disturbances::Lossy,
-        crowd: 0,
-    };
     let advance = Action::Advance { millis: 200 };
     let history = [advance, Action::UnregisterEpoll, advance];
-    assert_eq!(History::of(config, &history).violation, None);
+    assert_eq!(History::of(LOSSY, &history).violation, None);
 }

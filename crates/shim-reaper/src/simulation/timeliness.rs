@@ -17,7 +17,7 @@ const SPOT_CHECKS_PER_SWEEP: u32 = 8;
 
 impl Config {
     /// Returns whether the kernel reports every exit to the reaper at once.
-    fn is_prompt(&self) -> bool {
+    pub(super) fn is_prompt(&self) -> bool {
         self.features.pidfds
             && self.disturbances != Disturbances::Lossy
             && !self.panics

@@ -16,7 +16,7 @@ impl Simulation {
     pub(super) fn spawn(&self, name: Name, pid: u32, leads_group: bool) {
         let shared = &self.core.shared;
         let may_fork = self.may_fork(pid);
-        if shared.is_closing() || !may_fork || !self.is_unlocked() {
+        if shared.is_refusing() || !may_fork || !self.is_unlocked() {
             return;
         }
         let kernel = self.kernel();
@@ -102,7 +102,7 @@ impl Simulation {
     }
 
     fn expect_closing(&self, call: &str) {
-        if !self.core.shared.is_closing() {
+        if !self.core.shared.is_refusing() {
             self.world()
                 .fail(format!("{call} failed before a shutdown"));
         }
@@ -180,21 +180,6 @@ impl Simulation {
         };
         self.world().killed.insert(known.process);
         let _ = shim.signal(self.kernel(), Signal::SIGKILL);
-        self.note_kills();
-    }
-
-    fn note_kills(&self) {
-        let kernel = self.kernel();
-        let mut world = self.world();
-        let names: Vec<(Name, usize)> = world.names.iter().map(|(n, k)| (*n, k.process)).collect();
-        for (name, process) in names {
-            if kernel.process(process).state == ProcessState::Zombie(-9) {
-                world.became_zombie(name);
-                if !world.killed.contains(&process) {
-                    world.fail(format!("process {name} got the signal for another"));
-                }
-            }
-        }
     }
 
     pub(super) fn start_waiting(&self, waiter: u32, name: Name, panics: bool) {

@@ -6,6 +6,7 @@ use std::task::Wake;
 use std::time::Instant;
 
 use super::action::Name;
+use super::stops::Stops;
 use crate::kernel::simulated::Descriptor;
 use crate::shim::{Role, Shim};
 use crate::{Exits, ShimExit};
@@ -30,7 +31,9 @@ pub(super) struct World {
     pub(super) exits: Exits,
     /// A stream that comes and goes.
     pub(super) other_exits: Option<Exits>,
+    /// The processes that were sent SIGKILL through a handle.
     pub(super) killed: BTreeSet<usize>,
+    pub(super) stops: Stops,
     /// The number of the current step of the history.
     pub(super) step: u64,
     /// The pids that have been in use since the current step began.
@@ -131,6 +134,7 @@ impl World {
             exits,
             other_exits: None,
             killed: BTreeSet::new(),
+            stops: Stops::default(),
             step: 0,
             pids_of_step: BTreeSet::new(),
             spawning: Vec::new(),

@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use super::epoll::Disturbance;
 use super::kernel::Simulated;
-use super::process::{Parent, Process, ProcessState, ReapedBy, wait_status};
+use super::process::{Parent, Process, ProcessState, ReapedBy, Resistance, wait_status};
 use super::table::Failure;
 
 /// What tests do with the processes and the kernel.
@@ -30,6 +30,10 @@ impl Simulated {
         if let Some(index) = table.find(pid) {
             table.processes[index].inspectable = false;
         }
+    }
+
+    pub(crate) fn set_resistance(&self, index: usize, resistance: Resistance) {
+        self.table().processes[index].resistance = resistance;
     }
 
     #[cfg(test)]

@@ -1,9 +1,11 @@
 use std::fmt::Debug;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::process::Features;
 use super::table::{Table, no_descriptor};
+use crate::Signal;
 use crate::kernel::NoPidfd;
 
 /// Runs other code at the system calls of the reaper.
@@ -11,8 +13,16 @@ pub(crate) trait Interrupts: Debug + Send + Sync {
     /// Called before each system call.
     fn before(&self, call: &'static str);
 
+    /// Called while a thread of the reaper blocks. Lets this time pass.
+    fn block(&self, time: Duration);
+
+    fn start_thread(&self, run: Box<dyn FnOnce() + Send>) -> io::Result<()>;
+
     /// Called when the reaper has reaped a process.
     fn reaped(&self, process: usize, is_orphan: bool);
+
+    /// Called when the reaper sends a signal to a process.
+    fn signalled(&self, process: usize, signal: Signal);
 }
 
 #[derive(Debug)]
@@ -78,16 +88,22 @@ impl Simulated {
         if !table.take_descriptor() {
             return Err(NoPidfd::Exhausted(no_descriptor()));
         }
+        drop(table);
+        Ok(self.descriptor(process))
+    }
+
+    /// Returns a descriptor that the table has counted already.
+    pub(super) fn descriptor(&self, process: usize) -> Descriptor {
         let mut next = self
             .next_descriptor
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         *next += 1;
-        Ok(Descriptor {
+        Descriptor {
             process,
             number: *next,
             table: Arc::clone(&self.table),
-        })
+        }
     }
 
     pub(super) fn interrupts(&self) -> Option<Arc<dyn Interrupts>> {
@@ -97,6 +113,14 @@ impl Simulated {
     pub(super) fn interrupt(&self, call: &'static str) {
         if let Some(interrupts) = self.interrupts() {
             interrupts.before(call);
+        }
+    }
+
+    /// Blocks the calling thread.
+    pub(super) fn block(&self, time: Duration) {
+        match self.interrupts() {
+            Some(interrupts) => interrupts.block(time),
+            None => self.pass_time(time),
         }
     }
 }

@@ -11,5 +11,5 @@ mod table;
 pub(crate) use epoll::Disturbance;
 pub(crate) use events::SimulatedEvents;
 pub(crate) use kernel::{Descriptor, Interrupts, Simulated};
-pub(crate) use process::{Features, Parent, Process, ProcessState, ReapedBy};
+pub(crate) use process::{Features, Parent, Process, ProcessState, ReapedBy, Resistance};
 pub(crate) use table::Failure;

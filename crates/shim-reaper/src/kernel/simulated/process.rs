@@ -2,6 +2,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Instant;
 
+use crate::Signal;
+
 /// The kernel interfaces that the simulation offers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Features {
@@ -58,6 +60,25 @@ pub(crate) enum ReapedBy {
     Other,
 }
 
+/// The signals that a process survives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Resistance {
+    None,
+    Sigterm,
+    /// It is stuck in the kernel.
+    Sigkill,
+}
+
+impl Resistance {
+    pub(super) fn survives(self, signal: Signal) -> bool {
+        match self {
+            Self::None => false,
+            Self::Sigterm => signal == Signal::SIGTERM,
+            Self::Sigkill => true,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Process {
     pub(crate) pid: u32,
@@ -65,6 +86,7 @@ pub(crate) struct Process {
     pub(crate) group: Option<u32>,
     /// Whether this process may read its exit code in procfs.
     pub(crate) inspectable: bool,
+    pub(crate) resistance: Resistance,
     pub(crate) state: ProcessState,
     pub(crate) died_at: Option<Instant>,
     /// When a wait in two steps began.

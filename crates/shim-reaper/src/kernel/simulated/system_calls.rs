@@ -2,17 +2,20 @@ use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::mem;
 use std::process::ExitStatus;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::libc;
 
 use super::kernel::{Descriptor, Simulated};
-use super::process::{Parent, ProcessState, ReapedBy, wait_status};
+use super::process::{Parent, Process, ProcessState, ReapedBy, wait_status};
 use super::table::{Failure, no_descriptor};
 use crate::command::sealed::CommandRef;
 use crate::kernel::{NoPidfd, Orphan, ProcStat, ProcessTable, Spawned, Target, Until, WaitResult};
 use crate::sys::ChildExit;
 use crate::{ResourceUsage, Signal};
+
+/// How often a thread that waits for an exit checks it.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 impl Simulated {
     fn wait(&self, target: &Target<'_, Descriptor>, reap: bool, is_orphan: bool) -> WaitResult {
@@ -59,22 +62,30 @@ impl Simulated {
 
     fn kill(&self, process: usize, signal: Signal) -> io::Result<()> {
         let mut table = self.table();
-        match table.processes[process].state {
-            ProcessState::Reaped(_) => Err(io::Error::from_raw_os_error(libc::ESRCH)),
-            ProcessState::Running if matches!(signal, Signal::SIGKILL | Signal::SIGTERM) => {
-                table.set(process, ProcessState::Zombie(-signal.as_raw()));
-                Ok(())
-            }
-            _ => Ok(()),
+        let Process {
+            state, resistance, ..
+        } = table.processes[process];
+        if state.is_reaped() {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
+        let is_fatal = matches!(signal, Signal::SIGKILL | Signal::SIGTERM);
+        if state.is_running() && is_fatal && !resistance.survives(signal) {
+            table.set(process, ProcessState::Zombie(-signal.as_raw()));
+        }
+        drop(table);
+        if let Some(interrupts) = self.interrupts() {
+            interrupts.signalled(process, signal);
+        }
+        Ok(())
     }
 
-    fn fails(&self, failure: Failure) -> io::Result<()> {
+    pub(crate) fn fails(&self, failure: Failure) -> io::Result<()> {
         if self.table().failures.remove(&failure) {
             let errno = match failure {
                 Failure::Ready => libc::EINTR,
                 Failure::Watch => libc::ENOSPC,
                 Failure::Rearm => libc::ENOMEM,
+                Failure::Thread => libc::EAGAIN,
             };
             return Err(io::Error::from_raw_os_error(errno));
         }
@@ -89,9 +100,33 @@ impl ProcessTable for Simulated {
         self.time()
     }
 
+    fn sleep(&self, time: Duration) {
+        self.interrupt("sleep");
+        self.block(time);
+    }
+
+    fn spawn_thread(&self, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        self.interrupt("clone");
+        match self.interrupts() {
+            Some(interrupts) => interrupts.start_thread(Box::new(run)),
+            None => {
+                run();
+                Ok(())
+            }
+        }
+    }
+
     fn open(&self, pid: u32) -> Result<Descriptor, NoPidfd> {
         self.interrupt("pidfd_open");
         self.open_now(pid)
+    }
+
+    fn duplicate(&self, pidfd: &Descriptor) -> io::Result<Descriptor> {
+        self.interrupt("dup");
+        if !self.table().take_descriptor() {
+            return Err(no_descriptor());
+        }
+        Ok(self.descriptor(pidfd.process))
     }
 
     fn spawn(&self, _: CommandRef<'_>, _: bool) -> io::Result<Spawned<Descriptor>> {
@@ -151,6 +186,16 @@ impl ProcessTable for Simulated {
             table.set(pidfd.process, ProcessState::Reaped(code));
         }
         !state.is_running()
+    }
+
+    fn await_exit(&self, pidfd: &Descriptor, deadline: Instant) -> bool {
+        while !self.has_exited(pidfd) {
+            if deadline <= self.time() {
+                return false;
+            }
+            self.block(POLL_INTERVAL);
+        }
+        true
     }
 
     fn is_reaped(&self, pidfd: &Descriptor) -> bool {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use nix::libc;
 
 use super::epoll::Epoll;
-use super::process::{Features, Parent, Process, ProcessState, ReapedBy};
+use super::process::{Features, Parent, Process, ProcessState, ReapedBy, Resistance};
 
 /// A call of the kernel that fails once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,6 +15,8 @@ pub(crate) enum Failure {
     /// `epoll_ctl` with ENOMEM or ENOSPC.
     Watch,
     Rearm,
+    /// The start of a thread with EAGAIN.
+    Thread,
 }
 
 /// All processes, and the descriptors that the reaper has for them.
@@ -63,6 +65,7 @@ impl Table {
             parent,
             group,
             inspectable: true,
+            resistance: Resistance::None,
             state: ProcessState::Running,
             died_at: None,
             reap_began_at: None,
