@@ -341,18 +341,18 @@ async fn work(worker: &impl Drive, failures: &mut u32) {
         if timer.deadline() != wake_at {
             timer.as_mut().reset(wake_at);
         }
-        let next = tokio::select! {
+        let (is_event, next) = tokio::select! {
             biased;
-            deadline = reap_when_ready(&events, core, &mut outbox, wake_at) => deadline,
+            deadline = reap_when_ready(&events, core, &mut outbox, wake_at) => (true, deadline),
             () = &mut cancelled => {
                 worker.shut_down().await;
                 return;
             }
             () = &mut stopped => return,
-            () = &mut timer => None,
+            () = &mut timer => (false, None),
             () = &mut woken => {
                 woken.set(shared.wake_worker.notified());
-                None
+                (false, None)
             }
         };
         deadline = match next {
@@ -362,8 +362,8 @@ async fn work(worker: &impl Drive, failures: &mut u32) {
         shared.timers.take_expired(&mut outbox.wakers);
         outbox.deliver();
         sweep_due = events.take_tick();
-        // Also if the timer of the epoll has expired: tokio should have reported it before.
-        if sweep_at <= Instant::now() {
+        // Tokio should have reported the timer of the epoll before.
+        if sweep_at <= Instant::now() || (sweep_due && !is_event) {
             sweep_due = true;
             // A forked child that drops its copy of the tokio runtime removes the epoll of the
             // reaper from the epoll of tokio, which both processes share.

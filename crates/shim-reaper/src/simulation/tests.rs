@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::action::Action;
+use super::action::{Action, ForkedBy};
 use super::config::{Config, Disturbances, Recycling};
 use super::history::History;
 use super::simulate;
@@ -38,5 +38,23 @@ const LOSSY: Config = Config {
 fn worker_registers_its_epoll_again_after_a_forked_child_has_removed_it() {
     let advance = Action::Advance { millis: 200 };
     let history = [advance, Action::UnregisterEpoll, advance];
+    assert_eq!(History::of(LOSSY, &history).violation, None);
+}
+
+#[test]
+fn worker_registers_its_epoll_again_although_registrations_wake_it() {
+    let register = |pid| {
+        let name = pid;
+        let parent = ForkedBy::Owner;
+        [
+            Action::Fork { name, pid, parent },
+            Action::Register { name },
+            // Wakes the worker, which has to check it.
+            Action::Adopt { name },
+            Action::Advance { millis: 12 },
+        ]
+    };
+    let mut history = vec![Action::Advance { millis: 1 }, Action::UnregisterEpoll];
+    history.extend((5_000_000..5_000_010).flat_map(register));
     assert_eq!(History::of(LOSSY, &history).violation, None);
 }
