@@ -1,13 +1,13 @@
 use std::collections::VecDeque;
 use std::mem;
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use futures::Stream;
 
 use crate::ShimExit;
-use crate::sync::{AtomicWaker, Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard};
 use crate::wake_all::wake_all;
 
 /// A stream of exits; [`ShimReaper::exits`](crate::ShimReaper::exits) returns it.
@@ -31,22 +31,30 @@ impl Stream for Exits {
     type Item = ShimExit;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<ShimExit>> {
-        // Registered before the queue is checked, so that a later exit wakes the task.
-        self.reader.waker.register(cx.waker());
+        // Cloned, and the previous one dropped, without the lock: both may run code of the executor.
+        let waker = cx.waker().clone();
         let mut queue = self.reader.queue();
         match queue.exits.pop_front() {
             Some(exit) => Poll::Ready(Some(exit)),
             None if queue.closed => Poll::Ready(None),
-            None => Poll::Pending,
+            None => {
+                let previous = queue.waker.replace(waker);
+                drop(queue);
+                drop(previous);
+                Poll::Pending
+            }
         }
     }
 }
 
 impl Drop for Exits {
     fn drop(&mut self) {
-        // Dropping a waker may run code of its executor, which must not happen while the reaper
-        // publishes.
-        drop(self.reader.waker.take());
+        let closed = Queue {
+            closed: true,
+            ..Queue::default()
+        };
+        // The waker is dropped without the lock, because that may run code of its executor.
+        let _unread = mem::replace(&mut *self.reader.queue(), closed);
     }
 }
 
@@ -54,24 +62,24 @@ impl Drop for Exits {
 #[derive(Debug)]
 pub(crate) struct Subscribers {
     /// `None` once the reaper has shut down.
-    readers: Mutex<Option<Vec<Weak<Reader>>>>,
+    readers: Mutex<Option<Vec<Arc<Reader>>>>,
 }
 
 #[derive(Debug, Default)]
-struct Reader {
-    queue: Mutex<Queue>,
-    waker: AtomicWaker,
-}
+struct Reader(Mutex<Queue>);
 
 #[derive(Debug, Default)]
 struct Queue {
     exits: VecDeque<ShimExit>,
+    /// No exit follows: the reaper has shut down, or the stream is dropped.
     closed: bool,
+    /// Of the task that waits for the next exit.
+    waker: Option<Waker>,
 }
 
 impl Reader {
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -86,7 +94,10 @@ impl Subscribers {
     pub(crate) fn subscribe(&self) -> Exits {
         let reader = Arc::new(Reader::default());
         match self.readers().as_mut() {
-            Some(readers) => readers.push(Arc::downgrade(&reader)),
+            Some(readers) => {
+                readers.retain(|reader| !reader.queue().closed);
+                readers.push(Arc::clone(&reader));
+            }
             None => reader.queue().closed = true,
         }
         Exits { reader }
@@ -98,18 +109,18 @@ impl Subscribers {
         readers
             .iter()
             .flatten()
-            .any(|reader| reader.strong_count() > 0)
+            .any(|reader| !reader.queue().closed)
     }
 
     pub(crate) fn publish(&self, exit: ShimExit, wakers: &mut Vec<Waker>) {
         if let Some(readers) = self.readers().as_mut() {
             readers.retain(|reader| {
-                let Some(reader) = reader.upgrade() else {
-                    return false;
-                };
-                reader.queue().exits.push_back(exit);
-                wakers.extend(reader.waker.take());
-                true
+                let mut queue = reader.queue();
+                if !queue.closed {
+                    queue.exits.push_back(exit);
+                    wakers.extend(queue.waker.take());
+                }
+                !queue.closed
             });
         }
     }
@@ -117,13 +128,14 @@ impl Subscribers {
     /// Ends every stream after its buffered exits.
     pub(crate) fn close(&self, wakers: &mut Vec<Waker>) {
         let readers = mem::take(&mut *self.readers());
-        for reader in readers.iter().flatten().filter_map(Weak::upgrade) {
-            reader.queue().closed = true;
-            wakers.extend(reader.waker.take());
+        for reader in readers.iter().flatten() {
+            let mut queue = reader.queue();
+            queue.closed = true;
+            wakers.extend(queue.waker.take());
         }
     }
 
-    fn readers(&self) -> MutexGuard<'_, Option<Vec<Weak<Reader>>>> {
+    fn readers(&self) -> MutexGuard<'_, Option<Vec<Arc<Reader>>>> {
         self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -149,5 +161,14 @@ mod tests {
         assert!(subscribers.has_any());
         drop(exits);
         assert!(!subscribers.has_any());
+    }
+
+    #[test]
+    fn dropped_streams_do_not_accumulate() {
+        let subscribers = Subscribers::new();
+        for _ in 0..10 {
+            drop(subscribers.subscribe());
+        }
+        assert_eq!(subscribers.readers().as_ref().map(Vec::len), Some(1));
     }
 }

@@ -117,8 +117,6 @@ fn dropped_stream_leaves_no_waker_and_does_not_block_the_publisher() {
         );
         let publisher = Arc::clone(&subscribers);
         let thread = thread::spawn(move || publish(&publisher, exit_with(1)));
-        // Loom does not see the `Arc` of the stream, so the publisher has to find it once.
-        thread::yield_now();
         let _ = poll_next(&mut exits, &waker);
         drop(waker);
         drop(exits);
