@@ -1,15 +1,15 @@
 use std::any::Any;
-use std::future::pending;
+use std::future::{pending, poll_fn};
 use std::io;
-use std::panic::AssertUnwindSafe;
+use std::panic::{self, AssertUnwindSafe};
 use std::pin::pin;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
-use futures::FutureExt;
 use tokio::runtime::{self, Handle, Runtime};
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -264,10 +264,7 @@ async fn supervise(alive: AliveGuard) {
 /// backoff.
 pub(crate) async fn restart_on_panic(worker: &impl Drive) {
     let mut failures = 0;
-    while let Err(panic) = AssertUnwindSafe(work(worker, &mut failures))
-        .catch_unwind()
-        .await
-    {
+    while let Err(panic) = catch_unwind(work(worker, &mut failures)).await {
         failures += 1;
         let backoff = if failures == 1 {
             Duration::ZERO
@@ -293,6 +290,19 @@ pub(crate) async fn restart_on_panic(worker: &impl Drive) {
             }
         }
     }
+}
+
+/// Runs a future. Returns the payload of its panic if it panics.
+async fn catch_unwind<T>(future: impl Future<Output = T>) -> thread::Result<T> {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        let poll = AssertUnwindSafe(|| future.as_mut().poll(cx));
+        match panic::catch_unwind(poll) {
+            Ok(poll) => poll.map(Ok),
+            Err(panic) => Poll::Ready(Err(panic)),
+        }
+    })
+    .await
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {

@@ -1,7 +1,7 @@
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use futures::Stream;
+use futures_core::Stream;
 
 use super::action::{Action, ForkedBy, Name};
 use super::config::{INTERVAL, Recycling, long_grace};
