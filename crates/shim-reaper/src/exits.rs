@@ -10,13 +10,16 @@ use crate::ShimExit;
 use crate::sync::{Mutex, MutexGuard};
 use crate::wake_all::wake_all;
 
-/// A stream of exits; [`ShimReaper::exits`](crate::ShimReaper::exits) returns it.
+/// A stream of exits; [`ShimReaper::exits`](crate::ShimReaper::exits) and
+/// [`exits_bounded`](crate::ShimReaper::exits_bounded) return it.
 ///
 /// It yields each exit from its creation on once, in the order in which the reaper processed them,
 /// and ends when the reaper has shut down.
 ///
-/// The stream buffers unread exits without a limit, about 150 bytes each, so that a slow reader
-/// loses none. Drop the stream if you no longer read it.
+/// The stream of `exits` buffers unread exits without a limit, about 150 bytes each, so that a slow
+/// reader loses none. That of `exits_bounded` buffers a limited number: when it is full, the next
+/// exit replaces the oldest one, as in [`tokio::sync::broadcast`], and [`dropped`](Self::dropped)
+/// rises. Drop the stream if you no longer read it.
 ///
 /// # Cancel safety
 ///
@@ -25,6 +28,18 @@ use crate::wake_all::wake_all;
 #[must_use = "streams do nothing unless polled"]
 pub struct Exits {
     reader: Arc<Reader>,
+}
+
+impl Exits {
+    /// Returns how many exits this stream has dropped because its buffer was full. Always 0 for the
+    /// stream of [`ShimReaper::exits`](crate::ShimReaper::exits).
+    ///
+    /// If it rises between two reads, exits are missing between those that were read. The handle of
+    /// each shim still has its exit, and [`ShimReaper::registered`](crate::ShimReaper::registered)
+    /// returns the shims that are left.
+    pub fn dropped(&self) -> u64 {
+        self.reader.queue().dropped
+    }
 }
 
 impl Stream for Exits {
@@ -65,12 +80,15 @@ pub(crate) struct Subscribers {
     readers: Mutex<Option<Vec<Arc<Reader>>>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Reader(Mutex<Queue>);
 
 #[derive(Debug, Default)]
 struct Queue {
     exits: VecDeque<ShimExit>,
+    capacity: usize,
+    /// The number of exits that were dropped because of the capacity.
+    dropped: u64,
     /// No exit follows: the reaper has shut down, or the stream is dropped.
     closed: bool,
     /// Of the task that waits for the next exit.
@@ -78,8 +96,25 @@ struct Queue {
 }
 
 impl Reader {
+    fn new(capacity: usize) -> Self {
+        Self(Mutex::new(Queue {
+            capacity,
+            ..Queue::default()
+        }))
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    fn push(&mut self, exit: ShimExit) {
+        if self.exits.len() >= self.capacity {
+            self.exits.pop_front();
+            self.dropped += 1;
+        }
+        self.exits.push_back(exit);
     }
 }
 
@@ -92,7 +127,12 @@ impl Subscribers {
     }
 
     pub(crate) fn subscribe(&self) -> Exits {
-        let reader = Arc::new(Reader::default());
+        self.subscribe_bounded(usize::MAX)
+    }
+
+    /// Creates a stream that buffers up to `capacity` exits, at least one.
+    pub(crate) fn subscribe_bounded(&self, capacity: usize) -> Exits {
+        let reader = Arc::new(Reader::new(capacity.max(1)));
         match self.readers().as_mut() {
             Some(readers) => {
                 readers.retain(|reader| !reader.queue().closed);
@@ -117,7 +157,7 @@ impl Subscribers {
             readers.retain(|reader| {
                 let mut queue = reader.queue();
                 if !queue.closed {
-                    queue.exits.push_back(exit);
+                    queue.push(exit);
                     wakers.extend(queue.waker.take());
                 }
                 !queue.closed

@@ -213,6 +213,36 @@ impl ShimReaper {
         exits
     }
 
+    /// Returns a stream of all exits from now on that buffers up to `capacity` unread exits. When it
+    /// is full, the next exit replaces the oldest one. A capacity of 0 is raised to 1.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use futures::StreamExt;
+    /// use std::process::Command;
+    /// use shim_reaper::ShimReaper;
+    ///
+    /// let reaper = ShimReaper::start();
+    /// let mut exits = reaper.exits_bounded(1);
+    /// reaper.spawn(Command::new("false"))?.await?;
+    /// reaper.spawn(Command::new("true"))?.await?;
+    ///
+    /// assert_eq!(exits.dropped(), 1);
+    /// assert_eq!(exits.next().await.and_then(|exit| exit.code()), Some(0));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn exits_bounded(&self, capacity: usize) -> Exits {
+        let exits = self
+            .worker()
+            .shared()
+            .subscribers
+            .subscribe_bounded(capacity);
+        self.worker().ensure_alive();
+        exits
+    }
+
     /// Stops every registered child: sends SIGTERM to all, waits for up to `grace`, sends SIGKILL to
     /// those that still run, and waits for up to 5 seconds for these. Returns a report.
     ///

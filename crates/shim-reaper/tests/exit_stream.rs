@@ -22,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 in_both_modes!(
     an_exit_is_in_the_stream_before_its_handle_wakes_a_task,
     a_task_that_awaited_a_handle_finds_its_exit_in_the_stream,
+    a_full_stream_drops_the_oldest_exits_and_counts_them,
+    a_stream_of_any_capacity_yields_the_newest_exit,
 );
 
 /// A waker that reads the next exit from the stream.
@@ -81,6 +83,47 @@ async fn a_task_that_awaited_a_handle_finds_its_exit_in_the_stream(builder: Reap
     for task in tasks {
         task.await.unwrap();
     }
+}
+
+async fn a_full_stream_drops_the_oldest_exits_and_counts_them(builder: ReaperBuilder) {
+    let fixture = Fixture::new(builder);
+    let bounded = fixture.reaper.exits_bounded(2);
+    let unbounded = fixture.reaper.exits();
+    for code in 1..=5 {
+        fixture
+            .reaper
+            .spawn(exits_with(code))
+            .unwrap()
+            .await
+            .unwrap();
+    }
+    assert_eq!((bounded.dropped(), unbounded.dropped()), (3, 0));
+    fixture.reaper.shutdown().await;
+    assert_eq!(codes(bounded).await, [4, 5]);
+    assert_eq!(codes(unbounded).await, [1, 2, 3, 4, 5]);
+}
+
+async fn a_stream_of_any_capacity_yields_the_newest_exit(builder: ReaperBuilder) {
+    let fixture = Fixture::new(builder);
+    let streams = [0, 1, usize::MAX].map(|capacity| fixture.reaper.exits_bounded(capacity));
+    for code in 1..=2 {
+        fixture
+            .reaper
+            .spawn(exits_with(code))
+            .unwrap()
+            .await
+            .unwrap();
+    }
+    fixture.reaper.shutdown().await;
+    let [none, one, all] = streams;
+    assert_eq!([none.dropped(), one.dropped(), all.dropped()], [1, 1, 0]);
+    assert_eq!(codes(none).await, [2]);
+    assert_eq!(codes(one).await, [2]);
+    assert_eq!(codes(all).await, [1, 2]);
+}
+
+async fn codes(exits: Exits) -> Vec<i32> {
+    exits.filter_map(async |exit| exit.code()).collect().await
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -98,6 +98,27 @@ fn every_reader_of_an_open_stream_gets_every_exit() {
 }
 
 #[test]
+fn full_stream_counts_each_exit_that_it_does_not_yield() {
+    model(|| {
+        let subscribers = Arc::new(Subscribers::new());
+        let mut exits = subscribers.subscribe_bounded(1);
+        let publisher = Arc::clone(&subscribers);
+        let thread = thread::spawn(move || {
+            for code in 1..=3 {
+                publish(&publisher, exit_with(code));
+            }
+            close(&publisher);
+        });
+        let first = read(&mut exits);
+        thread.join().unwrap();
+        let all = read_on(&mut exits, first);
+        assert!(all.is_sorted_by_key(ShimExit::code), "{all:?}");
+        assert_eq!(all.last(), Some(&exit_with(3)));
+        assert_eq!(exits.dropped() + all.len() as u64, 3);
+    });
+}
+
+#[test]
 fn dropped_stream_leaves_no_waker_and_does_not_block_the_publisher() {
     model(|| {
         let subscribers = Arc::new(Subscribers::new());
