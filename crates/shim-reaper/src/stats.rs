@@ -1,6 +1,6 @@
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Counters and health of a reaper; [`ShimReaper::stats`](crate::ShimReaper::stats) returns them.
 ///
@@ -33,8 +33,8 @@ pub struct ReaperStats {
     /// Number of interval sweeps since the start. It rises with every interval, even without exits;
     /// if it does not, the reaper is stalled.
     pub sweeps_completed: u64,
-    /// End of the latest interval sweep, in milliseconds since the Unix epoch.
-    pub last_sweep_at_ms: Option<i64>,
+    /// End of the latest interval sweep.
+    pub last_sweep_at: Option<SystemTime>,
     /// Whether a worker drives the reaper. False after shutdown, and while the reaper has lost its
     /// tokio runtime and either nothing is registered or the thread that replaces it cannot start.
     pub worker_alive: bool,
@@ -125,8 +125,8 @@ pub(crate) struct Counters {
     unknown: AtomicU64,
     orphans_reaped: AtomicU64,
     sweeps: AtomicU64,
-    /// 0 before the first sweep.
-    last_sweep_at_ms: AtomicI64,
+    /// In nanoseconds since the Unix epoch; 0 before the first sweep.
+    last_sweep_at: AtomicU64,
     respawns: AtomicU64,
     without_pidfd: AtomicU64,
     sink: MetricsSink,
@@ -171,12 +171,9 @@ impl Counters {
     }
 
     pub(crate) fn add_sweep(&self) {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(1, |since| {
-                i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-            });
-        self.last_sweep_at_ms.store(now, Relaxed);
+        let since_epoch = UNIX_EPOCH.elapsed().unwrap_or_default();
+        let now = u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX);
+        self.last_sweep_at.store(now.max(1), Relaxed);
         self.sweeps.fetch_add(1, Relaxed);
     }
 
@@ -197,7 +194,7 @@ impl Counters {
     }
 
     pub(crate) fn snapshot(&self, worker_alive: bool) -> ReaperStats {
-        let last_sweep = self.last_sweep_at_ms.load(Relaxed);
+        let last_sweep = self.last_sweep_at.load(Relaxed);
         let owner_reaped_total = self.by_owner.load(Relaxed);
         let observed_total = self.observed.load(Relaxed);
         let foreign_waits_total = self.by_foreign_wait.load(Relaxed);
@@ -215,7 +212,7 @@ impl Counters {
             unknown_total,
             orphans_reaped_total: self.orphans_reaped.load(Relaxed),
             sweeps_completed: self.sweeps.load(Relaxed),
-            last_sweep_at_ms: (last_sweep != 0).then_some(last_sweep),
+            last_sweep_at: (last_sweep != 0).then(|| UNIX_EPOCH + Duration::from_nanos(last_sweep)),
             worker_alive,
             respawns_total: self.respawns.load(Relaxed),
             without_pidfd: self.without_pidfd.load(Relaxed),

@@ -2,7 +2,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use shim_reaper::{MetricsSink, ReaperStats, ShimReaper, ShutdownReport};
 use tokio::task::{JoinError, JoinHandle};
@@ -198,7 +198,7 @@ impl Core {
             foreign_waits_total,
             unknown_total,
             sweeps_completed,
-            last_sweep_at_ms,
+            last_sweep_at,
             respawns_total,
             worker_alive,
             ..
@@ -209,7 +209,7 @@ impl Core {
             shim_reaper_foreign_waits: foreign_waits_total,
             shim_reaper_unknown: unknown_total,
             shim_reaper_sweeps: sweeps_completed,
-            shim_reaper_last_sweep_at_ms: last_sweep_at_ms,
+            shim_reaper_last_sweep_at_ms: last_sweep_at.and_then(unix_millis),
             shim_reaper_respawns: respawns_total,
             shim_reaper_alive: worker_alive,
             ..self.metrics.snapshot()
@@ -268,4 +268,9 @@ pub(crate) fn flatten_join<T>(
             Err(_) => Err(RuntimeError::Closed),
         },
     }
+}
+
+fn unix_millis(time: SystemTime) -> Option<i64> {
+    let since_epoch = time.duration_since(UNIX_EPOCH).ok()?;
+    i64::try_from(since_epoch.as_millis()).ok()
 }
