@@ -7,6 +7,7 @@ pub mod frozen_process;
 pub mod log_counter;
 pub mod own_process;
 pub mod recycled_pid;
+pub mod work;
 
 use std::io;
 use std::process::{Child, Command, Stdio};

@@ -1,8 +1,9 @@
+use std::process;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
-use vmm_protocol::procfs;
+use vmm_protocol::procfs::Stat;
 
 use super::stop::check_killed;
 use super::{cleanup, observe_exit};
@@ -11,7 +12,7 @@ use crate::core::Core;
 use crate::process::SIGKILL_TIMEOUT;
 use crate::{RuntimeError, ShimHandler};
 
-/// How often to check whether the parent of a zombie has reaped it.
+/// How often to check whether a zombie has been reaped.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
 const ZOMBIE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -79,20 +80,22 @@ async fn remove_contents(
     Ok(())
 }
 
-/// Waits until the zombie of a dead shim is reaped. Our reaper does that at once. Another parent
-/// may never do it, so the wait is bounded.
+/// Waits until a dead shim is reaped, if this process is its parent. Our reapers do that at once,
+/// or within the grace period of an owner. Another parent may never do it; the shim is dead all the
+/// same.
 async fn wait_reaped(bx: &MicroBox, pid: u32) {
     let deadline = Instant::now() + ZOMBIE_TIMEOUT;
-    while procfs::is_zombie(pid) {
+    while is_own_zombie(pid) {
         if Instant::now() >= deadline {
             let id = bx.id();
-            tracing::warn!(
-                id,
-                pid,
-                "the shim remains a zombie until its parent reaps it"
-            );
+            tracing::warn!(id, pid, "the shim remains a zombie; it has another owner");
             return;
         }
         sleep(POLL_INTERVAL).await;
     }
+}
+
+fn is_own_zombie(pid: u32) -> bool {
+    let stat = Stat::of(pid).ok().flatten();
+    stat.is_some_and(|stat| stat.is_zombie() && stat.parent == process::id())
 }
