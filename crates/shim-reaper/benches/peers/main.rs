@@ -8,7 +8,8 @@
 //!
 //! Peers that are compared are measured in turns: a block of one, then a block of the other. A ratio
 //! is the median of the ratios of such blocks, so on a noisy machine it is more accurate than the
-//! two values themselves.
+//! two values themselves. The benchmark reports which measurements do not count because other
+//! processes used the CPUs.
 
 #![allow(clippy::panic, clippy::unwrap_used)]
 
@@ -25,6 +26,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 use crate::allocator::Counting;
+use crate::processors::ForeignCpu;
 use crate::report::Report;
 use crate::samples::Effort;
 
@@ -42,7 +44,14 @@ fn main() {
     for (name, measure) in measure::ALL {
         if names.is_empty() || names.iter().any(|selected| selected == name) {
             eprintln!("{name} ...");
+            let foreign_cpu = ForeignCpu::watch();
             measure(&effort, &mut report);
+            let share = foreign_cpu.share();
+            eprintln!(
+                "{name}: other processes used {:.0} % of the CPUs",
+                share * 100.0
+            );
+            report.set_foreign_cpu(name, share);
         }
     }
     print!("{}", report.table());

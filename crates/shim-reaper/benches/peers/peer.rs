@@ -40,19 +40,33 @@ pub(crate) trait Peer {
 pub(crate) struct Ours {
     pub(crate) reaper: ShimReaper,
     pub(crate) runtime: PeerRuntime,
+    column: Column,
 }
 
 impl Ours {
     pub(crate) fn new() -> Self {
         let runtime = PeerRuntime::new();
         let reaper = runtime.block_on(async { ShimReaper::start() });
-        Self { reaper, runtime }
+        Self {
+            reaper,
+            runtime,
+            column: Column::Ours,
+        }
+    }
+
+    /// With the reaper on a thread of its own.
+    pub(crate) fn dedicated() -> Self {
+        Self {
+            reaper: ShimReaper::builder().start_dedicated().unwrap(),
+            runtime: PeerRuntime::new(),
+            column: Column::Dedicated,
+        }
     }
 }
 
 impl Peer for Ours {
     fn column(&self) -> Column {
-        Column::Ours
+        self.column
     }
 
     fn start(&self, on_exit: Option<OnExit>) -> u32 {

@@ -1,11 +1,14 @@
 //! CPU affinity and CPU time.
 
-use std::time::Duration;
+use std::fs;
+use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, SysconfVar, sysconf};
 
 /// The calling thread, and every thread that it starts later.
 const THIS_THREAD: Pid = Pid::from_raw(0);
@@ -73,4 +76,53 @@ pub(crate) fn cpu_time_of(thread: Pid) -> Duration {
 
 fn read(clock: ClockId) -> Duration {
     clock_gettime(clock).unwrap().into()
+}
+
+/// The CPU time that other processes use while the benchmark runs. On a busy machine they take the
+/// CPU between an exit and its reaper.
+pub(crate) struct ForeignCpu {
+    start: Instant,
+    all: Duration,
+    own: Duration,
+}
+
+impl ForeignCpu {
+    pub(crate) fn watch() -> Self {
+        Self {
+            start: Instant::now(),
+            all: cpu_time_of_all(),
+            own: cpu_time_of_this_process(),
+        }
+    }
+
+    /// Returns the share of all CPUs that other processes used, from 0 to 1. It includes the time that a hypervisor
+    /// gave to other machines.
+    pub(crate) fn share(&self) -> f64 {
+        let all = cpu_time_of_all() - self.all;
+        let own = cpu_time_of_this_process() - self.own;
+        let cpus = sysconf(SysconfVar::_NPROCESSORS_ONLN).unwrap().unwrap();
+        let capacity = self.start.elapsed().as_secs_f64() * cpus as f64;
+        all.saturating_sub(own).as_secs_f64() / capacity
+    }
+}
+
+/// Returns the time in which any CPU was not idle, in steps of a hundredth of a second.
+fn cpu_time_of_all() -> Duration {
+    let stat = fs::read_to_string("/proc/stat").unwrap();
+    let fields = stat.lines().next().unwrap().split_whitespace().skip(1);
+    let ticks: Vec<u64> = fields.map(|field| field.parse().unwrap()).collect();
+    // user, nice, system, idle, iowait, irq, softirq, steal: proc_stat(5). The rest is part of user.
+    let busy: u64 = [0, 1, 2, 5, 6, 7].iter().map(|i| ticks[*i]).sum();
+    let per_second = sysconf(SysconfVar::CLK_TCK).unwrap().unwrap();
+    Duration::from_secs(busy) / per_second as u32
+}
+
+/// Returns the CPU time of this process and of the children that it has reaped.
+fn cpu_time_of_this_process() -> Duration {
+    [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN]
+        .into_iter()
+        .map(|who| getrusage(who).unwrap())
+        .flat_map(|usage| [usage.user_time(), usage.system_time()])
+        .map(|time| Duration::from_micros(time.num_microseconds().try_into().unwrap()))
+        .sum()
 }

@@ -4,14 +4,22 @@ use std::path::Path;
 
 use serde_json::{Value as Json, json};
 
+/// The largest share of the CPUs that other processes may use.
+const MAX_FOREIGN_CPU: f64 = 0.05;
+
 /// All measurements of one run.
 pub(crate) struct Report {
     rows: Vec<Row>,
+    /// The measurements during which other processes used too much of the CPUs, and how much.
+    disturbed: Vec<(&'static str, f64)>,
 }
 
 impl Report {
     pub(crate) fn new() -> Self {
-        Self { rows: Vec::new() }
+        Self {
+            rows: Vec::new(),
+            disturbed: Vec::new(),
+        }
     }
 
     /// Returns the row with this label. Creates it if there is none.
@@ -25,6 +33,13 @@ impl Report {
         &mut self.rows[index]
     }
 
+    /// Records the share of the CPUs that other processes used during a measurement.
+    pub(crate) fn set_foreign_cpu(&mut self, measure: &'static str, share: f64) {
+        if share > MAX_FOREIGN_CPU {
+            self.disturbed.push((measure, share));
+        }
+    }
+
     pub(crate) fn table(&self) -> String {
         let mut titles = vec![""];
         titles.extend(Column::ALL.map(Column::title));
@@ -35,12 +50,26 @@ impl Report {
             "---|".repeat(titles.len())
         );
         table.extend(self.rows.iter().map(Row::markdown));
+        let disturbed = self.disturbed.iter();
+        let disturbed: Vec<String> = disturbed
+            .map(|(measure, share)| format!("{measure} ({:.0} %)", share * 100.0))
+            .collect();
+        if !disturbed.is_empty() {
+            table += &format!(
+                "\n**Does not count**, because other processes used more than {:.0} % of the CPUs: {}.\n",
+                MAX_FOREIGN_CPU * 100.0,
+                disturbed.join(", ")
+            );
+        }
         table
     }
 
     pub(crate) fn write_json(&self, file: &Path) {
         let rows: Vec<Json> = self.rows.iter().map(Row::json).collect();
-        let text = serde_json::to_string_pretty(&json!({ "rows": rows })).unwrap();
+        let text = serde_json::to_string_pretty(
+            &json!({ "rows": rows, "counts": self.disturbed.is_empty() }),
+        )
+        .unwrap();
         fs::write(file, text).unwrap();
     }
 }
@@ -128,6 +157,7 @@ impl Row {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Column {
     Ours,
+    Dedicated,
     TokioAwaited,
     TokioDroppedBusy,
     TokioDroppedIdle,
@@ -138,8 +168,9 @@ pub(crate) enum Column {
 }
 
 impl Column {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Ours,
+        Self::Dedicated,
         Self::TokioAwaited,
         Self::TokioDroppedBusy,
         Self::TokioDroppedIdle,
@@ -151,6 +182,7 @@ impl Column {
     fn title(self) -> &'static str {
         match self {
             Self::Ours => "shim-reaper",
+            Self::Dedicated => "shim-reaper, dedicated",
             Self::TokioAwaited => "tokio, awaited",
             Self::TokioDroppedBusy => "tokio, dropped, busy",
             Self::TokioDroppedIdle => "tokio, dropped, idle",
