@@ -4,17 +4,15 @@
 mod common;
 
 use std::fs::{self, File};
-use std::hint;
 use std::io::{ErrorKind, Write};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
 use common::own_process::in_own_process;
 use common::seccomp::{Refuse, When, refuse};
-use common::{OTHER_USER, is_root, own_children, shell, status_of, stdout_of};
+use common::{OTHER_USER, is_root, own_children, shell, status_of, stdout_of, write_faults_after};
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::resource::{UsageWho, getrusage};
 use pidfd_spawn::{Command, Stdio, Step};
 
 fn without_clone3(errno: Errno) -> Refuse {
@@ -157,25 +155,11 @@ fn expect_all(memory: Memory) {
 }
 
 fn expect_memory(memory: Memory) {
-    const PAGE: usize = 4096;
     const PAGES: usize = 2_000;
-    let mut pages = vec![0_u8; PAGES * PAGE];
-    let mut touch = || {
-        pages.iter_mut().step_by(PAGE).for_each(|byte| *byte += 1);
-        hint::black_box(&mut pages);
-    };
-    let faults = || {
-        getrusage(UsageWho::RUSAGE_SELF)
-            .unwrap()
-            .minor_page_faults()
-    };
-    touch();
-    let before = faults();
-    assert!(Command::new("/bin/true").status().unwrap().success());
-    touch();
-    // After a fork each page is copied when it is written to.
-    let is_copied = faults() - before >= PAGES as i64;
-    assert_eq!(is_copied, memory == Memory::Copied);
+    let faults = write_faults_after(PAGES, || {
+        assert!(Command::new("/bin/true").status().unwrap().success());
+    });
+    assert_eq!(faults > PAGES / 2, memory == Memory::Copied, "{faults}");
 }
 
 fn expect_pidfd() {

@@ -17,6 +17,7 @@ fn a_program_is_searched_in_the_path_of_the_child() {
     let dir = tempfile::tempdir().unwrap();
     script(&dir.path().join("only-here"), "#!/bin/sh\necho found\n");
     let mut command = Command::new("only-here");
+    command.env("PATH", "/bin:/usr/bin");
     assert_eq!(spawn_error(&mut command).kind(), ErrorKind::NotFound);
     command.env("PATH", format!("/nonexistent:{}", dir.path().display()));
     assert_eq!(stdout_of(&mut command), "found");

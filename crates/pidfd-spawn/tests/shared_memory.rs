@@ -4,7 +4,6 @@
 mod common;
 
 use std::fs::{self, File};
-use std::hint;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -12,36 +11,22 @@ use std::process;
 use std::thread;
 
 use common::own_process::in_own_process;
-use common::{OTHER_USER, eventually, is_root, own_children, skip};
+use common::{OTHER_USER, eventually, is_root, own_children, skip, write_faults_after};
 use nix::libc;
-use nix::sys::resource::{UsageWho, getrusage};
 use pidfd_spawn::Command;
-
-const PAGE: usize = 4096;
-const PAGES: usize = 32 * 1024;
 
 #[test]
 fn the_memory_of_a_large_parent_is_not_copied() {
     in_own_process("the_memory_of_a_large_parent_is_not_copied", || {
-        let mut memory = vec![0_u8; PAGES * PAGE];
-        let mut touch = || {
-            for page in memory.chunks_mut(PAGE) {
-                page[0] += 1;
+        const PAGES: usize = 32 * 1024;
+        let faults = write_faults_after(PAGES, || {
+            let mut command = Command::new("/bin/true");
+            if is_root() {
+                command.uid(OTHER_USER);
             }
-            hint::black_box(&mut memory);
-        };
-        touch();
-        let before = getrusage(UsageWho::RUSAGE_SELF).unwrap();
-        let mut command = Command::new("/bin/true");
-        if is_root() {
-            command.uid(OTHER_USER);
-        }
-        assert!(command.status().unwrap().success());
-        touch();
-        // After a fork each page is copied when it is written to.
-        let after = getrusage(UsageWho::RUSAGE_SELF).unwrap();
-        let faults = after.minor_page_faults() - before.minor_page_faults();
-        assert!(faults < PAGES as i64 / 4, "{faults} page faults");
+            assert!(command.status().unwrap().success());
+        });
+        assert!(faults < PAGES / 4, "{faults} page faults");
     });
 }
 

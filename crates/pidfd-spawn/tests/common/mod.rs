@@ -14,6 +14,7 @@ pub mod seccomp;
 use std::collections::HashMap;
 use std::env;
 use std::fs;
+use std::hint;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +22,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::libc;
+use nix::sys::resource::{UsageWho, getrusage};
 use pidfd_spawn::Command;
 
 /// The time limit of every wait. Only a failing test reaches it.
@@ -120,6 +122,33 @@ pub fn own_children() -> Vec<u32> {
 /// The numbers of the descriptors that this process has open.
 pub fn open_descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Writes to memory, makes the call and writes to the memory again. Returns how many page faults that
+/// takes: after a fork, one for each page.
+pub fn write_faults_after(pages: usize, call: impl FnOnce()) -> usize {
+    const PAGE: usize = 4096;
+    let mut memory = vec![0_u8; pages * PAGE];
+    // With huge pages there are fewer faults.
+    let start = memory.as_ptr().align_offset(PAGE);
+    // SAFETY: changes how the kernel maps the memory, not what it contains.
+    unsafe {
+        let start = memory.as_mut_ptr().add(start);
+        libc::madvise(start.cast(), (pages - 1) * PAGE, libc::MADV_NOHUGEPAGE);
+    }
+    let mut write = || {
+        memory.iter_mut().step_by(PAGE).for_each(|byte| *byte += 1);
+        hint::black_box(&mut memory);
+    };
+    let faults = || {
+        let usage = getrusage(UsageWho::RUSAGE_SELF).unwrap();
+        usize::try_from(usage.minor_page_faults()).unwrap()
+    };
+    write();
+    call();
+    let before = faults();
+    write();
+    faults() - before
 }
 
 pub fn kernel_is_at_least(major: u32, minor: u32) -> bool {
