@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::process::Stdio;
 
 use common::own_process::own_process;
-use common::{children_of, eventually, state_of};
+use common::{OTHER_USER, children_of, eventually, is_root, state_of};
 use nix::libc;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -25,6 +25,10 @@ fn a_child_dies_with_its_parent() {
     let command = own_process("a_child_dies_with_its_parent", || {
         let mut command = Command::new("sleep");
         command.arg("300").parent_death_signal(libc::SIGKILL);
+        if is_root() {
+            // A change of the user clears the setting.
+            command.uid(OTHER_USER);
+        }
         println!("child {}", command.spawn().unwrap().id());
         std::thread::park();
     });
