@@ -51,8 +51,8 @@
 //!
 //! * if the command has a closure ([`Command::pre_exec`]);
 //! * if its control group, or an ancestor of it, has `memory.oom.group` set: when the kernel kills
-//!   the processes of such a group, it also kills all that share their memory. The same happens if
-//!   `/proc` does not show the setting. Set it before the spawn.
+//!   the processes of such a group, it also kills all that share their memory. Set it before the
+//!   spawn.
 //!
 //! The calling thread waits until the child executes the program, so it also waits while the child is
 //! stopped by SIGSTOP, while its control group is frozen, and while the file system of the program
