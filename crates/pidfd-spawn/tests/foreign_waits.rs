@@ -6,10 +6,12 @@ mod common;
 use std::os::unix::process::ExitStatusExt;
 
 use common::own_process::in_own_process;
+use common::seccomp::{Refuse, When, refuse};
 use common::{Repeat, eventually, exists, kernel_is_at_least, shell};
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 use pidfd_spawn::Command;
 
 const CHILDREN: i32 = 200;
@@ -64,6 +66,27 @@ fn a_status_is_found_after_the_child_was_reaped() {
         }
         assert_eq!(killed.wait().unwrap().signal(), Some(libc::SIGKILL));
     });
+}
+
+#[test]
+fn without_the_report_of_the_kernel_a_lost_status_is_an_error() {
+    const PIDFD_GET_INFO: u32 = 0xC040_FF0B;
+    in_own_process(
+        "without_the_report_of_the_kernel_a_lost_status_is_an_error",
+        || {
+            refuse(&[Refuse {
+                call: libc::SYS_ioctl,
+                when: When::SecondIs(PIDFD_GET_INFO),
+                with: Errno::ENOTTY,
+            }]);
+            let mut child = shell("exit 9").spawn().unwrap();
+            let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+            assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 9)));
+            for waited in [child.try_wait().map(drop), child.wait().map(drop)] {
+                assert_eq!(waited.unwrap_err().raw_os_error(), Some(libc::ECHILD));
+            }
+        },
+    );
 }
 
 #[test]

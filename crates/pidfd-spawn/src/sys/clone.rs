@@ -234,3 +234,18 @@ unsafe extern "C" fn begin(start: *mut Start<'_, '_>) -> ! {
     });
     child::exit()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seccomp filters, which force the other fallbacks, do not see the flags of `clone3`.
+    #[test]
+    fn a_child_can_be_created_without_clear_sighand() {
+        CLEAR_SIGHAND.rule_out();
+        let mut command = crate::Command::new("/bin/true");
+        assert!(command.status().unwrap().success());
+        let error = crate::Command::new("/nonexistent").spawn().unwrap_err();
+        assert_eq!(error.step(), Step::Exec);
+    }
+}
