@@ -179,16 +179,17 @@ impl ReaperBuilder {
         ShimReaper::new(Worker::start_on(self.into_core(), runtime))
     }
 
-    /// Starts the reaper on a dedicated thread with its own tokio runtime. Use it in synchronous
-    /// code, and where shims must be reaped even while every worker of the caller's tokio runtime is
-    /// blocked. Each exit then costs a switch to that thread and back.
+    /// Starts the reaper on a dedicated thread, without a tokio runtime. Use it in synchronous code,
+    /// and where shims must be reaped even while every worker of the caller's tokio runtime is
+    /// blocked. The thread reaps a zombie sooner than a task can, but a task that awaits the shim
+    /// wakes later, because the thread has to wake its tokio runtime.
     ///
     /// The thread ends when the reaper shuts down, or when the last [`ShimReaper`] is dropped and
     /// every shim has ended.
     ///
     /// # Errors
     ///
-    /// Returns an error if the thread or its tokio runtime cannot be created.
+    /// Returns an error if the thread or its descriptors cannot be created.
     pub fn start_dedicated(self) -> io::Result<ShimReaper> {
         Worker::start_dedicated(self.into_core()).map(ShimReaper::new)
     }

@@ -99,7 +99,9 @@ mod kernel;
 #[cfg(all(test, shim_reaper_loom))]
 mod models;
 mod outbox;
+mod parker;
 mod pidfd;
+mod pipe_runtime;
 mod pipes;
 mod readiness;
 mod reaper;
@@ -121,6 +123,7 @@ mod thread;
 mod timers;
 mod wait;
 mod wake_all;
+mod wake_event;
 mod worker;
 
 pub use builder::ReaperBuilder;

@@ -1,16 +1,30 @@
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::os::fd::BorrowedFd;
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep};
 
 use crate::core::{Core, NextDeadline};
 use crate::kernel::{Linux, ProcessTable};
 use crate::outbox::Outbox;
 use crate::sweep::Progress;
 use crate::sys;
+
+/// Where the worker runs, which determines how it waits.
+pub(crate) trait Host {
+    fn kernel_events(&self) -> impl KernelEvents;
+
+    fn alarm(&self) -> impl Alarm;
+}
+
+/// A timer that the worker sets again each time it waits.
+pub(crate) trait Alarm {
+    /// Returns once `deadline` has passed. Another deadline replaces that of the call before.
+    fn poll_expired(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()>;
+}
 
 /// The events of the kernel that wake the worker.
 pub(crate) trait KernelEvents {
@@ -33,9 +47,48 @@ pub(crate) trait KernelEvents {
     fn poll_event(&self, cx: &mut Context<'_>) -> Poll<()>;
 }
 
+/// The tokio runtime that runs the worker.
+#[derive(Debug)]
+pub(crate) struct TokioHost<'a> {
+    pub(crate) kernel: &'a Linux,
+    pub(crate) sweep_interval: Duration,
+}
+
+impl Host for TokioHost<'_> {
+    fn kernel_events(&self) -> impl KernelEvents {
+        Readiness::new(self.kernel, self.sweep_interval)
+    }
+
+    fn alarm(&self) -> impl Alarm {
+        TokioAlarm::new()
+    }
+}
+
+/// A timer of the current tokio runtime.
+#[derive(Debug)]
+pub(crate) struct TokioAlarm(Pin<Box<Sleep>>);
+
+impl TokioAlarm {
+    /// # Panics
+    ///
+    /// Panics outside a tokio runtime, and in one without a time driver.
+    pub(crate) fn new() -> Self {
+        Self(Box::pin(sleep(Duration::ZERO)))
+    }
+}
+
+impl Alarm for TokioAlarm {
+    fn poll_expired(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        if self.0.deadline() != deadline {
+            self.0.as_mut().reset(deadline);
+        }
+        self.0.as_mut().poll(cx)
+    }
+}
+
 /// The kernel's epoll, registered with the tokio runtime of the worker.
 #[derive(Debug)]
-pub(crate) struct Readiness<'a> {
+struct Readiness<'a> {
     kernel: &'a Linux,
     /// `None` without pidfds, and while descriptors are exhausted.
     epoll: Option<AsyncFd<BorrowedFd<'a>>>,
@@ -47,7 +100,7 @@ impl<'a> Readiness<'a> {
     /// # Panics
     ///
     /// Panics outside a tokio runtime, and in one without an I/O driver.
-    pub(crate) fn new(kernel: &'a Linux, sweep_interval: Duration) -> Self {
+    fn new(kernel: &'a Linux, sweep_interval: Duration) -> Self {
         let mut readiness = Self {
             kernel,
             epoll: None,
@@ -68,7 +121,7 @@ impl KernelEvents for Readiness<'_> {
             });
         }
         if self.epoll.is_some() && !self.has_timer {
-            self.has_timer = self.kernel.tick_every(sweep_interval).is_ok();
+            self.has_timer = self.kernel.watches().tick_every(sweep_interval).is_ok();
         }
     }
 
@@ -83,11 +136,11 @@ impl KernelEvents for Readiness<'_> {
     }
 
     fn has_ticked(&self) -> bool {
-        self.kernel.has_ticked()
+        self.kernel.watches().has_ticked()
     }
 
     fn take_tick(&self) -> bool {
-        self.kernel.take_tick()
+        self.kernel.watches().take_tick()
     }
 
     fn poll_event(&self, cx: &mut Context<'_>) -> Poll<()> {

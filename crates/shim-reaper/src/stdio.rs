@@ -83,9 +83,11 @@ impl ShimHandle {
         convert: impl FnOnce(S) -> io::Result<T>,
     ) -> Option<T> {
         let pipe = take(&mut self.guard.as_ref()?.pipes())?;
-        let runtime = Handle::try_current().unwrap_or_else(|_| self.worker.runtime());
-        let _entered = runtime.enter();
-        match convert(pipe) {
+        let runtime = Handle::try_current().or_else(|_| self.worker.runtime());
+        match runtime.and_then(|runtime| {
+            let _entered = runtime.enter();
+            convert(pipe)
+        }) {
             Ok(pipe) => Some(pipe),
             Err(error) => {
                 tracing::warn!(pid = self.id(), %error, "cannot poll a pipe of the shim");

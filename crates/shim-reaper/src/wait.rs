@@ -2,13 +2,13 @@ use std::future::{Future, IntoFuture, poll_fn};
 use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::handle::ShimHandle;
+use crate::wake_event::WakeEvent;
 use crate::{ReaperClosed, ShimExit, sys};
 
 /// How often [`ShimHandle::wait_blocking`] looks at a process that neither a pidfd nor the worker
@@ -68,9 +68,8 @@ impl ShimHandle {
     ///
     /// As for [`wait`](Self::wait).
     pub fn wait_blocking(&self) -> Result<ShimExit, ReaperClosed> {
-        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         // Without a free descriptor it polls.
-        let event = event.ok().map(|event| Arc::new(WakeEvent(event)));
+        let event = WakeEvent::new().ok().map(Arc::new);
         let waker = event
             .as_ref()
             .map_or_else(|| Waker::noop().clone(), |event| Arc::clone(event).into());
@@ -89,7 +88,7 @@ impl ShimHandle {
     fn block(&self, event: Option<&WakeEvent>) {
         // A zombie that cannot be reaped yet, because its owner or a tracer holds it, stays readable.
         let pidfd = self.pidfd().ok().filter(|fd| !sys::pidfd_has_exited(*fd));
-        let descriptors = [pidfd, event.map(|event| event.0.as_fd())];
+        let descriptors = [pidfd, event.map(AsFd::as_fd)];
         let mut polled: Vec<_> = descriptors
             .into_iter()
             .flatten()
@@ -169,19 +168,5 @@ impl Future for ShimHandle {
 impl Drop for ShimHandle {
     fn drop(&mut self) {
         self.stop_waiting(self.key);
-    }
-}
-
-/// Wakes a thread that polls a descriptor.
-struct WakeEvent(EventFd);
-
-impl Wake for WakeEvent {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        // Fails only if the counter is full; the descriptor is readable then.
-        let _ = self.0.write(1);
     }
 }

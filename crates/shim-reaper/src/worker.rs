@@ -10,13 +10,15 @@ use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
-use tokio::runtime::{self, Handle, Runtime};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 use crate::core::Core;
 use crate::kernel::{Linux, ProcessTable};
 use crate::outbox::Outbox;
-use crate::readiness::{KernelEvents, Readiness, reap_when_ready};
+use crate::parker::Parker;
+use crate::pipe_runtime::PipeRuntime;
+use crate::readiness::{Alarm, Host, KernelEvents, TokioHost, reap_when_ready};
 use crate::register::Shared;
 use crate::stop;
 use crate::thread::spawn_thread;
@@ -24,8 +26,8 @@ use crate::thread::spawn_thread;
 /// The number of times that the backoff after consecutive panics doubles.
 const MAX_BACKOFF_DOUBLINGS: u32 = 5;
 
-/// The longest pause between two attempts of the dedicated thread to create its tokio runtime.
-const MAX_RUNTIME_RETRY_INTERVAL: Duration = Duration::from_millis(250);
+/// The longest pause between two attempts of the dedicated thread to create its descriptors.
+const MAX_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What [`restart_on_panic`] drives: the worker of a reaper, or that of the simulation.
 pub(crate) trait Drive {
@@ -36,8 +38,6 @@ pub(crate) trait Drive {
     fn shared(&self) -> &Shared<Self::Kernel> {
         &self.core().shared
     }
-
-    fn kernel_events(&self) -> impl KernelEvents;
 
     /// Returns whether the worker is needed no more.
     fn can_stop(&self) -> bool;
@@ -67,8 +67,9 @@ pub(crate) struct Worker {
     alive: AtomicBool,
     /// Set when the last `ShimReaper` is dropped; no shim can be registered afterwards.
     abandoned: AtomicBool,
-    /// The tokio runtime of the current task, or of the last one.
-    runtime: Mutex<Handle>,
+    /// The tokio runtime of the worker; `None` if the worker runs on a thread.
+    runtime: Mutex<Option<Handle>>,
+    pipe_runtime: PipeRuntime,
     /// Set after a failure to start the dedicated thread has been logged.
     thread_failure_logged: AtomicBool,
 }
@@ -80,34 +81,36 @@ impl Worker {
     ///
     /// Panics if the tokio runtime has no time or I/O driver.
     pub(crate) fn start_on(core: Arc<Core<Linux>>, handle: &Handle) -> Arc<Self> {
-        let worker = Arc::new(Self::new(core, handle.clone()));
+        let worker = Arc::new(Self::new(core, Some(handle.clone())));
         {
             let _entered = handle.enter();
             // These panic without the drivers.
-            drop(sleep(Duration::ZERO));
-            drop(worker.kernel_events());
+            let host = worker.tokio_host();
+            drop(host.alarm());
+            drop(host.kernel_events());
         }
         worker.try_claim();
-        handle.spawn(supervise(AliveGuard(Arc::clone(&worker))));
+        handle.spawn(run_on_tokio(AliveGuard(Arc::clone(&worker))));
         worker
     }
 
     pub(crate) fn start_dedicated(core: Arc<Core<Linux>>) -> io::Result<Arc<Self>> {
-        let runtime = dedicated_runtime()?;
-        let worker = Arc::new(Self::new(core, runtime.handle().clone()));
+        let parker = Parker::new(Arc::clone(&core))?;
+        let worker = Arc::new(Self::new(core, None));
         worker.try_claim();
-        let alive = Arc::clone(&worker);
-        spawn_thread(move || runtime.block_on(supervise(AliveGuard(alive))))?;
+        let alive = AliveGuard(Arc::clone(&worker));
+        spawn_thread(move || run_on_thread(&alive, &parker))?;
         Ok(worker)
     }
 
-    fn new(core: Arc<Core<Linux>>, runtime: Handle) -> Self {
+    fn new(core: Arc<Core<Linux>>, runtime: Option<Handle>) -> Self {
         Self {
             core,
             owner_pid: process::id(),
             alive: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             runtime: Mutex::new(runtime),
+            pipe_runtime: PipeRuntime::default(),
             thread_failure_logged: AtomicBool::new(false),
         }
     }
@@ -124,8 +127,10 @@ impl Worker {
         self.alive.load(Ordering::Acquire) && !self.shared().is_closing()
     }
 
-    pub(crate) fn runtime(&self) -> Handle {
-        self.last_runtime().clone()
+    /// Returns a tokio runtime that drives the pipes of shims.
+    pub(crate) fn runtime(&self) -> io::Result<Handle> {
+        let runtime = self.tokio_runtime().clone();
+        runtime.map_or_else(|| self.pipe_runtime.start(), Ok)
     }
 
     /// Moves the worker to a dedicated thread if its tokio runtime was dropped. The caller's tokio
@@ -153,6 +158,7 @@ impl Worker {
         let worker = Arc::clone(self);
         match spawn_thread(move || worker.run_on_this_thread()) {
             Ok(()) => {
+                *self.tokio_runtime() = None;
                 self.thread_failure_logged.store(false, Ordering::Relaxed);
                 self.shared().counters.add_respawn();
                 tracing::warn!(
@@ -176,18 +182,15 @@ impl Worker {
         let alive = AliveGuard(Arc::clone(&self));
         let mut logged = false;
         while !self.can_stop() && !self.shared().is_closing() {
-            match dedicated_runtime() {
-                Ok(runtime) => {
-                    *self.last_runtime() = runtime.handle().clone();
-                    return runtime.block_on(supervise(alive));
-                }
+            match Parker::new(Arc::clone(&self.core)) {
+                Ok(parker) => return run_on_thread(&alive, &parker),
                 Err(error) if !logged => {
-                    tracing::error!(%error, "the thread of the reaper cannot start a tokio runtime; it retries");
+                    tracing::error!(%error, "the thread of the reaper cannot wait for events; it retries");
                     logged = true;
                 }
                 Err(_) => {}
             }
-            thread::sleep(self.shared().sweep_interval.min(MAX_RUNTIME_RETRY_INTERVAL));
+            thread::sleep(self.shared().sweep_interval.min(MAX_RETRY_INTERVAL));
         }
     }
 
@@ -196,7 +199,14 @@ impl Worker {
         !self.alive.swap(true, Ordering::AcqRel)
     }
 
-    fn last_runtime(&self) -> MutexGuard<'_, Handle> {
+    fn tokio_host(&self) -> TokioHost<'_> {
+        TokioHost {
+            kernel: &self.shared().kernel,
+            sweep_interval: self.shared().sweep_interval,
+        }
+    }
+
+    fn tokio_runtime(&self) -> MutexGuard<'_, Option<Handle>> {
         self.runtime.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -223,18 +233,9 @@ impl Drive for Worker {
         &self.core
     }
 
-    fn kernel_events(&self) -> impl KernelEvents {
-        let shared = self.shared();
-        Readiness::new(&shared.kernel, shared.sweep_interval)
-    }
-
     fn can_stop(&self) -> bool {
         self.abandoned.load(Ordering::Acquire) && self.core.is_idle()
     }
-}
-
-fn dedicated_runtime() -> io::Result<Runtime> {
-    runtime::Builder::new_current_thread().enable_all().build()
 }
 
 /// Marks the worker as alive. If it is dropped with its tokio runtime while work is left, a
@@ -256,15 +257,20 @@ impl Drop for AliveGuard {
     }
 }
 
-async fn supervise(alive: AliveGuard) {
-    restart_on_panic(&*alive.0).await;
+async fn run_on_tokio(alive: AliveGuard) {
+    let worker = &*alive.0;
+    restart_on_panic(worker, &worker.tokio_host()).await;
+}
+
+fn run_on_thread(alive: &AliveGuard, parker: &Parker) {
+    parker.block_on(restart_on_panic(&*alive.0, parker));
 }
 
 /// Runs the worker and restarts it after a panic, at once the first time, then with exponential
 /// backoff.
-pub(crate) async fn restart_on_panic(worker: &impl Drive) {
+pub(crate) async fn restart_on_panic(worker: &impl Drive, host: &impl Host) {
     let mut failures = 0;
-    while let Err(panic) = catch_unwind(work(worker, &mut failures)).await {
+    while let Err(panic) = catch_unwind(work(worker, host, &mut failures)).await {
         failures += 1;
         let backoff = if failures == 1 {
             Duration::ZERO
@@ -279,7 +285,8 @@ pub(crate) async fn restart_on_panic(worker: &impl Drive) {
             ?backoff,
             "the worker of the reaper panicked and is restarted"
         );
-        let pause = sleep(backoff);
+        let (mut alarm, end) = (host.alarm(), Instant::now() + backoff);
+        let pause = poll_fn(|cx| alarm.poll_expired(cx, end));
         if worker.shared().is_closing() {
             pause.await;
         } else {
@@ -313,11 +320,12 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("non-string panic payload")
 }
 
-async fn work(worker: &impl Drive, failures: &mut u32) {
+async fn work(worker: &impl Drive, host: &impl Host, failures: &mut u32) {
     let core = worker.core();
     let shared = worker.shared();
     let mut outbox = Outbox::new();
-    let mut events = worker.kernel_events();
+    let mut events = host.kernel_events();
+    let mut alarm = host.alarm();
     let mut next_sweep = Instant::now();
     // When to sweep although the timer of the epoll has not expired.
     let mut fallback = next_sweep;
@@ -325,7 +333,6 @@ async fn work(worker: &impl Drive, failures: &mut u32) {
     let mut cancelled = pin!(shared.token.cancelled());
     let mut stopped = pin!(worker.stop_on_request());
     let mut woken = pin!(shared.wake_worker.notified());
-    let mut timer = pin!(sleep_until(next_sweep));
     let mut deadline = core.reap_ready(&mut outbox).await;
     loop {
         fail_point!("shim_reaper::work");
@@ -348,9 +355,6 @@ async fn work(worker: &impl Drive, failures: &mut u32) {
         };
         let deadlines = [deadline.map(Instant::from), shared.timers.next_deadline()];
         let wake_at = deadlines.into_iter().flatten().fold(sweep_at, Instant::min);
-        if timer.deadline() != wake_at {
-            timer.as_mut().reset(wake_at);
-        }
         let (is_event, next) = tokio::select! {
             biased;
             deadline = reap_when_ready(&events, core, &mut outbox, wake_at) => (true, deadline),
@@ -359,7 +363,7 @@ async fn work(worker: &impl Drive, failures: &mut u32) {
                 return;
             }
             () = &mut stopped => return,
-            () = &mut timer => (false, None),
+            () = poll_fn(|cx| alarm.poll_expired(cx, wake_at)) => (false, None),
             () = &mut woken => {
                 woken.set(shared.wake_worker.notified());
                 (false, None)

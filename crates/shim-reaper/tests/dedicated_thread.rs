@@ -6,7 +6,7 @@ mod common;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use common::{eventually_blocking, exits_on_eof, exits_with, is_gone};
+use common::{eventually_blocking, exits_on_eof, exits_with, is_gone, sleeper};
 use shim_reaper::ShimReaper;
 
 #[test]
@@ -90,6 +90,59 @@ fn a_dedicated_thread_ends_after_shutdown_or_with_the_last_reaper() {
             eventually_blocking("the second thread ends", || reaper_threads() == 0);
         },
     );
+}
+
+#[test]
+fn a_dedicated_thread_blocks_in_the_epoll_of_pidfds() {
+    common::own_process::in_own_process("a_dedicated_thread_blocks_in_the_epoll_of_pidfds", || {
+        let reaper = ShimReaper::builder().start_dedicated().unwrap();
+        let handle = reaper.spawn(exits_with(12)).unwrap();
+        assert_eq!(handle.wait_blocking().unwrap().code(), Some(12));
+        assert_eq!(
+            epolls(),
+            1,
+            "there is no second one, as that of a tokio runtime"
+        );
+    });
+}
+
+#[test]
+fn a_dedicated_thread_drives_timers() {
+    for pidfd in [true, false] {
+        let builder = ShimReaper::builder().pidfd(pidfd);
+        // No sweep wakes the thread.
+        let reaper = builder
+            .sweep_interval(Duration::from_secs(3600))
+            .start_dedicated()
+            .unwrap();
+        let handle = reaper.spawn(sleeper()).unwrap();
+        let expired = handle.wait_timeout(Duration::from_millis(20));
+        assert_eq!(futures::executor::block_on(expired), Ok(None));
+        handle.start_kill().unwrap();
+        drop(reaper.shutdown_sync());
+    }
+}
+
+#[test]
+fn a_dedicated_thread_sweeps_at_each_interval() {
+    let reaper = ShimReaper::builder()
+        .pidfd(false)
+        .sweep_interval(Duration::from_millis(20))
+        .start_dedicated()
+        .unwrap();
+    let sweeps = reaper.stats().sweeps_completed;
+    eventually_blocking("sweeps take place", || {
+        reaper.stats().sweeps_completed > sweeps + 3
+    });
+}
+
+/// Returns the number of epoll descriptors of this process.
+fn epolls() -> usize {
+    std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok())
+        .filter(|link| link.as_os_str() == "anon_inode:[eventpoll]")
+        .count()
 }
 
 fn reaper_threads() -> usize {

@@ -4,66 +4,47 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::{Command, ExitStatus};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::prctl::get_child_subreaper;
 use nix::sys::signal;
-use nix::sys::time::TimeSpec;
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, getpgid};
 
 use super::procfs::Children;
-use super::{
-    MAX_READY_EVENTS, NoPidfd, Orphan, ProcStat, ProcessTable, Spawned, Target, Until, WaitResult,
-};
+use super::{NoPidfd, Orphan, ProcStat, ProcessTable, Spawned, Target, Until, WaitResult, Watches};
 use crate::Signal;
 use crate::command::sealed::CommandRef;
 use crate::pipes::Pipes;
 use crate::sys::{self, ChildExit, WaitFor};
 use crate::thread::spawn_thread;
 
-/// The running kernel. One epoll, which tokio polls, watches all pidfds.
+/// The running kernel.
 #[derive(Debug)]
 pub(crate) struct Linux {
     /// Whether the kernel has pidfds and the embedder allows them.
     pidfds: AtomicBool,
     /// Whether the kernel has `P_PIDFD`.
     wait_by_pidfd: AtomicBool,
-    epoll: OnceLock<Epoll>,
-    timer: OnceLock<TimerFd>,
-    /// Whether the timer has expired since [`take_tick`](Self::take_tick).
-    ticked: AtomicBool,
+    watches: Watches,
 }
-
-/// The epoll token of the timer; no shim has this id.
-const TIMER_TOKEN: u64 = 0;
 
 impl Linux {
     pub(crate) fn new(pidfds: bool) -> Self {
         Self {
             pidfds: AtomicBool::new(pidfds),
             wait_by_pidfd: AtomicBool::new(true),
-            epoll: OnceLock::new(),
-            timer: OnceLock::new(),
-            ticked: AtomicBool::new(false),
+            watches: Watches::default(),
         }
     }
 
-    /// Returns the epoll. Creates it on first use, so that a shortage of descriptors at the start is
-    /// not permanent.
-    fn epoll(&self) -> io::Result<&Epoll> {
-        if let Some(epoll) = self.epoll.get() {
-            return Ok(epoll);
-        }
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        Ok(self.epoll.get_or_init(|| epoll))
+    pub(crate) fn watches(&self) -> &Watches {
+        &self.watches
     }
 
     /// Returns the epoll descriptor, which is readable when a watch has an event. Returns `None`
@@ -72,31 +53,7 @@ impl Linux {
         if !self.pidfds.load(Ordering::Relaxed) {
             return None;
         }
-        self.epoll().ok().map(|epoll| epoll.0.as_fd())
-    }
-
-    /// Adds a periodic timer to the epoll. It is cheaper than a timer of the tokio runtime, which
-    /// the worker would have to reset, and which would wake the tokio runtime, every time.
-    pub(crate) fn tick_every(&self, interval: Duration) -> io::Result<()> {
-        if self.timer.get().is_some() {
-            return Ok(());
-        }
-        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
-        let expiration = Expiration::Interval(TimeSpec::from_duration(interval));
-        timer.set(expiration, TimerSetTimeFlags::empty())?;
-        self.epoll()?
-            .add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER_TOKEN))?;
-        self.timer.get_or_init(|| timer);
-        Ok(())
-    }
-
-    pub(crate) fn has_ticked(&self) -> bool {
-        self.ticked.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn take_tick(&self) -> bool {
-        self.ticked.swap(false, Ordering::Relaxed)
+        self.watches.fd().ok()
     }
 
     /// Spawns a child that is born with its pidfd.
@@ -262,40 +219,15 @@ impl ProcessTable for Linux {
     }
 
     fn watch(&self, pidfd: &OwnedFd, token: u64) -> io::Result<()> {
-        // One shot, because reaping the process would otherwise raise a second event.
-        let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, token);
-        Ok(self.epoll()?.add(pidfd, event)?)
+        self.watches.add(pidfd.as_fd(), token)
     }
 
     fn watch_again(&self, pidfd: &OwnedFd, token: u64, until: Until) -> io::Result<()> {
-        let flags = match until {
-            Until::Exited => EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT,
-            // EPOLLHUP is always reported; a pidfd hangs up when its process is reaped.
-            Until::Reaped => EpollFlags::EPOLLONESHOT,
-        };
-        Ok(self
-            .epoll()?
-            .modify(pidfd, &mut EpollEvent::new(flags, token))?)
+        self.watches.add_again(pidfd.as_fd(), token, until)
     }
 
     fn ready(&self, tokens: &mut VecDeque<u64>) -> io::Result<usize> {
-        let Some(epoll) = self.epoll.get() else {
-            return Ok(0);
-        };
-        let mut events = [EpollEvent::empty(); MAX_READY_EVENTS];
-        let found = epoll.wait(&mut events, EpollTimeout::ZERO)?;
-        for token in events[..found].iter().map(EpollEvent::data) {
-            if token == TIMER_TOKEN {
-                // Reading a periodic timer clears its expiration: timerfd_create(2).
-                if let Some(timer) = self.timer.get() {
-                    let _ = timer.wait();
-                }
-                self.ticked.store(true, Ordering::Relaxed);
-            } else {
-                tokens.push_back(token);
-            }
-        }
-        Ok(found)
+        self.watches.ready(tokens)
     }
 
     fn peek(&self, target: Target<'_, OwnedFd>) -> WaitResult {

@@ -5,9 +5,11 @@ mod process_table;
 mod procfs;
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) mod simulated;
+mod watches;
 
 pub(crate) use linux::Linux;
 pub(crate) use process_table::{
     MAX_READY_EVENTS, NoPidfd, Orphan, ProcessTable, Spawned, Target, Until, WaitResult,
 };
 pub(crate) use procfs::ProcStat;
+pub(crate) use watches::Watches;

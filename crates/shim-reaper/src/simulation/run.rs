@@ -15,7 +15,7 @@ use super::config::{Config, INTERVAL, long_grace};
 use super::world::{Flag, PIDS, World};
 use crate::core::Core;
 use crate::kernel::simulated::{Failure, Interrupts, Simulated, SimulatedEvents};
-use crate::readiness::KernelEvents;
+use crate::readiness::{Alarm, Host, KernelEvents, TokioAlarm};
 use crate::register::{Shared, StopRequest};
 use crate::stats::Counters;
 use crate::worker::{Drive, restart_on_panic};
@@ -79,12 +79,18 @@ impl Drive for SimulatedWorker {
         &self.0
     }
 
+    fn can_stop(&self) -> bool {
+        false
+    }
+}
+
+impl Host for SimulatedWorker {
     fn kernel_events(&self) -> impl KernelEvents {
         SimulatedEvents::new(&self.0.shared.kernel, INTERVAL)
     }
 
-    fn can_stop(&self) -> bool {
-        false
+    fn alarm(&self) -> impl Alarm {
+        TokioAlarm::new()
     }
 }
 
@@ -232,7 +238,7 @@ impl Simulation {
 
     pub(super) fn start_worker(&self) {
         let worker = SimulatedWorker(Arc::clone(&self.core));
-        let task = async move { restart_on_panic(&worker).await };
+        let task = async move { restart_on_panic(&worker, &worker).await };
         // The worker may run often while a thread blocks, which is one step for tokio.
         *lock(&self.worker) = Some(Box::pin(tokio::task::unconstrained(task)));
         self.wake_worker();

@@ -1,0 +1,158 @@
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
+use std::os::fd::AsFd;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::epoll::EpollTimeout;
+use tokio::time::Instant;
+
+use crate::core::Core;
+use crate::kernel::{Linux, Watches};
+use crate::readiness::{Alarm, Host, KernelEvents};
+use crate::wake_event::WakeEvent;
+
+/// Runs the worker on a thread of its own, which blocks in the epoll of pidfds. The worker of a tokio
+/// runtime needs a second epoll, that of tokio, which adds a wake-up and a system call to every exit.
+#[derive(Debug)]
+pub(crate) struct Parker {
+    core: Arc<Core<Linux>>,
+    wake_event: Arc<WakeEvent>,
+    /// Whether the kernel may have an event that the worker has not processed.
+    has_events: Cell<bool>,
+    /// When the thread stops to block although nothing wakes it.
+    deadline: Cell<Option<Instant>>,
+}
+
+impl Parker {
+    /// # Errors
+    ///
+    /// Returns an error if the descriptors are exhausted.
+    pub(crate) fn new(core: Arc<Core<Linux>>) -> io::Result<Self> {
+        let wake_event = Arc::new(WakeEvent::new()?);
+        core.shared
+            .kernel
+            .watches()
+            .add_wake_event(wake_event.as_fd())?;
+        Ok(Self {
+            core,
+            wake_event,
+            has_events: Cell::new(true),
+            deadline: Cell::new(None),
+        })
+    }
+
+    fn watches(&self) -> &Watches {
+        self.core.shared.kernel.watches()
+    }
+
+    /// Polls a future until it is ready. Blocks the thread in between.
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        let waker = Waker::from(Arc::clone(&self.wake_event));
+        let mut cx = Context::from_waker(&waker);
+        let mut future = pin!(future);
+        loop {
+            self.deadline.set(None);
+            if let Poll::Ready(value) = future.as_mut().poll(&mut cx) {
+                return value;
+            }
+            self.park();
+        }
+    }
+
+    /// Blocks until the kernel has an event, the waker is woken or the deadline has passed.
+    fn park(&self) {
+        let timeout = self.deadline.get().map_or(EpollTimeout::NONE, |deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Rounded up, so that the thread does not wake before the deadline.
+            let left = left + Duration::from_nanos(999_999);
+            EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX)
+        });
+        match self.watches().block(timeout) {
+            Ok(found) => self.has_events.set(found),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                tracing::debug!(%error, "cannot wait for process events");
+                thread::sleep(self.core.shared.sweep_interval);
+            }
+        }
+        if self.watches().take_woken() {
+            self.wake_event.clear();
+        }
+    }
+}
+
+impl Drop for Parker {
+    fn drop(&mut self) {
+        self.watches().remove_wake_event(self.wake_event.as_fd());
+    }
+}
+
+impl Host for Parker {
+    fn kernel_events(&self) -> impl KernelEvents {
+        let mut events = ParkedEvents {
+            parker: self,
+            has_timer: false,
+        };
+        events.retry_setup(self.core.shared.sweep_interval);
+        events
+    }
+
+    fn alarm(&self) -> impl Alarm {
+        ParkedAlarm(self)
+    }
+}
+
+#[derive(Debug)]
+struct ParkedEvents<'a> {
+    parker: &'a Parker,
+    has_timer: bool,
+}
+
+impl KernelEvents for ParkedEvents<'_> {
+    fn retry_setup(&mut self, sweep_interval: Duration) {
+        if !self.has_timer {
+            self.has_timer = self.parker.watches().tick_every(sweep_interval).is_ok();
+        }
+    }
+
+    /// Does nothing: no other epoll contains this one.
+    fn register_again(&mut self, _: Duration) {}
+
+    fn has_timer(&self) -> bool {
+        self.has_timer
+    }
+
+    fn has_ticked(&self) -> bool {
+        self.parker.watches().has_ticked()
+    }
+
+    fn take_tick(&self) -> bool {
+        self.parker.watches().take_tick()
+    }
+
+    fn poll_event(&self, _: &mut Context<'_>) -> Poll<()> {
+        if self.parker.has_events.take() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
+}
+
+#[derive(Debug)]
+struct ParkedAlarm<'a>(&'a Parker);
+
+impl Alarm for ParkedAlarm<'_> {
+    fn poll_expired(&mut self, _: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        if deadline <= Instant::now() {
+            return Poll::Ready(());
+        }
+        self.0.deadline.set(Some(deadline));
+        Poll::Pending
+    }
+}
