@@ -1,7 +1,7 @@
 //! Measures the reaper and its alternatives side by side, in one run.
 //!
 //! ```text
-//! cargo bench -p shim-reaper --bench peers -- [--quick] [zombie] [wake] [cpu] [idle] [burst] [spawn] [register] [memory]
+//! cargo bench -p shim-reaper --bench peers -- [--quick] [zombie] [wake] [cpu] [idle] [burst] [spawn] [spawn-call] [register] [memory]
 //! ```
 //!
 //! Prints a Markdown table, and writes the same data to `peers.json` in the target directory.

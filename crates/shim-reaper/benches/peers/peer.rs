@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::unistd::{Pid, gettid};
 use shim_reaper::ShimReaper;
 use tokio::process::Command;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, EnterGuard, Runtime};
 
 use crate::processors::cpu_time_of;
 use crate::report::Column;
@@ -283,6 +283,10 @@ impl PeerRuntime {
     /// Runs a future on the calling thread, which is not a worker.
     pub(crate) fn block_on<F: Future>(&self, future: F) -> F::Output {
         self.runtime.block_on(future)
+    }
+
+    pub(crate) fn enter(&self) -> EnterGuard<'_> {
+        self.runtime.enter()
     }
 
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {

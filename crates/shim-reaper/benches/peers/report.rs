@@ -281,6 +281,9 @@ impl Goal {
     fn format_ratio(&self) -> String {
         match self.limit {
             Limit::AtMost(_) => format!("{:.2} x {}", self.ratio, self.against),
+            Limit::Cheaper(_) if self.ratio < 10.0 => {
+                format!("{:.2} x below {}", self.ratio, self.against)
+            }
             Limit::Cheaper(_) => format!("{:.0} x below {}", self.ratio, self.against),
         }
     }

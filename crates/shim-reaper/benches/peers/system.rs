@@ -2,14 +2,16 @@
 
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{self, Signal};
+use nix::sys::signal::{self, SigHandler, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
@@ -53,6 +55,34 @@ pub(crate) fn pidfd_open(pid: u32) -> OwnedFd {
     let fd = Errno::result(fd).unwrap();
     // SAFETY: the kernel has just created this descriptor and no other code has it.
     unsafe { OwnedFd::from_raw_fd(fd.try_into().unwrap()) }
+}
+
+/// Makes the child enter a control group. `processes` is its `cgroup.procs`.
+pub(crate) fn enter_control_group(command: &mut Command, processes: File) {
+    // SAFETY: the closure only makes a system call, on memory of its own.
+    unsafe {
+        command.pre_exec(move || {
+            // 0 is the writing process.
+            Errno::result(libc::write(processes.as_raw_fd(), c"0".as_ptr().cast(), 1))?;
+            Ok(())
+        });
+    }
+}
+
+pub(crate) fn is_root() -> bool {
+    // SAFETY: takes nothing and returns an integer.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// Ignores SIGCHLD, or restores its default.
+pub(crate) fn ignore_sigchld(ignore: bool) {
+    let handler = if ignore {
+        SigHandler::SigIgn
+    } else {
+        SigHandler::SigDfl
+    };
+    // SAFETY: installs no handler function.
+    unsafe { signal::signal(Signal::SIGCHLD, handler) }.unwrap();
 }
 
 /// Polls `fd` for `events` without blocking. A hangup is always reported.

@@ -8,7 +8,7 @@ use crate::report::{Column, Limit, Report, Unit};
 use crate::samples::Effort;
 
 const SHIMS: usize = 10_000;
-const MAX_BYTES: f64 = 400.0;
+const MAX_BYTES: f64 = 250.0;
 
 /// The time in which the sweeps admit the new shims.
 const SEVERAL_SWEEPS: Duration = Duration::from_secs(1);
@@ -20,7 +20,7 @@ pub(super) fn run(_: &Effort, report: &mut Report) {
         .row("Heap per live shim, of 10,000", Unit::Bytes)
         .set(Column::Ours, ours)
         .set(Column::TokioAwaited, tokio)
-        .goal("400 bytes", ours / MAX_BYTES, Limit::AtMost(1.0));
+        .goal("250 bytes", ours / MAX_BYTES, Limit::AtMost(1.0));
 }
 
 fn per_child(peer: &dyn Peer) -> f64 {

@@ -4,6 +4,7 @@ mod idle;
 mod memory;
 mod register;
 mod spawn;
+mod spawn_call;
 mod wake;
 mod zombie;
 
@@ -16,13 +17,14 @@ use crate::samples::Effort;
 type Measure = (&'static str, fn(&Effort, &mut Report));
 
 /// All measurements. Those that make tokio handle SIGCHLD come last.
-pub(crate) const ALL: [Measure; 10] = [
+pub(crate) const ALL: [Measure; 11] = [
     ("zombie", zombie::run),
     ("wake", wake::run),
     ("cpu", cpu::run),
     ("idle", idle::run),
     ("burst", burst::run),
     ("spawn", spawn::run),
+    ("spawn-call", spawn_call::run),
     ("register", register::run),
     ("memory", memory::run),
     ("zombie", zombie::run_dropped),
