@@ -3,6 +3,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::peer::Peer;
+use crate::report::Column;
 use crate::system;
 
 /// How often to check whether a child is reaped.
@@ -22,6 +23,10 @@ impl<'a> Population<'a> {
         };
         population.grow_to(count);
         population
+    }
+
+    pub(crate) fn column(&self) -> Column {
+        self.peer.column()
     }
 
     /// Reserves memory for `count` pids, so that the list does not grow during a measurement.
