@@ -7,10 +7,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
 use crate::kernel::Linux;
+use crate::metrics::MetricsReporter;
 use crate::register::{Shared, StopRequest};
 use crate::stats::Counters;
 use crate::worker::Worker;
-use crate::{MetricsSink, ShimReaper};
+use crate::{Metrics, MetricsSink, ShimReaper};
 
 /// The shortest sweep interval. Shorter ones, including zero, are raised to this.
 const MIN_SWEEP_INTERVAL: Duration = Duration::from_millis(1);
@@ -42,7 +43,7 @@ const MAX_DURATION: Duration = Duration::from_secs(1 << 32);
 pub struct ReaperBuilder {
     sweep_interval: Duration,
     owner_grace: Option<Duration>,
-    metrics_sink: MetricsSink,
+    metrics: MetricsReporter,
     shutdown_token: CancellationToken,
     /// `Some` if the token stops the shims.
     stop_grace: Option<Duration>,
@@ -71,7 +72,7 @@ impl ReaperBuilder {
         Self {
             sweep_interval: Duration::from_millis(250),
             owner_grace: None,
-            metrics_sink: MetricsSink::default(),
+            metrics: MetricsReporter::default(),
             shutdown_token: CancellationToken::new(),
             stop_grace: None,
             pidfd: true,
@@ -94,10 +95,17 @@ impl ReaperBuilder {
         self
     }
 
-    /// Sets counters that the reaper updates in addition to its own.
-    pub fn metrics_sink(mut self, sink: MetricsSink) -> Self {
-        self.metrics_sink = sink;
+    /// Sets a receiver of what the reaper counts. It replaces the previous one, also that of
+    /// [`metrics_sink`](Self::metrics_sink). None by default.
+    pub fn metrics(mut self, metrics: impl Metrics) -> Self {
+        self.metrics = MetricsReporter::new(metrics);
         self
+    }
+
+    /// Sets counters that the reaper updates in addition to its own; the same as
+    /// [`metrics`](Self::metrics) with a [`MetricsSink`].
+    pub fn metrics_sink(self, sink: MetricsSink) -> Self {
+        self.metrics(sink)
     }
 
     /// Sets a token whose cancellation shuts down the reaper, as
@@ -204,7 +212,7 @@ impl ReaperBuilder {
         };
         Arc::new(Core::new(Shared::new(
             Linux::new(self.pidfd),
-            Counters::new(self.metrics_sink),
+            Counters::new(self.metrics),
             token,
             self.sweep_interval,
             self.owner_grace.unwrap_or(self.sweep_interval),

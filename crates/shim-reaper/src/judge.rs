@@ -1,12 +1,11 @@
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use crate::CollectedBy;
 use crate::kernel::{ProcessTable, Target, WaitResult};
 use crate::registry::Phase;
 use crate::shim::{Role, State};
-use crate::stats::NotReaped;
 use crate::sys::ChildExit;
+use crate::{CollectedBy, ReaperCounter};
 
 /// What [`judge`] has to know about a shim.
 #[derive(Debug)]
@@ -204,14 +203,14 @@ impl<P> Case<'_, P> {
             && !self.owner_grace.is_zero()
     }
 
-    /// Returns why the reaper did not reap a shim that has vanished.
-    pub(crate) fn not_reaped(&self, collected_by: CollectedBy) -> NotReaped {
+    /// Returns the counter of a shim that has vanished.
+    pub(crate) fn counter(&self, collected_by: CollectedBy) -> ReaperCounter {
         match (self.state.role, collected_by) {
-            (Role::Owned, CollectedBy::Owner) => NotReaped::ByForeignWait,
-            _ if self.phase == Phase::NotFound => NotReaped::Unknown,
-            (Role::Attached, _) => NotReaped::Observed,
-            (_, CollectedBy::Observed) => NotReaped::Unknown,
-            _ => NotReaped::ByOwner,
+            (Role::Owned, CollectedBy::Owner) => ReaperCounter::ForeignWaits,
+            _ if self.phase == Phase::NotFound => ReaperCounter::Unknown,
+            (Role::Attached, _) => ReaperCounter::Observed,
+            (_, CollectedBy::Observed) => ReaperCounter::Unknown,
+            _ => ReaperCounter::OwnerReaped,
         }
     }
 

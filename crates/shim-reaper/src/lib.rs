@@ -96,6 +96,7 @@ mod exits;
 mod handle;
 mod judge;
 mod kernel;
+mod metrics;
 #[cfg(all(test, shim_reaper_loom))]
 mod models;
 mod outbox;
@@ -133,13 +134,14 @@ pub use error::{ReaperClosed, RegisterError, RegisterErrorKind};
 pub use exit::{CollectedBy, ResourceUsage, ShimExit};
 pub use exits::Exits;
 pub use handle::ShimHandle;
+pub use metrics::{Metrics, MetricsSink, ReaperCounter, ReaperGauge};
 pub use pidfd::Pidfd;
 #[doc(no_inline)]
 pub use pidfd_spawn::{self, Command, Stdio};
 pub use reaper::ShimReaper;
 pub use signal::{InvalidSignal, Signal};
 pub use spawn_options::SpawnOptions;
-pub use stats::{MetricsSink, ReaperStats, ShutdownReport, StopReport};
+pub use stats::{ReaperStats, ShutdownReport, StopReport};
 pub use wait::Wait;
 
 /// Compiles the code of the README.

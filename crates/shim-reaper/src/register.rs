@@ -16,10 +16,13 @@ use crate::kernel::{NoPidfd, ProcessTable, Spawned, Target, WaitResult};
 use crate::outbox::Outbox;
 use crate::pipes::Pipes;
 use crate::shim::{NO_PROCESS, Role, Shim};
-use crate::stats::{Counters, NotReaped};
+use crate::stats::Counters;
 use crate::sync::{Mutex, MutexGuard};
 use crate::timers::{Sleep, Timers};
-use crate::{CollectedBy, ReaperClosed, RegisterError, RegisterErrorKind, ShimExit};
+use crate::{
+    CollectedBy, ReaperClosed, ReaperCounter, ReaperGauge, RegisterError, RegisterErrorKind,
+    ShimExit,
+};
 
 /// The state that registering and sweeping share, and that needs no registry lock.
 ///
@@ -223,6 +226,7 @@ impl<K: ProcessTable> Shared<K> {
         if check == Check::NotFound && role == Role::Owned {
             self.note_foreign_wait(pid);
         }
+        let registration = self.counters.metrics.begin_registration();
         let mut entries = self.directory.lock();
         // Checked under the directory lock: the final drain locks it after the token is cancelled,
         // so that no registration comes after the drain.
@@ -257,13 +261,18 @@ impl<K: ProcessTable> Shared<K> {
         if check == Check::NotFound {
             start_time = Some(NO_PROCESS);
         }
-        if pidfd.is_none() {
-            self.counters.add_without_pidfd();
+        let without_pidfd = pidfd.is_none();
+        if without_pidfd {
+            self.counters.change(ReaperGauge::WithoutPidfd, 1);
         }
         let shim = Arc::new(Shim::new(pid, id, leads_group, role, pidfd, start_time));
         entries.insert(&shim, check);
-        self.counters.add_registered();
+        self.counters.change(ReaperGauge::Registered, 1);
         drop(entries);
+        registration.complete();
+        if without_pidfd {
+            self.counters.metrics.adjust(ReaperGauge::WithoutPidfd, 1);
+        }
         if check != Check::OnEvent {
             self.wake_worker.notify_one();
         }
@@ -315,13 +324,14 @@ impl<K: ProcessTable> Shared<K> {
         }
         let id = entries.next_id();
         let shim = Arc::new(Shim::new(exit.pid, id, false, Role::Owned, None, None));
-        match exit.collected_by {
-            CollectedBy::Reaper => self.counters.add_reaped(),
-            CollectedBy::Owner | CollectedBy::Observed => {
-                self.counters.add_vanished(NotReaped::ByOwner);
-            }
-        }
+        let counter = match exit.collected_by {
+            CollectedBy::Reaper => ReaperCounter::Reaped,
+            CollectedBy::Owner | CollectedBy::Observed => ReaperCounter::OwnerReaped,
+        };
+        self.counters.count(counter);
         outbox.resolve(&self.subscribers, &mut shim.state(), exit);
+        drop(entries);
+        self.counters.metrics.increment(counter);
         Ok(shim)
     }
 

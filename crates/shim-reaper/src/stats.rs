@@ -1,6 +1,7 @@
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::metrics::{MetricsReporter, ReaperCounter, ReaperGauge};
 
 /// Counters and health of a reaper; [`ShimReaper::stats`](crate::ShimReaper::stats) returns them.
 ///
@@ -45,36 +46,6 @@ pub struct ReaperStats {
     pub without_pidfd: u64,
 }
 
-/// Counters of the embedder that the reaper updates.
-///
-/// Use it to feed a metrics registry. To read the numbers only,
-/// [`ShimReaper::stats`](crate::ShimReaper::stats) is simpler. Several reapers may share one sink;
-/// the counters are then their sums.
-///
-/// ```
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use shim_reaper::{MetricsSink, ShimReaper};
-/// use std::sync::atomic::Ordering;
-///
-/// let sink = MetricsSink::default();
-/// let reaper = ShimReaper::builder().metrics_sink(sink.clone()).start();
-/// reaper.spawn(std::process::Command::new("true"))?.await?;
-/// assert_eq!(sink.reaped_total.load(Ordering::Relaxed), 1);
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone, Debug, Default)]
-pub struct MetricsSink {
-    /// Number of shims that the reaper reaped. Monotonic.
-    pub reaped_total: Arc<AtomicU64>,
-    /// Number of shims that ended and that the reaper did not reap, as in
-    /// [`ReaperStats::vanished_total`]. Monotonic.
-    pub vanished_total: Arc<AtomicU64>,
-    /// Number of registered shims.
-    pub registered_now: Arc<AtomicU64>,
-}
-
 /// Result of a shutdown; [`ShimReaper::shutdown`](crate::ShimReaper::shutdown) returns it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -101,20 +72,7 @@ pub struct StopReport {
     pub still_running: Vec<u32>,
 }
 
-/// The reason why the reaper has not reaped a shim that has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NotReaped {
-    /// Its owner reaped it.
-    ByOwner,
-    /// It is an attached process.
-    Observed,
-    /// A foreign wait reaped it, although only the reaper may wait for it.
-    ByForeignWait,
-    /// It was not found, or is not a child of this process.
-    Unknown,
-}
-
-/// The atomic counters behind [`ReaperStats`], which also update the embedder's [`MetricsSink`].
+/// The atomic counters behind [`ReaperStats`], and the [`Metrics`](crate::Metrics) of the embedder.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     registered: AtomicU64,
@@ -129,64 +87,61 @@ pub(crate) struct Counters {
     last_sweep_at: AtomicU64,
     respawns: AtomicU64,
     without_pidfd: AtomicU64,
-    sink: MetricsSink,
+    pub(crate) metrics: MetricsReporter,
 }
 
 impl Counters {
-    pub(crate) fn new(sink: MetricsSink) -> Self {
+    pub(crate) fn new(metrics: MetricsReporter) -> Self {
         Self {
-            sink,
+            metrics,
             ..Self::default()
         }
     }
 
-    pub(crate) fn add_registered(&self) {
-        self.registered.fetch_add(1, Relaxed);
-        self.sink.registered_now.fetch_add(1, Relaxed);
+    /// Counts an event and reports it. Takes no lock, but the caller must not hold that of the
+    /// directory or of a shim; see [`MetricsReporter`].
+    pub(crate) fn increment(&self, counter: ReaperCounter) {
+        self.count(counter);
+        self.metrics.increment(counter);
     }
 
-    pub(crate) fn remove_registered(&self) {
-        self.registered.fetch_sub(1, Relaxed);
-        self.sink.registered_now.fetch_sub(1, Relaxed);
-    }
-
-    pub(crate) fn add_reaped(&self) {
-        self.reaped.fetch_add(1, Relaxed);
-        self.sink.reaped_total.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn add_vanished(&self, reason: NotReaped) {
-        let counter = match reason {
-            NotReaped::ByOwner => &self.by_owner,
-            NotReaped::Observed => &self.observed,
-            NotReaped::ByForeignWait => &self.by_foreign_wait,
-            NotReaped::Unknown => &self.unknown,
+    /// Does what [`increment`](Self::increment) does, without the report.
+    pub(crate) fn count(&self, counter: ReaperCounter) {
+        let count = match counter {
+            ReaperCounter::Reaped => &self.reaped,
+            ReaperCounter::OwnerReaped => &self.by_owner,
+            ReaperCounter::Observed => &self.observed,
+            ReaperCounter::ForeignWaits => &self.by_foreign_wait,
+            ReaperCounter::Unknown => &self.unknown,
+            ReaperCounter::OrphansReaped => &self.orphans_reaped,
+            ReaperCounter::Sweeps => &self.sweeps,
+            ReaperCounter::Respawns => &self.respawns,
         };
-        counter.fetch_add(1, Relaxed);
-        self.sink.vanished_total.fetch_add(1, Relaxed);
+        count.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn add_orphan_reaped(&self) {
-        self.orphans_reaped.fetch_add(1, Relaxed);
+    /// Changes a gauge and reports that. The caller holds no lock, as for
+    /// [`increment`](Self::increment).
+    pub(crate) fn adjust(&self, gauge: ReaperGauge, by: i64) {
+        self.change(gauge, by);
+        self.metrics.adjust(gauge, by);
+    }
+
+    /// Does what [`adjust`](Self::adjust) does, without the report.
+    pub(crate) fn change(&self, gauge: ReaperGauge, by: i64) {
+        let value = match gauge {
+            ReaperGauge::Registered => &self.registered,
+            ReaperGauge::WithoutPidfd => &self.without_pidfd,
+        };
+        // Wraps, which subtracts if `by` is negative.
+        value.fetch_add(by as u64, Relaxed);
     }
 
     pub(crate) fn add_sweep(&self) {
         let since_epoch = UNIX_EPOCH.elapsed().unwrap_or_default();
         let now = u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX);
         self.last_sweep_at.store(now.max(1), Relaxed);
-        self.sweeps.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn add_respawn(&self) {
-        self.respawns.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn add_without_pidfd(&self) {
-        self.without_pidfd.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn remove_without_pidfd(&self) {
-        self.without_pidfd.fetch_sub(1, Relaxed);
+        self.increment(ReaperCounter::Sweeps);
     }
 
     pub(crate) fn has_without_pidfd(&self) -> bool {

@@ -11,7 +11,7 @@ use crate::registry::{Phase, Registry};
 use crate::shim::{Shim, State};
 use crate::sync::MutexGuard;
 use crate::sys::ChildExit;
-use crate::{CollectedBy, ShimExit, ShutdownReport};
+use crate::{CollectedBy, ReaperCounter, ReaperGauge, ShimExit, ShutdownReport};
 
 /// The maximum number of shims without a pidfd that a slice checks before it releases the lock and
 /// yields.
@@ -130,10 +130,11 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
             }
             let without_pidfd = state.pidfd.is_none();
             drop(state);
-            self.shared.counters.remove_registered();
+            let counters = &self.shared.counters;
             if without_pidfd {
-                self.shared.counters.remove_without_pidfd();
+                counters.adjust(ReaperGauge::WithoutPidfd, -1);
             }
+            counters.adjust(ReaperGauge::Registered, -1);
             self.shared.directory.remove(&shim);
         }
         // No exit can follow: the registry is empty, and locked.
@@ -207,8 +208,10 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         for (orphan, _) in orphans.filter(|(_, deadline)| **deadline <= now) {
             // Locked during the reap, so that it is not registered in between.
             let entries = self.shared.directory.lock();
-            if entries.get(orphan.pid).is_none() && kernel.reap_orphan(*orphan) {
-                self.shared.counters.add_orphan_reaped();
+            let reaped = entries.get(orphan.pid).is_none() && kernel.reap_orphan(*orphan);
+            drop(entries);
+            if reaped {
+                self.shared.counters.increment(ReaperCounter::OrphansReaped);
             }
         }
     }
@@ -244,31 +247,23 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
             Verdict::HeldByTracer(status) => self.await_tracer(&shim, state, status),
             Verdict::DeferToOwner(exit) => self.defer(&shim, state, phase, exit),
             Verdict::Reaped(exit) => {
-                drop(state);
-                self.shared.counters.add_reaped();
-                self.finish(
-                    &shim,
-                    ShimExit {
-                        pid: shim.pid,
-                        status: Some(exit.status),
-                        collected_by: CollectedBy::Reaper,
-                        rusage: Some(exit.usage),
-                    },
-                );
+                let exit = ShimExit {
+                    pid: shim.pid,
+                    status: Some(exit.status),
+                    collected_by: CollectedBy::Reaper,
+                    rusage: Some(exit.usage),
+                };
+                self.finish(&shim, state, ReaperCounter::Reaped, exit);
             }
             Verdict::Vanished(status, collected_by) => {
-                let reason = case.not_reaped(collected_by);
-                drop(state);
-                self.shared.counters.add_vanished(reason);
-                self.finish(
-                    &shim,
-                    ShimExit {
-                        pid: shim.pid,
-                        status,
-                        collected_by,
-                        rusage: None,
-                    },
-                );
+                let counter = case.counter(collected_by);
+                let exit = ShimExit {
+                    pid: shim.pid,
+                    status,
+                    collected_by,
+                    rusage: None,
+                };
+                self.finish(&shim, state, counter, exit);
             }
         }
     }
@@ -332,16 +327,29 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
             .defer(shim.id, self.shared.kernel.now() + grace);
     }
 
-    /// Removes a shim that is reaped, or not a child of this process, and resolves its handles.
-    fn finish(&mut self, shim: &Arc<Shim<K::Pidfd>>, exit: ShimExit) {
+    /// Removes a shim that is reaped, or not a child of this process, counts it, and resolves its
+    /// handles.
+    fn finish(
+        &mut self,
+        shim: &Arc<Shim<K::Pidfd>>,
+        state: MutexGuard<'_, State<K::Pidfd>>,
+        counter: ReaperCounter,
+        exit: ShimExit,
+    ) {
+        let without_pidfd = state.pidfd.is_none();
+        drop(state);
         self.finished += 1;
         self.registry.remove(shim);
         self.shared.directory.remove(shim);
-        self.shared.counters.remove_registered();
+        let counters = &self.shared.counters;
+        counters.increment(counter);
+        if without_pidfd {
+            counters.adjust(ReaperGauge::WithoutPidfd, -1);
+        }
+        counters.adjust(ReaperGauge::Registered, -1);
         let mut state = shim.state();
-        match state.pidfd.take() {
-            Some(pidfd) => self.outbox.close(pidfd),
-            None => self.shared.counters.remove_without_pidfd(),
+        if let Some(pidfd) = state.pidfd.take() {
+            self.outbox.close(pidfd);
         }
         self.outbox
             .resolve(&self.shared.subscribers, &mut state, exit);
@@ -401,7 +409,7 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         state.pidfd = Some(pidfd);
         drop(state);
         self.registry.remove_sweep_only(id);
-        self.shared.counters.remove_without_pidfd();
+        self.shared.counters.adjust(ReaperGauge::WithoutPidfd, -1);
         self.shared.note_pidfd_opened();
     }
 }

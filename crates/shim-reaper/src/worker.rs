@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+use crate::ReaperCounter;
 use crate::core::Core;
 use crate::kernel::{Linux, ProcessTable};
 use crate::outbox::Outbox;
@@ -160,7 +161,7 @@ impl Worker {
             Ok(()) => {
                 *self.tokio_runtime() = None;
                 self.thread_failure_logged.store(false, Ordering::Relaxed);
-                self.shared().counters.add_respawn();
+                self.shared().counters.increment(ReaperCounter::Respawns);
                 tracing::warn!(
                     "the tokio runtime of the reaper was dropped; a dedicated thread took over"
                 );
@@ -278,7 +279,7 @@ pub(crate) async fn restart_on_panic(worker: &impl Drive, host: &impl Host) {
             let doublings = (failures - 2).min(MAX_BACKOFF_DOUBLINGS);
             worker.shared().sweep_interval * 2_u32.pow(doublings)
         };
-        worker.shared().counters.add_respawn();
+        worker.shared().counters.increment(ReaperCounter::Respawns);
         tracing::error!(
             panic = panic_message(&*panic),
             failures,

@@ -70,7 +70,7 @@ async fn a_shim_without_handles_is_reaped(builder: ReaperBuilder) {
 }
 
 async fn a_shim_of_a_dropped_reaper_is_reaped(builder: ReaperBuilder) {
-    let Fixture { reaper, sink } = Fixture::new(builder);
+    let Fixture { reaper, sink, .. } = Fixture::new(builder);
     let handle = reaper.spawn(sleeper()).unwrap();
     let pid = handle.id();
     drop((reaper, handle));

@@ -6,7 +6,7 @@ mod common;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use common::{Fixture, exits_with};
-use shim_reaper::{MetricsSink, ShimReaper};
+use shim_reaper::ShimReaper;
 use tokio::runtime::Builder;
 
 #[test]
@@ -18,16 +18,12 @@ fn start_on_runs_the_reaper_on_the_given_tokio_runtime() {
         .unwrap();
     for pidfd in [true, false] {
         // This thread is not inside a tokio runtime.
-        let sink = MetricsSink::default();
         let builder = ShimReaper::builder().pidfd(pidfd);
-        let reaper = builder
-            .metrics_sink(sink.clone())
-            .start_on(runtime.handle());
+        let fixture = Fixture::start(builder, |builder| builder.start_on(runtime.handle()));
         let child = exits_with(4).spawn().unwrap();
-        let handle = reaper.register_child(child).unwrap();
+        let handle = fixture.reaper.register_child(child).unwrap();
         let exit = futures::executor::block_on(handle).unwrap();
         assert_eq!(exit.code(), Some(4));
-        let fixture = Fixture { reaper, sink };
         runtime.block_on(fixture.expect(1, 0, 0));
         assert!(fixture.reaper.worker_alive());
     }

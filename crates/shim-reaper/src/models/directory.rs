@@ -17,7 +17,7 @@ use crate::outbox::Outbox;
 use crate::register::Shared;
 use crate::shim::Role;
 use crate::stats::Counters;
-use crate::{Exits, MetricsSink, RegisterErrorKind, ShutdownReport};
+use crate::{Exits, RegisterErrorKind, ShutdownReport};
 
 const INTERVAL: Duration = Duration::from_millis(250);
 
@@ -26,7 +26,7 @@ type SimulatedCore = Core<Simulated>;
 fn new_core() -> Arc<SimulatedCore> {
     let core = Core::new(Shared::new(
         Simulated::new(Features::LATEST),
-        Counters::new(MetricsSink::default()),
+        Counters::default(),
         CancellationToken::new(),
         INTERVAL,
         Duration::ZERO,

@@ -15,7 +15,7 @@ use crate::outbox::Outbox;
 use crate::register::Shared;
 use crate::shim::{Role, Shim};
 use crate::stats::Counters;
-use crate::{CollectedBy, MetricsSink, Signal};
+use crate::{CollectedBy, Signal};
 
 const INTERVAL: Duration = Duration::from_millis(250);
 
@@ -24,7 +24,7 @@ const LATEST: Features = Features::LATEST;
 fn core(features: Features) -> Core<Simulated> {
     Core::new(Shared::new(
         Simulated::new(features),
-        Counters::new(MetricsSink::default()),
+        Counters::default(),
         CancellationToken::new(),
         INTERVAL,
         INTERVAL,

@@ -13,13 +13,13 @@ use tokio_util::sync::CancellationToken;
 use super::action::{Action, Interrupt, Step};
 use super::config::{Config, INTERVAL, long_grace};
 use super::world::{Flag, PIDS, World};
+use crate::Signal;
 use crate::core::Core;
 use crate::kernel::simulated::{Failure, Interrupts, Simulated, SimulatedEvents};
 use crate::readiness::{Alarm, Host, KernelEvents, TokioAlarm};
 use crate::register::{Shared, StopRequest};
 use crate::stats::Counters;
 use crate::worker::{Drive, restart_on_panic};
-use crate::{MetricsSink, Signal};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
@@ -105,7 +105,7 @@ impl Simulation {
         let now = tokio::time::Instant::now().into_std();
         let core = Arc::new(Core::new(Shared::new(
             Simulated::starting_at(config.features, now),
-            Counters::new(MetricsSink::default()),
+            Counters::default(),
             CancellationToken::new(),
             INTERVAL,
             config.grace,

@@ -7,6 +7,7 @@ use futures::executor::block_on;
 use futures::{FutureExt, StreamExt};
 use tokio_util::sync::CancellationToken;
 
+use crate::CollectedBy;
 use crate::core::Core;
 use crate::directory::Check;
 use crate::kernel::ProcessTable;
@@ -15,7 +16,6 @@ use crate::outbox::Outbox;
 use crate::register::Shared;
 use crate::shim::{Role, Shim};
 use crate::stats::Counters;
-use crate::{CollectedBy, MetricsSink};
 
 const LATEST: Features = Features::LATEST;
 
@@ -24,7 +24,7 @@ const INTERVAL: Duration = Duration::from_millis(250);
 fn core(features: Features) -> Core<Simulated> {
     Core::new(Shared::new(
         Simulated::new(features),
-        Counters::new(MetricsSink::default()),
+        Counters::default(),
         CancellationToken::new(),
         INTERVAL,
         INTERVAL,

@@ -11,17 +11,21 @@
 pub mod forks;
 pub mod log_counter;
 pub mod own_process;
+pub mod recorder;
 pub mod recycled_pid;
 
 use std::fs;
 use std::io;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use shim_reaper::{MetricsSink, ReaperBuilder, ShimReaper};
+
+use recorder::{Recorder, sums_of};
 
 /// The time limit of every wait. It is far longer than any step takes on a busy machine, so that
 /// only a failing test reaches it.
@@ -45,17 +49,26 @@ macro_rules! in_both_modes {
     )+};
 }
 
-/// A reaper, and a metrics sink that must agree with its stats.
+/// A reaper, and metrics that must agree with its stats.
 pub struct Fixture {
     pub reaper: ShimReaper,
     pub sink: MetricsSink,
+    pub recorder: Arc<Recorder>,
 }
 
 impl Fixture {
     pub fn new(builder: ReaperBuilder) -> Self {
-        let sink = MetricsSink::default();
-        let reaper = builder.metrics_sink(sink.clone()).start();
-        Self { reaper, sink }
+        Self::start(builder, ReaperBuilder::start)
+    }
+
+    pub fn start(builder: ReaperBuilder, start: impl FnOnce(ReaperBuilder) -> ShimReaper) -> Self {
+        let recorder = Arc::new(Recorder::default());
+        let reaper = start(builder.metrics(Arc::clone(&recorder)));
+        Self {
+            reaper,
+            sink: recorder.sink.clone(),
+            recorder,
+        }
     }
 
     fn counts(&self) -> [(u64, u64, u64); 2] {
@@ -80,6 +93,24 @@ impl Fixture {
                 "(reaped, vanished, registered) in stats and sink: {:?}, expected {:?}",
                 self.counts(),
                 expected,
+            );
+            pause().await;
+        }
+        self.expect_reports().await;
+    }
+
+    /// Waits until the reaper has reported all that its stats show.
+    pub async fn expect_reports(&self) {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let (stats, mut recorded) = (self.reaper.stats(), self.recorder.sums());
+            recorded.retain(|_, sum| *sum != 0);
+            if recorded == sums_of(&stats) {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "recorded {recorded:?}, expected {stats:?}"
             );
             pause().await;
         }
