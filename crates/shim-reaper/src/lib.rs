@@ -72,6 +72,9 @@
 //!
 //! * `failpoints`: named fail points for fault-injection tests (`shim_reaper::work`,
 //!   `shim_reaper::collect`, `shim_reaper::pass`, `shim_reaper::examine`), through the `fail` crate.
+//! * `metrics`: `MetricsFacade`, [`Metrics`] that report to the global recorder of the `metrics` crate.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("shim-reaper requires Linux");
@@ -97,6 +100,8 @@ mod handle;
 mod judge;
 mod kernel;
 mod metrics;
+#[cfg(feature = "metrics")]
+mod metrics_facade;
 #[cfg(all(test, shim_reaper_loom))]
 mod models;
 mod outbox;
@@ -127,6 +132,7 @@ mod wake_all;
 mod wake_event;
 mod worker;
 
+pub use self::metrics::{Metrics, MetricsSink, ReaperCounter, ReaperGauge};
 pub use builder::ReaperBuilder;
 pub use command::SpawnCommand;
 pub use drop_guard::DropGuard;
@@ -134,7 +140,8 @@ pub use error::{ReaperClosed, RegisterError, RegisterErrorKind};
 pub use exit::{CollectedBy, ResourceUsage, ShimExit};
 pub use exits::Exits;
 pub use handle::ShimHandle;
-pub use metrics::{Metrics, MetricsSink, ReaperCounter, ReaperGauge};
+#[cfg(feature = "metrics")]
+pub use metrics_facade::MetricsFacade;
 pub use pidfd::Pidfd;
 #[doc(no_inline)]
 pub use pidfd_spawn::{self, Command, Stdio};
