@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use nix::libc;
 
+#[cfg(feature = "serde")]
+use crate::serde_time::micros;
+
 /// The exit of a registered shim: its wait status, and whose wait reaped it.
 ///
 /// ```
@@ -20,6 +23,13 @@ use nix::libc;
 /// assert_eq!(exit.collected_by, CollectedBy::Reaper);
 /// # Ok(())
 /// # }
+/// ```
+///
+/// With the feature `serde`, it is serialized as in this example. `code` and `signal` are both null
+/// if the status is unknown.
+///
+/// ```json
+/// {"pid":7,"code":null,"signal":11,"core_dumped":true,"collected_by":"reaper","rusage":null}
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -61,6 +71,8 @@ impl ShimExit {
 
 /// The party whose wait reaped a shim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum CollectedBy {
     /// The reaper reaped the shim.
@@ -75,12 +87,19 @@ pub enum CollectedBy {
 }
 
 /// Resource usage of a shim and of the descendants that it waited for; see `getrusage(2)`.
+///
+/// With the feature `serde`, the times are serialized in microseconds, as `user_time_us` and
+/// `system_time_us`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default))]
 #[non_exhaustive]
 pub struct ResourceUsage {
     /// CPU time in user mode.
+    #[cfg_attr(feature = "serde", serde(rename = "user_time_us", with = "micros"))]
     pub user_time: Duration,
     /// CPU time in kernel mode.
+    #[cfg_attr(feature = "serde", serde(rename = "system_time_us", with = "micros"))]
     pub system_time: Duration,
     /// Peak resident set size, in bytes, of the largest process among them.
     pub max_rss: u64,

@@ -73,6 +73,10 @@
 //! * `failpoints`: named fail points for fault-injection tests (`shim_reaper::work`,
 //!   `shim_reaper::collect`, `shim_reaper::pass`, `shim_reaper::examine`), through the `fail` crate.
 //! * `metrics`: `MetricsFacade`, [`Metrics`] that report to the global recorder of the `metrics` crate.
+//! * `serde`: `Serialize` and `Deserialize` for [`ShimExit`], [`CollectedBy`], [`ResourceUsage`],
+//!   [`ReaperStats`], [`ShutdownReport`] and [`StopReport`]. The fields have the names that they have
+//!   here, except where the docs of the type say otherwise. A later version may add fields. A missing
+//!   field of stats and reports is read as its default.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -113,6 +117,10 @@ mod readiness;
 mod reaper;
 mod register;
 mod registry;
+#[cfg(feature = "serde")]
+mod serde_exit;
+#[cfg(feature = "serde")]
+mod serde_time;
 mod shim;
 mod signal;
 #[cfg(any(test, feature = "simulation"))]

@@ -2,11 +2,18 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::metrics::{MetricsReporter, ReaperCounter, ReaperGauge};
+#[cfg(feature = "serde")]
+use crate::serde_time::unix_millis;
 
 /// Counters and health of a reaper; [`ShimReaper::stats`](crate::ShimReaper::stats) returns them.
 ///
 /// The fields are read one after another without a lock, so they may differ by a few events.
+///
+/// With the feature `serde`, the time of the latest sweep is serialized as `last_sweep_at_ms`, in
+/// milliseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default))]
 #[non_exhaustive]
 pub struct ReaperStats {
     /// Number of registered shims, including zombies that are in their owner's grace period.
@@ -35,6 +42,10 @@ pub struct ReaperStats {
     /// if it does not, the reaper is stalled.
     pub sweeps_completed: u64,
     /// End of the latest interval sweep.
+    #[cfg_attr(
+        feature = "serde",
+        serde(rename = "last_sweep_at_ms", with = "unix_millis")
+    )]
     pub last_sweep_at: Option<SystemTime>,
     /// Whether a worker drives the reaper. False after shutdown, and while the reaper has lost its
     /// tokio runtime and either nothing is registered or the thread that replaces it cannot start.
@@ -48,6 +59,8 @@ pub struct ReaperStats {
 
 /// Result of a shutdown; [`ShimReaper::shutdown`](crate::ShimReaper::shutdown) returns it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default))]
 #[non_exhaustive]
 pub struct ShutdownReport {
     /// Number of shims whose exit the final drain processed.
@@ -61,6 +74,8 @@ pub struct ShutdownReport {
 
 /// Result of [`ShimReaper::stop_all`](crate::ShimReaper::stop_all).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default))]
 #[non_exhaustive]
 pub struct StopReport {
     /// Number of shims that have ended.
