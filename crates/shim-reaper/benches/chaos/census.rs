@@ -55,7 +55,7 @@ pub(crate) fn resident_kib() -> u64 {
 }
 
 /// The time after which a condition is assumed to stay false.
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Waits until the condition is true. Returns false after [`TIMEOUT`].
 pub(crate) fn wait_until(mut condition: impl FnMut() -> bool) -> bool {

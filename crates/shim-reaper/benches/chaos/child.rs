@@ -5,7 +5,9 @@ use std::process::{Child, ChildStdin, Command, ExitCode, ExitStatus, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use nix::libc;
 use nix::sys::ptrace;
+use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use shim_reaper::{Pidfd, ShimExit, ShimHandle};
 
@@ -17,7 +19,7 @@ use crate::random::Random;
 pub(crate) enum Fate {
     Code(i32),
     Signal(i32),
-    /// It sleeps until it is killed.
+    /// It sleeps until it is killed or stopped.
     Killed,
 }
 
@@ -34,7 +36,7 @@ impl Fate {
         match self {
             Self::Code(code) => status.code() == Some(code),
             Self::Signal(signal) => status.signal() == Some(signal),
-            Self::Killed => status.signal() == Some(9),
+            Self::Killed => matches!(status.signal(), Some(9 | 15)),
         }
     }
 
@@ -72,15 +74,24 @@ fn shell(script: &str) -> Command {
     command
 }
 
+/// Starts a child, as soon as there are free descriptors.
+pub(crate) fn spawn(command: &mut Command) -> Child {
+    loop {
+        match command.spawn() {
+            Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            child => return child.unwrap(),
+        }
+    }
+}
+
 /// Starts a child that starts a grandchild with this fate. Returns the child and the pid of the
 /// grandchild.
 pub(crate) fn spawn_parent(fate: Fate, random: &mut Random) -> (Child, u32) {
     let mut command = shell(r#"sh -c "$0" >/dev/null & echo $!; wait $!; exit 3"#);
-    let mut parent = command
-        .arg(fate.script(random))
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    command.arg(fate.script(random)).stdout(Stdio::piped());
+    let mut parent = spawn(&mut command);
     let mut line = String::new();
     let stdout = parent.stdout.take().unwrap();
     BufReader::new(stdout).read_line(&mut line).unwrap();
@@ -149,6 +160,14 @@ impl Owner {
                 thread::sleep(delay);
             }
             child.wait().is_ok_and(|status| fate.matches(status))
+        }))
+    }
+
+    /// An owner that knows the pid only, and waits at once.
+    pub(crate) fn of_pid(pid: u32, code: i32) -> Self {
+        Self(thread::spawn(move || {
+            let pid = Pid::from_raw(pid.try_into().unwrap());
+            waitpid(pid, None) == Ok(WaitStatus::Exited(pid, code))
         }))
     }
 

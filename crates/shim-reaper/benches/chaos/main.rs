@@ -12,11 +12,16 @@
 #![allow(clippy::panic, clippy::unwrap_used)]
 
 mod census;
+mod check;
 mod child;
 mod population;
 mod random;
+#[allow(dead_code, unreachable_pub, unsafe_code)]
+#[path = "../../tests/common/recycled_pid.rs"]
+mod recycled_pid;
 mod round;
 mod tally;
+mod trouble;
 
 use std::env;
 use std::process::ExitCode;
@@ -45,6 +50,7 @@ fn main() -> ExitCode {
     };
     let seed = option(&args, "--seed").unwrap_or_else(random::seed);
     println!("chaos: {limit:?}, seed {seed}");
+    trouble::hide_injected_panics();
 
     let tally = Tally::default();
     let mut random = Random::new(seed);

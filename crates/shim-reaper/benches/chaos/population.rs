@@ -1,9 +1,13 @@
+use std::future::Future;
 use std::io;
 use std::mem;
 use std::os::unix::process::CommandExt;
+use std::panic::resume_unwind;
+use std::pin::Pin;
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
+use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::Duration;
 
@@ -11,8 +15,9 @@ use shim_reaper::{ShimHandle, ShimReaper, SpawnOptions};
 use tokio::time::{sleep, timeout};
 
 use crate::census;
-use crate::child::{Fate, Owner, Registered, spawn_parent, spawn_tracer};
+use crate::child::{self, Fate, Owner, Registered, spawn_parent, spawn_tracer};
 use crate::random::Random;
+use crate::recycled_pid::exits_with_pid;
 
 /// The processes that the tasks of a round have started.
 pub(crate) struct Population {
@@ -20,6 +25,9 @@ pub(crate) struct Population {
     registered: Mutex<Vec<Registered>>,
     owners: Mutex<Vec<Owner>>,
     main_thread: mpsc::Sender<SpawnRequest>,
+    recycled: AtomicU64,
+    /// Handles that are awaited by a waker that panics.
+    polled: Mutex<Vec<ShimHandle>>,
     /// The number of handles that did not resolve while a tracer held their dead shim.
     unresolved: AtomicU64,
 }
@@ -38,6 +46,8 @@ pub(crate) struct Rules {
     pub(crate) keep_handles: bool,
     /// Some shims are traced when they exit. Without pidfds, the reaper considers them running.
     pub(crate) tracers: bool,
+    /// No other code may be the owner of a child, because all are reaped before it could wait.
+    pub(crate) reaper_only: bool,
     /// The kernel reports the status of a child that its owner has reaped.
     pub(crate) keeps_statuses: bool,
 }
@@ -49,12 +59,18 @@ impl Population {
             registered: Mutex::default(),
             owners: Mutex::default(),
             main_thread,
+            recycled: AtomicU64::new(0),
+            polled: Mutex::default(),
             unresolved: AtomicU64::new(0),
         }
     }
 
     pub(crate) fn unresolved(&self) -> u64 {
         self.unresolved.load(Relaxed)
+    }
+
+    pub(crate) fn recycled(&self) -> u64 {
+        self.recycled.load(Relaxed)
     }
 
     fn spawn_on_main_thread(&self, command: Command) -> io::Result<Child> {
@@ -65,6 +81,13 @@ impl Population {
 
     pub(crate) fn registered(&self) -> MutexGuard<'_, Vec<Registered>> {
         self.registered.lock().unwrap()
+    }
+
+    pub(crate) fn drop_handles(&self) {
+        self.polled.lock().unwrap().clear();
+        for shim in self.registered().iter_mut() {
+            shim.handle = None;
+        }
     }
 
     pub(crate) fn owners_have_waited(&self) -> bool {
@@ -81,6 +104,15 @@ impl Population {
     }
 }
 
+struct PanickingWaker;
+
+impl Wake for PanickingWaker {
+    fn wake(self: Arc<Self>) {
+        // Without the panic hook, which would print it.
+        resume_unwind(Box::new("a waker panics"));
+    }
+}
+
 /// One lifecycle of a child, or a few related ones. It awaits nothing between a registration and its
 /// record, so its future can be dropped at any await point.
 pub(crate) struct Lifecycle {
@@ -92,21 +124,36 @@ pub(crate) struct Lifecycle {
 impl Lifecycle {
     pub(crate) async fn run(mut self) {
         sleep(self.random.millis(30)).await;
+        if self.random.one_in(20) {
+            // Blocks the tokio runtime.
+            thread::sleep(self.random.millis(30));
+        }
         let fate = Fate::random(&mut self.random);
-        let handle = match self.random.below(7) {
+        let rules = self.population.rules;
+        let kinds = if rules.reaper_only { 3 } else { 8 };
+        let handle = match self.random.below(kinds) {
             0 => self.spawn(fate).await,
-            1 => self.register_new_child(fate),
-            2 => self.register(fate, None).await,
-            3 => self.attach(fate).await,
-            4 => self.pipeline(fate).await,
-            5 if self.population.rules.tracers => self.trace().await,
-            _ => self.kill().await,
+            1 => self.pipeline(fate).await,
+            2 => self.kill().await,
+            3 => self.register_new_child(fate),
+            4 => self.register(fate, None).await,
+            5 => self.attach(fate).await,
+            6 if rules.owners_wait => self.recycle().await,
+            7 if rules.tracers => self.trace().await,
+            _ => self.spawn(fate).await,
         };
-        let Some(handle) = handle else { return };
-        match self.random.below(3) {
+        let Some(mut handle) = handle else { return };
+        match self.random.below(5) {
             // Usually cancelled by the timeout.
             0 => drop(timeout(self.random.millis(5), handle).await),
             1 => drop(handle.await),
+            2 => {
+                let waker = Waker::from(Arc::new(PanickingWaker));
+                let _ = Pin::new(&mut handle).poll(&mut Context::from_waker(&waker));
+                self.population.polled.lock().unwrap().push(handle);
+            }
+            // Without the panic hook, which would print it.
+            3 => resume_unwind(Box::new("a task panics while it has a handle")),
             _ => drop(handle),
         }
     }
@@ -144,11 +191,20 @@ impl Lifecycle {
         self.population.registered().push(Registered {
             pid: handle.id(),
             fate,
-            may_be_unknown: false,
+            may_be_unknown: self.population.rules.reaper_only
+                && !self.population.rules.keeps_statuses,
             attached: false,
             handle: (keep || self.random.one_in(2)).then(|| handle.clone()),
         });
         handle
+    }
+
+    /// Allows the latest shim with this pid to end without a status that only the kernel may keep.
+    fn allow_unknown(&self, pid: u32) {
+        let mut registered = self.population.registered();
+        if let Some(shim) = registered.iter_mut().rfind(|shim| shim.pid == pid) {
+            shim.may_be_unknown = !self.population.rules.keeps_statuses;
+        }
     }
 
     async fn spawn(&mut self, fate: Fate) -> Option<ShimHandle> {
@@ -158,7 +214,7 @@ impl Lifecycle {
     }
 
     fn register_new_child(&mut self, fate: Fate) -> Option<ShimHandle> {
-        let child = self.command(fate, None).spawn().unwrap();
+        let child = child::spawn(&mut self.command(fate, None));
         self.register_child(child, fate)
     }
 
@@ -182,14 +238,9 @@ impl Lifecycle {
             return None;
         };
         let handle = self.record(fate, handle);
-        let rules = self.population.rules;
         let delay = self.random_delay();
-        if rules.owners_wait {
-            let mut registered = self.population.registered();
-            let mut shims = registered.iter_mut();
-            if let Some(shim) = shims.find(|shim| shim.pid == handle.id()) {
-                shim.may_be_unknown = !rules.keeps_statuses;
-            }
+        if self.population.rules.owners_wait {
+            self.allow_unknown(handle.id());
             self.population.add_owner(child, fate, delay);
         }
         Some(handle)
@@ -219,6 +270,9 @@ impl Lifecycle {
         };
         let leader = self.reaper.spawn_with(command, options).ok()?;
         let leader = self.record(fate, leader);
+        if self.population.rules.reaper_only {
+            return Some(leader);
+        }
         let group = Some(leader.id());
         for _ in 0..self.random.below(4) {
             let fate = Fate::random(&mut self.random);
@@ -264,6 +318,35 @@ impl Lifecycle {
         }
     }
 
+    /// Registers a child that its owner reaps, and then another child that gets the same pid.
+    async fn recycle(&mut self) -> Option<ShimHandle> {
+        let fate = Fate::random(&mut self.random);
+        let child = child::spawn(&mut self.command(fate, None));
+        let pid = child.id();
+        if let Ok(handle) = self.reaper.register(pid) {
+            self.record(fate, handle);
+            self.allow_unknown(pid);
+        }
+        let owner = Owner::start(child, fate, None);
+        while !owner.has_waited() {
+            sleep(Duration::from_millis(1)).await;
+        }
+        self.population.owners.lock().unwrap().push(owner);
+        if !self.population.rules.keeps_statuses {
+            // Without pidfds, the start time distinguishes the two, in units of 10 ms.
+            sleep(Duration::from_millis(20)).await;
+        }
+        let code = self.random.below(256) as i32;
+        let pid = exits_with_pid(pid, code)?;
+        self.population.recycled.fetch_add(1, Relaxed);
+        let new = self.reaper.register(pid);
+        let owner = Owner::of_pid(pid, code);
+        self.population.owners.lock().unwrap().push(owner);
+        let new = self.record(Fate::Code(code), new.ok()?);
+        self.allow_unknown(pid);
+        Some(new)
+    }
+
     /// Spawns and kills a shim whose tracer holds the zombie until the handles have resolved.
     async fn trace(&mut self) -> Option<ShimHandle> {
         let handle = self.spawn(Fate::Killed).await?;
@@ -274,7 +357,7 @@ impl Lifecycle {
         };
         drop(self.register_child(tracer, Fate::Code(0)));
         let _ = handle.start_kill();
-        let resolved = timeout(Duration::from_secs(5), handle.clone()).await;
+        let resolved = timeout(census::TIMEOUT, handle.clone()).await;
         if resolved.is_err() {
             self.population.unresolved.fetch_add(1, Relaxed);
         }
@@ -288,7 +371,18 @@ impl Lifecycle {
     async fn kill(&mut self) -> Option<ShimHandle> {
         let handle = self.spawn(Fate::Killed).await?;
         sleep(self.random.millis(40)).await;
-        let _ = handle.start_kill();
+        match self.random.below(3) {
+            0 => drop(handle.kill().await),
+            1 => {
+                // Usually cancelled while it waits.
+                let grace = self.random.millis(10);
+                drop(timeout(self.random.millis(10), handle.stop(grace)).await);
+                let _ = handle.start_kill();
+            }
+            _ => {
+                let _ = handle.start_kill();
+            }
+        }
         Some(handle)
     }
 }

@@ -1,28 +1,24 @@
-use std::collections::{HashMap, HashSet};
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, mpsc};
+use std::collections::HashSet;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::executor::block_on_stream;
 use futures::future::join_all;
-use nix::errno::Errno;
 use nix::sys::prctl::set_child_subreaper;
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::waitpid;
-use nix::unistd::Pid;
-use shim_reaper::{Exits, MetricsSink, ShimExit, ShimReaper};
+use shim_reaper::{MetricsSink, ShimReaper};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::census;
-use crate::child::{Fate, Registered};
+use crate::check::Reader;
+use crate::child::Fate;
 use crate::population::{Lifecycle, Population, Rules, SpawnRequest};
 use crate::random::Random;
-use crate::tally::{Loss, Tally};
+use crate::tally::{Event, Tally};
+use crate::trouble::{Trouble, TroubleMaker};
 
 /// The tokio runtime or thread that drives the reaper.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,7 +30,7 @@ enum Driver {
 
 /// How the round ends its reaper.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Ending {
+pub(crate) enum Ending {
     /// Shut down right after awaiting the last exit.
     AwaitThenShutDown,
     AwaitThenShutDownSync,
@@ -42,6 +38,9 @@ enum Ending {
     /// Shut down while shims start, run and end.
     ShutDownWhileBusy,
     CancelWhileBusy,
+    /// Stop every shim, and shut down, while shims start, run and end.
+    StopWhileBusy,
+    StopOnRequest,
     /// Drop every `ShimReaper` while shims run.
     DropReaper,
     /// Drop the tokio runtime while shims run.
@@ -49,19 +48,26 @@ enum Ending {
 }
 
 impl Ending {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 9] = [
         Self::AwaitThenShutDown,
         Self::AwaitThenShutDownSync,
         Self::AwaitThenCancel,
         Self::ShutDownWhileBusy,
         Self::CancelWhileBusy,
+        Self::StopWhileBusy,
+        Self::StopOnRequest,
         Self::DropReaper,
         Self::DropRuntime,
     ];
 
     /// Returns whether shims may still run when the reaper shuts down.
-    fn is_while_busy(self) -> bool {
-        matches!(self, Self::ShutDownWhileBusy | Self::CancelWhileBusy)
+    pub(crate) fn is_while_busy(self) -> bool {
+        matches!(self, Self::ShutDownWhileBusy | Self::CancelWhileBusy) || self.stops()
+    }
+
+    /// Returns whether the reaper may end a shim with a signal.
+    pub(crate) fn stops(self) -> bool {
+        matches!(self, Self::StopWhileBusy | Self::StopOnRequest)
     }
 
     fn loses_handles(self) -> bool {
@@ -74,21 +80,33 @@ impl Ending {
 pub(crate) struct Round {
     pub(crate) number: u64,
     driver: Driver,
-    ending: Ending,
+    pub(crate) ending: Ending,
+    trouble: Trouble,
     pidfd: bool,
     subreaper: bool,
     interval: Duration,
-    rules: Rules,
+    /// Of a stop of all shims.
+    stop_grace: Duration,
+    pub(crate) rules: Rules,
 }
 
 impl Round {
     pub(crate) fn random(number: u64, keeps_statuses: bool, random: &mut Random) -> Self {
         let ending = random.pick(&Ending::ALL);
+        let trouble = Trouble::random(random);
+        let reaps_children = trouble.reaps_children();
         let pidfd = !random.one_in(5);
         // A spawn during a shutdown kills its child, which may leave orphans.
-        let subreaper = random.one_in(2) && !ending.is_while_busy();
+        let subreaper = random.one_in(2) && !ending.is_while_busy() && !reaps_children;
         // The final drain of a shutdown reaps children in their grace period.
-        let owners_wait = random.one_in(2) && !ending.is_while_busy();
+        let owners_wait = random.one_in(2) && !ending.is_while_busy() && !reaps_children;
+        let low_descriptors = trouble == Trouble::LowDescriptors;
+        let intervals: &[u64] = if trouble == Trouble::WorkerPanics {
+            // The backoff after panics is a multiple of it.
+            &[2, 20]
+        } else {
+            &[2, 20, 250]
+        };
         Self {
             number,
             driver: random.pick(&[
@@ -97,15 +115,18 @@ impl Round {
                 Driver::Dedicated,
             ]),
             ending,
+            trouble,
             pidfd,
             subreaper,
-            interval: Duration::from_millis(random.pick(&[2, 20, 250])),
+            interval: Duration::from_millis(random.pick(intervals)),
+            stop_grace: random.millis(40),
             rules: Rules {
                 owners_wait,
                 orphans: subreaper && !owners_wait,
                 keep_handles: !ending.loses_handles(),
-                tracers: pidfd && !ending.is_while_busy(),
-                keeps_statuses: keeps_statuses && pidfd,
+                tracers: pidfd && !ending.is_while_busy() && !reaps_children && !low_descriptors,
+                reaper_only: reaps_children,
+                keeps_statuses: keeps_statuses && pidfd && !low_descriptors,
             },
         }
     }
@@ -139,7 +160,8 @@ impl Round {
         let reaper = self.start(&runtime, &token, sink.clone());
         let streams = (Reader::start(reaper.exits()), reaper.exits());
         let population = Arc::new(Population::new(self.rules, main_thread));
-        let tasks = (0..=random.below(120))
+        let trouble = Some(self.trouble.begin(random));
+        let tasks = (0..=random.below(400))
             .map(|_| Lifecycle {
                 population: Arc::clone(&population),
                 reaper: reaper.clone(),
@@ -147,8 +169,16 @@ impl Round {
             })
             .map(|lifecycle| runtime.spawn(lifecycle.run()))
             .collect();
+        let work = Work { tasks, trouble };
         let pause = random.millis(40);
-        let running = self.end(pause, runtime, tasks, reaper, &token, &population);
+        let observed = (self.ending != Ending::DropReaper).then(|| reaper.clone());
+        let running = self.end(pause, runtime, work, reaper, &token, &population);
+        if let Some(stats) = observed.map(|reaper| reaper.stats()) {
+            tally.add_events(Event::ForeignWait, stats.foreign_waits_total);
+            tally.add_events(Event::WorkerRestart, stats.respawns_total);
+            tally.add_events(Event::Orphan, stats.orphans_reaped_total);
+        }
+        tally.add_events(Event::RecycledPid, population.recycled());
         self.check(&population, streams, &running, &sink, tally);
     }
 
@@ -159,12 +189,17 @@ impl Round {
             // Longer than an owner needs on a loaded machine.
             500
         };
-        let builder = ShimReaper::builder()
+        let mut builder = ShimReaper::builder()
             .pidfd(self.pidfd)
+            .early_pidfd(self.rules.reaper_only)
             .sweep_interval(self.interval)
             .owner_grace(Duration::from_millis(grace_millis))
-            .metrics_sink(sink)
-            .shutdown_token(token.clone());
+            .metrics_sink(sink);
+        builder = if self.ending == Ending::StopOnRequest {
+            builder.shutdown_stopping_token(token.clone(), self.stop_grace)
+        } else {
+            builder.shutdown_token(token.clone())
+        };
         match self.driver {
             Driver::Dedicated => builder.start_dedicated().unwrap(),
             Driver::MultiThread | Driver::CurrentThread => builder.start_on(runtime.handle()),
@@ -176,43 +211,54 @@ impl Round {
         &self,
         pause: Duration,
         runtime: Runtime,
-        tasks: Vec<JoinHandle<()>>,
+        mut work: Work,
         reaper: ShimReaper,
         token: &CancellationToken,
         population: &Population,
     ) -> HashSet<u32> {
         let report = match self.ending {
             Ending::AwaitThenShutDown => {
-                self.await_all(&runtime, tasks, population);
+                self.await_all(&runtime, work, population);
                 runtime.block_on(reaper.shutdown())
             }
             Ending::AwaitThenShutDownSync => {
-                self.await_all(&runtime, tasks, population);
+                self.await_all(&runtime, work, population);
                 reaper.shutdown_sync()
             }
             Ending::AwaitThenCancel => {
-                self.await_all(&runtime, tasks, population);
+                self.await_all(&runtime, work, population);
                 token.cancel();
                 runtime.block_on(reaper.shutdown())
             }
-            Ending::ShutDownWhileBusy => runtime.block_on(sleep_then(pause, reaper.shutdown())),
+            Ending::ShutDownWhileBusy => {
+                pass(&runtime, pause, &mut work);
+                runtime.block_on(reaper.shutdown())
+            }
             Ending::CancelWhileBusy => {
-                runtime.block_on(sleep_then(pause, async { token.cancel() }));
+                pass(&runtime, pause, &mut work);
+                token.cancel();
                 reaper.shutdown_sync()
+            }
+            Ending::StopWhileBusy => {
+                pass(&runtime, pause, &mut work);
+                drop(runtime.block_on(async { timeout(pause, reaper.stop_all(pause)).await }));
+                runtime.block_on(reaper.shutdown_stopping(self.stop_grace))
+            }
+            Ending::StopOnRequest => {
+                pass(&runtime, pause, &mut work);
+                token.cancel();
+                runtime.block_on(reaper.shutdown())
             }
             Ending::DropReaper => {
                 drop(reaper);
-                self.await_all(&runtime, tasks, population);
+                self.await_all(&runtime, work, population);
                 // Dropping the last handle ends the streams.
-                population
-                    .registered()
-                    .iter_mut()
-                    .for_each(|shim| shim.handle = None);
+                population.drop_handles();
                 runtime.shutdown_background();
                 return HashSet::new();
             }
             Ending::DropRuntime => {
-                runtime.block_on(sleep_then(pause, async {}));
+                pass(&runtime, pause, &mut work);
                 drop(runtime);
                 // Polled once on a tokio runtime that never runs again.
                 let other = Builder::new_current_thread().enable_all().build().unwrap();
@@ -232,8 +278,9 @@ impl Round {
         report.still_running.into_iter().collect()
     }
 
-    fn await_all(&self, runtime: &Runtime, tasks: Vec<JoinHandle<()>>, population: &Population) {
-        let _ = runtime.block_on(async { timeout(census::TIMEOUT, join_all(tasks)).await });
+    fn await_all(&self, runtime: &Runtime, work: Work, population: &Population) {
+        let _ = runtime.block_on(async { timeout(census::TIMEOUT, join_all(work.tasks)).await });
+        drop(work.trouble);
         if self.rules.owners_wait {
             // A shutdown does not wait for owners.
             census::wait_until(|| population.owners_have_waited());
@@ -255,142 +302,16 @@ impl Round {
         }
         let _ = runtime.block_on(async { timeout(census::TIMEOUT, join_all(handles)).await });
     }
-
-    fn check(
-        &self,
-        population: &Population,
-        (concurrent, unread): (Reader, Exits),
-        running: &HashSet<u32>,
-        sink: &MetricsSink,
-        tally: &Tally,
-    ) {
-        let registered = std::mem::take(&mut *population.registered());
-        tally.add_lifecycles(registered.len());
-        let (stopped, ended): (Vec<_>, Vec<_>) = registered
-            .iter()
-            .partition(|shim| running.contains(&shim.pid));
-        if !self.ending.is_while_busy() {
-            tally.count(
-                Loss::Lost,
-                stopped.len() as u64,
-                self,
-                "still registered at the end",
-            );
-        }
-        self.check_handles(&ended, tally);
-        let unresolved = population.unresolved();
-        tally.count(Loss::Lost, unresolved, self, "by a handle of a traced shim");
-        let reaped = self.check_stream(&ended, concurrent, "a stream read during the round", tally);
-        if !self.rules.owners_wait {
-            // Only the registry may reap a registered child, even one that looks like an orphan.
-            let stolen = reaped.saturating_sub(sink.reaped_total.load(Relaxed));
-            tally.count(Loss::Stolen, stolen, self, "from the registry");
-        }
-        self.check_stream(
-            &ended,
-            Reader::start(unread),
-            "a stream read after the round",
-            tally,
-        );
-        self.reap_stopped(&stopped, tally);
-        let owners = population.take_owners().into_iter();
-        let stolen = owners.filter_map(|owner| (!owner.got_true_status()).then_some(()));
-        tally.count(
-            Loss::Stolen,
-            stolen.count() as u64,
-            self,
-            "from their owners",
-        );
-        census::wait_until(|| census::children().is_empty());
-        tally.count(
-            Loss::Zombie,
-            census::kill_remaining(),
-            self,
-            "after the round",
-        );
-    }
-
-    fn check_handles(&self, ended: &[&Registered], tally: &Tally) {
-        for shim in ended {
-            let Some(handle) = &shim.handle else { continue };
-            census::wait_until(|| !handle.is_running());
-            match handle.try_wait() {
-                Ok(None) | Err(_) => tally.count(Loss::Lost, 1, self, "by a handle"),
-                Ok(Some(exit)) if shim.matches(&exit) => {}
-                Ok(Some(_)) => tally.count(Loss::Wrong, 1, self, &format!("by a handle: {shim:?}")),
-            }
-        }
-    }
-
-    /// Returns the number of exits with resource usage: no other wait has reaped those children.
-    fn check_stream(
-        &self,
-        ended: &[&Registered],
-        reader: Reader,
-        which: &str,
-        tally: &Tally,
-    ) -> u64 {
-        let (read, has_ended) = reader.finish();
-        let with_usage = read.iter().filter(|exit| exit.rusage.is_some()).count();
-        tally.count(Loss::Lost, (!has_ended).into(), self, "end of a stream");
-        let mut by_pid: HashMap<u32, Vec<ShimExit>> = HashMap::new();
-        for exit in read {
-            by_pid.entry(exit.pid).or_default().push(exit);
-        }
-        for shim in ended {
-            match by_pid.remove(&shim.pid).as_deref() {
-                None => tally.count(Loss::Lost, 1, self, &format!("by {which}: {shim:?}")),
-                Some([exit]) if shim.matches(exit) => {}
-                Some(exits) => {
-                    let what = format!("by {which}: {exits:?} of {shim:?}");
-                    tally.count(Loss::Wrong, 1, self, &what);
-                }
-            }
-        }
-        tally.count(Loss::Wrong, by_pid.len() as u64, self, "never registered");
-        with_usage as u64
-    }
-
-    /// Waits for the children that were still running at the shutdown. Their statuses must be left to
-    /// the embedder.
-    fn reap_stopped(&self, stopped: &[&Registered], tally: &Tally) {
-        for shim in stopped.iter().filter(|shim| !shim.attached) {
-            let pid = Pid::from_raw(shim.pid as i32);
-            if shim.fate == Fate::Killed {
-                let _ = kill(pid, Signal::SIGKILL);
-            }
-            let stolen = waitpid(pid, None) == Err(Errno::ECHILD);
-            tally.count(Loss::Stolen, stolen.into(), self, "after the shutdown");
-        }
-    }
 }
 
-async fn sleep_then<F: Future>(pause: Duration, future: F) -> F::Output {
-    sleep(pause).await;
-    future.await
+/// The tasks of a round, and what goes wrong until they have ended.
+struct Work {
+    tasks: Vec<JoinHandle<()>>,
+    trouble: Option<TroubleMaker>,
 }
 
-/// A thread that reads a stream of exits to its end.
-pub(crate) struct Reader {
-    read: Arc<Mutex<Vec<ShimExit>>>,
-    ended: mpsc::Receiver<()>,
-}
-
-impl Reader {
-    pub(crate) fn start(exits: Exits) -> Self {
-        let read = Arc::new(Mutex::new(Vec::new()));
-        let (end, ended) = mpsc::channel();
-        let into = Arc::clone(&read);
-        thread::spawn(move || {
-            block_on_stream(exits).for_each(|exit| into.lock().unwrap().push(exit));
-            let _ = end.send(());
-        });
-        Self { read, ended }
-    }
-
-    /// Returns the exits that were read, and whether the stream has ended.
-    pub(crate) fn finish(self) -> (Vec<ShimExit>, bool) {
-        let ended = self.ended.recv_timeout(census::TIMEOUT).is_ok();
-        (std::mem::take(&mut self.read.lock().unwrap()), ended)
-    }
+/// Lets the round go on, and then ends its trouble.
+fn pass(runtime: &Runtime, pause: Duration, work: &mut Work) {
+    runtime.block_on(async { sleep(pause).await });
+    work.trouble = None;
 }

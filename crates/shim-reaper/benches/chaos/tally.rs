@@ -7,6 +7,16 @@ use crate::round::Round;
 pub(crate) struct Tally {
     lifecycles: AtomicU64,
     losses: [AtomicU64; 4],
+    events: [AtomicU64; 4],
+}
+
+/// What went wrong outside of the reaper, or in its worker.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Event {
+    ForeignWait,
+    WorkerRestart,
+    RecycledPid,
+    Orphan,
 }
 
 /// The columns of the table that must stay zero.
@@ -40,17 +50,25 @@ impl Tally {
         }
     }
 
+    pub(crate) fn add_events(&self, event: Event, count: u64) {
+        self.events[event as usize].fetch_add(count, Relaxed);
+    }
+
     pub(crate) fn is_clean(&self) -> bool {
         self.losses.iter().all(|loss| loss.load(Relaxed) == 0)
     }
 
     pub(crate) fn table(&self) -> String {
         let [lost, stolen, wrong, zombies] = self.losses.each_ref().map(|loss| loss.load(Relaxed));
+        let [foreign, restarts, recycled, orphans] =
+            self.events.each_ref().map(|event| event.load(Relaxed));
         let lifecycles = self.lifecycles();
         format!(
             "| lifecycles | exits lost | stolen | wrong | zombies left |\n\
              |---|---|---|---|---|\n\
-             | {lifecycles} | {lost} | {stolen} | {wrong} | {zombies} |"
+             | {lifecycles} | {lost} | {stolen} | {wrong} | {zombies} |\n\
+             with {foreign} foreign waits, {restarts} worker restarts, {recycled} recycled pids, \
+             {orphans} orphans"
         )
     }
 }
