@@ -78,7 +78,8 @@ fn shell(script: &str) -> Command {
 pub(crate) fn spawn(command: &mut Command) -> Child {
     loop {
         match command.spawn() {
-            Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
+            // With a low limit, glibc also fails with EBADF.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::EBADF)) => {
                 thread::sleep(Duration::from_millis(1));
             }
             child => return child.unwrap(),

@@ -20,13 +20,23 @@ pub(super) struct Config {
     /// The grace period of a stop that the embedder requests.
     pub(super) stop_grace: Duration,
     pub(super) recycling: Recycling,
-    /// Whether the child of a spawn has its pidfd before it can exit.
-    pub(super) early_pidfd: bool,
+    pub(super) spawning: Spawning,
     pub(super) panics: bool,
     pub(super) exhausts_descriptors: bool,
     pub(super) disturbances: Disturbances,
     /// The number of processes that are spawned and exit together.
     pub(super) crowd: u32,
+}
+
+/// What the reaper spawns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Spawning {
+    /// Commands that create a child with its pidfd.
+    Native,
+    /// Commands of std whose child opens its pidfd before it executes the program.
+    EarlyStd,
+    /// Commands of std.
+    Std,
 }
 
 /// How reliable the events of watches are.
@@ -65,10 +75,15 @@ impl Config {
             subreaper: rng.bool(),
         };
         let exhausts_descriptors = rng.u32(0..4) == 0;
-        let early_pidfd = features.pidfds && rng.u32(0..4) > 0;
+        let spawning = [
+            Spawning::Native,
+            Spawning::Native,
+            Spawning::EarlyStd,
+            Spawning::Std,
+        ][rng.usize(0..4)];
         let recycling = if exhausts_descriptors {
             Recycling::Slow
-        } else if features.wait_by_pidfd && early_pidfd {
+        } else if features.wait_by_pidfd && spawning != Spawning::Std {
             Recycling::Immediate
         } else {
             Recycling::BetweenSteps
@@ -78,7 +93,7 @@ impl Config {
             grace: Duration::from_millis([0, 3, 8, 24][rng.usize(0..4)]),
             stop_grace: Duration::from_millis(rng.u64(0..20)),
             recycling,
-            early_pidfd,
+            spawning,
             panics: rng.u32(0..4) == 0,
             exhausts_descriptors,
             disturbances: [

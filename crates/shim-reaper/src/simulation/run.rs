@@ -11,7 +11,7 @@ use fastrand::Rng;
 use tokio_util::sync::CancellationToken;
 
 use super::action::{Action, Interrupt, Step};
-use super::config::{Config, INTERVAL, long_grace};
+use super::config::{Config, INTERVAL, Spawning, long_grace};
 use super::world::{Flag, PIDS, World};
 use crate::Signal;
 use crate::core::Core;
@@ -109,7 +109,7 @@ impl Simulation {
             CancellationToken::new(),
             INTERVAL,
             config.grace,
-            true,
+            config.spawning == Spawning::EarlyStd,
             Some(StopRequest {
                 token: CancellationToken::new(),
                 grace: config.stop_grace,
@@ -390,6 +390,10 @@ impl Interrupts for Simulation {
         }
         self.run_threads();
         self.check();
+    }
+
+    fn fork(&self) -> Option<usize> {
+        self.fork_child()
     }
 
     fn start_thread(&self, run: Thread) -> io::Result<()> {

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::action::{Action, ForkedBy};
-use super::config::{Config, Disturbances, Recycling};
+use super::config::{Config, Disturbances, Recycling, Spawning};
 use super::history::History;
 use super::simulate;
 use crate::kernel::simulated::Features;
@@ -27,7 +27,7 @@ const LOSSY: Config = Config {
     grace: Duration::ZERO,
     stop_grace: Duration::ZERO,
     recycling: Recycling::Immediate,
-    early_pidfd: true,
+    spawning: Spawning::Native,
     panics: false,
     exhausts_descriptors: false,
     disturbances: Disturbances::Lossy,

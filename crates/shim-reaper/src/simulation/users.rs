@@ -2,46 +2,79 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use super::action::Name;
-use super::config::INTERVAL;
+use super::config::{Disturbances, INTERVAL, Spawning};
 use super::run::Simulation;
-use super::world::{Flag, Registration, Waiter};
+use super::world::{Flag, Registration, Spawn, Waiter};
 use crate::Signal;
-use crate::directory::Check;
-use crate::kernel::simulated::{Descriptor, Parent, ProcessState};
-use crate::kernel::{NoPidfd, ProcessTable};
+use crate::command::sealed::CommandRef;
+use crate::kernel::simulated::{Descriptor, Parent};
 use crate::shim::{NO_PROCESS, Role, Shim};
 
 /// What the users of the reaper do.
 impl Simulation {
     pub(super) fn spawn(&self, name: Name, pid: u32, leads_group: bool) {
         let shared = &self.core.shared;
-        let may_fork = self.may_fork(pid);
-        if shared.is_refusing() || !may_fork || !self.is_unlocked() {
+        if shared.is_refusing() || !self.may_fork(pid) || !self.is_unlocked() {
             return;
         }
-        let kernel = self.kernel();
-        let process = kernel.add(pid, Parent::This, leads_group.then_some(pid));
-        self.add_name(name, process, pid, false);
-        self.world().spawning.push(pid);
-        let pidfd = if self.config.early_pidfd {
-            kernel.open_now(pid)
-        } else {
-            kernel.open(pid)
+        self.world().spawning.push(Spawn {
+            name,
+            pid,
+            leads_group,
+            process: None,
+        });
+        let spawned = match self.config.spawning {
+            Spawning::Native => {
+                let mut command = pidfd_spawn::Command::new("");
+                shared.spawn(CommandRef::Native(&mut command), leads_group)
+            }
+            Spawning::EarlyStd | Spawning::Std => {
+                let mut command = std::process::Command::new("");
+                shared.spawn(CommandRef::Std(&mut command), leads_group)
+            }
         };
-        if let Err(NoPidfd::Exhausted(_)) = pidfd {
+        let process = self.world().spawning.pop().and_then(|spawn| spawn.process);
+        match spawned {
+            Ok((shim, _)) => {
+                self.note_registration(shim, Role::Owned, process, None);
+                if self.is_born_with_pidfd() {
+                    let mut world = self.world();
+                    if let Some(registration) = world.registrations.last_mut() {
+                        registration.had_pidfd = true;
+                    }
+                }
+            }
+            // The kernel has created no child, or the reaper has killed it.
+            Err(_) if process.is_none() => {}
+            Err(_) => self.expect_closing("spawn"),
+        }
+    }
+
+    /// Creates the child of the latest spawn.
+    pub(super) fn fork_child(&self) -> Option<usize> {
+        let spawn = self.world().spawning.last().copied()?;
+        if !self.may_fork(spawn.pid) {
+            return None;
+        }
+        let group = spawn.leads_group.then_some(spawn.pid);
+        let process = self.kernel().add(spawn.pid, Parent::This, group);
+        self.add_name(spawn.name, process, spawn.pid, false);
+        if self.config.exhausts_descriptors {
             self.expect_delay(INTERVAL);
         }
-        let registered = shared.insert(pid, Role::Owned, leads_group, pidfd, Check::OnEvent);
-        self.world().spawning.pop();
-        match registered {
-            Ok(shim) => self.note_registration(shim, Role::Owned, Some(process), None),
-            Err(_) => {
-                self.expect_closing("spawn");
-                self.exit(name, ProcessState::Zombie(-9));
-                self.world().killed.insert(process);
-                self.wait(name);
-            }
+        if let Some(spawn) = self.world().spawning.last_mut() {
+            spawn.process = Some(process);
         }
+        Some(process)
+    }
+
+    fn is_spawning(&self, pid: u32) -> bool {
+        let world = self.world();
+        let mut created = world
+            .spawning
+            .iter()
+            .filter(|spawn| spawn.process.is_some());
+        created.any(|spawn| spawn.pid == pid)
     }
 
     pub(super) fn register(&self, name: Name, role: Role) {
@@ -49,7 +82,7 @@ impl Simulation {
             return;
         };
         // No other code knows the pid before `spawn` returns.
-        if !self.is_unlocked() || self.world().spawning.contains(&known.pid) {
+        if !self.is_unlocked() || self.is_spawning(known.pid) {
             return;
         }
         let holder = self.kernel().find(known.pid);
@@ -163,6 +196,15 @@ impl Simulation {
             exit: None,
             is_published: false,
         });
+    }
+
+    /// Returns whether every child of a spawn certainly has a pidfd before it can exit.
+    fn is_born_with_pidfd(&self) -> bool {
+        let config = &self.config;
+        config.features.pidfds
+            && config.spawning != Spawning::Std
+            && config.disturbances != Disturbances::Lossy
+            && !config.exhausts_descriptors
     }
 
     /// Sends SIGKILL through the latest handle to a process.

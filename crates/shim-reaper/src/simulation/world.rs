@@ -38,8 +38,8 @@ pub(super) struct World {
     pub(super) step: u64,
     /// The pids that have been in use since the current step began.
     pub(super) pids_of_step: BTreeSet<u32>,
-    /// The pids of the children that are being spawned.
-    pub(super) spawning: Vec<u32>,
+    /// The children that are being spawned, the latest last.
+    pub(super) spawning: Vec<Spawn>,
     /// The pids of the children that are being adopted.
     pub(super) adopted_pids: Vec<u32>,
     /// Until when a zombie may be late, because something went wrong.
@@ -53,6 +53,16 @@ pub(super) struct World {
     /// The step in which the final drain began.
     pub(super) closed_at: Option<u64>,
     pub(super) violation: Option<String>,
+}
+
+/// A spawn in progress.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Spawn {
+    pub(super) name: Name,
+    pub(super) pid: u32,
+    pub(super) leads_group: bool,
+    /// `None` until the kernel has created the child.
+    pub(super) process: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug)]

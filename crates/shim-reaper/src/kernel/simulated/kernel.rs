@@ -16,6 +16,10 @@ pub(crate) trait Interrupts: Debug + Send + Sync {
     /// Called while a thread of the reaper blocks. Lets this time pass.
     fn block(&self, time: Duration);
 
+    /// Called when the reaper creates a child. Returns its process, or `None` if the kernel cannot
+    /// create one now.
+    fn fork(&self) -> Option<usize>;
+
     fn start_thread(&self, run: Box<dyn FnOnce() + Send>) -> io::Result<()>;
 
     /// Called when the reaper has reaped a process.

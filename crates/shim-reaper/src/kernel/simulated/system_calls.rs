@@ -11,6 +11,7 @@ use super::process::{Parent, Process, ProcessState, ReapedBy, wait_status};
 use super::table::{Failure, no_descriptor};
 use crate::command::sealed::CommandRef;
 use crate::kernel::{NoPidfd, Orphan, ProcStat, ProcessTable, Spawned, Target, Until, WaitResult};
+use crate::pipes::Pipes;
 use crate::sys::ChildExit;
 use crate::{ResourceUsage, Signal};
 
@@ -129,11 +130,40 @@ impl ProcessTable for Simulated {
         Ok(self.descriptor(pidfd.process))
     }
 
-    fn spawn(&self, _: CommandRef<'_>, _: bool) -> io::Result<Spawned<Descriptor>> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn spawn(&self, command: CommandRef<'_>, early_pidfd: bool) -> io::Result<Spawned<Descriptor>> {
+        self.interrupt("clone");
+        let is_native = matches!(command, CommandRef::Native(_));
+        let has_pidfds = self.features().pidfds;
+        if is_native && has_pidfds && !self.table().has_free_descriptor() {
+            return Err(no_descriptor());
+        }
+        let process = self.interrupts().and_then(|interrupts| interrupts.fork());
+        let process = process.ok_or_else(|| io::Error::from_raw_os_error(libc::EAGAIN))?;
+        let pid = self.process(process).pid;
+        // Otherwise the child may be reaped before its pidfd is open.
+        let is_early = is_native || early_pidfd;
+        Ok(Spawned {
+            pid,
+            pidfd: if is_early {
+                self.open_now(pid)
+            } else {
+                self.open(pid)
+            },
+            pipes: Pipes::default(),
+        })
     }
 
-    fn discard(&self, _: u32, _: Option<Descriptor>) {}
+    fn discard(&self, pid: u32, pidfd: Option<Descriptor>) {
+        let process = pidfd.map(|pidfd| pidfd.process);
+        let Some(process) = process.or_else(|| self.find(pid)) else {
+            return;
+        };
+        if self.process(process).state.is_running() {
+            self.set_process(process, ProcessState::Zombie(-Signal::SIGKILL.as_raw()));
+        }
+        self.interrupt("waitid");
+        self.wait_elsewhere(process);
+    }
 
     fn watch(&self, pidfd: &Descriptor, token: u64) -> io::Result<()> {
         self.interrupt("epoll_ctl add");
