@@ -117,3 +117,18 @@ impl<P> Entries<P> {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shim::Role;
+
+    #[test]
+    fn directory_is_empty_without_a_shim_only() {
+        let directory = Directory::<()>::new();
+        assert!(directory.lock().is_empty());
+        let shim = Arc::new(Shim::new(7, 1, false, Role::Owned, None, None));
+        directory.lock().insert(&shim, Check::OnEvent);
+        assert!(!directory.lock().is_empty());
+    }
+}

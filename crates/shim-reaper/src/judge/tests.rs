@@ -264,3 +264,16 @@ fn foreign_wait_shows_only_for_children_that_only_the_reaper_may_wait_for() {
     assert!(!shows(Role::Owned, false, vanished()));
     assert!(!shows(Role::Shared, true, vanished()));
 }
+
+#[test]
+fn attached_zombie_that_procfs_cannot_show_is_checked_again_after_its_grace_period() {
+    let kernel = kernel_with_foreign_process();
+    kernel.set(7, ProcessState::Zombie(3));
+    // For the pidfd.
+    kernel.limit_descriptors(1);
+    let verdict = Check::new(&kernel, Role::Attached).verdict();
+    assert!(
+        matches!(verdict, Verdict::DeferToOwner(None)),
+        "{verdict:?}"
+    );
+}
