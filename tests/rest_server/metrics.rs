@@ -1,6 +1,8 @@
 use reqwest::Method;
 use vmm_rest::wire::{BoxMetricsResponse, CreateBoxRequest};
 
+use crate::common::own_process::{block_on, in_own_process};
+use crate::common::work::reads;
 use crate::common::{DEADLINE, pause};
 use crate::fixture::TestServer;
 
@@ -81,6 +83,30 @@ async fn the_openmetrics_exposition_has_the_same_numbers() {
     assert_eq!(families.families.len(), 19);
     service.client.remove(&bx.box_id, true).await.unwrap();
     service.shut_down().await;
+}
+
+#[test]
+fn a_scrape_reads_no_file_per_box() {
+    in_own_process("metrics::a_scrape_reads_no_file_per_box", || {
+        block_on(async {
+            const SCRAPES: u64 = 50;
+            let service = TestServer::start().await;
+            let mut made = Vec::new();
+            for more in [1, 5] {
+                for _ in 0..more {
+                    service.start_box(CreateBoxRequest::of("idle")).await;
+                }
+                let before = reads();
+                for _ in 0..SCRAPES {
+                    service.send(Method::GET, "/metrics", "").await;
+                }
+                made.push(reads() - before);
+            }
+            // Reading the state of five more boxes would add ten per scrape.
+            assert!(made[1] < made[0] + 3 * SCRAPES, "{made:?} reads");
+            service.shut_down().await;
+        });
+    });
 }
 
 #[tokio::test]

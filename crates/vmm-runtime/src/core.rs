@@ -17,7 +17,9 @@ use crate::driver::Driver;
 use crate::event::EventBus;
 use crate::health::ProbeRunner;
 use crate::home::{Home, HomeLock};
-use crate::process::{CleanupTarget, OrphanCleaner, keep_reaping, process_wide_reaper};
+use crate::process::{
+    CleanupTarget, OrphanCleaner, ZombieCounter, keep_reaping, process_wide_reaper,
+};
 use crate::remove_tree::{Progress, remove_tree};
 use crate::{
     RuntimeError, RuntimeMetrics, RuntimeMetricsStorage, RuntimeOptions, ShimController,
@@ -39,6 +41,7 @@ pub(crate) struct Core {
     pub(crate) reaper: ShimReaper,
     pub(crate) probes: ProbeRunner,
     pub(crate) orphans: Arc<OrphanCleaner>,
+    pub(crate) zombies: ZombieCounter,
     pub(crate) events: Arc<EventBus>,
     metrics: RuntimeMetricsStorage,
     /// Cancelled when no new operation may begin.
@@ -83,6 +86,7 @@ impl Core {
             boxes: Boxes::default(),
             controller: ShimController::new(reaper.clone(), program, options.start_timeout),
             orphans: Arc::default(),
+            zombies: ZombieCounter::new(),
             reaper,
             probes,
             events: Arc::new(EventBus::new(metrics.clone())),
@@ -193,6 +197,7 @@ impl Core {
     /// Returns the counters of the runtime and of its reaper.
     pub(crate) fn metrics(&self) -> RuntimeMetrics {
         let ReaperStats {
+            registered,
             owner_reaped_total,
             observed_total,
             foreign_waits_total,
@@ -204,6 +209,7 @@ impl Core {
             ..
         } = self.reaper.stats();
         RuntimeMetrics {
+            shim_zombies: self.zombies.count(registered),
             shim_reaper_owner_reaped: owner_reaped_total,
             shim_reaper_observed: observed_total,
             shim_reaper_foreign_waits: foreign_waits_total,

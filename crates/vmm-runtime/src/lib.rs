@@ -95,7 +95,7 @@ mod shutdown_task;
 pub mod testing;
 mod workers;
 
-pub use boxes::{BoxInfo, BoxSpec, BoxStatus};
+pub use boxes::{BoxCounts, BoxInfo, BoxSpec, BoxStatus};
 pub use error::RuntimeError;
 pub use event::{BoxChange, BoxEvent, Events};
 pub use health::{HealthCheckOptions, HealthState, Probe};

@@ -36,6 +36,9 @@ pub struct RuntimeMetrics {
     pub shim_reaper_unknown: u64,
     /// The number of shims that the reaper watches.
     pub shim_reaper_registered: u64,
+    /// The number of shims that have exited and are not reaped. Stays above zero only if the reaper
+    /// does not run.
+    pub shim_zombies: u64,
     /// The number of sweeps that the reaper completed. Rises as long as the reaper runs.
     pub shim_reaper_sweeps: u64,
     /// The time of the last sweep, in milliseconds since 1970.

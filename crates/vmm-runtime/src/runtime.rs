@@ -12,7 +12,9 @@ use crate::home::Home;
 use crate::lifecycle::{self, RuntimeShutdown};
 use crate::process::{count_zombies, measure_usage};
 use crate::shutdown_task::ShutdownTask;
-use crate::{BoxInfo, BoxSpec, BoxUsage, Events, RuntimeError, RuntimeMetrics, RuntimeOptions};
+use crate::{
+    BoxCounts, BoxInfo, BoxSpec, BoxUsage, Events, RuntimeError, RuntimeMetrics, RuntimeOptions,
+};
 
 /// A VMM runtime: creates, starts, stops and removes boxes, each inside its own shim.
 ///
@@ -295,6 +297,22 @@ impl VmmRuntime {
         boxes.iter().map(|bx| bx.info()).collect()
     }
 
+    /// Returns the number of boxes by status, as [`list`](Self::list) shows them. Cheaper than a
+    /// list.
+    ///
+    /// # Cancel safety
+    ///
+    /// Reads only.
+    pub async fn count_boxes(&self) -> BoxCounts {
+        let boxes = self.core().boxes.all();
+        self.observe_exits(&boxes).await;
+        let mut counts = BoxCounts::default();
+        for bx in &boxes {
+            bx.count(&mut counts);
+        }
+        counts
+    }
+
     /// Returns one page of [`list`](Self::list): at most `limit` boxes created after the box `id`,
     /// which may have been removed since. An empty `id` starts at the first box. The cost depends
     /// on the size of the page only.
@@ -366,7 +384,8 @@ impl VmmRuntime {
 
     /// Returns the number of children of this process that have exited and are not reaped, whether
     /// they are shims or not; `None` if it cannot be determined, as on a kernel without
-    /// `CONFIG_PROC_CHILDREN`. The cost grows with the number of children.
+    /// `CONFIG_PROC_CHILDREN`. Reads the state of each child; the cost of
+    /// [`shim_zombies`](RuntimeMetrics::shim_zombies) does not grow with their number.
     ///
     /// # Cancel safety
     ///

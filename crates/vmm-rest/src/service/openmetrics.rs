@@ -1,6 +1,5 @@
 //! The metrics of the VMM runtime as OpenMetrics text.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::AtomicU64;
 
@@ -20,29 +19,24 @@ pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 #[derive(Debug)]
 pub(crate) struct MetricsSnapshot {
     runtime: RuntimeMetrics,
-    by_status: BTreeMap<BoxStatus, u64>,
+    by_status: [(BoxStatus, u64); 5],
     accept_failures: u64,
-    /// `None` if it cannot be determined.
-    zombies: Option<u64>,
 }
 
 impl MetricsSnapshot {
     /// Takes a snapshot.
     pub(crate) async fn take(runtime: &VmmRuntime, accept_failures: u64) -> Self {
-        use BoxStatus::{Configured, Failed, Running, Stopped, Stopping};
-        let metrics = runtime.metrics().await;
-        let mut by_status: BTreeMap<BoxStatus, u64> =
-            [Configured, Running, Stopping, Stopped, Failed]
-                .map(|status| (status, 0))
-                .into();
-        for info in &runtime.list().await {
-            *by_status.entry(info.into()).or_default() += 1;
-        }
+        let boxes = runtime.count_boxes().await;
         Self {
-            runtime: metrics,
-            by_status,
+            runtime: runtime.metrics().await,
+            by_status: [
+                (BoxStatus::Configured, boxes.configured),
+                (BoxStatus::Running, boxes.running),
+                (BoxStatus::Stopping, boxes.stopping),
+                (BoxStatus::Stopped, boxes.stopped),
+                (BoxStatus::Failed, boxes.failed),
+            ],
             accept_failures,
-            zombies: runtime.count_zombies().await,
         }
     }
 
@@ -147,6 +141,11 @@ impl Collector for MetricsSnapshot {
                 runtime.shim_reaper_registered,
             ),
             (
+                "shim_zombies",
+                "Shims that have exited and are not reaped.",
+                runtime.shim_zombies,
+            ),
+            (
                 "shim_reaper_up",
                 "Whether the worker of the reaper is alive.",
                 u64::from(runtime.shim_reaper_alive),
@@ -161,11 +160,6 @@ impl Collector for MetricsSnapshot {
                 "Time of the reaper's last sweep, in seconds since 1970.",
             );
             write_metric(&mut encoder, name, help, Some(&Unit::Seconds), &seconds)?;
-        }
-        if let Some(zombies) = self.zombies {
-            let help = "Children of the server that have exited and are not reaped.";
-            let zombies = ConstGauge::new(zombies);
-            write_metric(&mut encoder, "shim_zombies", help, None, &zombies)?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use vmm_protocol::{Ending, with_causes};
 
 use super::state::{Phase, State};
-use super::{BoxRecord, BoxStatus, Outcome};
+use super::{BoxCounts, BoxRecord, BoxStatus, Outcome};
 use crate::{HealthState, ShimHandler};
 
 /// The state of a box at one moment.
@@ -61,13 +61,47 @@ pub struct BoxInfo {
 impl State {
     /// Returns the info of the box.
     pub(super) fn info(&self) -> BoxInfo {
-        let shim = match &self.phase {
+        self.info_of(self.shown_shim(), self.record.last.as_ref())
+    }
+
+    /// Adds the box to the counts.
+    pub(super) fn count(&self, counts: &mut BoxCounts) {
+        let shim = self.shown_shim();
+        counts.add(
+            self.status_of(shim, self.record.last.as_ref()),
+            self.is_stopping(shim),
+        );
+    }
+
+    /// Returns the shim of a box that is shown as running.
+    fn shown_shim(&self) -> Option<&Arc<ShimHandler>> {
+        match &self.phase {
             Phase::Running { shim, .. } => Some(shim),
-            // Shown as running until the exit is reported.
+            // Until the exit is reported.
             Phase::Exited { shim, .. } => shim.as_ref(),
             _ => None,
-        };
-        self.info_of(shim, self.record.last.as_ref())
+        }
+    }
+
+    fn status_of(&self, shim: Option<&Arc<ShimHandler>>, last: Option<&Outcome>) -> BoxStatus {
+        match (shim, last) {
+            (Some(_), _) => BoxStatus::Running,
+            (None, None) if self.damage.is_some() => BoxStatus::Failed,
+            (None, None) => BoxStatus::Configured,
+            (None, Some(last)) => last.status,
+        }
+    }
+
+    fn is_stopping(&self, shim: Option<&Arc<ShimHandler>>) -> bool {
+        shim.is_some()
+            && match self.phase {
+                Phase::Running {
+                    stop_requested,
+                    watchdog_lost,
+                    ..
+                } => stop_requested || watchdog_lost,
+                _ => true,
+            }
     }
 
     /// Returns the info of the box as if its last run had ended with `outcome`.
@@ -92,21 +126,8 @@ impl State {
             id: id.clone(),
             name: spec.name.clone(),
             image: spec.image.clone(),
-            status: match (shim, last) {
-                (Some(_), _) => BoxStatus::Running,
-                (None, None) if damage.is_some() => BoxStatus::Failed,
-                (None, None) => BoxStatus::Configured,
-                (None, Some(last)) => last.status,
-            },
-            stopping: shim.is_some()
-                && match self.phase {
-                    Phase::Running {
-                        stop_requested,
-                        watchdog_lost,
-                        ..
-                    } => stop_requested || watchdog_lost,
-                    _ => true,
-                },
+            status: self.status_of(shim, last),
+            stopping: self.is_stopping(shim),
             health: self.health,
             pid: shim.map(|shim| shim.pid()),
             payload_pid: shim.and_then(|shim| shim.payload_pid()),

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use vmm_protocol::{BoxDir, FileError};
 
 use super::state::{Gate, Phase, State};
-use super::{BoxInfo, BoxRecord, Outcome, ShutdownTarget, StartDecision};
+use super::{BoxCounts, BoxInfo, BoxRecord, Outcome, ShutdownTarget, StartDecision};
 use crate::event::EventBus;
 use crate::{BoxChange, HealthCheckOptions, HealthState, RuntimeError, ShimHandler};
 
@@ -92,6 +92,11 @@ impl MicroBox {
             }
             _ => state.info(),
         }
+    }
+
+    /// Adds the box to the counts.
+    pub(crate) fn count(&self, counts: &mut BoxCounts) {
+        self.state().count(counts);
     }
 
     pub(crate) fn name(&self) -> Option<String> {

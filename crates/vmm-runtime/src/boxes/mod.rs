@@ -18,4 +18,4 @@ pub(crate) use micro_box::MicroBox;
 pub(crate) use outcome::Outcome;
 pub(crate) use record::BoxRecord;
 pub use spec::BoxSpec;
-pub use status::BoxStatus;
+pub use status::{BoxCounts, BoxStatus};

@@ -16,6 +16,36 @@ pub enum BoxStatus {
     Failed,
 }
 
+/// The number of boxes of a runtime by status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BoxCounts {
+    /// The boxes that are [`Configured`](BoxStatus::Configured).
+    pub configured: u64,
+    /// The boxes that are [`Running`](BoxStatus::Running), without those that are stopping.
+    pub running: u64,
+    /// The boxes that are running but [about to end](crate::BoxInfo::stopping).
+    pub stopping: u64,
+    /// The boxes that are [`Stopped`](BoxStatus::Stopped).
+    pub stopped: u64,
+    /// The boxes that are [`Failed`](BoxStatus::Failed).
+    pub failed: u64,
+}
+
+impl BoxCounts {
+    /// Counts one box.
+    pub(super) fn add(&mut self, status: BoxStatus, stopping: bool) {
+        let count = match status {
+            BoxStatus::Configured => &mut self.configured,
+            BoxStatus::Running if stopping => &mut self.stopping,
+            BoxStatus::Running => &mut self.running,
+            BoxStatus::Stopped => &mut self.stopped,
+            BoxStatus::Failed => &mut self.failed,
+        };
+        *count += 1;
+    }
+}
+
 impl fmt::Display for BoxStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {

@@ -1,15 +1,13 @@
-use std::process;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
-use vmm_protocol::procfs::Stat;
 
 use super::stop::check_killed;
 use super::{cleanup, observe_exit};
 use crate::boxes::MicroBox;
 use crate::core::Core;
-use crate::process::SIGKILL_TIMEOUT;
+use crate::process::{SIGKILL_TIMEOUT, is_own_zombie};
 use crate::{RuntimeError, ShimHandler};
 
 /// How often to check whether a zombie has been reaped.
@@ -93,9 +91,4 @@ async fn wait_reaped(bx: &MicroBox, pid: u32) {
         }
         sleep(POLL_INTERVAL).await;
     }
-}
-
-fn is_own_zombie(pid: u32) -> bool {
-    let stat = Stat::of(pid).ok().flatten();
-    stat.is_some_and(|stat| stat.is_zombie() && stat.parent == process::id())
 }

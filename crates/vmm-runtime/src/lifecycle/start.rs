@@ -57,7 +57,8 @@ async fn launch(
     let shim = core
         .controller
         .start_cancellable(interrupt, bx.dir().path(), spec, |shim| {
-            bx.set_spawned(shim)
+            core.zombies.watch(shim);
+            bx.set_spawned(shim);
         })
         .await?;
     match bx.mark_started(shim) {

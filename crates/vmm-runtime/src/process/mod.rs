@@ -7,6 +7,7 @@ mod orphans;
 mod process_wide_reaper;
 mod search;
 mod usage;
+mod zombies;
 
 pub(crate) use cleanup_target::CleanupTarget;
 pub use monitor::{ProcessExit, ProcessMonitor};
@@ -14,6 +15,7 @@ pub(crate) use orphans::OrphanCleaner;
 pub(crate) use process_wide_reaper::{keep_reaping, process_wide_reaper};
 pub use usage::BoxUsage;
 pub(crate) use usage::{count_zombies, measure_usage};
+pub(crate) use zombies::{ZombieCounter, is_own_zombie};
 
 use std::time::Duration;
 
