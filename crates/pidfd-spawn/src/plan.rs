@@ -24,7 +24,7 @@ pub(crate) struct Plan<'a> {
 /// The attributes of the child that its parent's may differ from.
 #[derive(Debug, Default)]
 pub(crate) struct Attributes {
-    pub(crate) cgroup: Option<OwnedFd>,
+    pub(crate) cgroups: Vec<OwnedFd>,
     pub(crate) rlimits: Vec<Rlimit>,
     /// A bit for each CPU.
     pub(crate) affinity: Option<Vec<usize>>,

@@ -104,6 +104,26 @@ fn a_child_joins_a_group_of_version_1() {
 }
 
 #[test]
+fn a_child_joins_a_group_in_each_hierarchy() {
+    if hierarchy(1).is_none() || hierarchy(2).is_none() {
+        return eprintln!("SKIPPED: no control groups of version 1 beside those of version 2");
+    }
+    let (Some(old), Some(new)) = (Group::new("each-1", 1), Group::new("each-2", 2)) else {
+        return;
+    };
+    for groups in [[&old, &new], [&new, &old]] {
+        let mut command = membership();
+        for group in groups {
+            command.cgroup(group.open());
+        }
+        let memberships = stdout_of(&mut command);
+        for group in groups {
+            assert!(memberships.contains(group.name()), "{memberships}");
+        }
+    }
+}
+
+#[test]
 fn another_user_can_be_put_into_a_group() {
     let Some(group) = Group::new("user", 2) else {
         return;

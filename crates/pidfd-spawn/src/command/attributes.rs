@@ -50,10 +50,11 @@ impl Command {
         self
     }
 
-    /// Creates the child in the control group of this directory.
+    /// Creates the child in the control group of this directory. Call it once for each hierarchy of
+    /// `cgroups(7)` that the child is to have a group in: version 1 has several.
     ///
     /// The child is in the group from its first instruction (`CLONE_INTO_CGROUP`, Linux 5.7). On an
-    /// older kernel, and for a directory of version 1, it writes to `cgroup.procs` before all other
+    /// older kernel, and for directories of version 1, it writes to `cgroup.procs` before all other
     /// steps.
     ///
     /// The spawn blocks while the group is frozen. [How it works](crate#how-it-works) describes what
@@ -68,7 +69,7 @@ impl Command {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn cgroup(&mut self, dir: impl Into<OwnedFd>) -> &mut Self {
-        self.attributes.cgroup = Some(dir.into());
+        self.attributes.cgroups.push(dir.into());
         self
     }
 

@@ -7,7 +7,7 @@
 use std::convert::Infallible;
 use std::ffi::c_int;
 use std::hint;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 use super::call::{Arg, Errno, NULL, call, prctl};
 use super::signals::{self, Mask};
@@ -35,8 +35,8 @@ pub(super) struct Birth {
     pub(super) mask: Mask,
     /// The kernel has reset the signals that the parent handles.
     pub(super) handlers_are_reset: bool,
-    /// The kernel has created the child in its control group.
-    pub(super) is_in_cgroup: bool,
+    /// The index of the control group in which the kernel has created the child.
+    pub(super) cgroup: Option<usize>,
 }
 
 impl Birth {
@@ -47,7 +47,7 @@ impl Birth {
             mask: 0,
             // `exec` itself resets them.
             handlers_are_reset: memory == Memory::Own,
-            is_in_cgroup: false,
+            cgroup: None,
         }
     }
 }
@@ -69,7 +69,7 @@ pub(super) fn exit() -> ! {
 fn try_run(plan: &mut Plan<'_>, birth: &Birth) -> Result<Infallible, Failure> {
     let attributes = plan.attributes;
     check(Step::Signals, reset_signals(attributes, birth))?;
-    check(Step::Cgroup, join_cgroup(attributes, birth))?;
+    check(Step::Cgroup, join_cgroups(attributes, birth))?;
     // Before the limits, which may forbid the numbers.
     check(Step::Descriptors, place_descriptors(plan))?;
     // Before the user changes, because it may need privileges.
@@ -108,17 +108,23 @@ fn reset_signals(attributes: &Attributes, birth: &Birth) -> Result<(), Errno> {
     signals::set_default(libc::SIGPIPE)
 }
 
-fn join_cgroup(attributes: &Attributes, birth: &Birth) -> Result<(), Errno> {
-    let Some(cgroup) = attributes.cgroup.as_ref().filter(|_| !birth.is_in_cgroup) else {
-        return Ok(());
-    };
+fn join_cgroups(attributes: &Attributes, birth: &Birth) -> Result<(), Errno> {
+    for (index, cgroup) in attributes.cgroups.iter().enumerate() {
+        if birth.cgroup != Some(index) {
+            join_cgroup(cgroup.as_raw_fd())?;
+        }
+    }
+    Ok(())
+}
+
+fn join_cgroup(cgroup: RawFd) -> Result<(), Errno> {
     let (file, own_pid) = (c"cgroup.procs", b"0");
     // SAFETY: the name is a C string, and the buffer has the given length.
     unsafe {
         let fd = call(
             libc::SYS_openat,
             [
-                cgroup.as_raw_fd().into(),
+                cgroup.into(),
                 file.as_ptr().into(),
                 (libc::O_WRONLY | libc::O_CLOEXEC).into(),
             ],

@@ -103,19 +103,18 @@ fn no_pidfds() -> Failure {
 
 /// Creates the child with the best system call that exists. Returns its pid.
 fn create(start: &mut Start<'_, '_>) -> Result<Option<u32>, Failure> {
-    let cgroup = start
-        .plan
-        .attributes
-        .cgroup
-        .as_ref()
-        .map(AsRawFd::as_raw_fd);
-    let mut is_version_2 = true;
+    let cgroups = &start.plan.attributes.cgroups;
+    // The first that may be of version 2.
+    let mut index = 0;
     loop {
         let uses_clone3 = CLONE3.may_exist();
         let clears = uses_clone3 && CLEAR_SIGHAND.may_exist();
-        let cgroup = cgroup.filter(|_| uses_clone3 && is_version_2 && INTO_CGROUP.may_exist());
+        let cgroup = cgroups
+            .get(index)
+            .filter(|_| uses_clone3 && INTO_CGROUP.may_exist())
+            .map(AsRawFd::as_raw_fd);
         start.birth.handlers_are_reset = clears;
-        start.birth.is_in_cgroup = cgroup.is_some();
+        start.birth.cgroup = cgroup.map(|_| index);
 
         let result = if uses_clone3 {
             clone3(start, clears, cgroup)
@@ -125,7 +124,7 @@ fn create(start: &mut Start<'_, '_>) -> Result<Option<u32>, Failure> {
         // A feature may be refused by the kernel, or by a seccomp filter.
         match result {
             Err(libc::E2BIG | libc::EINVAL) if cgroup.is_some() => INTO_CGROUP.rule_out(),
-            Err(libc::EBADF) if cgroup.is_some() => is_version_2 = false,
+            Err(libc::EBADF) if cgroup.is_some() => index += 1,
             Err(libc::EINVAL) if clears => CLEAR_SIGHAND.rule_out(),
             Err(libc::ENOSYS | libc::EPERM | libc::EINVAL) if uses_clone3 => CLONE3.rule_out(),
             Err(libc::ENOSYS | libc::EPERM | libc::EINVAL) => {

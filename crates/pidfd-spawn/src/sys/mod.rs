@@ -39,9 +39,9 @@ fn may_share_memory(plan: &Plan<'_>) -> bool {
     // A closure may do anything to the memory.
     plan.pre_exec.is_empty()
         && !attributes
-            .cgroup
-            .as_ref()
-            .is_some_and(|group| oom_group::may_be_killed(group.as_fd()))
+            .cgroups
+            .iter()
+            .any(|group| oom_group::may_be_killed(group.as_fd()))
 }
 
 /// Carries out the plan in this process.
