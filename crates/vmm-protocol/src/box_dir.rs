@@ -87,7 +87,7 @@ impl BoxDir {
         PidRecord::read(&self.path.join(FILES.shim_pid))
     }
 
-    /// Writes `shim.pid`, and syncs it to disk.
+    /// Writes `shim.pid`. Does not sync it, because a shim does not outlive a power cut.
     ///
     /// # Errors
     ///
@@ -109,9 +109,9 @@ impl BoxDir {
     ///
     /// # Errors
     ///
-    /// See [`PidRecord::write_unsynced`].
+    /// See [`PidRecord::write`].
     pub fn write_payload_record(&self, payload: &PidRecord) -> Result<(), FileError> {
-        payload.write_unsynced(&self.path.join(FILES.payload_pid))
+        payload.write(&self.path.join(FILES.payload_pid))
     }
 
     /// Reads `exit`, which records how the last run ended. Returns `None` if the file does not exist.
@@ -246,7 +246,8 @@ impl BoxDir {
 pub struct BoxFiles {
     /// The spec of the box and its last ending. Owned by the runtime.
     pub spec: &'static str,
-    /// The [`PidRecord`](crate::PidRecord) of the shim. A start is committed once it exists.
+    /// The [`PidRecord`](crate::PidRecord) of the shim. A start is committed once it exists. Not
+    /// synced: after a power cut it may be missing or empty.
     pub shim_pid: &'static str,
     /// The [`PidRecord`](crate::PidRecord) of the payload, written when the payload starts. Not
     /// synced: after a power cut it may have any content.

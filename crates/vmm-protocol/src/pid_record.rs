@@ -5,7 +5,7 @@ use std::process;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::files::{read_record, record_to_json, write_file, write_file_unsynced};
+use crate::files::{read_record, record_to_json, write_file_unsynced};
 use crate::{FileError, ProcessIdentity};
 
 /// The pid and identity of a process, as stored in the files `shim.pid` and `payload.pid`.
@@ -116,38 +116,32 @@ impl PidRecord {
         })
     }
 
-    /// Writes the record atomically and syncs it to disk.
+    /// Writes the record atomically, without a sync to disk: no process outlives a power cut.
     ///
     /// # Errors
     ///
     /// [`FileError`] with the path of the file.
     pub fn write(&self, path: &Path) -> Result<(), FileError> {
-        write_file(path, &record_to_json(path, self)?)
-    }
-
-    /// Writes the record atomically, without a sync to disk. Use it for a payload, which does not
-    /// outlive a power cut.
-    ///
-    /// # Errors
-    ///
-    /// [`FileError`] with the path of the file.
-    pub fn write_unsynced(&self, path: &Path) -> Result<(), FileError> {
         write_file_unsynced(path, &record_to_json(path, self)?)
     }
 
-    /// Reads a record. Returns `None` if the file does not exist. Accepts older records, which hold
-    /// only the pid.
+    /// Reads a record. Returns `None` if the file does not exist, or is empty or full of NUL bytes, as
+    /// a power cut leaves a file that was not synced. Accepts older records, which hold only the pid.
     ///
     /// # Errors
     ///
     /// [`FileError`] with the path of the file. Its source has the kind
     /// [`InvalidData`](io::ErrorKind::InvalidData) if the content is not a complete record.
     pub fn read(path: &Path) -> Result<Option<Self>, FileError> {
-        read_record(path, |text| {
+        let record = read_record(path, |text| {
+            if text.iter().all(|byte| *byte == 0) {
+                return Ok(None);
+            }
             let not_a_record =
                 || io::Error::new(io::ErrorKind::InvalidData, "it is not a pid record");
-            Self::parse(text).ok_or_else(not_a_record)
-        })
+            Self::parse(text).map(Some).ok_or_else(not_a_record)
+        })?;
+        Ok(record.flatten())
     }
 
     fn parse(text: &[u8]) -> Option<Self> {
@@ -179,6 +173,18 @@ mod tests {
         let record = PidRecord::of_this_process().unwrap();
         record.write(&path).unwrap();
         assert_eq!(PidRecord::read(&path).unwrap(), Some(record));
+    }
+
+    #[test]
+    fn what_a_power_cut_leaves_of_a_record_is_no_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("shim.pid");
+        for rest in [&b""[..], &[0; 97]] {
+            std::fs::write(&path, rest).unwrap();
+            assert_eq!(PidRecord::read(&path).unwrap(), None);
+        }
+        std::fs::write(&path, "{\"pid\":12").unwrap();
+        assert!(PidRecord::read(&path).is_err());
     }
 
     #[test]
