@@ -40,7 +40,7 @@ pub mod signals;
 
 pub use engine::{Engine, Payload, PayloadExit};
 pub use error::EngineError;
-pub use process::{Process, become_payload};
+pub use process::Process;
 
 /// Compiles the code of the README.
 #[cfg(doctest)]

@@ -1,6 +1,5 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The name (`argv[0]`) of every shim process. A process recognizes by it that it is a shim.
@@ -30,17 +29,6 @@ pub enum Invocation {
         /// The box directory, which is also the current directory of the shim.
         dir: PathBuf,
     },
-    /// `vmm-shim payload <pid of the shim> <options> <program> ...`: a launcher, which becomes the
-    /// payload.
-    Payload {
-        /// The pid of the shim. The payload dies with it.
-        shim: u32,
-        /// The limits of the payload and the source of its environment, as JSON. Only the engine
-        /// `process` interprets it.
-        confinement: String,
-        /// The program and its arguments.
-        command: Vec<OsString>,
-    },
 }
 
 impl Invocation {
@@ -60,11 +48,6 @@ impl Invocation {
                 id: args.next()?.into_string().ok()?,
                 dir: args.next()?.into(),
             }),
-            "payload" => Some(Self::Payload {
-                shim: args.next()?.to_str()?.parse().ok()?,
-                confinement: args.next()?.into_string().ok()?,
-                command: args.collect(),
-            }),
             _ => None,
         }
     }
@@ -73,34 +56,6 @@ impl Invocation {
     pub fn args(&self) -> Vec<OsString> {
         match self {
             Self::Box { id, dir } => vec!["box".into(), id.into(), dir.into()],
-            Self::Payload {
-                shim,
-                confinement,
-                command,
-            } => {
-                let mut args = vec![
-                    "payload".into(),
-                    shim.to_string().into(),
-                    confinement.into(),
-                ];
-                args.extend_from_slice(command);
-                args
-            }
-        }
-    }
-
-    /// Creates the invocation of a command that dies with the calling process. The command inherits
-    /// the environment of its launcher, and has no limits.
-    pub fn bound_to_this_process(command: &[String]) -> Self {
-        Self::payload_of_this_process("{}".to_owned(), command)
-    }
-
-    /// Creates the invocation of a payload of the calling process.
-    pub fn payload_of_this_process(confinement: String, command: &[String]) -> Self {
-        Self::Payload {
-            shim: process::id(),
-            confinement,
-            command: command.iter().map(OsString::from).collect(),
         }
     }
 }
@@ -111,16 +66,12 @@ mod tests {
 
     #[test]
     fn parse_accepts_the_arguments_of_an_invocation() {
-        for invocation in [
-            Invocation::Box {
-                id: "b1".into(),
-                dir: "/boxes/b1".into(),
-            },
-            Invocation::bound_to_this_process(&["sh".into(), "-c".into(), "box".into()]),
-        ] {
-            let args = [OsString::from(ARGV0)].into_iter().chain(invocation.args());
-            assert_eq!(Invocation::parse(args), Some(invocation));
-        }
+        let invocation = Invocation::Box {
+            id: "b1".into(),
+            dir: "/boxes/b1".into(),
+        };
+        let args = [OsString::from(ARGV0)].into_iter().chain(invocation.args());
+        assert_eq!(Invocation::parse(args), Some(invocation));
     }
 
     #[test]

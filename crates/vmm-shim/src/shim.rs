@@ -61,11 +61,6 @@ impl Shim {
         match Invocation::of_this_process() {
             None => vmm_protocol::declare_shim_program(),
             Some(Invocation::Box { .. }) => instance::run(self.engines),
-            Some(Invocation::Payload {
-                shim,
-                confinement,
-                command,
-            }) => vmm_engine::become_payload(shim, &confinement, &command),
         }
     }
 }

@@ -1,32 +1,29 @@
-use std::fs;
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process;
 
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::sys::resource::{Resource as NixResource, getrlimit};
 use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
+use pidfd_spawn::{Command, Resource};
 
-use vmm_protocol::{ControlGroup, Controller, InstanceSpec, PROCS_FILE, PayloadSpec, with_causes};
+use vmm_protocol::{ControlGroup, Controller, InstanceSpec, PayloadSpec, with_causes};
 
 use crate::EngineError;
 
 /// The limits on the CPUs, memory and processes of a payload.
 ///
-/// The shim [prepares](Self::prepare) them. The launcher, which becomes the payload,
-/// [applies](Self::apply) them to itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+/// The shim [prepares](Self::prepare) them, and [applies](Self::apply) them to the command that starts
+/// the payload.
+#[derive(Debug, Default)]
 pub(crate) struct Confinement {
-    /// The control groups to enter.
+    /// The directories of the control groups.
     groups: Vec<PathBuf>,
     /// The number of CPUs for the affinity, if there is no control group for CPU time.
-    #[serde(rename = "processors")]
     cpus: Option<u32>,
     /// The limit on the data segment of each process in bytes, if there is no control group for
     /// memory.
-    #[serde(rename = "data")]
     data_bytes: Option<u64>,
 }
 
@@ -90,41 +87,37 @@ impl Confinement {
         Ok(confinement)
     }
 
-    /// Applies the limits to the calling process. The program that it executes keeps them.
-    pub(super) fn apply(&self) -> io::Result<()> {
+    /// Makes the command start its child with the limits.
+    pub(super) fn apply(&self, command: &mut Command) -> io::Result<()> {
         for group in &self.groups {
-            fs::write(group.join(PROCS_FILE), "0")?;
+            command.cgroup(File::open(group)?);
         }
         if let Some(count) = self.cpus {
-            set_affinity(count as usize)?;
+            command.affinity(affinity(count as usize)?);
         }
         if let Some(bytes) = self.data_bytes {
             // Only root may raise the hard limit.
-            let (_, hard) = getrlimit(Resource::RLIMIT_DATA)?;
+            let (_, hard) = getrlimit(NixResource::RLIMIT_DATA)?;
             let bytes = bytes.min(hard);
-            setrlimit(Resource::RLIMIT_DATA, bytes, bytes)?;
+            command.rlimit(Resource::Data, bytes, bytes);
         }
         Ok(())
     }
 }
 
-/// Restricts the calling process to this number of CPUs. The first one depends on the pid, which
-/// spreads payloads over the CPUs.
-fn set_affinity(count: usize) -> nix::Result<()> {
-    let this = Pid::from_raw(0);
-    let allowed = sched_getaffinity(this)?;
+/// Returns this number of the CPUs on which this process may run. The first one depends on its pid,
+/// which spreads payloads over the CPUs.
+fn affinity(count: usize) -> nix::Result<Vec<usize>> {
+    let allowed = sched_getaffinity(Pid::from_raw(0))?;
     let allowed: Vec<_> = (0..CpuSet::count())
         .filter(|cpu| allowed.is_set(*cpu) == Ok(true))
         .collect();
     let first = process::id() as usize % allowed.len().max(1);
-    let mut affinity = CpuSet::new();
-    for cpu in allowed
-        .iter()
+    let count = count.min(allowed.len());
+    Ok(allowed
+        .into_iter()
         .cycle()
         .skip(first)
-        .take(count.min(allowed.len()))
-    {
-        affinity.set(*cpu)?;
-    }
-    sched_setaffinity(this, &affinity)
+        .take(count)
+        .collect())
 }

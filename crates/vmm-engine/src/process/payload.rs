@@ -1,7 +1,6 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -12,8 +11,9 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
+use pidfd_spawn::Child;
 use vmm_protocol::ControlGroup;
-use vmm_protocol::pidfd::{self, has_exited};
+use vmm_protocol::pidfd::has_exited;
 
 use super::console::Console;
 use super::notify_socket::NotifySocket;
@@ -35,9 +35,6 @@ pub(super) struct ProcessPayload {
     is_killed: AtomicBool,
 }
 
-/// How often to check, without a pidfd, whether the payload has ended before it was ready.
-const EXIT_POLL_MILLIS: u16 = 20;
-
 /// How often to reap orphans while the payload is not ready.
 const REAP_INTERVAL_MILLIS: u16 = 500;
 
@@ -56,10 +53,12 @@ impl ProcessPayload {
         self.child.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pidfd(&self) -> Option<OwnedFd> {
-        pidfd::open(self.pid.as_raw().cast_unsigned())
-            .ok()
-            .flatten()
+    /// Returns a pidfd that stays open when the child is reaped.
+    fn pidfd(&self) -> io::Result<OwnedFd> {
+        match &*self.child() {
+            Some(child) => child.pidfd().try_clone_to_owned(),
+            None => Err(Errno::ECHILD.into()),
+        }
     }
 
     /// Waits until the payload has ended, and returns true. With `WNOHANG`, returns false
@@ -91,9 +90,7 @@ impl ProcessPayload {
     /// A descendant that traces the payload keeps `waitid` from reporting the exit, for as long as it
     /// lives: the pidfd reports it all the same.
     fn wait_for_exit(&self) -> io::Result<()> {
-        let Some(pidfd) = self.pidfd() else {
-            return self.has_ended(WaitPidFlag::empty()).map(drop);
-        };
+        let pidfd = self.pidfd()?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let children = SignalFd::with_flags(&Signal::SIGCHLD.into(), flags)?;
         loop {
@@ -143,29 +140,21 @@ impl Payload for ProcessPayload {
         let Some(notify) = notify else {
             return Ok(());
         };
-        let pidfd = self.pidfd();
-        let timeout = match pidfd {
-            Some(_) => PollTimeout::from(REAP_INTERVAL_MILLIS),
-            None => PollTimeout::from(EXIT_POLL_MILLIS),
-        };
         let system_error =
             |error| EngineError::system("wait for the payload's notification")(error);
+        let pidfd = self.pidfd().map_err(system_error)?;
         loop {
             if notify.receive_ready() {
                 return Ok(());
             }
-            if self.has_ended(WaitPidFlag::WNOHANG).map_err(system_error)?
-                || pidfd.as_ref().is_some_and(has_exited)
-            {
+            if self.has_ended(WaitPidFlag::WNOHANG).map_err(system_error)? || has_exited(&pidfd) {
                 return Err(EngineError::EndedEarly);
             }
-            let mut fds = vec![PollFd::new(notify.as_fd(), PollFlags::POLLIN)];
-            fds.extend(
-                pidfd
-                    .as_ref()
-                    .map(|pidfd| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)),
-            );
-            match poll(&mut fds, timeout) {
+            let mut fds = [
+                PollFd::new(notify.as_fd(), PollFlags::POLLIN),
+                PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, PollTimeout::from(REAP_INTERVAL_MILLIS)) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(system_error(error.into())),
             }

@@ -1,13 +1,13 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use nix::errno::Errno;
+use nix::libc::SIGKILL;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
-use shim_reaper::{ShimHandle, SpawnOptions};
+use shim_reaper::{Command, ShimHandle, SpawnOptions, Stdio};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use vmm_protocol::BOX_DIR_VARIABLE;
@@ -76,16 +76,20 @@ impl Probe {
 
 /// Runs a probe command and returns whether it exited with 0.
 async fn run_command(command: &[String], dir: &Path, probes: &ProbeRunner) -> io::Result<bool> {
-    if command.is_empty() {
+    let Some((program, args)) = command.split_first() else {
         return Err(io::Error::other("the health probe has an empty command"));
-    }
-    let mut command = probes.program.bound_command(command);
+    };
+    let mut command = Command::new(program);
     command
+        .args(args)
         .current_dir(dir)
         .env(BOX_DIR_VARIABLE, dir)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null());
+        .stderr(Stdio::null())
+        .reset_ignored_signals(true)
+        .parent_death_signal(SIGKILL);
+    probes.program.remove_private_env(&mut command);
     let options = SpawnOptions::new().process_group(true);
     let process = ProcessGroup(process_wide_reaper()?.spawn_with(command, options)?);
     let exit = process.0.clone().await.map_err(io::Error::other)?;

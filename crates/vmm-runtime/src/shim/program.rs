@@ -1,9 +1,8 @@
 use std::ffi::OsString;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use nix::unistd::{AccessFlags, access};
+use shim_reaper::Command;
 use vmm_protocol::{ARGV0, Invocation};
 
 use crate::ShimProgramError;
@@ -69,29 +68,22 @@ impl ShimProgram {
         &self.path
     }
 
-    /// Returns a command that dies with this process, as a payload dies with its shim. More
-    /// precisely, it dies with the thread that spawns it, `prctl(2)`.
-    pub(crate) fn bound_command(&self, command: &[String]) -> Command {
-        self.build_command(&Invocation::bound_to_this_process(command))
-    }
-
     /// Returns the command of a box's shim, with its standard streams not yet set.
     pub(super) fn command(&self, id: &str, dir: &Path) -> Command {
         let invocation = Invocation::Box {
             id: id.to_owned(),
             dir: dir.to_owned(),
         };
-        let mut command = self.build_command(&invocation);
-        command.current_dir(dir);
+        let mut command = Command::new(&self.path);
+        command.arg0(ARGV0).args(invocation.args()).current_dir(dir);
+        self.remove_private_env(&mut command);
         command
     }
 
-    fn build_command(&self, invocation: &Invocation) -> Command {
-        let mut command = Command::new(&self.path);
-        command.arg0(ARGV0).args(invocation.args());
+    /// Removes the private variables from the environment of a command.
+    pub(crate) fn remove_private_env(&self, command: &mut Command) {
         for name in &self.private_env {
             command.env_remove(name);
         }
-        command
     }
 }

@@ -1,10 +1,10 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::{self, Stdio};
+use std::process;
 use std::time::Duration;
 
-use shim_reaper::{ShimHandle, ShimReaper};
+use shim_reaper::{ShimHandle, ShimReaper, Stdio};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout};
 use tokio::time::{Instant, sleep};
