@@ -89,7 +89,7 @@ impl<P> Directory<P> {
 
 impl<P> Entries<P> {
     pub(crate) fn is_empty(&self) -> bool {
-        self.by_pid.is_empty()
+        self.by_pid.is_empty() && self.pending.is_empty()
     }
 
     pub(crate) fn get(&self, pid: u32) -> Option<&Arc<Shim<P>>> {
@@ -103,6 +103,11 @@ impl<P> Entries<P> {
 
     pub(crate) fn insert(&mut self, shim: &Arc<Shim<P>>, check: Check) {
         self.by_pid.insert(shim.pid, Arc::clone(shim));
+        self.insert_earlier(shim, check);
+    }
+
+    /// Adds a shim that has ended, while its pid belongs to another registered process.
+    pub(crate) fn insert_earlier(&mut self, shim: &Arc<Shim<P>>, check: Check) {
         self.pending.push(Pending {
             shim: Arc::clone(shim),
             check,

@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::process::Child;
 
 /// The error of a handle whose shim was still running when the reaper shut down.
@@ -9,7 +10,7 @@ use std::process::Child;
 #[error("the reaper has shut down")]
 pub struct ReaperClosed;
 
-/// The error of a registration that the reaper refused.
+/// The error of a registration that the reaper refused, with the child that it refused, if any.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -21,11 +22,19 @@ pub struct ReaperClosed;
 /// # }
 /// ```
 #[derive(Debug, thiserror::Error)]
-#[error("cannot register pid {pid}: {kind}")]
-pub struct RegisterError {
+#[error("cannot register {}: {kind}", subject(*.pid, *.kind))]
+pub struct RegisterError<C = Child> {
     pid: u32,
     kind: RegisterErrorKind,
-    child: Option<Box<Child>>,
+    child: Option<Box<C>>,
+}
+
+fn subject(pid: u32, kind: RegisterErrorKind) -> Cow<'static, str> {
+    match kind {
+        RegisterErrorKind::NotAPidfd => "the process of a descriptor".into(),
+        RegisterErrorKind::Reaped => "a process that has been reaped".into(),
+        _ => format!("pid {pid}").into(),
+    }
 }
 
 /// The reason of a [`RegisterError`].
@@ -41,12 +50,19 @@ pub enum RegisterErrorKind {
     /// The pid is above `i32::MAX`. As a signed number it would be a process group.
     #[error("a pid is at most i32::MAX; pass the pid of the shim")]
     OutOfRange,
+    /// The descriptor is not a pidfd, or it is that of a thread.
+    #[error("it is not a pidfd of a process; pass one from pidfd_open(2) or a Pidfd")]
+    NotAPidfd,
+    /// The process has been reaped, and its pid is not known any more: the pidfd does not have it, or
+    /// the [`tokio::process::Child`] has been waited for.
+    #[error("its pid is not known any more; register it before it is waited for")]
+    Reaped,
     /// The reaper has shut down.
     #[error("the reaper has shut down; start a new one")]
     Closed,
 }
 
-impl RegisterError {
+impl<C> RegisterError<C> {
     pub(crate) fn new(pid: u32, kind: RegisterErrorKind) -> Self {
         Self {
             pid,
@@ -55,12 +71,12 @@ impl RegisterError {
         }
     }
 
-    pub(crate) fn with_child(mut self, child: Child) -> Self {
-        self.child = Some(Box::new(child));
+    pub(crate) fn with_child(mut self, child: Option<C>) -> Self {
+        self.child = child.map(Box::new);
         self
     }
 
-    /// Returns the pid that the reaper refused.
+    /// Returns the pid that the reaper refused, or 0 if it is not known.
     pub fn pid(&self) -> u32 {
         self.pid
     }
@@ -72,7 +88,7 @@ impl RegisterError {
 
     /// Returns the child that [`register_child`](crate::ShimReaper::register_child) refused, so
     /// that the caller can wait for it.
-    pub fn into_child(self) -> Option<Child> {
+    pub fn into_child(self) -> Option<C> {
         self.child.map(|child| *child)
     }
 }

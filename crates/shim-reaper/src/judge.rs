@@ -70,7 +70,7 @@ fn judge_child<K: ProcessTable>(
         if owner_comes_first {
             kernel.peek(Target::Pidfd(case.pid, pidfd))
         } else {
-            kernel.reap(Target::Pidfd(case.pid, pidfd))
+            case.reap(kernel)
         }
     };
     let mut result = wait();
@@ -142,7 +142,7 @@ fn judge_child_by_pid<K: ProcessTable>(kernel: &K, case: &Case<'_, K::Pidfd>) ->
             Ok(Some(stat)) if !case.state.is_same_process(&stat) => vanished,
             Ok(None) => vanished,
             _ if case.owner_comes_first() => Verdict::DeferToOwner(Some(exit)),
-            _ => match kernel.reap(Target::Pid(case.pid)) {
+            _ => match case.reap(kernel) {
                 WaitResult::Exited(exit) => Verdict::Reaped(exit),
                 WaitResult::Running | WaitResult::NotWaitable => vanished,
             },
@@ -197,6 +197,19 @@ const IDENTITY_COMPARED: Verdict = Verdict::Running {
 };
 
 impl<P> Case<'_, P> {
+    /// Reaps the process if it has exited.
+    fn reap<K: ProcessTable<Pidfd = P>>(&self, kernel: &K) -> WaitResult {
+        let target = self.state.wait_target(self.pid);
+        let Some(child) = &self.state.tokio_child else {
+            return kernel.reap(target);
+        };
+        let result = kernel.peek(target);
+        if matches!(result, WaitResult::Exited(_)) {
+            child.reap();
+        }
+        result
+    }
+
     fn owner_comes_first(&self) -> bool {
         self.state.role == Role::Shared
             && self.trigger != Trigger::GraceExpired

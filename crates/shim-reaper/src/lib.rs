@@ -92,7 +92,9 @@ macro_rules! fail_point {
     };
 }
 
+mod adopt;
 mod builder;
+mod child;
 mod command;
 mod core;
 mod directory;
@@ -113,6 +115,7 @@ mod parker;
 mod pidfd;
 mod pipe_runtime;
 mod pipes;
+mod process_ref;
 mod readiness;
 mod reaper;
 mod register;
@@ -135,6 +138,7 @@ mod sync;
 mod sys;
 mod thread;
 mod timers;
+mod tokio_child;
 mod wait;
 mod wake_all;
 mod wake_event;
@@ -142,6 +146,7 @@ mod worker;
 
 pub use self::metrics::{Metrics, MetricsSink, ReaperCounter, ReaperGauge};
 pub use builder::ReaperBuilder;
+pub use child::ChildProcess;
 pub use command::SpawnCommand;
 pub use drop_guard::DropGuard;
 pub use error::{ReaperClosed, RegisterError, RegisterErrorKind};
@@ -153,6 +158,7 @@ pub use metrics_facade::MetricsFacade;
 pub use pidfd::Pidfd;
 #[doc(no_inline)]
 pub use pidfd_spawn::{self, Command, Stdio};
+pub use process_ref::ProcessRef;
 pub use reaper::ShimReaper;
 pub use signal::{InvalidSignal, Signal};
 pub use spawn_options::SpawnOptions;

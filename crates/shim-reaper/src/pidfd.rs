@@ -4,7 +4,7 @@ use std::process::ExitStatus;
 
 use nix::errno::Errno;
 
-use crate::kernel::ProcStat;
+use crate::kernel::{ProcStat, pid_of_pidfd};
 use crate::{Signal, sys};
 
 /// A pidfd: a reference to one process that a recycled pid cannot redirect.
@@ -50,7 +50,7 @@ impl Pidfd {
         }
     }
 
-    /// Returns the pid that this pidfd was opened with.
+    /// Returns the pid of the process.
     pub fn pid(&self) -> u32 {
         self.pid
     }
@@ -115,5 +115,28 @@ impl AsFd for Pidfd {
     /// Borrows the descriptor, for example to poll it: it is readable once the process has exited.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+impl TryFrom<OwnedFd> for Pidfd {
+    type Error = io::Error;
+
+    /// Takes over a pidfd from `pidfd_open(2)`, `clone3(2)` or a socket.
+    ///
+    /// Fails with [`InvalidInput`](io::ErrorKind::InvalidInput) if the descriptor is not a pidfd, or
+    /// is that of a thread, and with `ESRCH` if the kernel does not know the pid any more, because
+    /// the process has been reaped, or is in another PID namespace.
+    fn try_from(fd: OwnedFd) -> io::Result<Self> {
+        let pid = match sys::pidfd_pid(fd.as_fd()) {
+            Some(pid) => pid?,
+            None => pid_of_pidfd(fd.as_fd())?,
+        };
+        Ok(Self { pid, fd })
+    }
+}
+
+impl From<Pidfd> for OwnedFd {
+    fn from(pidfd: Pidfd) -> Self {
+        pidfd.fd
     }
 }

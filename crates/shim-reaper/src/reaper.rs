@@ -1,14 +1,14 @@
 use std::io;
-use std::process::Child;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::child::sealed::Reaper;
 use crate::shim::Role;
 use crate::stop;
 use crate::worker::Worker;
 use crate::{
-    Exits, ReaperStats, RegisterError, ShimHandle, ShutdownReport, SpawnCommand, SpawnOptions,
-    StopReport,
+    ChildProcess, Exits, ProcessRef, ReaperStats, RegisterError, ShimHandle, ShutdownReport,
+    SpawnCommand, SpawnOptions, StopReport,
 };
 
 /// A reaper of child processes, which reaps the registered ones and no others.
@@ -22,8 +22,8 @@ use crate::{
 /// |---|---|---|
 /// | a `Command` | [`spawn`](Self::spawn) | creates the child, and reaps it when it exits |
 /// | a `Child` that you give up | [`register_child`](Self::register_child) | reaps it when it exits |
-/// | a pid whose `Child` an owner may hold | [`register`](Self::register) | reaps it if the owner does not wait in the grace period |
-/// | a pid that is not your child | [`attach`](Self::attach) | observes its exit, never waits for it |
+/// | a pid or pidfd whose `Child` an owner may hold | [`register`](Self::register) | reaps it if the owner does not wait in the grace period |
+/// | a pid or pidfd that is not your child | [`attach`](Self::attach) | observes its exit, never waits for it |
 ///
 /// Use `tokio::process` instead if one task starts a child and awaits its exit. The reaper is for
 /// children that outlive the code that started them.
@@ -124,7 +124,8 @@ impl ShimReaper {
         ))
     }
 
-    /// Registers a child process by pid, while its owner may still hold its `Child`.
+    /// Registers a child process by [pid or pidfd](ProcessRef), while its owner may still hold its
+    /// `Child`.
     ///
     /// When the process exits, the handle resolves at once, and the owner has the
     /// [grace period](crate::ReaperBuilder::owner_grace) to wait for it and get its status. After that the
@@ -136,31 +137,44 @@ impl ShimReaper {
     ///
     /// # Errors
     ///
-    /// Returns [`RegisterError`] if the pid is 0, the pid of this process or above `i32::MAX`, and
-    /// after shutdown.
-    pub fn register(&self, pid: u32) -> Result<ShimHandle, RegisterError> {
-        let worker = self.live_worker();
-        let shim = worker.shared().register(pid, Role::Shared)?;
-        Ok(ShimHandle::new(shim, Arc::clone(worker)))
+    /// Returns [`RegisterError`] if the pid is 0, the pid of this process or above `i32::MAX`, if the
+    /// descriptor is not a pidfd, and after shutdown.
+    pub fn register(&self, process: impl ProcessRef) -> Result<ShimHandle, RegisterError> {
+        self.register_as(process, Role::Shared)
     }
 
-    /// Registers a child and takes ownership of it and its pipes. The reaper reaps it when it
-    /// exits.
+    /// Registers a [child](ChildProcess) and takes ownership of it and its pipes. The reaper reaps it
+    /// when it exits.
+    ///
+    /// A child of `pidfd-spawn` comes with its pidfd. For the other types the reaper opens one.
+    ///
+    /// # Children of tokio
+    ///
+    /// The child does not depend on its tokio runtime any more. `kill_on_drop` has no effect until
+    /// the reaper shuts down: it then drops the `Child` of a process that still runs, which kills it
+    /// if `kill_on_drop` is set, and otherwise makes tokio wait for it.
+    ///
+    /// tokio knows a child by its pid only, so the reaper reaps it through its `Child`. If a foreign
+    /// wait comes first, the reaper leaks that `Child` and its descriptor: dropped, it could signal,
+    /// or wait for, a process that got the pid.
     ///
     /// # Errors
     ///
-    /// Returns [`RegisterError`] after shutdown; [`RegisterError::into_child`] returns the child.
-    pub fn register_child(&self, mut child: Child) -> Result<ShimHandle, RegisterError> {
+    /// Returns [`RegisterError`] after shutdown, and for a child of tokio that has been waited for.
+    /// [`RegisterError::into_child`] returns the child.
+    pub fn register_child<C: ChildProcess>(
+        &self,
+        child: C,
+    ) -> Result<ShimHandle, RegisterError<C>> {
         let worker = self.live_worker();
-        match worker.shared().adopt(&mut child) {
-            Ok(shim) => Ok(ShimHandle::with_pipes(
-                shim,
-                Arc::clone(worker),
-                child.into(),
-                false,
-            )),
-            Err(kind) => Err(RegisterError::new(child.id(), kind).with_child(child)),
-        }
+        let adopted = child.adopt(Reaper(worker.shared()))?;
+        let worker = Arc::clone(worker);
+        Ok(ShimHandle::with_pipes(
+            adopted.shim,
+            worker,
+            adopted.pipes,
+            false,
+        ))
     }
 
     /// Registers a process that is not a child of this process, such as a shim that a previous run
@@ -177,9 +191,21 @@ impl ShimReaper {
     /// # Errors
     ///
     /// As for [`register`](Self::register).
-    pub fn attach(&self, pid: u32) -> Result<ShimHandle, RegisterError> {
+    pub fn attach(&self, process: impl ProcessRef) -> Result<ShimHandle, RegisterError> {
+        self.register_as(process, Role::Attached)
+    }
+
+    fn register_as(
+        &self,
+        process: impl ProcessRef,
+        role: Role,
+    ) -> Result<ShimHandle, RegisterError> {
         let worker = self.live_worker();
-        let shim = worker.shared().register(pid, Role::Attached)?;
+        let process = process
+            .into_process()
+            .map_err(|kind| RegisterError::new(0, kind))?;
+        let (pid, pidfd) = (process.pid, process.pidfd);
+        let shim = worker.shared().register_process(pid, pidfd, role)?;
         Ok(ShimHandle::new(shim, Arc::clone(worker)))
     }
 

@@ -1,7 +1,6 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::mem;
-use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,16 +12,13 @@ use crate::command::sealed::CommandRef;
 use crate::directory::{Check, Directory, Entries};
 use crate::exits::Subscribers;
 use crate::kernel::{NoPidfd, ProcessTable, Spawned, Target, WaitResult};
-use crate::outbox::Outbox;
 use crate::pipes::Pipes;
 use crate::shim::{NO_PROCESS, Role, Shim};
 use crate::stats::Counters;
 use crate::sync::{Mutex, MutexGuard};
 use crate::timers::{Sleep, Timers};
-use crate::{
-    CollectedBy, ReaperClosed, ReaperCounter, ReaperGauge, RegisterError, RegisterErrorKind,
-    ShimExit,
-};
+use crate::tokio_child::TokioChild;
+use crate::{ReaperClosed, ReaperGauge, RegisterError, RegisterErrorKind};
 
 /// The state that registering and sweeping share, and that needs no registry lock.
 ///
@@ -98,13 +94,24 @@ impl<K: ProcessTable> Shared<K> {
     }
 
     /// Registers a process by pid.
+    #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn register(
         &self,
         pid: u32,
         role: Role,
     ) -> Result<Arc<Shim<K::Pidfd>>, RegisterError> {
+        self.register_process(pid, None, role)
+    }
+
+    /// Registers the process of a pidfd, or without one the process that currently has this pid.
+    pub(crate) fn register_process(
+        &self,
+        pid: u32,
+        pidfd: Option<K::Pidfd>,
+        role: Role,
+    ) -> Result<Arc<Shim<K::Pidfd>>, RegisterError> {
         validate(pid).map_err(|kind| RegisterError::new(pid, kind))?;
-        let pidfd = self.kernel.open(pid);
+        let pidfd = pidfd.map_or_else(|| self.kernel.open(pid), |pidfd| self.kernel.accept(pidfd));
         let waitable = match &pidfd {
             Ok(pidfd) if role == Role::Shared => !matches!(
                 self.kernel.peek(Target::Pidfd(pid, pidfd)),
@@ -131,7 +138,8 @@ impl<K: ProcessTable> Shared<K> {
         }
         let early_pidfd = self.early_pidfd || self.foreign_wait_seen.load(Ordering::Relaxed);
         let Spawned { pid, pidfd, pipes } = self.kernel.spawn(command, early_pidfd)?;
-        match self.insert(pid, Role::Owned, leads_group, pidfd, Check::OnEvent) {
+        let (role, check) = (Role::Owned, Check::OnEvent);
+        match self.insert(pid, role, leads_group, pidfd, check) {
             Ok(shim) => Ok((shim, pipes)),
             Err(Refused(pidfd)) => {
                 // The reaper shut down in the meantime: undo the spawn.
@@ -141,68 +149,27 @@ impl<K: ProcessTable> Shared<K> {
         }
     }
 
-    /// Takes over a child from its owner.
-    pub(crate) fn adopt(
-        &self,
-        child: &mut Child,
-    ) -> Result<Arc<Shim<K::Pidfd>>, RegisterErrorKind> {
-        self.adopt_by(child.id(), || child.try_wait().ok().flatten())
-    }
-
-    /// Does what [`adopt`](Self::adopt) does with a child that `try_wait` waits for.
-    pub(crate) fn adopt_by(
-        &self,
-        pid: u32,
-        try_wait: impl FnOnce() -> Option<ExitStatus>,
-    ) -> Result<Arc<Shim<K::Pidfd>>, RegisterErrorKind> {
-        if self.is_refusing() {
-            return Err(RegisterErrorKind::Closed);
-        }
-        let pidfd = self.kernel.open(pid);
-        let peek = |pidfd: &Result<K::Pidfd, NoPidfd>| match pidfd {
-            Ok(pidfd) => self.kernel.peek(Target::Pidfd(pid, pidfd)),
-            Err(_) => self.kernel.peek(Target::Pid(pid)),
-        };
-        let before = peek(&pidfd);
-        // A `Child` that its owner has waited for caches its status, and the kernel may have
-        // recycled its pid; only `try_wait` shows this. A registered pid is left to its entry.
-        let status = if self.is_registered(pid) {
-            None
-        } else {
-            try_wait()
-        };
-        if let Some(status) = status {
-            let reaped_here = matches!(before, WaitResult::Exited(_) | WaitResult::Running)
-                && matches!(peek(&pidfd), WaitResult::NotWaitable);
-            let rusage = match before {
-                WaitResult::Exited(exit) if reaped_here => Some(exit.usage),
-                _ => None,
-            };
-            let collected_by = if reaped_here {
-                CollectedBy::Reaper
-            } else {
-                CollectedBy::Owner
-            };
-            return self
-                .publish_ended(ShimExit {
-                    pid,
-                    status: Some(status),
-                    collected_by,
-                    rusage,
-                })
-                .map_err(|ReaperClosed| RegisterErrorKind::Closed);
-        }
-        self.insert(pid, Role::Owned, false, pidfd, Check::OnEvent)
-            .map_err(|Refused(_)| RegisterErrorKind::Closed)
-    }
-
     pub(crate) fn insert(
         &self,
         pid: u32,
         role: Role,
         leads_group: bool,
         pidfd: Result<K::Pidfd, NoPidfd>,
+        check: Check,
+    ) -> Result<Arc<Shim<K::Pidfd>>, Refused<K::Pidfd>> {
+        self.insert_child(pid, role, leads_group, pidfd, check, || None)
+    }
+
+    /// Does what [`insert`](Self::insert) does for a child that the reaper reaps through tokio, if
+    /// `take_child` returns it.
+    pub(crate) fn insert_child(
+        &self,
+        pid: u32,
+        role: Role,
+        leads_group: bool,
+        pidfd: Result<K::Pidfd, NoPidfd>,
         mut check: Check,
+        take_child: impl FnOnce() -> Option<TokioChild>,
     ) -> Result<Arc<Shim<K::Pidfd>>, Refused<K::Pidfd>> {
         let mut start_time = None;
         let mut pidfd = match pidfd {
@@ -233,8 +200,11 @@ impl<K: ProcessTable> Shared<K> {
         if self.is_refusing() {
             return Err(Refused(pidfd));
         }
-        if let Some(entry) = self.find_same(&entries, pid, role, start_time) {
+        if let Some(entry) = self.find_same(&entries, pid, role, pidfd.as_ref(), start_time) {
             let mut state = entry.state();
+            if let Some(child) = take_child() {
+                state.tokio_child = Some(child);
+            }
             if role > state.role {
                 state.role = role;
                 drop(state);
@@ -265,8 +235,16 @@ impl<K: ProcessTable> Shared<K> {
         if without_pidfd {
             self.counters.change(ReaperGauge::WithoutPidfd, 1);
         }
+        // The pidfd of a caller may be that of an earlier process with the pid of the entry.
+        let has_ended = |pidfd| self.kernel.is_reaped(pidfd);
+        let is_earlier = entries.get(pid).is_some() && pidfd.as_ref().is_some_and(has_ended);
         let shim = Arc::new(Shim::new(pid, id, leads_group, role, pidfd, start_time));
-        entries.insert(&shim, check);
+        shim.state().tokio_child = take_child();
+        if is_earlier {
+            entries.insert_earlier(&shim, check);
+        } else {
+            entries.insert(&shim, check);
+        }
         self.counters.change(ReaperGauge::Registered, 1);
         drop(entries);
         registration.complete();
@@ -279,12 +257,14 @@ impl<K: ProcessTable> Shared<K> {
         Ok(shim)
     }
 
-    /// Returns the unfinished entry of the process that currently has this pid.
-    fn find_same(
+    /// Returns the unfinished entry of the process that currently has this pid, unless `pidfd` is
+    /// that of an earlier process.
+    pub(crate) fn find_same(
         &self,
         entries: &MutexGuard<'_, Entries<K::Pidfd>>,
         pid: u32,
         role: Role,
+        pidfd: Option<&K::Pidfd>,
         start_time: Option<u64>,
     ) -> Option<Arc<Shim<K::Pidfd>>> {
         let entry = entries.get(pid)?;
@@ -300,39 +280,14 @@ impl<K: ProcessTable> Shared<K> {
                 _ => role != Role::Owned,
             },
         };
-        same.then(|| Arc::clone(entry))
+        // Asked last: a process that is not reaped now had the pid all along.
+        let is_current = || !pidfd.is_some_and(|pidfd| self.kernel.is_reaped(pidfd));
+        (same && is_current()).then(|| Arc::clone(entry))
     }
 
     fn start_time(&self, pid: u32) -> Option<u64> {
         let stat = self.kernel.stat(pid).ok().flatten();
         stat.map(|stat| stat.start_time)
-    }
-
-    fn is_registered(&self, pid: u32) -> bool {
-        let entries = self.directory.lock();
-        self.find_same(&entries, pid, Role::Shared, None).is_some()
-    }
-
-    /// Counts and publishes the exit of a child that had ended before its registration. The child
-    /// never enters the directory.
-    fn publish_ended(&self, exit: ShimExit) -> Result<Arc<Shim<K::Pidfd>>, ReaperClosed> {
-        let mut outbox = Outbox::new();
-        let mut entries = self.directory.lock();
-        // As in `insert`: the final drain, which ends the streams, comes after this.
-        if self.is_refusing() {
-            return Err(ReaperClosed);
-        }
-        let id = entries.next_id();
-        let shim = Arc::new(Shim::new(exit.pid, id, false, Role::Owned, None, None));
-        let counter = match exit.collected_by {
-            CollectedBy::Reaper => ReaperCounter::Reaped,
-            CollectedBy::Owner | CollectedBy::Observed => ReaperCounter::OwnerReaped,
-        };
-        self.counters.count(counter);
-        outbox.resolve(&self.subscribers, &mut shim.state(), exit);
-        drop(entries);
-        self.counters.metrics.increment(counter);
-        Ok(shim)
     }
 
     /// Returns a future that is ready after `time`, if the worker runs.

@@ -8,6 +8,7 @@ use nix::libc;
 
 use crate::kernel::{ProcStat, ProcessTable, Target};
 use crate::sync::{Mutex, MutexGuard};
+use crate::tokio_child::TokioChild;
 use crate::{ReaperClosed, ShimExit, Signal};
 
 /// The start time of a registered process that did not exist. No process has it, so that the shim is
@@ -30,6 +31,7 @@ pub(crate) struct State<P> {
     pub(crate) pidfd: Option<P>,
     /// The identity of the process, with its pid, if it has no pidfd.
     pub(crate) start_time: Option<u64>,
+    pub(crate) tokio_child: Option<TokioChild>,
     /// Whether it was sent SIGKILL through this reaper.
     killed: bool,
     outcome: Outcome,
@@ -76,6 +78,7 @@ impl<P> Shim<P> {
                 role,
                 pidfd,
                 start_time,
+                tokio_child: None,
                 killed: false,
                 outcome: Outcome::Running(Waiters::default()),
             }),

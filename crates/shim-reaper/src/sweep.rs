@@ -129,7 +129,11 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
                 still_running.push(shim.pid);
             }
             let without_pidfd = state.pidfd.is_none();
+            let tokio_child = state.tokio_child.take();
             drop(state);
+            if let Some(child) = tokio_child {
+                child.release();
+            }
             let counters = &self.shared.counters;
             if without_pidfd {
                 counters.adjust(ReaperGauge::WithoutPidfd, -1);
@@ -348,6 +352,7 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         }
         counters.adjust(ReaperGauge::Registered, -1);
         let mut state = shim.state();
+        state.tokio_child = None;
         if let Some(pidfd) = state.pidfd.take() {
             self.outbox.close(pidfd);
         }

@@ -157,10 +157,13 @@ pub(crate) fn waitid(target: WaitFor<'_>, keep_zombie: bool) -> io::Result<Optio
 struct PidfdInfo {
     mask: u64,
     cgroupid: u64,
-    ids: [u32; 11],
+    pid: u32,
+    tgid: u32,
+    other_ids: [u32; 9],
     exit_code: i32,
 }
 
+const PIDFD_INFO_PID: u64 = 1;
 const PIDFD_INFO_EXIT: u64 = 1 << 3;
 
 nix::ioctl_readwrite!(pidfd_get_info, 0xFF, 11, PidfdInfo);
@@ -175,6 +178,23 @@ pub(crate) fn pidfd_exit_status(pidfd: BorrowedFd<'_>) -> Option<ExitStatus> {
     // SAFETY: `info` has the size that is encoded in the request and is valid for the call.
     unsafe { pidfd_get_info(pidfd.as_raw_fd(), &raw mut info) }.ok()?;
     (info.mask & PIDFD_INFO_EXIT != 0).then(|| ExitStatus::from_raw(info.exit_code))
+}
+
+/// Returns the pid of a process: `PIDFD_GET_INFO`, Linux 6.13. Fails with ESRCH if it has been
+/// reaped, and with `InvalidInput` if it is a thread. Returns `None` on older kernels, and for a
+/// descriptor that is not a pidfd.
+pub(crate) fn pidfd_pid(pidfd: BorrowedFd<'_>) -> Option<io::Result<u32>> {
+    let mut info = PidfdInfo {
+        mask: PIDFD_INFO_PID,
+        ..PidfdInfo::default()
+    };
+    // SAFETY: as in `pidfd_exit_status`.
+    match unsafe { pidfd_get_info(pidfd.as_raw_fd(), &raw mut info) } {
+        Ok(_) if info.pid == info.tgid => Some(Ok(info.pid)),
+        Ok(_) => Some(Err(io::ErrorKind::InvalidInput.into())),
+        Err(Errno::ESRCH) => Some(Err(Errno::ESRCH.into())),
+        Err(_) => None,
+    }
 }
 
 /// Returns true if the kernel reaps children itself: SIGCHLD is ignored, or `SA_NOCLDWAIT` is set.

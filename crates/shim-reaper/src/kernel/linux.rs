@@ -59,12 +59,9 @@ impl Linux {
     /// Spawns a child that is born with its pidfd.
     fn spawn_native(&self, command: &mut pidfd_spawn::Command) -> io::Result<Spawned<OwnedFd>> {
         let child = command.spawn()?.into_parts();
-        let has_pidfds = self.pidfds.load(Ordering::Relaxed);
         Ok(Spawned {
             pid: child.pid,
-            pidfd: has_pidfds
-                .then_some(child.pidfd)
-                .ok_or(NoPidfd::Unsupported),
+            pidfd: self.accept(child.pidfd),
             pipes: Pipes {
                 stdin: child.stdin,
                 stdout: child.stdout,
@@ -198,6 +195,16 @@ impl ProcessTable for Linux {
 
     fn duplicate(&self, pidfd: &OwnedFd) -> io::Result<OwnedFd> {
         pidfd.try_clone()
+    }
+
+    fn accept(&self, pidfd: OwnedFd) -> Result<OwnedFd, NoPidfd> {
+        if self.pidfds.load(Ordering::Relaxed) {
+            Ok(pidfd)
+        } else if self.is_reaped(&pidfd) {
+            Err(NoPidfd::NoProcess)
+        } else {
+            Err(NoPidfd::Unsupported)
+        }
     }
 
     fn spawn(&self, command: CommandRef<'_>, early_pidfd: bool) -> io::Result<Spawned<OwnedFd>> {

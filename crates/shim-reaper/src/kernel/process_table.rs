@@ -34,6 +34,9 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
 
     fn duplicate(&self, pidfd: &Self::Pidfd) -> io::Result<Self::Pidfd>;
 
+    /// Checks a pidfd that other code has opened.
+    fn accept(&self, pidfd: Self::Pidfd) -> Result<Self::Pidfd, NoPidfd>;
+
     /// Spawns a child. A native command gets the pidfd with the child. With `early_pidfd`, the child
     /// of a std command opens its pidfd before it executes the program, which makes the spawn
     /// slower: otherwise a foreign wait could reap it before [`open`](Self::open).

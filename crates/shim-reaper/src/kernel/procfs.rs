@@ -1,5 +1,6 @@
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
@@ -50,6 +51,22 @@ fn parse(line: &[u8]) -> Option<(u8, u64, i32)> {
     let start_time = fields.nth(18)?.parse().ok()?;
     let exit_code = fields.nth(29)?.parse().ok()?;
     Some((state, start_time, exit_code))
+}
+
+/// Returns the pid of a process by its pidfd, on any kernel that has pidfds. Fails with ESRCH if it
+/// has been reaped, and with `InvalidInput` if the descriptor is not a pidfd of a process.
+pub(crate) fn pid_of_pidfd(pidfd: BorrowedFd<'_>) -> io::Result<u32> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let field = |name| info.lines().find_map(|line| line.strip_prefix(name));
+    let flags = field("flags:").and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+    let is_thread = flags.is_some_and(|flags| flags & libc::PIDFD_THREAD as i32 != 0);
+    let pid = field("Pid:").and_then(|pid| pid.trim().parse::<i32>().ok());
+    match pid.filter(|_| !is_thread) {
+        Some(pid @ 1..) => Ok(pid as u32),
+        // -1 for a reaped process, 0 for one of another PID namespace.
+        Some(_) => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+        None => Err(io::ErrorKind::InvalidInput.into()),
+    }
 }
 
 /// Returns whether this process may read the exit code in `stat`. Reading `exe` needs the same
@@ -124,7 +141,14 @@ fn is_missing(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use std::fs::File;
+    use std::io;
+    use std::os::fd::{AsFd, BorrowedFd};
+
+    use nix::libc;
+
+    use super::{parse, pid_of_pidfd};
+    use crate::sys::{pidfd_open, pidfd_pid};
 
     #[test]
     fn a_name_with_parentheses_and_spaces_does_not_shift_the_fields() {
@@ -138,5 +162,26 @@ mod tests {
         assert_eq!(parse(b"77 (a) Z 1 2"), None);
         assert_eq!(parse(b"77 (a"), None);
         assert_eq!(parse(b""), None);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls")]
+    fn procfs_and_the_kernel_agree_on_the_pid_of_a_pidfd() {
+        let pids = |fd: BorrowedFd<'_>| {
+            let by_procfs = pid_of_pidfd(fd);
+            // Before Linux 6.13, and for other descriptors, only procfs has the answer.
+            let by_kernel = pidfd_pid(fd).unwrap_or_else(|| pid_of_pidfd(fd));
+            let view = |pid: io::Result<u32>| pid.map_err(|error| error.kind());
+            assert_eq!(view(by_procfs), view(by_kernel));
+            view(pid_of_pidfd(fd))
+        };
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pidfd = pidfd_open(child.id()).unwrap();
+        assert_eq!(pids(pidfd.as_fd()), Ok(child.id()));
+        child.wait().unwrap();
+        let reaped = io::Error::from_raw_os_error(libc::ESRCH).kind();
+        assert_eq!(pids(pidfd.as_fd()), Err(reaped));
+        let file = File::open("/dev/null").unwrap();
+        assert_eq!(pids(file.as_fd()), Err(io::ErrorKind::InvalidInput));
     }
 }

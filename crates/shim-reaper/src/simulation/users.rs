@@ -114,14 +114,14 @@ impl Simulation {
                 known.has_owner = false;
             }
         }
-        let try_wait = || {
+        let mut try_wait = || {
             known.cached.or_else(|| {
                 let status = kernel.wait_elsewhere(known.process)?;
                 kernel.mark_reaped_by_reaper(known.process);
                 Some(status)
             })
         };
-        match self.core.shared.adopt_by(known.pid, try_wait) {
+        match self.core.shared.adopt(known.pid, None, &mut try_wait) {
             Ok(shim) => {
                 let published = shim.state().exit();
                 self.note_registration(shim, Role::Owned, Some(known.process), None);

@@ -130,6 +130,10 @@ impl ProcessTable for Simulated {
         Ok(self.descriptor(pidfd.process))
     }
 
+    fn accept(&self, pidfd: Descriptor) -> Result<Descriptor, NoPidfd> {
+        Ok(pidfd)
+    }
+
     fn spawn(&self, command: CommandRef<'_>, early_pidfd: bool) -> io::Result<Spawned<Descriptor>> {
         self.interrupt("clone");
         let is_native = matches!(command, CommandRef::Native(_));

@@ -1,0 +1,109 @@
+use std::io;
+use std::process::ExitStatus;
+use std::sync::Arc;
+
+use crate::directory::Check;
+use crate::kernel::{NoPidfd, ProcessTable, Target, WaitResult};
+use crate::outbox::Outbox;
+use crate::register::{Refused, Shared};
+use crate::shim::{Role, Shim};
+use crate::tokio_child::TokioChild;
+use crate::{CollectedBy, ReaperClosed, ReaperCounter, RegisterErrorKind, ShimExit};
+
+/// The owner of a child, who gives it up to the reaper.
+pub(crate) trait Owner {
+    /// Waits as the owner does: returns the status from an earlier wait, or reaps the child if it has
+    /// exited.
+    fn try_wait(&mut self) -> io::Result<Option<ExitStatus>>;
+
+    /// Takes the child, if the reaper has to reap it through tokio.
+    fn take_tokio_child(&mut self) -> Option<TokioChild> {
+        None
+    }
+}
+
+#[cfg(any(test, feature = "simulation"))]
+impl<F: FnMut() -> Option<ExitStatus>> Owner for F {
+    fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        Ok(self())
+    }
+}
+
+impl<K: ProcessTable> Shared<K> {
+    /// Takes over a child from its owner. `pidfd` is that of the owner, if it has one.
+    pub(crate) fn adopt(
+        &self,
+        pid: u32,
+        pidfd: Option<K::Pidfd>,
+        owner: &mut impl Owner,
+    ) -> Result<Arc<Shim<K::Pidfd>>, RegisterErrorKind> {
+        if self.is_refusing() {
+            return Err(RegisterErrorKind::Closed);
+        }
+        let pidfd = pidfd.map_or_else(|| self.kernel.open(pid), |pidfd| self.kernel.accept(pidfd));
+        let peek = |pidfd: &Result<K::Pidfd, NoPidfd>| match pidfd {
+            Ok(pidfd) => self.kernel.peek(Target::Pidfd(pid, pidfd)),
+            Err(_) => self.kernel.peek(Target::Pid(pid)),
+        };
+        let before = peek(&pidfd);
+        // A `Child` that its owner has waited for caches its status, and the kernel may have
+        // recycled its pid; only `try_wait` shows this. A registered pid is left to its entry.
+        let status = if self.is_registered(pid, pidfd.as_ref().ok()) {
+            None
+        } else {
+            owner.try_wait().ok().flatten()
+        };
+        if let Some(status) = status {
+            let reaped_here = matches!(before, WaitResult::Exited(_) | WaitResult::Running)
+                && matches!(peek(&pidfd), WaitResult::NotWaitable);
+            let rusage = match before {
+                WaitResult::Exited(exit) if reaped_here => Some(exit.usage),
+                _ => None,
+            };
+            let collected_by = if reaped_here {
+                CollectedBy::Reaper
+            } else {
+                CollectedBy::Owner
+            };
+            return self
+                .publish_ended(ShimExit {
+                    pid,
+                    status: Some(status),
+                    collected_by,
+                    rusage,
+                })
+                .map_err(|ReaperClosed| RegisterErrorKind::Closed);
+        }
+        let take_child = || owner.take_tokio_child();
+        self.insert_child(pid, Role::Owned, false, pidfd, Check::OnEvent, take_child)
+            .map_err(|Refused(_)| RegisterErrorKind::Closed)
+    }
+
+    fn is_registered(&self, pid: u32, pidfd: Option<&K::Pidfd>) -> bool {
+        let entries = self.directory.lock();
+        let same = self.find_same(&entries, pid, Role::Shared, pidfd, None);
+        same.is_some()
+    }
+
+    /// Counts and publishes the exit of a child that had ended before its registration. The child
+    /// never enters the directory.
+    fn publish_ended(&self, exit: ShimExit) -> Result<Arc<Shim<K::Pidfd>>, ReaperClosed> {
+        let mut outbox = Outbox::new();
+        let mut entries = self.directory.lock();
+        // As in `insert`: the final drain, which ends the streams, comes after this.
+        if self.is_refusing() {
+            return Err(ReaperClosed);
+        }
+        let id = entries.next_id();
+        let shim = Arc::new(Shim::new(exit.pid, id, false, Role::Owned, None, None));
+        let counter = match exit.collected_by {
+            CollectedBy::Reaper => ReaperCounter::Reaped,
+            CollectedBy::Owner | CollectedBy::Observed => ReaperCounter::OwnerReaped,
+        };
+        self.counters.count(counter);
+        outbox.resolve(&self.subscribers, &mut shim.state(), exit);
+        drop(entries);
+        self.counters.metrics.increment(counter);
+        Ok(shim)
+    }
+}
