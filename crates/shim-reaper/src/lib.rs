@@ -55,7 +55,8 @@
 //!
 //! Use `tokio::process` if one task starts a child and awaits its exit. It is not made for
 //! *dropped* children: it probes each of them on every SIGCHLD, and only while the tokio runtime
-//! is active. Use an init process such as `tini` to reap arbitrary orphans as pid 1.
+//! is active. A program that is pid 1 of a container needs an init to reap arbitrary orphans: one
+//! such as `tini`, or that of the module [`init`].
 //!
 //! # Kernel requirements
 //!
@@ -103,6 +104,7 @@ mod error;
 mod exit;
 mod exits;
 mod handle;
+pub mod init;
 mod judge;
 mod kernel;
 mod metrics;

@@ -11,5 +11,5 @@ pub(crate) use linux::Linux;
 pub(crate) use process_table::{
     MAX_READY_EVENTS, NoPidfd, Orphan, ProcessTable, Spawned, Target, Until, WaitResult,
 };
-pub(crate) use procfs::{ProcStat, pid_of_pidfd};
+pub(crate) use procfs::{ProcStat, children_of, pid_of_pidfd};
 pub(crate) use watches::Watches;

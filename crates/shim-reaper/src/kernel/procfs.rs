@@ -118,7 +118,7 @@ impl Children {
 }
 
 /// Reads the list of a thread's children. Returns `None` if the file does not exist.
-fn children_of(task: u32) -> io::Result<Option<Vec<u32>>> {
+pub(crate) fn children_of(task: u32) -> io::Result<Option<Vec<u32>>> {
     match fs::read_to_string(format!("/proc/self/task/{task}/children")) {
         Ok(list) => Ok(Some(
             list.split_ascii_whitespace().flat_map(str::parse).collect(),
