@@ -32,7 +32,7 @@
 //! The program is the leader of a process group of its own, which is in the foreground of the
 //! controlling terminal if the group of the init was. It gets the signal mask and dispositions, the
 //! environment and the descriptors as this process had them. In `LISTEN_PID`, `WATCHDOG_PID` and
-//! `SYSTEMD_EXEC_PID`, its pid replaces that of the init.
+//! `SYSTEMD_EXEC_PID`, its pid replaces that of the init; `LISTEN_PIDFDID` is removed.
 //!
 //! # When to use something else
 //!
@@ -172,6 +172,8 @@ fn become_program(init: Pid, group: Pid) -> Result<(), InitError> {
             sys::set_env(name, &this.to_string());
         }
     }
+    // It has the identity of the init in another form. Without it, `LISTEN_PID` decides.
+    sys::remove_env("LISTEN_PIDFDID");
     unistd::setpgid(this, this).map_err(|error| InitError::ProcessGroup(error.into()))?;
     terminal::move_foreground(group, this);
     Ok(())

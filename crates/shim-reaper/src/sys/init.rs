@@ -64,6 +64,12 @@ pub(crate) fn set_env(name: &str, value: &str) {
     unsafe { env::set_var(name, value) }
 }
 
+/// Removes an environment variable in the child of a [`fork`].
+pub(crate) fn remove_env(name: &str) {
+    // SAFETY: as above.
+    unsafe { env::remove_var(name) }
+}
+
 /// Ends this process with the code that `run` returns, without anything of the program that it is a
 /// copy of: closes the descriptors but the standard streams first, and runs no exit handler.
 pub(crate) fn end_with(run: impl FnOnce() -> i32 + UnwindSafe) -> ! {

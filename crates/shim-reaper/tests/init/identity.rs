@@ -49,11 +49,14 @@ fn the_init_has_a_name_and_a_directory_of_its_own() {
 
 #[test]
 fn variables_that_name_the_init_name_the_program() {
-    let script = "echo $LISTEN_PID $WATCHDOG_PID; echo $$";
+    let script = "echo $LISTEN_PID $WATCHDOG_PID $LISTEN_PIDFDID; echo $$";
     for place in Place::with_init() {
         if place == Place::Container {
             let mut command = place.command(script, "");
-            command.env("LISTEN_PID", "1").env("WATCHDOG_PID", "4711");
+            command
+                .env("LISTEN_PID", "1")
+                .env("LISTEN_PIDFDID", "123456")
+                .env("WATCHDOG_PID", "4711");
             let (_, lines) = Started::new(place, command).end();
             assert_eq!(lines, ["2 4711", "2"]);
         }
