@@ -2,6 +2,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::prctl;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -49,6 +50,7 @@ pub struct ReaperBuilder {
     stop_grace: Option<Duration>,
     pidfd: bool,
     early_pidfds: bool,
+    subreaper: bool,
 }
 
 impl ShimReaper {
@@ -77,6 +79,7 @@ impl ReaperBuilder {
             stop_grace: None,
             pidfd: true,
             early_pidfds: false,
+            subreaper: false,
         }
     }
 
@@ -163,6 +166,32 @@ impl ReaperBuilder {
         self
     }
 
+    /// Makes this process a subreaper (`PR_SET_CHILD_SUBREAPER(2const)`) when the reaper starts, and the
+    /// reaper reap its orphans: the processes that the kernel reparents to this process when their parent
+    /// exits. Off by default.
+    ///
+    /// Use it in a daemon whose shims leave processes behind in other process groups; for those in the
+    /// group of a shim, [`SpawnOptions::process_group`](crate::SpawnOptions::process_group) is enough.
+    /// In a program that may be pid 1 of a container, prefer [`Init`](crate::init::Init), which reaps
+    /// orphans in a process of its own.
+    ///
+    /// The kernel does not record whether this process forked a child or became its parent later. A
+    /// child that is not registered, and that the main thread or a thread that has exited forked, looks
+    /// like an orphan. So do all children where the main thread has exited, or the kernel lacks
+    /// `CONFIG_PROC_CHILDREN`. The reaper does not touch such a child while it runs. When an interval
+    /// sweep has seen it dead, its owner has the [grace period](Self::owner_grace), at least one sweep
+    /// interval, to wait for it. After that the reaper reaps it, and a later wait fails with `ECHILD`.
+    ///
+    /// Do not use this where an owner may take longer, for example because it waits for its children one
+    /// after another: register those children, or spawn them from a thread that lives on.
+    ///
+    /// A sweep that finds no dead child costs one system call. Otherwise it reads the list of children,
+    /// and checks the dead ones and up to 512 running ones; the next sweep goes on with the others.
+    pub fn subreaper(mut self, on: bool) -> Self {
+        self.subreaper = on;
+        self
+    }
+
     /// Starts the reaper as a task of the current tokio runtime.
     ///
     /// A current-thread runtime drives the reaper only while a thread blocks on that runtime. If
@@ -210,7 +239,12 @@ impl ReaperBuilder {
                 (CancellationToken::new(), Some(StopRequest { token, grace }))
             }
         };
-        Arc::new(Core::new(Shared::new(
+        if self.subreaper {
+            if let Err(error) = prctl::set_child_subreaper(true) {
+                tracing::warn!(%error, "cannot become a subreaper; orphans go to another process");
+            }
+        }
+        let mut shared = Shared::new(
             Linux::new(self.pidfd),
             Counters::new(self.metrics),
             token,
@@ -218,6 +252,8 @@ impl ReaperBuilder {
             self.owner_grace.unwrap_or(self.sweep_interval),
             self.early_pidfds,
             stop_request,
-        )))
+        );
+        shared.reap_all_orphans = self.subreaper;
+        Arc::new(Core::new(shared))
     }
 }

@@ -36,6 +36,8 @@ pub(crate) struct Shared<K: ProcessTable> {
     pub(crate) wake_worker: Notify,
     pub(crate) sweep_interval: Duration,
     pub(crate) owner_grace: Duration,
+    /// Whether to reap also orphans outside of the groups of shims.
+    pub(crate) reap_all_orphans: bool,
     /// Whether every spawned child opens its own pidfd, not only after a foreign wait.
     early_pidfd: bool,
     shortage_logged: AtomicBool,
@@ -82,6 +84,7 @@ impl<K: ProcessTable> Shared<K> {
             wake_worker: Notify::new(),
             sweep_interval,
             owner_grace,
+            reap_all_orphans: false,
             early_pidfd,
             shortage_logged: AtomicBool::new(false),
             stop_request,

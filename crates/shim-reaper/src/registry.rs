@@ -26,9 +26,11 @@ pub(crate) struct Registry<P> {
     sweep_only: BTreeSet<u64>,
     /// Dead shims in their grace period, by the end of it.
     deferred: BTreeSet<(Instant, u64)>,
-    /// The process groups of ended leaders, with the end of the grace period of each dead orphan.
-    pub(crate) orphaned_groups: BTreeMap<u32, BTreeMap<Orphan, Instant>>,
-    /// Children of this process that are no orphans, recorded while there are orphaned groups.
+    /// The process groups of ended leaders.
+    pub(crate) orphaned_groups: BTreeSet<u32>,
+    /// Dead children that may be orphans, each with the end of its grace period.
+    pub(crate) orphans: BTreeMap<Orphan, Instant>,
+    /// Children of this process that are no orphans, recorded while orphans are looked for.
     pub(crate) forked: HashSet<u32>,
     pub(crate) cursor: SweepCursor,
     /// The first id of the next spot check.
@@ -73,7 +75,8 @@ impl<P> Registry<P> {
             in_flight: None,
             sweep_only: BTreeSet::new(),
             deferred: BTreeSet::new(),
-            orphaned_groups: BTreeMap::new(),
+            orphaned_groups: BTreeSet::new(),
+            orphans: BTreeMap::new(),
             forked: HashSet::new(),
             cursor: SweepCursor::default(),
             spot_check_from: 0,
@@ -122,7 +125,7 @@ impl<P> Registry<P> {
         self.shims.remove(&shim.id);
         self.sweep_only.remove(&shim.id);
         if shim.leads_group {
-            self.orphaned_groups.insert(shim.pid, BTreeMap::new());
+            self.orphaned_groups.insert(shim.pid);
         }
     }
 
@@ -219,6 +222,12 @@ impl<P> Registry<P> {
         ids
     }
 
+    /// Forgets the grace periods of orphans.
+    pub(crate) fn forget_orphans(&mut self) {
+        self.orphans.clear();
+        self.forked.clear();
+    }
+
     pub(crate) fn ids(&self) -> Vec<u64> {
         self.shims.keys().copied().collect()
     }
@@ -249,6 +258,7 @@ impl<P> Registry<P> {
             self.sweep_only.len(),
             self.deferred.len(),
             self.orphaned_groups.len(),
+            self.orphans.len(),
             self.forked.len(),
         ];
         sets.iter().sum()

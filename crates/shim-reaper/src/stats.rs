@@ -36,7 +36,8 @@ pub struct ReaperStats {
     /// Number of registrations of a pid that no process had, or whose process was not a child of
     /// this process. Monotonic.
     pub unknown_total: u64,
-    /// Number of orphans that the reaper reaped in the process groups of ended shims. Monotonic.
+    /// Number of orphans that the reaper reaped: in the process groups of ended shims, and as a
+    /// [subreaper](crate::ReaperBuilder::subreaper). Monotonic.
     pub orphans_reaped_total: u64,
     /// Number of interval sweeps since the start. It rises with every interval, even without exits;
     /// if it does not, the reaper is stalled.

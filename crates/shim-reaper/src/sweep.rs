@@ -1,10 +1,8 @@
-use std::collections::BTreeMap;
-use std::mem;
 use std::process::ExitStatus;
 use std::sync::Arc;
 
 use crate::judge::{Case, Trigger, Verdict, judge};
-use crate::kernel::{MAX_READY_EVENTS, NoPidfd, ProcessTable, Target, Until, WaitResult};
+use crate::kernel::{MAX_READY_EVENTS, NoPidfd, Orphans, ProcessTable, Target, Until, WaitResult};
 use crate::outbox::Outbox;
 use crate::register::Shared;
 use crate::registry::{Phase, Registry};
@@ -122,6 +120,7 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         }
         self.reap_orphans();
         self.registry.orphaned_groups.clear();
+        self.registry.forget_orphans();
         let mut still_running = Vec::new();
         for shim in self.registry.take_all() {
             let mut state = shim.state();
@@ -187,37 +186,48 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         }
     }
 
-    /// Reaps the dead orphans in the groups of ended shims, after a grace period, because they may
-    /// be children that the embedder forked and waits for. Skips registered processes.
+    /// Reaps dead orphans: all, or those in the groups of ended shims. They get a grace period first,
+    /// because they may be children that the embedder forked and waits for. Skips registered
+    /// processes.
     fn reap_orphans(&mut self) {
         let kernel = &self.shared.kernel;
-        let groups = &mut self.registry.orphaned_groups;
+        let registry = &mut *self.registry;
         // Checked first: the number may already belong to another group.
-        groups.retain(|pgid, _| kernel.group_exists(*pgid));
-        if groups.is_empty() {
-            self.registry.forked.clear();
+        registry
+            .orphaned_groups
+            .retain(|pgid| kernel.group_exists(*pgid));
+        let among = if self.shared.reap_all_orphans {
+            Orphans::All
+        } else if registry.orphaned_groups.is_empty() {
+            registry.forget_orphans();
             return;
-        }
+        } else {
+            Orphans::InGroups(&registry.orphaned_groups)
+        };
         let now = kernel.now();
-        let new_deadline = now + self.shared.owner_grace.max(self.shared.sweep_interval);
-        let pgids: Vec<u32> = groups.keys().copied().collect();
-        let mut known = mem::take(groups);
-        groups.extend(pgids.iter().map(|pgid| (*pgid, BTreeMap::new())));
-        for (pgid, orphan) in kernel.dead_orphans(&pgids, &mut self.registry.forked) {
-            let deadline = known.get_mut(&pgid).and_then(|group| group.remove(&orphan));
-            let group = groups.entry(pgid).or_default();
-            group.insert(orphan, deadline.unwrap_or(new_deadline));
+        let deadline = now + self.shared.owner_grace.max(self.shared.sweep_interval);
+        for orphan in kernel.dead_orphans(among, &mut registry.forked) {
+            registry.orphans.entry(orphan).or_insert(deadline);
         }
-        let orphans = groups.values().flatten();
-        for (orphan, _) in orphans.filter(|(_, deadline)| **deadline <= now) {
+        registry.orphans.retain(|orphan, deadline| {
+            if *deadline > now {
+                return true;
+            }
             // Locked during the reap, so that it is not registered in between.
             let entries = self.shared.directory.lock();
-            let reaped = entries.get(orphan.pid).is_none() && kernel.reap_orphan(*orphan);
-            drop(entries);
-            if reaped {
-                self.shared.counters.increment(ReaperCounter::OrphansReaped);
+            if entries.get(orphan.pid).is_some() {
+                return false;
             }
-        }
+            if kernel.reap_orphan(*orphan) {
+                drop(entries);
+                self.shared.counters.increment(ReaperCounter::OrphansReaped);
+                return false;
+            }
+            // Tried again if descriptors are exhausted.
+            kernel.stat(orphan.pid).map_or(true, |stat| {
+                stat.is_some_and(|stat| stat.start_time == orphan.start_time)
+            })
+        });
     }
 
     /// Checks a shim, and carries out the verdict.

@@ -153,6 +153,17 @@ pub(crate) fn waitid(target: WaitFor<'_>, keep_zombie: bool) -> io::Result<Optio
     }))
 }
 
+/// Returns whether any child has exited. Leaves it waitable, and does not return which: the only use of
+/// `P_ALL`.
+pub(crate) fn has_zombie() -> bool {
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: the pointer is valid for a write during the call.
+    let done = unsafe { libc::waitid(libc::P_ALL, 0, info.as_mut_ptr(), flags) };
+    // SAFETY: zeroed memory is a valid siginfo_t; waitid(2) sets si_pid to 0 if no child has exited.
+    done == 0 && unsafe { info.assume_init().si_pid() } != 0
+}
+
 /// The first version of `struct pidfd_info`. Newer kernels accept it and fill this prefix only.
 #[repr(C)]
 #[derive(Default)]

@@ -222,7 +222,9 @@ impl Worker {
 
     /// Returns whether a worker has work to do before the next call of the reaper or a handle.
     fn is_needed(&self) -> bool {
-        let is_awaited = || self.shared().is_closing() || self.shared().subscribers.has_any();
+        let shared = self.shared();
+        let is_awaited =
+            || shared.is_closing() || shared.reap_all_orphans || shared.subscribers.has_any();
         !self.core.is_idle() || (!self.abandoned.load(Ordering::Acquire) && is_awaited())
     }
 }

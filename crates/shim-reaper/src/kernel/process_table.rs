@@ -1,4 +1,4 @@
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::fmt::Debug;
 use std::io;
 use std::process::ExitStatus;
@@ -83,12 +83,12 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
     /// Returns `None` if no process has this pid.
     fn stat(&self, pid: u32) -> io::Result<Option<ProcStat>>;
 
-    /// Returns the zombies in these process groups, each with its group, that may be orphans
-    /// reparented to this process. The list is empty if the kernel reparents no orphans to it.
+    /// Returns zombies that may be orphans reparented to this process. The list is empty if the kernel
+    /// reparents no orphans to it. Of all orphans, one call may return only a part.
     ///
     /// `forked` keeps the children that this process certainly forked from one call to the next, so
     /// that the list leaves them out even after the thread that forked them has exited.
-    fn dead_orphans(&self, pgids: &[u32], forked: &mut HashSet<u32>) -> Vec<(u32, Orphan)>;
+    fn dead_orphans(&self, among: Orphans<'_>, forked: &mut HashSet<u32>) -> Vec<Orphan>;
 
     /// Reaps an orphan. Returns false if it is gone, or may be another process.
     fn reap_orphan(&self, orphan: Orphan) -> bool;
@@ -126,6 +126,13 @@ pub(crate) struct Spawned<P> {
 pub(crate) struct Orphan {
     pub(crate) pid: u32,
     pub(crate) start_time: u64,
+}
+
+/// The orphans that a sweep looks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Orphans<'a> {
+    InGroups(&'a BTreeSet<u32>),
+    All,
 }
 
 /// The event that a watch waits for.

@@ -10,7 +10,9 @@ use super::kernel::{Descriptor, Simulated};
 use super::process::{Parent, Process, ProcessState, ReapedBy, wait_status};
 use super::table::{Failure, no_descriptor};
 use crate::command::sealed::CommandRef;
-use crate::kernel::{NoPidfd, Orphan, ProcStat, ProcessTable, Spawned, Target, Until, WaitResult};
+use crate::kernel::{
+    NoPidfd, Orphan, Orphans, ProcStat, ProcessTable, Spawned, Target, Until, WaitResult,
+};
 use crate::pipes::Pipes;
 use crate::sys::ChildExit;
 use crate::{ResourceUsage, Signal};
@@ -274,7 +276,7 @@ impl ProcessTable for Simulated {
         }))
     }
 
-    fn dead_orphans(&self, pgids: &[u32], _: &mut HashSet<u32>) -> Vec<(u32, Orphan)> {
+    fn dead_orphans(&self, among: Orphans<'_>, _: &mut HashSet<u32>) -> Vec<Orphan> {
         self.interrupt("read children");
         let table = self.table();
         if !table.has_free_descriptor() {
@@ -284,15 +286,18 @@ impl ProcessTable for Simulated {
         let dead = processes.filter(|(_, process)| {
             process.parent == Parent::This && matches!(process.state, ProcessState::Zombie(_))
         });
-        dead.filter_map(|(index, process)| {
-            let pgid = process.group.filter(|pgid| pgids.contains(pgid))?;
-            let orphan = Orphan {
+        let wanted = dead.filter(|(_, process)| match among {
+            Orphans::InGroups(pgids) => process
+                .group
+                .is_some_and(|pgid| pgid != process.pid && pgids.contains(&pgid)),
+            Orphans::All => true,
+        });
+        wanted
+            .map(|(index, process)| Orphan {
                 pid: process.pid,
                 start_time: index as u64,
-            };
-            (pgid != process.pid).then_some((pgid, orphan))
-        })
-        .collect()
+            })
+            .collect()
     }
 
     fn reap_orphan(&self, orphan: Orphan) -> bool {
