@@ -124,6 +124,21 @@ fn a_dedicated_thread_drives_timers() {
 }
 
 #[test]
+fn a_dedicated_thread_reaps_a_burst_without_a_sweep() {
+    let reaper = ShimReaper::builder()
+        .sweep_interval(Duration::from_secs(3600))
+        .start_dedicated()
+        .unwrap();
+    let handles: Vec<_> = (0..300).map(|_| reaper.spawn(sleeper()).unwrap()).collect();
+    handles
+        .iter()
+        .for_each(|handle| handle.start_kill().unwrap());
+    for handle in handles {
+        eventually_blocking("the shim is reaped", || is_gone(handle.id()));
+    }
+}
+
+#[test]
 fn a_dedicated_thread_sweeps_at_each_interval() {
     let reaper = ShimReaper::builder()
         .pidfd(false)

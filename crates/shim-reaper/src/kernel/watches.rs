@@ -113,10 +113,9 @@ impl Watches {
     /// Returns whether it was a watch or the timer. The next call of [`ready`](Self::ready) returns
     /// the events without a system call.
     pub(crate) fn block(&self, timeout: EpollTimeout) -> io::Result<bool> {
-        let mut tokens = VecDeque::new();
-        let found = self.read(timeout, &mut tokens)?;
-        self.fetched().append(&mut tokens);
-        Ok(found > 0)
+        let mut events = [EpollEvent::empty(); MAX_READY_EVENTS];
+        let found = self.epoll()?.wait(&mut events, timeout)?;
+        Ok(self.sort(&events[..found], &mut self.fetched()) > 0)
     }
 
     pub(super) fn ready(&self, tokens: &mut VecDeque<u64>) -> io::Result<usize> {
@@ -128,20 +127,23 @@ impl Watches {
                 return Ok(count);
             }
         }
-        self.read(EpollTimeout::ZERO, tokens)
+        let Some(epoll) = self.epoll.get() else {
+            return Ok(0);
+        };
+        let mut events = [EpollEvent::empty(); MAX_READY_EVENTS];
+        let found = epoll.wait(&mut events, EpollTimeout::ZERO)?;
+        Ok(self.sort(&events[..found], tokens))
     }
 
     fn fetched(&self) -> MutexGuard<'_, VecDeque<u64>> {
         self.fetched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read(&self, timeout: EpollTimeout, tokens: &mut VecDeque<u64>) -> io::Result<usize> {
-        let Some(epoll) = self.epoll.get() else {
-            return Ok(0);
-        };
-        let mut events = [EpollEvent::empty(); MAX_READY_EVENTS];
-        let mut found = epoll.wait(&mut events, timeout)?;
-        for token in events[..found].iter().map(EpollEvent::data) {
+    /// Appends the tokens of watches, and records the other events. Returns the number of events, without the wake
+    /// event.
+    fn sort(&self, events: &[EpollEvent], tokens: &mut VecDeque<u64>) -> usize {
+        let mut count = events.len();
+        for token in events.iter().map(EpollEvent::data) {
             match token {
                 TIMER_TOKEN => {
                     // Reading a periodic timer clears its expiration: timerfd_create(2).
@@ -153,11 +155,11 @@ impl Watches {
                 // It stays readable until its thread runs.
                 WAKE_TOKEN => {
                     self.woken.store(true, Ordering::Relaxed);
-                    found -= 1;
+                    count -= 1;
                 }
                 token => tokens.push_back(token),
             }
         }
-        Ok(found)
+        count
     }
 }
