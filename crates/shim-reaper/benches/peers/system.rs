@@ -74,15 +74,9 @@ pub(crate) fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
-/// Ignores SIGCHLD, or restores its default.
-pub(crate) fn ignore_sigchld(ignore: bool) {
-    let handler = if ignore {
-        SigHandler::SigIgn
-    } else {
-        SigHandler::SigDfl
-    };
+pub(crate) fn ignore_sigchld() {
     // SAFETY: installs no handler function.
-    unsafe { signal::signal(Signal::SIGCHLD, handler) }.unwrap();
+    unsafe { signal::signal(Signal::SIGCHLD, SigHandler::SigIgn) }.unwrap();
 }
 
 /// Polls `fd` for `events` without blocking. A hangup is always reported.

@@ -17,7 +17,7 @@ use crate::samples::Effort;
 type Measure = (&'static str, fn(&Effort, &mut Report));
 
 /// All measurements. Those that make tokio handle SIGCHLD come last.
-pub(crate) const ALL: [Measure; 11] = [
+pub(crate) const ALL: [Measure; 12] = [
     ("zombie", zombie::run),
     ("wake", wake::run),
     ("cpu", cpu::run),
@@ -29,6 +29,7 @@ pub(crate) const ALL: [Measure; 11] = [
     ("memory", memory::run),
     ("zombie", zombie::run_dropped),
     ("cpu", cpu::run_dropped),
+    ("spawn-call", spawn_call::run_ignored),
 ];
 
 /// Lets new processes and threads settle, including their first periodic work.
