@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::kernel::simulated::{Features, ProcessState, Simulated};
+use crate::kernel::simulated::{Descriptor, Features, ProcessState, Simulated};
 use crate::shim::Shim;
 
 const GRACE: Duration = Duration::from_millis(250);
@@ -44,6 +44,11 @@ impl<'a> Check<'a> {
     }
 
     fn verdict(self) -> Verdict {
+        let kernel = self.kernel;
+        self.with_case(|case| judge(kernel, case))
+    }
+
+    fn with_case<T>(self, run: impl FnOnce(&Case<'_, Descriptor>) -> T) -> T {
         let pidfd = self.kernel.open(7).ok().filter(|_| self.has_pidfd);
         let shim = Shim::new(7, 1, false, self.role, pidfd, self.start_time);
         let state = shim.state();
@@ -55,7 +60,7 @@ impl<'a> Check<'a> {
             owner_grace: self.owner_grace,
             compare_identity: self.compare_identity,
         };
-        judge(self.kernel, &case)
+        run(&case)
     }
 }
 
@@ -276,4 +281,66 @@ fn attached_zombie_that_procfs_cannot_show_is_checked_again_after_its_grace_peri
         matches!(verdict, Verdict::DeferToOwner(None)),
         "{verdict:?}"
     );
+}
+
+#[test]
+fn reason_why_a_process_was_not_reaped_depends_on_its_registration() {
+    let kernel = kernel_with_child(ProcessState::Running);
+    let reason = |role, phase, collected_by| {
+        let check = Check {
+            phase,
+            ..Check::new(&kernel, role)
+        };
+        check.with_case(|case| case.counter(collected_by))
+    };
+    for (role, phase, collected_by, expected) in [
+        (
+            Role::Owned,
+            Phase::Alive,
+            CollectedBy::Owner,
+            ReaperCounter::ForeignWaits,
+        ),
+        (
+            Role::Owned,
+            Phase::Alive,
+            CollectedBy::Observed,
+            ReaperCounter::Unknown,
+        ),
+        (
+            Role::Shared,
+            Phase::Alive,
+            CollectedBy::Owner,
+            ReaperCounter::OwnerReaped,
+        ),
+        (
+            Role::Shared,
+            Phase::NotFound,
+            CollectedBy::Owner,
+            ReaperCounter::Unknown,
+        ),
+        (
+            Role::Shared,
+            Phase::Alive,
+            CollectedBy::Observed,
+            ReaperCounter::Unknown,
+        ),
+        (
+            Role::Attached,
+            Phase::Alive,
+            CollectedBy::Observed,
+            ReaperCounter::Observed,
+        ),
+        (
+            Role::Attached,
+            Phase::NotFound,
+            CollectedBy::Observed,
+            ReaperCounter::Unknown,
+        ),
+    ] {
+        assert_eq!(
+            reason(role, phase, collected_by),
+            expected,
+            "{role:?}, {phase:?}"
+        );
+    }
 }
