@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxSpec, ControlGroup};
 
@@ -28,6 +30,17 @@ pub fn groups_of(home: &PerTestBoxHome, id: &str) -> Option<Vec<PathBuf>> {
 /// Writes to stderr directly, because `println` output is hidden when a test passes.
 pub fn note_skipped(why: &dyn std::fmt::Display) {
     let _ = writeln!(io::stderr(), "SKIPPED, in part: {why}");
+}
+
+/// Hides the control groups from the threads that this one starts, so that boxes have none. Does
+/// nothing without the permission, which the creation of groups needs as well.
+pub fn hide_control_groups() {
+    let none = None::<&str>;
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    let _ = unshare(CloneFlags::CLONE_NEWNS)
+        .and_then(|()| mount(none, "/", none, private, none))
+        .and_then(|()| umount2("/sys/fs/cgroup", MntFlags::MNT_DETACH));
+    assert!(ControlGroup::check().is_err());
 }
 
 /// A command that leaves an orphan which only its control group identifies.

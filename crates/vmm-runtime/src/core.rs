@@ -85,7 +85,7 @@ impl Core {
             home,
             boxes: Boxes::default(),
             controller: ShimController::new(reaper.clone(), program, options.start_timeout),
-            orphans: Arc::default(),
+            orphans: Arc::new(OrphanCleaner::new(reaper.clone())),
             zombies: ZombieCounter::new(),
             reaper,
             probes,

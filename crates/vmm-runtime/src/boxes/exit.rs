@@ -31,7 +31,8 @@ impl MicroBox {
         if let Some(shim) = state.starting_shim()
             && (!self.has_recorded_ending(&shim, error) || self.has_control_group(shim.id()))
         {
-            state.set_cleanup_target(Some(self.cleanup_target_of(Some(shim.id()))));
+            let target = self.cleanup_target_of(Some(shim.id()), state.run_since);
+            state.set_cleanup_target(Some(target));
         }
         match error {
             StartError::Interrupted => state.cancel_start(),
@@ -70,7 +71,7 @@ impl MicroBox {
     /// status, so a cleanup is due whatever the record shows.
     pub(crate) fn mark_exited_offline(&self, outcome: Outcome) {
         let mut state = self.state();
-        state.set_cleanup_target(Some(self.cleanup_target_of(None)));
+        state.set_cleanup_target(Some(self.cleanup_target_of(None, None)));
         state.set_exited(None, outcome);
         // This runtime never saw it running, so no change is published.
         state.finish_run();
@@ -80,7 +81,7 @@ impl MicroBox {
     pub(crate) fn resume_cleanup(&self) -> bool {
         let mut state = self.state();
         if state.record.cleanup_due {
-            state.cleanup_target = Some(self.cleanup_target_of(None));
+            state.cleanup_target = Some(self.cleanup_target_of(None, None));
         }
         state.record.cleanup_due
     }
@@ -140,7 +141,8 @@ impl MicroBox {
             || self.has_control_group(shim.pid())
             || payload_survives(&shim)
         {
-            state.set_cleanup_target(Some(self.cleanup_target_of(Some(shim.pid()))));
+            let target = self.cleanup_target_of(Some(shim.pid()), state.run_since);
+            state.set_cleanup_target(Some(target));
         }
         state.set_exited(Some(shim), outcome);
         Ok(())
@@ -170,10 +172,11 @@ impl MicroBox {
         !matches!(ControlGroup::of_shim(self.dir().path(), shim), Ok(None))
     }
 
-    fn cleanup_target_of(&self, session: Option<u32>) -> CleanupTarget {
+    fn cleanup_target_of(&self, session: Option<u32>, since: Option<u64>) -> CleanupTarget {
         CleanupTarget {
             dir: self.dir().path().to_owned(),
             session,
+            since,
         }
     }
 

@@ -159,9 +159,11 @@ impl MicroBox {
         Ok(shim)
     }
 
-    /// Marks the box as running with the shim of an earlier runtime.
-    pub(crate) fn mark_recovered(&self, shim: ShimHandler) -> Arc<ShimHandler> {
+    /// Marks the box as running with the shim of an earlier runtime. `since` is when the shim
+    /// started, if [`CleanupTarget::since`](crate::process::CleanupTarget::since) applies.
+    pub(crate) fn mark_recovered(&self, shim: ShimHandler, since: Option<u64>) -> Arc<ShimHandler> {
         let mut state = self.state();
+        state.run_since = since;
         self.events.run_recovered();
         let watchdog_lost = !state.is_detached();
         state.set_running(shim, watchdog_lost)

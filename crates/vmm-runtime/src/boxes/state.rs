@@ -41,7 +41,7 @@ use tokio_util::sync::CancellationToken;
 use vmm_protocol::FileError;
 
 use super::{BoxRecord, Outcome, ShutdownTarget, StartDecision};
-use crate::process::CleanupTarget;
+use crate::process::{CleanupTarget, ticks_since_boot};
 use crate::shim::terminate;
 use crate::{HealthState, RuntimeError, ShimHandler};
 
@@ -99,6 +99,8 @@ pub(super) struct State {
     pub(super) gate: Gate,
     pub(super) health: Option<HealthState>,
     pub(super) started_at: Option<Timestamp>,
+    /// When the run began, for the [search for its orphans](CleanupTarget::since).
+    pub(super) run_since: Option<u64>,
     pub(super) updated_at: Timestamp,
     /// What must still be cleaned up after the last run.
     pub(super) cleanup_target: Option<CleanupTarget>,
@@ -120,6 +122,7 @@ impl State {
             phase: Phase::Idle,
             gate: Gate::Open,
             started_at: None,
+            run_since: None,
             cleanup_target: None,
             is_retrying: false,
         }
@@ -168,6 +171,7 @@ impl State {
                 source: Arc::clone(damage),
             });
         }
+        self.run_since = Some(ticks_since_boot());
         let interrupt = closing.child_token();
         self.phase = Phase::Starting {
             interrupt: interrupt.clone(),

@@ -16,7 +16,7 @@ use super::{cleanup, retry_cleanup, supervise};
 use crate::boxes::{BoxRecord, MicroBox, Outcome};
 use crate::core::Core;
 use crate::home::Contents;
-use crate::process::membership;
+use crate::process::{adopt_orphans_of, membership};
 use crate::{BoxSpec, RuntimeError, ShimHandler};
 
 /// How long an opening waits for the removal of remnants. Most are gone when it returns; large ones
@@ -103,10 +103,20 @@ async fn reattach(
         Some(shim) => shim.with_payload(payload_pid(bx)),
         None => return Ok(Err(record.clone())),
     };
-    let shim = bx.mark_recovered(shim);
+    let since = start_of_run(&shim).map_err(|error| proc_error(record.pid, error))?;
+    let shim = bx.mark_recovered(shim, since);
     tracing::info!(id = bx.id(), pid = shim.pid(), "re-attached to shim");
     supervise(core, bx, shim);
     Ok(Ok(()))
+}
+
+/// Returns when the shim started, if this process or its ancestors adopt its orphans.
+fn start_of_run(shim: &ShimHandler) -> io::Result<Option<u64>> {
+    let identity = shim.record().identity.as_ref();
+    let adopt = adopt_orphans_of(shim.pid())?;
+    Ok(identity
+        .filter(|_| adopt)
+        .map(|identity| identity.start_time))
 }
 
 /// Returns the pid of the payload, if it is still the recorded process.

@@ -1,5 +1,6 @@
 //! Processes in general: to which box they belong, what they use, monitoring, and killing orphans.
 
+mod adopters;
 mod cleanup_target;
 pub(crate) mod membership;
 mod monitor;
@@ -9,12 +10,13 @@ mod search;
 mod usage;
 mod zombies;
 
+pub(crate) use adopters::adopt_orphans_of;
 pub(crate) use cleanup_target::CleanupTarget;
 pub use monitor::{ProcessExit, ProcessMonitor};
 pub(crate) use orphans::OrphanCleaner;
 pub(crate) use process_wide_reaper::{keep_reaping, process_wide_reaper};
 pub use usage::BoxUsage;
-pub(crate) use usage::{count_zombies, measure_usage};
+pub(crate) use usage::{count_zombies, measure_usage, ticks_since_boot};
 pub(crate) use zombies::{ZombieCounter, is_own_zombie};
 
 use std::time::Duration;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
-use shim_reaper::Pidfd;
+use shim_reaper::{Pidfd, ShimReaper};
 use tokio::time::{Instant, sleep, timeout_at};
 use vmm_protocol::with_causes;
 
@@ -21,11 +21,13 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 ///
 /// A control group contains all descendants. Without one, a descendant that left both the session
 /// and the environment is not found.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct OrphanCleaner {
+    /// The reaper of the running shims, whose descendants are not orphans.
+    reaper: ShimReaper,
     requests: Mutex<Requests>,
-    /// Serializes the searches: a search reads every process of the host and serves all waiting
-    /// callers. No holder waits for a process to exit.
+    /// Serializes the searches: a search serves all waiting callers, because it may read every
+    /// process of the host. No holder waits for a process to exit.
     search: Mutex<()>,
 }
 
@@ -37,6 +39,15 @@ struct Requests {
 }
 
 impl OrphanCleaner {
+    /// Creates a cleaner for the shims of this reaper.
+    pub(crate) fn new(reaper: ShimReaper) -> Self {
+        Self {
+            reaper,
+            requests: Mutex::default(),
+            search: Mutex::default(),
+        }
+    }
+
     /// Kills the orphans of `target`, waits up to [`SIGKILL_TIMEOUT`] for their exit, and removes
     /// the control group. Searches run on `worker`.
     ///
@@ -112,7 +123,7 @@ impl OrphanCleaner {
             wanted.insert(target.clone());
             wanted
         };
-        let mut found = search::kill_all(&wanted);
+        let mut found = search::kill_all(&wanted, &self.reaper);
         let mut found_of = |target: &CleanupTarget| match &mut found {
             Ok(found) => Ok(found.remove(target).unwrap_or_default()),
             Err(error) => Err(clone_error(error)),

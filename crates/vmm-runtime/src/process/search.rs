@@ -1,13 +1,15 @@
-//! The search for orphans among all processes of the host.
+//! The search for orphans: in the control groups, below the processes that adopt them, and where
+//! neither is enough, among all processes of the host.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use shim_reaper::{Pidfd, Signal};
+use shim_reaper::{Pidfd, ShimReaper, Signal};
 use vmm_protocol::procfs::{self, Stat};
-use vmm_protocol::{ControlGroup, Members, is_resource_exhaustion};
+use vmm_protocol::{ControlGroup, FileError, Members, is_resource_exhaustion};
 
+use super::adopters::Listing;
 use super::{CleanupTarget, membership, process_wide_reaper};
 
 /// The number of pidfds open at once, so that a payload with many processes cannot use up the
@@ -16,6 +18,9 @@ const MAX_OPEN_PIDFDS: usize = 256;
 
 /// The number of killed processes to wait for per target. The next search finds the rest.
 const MAX_AWAITED: usize = 16;
+
+/// The number of listings after which a search reads all processes: too many exit at the same time.
+const MAX_LISTINGS: usize = 8;
 
 /// The result of a search for one target.
 #[derive(Debug, Default)]
@@ -68,13 +73,23 @@ pub(super) fn finish(dead: &[KilledProcess], group: Option<ControlGroup>) -> io:
     removed.map_err(|error| io::Error::new(error.source.kind(), error))
 }
 
-/// Kills the orphans of all targets once, without waiting for their exit.
+/// Kills the orphans of all targets once, without waiting for their exit. `reaper` is that of the
+/// running shims.
 pub(super) fn kill_all(
     wanted: &HashSet<CleanupTarget>,
+    reaper: &ShimReaper,
 ) -> io::Result<HashMap<CleanupTarget, SearchResult>> {
     let mut search = Search::of(wanted)?;
     search.kill_members();
-    search.kill_rest()?;
+    // `None` if any target has none.
+    let since = wanted.iter().map(|target| target.since).min().flatten();
+    let is_complete = match since {
+        Some(since) => search.kill_adopted(since, &reaper.registered())?,
+        None => false,
+    };
+    if !is_complete {
+        search.kill_among(procfs::pids()?)?;
+    }
     let found = search.found.into_iter();
     Ok(found
         .map(|(target, found)| (target.clone(), found))
@@ -89,6 +104,8 @@ struct Search<'a> {
     sessions: HashMap<u32, &'a CleanupTarget>,
     dirs: HashMap<&'a Path, &'a CleanupTarget>,
     found: HashMap<&'a CleanupTarget, SearchResult>,
+    /// The processes that this search has killed, which may take time to exit.
+    killed: HashSet<u32>,
 }
 
 impl<'a> Search<'a> {
@@ -98,11 +115,7 @@ impl<'a> Search<'a> {
             .iter()
             .map(|target| (target.dir.as_path(), target))
             .collect();
-        let by_dir = ControlGroup::of_boxes(dirs.keys().copied()).map_err(|error| error.source)?;
-        let groups: Vec<_> = by_dir
-            .into_iter()
-            .filter_map(|(dir, group)| Some((group, *dirs.get(dir)?)))
-            .collect();
+        let groups = groups_of(wanted, &dirs).map_err(|error| error.source)?;
         let sessions = wanted
             .iter()
             .filter_map(|target| Some((target.session?, target)));
@@ -122,14 +135,37 @@ impl<'a> Search<'a> {
             groups,
             dirs,
             found,
+            killed: HashSet::new(),
         })
     }
 
-    /// Kills the orphans among all processes.
-    fn kill_rest(&mut self) -> io::Result<()> {
+    /// Kills the orphans below the processes that adopt them. The cost does not depend on the number
+    /// of processes on the host. Returns false if the kernel does not show all of these processes.
+    fn kill_adopted(&mut self, since: u64, shims: &[u32]) -> io::Result<bool> {
+        let mut earlier = None;
+        for _ in 0..MAX_LISTINGS {
+            // A target for which a process was killed is searched for again.
+            if self.found.values().all(|found| !found.awaited.is_empty()) {
+                return Ok(true);
+            }
+            let Some(listing) = Listing::take(since, shims)? else {
+                return Ok(false);
+            };
+            self.kill_among(listing.candidates.iter().copied())?;
+            if earlier.is_some_and(|earlier| listing.confirms(&earlier)) {
+                return Ok(true);
+            }
+            earlier = Some(listing);
+        }
+        Ok(false)
+    }
+
+    /// Kills the orphans among these processes.
+    fn kill_among(&mut self, pids: impl Iterator<Item = u32>) -> io::Result<()> {
         let mut orphans = Vec::new();
-        for pid in procfs::pids()? {
-            if self.target_of(pid)?.is_some() {
+        for pid in pids {
+            let is_killed = self.killed.contains(&pid);
+            if !is_killed && self.target_of(pid)?.is_some() {
                 orphans.push(pid);
             }
         }
@@ -145,6 +181,7 @@ impl<'a> Search<'a> {
                     tracing::info!(pid = orphan.pid(), "killing an orphan of a payload");
                     // It may have exited since.
                     let _ = orphan.send_signal(Signal::SIGKILL);
+                    self.killed.insert(orphan.pid());
                     self.found.entry(target).or_default().add(orphan)?;
                 }
             }
@@ -186,6 +223,28 @@ impl<'a> Search<'a> {
         let dir = membership::box_dir_of(pid)?;
         Ok(dir.and_then(|dir| self.dirs.get(dir.as_path()).copied()))
     }
+}
+
+/// Returns the control groups of the targets. Lists all groups of boxes only if the shim of a target
+/// is not known.
+fn groups_of<'a>(
+    wanted: &'a HashSet<CleanupTarget>,
+    dirs: &HashMap<&'a Path, &'a CleanupTarget>,
+) -> Result<Vec<(ControlGroup, &'a CleanupTarget)>, FileError> {
+    let mut groups = Vec::new();
+    for target in wanted {
+        if let Some(shim) = target.session {
+            let group = ControlGroup::of_shim(&target.dir, shim)?;
+            groups.extend(group.map(|group| (group, target)));
+        }
+    }
+    let others = wanted.iter().filter(|target| target.session.is_none());
+    let others: Vec<_> = others.map(|target| target.dir.as_path()).collect();
+    if !others.is_empty() {
+        let by_dir = ControlGroup::of_boxes(others)?.into_iter();
+        groups.extend(by_dir.filter_map(|(dir, group)| Some((group, *dirs.get(dir)?))));
+    }
+    Ok(groups)
 }
 
 /// Kills the members of one control group, and adds them to `found`.
@@ -265,6 +324,7 @@ mod tests {
             let targets = homes.each_ref().map(|home| CleanupTarget {
                 dir: home.path().to_owned(),
                 session: None,
+                since: None,
             });
             let [unreadable, group] = targets.each_ref().map(|target| {
                 let created = ControlGroup::create(&target.dir, &[(Controller::Pids, 10)]);
@@ -279,7 +339,8 @@ mod tests {
                 fs::create_dir(inner.join(vmm_protocol::PROCS_FILE)).unwrap();
                 Ok(inner)
             });
-            let found = kill_all(&targets.iter().cloned().collect()).unwrap();
+            let reaper = process_wide_reaper().unwrap();
+            let found = kill_all(&targets.iter().cloned().collect(), &reaper).unwrap();
             if let Ok(inner) = &prepared {
                 nix::mount::umount(inner).unwrap();
                 fs::remove_dir(inner).unwrap();

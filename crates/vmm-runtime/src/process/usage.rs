@@ -33,8 +33,7 @@ pub(crate) fn measure_usage(shim: u32, cpus: Option<u32>) -> io::Result<BoxUsage
         }
     }
     let ticks_per_second = clock_ticks_per_second() as f64;
-    let now = clock_gettime(ClockId::Boottime);
-    let now = now.tv_sec as f64 + now.tv_nsec as f64 / 1e9;
+    let now = seconds_since_boot();
     // The kernel does not measure less than a tick.
     let age = (now - start_time as f64 / ticks_per_second).max(1.0 / ticks_per_second);
     let cpus = cpus.map_or_else(available_processors, f64::from).max(1.0);
@@ -43,6 +42,16 @@ pub(crate) fn measure_usage(shim: u32, cpus: Option<u32>) -> io::Result<BoxUsage
         cpu_percent: Some((100.0 * share).min(100.0) as f32),
         memory_bytes: Some(pages.saturating_mul(page_size() as u64)),
     })
+}
+
+fn seconds_since_boot() -> f64 {
+    let now = clock_gettime(ClockId::Boottime);
+    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+}
+
+/// Returns the current time as [`Stat::start_time`] shows it.
+pub(crate) fn ticks_since_boot() -> u64 {
+    (seconds_since_boot() * clock_ticks_per_second() as f64) as u64
 }
 
 fn available_processors() -> f64 {
