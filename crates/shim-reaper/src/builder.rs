@@ -142,8 +142,9 @@ impl ReaperBuilder {
         self
     }
 
-    /// Sets whether a child that [`spawn`](ShimReaper::spawn) starts opens its own pidfd before it
-    /// executes the program; false by default.
+    /// Sets whether the child of a std or tokio command that [`spawn`](ShimReaper::spawn) starts opens
+    /// its own pidfd before it executes the program; false by default. A [`Command`](crate::Command) of
+    /// this crate does not need it: its child always has a pidfd.
     ///
     /// With false, the reaper opens the pidfd when the child runs. If a foreign wait is faster, which
     /// only children that exit at once allow, the exit status of that child is unknown. From then on

@@ -41,14 +41,10 @@ use crate::{ReaperClosed, ShimExit, Signal};
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use std::process::Command;
-/// use shim_reaper::{ShimReaper, Signal};
+/// use shim_reaper::{Command, ShimReaper, Signal};
 ///
 /// let reaper = ShimReaper::start();
-/// let mut shim = Command::new("sleep");
-/// shim.arg("60");
-///
-/// let handle = reaper.spawn(shim)?;
+/// let handle = reaper.spawn(Command::new("sleep").arg("60"))?;
 /// assert!(handle.try_wait()?.is_none());
 /// handle.send_signal(Signal::SIGTERM)?;
 /// let exit = handle.wait().await?;

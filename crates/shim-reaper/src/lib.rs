@@ -14,10 +14,9 @@
 //! Start with [`ShimReaper`].
 //!
 //! ```no_run
-//! use std::process::Command;
 //! use std::time::Duration;
 //!
-//! use shim_reaper::ShimReaper;
+//! use shim_reaper::{Command, ShimReaper};
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let reaper = ShimReaper::start();
@@ -60,12 +59,14 @@
 //!
 //! # Kernel requirements
 //!
-//! Linux. The reaper detects each of these interfaces at run time and has a fallback for it:
+//! Linux on a 64-bit architecture. The reaper detects each of these interfaces at run time and has a
+//! fallback for it:
 //!
 //! | interface | since | without it |
 //! |---|---|---|
 //! | `pidfd_open(2)` | 5.3 | pid and start time identify a process; the interval sweep finds exits |
 //! | `waitid(2)` with `P_PIDFD` | 5.4 | the reaper waits by pid, after the pidfd has proved that the pid is not recycled |
+//! | `CLONE_PIDFD`, and both of these | 5.4 | [`Command`]s of this crate fail to spawn; those of std and tokio do not |
 //! | `POLLHUP` when a pidfd's process is reaped | 6.9 | the reaper notices the owner's wait when the grace period ends |
 //! | `PIDFD_GET_INFO` with `PIDFD_INFO_EXIT` | 6.15 | the exit status is unknown if other code reaped the process |
 //!

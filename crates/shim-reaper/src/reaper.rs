@@ -328,14 +328,11 @@ impl ShimReaper {
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// use std::process::Command;
     /// use std::time::Duration;
-    /// use shim_reaper::ShimReaper;
+    /// use shim_reaper::{Command, ShimReaper};
     ///
     /// let reaper = ShimReaper::start();
-    /// let mut shim = Command::new("sleep");
-    /// shim.arg("60");
-    /// let handle = reaper.spawn(shim)?;
+    /// let handle = reaper.spawn(Command::new("sleep").arg("60"))?;
     ///
     /// let report = reaper.shutdown_stopping(Duration::from_secs(10)).await;
     /// assert!(report.killed.is_empty() && report.still_running.is_empty());
