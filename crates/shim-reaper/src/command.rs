@@ -8,8 +8,8 @@ use sealed::{CommandRef, Sealed};
 /// | [`std::process::Command`] | is opened after the spawn, or by the child: see [`early_pidfd`](crate::ReaperBuilder::early_pidfd) | `posix_spawn`, or a fork |
 /// | [`tokio::process::Command`] | as for std | as for std |
 ///
-/// The reaper ignores [`kill_on_drop`](tokio::process::Command::kill_on_drop) of a tokio command,
-/// which cannot be read; set [`SpawnOptions::kill_on_drop`](crate::SpawnOptions::kill_on_drop).
+/// [`kill_on_drop`](tokio::process::Command::kill_on_drop) of a tokio command has the meaning of
+/// [`SpawnOptions::kill_on_drop`](crate::SpawnOptions::kill_on_drop).
 ///
 /// This trait is sealed: the types above are the only ones that implement it.
 pub trait SpawnCommand: Sealed {}
@@ -24,6 +24,11 @@ pub(crate) mod sealed {
 
     pub trait Sealed {
         fn as_command(&mut self) -> CommandRef<'_>;
+
+        /// Returns whether the command itself asks for a SIGKILL when the last handle is dropped.
+        fn kills_on_drop(&self) -> bool {
+            false
+        }
     }
 }
 
@@ -62,10 +67,18 @@ impl Sealed for tokio::process::Command {
     fn as_command(&mut self) -> CommandRef<'_> {
         CommandRef::Std(self.as_std_mut())
     }
+
+    fn kills_on_drop(&self) -> bool {
+        self.get_kill_on_drop()
+    }
 }
 
 impl<C: Sealed> Sealed for &mut C {
     fn as_command(&mut self) -> CommandRef<'_> {
         (**self).as_command()
+    }
+
+    fn kills_on_drop(&self) -> bool {
+        (**self).kills_on_drop()
     }
 }

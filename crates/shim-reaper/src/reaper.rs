@@ -114,13 +114,14 @@ impl ShimReaper {
         options: SpawnOptions,
     ) -> io::Result<ShimHandle> {
         let worker = self.live_worker();
+        let kill_on_drop = options.kill_on_drop || command.kills_on_drop();
         let command = command.as_command();
         let (shim, pipes) = worker.shared().spawn(command, options.process_group)?;
         Ok(ShimHandle::with_pipes(
             shim,
             Arc::clone(worker),
             pipes,
-            options.kill_on_drop,
+            kill_on_drop,
         ))
     }
 

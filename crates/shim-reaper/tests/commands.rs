@@ -103,6 +103,18 @@ async fn a_std_command_that_is_spawned_elsewhere_later_reports_nothing() {
     }
 }
 
+#[tokio::test]
+async fn the_kill_on_drop_of_a_tokio_command_is_kept() {
+    let fixture = Fixture::new(ShimReaper::builder());
+    let mut command = tokio("exec sleep 1000");
+    let survivor = fixture.reaper.spawn(&mut command).unwrap();
+    command.kill_on_drop(true);
+    let pid = fixture.reaper.spawn(&mut command).unwrap().id();
+    eventually("the shim is killed and reaped", || is_gone(pid)).await;
+    assert!(survivor.is_running());
+    assert_eq!(survivor.kill().await.unwrap().signal(), Some(9));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_error_of_every_type_of_command_is_that_of_its_own_spawn() {
     let fixture = Fixture::new(ShimReaper::builder());
