@@ -182,6 +182,30 @@ fn the_working_directory_must_be_accessible_for_the_user() {
     assert_eq!(error.kind(), ErrorKind::PermissionDenied);
 }
 
+/// To the kernel it means "unchanged" in some system calls.
+#[test]
+fn no_user_or_group_has_the_highest_number() {
+    let cases: [(SetUp, Step); 2] = [
+        (|command| _ = command.uid(u32::MAX), Step::Uid),
+        (|command| _ = command.gid(u32::MAX), Step::Gid),
+    ];
+    for (set_up, step) in cases {
+        for fork in [false, true] {
+            let mut command = Command::new("/bin/true");
+            set_up(&mut command);
+            if fork {
+                // SAFETY: the closure does nothing.
+                unsafe { command.pre_exec(|| Ok(())) };
+            }
+            let error = command.spawn().unwrap_err();
+            assert_eq!(
+                (error.step(), error.raw_os_error()),
+                (step, Some(libc::EINVAL))
+            );
+        }
+    }
+}
+
 #[test]
 fn an_unprivileged_caller_gets_the_failing_step() {
     in_own_process("an_unprivileged_caller_gets_the_failing_step", || {

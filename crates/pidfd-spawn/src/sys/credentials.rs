@@ -37,6 +37,9 @@ pub(super) fn set_uid(uid: u32) -> Result<(), Errno> {
 /// it: the three user IDs of the thread are not those of one user (`PTRACE_MODE_READ` in
 /// `ptrace(2)`).
 pub(super) fn set_uid_in_shared_memory(uid: u32) -> Result<(), Errno> {
+    if uid == UNCHANGED {
+        return Err(libc::EINVAL);
+    }
     let capabilities = Capabilities::get()?;
     if !capabilities.can_set_uid() {
         // This sets only the effective ID.
