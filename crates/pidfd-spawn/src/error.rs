@@ -82,8 +82,9 @@ impl fmt::Display for Step {
 
 /// A command could not be spawned. No child is left: it was never created, or it has been reaped.
 ///
-/// Converts to [`io::Error`] with the kind and the error number of its source, so that `?` works
-/// where code for [`std::process::Command`] returns [`io::Result`].
+/// Converts to an [`io::Error`] of the same kind, so that `?` works where code for
+/// [`std::process::Command`] returns [`io::Result`]. [`io::Error::get_ref`] returns this error, with
+/// the step and the error number.
 #[derive(Debug)]
 pub struct SpawnError {
     program: OsString,
@@ -135,7 +136,7 @@ impl Error for SpawnError {
 
 impl From<SpawnError> for io::Error {
     fn from(error: SpawnError) -> Self {
-        error.source
+        Self::new(error.kind(), error)
     }
 }
 

@@ -10,7 +10,7 @@ use std::io::{self, ErrorKind};
 use common::own_process::in_own_process;
 use common::{Repeat, open_descriptors, own_children};
 use nix::libc;
-use pidfd_spawn::{Command, Resource, Stdio, Step};
+use pidfd_spawn::{Command, Resource, SpawnError, Stdio, Step};
 
 /// Sets up a command.
 type SetUp = fn(&mut Command);
@@ -31,7 +31,8 @@ fn the_error_has_the_step_the_program_and_the_cause() {
 
     let error = io::Error::from(error);
     assert_eq!(error.kind(), ErrorKind::NotFound);
-    assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
+    let spawn_error = error.get_ref().unwrap().downcast_ref::<SpawnError>();
+    assert_eq!(spawn_error.unwrap().step(), Step::Exec);
 }
 
 #[test]

@@ -7,6 +7,8 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Output;
 
+use pidfd_spawn::SpawnError;
+
 use common::{OTHER_USER, is_root};
 
 /// Runs the same calls on both commands, and compares the results.
@@ -27,7 +29,8 @@ fn compare(ours: io::Result<Output>, std: io::Result<Output>, what: &str) {
         (Ok(ours), Ok(std)) => assert_eq!(ours, std, "{what}"),
         (Err(ours), Err(std)) => {
             assert_eq!(ours.kind(), std.kind(), "{what}");
-            assert_eq!(ours.raw_os_error(), std.raw_os_error(), "{what}");
+            let ours = ours.get_ref().unwrap().downcast_ref::<SpawnError>();
+            assert_eq!(ours.unwrap().raw_os_error(), std.raw_os_error(), "{what}");
         }
         (ours, std) => panic!("{ours:?}, {std:?}: {what}"),
     }
