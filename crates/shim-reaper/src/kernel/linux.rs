@@ -3,7 +3,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{self, AssertUnwindSafe};
-use std::process::{Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -87,7 +87,7 @@ impl Linux {
         if let Some(sockets) = early_pidfd.then(UnixStream::pair).and_then(Result::ok) {
             return self.spawn_with_early_pidfd(command, sockets);
         }
-        let child = command.spawn()?;
+        let child = catch_panic(command)?;
         Ok(Spawned {
             pid: child.id(),
             pidfd: self.open(child.id()),
@@ -104,14 +104,7 @@ impl Linux {
     ) -> io::Result<Spawned<OwnedFd>> {
         let sender = Arc::new(sender);
         sys::report_before_exec(command, &sender);
-        // Before the report, std waits for a child that it cannot prepare, for example because of
-        // its user id, and panics if a foreign wait has reaped that child.
-        let child = panic::catch_unwind(AssertUnwindSafe(|| command.spawn())).map_err(|_| {
-            io::Error::other(
-                "cannot prepare the process, and it was reaped by a foreign wait or because \
-                     SIGCHLD is ignored",
-            )
-        })??;
+        let child = catch_panic(command)?;
         drop(sender);
         let report = sys::receive_report(&receiver);
         let pid = child.id();
@@ -158,6 +151,17 @@ impl Linux {
             Err(_) => WaitResult::NotWaitable,
         }
     }
+}
+
+/// Spawns a child with std, which waits for a child that it cannot prepare, for example because of its
+/// user ID, and panics if another wait has reaped that child.
+fn catch_panic(command: &mut Command) -> io::Result<Child> {
+    panic::catch_unwind(AssertUnwindSafe(|| command.spawn())).unwrap_or_else(|_| {
+        Err(io::Error::other(
+            "cannot prepare the process, and it was reaped by a foreign wait or because SIGCHLD is \
+             ignored; use shim_reaper::Command",
+        ))
+    })
 }
 
 /// Waits by pid after the pidfd has proved that the pid is not recycled. Linux 5.3 has pidfds but
