@@ -1,7 +1,7 @@
 //! The methods that only Unix, or only Linux, has a meaning for.
 
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use crate::command::Command;
 use crate::plan::Rlimit;
@@ -71,6 +71,11 @@ impl Command {
     pub fn cgroup(&mut self, dir: impl Into<OwnedFd>) -> &mut Self {
         self.attributes.cgroups.push(dir.into());
         self
+    }
+
+    /// Returns the directories of the control groups that [`cgroup`](Self::cgroup) has set.
+    pub fn get_cgroups(&self) -> impl ExactSizeIterator<Item = BorrowedFd<'_>> {
+        self.attributes.cgroups.iter().map(AsFd::as_fd)
     }
 
     /// Sets the soft and the hard limit of a resource. [`u64::MAX`] is no limit.
