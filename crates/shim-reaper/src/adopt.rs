@@ -6,7 +6,7 @@ use crate::directory::Check;
 use crate::kernel::{NoPidfd, ProcessTable, Target, WaitResult};
 use crate::outbox::Outbox;
 use crate::register::{Refused, Shared};
-use crate::shim::{Role, Shim};
+use crate::shim::{Groups, Role, Shim};
 use crate::tokio_child::TokioChild;
 use crate::{CollectedBy, ReaperClosed, ReaperCounter, RegisterErrorKind, ShimExit};
 
@@ -75,7 +75,8 @@ impl<K: ProcessTable> Shared<K> {
                 .map_err(|ReaperClosed| RegisterErrorKind::Closed);
         }
         let take_child = || owner.take_tokio_child();
-        self.insert_child(pid, Role::Owned, false, pidfd, Check::OnEvent, take_child)
+        let groups = Groups::default();
+        self.insert_child(pid, Role::Owned, groups, pidfd, Check::OnEvent, take_child)
             .map_err(|Refused(_)| RegisterErrorKind::Closed)
     }
 

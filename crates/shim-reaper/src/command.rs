@@ -1,3 +1,6 @@
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::Path;
+
 use sealed::{CommandRef, Sealed};
 
 /// A command that [`ShimReaper::spawn`](crate::ShimReaper::spawn) accepts, by value or as `&mut`.
@@ -33,16 +36,29 @@ pub(crate) mod sealed {
 }
 
 impl CommandRef<'_> {
-    /// Makes the child the leader of a new process group.
-    pub(crate) fn lead_process_group(&mut self) {
+    /// Moves the child to a process group, or with 0 to a new one that it leads.
+    pub(crate) fn process_group(&mut self, pgroup: i32) {
         match self {
             Self::Native(command) => {
-                command.process_group(0);
+                command.process_group(pgroup);
             }
             Self::Std(command) => {
-                std::os::unix::process::CommandExt::process_group(*command, 0);
+                std::os::unix::process::CommandExt::process_group(*command, pgroup);
             }
         }
+    }
+
+    /// Returns the directory of the control group in which the child is created: that of version 2
+    /// if there are several.
+    pub(crate) fn control_group(&self) -> Option<BorrowedFd<'_>> {
+        let Self::Native(command) = self else {
+            return None;
+        };
+        let is_version_2 = |dir: &BorrowedFd<'_>| {
+            Path::new(&format!("/proc/self/fd/{}/cgroup.events", dir.as_raw_fd())).exists()
+        };
+        let found = command.get_cgroups().find(is_version_2);
+        found.or_else(|| command.get_cgroups().next())
     }
 }
 

@@ -25,6 +25,7 @@ use crate::{ReaperClosed, ShimExit, Signal};
 /// | wait for it in a thread | [`wait_blocking`](Self::wait_blocking) |
 /// | ask whether it is known | [`try_wait`](Self::try_wait) |
 /// | end the shim | [`stop`](Self::stop) with a grace period, [`kill`](Self::kill) without |
+/// | end it with its group | [`stop_group`](Self::stop_group), [`kill_group`](Self::kill_group) |
 ///
 /// Each resolves as soon as the exit status is known. If the owner holds the `Child`, this may be
 /// before the zombie is reaped. If the shim has ended already, it resolves at once.

@@ -104,6 +104,8 @@ mod drop_guard;
 mod error;
 mod exit;
 mod exits;
+mod group;
+mod group_signals;
 mod handle;
 pub mod init;
 mod judge;
@@ -155,6 +157,7 @@ pub use drop_guard::DropGuard;
 pub use error::{ReaperClosed, RegisterError, RegisterErrorKind};
 pub use exit::{CollectedBy, ResourceUsage, ShimExit};
 pub use exits::Exits;
+pub use group::GroupError;
 pub use handle::ShimHandle;
 #[cfg(feature = "metrics")]
 pub use metrics_facade::MetricsFacade;

@@ -273,6 +273,9 @@ impl ShimReaper {
     /// Stops every registered child: sends SIGTERM to all, waits for up to `grace`, sends SIGKILL to
     /// those that still run, and waits for up to 5 seconds for these. Returns a report.
     ///
+    /// A shim is stopped with its [group](crate::ShimHandle::send_group_signal): it counts as running
+    /// until no process but zombies is left in there. Groups of shims that have ended before are left.
+    ///
     /// Neither attached processes nor children that are registered later are signalled. The reaper
     /// continues to run, and the handles resolve to the exits.
     ///

@@ -13,7 +13,7 @@ use crate::directory::{Check, Directory, Entries};
 use crate::exits::Subscribers;
 use crate::kernel::{NoPidfd, ProcessTable, Spawned, Target, WaitResult};
 use crate::pipes::Pipes;
-use crate::shim::{NO_PROCESS, Role, Shim};
+use crate::shim::{Groups, NO_PROCESS, Role, Shim};
 use crate::stats::Counters;
 use crate::sync::{Mutex, MutexGuard};
 use crate::timers::{Sleep, Timers};
@@ -123,7 +123,7 @@ impl<K: ProcessTable> Shared<K> {
             _ => true,
         };
         let check = if waitable { Check::OnEvent } else { Check::Now };
-        self.insert(pid, role, false, pidfd, check)
+        self.insert(pid, role, Groups::default(), pidfd, check)
             .map_err(|Refused(_)| RegisterError::new(pid, RegisterErrorKind::Closed))
     }
 
@@ -131,18 +131,25 @@ impl<K: ProcessTable> Shared<K> {
     pub(crate) fn spawn(
         &self,
         mut command: CommandRef<'_>,
-        leads_group: bool,
+        process_group: Option<i32>,
     ) -> io::Result<(Arc<Shim<K::Pidfd>>, Pipes)> {
         if self.is_refusing() {
             return Err(io::Error::other(ReaperClosed));
         }
-        if leads_group {
-            command.lead_process_group();
+        if let Some(pgroup) = process_group {
+            command.process_group(pgroup);
         }
+        let control_group = command.control_group();
+        let groups = Groups {
+            leads: process_group == Some(0),
+            control: control_group
+                .map(|dir| dir.try_clone_to_owned())
+                .transpose()?,
+        };
         let early_pidfd = self.early_pidfd || self.foreign_wait_seen.load(Ordering::Relaxed);
         let Spawned { pid, pidfd, pipes } = self.kernel.spawn(command, early_pidfd)?;
         let (role, check) = (Role::Owned, Check::OnEvent);
-        match self.insert(pid, role, leads_group, pidfd, check) {
+        match self.insert(pid, role, groups, pidfd, check) {
             Ok(shim) => Ok((shim, pipes)),
             Err(Refused(pidfd)) => {
                 // The reaper shut down in the meantime: undo the spawn.
@@ -156,11 +163,11 @@ impl<K: ProcessTable> Shared<K> {
         &self,
         pid: u32,
         role: Role,
-        leads_group: bool,
+        groups: Groups,
         pidfd: Result<K::Pidfd, NoPidfd>,
         check: Check,
     ) -> Result<Arc<Shim<K::Pidfd>>, Refused<K::Pidfd>> {
-        self.insert_child(pid, role, leads_group, pidfd, check, || None)
+        self.insert_child(pid, role, groups, pidfd, check, || None)
     }
 
     /// Does what [`insert`](Self::insert) does for a child that the reaper reaps through tokio, if
@@ -169,7 +176,7 @@ impl<K: ProcessTable> Shared<K> {
         &self,
         pid: u32,
         role: Role,
-        leads_group: bool,
+        groups: Groups,
         pidfd: Result<K::Pidfd, NoPidfd>,
         mut check: Check,
         take_child: impl FnOnce() -> Option<TokioChild>,
@@ -241,7 +248,8 @@ impl<K: ProcessTable> Shared<K> {
         // The pidfd of a caller may be that of an earlier process with the pid of the entry.
         let has_ended = |pidfd| self.kernel.is_reaped(pidfd);
         let is_earlier = entries.get(pid).is_some() && pidfd.as_ref().is_some_and(has_ended);
-        let shim = Arc::new(Shim::new(pid, id, leads_group, role, pidfd, start_time));
+        let shim = Shim::new(pid, id, groups.leads, role, pidfd, start_time);
+        let shim = Arc::new(shim.in_control_group(groups.control));
         shim.state().tokio_child = take_child();
         if is_earlier {
             entries.insert_earlier(&shim, check);

@@ -22,6 +22,8 @@ pub(crate) struct Shim<P> {
     /// Unique among all registrations of a reaper, unlike the pid.
     pub(crate) id: u64,
     pub(crate) leads_group: bool,
+    /// The directory of the control group in which it was created.
+    pub(crate) control_group: Option<OwnedFd>,
     state: Mutex<State<P>>,
 }
 
@@ -29,12 +31,23 @@ pub(crate) struct Shim<P> {
 pub(crate) struct State<P> {
     pub(crate) role: Role,
     pub(crate) pidfd: Option<P>,
+    /// The pidfd of a finished shim that leads a process group, which it still identifies.
+    pub(crate) group_pidfd: Option<P>,
     /// The identity of the process, with its pid, if it has no pidfd.
     pub(crate) start_time: Option<u64>,
     pub(crate) tokio_child: Option<TokioChild>,
     /// Whether it was sent SIGKILL through this reaper.
     killed: bool,
     outcome: Outcome,
+}
+
+/// The groups that are signalled with a shim.
+#[derive(Debug, Default)]
+pub(crate) struct Groups {
+    /// Whether the shim leads a process group, which has its pid as number.
+    pub(crate) leads: bool,
+    /// The directory of the control group in which it was created.
+    pub(crate) control: Option<OwnedFd>,
 }
 
 /// Who may wait for a shim. A later registration of the same process can only raise the role.
@@ -74,15 +87,22 @@ impl<P> Shim<P> {
             pid,
             id,
             leads_group,
+            control_group: None,
             state: Mutex::new(State {
                 role,
                 pidfd,
+                group_pidfd: None,
                 start_time,
                 tokio_child: None,
                 killed: false,
                 outcome: Outcome::Running(Waiters::default()),
             }),
         }
+    }
+
+    pub(crate) fn in_control_group(mut self, dir: Option<OwnedFd>) -> Self {
+        self.control_group = dir;
+        self
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State<P>> {

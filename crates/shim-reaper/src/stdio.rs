@@ -6,6 +6,7 @@ use tokio::process::{ChildStderr, ChildStdin, ChildStdout};
 use tokio::runtime::Handle;
 
 use crate::Signal;
+use crate::group::Group;
 use crate::handle::ShimHandle;
 use crate::pipes::Pipes;
 use crate::shim::Shim;
@@ -45,10 +46,12 @@ impl SpawnGuard {
 impl Drop for SpawnGuard {
     fn drop(&mut self) {
         if self.kill_on_drop {
-            // Fails if the shim has already ended.
-            let _ = self
-                .shim
-                .signal(&self.worker.shared().kernel, Signal::SIGKILL);
+            let kernel = &self.worker.shared().kernel;
+            // Fails if the shim, or every process in its group, has ended.
+            match Group::of(kernel, &self.shim) {
+                Some(group) => drop(group.signal(Signal::SIGKILL)),
+                None => drop(self.shim.signal(kernel, Signal::SIGKILL)),
+            }
         }
     }
 }

@@ -8,13 +8,14 @@ use nix::libc;
 use tokio::sync::oneshot;
 
 use crate::core::Core;
+use crate::group::{Group, GroupError};
 use crate::kernel::{ProcessTable, WaitResult};
 use crate::shim::Shim;
 use crate::{ShutdownReport, Signal, StopReport};
 
 /// How long a shim that was sent SIGKILL is waited for. It may be stuck in the kernel, and a large
 /// process takes long to release its memory.
-const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Longer than the life of any process, and short enough to be added to an instant.
 const MAX_GRACE: Duration = Duration::from_secs(1 << 32);
@@ -103,7 +104,7 @@ pub(crate) async fn shutdown_stopping_on_thread<K: ProcessTable>(
 /// can be started, runs it on the calling thread.
 ///
 /// The thread is started in the first poll.
-async fn run_on_thread<T: Send + 'static>(
+pub(crate) async fn run_on_thread<T: Send + 'static>(
     kernel: &impl ProcessTable,
     run: impl Fn() -> T + Send + Sync + 'static,
 ) -> T {
@@ -138,7 +139,7 @@ fn grace_of_begun_stop<K: ProcessTable>(core: &Core<K>) -> Option<Duration> {
     requested.map(|request| request.grace)
 }
 
-fn after(kernel: &impl ProcessTable, time: Duration) -> Instant {
+pub(crate) fn after(kernel: &impl ProcessTable, time: Duration) -> Instant {
     kernel.now() + time.min(MAX_GRACE)
 }
 
@@ -164,15 +165,15 @@ fn kill_at<K: ProcessTable>(
 ) -> StopReport {
     let kernel = &core.shared.kernel;
     let count = children.len();
-    let left = await_exits(kernel, children, deadline);
+    let left = await_ends(kernel, children, deadline);
     // A shutdown in the meantime leaves its shims running.
-    let (left, released): (Shims<K>, Shims<K>) =
-        left.into_iter().partition(|shim| shim.state().is_running());
+    let (released, left): (Shims<K>, Shims<K>) =
+        left.into_iter().partition(|shim| shim.state().is_closed());
     before_kill(&pids(&left));
     let (killed, refused) = signal_all(kernel, left, Signal::SIGKILL);
     let killed_pids = pids(&killed);
-    let mut still_running = await_exits(kernel, killed, after(kernel, KILL_TIMEOUT));
-    still_running.extend(await_exits(kernel, refused, kernel.now()));
+    let mut still_running = await_kills(kernel, killed, after(kernel, KILL_TIMEOUT));
+    still_running.extend(await_ends(kernel, refused, kernel.now()));
     still_running.extend(released);
     let still_running = pids(&still_running);
     core.reap_ready_blocking();
@@ -191,15 +192,29 @@ fn signal_all<K: ProcessTable>(
 ) -> (Shims<K>, Shims<K>) {
     shims
         .into_iter()
-        .partition(|shim| match shim.signal(kernel, signal) {
-            Ok(()) => true,
-            // It has just ended.
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => false,
-            Err(error) => {
-                tracing::warn!(pid = shim.pid, %signal, %error, "cannot signal the shim");
-                false
-            }
-        })
+        .partition(|shim| signal_with_group(kernel, shim, signal))
+}
+
+/// Signals the group of a shim if there is one, else the shim. Returns whether it got the signal.
+fn signal_with_group<K: ProcessTable>(kernel: &K, shim: &Shim<K::Pidfd>, signal: Signal) -> bool {
+    let pid = shim.pid;
+    match Group::of(kernel, shim).map(|group| group.signal(signal)) {
+        Some(Ok(())) => return true,
+        // It may have left its group.
+        None | Some(Err(GroupError::Empty { .. })) => {}
+        Some(Err(error)) => {
+            tracing::warn!(pid, %signal, ?error, "cannot signal the group of the shim");
+        }
+    }
+    match shim.signal(kernel, signal) {
+        Ok(()) => true,
+        // It has just ended.
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => false,
+        Err(error) => {
+            tracing::warn!(pid, %signal, %error, "cannot signal the shim");
+            false
+        }
+    }
 }
 
 fn pids<P>(shims: &[Arc<Shim<P>>]) -> Vec<u32> {
@@ -213,6 +228,40 @@ fn await_exits<K: ProcessTable>(kernel: &K, mut shims: Shims<K>, deadline: Insta
     // One after another: the wait for the last ends when all have exited.
     shims.retain(|shim| !await_exit(kernel, shim, deadline));
     shims
+}
+
+/// Waits like [`await_exits`], and until the groups of the shims are empty.
+fn await_ends<K: ProcessTable>(kernel: &K, mut shims: Shims<K>, deadline: Instant) -> Shims<K> {
+    shims.retain(|shim| {
+        let await_empty = |mut group: Group<'_, K>| group.await_empty(deadline);
+        !await_exit(kernel, shim, deadline) || !end_group(kernel, shim, await_empty)
+    });
+    shims
+}
+
+/// Waits like [`await_ends`] for shims that were sent SIGKILL, and kills what joins their groups.
+fn await_kills<K: ProcessTable>(kernel: &K, mut shims: Shims<K>, deadline: Instant) -> Shims<K> {
+    shims.retain(|shim| {
+        let kill = |mut group: Group<'_, K>| group.kill(deadline).map(|()| true);
+        !await_exit(kernel, shim, deadline) || !end_group(kernel, shim, kill)
+    });
+    shims
+}
+
+/// Returns whether the group of a shim, if there is one, has ended, as far as the kernel can tell.
+fn end_group<K: ProcessTable>(
+    kernel: &K,
+    shim: &Shim<K::Pidfd>,
+    end: impl FnOnce(Group<'_, K>) -> Result<bool, GroupError>,
+) -> bool {
+    match Group::of(kernel, shim).map(end) {
+        None => true,
+        Some(Ok(has_ended)) => has_ended,
+        Some(Err(error)) => {
+            tracing::warn!(pid = shim.pid, ?error, "cannot end the group of the shim");
+            matches!(error, GroupError::Unidentified { .. })
+        }
+    }
 }
 
 fn await_exit<K: ProcessTable>(kernel: &K, shim: &Shim<K::Pidfd>, deadline: Instant) -> bool {

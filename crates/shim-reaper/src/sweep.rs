@@ -363,8 +363,13 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         counters.adjust(ReaperGauge::Registered, -1);
         let mut state = shim.state();
         state.tokio_child = None;
-        if let Some(pidfd) = state.pidfd.take() {
-            self.outbox.close(pidfd);
+        match state.pidfd.take() {
+            Some(pidfd) if shim.leads_group => {
+                self.shared.kernel.unwatch(&pidfd);
+                state.group_pidfd = Some(pidfd);
+            }
+            Some(pidfd) => self.outbox.close(pidfd),
+            None => {}
         }
         self.outbox
             .resolve(&self.shared.subscribers, &mut state, exit);

@@ -53,6 +53,23 @@ pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
 /// Sends a signal: `pidfd_send_signal(2)`, Linux 5.1. With `None` it only checks that the process
 /// has not been reaped.
 pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Option<Signal>) -> io::Result<()> {
+    send_signal(pidfd, signal, 0)
+}
+
+/// Sends a signal to every process in the process group that the process leads or has led:
+/// `PIDFD_SIGNAL_PROCESS_GROUP`, Linux 6.9. With `None` it only checks that there is one. Fails with
+/// `EINVAL` on older kernels.
+pub(crate) fn pidfd_signal_group(leader: BorrowedFd<'_>, signal: Option<Signal>) -> io::Result<()> {
+    send_signal(leader, signal, PIDFD_SIGNAL_PROCESS_GROUP)
+}
+
+const PIDFD_SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
+
+fn send_signal(
+    pidfd: BorrowedFd<'_>,
+    signal: Option<Signal>,
+    flags: libc::c_uint,
+) -> io::Result<()> {
     let signal = signal.map_or(0, Signal::as_raw);
     // SAFETY: with a null siginfo pointer the kernel fills it in as kill(2) does.
     let done = unsafe {
@@ -61,7 +78,7 @@ pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Option<Signal>) -
             pidfd.as_raw_fd(),
             signal,
             ptr::null::<libc::siginfo_t>(),
-            0,
+            flags,
         )
     };
     if done < 0 {
@@ -80,6 +97,17 @@ pub(crate) fn kill(pid: u32, signal: Signal) -> io::Result<()> {
     Ok(())
 }
 
+/// Sends a signal to every process in a process group by its number: `kill(2)`. With `None` it only
+/// checks that there is one.
+pub(crate) fn kill_group(pgid: u32, signal: Option<Signal>) -> io::Result<()> {
+    let pgid = libc::pid_t::try_from(pgid).map_err(io::Error::other)?;
+    // SAFETY: takes two integers and touches no memory of this process.
+    if unsafe { libc::kill(-pgid, signal.map_or(0, Signal::as_raw)) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Returns whether the process is a zombie or reaped; its pidfd is then readable.
 pub(crate) fn pidfd_has_exited(pidfd: BorrowedFd<'_>) -> bool {
     let mut polled = [PollFd::new(pidfd, PollFlags::POLLIN)];
@@ -88,6 +116,15 @@ pub(crate) fn pidfd_has_exited(pidfd: BorrowedFd<'_>) -> bool {
 
 /// Waits until the process is a zombie or reaped, or `deadline` has passed. Returns whether it is.
 pub(crate) fn pidfd_await_exit(pidfd: BorrowedFd<'_>, deadline: Option<Instant>) -> bool {
+    await_event(pidfd, PollFlags::POLLIN, deadline)
+}
+
+/// Waits until the descriptor has one of the events, or `deadline` has passed. Returns whether it has.
+pub(crate) fn await_event(
+    fd: BorrowedFd<'_>,
+    events: PollFlags,
+    deadline: Option<Instant>,
+) -> bool {
     loop {
         let timeout = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
             Some(Duration::ZERO) => Ok(PollTimeout::ZERO),
@@ -95,7 +132,7 @@ pub(crate) fn pidfd_await_exit(pidfd: BorrowedFd<'_>, deadline: Option<Instant>)
             Some(left) => PollTimeout::try_from(left + Duration::from_millis(1)),
             None => Ok(PollTimeout::NONE),
         };
-        let mut polled = [PollFd::new(pidfd, PollFlags::POLLIN)];
+        let mut polled = [PollFd::new(fd, events)];
         let ready = poll(&mut polled, timeout.unwrap_or(PollTimeout::MAX));
         let interrupted = ready == Err(Errno::EINTR);
         if !interrupted && (ready != Ok(0) || deadline.is_some_and(|at| at <= Instant::now())) {

@@ -45,7 +45,7 @@ macro_rules! piped {
 
 /// Spawns with options, writes to the shim, and reads from it.
 async fn greet(fixture: &Fixture, command: impl SpawnCommand) {
-    let options = SpawnOptions::new().process_group(true);
+    let options = SpawnOptions::new().process_group(0);
     let handle = fixture.reaper.spawn_with(command, options).unwrap();
     let pid = common::as_pid(handle.id());
     assert_eq!(getpgid(Some(pid)).unwrap(), pid);

@@ -42,7 +42,7 @@ async fn reaps_orphans_of_the_group_only(pidfd: bool) {
             .pidfd(pidfd)
             .sweep_interval(Duration::from_millis(20)),
     );
-    let group = SpawnOptions::new().process_group(true);
+    let group = SpawnOptions::new().process_group(0);
     // One orphan stays in the group of the shim. The other one leaves it for a session of its own.
     let mut shim =
         script("sleep 1000 >/dev/null & echo $!; setsid sleep 1000 >/dev/null & echo $!; exit 3");
@@ -90,7 +90,7 @@ fn orphans_of_a_live_shim_are_reaped_after_the_shim_exits() {
             become_subreaper();
             block_on(async {
                 let fixture = fast_fixture();
-                let group = SpawnOptions::new().process_group(true).kill_on_drop(true);
+                let group = SpawnOptions::new().process_group(0).kill_on_drop(true);
                 let mut shim =
                     script("(sleep 0.1 >/dev/null & echo $!); exec sleep 1000 >/dev/null");
                 shim.stdout(Stdio::piped());
@@ -141,7 +141,7 @@ async fn leaves_a_pipeline_to_its_owner(pidfd: bool, leader_lives: bool) {
             .sweep_interval(Duration::from_millis(5))
             .owner_grace(Duration::ZERO),
     );
-    let group = SpawnOptions::new().process_group(true).kill_on_drop(true);
+    let group = SpawnOptions::new().process_group(0).kill_on_drop(true);
     let leader = fixture.reaper.spawn_with(sleeper(), group).unwrap();
     let mut members: Vec<Child> = (0..5)
         .map(|_| {
@@ -189,7 +189,7 @@ async fn leaves_a_registered_child_to_its_owner(leader_lives: bool) {
             .sweep_interval(Duration::from_millis(5))
             .owner_grace(DEADLINE * 10),
     );
-    let group = SpawnOptions::new().process_group(true).kill_on_drop(true);
+    let group = SpawnOptions::new().process_group(0).kill_on_drop(true);
     let leader = fixture.reaper.spawn_with(sleeper(), group).unwrap();
     let mut member = exits_on_eof(7);
     member.process_group(leader.id() as i32);
@@ -226,7 +226,7 @@ async fn leaves_a_child_of_an_exited_thread_to_its_owner() {
             .sweep_interval(Duration::from_millis(5))
             .owner_grace(Duration::ZERO),
     );
-    let group = SpawnOptions::new().process_group(true);
+    let group = SpawnOptions::new().process_group(0);
     let leader = fixture.reaper.spawn_with(sleeper(), group).unwrap();
     let pgid = leader.id() as i32;
     let (send_member, member) = mpsc::channel();
@@ -274,7 +274,7 @@ async fn reaps_all_within_one_grace_period() {
     );
     // One grace period each, in turn, would take longer than the deadline.
     let orphans = DEADLINE.as_secs() / grace.as_secs() + 5;
-    let group = SpawnOptions::new().process_group(true);
+    let group = SpawnOptions::new().process_group(0);
     let shim = script(&format!("for i in $(seq {orphans}); do sleep 0.1 & done"));
     let leader = fixture.reaper.spawn_with(shim, group).unwrap();
     leader.await.unwrap();
@@ -311,7 +311,7 @@ fn an_orphan_is_reaped_when_the_grace_period_expires() {
                     .sweep_interval(Duration::from_millis(5))
                     .owner_grace(Duration::from_millis(500)),
             );
-            let group = SpawnOptions::new().process_group(true);
+            let group = SpawnOptions::new().process_group(0);
             let mut shim = script("sleep 1000 >/dev/null & echo $!");
             shim.stdout(Stdio::piped());
             let handle = fixture.reaper.spawn_with(shim, group).unwrap();

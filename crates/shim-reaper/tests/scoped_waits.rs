@@ -91,7 +91,7 @@ async fn exercise_all_registrations(pidfd: bool) {
         let child = exits_with(3).spawn().unwrap();
         drop(reaper.register(child.id()).unwrap());
         drop(reaper.attach(1).unwrap());
-        let group = SpawnOptions::new().process_group(true);
+        let group = SpawnOptions::new().process_group(0);
         drop(
             reaper
                 .spawn_with(shell("sleep 0.1 & exit 4"), group)

@@ -262,7 +262,7 @@ impl Lifecycle {
 
     /// Spawns a shim, and children of the embedder into its process group.
     async fn pipeline(&mut self, fate: Fate) -> Option<ShimHandle> {
-        let options = SpawnOptions::new().process_group(true);
+        let options = SpawnOptions::new().process_group(0);
         let command = if self.population.rules.orphans {
             fate.command_with_orphan(&mut self.random)
         } else {

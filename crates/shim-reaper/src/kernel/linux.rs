@@ -16,9 +16,10 @@ use nix::sys::signal;
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, getpgid};
 
-use super::procfs::Children;
+use super::procfs::{self, Children};
 use super::{
-    NoPidfd, Orphan, Orphans, ProcStat, ProcessTable, Spawned, Target, Until, WaitResult, Watches,
+    Member, NoPidfd, Orphan, Orphans, ProcStat, ProcessTable, Spawned, Target, Until, WaitResult,
+    Watches,
 };
 use crate::Signal;
 use crate::command::sealed::CommandRef;
@@ -267,6 +268,10 @@ impl ProcessTable for Linux {
         self.watches.add_again(pidfd.as_fd(), token, until)
     }
 
+    fn unwatch(&self, pidfd: &OwnedFd) {
+        self.watches.remove(pidfd.as_fd());
+    }
+
     fn ready(&self, tokens: &mut VecDeque<u64>) -> io::Result<usize> {
         self.watches.ready(tokens)
     }
@@ -302,6 +307,18 @@ impl ProcessTable for Linux {
 
     fn signal_pid(&self, pid: u32, signal: Signal) -> io::Result<()> {
         sys::kill(pid, signal)
+    }
+
+    fn signal_group(&self, leader: &OwnedFd, signal: Option<Signal>) -> io::Result<()> {
+        sys::pidfd_signal_group(leader.as_fd(), signal)
+    }
+
+    fn signal_group_number(&self, pgid: u32, signal: Option<Signal>) -> io::Result<()> {
+        sys::kill_group(pgid, signal)
+    }
+
+    fn group_members(&self, pgid: u32) -> io::Result<Vec<Member>> {
+        procfs::group_members(pgid)
     }
 
     fn stat(&self, pid: u32) -> io::Result<Option<ProcStat>> {

@@ -9,7 +9,8 @@ mod watches;
 
 pub(crate) use linux::Linux;
 pub(crate) use process_table::{
-    MAX_READY_EVENTS, NoPidfd, Orphan, Orphans, ProcessTable, Spawned, Target, Until, WaitResult,
+    MAX_READY_EVENTS, Member, NoPidfd, Orphan, Orphans, ProcessTable, Spawned, Target, Until,
+    WaitResult,
 };
 pub(crate) use procfs::{ProcStat, children_of, pid_of_pidfd};
 pub(crate) use watches::Watches;

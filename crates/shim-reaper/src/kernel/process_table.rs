@@ -52,6 +52,9 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
     /// Re-arms a watch that has reported its event.
     fn watch_again(&self, pidfd: &Self::Pidfd, token: u64, until: Until) -> io::Result<()>;
 
+    /// Removes a watch. Closing the pidfd does so too.
+    fn unwatch(&self, pidfd: &Self::Pidfd);
+
     /// Appends up to [`MAX_READY_EVENTS`] tokens of watches that have an event, and returns how
     /// many events there were.
     fn ready(&self, tokens: &mut VecDeque<u64>) -> io::Result<usize>;
@@ -79,6 +82,16 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
     fn signal(&self, pidfd: &Self::Pidfd, signal: Signal) -> io::Result<()>;
 
     fn signal_pid(&self, pid: u32, signal: Signal) -> io::Result<()>;
+
+    /// Sends a signal to every process in the group that `leader` leads or has led, or with `None`
+    /// only checks that there is one. Fails with `EINVAL` before Linux 6.9.
+    fn signal_group(&self, leader: &Self::Pidfd, signal: Option<Signal>) -> io::Result<()>;
+
+    /// Does what [`signal_group`](Self::signal_group) does, for the group that has this number.
+    fn signal_group_number(&self, pgid: u32, signal: Option<Signal>) -> io::Result<()>;
+
+    /// Returns the processes in the group that has this number, without zombies.
+    fn group_members(&self, pgid: u32) -> io::Result<Vec<Member>>;
 
     /// Returns `None` if no process has this pid.
     fn stat(&self, pid: u32) -> io::Result<Option<ProcStat>>;
@@ -133,6 +146,13 @@ pub(crate) struct Orphan {
 pub(crate) enum Orphans<'a> {
     InGroups(&'a BTreeSet<u32>),
     All,
+}
+
+/// A running process in a process group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Member {
+    pub(crate) pid: u32,
+    pub(crate) start_time: u64,
 }
 
 /// The event that a watch waits for.

@@ -6,6 +6,8 @@ use std::process::ExitStatus;
 
 use nix::libc;
 
+use super::Member;
+
 /// The fields of `/proc/<pid>/stat` that identify a process and show how a zombie ended.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ProcStat {
@@ -19,38 +21,81 @@ pub(crate) struct ProcStat {
 impl ProcStat {
     /// Reads `/proc/<pid>/stat`. Returns `None` if no process has this pid.
     pub(crate) fn read(pid: u32) -> io::Result<Option<Self>> {
-        let line = match fs::read(format!("/proc/{pid}/stat")) {
-            Ok(line) => line,
-            Err(error) if is_missing(&error) => return Ok(None),
-            Err(error) => return Err(error),
+        let Some(stat) = read_stat(pid)? else {
+            return Ok(None);
         };
-        let Some((state, start_time, exit_code)) = parse(&line) else {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("cannot parse /proc/{pid}/stat"),
-            ));
-        };
-        let exited = matches!(state, b'Z' | b'X' | b'x');
         // proc_pid_stat(5) shows 0 to a reader without permission, which is also the status of success.
-        let status = (exited && may_inspect(pid)).then(|| ExitStatus::from_raw(exit_code));
+        let status =
+            (stat.exited && may_inspect(pid)).then(|| ExitStatus::from_raw(stat.exit_code));
         Ok(Some(Self {
-            start_time,
-            exited,
+            start_time: stat.start_time,
+            exited: stat.exited,
             status,
         }))
     }
 }
 
-/// Returns state (field 3), start time (22) and exit code (52). The name in field 2 may contain
-/// any character, so the fields are counted from its last parenthesis on.
-fn parse(line: &[u8]) -> Option<(u8, u64, i32)> {
+/// Returns the processes in a process group, without zombies.
+pub(crate) fn group_members(pgid: u32) -> io::Result<Vec<Member>> {
+    let mut members = Vec::new();
+    for pid in numbers_in("/proc")? {
+        let stat = read_stat(pid)?;
+        // A thread group whose first thread has exited looks like a zombie, but for its threads.
+        let is_member = |stat: &Stat| stat.group == pgid && (!stat.exited || stat.threads > 1);
+        members.extend(stat.filter(is_member).map(|stat| Member {
+            pid,
+            start_time: stat.start_time,
+        }));
+    }
+    Ok(members)
+}
+
+/// The fields that this crate uses: `proc_pid_stat(5)`.
+#[derive(Debug, PartialEq)]
+struct Stat {
+    exited: bool,
+    group: u32,
+    threads: u64,
+    start_time: u64,
+    exit_code: i32,
+}
+
+/// Reads `/proc/<pid>/stat`. Returns `None` if no process has this pid.
+fn read_stat(pid: u32) -> io::Result<Option<Stat>> {
+    let line = match fs::read(format!("/proc/{pid}/stat")) {
+        Ok(line) => line,
+        Err(error) if is_missing(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let stat = parse(&line).ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("cannot parse /proc/{pid}/stat"),
+        )
+    })?;
+    Ok(Some(stat))
+}
+
+/// Returns state (field 3), process group (5), number of threads (20), start time (22) and exit code
+/// (52). The name in field 2 may contain any character, so the fields are counted from its last
+/// parenthesis on.
+fn parse(line: &[u8]) -> Option<Stat> {
     let end_of_name = line.iter().rposition(|byte| *byte == b')')?;
     let rest = std::str::from_utf8(line.get(end_of_name + 2..)?).ok()?;
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?.bytes().next()?;
-    let start_time = fields.nth(18)?.parse().ok()?;
+    // The group of a process that is being reaped is shown as -1.
+    let group = fields.nth(1)?.parse().unwrap_or_default();
+    let threads = fields.nth(14)?.parse().ok()?;
+    let start_time = fields.nth(1)?.parse().ok()?;
     let exit_code = fields.nth(29)?.parse().ok()?;
-    Some((state, start_time, exit_code))
+    Some(Stat {
+        exited: matches!(state, b'Z' | b'X' | b'x'),
+        group,
+        threads,
+        start_time,
+        exit_code,
+    })
 }
 
 /// Returns the pid of a process by its pidfd, on any kernel that has pidfds. Fails with ESRCH if it
@@ -147,14 +192,21 @@ mod tests {
 
     use nix::libc;
 
-    use super::{parse, pid_of_pidfd};
+    use super::{Stat, parse, pid_of_pidfd};
     use crate::sys::{pidfd_open, pidfd_pid};
 
     #[test]
     fn a_name_with_parentheses_and_spaces_does_not_shift_the_fields() {
         let line = b"77 (a) R (b)) Z 1 2 3 0 -1 4227148 18 0 0 0 0 0 0 0 20 0 1 0 156715 0 0 \
             18446744073709551615 0 0 0 0 0 0 0 0 0 1 0 0 17 1 0 0 0 0 0 0 0 0 0 0 0 0 10752\n";
-        assert_eq!(parse(line), Some((b'Z', 156_715, 10_752)));
+        let stat = Stat {
+            exited: true,
+            group: 2,
+            threads: 1,
+            start_time: 156_715,
+            exit_code: 10_752,
+        };
+        assert_eq!(parse(line), Some(stat));
     }
 
     #[test]

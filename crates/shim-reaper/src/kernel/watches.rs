@@ -67,6 +67,11 @@ impl Watches {
         Ok(self.epoll()?.modify(pidfd, &mut event)?)
     }
 
+    pub(super) fn remove(&self, pidfd: BorrowedFd<'_>) {
+        // Fails only if there is no watch.
+        let _ = self.epoll().map(|epoll| epoll.delete(pidfd));
+    }
+
     /// Adds a periodic timer. It is cheaper than a timer of the tokio runtime, which the worker
     /// would have to reset, and which would wake the tokio runtime, every time.
     pub(crate) fn tick_every(&self, interval: Duration) -> io::Result<()> {

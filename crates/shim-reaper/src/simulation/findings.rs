@@ -13,7 +13,7 @@ use crate::kernel::ProcessTable;
 use crate::kernel::simulated::{Descriptor, Failure, Features, Parent, ProcessState, Simulated};
 use crate::outbox::Outbox;
 use crate::register::Shared;
-use crate::shim::{Role, Shim};
+use crate::shim::{Groups, Role, Shim};
 use crate::stats::Counters;
 use crate::{CollectedBy, Signal};
 
@@ -133,7 +133,7 @@ fn process_that_is_reaped_before_its_watch_fails_keeps_its_identity() {
     kernel.fail_next(Failure::Watch);
     let insert = || {
         core.shared
-            .insert(7, Role::Owned, false, pidfd, Check::OnEvent)
+            .insert(7, Role::Owned, Groups::default(), pidfd, Check::OnEvent)
     };
     let shim = insert().unwrap();
     sweep(&core);
@@ -161,7 +161,13 @@ fn handle_without_an_identity_signals_no_process_after_a_shutdown() {
     kernel.limit_descriptors(0);
     let shim = core
         .shared
-        .insert(7, Role::Owned, false, kernel.open(7), Check::OnEvent)
+        .insert(
+            7,
+            Role::Owned,
+            Groups::default(),
+            kernel.open(7),
+            Check::OnEvent,
+        )
         .unwrap();
     shim.signal(kernel, Signal::SIGCONT).unwrap();
     core.try_close().unwrap();

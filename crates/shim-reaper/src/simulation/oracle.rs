@@ -223,7 +223,7 @@ impl Simulation {
             ));
         }
         // After a shutdown the handles keep them, to send signals.
-        let count = self.kernel().pidfd_count();
+        let count = self.kernel().pidfd_count() - world.kept_pidfds();
         if !is_closed && stats.registered as usize + 20 < count {
             world.fail(format!("{count} pidfds for {} shims", stats.registered));
         }

@@ -158,14 +158,26 @@ impl Simulation {
         let is_registered = world
             .registrations_of(index)
             .any(|one| one.role != Role::Attached);
+        let is_member = self.leader_of(index).is_some_and(|leader| {
+            let mut registrations = world.registrations_of(leader);
+            registrations.any(|one| one.shim.leads_group)
+        });
+        let is_child = process.parent == Parent::This && is_registered;
         let kill_at = world.stops.kill_at.iter().min().copied();
         let is_due = kill_at.is_some_and(|at| signal != Signal::SIGKILL || kernel.time() >= at);
-        if process.parent != Parent::This || !is_registered || !is_due {
+        if !(is_child || is_member) || !is_due {
             world.fail(format!("process {name:?} got {signal} wrongly or early"));
         }
-        if signal == Signal::SIGKILL {
+        if signal == Signal::SIGKILL && is_registered {
             world.stops.killed.insert(process.pid);
         }
+    }
+
+    /// Returns the process that has led the group of this process: no later one has its number.
+    fn leader_of(&self, index: usize) -> Option<usize> {
+        let kernel = self.kernel();
+        let pgid = kernel.process(index).group?;
+        (0..=index).rfind(|leader| kernel.process(*leader).pid == pgid)
     }
 
     fn check_stop(&self, targets: &Targets, report: &StopReport) {

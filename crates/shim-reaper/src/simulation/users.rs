@@ -23,14 +23,15 @@ impl Simulation {
             leads_group,
             process: None,
         });
+        let process_group = leads_group.then_some(0);
         let spawned = match self.config.spawning {
             Spawning::Native => {
                 let mut command = pidfd_spawn::Command::new("");
-                shared.spawn(CommandRef::Native(&mut command), leads_group)
+                shared.spawn(CommandRef::Native(&mut command), process_group)
             }
             Spawning::EarlyStd | Spawning::Std => {
                 let mut command = std::process::Command::new("");
-                shared.spawn(CommandRef::Std(&mut command), leads_group)
+                shared.spawn(CommandRef::Std(&mut command), process_group)
             }
         };
         let process = self.world().spawning.pop().and_then(|spawn| spawn.process);

@@ -176,6 +176,14 @@ impl World {
         registrations.filter(move |registration| registration.process == Some(process))
     }
 
+    /// Returns the number of pidfds that the shims keep because they identify a process group.
+    pub(super) fn kept_pidfds(&self) -> usize {
+        let shims = self.registrations.iter().map(|one| &one.shim);
+        let leaders = shims.filter(|shim| shim.leads_group && !shim.is_locked());
+        let kept = leaders.filter(|shim| shim.state().group_pidfd.is_some());
+        kept.map(|shim| shim.id).collect::<BTreeSet<_>>().len()
+    }
+
     pub(super) fn became_zombie(&mut self, name: Name) {
         let step = self.step;
         if let Some(known) = self.names.get_mut(&name) {

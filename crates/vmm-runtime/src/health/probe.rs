@@ -90,7 +90,7 @@ async fn run_command(command: &[String], dir: &Path, probes: &ProbeRunner) -> io
         .reset_ignored_signals(true)
         .parent_death_signal(SIGKILL);
     probes.program.remove_private_env(&mut command);
-    let options = SpawnOptions::new().process_group(true);
+    let options = SpawnOptions::new().process_group(0);
     let process = ProcessGroup(process_wide_reaper()?.spawn_with(command, options)?);
     let exit = process.0.clone().await.map_err(io::Error::other)?;
     Ok(exit.success())

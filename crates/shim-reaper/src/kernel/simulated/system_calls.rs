@@ -11,7 +11,7 @@ use super::process::{Parent, Process, ProcessState, ReapedBy, wait_status};
 use super::table::{Failure, no_descriptor};
 use crate::command::sealed::CommandRef;
 use crate::kernel::{
-    NoPidfd, Orphan, Orphans, ProcStat, ProcessTable, Spawned, Target, Until, WaitResult,
+    Member, NoPidfd, Orphan, Orphans, ProcStat, ProcessTable, Spawned, Target, Until, WaitResult,
 };
 use crate::pipes::Pipes;
 use crate::sys::ChildExit;
@@ -78,6 +78,19 @@ impl Simulated {
         drop(table);
         if let Some(interrupts) = self.interrupts() {
             interrupts.signalled(process, signal);
+        }
+        Ok(())
+    }
+
+    fn kill_group(&self, pgid: u32, signal: Option<Signal>) -> io::Result<()> {
+        let members = self.table().group_members(pgid);
+        if members.is_empty() {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        for member in members {
+            if let Some(signal) = signal {
+                self.kill(member, signal)?;
+            }
         }
         Ok(())
     }
@@ -192,6 +205,11 @@ impl ProcessTable for Simulated {
         Ok(())
     }
 
+    fn unwatch(&self, pidfd: &Descriptor) {
+        // Without an interrupt, which may panic: the reaper is about to publish an exit.
+        self.table().epoll.close(pidfd.number);
+    }
+
     fn ready(&self, tokens: &mut VecDeque<u64>) -> io::Result<usize> {
         self.interrupt("epoll_wait");
         self.fails(Failure::Ready)?;
@@ -251,6 +269,46 @@ impl ProcessTable for Simulated {
             process.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?,
             signal,
         )
+    }
+
+    fn signal_group(&self, leader: &Descriptor, signal: Option<Signal>) -> io::Result<()> {
+        self.interrupt("pidfd_send_signal to a group");
+        let table = self.table();
+        // `hangup` came with the same release.
+        if !table.features.hangup {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let pgid = table.processes[leader.process].pid;
+        let is_recycled = table
+            .find(pgid)
+            .is_some_and(|index| index != leader.process);
+        drop(table);
+        if is_recycled {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        self.kill_group(pgid, signal)
+    }
+
+    fn signal_group_number(&self, pgid: u32, signal: Option<Signal>) -> io::Result<()> {
+        self.interrupt("kill a group");
+        self.kill_group(pgid, signal)
+    }
+
+    fn group_members(&self, pgid: u32) -> io::Result<Vec<Member>> {
+        self.interrupt("read /proc");
+        let table = self.table();
+        if !table.has_free_descriptor() {
+            return Err(no_descriptor());
+        }
+        let members = table.group_members(pgid).into_iter();
+        let members = members.map(|index| (index, table.processes[index]));
+        let running = members.filter(|(_, process)| process.state.is_running());
+        Ok(running
+            .map(|(index, process)| Member {
+                pid: process.pid,
+                start_time: index as u64,
+            })
+            .collect())
     }
 
     fn stat(&self, pid: u32) -> io::Result<Option<ProcStat>> {

@@ -113,8 +113,17 @@ impl Table {
     }
 
     pub(super) fn has_group_member(&self, pgid: u32) -> bool {
-        let mut unreaped = self.by_pid.values().map(|index| &self.processes[*index]);
-        unreaped.any(|process| process.group == Some(pgid))
+        !self.group_members(pgid).is_empty()
+    }
+
+    /// Returns the processes in a process group that have not been reaped.
+    pub(super) fn group_members(&self, pgid: u32) -> Vec<usize> {
+        let unreaped = self.by_pid.values().copied();
+        let mut members: Vec<usize> = unreaped
+            .filter(|index| self.processes[*index].group == Some(pgid))
+            .collect();
+        members.sort_unstable();
+        members
     }
 
     /// Takes a descriptor. Returns false if none is left.
