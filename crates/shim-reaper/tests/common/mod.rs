@@ -1,6 +1,7 @@
 //! Helpers that the tests share: child processes, their state in `/proc`, and a reaper with its
 //! counters.
 #![allow(
+    clippy::panic,
     clippy::unwrap_used,
     dead_code, // Each test file uses a different part.
     missing_debug_implementations,
@@ -8,7 +9,9 @@
     unsafe_code
 )]
 
+pub mod control_group;
 pub mod forks;
+pub mod groups;
 pub mod log_counter;
 pub mod own_process;
 pub mod recorder;
