@@ -78,7 +78,7 @@ impl ReaperBuilder {
             shutdown_token: CancellationToken::new(),
             stop_grace: None,
             pidfd: true,
-            early_pidfds: false,
+            early_pidfds: true,
             subreaper: false,
         }
     }
@@ -143,17 +143,18 @@ impl ReaperBuilder {
     }
 
     /// Sets whether the child of a std or tokio command that [`spawn`](ShimReaper::spawn) starts opens
-    /// its own pidfd before it executes the program; false by default. A [`Command`](crate::Command) of
+    /// its own pidfd before it executes the program; true by default. A [`Command`](crate::Command) of
     /// this crate does not need it: its child always has a pidfd.
     ///
-    /// With false, the reaper opens the pidfd when the child runs. If a foreign wait is faster, which
-    /// only children that exit at once allow, the exit status of that child is unknown. From then on
-    /// the reaper spawns as with true. It also does so while SIGCHLD is ignored.
-    ///
     /// With true, the reaper knows the exit status however short the life of the child is and
-    /// whichever code reaps it. Set it in a process in which other code waits for any child. std then
-    /// starts the child with `fork` in place of `posix_spawn`: the kernel copies the page tables of
-    /// this process, and the calling thread waits. The child also looks at each open descriptor.
+    /// whichever code reaps it. std then starts the child with `fork` in place of `posix_spawn`: the
+    /// kernel copies the page tables of this process, and the calling thread waits. The child also
+    /// looks at each open descriptor.
+    ///
+    /// With false, the reaper opens the pidfd when the child runs. If the child exits at once and a
+    /// foreign wait reaps it before that, its exit status is unknown. After the first such loss the
+    /// reaper spawns as with true. It also does so while SIGCHLD is ignored. Set false if no other
+    /// code in this process waits for any child, and the cost of the fork matters.
     ///
     /// | resident memory | `fork` | `posix_spawn` |
     /// |---|---|---|
@@ -214,7 +215,10 @@ impl ReaperBuilder {
     ///
     /// Panics if that tokio runtime has no time or I/O driver.
     pub fn start_on(self, runtime: &Handle) -> ShimReaper {
-        ShimReaper::new(Worker::start_on(self.into_core(), runtime))
+        let subreaper = self.subreaper;
+        let reaper = ShimReaper::new(Worker::start_on(self.into_core(), runtime));
+        become_subreaper(subreaper);
+        reaper
     }
 
     /// Starts the reaper on a dedicated thread, without a tokio runtime. Use it in synchronous code,
@@ -229,7 +233,10 @@ impl ReaperBuilder {
     ///
     /// Returns an error if the thread or its descriptors cannot be created.
     pub fn start_dedicated(self) -> io::Result<ShimReaper> {
-        Worker::start_dedicated(self.into_core()).map(ShimReaper::new)
+        let subreaper = self.subreaper;
+        let reaper = Worker::start_dedicated(self.into_core()).map(ShimReaper::new)?;
+        become_subreaper(subreaper);
+        Ok(reaper)
     }
 
     fn into_core(self) -> Arc<Core<Linux>> {
@@ -240,11 +247,6 @@ impl ReaperBuilder {
                 (CancellationToken::new(), Some(StopRequest { token, grace }))
             }
         };
-        if self.subreaper {
-            if let Err(error) = prctl::set_child_subreaper(true) {
-                tracing::warn!(%error, "cannot become a subreaper; orphans go to another process");
-            }
-        }
         let mut shared = Shared::new(
             Linux::new(self.pidfd),
             Counters::new(self.metrics),
@@ -256,5 +258,14 @@ impl ReaperBuilder {
         );
         shared.reap_all_orphans = self.subreaper;
         Arc::new(Core::new(shared))
+    }
+}
+
+/// Called once the worker has started: without it, nothing would reap the orphans.
+fn become_subreaper(on: bool) {
+    if on {
+        if let Err(error) = prctl::set_child_subreaper(true) {
+            tracing::warn!(%error, "cannot become a subreaper; orphans go to another process");
+        }
     }
 }

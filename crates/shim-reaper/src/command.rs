@@ -8,7 +8,7 @@ use sealed::{CommandRef, Sealed};
 /// | command | the pidfd of the child | cost |
 /// |---|---|---|
 /// | [`Command`](crate::Command) of this crate, which is [`pidfd_spawn::Command`] | comes with the child | the least; never a fork, unless it has a `pre_exec` closure |
-/// | [`std::process::Command`] | is opened after the spawn, or by the child: see [`early_pidfd`](crate::ReaperBuilder::early_pidfd) | `posix_spawn`, or a fork |
+/// | [`std::process::Command`] | is opened by the child: see [`early_pidfd`](crate::ReaperBuilder::early_pidfd) | a fork |
 /// | [`tokio::process::Command`] | as for std | as for std |
 ///
 /// [`kill_on_drop`](tokio::process::Command::kill_on_drop) of a tokio command has the meaning of

@@ -73,6 +73,30 @@ impl<K: ProcessTable> Core<K> {
         while let Some((Progress::More, _)) = self.try_reap_ready(&mut outbox) {}
     }
 
+    /// Does one interval sweep and processes the events that are ready, unless another thread has the
+    /// registry locked.
+    pub(crate) fn sweep_blocking(&self) {
+        let mut outbox = Outbox::new();
+        let mut first = true;
+        loop {
+            let Ok(mut registry) = self.registry.try_lock() else {
+                return;
+            };
+            let mut sweep = Sweep::new(&self.shared, &mut registry, &mut outbox);
+            if first {
+                sweep.begin_interval();
+            }
+            let progress = sweep.sweep_slice();
+            drop(registry);
+            outbox.deliver();
+            if progress == Progress::Done {
+                break;
+            }
+            first = false;
+        }
+        self.reap_ready_blocking();
+    }
+
     /// Does one interval sweep, a slice at a time.
     pub(crate) async fn sweep(&self, outbox: &mut Outbox<K::Pidfd>) -> NextDeadline {
         let mut first = true;

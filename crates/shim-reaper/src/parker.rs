@@ -73,7 +73,8 @@ impl Parker {
             EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX)
         });
         match self.watches().block(timeout) {
-            Ok(found) => self.has_events.set(found),
+            // The worker may not have taken the events of an earlier call.
+            Ok(found) => self.has_events.set(self.has_events.get() || found),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
                 tracing::debug!(%error, "cannot wait for process events");

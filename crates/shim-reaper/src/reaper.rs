@@ -81,11 +81,10 @@ impl ShimReaper {
     ///
     /// # Commands of std and tokio
     ///
-    /// The reaper opens the pidfd after the spawn. The first foreign wait of this process can be
-    /// faster, if the child exits at once; the exit status of that child is then unknown. To exclude
-    /// that, set [`ReaperBuilder::early_pidfd`](crate::ReaperBuilder::early_pidfd). A closure of
+    /// std forks, because the child opens its own pidfd before it executes the program: see
+    /// [`ReaperBuilder::early_pidfd`](crate::ReaperBuilder::early_pidfd). A closure of
     /// [`pre_exec`](std::os::unix::process::CommandExt::pre_exec) that closes the descriptors of the
-    /// child defeats it.
+    /// child defeats it: a foreign wait can then hide the exit status of a child that exits at once.
     ///
     /// A command that is passed as `&mut` keeps what the reaper has added to it: the process group of
     /// [`SpawnOptions`], and with an early pidfd a closure, which makes std fork whenever it spawns
@@ -94,11 +93,14 @@ impl ShimReaper {
     /// # Errors
     ///
     /// Returns the error of the command's own `spawn`, or after shutdown an error that contains
-    /// [`ReaperClosed`](crate::ReaperClosed). No process is left behind in either case.
+    /// [`ReaperClosed`](crate::ReaperClosed). No process is left behind in either case. The error of a
+    /// [`Command`](crate::Command) contains a [`SpawnError`](pidfd_spawn::SpawnError), which has the
+    /// step that failed.
     ///
     /// std panics if it cannot set the user, the groups or the process group of the child, or a
     /// `pre_exec` closure fails, and another wait has reaped that child. This then returns an error of
-    /// the kind [`Other`](io::ErrorKind::Other), after the panic hook has run.
+    /// the kind [`Other`](io::ErrorKind::Other), after the panic hook has run; a program that is built
+    /// with `panic = "abort"` ends. A [`Command`](crate::Command) of this crate never panics.
     pub fn spawn(&self, command: impl SpawnCommand) -> io::Result<ShimHandle> {
         self.spawn_with(command, SpawnOptions::new())
     }

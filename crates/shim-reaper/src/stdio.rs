@@ -45,7 +45,7 @@ impl SpawnGuard {
 
 impl Drop for SpawnGuard {
     fn drop(&mut self) {
-        if self.kill_on_drop {
+        if self.kill_on_drop && !self.worker.is_forked_copy() {
             let kernel = &self.worker.shared().kernel;
             // Fails if the shim, or every process in its group, has ended.
             match Group::of(kernel, &self.shim) {

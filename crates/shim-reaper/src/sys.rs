@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::Interest;
@@ -234,6 +235,10 @@ pub(crate) fn pidfd_exit_status(pidfd: BorrowedFd<'_>) -> Option<ExitStatus> {
 /// reaped, and with `InvalidInput` if it is a thread. Returns `None` on older kernels, and for a
 /// descriptor that is not a pidfd.
 pub(crate) fn pidfd_pid(pidfd: BorrowedFd<'_>) -> Option<io::Result<u32>> {
+    // A pidfd of the first thread of a process has the pid of the process.
+    if fcntl(pidfd, FcntlArg::F_GETFL).is_ok_and(|flags| flags & libc::PIDFD_THREAD as i32 != 0) {
+        return Some(Err(io::ErrorKind::InvalidInput.into()));
+    }
     let mut info = PidfdInfo {
         mask: PIDFD_INFO_PID,
         ..PidfdInfo::default()

@@ -66,7 +66,7 @@ impl ShimHandle {
     ///
     /// # Errors
     ///
-    /// As for [`wait`](Self::wait).
+    /// As for [`wait`](Self::wait), and in a forked child of the process that registered the shim.
     pub fn wait_blocking(&self) -> Result<ShimExit, ReaperClosed> {
         // Without a free descriptor it polls.
         let event = WakeEvent::new().ok().map(Arc::new);
@@ -79,8 +79,12 @@ impl ShimHandle {
             if let Poll::Ready(exit) = exit.as_mut().poll(&mut cx) {
                 return exit;
             }
+            // In a forked copy nothing can wait for the shim.
+            if self.worker.is_forked_copy() {
+                return Err(ReaperClosed);
+            }
             self.block(event.as_deref());
-            self.worker.core().reap_ready_blocking();
+            self.worker.check_blocking(&self.shim);
         }
     }
 

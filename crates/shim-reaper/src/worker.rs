@@ -1,6 +1,7 @@
 use std::any::Any;
 use std::future::{pending, poll_fn};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::panic::{self, AssertUnwindSafe};
 use std::pin::pin;
 use std::process;
@@ -21,6 +22,7 @@ use crate::parker::Parker;
 use crate::pipe_runtime::PipeRuntime;
 use crate::readiness::{Alarm, Host, KernelEvents, TokioHost, reap_when_ready};
 use crate::register::Shared;
+use crate::shim::Shim;
 use crate::stop;
 use crate::thread::spawn_thread;
 
@@ -99,8 +101,8 @@ impl Worker {
         let parker = Parker::new(Arc::clone(&core))?;
         let worker = Arc::new(Self::new(core, None));
         worker.try_claim();
-        let alive = AliveGuard(Arc::clone(&worker));
-        spawn_thread(move || run_on_thread(&alive, &parker))?;
+        let alive = Arc::clone(&worker);
+        spawn_thread(move || run_on_thread(&AliveGuard(alive), &parker))?;
         Ok(worker)
     }
 
@@ -126,6 +128,14 @@ impl Worker {
 
     pub(crate) fn is_alive(&self) -> bool {
         self.alive.load(Ordering::Acquire) && !self.shared().is_closing()
+    }
+
+    /// Does what the worker does for this shim, in case the worker does not run.
+    pub(crate) fn check_blocking(&self, shim: &Arc<Shim<OwnedFd>>) {
+        if shim.state().pidfd.is_none() {
+            self.shared().directory.lock().request_check(shim);
+        }
+        self.core.reap_ready_blocking();
     }
 
     /// Returns a tokio runtime that drives the pipes of shims.
@@ -191,6 +201,7 @@ impl Worker {
                 }
                 Err(_) => {}
             }
+            self.core.sweep_blocking();
             thread::sleep(self.shared().sweep_interval.min(MAX_RETRY_INTERVAL));
         }
     }
@@ -216,7 +227,7 @@ impl Worker {
         self.shared().wake_worker.notify_one();
     }
 
-    fn is_forked_copy(&self) -> bool {
+    pub(crate) fn is_forked_copy(&self) -> bool {
         process::id() != self.owner_pid
     }
 

@@ -11,6 +11,7 @@ use common::{Fixture, eventually, is_gone};
 use nix::errno::Errno;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::getpgid;
+use shim_reaper::pidfd_spawn::{SpawnError, Step};
 use shim_reaper::{CollectedBy, Command, ReaperClosed, ShimReaper, SpawnCommand, SpawnOptions};
 use tokio::io::AsyncReadExt;
 
@@ -131,8 +132,10 @@ async fn the_error_of_every_type_of_command_is_that_of_its_own_spawn() {
             .unwrap_err(),
     ] {
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
-        assert_eq!(error.raw_os_error(), Some(nix::libc::ENOENT));
     }
+    let error = fixture.reaper.spawn(Command::new(missing)).unwrap_err();
+    let error = error.get_ref().unwrap().downcast_ref::<SpawnError>();
+    assert_eq!(error.unwrap().step(), Step::Exec);
     fixture.expect(0, 0, 0).await;
 }
 

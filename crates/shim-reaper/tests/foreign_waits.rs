@@ -225,7 +225,7 @@ fn without_early_pidfds_only_the_first_foreign_wait_can_lose_an_exit_code() {
         || {
             wait_for_any_child();
             block_on(async {
-                let fixture = Fixture::new(ShimReaper::builder());
+                let fixture = Fixture::new(ShimReaper::builder().early_pidfd(false));
                 // Until the reaper notices the foreign wait.
                 while spawn_short_lived(&fixture, 0).await.collected_by == CollectedBy::Reaper {}
                 for i in 0..SHIMS {

@@ -25,7 +25,7 @@ fn subreaper() -> ReaperBuilder {
         .subreaper(true)
 }
 
-/// Runs a test in a process of its own, whose main thread it is.
+/// Runs a test in a process of its own.
 fn run(test: &str, body: impl Future<Output = ()>) {
     in_own_process(test, || block_on(body));
 }
@@ -49,6 +49,11 @@ fn make_idle_orphan() -> u32 {
     waitpid(as_pid(parent), None).unwrap();
     let is_new = |pid: &u32| !before.contains(pid);
     children().into_iter().find(is_new).unwrap()
+}
+
+/// Forks on a thread that exits. The children become those of the main thread, as orphans do.
+fn like_orphans<T: Send + 'static>(fork: impl FnOnce() -> T + Send + 'static) -> T {
+    thread::spawn(fork).join().unwrap()
 }
 
 /// Returns the children of all threads of this process.
@@ -97,8 +102,7 @@ fn the_owner_of_a_child_gets_its_status_in_the_grace_period() {
         "the_owner_of_a_child_gets_its_status_in_the_grace_period",
         async {
             let fixture = Fixture::new(subreaper().owner_grace(2 * DEADLINE));
-            // The main thread forks it, so that it looks like an orphan.
-            let child = exiting_child(7);
+            let child = like_orphans(|| exiting_child(7));
             eventually("the child exits", || is_zombie(child)).await;
             fixture.sweeps(5).await;
             let status = waitpid(as_pid(child), None);
@@ -113,7 +117,7 @@ fn the_owner_of_a_child_gets_its_status_in_the_grace_period() {
 fn the_zombie_of_a_registered_child_is_not_an_orphan() {
     run("the_zombie_of_a_registered_child_is_not_an_orphan", async {
         let fixture = Fixture::new(subreaper().owner_grace(Duration::from_millis(100)));
-        let child = exiting_child(7);
+        let child = like_orphans(|| exiting_child(7));
         let exit = fixture.reaper.register(child).unwrap().await.unwrap();
         assert_eq!(exit.code(), Some(7));
         fixture.expect(1, 0, 0).await;
@@ -152,11 +156,11 @@ fn the_zombie_of_another_thread_is_left_and_hides_no_orphan() {
 #[test]
 fn an_orphan_is_found_behind_many_running_children() {
     run("an_orphan_is_found_behind_many_running_children", async {
-        // More than two sweeps check, before and behind the orphan.
+        // On each side of the orphan more than a sweep checks.
         set_child_subreaper(true).unwrap();
-        let _before = IdleChildren::fork(700);
+        let _before = like_orphans(|| IdleChildren::fork(700));
         let orphan = make_idle_orphan();
-        let _behind = IdleChildren::fork(700);
+        let _behind = like_orphans(|| IdleChildren::fork(700));
         let fixture = Fixture::new(subreaper());
         kill(orphan, SIGKILL);
         eventually("the orphan is reaped", || is_gone(orphan)).await;

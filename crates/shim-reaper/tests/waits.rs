@@ -140,13 +140,15 @@ async fn a_blocked_thread_learns_of_a_shutdown(builder: ReaperBuilder) {
 /// The worker is a task of the blocked thread, so that it cannot reap.
 #[tokio::test(flavor = "current_thread")]
 async fn blocking_the_thread_of_the_worker_reaps_there() {
-    let reaper = ShimReaper::start();
-    for code in 0..20 {
-        let handle = reaper.spawn(exits_with(code)).unwrap();
-        assert_eq!(handle.wait_blocking().unwrap().code(), Some(code));
-        assert!(is_gone(handle.id()));
+    for pidfd in [true, false] {
+        let reaper = ShimReaper::builder().pidfd(pidfd).start();
+        for code in 0..20 {
+            let handle = reaper.spawn(exits_with(code)).unwrap();
+            assert_eq!(handle.wait_blocking().unwrap().code(), Some(code));
+            assert!(is_gone(handle.id()));
+        }
+        assert_eq!(reaper.stats().reaped_total, 20);
     }
-    assert_eq!(reaper.stats().reaped_total, 20);
 }
 
 #[tokio::test]

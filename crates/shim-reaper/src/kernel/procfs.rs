@@ -24,12 +24,13 @@ impl ProcStat {
         let Some(stat) = read_stat(pid)? else {
             return Ok(None);
         };
+        // A process whose first thread has exited looks like a zombie, but for its other threads.
+        let exited = stat.exited && stat.threads <= 1;
         // proc_pid_stat(5) shows 0 to a reader without permission, which is also the status of success.
-        let status =
-            (stat.exited && may_inspect(pid)).then(|| ExitStatus::from_raw(stat.exit_code));
+        let status = (exited && may_inspect(pid)).then(|| ExitStatus::from_raw(stat.exit_code));
         Ok(Some(Self {
             start_time: stat.start_time,
-            exited: stat.exited,
+            exited,
             status,
         }))
     }
@@ -53,6 +54,7 @@ pub(crate) fn group_members(pgid: u32) -> io::Result<Vec<Member>> {
 /// The fields that this crate uses: `proc_pid_stat(5)`.
 #[derive(Debug, PartialEq)]
 struct Stat {
+    /// Whether the first thread has exited.
     exited: bool,
     group: u32,
     threads: u64,
@@ -148,7 +150,7 @@ impl Children {
         // The main thread last: the kernel reparents to it the children of a thread that exits
         // during this loop.
         let of_main_thread = children_of(pid)?;
-        let main_thread_runs = ProcStat::read(pid)?.is_some_and(|stat| !stat.exited);
+        let main_thread_runs = read_stat(pid)?.is_some_and(|stat| !stat.exited);
         Ok(match of_main_thread.filter(|_| main_thread_runs) {
             Some(forked_or_reparented) => Self {
                 forked_or_reparented,

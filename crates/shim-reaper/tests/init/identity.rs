@@ -1,7 +1,11 @@
 //! What the init and the program are.
 
 use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+
+use nix::libc;
 
 use crate::common::eventually_blocking;
 use crate::program::{Place, Started};
@@ -9,7 +13,15 @@ use crate::program::{Place, Started};
 #[test]
 fn the_init_keeps_only_the_standard_streams_open() {
     for place in Place::with_init() {
-        let mut started = place.start("echo ready; exec sleep 1000");
+        let mut command = place.command("echo ready; exec sleep 1000", "");
+        // SAFETY: the closure makes one system call.
+        unsafe {
+            command.pre_exec(|| match libc::dup2(0, 9) {
+                9 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            });
+        }
+        let mut started = Started::new(place, command);
         started.line();
         let directory = format!("/proc/{}/fd", started.init());
         // The program may be ready before the init.

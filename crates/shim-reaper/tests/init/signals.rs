@@ -4,11 +4,10 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::libc;
-use nix::sys::signal::Signal::{self, SIGKILL, SIGPWR, SIGTERM, SIGUSR1, SIGUSR2};
+use nix::sys::signal::Signal::{self, SIGPWR, SIGTERM, SIGUSR1, SIGUSR2};
 use nix::sys::signal::{SigHandler, SigSet, signal};
 
-use crate::common::{is_zombie, kill};
-use crate::program::{Place, Started, children};
+use crate::program::{Place, Started};
 
 #[test]
 fn every_signal_that_can_be_caught_is_forwarded() {
@@ -39,12 +38,13 @@ fn sigchld_is_not_forwarded() {
     }
 }
 
-/// Returns a program that does `on_term` after SIGTERM, and has a child in its process group that
-/// reports SIGTERM and exits.
+/// Returns a program that does `on_term` after SIGTERM, and has a child in its process group. The child
+/// reports SIGTERM or SIGPWR, and exits.
 fn with_child(on_term: &str) -> String {
     format!(
-        "trap '{on_term}; echo program; exit' TERM
-        sh -c 'trap \"echo child; exit\" TERM; echo ready; while :; do sleep 0.01; done' &
+        "trap '{on_term}; wait $!; echo program; exit' TERM
+        sh -c 'trap \"echo TERM; exit\" TERM; trap \"echo PWR; exit\" PWR
+            echo ready; while :; do sleep 0.01; done' &
         while :; do sleep 0.01; done"
     )
 }
@@ -52,26 +52,22 @@ fn with_child(on_term: &str) -> String {
 #[test]
 fn a_signal_is_forwarded_to_the_program_alone() {
     for place in Place::with_init() {
-        let mut started = place.start(&with_child(":"));
+        let mut started = place.start(&with_child("kill -PWR $!"));
         started.line();
-        let child = children(started.program())[0];
         started.signal_init(SIGTERM);
-        assert_eq!(started.line(), "program", "{place:?}");
-        if place == Place::Service {
-            assert!(!is_zombie(child));
-            kill(child, SIGKILL);
-        }
+        let (_, lines) = started.end();
+        assert_eq!(lines, ["PWR", "program"], "{place:?}");
     }
 }
 
 #[test]
 fn a_signal_is_forwarded_to_the_group_of_the_program() {
     for place in Place::with_init() {
-        let mut started = place.start_with(&with_child("wait $!"), "group");
+        let mut started = place.start_with(&with_child(":"), "group");
         started.line();
         started.signal_init(SIGTERM);
         let (_, lines) = started.end();
-        assert_eq!(lines, ["child", "program"], "{place:?}");
+        assert_eq!(lines, ["TERM", "program"], "{place:?}");
     }
 }
 

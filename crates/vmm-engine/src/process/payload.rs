@@ -90,9 +90,12 @@ impl ProcessPayload {
     /// A descendant that traces the payload keeps `waitid` from reporting the exit, for as long as it
     /// lives: the pidfd reports it all the same.
     fn wait_for_exit(&self) -> io::Result<()> {
-        let pidfd = self.pidfd()?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        let children = SignalFd::with_flags(&Signal::SIGCHLD.into(), flags)?;
+        let children = SignalFd::with_flags(&Signal::SIGCHLD.into(), flags);
+        let (Ok(pidfd), Ok(children)) = (self.pidfd(), children) else {
+            // No descriptor is left.
+            return self.has_ended(WaitPidFlag::empty()).map(drop);
+        };
         loop {
             if self.has_ended(WaitPidFlag::WNOHANG)? || has_exited(&pidfd) {
                 return Ok(());
