@@ -18,7 +18,7 @@ use crate::event::EventBus;
 use crate::health::ProbeRunner;
 use crate::home::{Home, HomeLock};
 use crate::process::{
-    CleanupTarget, OrphanCleaner, ZombieCounter, keep_reaping, process_wide_reaper,
+    CleanupTarget, OrphanCleaner, ReapWait, ZombieCounter, keep_reaping, process_wide_reaper,
 };
 use crate::remove_tree::{Progress, remove_tree};
 use crate::{
@@ -42,6 +42,7 @@ pub(crate) struct Core {
     pub(crate) probes: ProbeRunner,
     pub(crate) orphans: Arc<OrphanCleaner>,
     pub(crate) zombies: ZombieCounter,
+    pub(crate) reap_wait: ReapWait,
     pub(crate) events: Arc<EventBus>,
     metrics: RuntimeMetricsStorage,
     /// Cancelled when no new operation may begin.
@@ -87,6 +88,7 @@ impl Core {
             controller: ShimController::new(reaper.clone(), program, options.start_timeout),
             orphans: Arc::new(OrphanCleaner::new(reaper.clone())),
             zombies: ZombieCounter::new(),
+            reap_wait: ReapWait::default(),
             reaper,
             probes,
             events: Arc::new(EventBus::new(metrics.clone())),

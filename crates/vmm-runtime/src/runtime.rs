@@ -228,9 +228,10 @@ impl VmmRuntime {
     }
 
     /// Removes a box. With `force`, first kills a running box without a grace period. Returns when
-    /// the shim is gone from `/proc` and the files are gone from the disk, with two exceptions. A
-    /// re-attached shim may still be a zombie, which only its parent can reap. A directory that
-    /// takes longer than 10 s to remove is removed in the background.
+    /// the shim is gone from `/proc` and the files are gone from the disk, with two exceptions. The
+    /// zombie of a re-attached shim, which only its parent can reap, is awaited for 2 s,
+    /// and not at all once that parent was slow. A directory that takes longer than 10 s to remove
+    /// is removed in the background.
     ///
     /// # Errors
     ///

@@ -1,18 +1,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 
 use super::stop::check_killed;
 use super::{cleanup, observe_exit};
 use crate::boxes::MicroBox;
 use crate::core::Core;
-use crate::process::{SIGKILL_TIMEOUT, is_own_zombie};
+use crate::process::SIGKILL_TIMEOUT;
 use crate::{RuntimeError, ShimHandler};
-
-/// How often to check whether a zombie has been reaped.
-const POLL_INTERVAL: Duration = Duration::from_millis(2);
-const ZOMBIE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long to wait for the removal of a directory: a payload can fill it without limit.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -51,7 +47,14 @@ async fn remove_contents(
     if let Some(shim) = shim {
         check_killed(bx, shim.pid(), timeout(SIGKILL_TIMEOUT, shim.kill()).await)?;
         let _ = observe_exit(core, bx).await;
-        wait_reaped(bx, shim.pid()).await;
+        if !core.reap_wait.wait(shim.pid()).await {
+            let (id, pid) = (bx.id(), shim.pid());
+            tracing::warn!(
+                id,
+                pid,
+                "the shim remains a zombie until its parent reaps it"
+            );
+        }
     }
     let _operation = bx.operation_lock.lock().await;
     cleanup(core, bx).await?;
@@ -76,19 +79,4 @@ async fn remove_contents(
     core.boxes.remove(bx.id());
     bx.mark_removed();
     Ok(())
-}
-
-/// Waits until a dead shim is reaped, if this process is its parent. Our reapers do that at once,
-/// or within the grace period of an owner. Another parent may never do it; the shim is dead all the
-/// same.
-async fn wait_reaped(bx: &MicroBox, pid: u32) {
-    let deadline = Instant::now() + ZOMBIE_TIMEOUT;
-    while is_own_zombie(pid) {
-        if Instant::now() >= deadline {
-            let id = bx.id();
-            tracing::warn!(id, pid, "the shim remains a zombie; it has another owner");
-            return;
-        }
-        sleep(POLL_INTERVAL).await;
-    }
 }

@@ -6,6 +6,7 @@ pub(crate) mod membership;
 mod monitor;
 mod orphans;
 mod process_wide_reaper;
+mod reap_wait;
 mod search;
 mod usage;
 mod zombies;
@@ -15,9 +16,10 @@ pub(crate) use cleanup_target::CleanupTarget;
 pub use monitor::{ProcessExit, ProcessMonitor};
 pub(crate) use orphans::OrphanCleaner;
 pub(crate) use process_wide_reaper::{keep_reaping, process_wide_reaper};
+pub(crate) use reap_wait::ReapWait;
 pub use usage::BoxUsage;
 pub(crate) use usage::{count_zombies, measure_usage, ticks_since_boot};
-pub(crate) use zombies::{ZombieCounter, is_own_zombie};
+pub(crate) use zombies::ZombieCounter;
 
 use std::time::Duration;
 

@@ -88,7 +88,7 @@ impl ZombieCounter {
 }
 
 /// Returns whether the process is a zombie that only this process can reap.
-pub(crate) fn is_own_zombie(pid: u32) -> bool {
+fn is_own_zombie(pid: u32) -> bool {
     let stat = Stat::of(pid).ok().flatten();
     stat.is_some_and(|stat| stat.is_zombie() && stat.parent == process::id())
 }
