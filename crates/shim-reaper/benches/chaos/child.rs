@@ -1,4 +1,3 @@
-use std::env;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, Command, ExitCode, ExitStatus, Stdio};
@@ -105,7 +104,8 @@ pub(crate) const TRACE_OPTION: &str = "--trace";
 /// Starts a process that traces another one until its stdin is closed, and never waits for it.
 /// Returns `None` where tracing is not permitted.
 pub(crate) fn spawn_tracer(pid: u32) -> Option<(Child, ChildStdin)> {
-    let mut tracer = Command::new(env::current_exe().unwrap())
+    // Not by its path: a build may replace the file.
+    let mut tracer = Command::new("/proc/self/exe")
         .args([TRACE_OPTION, &pid.to_string()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
