@@ -104,17 +104,14 @@ impl ShimHandle {
             let kernel = handle.kernel();
             let mut group = handle.group()?;
             // Finds the members while the shim runs, which before Linux 6.9 proves that they are.
-            if group.await_empty(kernel.now())? {
-                return Ok(());
-            }
+            group.await_empty(kernel.now())?;
             match group.signal(Signal::SIGTERM) {
                 Ok(()) | Err(GroupError::Empty { .. }) => {}
                 Err(error) => return Err(error),
             }
-            if !group.await_empty(stop::after(kernel, grace))? || handle.is_process_running() {
-                group.kill(stop::after(kernel, stop::KILL_TIMEOUT))?;
-            }
-            Ok(())
+            group.await_empty(stop::after(kernel, grace))?;
+            // Also what the wait has not seen, because it forks and exits.
+            group.kill(stop::after(kernel, stop::KILL_TIMEOUT))
         })
         .await
     }
@@ -134,10 +131,6 @@ impl ShimHandle {
     fn group(&self) -> Result<Group<'_, Linux>, GroupError> {
         let pid = self.id();
         Group::of(self.kernel(), &self.shim).ok_or(GroupError::NoGroup { pid })
-    }
-
-    fn is_process_running(&self) -> bool {
-        self.shim.is_process_running(self.kernel())
     }
 
     fn kernel(&self) -> &Linux {

@@ -270,6 +270,14 @@ fn a_fork_bomb_is_gone_after_the_kill() {
                     assert_eq!(exit.signal(), Some(9));
                     await_end(&mut stdout).await;
                 }
+                // Its members exit all the time, but the group is never empty.
+                let bomb = spawn_leader(&fixture, fork_chains(3));
+                let mut stdout = bomb.take_stdout().unwrap();
+                await_growth(&mut stdout, 10).await;
+                let stopped = bomb.stop_group(Duration::from_millis(50));
+                let exit = tokio::time::timeout(DEADLINE, stopped).await.unwrap();
+                assert_eq!(exit.unwrap().signal(), Some(9));
+                await_end(&mut stdout).await;
             }
         });
     });

@@ -43,14 +43,18 @@ impl<'a, K: ProcessTable> ProcessGroup<'a, K> {
     }
 
     pub(super) fn kill(&mut self, deadline: Instant) -> Result<(), GroupError> {
+        // A list of processes that fork and exit can miss all of them, until they have been killed.
+        let mut is_first = true;
         // Again, because a process can join the group after a signal.
         loop {
+            let is_last = self.kernel.now() >= deadline;
             let members = self.find_members_by(deadline, Some(Signal::SIGKILL))?;
-            if members.is_empty() {
+            if members.is_empty() && !is_first {
                 return Ok(());
             }
+            is_first = false;
             for member in members {
-                if !self.await_member(member, deadline, true)? {
+                if !self.await_member(member, deadline, true)? || is_last {
                     return Err(GroupError::StillRunning { pid: member.pid });
                 }
             }
@@ -59,13 +63,15 @@ impl<'a, K: ProcessTable> ProcessGroup<'a, K> {
 
     pub(super) fn await_empty(&mut self, deadline: Instant) -> Result<bool, GroupError> {
         loop {
+            // Members that fork and exit do not extend the wait.
+            let is_last = self.kernel.now() >= deadline;
             let members = self.find_members_by(deadline, None)?;
             if members.is_empty() {
                 return Ok(true);
             }
             // One after another: the wait for the last ends when all have exited.
             for member in members {
-                if !self.await_member(member, deadline, false)? {
+                if !self.await_member(member, deadline, false)? || is_last {
                     return Ok(false);
                 }
             }

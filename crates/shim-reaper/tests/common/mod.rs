@@ -1,7 +1,6 @@
 //! Helpers that the tests share: child processes, their state in `/proc`, and a reaper with its
 //! counters.
 #![allow(
-    clippy::panic,
     clippy::unwrap_used,
     dead_code, // Each test file uses a different part.
     missing_debug_implementations,
