@@ -80,7 +80,7 @@ impl fmt::Display for Step {
     }
 }
 
-/// A command could not be spawned. No child is left: it was never created, or it has been reaped.
+/// The error of a failed spawn. No child remains: it was never created, or it has been reaped.
 ///
 /// Converts to an [`io::Error`] of the same kind, so that `?` works where code for
 /// [`std::process::Command`] returns [`io::Result`]. [`io::Error::get_ref`] returns this error, with

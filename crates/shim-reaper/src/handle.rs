@@ -14,16 +14,21 @@ use crate::{ReaperClosed, ShimExit, Signal};
 
 /// A handle to a registered shim: a future that resolves to its exit, and a safe way to signal it.
 ///
-/// The methods are those of [`tokio::process::Child`], with these differences: the shim is reaped
-/// even if every handle is dropped, all methods take `&self`, and clones refer to the same shim, so
-/// that each can be awaited in a different task, thread or tokio runtime.
+/// The methods are those of [`tokio::process::Child`], with these differences:
+///
+/// * The shim is reaped even if every handle is dropped.
+/// * All methods take `&self`, and clones refer to the same shim, so that each can be awaited in a
+///   different task, thread or tokio runtime.
+/// * The waits return a [`ShimExit`], or [`ReaperClosed`], and leave a piped stdin open: if the shim
+///   reads stdin to the end, [take](Self::take_stdin) and drop it.
+/// * The pid is known also after the exit.
 ///
 /// | to | use |
 /// |---|---|
 /// | await the exit | [`wait`](Self::wait), `(&handle).await`, or the handle itself, also as `&mut handle` in `select!` |
 /// | await it for a limited time | [`wait_timeout`](Self::wait_timeout) |
 /// | wait for it in a thread | [`wait_blocking`](Self::wait_blocking) |
-/// | ask whether it is known | [`try_wait`](Self::try_wait) |
+/// | check without waiting | [`try_wait`](Self::try_wait) |
 /// | end the shim | [`stop`](Self::stop) with a grace period, [`kill`](Self::kill) without |
 /// | end it with its group | [`stop_group`](Self::stop_group), [`kill_group`](Self::kill_group) |
 ///

@@ -117,11 +117,15 @@ impl ReaperCounter {
     pub const fn description(self) -> &'static str {
         match self {
             Self::Reaped => "Shims reaped by the reaper.",
-            Self::OwnerReaped => "Shims that the reaper left to their owner.",
+            Self::OwnerReaped => {
+                "Shims that the reaper left to their owner, and that the owner reaped."
+            }
             Self::Observed => "Attached processes whose exit the reaper observed.",
             Self::ForeignWaits => "Shims that other code in the process reaped.",
             Self::Unknown => "Pids that were not found, or are not children of the process.",
-            Self::OrphansReaped => "Orphans reaped in the process groups of ended shims.",
+            Self::OrphansReaped => {
+                "Orphans reaped in the process groups of ended shims, or as a subreaper."
+            }
             Self::Sweeps => "Sweeps completed by the reaper; rises as long as it works.",
             Self::Respawns => "Times that the worker of the reaper was replaced.",
         }
@@ -154,7 +158,9 @@ impl ReaperGauge {
     pub const fn description(self) -> &'static str {
         match self {
             Self::Registered => "Shims that the reaper watches now.",
-            Self::WithoutPidfd => "Registered shims without a pidfd, for lack of descriptors.",
+            Self::WithoutPidfd => {
+                "Registered shims without a pidfd; only the interval sweep finds their exits."
+            }
         }
     }
 }

@@ -24,7 +24,7 @@ pub(crate) struct Parker {
     wake_event: Arc<WakeEvent>,
     /// Whether the kernel may have an event that the worker has not processed.
     has_events: Cell<bool>,
-    /// When the thread stops to block although nothing wakes it.
+    /// The latest time at which the thread stops blocking.
     deadline: Cell<Option<Instant>>,
 }
 
@@ -155,5 +155,46 @@ impl Alarm for ParkedAlarm<'_> {
         }
         self.0.deadline.set(Some(deadline));
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::task::Wake;
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::register::Shared;
+    use crate::shim::Role;
+    use crate::stats::Counters;
+
+    const INTERVAL: Duration = Duration::from_secs(3_600);
+
+    #[test]
+    #[allow(clippy::zombie_processes)] // The reaper waits for it.
+    fn a_wake_up_hides_no_event() {
+        let core = Arc::new(Core::new(Shared::new(
+            Linux::new(true),
+            Counters::default(),
+            CancellationToken::new(),
+            INTERVAL,
+            INTERVAL,
+            true,
+            None,
+        )));
+        let parker = Parker::new(Arc::clone(&core)).unwrap();
+        let child = Command::new("true").spawn().unwrap();
+        core.shared.register(child.id(), Role::Owned).unwrap();
+        parker.has_events.set(false);
+        while !parker.has_events.get() {
+            parker.park();
+        }
+        parker.wake_event.wake_by_ref();
+        parker.park();
+        assert!(parker.has_events.get());
+        core.reap_ready_blocking();
+        assert_eq!(core.shared.counters.snapshot(true).reaped_total, 1);
     }
 }

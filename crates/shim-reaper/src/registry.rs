@@ -30,7 +30,7 @@ pub(crate) struct Registry<P> {
     pub(crate) orphaned_groups: BTreeSet<u32>,
     /// Dead children that may be orphans, each with the end of its grace period.
     pub(crate) orphans: BTreeMap<Orphan, Instant>,
-    /// Children of this process that are no orphans, recorded while orphans are looked for.
+    /// Children that this process has forked itself, recorded while orphans are looked for.
     pub(crate) forked: HashSet<u32>,
     pub(crate) cursor: SweepCursor,
     /// The first id of the next spot check.

@@ -7,15 +7,17 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
+use common::main_thread::end_main_thread;
 use common::{Fixture, eventually, is_gone, is_zombie, kernel_is_at_least, kill};
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
-use shim_reaper::{CollectedBy, ReaperBuilder};
+use shim_reaper::{CollectedBy, Pidfd, ReaperBuilder};
 
 in_both_modes!(
     an_attached_handle_resolves_with_the_exit_code,
     an_attached_zombie_stays_for_its_parent,
     an_attached_own_child_is_only_observed,
     attaching_to_a_missing_process_resolves_as_vanished,
+    a_process_runs_although_its_main_thread_has_exited,
 );
 
 /// Another process with a child of its own. It waits for the child and then prints the exit code.
@@ -155,4 +157,43 @@ async fn attaching_to_a_missing_process_resolves_as_vanished(builder: ReaperBuil
     })
     .await;
     fixture.expect(0, 1, 0).await;
+}
+
+const PROGRAM_VAR: &str = "SHIM_TEST_ENDS_ITS_MAIN_THREAD";
+
+/// The program of the next test; passes at once otherwise.
+#[test]
+fn program_that_ends_its_main_thread() {
+    if std::env::var_os(PROGRAM_VAR).is_none() {
+        return;
+    }
+    std::thread::spawn(|| {
+        end_main_thread();
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        std::process::exit(5);
+    });
+    loop {
+        std::thread::park();
+    }
+}
+
+async fn a_process_runs_although_its_main_thread_has_exited(builder: ReaperBuilder) {
+    let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(20)));
+    let mut program = Command::new(std::env::current_exe().unwrap());
+    program
+        .args(["program_that_ends_its_main_thread", "--exact"])
+        .env(PROGRAM_VAR, "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null());
+    let mut program = program.spawn().unwrap();
+    let pid = program.id();
+    eventually("the main thread exits", || is_zombie(pid)).await;
+
+    let handle = fixture.reaper.attach(pid).unwrap();
+    fixture.sweeps(5).await;
+    assert_eq!(handle.try_wait(), Ok(None));
+    assert_eq!(Pidfd::open(pid).unwrap().exit_status(), None);
+    drop(program.stdin.take());
+    assert_eq!(handle.wait().await.unwrap().code(), Some(5));
+    assert_eq!(program.wait().unwrap().code(), Some(5));
 }

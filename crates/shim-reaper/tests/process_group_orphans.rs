@@ -14,14 +14,13 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::main_thread::end_main_thread;
 use common::own_process::{block_on, in_own_process};
 use common::{
-    DEADLINE, Fixture, as_pid, eventually, eventually_blocking, exits_on_eof, is_gone, is_zombie,
-    kill, sleeper,
+    DEADLINE, Fixture, as_pid, eventually, exits_on_eof, is_gone, is_zombie, kill, sleeper,
 };
 use nix::libc;
-use nix::sys::signal::Signal::{self, SIGKILL};
-use nix::sys::signal::{SigHandler, signal};
+use nix::sys::signal::Signal::SIGKILL;
 use nix::sys::wait::{WaitStatus, waitpid};
 use shim_reaper::{ShimHandle, ShimReaper, SpawnOptions};
 use tokio::io::AsyncReadExt;
@@ -282,21 +281,6 @@ async fn reaps_all_within_one_grace_period() {
         fixture.reaper.stats().orphans_reaped_total == orphans
     })
     .await;
-}
-
-/// Ends the main thread of this process, and no other thread.
-fn end_main_thread() {
-    extern "C" fn exit_thread(_: libc::c_int) {
-        // SAFETY: ends the calling thread, which owns nothing that is used afterwards.
-        unsafe { libc::syscall(libc::SYS_exit, 0) };
-    }
-    // SAFETY: the handler makes one system call, and the call takes integers only.
-    unsafe {
-        let handler = SigHandler::Handler(exit_thread);
-        signal(Signal::SIGUSR1, handler).unwrap();
-        libc::syscall(libc::SYS_tgkill, own_pid(), own_pid(), libc::SIGUSR1);
-    }
-    eventually_blocking("the main thread exits", || is_zombie(own_pid()));
 }
 
 /// The reaper cannot distinguish an orphan from a child that the main thread forked, so both get the

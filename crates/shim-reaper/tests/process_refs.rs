@@ -67,7 +67,13 @@ async fn descriptors_that_are_not_pidfds_are_refused() {
     let file = OwnedFd::from(File::open("/dev/null").unwrap());
     let error = Pidfd::try_from(file.try_clone().unwrap()).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-    for fd in [Some(file), pidfd_of_a_thread()].into_iter().flatten() {
+    let mut children = KillOnDrop(Vec::new());
+    children.0.push(sleeper().spawn().unwrap());
+    let first_thread = thread_pidfd(children.0[0].id());
+    for fd in [Some(file), pidfd_of_a_thread(), first_thread]
+        .into_iter()
+        .flatten()
+    {
         let error = fixture.reaper.register(fd).unwrap_err();
         assert_eq!(
             (error.pid(), error.kind()),
@@ -99,7 +105,11 @@ fn pidfd_of_a_thread() -> Option<OwnedFd> {
             std::thread::park();
         }
     });
-    let tid = receiver.recv().unwrap();
+    let tid: i32 = receiver.recv().unwrap();
+    thread_pidfd(u32::try_from(tid).unwrap())
+}
+
+fn thread_pidfd(tid: u32) -> Option<OwnedFd> {
     // SAFETY: takes and returns integers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, tid, libc::PIDFD_THREAD) };
     let fd = i32::try_from(fd).unwrap();

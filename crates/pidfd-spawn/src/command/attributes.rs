@@ -1,4 +1,4 @@
-//! The methods that only Unix, or only Linux, has a meaning for.
+//! The methods that exist only on Unix or Linux.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -78,7 +78,7 @@ impl Command {
         self.attributes.cgroups.iter().map(AsFd::as_fd)
     }
 
-    /// Sets the soft and the hard limit of a resource. [`u64::MAX`] is no limit.
+    /// Sets the soft and the hard limit of a resource. [`u64::MAX`] means unlimited.
     ///
     /// Limits are set before the user ID, so a privileged caller can raise them for another user.
     /// The last call for a resource wins.
@@ -155,7 +155,7 @@ impl Command {
     /// Gives the child a descriptor with this number.
     ///
     /// `fd` stays open in this process until the command is dropped; the child does not inherit it
-    /// under its own number. Any number will do, also that of a descriptor that this process, or
+    /// under its own number. The number may be one that this process, or
     /// this command, uses. For the numbers 0 to 2 it replaces the standard stream.
     ///
     /// # Example
@@ -180,7 +180,7 @@ impl Command {
     ///
     /// A command with such a closure *forks*: the closure must not see memory that it shares with
     /// the parent. The cost of a fork grows with the memory of this process; prefer the other
-    /// methods of this type where they do.
+    /// methods where they suffice.
     ///
     /// # Safety
     ///

@@ -14,8 +14,8 @@ use crate::stdio::Stdio;
 
 /// Builds a child process that is born with a pidfd.
 ///
-/// The methods that [`std::process::Command`] and its
-/// [`CommandExt`](std::os::unix::process::CommandExt) have too do the same here. What is more: the
+/// Methods named as in [`std::process::Command`] and its
+/// [`CommandExt`](std::os::unix::process::CommandExt) behave as there. In addition, a command sets the
 /// [control group](Self::cgroup), [resource limits](Self::rlimit), [CPU affinity](Self::affinity),
 /// [nice value](Self::nice), [`no_new_privs`](Self::no_new_privs), the
 /// [parent death signal](Self::parent_death_signal), and
@@ -25,18 +25,20 @@ use crate::stdio::Stdio;
 ///
 /// # Differences from `std::process::Command`
 ///
+/// * Streams are [`Stdio`](crate::Stdio)s of this crate, because std does not tell what one of its own is
+///   connected to.
 /// * Errors are [`SpawnError`](crate::SpawnError)s, which have the failed step.
 /// * The child's signal mask is empty, see [`inherit_signal_mask`](Self::inherit_signal_mask).
-/// * A file without a format that the kernel knows, such as a script without `#!`, is an error of
-///   the kind `ENOEXEC`, as with `posix_spawn(3)`. `std` passes it to `/bin/sh` in some cases.
+/// * A file without a format that the kernel knows, such as a script without `#!`, fails with
+///   `ENOEXEC`, as with `posix_spawn(3)`. `std` passes it to `/bin/sh` in some cases.
 ///
 /// # Program search
 ///
 /// A program that contains a slash is a path, relative to the child's
-/// [working directory](Self::current_dir). Any other is searched in the child's `PATH`, as
+/// [working directory](Self::current_dir). Any other name is looked up in the child's `PATH`, as
 /// `execvp(3)` does it: directories in which it does not exist are skipped, so are those in which it
-/// may not be executed, and `EACCES` is the error if it is found nowhere else. A child without
-/// `PATH` is searched in `/bin` and `/usr/bin`.
+/// may not be executed, and `EACCES` is the error if it is found nowhere else. Without `PATH`,
+/// `/bin` and `/usr/bin` are searched.
 ///
 /// # Example
 ///

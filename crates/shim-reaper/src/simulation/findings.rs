@@ -1,60 +1,15 @@
 //! Histories that the simulation has found, as tests.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use futures::executor::block_on;
 use nix::libc;
-use tokio_util::sync::CancellationToken;
 
-use crate::core::Core;
 use crate::directory::Check;
 use crate::kernel::ProcessTable;
-use crate::kernel::simulated::{Descriptor, Failure, Features, Parent, ProcessState, Simulated};
+use crate::kernel::simulated::{Failure, Features, Parent, ProcessState};
 use crate::outbox::Outbox;
-use crate::register::Shared;
-use crate::shim::{Groups, Role, Shim};
-use crate::stats::Counters;
+use crate::shim::{Groups, Role};
+use crate::simulation::fixture::{INTERVAL, LATEST, core, counts, exit_of, register, sweep};
 use crate::{CollectedBy, Signal};
-
-const INTERVAL: Duration = Duration::from_millis(250);
-
-const LATEST: Features = Features::LATEST;
-
-fn core(features: Features) -> Core<Simulated> {
-    Core::new(Shared::new(
-        Simulated::new(features),
-        Counters::default(),
-        CancellationToken::new(),
-        INTERVAL,
-        INTERVAL,
-        true,
-        None,
-    ))
-}
-
-fn sweep(core: &Core<Simulated>) {
-    let mut outbox = Outbox::new();
-    block_on(async {
-        core.reap_ready(&mut outbox).await;
-        core.sweep(&mut outbox).await;
-    });
-}
-
-fn register(core: &Core<Simulated>, pid: u32, role: Role) -> Arc<Shim<Descriptor>> {
-    core.shared.register(pid, role).unwrap()
-}
-
-/// Returns (reaped, vanished, registered).
-fn counts(core: &Core<Simulated>) -> (u64, u64, u64) {
-    let stats = core.shared.counters.snapshot(true);
-    (stats.reaped_total, stats.vanished_total, stats.registered)
-}
-
-fn exit_of(shim: &Shim<Descriptor>) -> Option<(Option<i32>, CollectedBy)> {
-    let exit = shim.state().exit()?;
-    Some((exit.code(), exit.collected_by))
-}
 
 #[test]
 fn final_drain_reaps_a_zombie_whose_event_was_lost() {

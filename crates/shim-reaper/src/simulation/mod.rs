@@ -18,6 +18,8 @@ mod world;
 #[cfg(test)]
 mod findings;
 #[cfg(test)]
+pub(crate) mod fixture;
+#[cfg(test)]
 mod model_check;
 #[cfg(test)]
 mod tests;

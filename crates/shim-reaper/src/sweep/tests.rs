@@ -1,56 +1,18 @@
 //! Event orders that a real kernel does not produce on demand.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::executor::block_on;
 use futures::{FutureExt, StreamExt};
-use tokio_util::sync::CancellationToken;
 
 use crate::CollectedBy;
 use crate::core::Core;
 use crate::directory::Check;
 use crate::kernel::ProcessTable;
-use crate::kernel::simulated::{Descriptor, Features, ProcessState, Simulated};
+use crate::kernel::simulated::{Features, ProcessState, Simulated};
 use crate::outbox::Outbox;
-use crate::register::Shared;
 use crate::shim::{Role, Shim};
-use crate::stats::Counters;
-
-const LATEST: Features = Features::LATEST;
-
-const INTERVAL: Duration = Duration::from_millis(250);
-
-fn core(features: Features) -> Core<Simulated> {
-    Core::new(Shared::new(
-        Simulated::new(features),
-        Counters::default(),
-        CancellationToken::new(),
-        INTERVAL,
-        INTERVAL,
-        true,
-        None,
-    ))
-}
-
-fn sweep(core: &Core<Simulated>) {
-    let mut outbox = Outbox::new();
-    block_on(async {
-        core.reap_ready(&mut outbox).await;
-        core.sweep(&mut outbox).await;
-        core.reap_ready(&mut outbox).await;
-    });
-}
-
-fn register(core: &Core<Simulated>, pid: u32, role: Role) -> Arc<Shim<Descriptor>> {
-    core.shared.register(pid, role).unwrap()
-}
-
-/// Returns (reaped, vanished, registered).
-fn counts(core: &Core<Simulated>) -> (u64, u64, u64) {
-    let stats = core.shared.counters.snapshot(true);
-    (stats.reaped_total, stats.vanished_total, stats.registered)
-}
+use crate::simulation::fixture::{INTERVAL, LATEST, core, counts, exit_of, register, sweep};
 
 /// Returns (reaped, by the owner, observed, foreign waits, unknown).
 fn reasons(core: &Core<Simulated>) -> (u64, u64, u64, u64, u64) {
@@ -62,11 +24,6 @@ fn reasons(core: &Core<Simulated>) -> (u64, u64, u64, u64, u64) {
         stats.foreign_waits_total,
         stats.unknown_total,
     )
-}
-
-fn exit_of(shim: &Shim<Descriptor>) -> Option<(Option<i32>, CollectedBy)> {
-    let exit = shim.state().exit()?;
-    Some((exit.code(), exit.collected_by))
 }
 
 #[test]

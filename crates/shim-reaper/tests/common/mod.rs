@@ -12,6 +12,7 @@ pub mod control_group;
 pub mod forks;
 pub mod groups;
 pub mod log_counter;
+pub mod main_thread;
 pub mod own_process;
 pub mod recorder;
 pub mod recycled_pid;

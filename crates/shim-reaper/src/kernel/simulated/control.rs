@@ -155,7 +155,7 @@ impl Simulated {
         Some(wait_status(code))
     }
 
-    /// Counts a wait by the code of the reaper that is no system call of the sweep.
+    /// Counts a wait that the code of the reaper makes outside of the sweep.
     pub(crate) fn mark_reaped_by_reaper(&self, index: usize) {
         self.table().processes[index].reaped_by = Some(ReapedBy::Reaper);
     }

@@ -1,0 +1,192 @@
+//! The pidfd of a child of std, which has no way to open it at the birth of the child.
+
+use std::io::{self, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::libc;
+
+/// Makes the child report through `socket`, just before it executes the program: it sends its pidfd,
+/// and if the program cannot be executed, the error. [`receive_report`] receives both.
+///
+/// The caller keeps `socket` until the command has been spawned. If it is spawned again, that child
+/// reports nothing.
+pub(crate) fn report_before_exec(command: &mut Command, socket: &Arc<UnixStream>) {
+    let socket = Arc::downgrade(socket);
+    // SAFETY: the closure only makes system calls, on memory of its own stack; it frees no memory,
+    // because the caller has the socket too.
+    unsafe {
+        command.pre_exec(move || {
+            if let Some(socket) = socket.upgrade() {
+                if send_own_pidfd(socket.as_raw_fd()) {
+                    redirect_exec_error(socket.as_raw_fd());
+                }
+            }
+            Ok(())
+        });
+    }
+}
+
+/// What a child has sent: see [`report_before_exec`].
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) pidfd: Option<OwnedFd>,
+    pub(crate) exec_error: Option<io::Error>,
+}
+
+/// A buffer for one control message with one descriptor, aligned for its header.
+#[repr(C)]
+union Control {
+    _aligned: libc::cmsghdr,
+    bytes: [u8; 64],
+}
+
+/// Sends one byte, with a pidfd of the calling process if it can open one. Async-signal-safe.
+fn send_own_pidfd(socket: RawFd) -> bool {
+    // SAFETY: takes and returns integers.
+    let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
+    let mut control = Control { bytes: [0; 64] };
+    with_message(&mut control, |message| {
+        message.msg_controllen = 0;
+        // SAFETY: all that the message points to is valid, and it has room for one header and one
+        // descriptor behind it.
+        unsafe {
+            if let Ok(pidfd @ 0..) = RawFd::try_from(pidfd) {
+                message.msg_controllen = libc::CMSG_SPACE(size_of::<RawFd>() as u32) as _;
+                let header = libc::CMSG_FIRSTHDR(message);
+                (*header).cmsg_level = libc::SOL_SOCKET;
+                (*header).cmsg_type = libc::SCM_RIGHTS;
+                (*header).cmsg_len = libc::CMSG_LEN(size_of::<RawFd>() as u32) as _;
+                libc::CMSG_DATA(header)
+                    .cast::<RawFd>()
+                    .write_unaligned(pidfd);
+                let sent = libc::sendmsg(socket, message, libc::MSG_NOSIGNAL);
+                // Leaves a descriptor for the directory that `redirect_exec_error` opens.
+                libc::close(pidfd);
+                return sent == 1;
+            }
+            libc::sendmsg(socket, message, libc::MSG_NOSIGNAL) == 1
+        }
+    })
+}
+
+/// Makes std write the error of a failed `exec` to `socket`. Async-signal-safe.
+///
+/// std reports that error to its parent side through a socket pair. The parent side then waits for
+/// the child, and panics if SIGCHLD is ignored or a foreign wait came first. Here, `socket` replaces
+/// the child's end of that pair, so that the parent side sees the end of file that means success.
+/// Other close-on-exec sockets of that type are replaced too: the `exec` would close them.
+fn redirect_exec_error(socket: RawFd) {
+    // SAFETY: the path ends with a NUL.
+    let directory = unsafe {
+        let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
+        libc::open(c"/proc/self/fd".as_ptr(), flags)
+    };
+    let mut buffer = [0_u8; 4096];
+    loop {
+        let (start, size) = (buffer.as_mut_ptr(), buffer.len());
+        // SAFETY: the buffer is valid for writes of its length.
+        let filled = unsafe { libc::syscall(libc::SYS_getdents64, directory, start, size) };
+        let Some(mut entries) = usize::try_from(filled).ok().and_then(|n| buffer.get(..n)) else {
+            return;
+        };
+        if entries.is_empty() {
+            return;
+        }
+        // struct linux_dirent64: the length of the entry at 16, its name at 19.
+        while !entries.is_empty() {
+            let Some(&[low, high]) = entries.get(16..18) else {
+                return;
+            };
+            let length = usize::from(u16::from_ne_bytes([low, high]));
+            let (Some(name), Some(rest)) = (entries.get(19..length), entries.get(length..)) else {
+                return;
+            };
+            if let Some(fd) = parse_descriptor(name) {
+                if fd != socket && is_seqpacket_closed_on_exec(fd) {
+                    // SAFETY: takes and returns integers; `exec` would close the replaced descriptor.
+                    unsafe { libc::dup3(socket, fd, libc::O_CLOEXEC) };
+                }
+            }
+            entries = rest;
+        }
+    }
+}
+
+/// Parses a decimal number that a NUL ends.
+fn parse_descriptor(name: &[u8]) -> Option<RawFd> {
+    let mut fd: RawFd = 0;
+    for byte in name.iter().take_while(|byte| **byte != 0) {
+        let digit = char::from(*byte).to_digit(10)?;
+        fd = fd.checked_mul(10)?.checked_add(digit as RawFd)?;
+    }
+    Some(fd)
+}
+
+fn is_seqpacket_closed_on_exec(fd: RawFd) -> bool {
+    let mut kind: libc::c_int = 0;
+    let mut size = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: both pointers are valid for writes of their types during the call.
+    let is_socket = unsafe {
+        let kind = (&raw mut kind).cast();
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_TYPE, kind, &raw mut size) == 0
+    };
+    // SAFETY: takes and returns integers.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    is_socket && kind == libc::SOCK_SEQPACKET && flags >= 0 && flags & libc::FD_CLOEXEC != 0
+}
+
+/// Receives what a child has sent. Returns when it has executed its program or ended.
+pub(crate) fn receive_report(mut socket: &UnixStream) -> Report {
+    let mut report = Report::default();
+    let mut control = Control { bytes: [0; 64] };
+    let received = with_message(&mut control, |message| {
+        let received = loop {
+            // SAFETY: all that the message points to is valid for writes during the call.
+            let received =
+                unsafe { libc::recvmsg(socket.as_raw_fd(), message, libc::MSG_CMSG_CLOEXEC) };
+            if received >= 0 || Errno::last() != Errno::EINTR {
+                break received;
+            }
+        };
+        // SAFETY: the kernel has filled the control buffer with whole messages, if any; an
+        // SCM_RIGHTS message carries descriptors that this process owns from now on.
+        unsafe {
+            let header = libc::CMSG_FIRSTHDR(message);
+            if received == 1 && !header.is_null() && (*header).cmsg_type == libc::SCM_RIGHTS {
+                let fd = libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned();
+                report.pidfd = Some(OwnedFd::from_raw_fd(fd));
+            }
+        }
+        received
+    });
+    // std sends the error number in network order, and a footer.
+    let mut error = [0; 8];
+    if received == 1 && socket.read_exact(&mut error).is_ok() {
+        let [a, b, c, d, ..] = error;
+        let errno = i32::from_be_bytes([a, b, c, d]);
+        report.exec_error = Some(io::Error::from_raw_os_error(errno));
+    }
+    report
+}
+
+/// Calls `call` with a message of one byte and the control buffer.
+fn with_message<T>(control: &mut Control, call: impl FnOnce(&mut libc::msghdr) -> T) -> T {
+    let mut byte = 0_u8;
+    let mut part = libc::iovec {
+        iov_base: (&raw mut byte).cast(),
+        iov_len: 1,
+    };
+    // SAFETY: all-zero is a valid msghdr: empty, with null pointers.
+    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = (control as *mut Control).cast();
+    message.msg_controllen = size_of::<Control>() as _;
+    call(&mut message)
+}
