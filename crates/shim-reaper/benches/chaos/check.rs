@@ -60,14 +60,12 @@ impl Round {
             tally,
         );
         self.reap_stopped(&stopped, tally);
+        // A stop signals the process groups of the shims, which have members with other owners.
+        let may_be_stopped = self.ending.stops();
         let owners = population.take_owners().into_iter();
-        let stolen = owners.filter_map(|owner| (!owner.got_true_status()).then_some(()));
-        tally.count(
-            Loss::Stolen,
-            stolen.count() as u64,
-            self,
-            "from their owners",
-        );
+        let got_status = owners.map(|owner| owner.got_true_status(may_be_stopped));
+        let stolen = got_status.filter(|got| !got).count() as u64;
+        tally.count(Loss::Stolen, stolen, self, "from their owners");
         census::wait_until(|| census::children().is_empty());
         tally.count(
             Loss::Zombie,

@@ -23,9 +23,11 @@ pub(crate) enum Fate {
 }
 
 impl Fate {
+    pub(crate) const SIGNALS: [i32; 5] = [1, 6, 9, 10, 15];
+
     pub(crate) fn random(random: &mut Random) -> Self {
         if random.one_in(4) {
-            Self::Signal(random.pick(&[1, 6, 9, 10, 15]))
+            Self::Signal(random.pick(&Self::SIGNALS))
         } else {
             Self::Code(random.below(256) as i32)
         }
@@ -150,34 +152,50 @@ impl Registered {
 }
 
 /// A thread that waits for its own child, like code that does not use a reaper.
-pub(crate) struct Owner(JoinHandle<bool>);
+pub(crate) struct Owner {
+    fate: Fate,
+    /// Ends with the status, or with `None` if the wait failed.
+    thread: JoinHandle<Option<ExitStatus>>,
+}
 
 impl Owner {
     /// With a `delay`, the owner waits that long after the child has exited.
     pub(crate) fn start(mut child: Child, fate: Fate, delay: Option<Duration>) -> Self {
-        Self(thread::spawn(move || {
+        let thread = thread::spawn(move || {
             if let Some(delay) = delay {
                 census::wait_until(|| !census::is_running(child.id()));
                 thread::sleep(delay);
             }
-            child.wait().is_ok_and(|status| fate.matches(status))
-        }))
+            child.wait().ok()
+        });
+        Self { fate, thread }
     }
 
     /// An owner that knows the pid only, and waits at once.
     pub(crate) fn of_pid(pid: u32, code: i32) -> Self {
-        Self(thread::spawn(move || {
+        let thread = thread::spawn(move || {
             let pid = Pid::from_raw(pid.try_into().unwrap());
-            waitpid(pid, None) == Ok(WaitStatus::Exited(pid, code))
-        }))
+            match waitpid(pid, None) {
+                Ok(WaitStatus::Exited(_, code)) => Some(ExitStatus::from_raw(code << 8)),
+                _ => None,
+            }
+        });
+        Self {
+            fate: Fate::Code(code),
+            thread,
+        }
     }
 
     pub(crate) fn has_waited(&self) -> bool {
-        self.0.is_finished()
+        self.thread.is_finished()
     }
 
-    pub(crate) fn got_true_status(self) -> bool {
-        self.0.join().unwrap()
+    /// Returns whether the owner got the status of its child, which `may_be_stopped` allows to be
+    /// that of a stopped child.
+    pub(crate) fn got_true_status(self, may_be_stopped: bool) -> bool {
+        let fates = [Some(self.fate), may_be_stopped.then_some(Fate::Killed)];
+        let status = self.thread.join().unwrap();
+        status.is_some_and(|status| fates.iter().flatten().any(|fate| fate.matches(status)))
     }
 }
 

@@ -51,6 +51,7 @@ fn main() -> ExitCode {
     let seed = option(&args, "--seed").unwrap_or_else(random::seed);
     println!("chaos: {limit:?}, seed {seed}");
     trouble::hide_injected_panics();
+    trouble::reset_dispositions();
 
     let tally = Tally::default();
     let mut random = Random::new(seed);

@@ -10,6 +10,7 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 
 use crate::census;
+use crate::child::Fate;
 use crate::random::Random;
 
 /// What goes wrong in a round, apart from what the tasks do.
@@ -109,10 +110,25 @@ impl Drop for TroubleMaker {
     }
 }
 
-#[allow(unsafe_code)]
 fn set_sigchld(handler: SigHandler) {
-    // SAFETY: neither disposition runs code of this process.
-    unsafe { signal(Signal::SIGCHLD, handler) }.unwrap();
+    set_disposition(Signal::SIGCHLD, handler);
+}
+
+/// Restores the default of the signals that children send themselves. A child inherits an ignored
+/// signal, as SIGHUP below `nohup`.
+pub(crate) fn reset_dispositions() {
+    for number in Fate::SIGNALS {
+        let signal = Signal::try_from(number).unwrap();
+        if signal != Signal::SIGKILL {
+            set_disposition(signal, SigHandler::SigDfl);
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+fn set_disposition(number: Signal, handler: SigHandler) {
+    // SAFETY: neither SIG_IGN nor SIG_DFL runs code of this process.
+    unsafe { signal(number, handler) }.unwrap();
 }
 
 /// Leaves a few descriptors free for a moment.
