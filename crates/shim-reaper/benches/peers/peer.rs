@@ -70,7 +70,7 @@ impl Peer for Ours {
     }
 
     fn start(&self, on_exit: Option<OnExit>) -> u32 {
-        let handle = self.reaper.spawn(system::sleeper()).unwrap();
+        let handle = self.reaper.spawn(system::sleeper_of_reaper()).unwrap();
         let pid = handle.id();
         if let Some(on_exit) = on_exit {
             self.runtime.spawn(async move {

@@ -25,6 +25,13 @@ pub(crate) fn sleeper() -> Command {
     command
 }
 
+/// Returns the same as a command of the reaper.
+pub(crate) fn sleeper_of_reaper() -> shim_reaper::Command {
+    let mut command = shim_reaper::Command::new("sleep");
+    command.arg(SLEEP_SECONDS);
+    command
+}
+
 pub(crate) fn raise_limit_on_open_files() {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();

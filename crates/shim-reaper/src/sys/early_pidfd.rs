@@ -66,7 +66,7 @@ fn send_own_pidfd(socket: RawFd) -> bool {
                     .cast::<RawFd>()
                     .write_unaligned(pidfd);
                 let sent = libc::sendmsg(socket, message, libc::MSG_NOSIGNAL);
-                // Leaves a descriptor for the directory that `redirect_exec_error` opens.
+                // Leaves a descriptor for the file that `redirect_exec_error` opens.
                 libc::close(pidfd);
                 return sent == 1;
             }
@@ -81,51 +81,44 @@ fn send_own_pidfd(socket: RawFd) -> bool {
 /// the child, and panics if SIGCHLD is ignored or a foreign wait came first. Here, `socket` replaces
 /// the child's end of that pair, so that the parent side sees the end of file that means success.
 /// Other close-on-exec sockets of that type are replaced too: the `exec` would close them.
+///
+/// Asks for the type of every descriptor instead of listing `/proc/self/fd`, because the kernel would
+/// keep an entry for each name, and remove them all when the child is reaped.
 fn redirect_exec_error(socket: RawFd) {
-    // SAFETY: the path ends with a NUL.
-    let directory = unsafe {
-        let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
-        libc::open(c"/proc/self/fd".as_ptr(), flags)
-    };
-    let mut buffer = [0_u8; 4096];
-    loop {
-        let (start, size) = (buffer.as_mut_ptr(), buffer.len());
-        // SAFETY: the buffer is valid for writes of its length.
-        let filled = unsafe { libc::syscall(libc::SYS_getdents64, directory, start, size) };
-        let Some(mut entries) = usize::try_from(filled).ok().and_then(|n| buffer.get(..n)) else {
-            return;
-        };
-        if entries.is_empty() {
-            return;
-        }
-        // struct linux_dirent64: the length of the entry at 16, its name at 19.
-        while !entries.is_empty() {
-            let Some(&[low, high]) = entries.get(16..18) else {
-                return;
-            };
-            let length = usize::from(u16::from_ne_bytes([low, high]));
-            let (Some(name), Some(rest)) = (entries.get(19..length), entries.get(length..)) else {
-                return;
-            };
-            if let Some(fd) = parse_descriptor(name) {
-                if fd != socket && is_seqpacket_closed_on_exec(fd) {
-                    // SAFETY: takes and returns integers; `exec` would close the replaced descriptor.
-                    unsafe { libc::dup3(socket, fd, libc::O_CLOEXEC) };
-                }
-            }
-            entries = rest;
+    for fd in 0..descriptor_table_size() {
+        if fd != socket && is_seqpacket_closed_on_exec(fd) {
+            // SAFETY: takes and returns integers; `exec` would close the replaced descriptor.
+            unsafe { libc::dup3(socket, fd, libc::O_CLOEXEC) };
         }
     }
 }
 
-/// Parses a decimal number that a NUL ends.
-fn parse_descriptor(name: &[u8]) -> Option<RawFd> {
-    let mut fd: RawFd = 0;
-    for byte in name.iter().take_while(|byte| **byte != 0) {
-        let digit = char::from(*byte).to_digit(10)?;
-        fd = fd.checked_mul(10)?.checked_add(digit as RawFd)?;
-    }
-    Some(fd)
+/// Returns a number that every open descriptor is below, or 0 without `/proc`. Async-signal-safe.
+fn descriptor_table_size() -> RawFd {
+    const FIELD: &[u8] = b"\nFDSize:\t";
+    // The field is among the first, after a name of at most 64 bytes.
+    let mut buffer = [0_u8; 512];
+    // SAFETY: the path ends with a NUL, and the buffer is valid for writes of its length.
+    let length = unsafe {
+        let status = libc::open(
+            c"/proc/self/status".as_ptr(),
+            libc::O_RDONLY | libc::O_CLOEXEC,
+        );
+        let length = libc::read(status, buffer.as_mut_ptr().cast(), buffer.len());
+        libc::close(status);
+        length
+    };
+    let status = usize::try_from(length).ok().and_then(|n| buffer.get(..n));
+    let mut fields = status.unwrap_or_default().windows(FIELD.len());
+    let Some(start) = fields.position(|bytes| bytes == FIELD) else {
+        return 0;
+    };
+    let digits = buffer.iter().skip(start + FIELD.len());
+    digits
+        .map_while(|byte| char::from(*byte).to_digit(10))
+        .fold(0, |size: RawFd, digit| {
+            size.saturating_mul(10).saturating_add(digit as RawFd)
+        })
 }
 
 fn is_seqpacket_closed_on_exec(fd: RawFd) -> bool {
@@ -136,9 +129,12 @@ fn is_seqpacket_closed_on_exec(fd: RawFd) -> bool {
         let kind = (&raw mut kind).cast();
         libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_TYPE, kind, &raw mut size) == 0
     };
+    if !is_socket || kind != libc::SOCK_SEQPACKET {
+        return false;
+    }
     // SAFETY: takes and returns integers.
     let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
-    is_socket && kind == libc::SOCK_SEQPACKET && flags >= 0 && flags & libc::FD_CLOEXEC != 0
+    flags >= 0 && flags & libc::FD_CLOEXEC != 0
 }
 
 /// Receives what a child has sent. Returns when it has executed its program or ended.

@@ -32,6 +32,8 @@ enum Child {
     OtherUser,
     /// With tokio the child enters it in a closure, for which std forks.
     ControlGroup(ControlGroup),
+    /// Nothing, but the reaper gets a command of std, which forks to report the pidfd of the child.
+    PlainOfStd,
 }
 
 /// A way to spawn a child; the first two register it, the last waits for it.
@@ -50,7 +52,7 @@ pub(super) fn run(effort: &Effort, report: &mut Report) {
         tokio: TokioAwaited::new(),
         ignore_sigchld: false,
     };
-    let once = Limit::Cheaper(1.4);
+    let once = Some(Limit::Cheaper(1.4));
     bench.compare(
         report,
         "Spawn call",
@@ -58,11 +60,14 @@ pub(super) fn run(effort: &Effort, report: &mut Report) {
         effort.times(PAIRS),
         once,
     );
+    let label = "Spawn call, command of std";
+    let pairs = effort.times(PAIRS);
+    bench.compare(report, label, &Child::PlainOfStd, pairs, None);
     let large = "Spawn call, parent of 2 GB";
     let ballast = ballast();
     bench.compare(report, large, &Child::Plain, effort.times(PAIRS), once);
     let pairs = effort.times(PAIRS_WITH_FORK);
-    let many = Limit::Cheaper(50.0);
+    let many = Some(Limit::Cheaper(50.0));
     if system::is_root() {
         let label = format!("{large}, `uid`");
         bench.compare(report, &label, &Child::OtherUser, pairs, many);
@@ -85,7 +90,7 @@ pub(super) fn run_ignored(effort: &Effort, report: &mut Report) {
         ignore_sigchld: true,
     };
     let label = "Spawn call, SIGCHLD ignored";
-    let once = Limit::Cheaper(1.4);
+    let once = Some(Limit::Cheaper(1.4));
     bench.compare(report, label, &Child::Plain, effort.times(PAIRS), once);
 }
 
@@ -96,7 +101,14 @@ struct Bench {
 }
 
 impl Bench {
-    fn compare(&self, report: &mut Report, label: &str, child: &Child, pairs: usize, limit: Limit) {
+    fn compare(
+        &self,
+        report: &mut Report,
+        label: &str,
+        child: &Child,
+        pairs: usize,
+        limit: Option<Limit>,
+    ) {
         let mut samples: [Samples; SPAWNERS.len()] = Default::default();
         for (_, index) in turns(SPAWNERS.len(), pairs) {
             // After a fork of another one the memory of the parent is write-protected.
@@ -112,7 +124,9 @@ impl Bench {
             row.set(column, samples.median());
         }
         let [ours, tokio, _] = &samples;
-        row.goal("tokio awaited", tokio.ratio_to(ours, MEDIAN), limit);
+        if let Some(limit) = limit {
+            row.goal("tokio awaited", tokio.ratio_to(ours, MEDIAN), limit);
+        }
     }
 
     /// Returns how long the spawn takes. Then waits until the child is reaped.
@@ -126,8 +140,12 @@ impl Bench {
         let spawned;
         match spawner {
             Spawner::Reaper => {
-                let command = child.ours();
-                let handle = self.ours.reaper.spawn(command).unwrap();
+                let reaper = &self.ours.reaper;
+                let handle = match child {
+                    Child::PlainOfStd => reaper.spawn(process::Command::new(PROGRAM)),
+                    _ => reaper.spawn(child.ours()),
+                };
+                let handle = handle.unwrap();
                 spawned = start.elapsed();
                 drop(entered);
                 handle.wait_blocking().unwrap();
@@ -163,7 +181,7 @@ impl Child {
     fn ours(&self) -> Command {
         let mut command = Command::new(PROGRAM);
         match self {
-            Self::Plain => {}
+            Self::Plain | Self::PlainOfStd => {}
             Self::OtherUser => _ = command.uid(1),
             Self::ControlGroup(group) => _ = command.cgroup(File::open(&group.path).unwrap()),
         }
@@ -173,7 +191,7 @@ impl Child {
     fn tokio(&self) -> tokio::process::Command {
         let mut command = process::Command::new(PROGRAM);
         match self {
-            Self::Plain => {}
+            Self::Plain | Self::PlainOfStd => {}
             Self::OtherUser => _ = command.uid(1),
             Self::ControlGroup(group) => {
                 let processes = group.path.join("cgroup.procs");
