@@ -7,43 +7,55 @@ use crate::sys;
 /// The parent's ends of the standard streams that are pipes.
 pub(crate) type Streams = [Option<OwnedFd>; 3];
 
-/// A child process, identified by its pidfd.
+/// A child process, identified by its pidfd; [`Command::spawn`](crate::Command::spawn) returns it.
 ///
-/// Every operation goes through the pidfd, so none acts on another process that got a recycled pid.
-/// The child must be waited for, or it stays a zombie: dropping this neither kills it nor waits for
-/// it, as with [`std::process::Child`].
+/// All operations use the pidfd, so that they never act on another process to which the kernel has
+/// given the same pid.
+///
+/// Wait for the child with one of the methods, or it stays a zombie: as with [`std::process::Child`],
+/// dropping this value neither kills the child nor waits for it.
+///
+/// ```
+/// use pidfd_spawn::Command;
+///
+/// let mut child = Command::new("sleep").arg("1000").spawn()?;
+/// assert_eq!(child.try_wait()?, None);
+/// child.kill()?;
+/// assert!(!child.wait()?.success());
+/// # Ok::<(), std::io::Error>(())
+/// ```
 ///
 /// # Other waits
 ///
-/// Other code in this process may reap the child: a thread that waits for every child, or the kernel
-/// itself where SIGCHLD is ignored. On Linux 6.15 and later the waits of this type return the true
-/// exit status all the same. On an older kernel they fail with `ECHILD`.
+/// Other code may reap the child: a thread of this process that waits for any child, or the kernel where
+/// this process ignores SIGCHLD. From Linux 6.15 on, the waits of this type return the exit status all
+/// the same. On an older kernel they fail with `ECHILD`.
 #[derive(Debug)]
 pub struct Child {
-    /// The pipe to the standard input, with [`Stdio::piped`](crate::Stdio::piped).
+    /// The pipe to the standard input, if that is [`Stdio::piped`](crate::Stdio::piped).
     pub stdin: Option<ChildStdin>,
-    /// The pipe from the standard output, with [`Stdio::piped`](crate::Stdio::piped).
+    /// The pipe from the standard output, if that is [`Stdio::piped`](crate::Stdio::piped).
     pub stdout: Option<ChildStdout>,
-    /// The pipe from the standard error, with [`Stdio::piped`](crate::Stdio::piped).
+    /// The pipe from the standard error, if that is [`Stdio::piped`](crate::Stdio::piped).
     pub stderr: Option<ChildStderr>,
     pid: u32,
     pidfd: OwnedFd,
     status: Option<ExitStatus>,
 }
 
-/// What a [`Child`] consists of.
+/// The parts of a [`Child`]; [`Child::into_parts`] returns them.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct ChildParts {
-    /// The process ID.
+    /// The pid.
     pub pid: u32,
     /// The pidfd, which is close-on-exec.
     pub pidfd: OwnedFd,
-    /// The pipe to the standard input.
+    /// The pipe to the standard input, if there is one.
     pub stdin: Option<ChildStdin>,
-    /// The pipe from the standard output.
+    /// The pipe from the standard output, if there is one.
     pub stdout: Option<ChildStdout>,
-    /// The pipe from the standard error.
+    /// The pipe from the standard error, if there is one.
     pub stderr: Option<ChildStderr>,
 }
 
@@ -59,24 +71,74 @@ impl Child {
         }
     }
 
-    /// Returns the process ID. It may be recycled once the child has been waited for.
+    /// Returns the pid. The kernel may give it to another process once the child has been reaped; signal the
+    /// child with [`send_signal`](Self::send_signal).
+    ///
+    /// ```
+    /// # use pidfd_spawn::Command;
+    /// let mut child = Command::new("true").spawn()?;
+    /// println!("pid {}", child.id());
+    /// # child.wait()?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn id(&self) -> u32 {
         self.pid
     }
 
-    /// Returns the pidfd. It is readable once the child has exited.
+    /// Returns the pidfd, for example to poll it in an event loop: it is readable once the child has
+    /// exited.
     ///
-    /// Leave it in blocking mode: [`wait`](Self::wait) fails with `EAGAIN` otherwise.
+    /// Leave it in blocking mode: otherwise [`wait`](Self::wait) fails with `EAGAIN` while the child runs.
+    ///
+    /// ```
+    /// # use pidfd_spawn::Command;
+    /// use std::os::fd::AsRawFd;
+    ///
+    /// let mut child = Command::new("true").spawn()?;
+    /// let mut polled = libc::pollfd { fd: child.pidfd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    /// // SAFETY: the pointer is valid for one element.
+    /// assert_eq!(unsafe { libc::poll(&raw mut polled, 1, -1) }, 1);
+    /// assert!(child.try_wait()?.is_some_and(|status| status.success()));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
 
-    /// Turns the child into its pidfd. Closes the pipes to its standard streams.
+    /// Converts the child to its pidfd, for code that waits for it in another way. Closes the pipes to its
+    /// standard streams; [`into_parts`](Self::into_parts) keeps them.
+    ///
+    /// ```
+    /// # use pidfd_spawn::Command;
+    /// let pidfd = Command::new("true").spawn()?.into_pidfd();
+    /// # let id = std::os::fd::AsRawFd::as_raw_fd(&pidfd) as libc::id_t;
+    /// # // SAFETY: zeroed memory is a valid siginfo_t, and the pointer is valid.
+    /// # let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    /// # assert_eq!(unsafe { libc::waitid(libc::P_PIDFD, id, &raw mut info, libc::WEXITED) }, 0);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn into_pidfd(self) -> OwnedFd {
         self.pidfd
     }
 
-    /// Takes the child apart, for code that waits for it in another way.
+    /// Converts the child to its pid, its pidfd and its pipes, for code that waits for it in another way.
+    ///
+    /// ```
+    /// # use pidfd_spawn::{Command, Stdio};
+    /// use std::io::Read;
+    ///
+    /// let mut command = Command::new("echo");
+    /// let parts = command.arg("hello").stdout(Stdio::piped()).spawn()?.into_parts();
+    /// let mut text = String::new();
+    /// parts.stdout.expect("it is a pipe").read_to_string(&mut text)?;
+    /// assert_eq!(text, "hello\n");
+    /// // Now wait for `parts.pidfd`.
+    /// # let id = std::os::fd::AsRawFd::as_raw_fd(&parts.pidfd) as libc::id_t;
+    /// # // SAFETY: zeroed memory is a valid siginfo_t, and the pointer is valid.
+    /// # let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    /// # assert_eq!(unsafe { libc::waitid(libc::P_PIDFD, id, &raw mut info, libc::WEXITED) }, 0);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn into_parts(self) -> ChildParts {
         ChildParts {
             pid: self.pid,
@@ -87,7 +149,22 @@ impl Child {
         }
     }
 
-    /// Kills the child with SIGKILL. Succeeds if it has exited already.
+    /// Sends SIGKILL to the child, and does not wait for its end. Does nothing if the child has exited.
+    ///
+    /// ```
+    /// # use pidfd_spawn::Command;
+    /// use std::os::unix::process::ExitStatusExt;
+    ///
+    /// let mut child = Command::new("sleep").arg("1000").spawn()?;
+    /// child.kill()?;
+    /// assert_eq!(child.wait()?.signal(), Some(libc::SIGKILL));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Fails with `EPERM` if the child runs as another user, such as a child that executes `sudo`, and
+    /// this process lacks the privilege (`CAP_KILL`) to signal it: `kill(2)`.
     pub fn kill(&mut self) -> io::Result<()> {
         if self.status.is_some() {
             return Ok(());
@@ -98,24 +175,45 @@ impl Child {
         }
     }
 
-    /// Sends a signal to the child. A zombie accepts every signal.
+    /// Sends the signal with this number to the child. It has no effect on a zombie.
+    ///
+    /// ```
+    /// # use pidfd_spawn::Command;
+    /// use std::os::unix::process::ExitStatusExt;
+    ///
+    /// let mut child = Command::new("sleep").arg("1000").spawn()?;
+    /// child.send_signal(libc::SIGTERM)?;
+    /// assert_eq!(child.wait()?.signal(), Some(libc::SIGTERM));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// Fails with `ESRCH` if the child has been reaped.
+    /// Fails with `ESRCH` if the child has been reaped, with `EINVAL` if the number is not that of a signal,
+    /// and with `EPERM` as for [`kill`](Self::kill) (`pidfd_send_signal(2)`).
     pub fn send_signal(&self, signal: i32) -> io::Result<()> {
         sys::send_signal(self.pidfd(), signal)
     }
 
-    /// Waits for the child to exit and reaps it. Closes [`stdin`](Self::stdin) first, so that a
-    /// child that reads until the end of its input can exit.
+    /// Waits for the child to exit, reaps it, and returns its exit status. Later calls return the same
+    /// status.
     ///
-    /// Later calls return the same status.
+    /// It first closes [`stdin`](Self::stdin), so that a child that reads its standard input to the end can
+    /// exit. Standard output and standard error are not read: a child that writes more than a pipe holds
+    /// (64 KiB, `pipe(7)`) does not exit. Use [`wait_with_output`](Self::wait_with_output) for it.
+    ///
+    /// ```
+    /// # use pidfd_spawn::Command;
+    /// let mut child = Command::new("sh").args(["-c", "exit 3"]).spawn()?;
+    /// assert_eq!(child.wait()?.code(), Some(3));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// Fails with `ECHILD` if other code has reaped the child and the kernel does not report its
-    /// status: see [Other waits](Self#other-waits).
+    /// Fails with `ECHILD` if other code has reaped the child and the kernel does not report its status: see
+    /// [Other waits](Self#other-waits). Fails with `EAGAIN` if the [pidfd](Self::pidfd) is in non-blocking
+    /// mode and the child runs.
     pub fn wait(&mut self) -> io::Result<ExitStatus> {
         drop(self.stdin.take());
         loop {
@@ -126,11 +224,21 @@ impl Child {
         }
     }
 
-    /// Reaps the child if it has exited, and returns `None` if not.
+    /// Reaps the child if it has exited, and returns its exit status. Returns `None` if it has not. Unlike
+    /// [`wait`](Self::wait), it leaves [`stdin`](Self::stdin) open.
+    ///
+    /// ```
+    /// # use pidfd_spawn::Command;
+    /// let mut child = Command::new("sleep").arg("1000").spawn()?;
+    /// assert_eq!(child.try_wait()?, None);
+    /// # child.kill()?;
+    /// # child.wait()?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// As [`wait`](Self::wait).
+    /// Fails with `ECHILD` as for [`wait`](Self::wait).
     pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
         if self.status.is_none() {
             self.status = sys::wait(self.pidfd.as_fd(), sys::Wait::NonBlocking)?;
@@ -138,8 +246,22 @@ impl Child {
         Ok(self.status)
     }
 
-    /// Waits for the child, while reading all of its standard output and standard error where they
-    /// are pipes. Closes [`stdin`](Self::stdin) first.
+    /// Waits for the child like [`wait`](Self::wait), and reads its standard output and standard error to
+    /// their ends where they are [pipes](crate::Stdio::piped), so that it never waits for a full pipe.
+    ///
+    /// It returns when the child has exited *and* every process that has inherited a pipe has closed it.
+    ///
+    /// ```
+    /// # use pidfd_spawn::{Command, Stdio};
+    /// let child = Command::new("echo").arg("hello").stdout(Stdio::piped()).spawn()?;
+    /// assert_eq!(child.wait_with_output()?.stdout, b"hello\n");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`wait`](Self::wait). Fails also with the error of reading a pipe; the child is then not
+    /// waited for.
     pub fn wait_with_output(mut self) -> io::Result<Output> {
         drop(self.stdin.take());
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
@@ -174,7 +296,8 @@ impl From<Child> for OwnedFd {
     }
 }
 
-/// Reads both pipes to their ends, whichever has data, so that the child never waits for a full one.
+/// Reads both pipes to their ends, each time the one that has data, so that the child never waits
+/// for a full one.
 fn read_both(
     mut a: impl Read + AsFd,
     from_a: &mut Vec<u8>,

@@ -73,7 +73,7 @@ impl<'a> Descriptors<'a> {
     }
 
     fn duplicate(&self, fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-        // Each number that does not do stays in use until one does.
+        // Unsuitable numbers stay in use until a suitable one is found.
         let mut unsuitable = Vec::new();
         loop {
             let duplicate = fd.try_clone_to_owned()?;

@@ -5,7 +5,17 @@ use std::io;
 
 use crate::c_strings::NulByte;
 
-/// A step of [`Command::spawn`](crate::Command::spawn), in the order in which they happen.
+/// A step of [`Command::spawn`](crate::Command::spawn), in the order in which they happen;
+/// [`SpawnError::step`] returns the one that failed.
+///
+/// The parent takes the first three steps, the child the others. [`Display`](fmt::Display) writes what
+/// a step does:
+///
+/// ```
+/// use pidfd_spawn::Step;
+///
+/// assert_eq!(Step::CurrentDir.to_string(), "change the working directory");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Step {
@@ -17,7 +27,8 @@ pub enum Step {
     Stdio,
     /// The process is created, after the descriptors that this takes.
     Clone,
-    /// The pidfd of the process is opened.
+    /// The pidfd of the process is opened. This is part of [`Clone`](Self::Clone) unless the child is
+    /// [forked](crate#when-the-child-is-forked).
     Pidfd,
     /// Signal dispositions and the signal mask are reset.
     Signals,
@@ -80,11 +91,22 @@ impl fmt::Display for Step {
     }
 }
 
-/// The error of a failed spawn. No child remains: it was never created, or it has been reaped.
+/// The error of a failed spawn. No child is left: it was never created, or has been reaped.
 ///
-/// Converts to an [`io::Error`] of the same kind, so that `?` works where code for
-/// [`std::process::Command`] returns [`io::Result`]. [`io::Error::get_ref`] returns this error, with
-/// the step and the error number.
+/// It names the program and the [step](Step) that failed; the error of the operating system is its
+/// [`source`](Error::source).
+///
+/// It converts to an [`io::Error`] of the same kind, so that `?` works in code that returns
+/// [`io::Result`]. [`io::Error::get_ref`] of that error returns this one.
+///
+/// ```
+/// use pidfd_spawn::{Command, Step};
+///
+/// let error = Command::new("true").current_dir("/nonexistent").spawn().unwrap_err();
+/// assert_eq!(error.step(), Step::CurrentDir);
+/// assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+/// assert_eq!(error.to_string(), "cannot spawn \"true\": cannot change the working directory");
+/// ```
 #[derive(Debug)]
 pub struct SpawnError {
     program: OsString,
@@ -102,21 +124,45 @@ impl SpawnError {
     }
 
     /// Returns the step that failed.
+    ///
+    /// ```
+    /// # use pidfd_spawn::{Command, Step};
+    /// let error = Command::new("/nonexistent").spawn().unwrap_err();
+    /// assert_eq!(error.step(), Step::Exec);
+    /// ```
     pub fn step(&self) -> Step {
         self.step
     }
 
-    /// Returns the program of the command.
+    /// Returns the program of the command, as it was given to [`Command::new`](crate::Command::new).
+    ///
+    /// ```
+    /// # use pidfd_spawn::Command;
+    /// let error = Command::new("/nonexistent").spawn().unwrap_err();
+    /// assert_eq!(error.program(), "/nonexistent");
+    /// ```
     pub fn program(&self) -> &OsStr {
         &self.program
     }
 
-    /// Returns the kind of the operating system's error.
+    /// Returns the kind of the error of the operating system.
+    ///
+    /// ```
+    /// # use pidfd_spawn::Command;
+    /// let error = Command::new("/nonexistent").spawn().unwrap_err();
+    /// assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+    /// ```
     pub fn kind(&self) -> io::ErrorKind {
         self.source.kind()
     }
 
-    /// Returns the error number, which is absent only for [`Step::Arguments`].
+    /// Returns the error number. Returns `None` only for [`Step::Arguments`], which makes no system call.
+    ///
+    /// ```
+    /// # use pidfd_spawn::Command;
+    /// let error = Command::new("/nonexistent").spawn().unwrap_err();
+    /// assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
+    /// ```
     pub fn raw_os_error(&self) -> Option<i32> {
         self.source.raw_os_error()
     }

@@ -1,18 +1,19 @@
-//! A [`Command`] whose child is born with a pidfd, in its control group, with its limits, and
-//! without a fork.
+//! A [`Command`] for Linux that creates a child together with its pidfd, in its control group and
+//! with its resource limits, and does not fork.
 //!
-//! A program that supervises processes needs three things of a spawn that
-//! [`std::process::Command`] does not have on stable Rust:
+//! A program that supervises processes needs three things that [`std::process::Command`] does not
+//! have on stable Rust:
 //!
-//! * **An identity.** A pid is recycled; a pidfd opened after the spawn may already be that of
-//!   another process, if the kernel or another thread has reaped the child. Here the system call
-//!   that creates the child returns its pidfd.
-//! * **Confinement from the first instruction.** The child is created in its
-//!   [control group](Command::cgroup), and has its [limits](Command::rlimit) before it executes the
-//!   program.
-//! * **A constant cost.** `std` forks for a [user ID](Command::uid) or a closure that sets what it
-//!   has no method for. A fork copies the page tables: tens of milliseconds for a daemon of a few
-//!   gigabytes. Here the child shares the memory of its parent until it executes the program.
+//! * **A pidfd without a race.** The kernel may reuse a pid as soon as the process has been reaped,
+//!   so a pidfd that is opened after the spawn may refer to another process. Here the system call
+//!   that creates the child also returns its pidfd.
+//! * **Limits from the first instruction.** The kernel creates the child in its
+//!   [control group](Command::cgroup). The child has its [resource limits](Command::rlimit), its
+//!   [CPUs](Command::affinity) and its [nice value](Command::nice) before it executes the program.
+//! * **A cost that does not depend on the memory of the parent.** std forks if the command sets a
+//!   [user ID](Command::uid) or has a closure for what std has no method for. A fork copies the page
+//!   tables, which takes tens of milliseconds in a process of a few gigabytes. Here the child shares
+//!   the memory of its parent until it executes the program.
 //!
 //! ```
 //! use pidfd_spawn::{Command, Resource};
@@ -30,50 +31,60 @@
 //! The crate is synchronous. An event loop can poll [`Child::pidfd`], which is readable once the
 //! child has exited.
 //!
-//! # When to use `std` instead
+//! # When to use something else
 //!
-//! If the program must run on other systems than Linux, or if it has a handful of short-lived
-//! children whose `wait` follows the spawn. `std` is as safe, and nearly as fast for a child without
-//! further attributes.
+//! * Use [`std::process::Command`] in a program that must run on other systems than Linux, and for
+//!   children that are waited for where they are spawned. It is as safe, and nearly as fast for a
+//!   child without further attributes.
+//! * Use the crate [`shim-reaper`](https://docs.rs/shim-reaper) in a tokio program whose children
+//!   outlive the task that spawns them. It accepts the [`Command`] and the [`Child`] of this crate,
+//!   and reaps each child.
 //!
 //! # How it works
 //!
-//! The parent prepares all that the child needs: C strings, the paths to try, and numbers of
-//! descriptors that do not collide. Then `clone3(CLONE_VM | CLONE_VFORK | CLONE_PIDFD)` creates a
-//! child that shares the memory, while the calling thread is suspended. The child makes only system
-//! calls. It writes the step that fails, and the error number, into the shared memory, and exits;
-//! the parent reaps it and returns a [`SpawnError`].
+//! The parent prepares all that the child needs: C strings, the paths to try, and descriptors whose
+//! numbers do not collide. Then `clone3(CLONE_VM | CLONE_VFORK | CLONE_PIDFD)` creates a child that
+//! shares the memory of the parent, and suspends the calling thread. The child makes system calls
+//! only. If a step fails, the child writes the step and the error number to the shared memory and
+//! exits; the parent reaps it and returns a [`SpawnError`].
 //!
-//! All signals are blocked in the calling thread meanwhile, and the child resets its handlers before
-//! it unblocks them: no handler of the parent runs in the child.
+//! The calling thread blocks all signals during the spawn. The child resets the signal handlers
+//! before it unblocks them, so that no handler of the parent runs in the child.
 //!
-//! The child is forked instead
+//! The calling thread continues when the child executes the program. Until then it also waits for a
+//! child that is stopped by SIGSTOP, whose control group is frozen, or whose program is on a file
+//! system that does not respond. A forked child makes it wait as well.
 //!
-//! * if the command has a closure ([`Command::pre_exec`]);
-//! * if its control group, or an ancestor of it, has `memory.oom.group` set: when the kernel kills
-//!   the processes of such a group, it also kills all that share their memory. Set it before the
-//!   spawn.
+//! # When the child is forked
 //!
-//! The calling thread waits until the child executes the program, so it also waits while the child is
-//! stopped by SIGSTOP, while its control group is frozen, and while the file system of the program
-//! does not respond. That holds for a forked child too.
+//! * If the command has a [`pre_exec`](Command::pre_exec) closure, which could write to the memory of
+//!   the parent.
+//! * If `memory.oom.group` is set in the control group of the child, or in one above it. When such a
+//!   group runs out of memory, the kernel kills all processes in it, and all that share memory with
+//!   one of them (`mm/oom_kill.c`): the parent too. Set the file before the spawn, not during it.
+//! * On architectures other than x86-64 and AArch64, and where the kernel or a seccomp filter refuses
+//!   the system calls.
 //!
 //! # Other users
 //!
-//! A child that changes its [user](Command::uid) belongs to another user while it still shares the
-//! memory of its parent. It keeps the saved user ID of its parent until `exec`, so the kernel keeps
-//! processes of that user from tracing it and from reading its memory. They can send it signals.
+//! A child that changes its [user](Command::uid) or [group](Command::gid) shares the memory of its
+//! parent until it executes the program. Two measures protect that memory from the new user:
 //!
-//! The memory is also not *dumpable* (`PR_SET_DUMPABLE`) from the change of the user or group on, so
-//! that no signal writes it to a core dump of that user. As it is also the parent's, the parent has no
-//! core dumps, and its files in `/proc` belong to root, until the spawn returns and restores the
-//! attribute. A process that the parent forks meanwhile keeps it. A parent that clears the attribute
-//! itself should not do so during such a spawn, which would set it again.
+//! * The child keeps the saved user ID of its parent. The kernel then does not let processes of the
+//!   new user trace the child or read its memory (`ptrace(2)`, "Ptrace access mode checking"). They
+//!   can send it signals.
+//! * The child makes the memory not *dumpable* (`PR_SET_DUMPABLE(2const)`), so that no signal writes
+//!   it to a core dump of the new user.
+//!
+//! The second measure also has an effect on the parent until the spawn returns and makes its memory
+//! dumpable again: the parent writes no core dump, and its files in `/proc` belong to root. A process
+//! that the parent forks in the meantime keeps the attribute. A parent that makes itself not dumpable
+//! should not do so during such a spawn, which would revert it.
 //!
 //! # Kernel requirements
 //!
-//! Linux 5.4. Newer interfaces are detected at run time, also if a seccomp filter refuses them, and
-//! each has a fallback:
+//! Linux 5.4. The crate detects newer interfaces at run time, also if a seccomp filter refuses them,
+//! and has a fallback for each:
 //!
 //! | interface | since | without it |
 //! |---|---|---|
@@ -85,8 +96,6 @@
 //! | `CLONE_CLEAR_SIGHAND` | 5.5 | the child resets each signal handler |
 //! | `CLONE_INTO_CGROUP` | 5.7 | the child writes to `cgroup.procs` |
 //! | `PIDFD_INFO_EXIT` | 6.15 | the exit status is unknown if other code has reaped the child |
-//!
-//! Children share memory on x86-64 and AArch64. On other 64-bit architectures they are forked.
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("pidfd-spawn requires Linux on a 64-bit architecture");

@@ -9,9 +9,10 @@ use crate::resource::Resource;
 /// A closure of [`pre_exec`](crate::Command::pre_exec).
 pub(crate) type PreExec = Box<dyn FnMut() -> io::Result<()> + Send + Sync>;
 
-/// All that the child needs between its birth and `exec`, allocated and resolved by the parent.
+/// All that the child needs between its creation and `exec`. The parent has allocated it, because the
+/// child cannot.
 pub(crate) struct Plan<'a> {
-    /// Where the program may be, in order.
+    /// The paths at which the child looks for the program, in order.
     pub(crate) candidates: CStringArray,
     pub(crate) arguments: CStringArray,
     pub(crate) environment: CStringArray,
@@ -21,7 +22,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) pre_exec: &'a mut [PreExec],
 }
 
-/// The attributes of the child that its parent's may differ from.
+/// The attributes that a command sets. The child inherits the others.
 #[derive(Debug, Default)]
 pub(crate) struct Attributes {
     pub(crate) cgroups: Vec<OwnedFd>,
@@ -41,7 +42,7 @@ pub(crate) struct Attributes {
 }
 
 impl Attributes {
-    /// Returns true if another user may own the child.
+    /// Returns true if the child may run as another user or group.
     pub(crate) fn change_user(&self) -> bool {
         self.uid.is_some() || self.gid.is_some()
     }

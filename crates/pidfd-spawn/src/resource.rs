@@ -1,5 +1,14 @@
-/// A resource of a process that [`Command::rlimit`](crate::Command::rlimit) limits. `getrlimit(2)`
-/// describes each.
+/// A resource whose use [`Command::rlimit`](crate::Command::rlimit) limits. `getrlimit(2)` describes
+/// each of them.
+///
+/// ```
+/// use pidfd_spawn::{Command, Resource};
+///
+/// let mut command = Command::new("sh");
+/// command.args(["-c", "ulimit -n"]).rlimit(Resource::Nofile, 100, 100);
+/// assert_eq!(command.output()?.stdout, b"100\n");
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Resource {
@@ -7,7 +16,8 @@ pub enum Resource {
     As,
     /// `RLIMIT_CORE`: bytes of a core dump.
     Core,
-    /// `RLIMIT_CPU`: seconds of CPU time.
+    /// `RLIMIT_CPU`: seconds of CPU time. At the soft limit the process gets SIGXCPU, at the hard
+    /// limit SIGKILL.
     Cpu,
     /// `RLIMIT_DATA`: bytes of the data segment.
     Data,
@@ -19,22 +29,23 @@ pub enum Resource {
     Memlock,
     /// `RLIMIT_MSGQUEUE`: bytes in POSIX message queues of the user.
     Msgqueue,
-    /// `RLIMIT_NICE`: the ceiling of the nice value, as 20 minus that value.
+    /// `RLIMIT_NICE`: the lowest nice value that the process may set, as 20 minus that value.
     Nice,
-    /// `RLIMIT_NOFILE`: one more than the highest descriptor.
+    /// `RLIMIT_NOFILE`: one more than the highest number of a descriptor.
     Nofile,
     /// `RLIMIT_NPROC`: processes and threads of the user.
     Nproc,
-    /// `RLIMIT_RSS`: bytes in memory. Linux ignores it.
+    /// `RLIMIT_RSS`: bytes in memory. Linux ignores it since 2.4.30; use a control group.
     Rss,
     /// `RLIMIT_RTPRIO`: the highest real-time priority.
     Rtprio,
-    /// `RLIMIT_RTTIME`: microseconds of real-time CPU time without a blocking system call.
+    /// `RLIMIT_RTTIME`: microseconds of CPU time that a process with a real-time scheduling policy
+    /// may use without a blocking system call.
     Rttime,
     /// `RLIMIT_SIGPENDING`: queued signals of the user.
     Sigpending,
-    /// `RLIMIT_STACK`: bytes of the main thread's stack. A quarter of the limit bounds the
-    /// arguments and the environment.
+    /// `RLIMIT_STACK`: bytes of the stack of the main thread. The arguments and the environment may
+    /// use up to a quarter of it.
     Stack,
 }
 

@@ -7,7 +7,20 @@ use std::process::{ChildStderr, ChildStdin, ChildStdout};
 
 /// What a standard stream of a child is connected to, as [`std::process::Stdio`].
 ///
-/// Other types that own a descriptor convert by way of [`OwnedFd`].
+/// A [`File`], a socket, or a pipe of another child converts into it. Other types that own a descriptor
+/// convert through [`OwnedFd`].
+///
+/// ```
+/// use pidfd_spawn::{Command, Stdio};
+///
+/// // echo hello | cat
+/// let mut echo = Command::new("echo").arg("hello").stdout(Stdio::piped()).spawn()?;
+/// let pipe = echo.stdout.take().expect("it is a pipe");
+/// let output = Command::new("cat").stdin(pipe).output()?;
+/// assert_eq!(output.stdout, b"hello\n");
+/// echo.wait()?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Stdio(pub(crate) Kind);
 
@@ -26,18 +39,39 @@ impl Stdio {
     pub(crate) const NULL: Self = Self(Kind::Null);
     pub(crate) const PIPED: Self = Self(Kind::Piped);
 
-    /// The child inherits the stream of its parent.
+    /// Makes the child inherit the stream of this process. The default, except for
+    /// [`output`](crate::Command::output).
+    ///
+    /// ```
+    /// # use pidfd_spawn::{Command, Stdio};
+    /// let output = Command::new("echo").arg("to the terminal").stdout(Stdio::inherit()).output()?;
+    /// assert!(output.stdout.is_empty());
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn inherit() -> Self {
         Self::INHERIT
     }
 
-    /// The stream is `/dev/null`.
+    /// Connects the stream to `/dev/null`.
+    ///
+    /// ```
+    /// # use pidfd_spawn::{Command, Stdio};
+    /// let status = Command::new("cat").stdin(Stdio::null()).status()?;
+    /// assert!(status.success());
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn null() -> Self {
         Self::NULL
     }
 
-    /// A new pipe connects the child to its parent, which has the other end in
-    /// [`Child`](crate::Child).
+    /// Connects the stream to a new pipe, whose other end is in [`Child`](crate::Child).
+    ///
+    /// ```
+    /// # use pidfd_spawn::{Command, Stdio};
+    /// let child = Command::new("echo").arg("hello").stdout(Stdio::piped()).spawn()?;
+    /// assert_eq!(child.wait_with_output()?.stdout, b"hello\n");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn piped() -> Self {
         Self::PIPED
     }
@@ -50,14 +84,14 @@ impl From<OwnedFd> for Stdio {
 }
 
 impl From<io::Stdout> for Stdio {
-    /// The stream is what the parent's standard output is at the time of the spawn.
+    /// Connects the stream to what the standard output of this process is at the time of the spawn.
     fn from(_: io::Stdout) -> Self {
         Self(Kind::Stdout)
     }
 }
 
 impl From<io::Stderr> for Stdio {
-    /// The stream is what the parent's standard error is at the time of the spawn.
+    /// Connects the stream to what the standard error of this process is at the time of the spawn.
     fn from(_: io::Stderr) -> Self {
         Self(Kind::Stderr)
     }

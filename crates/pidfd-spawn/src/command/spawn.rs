@@ -21,37 +21,82 @@ const INHERITED: Defaults = [Stdio::INHERIT, Stdio::INHERIT, Stdio::INHERIT];
 const CAPTURED: Defaults = [Stdio::NULL, Stdio::PIPED, Stdio::PIPED];
 
 impl Command {
-    /// Spawns the child and returns when it executes the program.
+    /// Spawns the child, and returns when it executes the program. Until then the calling thread is
+    /// blocked: see [How it works](crate#how-it-works).
+    ///
+    /// By default the child inherits the standard streams. Wait for the child, or it stays a zombie.
+    ///
+    /// ```
+    /// # use pidfd_spawn::Command;
+    /// let mut child = Command::new("true").spawn()?;
+    /// assert!(child.wait()?.success());
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// If the child cannot execute the program, or fails in a [step](Step) before that. It has then
-    /// been reaped, also if SIGCHLD is ignored or another thread waits for all children.
+    /// Fails if the child cannot execute the program, or fails in a [step](Step) before that. No child is
+    /// left then: this has reaped it, even if SIGCHLD is ignored or another thread waits for all children.
     pub fn spawn(&mut self) -> Result<Child, SpawnError> {
         let (born, streams) = self.launch(&INHERITED, sys::spawn)?;
         Ok(Child::new(born.pid, born.pidfd, streams))
     }
 
-    /// Spawns the child, waits for it and returns its exit status.
+    /// Spawns the child, waits for it, and returns its exit status.
+    ///
+    /// By default the child inherits the standard streams. Use [`output`](Self::output) to get what it
+    /// writes.
+    ///
+    /// ```
+    /// # use pidfd_spawn::Command;
+    /// let status = Command::new("sh").args(["-c", "exit 3"]).status()?;
+    /// assert_eq!(status.code(), Some(3));
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`spawn`](Self::spawn) and [`Child::wait`].
     pub fn status(&mut self) -> io::Result<ExitStatus> {
         self.spawn()?.wait()
     }
 
-    /// Spawns the child, waits for it and returns its exit status and all that it wrote to its
-    /// standard output and standard error.
+    /// Spawns the child, waits for it, and returns its exit status and all that it wrote to its standard
+    /// output and standard error.
     ///
-    /// By default both are pipes, and the standard input is `/dev/null`.
+    /// By default both are pipes, and the standard input is `/dev/null`. The output is kept in memory,
+    /// without a limit.
+    ///
+    /// ```
+    /// # use pidfd_spawn::Command;
+    /// let output = Command::new("echo").arg("hello").output()?;
+    /// assert!(output.status.success());
+    /// assert_eq!(output.stdout, b"hello\n");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`spawn`](Self::spawn) and [`Child::wait_with_output`].
     pub fn output(&mut self) -> io::Result<Output> {
         let (born, streams) = self.launch(&CAPTURED, sys::spawn)?;
         Child::new(born.pid, born.pidfd, streams).wait_with_output()
     }
 
-    /// Replaces this process by the program, after the same steps as for a child. Does not return
-    /// if it succeeds.
+    /// Replaces the program of this process, after the same steps as for a child. Returns only if it fails.
     ///
-    /// After an error the steps before the failed one have been made, and those that concern a
-    /// thread, such as the user ID, only in the calling thread. Descriptors with a chosen number have
-    /// replaced those that this process had under it. End the process.
+    /// Use it for a program that prepares its process and then becomes another one, such as a wrapper.
+    ///
+    /// After an error, end the process: the steps before the failed one remain in effect. Those that concern
+    /// a thread, such as the user ID, have changed the calling thread only, and [descriptors](Self::fd) have
+    /// replaced those that this process had under the same numbers.
+    ///
+    /// ```no_run
+    /// # use pidfd_spawn::Command;
+    /// let error = Command::new("worker").no_new_privs(true).exec();
+    /// eprintln!("{error}");
+    /// std::process::exit(127);
+    /// ```
     #[must_use]
     pub fn exec(&mut self) -> SpawnError {
         let Err(error) = self.launch(&INHERITED, |plan| Err::<Infallible, _>(sys::exec(plan)));

@@ -10,7 +10,8 @@ use crate::sys;
 
 /// Opens the standard streams, and plans the descriptors of the child.
 ///
-/// `others` has descriptors by their numbers, which take the place of a standard stream.
+/// `others` are the descriptors of [`Command::fd`](crate::Command::fd), by number. They replace
+/// standard streams.
 pub(super) fn connect<'a>(
     streams: [&'a Stdio; 3],
     others: &'a BTreeMap<RawFd, OwnedFd>,

@@ -1,4 +1,4 @@
-//! What runs between the birth of a child and its `exec`.
+//! The steps of a child between its creation and `exec`.
 //!
 //! All of it is async-signal-safe: it makes system calls on what the parent has prepared. It does
 //! not allocate, take locks or panic, because it may run in the parent's memory, or in a copy of it
@@ -15,7 +15,7 @@ use super::{credentials, dumpable};
 use crate::error::{Failure, Step};
 use crate::plan::{Attributes, Plan, PreExec, Rlimit};
 
-/// Whose memory the plan is carried out in.
+/// The memory in which the steps run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Memory {
     /// That of the suspended parent.
@@ -26,14 +26,14 @@ pub(super) enum Memory {
     Own,
 }
 
-/// How a child comes into being, where the plan leaves that open.
+/// How the child was created. The plan does not determine this.
 pub(super) struct Birth {
     memory: Memory,
-    /// The process whose death [`Attributes::parent_death_signal`] is about.
+    /// The process whose death sends [`Attributes::parent_death_signal`].
     pub(super) parent: u32,
     /// The signal mask of the parent.
     pub(super) mask: Mask,
-    /// The kernel has reset the signals that the parent handles.
+    /// Whether the kernel has reset the signals that the parent handles.
     pub(super) handlers_are_reset: bool,
     /// The index of the control group in which the kernel has created the child.
     pub(super) cgroup: Option<usize>,
@@ -52,7 +52,7 @@ impl Birth {
     }
 }
 
-/// Carries out the plan. Returns only if a step fails.
+/// Takes the steps of the plan. Returns only if one fails.
 pub(super) fn run(plan: &mut Plan<'_>, birth: &Birth) -> Failure {
     let Err(failure) = try_run(plan, birth);
     failure
@@ -133,7 +133,7 @@ fn join_cgroup(cgroup: RawFd) -> Result<(), Errno> {
             libc::SYS_write,
             [fd.into(), own_pid.as_ptr().into(), own_pid.len().into()],
         );
-        // It is of no further use, and may have the number of a descriptor to be placed.
+        // Its number may be that of a descriptor to be placed.
         call(libc::SYS_close, [fd.into()])?;
         written?;
     }
@@ -142,14 +142,14 @@ fn join_cgroup(cgroup: RawFd) -> Result<(), Errno> {
 
 fn place_descriptors(plan: &Plan<'_>) -> Result<(), Errno> {
     for planned in plan.descriptors.moves() {
-        // Neither leaves the descriptor close-on-exec.
+        // Both clear close-on-exec.
         let (number, args) = if planned.from == planned.to {
             (libc::SYS_fcntl, [planned.to, libc::F_SETFD, 0])
         } else {
             (libc::SYS_dup3, [planned.from, planned.to, 0])
         };
-        // SAFETY: the child's table of descriptors is its own, and no code runs in the child that
-        // owns one of them.
+        // SAFETY: the child has a table of descriptors of its own, and no code that owns one of them
+        // runs in the child.
         unsafe { call(number, args.map(Arg::from)) }?;
     }
     Ok(())
@@ -281,7 +281,8 @@ fn set_parent_death_signal(attributes: &Attributes, birth: &Birth) -> Result<(),
     }
 }
 
-/// Lets this process get the signal when its parent dies, also if it has died already.
+/// Makes the kernel send the signal to this process when its parent dies. Sends it if the parent has
+/// died already.
 pub(super) fn die_with(parent: u32, signal: c_int) -> Result<(), Errno> {
     prctl(libc::PR_SET_PDEATHSIG, signal)?;
     // SAFETY: take integers or nothing.

@@ -23,7 +23,7 @@ const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
 /// Creates the child in a control group: Linux 5.7.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
-/// A feature of the kernel that is in use until it has proved to be absent.
+/// A feature of the kernel. It is used until a system call shows that it does not exist.
 struct Feature(AtomicBool);
 
 impl Feature {
@@ -46,7 +46,7 @@ static CLONE3: Feature = Feature::new();
 static CLEAR_SIGHAND: Feature = Feature::new();
 static INTO_CGROUP: Feature = Feature::new();
 
-/// What a child starts with.
+/// The argument of [`begin`], which the parent and the child share.
 struct Start<'a, 'b> {
     plan: &'a mut Plan<'b>,
     birth: Birth,
@@ -55,7 +55,7 @@ struct Start<'a, 'b> {
     failure: Option<Failure>,
 }
 
-/// Spawns a child in shared memory. Returns `None` if the kernel or a sandbox does not let it: the
+/// Spawns a child in shared memory. Returns `None` if the kernel or a seccomp filter refuses it: the
 /// child must then be forked.
 pub(super) fn spawn(plan: &mut Plan<'_>) -> Result<Option<Born>, Failure> {
     if !CLONE.may_exist() {
@@ -104,7 +104,7 @@ fn no_pidfds() -> Failure {
 /// Creates the child with the best system call that exists. Returns its pid.
 fn create(start: &mut Start<'_, '_>) -> Result<Option<u32>, Failure> {
     let cgroups = &start.plan.attributes.cgroups;
-    // The first that may be of version 2.
+    // The first control group that may be of version 2.
     let mut index = 0;
     loop {
         let uses_clone3 = CLONE3.may_exist();
@@ -196,8 +196,8 @@ fn clone3(start: &mut Start<'_, '_>, clears: bool, cgroup: Option<RawFd>) -> Res
     )
 }
 
-/// Uses the older system call, with `CLONE_PIDFD` of Linux 5.2. It returns the pidfd in the place of
-/// the parent's copy of the thread ID.
+/// Uses the older system call, with `CLONE_PIDFD` of Linux 5.2. It stores the pidfd through its third
+/// argument, `parent_tid`.
 fn clone(start: &mut Start<'_, '_>) -> Result<u32, Errno> {
     let flags = FLAGS as usize | libc::SIGCHLD as usize;
     create_with(
@@ -218,7 +218,7 @@ fn create_with(
     u32::try_from(result).map_err(|_| -result as c_int)
 }
 
-/// The child.
+/// Runs in the child.
 ///
 /// # Safety
 ///

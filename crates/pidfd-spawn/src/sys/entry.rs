@@ -1,6 +1,6 @@
 //! The system calls that return twice in the same memory.
 
-/// Where a child in shared memory starts.
+/// The function that a child in shared memory runs.
 pub(super) type Entry<T> = unsafe extern "C" fn(*mut T) -> !;
 
 /// Makes a `clone(2)` or `clone3(2)` with `CLONE_VM | CLONE_VFORK` and no new stack. The child calls
@@ -51,7 +51,7 @@ pub(super) unsafe fn clone_in_shared_memory<T>(
     result
 }
 
-/// Does what it does on x86-64.
+/// Does the same as on x86-64.
 ///
 /// # Safety
 ///
@@ -90,7 +90,7 @@ pub(super) unsafe fn clone_in_shared_memory<T>(
 ///
 /// # Safety
 ///
-/// None is needed.
+/// Safe with any arguments.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub(super) unsafe fn clone_in_shared_memory<T>(
     _number: usize,

@@ -1,9 +1,9 @@
-//! Creates children in a copy of the memory, with `fork(3)`.
+//! Creates children in a copy of the memory, with the `fork(2)` of the C library.
 //!
-//! Unlike a raw `clone`, the function of the C library leaves its locks in a state in which the
-//! closures of `pre_exec` can allocate, although they should not. The kernel does not return a pidfd
-//! from it, so the child opens its own, and sends it over a socket. The child goes on when the parent
-//! has it. The socket is closed by `exec`, or carries the failure.
+//! Unlike a raw `clone`, it resets the locks of the C library, so that closures of `pre_exec` that
+//! allocate work, although they should not allocate. It returns no pidfd, so the child opens its own and
+//! sends it over a socket. The child goes on when the parent has it. The `exec` closes the socket; a
+//! child that fails sends the failure over it.
 
 use std::ffi::c_void;
 use std::io;
@@ -54,7 +54,7 @@ fn follow(pid: u32, socket: UnixStream) -> Result<Born, Failure> {
             return Err(cause.unwrap_or(Failure::of(Step::Pidfd, &error)));
         }
     };
-    // A child that does not read it has been killed, which its exit status shows.
+    // Fails if the child has been killed, which its exit status shows.
     let _ = send(socket.as_raw_fd(), &0_u8, None);
     if let Some(failure) = receive_failure(socket.as_raw_fd()) {
         pidfd::reap(&pidfd);
@@ -63,7 +63,7 @@ fn follow(pid: u32, socket: UnixStream) -> Result<Born, Failure> {
     Ok(Born { pid, pidfd })
 }
 
-/// The child. Async-signal-safe up to the closures of the plan.
+/// Runs in the child. Async-signal-safe, except for the closures of the plan.
 fn begin(plan: &mut Plan<'_>, birth: &Birth, socket: RawFd) -> ! {
     let _guard = AbortOnUnwind;
     let failure = match announce(socket, birth.parent) {

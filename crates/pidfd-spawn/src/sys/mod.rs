@@ -1,4 +1,4 @@
-//! All `unsafe` code: system calls, and what runs between the birth of a child and its `exec`.
+//! All `unsafe` code: system calls, and the steps of a child between its creation and `exec`.
 
 #![allow(unsafe_code)]
 
@@ -23,7 +23,7 @@ use crate::plan::Plan;
 use child::{Birth, Memory};
 use signals::Blocked;
 
-/// Creates a child that carries out the plan. Returns once it executes the program.
+/// Creates a child that takes the steps of the plan. Returns once it executes the program.
 pub(crate) fn spawn(plan: &mut Plan<'_>) -> Result<Born, Failure> {
     if may_share_memory(plan) {
         if let Some(born) = clone::spawn(plan)? {
@@ -33,10 +33,10 @@ pub(crate) fn spawn(plan: &mut Plan<'_>) -> Result<Born, Failure> {
     fork::spawn(plan)
 }
 
-/// Returns true if this process is safe although a child shares its memory.
+/// Returns true if a child may share the memory of this process.
 fn may_share_memory(plan: &Plan<'_>) -> bool {
     let attributes = plan.attributes;
-    // A closure may do anything to the memory.
+    // A closure may write to the memory.
     plan.pre_exec.is_empty()
         && !attributes
             .cgroups
@@ -44,7 +44,7 @@ fn may_share_memory(plan: &Plan<'_>) -> bool {
             .any(|group| oom_group::may_be_killed(group.as_fd()))
 }
 
-/// Carries out the plan in this process.
+/// Takes the steps of the plan in this process.
 pub(crate) fn exec(plan: &mut Plan<'_>) -> Failure {
     // Restores the mask if a step fails.
     let blocked = Blocked::new();

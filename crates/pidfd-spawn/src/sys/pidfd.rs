@@ -36,8 +36,8 @@ pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> 
     Ok(())
 }
 
-/// Reaps a child and returns its exit status. Returns `None` if it has not exited, and also, if
-/// non-blocking, while another wait is reaping it.
+/// Reaps a child and returns its exit status. A non-blocking wait returns `None` if the child has not
+/// exited, and while another wait reaps it.
 pub(crate) fn wait(pidfd: BorrowedFd<'_>, wait: Wait) -> io::Result<Option<ExitStatus>> {
     match waitid(libc::P_PIDFD, pidfd.as_raw_fd() as libc::id_t, wait) {
         Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {
@@ -49,7 +49,7 @@ pub(crate) fn wait(pidfd: BorrowedFd<'_>, wait: Wait) -> io::Result<Option<ExitS
 
 /// Reaps a child that is about to exit, whether or not another wait does so first.
 pub(super) fn reap(pidfd: &OwnedFd) {
-    // Without an error the child is reaped; with ECHILD it was, or the kernel does it.
+    // It fails with ECHILD if another wait or the kernel has reaped the child.
     let _ = waitid(
         libc::P_PIDFD,
         pidfd.as_raw_fd() as libc::id_t,
