@@ -20,7 +20,16 @@ const MIN_SWEEP_INTERVAL: Duration = Duration::from_millis(1);
 /// Longer than the life of any process, and short enough to be added to an instant.
 const MAX_DURATION: Duration = Duration::from_secs(1 << 32);
 
-/// Builder of a [`ShimReaper`]; [`ShimReaper::builder`] creates it.
+/// Configures and starts a [`ShimReaper`]; [`ShimReaper::builder`] returns it.
+///
+/// | option | default |
+/// |---|---|
+/// | [`sweep_interval`](Self::sweep_interval) | 250 ms |
+/// | [`owner_grace`](Self::owner_grace) | one sweep interval |
+/// | [`shutdown_token`](Self::shutdown_token), [`shutdown_stopping_token`](Self::shutdown_stopping_token) | none |
+/// | [`metrics`](Self::metrics), [`metrics_sink`](Self::metrics_sink) | none |
+/// | [`pidfd`](Self::pidfd), [`early_pidfd`](Self::early_pidfd) | on |
+/// | [`subreaper`](Self::subreaper) | off |
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -54,7 +63,18 @@ pub struct ReaperBuilder {
 }
 
 impl ShimReaper {
-    /// Starts a reaper with the defaults on the current tokio runtime.
+    /// Starts a reaper with the defaults on the current tokio runtime. Use [`builder`](Self::builder) to
+    /// change them, and in synchronous code.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use shim_reaper::ShimReaper;
+    ///
+    /// let reaper = ShimReaper::start();
+    /// assert!(reaper.worker_alive());
+    /// # }
+    /// ```
     ///
     /// # Panics
     ///
@@ -64,6 +84,16 @@ impl ShimReaper {
     }
 
     /// Returns a builder, which configures and starts a reaper.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use shim_reaper::ShimReaper;
+    ///
+    /// let reaper = ShimReaper::builder().start_dedicated()?;
+    /// assert!(reaper.worker_alive());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn builder() -> ReaperBuilder {
         ReaperBuilder::new()
     }
@@ -83,23 +113,57 @@ impl ReaperBuilder {
         }
     }
 
-    /// Sets the sweep interval: 250 ms by default, at least 1 ms. With pidfds the interval sweep is
-    /// a cheap safety net. Without pidfds the interval is the longest lifetime of a zombie.
+    /// Sets the sweep interval: 250 ms by default, at least 1 ms.
+    ///
+    /// With pidfds, an event reports each exit, and the sweep finds only exits whose event was lost. Without
+    /// pidfds the interval is the longest lifetime of a zombie: choose it as short as zombies matter.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use std::time::Duration;
+    /// use shim_reaper::ShimReaper;
+    ///
+    /// let reaper = ShimReaper::builder().sweep_interval(Duration::from_secs(1)).start();
+    /// # }
+    /// ```
     pub fn sweep_interval(mut self, interval: Duration) -> Self {
         self.sweep_interval = interval.clamp(MIN_SWEEP_INTERVAL, MAX_DURATION);
         self
     }
 
-    /// Sets the grace period in which the owner of a `Child` may wait for a dead shim from
+    /// Sets the grace period: the time that the owner of a `Child` has to wait for a dead shim from
     /// [`register`](ShimReaper::register) before the reaper reaps it. One sweep interval by
     /// default. With zero the reaper reaps at once.
+    ///
+    /// Choose it longer than the owners take to call `wait`. Until it ends, a shim whose owner does not wait
+    /// stays a zombie.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use std::time::Duration;
+    /// use shim_reaper::ShimReaper;
+    ///
+    /// let reaper = ShimReaper::builder().owner_grace(Duration::from_secs(5)).start();
+    /// # }
+    /// ```
     pub fn owner_grace(mut self, grace: Duration) -> Self {
         self.owner_grace = Some(grace.min(MAX_DURATION));
         self
     }
 
     /// Sets a receiver of what the reaper counts. It replaces the previous one, also that of
-    /// [`metrics_sink`](Self::metrics_sink). None by default.
+    /// [`metrics_sink`](Self::metrics_sink). None by default. [`Metrics`] shows how to write one.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use shim_reaper::{MetricsSink, ShimReaper};
+    ///
+    /// let reaper = ShimReaper::builder().metrics(MetricsSink::default()).start();
+    /// # }
+    /// ```
     pub fn metrics(mut self, metrics: impl Metrics) -> Self {
         self.metrics = MetricsReporter::new(metrics);
         self
@@ -107,16 +171,40 @@ impl ReaperBuilder {
 
     /// Sets counters that the reaper updates in addition to its own; the same as
     /// [`metrics`](Self::metrics) with a [`MetricsSink`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use shim_reaper::{MetricsSink, ShimReaper};
+    ///
+    /// let sink = MetricsSink::default();
+    /// let reaper = ShimReaper::builder().metrics_sink(sink.clone()).start();
+    /// # }
+    /// ```
     pub fn metrics_sink(self, sink: MetricsSink) -> Self {
         self.metrics(sink)
     }
 
     /// Sets a token whose cancellation shuts down the reaper, as
-    /// [`shutdown`](ShimReaper::shutdown) does: running shims are left running, and nothing reaps
+    /// [`shutdown`](ShimReaper::shutdown) does: it leaves running shims as they are, and nothing reaps
     /// them. A shutdown of the reaper does not cancel `token`.
     ///
-    /// Do not use it with a token on which tasks stop their shims: the shutdown of the reaper would
-    /// come first. Use [`shutdown_stopping_token`](Self::shutdown_stopping_token) for that.
+    /// Use it for shims that outlive the daemon, and [`shutdown_stopping_token`](Self::shutdown_stopping_token)
+    /// for others. In particular, do not give it a token on which tasks stop their shims: the reaper would
+    /// shut down before they can.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use tokio_util::sync::CancellationToken;
+    /// use shim_reaper::ShimReaper;
+    ///
+    /// let token = CancellationToken::new();
+    /// let reaper = ShimReaper::builder().shutdown_token(token.clone()).start();
+    /// token.cancel();
+    /// assert!(reaper.shutdown().await.still_running.is_empty());
+    /// # }
+    /// ```
     pub fn shutdown_token(mut self, token: CancellationToken) -> Self {
         self.shutdown_token = token;
         self.stop_grace = None;
@@ -125,18 +213,45 @@ impl ReaperBuilder {
 
     /// Sets a token whose cancellation stops every shim and then shuts down the reaper, as
     /// [`shutdown_stopping`](ShimReaper::shutdown_stopping) does. Replaces a token from
-    /// [`shutdown_token`](Self::shutdown_token).
+    /// [`shutdown_token`](Self::shutdown_token). A shutdown of the reaper does not cancel `token`.
     ///
     /// Tasks may stop their shims on the same token: the reaper runs until all have ended.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use std::time::Duration;
+    /// use tokio_util::sync::CancellationToken;
+    /// use shim_reaper::ShimReaper;
+    ///
+    /// let token = CancellationToken::new();
+    /// let reaper = ShimReaper::builder()
+    ///     .shutdown_stopping_token(token.clone(), Duration::from_secs(10))
+    ///     .start();
+    /// token.cancel();
+    /// assert!(reaper.shutdown().await.still_running.is_empty());
+    /// # }
+    /// ```
     pub fn shutdown_stopping_token(mut self, token: CancellationToken, grace: Duration) -> Self {
         self.shutdown_token = token;
         self.stop_grace = Some(grace);
         self
     }
 
-    /// Sets whether the reaper uses pidfds where the kernel has them; true by default. With false
-    /// the reaper behaves as on a kernel before 5.3: pid and start time identify a shim, the
-    /// interval sweep finds its exit, and the status is unknown if other code reaped it.
+    /// Sets whether the reaper uses pidfds where the kernel has them; true by default.
+    ///
+    /// Set false only to test a program for old kernels. The reaper then behaves as on a kernel before 5.3:
+    /// pid and start time identify a shim, the interval sweep finds its exit, and the status is unknown if
+    /// other code reaped it.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use shim_reaper::ShimReaper;
+    ///
+    /// let reaper = ShimReaper::builder().pidfd(false).start();
+    /// # }
+    /// ```
     pub fn pidfd(mut self, on: bool) -> Self {
         self.pidfd = on;
         self
@@ -152,9 +267,9 @@ impl ReaperBuilder {
     /// looks at each open descriptor.
     ///
     /// With false, the reaper opens the pidfd when the child runs. If the child exits at once and a
-    /// foreign wait reaps it before that, its exit status is unknown. After the first such loss the
-    /// reaper spawns as with true. It also does so while SIGCHLD is ignored. Set false if no other
-    /// code in this process waits for any child, and the cost of the fork matters.
+    /// foreign wait reaps it before that, its exit status is unknown. After the first such loss, and
+    /// while SIGCHLD is ignored, the reaper spawns as with true. Set false if no other
+    /// code in this process waits for any child, and the cost of the fork matters:
     ///
     /// | resident memory | `fork` | `posix_spawn` |
     /// |---|---|---|
@@ -163,32 +278,68 @@ impl ReaperBuilder {
     /// | 2 GB | 76 ms | 0.3 ms |
     ///
     /// Has no effect without pidfds.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use shim_reaper::ShimReaper;
+    ///
+    /// let reaper = ShimReaper::builder().early_pidfd(false).start();
+    /// # }
+    /// ```
     pub fn early_pidfd(mut self, on: bool) -> Self {
         self.early_pidfds = on;
         self
     }
 
-    /// Makes this process a subreaper (`PR_SET_CHILD_SUBREAPER(2const)`) when the reaper starts, and the
-    /// reaper reap its orphans: the processes that the kernel reparents to this process when their parent
-    /// exits. Off by default.
+    /// Sets whether this process becomes a subreaper when the reaper starts, and the reaper reaps its
+    /// orphans. Off by default.
     ///
-    /// Use it in a daemon whose shims leave processes behind in other process groups; for those in the
-    /// group of a shim, [`SpawnOptions::process_group`](crate::SpawnOptions::process_group) is enough.
-    /// In a program that may be pid 1 of a container, prefer [`Init`](crate::init::Init), which reaps
-    /// orphans in a process of its own.
+    /// The kernel makes a subreaper the parent of each descendant whose own parent exits
+    /// (`PR_SET_CHILD_SUBREAPER(2const)`, Linux 3.4). Such an orphan stays a zombie when it exits, because
+    /// no code in this process waits for it.
     ///
-    /// The kernel does not record whether this process forked a child or became its parent later. A
-    /// child that is not registered, and that the main thread or a thread that has exited forked, looks
-    /// like an orphan. So do all children where the main thread has exited, or the kernel lacks
-    /// `CONFIG_PROC_CHILDREN`. The reaper does not touch such a child while it runs. When an interval
-    /// sweep has seen it dead, its owner has the [grace period](Self::owner_grace), at least one sweep
-    /// interval, to wait for it. After that the reaper reaps it, and a later wait fails with `ECHILD`.
+    /// Use this in a daemon whose shims leave processes behind in other process groups. For processes in the
+    /// group of a shim, [`SpawnOptions::process_group`](crate::SpawnOptions::process_group) is enough. In a
+    /// program that may be pid 1 of a container, prefer [`Init`](crate::init::Init), which reaps orphans in a
+    /// process of its own.
     ///
-    /// Do not use this where an owner may take longer, for example because it waits for its children one
-    /// after another: register those children, or spawn them from a thread that lives on.
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use std::time::Duration;
+    /// use shim_reaper::{Command, ShimReaper};
     ///
-    /// A sweep that finds no dead child costs one system call. Otherwise it reads the list of children,
-    /// and checks the dead ones and up to 512 running ones; the next sweep goes on with the others.
+    /// let reaper = ShimReaper::builder().subreaper(true).start();
+    /// // The shell exits before the process that it has started.
+    /// let shim = reaper.spawn(Command::new("sh").args(["-c", "sleep 0.1 &"]));
+    /// while reaper.stats().orphans_reaped_total == 0 {
+    ///     tokio::time::sleep(Duration::from_millis(10)).await;
+    /// }
+    /// # }
+    /// ```
+    ///
+    /// # Children that are not registered
+    ///
+    /// The kernel does not record whether this process forked a child or became its parent later. The reaper
+    /// treats a child that is not registered as an orphan in these cases:
+    ///
+    /// * The main thread forked it. The kernel gives orphans to the main thread.
+    /// * The thread that forked it has exited. The kernel then gives its children to another thread.
+    /// * The main thread has exited, or the kernel lacks `CONFIG_PROC_CHILDREN`. Then it treats every
+    ///   child so.
+    ///
+    /// The reaper leaves such a child alone while it runs. When an interval sweep finds it dead, its owner has
+    /// the [grace period](Self::owner_grace), at least one sweep interval, to wait for it. After that the
+    /// reaper reaps it, and a later wait of the owner fails with `ECHILD`.
+    ///
+    /// If an owner may take longer, for example because it waits for its children one after another, register
+    /// its children, or spawn them from a thread other than the main one that does not exit.
+    ///
+    /// # Cost
+    ///
+    /// A sweep makes one system call while no child is dead. Otherwise it reads the list of children, and
+    /// checks the dead ones and up to 512 running ones; the next sweep goes on with the others.
     pub fn subreaper(mut self, on: bool) -> Self {
         self.subreaper = on;
         self
@@ -200,6 +351,15 @@ impl ReaperBuilder {
     /// this is not always so, use [`start_dedicated`](Self::start_dedicated). If the tokio runtime
     /// is dropped while the reaper is in use, a dedicated thread takes over.
     ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use shim_reaper::ShimReaper;
+    ///
+    /// let reaper = ShimReaper::builder().start();
+    /// # }
+    /// ```
+    ///
     /// # Panics
     ///
     /// Panics outside a tokio runtime, as [`tokio::spawn`] does, and in one without time and I/O
@@ -209,7 +369,20 @@ impl ReaperBuilder {
         self.start_on(&runtime)
     }
 
-    /// Starts the reaper as a task of the given tokio runtime.
+    /// Starts the reaper as a task of the given tokio runtime. Use it outside of that runtime, for example
+    /// before `block_on`.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use shim_reaper::{Command, ShimReaper};
+    ///
+    /// let runtime = tokio::runtime::Runtime::new()?;
+    /// let reaper = ShimReaper::builder().start_on(runtime.handle());
+    /// let shim = reaper.spawn(Command::new("true"))?;
+    /// assert!(runtime.block_on(shim)?.success());
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Panics
     ///
@@ -221,13 +394,25 @@ impl ReaperBuilder {
         reaper
     }
 
-    /// Starts the reaper on a dedicated thread, without a tokio runtime. Use it in synchronous code,
-    /// and where shims must be reaped even while every worker of the caller's tokio runtime is
-    /// blocked. The thread reaps a zombie sooner than a task can, but a task that awaits the shim
-    /// wakes later, because the thread has to wake its tokio runtime.
+    /// Starts the reaper on a dedicated thread, without a tokio runtime.
+    ///
+    /// Use it in synchronous code, and where shims must be reaped even while every worker thread of the
+    /// tokio runtime is blocked. The thread reaps a zombie sooner than a task can, but a task that awaits
+    /// the shim wakes later, because the thread has to wake its tokio runtime.
     ///
     /// The thread ends when the reaper shuts down, or when the last [`ShimReaper`] is dropped and
     /// every shim has ended.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use shim_reaper::{Command, ShimReaper};
+    ///
+    /// let reaper = ShimReaper::builder().start_dedicated()?;
+    /// let shim = reaper.spawn(Command::new("true"))?;
+    /// assert!(shim.wait_blocking()?.success());
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///

@@ -17,7 +17,16 @@ use crate::{RegisterError, RegisterErrorKind};
 /// A child that [`ShimReaper::register_child`](crate::ShimReaper::register_child) accepts:
 /// [`pidfd_spawn::Child`], [`std::process::Child`] or [`tokio::process::Child`].
 ///
-/// This trait is sealed: these types are the only ones that implement it.
+/// This trait is sealed: these types are the only ones that implement it. Use it to write a function
+/// that accepts each of them:
+///
+/// ```
+/// use shim_reaper::{ChildProcess, RegisterError, ShimHandle, ShimReaper};
+///
+/// fn adopt<C: ChildProcess>(reaper: &ShimReaper, child: C) -> Result<ShimHandle, RegisterError<C>> {
+///     reaper.register_child(child)
+/// }
+/// ```
 pub trait ChildProcess: Debug + Sealed {}
 
 pub(crate) mod sealed {

@@ -7,14 +7,23 @@ use sealed::{CommandRef, Sealed};
 ///
 /// | command | the pidfd of the child | cost |
 /// |---|---|---|
-/// | [`Command`](crate::Command) of this crate, which is [`pidfd_spawn::Command`] | comes with the child | the least; never a fork, unless it has a `pre_exec` closure |
+/// | [`Command`](crate::Command) of this crate, which is [`pidfd_spawn::Command`] | comes with the child | the least; [rarely a fork](pidfd_spawn#when-the-child-is-forked) |
 /// | [`std::process::Command`] | is opened by the child: see [`early_pidfd`](crate::ReaperBuilder::early_pidfd) | a fork |
 /// | [`tokio::process::Command`] | as for std | as for std |
 ///
 /// [`kill_on_drop`](tokio::process::Command::kill_on_drop) of a tokio command has the meaning of
 /// [`SpawnOptions::kill_on_drop`](crate::SpawnOptions::kill_on_drop).
 ///
-/// This trait is sealed: the types above are the only ones that implement it.
+/// This trait is sealed: the types above are the only ones that implement it. Use it to write a function
+/// that accepts each of them:
+///
+/// ```
+/// use shim_reaper::{ShimHandle, ShimReaper, SpawnCommand};
+///
+/// fn launch(reaper: &ShimReaper, command: impl SpawnCommand) -> std::io::Result<ShimHandle> {
+///     reaper.spawn(command)
+/// }
+/// ```
 pub trait SpawnCommand: Sealed {}
 
 pub(crate) mod sealed {

@@ -5,12 +5,31 @@ use std::process::Child;
 ///
 /// The process may still run, and nothing reaps it:
 /// [`ShutdownReport::still_running`](crate::ShutdownReport::still_running) lists it, and
-/// [`ShimHandle::send_signal`](crate::ShimHandle::send_signal) can still signal it.
+/// [`ShimHandle::send_signal`](crate::ShimHandle::send_signal) can still signal it. Use
+/// [`shutdown_stopping`](crate::ShimReaper::shutdown_stopping) so that shims end before the reaper.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use shim_reaper::{Command, ShimReaper};
+/// # use shim_reaper::ReaperClosed;
+/// # let reaper = ShimReaper::start();
+///
+/// let shim = reaper.spawn(Command::new("sleep").arg("60"))?;
+/// reaper.shutdown().await;
+/// assert_eq!(shim.wait().await, Err(ReaperClosed));
+/// # shim.start_kill()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the reaper has shut down")]
 pub struct ReaperClosed;
 
 /// The error of a registration that the reaper refused, with the child that it refused, if any.
+///
+/// [`register`](crate::ShimReaper::register), [`attach`](crate::ShimReaper::attach) and
+/// [`register_child`](crate::ShimReaper::register_child) return it.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -37,7 +56,7 @@ fn subject(pid: u32, kind: RegisterErrorKind) -> Cow<'static, str> {
     }
 }
 
-/// The reason of a [`RegisterError`].
+/// The reason of a [`RegisterError`], which its [`kind`](RegisterError::kind) returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegisterErrorKind {
@@ -77,17 +96,48 @@ impl<C> RegisterError<C> {
     }
 
     /// Returns the pid that the reaper refused, or 0 if it is not known.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # use shim_reaper::ShimReaper;
+    /// let error = ShimReaper::start().register(u32::MAX).unwrap_err();
+    /// assert_eq!(error.pid(), u32::MAX);
+    /// # }
+    /// ```
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
     /// Returns the reason.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # use shim_reaper::{RegisterErrorKind, ShimReaper};
+    /// let error = ShimReaper::start().register(std::process::id()).unwrap_err();
+    /// assert_eq!(error.kind(), RegisterErrorKind::ThisProcess);
+    /// # }
+    /// ```
     pub fn kind(&self) -> RegisterErrorKind {
         self.kind
     }
 
     /// Returns the child that [`register_child`](crate::ShimReaper::register_child) refused, so
     /// that the caller can wait for it.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use shim_reaper::ShimReaper;
+    /// # let reaper = ShimReaper::start();
+    /// reaper.shutdown().await;
+    /// let child = std::process::Command::new("true").spawn()?;
+    /// let refused = reaper.register_child(child).unwrap_err().into_child();
+    /// assert!(refused.expect("it was given").wait()?.success());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn into_child(self) -> Option<C> {
         self.child.map(|child| *child)
     }

@@ -46,23 +46,74 @@ pub struct ShimExit {
 }
 
 impl ShimExit {
-    /// Returns the exit code if the shim exited by itself.
+    /// Returns the exit code, or `None` if a signal killed the shim or its status is unknown.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use shim_reaper::{Command, ShimReaper};
+    /// # let reaper = ShimReaper::start();
+    ///
+    /// let exit = reaper.spawn(Command::new("sh").args(["-c", "exit 3"]))?.await?;
+    /// assert_eq!((exit.code(), exit.signal()), (Some(3), None));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn code(&self) -> Option<i32> {
         self.status?.code()
     }
 
-    /// Returns the signal number if a signal killed the shim.
+    /// Returns the number of the signal that killed the shim, or `None` if it exited by itself or its
+    /// status is unknown. [`Signal::try_from`](crate::Signal) gives it a name.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use shim_reaper::{Command, ShimReaper};
+    /// # use shim_reaper::Signal;
+    /// # let reaper = ShimReaper::start();
+    ///
+    /// let exit = reaper.spawn(Command::new("sleep").arg("60"))?.kill().await?;
+    /// let signal = exit.signal().map(Signal::try_from).transpose()?;
+    /// assert_eq!(signal, Some(Signal::SIGKILL));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn signal(&self) -> Option<i32> {
         self.status?.signal()
     }
 
-    /// Returns true if the shim is known to have exited with code 0.
+    /// Returns true if the shim is known to have exited with code 0, and false if its status is unknown.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use shim_reaper::{Command, ShimReaper};
+    /// # let reaper = ShimReaper::start();
+    ///
+    /// assert!(reaper.spawn(Command::new("true"))?.await?.success());
+    /// assert!(!reaper.spawn(Command::new("false"))?.await?.success());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn success(&self) -> bool {
         self.status.is_some_and(|status| status.success())
     }
 
     /// Returns the exit code, or 128 plus the signal number, as shells and container runtimes
     /// report it. Returns `None` if the status is unknown.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use shim_reaper::{Command, ShimReaper};
+    /// # let reaper = ShimReaper::start();
+    ///
+    /// let exit = reaper.spawn(Command::new("sleep").arg("60"))?.kill().await?;
+    /// assert_eq!(exit.shell_code(), Some(137)); // 128 + SIGKILL
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn shell_code(&self) -> Option<i32> {
         self.code()
             .or_else(|| self.signal().map(|signal| 128 + signal))
@@ -90,6 +141,18 @@ pub enum CollectedBy {
 ///
 /// With the feature `serde`, the times are serialized in microseconds, as `user_time_us` and
 /// `system_time_us`.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use shim_reaper::{Command, ShimReaper};
+/// # let reaper = ShimReaper::start();
+///
+/// let exit = reaper.spawn(Command::new("true"))?.await?;
+/// assert!(exit.rusage.is_some_and(|usage| usage.max_rss > 0));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default))]

@@ -13,8 +13,9 @@ use crate::wake_all::wake_all;
 /// A stream of exits; [`ShimReaper::exits`](crate::ShimReaper::exits) and
 /// [`exits_bounded`](crate::ShimReaper::exits_bounded) return it.
 ///
-/// It yields each exit from its creation on once, in the order in which the reaper processed them,
-/// and ends when the reaper has shut down.
+/// It yields each exit after its creation once, in the order in which the reaper processed them,
+/// and ends when the reaper has shut down. Use it for code that handles the exits of all shims in one
+/// place, and a [`ShimHandle`](crate::ShimHandle) for that of one shim.
 ///
 /// The stream of `exits` buffers unread exits without a limit, about 150 bytes each, so that a slow
 /// reader loses none. That of `exits_bounded` buffers a limited number: when it is full, the next
@@ -23,7 +24,26 @@ use crate::wake_all::wake_all;
 ///
 /// # Cancel safety
 ///
-/// Dropping a future that reads from the stream, such as `next()`, loses no exit.
+/// Dropping a future that reads from the stream, such as `next()` of `futures::StreamExt`, loses no
+/// exit.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use futures::StreamExt;
+/// use shim_reaper::{Command, ShimReaper};
+///
+/// let reaper = ShimReaper::start();
+/// let exits = reaper.exits();
+/// for code in ["exit 1", "exit 2"] {
+///     reaper.spawn(Command::new("sh").args(["-c", code]))?.await?;
+/// }
+/// reaper.shutdown().await; // Ends the stream.
+/// let codes: Vec<_> = exits.filter_map(async |exit| exit.code()).collect().await;
+/// assert_eq!(codes, [1, 2]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use = "streams do nothing unless polled"]
 pub struct Exits {
@@ -37,6 +57,20 @@ impl Exits {
     /// If it rises between two reads, exits are missing between those that were read. The handle of
     /// each shim still has its exit, and [`ShimReaper::registered`](crate::ShimReaper::registered)
     /// returns the shims that are left.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use shim_reaper::{Command, ShimReaper};
+    /// # let reaper = ShimReaper::start();
+    ///
+    /// let exits = reaper.exits_bounded(1);
+    /// reaper.spawn(Command::new("true"))?.await?;
+    /// reaper.spawn(Command::new("true"))?.await?;
+    /// assert_eq!(exits.dropped(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn dropped(&self) -> u64 {
         self.reader.queue().dropped
     }

@@ -11,7 +11,8 @@ use crate::{ShimExit, Signal, stop};
 /// [leads](crate::SpawnOptions::process_group).
 impl ShimHandle {
     /// Sends a signal to every process in the group of the shim, once. It also works after the shim
-    /// has ended, and after the reaper has shut down.
+    /// has ended, and after the reaper has shut down. To end the group, use
+    /// [`stop_group`](Self::stop_group) or [`kill_group`](Self::kill_group), which wait and repeat.
     ///
     /// | group | kernel | how |
     /// |---|---|---|
@@ -20,13 +21,28 @@ impl ShimHandle {
     /// | process group | Linux 6.9 | by the pidfd of the shim: `PIDFD_SIGNAL_PROCESS_GROUP` |
     /// | process group | before 6.9 | `kill(2)` with the negative pid, only while the shim runs |
     ///
-    /// Another group is never signalled. A pidfd refers to the group of the shim also after the shim
+    /// Another group never gets the signal. A pidfd refers to the group of the shim also after the shim
     /// has been reaped and its pid is recycled. Before Linux 6.9, the kernel cannot give the number
     /// of the group to another one while the shim has not been reaped, and the handle does not use
     /// the number after that.
     ///
     /// A process that is forked in the meantime, or joins the group, may not get the signal, except
     /// that SIGKILL to a process group, or by `cgroup.kill`, also ends the forks in flight.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use shim_reaper::{Command, ShimReaper};
+    /// # use shim_reaper::{Signal, SpawnOptions};
+    /// # let reaper = ShimReaper::start();
+    ///
+    /// let options = SpawnOptions::new().process_group(0);
+    /// let shim = reaper.spawn_with(Command::new("sh").args(["-c", "sleep 60; :"]), options)?;
+    /// shim.send_group_signal(Signal::SIGTERM)?;
+    /// assert_eq!(shim.await?.signal(), Some(15));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -38,14 +54,14 @@ impl ShimHandle {
         self.group()?.signal(signal)
     }
 
-    /// Sends SIGKILL to every process in the [group](Self::send_group_signal) of the shim, again
-    /// until none is left but zombies, and returns the exit of the shim. It also kills the shim if
-    /// that has left its group, and the rest of the group if the shim has ended.
+    /// Sends SIGKILL to every process in the [group](Self::send_group_signal) of the shim, repeats it
+    /// until the group has no process but zombies, and returns the exit of the shim. It also kills the
+    /// shim if that has left its group, and the rest of the group if the shim has ended.
     ///
-    /// It repeats the signal because a process can join a group after it: with `setpgid(2)`, or
-    /// because it is moved into the control group. It waits with the pidfds of the processes, or for
+    /// It repeats the signal because a process can join the group after it: with `setpgid(2)`, or
+    /// because it is moved into the control group. It waits by the pidfds of the processes, or for
     /// `populated 0` in `cgroup.events`. It also kills other shims that have been created in the
-    /// control group, and this process if it is in there.
+    /// control group, and this process if that is in the group.
     ///
     /// Create the next shim in a new control group: on Linux 6.18, a child that is
     /// [created](crate::Command::cgroup) in a group after a `cgroup.kill` is killed too.
@@ -89,8 +105,24 @@ impl ShimHandle {
     }
 
     /// Stops the [group](Self::send_group_signal) of the shim: sends SIGTERM to every process in it,
-    /// waits for up to `grace` until none is left but zombies, and then does what
+    /// waits for up to `grace` until it has no process but zombies, and then does what
     /// [`kill_group`](Self::kill_group) does. Returns the exit of the shim.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use shim_reaper::{Command, ShimReaper};
+    /// # use shim_reaper::SpawnOptions;
+    /// # use std::time::Duration;
+    /// # let reaper = ShimReaper::start();
+    ///
+    /// let options = SpawnOptions::new().process_group(0);
+    /// let shim = reaper.spawn_with(Command::new("sh").args(["-c", "sleep 60; :"]), options)?;
+    /// let exit = shim.stop_group(Duration::from_secs(10)).await?;
+    /// assert_eq!(exit.signal(), Some(15));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///

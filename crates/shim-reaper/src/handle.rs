@@ -32,8 +32,8 @@ use crate::{ReaperClosed, ShimExit, Signal};
 /// | end the shim | [`stop`](Self::stop) with a grace period, [`kill`](Self::kill) without |
 /// | end it with its group | [`stop_group`](Self::stop_group), [`kill_group`](Self::kill_group) |
 ///
-/// Each resolves as soon as the exit status is known. If the owner holds the `Child`, this may be
-/// before the zombie is reaped. If the shim has ended already, it resolves at once.
+/// Each resolves as soon as the exit status is known, and at once if the shim has ended already. If an
+/// owner holds the `Child`, this may be before the zombie is reaped.
 ///
 /// # Errors
 ///
@@ -96,13 +96,40 @@ impl ShimHandle {
 
     /// Returns the pid of the shim. After the shim has ended, the pid may belong to another process;
     /// use [`send_signal`](Self::send_signal) to signal the shim safely.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use shim_reaper::{Command, ShimReaper};
+    /// # let reaper = ShimReaper::start();
+    ///
+    /// let shim = reaper.spawn(Command::new("true"))?;
+    /// let exit = shim.wait().await?;
+    /// assert_eq!(exit.pid, shim.id());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn id(&self) -> u32 {
         self.shim.pid
     }
 
-    /// Returns true until the exit is known. After the reaper has shut down, returns whether the
-    /// process still runs: it asks the pidfd, or compares the start time of the process if there is
-    /// none.
+    /// Returns true until the exit is known. After the reaper has shut down, it returns whether the
+    /// process still runs, and asks the kernel: by the pidfd, or by comparing the start time of the process
+    /// if there is none.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use shim_reaper::{Command, ShimReaper};
+    /// # let reaper = ShimReaper::start();
+    ///
+    /// let shim = reaper.spawn(Command::new("sleep").arg("60"))?;
+    /// assert!(shim.is_running());
+    /// shim.kill().await?;
+    /// assert!(!shim.is_running());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn is_running(&self) -> bool {
         let (running, closed) = {
             let state = self.shim.state();
@@ -111,9 +138,23 @@ impl ShimHandle {
         running || (closed && self.shim.is_process_running(&self.worker.shared().kernel))
     }
 
-    /// Sends a signal to the shim, and never to another process that got its pid. It uses the
+    /// Sends a signal to the shim, and never to another process that has got its pid. It uses the
     /// pidfd, or compares the start time of the process if there is none. It also works after the
     /// reaper has shut down.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use shim_reaper::{Command, ShimReaper};
+    /// # use shim_reaper::Signal;
+    /// # let reaper = ShimReaper::start();
+    ///
+    /// let shim = reaper.spawn(Command::new("sleep").arg("60"))?;
+    /// shim.send_signal(Signal::SIGHUP)?;
+    /// assert_eq!(shim.await?.signal(), Some(1));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -123,11 +164,25 @@ impl ShimHandle {
         self.shim.signal(&self.worker.shared().kernel, signal)
     }
 
-    /// Sends SIGKILL to the shim, and does not wait for its exit. Does nothing if it has ended.
+    /// Sends SIGKILL to the shim, and does not wait for its exit. Does nothing if it has ended. Use
+    /// [`kill`](Self::kill) to wait.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use shim_reaper::{Command, ShimReaper};
+    /// # let reaper = ShimReaper::start();
+    ///
+    /// let shim = reaper.spawn(Command::new("sleep").arg("60"))?;
+    /// shim.start_kill()?;
+    /// assert_eq!(shim.await?.signal(), Some(9));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
-    /// As for [`send_signal`](Self::send_signal).
+    /// As for [`send_signal`](Self::send_signal), except that `ESRCH` is not an error.
     pub fn start_kill(&self) -> io::Result<()> {
         match self.send_signal(Signal::SIGKILL) {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
@@ -136,7 +191,19 @@ impl ShimHandle {
     }
 
     /// Sends SIGKILL to the shim, waits for its exit, and returns it. Returns it also if the shim
-    /// has ended already.
+    /// has ended already. Use [`stop`](Self::stop) to let the shim end by itself first.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use shim_reaper::{Command, ShimReaper};
+    /// # let reaper = ShimReaper::start();
+    ///
+    /// let shim = reaper.spawn(Command::new("sleep").arg("60"))?;
+    /// assert_eq!(shim.kill().await?.signal(), Some(9));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -158,6 +225,20 @@ impl ShimHandle {
     /// There is no timeout after the SIGKILL. The future never resolves if the process does not die
     /// of it (it is stuck in the kernel) or if this process lacks the permission to signal it. Wrap
     /// the future in [`tokio::time::timeout`] to limit the wait.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use shim_reaper::{Command, ShimReaper};
+    /// # use std::time::Duration;
+    /// # let reaper = ShimReaper::start();
+    ///
+    /// let shim = reaper.spawn(Command::new("sleep").arg("60"))?;
+    /// let exit = shim.stop(Duration::from_secs(10)).await?;
+    /// assert_eq!(exit.signal(), Some(15)); // SIGTERM was enough.
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -184,7 +265,23 @@ impl ShimHandle {
     }
 
     /// Returns a pidfd of the shim, for example to poll it: it is readable once the process has
-    /// exited. The first call duplicates the descriptor, which this handle keeps open from then on.
+    /// exited. Do not wait by it, which would be a foreign wait. The first call duplicates the descriptor,
+    /// which this handle keeps open from then on.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use shim_reaper::{Command, ShimReaper};
+    /// # use shim_reaper::Pidfd;
+    /// # let reaper = ShimReaper::start();
+    ///
+    /// let shim = reaper.spawn(Command::new("sleep").arg("60"))?;
+    /// let pidfd: Pidfd = shim.pidfd()?.try_clone_to_owned()?.try_into()?;
+    /// assert_eq!(pidfd.pid(), shim.id());
+    /// # shim.start_kill()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///

@@ -1,15 +1,15 @@
-//! A scoped shim reaper for tokio: it reaps the child processes that are registered with it, and
-//! no others.
+//! A scoped reaper of child processes for tokio: it reaps the processes that are registered with it,
+//! and no others.
 //!
-//! A daemon that starts children and does not `wait` for each of them fills the process table with
-//! zombies. `waitpid(-1)` on SIGCHLD removes the zombies, but it also steals the exit status of
-//! every other child of the process. This crate waits for registered processes only:
+//! A daemon that starts children and does not wait for each of them fills the process table with
+//! zombies. `waitpid(-1)` on SIGCHLD removes the zombies, but it also takes the exit status of every
+//! other child from the code that started it. This crate waits for registered processes only:
 //!
-//! * A registration ends when its process ends. Dropping a handle, a task or a future does not end
-//!   it.
-//! * A pidfd identifies each process, so the reaper never waits for, or signals, a process that
-//!   got a recycled pid.
-//! * The cost of an exit, and of an idle second, does not grow with the number of live shims.
+//! * A registration lasts until the process has ended. Dropping a handle, a task or a future does not
+//!   end it.
+//! * A pidfd identifies each process, so that the reaper never waits for, or signals, another process
+//!   to which the kernel has given the same pid.
+//! * The cost of an exit, and of an idle second, does not grow with the number of running shims.
 //!
 //! Start with [`ShimReaper`].
 //!
@@ -27,9 +27,21 @@
 //! # }
 //! ```
 //!
+//! # Terms
+//!
+//! | term | means |
+//! |---|---|
+//! | shim | a registered process. In containerd, a shim is the process that hosts one container; here it is any process |
+//! | reap | wait for a zombie: the kernel returns its exit status and releases its pid (`waitid(2)`) |
+//! | owner | the code that holds the `Child` of a [registered](ShimReaper::register) pid, and may wait for it |
+//! | grace period | the time in which the owner may wait for a dead shim before the reaper reaps it |
+//! | foreign wait | a wait by other code for a shim that only the reaper may wait for, such as `waitpid(-1)` in another thread. A process that ignores SIGCHLD has the same effect: the kernel reaps its children |
+//! | interval sweep | the periodic check that finds the exits for which the reaper has got no event |
+//! | orphan | a process whose parent has exited, so that the kernel has given it a new parent |
+//!
 //! # Shutdown
 //!
-//! A daemon gives the reaper the token that its tasks await, and at its end awaits the shutdown:
+//! A daemon gives the reaper the token on which its tasks end, and awaits the shutdown before it exits:
 //!
 //! ```no_run
 //! # async fn example(shutdown: tokio_util::sync::CancellationToken) {
@@ -46,20 +58,21 @@
 //! # }
 //! ```
 //!
-//! When the token is cancelled, the reaper sends SIGTERM to all children, SIGKILL after the grace
-//! period to those that still run, and reaps them. With
-//! [`shutdown_token`](ReaperBuilder::shutdown_token) it would leave them running instead.
+//! When the token is cancelled, the reaper sends SIGTERM to all children. After the grace period it
+//! sends SIGKILL to those that still run, and it reaps all of them. To leave them running instead, use
+//! [`shutdown_token`](ReaperBuilder::shutdown_token).
 //!
 //! # When to use something else
 //!
-//! Use `tokio::process` if one task starts a child and awaits its exit. It is not made for
-//! *dropped* children: it probes each of them on every SIGCHLD, and only while the tokio runtime
-//! is active. A program that is pid 1 of a container needs an init to reap arbitrary orphans: one
-//! such as `tini`, or that of the module [`init`].
+//! * Use `tokio::process` if one task starts a child and awaits its exit. tokio also reaps children
+//!   whose `Child` is *dropped*, but it checks each of them on every SIGCHLD, and only while the tokio
+//!   runtime has something to do.
+//! * Use an init in a program that is pid 1 of a container, because the orphans of all other processes
+//!   become its children: one such as `tini`, or that of the module [`init`].
 //!
 //! # Kernel requirements
 //!
-//! Linux on a 64-bit architecture. The reaper detects each of these interfaces at run time and has a
+//! Linux on a 64-bit architecture. The reaper detects each of these interfaces at run time, and has a
 //! fallback for it:
 //!
 //! | interface | since | without it |
@@ -71,6 +84,8 @@
 //! | `PIDFD_GET_INFO` with `PIDFD_INFO_EXIT` | 6.15 | the exit status is unknown if other code reaped the process |
 //!
 //! # Features
+//!
+//! All are off by default.
 //!
 //! * `failpoints`: named fail points for fault-injection tests (`shim_reaper::work`,
 //!   `shim_reaper::collect`, `shim_reaper::pass`, `shim_reaper::examine`), through the `fail` crate.

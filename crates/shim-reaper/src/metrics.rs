@@ -46,10 +46,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// # }
 /// ```
 pub trait Metrics: Send + Sync + 'static {
-    /// Adds to a counter.
+    /// Adds `by` to a counter.
     fn increment(&self, counter: ReaperCounter, by: u64);
 
-    /// Adds to a gauge, or subtracts from it if `by` is negative.
+    /// Adds `by`, which may be negative, to a gauge.
     fn adjust(&self, gauge: ReaperGauge, by: i64);
 }
 
@@ -63,7 +63,13 @@ impl<M: Metrics + ?Sized> Metrics for Arc<M> {
     }
 }
 
-/// A number of a reaper that only rises; [`Metrics`] receives it.
+/// A number of a reaper that only rises; [`Metrics`] receives its changes.
+///
+/// ```
+/// use shim_reaper::ReaperCounter;
+///
+/// assert_eq!(ReaperCounter::Reaped.name(), "shim_reaper_reaped_total");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ReaperCounter {
@@ -114,6 +120,13 @@ impl ReaperCounter {
     }
 
     /// Returns a sentence for the users of the metrics system.
+    ///
+    /// ```
+    /// # use shim_reaper::ReaperCounter;
+    /// for counter in ReaperCounter::ALL {
+    ///     println!("# HELP {} {}", counter.name(), counter.description());
+    /// }
+    /// ```
     pub const fn description(self) -> &'static str {
         match self {
             Self::Reaped => "Shims reaped by the reaper.",
@@ -132,7 +145,13 @@ impl ReaperCounter {
     }
 }
 
-/// A number of a reaper that rises and falls; [`Metrics`] receives it.
+/// A number of a reaper that rises and falls; [`Metrics`] receives its changes.
+///
+/// ```
+/// use shim_reaper::ReaperGauge;
+///
+/// assert_eq!(ReaperGauge::Registered.name(), "shim_reaper_registered");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ReaperGauge {
@@ -155,6 +174,13 @@ impl ReaperGauge {
     }
 
     /// Returns a sentence for the users of the metrics system.
+    ///
+    /// ```
+    /// # use shim_reaper::ReaperGauge;
+    /// for gauge in ReaperGauge::ALL {
+    ///     println!("# HELP {} {}", gauge.name(), gauge.description());
+    /// }
+    /// ```
     pub const fn description(self) -> &'static str {
         match self {
             Self::Registered => "Shims that the reaper watches now.",
@@ -165,7 +191,8 @@ impl ReaperGauge {
     }
 }
 
-/// [`Metrics`] in atomic counters, which the embedder can share with its metrics registry.
+/// [`Metrics`] in three atomic counters, which the program can share with its metrics registry. To
+/// receive all that the reaper counts, implement [`Metrics`].
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]

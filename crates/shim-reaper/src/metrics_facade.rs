@@ -24,8 +24,17 @@ pub struct MetricsFacade {
 }
 
 impl MetricsFacade {
-    /// Describes all metrics to the recorder that is installed, and registers them. Without a recorder,
-    /// or if it is installed later, what is reported is lost.
+    /// Describes all metrics to the global recorder, and registers them. Install the recorder first:
+    /// a recorder that is installed later receives nothing.
+    ///
+    /// ```
+    /// # use shim_reaper::{MetricsFacade, ShimReaper};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let metrics = MetricsFacade::new();
+    /// let reaper = ShimReaper::builder().metrics(metrics).start();
+    /// # }
+    /// ```
     pub fn new() -> Self {
         for counter in ReaperCounter::ALL {
             describe_counter!(counter.name(), counter.description());

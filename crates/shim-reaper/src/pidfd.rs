@@ -7,12 +7,11 @@ use nix::errno::Errno;
 use crate::kernel::{ProcStat, pid_of_pidfd};
 use crate::{Signal, sys};
 
-/// A pidfd: a reference to one process that a recycled pid cannot redirect.
+/// A pidfd: a descriptor that refers to one process, and never to another one that gets its pid
+/// (`pidfd_open(2)`). Needs Linux 5.3.
 ///
 /// Use it to inspect or signal a process without registering it. To be notified of its exit and to
 /// leave no zombie, use a [`ShimReaper`](crate::ShimReaper) instead.
-///
-/// Needs Linux 5.3.
 ///
 /// ```
 /// # fn main() -> std::io::Result<()> {
@@ -37,6 +36,18 @@ impl Pidfd {
     /// Opens a pidfd of the process that currently has this pid, which may be a zombie. The
     /// descriptor is close-on-exec.
     ///
+    /// Compare what you know of the process, such as its start time, after the call: the pid may have been
+    /// recycled before it.
+    ///
+    /// ```
+    /// # fn main() -> std::io::Result<()> {
+    /// # use shim_reaper::Pidfd;
+    /// let process = Pidfd::open(std::process::id())?;
+    /// assert!(!process.has_exited());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// Returns `ESRCH` if no process has this pid, otherwise the error of `pidfd_open(2)`.
@@ -50,17 +61,51 @@ impl Pidfd {
         }
     }
 
-    /// Returns the pid of the process.
+    /// Returns the pid of the process. Once the process [is reaped](Self::is_reaped), it may belong to
+    /// another one.
+    ///
+    /// ```
+    /// # fn main() -> std::io::Result<()> {
+    /// # use shim_reaper::Pidfd;
+    /// let process = Pidfd::open(std::process::id())?;
+    /// assert_eq!(process.pid(), std::process::id());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
     /// Returns whether the process has exited: it is a zombie or reaped.
+    ///
+    /// ```
+    /// # fn main() -> std::io::Result<()> {
+    /// # use shim_reaper::Pidfd;
+    /// let mut child = std::process::Command::new("sleep").arg("60").spawn()?;
+    /// let process = Pidfd::open(child.id())?;
+    /// child.kill()?;
+    /// child.wait()?;
+    /// assert!(process.has_exited());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn has_exited(&self) -> bool {
         sys::pidfd_has_exited(self.fd.as_fd())
     }
 
-    /// Waits until the process has exited.
+    /// Waits until the process has exited. It does not reap the process.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> std::io::Result<()> {
+    /// # use shim_reaper::Pidfd;
+    /// let mut child = std::process::Command::new("true").spawn()?;
+    /// let process = Pidfd::open(child.id())?;
+    /// process.exited().await?;
+    /// assert!(child.try_wait()?.is_some());
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -81,14 +126,40 @@ impl Pidfd {
     }
 
     /// Returns whether the process is reaped. Its pid may then belong to another process.
+    ///
+    /// ```
+    /// # fn main() -> std::io::Result<()> {
+    /// # use shim_reaper::Pidfd;
+    /// let mut child = std::process::Command::new("sleep").arg("60").spawn()?;
+    /// let process = Pidfd::open(child.id())?;
+    /// assert!(!process.is_reaped());
+    /// child.kill()?;
+    /// child.wait()?;
+    /// assert!(process.is_reaped());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn is_reaped(&self) -> bool {
         let probe = sys::pidfd_send_signal(self.fd.as_fd(), None);
         probe.is_err_and(|error| error.raw_os_error() == Some(Errno::ESRCH as i32))
     }
 
-    /// Returns the wait status, if the kernel can report it: from `/proc` while the process is a
+    /// Returns the wait status, if the kernel reports it: from `/proc` while the process is a
     /// zombie that this process may inspect (`proc_pid_stat(5)`, field 52), and on Linux 6.15 and
-    /// later also after any wait has reaped it.
+    /// later also after any wait has reaped it. Returns `None` while the process runs.
+    ///
+    /// ```
+    /// # fn main() -> std::io::Result<()> {
+    /// # use shim_reaper::Pidfd;
+    /// let child = std::process::Command::new("sh").args(["-c", "exit 3"]).spawn()?;
+    /// let process = Pidfd::open(child.id())?;
+    /// while !process.has_exited() {
+    ///     std::thread::yield_now();
+    /// }
+    /// assert_eq!(process.exit_status().and_then(|status| status.code()), Some(3));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn exit_status(&self) -> Option<ExitStatus> {
         if self.is_reaped() {
             return sys::pidfd_exit_status(self.fd.as_fd());
@@ -102,6 +173,20 @@ impl Pidfd {
     }
 
     /// Sends a signal to this process, and never to another one.
+    ///
+    /// ```
+    /// # fn main() -> std::io::Result<()> {
+    /// # use shim_reaper::Pidfd;
+    /// # use shim_reaper::Signal;
+    /// use std::os::unix::process::ExitStatusExt;
+    ///
+    /// let mut child = std::process::Command::new("sleep").arg("60").spawn()?;
+    /// let process = Pidfd::open(child.id())?;
+    /// process.send_signal(Signal::SIGTERM)?;
+    /// assert_eq!(child.wait()?.signal(), Some(15));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -122,6 +207,19 @@ impl TryFrom<OwnedFd> for Pidfd {
     type Error = io::Error;
 
     /// Takes over a pidfd from `pidfd_open(2)`, `clone3(2)` or a socket.
+    ///
+    /// ```
+    /// # fn main() -> std::io::Result<()> {
+    /// # use shim_reaper::Pidfd;
+    /// use std::os::fd::OwnedFd;
+    ///
+    /// let fd: OwnedFd = Pidfd::open(std::process::id())?.into();
+    /// assert_eq!(Pidfd::try_from(fd)?.pid(), std::process::id());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
     ///
     /// Fails with [`InvalidInput`](io::ErrorKind::InvalidInput) if the descriptor is not a pidfd, or
     /// is that of a thread, and with `ESRCH` if the kernel does not know the pid any more, because

@@ -9,11 +9,25 @@ use crate::{Pidfd, RegisterErrorKind};
 /// [`attach`](crate::ShimReaper::attach) accept: a pid, a [`Pidfd`], or an [`OwnedFd`] that is a
 /// pidfd.
 ///
-/// The reaper uses the given pidfd, so that it registers the process for which it was opened, also if
-/// the pid has been recycled since then. Linux must be 5.3 or later. A pid means the process that
-/// currently has it.
+/// A pid means the process that has it at the time of the call. A pidfd (Linux 5.3) means the process
+/// for which it was opened, even if its pid has been recycled since: prefer it where you have one.
 ///
 /// This trait is sealed: these types are the only ones that implement it.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::process::Command;
+/// use shim_reaper::{Pidfd, ShimReaper};
+///
+/// let reaper = ShimReaper::start();
+/// let child = Command::new("true").spawn()?;
+/// let by_pid = reaper.register(child.id())?;
+/// let by_pidfd = reaper.register(Pidfd::open(child.id())?)?;
+/// assert_eq!(by_pid.await?, by_pidfd.await?); // The same shim.
+/// # Ok(())
+/// # }
+/// ```
 pub trait ProcessRef: Sealed {}
 
 pub(crate) mod sealed {

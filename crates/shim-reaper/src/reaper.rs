@@ -11,10 +11,10 @@ use crate::{
     SpawnCommand, SpawnOptions, StopReport,
 };
 
-/// A reaper of child processes, which reaps the registered ones and no others.
+/// A reaper of child processes. It reaps those that are registered with it, and no others.
 ///
-/// Clones are cheap and refer to the same reaper. A process stays registered until it has ended,
-/// even if a handle, a future or every `ShimReaper` is dropped.
+/// Clones are cheap and refer to the same reaper. A process stays registered until it has ended, even
+/// if its handle, a future or every `ShimReaper` is dropped.
 ///
 /// # Which method
 ///
@@ -22,11 +22,18 @@ use crate::{
 /// |---|---|---|
 /// | a `Command` | [`spawn`](Self::spawn) | creates the child, and reaps it when it exits |
 /// | a `Child` that you give up | [`register_child`](Self::register_child) | reaps it when it exits |
-/// | a pid or pidfd whose `Child` an owner may hold | [`register`](Self::register) | reaps it if the owner does not wait in the grace period |
+/// | a pid or pidfd whose `Child` an owner may hold | [`register`](Self::register) | reaps it if the owner does not wait for it within the grace period |
 /// | a pid or pidfd that is not your child | [`attach`](Self::attach) | observes its exit, never waits for it |
 ///
 /// Use `tokio::process` instead if one task starts a child and awaits its exit. The reaper is for
 /// children that outlive the code that started them.
+///
+/// | at the end | children that still run | in code that cannot await |
+/// |---|---|---|
+/// | [`shutdown_stopping`](Self::shutdown_stopping) | are stopped and reaped | [`shutdown_stopping_sync`](Self::shutdown_stopping_sync), [`stopping_drop_guard`](Self::stopping_drop_guard) |
+/// | [`shutdown`](Self::shutdown) | are left running | [`shutdown_sync`](Self::shutdown_sync), [`drop_guard`](Self::drop_guard) |
+///
+/// Without a shutdown, the reaper runs until every `ShimReaper` is dropped and every shim has ended.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -49,8 +56,8 @@ pub struct ShimReaper {
     inner: Arc<ShutdownOnDrop>,
 }
 
-/// Lets the worker end once every shim has ended. The clones of a reaper share it, its handles do
-/// not.
+/// All clones of a reaper share it, its handles do not. When it is dropped, the worker ends once
+/// every shim has ended.
 #[derive(Debug)]
 struct ShutdownOnDrop {
     worker: Arc<Worker>,
@@ -72,19 +79,32 @@ impl ShimReaper {
     /// Spawns a shim: creates the child, which executes the program, and registers it.
     ///
     /// Use the [`Command`](crate::Command) of this crate, on Linux 5.4 or later: the system call that
-    /// creates the child returns its pidfd. From Linux 6.15 on, no other wait can then take the exit
+    /// creates the child also returns its pidfd. From Linux 6.15 on, no foreign wait can then take the exit
     /// status away from the reaper. Commands of std and tokio are [accepted too](SpawnCommand).
     ///
-    /// The call blocks the calling thread until the child executes the program, as in
-    /// `tokio::process`. If the child sets its parent death signal, the kernel sends it when that
-    /// thread exits.
+    /// Like the `spawn` of tokio, the call blocks the calling thread until the child executes the program.
+    /// If the command sets a parent death signal, the kernel sends it when *that thread* exits
+    /// (`PR_SET_PDEATHSIG(2const)`).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use shim_reaper::{Command, ShimReaper};
+    ///
+    /// let reaper = ShimReaper::start();
+    /// let shim = reaper.spawn(Command::new("sh").args(["-c", "exit 3"]))?;
+    /// assert_eq!(shim.await?.code(), Some(3));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Commands of std and tokio
     ///
     /// std forks, because the child opens its own pidfd before it executes the program: see
-    /// [`ReaperBuilder::early_pidfd`](crate::ReaperBuilder::early_pidfd). A closure of
-    /// [`pre_exec`](std::os::unix::process::CommandExt::pre_exec) that closes the descriptors of the
-    /// child defeats it: a foreign wait can then hide the exit status of a child that exits at once.
+    /// [`ReaperBuilder::early_pidfd`](crate::ReaperBuilder::early_pidfd). If a
+    /// [`pre_exec`](std::os::unix::process::CommandExt::pre_exec) closure of the command closes the
+    /// descriptors of the child, that fails, and a foreign wait can hide the exit status of a child that
+    /// exits at once.
     ///
     /// A command that is passed as `&mut` keeps what the reaper has added to it: the process group of
     /// [`SpawnOptions`], and with an early pidfd a closure, which makes std fork whenever it spawns
@@ -92,20 +112,35 @@ impl ShimReaper {
     ///
     /// # Errors
     ///
-    /// Returns the error of the command's own `spawn`, or after shutdown an error that contains
+    /// Returns the error of the `spawn` of the command, or after a shutdown an error that contains
     /// [`ReaperClosed`](crate::ReaperClosed). No process is left behind in either case. The error of a
-    /// [`Command`](crate::Command) contains a [`SpawnError`](pidfd_spawn::SpawnError), which has the
+    /// [`Command`](crate::Command) contains a [`SpawnError`](pidfd_spawn::SpawnError), which names the
     /// step that failed.
     ///
-    /// std panics if it cannot set the user, the groups or the process group of the child, or a
-    /// `pre_exec` closure fails, and another wait has reaped that child. This then returns an error of
-    /// the kind [`Other`](io::ErrorKind::Other), after the panic hook has run; a program that is built
-    /// with `panic = "abort"` ends. A [`Command`](crate::Command) of this crate never panics.
+    /// std itself panics if it cannot set the user, the groups or the process group of the child, or a
+    /// `pre_exec` closure fails, *and* another wait has reaped that child. This function catches the panic,
+    /// after the panic hook has run, and returns an error of the kind [`Other`](io::ErrorKind::Other). A
+    /// program that is built with `panic = "abort"` ends. A [`Command`](crate::Command) of this crate never
+    /// panics.
     pub fn spawn(&self, command: impl SpawnCommand) -> io::Result<ShimHandle> {
         self.spawn_with(command, SpawnOptions::new())
     }
 
-    /// Spawns a shim with options; see [`spawn`](Self::spawn).
+    /// Spawns a shim with options, otherwise like [`spawn`](Self::spawn).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use shim_reaper::{Command, ShimReaper, SpawnOptions};
+    ///
+    /// let reaper = ShimReaper::start();
+    /// let options = SpawnOptions::new().process_group(0);
+    /// let shim = reaper.spawn_with(Command::new("sh").args(["-c", "sleep 60; :"]), options)?;
+    /// let exit = shim.kill_group().await?; // The shell and its `sleep`.
+    /// assert_eq!(exit.signal(), Some(9));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -128,7 +163,8 @@ impl ShimReaper {
     }
 
     /// Registers a child process by [pid or pidfd](ProcessRef), while its owner may still hold its
-    /// `Child`.
+    /// `Child`. If no code waits for the child, use [`register_child`](Self::register_child): it needs no
+    /// grace period.
     ///
     /// When the process exits, the handle resolves at once, and the owner has the
     /// [grace period](crate::ReaperBuilder::owner_grace) to wait for it and get its status. After that the
@@ -138,32 +174,62 @@ impl ShimReaper {
     /// process has this pid, or it is not a child of this process, the handle resolves to an exit
     /// without a status; use [`attach`](Self::attach) to observe a process that is not a child.
     ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    /// use shim_reaper::ShimReaper;
+    ///
+    /// let reaper = ShimReaper::builder().owner_grace(Duration::from_secs(60)).start();
+    /// let mut child = std::process::Command::new("true").spawn()?;
+    ///
+    /// let shim = reaper.register(child.id())?;
+    /// assert!(shim.await?.success());
+    /// assert!(child.wait()?.success()); // The owner gets the status too.
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// Returns [`RegisterError`] if the pid is 0, the pid of this process or above `i32::MAX`, if the
-    /// descriptor is not a pidfd, and after shutdown.
+    /// descriptor is not a pidfd, and after a shutdown.
     pub fn register(&self, process: impl ProcessRef) -> Result<ShimHandle, RegisterError> {
         self.register_as(process, Role::Shared)
     }
 
-    /// Registers a [child](ChildProcess) and takes ownership of it and its pipes. The reaper reaps it
+    /// Registers a [child](ChildProcess), and takes ownership of it and its pipes. The reaper reaps it
     /// when it exits.
     ///
-    /// A child of `pidfd-spawn` comes with its pidfd. For the other types the reaper opens one.
+    /// Use [`spawn`](Self::spawn) where you can. A child of `pidfd-spawn` comes with its pidfd; for the
+    /// other types the reaper opens one, and a foreign wait that comes before it hides the exit status.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use shim_reaper::ShimReaper;
+    ///
+    /// let reaper = ShimReaper::start();
+    /// let child = tokio::process::Command::new("true").spawn()?;
+    /// let shim = reaper.register_child(child)?;
+    /// assert!(shim.await?.success());
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Children of tokio
     ///
-    /// The child does not depend on its tokio runtime any more. `kill_on_drop` has no effect until
-    /// the reaper shuts down: it then drops the `Child` of a process that still runs, which kills it
-    /// if `kill_on_drop` is set, and otherwise makes tokio wait for it.
+    /// The child no longer depends on its tokio runtime. Its `kill_on_drop` has no effect until the reaper
+    /// shuts down. The shutdown drops the `Child` of a process that still runs: tokio kills it if
+    /// `kill_on_drop` is set, and otherwise waits for it.
     ///
     /// tokio knows a child by its pid only, so the reaper reaps it through its `Child`. If a foreign
-    /// wait comes first, the reaper leaks that `Child` and its descriptor: dropped, it could signal,
-    /// or wait for, a process that got the pid.
+    /// wait comes first, the reaper leaks that `Child` and its descriptor, because dropping it could signal,
+    /// or wait for, another process that has got the pid.
     ///
     /// # Errors
     ///
-    /// Returns [`RegisterError`] after shutdown, and for a child of tokio that has been waited for.
+    /// Returns [`RegisterError`] after a shutdown, and for a child of tokio that has been waited for.
     /// [`RegisterError::into_child`] returns the child.
     pub fn register_child<C: ChildProcess>(
         &self,
@@ -183,13 +249,31 @@ impl ShimReaper {
     /// Registers a process that is not a child of this process, such as a shim that a previous run
     /// of the daemon started. The reaper observes its exit, but never waits for it.
     ///
-    /// The handle resolves when the process exits. It has the exit status if the kernel can report
-    /// it: from `/proc` while the process is a zombie that this process may inspect
+    /// The handle resolves when the process has exited. It has the exit status if the kernel reports
+    /// it: from `/proc`, while the process is a zombie that this process may inspect
     /// (`proc_pid_stat(5)`, field 52), and on Linux 6.15 and later also after its parent has reaped
     /// it.
     ///
-    /// Do not attach to a child of this process, because the reaper does not reap its zombie; use
+    /// Do not attach to a child of this process, because the reaper does not reap it then; use
     /// [`register`](Self::register).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use shim_reaper::{CollectedBy, ShimReaper, Signal};
+    ///
+    /// # let script = "sleep 60 > /dev/null 2>&1 & echo $!";
+    /// # let output = std::process::Command::new("sh").args(["-c", script]).output()?;
+    /// # let pid_file = String::from_utf8(output.stdout)?;
+    /// let pid: u32 = pid_file.trim().parse()?; // Of a shim that an earlier run started.
+    ///
+    /// let reaper = ShimReaper::start();
+    /// let shim = reaper.attach(pid)?;
+    /// shim.send_signal(Signal::SIGKILL)?;
+    /// assert_eq!(shim.await?.collected_by, CollectedBy::Observed);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -212,12 +296,44 @@ impl ShimReaper {
         Ok(ShimHandle::new(shim, Arc::clone(worker)))
     }
 
-    /// Returns the pids of the registered processes, sorted.
+    /// Returns the pids of the registered processes, sorted. Those that are dead and in the grace period of
+    /// their owner are among them.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use shim_reaper::{Command, ShimReaper};
+    ///
+    /// let reaper = ShimReaper::start();
+    /// let shim = reaper.spawn(Command::new("sleep").arg("60"))?;
+    /// assert_eq!(reaper.registered(), [shim.id()]);
+    ///
+    /// shim.kill().await?;
+    /// assert!(reaper.registered().is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn registered(&self) -> Vec<u32> {
         self.worker().shared().directory.pids()
     }
 
     /// Returns the counters and the health of the reaper. Takes no lock.
+    ///
+    /// Use it to export or log numbers. To be called for each event, implement
+    /// [`Metrics`](crate::Metrics).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use shim_reaper::{Command, ShimReaper};
+    ///
+    /// let reaper = ShimReaper::start();
+    /// reaper.spawn(Command::new("true"))?.await?;
+    /// let stats = reaper.stats();
+    /// assert_eq!((stats.registered, stats.reaped_total), (0, 1));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn stats(&self) -> ReaperStats {
         self.worker()
             .shared()
@@ -225,17 +341,45 @@ impl ShimReaper {
             .snapshot(self.worker().is_alive())
     }
 
-    /// Returns whether a worker drives the reaper; false after shutdown.
+    /// Returns whether a worker drives the reaper; false after a shutdown.
     ///
     /// If the tokio runtime that drives the reaper is dropped, a dedicated thread takes over, and
     /// [`respawns_total`](ReaperStats::respawns_total) rises. While nothing is registered, or if that
     /// thread cannot be started, this returns false, and each registration and each poll of a handle
     /// tries again.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use shim_reaper::ShimReaper;
+    ///
+    /// let reaper = ShimReaper::start();
+    /// assert!(reaper.worker_alive());
+    /// reaper.shutdown().await;
+    /// assert!(!reaper.worker_alive());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn worker_alive(&self) -> bool {
         self.worker().is_alive()
     }
 
-    /// Returns a stream of all exits from now on.
+    /// Returns a stream of all exits from now on. It buffers unread exits without a limit; use
+    /// [`exits_bounded`](Self::exits_bounded) where the reader may be slow.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use futures::StreamExt;
+    /// use shim_reaper::{Command, ShimReaper};
+    ///
+    /// let reaper = ShimReaper::start();
+    /// let mut exits = reaper.exits();
+    /// let shim = reaper.spawn(Command::new("true"))?;
+    /// assert_eq!(exits.next().await.map(|exit| exit.pid), Some(shim.id()));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn exits(&self) -> Exits {
         let exits = self.worker().shared().subscribers.subscribe();
         self.worker().ensure_alive();
@@ -276,10 +420,28 @@ impl ShimReaper {
     /// those that still run, and waits for up to 5 seconds for these. Returns a report.
     ///
     /// A shim is stopped with its [group](crate::ShimHandle::send_group_signal): it counts as running
-    /// until no process but zombies is left in there. Groups of shims that have ended before are left.
+    /// until the group has no process but zombies. The groups of shims that have ended before are left
+    /// alone.
     ///
-    /// Neither attached processes nor children that are registered later are signalled. The reaper
-    /// continues to run, and the handles resolve to the exits.
+    /// Attached processes, and children that are registered later, get no signal. The reaper continues to
+    /// run, and the handles resolve to the exits. To refuse new shims too, use
+    /// [`shutdown_stopping`](Self::shutdown_stopping).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    /// use shim_reaper::{Command, ShimReaper};
+    ///
+    /// let reaper = ShimReaper::start();
+    /// let shim = reaper.spawn(Command::new("sleep").arg("60"))?;
+    ///
+    /// let report = reaper.stop_all(Duration::from_secs(10)).await;
+    /// assert_eq!((report.stopped, report.killed.len()), (1, 0));
+    /// assert_eq!(shim.await?.signal(), Some(15));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Cancel safety
     ///
@@ -292,21 +454,49 @@ impl ShimReaper {
     /// Stops every registered child like [`stop_all`](Self::stop_all), for code that cannot await,
     /// inside or outside a tokio runtime. It blocks, and does not depend on the progress of any task
     /// or thread.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    /// use shim_reaper::{Command, ShimReaper};
+    ///
+    /// let reaper = ShimReaper::builder().start_dedicated()?;
+    /// reaper.spawn(Command::new("sleep").arg("60"))?;
+    /// assert_eq!(reaper.stop_all_sync(Duration::from_secs(10)).stopped, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn stop_all_sync(&self, grace: Duration) -> StopReport {
         stop::stop_all(self.worker().core(), grace)
     }
 
-    /// Shuts down the reaper, and returns a report of the shims that are still running.
+    /// Shuts down the reaper, and returns a report of the shims that are still running. Use
+    /// [`shutdown_stopping`](Self::shutdown_stopping) to end those too.
     ///
     /// The reaper refuses new shims and reaps every registered shim that has exited, even in a
     /// grace period. The handles of the others resolve to [`ReaperClosed`](crate::ReaperClosed);
-    /// their processes keep running, and nothing reaps them. To end them too, use
-    /// [`shutdown_stopping`](Self::shutdown_stopping). If a stopping shutdown has begun, or its token
-    /// is cancelled, this waits for it.
+    /// their processes keep running, and nothing reaps them. If a stopping shutdown has begun, or its token
+    /// is cancelled, this waits for that shutdown instead.
     ///
-    /// The shutdown takes milliseconds, independent of the sweep interval. If shims have been sent
+    /// The shutdown takes milliseconds, whatever the sweep interval. If shims have been sent
     /// SIGKILL, through their handles or by `kill_on_drop`, it waits for up to 5 seconds until they
     /// have exited, and reaps them. Every caller gets the same report.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use shim_reaper::{Command, ReaperClosed, ShimReaper};
+    ///
+    /// let reaper = ShimReaper::start();
+    /// let shim = reaper.spawn(Command::new("sleep").arg("60"))?;
+    ///
+    /// let report = reaper.shutdown().await;
+    /// assert_eq!(report.still_running, [shim.id()]);
+    /// assert_eq!(shim.wait().await, Err(ReaperClosed));
+    /// shim.start_kill()?; // The handle can still signal it.
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Cancel safety
     ///
@@ -318,6 +508,17 @@ impl ShimReaper {
     /// Shuts down the reaper like [`shutdown`](Self::shutdown), for code that cannot await, such as
     /// a `Drop` implementation or an `atexit` handler, inside or outside a tokio runtime. It does not
     /// depend on the progress of any task or thread.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use shim_reaper::{Command, ShimReaper};
+    ///
+    /// let reaper = ShimReaper::builder().start_dedicated()?;
+    /// reaper.spawn(Command::new("sleep").arg("60"))?.start_kill()?;
+    /// assert!(reaper.shutdown_sync().still_running.is_empty()); // It is reaped.
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn shutdown_sync(&self) -> ShutdownReport {
         stop::shutdown(self.worker().core())
     }
@@ -325,11 +526,12 @@ impl ShimReaper {
     /// Stops every registered child like [`stop_all`](Self::stop_all), and then shuts down the
     /// reaper.
     ///
-    /// The reaper refuses new shims from the first poll on. If several stopping shutdowns overlap, the
-    /// first sends SIGTERM, and the shortest grace period counts. The reaper reaps the children as they exit, and
-    /// their handles resolve to the exits, also those on which tasks call
-    /// [`stop`](crate::ShimHandle::stop) in the meantime. The report lists as still running the
-    /// attached processes, and the children that did not exit within 5 seconds after the SIGKILL.
+    /// The reaper refuses new shims from the first poll on. It reaps the children as they exit. Their
+    /// handles resolve to the exits, and so does [`stop`](crate::ShimHandle::stop) in a task that calls it
+    /// in the meantime. The report lists as still running the attached processes, and the children that did
+    /// not exit within 5 seconds after the SIGKILL.
+    ///
+    /// If several stopping shutdowns overlap, the first sends SIGTERM, and the shortest grace period counts.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -357,6 +559,19 @@ impl ShimReaper {
     /// Stops every registered child and shuts down the reaper like
     /// [`shutdown_stopping`](Self::shutdown_stopping), for code that cannot await. It blocks, and does
     /// not depend on the progress of any task or thread.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    /// use shim_reaper::{Command, ShimReaper};
+    ///
+    /// let reaper = ShimReaper::builder().start_dedicated()?;
+    /// let shim = reaper.spawn(Command::new("sleep").arg("60"))?;
+    /// reaper.shutdown_stopping_sync(Duration::from_secs(10));
+    /// assert!(!shim.is_running());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn shutdown_stopping_sync(&self, grace: Duration) -> ShutdownReport {
         stop::shutdown_stopping(self.worker().core(), grace)
     }

@@ -2,7 +2,9 @@ use std::fmt;
 
 use nix::libc;
 
-/// A signal that a process can be sent: one of `signal(7)`, or a real-time signal.
+/// A signal: one of `signal(7)`, or a real-time signal.
+///
+/// It displays as its name, and converts from and to the number that it has on this architecture.
 ///
 /// ```
 /// use shim_reaper::Signal;
@@ -16,7 +18,7 @@ use nix::libc;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Signal(i32);
 
-/// The error of a number that is not a signal.
+/// The error of [`Signal::try_from`](Signal) for a number that is not a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{number} is not a signal; pass 1 to 31, or SIGRTMIN to SIGRTMAX (34 to 64 with glibc)")]
 pub struct InvalidSignal {
@@ -71,12 +73,24 @@ signals! {
 
 impl Signal {
     /// Returns the real-time signal `SIGRTMIN + n`, or `None` if it is above `SIGRTMAX`.
+    ///
+    /// ```
+    /// # use shim_reaper::Signal;
+    /// let signal = Signal::real_time(3).expect("glibc and musl have at least 28");
+    /// assert_eq!(signal.to_string(), "SIGRTMIN+3");
+    /// assert_eq!(Signal::real_time(100), None);
+    /// ```
     pub fn real_time(n: u8) -> Option<Self> {
         let number = libc::SIGRTMIN() + i32::from(n);
         (number <= libc::SIGRTMAX()).then_some(Self(number))
     }
 
     /// Returns the number of the signal on this architecture.
+    ///
+    /// ```
+    /// # use shim_reaper::Signal;
+    /// assert_eq!(Signal::SIGKILL.as_raw(), 9);
+    /// ```
     pub fn as_raw(self) -> i32 {
         self.0
     }
@@ -85,7 +99,10 @@ impl Signal {
 impl TryFrom<i32> for Signal {
     type Error = InvalidSignal;
 
-    /// Fails for 0, and for 32 and 33, which the C library uses itself.
+    /// # Errors
+    ///
+    /// Fails for 0, for numbers above `SIGRTMAX`, and for 32 and 33, which the C library uses itself
+    /// (`signal(7)`).
     fn try_from(number: i32) -> Result<Self, InvalidSignal> {
         let is_real_time = (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&number);
         if is_real_time || (1..=31).contains(&number) {

@@ -7,10 +7,25 @@ use crate::serde_time::unix_millis;
 
 /// Counters and health of a reaper; [`ShimReaper::stats`](crate::ShimReaper::stats) returns them.
 ///
-/// The fields are read one after another without a lock, so they may differ by a few events.
+/// Each shim that has ended is in `reaped_total` or in `vanished_total`. The fields are read one after
+/// another without a lock, so they may differ by a few events.
 ///
 /// With the feature `serde`, the time of the latest sweep is serialized as `last_sweep_at_ms`, in
 /// milliseconds since the Unix epoch.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use shim_reaper::{Command, ShimReaper};
+/// # let reaper = ShimReaper::start();
+///
+/// reaper.spawn(Command::new("true"))?.await?;
+/// let stats = reaper.stats();
+/// assert!(stats.worker_alive && stats.foreign_waits_total == 0);
+/// assert_eq!(stats.reaped_total + stats.vanished_total, 1);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default))]
@@ -58,7 +73,22 @@ pub struct ReaperStats {
     pub without_pidfd: u64,
 }
 
-/// Result of a shutdown; [`ShimReaper::shutdown`](crate::ShimReaper::shutdown) returns it.
+/// Result of a shutdown; [`ShimReaper::shutdown`](crate::ShimReaper::shutdown) and
+/// [`shutdown_stopping`](crate::ShimReaper::shutdown_stopping) return it.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use shim_reaper::{Command, ShimReaper};
+/// # let reaper = ShimReaper::start();
+///
+/// let shim = reaper.spawn(Command::new("sleep").arg("60"))?;
+/// let report = reaper.shutdown().await;
+/// assert_eq!(report.still_running, [shim.id()]);
+/// # shim.start_kill()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default))]
@@ -74,6 +104,20 @@ pub struct ShutdownReport {
 }
 
 /// Result of [`ShimReaper::stop_all`](crate::ShimReaper::stop_all).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use shim_reaper::{Command, ShimReaper};
+/// # use std::time::Duration;
+/// # let reaper = ShimReaper::start();
+///
+/// reaper.spawn(Command::new("sleep").arg("60"))?;
+/// let report = reaper.stop_all(Duration::from_secs(10)).await;
+/// assert!(report.still_running.is_empty());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(default))]

@@ -63,19 +63,83 @@ impl ShimHandle {
     /// Awaiting the handle does not close the pipe. If the shim reads stdin to the end, take the
     /// pipe and drop it.
     ///
-    /// The caller's tokio runtime drives the pipe, or the reaper's if the caller is not in one.
+    /// The tokio runtime of the caller drives the pipe, or that of the reaper if the caller is not in one.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use shim_reaper::{Command, ShimReaper};
+    /// # use shim_reaper::Stdio;
+    /// # let reaper = ShimReaper::start();
+    ///
+    /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    ///
+    /// let mut command = Command::new("cat");
+    /// command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    /// let shim = reaper.spawn(command)?;
+    /// shim.take_stdin().expect("it is piped").write_all(b"hello").await?; // And drops it.
+    /// let mut text = String::new();
+    /// shim.take_stdout().expect("it is piped").read_to_string(&mut text).await?;
+    /// assert_eq!(text, "hello");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn take_stdin(&self) -> Option<ChildStdin> {
         self.take(|pipes| pipes.stdin.take(), ChildStdin::from_std)
     }
 
     /// Takes the reading end of the shim's stdout. Returns `None` if stdout is not piped, or is
-    /// already taken.
+    /// already taken. A tokio runtime drives it, as for [`take_stdin`](Self::take_stdin).
+    ///
+    /// Read it while the shim runs: a shim that writes more than the pipe holds (64 KiB, `pipe(7)`) waits
+    /// for a reader.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use shim_reaper::{Command, ShimReaper};
+    /// # use shim_reaper::Stdio;
+    /// # let reaper = ShimReaper::start();
+    ///
+    /// use tokio::io::AsyncReadExt;
+    ///
+    /// let mut command = Command::new("sh");
+    /// command.args(["-c", "echo hello"]).stdout(Stdio::piped());
+    /// let shim = reaper.spawn(command)?;
+    /// let mut text = String::new();
+    /// shim.take_stdout().expect("it is piped").read_to_string(&mut text).await?;
+    /// assert_eq!(text, "hello\n");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn take_stdout(&self) -> Option<ChildStdout> {
         self.take(|pipes| pipes.stdout.take(), ChildStdout::from_std)
     }
 
     /// Takes the reading end of the shim's stderr. Returns `None` if stderr is not piped, or is
-    /// already taken.
+    /// already taken. A tokio runtime drives it, as for [`take_stdin`](Self::take_stdin).
+    ///
+    /// Read it while the shim runs: a shim that writes more than the pipe holds (64 KiB, `pipe(7)`) waits
+    /// for a reader.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use shim_reaper::{Command, ShimReaper};
+    /// # use shim_reaper::Stdio;
+    /// # let reaper = ShimReaper::start();
+    ///
+    /// use tokio::io::AsyncReadExt;
+    ///
+    /// let mut command = Command::new("sh");
+    /// command.args(["-c", "echo hello >&2"]).stderr(Stdio::piped());
+    /// let shim = reaper.spawn(command)?;
+    /// let mut text = String::new();
+    /// shim.take_stderr().expect("it is piped").read_to_string(&mut text).await?;
+    /// assert_eq!(text, "hello\n");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn take_stderr(&self) -> Option<ChildStderr> {
         self.take(|pipes| pipes.stderr.take(), ChildStderr::from_std)
     }

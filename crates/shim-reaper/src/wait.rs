@@ -11,11 +11,22 @@ use crate::handle::ShimHandle;
 use crate::wake_event::WakeEvent;
 use crate::{ReaperClosed, ShimExit, sys};
 
-/// How often [`ShimHandle::wait_blocking`] looks at a process that neither a pidfd nor the worker
-/// reports.
+/// How often [`ShimHandle::wait_blocking`] checks a process for which it has no pidfd, or no event
+/// that the worker raises.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// A future that resolves to the exit of a shim; [`ShimHandle::wait`] returns it.
+/// A future that resolves to the exit of a shim; [`ShimHandle::wait`] returns it, and describes its
+/// errors and its cancel safety.
+///
+/// It has a name so that it can be stored:
+///
+/// ```
+/// use shim_reaper::Wait;
+///
+/// struct Watched<'a> {
+///     exit: Wait<'a>,
+/// }
+/// ```
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct Wait<'a> {
@@ -24,7 +35,20 @@ pub struct Wait<'a> {
 }
 
 impl ShimHandle {
-    /// Waits until the exit of the shim is known, and returns it. The same as `(&handle).await`.
+    /// Waits until the exit of the shim is known, and returns it. The same as `(&handle).await`. Use
+    /// [`wait_timeout`](Self::wait_timeout) to limit the wait.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use shim_reaper::{Command, ShimReaper};
+    /// # let reaper = ShimReaper::start();
+    ///
+    /// let shim = reaper.spawn(Command::new("sh").args(["-c", "exit 3"]))?;
+    /// assert_eq!(shim.wait().await?.code(), Some(3));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -42,6 +66,20 @@ impl ShimHandle {
 
     /// Waits like [`wait`](Self::wait), for up to `timeout`. Returns `None` if the shim still runs
     /// then. Works in every executor: the reaper drives the timer.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use shim_reaper::{Command, ShimReaper};
+    /// # use std::time::Duration;
+    /// # let reaper = ShimReaper::start();
+    ///
+    /// let shim = reaper.spawn(Command::new("sleep").arg("60"))?;
+    /// assert_eq!(shim.wait_timeout(Duration::from_millis(10)).await?, None);
+    /// # shim.start_kill()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -63,6 +101,16 @@ impl ShimHandle {
     /// Blocks the calling thread until the exit of the shim is known, and returns it. Use it in
     /// code that cannot await, inside or outside a tokio runtime. It does not depend on the progress
     /// of any task: if the worker of the reaper does not run, this reaps.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use shim_reaper::{Command, ShimReaper};
+    /// # let reaper = ShimReaper::builder().start_dedicated()?;
+    /// let shim = reaper.spawn(Command::new("sh").args(["-c", "exit 3"]))?;
+    /// assert_eq!(shim.wait_blocking()?.code(), Some(3));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -106,7 +154,22 @@ impl ShimHandle {
         let _ = poll(&mut polled, timeout);
     }
 
-    /// Returns the exit if it is known, and `None` while the shim runs.
+    /// Returns the exit if it is known, and `None` while the shim runs. It does not ask the kernel: the
+    /// worker of the reaper, or another wait, has to notice the exit first.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use shim_reaper::{Command, ShimReaper};
+    /// # let reaper = ShimReaper::start();
+    ///
+    /// let shim = reaper.spawn(Command::new("sleep").arg("60"))?;
+    /// assert_eq!(shim.try_wait()?, None);
+    /// let exit = shim.kill().await?;
+    /// assert_eq!(shim.try_wait()?, Some(exit));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///

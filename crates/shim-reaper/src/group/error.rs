@@ -2,7 +2,23 @@ use std::io;
 
 use crate::ReaperClosed;
 
-/// The error of signalling the group of a shim.
+/// The error of [`send_group_signal`](crate::ShimHandle::send_group_signal),
+/// [`kill_group`](crate::ShimHandle::kill_group) and [`stop_group`](crate::ShimHandle::stop_group).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use shim_reaper::{Command, ShimReaper};
+/// # use shim_reaper::GroupError;
+/// # let reaper = ShimReaper::start();
+///
+/// let shim = reaper.spawn(Command::new("sleep").arg("60"))?;
+/// let error = shim.kill_group().await.unwrap_err();
+/// assert!(matches!(error, GroupError::NoGroup { pid } if pid == shim.id()));
+/// # shim.start_kill()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GroupError {

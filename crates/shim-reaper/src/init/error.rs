@@ -1,11 +1,14 @@
 use std::io;
 
-/// The error of an [`Init`](super::Init) that has not started the program, or not as it should be.
+/// The error of [`Init::run_if_pid_1`](super::Init::run_if_pid_1) and [`Init::run`](super::Init::run).
+///
+/// After each error but [`ProcessGroup`](Self::ProcessGroup), the process has not been split, and may go
+/// on without an init.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InitError {
-    /// The process has other threads. A fork copies only the calling thread, and whatever another
-    /// thread has locked stays locked in the copy.
+    /// The process has several threads; the number includes the calling one. A fork copies the calling
+    /// thread only, and a lock that another thread holds stays locked in the copy.
     #[error(
         "the process has {0} threads and cannot be forked; call this first in `main`, before a tokio \
          runtime is built, and not below `#[tokio::main]`"
@@ -20,8 +23,8 @@ pub enum InitError {
     /// The process cannot be forked.
     #[error("cannot fork the program; raise `RLIMIT_NPROC` or `pids.max` if it is reached")]
     Fork(#[source] io::Error),
-    /// The program, which is forked, cannot be moved to a process group of its own. This is an error
-    /// in the program; the init waits for the program to exit.
+    /// The program cannot be moved to a process group of its own. The process has been split, and the
+    /// program gets this error; the init waits for it to exit.
     #[error("cannot create a process group for the program; allow `setpgid` in the seccomp filter")]
     ProcessGroup(#[source] io::Error),
 }

@@ -1,54 +1,59 @@
-//! An init for a program that is pid 1 of a container: it splits the process into an init and the
-//! program.
+//! An init for a program that runs as pid 1 of a container.
 //!
-//! The kernel makes pid 1 of a pid namespace the parent of every orphan in it, and ignores each signal
-//! for which it has no handler. A program that was not written for this fills the process table with
-//! zombies, and is not ended by SIGTERM. To reap the orphans it would have to wait for *any* child,
-//! which takes the exit status from the code that started that child, such as a
-//! [`ShimReaper`](crate::ShimReaper). With an [`Init`], the program is not pid 1:
+//! The kernel makes pid 1 of a PID namespace the parent of every orphan in the namespace, and drops each
+//! signal for which pid 1 has no handler (`pid_namespaces(7)`). A program that was not written as an init
+//! therefore leaves zombies, and SIGTERM does not end it. It cannot simply reap the orphans: it would
+//! have to wait for *any* child, and would take exit statuses from the code that started those children,
+//! such as a [`ShimReaper`](crate::ShimReaper).
+//!
+//! [`Init::run_if_pid_1`] forks such a process. The parent stays pid 1 and becomes the init. The child
+//! returns from the call and goes on as the program, which is not pid 1:
 //!
 //! ```no_run
 //! use std::process::ExitCode;
 //!
 //! fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
 //!     shim_reaper::init::Init::new().run_if_pid_1()?;
-//!     // From here on as in any other place. Now build the tokio runtime.
+//!     // Only the program gets here. Now build the tokio runtime.
 //! #   Ok(ExitCode::SUCCESS)
 //! }
 //! ```
 //!
 //! # What the init does
 //!
-//! It forks. The child returns from the call, and is the program. The calling process stays the init:
-//!
 //! * It forwards every signal that can be caught to the program, real-time signals too, and leaves the
 //!   reaction to it. SIGCHLD is not forwarded. SIGCONT continues the process group of the program.
 //! * It reaps all its children: the program, and the orphans that the kernel reparents to it.
-//! * It ends with the exit code of the program, or with 128 + *n* if signal *n* killed it. The kernel
-//!   then kills all other processes of the namespace, see [`Init::stop_remaining`].
-//! * If the init is killed, the kernel kills the program.
-//! * It keeps only the standard streams open, and `/` as its working directory. Its name is `init`.
+//! * It ends with the exit code of the program, or with 128 + *n* if signal *n* killed the program. The
+//!   kernel then kills all other processes of the namespace, see [`Init::stop_remaining`].
+//! * It takes the program with it: if the init is killed, the kernel kills the program.
+//! * It closes all descriptors but the standard streams, changes its working directory to `/`, and its
+//!   name to `init`.
 //!
-//! The program is the leader of a process group of its own, which is in the foreground of the
-//! controlling terminal if the group of the init was. It gets the signal mask and dispositions, the
-//! environment and the descriptors as this process had them. In `LISTEN_PID`, `WATCHDOG_PID` and
-//! `SYSTEMD_EXEC_PID`, its pid replaces that of the init; `LISTEN_PIDFDID` is removed.
+//! # What the program gets
+//!
+//! The program leads a process group of its own, which is in the foreground of the controlling terminal
+//! if the group of the init was. It has the signal mask and dispositions, the environment and the
+//! descriptors that the process had before the call, with one difference: in `LISTEN_PID`,
+//! `WATCHDOG_PID` and `SYSTEMD_EXEC_PID`, its pid replaces that of the init, and `LISTEN_PIDFDID` is
+//! removed.
 //!
 //! # When to use something else
 //!
-//! * If the container runtime can start an init, let it: `docker run --init`, `podman run --init` and
-//!   `systemd-nspawn --as-pid2` need no code. So does `tini` or `catatonit` as the entry point of the
-//!   image. They are small programs, while this init is a copy of yours: 0.4 MB of proportional set
-//!   size for the example `init`, most of it shared with the program.
-//! * If the program has threads before `main`, for example from a library in another language, it
+//! * The container runtime can start an init: with `docker run --init`, `podman run --init` and
+//!   `systemd-nspawn --as-pid2`, or with `tini` or `catatonit` as the entry point of the image. Those
+//!   need no code and are small programs. This init is a copy of yours: it takes about 0.4 MB of
+//!   proportional set size beside a small program.
+//! * The program has threads before `main`, for example from a library in another language. Then it
 //!   cannot be forked.
-//! * If only orphans of the reaper's own shims have to be reaped, use
-//!   [`SpawnOptions::process_group`](crate::SpawnOptions::process_group).
+//! * Only orphans of the reaper's own shims have to be reaped. Then use
+//!   [`SpawnOptions::process_group`](crate::SpawnOptions::process_group) or
+//!   [`ReaperBuilder::subreaper`](crate::ReaperBuilder::subreaper).
 //!
 //! # Kernel requirements
 //!
-//! `/proc` must be mounted. See `pid_namespaces(7)` for pid 1, `PR_SET_CHILD_SUBREAPER(2const)` (Linux
-//! 3.4) for [`Init::run`], `credentials(7)` for process groups and `tty_ioctl(4)` for the foreground.
+//! `/proc` must be mounted. [`Init::run`] needs Linux 3.4 (`PR_SET_CHILD_SUBREAPER(2const)`). See also
+//! `credentials(7)` for process groups, and `tty_ioctl(4)` for the foreground.
 
 mod error;
 mod supervise;
@@ -65,10 +70,13 @@ use crate::sys::init as sys;
 
 pub use error::InitError;
 
-/// The variables in which systemd names the process that they are for.
+/// The variables in which systemd gives the pid of the process for which they are.
 const PID_VARIABLES: [&str; 3] = ["LISTEN_PID", "WATCHDOG_PID", "SYSTEMD_EXEC_PID"];
 
-/// Splits this process into an init and the program. See the [module](self) for what the init does.
+/// Splits this process into an init and the program. The [module](self) describes both.
+///
+/// Call [`run_if_pid_1`](Self::run_if_pid_1) or [`run`](Self::run) first in `main`, not below
+/// `#[tokio::main]`: a process with threads cannot be forked.
 #[derive(Clone, Copy, Debug, Default)]
 #[must_use = "an init does nothing until one of its run methods is called"]
 pub struct Init {
@@ -78,12 +86,28 @@ pub struct Init {
 
 impl Init {
     /// Creates an init that forwards signals to the program only, and ends with it.
+    ///
+    /// ```no_run
+    /// # use shim_reaper::init::{Init, InitError};
+    /// # fn main() -> Result<(), InitError> {
+    /// Init::new().run_if_pid_1()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets whether the init forwards signals to the process group of the program, as `tini -g` does.
-    /// Use it if the program is a shell that does not pass them on. Off by default.
+    /// Sets whether the init forwards signals to the process group of the program, as `tini -g` does. Off by
+    /// default. Use it if the program is a shell script, which does not pass signals on.
+    ///
+    /// ```no_run
+    /// # use shim_reaper::init::{Init, InitError};
+    /// # fn main() -> Result<(), InitError> {
+    /// Init::new().forward_to_group(true).run_if_pid_1()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn forward_to_group(mut self, on: bool) -> Self {
         self.forward_to_group = on;
         self
@@ -95,18 +119,39 @@ impl Init {
     ///
     /// Without this, the init ends with the program. The kernel then kills all processes if the init
     /// is pid 1 of a namespace, and reparents them otherwise.
+    ///
+    /// ```no_run
+    /// # use shim_reaper::init::{Init, InitError};
+    /// use std::time::Duration;
+    ///
+    /// # fn main() -> Result<(), InitError> {
+    /// Init::new().stop_remaining(Duration::from_secs(10)).run_if_pid_1()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn stop_remaining(mut self, grace: Duration) -> Self {
         self.stop_grace = Some(grace);
         self
     }
 
-    /// Splits this process if it is pid 1 of its pid namespace, and otherwise returns at once.
+    /// Splits this process if it is pid 1 of its PID namespace, and otherwise returns at once.
     ///
-    /// Returns in the program only. Call it first in `main`: a process with threads cannot be forked.
+    /// Returns in the program only: the init calls no code of the caller, and ends the process with the exit
+    /// code of the program. Call this first in `main`: a process with threads cannot be forked.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// shim_reaper::init::Init::new().run_if_pid_1()?;
+    /// tokio::runtime::Runtime::new()?.block_on(async {
+    ///     // ...
+    /// });
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
-    /// Fails if the process cannot be split. It is then still one process, and nothing is changed; only
+    /// Fails if the process cannot be split. It is then still one process, and nothing is changed. Only
     /// [`InitError::ProcessGroup`] is an error in the program after the split.
     pub fn run_if_pid_1(self) -> Result<(), InitError> {
         if process::id() == 1 {
@@ -117,12 +162,21 @@ impl Init {
     }
 
     /// Splits this process whatever its pid, and makes the init a subreaper: the kernel reparents the
-    /// orphans among its descendants to it. Use it for a service that is not in a container.
+    /// orphans among its descendants to it. Use it for a service that is not in a container, and
+    /// [`run_if_pid_1`](Self::run_if_pid_1) for one that may be.
     ///
     /// If the program stops for the terminal (SIGTSTP, SIGTTIN, SIGTTOU), the init stops too, so that
     /// the shell that has started it notices. If the program changes its user, it no longer dies with
     /// the init: see `PR_SET_PDEATHSIG(2const)`. Below systemd, `NotifyAccess=all` lets the program
     /// report its readiness.
+    ///
+    /// ```no_run
+    /// # use shim_reaper::init::{Init, InitError};
+    /// # fn main() -> Result<(), InitError> {
+    /// Init::new().run()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
@@ -161,7 +215,7 @@ impl Init {
 
 /// Separates the child from the init that has forked it.
 fn become_program(init: Pid, group: Pid) -> Result<(), InitError> {
-    // As pid 1 dies, the kernel kills its namespace; this is for an init that is not pid 1.
+    // For an init that is not pid 1. If pid 1 dies, the kernel kills the whole namespace.
     let _ = prctl::set_pdeathsig(Signal::SIGKILL);
     if unistd::getppid() != init {
         process::exit(128 + Signal::SIGKILL as i32);
@@ -172,7 +226,7 @@ fn become_program(init: Pid, group: Pid) -> Result<(), InitError> {
             sys::set_env(name, &this.to_string());
         }
     }
-    // It has the identity of the init in another form. Without it, `LISTEN_PID` decides.
+    // It is the pidfd inode of the init. Without it, `LISTEN_PID` decides.
     sys::remove_env("LISTEN_PIDFDID");
     unistd::setpgid(this, this).map_err(|error| InitError::ProcessGroup(error.into()))?;
     terminal::move_foreground(group, this);

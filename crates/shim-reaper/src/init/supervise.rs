@@ -18,11 +18,11 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Does the work of the init until the program has ended, and returns the exit code.
 pub(super) fn supervise(program: Pid, forward_to_group: bool, stop_grace: Option<Duration>) -> i32 {
     let _ = prctl::set_name(c"init");
-    // A working directory would keep its file system from being unmounted.
+    // A file system that is the working directory of a process cannot be unmounted.
     let _ = env::set_current_dir("/");
-    // The program does it too. Whichever is first, the group exists before a signal is forwarded to it.
+    // The program does it too. Either way, the group exists before a signal is forwarded to it.
     let _ = unistd::setpgid(program, program);
-    // Neither is recycled before this process reaps the program.
+    // The kernel recycles neither number before this process reaps the program.
     let (pid, group) = (program.as_raw(), -program.as_raw());
     loop {
         match sys::wait_for_signal(None) {
@@ -39,7 +39,7 @@ pub(super) fn supervise(program: Pid, forward_to_group: bool, stop_grace: Option
                 terminal::move_foreground(unistd::getpgrp(), program);
                 sys::kill(group, SIGCONT);
             }
-            // Fails if the program is a zombie, or has become another user's.
+            // Fails if the program is a zombie, or has changed its user.
             Some(signal) => sys::kill(if forward_to_group { group } else { pid }, signal),
             None => {}
         }
