@@ -115,8 +115,8 @@ impl ReaperBuilder {
 
     /// Sets the sweep interval: 250 ms by default, at least 1 ms.
     ///
-    /// With pidfds, an event reports each exit, and the sweep finds only exits whose event was lost. Without
-    /// pidfds the interval is the longest lifetime of a zombie: choose it as short as zombies matter.
+    /// With pidfds, an event reports each exit, and the sweep is a cheap safety net for lost events. Without
+    /// pidfds the interval is the longest lifetime of a zombie.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -264,7 +264,7 @@ impl ReaperBuilder {
     /// With true, the reaper knows the exit status however short the life of the child is and
     /// whichever code reaps it. std then starts the child with `fork` in place of `posix_spawn`: the
     /// kernel copies the page tables of this process, and the calling thread waits. The child also
-    /// looks at each open descriptor.
+    /// checks each open descriptor.
     ///
     /// With false, the reaper opens the pidfd when the child runs. If the child exits at once and a
     /// foreign wait reaps it before that, its exit status is unknown. After the first such loss, and
@@ -306,16 +306,17 @@ impl ReaperBuilder {
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() {
+    /// # async fn main() -> std::io::Result<()> {
     /// use std::time::Duration;
     /// use shim_reaper::{Command, ShimReaper};
     ///
     /// let reaper = ShimReaper::builder().subreaper(true).start();
     /// // The shell exits before the process that it has started.
-    /// let shim = reaper.spawn(Command::new("sh").args(["-c", "sleep 0.1 &"]));
+    /// reaper.spawn(Command::new("sh").args(["-c", "sleep 0.1 &"]))?;
     /// while reaper.stats().orphans_reaped_total == 0 {
     ///     tokio::time::sleep(Duration::from_millis(10)).await;
     /// }
+    /// # Ok(())
     /// # }
     /// ```
     ///
@@ -326,8 +327,8 @@ impl ReaperBuilder {
     ///
     /// * The main thread forked it. The kernel gives orphans to the main thread.
     /// * The thread that forked it has exited. The kernel then gives its children to another thread.
-    /// * The main thread has exited, or the kernel lacks `CONFIG_PROC_CHILDREN`. Then it treats every
-    ///   child so.
+    /// * The main thread has exited, or the kernel lacks `CONFIG_PROC_CHILDREN`. This concerns every
+    ///   child.
     ///
     /// The reaper leaves such a child alone while it runs. When an interval sweep finds it dead, its owner has
     /// the [grace period](Self::owner_grace), at least one sweep interval, to wait for it. After that the

@@ -48,7 +48,8 @@ pub(crate) enum Verdict {
     Vanished(Option<ExitStatus>, CollectedBy),
 }
 
-/// Decides the fate of a shim. Reaps its zombie unless the owner comes first; has no other effect.
+/// Decides what to do with a shim. Reaps its zombie unless its owner may still wait for it; has no
+/// other effect.
 pub(crate) fn judge<K: ProcessTable>(kernel: &K, case: &Case<'_, K::Pidfd>) -> Verdict {
     match (case.phase, case.state.role, &case.state.pidfd) {
         (Phase::NotFound, Role::Attached, _) => Verdict::Vanished(None, CollectedBy::Observed),

@@ -144,7 +144,7 @@ impl<P> Shim<P> {
         }
     }
 
-    /// Returns whether the process runs, also if nothing tells the reaper any more.
+    /// Returns whether the process runs. Asks the kernel, so that it works after a shutdown too.
     pub(crate) fn is_process_running<K>(&self, kernel: &K) -> bool
     where
         K: ProcessTable<Pidfd = P>,

@@ -42,7 +42,7 @@ pub(crate) trait Drive {
         &self.core().shared
     }
 
-    /// Returns whether the worker is needed no more.
+    /// Returns whether the worker may end.
     fn can_stop(&self) -> bool;
 
     /// Stops the shims and shuts down the reaper when the embedder requests it.

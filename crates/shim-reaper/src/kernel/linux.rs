@@ -35,7 +35,7 @@ pub(crate) struct Linux {
     /// Whether the kernel has `P_PIDFD`.
     wait_by_pidfd: AtomicBool,
     watches: Watches,
-    /// The position in the list of children at which [`next_zombies`](Self::next_zombies) goes on.
+    /// The position in the list of children at which [`next_zombies`](Self::next_zombies) continues.
     next_child: AtomicUsize,
 }
 
@@ -65,7 +65,7 @@ impl Linux {
         self.watches.fd().ok()
     }
 
-    /// Spawns a child that is born with its pidfd.
+    /// Spawns a child with `pidfd-spawn`, which returns its pidfd.
     fn spawn_native(&self, command: &mut pidfd_spawn::Command) -> io::Result<Spawned<OwnedFd>> {
         let child = command.spawn()?.into_parts();
         Ok(Spawned {

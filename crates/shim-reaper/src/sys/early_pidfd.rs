@@ -1,4 +1,4 @@
-//! The pidfd of a child of std, which has no way to open it at the birth of the child.
+//! The pidfd of a child of std, which cannot open it when it creates the child: the child does so itself.
 
 use std::io::{self, Read};
 use std::mem::MaybeUninit;

@@ -1,4 +1,4 @@
-//! What [`crate::init`] needs of the kernel. nix does not know real-time signals.
+//! The system calls of [`crate::init`]. nix does not support real-time signals.
 
 use std::env;
 use std::fs;
@@ -70,8 +70,8 @@ pub(crate) fn remove_env(name: &str) {
     unsafe { env::remove_var(name) }
 }
 
-/// Ends this process with the code that `run` returns, without anything of the program that it is a
-/// copy of: closes the descriptors but the standard streams first, and runs no exit handler.
+/// Runs `run`, and ends this process with the code that it returns. The process is a copy of the
+/// program, so this first closes all descriptors but the standard streams, and runs no exit handler.
 pub(crate) fn end_with(run: impl FnOnce() -> i32 + UnwindSafe) -> ! {
     close_descriptors();
     let code = panic::catch_unwind(run).unwrap_or(101);
