@@ -99,7 +99,7 @@ impl<K: ProcessTable> Shared<K> {
         let shim = Arc::new(Shim::new(exit.pid, id, false, Role::Owned, None, None));
         let counter = match exit.collected_by {
             CollectedBy::Reaper => ReaperCounter::Reaped,
-            CollectedBy::Owner | CollectedBy::Observed => ReaperCounter::OwnerReaped,
+            _ => ReaperCounter::OwnerReaped,
         };
         self.counters.count(counter);
         outbox.resolve(&self.subscribers, &mut shim.state(), exit);

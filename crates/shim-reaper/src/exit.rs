@@ -128,13 +128,22 @@ impl ShimExit {
 pub enum CollectedBy {
     /// The reaper reaped the shim.
     Reaper,
-    /// The reaper left the zombie to its owner, or a foreign wait reaped it. The reaper decides
-    /// this when it sees the exit: if the owner does not wait before the grace period ends, the
-    /// reaper reaps the zombie, and [`ReaperStats::reaped_total`](crate::ReaperStats::reaped_total)
-    /// counts it.
+    /// The reaper left the zombie to its owner, or another wait reaped a shim from
+    /// [`register`](crate::ShimReaper::register), which may also have been before the registration.
+    ///
+    /// The reaper decides this when it sees the exit: if the owner does not wait before the grace
+    /// period ends, the reaper reaps the zombie, and
+    /// [`ReaperStats::reaped_total`](crate::ReaperStats::reaped_total) counts it.
     Owner,
+    /// A foreign wait in this process, or the kernel because SIGCHLD is ignored, reaped a shim from
+    /// [`spawn`](crate::ShimReaper::spawn) or [`register_child`](crate::ShimReaper::register_child),
+    /// for which only the reaper may wait.
+    ForeignWait,
     /// The process is not a child of this process; the reaper only observed its exit.
     Observed,
+    /// No wait is known: no process had the pid that was attached, or a tracer held the zombie of a
+    /// shim without an owner when the reaper saw the exit.
+    Unknown,
 }
 
 /// Resource usage of a shim and of the descendants that it waited for; see `getrusage(2)`.

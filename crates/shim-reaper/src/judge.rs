@@ -52,8 +52,8 @@ pub(crate) enum Verdict {
 /// other effect.
 pub(crate) fn judge<K: ProcessTable>(kernel: &K, case: &Case<'_, K::Pidfd>) -> Verdict {
     match (case.phase, case.state.role, &case.state.pidfd) {
-        (Phase::NotFound, Role::Attached, _) => Verdict::Vanished(None, CollectedBy::Observed),
-        (Phase::NotFound, ..) => Verdict::Vanished(None, CollectedBy::Owner),
+        (Phase::NotFound, Role::Attached, _) => Verdict::Vanished(None, CollectedBy::Unknown),
+        (Phase::NotFound, ..) => Verdict::Vanished(None, case.other_wait()),
         (_, Role::Attached, Some(pidfd)) => judge_attached(kernel, case, pidfd),
         (_, Role::Attached, None) => judge_attached_by_pid(kernel, case),
         (_, _, Some(pidfd)) => judge_child(kernel, case, pidfd),
@@ -111,20 +111,20 @@ fn judge_not_waitable<K: ProcessTable>(
     let reaped = kernel.is_reaped(pidfd);
     let status = kernel.exit_status(pidfd);
     if reaped || status.is_some() {
-        return Verdict::Vanished(status, CollectedBy::Owner);
+        return Verdict::Vanished(status, case.other_wait());
     }
     let alive = case.phase != Phase::Deferred && !kernel.has_exited(pidfd);
     if alive {
         Verdict::Vanished(None, CollectedBy::Observed)
     } else if case.trigger == Trigger::GraceExpired {
-        Verdict::Vanished(None, CollectedBy::Owner)
+        Verdict::Vanished(None, case.other_wait())
     } else {
         Verdict::DeferToOwner(None)
     }
 }
 
 fn judge_child_by_pid<K: ProcessTable>(kernel: &K, case: &Case<'_, K::Pidfd>) -> Verdict {
-    let vanished = Verdict::Vanished(None, CollectedBy::Owner);
+    let vanished = Verdict::Vanished(None, case.other_wait());
     match kernel.peek(Target::Pid(case.pid)) {
         WaitResult::NotWaitable if case.phase == Phase::Deferred => vanished,
         WaitResult::NotWaitable => match kernel.stat(case.pid) {
@@ -217,14 +217,23 @@ impl<P> Case<'_, P> {
             && !self.owner_grace.is_zero()
     }
 
+    /// Returns whose wait it was, if another one has reaped the process.
+    fn other_wait(&self) -> CollectedBy {
+        if self.state.role == Role::Owned {
+            CollectedBy::ForeignWait
+        } else {
+            CollectedBy::Owner
+        }
+    }
+
     /// Returns the counter of a shim that has vanished.
     pub(crate) fn counter(&self, collected_by: CollectedBy) -> ReaperCounter {
-        match (self.state.role, collected_by) {
-            (Role::Owned, CollectedBy::Owner) => ReaperCounter::ForeignWaits,
+        match collected_by {
+            CollectedBy::ForeignWait => ReaperCounter::ForeignWaits,
             _ if self.phase == Phase::NotFound => ReaperCounter::Unknown,
-            (Role::Attached, _) => ReaperCounter::Observed,
-            (_, CollectedBy::Observed) => ReaperCounter::Unknown,
-            _ => ReaperCounter::OwnerReaped,
+            CollectedBy::Observed if self.state.role == Role::Attached => ReaperCounter::Observed,
+            CollectedBy::Observed | CollectedBy::Unknown => ReaperCounter::Unknown,
+            CollectedBy::Owner | CollectedBy::Reaper => ReaperCounter::OwnerReaped,
         }
     }
 

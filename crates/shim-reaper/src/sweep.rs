@@ -6,7 +6,7 @@ use crate::kernel::{MAX_READY_EVENTS, NoPidfd, Orphans, ProcessTable, Target, Un
 use crate::outbox::Outbox;
 use crate::register::Shared;
 use crate::registry::{Phase, Registry};
-use crate::shim::{Shim, State};
+use crate::shim::{Role, Shim, State};
 use crate::sync::MutexGuard;
 use crate::sys::ChildExit;
 use crate::{CollectedBy, ReaperCounter, ReaperGauge, ShimExit, ShutdownReport};
@@ -292,10 +292,15 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         status: Option<ExitStatus>,
     ) {
         if status.is_some() {
+            let collected_by = match state.role {
+                // Reaped later, by the reaper or by a foreign wait.
+                Role::Owned => CollectedBy::Unknown,
+                Role::Shared | Role::Attached => CollectedBy::Owner,
+            };
             let exit = ShimExit {
                 pid: shim.pid,
                 status,
-                collected_by: CollectedBy::Owner,
+                collected_by,
                 rusage: None,
             };
             self.outbox

@@ -150,7 +150,7 @@ async fn attaching_to_a_missing_process_resolves_as_vanished(builder: ReaperBuil
     let exit = handle.await.unwrap();
     assert_eq!(
         (exit.status, exit.collected_by),
-        (None, CollectedBy::Observed)
+        (None, CollectedBy::Unknown)
     );
     eventually("the entry is removed", || {
         fixture.reaper.stats().registered == 0

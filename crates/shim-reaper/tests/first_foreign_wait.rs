@@ -53,7 +53,7 @@ fn spawn_short_lived_children() {
             let mut command = Command::new("sh");
             command.args(["-c", &format!("exit {code}")]);
             let exit = fixture.reaper.spawn(command).unwrap().await.unwrap();
-            let reaped_elsewhere = exit.collected_by == CollectedBy::Owner;
+            let reaped_elsewhere = exit.collected_by == CollectedBy::ForeignWait;
             // Older kernels do not keep the status for the pidfd.
             if !reaped_elsewhere || kernel_is_at_least(6, 15) {
                 assert_eq!(exit.code(), Some(code), "round {round}: {exit:?}");

@@ -81,6 +81,16 @@ fn the_format_of_an_exit_is_stable() {
             None,
             None,
         ),
+        (
+            r#"{"pid":7,"code":0,"signal":null,"core_dumped":false,"collected_by":"foreign_wait","rusage":null}"#,
+            Some(0),
+            None,
+        ),
+        (
+            r#"{"pid":7,"code":0,"signal":null,"core_dumped":false,"collected_by":"unknown","rusage":null}"#,
+            Some(0),
+            None,
+        ),
     ] {
         let exit: ShimExit = from_str(text).unwrap();
         assert_eq!((exit.code(), exit.signal()), (code, signal));

@@ -44,7 +44,7 @@ fn a_tokio_child_that_a_foreign_wait_has_reaped_is_not_killed_by_pid() {
                 return;
             };
             let exit = runtime.block_on(handle.wait()).unwrap();
-            assert_eq!(exit.collected_by, CollectedBy::Owner);
+            assert_eq!(exit.collected_by, CollectedBy::ForeignWait);
             runtime.block_on(fixture.expect(0, 1, 0));
             drop((handle, fixture, runtime));
             common::kill(other, SIGTERM);

@@ -136,7 +136,10 @@ fn start_time_of_a_running_child_without_a_pidfd_is_compared_in_turn() {
         assert!(expected, "{verdict:?}");
     }
     let verdict = compare(&kernel, Some(0));
-    assert!(is_vanished(&verdict, CollectedBy::Owner), "{verdict:?}");
+    assert!(
+        is_vanished(&verdict, CollectedBy::ForeignWait),
+        "{verdict:?}"
+    );
 }
 
 #[test]
@@ -188,7 +191,10 @@ fn dead_process_that_cannot_be_waited_for_is_not_observed() {
 fn zombie_with_a_recycled_pid_is_never_reaped() {
     let kernel = kernel_with_recycled_pid(ProcessState::Zombie(3));
     let verdict = Check::by_pid(&kernel, Role::Owned).verdict();
-    assert!(is_vanished(&verdict, CollectedBy::Owner), "{verdict:?}");
+    assert!(
+        is_vanished(&verdict, CollectedBy::ForeignWait),
+        "{verdict:?}"
+    );
     assert!(kernel.reaped_by_reaper().is_empty());
 }
 
@@ -262,7 +268,7 @@ fn foreign_wait_shows_only_for_children_that_only_the_reaper_may_wait_for() {
         };
         case.shows_foreign_wait(&verdict)
     };
-    let vanished = || Verdict::Vanished(None, CollectedBy::Owner);
+    let vanished = || Verdict::Vanished(None, CollectedBy::ForeignWait);
     assert!(shows(Role::Owned, true, vanished()));
     assert!(shows(Role::Owned, true, Verdict::DeferToOwner(None)));
     assert!(!shows(Role::Owned, true, RUNNING));
@@ -296,8 +302,8 @@ fn reason_why_a_process_was_not_reaped_depends_on_its_registration() {
     for (role, phase, collected_by, expected) in [
         (
             Role::Owned,
-            Phase::Alive,
-            CollectedBy::Owner,
+            Phase::NotFound,
+            CollectedBy::ForeignWait,
             ReaperCounter::ForeignWaits,
         ),
         (
@@ -333,7 +339,7 @@ fn reason_why_a_process_was_not_reaped_depends_on_its_registration() {
         (
             Role::Attached,
             Phase::NotFound,
-            CollectedBy::Observed,
+            CollectedBy::Unknown,
             ReaperCounter::Unknown,
         ),
     ] {

@@ -92,7 +92,7 @@ fn process_that_is_reaped_before_its_watch_fails_keeps_its_identity() {
     };
     let shim = insert().unwrap();
     sweep(&core);
-    assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::Owner)));
+    assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::ForeignWait)));
 }
 
 #[test]

@@ -36,13 +36,16 @@ fn foreign_wait_leaves_no_status_on_kernels_that_do_not_keep_it() {
     let shim = register(&core, 7, Role::Owned);
     core.shared.kernel.set(7, ProcessState::Reaped(3));
     sweep(&core);
-    assert_eq!(exit_of(&shim), Some((None, CollectedBy::Owner)));
+    assert_eq!(exit_of(&shim), Some((None, CollectedBy::ForeignWait)));
     assert_eq!(counts(&core), (0, 1, 0));
 }
 
 #[test]
 fn status_is_awaited_while_a_foreign_wait_is_in_progress() {
-    for role in [Role::Owned, Role::Shared] {
+    for (role, collected_by) in [
+        (Role::Owned, CollectedBy::ForeignWait),
+        (Role::Shared, CollectedBy::Owner),
+    ] {
         let core = core(LATEST);
         core.shared.kernel.fork(7);
         let shim = register(&core, 7, role);
@@ -56,7 +59,7 @@ fn status_is_awaited_while_a_foreign_wait_is_in_progress() {
         );
         core.shared.kernel.set(7, ProcessState::Reaped(3));
         sweep(&core);
-        assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::Owner)));
+        assert_eq!(exit_of(&shim), Some((Some(3), collected_by)));
         assert_eq!(counts(&core), (0, 1, 0));
     }
 }
@@ -69,7 +72,7 @@ fn foreign_wait_that_completes_during_a_check_yields_the_status() {
     core.shared.kernel.set(7, ProcessState::BeingReaped(3));
     core.shared.kernel.finish_reaping_before_next_poll();
     sweep(&core);
-    assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::Owner)));
+    assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::ForeignWait)));
 }
 
 #[test]
@@ -81,7 +84,7 @@ fn foreign_wait_that_never_completes_is_awaited_for_one_grace_period() {
     sweep(&core);
     core.shared.kernel.pass_time(INTERVAL);
     sweep(&core);
-    assert_eq!(exit_of(&shim), Some((None, CollectedBy::Owner)));
+    assert_eq!(exit_of(&shim), Some((None, CollectedBy::ForeignWait)));
     assert_eq!(counts(&core), (0, 1, 0));
 }
 
@@ -219,7 +222,10 @@ fn zombie_held_by_a_tracer_is_checked_by_sweeps_only() {
 #[test]
 fn handles_of_a_zombie_held_by_a_tracer_resolve_before_it_is_reaped() {
     for events in [true, false] {
-        for role in [Role::Owned, Role::Shared] {
+        for (role, collected_by) in [
+            (Role::Owned, CollectedBy::Unknown),
+            (Role::Shared, CollectedBy::Owner),
+        ] {
             let core = core(Features { events, ..LATEST });
             core.shared.kernel.fork(7);
             let shim = register(&core, 7, role);
@@ -227,7 +233,7 @@ fn handles_of_a_zombie_held_by_a_tracer_resolve_before_it_is_reaped() {
             sweep(&core);
             core.shared.kernel.set(7, ProcessState::Traced(3));
             sweep(&core);
-            assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::Owner)));
+            assert_eq!(exit_of(&shim), Some((Some(3), collected_by)));
             assert_eq!(counts(&core), (0, 0, 1));
             core.shared.kernel.set(7, ProcessState::Zombie(3));
             sweep(&core);
@@ -268,7 +274,7 @@ fn zombie_held_by_a_tracer_resolves_when_another_wait_reaps_it() {
     sweep(&core);
     core.shared.kernel.set(7, ProcessState::Reaped(3));
     block_on(core.reap_ready(&mut Outbox::new()));
-    assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::Owner)));
+    assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::Unknown)));
     assert_eq!(counts(&core), (0, 1, 0));
 }
 
