@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::core::Core;
 use crate::kernel::Linux;
 use crate::metrics::MetricsReporter;
-use crate::register::{Shared, StopRequest};
+use crate::shared::{Shared, StopRequest};
 use crate::stats::Counters;
 use crate::worker::Worker;
 use crate::{Metrics, MetricsSink, ShimReaper};

@@ -9,7 +9,7 @@ use sealed::{Adopted, Reaper, Sealed};
 use crate::adopt::Owner;
 use crate::kernel::Linux;
 use crate::pipes::Pipes;
-use crate::register::Shared;
+use crate::shared::Shared;
 use crate::shim::Shim;
 use crate::tokio_child::TokioChild;
 use crate::{RegisterError, RegisterErrorKind};

@@ -5,8 +5,8 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::ShutdownReport;
 use crate::kernel::ProcessTable;
 use crate::outbox::Outbox;
-use crate::register::Shared;
 use crate::registry::Registry;
+use crate::shared::Shared;
 use crate::sweep::{Progress, Sweep};
 
 /// How long [`Core::close_blocking`] waits for the worker to finish a slice. A slice takes well

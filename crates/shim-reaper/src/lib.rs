@@ -144,6 +144,7 @@ mod registry;
 mod serde_exit;
 #[cfg(feature = "serde")]
 mod serde_time;
+mod shared;
 mod shim;
 mod signal;
 #[cfg(any(test, feature = "simulation"))]

@@ -166,7 +166,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::register::Shared;
+    use crate::shared::Shared;
     use crate::shim::Role;
     use crate::stats::Counters;
 

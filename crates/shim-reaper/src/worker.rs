@@ -21,7 +21,7 @@ use crate::outbox::Outbox;
 use crate::parker::Parker;
 use crate::pipe_runtime::PipeRuntime;
 use crate::readiness::{Alarm, Host, KernelEvents, TokioHost, reap_when_ready};
-use crate::register::Shared;
+use crate::shared::Shared;
 use crate::shim::Shim;
 use crate::stop;
 use crate::thread::spawn_thread;

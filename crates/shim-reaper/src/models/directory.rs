@@ -14,7 +14,7 @@ use super::poll_next;
 use crate::core::Core;
 use crate::kernel::simulated::{Features, ProcessState, Simulated};
 use crate::outbox::Outbox;
-use crate::register::Shared;
+use crate::shared::Shared;
 use crate::shim::Role;
 use crate::stats::Counters;
 use crate::{Exits, RegisterErrorKind, ShutdownReport};

@@ -10,7 +10,7 @@ use crate::CollectedBy;
 use crate::core::Core;
 use crate::kernel::simulated::{Descriptor, Features, Simulated};
 use crate::outbox::Outbox;
-use crate::register::Shared;
+use crate::shared::Shared;
 use crate::shim::{Role, Shim};
 use crate::stats::Counters;
 

@@ -17,7 +17,7 @@ use crate::Signal;
 use crate::core::Core;
 use crate::kernel::simulated::{Failure, Interrupts, Simulated, SimulatedEvents};
 use crate::readiness::{Alarm, Host, KernelEvents, TokioAlarm};
-use crate::register::{Shared, StopRequest};
+use crate::shared::{Shared, StopRequest};
 use crate::stats::Counters;
 use crate::worker::{Drive, restart_on_panic};
 
