@@ -63,14 +63,29 @@ impl<K: ProcessTable> Core<K> {
         let progress = Sweep::new(&self.shared, &mut registry, outbox).reap_ready();
         let deadline = registry.next_deadline();
         drop(registry);
-        outbox.deliver();
+        self.deliver(outbox);
         (progress, deadline)
     }
 
-    /// Processes the events that are ready, unless another thread is doing it.
+    /// Does what was deferred until the locks are released.
+    fn deliver(&self, outbox: &mut Outbox<K::Pidfd>) {
+        outbox.deliver();
+        self.shared.log_deferred();
+    }
+
+    /// Processes the events that are ready, unless another thread is doing it. For other threads than
+    /// that of the worker.
     pub(crate) fn reap_ready_blocking(&self) {
         let mut outbox = Outbox::new();
-        while let Some((Progress::More, _)) = self.try_reap_ready(&mut outbox) {}
+        while let Some((progress, deadline)) = self.try_reap_ready(&mut outbox) {
+            // The worker waits for the deadlines that it knows.
+            if deadline.is_some() {
+                self.shared.wake_worker.notify_one();
+            }
+            if progress == Progress::Done {
+                return;
+            }
+        }
     }
 
     /// Does one interval sweep and processes the events that are ready, unless another thread has the
@@ -88,7 +103,7 @@ impl<K: ProcessTable> Core<K> {
             }
             let progress = sweep.sweep_slice();
             drop(registry);
-            outbox.deliver();
+            self.deliver(&mut outbox);
             if progress == Progress::Done {
                 break;
             }
@@ -109,7 +124,7 @@ impl<K: ProcessTable> Core<K> {
                 }
                 (sweep.sweep_slice(), registry.next_deadline())
             };
-            outbox.deliver();
+            self.deliver(outbox);
             if progress == Progress::Done || self.shared.is_closing() {
                 return deadline;
             }
@@ -135,7 +150,7 @@ impl<K: ProcessTable> Core<K> {
         let first = registry.closed.is_none();
         let report = Sweep::new(&self.shared, &mut registry, &mut outbox).close();
         drop(registry);
-        drop(outbox);
+        self.deliver(&mut outbox);
         if first {
             tracing::info!(
                 drained = report.drained,
@@ -186,3 +201,6 @@ impl<K: ProcessTable> Core<K> {
         Some(inspect(&*self.registry.try_lock().ok()?))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -243,11 +243,18 @@ impl Metrics for MetricsSink {
 /// The caller must not hold the lock of the directory or of a shim, because the embedder may call the
 /// reaper.
 #[derive(Clone, Default)]
-pub(crate) struct MetricsReporter(Option<Arc<dyn Metrics>>);
+pub(crate) struct MetricsReporter {
+    metrics: Option<Arc<dyn Metrics>>,
+    /// The number of panics that have not been logged.
+    panics: Arc<AtomicU64>,
+}
 
 impl MetricsReporter {
     pub(crate) fn new(metrics: impl Metrics) -> Self {
-        Self(Some(Arc::new(metrics)))
+        Self {
+            metrics: Some(Arc::new(metrics)),
+            panics: Arc::default(),
+        }
     }
 
     pub(crate) fn increment(&self, counter: ReaperCounter) {
@@ -261,15 +268,29 @@ impl MetricsReporter {
     /// Reports a registration before the worker can report its end.
     pub(crate) fn begin_registration(&self) -> Registration<'_> {
         self.adjust(ReaperGauge::Registered, 1);
-        Registration(Some(self))
+        Registration {
+            reporter: Some(self),
+            without_pidfd: false,
+        }
+    }
+
+    /// Logs the panics since the last call. The caller must not hold a lock.
+    pub(crate) fn log_panics(&self) {
+        if self.panics.load(Relaxed) > 0 {
+            let events = self.panics.swap(0, Relaxed);
+            tracing::error!(
+                events,
+                "the metrics of the reaper panicked; events are missing in them"
+            );
+        }
     }
 
     fn call(&self, call: impl FnOnce(&dyn Metrics)) {
-        let Some(metrics) = &self.0 else {
+        let Some(metrics) = &self.metrics else {
             return;
         };
         if catch_unwind(AssertUnwindSafe(|| call(&**metrics))).is_err() {
-            tracing::error!("the metrics of the reaper panicked; an event is missing in them");
+            self.panics.fetch_add(1, Relaxed);
         }
     }
 }
@@ -282,17 +303,32 @@ impl fmt::Debug for MetricsReporter {
 
 /// A reported registration. Dropping it withdraws the report.
 #[derive(Debug)]
-pub(crate) struct Registration<'a>(Option<&'a MetricsReporter>);
+pub(crate) struct Registration<'a> {
+    /// `None` once complete.
+    reporter: Option<&'a MetricsReporter>,
+    without_pidfd: bool,
+}
 
 impl Registration<'_> {
+    /// Reports that the shim has no pidfd.
+    pub(crate) fn add_without_pidfd(&mut self) {
+        if let (Some(reporter), false) = (self.reporter, self.without_pidfd) {
+            self.without_pidfd = true;
+            reporter.adjust(ReaperGauge::WithoutPidfd, 1);
+        }
+    }
+
     pub(crate) fn complete(mut self) {
-        self.0 = None;
+        self.reporter = None;
     }
 }
 
 impl Drop for Registration<'_> {
     fn drop(&mut self) {
-        if let Some(reporter) = self.0 {
+        if let Some(reporter) = self.reporter {
+            if self.without_pidfd {
+                reporter.adjust(ReaperGauge::WithoutPidfd, -1);
+            }
             reporter.adjust(ReaperGauge::Registered, -1);
         }
     }

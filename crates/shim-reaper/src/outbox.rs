@@ -1,3 +1,4 @@
+use std::io;
 use std::task::Waker;
 
 use crate::ShimExit;
@@ -16,15 +17,24 @@ const MAX_DEFERRED_CLOSES: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Outbox<P> {
     pub(crate) wakers: Vec<Waker>,
-    exits: Vec<ShimExit>,
+    log: Vec<LogLine>,
     pidfds: Vec<P>,
+}
+
+/// What a slice has to log.
+#[derive(Debug)]
+pub(crate) enum LogLine {
+    Ended(ShimExit),
+    ForeignWait { pid: u32 },
+    CannotReadEvents(io::Error),
+    CannotWatchAgain(io::Error),
 }
 
 impl<P> Outbox<P> {
     pub(crate) fn new() -> Self {
         Self {
             wakers: Vec::new(),
-            exits: Vec::new(),
+            log: Vec::new(),
             pidfds: Vec::new(),
         }
     }
@@ -41,8 +51,13 @@ impl<P> Outbox<P> {
     ) {
         if state.resolve(exit, &mut self.wakers) {
             subscribers.publish(exit, &mut self.wakers);
-            self.exits.push(exit);
+            self.log(LogLine::Ended(exit));
         }
+    }
+
+    /// Logs a line once the locks are released.
+    pub(crate) fn log(&mut self, line: LogLine) {
+        self.log.push(line);
     }
 
     /// Closes a pidfd later, at the end of the next interval sweep at the latest.
@@ -54,20 +69,37 @@ impl<P> Outbox<P> {
         self.pidfds.clear();
     }
 
-    /// Wakes the tasks and logs the exits. The caller must not hold a lock.
+    /// Wakes the tasks and logs the lines. The caller must not hold a lock.
     pub(crate) fn deliver(&mut self) {
         wake_all(self.wakers.drain(..));
-        for exit in self.exits.drain(..) {
-            tracing::debug!(
+        for line in self.log.drain(..) {
+            line.write();
+        }
+        if self.pidfds.len() > MAX_DEFERRED_CLOSES {
+            self.close_pidfds();
+        }
+    }
+}
+
+impl LogLine {
+    pub(crate) fn write(self) {
+        match self {
+            Self::Ended(exit) => tracing::debug!(
                 pid = exit.pid,
                 code = exit.code(),
                 signal = exit.signal(),
                 collected_by = ?exit.collected_by,
                 "shim ended"
-            );
-        }
-        if self.pidfds.len() > MAX_DEFERRED_CLOSES {
-            self.close_pidfds();
+            ),
+            Self::ForeignWait { pid } => tracing::warn!(
+                pid,
+                "a foreign wait reaped a shim; look for code in this process that waits for any \
+                 child, or that ignores SIGCHLD"
+            ),
+            Self::CannotReadEvents(error) => tracing::debug!(%error, "cannot read process events"),
+            Self::CannotWatchAgain(error) => {
+                tracing::debug!(%error, "cannot re-arm a watch; spot checks replace it");
+            }
         }
     }
 }

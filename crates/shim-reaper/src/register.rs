@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use crate::command::sealed::CommandRef;
 use crate::directory::{Check, Entries};
 use crate::kernel::{NoPidfd, ProcessTable, Spawned, Target, WaitResult};
+use crate::outbox::LogLine;
 use crate::pipes::Pipes;
 use crate::shared::Shared;
 use crate::shim::{Groups, NO_PROCESS, Role, Shim};
@@ -124,48 +125,64 @@ impl<K: ProcessTable> Shared<K> {
             }
         };
         if check == Check::NotFound && role == Role::Owned {
-            self.note_foreign_wait(pid);
-        }
-        let registration = self.counters.metrics.begin_registration();
-        let mut entries = self.directory.lock();
-        // Checked under the directory lock: the final drain locks it after the token is cancelled,
-        // so that no registration comes after the drain.
-        if self.is_refusing() {
-            return Err(Refused(pidfd));
-        }
-        if let Some(entry) = self.find_same(&entries, pid, role, pidfd.as_ref(), start_time) {
-            let mut state = entry.state();
-            if let Some(child) = take_child() {
-                state.tokio_child = Some(child);
+            if self.note_foreign_wait() {
+                LogLine::ForeignWait { pid }.write();
             }
-            if role > state.role {
-                state.role = role;
-                drop(state);
-                entries.request_check(&entry);
-                drop(entries);
-                self.wake_worker.notify_one();
-            }
-            return Ok(Arc::clone(&entry));
         }
-        let id = entries.next_id();
-        // The watch is set under the directory lock, and the sweep reads the directory before it
-        // processes events: it never gets an event of a shim that it does not know.
-        let watched = pidfd.as_ref().map(|fd| (fd, self.kernel.watch(fd, id)));
-        if let Some((fd, Err(error))) = watched {
+        let mut registration = self.counters.metrics.begin_registration();
+        if pidfd.is_none() {
+            registration.add_without_pidfd();
+        }
+        let mut has_watch = pidfd.is_some();
+        let (mut entries, id) = loop {
+            let mut entries = self.directory.lock();
+            // Checked under the directory lock: the final drain locks it after the token is
+            // cancelled, so that no registration comes after the drain.
+            if self.is_refusing() {
+                return Err(Refused(pidfd));
+            }
+            if let Some(entry) = self.find_same(&entries, pid, role, pidfd.as_ref(), start_time) {
+                let mut state = entry.state();
+                if let Some(child) = take_child() {
+                    state.tokio_child = Some(child);
+                }
+                if role > state.role {
+                    state.role = role;
+                    drop(state);
+                    entries.request_check(&entry);
+                    drop(entries);
+                    self.wake_worker.notify_one();
+                }
+                return Ok(Arc::clone(&entry));
+            }
+            let id = entries.next_id();
+            // The watch is set under the directory lock, and the sweep reads the directory before it
+            // processes events: it never gets an event of a shim that it does not know.
+            let watched = match pidfd.as_ref().filter(|_| has_watch) {
+                Some(fd) => self.kernel.watch(fd, id),
+                None => Ok(()),
+            };
+            let Err(error) = watched else {
+                break (entries, id);
+            };
+            // Unlocked for the log and the metrics.
+            drop(entries);
             self.warn_without_pidfd(pid, &error);
-            start_time = self.start_time(pid);
+            has_watch = false;
+            let own_start_time = self.start_time(pid);
             // If it is not reaped now, the start time is its own.
-            if self.kernel.is_reaped(fd) {
+            if pidfd.as_ref().is_some_and(|fd| self.kernel.is_reaped(fd)) {
                 check = Check::Now;
             } else {
+                start_time = own_start_time;
                 pidfd = None;
+                registration.add_without_pidfd();
             }
-        }
+        };
         if check == Check::NotFound {
             start_time = Some(NO_PROCESS);
         }
-        let without_pidfd = pidfd.is_none();
-        if without_pidfd {
+        if pidfd.is_none() {
             self.counters.change(ReaperGauge::WithoutPidfd, 1);
         }
         // The pidfd of a caller may be that of an earlier process with the pid of the entry.
@@ -182,9 +199,7 @@ impl<K: ProcessTable> Shared<K> {
         self.counters.change(ReaperGauge::Registered, 1);
         drop(entries);
         registration.complete();
-        if without_pidfd {
-            self.counters.metrics.adjust(ReaperGauge::WithoutPidfd, 1);
-        }
+        self.log_deferred();
         if check != Check::OnEvent {
             self.wake_worker.notify_one();
         }

@@ -34,6 +34,8 @@ pub(crate) struct Shared<K: ProcessTable> {
     /// Whether every spawned child opens its own pidfd, not only after a foreign wait.
     pub(crate) early_pidfd: bool,
     shortage_logged: AtomicBool,
+    /// Whether it is logged that the kernel has no pidfds.
+    pidfd_failure_logged: AtomicBool,
     /// Cancelled by the embedder to stop every shim and then shut down.
     pub(crate) stop_request: Option<StopRequest>,
     /// Set when a shutdown begins, before `token` is cancelled.
@@ -76,6 +78,7 @@ impl<K: ProcessTable> Shared<K> {
             reap_all_orphans: false,
             early_pidfd,
             shortage_logged: AtomicBool::new(false),
+            pidfd_failure_logged: AtomicBool::new(false),
             stop_request,
             refusing: AtomicBool::new(false),
             kill_at: Mutex::default(),
@@ -108,16 +111,20 @@ impl<K: ProcessTable> Shared<K> {
         }
     }
 
-    /// Records that a foreign wait in this process reaps children that only the reaper may wait
-    /// for.
-    pub(crate) fn note_foreign_wait(&self, pid: u32) {
-        if !self.foreign_wait_seen.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                pid,
-                "a foreign wait reaped a shim; look for code in this process that waits for any \
-                 child, or that ignores SIGCHLD"
-            );
+    /// Logs what happened while a lock was held. The caller must not hold a lock.
+    pub(crate) fn log_deferred(&self) {
+        if let Some(error) = self.kernel.pidfd_failure() {
+            if !self.pidfd_failure_logged.swap(true, Ordering::Relaxed) {
+                tracing::warn!(%error, "pidfds are unavailable; only interval sweeps check the shims");
+            }
         }
+        self.counters.metrics.log_panics();
+    }
+
+    /// Records that a foreign wait in this process reaps children that only the reaper may wait
+    /// for. Returns whether it is the first.
+    pub(crate) fn note_foreign_wait(&self) -> bool {
+        !self.foreign_wait_seen.swap(true, Ordering::Relaxed)
     }
 
     pub(crate) fn is_closing(&self) -> bool {

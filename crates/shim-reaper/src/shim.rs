@@ -169,12 +169,13 @@ impl<P> Shim<P> {
         key: &mut Option<u32>,
         waker: &Waker,
     ) -> Poll<Result<ShimExit, ReaperClosed>> {
+        // Cloned, and the previous one dropped, without the lock: both may run code of the executor.
+        let waker = waker.clone();
         let replaced = match &mut self.state().outcome {
             Outcome::Running(waiters) => waiters.add(key, waker),
             Outcome::Exited(exit) => return Poll::Ready(Ok(*exit)),
             Outcome::Closed => return Poll::Ready(Err(ReaperClosed)),
         };
-        // Dropped without the lock, because it may run code of its executor.
         drop(replaced);
         Poll::Pending
     }
@@ -297,15 +298,14 @@ impl<P> State<P> {
 
 impl Waiters {
     /// Returns the waker that the new one replaces.
-    fn add(&mut self, key: &mut Option<u32>, waker: &Waker) -> Option<Waker> {
+    fn add(&mut self, key: &mut Option<u32>, waker: Waker) -> Option<Waker> {
         let entry = key.and_then(|key| self.wakers.iter_mut().find(|(k, _)| *k == key));
         if let Some((_, stored)) = entry {
-            let is_new = !stored.will_wake(waker);
-            return is_new.then(|| mem::replace(stored, waker.clone()));
+            return Some(mem::replace(stored, waker));
         }
         let new = self.next_key;
         self.next_key = self.next_key.wrapping_add(1);
-        self.wakers.push((new, waker.clone()));
+        self.wakers.push((new, waker));
         *key = Some(new);
         None
     }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use crate::judge::{Case, Trigger, Verdict, judge};
 use crate::kernel::{MAX_READY_EVENTS, NoPidfd, Orphans, ProcessTable, Target, Until, WaitResult};
-use crate::outbox::Outbox;
+use crate::outbox::{LogLine, Outbox};
 use crate::registry::{Phase, Registry};
 use crate::shared::Shared;
 use crate::shim::{Role, Shim, State};
@@ -157,8 +157,10 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         self.shared
             .kernel
             .ready(&mut self.registry.ready)
-            .inspect_err(|error| tracing::debug!(%error, "cannot read process events"))
-            .unwrap_or(0)
+            .unwrap_or_else(|error| {
+                self.outbox.log(LogLine::CannotReadEvents(error));
+                0
+            })
     }
 
     fn admit(&mut self) {
@@ -246,8 +248,8 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
             compare_identity: self.registry.cursor.is_comparison_due(id),
         };
         let verdict = judge(&self.shared.kernel, &case);
-        if case.shows_foreign_wait(&verdict) {
-            self.shared.note_foreign_wait(shim.pid);
+        if case.shows_foreign_wait(&verdict) && self.shared.note_foreign_wait() {
+            self.outbox.log(LogLine::ForeignWait { pid: shim.pid });
         }
         match verdict {
             Verdict::Running { identity_compared } => {
@@ -380,9 +382,9 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
             .resolve(&self.shared.subscribers, &mut state, exit);
     }
 
-    fn watch_again(&self, pidfd: &K::Pidfd, id: u64, until: Until) {
+    fn watch_again(&mut self, pidfd: &K::Pidfd, id: u64, until: Until) {
         if let Err(error) = self.shared.kernel.watch_again(pidfd, id, until) {
-            tracing::debug!(%error, "cannot re-arm a watch; spot checks replace it");
+            self.outbox.log(LogLine::CannotWatchAgain(error));
         }
     }
 

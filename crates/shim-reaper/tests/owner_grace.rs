@@ -6,8 +6,8 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{
-    DEADLINE, Fixture, eventually, exits_on_eof, is_gone, is_waitable, is_zombie,
-    kernel_is_at_least, sleeper,
+    DEADLINE, Fixture, eventually, exits_on_eof, exits_with, is_gone, is_waitable, is_zombie,
+    kernel_is_at_least, sleeper, spawn_and_forget,
 };
 use shim_reaper::{CollectedBy, ReaperBuilder, ShimReaper};
 
@@ -130,4 +130,27 @@ async fn without_a_grace_period_the_reaper_reaps_at_once(builder: ReaperBuilder)
         (Some(9), CollectedBy::Reaper)
     );
     assert!(is_gone(child.id()));
+}
+
+/// The worker, which sweeps again in an hour, does not get the event that the blocked thread takes.
+#[test]
+fn a_grace_period_that_a_blocked_thread_starts_ends_in_time() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let builder = ShimReaper::builder().sweep_interval(Duration::from_secs(3600));
+        let fixture = Fixture::new(builder.owner_grace(Duration::from_millis(100)));
+        eventually("the first sweep completes", || {
+            fixture.reaper.stats().sweeps_completed > 0
+        })
+        .await;
+        let pid = spawn_and_forget(exits_with(3));
+        let handle = fixture.reaper.register(pid).unwrap();
+        // Blocks the worker too.
+        assert_eq!(handle.wait_blocking().unwrap().code(), Some(3));
+        fixture.expect(1, 0, 0).await;
+        assert!(is_gone(pid));
+    });
 }

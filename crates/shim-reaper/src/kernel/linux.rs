@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::{Child, Command, ExitStatus};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,8 @@ use crate::thread::spawn_thread;
 pub(crate) struct Linux {
     /// Whether the kernel has pidfds and the embedder allows them.
     pidfds: AtomicBool,
+    /// Why the kernel has no pidfds.
+    pidfd_failure: OnceLock<io::Error>,
     /// Whether the kernel has `P_PIDFD`.
     wait_by_pidfd: AtomicBool,
     watches: Watches,
@@ -46,6 +48,7 @@ impl Linux {
     pub(crate) fn new(pidfds: bool) -> Self {
         Self {
             pidfds: AtomicBool::new(pidfds),
+            pidfd_failure: OnceLock::new(),
             wait_by_pidfd: AtomicBool::new(true),
             watches: Watches::default(),
             next_child: AtomicUsize::new(0),
@@ -221,11 +224,16 @@ impl ProcessTable for Linux {
             Some(libc::ESRCH | libc::EINVAL | libc::ENOENT) => NoPidfd::NoProcess,
             Some(libc::ENOSYS | libc::EPERM | libc::ENODEV) => {
                 self.pidfds.store(false, Ordering::Relaxed);
-                tracing::warn!(%error, "pidfds are unavailable; only interval sweeps check the shims");
+                // Not logged here: the caller may hold a lock.
+                let _ = self.pidfd_failure.set(error);
                 NoPidfd::Unsupported
             }
             _ => NoPidfd::Exhausted(error),
         })
+    }
+
+    fn pidfd_failure(&self) -> Option<&io::Error> {
+        self.pidfd_failure.get()
     }
 
     fn duplicate(&self, pidfd: &OwnedFd) -> io::Result<OwnedFd> {

@@ -32,6 +32,11 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
 
     fn open(&self, pid: u32) -> Result<Self::Pidfd, NoPidfd>;
 
+    /// Returns the error that showed that the kernel has no pidfds, if [`open`](Self::open) got it.
+    fn pidfd_failure(&self) -> Option<&io::Error> {
+        None
+    }
+
     fn duplicate(&self, pidfd: &Self::Pidfd) -> io::Result<Self::Pidfd>;
 
     /// Checks a pidfd that other code has opened.
