@@ -1,11 +1,11 @@
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::ShutdownReport;
 use crate::directory::{Check, Pending};
-use crate::kernel::Orphan;
+use crate::kernel::{ForkedChildren, Orphan};
 use crate::shim::Shim;
 
 /// The maximum number of running shims without a pidfd whose identity an interval sweep compares.
@@ -30,8 +30,7 @@ pub(crate) struct Registry<P> {
     pub(crate) orphaned_groups: BTreeSet<u32>,
     /// Dead children that may be orphans, each with the end of its grace period.
     pub(crate) orphans: BTreeMap<Orphan, Instant>,
-    /// Children that this process has forked itself, recorded while orphans are looked for.
-    pub(crate) forked: HashSet<u32>,
+    pub(crate) forked: ForkedChildren,
     pub(crate) cursor: SweepCursor,
     /// The first id of the next spot check.
     spot_check_from: u64,
@@ -77,7 +76,7 @@ impl<P> Registry<P> {
             deferred: BTreeSet::new(),
             orphaned_groups: BTreeSet::new(),
             orphans: BTreeMap::new(),
-            forked: HashSet::new(),
+            forked: ForkedChildren::default(),
             cursor: SweepCursor::default(),
             spot_check_from: 0,
             closed: None,

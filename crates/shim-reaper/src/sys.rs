@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::time::{ClockId, clock_gettime};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -201,6 +202,18 @@ pub(crate) fn has_zombie() -> bool {
     let done = unsafe { libc::waitid(libc::P_ALL, 0, info.as_mut_ptr(), flags) };
     // SAFETY: zeroed memory is a valid siginfo_t; waitid(2) sets si_pid to 0 if no child has exited.
     done == 0 && unsafe { info.assume_init().si_pid() } != 0
+}
+
+/// Returns the time since boot in the unit of start times: `proc_pid_stat(5)`.
+pub(crate) fn ticks_since_boot() -> u64 {
+    let Ok(now) = clock_gettime(ClockId::CLOCK_BOOTTIME) else {
+        // Every child that is seen now has started before.
+        return u64::MAX;
+    };
+    // SAFETY: takes an integer.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) }.max(1) as u64;
+    let (seconds, nanos) = (now.tv_sec() as u64, now.tv_nsec() as u64);
+    seconds * per_second + nanos * per_second / 1_000_000_000
 }
 
 /// The first version of `struct pidfd_info`. Newer kernels accept it and fill this prefix only.

@@ -1,25 +1,25 @@
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::{Child, Command, ExitStatus};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::prctl::get_child_subreaper;
 use nix::sys::signal;
 use nix::sys::wait::waitpid;
-use nix::unistd::{Pid, getpgid};
+use nix::unistd::Pid;
 
-use super::procfs::{self, Children};
+use super::orphans::OrphanSearch;
+use super::procfs;
 use super::{
-    Member, NoPidfd, Orphan, Orphans, ProcStat, ProcessTable, Spawned, Target, Until, WaitResult,
-    Watches,
+    ForkedChildren, Member, NoPidfd, Orphan, Orphans, ProcStat, ProcessTable, Spawned, Target,
+    Until, WaitResult, Watches,
 };
 use crate::Signal;
 use crate::command::sealed::CommandRef;
@@ -37,12 +37,8 @@ pub(crate) struct Linux {
     /// Whether the kernel has `P_PIDFD`.
     wait_by_pidfd: AtomicBool,
     watches: Watches,
-    /// The position in the list of children at which [`next_zombies`](Self::next_zombies) continues.
-    next_child: AtomicUsize,
+    orphans: OrphanSearch,
 }
-
-/// The maximum number of running children that a sweep checks to find orphans, while a child is dead.
-const MAX_RUNNING_PER_SWEEP: usize = 512;
 
 impl Linux {
     pub(crate) fn new(pidfds: bool) -> Self {
@@ -51,7 +47,7 @@ impl Linux {
             pidfd_failure: OnceLock::new(),
             wait_by_pidfd: AtomicBool::new(true),
             watches: Watches::default(),
-            next_child: AtomicUsize::new(0),
+            orphans: OrphanSearch::default(),
         }
     }
 
@@ -177,28 +173,6 @@ fn wait_by_guarded_pid(
 ) -> io::Result<Option<ChildExit>> {
     sys::pidfd_send_signal(pidfd.as_fd(), None)?;
     sys::waitid(WaitFor::Pid(pid), keep_zombie)
-}
-
-impl Linux {
-    /// Returns the zombies among these children, up to the [`MAX_RUNNING_PER_SWEEP`]th child that still
-    /// runs. The next call goes on from there.
-    fn next_zombies(&self, children: &[u32]) -> Vec<u32> {
-        let first = self.next_child.load(Ordering::Relaxed) % children.len().max(1);
-        let (later, next) = children.split_at(first);
-        let mut zombies = Vec::new();
-        let mut checked = 0;
-        for pid in next.iter().chain(later) {
-            if checked - zombies.len() == MAX_RUNNING_PER_SWEEP {
-                break;
-            }
-            checked += 1;
-            if matches!(sys::waitid(WaitFor::Pid(*pid), true), Ok(Some(_))) {
-                zombies.push(*pid);
-            }
-        }
-        self.next_child.store(first + checked, Ordering::Relaxed);
-        zombies
-    }
 }
 
 impl ProcessTable for Linux {
@@ -333,47 +307,8 @@ impl ProcessTable for Linux {
         ProcStat::read(pid)
     }
 
-    fn dead_orphans(&self, among: Orphans<'_>, forked: &mut HashSet<u32>) -> Vec<Orphan> {
-        let is_subreaper = std::process::id() == 1 || get_child_subreaper().unwrap_or(false);
-        if !is_subreaper {
-            return Vec::new();
-        }
-        let is_dead = |target| matches!(sys::waitid(target, true), Ok(Some(_)));
-        // While no child is dead, the children do not have to be listed.
-        if matches!(among, Orphans::All) && !sys::has_zombie() {
-            return Vec::new();
-        }
-        let Ok(children) = Children::read() else {
-            return Vec::new();
-        };
-        let candidates: HashSet<u32> = children.forked_or_reparented.iter().copied().collect();
-        forked.retain(|pid| candidates.contains(pid));
-        forked.extend(children.forked);
-        let candidates = || {
-            let candidates = children.forked_or_reparented.iter().copied();
-            candidates.filter(|pid| !forked.contains(pid))
-        };
-        let dead: Vec<u32> = match among {
-            Orphans::InGroups(pgids) => {
-                let is_dead_group = |pgid: &&u32| is_dead(WaitFor::Group(**pgid));
-                let pgids: HashSet<u32> = pgids.iter().filter(is_dead_group).copied().collect();
-                // The leader is reaped; a child that has its pid is another process.
-                let in_groups = |pid: &u32| {
-                    let pgid = getpgid(Some(as_pid(*pid))).map(|pgid| pgid.as_raw() as u32);
-                    pgid.is_ok_and(|pgid| pgid != *pid && pgids.contains(&pgid))
-                };
-                let candidates = candidates().filter(|_| !pgids.is_empty());
-                candidates
-                    .filter(|pid| is_dead(WaitFor::Pid(*pid)) && in_groups(pid))
-                    .collect()
-            }
-            Orphans::All => self.next_zombies(&candidates().collect::<Vec<_>>()),
-        };
-        let orphan = |pid| {
-            let start_time = ProcStat::read(pid).ok()??.start_time;
-            Some(Orphan { pid, start_time })
-        };
-        dead.into_iter().filter_map(orphan).collect()
+    fn dead_orphans(&self, among: Orphans<'_>, forked: &mut ForkedChildren) -> Vec<Orphan> {
+        self.orphans.find_dead(among, forked)
     }
 
     fn reap_orphan(&self, orphan: Orphan) -> bool {

@@ -1,12 +1,15 @@
 //! The kernel's process table: the interface that the sweep uses, and its implementations.
 
+mod forked_children;
 mod linux;
+mod orphans;
 mod process_table;
 mod procfs;
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) mod simulated;
 mod watches;
 
+pub(crate) use forked_children::ForkedChildren;
 pub(crate) use linux::Linux;
 pub(crate) use process_table::{
     MAX_READY_EVENTS, Member, NoPidfd, Orphan, Orphans, ProcessTable, Spawned, Target, Until,

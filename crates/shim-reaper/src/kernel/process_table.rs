@@ -1,10 +1,10 @@
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Debug;
 use std::io;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use super::ProcStat;
+use super::{ForkedChildren, ProcStat};
 use crate::Signal;
 use crate::command::sealed::CommandRef;
 use crate::pipes::Pipes;
@@ -106,7 +106,7 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
     ///
     /// `forked` keeps the children that this process certainly forked from one call to the next, so
     /// that the list leaves them out even after the thread that forked them has exited.
-    fn dead_orphans(&self, among: Orphans<'_>, forked: &mut HashSet<u32>) -> Vec<Orphan>;
+    fn dead_orphans(&self, among: Orphans<'_>, forked: &mut ForkedChildren) -> Vec<Orphan>;
 
     /// Reaps an orphan. Returns false if it is gone, or may be another process.
     fn reap_orphan(&self, orphan: Orphan) -> bool;

@@ -1,4 +1,4 @@
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::process::ExitStatus;
@@ -11,7 +11,8 @@ use super::process::{Parent, Process, ProcessState, ReapedBy, wait_status};
 use super::table::{Failure, no_descriptor};
 use crate::command::sealed::CommandRef;
 use crate::kernel::{
-    Member, NoPidfd, Orphan, Orphans, ProcStat, ProcessTable, Spawned, Target, Until, WaitResult,
+    ForkedChildren, Member, NoPidfd, Orphan, Orphans, ProcStat, ProcessTable, Spawned, Target,
+    Until, WaitResult,
 };
 use crate::pipes::Pipes;
 use crate::sys::ChildExit;
@@ -334,7 +335,7 @@ impl ProcessTable for Simulated {
         }))
     }
 
-    fn dead_orphans(&self, among: Orphans<'_>, _: &mut HashSet<u32>) -> Vec<Orphan> {
+    fn dead_orphans(&self, among: Orphans<'_>, _: &mut ForkedChildren) -> Vec<Orphan> {
         self.interrupt("read children");
         let table = self.table();
         if !table.has_free_descriptor() {
