@@ -26,14 +26,18 @@ pub struct InvalidSignal {
 }
 
 macro_rules! signals {
-    ($($name:ident: $meaning:literal,)*) => {
+    ($($(#[$attribute:meta])* $name:ident: $meaning:literal,)*) => {
         impl Signal {
             $(
                 #[doc = $meaning]
+                $(#[$attribute])*
                 pub const $name: Self = Self(libc::$name);
             )*
 
-            const NAMES: &[(i32, &str)] = &[$((libc::$name, stringify!($name)),)*];
+            const NAMES: &[(i32, &str)] = &[$(
+                $(#[$attribute])*
+                (libc::$name, stringify!($name)),
+            )*];
         }
     };
 }
@@ -54,6 +58,9 @@ signals! {
     SIGPIPE: "Write to a pipe that has no reader.",
     SIGALRM: "A timer of `alarm(2)` has expired.",
     SIGTERM: "Asks the process to end.",
+    // These architectures have no such signal.
+    #[cfg(not(any(target_arch = "mips64", target_arch = "mips64r6", target_arch = "sparc64")))]
+    SIGSTKFLT: "Stack fault of a coprocessor. Linux does not send it.",
     SIGCHLD: "A child has ended, stopped or continued.",
     SIGCONT: "Continues the process if it is stopped.",
     SIGSTOP: "Stops the process. It cannot be caught, blocked or ignored.",
@@ -125,8 +132,8 @@ impl fmt::Display for Signal {
             return f.pad(name);
         }
         match self.0 - libc::SIGRTMIN() {
-            n @ 0.. => write!(f, "SIGRTMIN+{n}"),
-            _ => write!(f, "signal {}", self.0),
+            n @ 0.. => f.pad(&format!("SIGRTMIN+{n}")),
+            _ => f.pad(&format!("signal {}", self.0)),
         }
     }
 }
@@ -150,6 +157,19 @@ mod tests {
         for number in [0, -1, 32, 33, 65, i32::MIN, i32::MAX] {
             assert!(Signal::try_from(number).is_err(), "{number}");
         }
+    }
+
+    /// `signal(7)` lists 31 signals.
+    #[test]
+    fn every_signal_has_a_name() {
+        let numbers = (1..=31).chain([libc::SIGRTMIN(), libc::SIGRTMAX()]);
+        let names: Vec<_> = numbers
+            .map(|number| Signal::try_from(number).unwrap().to_string())
+            .collect();
+        let unnamed = names.iter().find(|name| !name.starts_with("SIG"));
+        assert_eq!(unnamed, None, "{names:?}");
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        assert_eq!(Signal::SIGSTKFLT.as_raw(), 16);
     }
 
     #[test]
