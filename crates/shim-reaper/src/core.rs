@@ -182,6 +182,7 @@ impl<K: ProcessTable> Core<K> {
             if kernel.now() >= deadline {
                 return ShutdownReport {
                     drained: 0,
+                    stopped: self.shared.count_stopped(),
                     still_running: self.shared.directory.pids(),
                     killed: self.shared.take_killed_pids(),
                 };

@@ -104,8 +104,8 @@ impl ShimHandle {
         .await
     }
 
-    /// Stops the [group](Self::send_group_signal) of the shim: sends SIGTERM to every process in it,
-    /// waits for up to `grace` until it has no process but zombies, and then does what
+    /// Stops the [group](Self::send_group_signal) of the shim: sends SIGTERM and SIGCONT to every process
+    /// in it, waits for up to `grace` until it has no process but zombies, and then does what
     /// [`kill_group`](Self::kill_group) does. Returns the exit of the shim.
     ///
     /// ```
@@ -141,6 +141,8 @@ impl ShimHandle {
                 Ok(()) | Err(GroupError::Empty { .. }) => {}
                 Err(error) => return Err(error),
             }
+            // Fails if the shim has just ended.
+            let _ = group.signal(Signal::SIGCONT);
             group.await_empty(stop::after(kernel, grace))?;
             // Also what the wait has not seen, because it forks and exits.
             group.kill(stop::after(kernel, stop::KILL_TIMEOUT))

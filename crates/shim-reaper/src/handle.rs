@@ -218,9 +218,9 @@ impl ShimHandle {
         self.wait().await.map_err(io::Error::other)
     }
 
-    /// Stops the shim: sends SIGTERM, waits for up to `grace`, then sends SIGKILL and waits for the
-    /// exit. Returns the exit in every case, also if the shim has ended already. Works in every
-    /// executor: the reaper drives the timer.
+    /// Stops the shim: sends SIGTERM, and SIGCONT in case the process is stopped, waits for up to
+    /// `grace`, then sends SIGKILL and waits for the exit. Returns the exit in every case, also if the
+    /// shim has ended already. Works in every executor: the reaper drives the timer.
     ///
     /// There is no timeout after the SIGKILL. The future never resolves if the process does not die
     /// of it (it is stuck in the kernel) or if this process lacks the permission to signal it. Wrap
@@ -250,6 +250,7 @@ impl ShimHandle {
     /// Dropping the future sends no further signal. The shim stays registered.
     pub async fn stop(&self, grace: Duration) -> Result<ShimExit, ReaperClosed> {
         self.try_signal(Signal::SIGTERM);
+        self.try_signal(Signal::SIGCONT);
         if let Some(exit) = self.wait_timeout(grace).await? {
             return Ok(exit);
         }

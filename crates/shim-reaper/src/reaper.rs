@@ -1,3 +1,4 @@
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,7 +52,7 @@ use crate::{
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ShimReaper {
     inner: Arc<ShutdownOnDrop>,
 }
@@ -219,9 +220,11 @@ impl ShimReaper {
     ///
     /// # Children of tokio
     ///
-    /// The child no longer depends on its tokio runtime. Its `kill_on_drop` has no effect until the reaper
-    /// shuts down. The shutdown drops the `Child` of a process that still runs: tokio kills it if
-    /// `kill_on_drop` is set, and otherwise waits for it.
+    /// The child does not depend on its tokio runtime any more. `kill_on_drop` has no effect until
+    /// the reaper shuts down: it then drops the `Child` of a process that still runs. tokio kills the
+    /// process if `kill_on_drop` is set, and waits for it in any case, as long as a tokio runtime runs.
+    /// The reaper does not wait for its exit: its handles resolve to
+    /// [`ReaperClosed`](crate::ReaperClosed), and the report lists it as still running.
     ///
     /// tokio knows a child by its pid only, so the reaper reaps it through its `Child`. If a foreign
     /// wait comes first, the reaper leaks that `Child` and its descriptor, because dropping it could signal,
@@ -416,8 +419,8 @@ impl ShimReaper {
         exits
     }
 
-    /// Stops every registered child: sends SIGTERM to all, waits for up to `grace`, sends SIGKILL to
-    /// those that still run, and waits for up to 5 seconds for these. Returns a report.
+    /// Stops every registered child: sends SIGTERM to all, and SIGCONT in case they are stopped, waits
+    /// for up to `grace`, sends SIGKILL to those that still run, and waits for up to 5 seconds for these. Returns a report.
     ///
     /// A shim is stopped with its [group](crate::ShimHandle::send_group_signal): it counts as running
     /// until the group has no process but zombies. The groups of shims that have ended before are left
@@ -475,8 +478,10 @@ impl ShimReaper {
     ///
     /// The reaper refuses new shims and reaps every registered shim that has exited, even in a
     /// grace period. The handles of the others resolve to [`ReaperClosed`](crate::ReaperClosed);
-    /// their processes keep running, and nothing reaps them. If a stopping shutdown has begun, or its token
-    /// is cancelled, this waits for that shutdown instead.
+    /// their processes keep running, and nothing reaps them, except [children of
+    /// tokio](Self::register_child), which it returns to tokio. To end them too, use
+    /// [`shutdown_stopping`](Self::shutdown_stopping). If a stopping shutdown has begun, or its token
+    /// is cancelled, this waits for it.
     ///
     /// The shutdown takes milliseconds, whatever the sweep interval. If shims have been sent
     /// SIGKILL, through their handles or by `kill_on_drop`, it waits for up to 5 seconds until they
@@ -584,5 +589,14 @@ impl ShimReaper {
         let worker = self.worker();
         worker.ensure_alive();
         worker
+    }
+}
+
+impl fmt::Debug for ShimReaper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShimReaper")
+            .field("registered", &self.stats().registered)
+            .field("closed", &self.worker().shared().is_closing())
+            .finish_non_exhaustive()
     }
 }

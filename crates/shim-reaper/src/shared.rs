@@ -42,6 +42,8 @@ pub(crate) struct Shared<K: ProcessTable> {
     refusing: AtomicBool,
     /// When a stopping shutdown that has begun sends SIGKILL.
     kill_at: Mutex<Option<Instant>>,
+    /// The shims that the shutdown stops.
+    stopping: Mutex<Vec<Arc<Shim<K::Pidfd>>>>,
     /// The shims that the shutdown sent SIGKILL.
     killed_pids: Mutex<BTreeSet<u32>>,
     pub(crate) timers: Timers,
@@ -82,6 +84,7 @@ impl<K: ProcessTable> Shared<K> {
             stop_request,
             refusing: AtomicBool::new(false),
             kill_at: Mutex::default(),
+            stopping: Mutex::default(),
             killed_pids: Mutex::default(),
             timers: Timers::default(),
             foreign_wait_seen: AtomicBool::new(false),
@@ -176,6 +179,22 @@ impl<K: ProcessTable> Shared<K> {
     pub(crate) fn has_begun_stop(&self) -> bool {
         let kill_at = self.kill_at.lock();
         kill_at.unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Sets the shims that the final report counts once they have ended. After
+    /// [`refuse`](Self::refuse) none is registered, so that the first shutdown stops all.
+    pub(crate) fn set_stopping(&self, shims: Vec<Arc<Shim<K::Pidfd>>>) {
+        *self.stopping() = shims;
+    }
+
+    pub(crate) fn count_stopped(&self) -> u64 {
+        let mut shims = mem::take(&mut *self.stopping());
+        shims.retain(|shim| matches!(shim.state().outcome(), Ok(Some(_))));
+        shims.len() as u64
+    }
+
+    fn stopping(&self) -> MutexGuard<'_, Vec<Arc<Shim<K::Pidfd>>>> {
+        self.stopping.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds to the shims that the final report lists as killed.

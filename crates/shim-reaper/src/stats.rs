@@ -96,7 +96,12 @@ pub struct ReaperStats {
 pub struct ShutdownReport {
     /// Number of shims whose exit the final drain processed.
     pub drained: u64,
+    /// Number of shims that [`shutdown_stopping`](crate::ShimReaper::shutdown_stopping) stopped, and
+    /// that have ended.
+    pub stopped: u64,
     /// Pids of the registered shims that are still running, sorted. The reaper does not reap them.
+    /// They include the children of tokio that the shutdown kills because of `kill_on_drop`: see
+    /// [`register_child`](crate::ShimReaper::register_child).
     pub still_running: Vec<u32>,
     /// Pids of the shims that [`shutdown_stopping`](crate::ShimReaper::shutdown_stopping) sent
     /// SIGKILL, sorted.

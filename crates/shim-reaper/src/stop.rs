@@ -25,11 +25,11 @@ const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 type Shims<K> = Vec<Arc<Shim<<K as ProcessTable>::Pidfd>>>;
 
-/// Sends SIGTERM to every child, waits for up to `grace`, sends SIGKILL to those that still run, and
-/// waits for them.
+/// Sends SIGTERM and SIGCONT to every child, waits for up to `grace`, sends SIGKILL to those that still
+/// run, and waits for them.
 pub(crate) fn stop_all<K: ProcessTable>(core: &Core<K>, grace: Duration) -> StopReport {
     let children = stoppable_children(core);
-    signal_all(&core.shared.kernel, children.clone(), Signal::SIGTERM);
+    terminate_all(&core.shared.kernel, children.clone());
     kill_at(core, children, after(&core.shared.kernel, grace), |_| {})
 }
 
@@ -60,7 +60,8 @@ fn continue_shutdown<K: ProcessTable>(
 ) -> ShutdownReport {
     let children = stoppable_children(core);
     if !joined {
-        signal_all(&core.shared.kernel, children.clone(), Signal::SIGTERM);
+        core.shared.set_stopping(children.clone());
+        terminate_all(&core.shared.kernel, children.clone());
     }
     // Recorded first: a concurrent shutdown may finish as soon as they have died.
     let record = |killed: &[u32]| core.shared.add_killed_pids(killed);
@@ -181,6 +182,18 @@ fn kill_at<K: ProcessTable>(
         stopped: (count - still_running.len()) as u64,
         killed: killed_pids,
         still_running,
+    }
+}
+
+/// Sends SIGTERM, and SIGCONT to those that got it: a stopped process handles no signal before.
+fn terminate_all<K: ProcessTable>(kernel: &K, shims: Shims<K>) {
+    let (terminated, _) = signal_all(kernel, shims, Signal::SIGTERM);
+    for shim in terminated {
+        // Fails if it has ended.
+        match Group::of(kernel, &shim) {
+            Some(group) => drop(group.signal(Signal::SIGCONT)),
+            None => drop(shim.signal(kernel, Signal::SIGCONT)),
+        }
     }
 }
 

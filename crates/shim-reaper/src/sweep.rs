@@ -145,6 +145,7 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         still_running.sort_unstable();
         let report = ShutdownReport {
             drained: self.finished,
+            stopped: self.shared.count_stopped(),
             still_running,
             killed: self.shared.take_killed_pids(),
         };

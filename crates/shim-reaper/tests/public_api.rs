@@ -162,3 +162,17 @@ fn pidfds_convert(pidfd: Pidfd) -> io::Result<Pidfd> {
     let fd: OwnedFd = pidfd.into();
     Pidfd::try_from(fd)
 }
+
+#[tokio::test]
+async fn a_reaper_is_logged_in_short() {
+    let reaper = ShimReaper::start();
+    let mut sleeper = process::Command::new("sleep");
+    sleeper.arg("1000");
+    let options = SpawnOptions::new().kill_on_drop(true);
+    let _shim = reaper.spawn_with(sleeper, options).unwrap();
+    let expected = "ShimReaper { registered: 1, closed: false, .. }";
+    assert_eq!(format!("{reaper:?}"), expected);
+    reaper.shutdown().await;
+    let expected = "ShimReaper { registered: 0, closed: true, .. }";
+    assert_eq!(format!("{reaper:?}"), expected);
+}

@@ -165,6 +165,23 @@ impl Init {
     /// orphans among its descendants to it. Use it for a service that is not in a container, and
     /// [`run_if_pid_1`](Self::run_if_pid_1) for one that may be.
     ///
+    /// # In a shell, a pipeline or below a supervisor
+    ///
+    /// The process that the parent knows is the init.
+    ///
+    /// * **Exit code.** The init exits with the code of the program. If signal *n* killed the program, it
+    ///   exits with 128 + *n*, as a shell reports it: the parent does not see a death by signal, a shell
+    ///   script does not end after SIGINT, and systemd counts 143 after SIGTERM as a failure unless
+    ///   `SuccessExitStatus=143` is set.
+    /// * **Process group.** The program leaves the process group that it shares with the init. A signal
+    ///   to that group, such as that of a shell to a job or a pipeline, reaches the init, which forwards
+    ///   it. SIGKILL to that group kills the init, and the kernel then kills the program; SIGSTOP stops
+    ///   the init only.
+    /// * **Terminal.** If the group of the init is in the foreground, that of the program takes its place.
+    ///   In a pipeline, the other processes are then in the background: they do not get Ctrl-C, and stop
+    ///   if they read the terminal. The init does not return the foreground at its end, but a shell with
+    ///   job control does. In a background job, the program stays in the background.
+    ///
     /// If the program stops for the terminal (SIGTSTP, SIGTTIN, SIGTTOU), the init stops too, so that
     /// the shell that has started it notices. If the program changes its user, it no longer dies with
     /// the init: see `PR_SET_PDEATHSIG(2const)`. Below systemd, `NotifyAccess=all` lets the program
