@@ -8,7 +8,7 @@ use nix::libc;
 
 use crate::pipes::Pipes;
 use crate::shim::Shim;
-use crate::stdio::SpawnGuard;
+use crate::spawn_guard::SpawnGuard;
 use crate::worker::Worker;
 use crate::{ReaperClosed, ShimExit, Signal};
 

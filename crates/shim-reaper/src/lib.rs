@@ -115,6 +115,7 @@ mod child;
 mod command;
 mod core;
 mod directory;
+mod drive;
 mod drop_guard;
 mod error;
 mod exit;
@@ -128,8 +129,10 @@ mod kernel;
 mod metrics;
 #[cfg(feature = "metrics")]
 mod metrics_facade;
+mod missing_pidfd;
 #[cfg(all(test, shim_reaper_loom))]
 mod models;
+mod orphans;
 mod outbox;
 mod parker;
 mod pidfd;
@@ -150,6 +153,7 @@ mod signal;
 #[cfg(any(test, feature = "simulation"))]
 #[doc(hidden)]
 pub mod simulation;
+mod spawn_guard;
 mod spawn_options;
 mod stats;
 mod stdio;

@@ -2,7 +2,9 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 
 use crate::judge::{Case, Trigger, Verdict, judge};
-use crate::kernel::{MAX_READY_EVENTS, NoPidfd, Orphans, ProcessTable, Target, Until, WaitResult};
+use crate::kernel::{MAX_READY_EVENTS, ProcessTable, Until};
+use crate::missing_pidfd::open_missing_pidfd;
+use crate::orphans::reap_orphans;
 use crate::outbox::{LogLine, Outbox};
 use crate::registry::{Phase, Registry};
 use crate::shared::Shared;
@@ -84,7 +86,7 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         let ids = self.registry.next_sweep_only(MAX_CHECKS_PER_SLICE);
         for id in &ids {
             self.registry.advance_sweep(*id);
-            self.open_missing_pidfd(*id);
+            open_missing_pidfd(self.shared, self.registry, *id);
             self.examine(*id, Trigger::Sweep);
         }
         if ids.len() == MAX_CHECKS_PER_SLICE {
@@ -95,7 +97,7 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         for id in self.registry.next_spot_checks(SPOT_CHECKS_PER_SWEEP) {
             self.examine(id, Trigger::Sweep);
         }
-        self.reap_orphans();
+        reap_orphans(self.shared, self.registry);
         self.shared.counters.add_sweep();
         Progress::Done
     }
@@ -118,7 +120,7 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         for id in self.registry.deferred_ids() {
             self.examine(id, Trigger::GraceExpired);
         }
-        self.reap_orphans();
+        reap_orphans(self.shared, self.registry);
         self.registry.orphaned_groups.clear();
         self.registry.forget_orphans();
         let mut still_running = Vec::new();
@@ -187,50 +189,6 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
             self.examine(id, Trigger::GraceExpired);
             self.registry.finish_expired(id, retry_at);
         }
-    }
-
-    /// Reaps dead orphans: all, or those in the groups of ended shims. They get a grace period first,
-    /// because they may be children that the embedder forked and waits for. Skips registered
-    /// processes.
-    fn reap_orphans(&mut self) {
-        let kernel = &self.shared.kernel;
-        let registry = &mut *self.registry;
-        // Checked first: the number may already belong to another group.
-        registry
-            .orphaned_groups
-            .retain(|pgid| kernel.group_exists(*pgid));
-        let among = if self.shared.reap_all_orphans {
-            Orphans::All
-        } else if registry.orphaned_groups.is_empty() {
-            registry.forget_orphans();
-            return;
-        } else {
-            Orphans::InGroups(&registry.orphaned_groups)
-        };
-        let now = kernel.now();
-        let deadline = now + self.shared.owner_grace.max(self.shared.sweep_interval);
-        for orphan in kernel.dead_orphans(among, &mut registry.forked) {
-            registry.orphans.entry(orphan).or_insert(deadline);
-        }
-        registry.orphans.retain(|orphan, deadline| {
-            if *deadline > now {
-                return true;
-            }
-            // Locked during the reap, so that it is not registered in between.
-            let entries = self.shared.directory.lock();
-            if entries.get(orphan.pid).is_some() {
-                return false;
-            }
-            if kernel.reap_orphan(*orphan) {
-                drop(entries);
-                self.shared.counters.increment(ReaperCounter::OrphansReaped);
-                return false;
-            }
-            // Tried again if descriptors are exhausted.
-            kernel.stat(orphan.pid).map_or(true, |stat| {
-                stat.is_some_and(|stat| stat.start_time == orphan.start_time)
-            })
-        });
     }
 
     /// Checks a shim, and carries out the verdict.
@@ -387,58 +345,6 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         if let Err(error) = self.shared.kernel.watch_again(pidfd, id, until) {
             self.outbox.log(LogLine::CannotWatchAgain(error));
         }
-    }
-
-    /// Opens the pidfd of a live shim that was registered without one.
-    fn open_missing_pidfd(&mut self, id: u64) {
-        if self.registry.cursor.pidfds_exhausted {
-            return;
-        }
-        let Some((shim, Phase::Alive)) = self.registry.get(id) else {
-            return;
-        };
-        let kernel = &self.shared.kernel;
-        let mut state = shim.state();
-        if state.pidfd.is_some() {
-            return;
-        }
-        let before = match kernel.stat(shim.pid) {
-            Ok(Some(stat)) if state.is_same_process(&stat) => stat,
-            Ok(_) => return,
-            Err(_) => {
-                self.registry.cursor.pidfds_exhausted = true;
-                return;
-            }
-        };
-        let pidfd = match kernel.open(shim.pid) {
-            Ok(pidfd) => pidfd,
-            Err(NoPidfd::NoProcess) => return,
-            Err(NoPidfd::Exhausted(_) | NoPidfd::Unsupported) => {
-                self.registry.cursor.pidfds_exhausted = true;
-                return;
-            }
-        };
-        // Compared again, because the pid may have been recycled before the pidfd was open.
-        let still_same = match kernel.stat(shim.pid) {
-            Ok(stat) => stat.is_some_and(|after| after.start_time == before.start_time),
-            // The pidfd took the last descriptor.
-            Err(_) => !matches!(
-                kernel.peek(Target::Pidfd(shim.pid, &pidfd)),
-                WaitResult::NotWaitable
-            ),
-        };
-        if !still_same {
-            return;
-        }
-        if kernel.watch(&pidfd, id).is_err() {
-            self.registry.cursor.pidfds_exhausted = true;
-            return;
-        }
-        state.pidfd = Some(pidfd);
-        drop(state);
-        self.registry.remove_sweep_only(id);
-        self.shared.counters.adjust(ReaperGauge::WithoutPidfd, -1);
-        self.shared.note_pidfd_opened();
     }
 }
 

@@ -1,64 +1,27 @@
-use std::any::Any;
-use std::future::{pending, poll_fn};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::panic::{self, AssertUnwindSafe};
-use std::pin::pin;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::time::Instant;
 
 use crate::ReaperCounter;
 use crate::core::Core;
-use crate::kernel::{Linux, ProcessTable};
-use crate::outbox::Outbox;
+use crate::drive::{Drive, restart_on_panic};
+use crate::kernel::Linux;
 use crate::parker::Parker;
 use crate::pipe_runtime::PipeRuntime;
-use crate::readiness::{Alarm, Host, KernelEvents, TokioHost, reap_when_ready};
+use crate::readiness::{Host, TokioHost};
 use crate::shared::Shared;
 use crate::shim::Shim;
 use crate::stop;
 use crate::thread::spawn_thread;
 
-/// The number of times that the backoff after consecutive panics doubles.
-const MAX_BACKOFF_DOUBLINGS: u32 = 5;
-
 /// The longest pause between two attempts of the dedicated thread to create its descriptors.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_millis(250);
-
-/// What [`restart_on_panic`] drives: the worker of a reaper, or that of the simulation.
-pub(crate) trait Drive {
-    type Kernel: ProcessTable;
-
-    fn core(&self) -> &Arc<Core<Self::Kernel>>;
-
-    fn shared(&self) -> &Shared<Self::Kernel> {
-        &self.core().shared
-    }
-
-    /// Returns whether the worker may end.
-    fn can_stop(&self) -> bool;
-
-    /// Stops the shims and shuts down the reaper when the embedder requests it.
-    async fn stop_on_request(&self) {
-        let Some(request) = &self.shared().stop_request else {
-            return pending().await;
-        };
-        request.token.cancelled().await;
-        stop::shutdown_stopping_on_thread(self.core(), request.grace).await;
-    }
-
-    /// Shuts down the reaper after its token was cancelled.
-    async fn shut_down(&self) {
-        stop::shutdown_on_thread(self.core()).await;
-    }
-}
 
 /// The task that drives the reaper, and the means to replace it.
 #[derive(Debug)]
@@ -278,124 +241,4 @@ async fn run_on_tokio(alive: AliveGuard) {
 
 fn run_on_thread(alive: &AliveGuard, parker: &Parker) {
     parker.block_on(restart_on_panic(&*alive.0, parker));
-}
-
-/// Runs the worker and restarts it after a panic, at once the first time, then with exponential
-/// backoff.
-pub(crate) async fn restart_on_panic(worker: &impl Drive, host: &impl Host) {
-    let mut failures = 0;
-    while let Err(panic) = catch_unwind(work(worker, host, &mut failures)).await {
-        failures += 1;
-        let backoff = if failures == 1 {
-            Duration::ZERO
-        } else {
-            let doublings = (failures - 2).min(MAX_BACKOFF_DOUBLINGS);
-            worker.shared().sweep_interval * 2_u32.pow(doublings)
-        };
-        worker.shared().counters.increment(ReaperCounter::Respawns);
-        tracing::error!(
-            panic = panic_message(&*panic),
-            failures,
-            ?backoff,
-            "the worker of the reaper panicked and is restarted"
-        );
-        let (mut alarm, end) = (host.alarm(), Instant::now() + backoff);
-        let pause = poll_fn(|cx| alarm.poll_expired(cx, end));
-        if worker.shared().is_closing() {
-            pause.await;
-        } else {
-            // A shutdown does not wait for the backoff.
-            tokio::select! {
-                () = worker.shared().token.cancelled() => {}
-                () = pause => {}
-            }
-        }
-    }
-}
-
-/// Runs a future. Returns the payload of its panic if it panics.
-async fn catch_unwind<T>(future: impl Future<Output = T>) -> thread::Result<T> {
-    let mut future = pin!(future);
-    poll_fn(|cx| {
-        let poll = AssertUnwindSafe(|| future.as_mut().poll(cx));
-        match panic::catch_unwind(poll) {
-            Ok(poll) => poll.map(Ok),
-            Err(panic) => Poll::Ready(Err(panic)),
-        }
-    })
-    .await
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("non-string panic payload")
-}
-
-async fn work(worker: &impl Drive, host: &impl Host, failures: &mut u32) {
-    let core = worker.core();
-    let shared = worker.shared();
-    let mut outbox = Outbox::new();
-    let mut events = host.kernel_events();
-    let mut alarm = host.alarm();
-    let mut next_sweep = Instant::now();
-    // When to sweep although the timer of the epoll has not expired.
-    let mut fallback = next_sweep;
-    let mut sweep_due = true;
-    let mut cancelled = pin!(shared.token.cancelled());
-    let mut stopped = pin!(worker.stop_on_request());
-    let mut woken = pin!(shared.wake_worker.notified());
-    let mut deadline = core.reap_ready(&mut outbox).await;
-    loop {
-        fail_point!("shim_reaper::work");
-        if sweep_due {
-            deadline = core.sweep(&mut outbox).await;
-            outbox.close_pidfds();
-            *failures = 0;
-            let now = Instant::now();
-            next_sweep = (next_sweep + shared.sweep_interval).max(now);
-            fallback = now + 2 * shared.sweep_interval;
-            events.retry_setup(shared.sweep_interval);
-        }
-        if worker.can_stop() {
-            return;
-        }
-        let sweep_at = if events.has_timer() {
-            fallback
-        } else {
-            next_sweep
-        };
-        let deadlines = [deadline.map(Instant::from), shared.timers.next_deadline()];
-        let wake_at = deadlines.into_iter().flatten().fold(sweep_at, Instant::min);
-        let (is_event, next) = tokio::select! {
-            biased;
-            deadline = reap_when_ready(&events, core, &mut outbox, wake_at) => (true, deadline),
-            () = &mut cancelled => {
-                worker.shut_down().await;
-                return;
-            }
-            () = &mut stopped => return,
-            () = poll_fn(|cx| alarm.poll_expired(cx, wake_at)) => (false, None),
-            () = &mut woken => {
-                woken.set(shared.wake_worker.notified());
-                (false, None)
-            }
-        };
-        deadline = match next {
-            Some(deadline) => deadline,
-            None => core.reap_ready(&mut outbox).await,
-        };
-        shared.timers.take_expired(&mut outbox.wakers);
-        outbox.deliver();
-        sweep_due = events.take_tick();
-        // Tokio should have reported the timer of the epoll before.
-        if sweep_at <= Instant::now() || (sweep_due && !is_event) {
-            sweep_due = true;
-            // A forked child that drops its copy of the tokio runtime removes the epoll of the
-            // reaper from the epoll of tokio, which both processes share.
-            events.register_again(shared.sweep_interval);
-        }
-    }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use common::control_group::ControlGroup;
 use common::groups::{await_end, await_growth};
 use common::{DEADLINE, eventually};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use shim_reaper::{Command, GroupError, ShimHandle, ShimReaper, Signal, SpawnOptions, Stdio};
 
 /// A shim in its group, with a member in a session of its own.
@@ -80,6 +81,22 @@ async fn a_fork_bomb_in_a_control_group_is_gone_after_the_kill() {
         })
         .await;
     }
+}
+
+/// Frozen processes do not fork. A group of version 2 is killed at once instead, from Linux 5.14 on.
+#[tokio::test]
+async fn a_control_group_is_frozen_while_its_members_are_killed_one_by_one() {
+    let Some(group) = ControlGroup::create("freeze", 1) else {
+        return;
+    };
+    let shim = spawn(&ShimReaper::start(), &group, SESSIONS);
+    has_members(&group, 2).await;
+    let state = group.0.join("freezer.state");
+    let writes = Inotify::init(InitFlags::IN_NONBLOCK).unwrap();
+    writes.add_watch(&state, AddWatchFlags::IN_MODIFY).unwrap();
+    shim.kill_group().await.unwrap();
+    assert!(writes.read_events().is_ok(), "the group was not frozen");
+    assert_eq!(fs::read_to_string(state).unwrap(), "THAWED\n");
 }
 
 /// Spawns a shim whose other process is in a group below its group.

@@ -1,5 +1,7 @@
 use std::io;
 
+use crate::sys::init::ForkError;
+
 /// The error of [`Init::run_if_pid_1`](super::Init::run_if_pid_1) and [`Init::run`](super::Init::run).
 ///
 /// After each error but [`ProcessGroup`](Self::ProcessGroup), the process has not been split, and may go
@@ -27,4 +29,14 @@ pub enum InitError {
     /// program gets this error; the init waits for it to exit.
     #[error("cannot create a process group for the program; allow `setpgid` in the seccomp filter")]
     ProcessGroup(#[source] io::Error),
+}
+
+impl From<ForkError> for InitError {
+    fn from(error: ForkError) -> Self {
+        match error {
+            ForkError::CountThreads(source) => Self::CountThreads(source),
+            ForkError::Threads(count) => Self::Threads(count),
+            ForkError::Fork(source) => Self::Fork(source),
+        }
+    }
 }

@@ -224,7 +224,7 @@ impl Init {
             }
             Err(error) => {
                 signals.restore();
-                Err(error)
+                Err(error.into())
             }
         }
     }

@@ -15,11 +15,11 @@ use super::config::{Config, INTERVAL, Spawning, long_grace};
 use super::world::{Flag, PIDS, World};
 use crate::Signal;
 use crate::core::Core;
+use crate::drive::{Drive, restart_on_panic};
 use crate::kernel::simulated::{Failure, Interrupts, Simulated, SimulatedEvents};
 use crate::readiness::{Alarm, Host, KernelEvents, TokioAlarm};
 use crate::shared::{Shared, StopRequest};
 use crate::stats::Counters;
-use crate::worker::{Drive, restart_on_panic};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 

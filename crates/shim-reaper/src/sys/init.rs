@@ -15,8 +15,6 @@ use nix::libc;
 use nix::sys::signal::{self, SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
 use nix::unistd::{self, ForkResult, Pid};
 
-use crate::init::InitError;
-
 /// What [`block_signals`] has replaced.
 #[derive(Debug)]
 pub(crate) struct OriginalSignals {
@@ -46,16 +44,24 @@ impl OriginalSignals {
     }
 }
 
+/// The reason why a process was not forked.
+#[derive(Debug)]
+pub(crate) enum ForkError {
+    CountThreads(io::Error),
+    Threads(usize),
+    Fork(io::Error),
+}
+
 /// Forks a process that has one thread.
-pub(crate) fn fork() -> Result<ForkResult, InitError> {
+pub(crate) fn fork() -> Result<ForkResult, ForkError> {
     let threads = fs::read_dir("/proc/self/task")
-        .map_err(InitError::CountThreads)?
+        .map_err(ForkError::CountThreads)?
         .count();
     if threads != 1 {
-        return Err(InitError::Threads(threads));
+        return Err(ForkError::Threads(threads));
     }
     // SAFETY: without other threads the copy is complete, and may run any code.
-    unsafe { unistd::fork() }.map_err(|error| InitError::Fork(error.into()))
+    unsafe { unistd::fork() }.map_err(|error| ForkError::Fork(error.into()))
 }
 
 /// Sets an environment variable in the child of a [`fork`].
