@@ -73,8 +73,8 @@ impl<K: ProcessTable> Core<K> {
         self.shared.log_deferred();
     }
 
-    /// Processes the events that are ready, unless another thread is doing it. For other threads than
-    /// that of the worker.
+    /// Processes the events that are ready, unless another thread is doing it. Wakes the worker if a
+    /// grace period has to end.
     pub(crate) fn reap_ready_blocking(&self) {
         let mut outbox = Outbox::new();
         while let Some((progress, deadline)) = self.try_reap_ready(&mut outbox) {

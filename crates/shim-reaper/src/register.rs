@@ -124,10 +124,8 @@ impl<K: ProcessTable> Shared<K> {
                 None
             }
         };
-        if check == Check::NotFound && role == Role::Owned {
-            if self.note_foreign_wait() {
-                LogLine::ForeignWait { pid }.write();
-            }
+        if check == Check::NotFound && role == Role::Owned && self.note_foreign_wait() {
+            LogLine::ForeignWait { pid }.write();
         }
         let mut registration = self.counters.metrics.begin_registration();
         if pidfd.is_none() {
