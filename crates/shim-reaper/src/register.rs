@@ -131,7 +131,7 @@ impl<K: ProcessTable> Shared<K> {
         if pidfd.is_none() {
             registration.add_without_pidfd();
         }
-        let mut has_watch = pidfd.is_some();
+        let mut is_watched = pidfd.is_some();
         let (mut entries, id) = loop {
             let mut entries = self.directory.lock();
             // Checked under the directory lock: the final drain locks it after the token is
@@ -156,7 +156,7 @@ impl<K: ProcessTable> Shared<K> {
             let id = entries.next_id();
             // The watch is set under the directory lock, and the sweep reads the directory before it
             // processes events: it never gets an event of a shim that it does not know.
-            let watched = match pidfd.as_ref().filter(|_| has_watch) {
+            let watched = match pidfd.as_ref().filter(|_| is_watched) {
                 Some(fd) => self.kernel.watch(fd, id),
                 None => Ok(()),
             };
@@ -166,7 +166,7 @@ impl<K: ProcessTable> Shared<K> {
             // Unlocked for the log and the metrics.
             drop(entries);
             self.warn_without_pidfd(pid, &error);
-            has_watch = false;
+            is_watched = false;
             let own_start_time = self.start_time(pid);
             // If it is not reaped now, the start time is its own.
             if pidfd.as_ref().is_some_and(|fd| self.kernel.is_reaped(fd)) {
@@ -197,10 +197,10 @@ impl<K: ProcessTable> Shared<K> {
         self.counters.change(ReaperGauge::Registered, 1);
         drop(entries);
         registration.complete();
-        self.log_deferred();
         if check != Check::OnEvent {
             self.wake_worker.notify_one();
         }
+        self.log_deferred();
         Ok(shim)
     }
 
