@@ -6,8 +6,11 @@
 mod action;
 mod actors;
 mod config;
+mod driver;
+mod frame;
 mod generator;
 mod history;
+mod interrupts;
 mod oracle;
 mod run;
 mod stops;
