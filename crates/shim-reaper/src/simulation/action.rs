@@ -1,5 +1,6 @@
 use std::fmt::{self, Display, Formatter};
 
+use crate::Signal;
 use crate::kernel::simulated::{Failure, Resistance};
 
 /// Names a process in a history. Unlike a pid it is never recycled.
@@ -62,13 +63,23 @@ pub(super) enum Action {
     Register {
         name: Name,
     },
+    /// By a pidfd that was opened while the process ran.
+    RegisterPidfd {
+        name: Name,
+    },
     Attach {
         name: Name,
     },
     Adopt {
         name: Name,
+        /// Whether the owner has a pidfd.
+        has_pidfd: bool,
     },
-    Kill {
+    Signal {
+        name: Name,
+        signal: Signal,
+    },
+    KillGroup {
         name: Name,
     },
     Await {
@@ -79,7 +90,11 @@ pub(super) enum Action {
     CancelAwait {
         waiter: u32,
     },
-    Subscribe,
+    /// In place of the stream before.
+    Subscribe {
+        capacity: usize,
+        panics: bool,
+    },
     StopAll {
         millis: u32,
         call: Call,
@@ -102,8 +117,8 @@ pub(super) enum Action {
     Stall {
         millis: u32,
     },
-    /// The tokio runtime is dropped, and another one takes over.
-    ReplaceWorker,
+    /// The tokio runtime of the worker is dropped, and a thread takes over, if it can be started.
+    DropRuntime,
 
     // Failures of the kernel.
     LimitDescriptors {
@@ -134,6 +149,8 @@ pub(super) enum Action {
 pub(super) enum ForkedBy {
     /// A child that its owner may wait for.
     Owner,
+    /// The same in another thread than the main thread.
+    OwnerThread,
     /// A process that is not related to this process.
     Init,
     /// A child of a shim, in its process group.

@@ -1,7 +1,4 @@
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-
-use futures_core::Stream;
 
 use super::action::{Action, ForkedBy, Name};
 use super::config::{INTERVAL, Recycling, long_grace};
@@ -17,6 +14,18 @@ fn to_duration(millis: u32) -> Duration {
 impl Simulation {
     /// Performs an action that takes no time.
     pub(super) fn perform(&self, action: Action) {
+        let uses_reaper = matches!(
+            action,
+            Action::Spawn { .. }
+                | Action::Register { .. }
+                | Action::RegisterPidfd { .. }
+                | Action::Adopt { .. }
+                | Action::Await { .. }
+                | Action::Subscribe { .. }
+        );
+        if uses_reaper {
+            self.ensure_worker();
+        }
         let kernel = self.kernel();
         match action {
             Action::Fork { name, pid, parent } => self.fork(name, pid, parent),
@@ -56,16 +65,18 @@ impl Simulation {
                 }
             }
             Action::Register { name } => self.register(name, Role::Shared),
+            Action::RegisterPidfd { name } => self.register_pidfd(name),
             Action::Attach { name } => self.register(name, Role::Attached),
-            Action::Adopt { name } => self.adopt(name),
-            Action::Kill { name } => self.kill(name),
+            Action::Adopt { name, has_pidfd } => self.adopt(name, has_pidfd),
+            Action::Signal { name, signal } => self.signal(name, signal),
+            Action::KillGroup { name } => self.kill_group(name),
             Action::Await {
                 waiter,
                 name,
                 panics,
             } => self.start_waiting(waiter, name, panics),
             Action::CancelAwait { waiter } => self.stop_waiting(waiter),
-            Action::Subscribe => self.subscribe(),
+            Action::Subscribe { capacity, panics } => self.subscribe(capacity, panics),
             Action::StopAll { millis, call } => self.stop_all(to_duration(millis), call),
             Action::CancelToken => self.cancel_token(),
             Action::RequestStop => self.request_stop(),
@@ -76,13 +87,7 @@ impl Simulation {
                 }
             }
             Action::Advance { .. } | Action::Stall { .. } => {}
-            Action::ReplaceWorker => {
-                if self.has_worker() {
-                    self.drop_worker();
-                    self.start_worker();
-                    self.expect_delay(INTERVAL);
-                }
-            }
+            Action::DropRuntime => self.drop_runtime(),
             Action::LimitDescriptors { free } => kernel.limit_descriptors(free),
             Action::LiftLimit => {
                 kernel.limit_descriptors(usize::MAX);
@@ -105,7 +110,12 @@ impl Simulation {
                 kernel.unregister_epoll();
                 self.expect_delay(3 * INTERVAL);
             }
-            Action::FailNext(failure) => kernel.fail_next(failure),
+            Action::FailNext(failure) => {
+                kernel.fail_next(failure);
+                if self.config.exhausts_descriptors {
+                    self.expect_delay(2 * INTERVAL);
+                }
+            }
         }
     }
 
@@ -152,6 +162,7 @@ impl Simulation {
         let kernel = self.kernel();
         let process = match parent {
             ForkedBy::Owner => kernel.fork(pid),
+            ForkedBy::OwnerThread => kernel.fork_by_thread(pid),
             ForkedBy::Init => kernel.add_foreign(pid, true),
             ForkedBy::Shim(leader) => {
                 let Some(leader) = self.known(leader) else {
@@ -164,7 +175,8 @@ impl Simulation {
                 kernel.add(pid, Parent::Process(leader.process), shim.group)
             }
         };
-        self.add_name(name, process, pid, parent == ForkedBy::Owner);
+        let has_owner = matches!(parent, ForkedBy::Owner | ForkedBy::OwnerThread);
+        self.add_name(name, process, pid, has_owner);
     }
 
     pub(super) fn add_name(&self, name: Name, process: usize, pid: u32, has_owner: bool) {
@@ -256,18 +268,5 @@ impl Simulation {
             return;
         };
         self.kernel().disturb(known.process, disturbance);
-    }
-
-    /// Returns the exits that a stream has, and whether it has ended.
-    pub(super) fn drain(exits: &mut crate::Exits) -> (Vec<crate::ShimExit>, bool) {
-        let mut drained = Vec::new();
-        let mut cx = Context::from_waker(Waker::noop());
-        loop {
-            match std::pin::Pin::new(&mut *exits).poll_next(&mut cx) {
-                Poll::Ready(Some(exit)) => drained.push(exit),
-                Poll::Ready(None) => return (drained, true),
-                Poll::Pending => return (drained, false),
-            }
-        }
     }
 }

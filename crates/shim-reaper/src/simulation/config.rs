@@ -21,6 +21,8 @@ pub(super) struct Config {
     pub(super) stop_grace: Duration,
     pub(super) recycling: Recycling,
     pub(super) spawning: Spawning,
+    /// Whether the reaper reaps also orphans that no shim has left.
+    pub(super) reaps_all_orphans: bool,
     pub(super) panics: bool,
     pub(super) exhausts_descriptors: bool,
     pub(super) disturbances: Disturbances,
@@ -73,6 +75,7 @@ impl Config {
             exit_info: age > 3,
             events: true,
             subreaper: rng.bool(),
+            reaps_children: rng.u32(0..12) == 0,
         };
         let exhausts_descriptors = rng.u32(0..4) == 0;
         let spawning = [
@@ -94,6 +97,7 @@ impl Config {
             stop_grace: Duration::from_millis(rng.u64(0..20)),
             recycling,
             spawning,
+            reaps_all_orphans: rng.u32(0..3) == 0,
             panics: rng.u32(0..4) == 0,
             exhausts_descriptors,
             disturbances: [

@@ -7,6 +7,7 @@ use super::config::INTERVAL;
 use super::run::{Simulation, lock};
 use crate::core::Core;
 use crate::drive::{Drive, restart_on_panic};
+use crate::kernel::ProcessTable;
 use crate::kernel::simulated::{Simulated, SimulatedEvents};
 use crate::readiness::{Alarm, Host, KernelEvents, TokioAlarm};
 
@@ -62,6 +63,32 @@ impl Simulation {
     pub(super) fn drop_worker(&self) {
         let task = lock(&self.worker).take();
         drop(task);
+    }
+
+    /// Drops the tokio runtime of the worker. A thread takes over.
+    pub(super) fn drop_runtime(&self) {
+        if self.has_worker() {
+            self.drop_worker();
+            self.move_to_thread();
+        }
+    }
+
+    /// Does what a use of the reaper does if the worker does not run.
+    pub(super) fn ensure_worker(&self) {
+        if std::mem::take(&mut self.world().lacks_worker) {
+            self.move_to_thread();
+        }
+    }
+
+    fn move_to_thread(&self) {
+        let this = self.this.clone();
+        let start = move || {
+            if let Some(this) = this.upgrade() {
+                this.start_worker();
+            }
+        };
+        self.world().lacks_worker = self.kernel().spawn_thread(start).is_err();
+        self.expect_delay(INTERVAL);
     }
 
     pub(super) fn has_worker(&self) -> bool {

@@ -3,7 +3,8 @@ use fastrand::Rng;
 use super::action::{Action, Call, ForkedBy, Name};
 use super::config::{Config, Disturbances};
 use super::run::Simulation;
-use super::world::PIDS;
+use super::world::{PIDS, Registration};
+use crate::Signal;
 use crate::kernel::simulated::{Failure, Parent, ProcessState, Resistance};
 
 /// The number of the latest names that actions choose from, in addition to those of processes that
@@ -20,6 +21,7 @@ enum Kind {
     Fork,
     Spawn,
     Register,
+    RegisterPidfd,
     Attach,
     Adopt,
     Exit,
@@ -28,7 +30,8 @@ enum Kind {
     Wait,
     BeginWait,
     EndWait,
-    Kill,
+    Signal,
+    KillGroup,
     Await,
     CancelAwait,
     Subscribe,
@@ -40,7 +43,7 @@ enum Kind {
     Resist,
     Stop,
     Stall,
-    ReplaceWorker,
+    DropRuntime,
     ShutDown,
 }
 
@@ -50,6 +53,7 @@ const ALWAYS: &[Weighted] = &[
     (14, Kind::Fork),
     (10, Kind::Spawn),
     (14, Kind::Register),
+    (3, Kind::RegisterPidfd),
     (3, Kind::Attach),
     (6, Kind::Adopt),
     (24, Kind::Exit),
@@ -58,7 +62,8 @@ const ALWAYS: &[Weighted] = &[
     (14, Kind::Wait),
     (4, Kind::BeginWait),
     (5, Kind::EndWait),
-    (4, Kind::Kill),
+    (6, Kind::Signal),
+    (1, Kind::KillGroup),
     (6, Kind::Await),
     (2, Kind::CancelAwait),
     (1, Kind::Subscribe),
@@ -75,7 +80,7 @@ const ALWAYS: &[Weighted] = &[
 const BETWEEN_STEPS: &[Weighted] = &[
     (40, Kind::Advance),
     (2, Kind::Stall),
-    (1, Kind::ReplaceWorker),
+    (1, Kind::DropRuntime),
 ];
 
 /// Chooses the end of a history.
@@ -106,7 +111,6 @@ impl Config {
     fn has(&self, kind: Kind) -> bool {
         match kind {
             Kind::Event => self.disturbances != Disturbances::None && self.features.pidfds,
-            Kind::Failure => self.loses_events() && self.features.pidfds,
             Kind::Descriptors => self.exhausts_descriptors,
             Kind::Crowd => self.crowd > 0,
             _ => true,
@@ -140,13 +144,14 @@ impl Simulation {
                 millis: rng.u32(1..40),
             },
             Kind::PollWorker => Action::PollWorker,
-            Kind::ReplaceWorker => Action::ReplaceWorker,
+            Kind::DropRuntime => Action::DropRuntime,
             Kind::Fork => Action::Fork {
                 name: self.new_name(),
                 pid: self.free_pid(rng)?,
                 parent: match rng.u32(0..6) {
                     0 => ForkedBy::Init,
                     1 | 2 => ForkedBy::Shim(self.leader(rng)?),
+                    3 => ForkedBy::OwnerThread,
                     _ => ForkedBy::Owner,
                 },
             },
@@ -158,11 +163,15 @@ impl Simulation {
             Kind::Register => Action::Register {
                 name: self.any(rng, |_| true)?,
             },
+            Kind::RegisterPidfd => Action::RegisterPidfd {
+                name: self.any(rng, |_| true)?,
+            },
             Kind::Attach => Action::Attach {
                 name: self.any(rng, |process| process.parent == Parent::Init)?,
             },
             Kind::Adopt => Action::Adopt {
                 name: self.owned(rng)?,
+                has_pidfd: rng.u32(0..3) == 0,
             },
             Kind::Exit => Action::Exit {
                 name: self.any(rng, |process| process.state.is_running())?,
@@ -196,8 +205,15 @@ impl Simulation {
             Kind::ForbidInspection => Action::ForbidInspection {
                 name: self.any(rng, |process| process.state.is_running())?,
             },
-            Kind::Kill => Action::Kill {
-                name: self.any(rng, |_| true)?,
+            Kind::Signal => Action::Signal {
+                name: match self.stale_handle(rng) {
+                    Some(name) if rng.bool() => name,
+                    _ => self.any(rng, |_| true)?,
+                },
+                signal: [Signal::SIGKILL, Signal::SIGTERM][rng.usize(0..2)],
+            },
+            Kind::KillGroup => Action::KillGroup {
+                name: self.any(rng, |process| process.group == Some(process.pid))?,
             },
             Kind::Await => Action::Await {
                 waiter: self.new_waiter(),
@@ -211,7 +227,10 @@ impl Simulation {
                     waiter: rng.choice(waiters)?,
                 }
             }
-            Kind::Subscribe => Action::Subscribe,
+            Kind::Subscribe => Action::Subscribe {
+                capacity: [1, 3, usize::MAX][rng.usize(0..3)],
+                panics: rng.u32(0..8) == 0,
+            },
             Kind::Crowd => match self.world().crowd {
                 0 => Action::SpawnCrowd {
                     count: self.config.crowd,
@@ -221,16 +240,18 @@ impl Simulation {
             },
             Kind::Event => self.event(rng)?,
             Kind::Failure => {
-                let failures = [
-                    Failure::Ready,
-                    Failure::Watch,
-                    Failure::Rearm,
-                    Failure::Thread,
-                ];
-                Action::FailNext(failures[rng.usize(0..4)])
+                let mut failures = vec![Failure::Fork, Failure::Thread];
+                if self.config.loses_events() && self.config.features.pidfds {
+                    failures.extend([Failure::Ready, Failure::Watch, Failure::Rearm]);
+                }
+                Action::FailNext(rng.choice(failures)?)
             }
-            Kind::Descriptors => match rng.u32(0..3) {
-                0 => Action::LimitDescriptors {
+            Kind::Descriptors => match rng.u32(0..6) {
+                0 => {
+                    let failures = [Failure::Open, Failure::Duplicate, Failure::Procfs];
+                    Action::FailNext(failures[rng.usize(0..3)])
+                }
+                1 | 2 => Action::LimitDescriptors {
                     free: rng.usize(0..3),
                 },
                 _ => Action::LiftLimit,
@@ -290,7 +311,34 @@ impl Simulation {
 
     fn free_pid(&self, rng: &mut Rng) -> Option<u32> {
         let free: Vec<u32> = PIDS.filter(|pid| self.may_fork(*pid)).collect();
-        rng.choice(free)
+        // Those that the reaper has yet to notice are free: it must not confuse the two processes.
+        let unnoticed = free.iter().copied().filter(|pid| {
+            let world = self.world();
+            let mut registrations = world.registrations.iter();
+            registrations.any(|one| one.shim.pid == *pid && self.is_unnoticed(one))
+        });
+        let unnoticed: Vec<u32> = unnoticed.collect();
+        rng.choice(unnoticed)
+            .filter(|_| rng.bool())
+            .or_else(|| rng.choice(free))
+    }
+
+    /// Returns whether a process is reaped and its handle does not show that yet.
+    fn is_unnoticed(&self, registration: &Registration) -> bool {
+        let is_reaped = |index| self.kernel().process(index).state.is_reaped();
+        registration.exit.is_none() && registration.process.is_some_and(is_reaped)
+    }
+
+    /// Chooses a process that is reaped, whose handle does not show that yet, and whose pid another
+    /// process has.
+    fn stale_handle(&self, rng: &mut Rng) -> Option<Name> {
+        let world = self.world();
+        let stale = world
+            .registrations
+            .iter()
+            .filter(|one| self.is_unnoticed(one) && self.kernel().find(one.shim.pid).is_some());
+        let names = stale.filter_map(|one| world.name_of(one.process?));
+        rng.choice(names.collect::<Vec<_>>())
     }
 
     /// Chooses a process.

@@ -98,6 +98,7 @@ impl History {
             let steps = run(simulation.clone()).await;
             if simulation.world().violation.is_none() {
                 finish(&simulation).await;
+                simulation.check_second_stream();
             }
             let violation = simulation.world().violation.take();
             simulation.drop_worker();
@@ -218,6 +219,9 @@ async fn finish(simulation: &Simulation) {
     let kernel = simulation.kernel();
     let limit = simulation.config.max_delay();
     kernel.limit_descriptors(usize::MAX);
+    while simulation.world().lacks_worker {
+        simulation.ensure_worker();
+    }
     let unfinished: Vec<_> = simulation.world().names.keys().copied().collect();
     for name in &unfinished {
         simulation.perform(Action::TracerWaits { name: *name });

@@ -14,6 +14,7 @@ mod interrupts;
 mod oracle;
 mod run;
 mod stops;
+mod streams;
 mod timeliness;
 mod users;
 mod world;

@@ -36,7 +36,9 @@ impl Simulation {
             // An attached process ends before it is reaped.
             let is_running =
                 |one: &Registration| !one.shim.is_locked() && one.shim.state().is_running();
-            is_older_than(long_grace(self.config.grace)) && !registrations().any(is_running)
+            is_older_than(long_grace(self.config.grace))
+                && !process.forked_by_thread
+                && !registrations().any(is_running)
         } else {
             match role {
                 None | Some(Role::Attached) => false,
@@ -147,31 +149,6 @@ impl Simulation {
             ProcessState::Reaped(_) if is_attached && self.config.exhausts_descriptors => true,
             ProcessState::Reaped(_) | ProcessState::BeingReaped(_) => !is_kept,
             _ => is_attached && !can_read,
-        }
-    }
-
-    /// Each stream has each exit once.
-    fn check_streams(&self) {
-        let mut world = self.world();
-        let (exits, has_ended) = Self::drain(&mut world.exits);
-        for exit in exits {
-            let unpublished = |one: &&mut Registration| !one.is_published && one.exit == Some(exit);
-            match world.registrations.iter_mut().find(unpublished) {
-                Some(registration) => registration.is_published = true,
-                None => world.fail(format!("{exit:?} is published, but is no handle's")),
-            }
-        }
-        let mut registrations = world.registrations.iter();
-        let missing = registrations.find(|one| one.exit.is_some() && !one.is_published);
-        if let Some(missing) = missing.map(|one| format!("{:?} is not published", one.exit)) {
-            world.fail(missing);
-        }
-        if has_ended && !self.core.shared.is_closing() {
-            world.fail("the stream ended before a shutdown".into());
-        }
-        if let Some(mut exits) = world.other_exits.take() {
-            Self::drain(&mut exits);
-            world.other_exits = Some(exits);
         }
     }
 

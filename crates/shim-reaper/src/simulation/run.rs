@@ -56,7 +56,7 @@ impl Simulation {
     /// interrupts; otherwise the steps have them.
     pub(super) fn new(config: Config, rng: Option<Rng>) -> Arc<Self> {
         let now = tokio::time::Instant::now().into_std();
-        let core = Arc::new(Core::new(Shared::new(
+        let mut shared = Shared::new(
             Simulated::starting_at(config.features, now),
             Counters::default(),
             CancellationToken::new(),
@@ -67,7 +67,9 @@ impl Simulation {
                 token: CancellationToken::new(),
                 grace: config.stop_grace,
             }),
-        )));
+        );
+        shared.reap_all_orphans = config.reaps_all_orphans;
+        let core = Arc::new(Core::new(shared));
         let exits = core.shared.subscribers.subscribe();
         let simulation = Arc::new_cyclic(|this| Self {
             this: Weak::clone(this),

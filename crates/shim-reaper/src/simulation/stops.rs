@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use super::action::Call;
+use super::action::{Call, Name};
 use super::run::{Simulation, Task, lock};
+use crate::group::Group;
 use crate::kernel::simulated::{Parent, ProcessState, Resistance};
 use crate::shim::Role;
 use crate::{ShutdownReport, Signal, StopReport, stop};
@@ -152,24 +153,53 @@ impl Simulation {
         if let (Some(name), ProcessState::Zombie(_)) = (name, process.state) {
             world.became_zombie(name);
         }
-        if signal == Signal::SIGKILL && world.killed.contains(&index) {
+        let leader = self.leader_of(index);
+        let is_killed_group = leader.is_some_and(|leader| world.killed_groups.contains(&leader));
+        if is_killed_group && signal == Signal::SIGKILL {
+            return;
+        }
+        if world.signalled.contains(&(index, signal)) {
             return;
         }
         let is_registered = world
             .registrations_of(index)
             .any(|one| one.role != Role::Attached);
-        let is_member = self.leader_of(index).is_some_and(|leader| {
-            let mut registrations = world.registrations_of(leader);
+        let leader = leader.filter(|leader| {
+            let mut registrations = world.registrations_of(*leader);
             registrations.any(|one| one.shim.leads_group)
         });
         let is_child = process.parent == Parent::This && is_registered;
         let kill_at = world.stops.kill_at.iter().min().copied();
         let is_due = kill_at.is_some_and(|at| signal != Signal::SIGKILL || kernel.time() >= at);
-        if !(is_child || is_member) || !is_due {
+        if !(is_child || leader.is_some()) || !is_due {
             world.fail(format!("process {name:?} got {signal} wrongly or early"));
         }
         if signal == Signal::SIGKILL && is_registered {
             world.stops.killed.insert(process.pid);
+        }
+        if let (Signal::SIGKILL, Some(leader)) = (signal, leader) {
+            world.stops.killed.insert(kernel.process(leader).pid);
+        }
+    }
+
+    /// Kills the group of a shim through a handle.
+    pub(super) fn kill_group(&self, name: Name) {
+        let Some((leader, shim)) = self.latest_handle(name).filter(|_| self.may_stop()) else {
+            return;
+        };
+        let kernel = self.kernel();
+        let Some(mut group) = Group::of(kernel, &shim) else {
+            return;
+        };
+        self.world().killed_groups.insert(leader);
+        let is_killed = group.kill(stop::after(kernel, stop::KILL_TIMEOUT)).is_ok();
+        let mut processes = 0..kernel.process_count();
+        let left = processes.find(|index| {
+            self.leader_of(*index) == Some(leader) && kernel.process(*index).state.is_running()
+        });
+        if let Some(left) = left.filter(|_| is_killed) {
+            let failure = format!("the kill of the group of {name} left {left} running");
+            self.world().fail(failure);
         }
     }
 
@@ -183,11 +213,13 @@ impl Simulation {
     fn check_stop(&self, targets: &Targets, report: &StopReport) {
         self.check_targets(targets, &report.still_running);
         let mut world = self.world();
-        let by_handle = world
-            .killed
-            .iter()
-            .map(|index| self.kernel().process(*index).pid);
+        let by_handle = world.signalled.iter().filter_map(|(index, signal)| {
+            (*signal == Signal::SIGKILL).then_some(self.kernel().process(*index).pid)
+        });
+        let by_group = world.killed_groups.iter();
+        let by_group = by_group.map(|index| self.kernel().process(*index).pid);
         let killed: BTreeSet<u32> = by_handle
+            .chain(by_group)
             .chain(world.stops.killed.iter().copied())
             .collect();
         if !report.killed.iter().all(|pid| killed.contains(pid)) {

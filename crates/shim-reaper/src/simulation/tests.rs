@@ -28,6 +28,7 @@ const LOSSY: Config = Config {
     stop_grace: Duration::ZERO,
     recycling: Recycling::Immediate,
     spawning: Spawning::Native,
+    reaps_all_orphans: false,
     panics: false,
     exhausts_descriptors: false,
     disturbances: Disturbances::Lossy,
@@ -50,7 +51,10 @@ fn worker_registers_its_epoll_again_although_registrations_wake_it() {
             Action::Fork { name, pid, parent },
             Action::Register { name },
             // Wakes the worker, which has to check it.
-            Action::Adopt { name },
+            Action::Adopt {
+                name,
+                has_pidfd: false,
+            },
             Action::Advance { millis: 12 },
         ]
     };

@@ -74,7 +74,8 @@ impl Simulation {
         let kernel = self.kernel();
         let now = kernel.time();
         let mut world = self.world();
-        if self.core.shared.is_closing() || now <= world.late_until {
+        let is_late = self.core.shared.is_closing() || now <= world.late_until;
+        if is_late || world.lacks_worker {
             return;
         }
         if kernel.is_epoll_unregistered() {
@@ -100,6 +101,7 @@ impl Simulation {
         let now = kernel.time();
         let mut world = self.world();
         let is_late = self.core.shared.is_closing() || now <= world.late_until;
+        let is_late = is_late || world.lacks_worker;
         if is_late || !self.config.is_prompt() {
             return;
         }
@@ -152,9 +154,7 @@ impl Simulation {
         let kernel = self.kernel();
         let processes = || (0..kernel.process_count()).map(|index| kernel.process(index));
         let is_orphan = |process: &Process| {
-            matches!(process.state, ProcessState::Zombie(_))
-                && process.parent == Parent::This
-                && process.group != Some(process.pid)
+            matches!(process.state, ProcessState::Zombie(_)) && process.parent == Parent::This
         };
         let has_ended = |pgid: u32| {
             let leaders = processes().filter(|one| one.pid == pgid && one.group == Some(pgid));
@@ -163,8 +163,14 @@ impl Simulation {
                 |leader: Process| leader.state.is_reaped() && leader.reap_began_at.is_none();
             leaders.last().is_some_and(is_ended)
         };
-        let orphan = processes()
-            .find(|process| is_orphan(process) && process.group.is_some_and(has_ended))?;
+        let is_searched = |process: &Process| {
+            if self.config.reaps_all_orphans && kernel.features().subreaper {
+                return !process.forked_by_thread;
+            }
+            let leads_group = process.group == Some(process.pid);
+            !leads_group && process.group.is_some_and(has_ended)
+        };
+        let orphan = processes().find(|process| is_orphan(process) && is_searched(process))?;
         Some(orphan.pid)
     }
 

@@ -24,6 +24,7 @@ impl Simulation {
             process: None,
         });
         let process_group = leads_group.then_some(0);
+        let is_born_with_pidfd = self.is_born_with_pidfd();
         let spawned = match self.config.spawning {
             Spawning::Native => {
                 let mut command = pidfd_spawn::Command::new("");
@@ -38,7 +39,7 @@ impl Simulation {
         match spawned {
             Ok((shim, _)) => {
                 self.note_registration(shim, Role::Owned, process, None);
-                if self.is_born_with_pidfd() {
+                if is_born_with_pidfd {
                     let mut world = self.world();
                     if let Some(registration) = world.registrations.last_mut() {
                         registration.had_pidfd = true;
@@ -93,8 +94,25 @@ impl Simulation {
         }
     }
 
+    pub(super) fn register_pidfd(&self, name: Name) {
+        let Some(known) = self.known(name) else {
+            return;
+        };
+        if !self.is_unlocked() || self.is_spawning(known.pid) {
+            return;
+        }
+        let Some(pidfd) = self.kernel().pidfd_of(known.process) else {
+            return;
+        };
+        let (pid, role) = (known.pid, Role::Shared);
+        match self.core.shared.register_process(pid, Some(pidfd), role) {
+            Ok(shim) => self.note_registration(shim, role, Some(known.process), None),
+            Err(_) => self.expect_closing("register"),
+        }
+    }
+
     /// The owner gives up its `Child`.
-    pub(super) fn adopt(&self, name: Name) {
+    pub(super) fn adopt(&self, name: Name, has_pidfd: bool) {
         let Some(known) = self.known(name).filter(|known| known.has_owner) else {
             return;
         };
@@ -105,7 +123,15 @@ impl Simulation {
         // A `Child` that outlives its process only has a pid. If another process gets it and is
         // registered, the `Child` cannot be told from one of that process.
         let holder = kernel.find(known.pid);
-        if holder.is_some_and(|holder| holder != known.process) {
+        if !has_pidfd && holder.is_some_and(|holder| holder != known.process) {
+            return;
+        }
+        let pidfd = if has_pidfd {
+            kernel.pidfd_of(known.process)
+        } else {
+            None
+        };
+        if has_pidfd && pidfd.is_none() {
             return;
         }
         {
@@ -122,7 +148,7 @@ impl Simulation {
                 Some(status)
             })
         };
-        match self.core.shared.adopt(known.pid, None, &mut try_wait) {
+        match self.core.shared.adopt(known.pid, pidfd, &mut try_wait) {
             Ok(shim) => {
                 let published = shim.state().exit();
                 self.note_registration(shim, Role::Owned, Some(known.process), None);
@@ -199,30 +225,35 @@ impl Simulation {
         });
     }
 
-    /// Returns whether every child of a spawn certainly has a pidfd before it can exit.
+    /// Returns whether the child of a spawn certainly has a pidfd before it can exit: also that of a
+    /// std command once the reaper has counted a foreign wait.
     fn is_born_with_pidfd(&self) -> bool {
         let config = &self.config;
+        let stats = self.core.shared.counters.snapshot(true);
+        let is_early = config.spawning != Spawning::Std
+            || config.features.reaps_children
+            || stats.foreign_waits_total > 0;
         config.features.pidfds
-            && config.spawning != Spawning::Std
+            && is_early
             && config.disturbances != Disturbances::Lossy
             && !config.exhausts_descriptors
     }
 
-    /// Sends SIGKILL through the latest handle to a process.
-    pub(super) fn kill(&self, name: Name) {
-        let Some(known) = self.known(name) else {
+    /// Sends a signal through the latest handle to a process.
+    pub(super) fn signal(&self, name: Name, signal: Signal) {
+        let Some((process, shim)) = self.latest_handle(name) else {
             return;
         };
-        let shim = {
-            let world = self.world();
-            let latest = world.registrations_of(known.process).last();
-            latest.map(|registration| Arc::clone(&registration.shim))
-        };
-        let Some(shim) = shim.filter(|shim| !shim.is_locked()) else {
-            return;
-        };
-        self.world().killed.insert(known.process);
-        let _ = shim.signal(self.kernel(), Signal::SIGKILL);
+        self.world().signalled.insert((process, signal));
+        let _ = shim.signal(self.kernel(), signal);
+    }
+
+    pub(super) fn latest_handle(&self, name: Name) -> Option<(usize, Arc<Shim<Descriptor>>)> {
+        let process = self.known(name)?.process;
+        let world = self.world();
+        let latest = world.registrations_of(process).last()?;
+        let shim = Arc::clone(&latest.shim);
+        (!shim.is_locked()).then_some((process, shim))
     }
 
     pub(super) fn start_waiting(&self, waiter: u32, name: Name, panics: bool) {
@@ -255,11 +286,5 @@ impl Simulation {
             found.shim.stop_waiting(key);
         }
         world.waiters.remove(&waiter);
-    }
-
-    pub(super) fn subscribe(&self) {
-        let exits = self.core.shared.subscribers.subscribe();
-        let old = self.world().other_exits.replace(exits);
-        drop(old);
     }
 }

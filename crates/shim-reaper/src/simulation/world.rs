@@ -9,7 +9,7 @@ use super::action::Name;
 use super::stops::Stops;
 use crate::kernel::simulated::Descriptor;
 use crate::shim::{Role, Shim};
-use crate::{Exits, ShimExit};
+use crate::{Exits, ShimExit, Signal};
 
 /// The pids of the processes that come and go. Few, so that they are recycled.
 pub(super) const PIDS: std::ops::Range<u32> = 5_000_000..5_000_010;
@@ -29,10 +29,16 @@ pub(super) struct World {
     pub(super) next_waiter: u32,
     /// All exits since the start.
     pub(super) exits: Exits,
+    /// What `exits` had, in this order.
+    pub(super) published: Vec<ShimExit>,
+    /// How many of them are known to be those of registrations.
+    pub(super) checked: usize,
     /// A stream that comes and goes.
-    pub(super) other_exits: Option<Exits>,
-    /// The processes that were sent SIGKILL through a handle.
-    pub(super) killed: BTreeSet<usize>,
+    pub(super) stream: Option<Stream>,
+    /// The signals that were sent through handles, with the processes that were to get them.
+    pub(super) signalled: BTreeSet<(usize, Signal)>,
+    /// The leaders whose groups were killed through a handle.
+    pub(super) killed_groups: BTreeSet<usize>,
     pub(super) stops: Stops,
     /// The number of the current step of the history.
     pub(super) step: u64,
@@ -44,6 +50,8 @@ pub(super) struct World {
     pub(super) adopted_pids: Vec<u32>,
     /// Until when a zombie may be late, because something went wrong.
     pub(super) late_until: Instant,
+    /// Whether the tokio runtime of the worker was dropped, and no thread could be started.
+    pub(super) lacks_worker: bool,
     pub(super) panics: u64,
     /// Panics since a sweep was completed.
     pub(super) recent_panics: u32,
@@ -98,6 +106,16 @@ pub(super) struct Waiter {
     pub(super) flag: Arc<Flag>,
 }
 
+/// A stream with a limited buffer, which is read when another one replaces it.
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub(super) exits: Exits,
+    pub(super) capacity: usize,
+    /// How many exits were published before.
+    pub(super) skipped: usize,
+    pub(super) flag: Arc<Flag>,
+}
+
 /// A waker that records that it was woken.
 #[derive(Debug, Default)]
 pub(super) struct Flag {
@@ -142,8 +160,12 @@ impl World {
             waiters: BTreeMap::new(),
             next_waiter: 0,
             exits,
-            other_exits: None,
-            killed: BTreeSet::new(),
+            published: Vec::new(),
+            checked: 0,
+            stream: None,
+            signalled: BTreeSet::new(),
+            killed_groups: BTreeSet::new(),
+            lacks_worker: false,
             stops: Stops::default(),
             step: 0,
             pids_of_step: BTreeSet::new(),

@@ -2,7 +2,7 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::epoll::Disturbance;
-use super::kernel::Simulated;
+use super::kernel::{Descriptor, Simulated};
 use super::process::{Parent, Process, ProcessState, ReapedBy, Resistance, wait_status};
 use super::table::Failure;
 
@@ -17,6 +17,14 @@ impl Simulated {
         let mut table = self.table();
         let index = table.add(pid, Parent::Init, None);
         table.processes[index].inspectable = inspectable;
+        index
+    }
+
+    /// Adds a child that another thread than the main thread forks.
+    pub(crate) fn fork_by_thread(&self, pid: u32) -> usize {
+        let mut table = self.table();
+        let index = table.add(pid, Parent::This, None);
+        table.processes[index].forked_by_thread = true;
         index
     }
 
@@ -42,6 +50,15 @@ impl Simulated {
         if let Some(index) = table.find(pid) {
             table.processes[index].group = Some(pgid);
         }
+    }
+
+    /// Returns a pidfd that other code has opened while the process ran. Returns `None` if no
+    /// descriptor is free.
+    pub(crate) fn pidfd_of(&self, index: usize) -> Option<Descriptor> {
+        let mut table = self.table();
+        let taken = table.features.pidfds && table.take_descriptor();
+        drop(table);
+        taken.then(|| self.descriptor(index))
     }
 
     pub(crate) fn find(&self, pid: u32) -> Option<usize> {

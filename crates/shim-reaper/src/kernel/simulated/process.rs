@@ -19,6 +19,8 @@ pub(crate) struct Features {
     pub(crate) events: bool,
     /// Orphans are reparented to this process.
     pub(crate) subreaper: bool,
+    /// SIGCHLD is ignored, so that the kernel reaps the children of this process as they exit.
+    pub(crate) reaps_children: bool,
 }
 
 #[cfg(test)]
@@ -30,6 +32,7 @@ impl Features {
         exit_info: true,
         events: true,
         subreaper: true,
+        reaps_children: false,
     };
 }
 
@@ -84,6 +87,9 @@ pub(crate) struct Process {
     pub(crate) pid: u32,
     pub(crate) parent: Parent,
     pub(crate) group: Option<u32>,
+    /// Whether another thread than the main thread of this process has forked it. Of the other
+    /// children, procfs cannot tell which of them are orphans.
+    pub(crate) forked_by_thread: bool,
     /// Whether this process may read its exit code in procfs.
     pub(crate) inspectable: bool,
     pub(crate) resistance: Resistance,

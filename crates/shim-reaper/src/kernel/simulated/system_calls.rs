@@ -102,7 +102,8 @@ impl Simulated {
                 Failure::Ready => libc::EINTR,
                 Failure::Watch => libc::ENOSPC,
                 Failure::Rearm => libc::ENOMEM,
-                Failure::Thread => libc::EAGAIN,
+                Failure::Thread | Failure::Fork => libc::EAGAIN,
+                Failure::Open | Failure::Duplicate | Failure::Procfs => libc::EMFILE,
             };
             return Err(io::Error::from_raw_os_error(errno));
         }
@@ -135,11 +136,13 @@ impl ProcessTable for Simulated {
 
     fn open(&self, pid: u32) -> Result<Descriptor, NoPidfd> {
         self.interrupt("pidfd_open");
+        self.fails(Failure::Open).map_err(NoPidfd::Exhausted)?;
         self.open_now(pid)
     }
 
     fn duplicate(&self, pidfd: &Descriptor) -> io::Result<Descriptor> {
         self.interrupt("dup");
+        self.fails(Failure::Duplicate)?;
         if !self.table().take_descriptor() {
             return Err(no_descriptor());
         }
@@ -157,11 +160,12 @@ impl ProcessTable for Simulated {
         if is_native && has_pidfds && !self.table().has_free_descriptor() {
             return Err(no_descriptor());
         }
+        self.fails(Failure::Fork)?;
         let process = self.interrupts().and_then(|interrupts| interrupts.fork());
         let process = process.ok_or_else(|| io::Error::from_raw_os_error(libc::EAGAIN))?;
         let pid = self.process(process).pid;
         // Otherwise the child may be reaped before its pidfd is open.
-        let is_early = is_native || early_pidfd;
+        let is_early = is_native || early_pidfd || self.features().reaps_children;
         Ok(Spawned {
             pid,
             pidfd: if is_early {
@@ -297,6 +301,7 @@ impl ProcessTable for Simulated {
 
     fn group_members(&self, pgid: u32) -> io::Result<Vec<Member>> {
         self.interrupt("read /proc");
+        self.fails(Failure::Procfs)?;
         let table = self.table();
         if !table.has_free_descriptor() {
             return Err(no_descriptor());
@@ -314,6 +319,7 @@ impl ProcessTable for Simulated {
 
     fn stat(&self, pid: u32) -> io::Result<Option<ProcStat>> {
         self.interrupt("read stat");
+        self.fails(Failure::Procfs)?;
         let table = self.table();
         if !table.has_free_descriptor() {
             return Err(no_descriptor());
@@ -337,13 +343,15 @@ impl ProcessTable for Simulated {
 
     fn dead_orphans(&self, among: Orphans<'_>, _: &mut ForkedChildren) -> Vec<Orphan> {
         self.interrupt("read children");
+        let fails = self.fails(Failure::Procfs).is_err();
         let table = self.table();
-        if !table.has_free_descriptor() {
+        if fails || !table.features.subreaper || !table.has_free_descriptor() {
             return Vec::new();
         }
         let processes = table.processes.iter().enumerate();
         let dead = processes.filter(|(_, process)| {
-            process.parent == Parent::This && matches!(process.state, ProcessState::Zombie(_))
+            let is_candidate = process.parent == Parent::This && !process.forked_by_thread;
+            is_candidate && matches!(process.state, ProcessState::Zombie(_))
         });
         let wanted = dead.filter(|(_, process)| match among {
             Orphans::InGroups(pgids) => process

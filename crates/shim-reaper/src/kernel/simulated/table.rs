@@ -17,6 +17,14 @@ pub(crate) enum Failure {
     Rearm,
     /// The start of a thread with EAGAIN.
     Thread,
+    /// `fork` with EAGAIN.
+    Fork,
+    /// `pidfd_open` with EMFILE.
+    Open,
+    /// `dup` with EMFILE.
+    Duplicate,
+    /// `open` in procfs with EMFILE.
+    Procfs,
 }
 
 /// All processes, and the descriptors that the reaper has for them.
@@ -64,6 +72,7 @@ impl Table {
             pid,
             parent,
             group,
+            forked_by_thread: false,
             inspectable: true,
             resistance: Resistance::None,
             state: ProcessState::Running,
@@ -79,6 +88,11 @@ impl Table {
     pub(super) fn set(&mut self, index: usize, state: ProcessState) {
         let process = &mut self.processes[index];
         let pid = process.pid;
+        let is_reaped_at_once = self.features.reaps_children && process.parent == Parent::This;
+        let state = match state {
+            ProcessState::Zombie(code) if is_reaped_at_once => ProcessState::Reaped(code),
+            state => state,
+        };
         process.state = state;
         if state != ProcessState::Running && process.died_at.is_none() {
             process.died_at = Some(self.now);
