@@ -169,7 +169,9 @@ impl Simulation {
                     return;
                 };
                 let shim = kernel.process(leader.process);
-                if !shim.state.is_running() || shim.group != Some(shim.pid) {
+                // A process that is stuck in the kernel does not fork.
+                let can_fork = shim.state.is_running() && shim.resistance != Resistance::Sigkill;
+                if !can_fork || shim.group != Some(shim.pid) {
                     return;
                 }
                 kernel.add(pid, Parent::Process(leader.process), shim.group)

@@ -53,15 +53,15 @@ impl History {
         self.with_steps(self.steps.clone())
     }
 
-    /// Performs steps that nothing interrupts.
+    /// Performs these steps.
     #[cfg(test)]
-    pub(super) fn of(config: Config, actions: &[Action]) -> Self {
+    pub(super) fn of(config: Config, steps: Vec<Step>) -> Self {
         let history = Self {
             config,
             steps: Vec::new(),
             violation: None,
         };
-        history.with_steps(actions.iter().copied().map(Step::new).collect())
+        history.with_steps(steps)
     }
 
     fn with_steps(&self, steps: Vec<Step>) -> Self {

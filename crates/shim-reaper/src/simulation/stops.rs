@@ -19,6 +19,8 @@ pub(super) struct Stops {
     kill_at: Vec<Instant>,
     /// The pids of the processes to which they have sent SIGKILL.
     killed: BTreeSet<u32>,
+    /// Those that were members of the group of another one.
+    killed_members: BTreeSet<u32>,
     /// Whether a shutdown leaves processes running.
     leaves_running: bool,
     /// Whether some of them were not part of a shutdown.
@@ -153,7 +155,7 @@ impl Simulation {
         if let (Some(name), ProcessState::Zombie(_)) = (name, process.state) {
             world.became_zombie(name);
         }
-        let leader = self.leader_of(index);
+        let leader = kernel.group_leader(index);
         let is_killed_group = leader.is_some_and(|leader| world.killed_groups.contains(&leader));
         if is_killed_group && signal == Signal::SIGKILL {
             return;
@@ -175,7 +177,14 @@ impl Simulation {
             world.fail(format!("process {name:?} got {signal} wrongly or early"));
         }
         if signal == Signal::SIGKILL && is_registered {
-            world.stops.killed.insert(process.pid);
+            let is_member = leader.is_some_and(|leader| leader != index);
+            let stops = &mut world.stops;
+            let killed = if is_member {
+                &mut stops.killed_members
+            } else {
+                &mut stops.killed
+            };
+            killed.insert(process.pid);
         }
         if let (Signal::SIGKILL, Some(leader)) = (signal, leader) {
             world.stops.killed.insert(kernel.process(leader).pid);
@@ -195,19 +204,14 @@ impl Simulation {
         let is_killed = group.kill(stop::after(kernel, stop::KILL_TIMEOUT)).is_ok();
         let mut processes = 0..kernel.process_count();
         let left = processes.find(|index| {
-            self.leader_of(*index) == Some(leader) && kernel.process(*index).state.is_running()
+            kernel.group_leader(*index) == Some(leader) && kernel.process(*index).state.is_running()
         });
-        if let Some(left) = left.filter(|_| is_killed) {
+        // While a wait for the leader is in progress, the group looks like a recycled one.
+        let is_known = kernel.process(leader).reap_began_at.is_none();
+        if let Some(left) = left.filter(|_| is_killed && is_known) {
             let failure = format!("the kill of the group of {name} left {left} running");
             self.world().fail(failure);
         }
-    }
-
-    /// Returns the process that has led the group of this process: no later one has its number.
-    fn leader_of(&self, index: usize) -> Option<usize> {
-        let kernel = self.kernel();
-        let pgid = kernel.process(index).group?;
-        (0..=index).rfind(|leader| kernel.process(*leader).pid == pgid)
     }
 
     fn check_stop(&self, targets: &Targets, report: &StopReport) {
@@ -221,6 +225,7 @@ impl Simulation {
         let killed: BTreeSet<u32> = by_handle
             .chain(by_group)
             .chain(world.stops.killed.iter().copied())
+            .chain(world.stops.killed_members.iter().copied())
             .collect();
         if !report.killed.iter().all(|pid| killed.contains(pid)) {
             world.fail(format!("{report:?}, but only {killed:?} got SIGKILL"));

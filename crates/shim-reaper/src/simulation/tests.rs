@@ -1,10 +1,11 @@
 use std::time::Duration;
 
-use super::action::{Action, ForkedBy};
+use super::action::{Action, ForkedBy, Interrupt, Step};
 use super::config::{Config, Disturbances, Recycling, Spawning};
 use super::history::History;
 use super::simulate;
-use crate::kernel::simulated::Features;
+use crate::Signal;
+use crate::kernel::simulated::{Failure, Features};
 
 #[test]
 fn random_histories_keep_every_promise() {
@@ -38,8 +39,8 @@ const LOSSY: Config = Config {
 #[test]
 fn worker_registers_its_epoll_again_after_a_forked_child_has_removed_it() {
     let advance = Action::Advance { millis: 200 };
-    let history = [advance, Action::UnregisterEpoll, advance];
-    assert_eq!(History::of(LOSSY, &history).violation, None);
+    let history = [advance, Action::UnregisterEpoll, advance].map(Step::new);
+    assert_eq!(History::of(LOSSY, history.into()).violation, None);
 }
 
 #[test]
@@ -60,5 +61,36 @@ fn worker_registers_its_epoll_again_although_registrations_wake_it() {
     };
     let mut history = vec![Action::Advance { millis: 1 }, Action::UnregisterEpoll];
     history.extend((5_000_000..5_000_010).flat_map(register));
-    assert_eq!(History::of(LOSSY, &history).violation, None);
+    let history = history.into_iter().map(Step::new).collect();
+    assert_eq!(History::of(LOSSY, history).violation, None);
+}
+
+#[test]
+fn signal_without_a_pidfd_does_not_reach_a_process_that_gets_the_pid_meanwhile() {
+    let (name, pid) = (1, 5_000_000);
+    for call in 1..=4 {
+        let fork = Action::Fork {
+            name: 2,
+            pid,
+            parent: ForkedBy::Owner,
+        };
+        let recycle = [Action::Wait { name }, fork];
+        let recycle = recycle.map(|action| (call, Interrupt::Step(Step::new(action))));
+        let signal = Signal::SIGKILL;
+        let history = vec![
+            Step::new(Action::FailNext(Failure::Watch)),
+            Step::new(Action::Spawn {
+                name,
+                pid,
+                leads_group: false,
+            }),
+            Step::new(Action::Exit { name, code: 1 }),
+            Step {
+                action: Action::Signal { name, signal },
+                interrupts: recycle.into(),
+            },
+        ];
+        let history = History::of(LOSSY, history);
+        assert_eq!(history.violation, None, "{history}");
+    }
 }

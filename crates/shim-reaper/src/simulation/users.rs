@@ -191,6 +191,7 @@ impl Simulation {
         let known = world.registrations.iter_mut();
         let mut known = known.filter(|registration| registration.shim.id == shim.id);
         if let Some(known) = known.next() {
+            let was_attached = known.role == Role::Attached && role > known.role;
             if role > known.role {
                 known.role = role;
                 known.at = at;
@@ -205,6 +206,11 @@ impl Simulation {
                 world.fail(format!(
                     "{candidates:?} got the registration of {registered:?}"
                 ));
+            }
+            drop(world);
+            if was_attached {
+                // The grace period of an attached process may be longer.
+                self.expect_delay(INTERVAL);
             }
             return;
         }

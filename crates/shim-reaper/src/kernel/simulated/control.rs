@@ -69,6 +69,10 @@ impl Simulated {
         self.table().processes[index]
     }
 
+    pub(crate) fn group_leader(&self, member: usize) -> Option<usize> {
+        self.table().group_leader(member)
+    }
+
     pub(crate) fn process_count(&self) -> usize {
         self.table().processes.len()
     }

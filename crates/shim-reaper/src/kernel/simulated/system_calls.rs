@@ -284,9 +284,9 @@ impl ProcessTable for Simulated {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
         let pgid = table.processes[leader.process].pid;
-        let is_recycled = table
-            .find(pgid)
-            .is_some_and(|index| index != leader.process);
+        let members = table.group_members(pgid);
+        let mut leaders = members.iter().map(|member| table.group_leader(*member));
+        let is_recycled = leaders.any(|found| found != Some(leader.process));
         drop(table);
         if is_recycled {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));

@@ -140,6 +140,13 @@ impl Table {
         members
     }
 
+    /// Returns the process that leads or has led the group of a process.
+    pub(super) fn group_leader(&self, member: usize) -> Option<usize> {
+        let pgid = self.processes[member].group?;
+        // While the group has members, no later process gets its number.
+        (0..=member).rfind(|index| self.processes[*index].pid == pgid)
+    }
+
     /// Takes a descriptor. Returns false if none is left.
     pub(super) fn take_descriptor(&mut self) -> bool {
         let free = self.has_free_descriptor();
