@@ -135,11 +135,20 @@ impl<P> Shim<P> {
         if let Some(pidfd) = &state.pidfd {
             return kernel.signal(pidfd, signal);
         }
+        // Opened before the start time is read, which then proves that it is that of the process.
+        if let (Ok(pidfd), Ok(Some(stat))) = (kernel.open(self.pid), kernel.stat(self.pid)) {
+            if state.is_same_process(&stat) {
+                return kernel.signal(&pidfd, signal);
+            }
+        }
         match kernel.stat(self.pid) {
             Ok(Some(stat)) if state.is_same_process(&stat) => kernel.signal_pid(self.pid, signal),
             Ok(_) => Err(io::Error::from_raw_os_error(libc::ESRCH)),
-            // Out of descriptors. A child that only the reaper may wait for still has its pid.
-            Err(_) if state.role == Role::Owned => kernel.signal_pid(self.pid, signal),
+            // Out of descriptors. A child that only the reaper may wait for still has its pid, except
+            // after a shutdown, because the reaper does not notice other waits any more.
+            Err(_) if state.role == Role::Owned && !state.is_closed() => {
+                kernel.signal_pid(self.pid, signal)
+            }
             Err(error) => Err(error),
         }
     }

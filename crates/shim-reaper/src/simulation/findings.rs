@@ -131,3 +131,20 @@ fn handle_without_an_identity_signals_no_process_after_a_shutdown() {
     assert!(shim.signal(kernel, Signal::SIGKILL).is_err());
     assert!(kernel.process(process).state.is_running());
 }
+
+#[test]
+fn handle_signals_no_process_after_a_shutdown_while_no_descriptor_is_free() {
+    let core = core(Features {
+        pidfds: false,
+        ..LATEST
+    });
+    let kernel = &core.shared.kernel;
+    kernel.fork(7);
+    let shim = register(&core, 7, Role::Owned);
+    core.try_close().unwrap();
+    kernel.set(7, ProcessState::Reaped(0));
+    let process = kernel.fork(7);
+    kernel.limit_descriptors(0);
+    assert!(shim.signal(kernel, Signal::SIGKILL).is_err());
+    assert!(kernel.process(process).state.is_running());
+}
