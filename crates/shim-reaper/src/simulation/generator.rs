@@ -121,6 +121,9 @@ impl Config {
 impl Simulation {
     /// Chooses an action that does something in the current state.
     pub(super) fn choose(&self, rng: &mut Rng, is_interrupt: bool) -> Option<Action> {
+        if let Some(action) = self.end_of_spawned(rng) {
+            return Some(action);
+        }
         for _ in 0..8 {
             let kind = choose_kind(rng, is_interrupt);
             if !self.config.has(kind) {
@@ -132,6 +135,18 @@ impl Simulation {
             }
         }
         None
+    }
+
+    /// Sometimes ends the child that is being spawned, before the reaper can register it.
+    fn end_of_spawned(&self, rng: &mut Rng) -> Option<Action> {
+        let spawn = self.world().spawning.last().copied()?;
+        let state = self.kernel().process(spawn.process?).state;
+        let name = spawn.name;
+        match state {
+            ProcessState::Running if rng.u32(0..4) == 0 => Some(Action::Exit { name, code: 1 }),
+            ProcessState::Zombie(_) if rng.bool() => Some(Action::Wait { name }),
+            _ => None,
+        }
     }
 
     fn action_of(&self, kind: Kind, rng: &mut Rng) -> Option<Action> {

@@ -19,8 +19,9 @@ pub(super) struct Stops {
     kill_at: Vec<Instant>,
     /// The pids of the processes to which they have sent SIGKILL.
     killed: BTreeSet<u32>,
-    /// Those that were members of the group of another one.
-    killed_members: BTreeSet<u32>,
+    /// The pids of members of groups to which they have sent SIGKILL, and of the leaders. They may
+    /// have been sent it themselves, or not.
+    killed_with_group: BTreeSet<u32>,
     /// Whether a shutdown leaves processes running.
     leaves_running: bool,
     /// Whether some of them were not part of a shutdown.
@@ -180,14 +181,15 @@ impl Simulation {
             let is_member = leader.is_some_and(|leader| leader != index);
             let stops = &mut world.stops;
             let killed = if is_member {
-                &mut stops.killed_members
+                &mut stops.killed_with_group
             } else {
                 &mut stops.killed
             };
             killed.insert(process.pid);
         }
         if let (Signal::SIGKILL, Some(leader)) = (signal, leader) {
-            world.stops.killed.insert(kernel.process(leader).pid);
+            let pid = kernel.process(leader).pid;
+            world.stops.killed_with_group.insert(pid);
         }
     }
 
@@ -225,7 +227,7 @@ impl Simulation {
         let killed: BTreeSet<u32> = by_handle
             .chain(by_group)
             .chain(world.stops.killed.iter().copied())
-            .chain(world.stops.killed_members.iter().copied())
+            .chain(world.stops.killed_with_group.iter().copied())
             .collect();
         if !report.killed.iter().all(|pid| killed.contains(pid)) {
             world.fail(format!("{report:?}, but only {killed:?} got SIGKILL"));

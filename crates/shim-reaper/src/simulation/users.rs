@@ -197,8 +197,11 @@ impl Simulation {
                 known.at = at;
             }
             let registered = known.process;
-            // Between the two calls the pid may have changed hands.
-            let candidates = [process.or(holder), self.kernel().find(known.shim.pid)];
+            let candidates = match process {
+                Some(_) => [process; 2],
+                // Between the two calls the pid may have changed hands.
+                None => [holder, self.kernel().find(known.shim.pid)],
+            };
             let is_one = registered == candidates[0] || registered == candidates[1];
             let may_differ = process.is_none() && self.config.exhausts_descriptors;
             let exists = candidates.iter().all(Option::is_some);
