@@ -9,7 +9,10 @@ use super::run::Simulation;
 use crate::kernel::simulated::ProcessState;
 
 /// How many times a failing history is replayed to find a shorter one.
-const MAX_REPLAYS: usize = 3_000;
+const MAX_REPLAYS: usize = 10_000;
+
+/// By how many calls an interrupt is moved to find a shorter history.
+const MAX_SHIFT: u32 = 24;
 
 /// A history, and what it violates.
 #[derive(Debug)]
@@ -132,7 +135,15 @@ impl History {
         while start < self.steps.len() {
             let mut steps = self.steps.clone();
             steps.drain(start..(start + size).min(steps.len()));
-            if !self.replace_by(steps, replays) {
+            // The calls before the last interrupt may have been those of a removed process.
+            let removed = &self.steps[start].action;
+            let shifted = if size == 1 && !matches!(removed, Action::Advance { .. }) {
+                with_earlier_interrupts(&steps)
+            } else {
+                Vec::new()
+            };
+            let mut candidates = std::iter::once(steps).chain(shifted);
+            if !candidates.any(|steps| self.replace_by(steps, replays)) {
                 start += size;
             }
         }
@@ -212,6 +223,25 @@ impl Display for History {
             None => writeln!(f, "no violation"),
         }
     }
+}
+
+/// Returns these steps with the interrupts of the last one before each of the calls that are earlier.
+fn with_earlier_interrupts(steps: &[Step]) -> Vec<Vec<Step>> {
+    let interrupts = steps.last().map(|last| &last.interrupts);
+    let first = interrupts.and_then(|interrupts| interrupts.first());
+    let first_call = first.map_or(1, |(call, _)| *call);
+    let shifts = 1..first_call.min(MAX_SHIFT);
+    shifts
+        .map(|shift| {
+            let mut steps = steps.to_vec();
+            if let Some(last) = steps.last_mut() {
+                for (call, _) in &mut last.interrupts {
+                    *call -= shift;
+                }
+            }
+            steps
+        })
+        .collect()
 }
 
 /// Ends all that is under way, and checks that nothing is left.

@@ -36,7 +36,8 @@ impl Simulation {
         let has_ended = read_first(&mut world);
         let published = world.published.len();
         let checked = std::mem::replace(&mut world.checked, published);
-        for exit in world.published[checked..].to_vec() {
+        for number in checked..published {
+            let exit = world.published[number];
             let unpublished = |one: &&mut Registration| !one.is_published && one.exit == Some(exit);
             match world.registrations.iter_mut().find(unpublished) {
                 Some(registration) => registration.is_published = true,
