@@ -21,6 +21,7 @@ use crate::process::{
     CleanupTarget, OrphanCleaner, ReapWait, ZombieCounter, keep_reaping, process_wide_reaper,
 };
 use crate::remove_tree::{Progress, remove_tree};
+use crate::restart::DueBoxes;
 use crate::{
     RuntimeError, RuntimeMetrics, RuntimeMetricsStorage, RuntimeOptions, ShimController,
     ShimProgram,
@@ -44,6 +45,8 @@ pub(crate) struct Core {
     pub(crate) zombies: ZombieCounter,
     pub(crate) reap_wait: ReapWait,
     pub(crate) events: Arc<EventBus>,
+    /// What the task [`follow_up`](crate::restart::follow_up) has to do.
+    pub(crate) due: Arc<DueBoxes>,
     metrics: RuntimeMetricsStorage,
     /// Cancelled when no new operation may begin.
     pub(crate) closing: CancellationToken,
@@ -92,6 +95,7 @@ impl Core {
             reaper,
             probes,
             events: Arc::new(EventBus::new(metrics.clone())),
+            due: Arc::default(),
             metrics,
             closing: CancellationToken::new(),
             reaper_token,

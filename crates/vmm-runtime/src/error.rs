@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vmm_protocol::FileError;
 
-use crate::{ShimProgramError, StartError};
+use crate::{RestartPolicy, ShimProgramError, StartError};
 
 /// An error of a [`VmmRuntime`](crate::VmmRuntime): it could not be opened, or an operation on a
 /// box failed.
@@ -85,6 +85,14 @@ pub enum RuntimeError {
     TooManyLabels {
         /// The number of labels.
         count: usize,
+    },
+    /// The spec asks for a restart of a box that is removed when it has ended.
+    #[error(
+        "a box with the restart policy {policy} cannot be removed automatically; use one of both"
+    )]
+    RestartOfRemoved {
+        /// The restart policy.
+        policy: RestartPolicy,
     },
     /// The box is running. Only a removal with force removes a running box.
     #[error("box {id} is running; stop it first, or remove it by force")]

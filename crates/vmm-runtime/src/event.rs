@@ -129,6 +129,13 @@ impl EventBus {
             .fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts a restart by the policy of a box.
+    pub(crate) fn restarted(&self) {
+        self.metrics
+            .boxes_restarted_total
+            .fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts the end of a running box.
     pub(crate) fn run_ended(&self) {
         self.metrics

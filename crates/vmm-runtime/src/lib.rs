@@ -87,6 +87,7 @@ mod metrics;
 mod options;
 mod process;
 mod remove_tree;
+mod restart;
 mod runtime;
 mod serde_millis;
 mod shim;
@@ -104,6 +105,7 @@ pub use lifecycle::RuntimeShutdown;
 pub use metrics::{RuntimeMetrics, RuntimeMetricsStorage};
 pub use options::RuntimeOptions;
 pub use process::{BoxUsage, ProcessExit, ProcessMonitor};
+pub use restart::{InvalidRestartPolicy, RestartPolicy};
 pub use runtime::VmmRuntime;
 pub use shim::{
     Keepalive, ShimController, ShimHandler, ShimProgram, ShimProgramError, SpawnedShim, StartError,

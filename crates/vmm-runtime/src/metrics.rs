@@ -19,6 +19,8 @@ pub struct RuntimeMetrics {
     pub boxes_crashed_total: u64,
     /// The number of times that a box stopped.
     pub boxes_stopped_total: u64,
+    /// The number of restarts by the policies of boxes.
+    pub boxes_restarted_total: u64,
     /// The number of boxes that are running.
     pub num_running_boxes: u64,
     /// The number of shims that the reaper reaped.
@@ -63,6 +65,8 @@ pub struct RuntimeMetricsStorage {
     pub boxes_crashed_total: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::boxes_stopped_total`].
     pub boxes_stopped_total: Arc<AtomicU64>,
+    /// See [`RuntimeMetrics::boxes_restarted_total`].
+    pub boxes_restarted_total: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::num_running_boxes`].
     pub num_running_boxes: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::shim_reaped`].
@@ -83,6 +87,7 @@ impl RuntimeMetricsStorage {
             boxes_failed_total: read(&self.boxes_failed_total),
             boxes_crashed_total: read(&self.boxes_crashed_total),
             boxes_stopped_total: read(&self.boxes_stopped_total),
+            boxes_restarted_total: read(&self.boxes_restarted_total),
             num_running_boxes: read(&self.num_running_boxes),
             shim_reaped: read(&self.shim_reaped),
             shim_reaper_vanished: read(&self.shim_reaper_vanished),

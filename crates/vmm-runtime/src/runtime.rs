@@ -5,12 +5,13 @@ use std::time::Duration;
 use futures::future::join_all;
 use tokio::time::timeout;
 
-use crate::boxes::MicroBox;
+use crate::boxes::{MicroBox, StartRequest};
 use crate::core::Core;
 use crate::driver::Driver;
 use crate::home::Home;
 use crate::lifecycle::{self, RuntimeShutdown};
 use crate::process::{count_zombies, measure_usage};
+use crate::restart;
 use crate::shutdown_task::ShutdownTask;
 use crate::{
     BoxCounts, BoxInfo, BoxSpec, BoxUsage, Events, RuntimeError, RuntimeMetrics, RuntimeOptions,
@@ -130,6 +131,7 @@ impl VmmRuntime {
         };
         core.run_detached(lifecycle::recover(Arc::clone(&core)))
             .await?;
+        core.spawn(restart::follow_up(Arc::clone(&core)));
         if let Some(token) = token {
             let shutdown = Arc::clone(&runtime.inner.shutdown);
             let task = {
@@ -181,8 +183,8 @@ impl VmmRuntime {
     pub async fn start(&self, id_or_name: &str) -> Result<BoxInfo, RuntimeError> {
         let core = self.core();
         let bx = core.boxes.find(id_or_name)?;
-        let stop_epoch = bx.stop_epoch();
-        core.run_detached(lifecycle::start(Arc::clone(core), bx, stop_epoch))
+        let request = StartRequest::by_user(bx.stop_epoch());
+        core.run_detached(lifecycle::start(Arc::clone(core), bx, request))
             .await
     }
 

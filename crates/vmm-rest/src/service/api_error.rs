@@ -95,9 +95,9 @@ impl From<RuntimeError> for ApiError {
         let code = match &error {
             RuntimeError::NotFound { .. } => ErrorCode::NotFound,
             RuntimeError::NameTaken { .. } => ErrorCode::AlreadyExists,
-            RuntimeError::InvalidName { .. } | RuntimeError::TooManyLabels { .. } => {
-                ErrorCode::InvalidArgument
-            }
+            RuntimeError::InvalidName { .. }
+            | RuntimeError::RestartOfRemoved { .. }
+            | RuntimeError::TooManyLabels { .. } => ErrorCode::InvalidArgument,
             RuntimeError::Running { .. } => ErrorCode::InvalidState,
             RuntimeError::Start { source, .. } => start_error_code(source),
             RuntimeError::Stuck { .. } | RuntimeError::CleanupFailed { .. } => {

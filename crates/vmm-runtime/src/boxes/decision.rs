@@ -24,8 +24,35 @@ pub(crate) enum StartDecision {
     },
     /// Clean up after the previous run first.
     NeedsCleanup,
-    /// Fail: a stop was requested after this start.
+    /// Fail: a stop was requested after this start, or the restart is not due any more.
     Cancelled,
+}
+
+/// A start of a box.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StartRequest {
+    /// The number of stop requests when the start was requested.
+    pub(crate) stop_epoch: u64,
+    /// Whether the restart policy of the box asked for it, in place of a user.
+    pub(crate) is_restart: bool,
+}
+
+impl StartRequest {
+    /// Creates the request of a user.
+    pub(crate) fn by_user(stop_epoch: u64) -> Self {
+        Self {
+            stop_epoch,
+            is_restart: false,
+        }
+    }
+
+    /// Creates the request of the restart policy.
+    pub(crate) fn restart(stop_epoch: u64) -> Self {
+        Self {
+            stop_epoch,
+            is_restart: true,
+        }
+    }
 }
 
 /// A shim that must end with the runtime.

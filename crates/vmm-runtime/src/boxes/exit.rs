@@ -1,6 +1,7 @@
 //! How a box learns of the end of a run, saves it and reports it.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use shim_reaper::ShimHandle;
 use vmm_protocol::procfs::Stat;
@@ -164,6 +165,7 @@ impl MicroBox {
             _ => BoxChange::Failed,
         };
         self.events.publish(change, info);
+        self.schedule_follow_up(&state, Duration::ZERO);
     }
 
     /// Returns whether the control group of the last run may exist: the shim could not kill

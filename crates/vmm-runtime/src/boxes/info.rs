@@ -6,7 +6,7 @@ use vmm_protocol::{Ending, with_causes};
 
 use super::state::{Phase, State};
 use super::{BoxCounts, BoxRecord, BoxStatus, Outcome};
-use crate::{HealthState, ShimHandler};
+use crate::{HealthState, RestartPolicy, ShimHandler};
 
 /// The state of a box at one moment.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +47,15 @@ pub struct BoxInfo {
     pub memory_mib: Option<u32>,
     /// The number of processes and threads that the payload may have at a time; 4,096 if not set.
     pub pids: Option<u32>,
+    /// When the runtime starts the box again.
+    pub restart_policy: RestartPolicy,
+    /// The number of restarts by the policy since the last start by a user, including one that is
+    /// due.
+    pub restarts: u32,
+    /// Whether a restart by the policy is due or in progress.
+    pub restarting: bool,
+    /// Whether the runtime removes the box when it has ended.
+    pub auto_remove: bool,
     /// The labels that the user set.
     pub labels: BTreeMap<String, String>,
     /// The time of the creation.
@@ -139,6 +148,10 @@ impl State {
             cpus: spec.payload.cpus,
             memory_mib: spec.payload.memory_mib,
             pids: spec.payload.pids,
+            restart_policy: spec.restart,
+            restarts: self.record.restart.count,
+            restarting: self.is_restarting(),
+            auto_remove: spec.auto_remove,
             labels: spec.labels.clone(),
             created_at: *created_at,
             updated_at: self.updated_at,

@@ -10,8 +10,9 @@ use tokio_util::sync::CancellationToken;
 use vmm_protocol::{BoxDir, FileError};
 
 use super::state::{Gate, Phase, State};
-use super::{BoxCounts, BoxInfo, BoxRecord, Outcome, ShutdownTarget, StartDecision};
+use super::{BoxCounts, BoxInfo, BoxRecord, Outcome, ShutdownTarget, StartDecision, StartRequest};
 use crate::event::EventBus;
+use crate::restart::DueBoxes;
 use crate::{BoxChange, HealthCheckOptions, HealthState, RuntimeError, ShimHandler};
 
 /// A box: its spec, its current state, and the outcome of its last run.
@@ -20,6 +21,7 @@ pub(crate) struct MicroBox {
     id: String,
     dir: BoxDir,
     pub(super) events: Arc<EventBus>,
+    pub(super) due: Arc<DueBoxes>,
     /// Held by the operation that starts, stops or cleans up the box. Taken after `removal_lock`.
     pub(crate) operation_lock: tokio::sync::Mutex<()>,
     /// Held by a removal. Never taken while holding `operation_lock`: a removal with force begins
@@ -40,11 +42,13 @@ impl MicroBox {
         damage: Option<FileError>,
         dir: BoxDir,
         events: Arc<EventBus>,
+        due: Arc<DueBoxes>,
     ) -> Self {
         Self {
             id: record.id.clone(),
             dir,
             events,
+            due,
             operation_lock: tokio::sync::Mutex::new(()),
             removal_lock: tokio::sync::Mutex::new(()),
             stop_epoch: AtomicU64::new(0),
@@ -126,20 +130,26 @@ impl MicroBox {
         self.stop_epoch.load(Ordering::Relaxed)
     }
 
-    /// Decides what a start must do. `stop_epoch` is the number of stop requests when the start was
-    /// requested.
+    /// Decides what a start must do.
     pub(crate) fn begin_start(
         &self,
-        stop_epoch: u64,
+        request: StartRequest,
         closing: &CancellationToken,
     ) -> Result<StartDecision, RuntimeError> {
         let mut state = self.state();
         state.check_gate()?;
-        if stop_epoch == self.stop_epoch() {
-            state.begin_start(closing)
-        } else {
-            Ok(StartDecision::Cancelled)
+        let is_due = !request.is_restart || state.record.restart.due;
+        if !is_due || request.stop_epoch != self.stop_epoch() {
+            return Ok(StartDecision::Cancelled);
         }
+        let decision = state.begin_start(closing)?;
+        if let StartDecision::Launch { .. } = decision {
+            state.note_launch(request);
+            if request.is_restart {
+                self.events.restarted();
+            }
+        }
+        Ok(decision)
     }
 
     /// Stores the shim of the start in progress.
@@ -179,10 +189,12 @@ impl MicroBox {
         }
     }
 
-    /// Cancels the start in progress and those that wait for the operation lock.
+    /// Cancels the start in progress, those that wait for the operation lock, and the restarts.
     pub(crate) fn cancel_starts(&self) {
         self.stop_epoch.fetch_add(1, Ordering::Relaxed);
-        self.state().interrupt_start();
+        let mut state = self.state();
+        state.note_stop();
+        state.interrupt_start();
     }
 
     /// Returns the shim in the phase `Running`.

@@ -2,6 +2,7 @@
 
 mod decision;
 mod exit;
+mod follow_up;
 mod index;
 mod info;
 mod micro_box;
@@ -11,7 +12,8 @@ mod spec;
 mod state;
 mod status;
 
-pub(crate) use decision::{ShutdownTarget, StartDecision};
+pub(crate) use decision::{ShutdownTarget, StartDecision, StartRequest};
+pub(crate) use follow_up::FollowUp;
 pub(crate) use index::Boxes;
 pub use info::BoxInfo;
 pub(crate) use micro_box::MicroBox;

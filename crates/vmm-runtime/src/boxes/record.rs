@@ -6,6 +6,7 @@ use vmm_protocol::{BoxDir, FileError, InstanceSpec, read_file, write_file};
 
 use super::{BoxSpec, Outcome};
 use crate::HealthState;
+use crate::restart::RestartState;
 
 /// The default limit of processes and threads: more than a service needs, and few enough that a
 /// fork bomb cannot use up the pids of the host.
@@ -30,6 +31,9 @@ pub(crate) struct BoxRecord {
     /// Whether a cleanup after the last run is pending.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) cleanup_due: bool,
+    /// What decides whether the box is restarted.
+    #[serde(default, skip_serializing_if = "RestartState::is_default")]
+    pub(crate) restart: RestartState,
 }
 
 impl BoxRecord {
@@ -41,6 +45,7 @@ impl BoxRecord {
             spec,
             last: None,
             cleanup_due: false,
+            restart: RestartState::default(),
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use vmm_protocol::{ConsoleOptions, PayloadSpec, Ready};
 
-use crate::{HealthCheckOptions, Probe, RuntimeError};
+use crate::{HealthCheckOptions, Probe, RestartPolicy, RuntimeError};
 
 /// The specification of a box. It is saved in the `box.json`, which only the runtime's user can
 /// read because it may contain secrets. Its `Debug` form shows no secrets.
@@ -39,6 +39,13 @@ pub struct BoxSpec {
     pub stop_grace: Duration,
     /// The health check that runs while the box is running.
     pub health: Option<HealthCheckOptions>,
+    /// When the runtime starts the box again after it has ended; never by default.
+    #[serde(skip_serializing_if = "RestartPolicy::is_no")]
+    pub restart: RestartPolicy,
+    /// Whether the runtime removes the box when it has ended, or could not be started. Excludes a
+    /// restart policy. By default the box is kept.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub auto_remove: bool,
     /// Labels for the user's own purposes: up to 1,024, and 1 MiB of keys and values.
     pub labels: BTreeMap<String, String>,
 }
@@ -58,6 +65,8 @@ impl Default for BoxSpec {
             detached: false,
             stop_grace: DEFAULT_STOP_GRACE,
             health: None,
+            restart: RestartPolicy::No,
+            auto_remove: false,
             labels: BTreeMap::new(),
         }
     }
@@ -170,6 +179,20 @@ impl BoxSpec {
         self
     }
 
+    /// Sets [`restart`](Self::restart).
+    #[must_use]
+    pub fn restart(mut self, policy: RestartPolicy) -> Self {
+        self.restart = policy;
+        self
+    }
+
+    /// Sets [`auto_remove`](Self::auto_remove).
+    #[must_use]
+    pub fn auto_remove(mut self, on: bool) -> Self {
+        self.auto_remove = on;
+        self
+    }
+
     /// Adds a label.
     #[must_use]
     pub fn label(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
@@ -184,7 +207,7 @@ impl BoxSpec {
         check.is_some_and(|check| matches!(check.probe, Probe::Command { .. }))
     }
 
-    /// Checks the name, and the size of the labels and the image.
+    /// Checks the name, the size of the labels and the image, and what excludes each other.
     pub(crate) fn check(&self) -> Result<(), RuntimeError> {
         let labels = self.labels.iter();
         let label_bytes: usize = labels.map(|(key, value)| key.len() + value.len()).sum();
@@ -192,6 +215,11 @@ impl BoxSpec {
         if self.labels.len() > MAX_LABELS || label_bytes + image_bytes > MAX_LABEL_BYTES {
             return Err(RuntimeError::TooManyLabels {
                 count: self.labels.len(),
+            });
+        }
+        if self.auto_remove && !self.restart.is_no() {
+            return Err(RuntimeError::RestartOfRemoved {
+                policy: self.restart,
             });
         }
         let Some(name) = &self.name else {

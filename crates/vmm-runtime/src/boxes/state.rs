@@ -229,6 +229,8 @@ impl State {
             stop_requested: false,
             watchdog_lost,
         };
+        // Not saved: if the runtime dies, it is due again.
+        self.record.restart.due = false;
         let check = self.record.spec.health.as_ref();
         self.health = check.map(|_| HealthState::Starting);
         self.updated_at = Timestamp::now();
@@ -271,6 +273,7 @@ impl State {
             });
         }
         self.gate = Gate::Removing;
+        self.note_stop();
         self.interrupt_start();
         Ok(self.request_stop())
     }
@@ -365,6 +368,7 @@ impl State {
     /// Enters the phase `Exited`. The caller saves the outcome and then calls
     /// [`finish_run`](Self::finish_run).
     pub(super) fn set_exited(&mut self, shim: Option<Arc<ShimHandler>>, outcome: Outcome) {
+        self.note_end(&outcome);
         self.phase = Phase::Exited { shim, outcome };
         self.version += 1;
     }

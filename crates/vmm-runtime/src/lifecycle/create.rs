@@ -29,7 +29,8 @@ pub(crate) async fn create(core: Arc<Core>, spec: BoxSpec) -> Result<BoxInfo, Ru
         return Err(error);
     }
     let dir = core.home.box_dir(&id);
-    let bx = Arc::new(MicroBox::new(record, None, dir, Arc::clone(&core.events)));
+    let (events, due) = (Arc::clone(&core.events), Arc::clone(&core.due));
+    let bx = Arc::new(MicroBox::new(record, None, dir, events, due));
     core.boxes
         .insert(Arc::clone(&bx), MicroBox::publish_created);
     Ok(bx.info())

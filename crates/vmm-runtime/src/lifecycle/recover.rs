@@ -87,6 +87,9 @@ pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
     for bx in exited {
         retry_cleanup(&core, bx);
     }
+    for bx in core.boxes.all() {
+        bx.resume_follow_up();
+    }
     // The removal continues in the background.
     let _ = timeout(REMNANT_TIMEOUT, remnants).await;
     Ok(())
@@ -180,7 +183,8 @@ fn read_one(
             (placeholder_record(id), Some(error))
         }
     };
-    let bx = MicroBox::new(record, damage, dir, Arc::clone(&core.events));
+    let (events, due) = (Arc::clone(&core.events), Arc::clone(&core.due));
+    let bx = MicroBox::new(record, damage, dir, events, due);
     let shim = find_shim(&bx, running)?;
     Ok(RecoveredBox { bx, shim })
 }

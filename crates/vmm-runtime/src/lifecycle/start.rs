@@ -4,26 +4,26 @@ use tokio::time::timeout;
 use vmm_protocol::InstanceSpec;
 
 use super::stop::check_killed;
+use super::supervise::save;
 use super::{cleanup, retry_cleanup, supervise};
-use crate::boxes::{MicroBox, StartDecision};
+use crate::boxes::{MicroBox, StartDecision, StartRequest};
 use crate::core::Core;
 use crate::process::SIGKILL_TIMEOUT;
 use crate::{BoxInfo, RuntimeError, ShimHandler, StartError};
 use tokio_util::sync::CancellationToken;
 
-/// Starts a box and returns when its payload is ready. `stop_epoch` is the number of stop requests
-/// when this start was requested.
+/// Starts a box and returns when its payload is ready.
 pub(crate) async fn start(
     core: Arc<Core>,
     bx: Arc<MicroBox>,
-    stop_epoch: u64,
+    request: StartRequest,
 ) -> Result<BoxInfo, RuntimeError> {
     // Waits for a removal in progress, which may fail and leave the box as it is.
     drop(bx.removal_lock.lock().await);
     let _operation = bx.operation_lock.lock().await;
     loop {
         cleanup(&core, &bx).await?;
-        match bx.begin_start(stop_epoch, &core.closing)? {
+        match bx.begin_start(request, &core.closing)? {
             StartDecision::Running => return Ok(bx.info()),
             StartDecision::AwaitExit(shim) => {
                 let grace = bx.stop_grace();
@@ -35,6 +35,9 @@ pub(crate) async fn start(
                 return match launch(&core, &bx, &spec, &interrupt).await {
                     Ok(shim) => {
                         supervise(&core, &bx, shim);
+                        if bx.has_restart_policy() {
+                            save(&core, &bx).await;
+                        }
                         Ok(bx.info())
                     }
                     Err(error) => Err(handle_failed_start(&core, &bx, error).await),

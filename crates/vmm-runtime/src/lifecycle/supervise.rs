@@ -100,10 +100,10 @@ pub(crate) async fn wait_exit_observed(core: &Core, bx: &Arc<MicroBox>) {
 }
 
 /// Writes `box.json` if it is out of date.
-async fn save(core: &Core, bx: &Arc<MicroBox>) {
+pub(super) async fn save(core: &Core, bx: &Arc<MicroBox>) {
     let this = Arc::clone(bx);
     if let Err(error) = core.run_on_disk(move || this.save()).await {
-        tracing::warn!(id = bx.id(), error = %with_causes(&error), "cannot save how the box ended");
+        tracing::warn!(id = bx.id(), error = %with_causes(&error), "cannot save the box");
     }
 }
 

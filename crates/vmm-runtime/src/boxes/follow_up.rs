@@ -1,0 +1,127 @@
+//! What follows the end of a run: restarts and the automatic removal. The rules for restarts are in
+//! [`RestartState`].
+
+use std::time::Duration;
+
+use super::state::{Gate, Phase, State};
+use super::{MicroBox, Outcome, StartRequest};
+use crate::restart::RestartState;
+use crate::{BoxStatus, RestartPolicy};
+
+/// The pause after a restart or a removal that failed.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// What is due for a box that is not running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FollowUp {
+    Restart,
+    Remove,
+}
+
+impl State {
+    fn policy(&self) -> RestartPolicy {
+        self.record.spec.restart
+    }
+
+    fn set_restart(&mut self, restart: RestartState) {
+        // The state of a box without a policy is not worth a write to the disk.
+        if !self.policy().is_no() && self.record.restart != restart {
+            self.record.restart = restart;
+            self.version += 1;
+        }
+    }
+
+    /// Notes the launch of a start.
+    pub(super) fn note_launch(&mut self, request: StartRequest) {
+        self.set_restart(if request.is_restart {
+            self.record.restart.after_restart()
+        } else {
+            RestartState::after_start()
+        });
+    }
+
+    /// Notes that a user has stopped or removed the box, which ends its restarts.
+    pub(super) fn note_stop(&mut self) {
+        if self.record.restart.started {
+            self.set_restart(self.record.restart.after_stop());
+        }
+    }
+
+    /// Decides whether a restart follows the end of a run with `outcome`. Called before the phase
+    /// changes.
+    pub(super) fn note_end(&mut self, outcome: &Outcome) {
+        let is_first_start =
+            matches!(self.phase, Phase::Starting { .. }) && !self.record.restart.due;
+        let is_shutdown = self.gate == Gate::Closed && outcome.requested;
+        if is_first_start || is_shutdown {
+            return;
+        }
+        let ran = match self.phase {
+            Phase::Running { .. } => outcome.at.duration_since(self.updated_at),
+            Phase::Starting { .. } => jiff::SignedDuration::ZERO,
+            // It ended while no runtime was attached.
+            _ => jiff::SignedDuration::MAX,
+        };
+        let ran = Duration::try_from(ran).unwrap_or_default();
+        let failed = outcome.status == BoxStatus::Failed;
+        self.set_restart(self.record.restart.after_end(self.policy(), failed, ran));
+    }
+
+    /// Returns whether a restart of the box is due or in progress.
+    pub(super) fn is_restarting(&self) -> bool {
+        self.record.restart.due && matches!(self.phase, Phase::Idle | Phase::Starting { .. })
+    }
+
+    /// Returns what is due now that the box is not running.
+    fn follow_up(&self) -> Option<FollowUp> {
+        if self.gate != Gate::Open || !matches!(self.phase, Phase::Idle) {
+            return None;
+        }
+        if self.record.restart.due {
+            return Some(FollowUp::Restart);
+        }
+        let has_ended = self.record.last.is_some();
+        (self.record.spec.auto_remove && has_ended).then_some(FollowUp::Remove)
+    }
+}
+
+impl MicroBox {
+    /// Returns whether the box has a restart policy, whose state must be on disk when a start
+    /// returns.
+    pub(crate) fn has_restart_policy(&self) -> bool {
+        !self.state().policy().is_no()
+    }
+
+    /// Returns what is due for the box.
+    pub(crate) fn follow_up(&self) -> Option<FollowUp> {
+        self.state().follow_up()
+    }
+
+    /// Schedules what is due for the box, not earlier than after `min_delay`.
+    pub(super) fn schedule_follow_up(&self, state: &State, min_delay: Duration) {
+        let restart = &state.record.restart;
+        match state.follow_up() {
+            Some(FollowUp::Restart) => {
+                let delay = restart.delay().max(min_delay);
+                self.due.insert(self.id(), delay, restart.quick_ends);
+            }
+            Some(FollowUp::Remove) => self.due.insert(self.id(), min_delay, 0),
+            None => {}
+        }
+    }
+
+    /// Schedules again what has failed, if it is still due.
+    pub(crate) fn retry_follow_up(&self) {
+        self.schedule_follow_up(&self.state(), RETRY_PAUSE);
+    }
+
+    /// Schedules what is due when a runtime has opened the home.
+    pub(crate) fn resume_follow_up(&self) {
+        let mut state = self.state();
+        if matches!(state.phase, Phase::Idle) && state.damage.is_none() {
+            let restart = state.record.restart.after_opening(state.policy());
+            state.set_restart(restart);
+            self.schedule_follow_up(&state, Duration::ZERO);
+        }
+    }
+}

@@ -1,0 +1,133 @@
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+/// The boxes for which something is due at a later time.
+#[derive(Debug, Default)]
+pub(crate) struct DueBoxes {
+    queue: Mutex<Queue>,
+    changed: Notify,
+}
+
+impl DueBoxes {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds the box `id`, or changes when it is due. Of the boxes that are due, those with a lower
+    /// `rank` come first.
+    pub(crate) fn insert(&self, id: &str, delay: Duration, rank: u32) {
+        self.queue().insert(id, Instant::now() + delay, rank);
+        self.changed.notify_one();
+    }
+
+    /// Waits for the next box that is due, and removes it from the queue.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future removes nothing.
+    pub(crate) async fn next(&self) -> String {
+        loop {
+            let next_due = {
+                let mut queue = self.queue();
+                if let Some(id) = queue.pop(Instant::now()) {
+                    return id;
+                }
+                queue.next_due()
+            };
+            let timer = async {
+                match next_due {
+                    Some(due) => sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = timer => {}
+                () = self.changed.notified() => {}
+            }
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    /// When each box is due, and its rank.
+    entries: HashMap<String, (Instant, u32)>,
+    waiting: BTreeSet<(Instant, String)>,
+    ready: BTreeSet<(u32, Instant, String)>,
+}
+
+impl Queue {
+    fn insert(&mut self, id: &str, due: Instant, rank: u32) {
+        if let Some((due, rank)) = self.entries.insert(id.to_owned(), (due, rank)) {
+            self.waiting.remove(&(due, id.to_owned()));
+            self.ready.remove(&(rank, due, id.to_owned()));
+        }
+        self.waiting.insert((due, id.to_owned()));
+    }
+
+    fn pop(&mut self, now: Instant) -> Option<String> {
+        while let Some((due, _)) = self.waiting.first()
+            && *due <= now
+            && let Some((due, id)) = self.waiting.pop_first()
+        {
+            let rank = self.entries.get(&id).map_or(0, |(_, rank)| *rank);
+            self.ready.insert((rank, due, id));
+        }
+        let (_, _, id) = self.ready.pop_first()?;
+        self.entries.remove(&id);
+        Some(id)
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        self.waiting.first().map(|(due, _)| *due)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boxes_that_are_due_come_in_the_order_of_rank_and_time() {
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let mut queue = Queue::default();
+        for number in 0..1000 {
+            queue.insert(&format!("looping-{number}"), at(1), 7);
+        }
+        queue.insert("second", at(3), 1);
+        queue.insert("first", at(2), 1);
+        queue.insert("later", at(60), 0);
+        assert_eq!(queue.pop(now), None);
+        assert_eq!(queue.next_due(), Some(at(1)));
+        let popped: Vec<_> = std::iter::from_fn(|| queue.pop(at(3))).collect();
+        assert_eq!(
+            (popped.len(), &*popped[0], &*popped[1]),
+            (1002, "first", "second")
+        );
+        assert_eq!(queue.next_due(), Some(at(60)));
+    }
+
+    #[test]
+    fn a_box_is_in_the_queue_once() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(1);
+        let mut queue = Queue::default();
+        queue.insert("a", now, 1);
+        queue.insert("a", later, 2);
+        assert_eq!(queue.pop(now), None);
+        assert_eq!(queue.pop(later).as_deref(), Some("a"));
+        assert_eq!(queue.pop(later), None);
+        // Also when it is ready already.
+        queue.insert("a", now, 1);
+        queue.insert("b", now, 0);
+        assert_eq!(queue.pop(now).as_deref(), Some("b"));
+        queue.insert("a", later, 1);
+        assert_eq!(queue.pop(now), None);
+        assert!(queue.pop(later).is_some() && queue.entries.is_empty());
+    }
+}
