@@ -6,7 +6,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    Completions, Create, Events, Inspect, List, Metrics, Remove, Run, Start, Stop, Top,
+    Completions, Create, Events, Inspect, List, Logs, Metrics, Remove, Run, Start, Stop, Top, Wait,
 };
 use crate::daemon::Serve;
 use crate::failure::{EXIT_SHIMD_FAILED, Failure};
@@ -56,6 +56,8 @@ enum Command {
     #[command(name = "ps")]
     List(List),
     Inspect(Inspect),
+    Logs(Logs),
+    Wait(Wait),
     Metrics(Metrics),
     Events(Events),
     Top(Top),
@@ -120,6 +122,8 @@ impl Cli {
             Command::Remove(command) => block_on(command.run(home()?)),
             Command::List(command) => block_on(command.run(home()?)),
             Command::Inspect(command) => block_on(command.run(home()?)),
+            Command::Logs(command) => block_on(command.run(home()?)),
+            Command::Wait(command) => block_on(command.run(home()?)),
             Command::Metrics(command) => block_on(command.run(home()?)),
             Command::Events(command) => block_on(command.run(home()?)),
             Command::Top(command) => block_on(command.run(home()?)),

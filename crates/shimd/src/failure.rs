@@ -2,7 +2,7 @@ use std::error::Error;
 use std::io;
 
 use vmm_rest::{ClientError, ImageError, ListenError, TokenError};
-use vmm_runtime::{RuntimeError, with_causes};
+use vmm_runtime::{ConsoleError, RuntimeError, with_causes};
 
 /// The exit code of docker for a command line that it cannot parse, and for a `run` that fails
 /// outside the payload.
@@ -59,8 +59,8 @@ pub(crate) enum Failure {
     DaemonOnlyFormat,
     #[error("{failure}")]
     Interrupted { signal: i32, failure: Box<Self> },
-    #[error("cannot show the output of the box: its console.log is not a regular file")]
-    NotAConsole,
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
     #[error(
         "{bytes} bytes of output are not shown: the shim rotated console.log before they were \
          read; to keep more, set `console` in the image"

@@ -60,7 +60,7 @@ pub mod wire;
 
 pub use bearer_token::{BearerToken, TokenError};
 #[cfg(feature = "client")]
-pub use client::{BoxEvents, Client, ClientError};
+pub use client::{BoxEvents, BoxLogs, Client, ClientError};
 #[cfg(feature = "server")]
 pub use service::{Limits, ListenError, Listener, RouterAccess, Server, openapi};
 #[cfg(feature = "server")]

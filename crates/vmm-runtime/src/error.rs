@@ -63,6 +63,12 @@ pub enum RuntimeError {
         /// The id or name that the caller passed.
         wanted: String,
     },
+    /// The ids of several boxes begin with this text.
+    #[error("the ids of several boxes begin with {wanted:?}; use more characters, or a name")]
+    Ambiguous {
+        /// The prefix that the caller passed.
+        wanted: String,
+    },
     /// Another box already has this name.
     #[error("name {name:?} is taken by box {id}; remove that box, or choose another name")]
     NameTaken {

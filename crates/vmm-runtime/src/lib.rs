@@ -74,6 +74,7 @@
 compile_error!("vmm-runtime needs Linux");
 
 mod boxes;
+mod console;
 mod core;
 mod driver;
 mod error;
@@ -97,6 +98,7 @@ pub mod testing;
 mod workers;
 
 pub use boxes::{BoxCounts, BoxInfo, BoxSpec, BoxStatus};
+pub use console::{ConsoleError, ConsoleReader};
 pub use error::RuntimeError;
 pub use event::{BoxChange, BoxEvent, Events};
 pub use health::{HealthCheckOptions, HealthState, Probe};

@@ -14,7 +14,8 @@ use crate::process::{count_zombies, measure_usage};
 use crate::restart;
 use crate::shutdown_task::ShutdownTask;
 use crate::{
-    BoxCounts, BoxInfo, BoxSpec, BoxUsage, Events, RuntimeError, RuntimeMetrics, RuntimeOptions,
+    BoxCounts, BoxInfo, BoxSpec, BoxUsage, ConsoleReader, Events, RuntimeError, RuntimeMetrics,
+    RuntimeOptions,
 };
 
 /// A VMM runtime: creates, starts, stops and removes boxes, each inside its own shim.
@@ -22,7 +23,8 @@ use crate::{
 /// Clones share one runtime. All methods may be called concurrently, also for the same box:
 /// concurrent starts of one box share one shim and all return when it runs, a stop or a removal
 /// with force cancels a start in progress, and all other operations on one box run one after the
-/// other. A box is identified by its id or its name.
+/// other. A box is identified by its id, its
+/// name, or a prefix that only its id has.
 ///
 /// # Shutdown
 ///
@@ -350,6 +352,17 @@ impl VmmRuntime {
         };
         let _ = self.core().spawn(observed).await;
         Ok(bx.info())
+    }
+
+    /// Returns a reader of the output of a box, which a new run of the box replaces. The output is
+    /// bounded by the [console options](BoxSpec::console) of the box.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::NotFound`], [`RuntimeError::Ambiguous`].
+    pub fn console(&self, id_or_name: &str) -> Result<ConsoleReader, RuntimeError> {
+        let bx = self.core().boxes.find(id_or_name)?;
+        Ok(ConsoleReader::new(bx.dir().clone()))
     }
 
     /// Returns the counters of the runtime and its reaper.

@@ -3,6 +3,7 @@ use std::env;
 
 use clap::Args;
 use vmm_rest::wire::CreateBoxRequest;
+use vmm_runtime::RestartPolicy;
 
 /// The arguments that describe a new box.
 #[derive(Args, Debug)]
@@ -28,6 +29,10 @@ pub(super) struct BoxArgs {
     /// Keep the box running when the daemon ends; the next daemon finds it again
     #[arg(long)]
     outlive: bool,
+    /// When to start the box again after it has ended: no, on-failure[:MAX], always or
+    /// unless-stopped [default: no]
+    #[arg(long, value_name = "POLICY")]
+    restart: Option<RestartPolicy>,
     /// Image of the box: `idle`, or the name of a file in the image directory of the daemon
     image: String,
     /// Command to run, in place of the command of the image
@@ -38,6 +43,7 @@ pub(super) struct BoxArgs {
 impl BoxArgs {
     pub(super) fn into_request(self) -> CreateBoxRequest {
         let mut request = CreateBoxRequest::of(self.image).detach(self.outlive);
+        request.restart_policy = self.restart.map(|policy| policy.to_string());
         request.name = self.name;
         request.env = Some(
             self.env

@@ -11,6 +11,9 @@ use crate::server_args::ServerArgs;
 /// Create a box without starting it, and print its id
 #[derive(Args, Debug)]
 pub(crate) struct Create {
+    /// Remove the box when it has ended
+    #[arg(long, conflicts_with = "restart")]
+    rm: bool,
     #[command(flatten)]
     bx: BoxArgs,
     #[command(flatten)]
@@ -20,7 +23,9 @@ pub(crate) struct Create {
 impl Create {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
         let client = self.server.client(&home).await?;
-        let bx = client.create(&self.bx.into_request()).await?;
+        let bx = client
+            .create(&self.bx.into_request().auto_remove(self.rm))
+            .await?;
         print(format_args!("{}\n", plain(&bx.box_id)))?;
         Ok(ExitCode::SUCCESS)
     }

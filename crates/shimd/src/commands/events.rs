@@ -47,7 +47,15 @@ fn format_event(event: &BoxEvent) -> String {
         (None, Some(code)) => format!("  code {code}"),
         (None, None) => String::new(),
     };
-    format!("{at:.3}  {:<8}  {id}  {name}{detail}\n", change.name())
+    let restarts = match state.restarts {
+        0 => String::new(),
+        count if state.restarting => format!("  restart {count} due"),
+        count => format!("  restart {count}"),
+    };
+    format!(
+        "{at:.3}  {:<8}  {id}  {name}{detail}{restarts}\n",
+        change.name()
+    )
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@ use std::process::ExitCode;
 use clap::Args;
 use vmm_rest::wire::{BoxResponse, BoxStatus};
 
+use super::filter::Filter;
 use crate::failure::Failure;
 use crate::home::Home;
 use crate::output::{Cell, Format, Table, format_age, plain, print, print_json};
@@ -17,6 +18,10 @@ pub(crate) struct List {
     /// List the boxes with this status: configured, running, stopping, stopped or failed
     #[arg(long, conflicts_with = "all")]
     status: Option<BoxStatus>,
+    /// List the boxes that match name=TEXT, image=NAME, status=STATUS, label=KEY or
+    /// label=KEY=VALUE; all conditions if repeated
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    filter: Vec<Filter>,
     /// Print only the ids
     #[arg(short, long, conflicts_with = "format")]
     quiet: bool,
@@ -30,10 +35,13 @@ pub(crate) struct List {
 impl List {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
         let mut boxes = self.server.client(&home).await?.all_boxes().await?;
+        let has_status = self.filter.iter().any(|it| matches!(it, Filter::Status(_)));
         boxes.retain(|bx| match self.status {
             Some(wanted) => bx.status == wanted,
-            None => self.all || bx.status.is_alive(),
+            None if has_status => true,
+            None => self.all || bx.status.is_alive() || bx.restarting,
         });
+        boxes.retain(|bx| self.filter.iter().all(|filter| filter.is_match(bx)));
         if self.quiet {
             let ids = boxes.iter().map(|bx| format!("{}\n", plain(&bx.box_id)));
             print(ids.collect::<String>())?;
@@ -73,9 +81,12 @@ fn status_cell(bx: &BoxResponse) -> Cell {
         BoxStatus::Running => health,
         _ => code,
     };
-    let text = match detail {
+    let mut text = match detail {
         Some(detail) => format!("{} ({detail})", bx.status),
         None => bx.status.to_string(),
     };
+    if bx.restarting {
+        text.push_str(", restarting");
+    }
     Cell::with_status(text, bx.status)
 }

@@ -2,6 +2,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::filter::Filter;
 use super::for_each_box::for_each_box;
 use crate::failure::Failure;
 use crate::home::Home;
@@ -13,16 +14,28 @@ pub(crate) struct Remove {
     /// Kill boxes that are running
     #[arg(short, long)]
     force: bool,
+    /// Remove all boxes
+    #[arg(short, long, conflicts_with = "boxes")]
+    all: bool,
+    /// Remove the boxes that match name=TEXT, image=NAME, status=STATUS, label=KEY or
+    /// label=KEY=VALUE; all conditions if repeated
+    #[arg(long, value_name = "KEY=VALUE", conflicts_with = "boxes")]
+    filter: Vec<Filter>,
     /// Ids or names of the boxes
-    #[arg(required = true, value_name = "BOX")]
+    #[arg(required_unless_present_any = ["all", "filter"], value_name = "BOX")]
     boxes: Vec<String>,
     #[command(flatten)]
     server: ServerArgs,
 }
 
 impl Remove {
-    pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
+    pub(crate) async fn run(mut self, home: Home) -> Result<ExitCode, Failure> {
         let client = self.server.client(&home).await?;
+        if self.boxes.is_empty() {
+            let mut boxes = client.all_boxes().await?;
+            boxes.retain(|bx| self.filter.iter().all(|filter| filter.is_match(bx)));
+            self.boxes = boxes.into_iter().map(|bx| bx.box_id).collect();
+        }
         for_each_box(&self.boxes, async |name| {
             client.remove(name, self.force).await
         })

@@ -11,6 +11,7 @@ mod dist;
 mod fixture;
 mod guarded_home;
 mod lifecycle;
+mod operators;
 mod paused_reaper;
 mod process;
 mod restart;

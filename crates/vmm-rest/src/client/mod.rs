@@ -2,6 +2,7 @@
 
 mod error;
 mod events;
+mod logs;
 mod response;
 mod sse;
 
@@ -13,6 +14,7 @@ use tokio::time::timeout;
 
 pub use error::ClientError;
 pub use events::BoxEvents;
+pub use logs::BoxLogs;
 use response::ServerResponse;
 
 use crate::BearerToken;
@@ -249,6 +251,30 @@ impl Client {
         let request = self.authorized(self.http.delete(url));
         self.send(request).await?.check().await?;
         Ok(())
+    }
+
+    /// Returns the output of a box that is kept, or its last `tail` lines. With `follow`, the stream
+    /// ends when the box has ended.
+    pub async fn logs(
+        &self,
+        id: &str,
+        follow: bool,
+        tail: Option<u64>,
+    ) -> Result<BoxLogs, ClientError> {
+        let mut url = self.url(["v1", "boxes", id, "logs"])?;
+        url.query_pairs_mut()
+            .append_pair("follow", if follow { "true" } else { "false" });
+        if let Some(lines) = tail {
+            url.query_pairs_mut()
+                .append_pair("tail", &lines.to_string());
+        }
+        // The timeout of reqwest covers the whole body.
+        let request = self.authorized(self.http.get(url)).timeout(Duration::MAX);
+        let response = async { self.send(request).await?.check().await };
+        let response = timeout(self.response_timeout, response)
+            .await
+            .map_err(|_| ClientError::stream_idle(&self.at, self.response_timeout))??;
+        Ok(BoxLogs::new(response))
     }
 
     /// Returns the metrics of the VMM runtime.

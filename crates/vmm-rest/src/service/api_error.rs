@@ -95,7 +95,8 @@ impl From<RuntimeError> for ApiError {
         let code = match &error {
             RuntimeError::NotFound { .. } => ErrorCode::NotFound,
             RuntimeError::NameTaken { .. } => ErrorCode::AlreadyExists,
-            RuntimeError::InvalidName { .. }
+            RuntimeError::Ambiguous { .. }
+            | RuntimeError::InvalidName { .. }
             | RuntimeError::RestartOfRemoved { .. }
             | RuntimeError::TooManyLabels { .. } => ErrorCode::InvalidArgument,
             RuntimeError::Running { .. } => ErrorCode::InvalidState,

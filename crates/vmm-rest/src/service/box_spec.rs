@@ -1,6 +1,6 @@
 use std::ops::RangeInclusive;
 
-use vmm_runtime::{BoxSpec, Image, ImageTable, PayloadSpecError};
+use vmm_runtime::{BoxSpec, Image, ImageTable, PayloadSpecError, RestartPolicy};
 
 use super::ApiError;
 use crate::wire::{
@@ -28,6 +28,8 @@ pub(crate) fn box_spec(
         entrypoint,
         cmd,
         detach,
+        restart_policy,
+        auto_remove,
         ..
     } = request;
     let image_name = image.unwrap_or_else(|| ImageTable::IDLE.to_owned());
@@ -64,9 +66,17 @@ pub(crate) fn box_spec(
         })
     })?;
 
+    let restart = match restart_policy.map(|text| text.parse()) {
+        None => RestartPolicy::No,
+        Some(Ok(policy)) => policy,
+        Some(Err(error)) => return Err(ApiError::invalid(format!("restart_policy: {error}"))),
+    };
+
     let mut spec = BoxSpec::of(payload)
         .image(image_name)
         .detached(detach.unwrap_or_default())
+        .restart(restart)
+        .auto_remove(auto_remove.unwrap_or_default())
         .stop_grace(DEFAULT_STOP_GRACE);
     spec.name = name;
     spec.health.clone_from(&image.health);

@@ -82,6 +82,11 @@ impl Collector for MetricsSnapshot {
                 runtime.boxes_stopped_total,
             ),
             (
+                "boxes_restarted",
+                "Restarts by the policies of boxes.",
+                runtime.boxes_restarted_total,
+            ),
+            (
                 "shim_reaped",
                 "Shims reaped by the reaper.",
                 runtime.shim_reaped,

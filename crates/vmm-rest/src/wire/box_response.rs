@@ -77,6 +77,18 @@ pub struct BoxResponse {
     /// Whether the box outlives the server.
     #[serde(default)]
     pub detach: bool,
+    /// When the server starts the box again after it has ended; see `CreateBoxRequest`.
+    #[serde(default)]
+    pub restart_policy: String,
+    /// The restarts by the policy since the last start by a client, including one that is due.
+    #[serde(default)]
+    pub restarts: u32,
+    /// Whether a restart by the policy is due or in progress.
+    #[serde(default)]
+    pub restarting: bool,
+    /// Whether the server removes the box when it has ended.
+    #[serde(default)]
+    pub auto_remove: bool,
     /// When the last run started, if this server observed it.
     #[serde(default)]
     #[schema(value_type = Option<String>, format = DateTime)]
@@ -111,6 +123,10 @@ impl From<BoxInfo> for BoxResponse {
             signal: info.signal,
             error: info.error,
             detach: info.detached,
+            restart_policy: info.restart_policy.to_string(),
+            restarts: info.restarts,
+            restarting: info.restarting,
+            auto_remove: info.auto_remove,
             started_at: info.started_at,
         }
     }

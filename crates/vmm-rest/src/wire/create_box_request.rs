@@ -56,6 +56,14 @@ pub struct CreateBoxRequest {
     /// Whether the box outlives the server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detach: Option<bool>,
+    /// When the server starts the box again after it has ended: `no` (the default),
+    /// `on-failure[:max]`, `always` or `unless-stopped`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^(no|always|unless-stopped|on-failure(:[0-9]+)?)$")]
+    pub restart_policy: Option<String>,
+    /// Whether the server removes the box when it has ended. Excludes a restart policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_remove: Option<bool>,
     /// The network: only `enabled` without an allowlist is supported. The payload uses the host's
     /// network.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -150,6 +158,20 @@ impl CreateBoxRequest {
     #[must_use]
     pub fn working_dir(mut self, dir: impl Into<String>) -> Self {
         self.working_dir = Some(dir.into());
+        self
+    }
+
+    /// Sets [`restart_policy`](Self::restart_policy).
+    #[must_use]
+    pub fn restart_policy(mut self, policy: impl Into<String>) -> Self {
+        self.restart_policy = Some(policy.into());
+        self
+    }
+
+    /// Sets [`auto_remove`](Self::auto_remove).
+    #[must_use]
+    pub fn auto_remove(mut self, on: bool) -> Self {
+        self.auto_remove = Some(on);
         self
     }
 

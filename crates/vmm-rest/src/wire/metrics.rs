@@ -53,6 +53,8 @@ pub struct RuntimeMetricsResponse {
     pub boxes_crashed_total: u64,
     /// Times that a box stopped; monotonic.
     pub boxes_stopped_total: u64,
+    /// Restarts by the policies of boxes; monotonic.
+    pub boxes_restarted_total: u64,
     /// Boxes that are running now.
     pub num_running_boxes: u64,
     /// Commands executed in boxes besides the payloads; always 0 on this server.
@@ -92,6 +94,7 @@ impl From<RuntimeMetrics> for RuntimeMetricsResponse {
             boxes_failed_total: metrics.boxes_failed_total,
             boxes_crashed_total: metrics.boxes_crashed_total,
             boxes_stopped_total: metrics.boxes_stopped_total,
+            boxes_restarted_total: metrics.boxes_restarted_total,
             num_running_boxes: metrics.num_running_boxes,
             total_commands_executed: 0,
             total_exec_errors: 0,

@@ -68,18 +68,32 @@ impl Boxes {
         }
     }
 
-    /// Returns the box with this id, or else with this name.
+    /// Returns the box with this id, or else with this name, or else the only one whose id begins
+    /// with this text.
     pub(crate) fn find(&self, wanted: &str) -> Result<Arc<MicroBox>, RuntimeError> {
         let index = self.index();
         let by_name = || index.boxes.get(index.names.get(wanted)?);
-        index
+        if let Some(bx) = index.boxes.get(wanted).or_else(by_name) {
+            return Ok(Arc::clone(bx));
+        }
+        let not_found = || RuntimeError::NotFound {
+            wanted: wanted.to_owned(),
+        };
+        if wanted.is_empty() || wanted.len() >= ulid::ULID_LEN {
+            return Err(not_found());
+        }
+        let from = (Bound::Included(wanted), Bound::Unbounded);
+        let mut with_prefix = index
             .boxes
-            .get(wanted)
-            .or_else(by_name)
-            .cloned()
-            .ok_or_else(|| RuntimeError::NotFound {
+            .range::<str, _>(from)
+            .take_while(|(id, _)| id.starts_with(wanted));
+        match (with_prefix.next(), with_prefix.next()) {
+            (None, _) => Err(not_found()),
+            (Some((_, bx)), None) => Ok(Arc::clone(bx)),
+            (Some(_), Some(_)) => Err(RuntimeError::Ambiguous {
                 wanted: wanted.to_owned(),
-            })
+            }),
+        }
     }
 
     /// Returns at most `limit` boxes created after the box `id`, in the order of their creation.

@@ -4,8 +4,8 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use vmm_runtime::ConsoleReader;
 
-use super::console_reader::ConsoleReader;
 use crate::failure::Failure;
 use crate::output::print_raw;
 
@@ -55,16 +55,24 @@ impl Console {
 
 fn print_until(box_ended: &Receiver<Infallible>, mut reader: ConsoleReader) -> Result<(), Failure> {
     let mut interval = POLL_INTERVAL;
+    let mut chunk = [0; 1 << 14];
     loop {
         // Checked before the read, so that a last read follows the end of the box.
         let end = box_ended.recv_timeout(interval);
-        interval = if reader.print_new(print_raw)? {
-            BUSY_POLL_INTERVAL
-        } else {
-            POLL_INTERVAL
-        };
+        interval = POLL_INTERVAL;
+        loop {
+            let length = reader.read(&mut chunk)?;
+            if length == 0 {
+                break;
+            }
+            print_raw(&chunk[..length])?;
+            interval = BUSY_POLL_INTERVAL;
+        }
         if end == Err(RecvTimeoutError::Disconnected) {
-            return reader.check_complete();
+            return match reader.missing_bytes() {
+                0 => Ok(()),
+                bytes => Err(Failure::OutputRotated { bytes }),
+            };
         }
     }
 }
@@ -77,6 +85,7 @@ mod tests {
 
     use rustix::fs::{CWD, FileType, Mode, mknodat};
     use tokio::time::timeout;
+    use vmm_runtime::ConsoleError;
     use vmm_shim::BoxDir;
 
     use super::*;
@@ -102,7 +111,10 @@ mod tests {
             let reader = ConsoleReader::new(BoxDir::new(dir.path().join(name)));
             let mut console = Console::spawn(reader).unwrap();
             let failure = timeout(TEST_TIMEOUT, console.failure()).await;
-            assert!(matches!(failure, Ok(Failure::NotAConsole)), "{name}");
+            assert!(
+                matches!(failure, Ok(Failure::Console(ConsoleError::NotAConsole))),
+                "{name}"
+            );
         }
     }
 }

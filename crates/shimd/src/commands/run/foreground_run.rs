@@ -81,6 +81,10 @@ impl<'c> ForegroundRun<'c> {
                         Ok(bx) if bx.status == BoxStatus::Configured => {
                             stops.push(stop(STOP_RETRY_INTERVAL, StopBoxRequest::default()));
                         }
+                        // A box that waited for its restart: no further event follows.
+                        Ok(bx) if bx.restarts > 0 && !bx.status.is_alive() => {
+                            break Ok(bx.into());
+                        }
                         Ok(_) => {}
                         // The daemon is gone, and its shim may still wait for the grace period.
                         Err(error) if is_urgent && error.code().is_none() => {
@@ -151,13 +155,15 @@ async fn start_and_follow(
     while let Some(event) = events.next().await {
         match event {
             Ok(event) if event.state.box_id != id => {}
+            // The next run follows.
+            Ok(event) if event.state.restarting => {}
             Ok(event) if matches!(event.change, Stopped | Failed | Removed) => {
                 return Ok(event.state.into());
             }
             Ok(_) => {}
             Err(ClientError::EventsMissed { .. }) => {
                 let bx = client.inspect(id).await?;
-                if !bx.status.is_alive() {
+                if !bx.status.is_alive() && !bx.restarting {
                     return Ok(bx.into());
                 }
             }

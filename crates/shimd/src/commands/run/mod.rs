@@ -1,5 +1,4 @@
 mod console;
-mod console_reader;
 mod foreground_run;
 mod offline_box;
 
@@ -8,9 +7,9 @@ use std::process::ExitCode;
 use clap::Args;
 use vmm_rest::Client;
 use vmm_rest::wire::ErrorCode;
+use vmm_runtime::ConsoleReader;
 
 use self::console::Console;
-use self::console_reader::ConsoleReader;
 use self::foreground_run::ForegroundRun;
 use self::offline_box::{BoxExit, OfflineBox};
 use super::box_args::BoxArgs;
@@ -33,7 +32,7 @@ pub(crate) struct Run {
     #[arg(short, long)]
     detach: bool,
     /// Remove the box when it has ended
-    #[arg(long, conflicts_with = "detach")]
+    #[arg(long, conflicts_with = "restart")]
     rm: bool,
     #[command(flatten)]
     bx: BoxArgs,
@@ -50,7 +49,9 @@ impl Run {
         } else {
             Some(ForegroundRun::subscribe(&client).await?)
         };
-        let bx = client.create(&self.bx.into_request()).await?;
+        let bx = client
+            .create(&self.bx.into_request().auto_remove(self.rm && self.detach))
+            .await?;
         let id = bx.box_id;
         let result = match foreground {
             None => client
@@ -78,6 +79,7 @@ impl Run {
             result => exit_code(&client, &id, result).await,
         };
         if self.rm
+            && !self.detach
             && let Err(error) = client.remove(&id, true).await
             // Another client may have removed the box.
             && error.code() != Some(ErrorCode::NotFound)

@@ -86,13 +86,9 @@ impl Reader {
             return Err(ApiError::new(ErrorCode::ResourceExhausted, message));
         };
         let closing = api.closing.clone();
-        let close_task = closer.map(|closer| {
-            let task = tokio::spawn(closer.close_after(closing.clone(), CLOSE_GRACE));
-            AbortOnDropHandle::new(task)
-        });
         Ok(Self {
             events: api.events.subscribe(),
-            _close_task: close_task,
+            _close_task: close_on_shutdown(closer, &closing),
             closing,
             client,
             _permit: permit,
@@ -100,9 +96,18 @@ impl Reader {
     }
 }
 
+/// Closes the connection on shutdown, also if its client does not read the response.
+pub(super) fn close_on_shutdown(
+    closer: Option<ConnectionCloser>,
+    closing: &CancellationToken,
+) -> Option<AbortOnDropHandle<()>> {
+    let task = closer?.close_after(closing.clone(), CLOSE_GRACE);
+    Some(AbortOnDropHandle::new(tokio::spawn(task)))
+}
+
 /// Waits until the client has left. Without this, the server would notice it only at the next event.
 /// Never returns on a connection of another application's server, which notices it itself.
-async fn client_left(client: Option<&Weak<Connection>>) {
+pub(super) async fn client_left(client: Option<&Weak<Connection>>) {
     let Some(client) = client else {
         return pending().await;
     };

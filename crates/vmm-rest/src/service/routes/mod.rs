@@ -3,6 +3,7 @@
 mod boxes;
 mod discovery;
 mod events;
+mod logs;
 mod metrics;
 mod probes;
 
@@ -39,6 +40,7 @@ pub(crate) fn all() -> (Router<ApiState>, OpenApi) {
         .routes(routes!(metrics::of_runtime))
         .routes(routes!(metrics::of_box))
         .routes(routes!(metrics::exposition))
+        .routes(routes!(logs::logs))
         .routes(routes!(events::stream))
         .routes(routes!(probes::alive))
         .routes(routes!(probes::ready));

@@ -1,68 +1,118 @@
 use std::fs::{self, File, Metadata};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 
 use rustix::io::Errno;
-use vmm_shim::BoxDir;
+use vmm_protocol::BoxDir;
 
-use crate::failure::Failure;
+use super::lines::{ends_with_newline, start_of_last};
+
+/// Why the output of a box cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConsoleError {
+    /// The payload has replaced the file.
+    #[error("cannot show the output of the box: its console.log is not a regular file")]
+    NotAConsole,
+    /// The file cannot be read.
+    #[error("cannot read the output of the box")]
+    Read(#[source] io::Error),
+}
 
 /// Reads the output of a box from its first byte, while the shim rotates the files.
 ///
 /// A file with a higher number is older. The shim renames a file only after its last write to it,
 /// and starts with the highest number.
+///
+/// All methods block on the disk.
 #[derive(Debug)]
-pub(super) struct ConsoleReader {
+pub struct ConsoleReader {
     dir: BoxDir,
     /// The file that is being read; `None` until the first one exists.
     file: Option<File>,
-    bytes_printed: u64,
+    /// The bytes that were read or skipped.
+    bytes_read: u64,
 }
 
 impl ConsoleReader {
     /// Creates a reader for the box in `dir`, which may have no output yet.
-    pub(super) fn new(dir: BoxDir) -> Self {
+    pub fn new(dir: BoxDir) -> Self {
         Self {
             dir,
             file: None,
-            bytes_printed: 0,
+            bytes_read: 0,
         }
     }
 
-    /// Passes new output to `print`. Returns false if there is none.
-    pub(super) fn print_new(
-        &mut self,
-        mut print: impl FnMut(&[u8]) -> Result<(), Failure>,
-    ) -> Result<bool, Failure> {
-        let before = self.bytes_printed;
+    /// Skips all output before the last `lines` lines.
+    pub fn skip_to_last_lines(&mut self, lines: u64) -> Result<(), ConsoleError> {
+        let mut kept: Option<File> = None;
+        let mut wanted = lines;
+        for number in 0..u8::MAX {
+            if kept.is_some() && wanted == 0 {
+                break;
+            }
+            let mut file = match self.dir.open_console(number) {
+                Ok(file) => file,
+                Err(error) if number > 0 || error.kind() == io::ErrorKind::NotFound => break,
+                Err(error) => return Err(open_error(error)),
+            };
+            if let Some(newer) = &kept {
+                if is_same(newer, &file).map_err(ConsoleError::Read)? {
+                    // The shim has rotated the files in between.
+                    continue;
+                }
+                // The first line of the newer file is the end of the last line of this one.
+                if !ends_with_newline(&file).map_err(ConsoleError::Read)? {
+                    wanted += 1;
+                }
+            }
+            let (start, found) = start_of_last(&file, wanted).map_err(ConsoleError::Read)?;
+            file.seek(SeekFrom::Start(start))
+                .map_err(ConsoleError::Read)?;
+            wanted -= found;
+            kept = Some(file);
+        }
+        self.file = kept;
+        Ok(())
+    }
+
+    /// Reads output into `buffer` and returns its length. Returns 0 if there is no new output.
+    pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, ConsoleError> {
+        let mut next = None;
         loop {
-            // Before the current file is read: once a next file exists, the current one is complete.
-            let next = self.next_file()?;
             if let Some(file) = &mut self.file {
-                self.bytes_printed += print_rest(file, &mut print)?;
+                let length = read_some(file, buffer).map_err(ConsoleError::Read)?;
+                if length > 0 {
+                    self.bytes_read += length as u64;
+                    return Ok(length);
+                }
             }
+            if next.is_some() {
+                self.file = next.take();
+                continue;
+            }
+            // Once a next file exists, the current one is complete, and is read to its end first.
+            next = self.next_file()?;
             if next.is_none() {
-                return Ok(self.bytes_printed > before);
+                return Ok(0);
             }
-            self.file = next;
         }
     }
 
-    /// Fails if the shim deleted output before it was read. To be called when the box has ended.
-    pub(super) fn check_complete(&self) -> Result<(), Failure> {
+    /// Returns how many bytes the shim has deleted before they were read. To be called when the box
+    /// has ended.
+    pub fn missing_bytes(&self) -> u64 {
         let kept = (0..u8::MAX)
             .filter_map(|number| self.metadata(number))
             .filter(Metadata::is_file)
             .fold(0_u64, |sum, file| sum.saturating_add(file.len()));
         let written = kept.saturating_add(self.dir.dropped_console_bytes());
-        match written.saturating_sub(self.bytes_printed) {
-            0 => Ok(()),
-            bytes => Err(Failure::OutputRotated { bytes }),
-        }
+        written.saturating_sub(self.bytes_read)
     }
 
     /// Opens the file after the current one, if it exists.
-    fn next_file(&self) -> Result<Option<File>, Failure> {
+    fn next_file(&self) -> Result<Option<File>, ConsoleError> {
         loop {
             let Some(number) = self.next_number()? else {
                 return Ok(None);
@@ -81,10 +131,10 @@ impl ConsoleReader {
 
     /// Returns the number of the file after the current one, or of the oldest file if the current
     /// one was deleted.
-    fn next_number(&self) -> Result<Option<u8>, Failure> {
+    fn next_number(&self) -> Result<Option<u8>, ConsoleError> {
         let current = match &self.file {
             Some(file) => {
-                let file = file.metadata().map_err(unreadable)?;
+                let file = file.metadata().map_err(ConsoleError::Read)?;
                 let is_current = |number| {
                     self.metadata(number)
                         .is_some_and(|it| (it.dev(), it.ino()) == (file.dev(), file.ino()))
@@ -108,42 +158,32 @@ impl ConsoleReader {
     }
 }
 
+fn is_same(one: &File, other: &File) -> io::Result<bool> {
+    let (one, other) = (one.metadata()?, other.metadata()?);
+    Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
+}
+
 /// Converts the error of opening a console file that exists: a payload can put anything in its place.
-fn open_error(error: io::Error) -> Failure {
+fn open_error(error: io::Error) -> ConsoleError {
     // A symbolic link or a socket, open(2).
     let is_special = matches!(
         Errno::from_io_error(&error),
         Some(Errno::LOOP | Errno::NXIO)
     );
     if is_special || error.kind() == io::ErrorKind::InvalidData {
-        Failure::NotAConsole
+        ConsoleError::NotAConsole
     } else {
-        unreadable(error)
+        ConsoleError::Read(error)
     }
 }
 
-/// Prints the rest of a file and returns its length in bytes.
-fn print_rest(
-    file: &mut File,
-    print: &mut impl FnMut(&[u8]) -> Result<(), Failure>,
-) -> Result<u64, Failure> {
-    let mut chunk = [0; 1 << 14];
-    let mut printed = 0;
+fn read_some(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
-        match file.read(&mut chunk) {
-            Ok(0) => return Ok(printed),
-            Ok(length) => {
-                print(&chunk[..length])?;
-                printed += length as u64;
-            }
+        match file.read(buffer) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(unreadable(error)),
+            read => return read,
         }
     }
-}
-
-fn unreadable(error: io::Error) -> Failure {
-    Failure::system("read the output of the box")(error)
 }
 
 #[cfg(test)]
@@ -152,11 +192,13 @@ mod tests {
 
     fn read_new(reader: &mut ConsoleReader) -> String {
         let mut output = Vec::new();
-        let print = |chunk: &[u8]| {
-            output.extend_from_slice(chunk);
-            Ok(())
-        };
-        reader.print_new(print).unwrap();
+        let mut chunk = [0; 7];
+        loop {
+            match reader.read(&mut chunk).unwrap() {
+                0 => break,
+                length => output.extend_from_slice(&chunk[..length]),
+            }
+        }
         String::from_utf8(output).unwrap()
     }
 
@@ -200,7 +242,7 @@ mod tests {
             assert_eq!(read_new(&mut reader), expected, "{read}");
             expected.clear();
         }
-        reader.check_complete().unwrap();
+        assert_eq!(reader.missing_bytes(), 0);
     }
 
     #[test]
@@ -226,11 +268,7 @@ mod tests {
             append(&reader, &format!("{number}\n"));
         }
         assert_eq!(read_new(&mut reader), "3\n4\n5\n");
-        let failure = reader.check_complete();
-        assert!(
-            matches!(failure, Err(Failure::OutputRotated { bytes: 4 })),
-            "{failure:?}"
-        );
+        assert_eq!(reader.missing_bytes(), 4);
     }
 
     #[test]
@@ -248,5 +286,46 @@ mod tests {
         std::os::unix::fs::symlink("/etc/passwd", reader.dir.console_path(1)).unwrap();
         io::Write::write_all(&mut file, b"second\n").unwrap();
         assert_eq!(read_new(&mut reader), "second\n");
+    }
+
+    #[test]
+    fn the_last_lines_are_found_across_rotated_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let last = |lines| {
+            let mut reader = ConsoleReader::new(BoxDir::new(dir.path()));
+            reader.skip_to_last_lines(lines).unwrap();
+            read_new(&mut reader)
+        };
+        assert_eq!(last(3), "");
+        let writer = ConsoleReader::new(BoxDir::new(dir.path()));
+        append(&writer, "1\n2\n");
+        rotate(&writer);
+        append(&writer, "3\n4\n");
+        rotate(&writer);
+        append(&writer, "5\n");
+        for (lines, expected) in [
+            (0, ""),
+            (1, "5\n"),
+            (2, "4\n5\n"),
+            (4, "2\n3\n4\n5\n"),
+            (9, "1\n2\n3\n4\n5\n"),
+        ] {
+            assert_eq!(last(lines), expected, "{lines}");
+        }
+        append(&writer, "6, not complete");
+        assert_eq!(last(2), "5\n6, not complete");
+        // What is written later follows.
+        let mut reader = ConsoleReader::new(BoxDir::new(dir.path()));
+        reader.skip_to_last_lines(0).unwrap();
+        rotate(&writer);
+        append(&writer, "7\n");
+        assert_eq!(read_new(&mut reader), "7\n");
+        // A line that two files have a part of.
+        append(&writer, "to be ");
+        rotate(&writer);
+        append(&writer, "continued\n");
+        assert_eq!(last(2), "7\nto be continued\n");
+        append(&writer, &format!("{}\n8\n", "x".repeat(40_000)));
+        assert_eq!(last(2).len(), 40_003);
     }
 }

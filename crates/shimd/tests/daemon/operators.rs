@@ -1,0 +1,196 @@
+//! What operators use to supervise boxes: restart policies, logs, waits, prefixes and filters.
+
+use std::io::Read;
+use std::process::Stdio;
+
+use nix::sys::signal::Signal;
+use vmm_rest::wire::{BoxStatus, CreateBoxRequest};
+use vmm_runtime::testing::PerTestBoxHome;
+
+use crate::fixture::{Daemon, run_shimd, shimd, words};
+use crate::process::{eventually, kill};
+
+#[tokio::test]
+async fn boxes_are_restarted_also_after_a_kill_of_the_daemon() {
+    let home = PerTestBoxHome::new();
+    let mut killed = Daemon::start(&home).await;
+    let run = [
+        "run",
+        "-d",
+        "--restart",
+        "unless-stopped",
+        "--name",
+        "web",
+        "idle",
+    ];
+    run_shimd(&home, &run).out();
+    let first = killed.client.inspect("web").await.unwrap().pid.unwrap();
+    kill(first, Signal::SIGKILL);
+    eventually("the box is restarted", async || {
+        let bx = killed.client.inspect("web").await.unwrap();
+        bx.pid.is_some_and(|pid| pid != first)
+    })
+    .await;
+    let shown = run_shimd(&home, &["inspect", "web", "--format", "json"]).json();
+    assert_eq!(shown[0]["restart_policy"], "unless-stopped");
+    assert_eq!(
+        (&shown[0]["restarts"], &shown[0]["restarting"]),
+        (&1.into(), &false.into())
+    );
+    let looping = [
+        "create",
+        "--restart",
+        "on-failure:9",
+        "--name",
+        "looping",
+        "idle",
+        "false",
+    ];
+    run_shimd(&home, &looping).out();
+    run_shimd(&home, &["start", "looping"]).out();
+    eventually("ps shows that the box waits for its restart", async || {
+        let listed = run_shimd(&home, &["ps"]).out();
+        listed.contains("failed (1), restarting")
+    })
+    .await;
+    killed.signal(Signal::SIGKILL);
+    killed.wait().await;
+
+    let daemon = Daemon::start(&home).await;
+    daemon.wait_until("web", BoxStatus::Running).await;
+    eventually("all restarts of the other box are used up", async || {
+        let bx = daemon.client.inspect("looping").await.unwrap();
+        bx.restarts > 3
+    })
+    .await;
+    run_shimd(&home, &["rm", "--all", "--force"]).out();
+    assert_eq!(run_shimd(&home, &["ps", "-aq"]).out(), "");
+    let refused = run_shimd(&home, &["create", "--restart", "sometimes", "idle"]);
+    assert!(refused.err.contains("on-failure[:max]"), "{refused:?}");
+    daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn logs_prints_the_output_of_a_box_and_follows_it_to_its_end() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    let script = "seq 5; while [ ! -e $VMM_BOX_DIR/go ]; do sleep 0.01; done; echo end";
+    let run = ["run", "-d", "--name", "talker", "idle", "sh", "-c", script];
+    let id = run_shimd(&home, &run).out();
+    eventually("the box has printed", async || {
+        run_shimd(&home, &["logs", "talker"]).out() == "1\n2\n3\n4\n5\n"
+    })
+    .await;
+    assert_eq!(
+        run_shimd(&home, &["logs", "--tail", "2", "talker"]).out(),
+        "4\n5\n"
+    );
+    let mut follower = shimd(&home);
+    follower.args(["logs", "-f", "-n", "1", "talker"]);
+    let mut follower = follower.stdout(Stdio::piped()).spawn().unwrap();
+    let mut first = [0; 2];
+    follower
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut first)
+        .unwrap();
+    assert_eq!(&first, b"5\n");
+    let waiter = shimd(&home)
+        .args(["wait", "talker"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let go = home.path().join("boxes").join(id.trim()).join("go");
+    std::fs::write(go, "").unwrap();
+    let wait_for = |child: std::process::Child| {
+        tokio::task::spawn_blocking(move || child.wait_with_output().unwrap())
+    };
+    let followed = wait_for(follower).await.unwrap();
+    assert_eq!(String::from_utf8(followed.stdout).unwrap(), "end\n");
+    assert_eq!(wait_for(waiter).await.unwrap().stdout, b"0\n");
+    // The box has ended already.
+    assert_eq!(
+        run_shimd(&home, &["logs", "-f", "-n1", "talker"]).out(),
+        "end\n"
+    );
+    assert_eq!(run_shimd(&home, &["wait", "talker"]).out(), "0\n");
+    let refused = run_shimd(&home, &["logs", "nope"]);
+    assert!(
+        refused.code == 1 && refused.err.contains("not found"),
+        "{refused:?}"
+    );
+    daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_unique_prefix_of_an_id_is_enough() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    let id = run_shimd(&home, &["create", "idle"]).out();
+    let inspect = |wanted: String| run_shimd(&home, &["inspect", "--format", "json", &wanted]);
+    assert_eq!(inspect(id[..4].to_owned()).json()[0]["box_id"], id.trim());
+    run_shimd(&home, &["create", "--name", &id[..5], "idle"]).out();
+    let ambiguous = inspect(id[..4].to_owned());
+    assert!(ambiguous.err.contains("several boxes"), "{ambiguous:?}");
+    // A name wins.
+    assert_eq!(inspect(id[..5].to_owned()).json()[0]["name"], id[..5]);
+    assert!(inspect(format!("{}x", id.trim())).err.contains("not found"));
+    daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn ps_and_rm_select_boxes_by_filters() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    for name in ["web-1", "web-2", "db"] {
+        daemon
+            .client
+            .create(&CreateBoxRequest::of("idle").name(name))
+            .await
+            .unwrap();
+    }
+    daemon.client.start("web-2").await.unwrap();
+    let list = |args: &[&str]| {
+        let out = run_shimd(&home, &[&["ps", "-q"], args].concat()).out();
+        words(&out).len()
+    };
+    assert_eq!((list(&[]), list(&["-a"])), (1, 3));
+    assert_eq!(list(&["-a", "--filter", "name=web"]), 2);
+    assert_eq!(
+        list(&["--filter", "status=configured", "-f", "name=web"]),
+        1
+    );
+    let removed = [
+        "rm",
+        "--filter",
+        "name=web",
+        "--filter",
+        "status=configured",
+    ];
+    assert_eq!(words(&run_shimd(&home, &removed).out()).len(), 1);
+    assert_eq!(list(&["-a"]), 2);
+    let removed = run_shimd(&home, &["rm", "--all"]);
+    assert!(
+        removed.code == 1 && removed.err.contains("is running"),
+        "{removed:?}"
+    );
+    assert_eq!(list(&["-a"]), 1);
+    assert_eq!(run_shimd(&home, &["rm", "--all", "web-2"]).code, 125);
+    run_shimd(&home, &["rm", "--all", "--force"]).out();
+    assert_eq!(list(&["-a"]), 0);
+    daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_detached_run_with_rm_removes_the_box_when_it_has_ended() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    let id = run_shimd(&home, &["run", "-d", "--rm", "idle"]).out();
+    run_shimd(&home, &["stop", id.trim()]).out();
+    eventually("the box is removed", async || {
+        !daemon.client.exists(id.trim()).await.unwrap()
+    })
+    .await;
+    daemon.shut_down().await;
+}

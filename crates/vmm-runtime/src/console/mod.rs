@@ -1,0 +1,6 @@
+//! The output of boxes.
+
+mod lines;
+mod reader;
+
+pub use reader::{ConsoleError, ConsoleReader};
