@@ -37,6 +37,8 @@ const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) home: Home,
+    /// [`RuntimeOptions::disk_reserve`].
+    disk_reserve: u64,
     pub(crate) boxes: Boxes,
     pub(crate) controller: ShimController,
     pub(crate) reaper: ShimReaper,
@@ -72,6 +74,7 @@ impl Core {
         // Later no thread may be left for it.
         process_wide_reaper().map_err(RuntimeError::Thread)?;
         let (home, lock) = Home::open(&options.home)?;
+        home.check_free_space(options.disk_reserve)?;
         let metrics = RuntimeMetricsStorage::default();
         let reaper_token = CancellationToken::new();
         let sink = MetricsSink {
@@ -87,6 +90,7 @@ impl Core {
         let probes = ProbeRunner::new(program.clone());
         Ok(Self {
             home,
+            disk_reserve: options.disk_reserve,
             boxes: Boxes::default(),
             controller: ShimController::new(reaper.clone(), program, options.start_timeout),
             orphans: Arc::new(OrphanCleaner::new(reaper.clone())),
@@ -139,6 +143,18 @@ impl Core {
         work: impl FnOnce() -> Result<T, FileError> + Send + 'static,
     ) -> Result<T, RuntimeError> {
         Ok(self.driver.disk.run(work).await??)
+    }
+
+    /// Fails if less than the reserve is free on the disk.
+    pub(crate) async fn check_free_space(&self) -> Result<(), RuntimeError> {
+        let (home, reserve) = (self.home.clone(), self.disk_reserve);
+        if reserve == 0 {
+            return Ok(());
+        }
+        self.driver
+            .disk
+            .run(move || home.check_free_space(reserve))
+            .await?
     }
 
     /// Runs `work`, which reads `/proc`, on a disk thread.

@@ -57,6 +57,22 @@ pub enum RuntimeError {
     /// A thread of the runtime could not be started.
     #[error("cannot start a thread of the VMM runtime")]
     Thread(#[source] io::Error),
+    /// Less space than the [reserve](crate::RuntimeOptions::disk_reserve) is free on the disk.
+    #[error(
+        "the disk of {} is full: {} MiB are free, less than the reserve of {} MiB; remove files or \
+         boxes, or lower the reserve",
+        home.display(),
+        free >> 20,
+        reserve.div_ceil(1 << 20)
+    )]
+    DiskFull {
+        /// The home directory.
+        home: PathBuf,
+        /// The free bytes.
+        free: u64,
+        /// The reserve in bytes.
+        reserve: u64,
+    },
     /// No box has this id or name.
     #[error("box {wanted:?} not found")]
     NotFound {

@@ -220,6 +220,24 @@ impl Home {
         }
     }
 
+    /// Fails if less than `reserve` bytes are free on the disk.
+    pub(crate) fn check_free_space(&self, reserve: u64) -> Result<(), RuntimeError> {
+        if reserve == 0 {
+            return Ok(());
+        }
+        let disk = rustix::fs::statvfs(&self.root)
+            .map_err(|error| FileError::new("inspect the disk of", &self.root, error.into()))?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if free >= reserve {
+            return Ok(());
+        }
+        Err(RuntimeError::DiskFull {
+            home: self.root.clone(),
+            free,
+            reserve,
+        })
+    }
+
     /// Returns the directory of the boxes.
     fn boxes(&self) -> PathBuf {
         self.root.join("boxes")

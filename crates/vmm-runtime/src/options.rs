@@ -30,6 +30,10 @@ pub struct RuntimeOptions {
     pub start_timeout: Duration,
     /// The time between two sweeps of the reaper; 250 ms by default.
     pub sweep_interval: Duration,
+    /// The space, in bytes, that must be free on the disk of the home to open the runtime, and to
+    /// create or start a box; 0 by default. Boxes that run keep running when less is free, and can
+    /// be stopped and removed: the reserve is for their records.
+    pub disk_reserve: u64,
     /// A token that shuts the runtime down when it is cancelled, with
     /// [`shutdown_timeout`](Self::shutdown_timeout).
     pub shutdown_token: Option<CancellationToken>,
@@ -46,6 +50,7 @@ impl RuntimeOptions {
             private_env: Vec::new(),
             start_timeout: Duration::from_secs(30),
             sweep_interval: Duration::from_millis(250),
+            disk_reserve: 0,
             shutdown_token: None,
             shutdown_timeout: Duration::from_secs(10),
         }
@@ -76,6 +81,13 @@ impl RuntimeOptions {
     #[must_use]
     pub fn sweep_interval(mut self, interval: Duration) -> Self {
         self.sweep_interval = interval;
+        self
+    }
+
+    /// Sets [`disk_reserve`](Self::disk_reserve).
+    #[must_use]
+    pub fn disk_reserve(mut self, bytes: u64) -> Self {
+        self.disk_reserve = bytes;
         self
     }
 

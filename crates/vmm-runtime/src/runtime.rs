@@ -158,7 +158,8 @@ impl VmmRuntime {
     ///
     /// # Errors
     ///
-    /// [`RuntimeError::NameTaken`], [`RuntimeError::InvalidName`], [`RuntimeError::Closed`], and
+    /// [`RuntimeError::NameTaken`], [`RuntimeError::InvalidName`], [`RuntimeError::DiskFull`],
+    /// [`RuntimeError::RestartOfRemoved`], [`RuntimeError::Closed`], and
     /// [`RuntimeError::File`] if the disk refuses. A failed creation leaves no files.
     ///
     /// # Cancel safety

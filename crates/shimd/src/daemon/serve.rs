@@ -41,6 +41,10 @@ pub(crate) struct Serve {
     /// Directory of image files; NAME.json is the image NAME
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
+    /// Space in MiB that must be free on the disk of --home to start the daemon, or to create or
+    /// start a box
+    #[arg(long, value_name = "MIB", default_value_t = 16)]
+    disk_reserve: u32,
     /// Format of the log, which goes to stderr
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
@@ -123,7 +127,9 @@ impl Serve {
         let private = service_manager::PRIVATE_VARIABLES
             .into_iter()
             .chain([TOKEN_VARIABLE]);
-        let options = RuntimeOptions::new(home.path()).private_env(private);
+        let options = RuntimeOptions::new(home.path())
+            .private_env(private)
+            .disk_reserve(u64::from(self.disk_reserve) << 20);
         let runtime = VmmRuntime::open(options).await?;
         let groups = block_in_place(ControlGroup::check);
         if let Err(error) = &groups {
@@ -140,7 +146,9 @@ impl Serve {
             tracing::info!(socket = %socket.display(), "listening");
         }
         let limits = Limits::default().apply_default_limits(groups.is_ok());
-        let server = Server::new(&runtime, images, limits, &shutdown);
+        let server = Server::new(&runtime, images, limits, &shutdown)
+            .keep_idempotency_keys(&home.path().join("idempotency-keys"))
+            .map_err(Failure::system("open the file idempotency-keys in --home"))?;
         let _watchdog = sd_notify::watchdog_enabled().map(|timeout| {
             let watchdog = Watchdog::default().run(runtime.clone(), timeout);
             AbortOnDropHandle::new(tokio::spawn(watchdog))

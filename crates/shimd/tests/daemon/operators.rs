@@ -194,3 +194,35 @@ async fn a_detached_run_with_rm_removes_the_box_when_it_has_ended() {
     .await;
     daemon.shut_down().await;
 }
+
+#[tokio::test]
+async fn idempotency_keys_survive_a_kill_of_the_daemon() {
+    let home = PerTestBoxHome::new();
+    let mut killed = Daemon::start(&home).await;
+    let request = CreateBoxRequest::of("idle");
+    let key = "017f22e2-79b0-7cc3-98c4-dc0c0c07398f";
+    let first = killed.client.create_once(&request, key).await.unwrap();
+    killed.signal(Signal::SIGKILL);
+    killed.wait().await;
+    let daemon = Daemon::start(&home).await;
+    let again = daemon.client.create_once(&request, key).await.unwrap();
+    assert_eq!(again.box_id, first.box_id);
+    let other = CreateBoxRequest::of("idle").name("other");
+    let refused = daemon.client.create_once(&other, key).await;
+    assert!(refused.is_err(), "{refused:?}");
+    assert_eq!(daemon.client.all_boxes().await.unwrap().len(), 1);
+    daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn daemon_does_not_start_on_a_full_disk() {
+    let home = PerTestBoxHome::new();
+    let reserve = u32::MAX.to_string();
+    let refused = run_shimd(&home, &["serve", "--disk-reserve", &reserve]);
+    assert_eq!(refused.code, 1);
+    assert!(refused.err.contains("is full"), "{refused:?}");
+    // No limit.
+    let mut command = crate::fixture::serve(&home);
+    command.args(["--disk-reserve", "0"]);
+    Daemon::spawn(&home, command).await.shut_down().await;
+}

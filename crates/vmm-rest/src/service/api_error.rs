@@ -104,6 +104,7 @@ impl From<RuntimeError> for ApiError {
             RuntimeError::Stuck { .. } | RuntimeError::CleanupFailed { .. } => {
                 ErrorCode::EngineUnavailable
             }
+            RuntimeError::DiskFull { .. } => ErrorCode::ResourceExhausted,
             RuntimeError::Damaged { .. } => ErrorCode::MetadataError,
             RuntimeError::File(_) => ErrorCode::StorageError,
             RuntimeError::Closed => ErrorCode::Stopped,

@@ -1,18 +1,22 @@
 use std::collections::{HashMap, VecDeque};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
+use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio_util::task::TaskTracker;
 
 use super::ApiError;
+use super::idempotency_journal::{Journal, JournalEntry};
 use crate::wire::{ErrorCode, ErrorModel};
 
 pub(crate) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -26,9 +30,12 @@ pub(crate) const LIFETIME_ISO: &str = "PT1H";
 const KEYS_MAX: usize = 16_384;
 
 /// The responses to successful requests with an idempotency key. A repeated request gets the recorded
-/// response and is not executed again. The responses are in memory, and lost on restart.
+/// response and is not executed again. The responses are lost on restart unless there is a journal.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct IdempotencyKeys(Arc<Mutex<KeyTable>>);
+pub(crate) struct IdempotencyKeys {
+    table: Arc<Mutex<KeyTable>>,
+    journal: Arc<Mutex<Option<Journal>>>,
+}
 
 #[derive(Debug, Default)]
 struct KeyTable {
@@ -85,7 +92,38 @@ pub(crate) async fn execute_once(
 
 impl IdempotencyKeys {
     fn table(&self) -> MutexGuard<'_, KeyTable> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the responses of earlier servers from a file, and appends new ones to it.
+    pub(crate) fn open_journal(&self, path: &Path) -> io::Result<()> {
+        let (journal, entries) = Journal::open(path, LIFETIME)?;
+        for entry in entries {
+            self.table().insert_recorded(entry);
+        }
+        *self.journal.lock().unwrap_or_else(PoisonError::into_inner) = Some(journal);
+        Ok(())
+    }
+
+    /// Appends the response to the journal, if there is one.
+    async fn save(
+        &self,
+        key: String,
+        fingerprint: u64,
+        at: SystemTime,
+        recorded: RecordedResponse,
+    ) {
+        let journal = Arc::clone(&self.journal);
+        let append = move || {
+            let mut journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
+            match journal.as_mut() {
+                Some(journal) => journal.append(&recorded.into_entry(key, fingerprint, at)),
+                None => Ok(()),
+            }
+        };
+        if let Ok(Err(error)) = spawn_blocking(append).await {
+            tracing::warn!(%error, "cannot save the response to a request with an idempotency key");
+        }
     }
 
     async fn execute_once(self, key: String, request: Request, next: Next) -> Response {
@@ -102,12 +140,15 @@ impl IdempotencyKeys {
                 // The server waits for these tasks when it shuts down.
                 let tasks: TaskTracker = parts.extensions.get().cloned().unwrap_or_default();
                 let request = Request::from_parts(parts, Body::from(body));
+                let at = SystemTime::now();
                 // In a task, so that a client that disconnects and retries finds its request.
                 let run = tasks.spawn(async move {
                     let (recorded, response) =
                         RecordedResponse::record(next.run(request).await).await;
                     // A rejected request had no effect, so a retry may execute.
-                    if !recorded.status.is_success() {
+                    if recorded.status.is_success() {
+                        self.save(key, fingerprint, at, recorded.clone()).await;
+                    } else {
                         self.table().remove(&key, since);
                     }
                     sender.send_replace(Some(recorded));
@@ -173,6 +214,27 @@ impl KeyTable {
         }
     }
 
+    /// Inserts the response of an earlier server.
+    fn insert_recorded(&mut self, entry: JournalEntry) {
+        let age = entry.at.elapsed().unwrap_or_default();
+        let key = entry.key.clone();
+        let fingerprint = entry.fingerprint;
+        let Some((since, recorded)) = Instant::now()
+            .checked_sub(age)
+            .zip(RecordedResponse::from_entry(entry))
+        else {
+            return;
+        };
+        let (_, response) = watch::channel(Some(recorded));
+        let request = KeyedRequest {
+            fingerprint,
+            since,
+            response,
+        };
+        self.requests.insert(key.clone(), request);
+        self.by_age.push_back((since, key));
+    }
+
     fn evict_old(&mut self, now: Instant) {
         while let Some((since, key)) = self.by_age.front() {
             if self.by_age.len() < KEYS_MAX && now.duration_since(*since) < LIFETIME {
@@ -217,6 +279,36 @@ impl RecordedResponse {
     }
 }
 
+impl RecordedResponse {
+    fn into_entry(self, key: String, fingerprint: u64, at: SystemTime) -> JournalEntry {
+        let headers = self.headers.iter().filter_map(|(name, value)| {
+            let value = value.to_str().ok()?;
+            Some((name.as_str().to_owned(), value.to_owned()))
+        });
+        JournalEntry {
+            key,
+            fingerprint,
+            at,
+            status: self.status.as_u16(),
+            headers: headers.collect(),
+            body: String::from_utf8_lossy(&self.body).into_owned(),
+        }
+    }
+
+    fn from_entry(entry: JournalEntry) -> Option<Self> {
+        let headers = entry.headers.iter().filter_map(|(name, value)| {
+            let name: HeaderName = name.parse().ok()?;
+            Some((name, value.parse().ok()?))
+        });
+        Some(Self {
+            status: StatusCode::from_u16(entry.status).ok()?,
+            headers: headers.collect(),
+            error: None,
+            body: entry.body.into(),
+        })
+    }
+}
+
 impl IntoResponse for RecordedResponse {
     fn into_response(self) -> Response {
         let mut response = (self.status, self.headers, self.body).into_response();
@@ -227,12 +319,15 @@ impl IntoResponse for RecordedResponse {
     }
 }
 
-/// Hashes a request. The hash is not collision resistant: a client that forges a collision only
-/// deceives itself.
-fn fingerprint(method: &Method, target: impl Hash, body: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (method.as_str(), target, body).hash(&mut hasher);
-    hasher.finish()
+/// Hashes a request with FNV-1a, which is the same in every build. The hash is not collision
+/// resistant: a client that forges a collision only deceives itself.
+fn fingerprint(method: &Method, target: Option<&PathAndQuery>, body: &[u8]) -> u64 {
+    let target = target.map_or("", PathAndQuery::as_str);
+    let parts = [method.as_str().as_bytes(), target.as_bytes(), body];
+    let bytes = parts.join(&b'\n');
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
 
 fn is_uuid(text: &str) -> bool {

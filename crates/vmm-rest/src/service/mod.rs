@@ -10,6 +10,7 @@ mod connection_limits;
 mod draining_stream;
 mod extract;
 mod idempotency;
+mod idempotency_journal;
 mod limits;
 mod listen_error;
 mod listener;
@@ -32,6 +33,7 @@ use box_spec::box_spec;
 use connection::{Connection, ConnectionCloser};
 use connection_limits::{ConnectionLimits, ConnectionSlot};
 use draining_stream::DrainingStream;
+use idempotency::IdempotencyKeys;
 pub use limits::Limits;
 pub use listen_error::ListenError;
 pub use listener::Listener;
@@ -42,5 +44,5 @@ use write_timeout::WriteTimeout;
 /// Returns the OpenAPI document of the API that a [`Server`] serves, as JSON. It is generated from
 /// the handlers and types, and is also the response of `GET /v1/openapi.json`.
 pub fn openapi() -> String {
-    openapi::to_json(&routes::all().1)
+    openapi::to_json(&routes::all(&IdempotencyKeys::default()).1)
 }

@@ -1,3 +1,5 @@
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 use vmm_runtime::{ImageTable, VmmRuntime};
 
+use super::idempotency::IdempotencyKeys;
 use super::state::EventHub;
 use super::{
     Acceptor, Access, ApiState, Limits, Listener, RouterAccess, authenticate, request_body,
@@ -55,6 +58,7 @@ pub struct Server {
     acceptor: Acceptor,
     router: Router,
     drain_timeout: Duration,
+    keys: IdempotencyKeys,
 }
 
 impl Server {
@@ -81,11 +85,27 @@ impl Server {
             closing: shutdown.child_token(),
         };
         let requests = TaskTracker::new();
+        let keys = IdempotencyKeys::default();
         Self {
             acceptor: Acceptor::new(&limits, &state, requests.clone()),
             drain_timeout: limits.drain_timeout,
-            router: router(state, &limits).layer(Extension(requests)),
+            router: router(state, &limits, &keys).layer(Extension(requests)),
+            keys,
         }
+    }
+
+    /// Keeps the responses to requests with an idempotency key in this file, so that a request that
+    /// is repeated after a restart of the server gets the same response. Without it, they are in
+    /// memory only. Only one server at a time can use the file.
+    ///
+    /// A request that a crash interrupts has no response yet, and is executed when it is repeated.
+    ///
+    /// # Errors
+    ///
+    /// The error of reading or replacing the file.
+    pub fn keep_idempotency_keys(self, path: &Path) -> io::Result<Self> {
+        self.keys.open_journal(path)?;
+        Ok(self)
     }
 
     /// Serves until the token is cancelled, then until the requests in progress have finished, or
@@ -157,8 +177,8 @@ impl Server {
     }
 }
 
-fn router(state: ApiState, limits: &Limits) -> Router {
-    let (routes, _) = routes::all();
+fn router(state: ApiState, limits: &Limits, keys: &IdempotencyKeys) -> Router {
+    let (routes, _) = routes::all(keys);
     let closing = state.closing.clone();
     // A request passes the layers from last to first.
     routes

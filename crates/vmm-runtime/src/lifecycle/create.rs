@@ -9,6 +9,7 @@ use crate::{BoxInfo, BoxSpec, RuntimeError};
 /// Creates a box. It exists once its directory is complete on disk.
 pub(crate) async fn create(core: Arc<Core>, spec: BoxSpec) -> Result<BoxInfo, RuntimeError> {
     spec.check()?;
+    core.check_free_space().await?;
     let id = core.new_id();
     let name = spec.name.clone();
     if let Some(name) = &name {

@@ -23,6 +23,10 @@ pub(crate) async fn start(
     let _operation = bx.operation_lock.lock().await;
     loop {
         cleanup(&core, &bx).await?;
+        // Not for a box that runs already, whose start succeeds.
+        if bx.shim().is_none() {
+            core.check_free_space().await?;
+        }
         match bx.begin_start(request, &core.closing)? {
             StartDecision::Running => return Ok(bx.info()),
             StartDecision::AwaitExit(shim) => {

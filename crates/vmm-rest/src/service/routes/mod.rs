@@ -22,21 +22,20 @@ use super::{ApiError, ApiState, openapi};
 use crate::wire::ErrorCode;
 
 /// Returns the routes, and the OpenAPI document that is generated from them.
-pub(crate) fn all() -> (Router<ApiState>, OpenApi) {
-    let keys = IdempotencyKeys::default();
+pub(crate) fn all(keys: &IdempotencyKeys) -> (Router<ApiState>, OpenApi) {
     let routes = OpenApiRouter::with_openapi(openapi::skeleton())
         .routes(routes!(discovery::config))
         .routes(routes!(discovery::me))
         .routes(with_idempotency_keys(
-            &keys,
+            keys,
             routes!(boxes::list, boxes::create),
         ))
         .routes(with_idempotency_keys(
-            &keys,
+            keys,
             routes!(boxes::inspect, boxes::exists, boxes::remove),
         ))
-        .routes(with_idempotency_keys(&keys, routes!(boxes::start)))
-        .routes(with_idempotency_keys(&keys, routes!(boxes::stop)))
+        .routes(with_idempotency_keys(keys, routes!(boxes::start)))
+        .routes(with_idempotency_keys(keys, routes!(boxes::stop)))
         .routes(routes!(metrics::of_runtime))
         .routes(routes!(metrics::of_box))
         .routes(routes!(metrics::exposition))

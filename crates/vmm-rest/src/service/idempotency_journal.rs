@@ -1,0 +1,142 @@
+//! The file that keeps the responses to requests with an idempotency key over a restart.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+/// The entries after which the file is written again without those that are too old.
+const MAX_APPENDED: usize = 16_384;
+
+/// A response, one line of the file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct JournalEntry {
+    pub(crate) key: String,
+    pub(crate) fingerprint: u64,
+    /// When the request began.
+    pub(crate) at: SystemTime,
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: String,
+}
+
+/// A file to which responses are appended.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    path: PathBuf,
+    file: File,
+    lifetime: Duration,
+    appended: usize,
+}
+
+impl Journal {
+    /// Opens or creates the file, and returns its entries that are younger than `lifetime`, oldest
+    /// first.
+    pub(crate) fn open(path: &Path, lifetime: Duration) -> io::Result<(Self, Vec<JournalEntry>)> {
+        let entries = read(path, lifetime)?;
+        let journal = Self {
+            path: path.to_owned(),
+            file: rewrite(path, &entries)?,
+            lifetime,
+            appended: 0,
+        };
+        Ok((journal, entries))
+    }
+
+    /// Appends an entry. It is on disk when this returns.
+    pub(crate) fn append(&mut self, entry: &JournalEntry) -> io::Result<()> {
+        if self.appended >= MAX_APPENDED {
+            self.file = rewrite(&self.path, &read(&self.path, self.lifetime)?)?;
+            self.appended = 0;
+        }
+        self.appended += 1;
+        self.file.write_all(&line(entry)?)?;
+        self.file.sync_data()
+    }
+}
+
+fn line(entry: &JournalEntry) -> io::Result<Vec<u8>> {
+    // A crash can leave a part of the line before.
+    let mut line = vec![b'\n'];
+    serde_json::to_writer(&mut line, entry)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+fn read(path: &Path, lifetime: Duration) -> io::Result<Vec<JournalEntry>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        file => file?,
+    };
+    let now = SystemTime::now();
+    let mut entries = Vec::new();
+    for line in BufReader::new(file).split(b'\n') {
+        // A line that a crash has cut off was not acknowledged.
+        let Ok(entry) = serde_json::from_slice::<JournalEntry>(&line?) else {
+            continue;
+        };
+        if now.duration_since(entry.at).is_ok_and(|age| age < lifetime) {
+            entries.push(entry);
+        }
+    }
+    Ok(entries)
+}
+
+/// Replaces the file, and returns it open for appending.
+fn rewrite(path: &Path, entries: &[JournalEntry]) -> io::Result<File> {
+    let temporary = path.with_extension("tmp");
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new()
+        .append(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    for entry in entries {
+        file.write_all(&line(entry)?)?;
+    }
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(key: &str, at: SystemTime) -> JournalEntry {
+        JournalEntry {
+            key: key.to_owned(),
+            fingerprint: 7,
+            at,
+            status: 201,
+            headers: vec![("location".to_owned(), "/v1/boxes/b".to_owned())],
+            body: "{}\n".to_owned(),
+        }
+    }
+
+    #[test]
+    fn entries_survive_a_crash_until_they_are_too_old() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let lifetime = Duration::from_secs(3600);
+        let (mut journal, entries) = Journal::open(&path, lifetime).unwrap();
+        assert_eq!(entries, []);
+        let now = SystemTime::now();
+        journal.append(&entry("old", now - 2 * lifetime)).unwrap();
+        journal.append(&entry("a", now)).unwrap();
+        journal.file.write_all(b"\n{\"key\": \"cut o").unwrap();
+        let (mut journal, entries) = Journal::open(&path, lifetime).unwrap();
+        assert_eq!(entries, [entry("a", now)]);
+        journal.append(&entry("b", now)).unwrap();
+        journal.appended = MAX_APPENDED;
+        journal.append(&entry("c", now)).unwrap();
+        let (_, entries) = Journal::open(&path, lifetime).unwrap();
+        assert_eq!(entries, ["a", "b", "c"].map(|key| entry(key, now)));
+    }
+}
