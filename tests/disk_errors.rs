@@ -295,3 +295,42 @@ async fn fifos_in_place_of_box_files_block_no_operation() {
         .await
         .expect("an operation blocks");
 }
+
+#[test]
+fn below_the_reserve_boxes_keep_running_but_no_further_ones_start() {
+    let name = "below_the_reserve_boxes_keep_running_but_no_further_ones_start";
+    in_own_process(name, || {
+        let Some(disk) = mount_small_disk() else {
+            return;
+        };
+        let home = disk.home();
+        let open = || VmmRuntime::open(options(&home).disk_reserve(256 << 10));
+        block_on(async {
+            let runtime = open().await.unwrap();
+            let running = start_box(&runtime, sleeping()).await;
+            let created = runtime.create(sleeping()).await.unwrap();
+            let filler = fill(&home);
+            let mut refused = vec![
+                runtime.create(sleeping()).await.map(|_| ()),
+                runtime.start(&created.id).await.map(|_| ()),
+            ];
+            let again = runtime.start(&running.id).await.unwrap();
+            assert_eq!(again.pid, running.pid);
+            let stopped = runtime.stop(&running.id).await.unwrap();
+            assert_eq!(stopped.status, BoxStatus::Stopped);
+            runtime.remove(&running.id, false).await.unwrap();
+            runtime.shutdown(SHUTDOWN_TIMEOUT).await;
+            refused.push(open().await.map(|_| ()));
+            for result in refused {
+                let is_full = matches!(result, Err(RuntimeError::DiskFull { .. }));
+                assert!(is_full, "{result:?}");
+            }
+
+            fs::remove_file(filler).unwrap();
+            let runtime = open().await.unwrap();
+            runtime.start(&created.id).await.unwrap();
+            runtime.remove(&created.id, true).await.unwrap();
+            runtime.shutdown(SHUTDOWN_TIMEOUT).await;
+        });
+    });
+}

@@ -52,6 +52,7 @@ async fn the_openmetrics_exposition_has_the_same_numbers() {
         "# TYPE vmm_boxes_created counter",
         "vmm_boxes_created_total 1",
         "vmm_boxes_crashed_total 0",
+        "vmm_boxes_restarted_total 0",
         "vmm_boxes_running 1",
         "vmm_shim_reaped_total 0",
         "vmm_shim_reaper_registered 1",
@@ -80,7 +81,7 @@ async fn the_openmetrics_exposition_has_the_same_numbers() {
     }
     let parsed = openmetrics_parser::openmetrics::parse_openmetrics(&reply.text);
     let families = parsed.unwrap_or_else(|error| panic!("{error}:\n{}", reply.text));
-    assert_eq!(families.families.len(), 19);
+    assert_eq!(families.families.len(), 20);
     service.client.remove(&bx.box_id, true).await.unwrap();
     service.shut_down().await;
 }
