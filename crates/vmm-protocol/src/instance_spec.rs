@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{PayloadSpec, RuntimeProcess};
+use crate::{PayloadSpec, RuntimeProcess, to_line};
 
 /// The instructions that the runtime sends to a shim, as one line of JSON on its stdin.
 ///
@@ -48,9 +48,7 @@ impl InstanceSpec {
     ///
     /// Serialization of the current fields cannot fail.
     pub fn to_line(&self) -> serde_json::Result<Vec<u8>> {
-        let mut line = serde_json::to_vec(self)?;
-        line.push(b'\n');
-        Ok(line)
+        to_line(self)
     }
 
     /// Serializes the spec, including the newline at the end, together with the runtime that sends
@@ -60,12 +58,10 @@ impl InstanceSpec {
     ///
     /// Serialization of the current fields cannot fail.
     pub fn to_line_from(&self, runtime: &RuntimeProcess) -> serde_json::Result<Vec<u8>> {
-        let mut line = serde_json::to_vec(&SpecWithSender {
+        to_line(&SpecWithSender {
             spec: self,
             runtime,
-        })?;
-        line.push(b'\n');
-        Ok(line)
+        })
     }
 
     /// Returns the grace period.

@@ -1,6 +1,9 @@
 use std::ffi::OsString;
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::procfs;
 
 /// The name (`argv[0]`) of every shim process. A process recognizes by it that it is a shim.
 pub const ARGV0: &str = "vmm-shim";
@@ -29,7 +32,17 @@ pub enum Invocation {
         /// The box directory, which is also the current directory of the shim.
         dir: PathBuf,
     },
+    /// `vmm-shim warm <directory>`: a shim that waits for a box of the home with this directory of
+    /// boxes. It [replaces](Self::replace_arguments) its arguments when it gets an [`Assignment`](crate::Assignment).
+    Warm {
+        /// The directory that contains the box directories.
+        dir: PathBuf,
+    },
 }
+
+/// The size of the space that the arguments of a warm shim reserve: it has room for an id of 80
+/// characters, twice.
+const RESERVED_ARGUMENT_BYTES: usize = 168;
 
 impl Invocation {
     /// Returns the invocation of the calling process, or `None` if it is not a shim.
@@ -48,6 +61,9 @@ impl Invocation {
                 id: args.next()?.into_string().ok()?,
                 dir: args.next()?.into(),
             }),
+            "warm" => Some(Self::Warm {
+                dir: args.next()?.into(),
+            }),
             _ => None,
         }
     }
@@ -56,7 +72,23 @@ impl Invocation {
     pub fn args(&self) -> Vec<OsString> {
         match self {
             Self::Box { id, dir } => vec!["box".into(), id.into(), dir.into()],
+            Self::Warm { dir } => {
+                let reserved = " ".repeat(RESERVED_ARGUMENT_BYTES);
+                vec!["warm".into(), dir.into(), reserved.into()]
+            }
         }
+    }
+
+    /// Replaces the arguments of the calling process, as other processes see them, with those of
+    /// this invocation.
+    ///
+    /// # Errors
+    ///
+    /// If the arguments are longer than those with which the process was started, or the kernel does
+    /// not allow the change.
+    pub fn replace_arguments(&self) -> io::Result<()> {
+        let args = [OsString::from(ARGV0)].into_iter().chain(self.args());
+        procfs::replace_own_arguments(args)
     }
 }
 
@@ -66,12 +98,17 @@ mod tests {
 
     #[test]
     fn parse_accepts_the_arguments_of_an_invocation() {
-        let invocation = Invocation::Box {
+        let of_box = Invocation::Box {
             id: "b1".into(),
             dir: "/boxes/b1".into(),
         };
-        let args = [OsString::from(ARGV0)].into_iter().chain(invocation.args());
-        assert_eq!(Invocation::parse(args), Some(invocation));
+        let warm = Invocation::Warm {
+            dir: "/boxes".into(),
+        };
+        for invocation in [of_box, warm] {
+            let args = [OsString::from(ARGV0)].into_iter().chain(invocation.args());
+            assert_eq!(Invocation::parse(args), Some(invocation));
+        }
     }
 
     #[test]
@@ -81,6 +118,7 @@ mod tests {
             &["vmm-shim"],
             &["vmm-shim", "--help"],
             &["vmm-shim", "box", "b"],
+            &["vmm-shim", "warm"],
             &[],
         ] {
             assert_eq!(Invocation::parse(args.iter().map(OsString::from)), None);

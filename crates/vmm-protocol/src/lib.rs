@@ -5,7 +5,7 @@
 //! everything that the two processes must agree on:
 //!
 //! * the messages over the shim's stdin and stdout, one line of JSON each: [`InstanceSpec`] and
-//!   [`Report`];
+//!   [`Report`], and for a shim that has started before its box the [`Assignment`];
 //! * the files in the box directory ([`BoxDir`]), such as the pid and identity of the shim
 //!   ([`PidRecord`]), and how it ended ([`ExitRecord`]);
 //! * the arguments by which a process recognizes that it is a shim ([`Invocation`]);
@@ -41,6 +41,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("vmm-protocol needs Linux");
 
+mod assignment;
 mod bounds;
 mod box_dir;
 mod causes;
@@ -51,6 +52,7 @@ mod files;
 mod identity;
 mod instance_spec;
 mod invocation;
+mod json_line;
 mod payload_spec;
 mod pid_record;
 pub mod pidfd;
@@ -58,6 +60,7 @@ pub mod procfs;
 mod report;
 mod runtime_process;
 
+pub use assignment::Assignment;
 pub use bounds::truncate_text;
 pub use box_dir::{BOX_DIR_VARIABLE, BoxDir, BoxFiles, FILES};
 pub use causes::with_causes;
@@ -71,6 +74,7 @@ pub use files::{
 pub use identity::ProcessIdentity;
 pub use instance_spec::InstanceSpec;
 pub use invocation::{ARGV0, Invocation, can_be_shim, declare_shim_program};
+pub use json_line::{read_line, to_line};
 pub use payload_spec::{PayloadSpec, PayloadSpecError, Ready};
 pub use pid_record::{PidLookup, PidRecord};
 pub use report::{KILL_SIGNAL, Report};

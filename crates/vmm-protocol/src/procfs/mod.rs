@@ -15,6 +15,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process;
 
@@ -78,6 +79,33 @@ pub fn arguments(pid: u32) -> io::Result<Vec<OsString>> {
     let args = line.split_inclusive(|byte| *byte == 0);
     let args = args.map(|arg| OsStr::from_bytes(arg.strip_suffix(&[0]).unwrap_or(arg)));
     Ok(args.map(OsStr::to_owned).collect())
+}
+
+/// Replaces the arguments of the calling process, which [`arguments`] and ps(1) show, and pads them
+/// with NULs. Does not affect the arguments that this process has read before.
+///
+/// # Errors
+///
+/// [`InvalidInput`](io::ErrorKind::InvalidInput) if they are longer than the arguments with which the
+/// process was started; the error of the operating system if they cannot be written.
+pub(crate) fn replace_own_arguments(args: impl IntoIterator<Item = OsString>) -> io::Result<()> {
+    let area = Stat::read(process::id())?.and_then(|stat| stat.arguments);
+    let (start, end) = area.ok_or(io::ErrorKind::Unsupported)?;
+    let mut line = Vec::new();
+    for arg in args {
+        line.extend_from_slice(arg.as_bytes());
+        line.push(0);
+    }
+    let size = usize::try_from(end.saturating_sub(start)).unwrap_or(0);
+    if line.len() > size {
+        let message = format!("{} bytes of arguments do not fit into {size}", line.len());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    line.resize(size, 0);
+    // The strings of the arguments belong to no object of the program, and remain terminated: std
+    // copies them whenever it returns arguments.
+    let memory = File::options().write(true).open("/proc/self/mem")?;
+    memory.write_all_at(&line, start)
 }
 
 /// Returns the environment with which the process was started: each variable as `NAME=value`,

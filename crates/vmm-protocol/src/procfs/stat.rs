@@ -20,6 +20,9 @@ pub struct Stat {
     /// The resident memory, in pages.
     pub rss_pages: u64,
     virtual_bytes: u64,
+    /// The addresses at which the arguments begin and end; `None` before Linux 3.5, and for a process
+    /// that this process may not inspect.
+    pub(super) arguments: Option<(u64, u64)>,
     /// `None` before Linux 3.5.
     env_end: Option<u64>,
 }
@@ -79,6 +82,7 @@ impl Stat {
             start_time: number(22)?,
             virtual_bytes: number(23)?,
             rss_pages: number(24)?,
+            arguments: number(48).zip(number(49)).filter(|(start, _)| *start != 0),
             env_end: number(51),
         })
     }
@@ -110,12 +114,14 @@ mod tests {
             start_time: 22,
             virtual_bytes: 23,
             rss_pages: 24,
+            arguments: Some((48, 49)),
             env_end: Some(51),
         };
         for name in [&b"sh"[..], b"", b"a) Z 1", b") (", b"a\nb", b"\xff\xfe"] {
             assert_eq!(Stat::parse(&line(name, 52)), Some(expected), "{name:?}");
         }
         let older = Stat {
+            arguments: None,
             env_end: None,
             ..expected
         };
