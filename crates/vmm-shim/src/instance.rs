@@ -1,7 +1,7 @@
 use std::env;
 use std::fs::{File, TryLockError};
 use std::io::{self, BufReader, Write};
-use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::fd::IntoRawFd;
 use std::panic::{self, AssertUnwindSafe};
 use std::process;
 use std::sync::Arc;
@@ -13,15 +13,16 @@ use nix::unistd::setsid;
 use vmm_engine::signals::stop_ignoring;
 use vmm_engine::{Engine, EngineError, Payload};
 use vmm_protocol::{
-    BoxDir, Ending, FailureKind, InstanceSpec, PidRecord, Report, RuntimeExited, with_causes,
+    BoxDir, Ending, FailureKind, InstanceSpec, Invocation, PidRecord, Report, RuntimeExited,
+    with_causes,
 };
 
 use crate::control::{self, Control, Watchdog};
 use crate::exit_reporter::ExitReporter;
-use crate::standard_streams;
+use crate::{standard_streams, warm};
 
-/// Runs the shim of one box, whose directory is the current directory, and exits the process.
-pub(crate) fn run(engines: Vec<Box<dyn Engine>>) -> ! {
+/// Runs a shim, and exits the process. The current directory is the box directory, or will be.
+pub(crate) fn run(invocation: &Invocation, engines: Vec<Box<dyn Engine>>) -> ! {
     if !standard_streams::spawned_by_runtime() {
         let _ = writeln!(
             io::stderr(),
@@ -32,25 +33,54 @@ pub(crate) fn run(engines: Vec<Box<dyn Engine>>) -> ! {
     }
     let reporter = Arc::new(ExitReporter::default());
     reporter.install_panic_hook();
-    let result = panic::catch_unwind(AssertUnwindSafe(|| run_box(&reporter, &engines)));
-    match result {
+    let run = AssertUnwindSafe(|| run_box(&reporter, invocation, &engines));
+    match panic::catch_unwind(run) {
         Ok(ending) => reporter.exit(ending),
         Err(_) => reporter.exit_with_panic(),
     }
 }
 
-fn run_box(reporter: &Arc<ExitReporter>, engines: &[Box<dyn Engine>]) -> Ending {
-    set_up(reporter)
-        .and_then(|(dir, stdin, control)| run_payload(reporter, &control, engines, &dir, stdin))
+fn run_box(
+    reporter: &Arc<ExitReporter>,
+    invocation: &Invocation,
+    engines: &[Box<dyn Engine>],
+) -> Ending {
+    set_up(reporter, invocation)
+        .and_then(|set_up| run_payload(reporter, engines, set_up))
         .unwrap_or_else(|failure| failure)
 }
 
-/// Sets up the process and publishes its [`PidRecord`]. Handles requests to stop from then on.
-fn set_up(reporter: &Arc<ExitReporter>) -> Result<(BoxDir, OwnedFd, Arc<Control>), Ending> {
-    let failure = |message: String| Ending::failed(FailureKind::Storage, message);
-    let system_error = |action: &'static str| {
-        move |error: io::Error| failure(format!("the shim cannot {action}: {error}"))
+/// What a shim that has its box needs to run the payload.
+struct SetUp {
+    dir: BoxDir,
+    stdin: BufReader<File>,
+    control: Arc<Control>,
+}
+
+/// Sets up the process and publishes its [`PidRecord`]. Handles requests to stop from then on; a
+/// warm shim, which has no box yet, handles them earlier.
+fn set_up(reporter: &Arc<ExitReporter>, invocation: &Invocation) -> Result<SetUp, Ending> {
+    let (mut stdin, this) = set_up_process(reporter)?;
+    let (dir, control) = match invocation {
+        Invocation::Box { .. } => {
+            let dir = enter_box(reporter, &this)?;
+            (dir, start_control(reporter)?)
+        }
+        Invocation::Warm { .. } => {
+            let control = start_control(reporter)?;
+            warm::become_shim_of_box(&mut stdin)?;
+            (enter_box(reporter, &this)?, control)
+        }
     };
+    Ok(SetUp {
+        dir,
+        stdin,
+        control,
+    })
+}
+
+/// Sets up what does not depend on the box. Returns stdin and the record of this process.
+fn set_up_process(reporter: &ExitReporter) -> Result<(BufReader<File>, PidRecord), Ending> {
     control::block_signals().map_err(system_error("block signals"))?;
     // A process that ignores SIGCHLD cannot get the exit statuses of its children, wait(2).
     stop_ignoring([SIGCHLD]).map_err(system_error("reset SIGCHLD"))?;
@@ -62,19 +92,34 @@ fn set_up(reporter: &Arc<ExitReporter>) -> Result<(BoxDir, OwnedFd, Arc<Control>
     let stdout = standard_streams::take_stdout().map_err(system_error("take its stdout"))?;
     reporter.set_runtime(File::from(stdout));
     let stdin = standard_streams::take_stdin().map_err(system_error("take its stdin"))?;
+    let this = PidRecord::of_this_process().map_err(system_error("read its process identity"))?;
+    prctl::set_child_subreaper(true)
+        .map_err(io::Error::from)
+        .map_err(system_error("become the subreaper of the payload"))?;
+    Ok((BufReader::new(File::from(stdin)), this))
+}
+
+/// Takes the box whose directory is the current directory, and publishes the record of this process.
+fn enter_box(reporter: &ExitReporter, this: &PidRecord) -> Result<BoxDir, Ending> {
     let dir = env::current_dir().map_err(system_error("find the box directory"))?;
     let dir = BoxDir::new(dir);
     lock_box_dir(&dir)?;
     reporter.set_box_dir(dir.clone());
-    let this = PidRecord::of_this_process().map_err(system_error("read its process identity"))?;
-    dir.write_shim_record(&this)
-        .map_err(|error| failure(with_causes(&error)))?;
-    let control =
-        Control::start(Arc::clone(reporter)).map_err(system_error("start its control thread"))?;
-    prctl::set_child_subreaper(true)
-        .map_err(io::Error::from)
-        .map_err(system_error("become the subreaper of the payload"))?;
-    Ok((dir, stdin, control))
+    dir.write_shim_record(this)
+        .map_err(|error| Ending::failed(FailureKind::Storage, with_causes(&error)))?;
+    Ok(dir)
+}
+
+fn start_control(reporter: &Arc<ExitReporter>) -> Result<Arc<Control>, Ending> {
+    Control::start(Arc::clone(reporter)).map_err(system_error("start its control thread"))
+}
+
+/// Returns a function that converts the error of `action`.
+pub(crate) fn system_error(action: &'static str) -> impl FnOnce(io::Error) -> Ending {
+    move |error| {
+        let message = format!("the shim cannot {action}: {error}");
+        Ending::failed(FailureKind::Storage, message)
+    }
 }
 
 /// Locks the box directory. Two shims in one box would overwrite each other's files.
@@ -95,16 +140,17 @@ fn lock_box_dir(dir: &BoxDir) -> Result<(), Ending> {
 /// Reads the spec, starts the payload, and waits until it has ended.
 fn run_payload(
     reporter: &Arc<ExitReporter>,
-    control: &Control,
     engines: &[Box<dyn Engine>],
-    dir: &BoxDir,
-    stdin: OwnedFd,
+    SetUp {
+        dir,
+        mut stdin,
+        control,
+    }: SetUp,
 ) -> Result<Ending, Ending> {
-    let stdin = File::from(stdin);
-    let (spec, runtime) = InstanceSpec::read(BufReader::new(&stdin))
+    let (spec, runtime) = InstanceSpec::read(&mut stdin)
         .map_err(|message| Ending::failed(FailureKind::Spec, message))?;
     let watchdog = (!spec.detached)
-        .then(|| Watchdog::new(stdin.into(), runtime.as_ref()))
+        .then(|| Watchdog::new(stdin.into_inner().into(), runtime.as_ref()))
         .transpose()
         .map_err(|RuntimeExited| {
             let message = "the runtime exited before the payload was started";
@@ -116,7 +162,7 @@ fn run_payload(
     reporter.set_payload(Arc::clone(&payload));
     if control.payload_started() {
         payload.kill();
-    } else if let Err(error) = await_ready(reporter, &*payload, dir) {
+    } else if let Err(error) = await_ready(reporter, &*payload, &dir) {
         payload.kill();
         let exit = payload.wait();
         return Err(match (error, exit) {

@@ -25,6 +25,10 @@
 //! 4. waits until the payload has ended, or until a signal or the watchdog requests the end;
 //! 5. writes an [`ExitRecord`] to the file `exit`, unless SIGKILL or `exit(3)` ends it.
 //!
+//! A runtime can start shims before it needs them. Such a *warm shim* first waits for its
+//! [`Assignment`] to a box. It then has the arguments, the current directory and the stderr of a shim
+//! that was started for this box, and continues with step 1.
+//!
 //! The *watchdog* is the stdin of an attached shim, which stays open after the spec. It hangs up
 //! when the runtime exits or releases it. An attached shim also ends when the [process of the
 //! runtime](RuntimeProcess) exits, because a forked child of the runtime may hold the pipe open. A
@@ -72,15 +76,20 @@ mod exit_reporter;
 mod instance;
 mod shim;
 mod standard_streams;
+mod warm;
 
 pub use shim::{Shim, run_if_shim};
 pub use vmm_engine::{Engine, EngineError, Payload, PayloadExit, Process};
 pub use vmm_protocol::{
-    ARGV0, BOX_DIR_VARIABLE, BoxDir, BoxFiles, ConsoleOptions, ControlGroup, Ending, ExitRecord,
-    FILES, FailureKind, FileError, InstanceSpec, Invocation, KILL_SIGNAL, PayloadSpec, PidLookup,
-    PidRecord, ProcessIdentity, Ready, Report, RuntimeProcess, can_be_shim, is_resource_exhaustion,
-    open_log, read_file, truncate_text, write_file,
+    ARGV0, Assignment, BOX_DIR_VARIABLE, BoxDir, BoxFiles, ConsoleOptions, ControlGroup, Ending,
+    ExitRecord, FILES, FailureKind, FileError, InstanceSpec, Invocation, KILL_SIGNAL, PayloadSpec,
+    PidLookup, PidRecord, ProcessIdentity, Ready, Report, RuntimeProcess, can_be_shim,
+    is_resource_exhaustion, open_log, read_file, truncate_text, write_file,
 };
+
+/// The version of this crate. A daemon compares it with the output of `vmm-shim --version` before it
+/// uses that program for its shims.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Compiles the code of the README.
 #[cfg(doctest)]

@@ -60,7 +60,7 @@ impl Shim {
     pub fn run_if_shim(self) {
         match Invocation::of_this_process() {
             None => vmm_protocol::declare_shim_program(),
-            Some(Invocation::Box { .. }) => instance::run(self.engines),
+            Some(invocation) => instance::run(&invocation, self.engines),
         }
     }
 }

@@ -13,11 +13,13 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use support::{
-    LOOP, Shim, assert_fails, command, eventually, is_running, pid, printed_value, sh, spec,
+    LOOP, Shim, assert_fails, command, command_of, eventually, is_running, pid, printed_value, sh,
+    spec,
 };
+use vmm_protocol::to_line;
 use vmm_shim::{
-    ARGV0, Ending, FILES, FailureKind, InstanceSpec, KILL_SIGNAL, PayloadSpec, PidRecord,
-    ProcessIdentity, Ready, Report,
+    ARGV0, Assignment, BoxDir, Ending, FILES, FailureKind, InstanceSpec, Invocation, KILL_SIGNAL,
+    PayloadSpec, PidRecord, ProcessIdentity, Ready, Report, RuntimeProcess,
 };
 
 #[test]
@@ -401,4 +403,75 @@ os._exit(5)";
         let mut shim = Shim::start(payload);
         assert_eq!(shim.wait().code(), Some(code), "{ready:?}");
     }
+}
+
+/// Starts a shim that waits for a box, and that must not outlive this process.
+fn warm_shim(runtime: &RuntimeProcess) -> Shim {
+    let boxes = tempfile::tempdir().unwrap();
+    let invocation = Invocation::Warm {
+        dir: boxes.path().to_owned(),
+    };
+    let mut shim = Shim::spawn_in(boxes, &mut command_of(&invocation));
+    shim.send(&to_line(runtime).unwrap());
+    shim
+}
+
+#[test]
+fn a_warm_shim_runs_the_box_that_it_gets() {
+    let mut shim = warm_shim(&RuntimeProcess::this().unwrap());
+    let dir = tempfile::tempdir_in(&shim.dir).unwrap();
+    let assignment = Assignment {
+        id: "b1".into(),
+        dir: dir.path().canonicalize().unwrap(),
+    };
+    shim.send(&to_line(&assignment).unwrap());
+    shim.send(&spec(sh("echo $VMM_BOX_DIR; exit 3")).to_line().unwrap());
+    assert!(matches!(shim.report(), Report::Ready { .. }));
+    assert_eq!(shim.wait().code(), Some(3));
+    let dir = BoxDir::new(&assignment.dir);
+    assert_eq!(dir.shim_record().unwrap().unwrap().pid, shim.child.id());
+    let record = dir.exit_record().unwrap().unwrap();
+    assert_eq!(record.ending, Ending::Exited { code: 3 });
+    let console = fs::read_to_string(dir.console_path(0)).unwrap();
+    assert_eq!(console.trim_end(), assignment.dir.to_str().unwrap());
+}
+
+#[test]
+fn a_warm_shim_ends_with_its_watchdog() {
+    let mut shim = warm_shim(&RuntimeProcess::this().unwrap());
+    drop(shim.stdin.take());
+    assert_eq!(shim.wait().code(), Some(0));
+}
+
+#[test]
+fn a_warm_shim_ends_with_its_runtime_although_another_process_holds_the_watchdog() {
+    let mut runtime = Command::new("sleep").arg("1000").spawn().unwrap();
+    let line = to_line(&RuntimeProcess::this().unwrap()).unwrap();
+    let mut named: serde_json::Value = serde_json::from_slice(&line).unwrap();
+    let record = PidRecord::of(runtime.id()).unwrap().unwrap();
+    for (field, value) in serde_json::to_value(record).unwrap().as_object().unwrap() {
+        named[field] = value.clone();
+    }
+    let mut shim = warm_shim(&serde_json::from_value(named).unwrap());
+    runtime.kill().unwrap();
+    runtime.wait().unwrap();
+    assert_eq!(shim.wait().code(), Some(0));
+}
+
+#[test]
+fn a_signal_ends_a_warm_shim() {
+    for signal in [Signal::SIGTERM, KILL_SIGNAL] {
+        let mut shim = warm_shim(&RuntimeProcess::this().unwrap());
+        shim.signal(signal);
+        shim.wait();
+    }
+}
+
+#[test]
+fn the_program_prints_its_version() {
+    let program = env!("CARGO_BIN_EXE_vmm-shim");
+    let output = Command::new(program).arg("--version").output().unwrap();
+    assert!(output.status.success());
+    let expected = format!("vmm-shim {}\n", vmm_shim::VERSION);
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
 }

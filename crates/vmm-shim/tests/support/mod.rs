@@ -28,6 +28,11 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 /// Returns the command that starts a shim: the program of this package, or this test if it is its
 /// own shim.
 pub fn command() -> Command {
+    command_of(&invocation())
+}
+
+/// Returns the command that starts a process with this invocation.
+pub fn command_of(invocation: &Invocation) -> Command {
     let program = if vmm_shim::can_be_shim() {
         std::env::current_exe().unwrap()
     } else {
@@ -36,7 +41,7 @@ pub fn command() -> Command {
     let mut command = Command::new(program);
     command
         .arg0(ARGV0)
-        .args(invocation().args())
+        .args(invocation.args())
         .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());

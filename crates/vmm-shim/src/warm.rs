@@ -1,0 +1,65 @@
+//! A warm shim: a shim that has started and waits for its box.
+
+use std::env;
+use std::fs::File;
+use std::io::{self, BufReader};
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::dup2_stderr;
+use vmm_protocol::{
+    Assignment, BoxDir, Ending, FailureKind, Invocation, RuntimeProcess, read_line, with_causes,
+};
+
+use crate::instance::system_error;
+
+/// Waits for a box, and turns this process into what its runtime would have started for that box: it
+/// has the current directory, the stderr and the arguments of the shim of the box.
+///
+/// Fails with exit code 0 if the runtime exits, or releases this shim.
+pub(crate) fn become_shim_of_box(stdin: &mut BufReader<File>) -> Result<(), Ending> {
+    let assignment = wait(stdin).map_err(system_error("read which box it gets"))?;
+    let Some(Assignment { id, dir }) = assignment else {
+        return Err(Ending::Exited { code: 0 });
+    };
+    env::set_current_dir(&dir).map_err(system_error("enter the box directory"))?;
+    let stderr = BoxDir::new(&dir)
+        .open_shim_stderr()
+        .map_err(|error| Ending::failed(FailureKind::Storage, with_causes(&error)))?;
+    dup2_stderr(stderr)
+        .map_err(io::Error::from)
+        .map_err(system_error("redirect its stderr"))?;
+    // A runtime that finds no record of the shim of a box searches for it by its arguments.
+    Invocation::Box { id, dir }
+        .replace_arguments()
+        .map_err(system_error("replace its arguments"))
+}
+
+/// Waits for an assignment. Returns `None` if the runtime has exited or has released this shim.
+fn wait(stdin: &mut BufReader<File>) -> io::Result<Option<Assignment>> {
+    let Some(runtime) = read_line::<RuntimeProcess>(&mut *stdin)? else {
+        return Ok(None);
+    };
+    let Ok(runtime) = runtime.watch() else {
+        return Ok(None);
+    };
+    if stdin.buffer().is_empty() && !wait_for_input(stdin.get_ref(), runtime.as_ref())? {
+        return Ok(None);
+    }
+    read_line(stdin)
+}
+
+/// Waits until stdin is readable or at its end. Returns false if the runtime exits before: a child
+/// that it has forked can hold the pipe open.
+fn wait_for_input(stdin: &File, runtime: Option<&OwnedFd>) -> io::Result<bool> {
+    loop {
+        let mut fds = vec![PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+        fds.extend(runtime.map(|runtime| PollFd::new(runtime.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) => return Ok(!fds[1..].iter().any(|fd| fd.any().unwrap_or(false))),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
