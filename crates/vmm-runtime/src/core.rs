@@ -22,6 +22,7 @@ use crate::process::{
 };
 use crate::remove_tree::{Progress, remove_tree};
 use crate::restart::DueBoxes;
+use crate::shim::WarmShims;
 use crate::{
     RuntimeError, RuntimeMetrics, RuntimeMetricsStorage, RuntimeOptions, ShimController,
     ShimProgram,
@@ -41,6 +42,7 @@ pub(crate) struct Core {
     disk_reserve: u64,
     pub(crate) boxes: Boxes,
     pub(crate) controller: ShimController,
+    pub(crate) warm_shims: Arc<WarmShims>,
     pub(crate) reaper: ShimReaper,
     pub(crate) probes: ProbeRunner,
     pub(crate) orphans: Arc<OrphanCleaner>,
@@ -88,11 +90,20 @@ impl Core {
             .shutdown_token(reaper_token.child_token())
             .start_on(driver.handle());
         let probes = ProbeRunner::new(program.clone());
+        let warm_shims = Arc::new(WarmShims::new(
+            reaper.clone(),
+            program.clone(),
+            home.boxes(),
+            options.warm_shims,
+        ));
+        let controller = ShimController::new(reaper.clone(), program, options.start_timeout)
+            .with_warm_shims(Arc::clone(&warm_shims));
         Ok(Self {
             home,
             disk_reserve: options.disk_reserve,
             boxes: Boxes::default(),
-            controller: ShimController::new(reaper.clone(), program, options.start_timeout),
+            controller,
+            warm_shims,
             orphans: Arc::new(OrphanCleaner::new(reaper.clone())),
             zombies: ZombieCounter::new(),
             reap_wait: ReapWait::default(),
@@ -218,6 +229,7 @@ impl Core {
 
     /// Returns the counters of the runtime and of its reaper.
     pub(crate) fn metrics(&self) -> RuntimeMetrics {
+        let (warm_shims, stats) = self.warm_shims.count_with(|| self.reaper.stats());
         let ReaperStats {
             registered,
             owner_reaped_total,
@@ -229,8 +241,10 @@ impl Core {
             respawns_total,
             worker_alive,
             ..
-        } = self.reaper.stats();
+        } = stats;
         RuntimeMetrics {
+            warm_shims,
+            shim_reaper_registered: registered.saturating_sub(warm_shims),
             shim_zombies: self.zombies.count(registered),
             shim_reaper_owner_reaped: owner_reaped_total,
             shim_reaper_observed: observed_total,
@@ -266,6 +280,7 @@ impl Core {
         for bx in self.boxes.all() {
             bx.release_watchdog();
         }
+        self.warm_shims.abandon();
         self.operations.close();
         if self.operations.is_empty() {
             self.stop_reaper();

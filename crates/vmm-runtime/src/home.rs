@@ -239,7 +239,7 @@ impl Home {
     }
 
     /// Returns the directory of the boxes.
-    fn boxes(&self) -> PathBuf {
+    pub(crate) fn boxes(&self) -> PathBuf {
         self.root.join("boxes")
     }
 

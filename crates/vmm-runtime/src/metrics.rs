@@ -36,8 +36,11 @@ pub struct RuntimeMetrics {
     pub shim_reaper_foreign_waits: u64,
     /// The number of these that were not found, or are not children of this process.
     pub shim_reaper_unknown: u64,
-    /// The number of shims that the reaper watches.
+    /// The number of shims that the reaper watches, without those that wait for a box.
     pub shim_reaper_registered: u64,
+    /// The number of shims that wait for a box, see
+    /// [`RuntimeOptions::warm_shims`](crate::RuntimeOptions::warm_shims).
+    pub warm_shims: u64,
     /// The number of shims that have exited and are not reaped. Stays above zero only if the reaper
     /// does not run.
     pub shim_zombies: u64,

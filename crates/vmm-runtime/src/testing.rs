@@ -143,7 +143,10 @@ impl PerTestBoxHome {
         }
         for pid in procfs::pids().into_iter().flatten() {
             let shim = membership::shim_of(pid).ok().flatten().map(|(_, dir)| dir);
-            if let Some(dir) = shim.or_else(|| membership::box_dir_of(pid).ok().flatten())
+            let warm_shim = || membership::boxes_of_warm_shim(pid).ok().flatten();
+            if let Some(dir) = shim
+                .or_else(warm_shim)
+                .or_else(|| membership::box_dir_of(pid).ok().flatten())
                 && dir.starts_with(&root)
             {
                 add(pid, &dir);

@@ -92,6 +92,7 @@ pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
     }
     // The removal continues in the background.
     let _ = timeout(REMNANT_TIMEOUT, remnants).await;
+    core.warm_shims.fill();
     Ok(())
 }
 

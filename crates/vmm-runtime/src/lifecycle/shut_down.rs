@@ -59,6 +59,7 @@ pub(crate) async fn shut_down(core: &Core, limit: Duration) -> RuntimeShutdown {
     if timeout(DISK_TIMEOUT, core.operations.wait()).await.is_err() {
         tracing::warn!("timed out waiting for operations");
     }
+    core.warm_shims.close().await;
     report.reaper = core.stop_reaper();
     for bx in &boxes {
         // The final drain of the reaper may have found that it has ended.

@@ -36,7 +36,11 @@ pub(crate) async fn start(
                 check_killed(&bx, shim.pid(), exit)?;
             }
             StartDecision::Launch { spec, interrupt } => {
-                return match launch(&core, &bx, &spec, &interrupt).await {
+                let shim = launch(&core, &bx, &spec, &interrupt).await;
+                // Later, because the caller waits for this start.
+                let warm_shims = Arc::clone(&core.warm_shims);
+                core.spawn(async move { warm_shims.fill() });
+                return match shim {
                     Ok(shim) => {
                         supervise(&core, &bx, shim);
                         if bx.has_restart_policy() {

@@ -27,6 +27,15 @@ pub(crate) fn shim_of(pid: u32) -> io::Result<Option<(String, PathBuf)>> {
     })
 }
 
+/// Returns the directory of boxes for one of which the process claims to be a warm shim.
+#[cfg(feature = "testing")]
+pub(crate) fn boxes_of_warm_shim(pid: u32) -> io::Result<Option<PathBuf>> {
+    Ok(match Invocation::parse(procfs::arguments(pid)?) {
+        Some(Invocation::Warm { dir }) => Some(dir),
+        _ => None,
+    })
+}
+
 /// Returns whether the process is in the control group of a box that this process is not in. Shims
 /// are in the group of their runtime. Errors only on resource exhaustion.
 fn is_payload(pid: u32) -> io::Result<bool> {

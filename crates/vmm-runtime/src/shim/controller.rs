@@ -1,11 +1,12 @@
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use shim_reaper::{ShimHandle, ShimReaper};
 use tokio_util::sync::CancellationToken;
-use vmm_protocol::InstanceSpec;
+use vmm_protocol::{InstanceSpec, with_causes};
 
-use super::{ShimHandler, ShimProgram, SpawnedShim, StartError};
+use super::{ShimHandler, ShimProgram, SpawnedShim, StartError, WarmShims};
 
 /// A controller that starts shims with a reaper and a shim program.
 ///
@@ -28,6 +29,7 @@ pub struct ShimController {
     reaper: ShimReaper,
     program: ShimProgram,
     start_timeout: Duration,
+    warm: Option<Arc<WarmShims>>,
 }
 
 impl ShimController {
@@ -37,7 +39,14 @@ impl ShimController {
             reaper,
             program,
             start_timeout,
+            warm: None,
         }
+    }
+
+    /// Makes starts take a warm shim where one waits.
+    pub(crate) fn with_warm_shims(mut self, warm: Arc<WarmShims>) -> Self {
+        self.warm = Some(warm);
+        self
     }
 
     /// Starts the shim of the box with the directory `dir`, and waits until its payload is ready.
@@ -55,39 +64,65 @@ impl ShimController {
     }
 
     /// Starts a shim as [`start`](Self::start) does, until `interrupt` is cancelled. Passes the
-    /// handle of the shim to `on_spawn` as soon as it exists.
+    /// handle of the shim to `on_spawn` as soon as the shim belongs to the box: twice if a warm shim
+    /// ends before it has taken the box.
     pub(crate) async fn start_cancellable(
         &self,
         interrupt: &CancellationToken,
         dir: &Path,
         spec: &InstanceSpec,
-        on_spawn: impl FnOnce(&ShimHandle),
+        on_spawn: impl Fn(&ShimHandle),
     ) -> Result<ShimHandler, StartError> {
         if interrupt.is_cancelled() {
             return Err(StartError::Interrupted);
         }
+        if let Some(process) = self.warm.as_ref().and_then(|warm| warm.take()) {
+            let mut shim = SpawnedShim::from_warm(process, spec, dir);
+            on_spawn(shim.handle());
+            match self.wait_until_ready(&mut shim, interrupt, spec).await {
+                Ok(()) => return Ok(ShimHandler::from_spawned(shim)),
+                Err(error) if shim.has_box() || interrupt.is_cancelled() => {
+                    shim.end().await;
+                    return Err(error);
+                }
+                Err(error) => {
+                    let pid = shim.handle().id();
+                    tracing::warn!(pid, error = %with_causes(&error), "a warm shim has not taken its box");
+                    shim.end().await;
+                }
+            }
+        }
         let mut shim = SpawnedShim::spawn(&self.reaper, &self.program, spec, dir).await?;
         on_spawn(shim.handle());
+        match self.wait_until_ready(&mut shim, interrupt, spec).await {
+            Ok(()) => Ok(ShimHandler::from_spawned(shim)),
+            Err(error) => {
+                shim.end().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Sends the spec, and waits until the payload is ready.
+    async fn wait_until_ready(
+        &self,
+        shim: &mut SpawnedShim,
+        interrupt: &CancellationToken,
+        spec: &InstanceSpec,
+    ) -> Result<(), StartError> {
         let ready = async {
             // If the shim ended before it read its spec, how it ended says more than the broken
             // pipe.
             let sent = shim.tell(spec).await;
             shim.ready().await.and(sent)
         };
-        let outcome = tokio::select! {
+        tokio::select! {
             biased;
             () = interrupt.cancelled() => Err(StartError::Interrupted),
             outcome = ready => outcome,
             () = tokio::time::sleep(self.start_timeout) => Err(StartError::NotReady {
                 after: self.start_timeout,
             }),
-        };
-        match outcome {
-            Ok(()) => Ok(ShimHandler::from_spawned(shim)),
-            Err(error) => {
-                shim.end().await;
-                Err(error)
-            }
         }
     }
 }

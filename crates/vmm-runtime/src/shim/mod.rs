@@ -7,6 +7,7 @@ mod handler;
 mod program;
 mod spawned;
 pub(crate) mod terminate;
+mod warm;
 
 pub use controller::ShimController;
 pub(crate) use ending::{describe_ending, ending_of_status, record_matches};
@@ -14,3 +15,4 @@ pub use error::{ShimProgramError, StartError};
 pub use handler::ShimHandler;
 pub use program::ShimProgram;
 pub use spawned::{Keepalive, SpawnedShim};
+pub(crate) use warm::WarmShims;

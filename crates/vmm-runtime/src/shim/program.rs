@@ -68,12 +68,8 @@ impl ShimProgram {
         &self.path
     }
 
-    /// Returns the command of a box's shim, with its standard streams not yet set.
-    pub(super) fn command(&self, id: &str, dir: &Path) -> Command {
-        let invocation = Invocation::Box {
-            id: id.to_owned(),
-            dir: dir.to_owned(),
-        };
+    /// Returns the command of a shim, with its standard streams not yet set.
+    pub(super) fn command(&self, invocation: &Invocation, dir: &Path) -> Command {
         let mut command = Command::new(&self.path);
         command.arg0(ARGV0).args(invocation.args()).current_dir(dir);
         self.remove_private_env(&mut command);

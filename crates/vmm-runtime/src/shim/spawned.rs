@@ -1,16 +1,16 @@
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process;
 use std::time::Duration;
 
-use shim_reaper::{ShimHandle, ShimReaper, Stdio};
+use shim_reaper::{Command, ShimHandle, ShimReaper, Stdio};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout};
 use tokio::time::{Instant, sleep};
 use vmm_protocol::{
-    BoxDir, ExitRecord, FileError, InstanceSpec, PidRecord, Report, RuntimeProcess,
-    is_resource_exhaustion,
+    Assignment, BoxDir, ExitRecord, FileError, InstanceSpec, Invocation, PidRecord, Report,
+    RuntimeProcess, is_resource_exhaustion, pidfd, to_line,
 };
 
 use super::{ShimProgram, StartError, ending_of_status, record_matches, terminate};
@@ -24,13 +24,21 @@ use crate::process::SIGKILL_TIMEOUT;
 #[derive(Debug)]
 #[must_use = "a spawned shim is killed when it is dropped"]
 pub struct SpawnedShim {
-    shim: KillOnDrop,
+    process: ShimProcess,
     dir: BoxDir,
+    /// What a warm shim has to read before the spec.
+    assignment: Option<Assignment>,
+    detached: bool,
+    payload_pid: Option<u32>,
+}
+
+/// The process of a shim, with the pipes that connect it to this runtime. It is killed on drop.
+#[derive(Debug)]
+pub(super) struct ShimProcess {
+    shim: KillOnDrop,
     runtime: RuntimeProcess,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
-    detached: bool,
-    payload_pid: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -88,40 +96,57 @@ impl SpawnedShim {
         spec: &InstanceSpec,
         dir: &Path,
     ) -> Result<Self, StartError> {
-        let runtime = RuntimeProcess::this().map_err(StartError::Spawn)?;
-        let mut command = program.command(&spec.id, dir);
+        let invocation = Invocation::Box {
+            id: spec.id.clone(),
+            dir: dir.to_owned(),
+        };
+        let mut command = program.command(&invocation, dir);
         let dir = BoxDir::new(dir);
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(dir.open_shim_stderr()?);
-        let handle = reaper.spawn(command).map_err(StartError::Spawn)?;
-        #[cfg(feature = "testing")]
-        crate::testing::record_spawn(dir.path(), handle.id());
-        let shim = KillOnDrop {
-            handle,
-            armed: true,
-            owner: process::id(),
+        command.stderr(dir.open_shim_stderr()?);
+        command.stdin(Stdio::piped());
+        let process = RuntimeProcess::this()
+            .and_then(|runtime| ShimProcess::spawn(reaper, command, dir.path(), runtime, None))
+            .map_err(StartError::Spawn)?;
+        Ok(Self::new(process, dir, None, spec))
+    }
+
+    /// Gives this box to a warm shim. [`tell`](Self::tell) sends the assignment.
+    pub(super) fn from_warm(process: ShimProcess, spec: &InstanceSpec, dir: &Path) -> Self {
+        let assignment = Assignment {
+            id: spec.id.clone(),
+            dir: dir.to_owned(),
         };
-        let pipes = (shim.handle.take_stdin(), shim.handle.take_stdout());
-        let (Some(stdin), Some(stdout)) = pipes else {
-            let error = io::Error::other("the pipes of the shim cannot be polled");
-            return Err(StartError::Spawn(error));
-        };
-        Ok(Self {
-            shim,
+        Self::new(process, BoxDir::new(dir), Some(assignment), spec)
+    }
+
+    fn new(
+        process: ShimProcess,
+        dir: BoxDir,
+        assignment: Option<Assignment>,
+        spec: &InstanceSpec,
+    ) -> Self {
+        Self {
+            process,
             dir,
-            runtime,
-            stdin,
-            stdout: BufReader::new(stdout),
+            assignment,
             detached: spec.detached,
             payload_pid: None,
-        })
+        }
+    }
+
+    /// Returns false if this is a warm shim that has not taken its box: it has published no record
+    /// there.
+    pub(super) fn has_box(&self) -> bool {
+        self.assignment.is_none()
+            || match self.dir.shim_record() {
+                Ok(record) => record.is_some_and(|record| record.pid == self.handle().id()),
+                Err(_) => true,
+            }
     }
 
     /// Returns the handle of the shim, to signal it or to await its exit.
     pub fn handle(&self) -> &ShimHandle {
-        &self.shim.handle
+        self.process.handle()
     }
 
     /// Sends the spec to the shim.
@@ -136,9 +161,13 @@ impl SpawnedShim {
     pub async fn tell(&mut self, spec: &InstanceSpec) -> Result<(), StartError> {
         let pid = self.handle().id();
         let to_error = |source| StartError::SendSpec { pid, source };
-        let line = spec.to_line_from(&self.runtime);
-        let line = line.map_err(|error| to_error(error.into()))?;
-        self.stdin.write_all(&line).await.map_err(to_error)
+        let lines = || {
+            let mut lines = self.assignment.as_ref().map_or(Ok(Vec::new()), to_line)?;
+            lines.extend(spec.to_line_from(&self.process.runtime)?);
+            Ok::<_, serde_json::Error>(lines)
+        };
+        let lines = lines().map_err(|error| to_error(error.into()))?;
+        self.process.stdin.write_all(&lines).await.map_err(to_error)
     }
 
     /// Waits until the payload is ready or has failed.
@@ -153,7 +182,7 @@ impl SpawnedShim {
     /// Not cancel-safe: part of the report may have been read. Drop the shim with the future.
     pub async fn ready(&mut self) -> Result<(), StartError> {
         let mut line = Vec::new();
-        let mut report = (&mut self.stdout).take(MAX_REPORT_BYTES);
+        let mut report = (&mut self.process.stdout).take(MAX_REPORT_BYTES);
         // A read error has the same meaning as an empty line.
         let _ = report.read_until(b'\n', &mut line).await;
         match serde_json::from_slice(&line) {
@@ -212,15 +241,12 @@ impl SpawnedShim {
     ///
     /// If the future is dropped, the shim is still killed.
     pub async fn end(self) {
-        let exit = terminate::kill(&self.shim.handle);
-        if tokio::time::timeout(SIGKILL_TIMEOUT, exit).await.is_err() {
-            tracing::error!(pid = self.handle().id(), "the shim survived SIGKILL");
-        }
+        self.process.end().await;
     }
 
     /// Disarms the kill on drop and returns the parts of the shim.
     pub(super) fn into_parts(mut self) -> ShimParts {
-        self.shim.armed = false;
+        self.process.shim.armed = false;
         let pid = self.handle().id();
         // The published record counts only if the shim has ended: the payload may have changed the
         // file.
@@ -232,15 +258,92 @@ impl SpawnedShim {
                 pid,
                 identity: None,
             });
-        let keepalive = match self.stdin.into_owned_fd() {
+        let keepalive = match self.process.stdin.into_owned_fd() {
             Ok(pipe) if !self.detached => Some(Keepalive::new(pipe)),
             _ => None,
         };
         ShimParts {
-            handle: self.shim.handle.clone(),
+            handle: self.process.shim.handle.clone(),
             keepalive,
             payload_pid: self.payload_pid,
             record,
+        }
+    }
+}
+
+impl ShimProcess {
+    /// Spawns a shim for a box in `dir`, or for one of the boxes in it. `stdin` is the other end of
+    /// its stdin, unless the reaper creates that pipe.
+    #[cfg_attr(
+        not(feature = "testing"),
+        expect(unused_variables, reason = "only tests search")
+    )]
+    fn spawn(
+        reaper: &ShimReaper,
+        mut command: Command,
+        dir: &Path,
+        runtime: RuntimeProcess,
+        stdin: Option<ChildStdin>,
+    ) -> io::Result<Self> {
+        command.stdout(Stdio::piped());
+        let handle = reaper.spawn(command)?;
+        #[cfg(feature = "testing")]
+        crate::testing::record_spawn(dir, handle.id());
+        let shim = KillOnDrop {
+            handle,
+            armed: true,
+            owner: process::id(),
+        };
+        let stdin = stdin.or_else(|| shim.handle.take_stdin());
+        let pipes = (stdin, shim.handle.take_stdout());
+        let (Some(stdin), Some(stdout)) = pipes else {
+            return Err(io::Error::other("the pipes of the shim cannot be polled"));
+        };
+        Ok(Self {
+            shim,
+            runtime,
+            stdin,
+            stdout: BufReader::new(stdout),
+        })
+    }
+
+    /// Spawns a shim that waits for one of the boxes in `boxes`.
+    pub(super) fn spawn_warm(
+        reaper: &ShimReaper,
+        program: &ShimProgram,
+        boxes: &Path,
+    ) -> io::Result<Self> {
+        let invocation = Invocation::Warm {
+            dir: boxes.to_owned(),
+        };
+        let mut command = program.command(&invocation, boxes);
+        // Without a box, it has no file for messages. The exit status shows that it has failed.
+        command.stderr(Stdio::null());
+        let runtime = RuntimeProcess::this()?;
+        let (stdin, mut writer) = io::pipe()?;
+        // The pipe is empty, so the write does not block.
+        writer.write_all(&to_line(&runtime)?)?;
+        let writer = process::ChildStdin::from(OwnedFd::from(writer));
+        let writer = ChildStdin::from_std(writer)?;
+        command.stdin(OwnedFd::from(stdin));
+        Self::spawn(reaper, command, boxes, runtime, Some(writer))
+    }
+
+    pub(super) fn handle(&self) -> &ShimHandle {
+        &self.shim.handle
+    }
+
+    /// Returns whether the process is alive. The reaper may notice its death later.
+    pub(super) fn is_alive(&self) -> bool {
+        let has_exited = self.handle().pidfd().map(pidfd::has_exited);
+        self.handle().is_running() && !has_exited.unwrap_or(false)
+    }
+
+    /// Kills the shim and waits until it is reaped.
+    pub(super) async fn end(self) {
+        let exit = terminate::kill(self.handle());
+        if tokio::time::timeout(SIGKILL_TIMEOUT, exit).await.is_err() {
+            tracing::error!(pid = self.handle().id(), "the shim survived SIGKILL");
         }
     }
 }

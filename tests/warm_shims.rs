@@ -1,0 +1,163 @@
+//! Shims that a VMM runtime starts before it needs them.
+
+// A test may panic, also in its helper functions.
+#![allow(clippy::panic, clippy::unwrap_used)]
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::boxes::{box_dir, exits_on_go, options, send_go, sleeping, start_box};
+use common::{eventually, kill, pause};
+use nix::sys::signal::Signal;
+use vmm_protocol::{ARGV0, FILES, Invocation, procfs};
+use vmm_runtime::testing::PerTestBoxHome;
+use vmm_runtime::{BoxStatus, VmmRuntime};
+
+/// Opens a runtime, and waits until it has this number of warm shims.
+async fn open(home: &PerTestBoxHome, count: usize) -> VmmRuntime {
+    let options = options(home.path()).warm_shims(count);
+    let runtime = VmmRuntime::open(options).await.unwrap();
+    eventually("the shims wait", || warm_shims(home).len() == count).await;
+    runtime
+}
+
+/// Returns the pids of the shims that wait for a box of this home.
+fn warm_shims(home: &PerTestBoxHome) -> Vec<u32> {
+    let boxes = home.path().canonicalize().unwrap().join("boxes");
+    let is_warm = |pid: &u32| {
+        let invocation = Invocation::parse(procfs::arguments(*pid).unwrap());
+        invocation == Some(Invocation::Warm { dir: boxes.clone() })
+    };
+    procfs::pids().unwrap().filter(is_warm).collect()
+}
+
+fn link(pid: u32, name: &str) -> PathBuf {
+    fs::read_link(format!("/proc/{pid}/{name}")).unwrap()
+}
+
+#[tokio::test]
+async fn a_start_takes_a_warm_shim_and_the_runtime_replaces_it() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home, 1).await;
+    assert_eq!(runtime.metrics().await.warm_shims, 1);
+    assert_eq!(runtime.metrics().await.shim_reaper_registered, 0);
+    let waiting = warm_shims(&home);
+
+    let running = start_box(&runtime, exits_on_go(7)).await;
+    let pid = running.pid.unwrap();
+    assert_eq!(waiting, [pid]);
+    let dir = box_dir(&home, &running.id);
+    let args = procfs::arguments(pid).unwrap();
+    let args: Vec<_> = args.iter().filter(|arg| !arg.is_empty()).collect();
+    assert_eq!(args, [ARGV0, "box", &running.id, dir.to_str().unwrap()]);
+    assert_eq!(link(pid, "cwd"), dir);
+    assert_eq!(link(pid, "fd/2"), dir.join(FILES.shim_stderr));
+    eventually("another shim waits", || warm_shims(&home).len() == 1).await;
+    assert_ne!(warm_shims(&home), [pid]);
+    assert_eq!(runtime.metrics().await.shim_reaper_registered, 1);
+
+    send_go(&home, &running.id);
+    let ended = runtime.wait(&running.id).await.unwrap();
+    assert_eq!(ended.exit_code, Some(7));
+    runtime.shutdown(Duration::from_secs(10)).await;
+    assert!(warm_shims(&home).is_empty());
+}
+
+#[tokio::test]
+async fn a_runtime_has_no_warm_shims_by_default() {
+    let home = PerTestBoxHome::new();
+    let runtime = common::boxes::open_runtime(&home).await;
+    let running = start_box(&runtime, sleeping()).await;
+    assert!(warm_shims(&home).is_empty());
+    assert_eq!(runtime.metrics().await.warm_shims, 0);
+    runtime.remove(&running.id, true).await.unwrap();
+}
+
+#[tokio::test]
+async fn starts_succeed_while_no_shim_waits() {
+    let home = PerTestBoxHome::new();
+    let runtime = Arc::new(open(&home, 2).await);
+    let starts = (0..8).map(|_| {
+        let runtime = Arc::clone(&runtime);
+        tokio::spawn(async move { start_box(&runtime, sleeping()).await })
+    });
+    let mut shims = Vec::new();
+    for start in starts.collect::<Vec<_>>() {
+        shims.push(start.await.unwrap().pid.unwrap());
+    }
+    shims.sort_unstable();
+    shims.dedup();
+    assert_eq!(shims.len(), 8);
+    runtime.shutdown(Duration::from_secs(10)).await;
+}
+
+#[tokio::test]
+async fn a_dead_warm_shim_is_not_used() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home, 1).await;
+    let dead = warm_shims(&home)[0];
+    kill(dead, Signal::SIGKILL);
+    let running = start_box(&runtime, sleeping()).await;
+    assert_ne!(running.pid, Some(dead));
+    assert!(!procfs::exists(dead) || procfs::is_zombie(dead));
+    runtime.shutdown(Duration::from_secs(10)).await;
+}
+
+#[tokio::test]
+async fn a_warm_shim_that_dies_with_its_assignment_is_replaced_by_another_shim() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home, 1).await;
+    let stopped = warm_shims(&home)[0];
+    kill(stopped, Signal::SIGSTOP);
+    let id = runtime.create(sleeping()).await.unwrap().id;
+    let start = tokio::spawn({
+        let (runtime, id) = (runtime.clone(), id.clone());
+        async move { runtime.start(&id).await }
+    });
+    // The runtime has taken it, so it is no longer counted.
+    while runtime.metrics().await.warm_shims > 0 {
+        assert!(!start.is_finished());
+        pause().await;
+    }
+    kill(stopped, Signal::SIGKILL);
+    let running = start.await.unwrap().unwrap();
+    assert_eq!(running.status, BoxStatus::Running);
+    assert_ne!(running.pid, Some(stopped));
+    runtime.shutdown(Duration::from_secs(10)).await;
+}
+
+#[tokio::test]
+async fn a_dropped_runtime_leaves_no_warm_shim() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home, 3).await;
+    let waiting = warm_shims(&home);
+    drop(runtime);
+    eventually("they have ended and are reaped", || {
+        !waiting.iter().any(|pid| procfs::exists(*pid))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_detached_box_in_a_once_warm_shim_is_found_by_its_arguments() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home, 1).await;
+    let running = start_box(&runtime, sleeping().detached(true)).await;
+    runtime.shutdown(Duration::from_secs(10)).await;
+    fs::remove_file(record_of(&home, &running.id)).unwrap();
+
+    let runtime = open(&home, 1).await;
+    let found = runtime.info(&running.id).await.unwrap();
+    assert_eq!((found.status, found.pid), (BoxStatus::Running, running.pid));
+    assert_eq!(runtime.list().await.len(), 1);
+    runtime.remove(&running.id, true).await.unwrap();
+    runtime.shutdown(Duration::from_secs(10)).await;
+}
+
+fn record_of(home: &PerTestBoxHome, id: &str) -> PathBuf {
+    Path::new(&box_dir(home, id)).join(FILES.shim_pid)
+}
