@@ -146,6 +146,11 @@ impl Collector for MetricsSnapshot {
                 runtime.shim_reaper_registered,
             ),
             (
+                "warm_shims",
+                "Shims that wait for a box.",
+                runtime.warm_shims,
+            ),
+            (
                 "shim_zombies",
                 "Shims that have exited and are not reaped.",
                 runtime.shim_zombies,
