@@ -3,6 +3,7 @@
 mod log_format;
 mod serve;
 mod service_manager;
+mod shim_program;
 mod signals;
 
 pub(crate) use serve::Serve;

@@ -1,6 +1,6 @@
 use std::env;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use vmm_runtime::{ControlGroup, RuntimeOptions, RuntimeShutdown, VmmRuntime, wit
 
 use super::log_format::LogFormat;
 use super::service_manager::{self, InheritedSockets, Watchdog};
+use super::shim_program;
 use super::signals::handle_signals;
 use crate::failure::Failure;
 use crate::home::Home;
@@ -73,6 +74,9 @@ const IMAGES_HELP: &str = r#"Images:
 /// How long boxes may take to stop when the daemon shuts down.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// One is used while the next one starts.
+const WARM_SHIMS: usize = 2;
+
 impl Serve {
     pub(crate) fn run(self, home: Home) -> Result<ExitCode, Failure> {
         self.log_format.init()?;
@@ -91,17 +95,22 @@ impl Serve {
         // Before the tokio runtime starts its threads.
         let inherited = InheritedSockets::take()?;
         raise_descriptor_limit();
-        let images = self.images()?;
+        let shim = shim_program::find();
+        let images = self.images(shim.as_deref())?;
         let token = read_token(self.token_file.as_deref())?;
         tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
             .map_err(Failure::system("start the tokio runtime"))?
-            .block_on(self.serve(home, inherited, images, token))
+            .block_on(self.serve(home, shim, inherited, images, token))
     }
 
-    fn images(&self) -> Result<ImageTable, Failure> {
-        let program = env::current_exe().map_err(Failure::system("find the program of shimd"))?;
+    /// Returns the images. The image `idle` runs the program `shim`, or else this program.
+    fn images(&self, shim: Option<&Path>) -> Result<ImageTable, Failure> {
+        let program = match shim {
+            Some(shim) => shim.to_owned(),
+            None => env::current_exe().map_err(Failure::system("find the program of shimd"))?,
+        };
         let idle = Image::command([program.to_string_lossy().as_ref(), "idle"]);
         let table = ImageTable::with_idle(idle);
         Ok(match &self.images {
@@ -113,6 +122,7 @@ impl Serve {
     async fn serve(
         self,
         home: &Home,
+        shim: Option<PathBuf>,
         inherited: InheritedSockets,
         images: ImageTable,
         token: Option<BearerToken>,
@@ -127,9 +137,11 @@ impl Serve {
         let private = service_manager::PRIVATE_VARIABLES
             .into_iter()
             .chain([TOKEN_VARIABLE]);
-        let options = RuntimeOptions::new(home.path())
+        let mut options = RuntimeOptions::new(home.path())
             .private_env(private)
-            .disk_reserve(u64::from(self.disk_reserve) << 20);
+            .disk_reserve(u64::from(self.disk_reserve) << 20)
+            .warm_shims(WARM_SHIMS);
+        options.shim_program = shim;
         let runtime = VmmRuntime::open(options).await?;
         let groups = block_in_place(ControlGroup::check);
         if let Err(error) = &groups {

@@ -1,0 +1,56 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use vmm_rest::wire::CreateBoxRequest;
+use vmm_runtime::testing::PerTestBoxHome;
+
+use crate::fixture::{Daemon, open_log, read_log, serve, skip};
+
+/// Starts a daemon in a directory with this program as `vmm-shim`, starts a box of the image `idle`,
+/// and returns the names of the programs of its shim and its payload.
+async fn programs_beside(home: &PerTestBoxHome, vmm_shim: &Path) -> [PathBuf; 2] {
+    let dir = home.path().join("bin");
+    fs::create_dir(&dir).unwrap();
+    let serve = serve(home);
+    fs::copy(serve.get_program(), dir.join("shimd")).unwrap();
+    fs::copy(vmm_shim, dir.join("vmm-shim")).unwrap();
+    let mut command = Command::new(dir.join("shimd"));
+    command.args(serve.get_args()).stderr(open_log(home));
+    for (name, _) in serve.get_envs() {
+        command.env_remove(name);
+    }
+    let daemon = Daemon::spawn(home, command).await;
+    let made = daemon.client.create(&CreateBoxRequest::of("idle")).await;
+    let running = daemon.client.start(&made.unwrap().box_id).await.unwrap();
+    let programs = [running.pid, running.payload_pid].map(|pid| {
+        let program = fs::read_link(format!("/proc/{}/exe", pid.unwrap())).unwrap();
+        PathBuf::from(program.file_name().unwrap())
+    });
+    daemon.shut_down().await;
+    programs
+}
+
+#[tokio::test]
+async fn daemon_uses_the_program_vmm_shim_beside_it() {
+    let program = Path::new(env!("CARGO_BIN_EXE_shimd")).with_file_name("vmm-shim");
+    if !program.exists() {
+        skip("vmm-shim is not built; run cargo build --package vmm-shim");
+        return;
+    }
+    let home = PerTestBoxHome::new();
+    let programs = programs_beside(&home, &program).await;
+    assert_eq!(programs, ["vmm-shim", "vmm-shim"].map(PathBuf::from));
+}
+
+#[tokio::test]
+async fn daemon_does_not_use_a_vmm_shim_of_another_version() {
+    let home = PerTestBoxHome::new();
+    let other = home.path().join("other");
+    fs::write(&other, "#!/bin/sh\necho vmm-shim 0.0.0\n").unwrap();
+    let executable = fs::metadata(env!("CARGO_BIN_EXE_shimd")).unwrap();
+    fs::set_permissions(&other, executable.permissions()).unwrap();
+    let programs = programs_beside(&home, &other).await;
+    assert_eq!(programs, ["shimd", "shimd"].map(PathBuf::from));
+    assert!(read_log(&home).contains("vmm-shim has another version"));
+}
