@@ -1,0 +1,170 @@
+//! Compares the cost of a box with that of a bare child: `cargo bench -p vmm-runtime --bench
+//! boxes`.
+//!
+//! Each row alternates between the two and compares them in pairs, because machines drift. Shims
+//! execute the static program `vmm-shim`, which the benchmark builds. A second table has the same
+//! payload under other supervisors, where they are installed.
+
+#![allow(clippy::expect_used, missing_docs, unreachable_pub)]
+
+mod host;
+mod peers;
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use tempfile::TempDir;
+use tokio::process::Command;
+use vmm_runtime::{BoxSpec, RuntimeOptions, VmmRuntime};
+
+const SINGLE: usize = 200;
+const CHURNS: usize = 15;
+const BOXES: usize = 200;
+const AT_REST: usize = 300;
+const WARM: usize = 2;
+
+fn main() {
+    vmm_shim::run_if_shim();
+    let tokio = tokio::runtime::Runtime::new().expect("a tokio runtime");
+    // `cargo test --benches` only checks that it runs.
+    let short = !std::env::args().any(|arg| arg == "--bench");
+    tokio.block_on(run(short));
+}
+
+async fn run(short: bool) {
+    let shim = if short { None } else { host::static_shim() };
+    let home = TempDir::new().expect("a home");
+    let (single, churns, boxes, at_rest) = if short {
+        (2, 1, 4, 3)
+    } else {
+        (SINGLE, CHURNS, BOXES, AT_REST)
+    };
+    let program = shim
+        .as_deref()
+        .map_or("this benchmark".into(), |shim| shim.display().to_string());
+    let file_system = host::file_system(home.path());
+    println!("Shim program: {program}. File system: {file_system}.\n");
+    println!("| | box | bare spawn + wait | ratio |\n|---|---|---|---|");
+
+    for warm in [0, WARM] {
+        let kind = if warm > 0 { "warm" } else { "cold" };
+        let mut options = RuntimeOptions::new(home.path()).warm_shims(warm);
+        options.shim_program = shim.clone();
+        let runtime = VmmRuntime::open(options).await.expect("a runtime");
+        let mut starts = Pairs::default();
+        let mut lives = Pairs::default();
+        for _ in 0..single {
+            while runtime.metrics().await.warm_shims < warm as u64 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let (box_start, box_life_time) = box_life(&runtime).await;
+            let (child_start, child_life_time) = child_life().await;
+            starts.add(box_start, child_start);
+            lives.add(box_life_time, child_life_time);
+        }
+        starts.print(&format!("start to running, {kind}"));
+        lives.print(&format!("created, started, killed, gone, {kind}"));
+
+        let mut churn = Pairs::default();
+        let mut cpu = [0.0; 2];
+        for _ in 0..churns {
+            let (start, used) = (Instant::now(), host::cpu_milliseconds());
+            join_all((0..boxes).map(|_| box_life(&runtime))).await;
+            let with_runtime = start.elapsed();
+            let (start, used_by_boxes) = (Instant::now(), host::cpu_milliseconds());
+            join_all((0..boxes).map(|_| child_life())).await;
+            churn.add(with_runtime, start.elapsed());
+            cpu[0] += used_by_boxes - used;
+            cpu[1] += host::cpu_milliseconds() - used_by_boxes;
+        }
+        churn.print(&format!("the same, {boxes} at once, {kind}"));
+        let [of_box, of_child] = cpu.map(|cpu| cpu / (churns * boxes) as f64);
+        let ratio = of_box / of_child;
+        println!("| CPU per life, {kind} | {of_box:.2} ms | {of_child:.2} ms | {ratio:.1} |");
+        if warm == 0 {
+            print_memory(&runtime, at_rest, shim.as_deref()).await;
+        }
+        runtime.shutdown(Duration::from_secs(10)).await;
+    }
+    if let Some(shim) = shim {
+        peers::print_table(&shim).await;
+    }
+}
+
+/// Prints the memory of shims and of idle payloads while this number of boxes runs.
+async fn print_memory(runtime: &VmmRuntime, boxes: usize, idle: Option<&Path>) {
+    let command = match idle {
+        Some(idle) => vec![idle.to_string_lossy().into_owned(), "idle".to_owned()],
+        None => vec!["sleep".to_owned(), "1000".to_owned()],
+    };
+    let started = join_all((0..boxes).map(|_| async {
+        let spec = BoxSpec::new(command.clone());
+        let id = runtime.create(spec).await.expect("a box").id;
+        runtime.start(&id).await.expect("a start")
+    }))
+    .await;
+    let shims = median(started.iter().filter_map(|bx| host::pss_kib(bx.pid?)));
+    let payloads = median(
+        started
+            .iter()
+            .filter_map(|bx| host::pss_kib(bx.payload_pid?)),
+    );
+    println!("| PSS of a shim, {boxes} boxes | {shims:.0} KiB | | |");
+    println!("| PSS of an idle payload | {payloads:.0} KiB | | |");
+    join_all(started.iter().map(|bx| runtime.remove(&bx.id, true))).await;
+}
+
+/// Returns the time until a box was running and the time until it was removed.
+async fn box_life(runtime: &VmmRuntime) -> (Duration, Duration) {
+    let creation = Instant::now();
+    let spec = BoxSpec::new(["sleep", "1000"]);
+    let id = runtime.create(spec).await.expect("a box").id;
+    let start = Instant::now();
+    runtime.start(&id).await.expect("a start");
+    let started = start.elapsed();
+    runtime.remove(&id, true).await.expect("a removal");
+    (started, creation.elapsed())
+}
+
+/// Returns the time until a child was spawned and the time until it was reaped.
+async fn child_life() -> (Duration, Duration) {
+    let start = Instant::now();
+    let mut child = Command::new("sleep")
+        .arg("1000")
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("a child");
+    let started = start.elapsed();
+    child.kill().await.expect("the end of the child");
+    (started, start.elapsed())
+}
+
+/// Pairs of measurements, compared by their medians.
+#[derive(Default)]
+struct Pairs(Vec<(Duration, Duration)>);
+
+impl Pairs {
+    fn add(&mut self, with_runtime: Duration, bare: Duration) {
+        self.0.push((with_runtime, bare));
+    }
+
+    fn print(&self, what: &str) {
+        let milliseconds = |duration: &Duration| duration.as_secs_f64() * 1e3;
+        let boxes = median(self.0.iter().map(|(a, _)| milliseconds(a)));
+        let bare = median(self.0.iter().map(|(_, b)| milliseconds(b)));
+        let ratio = median(
+            self.0
+                .iter()
+                .map(|(a, b)| milliseconds(a) / milliseconds(b)),
+        );
+        println!("| {what} | {boxes:.2} ms | {bare:.2} ms | {ratio:.1} |");
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<_> = values.collect();
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}

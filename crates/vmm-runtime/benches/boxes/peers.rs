@@ -1,0 +1,207 @@
+//! The same payload under other supervisors, where they are installed: crun and runc, which leave no
+//! process beside the payload, conmon with crun, and containerd (`ctr`) with runc.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use tempfile::TempDir;
+use tokio::process::Command;
+use vmm_protocol::procfs;
+use vmm_runtime::{BoxSpec, RuntimeOptions, VmmRuntime};
+
+use super::host::pss_kib;
+use super::{BOXES, median};
+
+const STARTS: usize = 30;
+
+/// The namespaces of the container: only that of mounts, because a box has none.
+const CONFIG: &str = r#"{
+    "ociVersion": "1.0.2",
+    "process": {
+        "user": {"uid": 0, "gid": 0}, "args": ["/payload", "idle"], "env": [], "cwd": "/"
+    },
+    "root": {"path": "rootfs", "readonly": true},
+    "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+    "linux": {"namespaces": [{"type": "mount"}, {"type": "pid"}]}
+}"#;
+
+/// A supervisor. Commands are lines of words, in which ID is the name of the container and DIR the
+/// directory of the bundle.
+struct Peer {
+    name: &'static str,
+    /// Fails if the peer is not installed.
+    check: &'static str,
+    start: &'static [&'static str],
+    remove: &'static [&'static str],
+    /// The name of the process that remains beside each payload.
+    supervisor: Option<&'static str>,
+}
+
+const PEERS: [Peer; 4] = [
+    Peer {
+        name: "crun",
+        check: "crun --version",
+        start: &["crun --root DIR/crun run --detach --bundle DIR ID"],
+        remove: &["crun --root DIR/crun delete --force ID"],
+        supervisor: None,
+    },
+    Peer {
+        name: "runc",
+        check: "runc --version",
+        start: &["runc --root DIR/runc run --detach --bundle DIR ID"],
+        remove: &["runc --root DIR/runc delete --force ID"],
+        supervisor: None,
+    },
+    Peer {
+        name: "conmon, crun",
+        check: "conmon --version",
+        start: &[
+            "conmon --api-version 1 --sync -c ID -u ID -r /usr/bin/crun -b DIR -p DIR/ID.pid -l \
+             k8s-file:DIR/ID.log --exit-dir DIR/exits --runtime-arg --root --runtime-arg DIR/conmon",
+            "crun --root DIR/conmon start ID",
+        ],
+        remove: &["crun --root DIR/conmon delete --force ID"],
+        supervisor: Some("conmon"),
+    },
+    Peer {
+        name: "containerd, runc",
+        check: "ctr version",
+        start: &["ctr run --detach --rootfs DIR/rootfs ID /payload idle"],
+        remove: &["ctr task delete --force ID", "ctr container delete ID"],
+        supervisor: Some("containerd-shim"),
+    },
+];
+
+/// Prints the table of the supervisors, with `payload` as payload and shim program.
+pub async fn print_table(payload: &Path) {
+    println!(
+        "\n| {STARTS} starts, {BOXES} at once | start | {BOXES} at once | remove | PSS of the \
+         supervisor |\n|---|---|---|---|---|"
+    );
+    for warm in [0, 2] {
+        let home = TempDir::new().expect("a home");
+        let options = RuntimeOptions::new(home.path()).shim_program(payload);
+        let runtime = VmmRuntime::open(options.warm_shims(warm)).await;
+        let runtime = runtime.expect("a runtime");
+        measure_boxes(&runtime, payload, warm).await;
+        runtime.shutdown(Duration::from_secs(10)).await;
+    }
+    for peer in &PEERS {
+        match run(Path::new("/"), "", &[peer.check]).await {
+            Ok(()) => {
+                if let Err(error) = measure_peer(peer, payload).await {
+                    println!("| {} | fails here: {error} | | | |", peer.name);
+                }
+            }
+            Err(_) => println!("| {} | not available here | | | |", peer.name),
+        }
+    }
+}
+
+async fn measure_boxes(runtime: &VmmRuntime, payload: &Path, warm: usize) {
+    let payload = payload.to_string_lossy();
+    let start = async || {
+        let spec = BoxSpec::new([&*payload, "idle"]);
+        let id = runtime.create(spec).await.expect("a box").id;
+        runtime.start(&id).await.expect("a start")
+    };
+    let (mut starts, mut removals) = (Vec::new(), Vec::new());
+    for _ in 0..STARTS {
+        while runtime.metrics().await.warm_shims < warm as u64 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let begin = Instant::now();
+        let id = start().await.id;
+        starts.push(begin.elapsed().as_secs_f64());
+        let begin = Instant::now();
+        runtime.remove(&id, true).await.expect("a removal");
+        removals.push(begin.elapsed().as_secs_f64());
+    }
+    let begin = Instant::now();
+    let boxes = join_all((0..BOXES).map(|_| start())).await;
+    let at_once = begin.elapsed().as_secs_f64();
+    let pss = boxes.iter().filter_map(|bx| pss_kib(bx.pid?));
+    let pss = median(pss);
+    join_all(boxes.iter().map(|bx| runtime.remove(&bx.id, true))).await;
+    let name = if warm > 0 { "box, warm shims" } else { "box" };
+    print_row(name, starts, at_once, removals, Some(pss));
+}
+
+async fn measure_peer(peer: &Peer, payload: &Path) -> Result<(), String> {
+    let dir = TempDir::new().map_err(|error| error.to_string())?;
+    prepare_bundle(dir.path(), payload).map_err(|error| error.to_string())?;
+    let (mut starts, mut removals) = (Vec::new(), Vec::new());
+    for number in 0..STARTS {
+        let id = format!("bench-{number}");
+        let begin = Instant::now();
+        run(dir.path(), &id, peer.start).await?;
+        starts.push(begin.elapsed().as_secs_f64());
+        let begin = Instant::now();
+        run(dir.path(), &id, peer.remove).await?;
+        removals.push(begin.elapsed().as_secs_f64());
+    }
+    let ids: Vec<_> = (0..BOXES)
+        .map(|number| format!("bench-at-once-{number}"))
+        .collect();
+    let begin = Instant::now();
+    let started = join_all(ids.iter().map(|id| run(dir.path(), id, peer.start))).await;
+    let at_once = begin.elapsed().as_secs_f64();
+    let pss = peer.supervisor.map(|name| median(pss_of(name).into_iter()));
+    for id in &ids {
+        let _ = run(dir.path(), id, peer.remove).await;
+    }
+    started.into_iter().collect::<Result<(), _>>()?;
+    print_row(peer.name, starts, at_once, removals, pss);
+    Ok(())
+}
+
+fn print_row(name: &str, starts: Vec<f64>, at_once: f64, removals: Vec<f64>, pss: Option<f64>) {
+    let [start, removal] = [starts, removals].map(|times| median(times.into_iter()) * 1e3);
+    let pss = pss.map_or("none".to_owned(), |pss| format!("{pss:.0} KiB"));
+    let at_once = at_once * 1e3;
+    println!("| {name} | {start:.2} ms | {at_once:.0} ms | {removal:.2} ms | {pss} |");
+}
+
+fn prepare_bundle(dir: &Path, payload: &Path) -> std::io::Result<()> {
+    let rootfs: PathBuf = dir.join("rootfs");
+    fs::create_dir_all(rootfs.join("proc"))?;
+    fs::create_dir(dir.join("exits"))?;
+    fs::copy(payload, rootfs.join("payload"))?;
+    fs::write(dir.join("config.json"), CONFIG)
+}
+
+/// Runs commands one after the other.
+async fn run(dir: &Path, id: &str, lines: &[&str]) -> Result<(), String> {
+    for line in lines {
+        let mut words = line.split_ascii_whitespace().map(|word| {
+            word.replace("DIR", &dir.to_string_lossy())
+                .replace("ID", id)
+        });
+        let program = words.next().unwrap_or_default();
+        let mut command = Command::new(program);
+        // A pipe would stay open as long as the payload runs.
+        command
+            .args(words)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let status = command.status().await.map_err(|error| error.to_string())?;
+        if !status.success() {
+            return Err(format!("{line}: {status}"));
+        }
+    }
+    Ok(())
+}
+
+/// Returns the PSS of all processes with this name, in KiB.
+fn pss_of(name: &str) -> Vec<f64> {
+    let named = |pid: &u32| {
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        comm.trim_end() == name
+    };
+    let pids = procfs::pids().into_iter().flatten();
+    pids.filter(named).filter_map(pss_kib).collect()
+}
