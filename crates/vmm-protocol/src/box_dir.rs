@@ -39,6 +39,18 @@ pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
 /// A directory in place of a file of a run or of a log makes every later start of the box fail, until
 /// the box is removed.
 ///
+/// # After a power cut
+///
+/// Only what a runtime needs after the next boot is synced to disk.
+///
+/// | file | synced | why |
+/// |---|---|---|
+/// | `box.json` | file and directory, at each change | the box and how it ended must not be lost once they were reported |
+/// | the box directory itself | the directory above it, when it is created, and when it is renamed for removal | a reported creation or removal must last; the files of a removed box are deleted after that, and the next runtime deletes the rest |
+/// | `exit` | file and directory | it is the only record of an end until the runtime has saved that end |
+/// | `shim.pid`, `payload.pid`, `cgroup`, `notify.sock` | no | no process and no control group outlives a power cut |
+/// | `console.log`, `console.dropped`, `shim.stderr` | no | output of a run that the power cut ended; the kernel writes it back as it does for any log |
+///
 /// Records are replaced atomically. Reads do not follow a symbolic link, and do not block on a FIFO.
 ///
 /// ```

@@ -2,6 +2,7 @@
 //! process beside the payload, conmon with crun, and containerd (`ctr`) with runc.
 
 use std::fs;
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -44,8 +45,8 @@ const PEERS: [Peer; 4] = [
     Peer {
         name: "crun",
         check: "crun --version",
-        start: &["crun --root DIR/crun run --detach --bundle DIR ID"],
-        remove: &["crun --root DIR/crun delete --force ID"],
+        start: &["crun --cgroup-manager=disabled --root DIR/crun run --detach --bundle DIR ID"],
+        remove: &["crun --cgroup-manager=disabled --root DIR/crun delete --force ID"],
         supervisor: None,
     },
     Peer {
@@ -60,10 +61,10 @@ const PEERS: [Peer; 4] = [
         check: "conmon --version",
         start: &[
             "conmon --api-version 1 --sync -c ID -u ID -r /usr/bin/crun -b DIR -p DIR/ID.pid -l \
-             k8s-file:DIR/ID.log --exit-dir DIR/exits --runtime-arg --root --runtime-arg DIR/conmon",
-            "crun --root DIR/conmon start ID",
+             k8s-file:DIR/ID.log --exit-dir DIR/exits --runtime-arg --cgroup-manager=disabled --runtime-arg --root --runtime-arg DIR/conmon",
+            "crun --cgroup-manager=disabled --root DIR/conmon start ID",
         ],
-        remove: &["crun --root DIR/conmon delete --force ID"],
+        remove: &["crun --cgroup-manager=disabled --root DIR/conmon delete --force ID"],
         supervisor: Some("conmon"),
     },
     Peer {
@@ -181,16 +182,23 @@ async fn run(dir: &Path, id: &str, lines: &[&str]) -> Result<(), String> {
                 .replace("ID", id)
         });
         let program = words.next().unwrap_or_default();
-        let mut command = Command::new(program);
-        // A pipe would stay open as long as the payload runs.
+        let mut command = Command::new(&program);
+        // A file, because a pipe would stay open as long as the payload runs.
+        let messages = tempfile::tempfile().map_err(|error| error.to_string())?;
+        let stderr = messages.try_clone().map_err(|error| error.to_string())?;
         command
             .args(words)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null());
+            .stderr(stderr);
         let status = command.status().await.map_err(|error| error.to_string())?;
         if !status.success() {
-            return Err(format!("{line}: {status}"));
+            let mut text = String::new();
+            let mut messages = messages;
+            let _ = messages
+                .rewind()
+                .and_then(|()| messages.read_to_string(&mut text));
+            return Err(format!("{program}: {}", text.trim().replace('\n', "; ")));
         }
     }
     Ok(())
