@@ -146,11 +146,6 @@ impl Collector for MetricsSnapshot {
                 runtime.shim_reaper_registered,
             ),
             (
-                "warm_shims",
-                "Shims that wait for a box.",
-                runtime.warm_shims,
-            ),
-            (
                 "shim_zombies",
                 "Shims that have exited and are not reaped.",
                 runtime.shim_zombies,
@@ -162,6 +157,12 @@ impl Collector for MetricsSnapshot {
             ),
         ] {
             write_metric(&mut encoder, name, help, None, &ConstGauge::new(value))?;
+        }
+        // A runtime without warm shims has none to count.
+        if runtime.warm_shims > 0 {
+            let waiting = ConstGauge::new(runtime.warm_shims);
+            let help = "Shims that wait for a box.";
+            write_metric(&mut encoder, "warm_shims", help, None, &waiting)?;
         }
         if let Some(at) = runtime.shim_reaper_last_sweep_at_ms {
             let seconds = ConstGauge::new(at as f64 / 1000.0);

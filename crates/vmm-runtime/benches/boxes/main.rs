@@ -30,20 +30,27 @@ fn main() {
     let tokio = tokio::runtime::Runtime::new().expect("a tokio runtime");
     // `cargo test --benches` only checks that it runs.
     let short = !std::env::args().any(|arg| arg == "--bench");
-    tokio.block_on(run(short));
+    // Only the second table.
+    let only_peers = std::env::args().any(|arg| arg == "--peers");
+    tokio.block_on(async {
+        let shim = if short { None } else { host::static_shim() };
+        if !only_peers {
+            run(short, shim.as_deref()).await;
+        }
+        if let Some(shim) = shim {
+            peers::print_table(&shim).await;
+        }
+    });
 }
 
-async fn run(short: bool) {
-    let shim = if short { None } else { host::static_shim() };
+async fn run(short: bool, shim: Option<&Path>) {
     let home = TempDir::new().expect("a home");
     let (single, churns, boxes, at_rest) = if short {
         (2, 1, 4, 3)
     } else {
         (SINGLE, CHURNS, BOXES, AT_REST)
     };
-    let program = shim
-        .as_deref()
-        .map_or("this benchmark".into(), |shim| shim.display().to_string());
+    let program = shim.map_or("this benchmark".into(), |shim| shim.display().to_string());
     let file_system = host::file_system(home.path());
     println!("Shim program: {program}. File system: {file_system}.\n");
     println!("| | box | bare spawn + wait | ratio |\n|---|---|---|---|");
@@ -51,7 +58,7 @@ async fn run(short: bool) {
     for warm in [0, WARM] {
         let kind = if warm > 0 { "warm" } else { "cold" };
         let mut options = RuntimeOptions::new(home.path()).warm_shims(warm);
-        options.shim_program = shim.clone();
+        options.shim_program = shim.map(Path::to_owned);
         let runtime = VmmRuntime::open(options).await.expect("a runtime");
         let mut starts = Pairs::default();
         let mut lives = Pairs::default();
@@ -84,12 +91,9 @@ async fn run(short: bool) {
         let ratio = of_box / of_child;
         println!("| CPU per life, {kind} | {of_box:.2} ms | {of_child:.2} ms | {ratio:.1} |");
         if warm == 0 {
-            print_memory(&runtime, at_rest, shim.as_deref()).await;
+            print_memory(&runtime, at_rest, shim).await;
         }
         runtime.shutdown(Duration::from_secs(10)).await;
-    }
-    if let Some(shim) = shim {
-        peers::print_table(&shim).await;
     }
 }
 
