@@ -289,7 +289,7 @@ async fn a_box_with_auto_remove_is_removed_when_it_has_ended() {
     drop(runtime);
 
     let runtime = open_runtime(&home).await;
-    assert_eq!(runtime.list().await, [kept.clone()]);
+    assert_eq!(runtime.list().await, std::slice::from_ref(&kept));
     runtime.start(&kept.id).await.unwrap();
     runtime.shutdown(DEADLINE).await;
     drop(runtime);

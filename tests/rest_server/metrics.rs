@@ -71,6 +71,7 @@ async fn the_openmetrics_exposition_has_the_same_numbers() {
         "vmm_shim_reaper_sweeps_total",
         "vmm_shim_reaper_last_sweep_timestamp_seconds",
         "vmm_shim_zombies",
+        "vmm_warm_shims",
     ] {
         let value = reply
             .text
@@ -81,7 +82,7 @@ async fn the_openmetrics_exposition_has_the_same_numbers() {
     }
     let parsed = openmetrics_parser::openmetrics::parse_openmetrics(&reply.text);
     let families = parsed.unwrap_or_else(|error| panic!("{error}:\n{}", reply.text));
-    assert_eq!(families.families.len(), 20);
+    assert_eq!(families.families.len(), 21);
     service.client.remove(&bx.box_id, true).await.unwrap();
     service.shut_down().await;
 }

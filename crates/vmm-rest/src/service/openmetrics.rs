@@ -151,18 +151,17 @@ impl Collector for MetricsSnapshot {
                 runtime.shim_zombies,
             ),
             (
+                "warm_shims",
+                "Shims that wait for a box.",
+                runtime.warm_shims,
+            ),
+            (
                 "shim_reaper_up",
                 "Whether the worker of the reaper is alive.",
                 u64::from(runtime.shim_reaper_alive),
             ),
         ] {
             write_metric(&mut encoder, name, help, None, &ConstGauge::new(value))?;
-        }
-        // A runtime without warm shims has none to count.
-        if runtime.warm_shims > 0 {
-            let waiting = ConstGauge::new(runtime.warm_shims);
-            let help = "Shims that wait for a box.";
-            write_metric(&mut encoder, "warm_shims", help, None, &waiting)?;
         }
         if let Some(at) = runtime.shim_reaper_last_sweep_at_ms {
             let seconds = ConstGauge::new(at as f64 / 1000.0);
