@@ -167,3 +167,18 @@ async fn work(worker: &impl Drive, host: &impl Host, failures: &mut u32) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_of_a_panic_is_its_text() {
+        let text: Box<dyn Any + Send> = Box::new("text");
+        assert_eq!(panic_message(&*text), "text");
+        let formatted: Box<dyn Any + Send> = Box::new(String::from("formatted"));
+        assert_eq!(panic_message(&*formatted), "formatted");
+        let other: Box<dyn Any + Send> = Box::new(7);
+        assert_eq!(panic_message(&*other), "non-string panic payload");
+    }
+}

@@ -249,3 +249,6 @@ fn validate(pid: u32) -> Result<(), RegisterErrorKind> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

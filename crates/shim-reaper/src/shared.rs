@@ -212,3 +212,32 @@ impl<K: ProcessTable> Shared<K> {
             .unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shim::Role;
+    use crate::simulation::fixture::{LATEST, core, register, sweep};
+
+    #[test]
+    fn shortage_is_logged_again_after_every_shim_has_had_a_pidfd() {
+        let core = core(LATEST);
+        let kernel = &core.shared.kernel;
+        for pid in [7, 8, 9] {
+            kernel.fork(pid);
+        }
+        // Opens the epoll.
+        register(&core, 9, Role::Owned);
+        let is_logged = || core.shared.shortage_logged.load(Ordering::Relaxed);
+        kernel.limit_descriptors(0);
+        register(&core, 7, Role::Owned);
+        register(&core, 8, Role::Owned);
+        assert!(is_logged());
+        kernel.limit_descriptors(1);
+        sweep(&core);
+        assert!(is_logged(), "a shim has no pidfd");
+        kernel.limit_descriptors(1);
+        sweep(&core);
+        assert!(!is_logged());
+    }
+}

@@ -324,3 +324,52 @@ impl Waiters {
         Some(self.wakers.swap_remove(index).1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::task::Wake;
+
+    use super::*;
+    use crate::kernel::simulated::{Features, Simulated};
+
+    struct NoopWaker;
+
+    impl Wake for NoopWaker {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    #[test]
+    fn waker_is_kept_until_its_wait_ends_or_has_another() {
+        let shim = Shim::<()>::new(7, 1, false, Role::Owned, None, None);
+        let wakers = [(); 3].map(|()| Arc::new(NoopWaker));
+        let is_kept = || wakers.each_ref().map(|waker| Arc::strong_count(waker) > 1);
+        let poll = |key: &mut Option<u32>, waker: usize| {
+            let waker = Waker::from(Arc::clone(&wakers[waker]));
+            assert!(shim.poll_exit(key, &waker).is_pending());
+        };
+        let (mut first, mut second) = (None, None);
+        poll(&mut first, 0);
+        poll(&mut second, 1);
+        assert_eq!(is_kept(), [true, true, false]);
+        poll(&mut first, 2);
+        assert_eq!(is_kept(), [false, true, true]);
+        shim.stop_waiting(first.unwrap());
+        assert_eq!(is_kept(), [false, true, false]);
+        shim.stop_waiting(second.unwrap());
+        assert_eq!(is_kept(), [false; 3]);
+    }
+
+    #[test]
+    fn pid_is_signalled_without_descriptors_only_if_no_other_code_may_wait_for_it() {
+        for (role, is_signalled) in [(Role::Shared, false), (Role::Owned, true)] {
+            let kernel = Simulated::new(Features::LATEST);
+            let process = kernel.fork(7);
+            kernel.limit_descriptors(0);
+            let shim = Shim::new(7, 1, false, role, None, Some(0));
+            let sent = shim.signal(&kernel, Signal::SIGKILL);
+            assert_eq!(sent.is_ok(), is_signalled);
+            assert_eq!(!kernel.process(process).state.is_running(), is_signalled);
+        }
+    }
+}

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use common::log_counter::LogCounter;
 use common::own_process::{block_on, in_own_process};
 use common::{Fixture, eventually, exits_on_eof, is_gone, kernel_is_at_least};
 use nix::errno::Errno;
@@ -30,9 +31,11 @@ fn foreign_waits_that_win_every_race_lose_no_exit_code() {
     in_own_process(
         "foreign_waits_that_win_every_race_lose_no_exit_code",
         || {
+            let log = LogCounter::install();
             block_on(async {
                 let (fixture, exits) = lose_every_race(true).await;
                 fixture.expect(0, SHIMS as u64, 0).await;
+                assert_eq!(log.warnings(), 1, "the reaper logs a foreign wait once");
                 // Half of them are registered by pid, so their owner may have waited.
                 let stats = fixture.reaper.stats();
                 assert_eq!(stats.foreign_waits_total, SHIMS as u64 / 2);

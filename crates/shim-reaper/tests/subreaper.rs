@@ -169,6 +169,20 @@ fn an_orphan_is_found_behind_many_running_children() {
 }
 
 #[test]
+fn orphans_are_reaped_without_the_tokio_runtime_and_without_any_call() {
+    in_own_process(
+        "orphans_are_reaped_without_the_tokio_runtime_and_without_any_call",
+        || {
+            let fixture = block_on(async { Fixture::new(subreaper()) });
+            let orphan = make_idle_orphan();
+            kill(orphan, SIGKILL);
+            eventually_blocking("the orphan is reaped", || is_gone(orphan));
+            eventually_blocking("it is counted", || orphans_reaped(&fixture) == 1);
+        },
+    );
+}
+
+#[test]
 fn without_the_option_orphans_stay() {
     run("without_the_option_orphans_stay", async {
         let fixture = Fixture::new(ShimReaper::builder().sweep_interval(Duration::from_millis(20)));

@@ -8,12 +8,13 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
-use super::Core;
-use crate::kernel::simulated::{Failure, ProcessState, Simulated};
+use super::{CLOSE_TIMEOUT, Core};
+use crate::kernel::ProcessTable;
+use crate::kernel::simulated::{Failure, Features, ProcessState, Simulated};
 use crate::metrics::MetricsReporter;
 use crate::shared::Shared;
 use crate::shim::Role;
-use crate::simulation::fixture::{INTERVAL, LATEST, register, sweep};
+use crate::simulation::fixture::{INTERVAL, LATEST, core, counts, register, sweep};
 use crate::stats::Counters;
 use crate::{Metrics, ReaperCounter, ReaperGauge};
 
@@ -160,4 +161,32 @@ fn a_shim_without_a_pidfd_is_reported_before_it_is_registered() {
         (ReaperGauge::WithoutPidfd, 1),
     ];
     assert_eq!(*metrics.reports.lock().unwrap(), expected);
+}
+
+#[test]
+fn blocking_sweep_finds_every_exit() {
+    let core = core(Features {
+        pidfds: false,
+        ..LATEST
+    });
+    // More than one slice checks.
+    for pid in 1_000_000..1_000_300 {
+        core.shared.kernel.fork(pid);
+        register(&core, pid, Role::Owned);
+        core.shared.kernel.set(pid, ProcessState::Zombie(0));
+    }
+    core.sweep_blocking();
+    assert_eq!(counts(&core), (300, 0, 0));
+}
+
+#[test]
+fn blocking_close_times_out_while_the_registry_is_locked() {
+    let core = core(LATEST);
+    core.shared.kernel.fork(7);
+    register(&core, 7, Role::Owned);
+    let start = core.shared.kernel.now();
+    let locked = core.registry.try_lock().unwrap();
+    assert_eq!(core.close_blocking().still_running, [7]);
+    assert!(core.shared.kernel.now() >= start + CLOSE_TIMEOUT);
+    assert!(locked.closed.is_none());
 }

@@ -1,18 +1,22 @@
 //! Event orders that a real kernel does not produce on demand.
 
-use std::sync::Arc;
+use std::io;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use futures::executor::block_on;
 use futures::{FutureExt, StreamExt};
 
-use crate::CollectedBy;
 use crate::core::Core;
 use crate::directory::Check;
 use crate::kernel::ProcessTable;
-use crate::kernel::simulated::{Features, ProcessState, Simulated};
+use crate::kernel::simulated::{Failure, Features, Interrupts, ProcessState, Simulated};
 use crate::outbox::Outbox;
 use crate::shim::{Role, Shim};
 use crate::simulation::fixture::{INTERVAL, LATEST, core, counts, exit_of, register, sweep};
+use crate::{CollectedBy, Signal};
 
 /// Returns (reaped, by the owner, observed, foreign waits, unknown).
 fn reasons(core: &Core<Simulated>) -> (u64, u64, u64, u64, u64) {
@@ -366,4 +370,108 @@ fn child_that_its_owner_gives_up_in_the_grace_period_is_reaped_at_once() {
     block_on(core.reap_ready(&mut Outbox::new()));
     assert_eq!(core.shared.kernel.reaped_by_reaper(), [7]);
     assert!(core.is_idle());
+}
+
+#[test]
+fn pidfd_is_not_opened_for_another_process_with_the_pid() {
+    let core = core(LATEST);
+    let kernel = &core.shared.kernel;
+    kernel.fork(7);
+    kernel.fail_next(Failure::Watch);
+    let shim = register(&core, 7, Role::Owned);
+    kernel.set(7, ProcessState::Reaped(3));
+    kernel.fork(7);
+    sweep(&core);
+    assert_eq!(exit_of(&shim), Some((None, CollectedBy::ForeignWait)));
+}
+
+#[test]
+fn last_descriptor_is_used_for_a_missing_pidfd() {
+    let core = core(LATEST);
+    let kernel = &core.shared.kernel;
+    kernel.fork(8);
+    // Opens the epoll.
+    register(&core, 8, Role::Owned);
+    kernel.fork(7);
+    kernel.limit_descriptors(0);
+    register(&core, 7, Role::Owned);
+    let without_pidfd = || core.shared.counters.snapshot(true).without_pidfd;
+    sweep(&core);
+    assert_eq!(without_pidfd(), 1);
+    kernel.limit_descriptors(1);
+    sweep(&core);
+    assert_eq!(without_pidfd(), 0);
+    assert_eq!(counts(&core), (0, 0, 2));
+}
+
+#[test]
+fn orphan_that_cannot_be_reaped_without_descriptors_is_reaped_by_the_next_sweep() {
+    let core = core(LATEST);
+    let kernel = &core.shared.kernel;
+    for pid in [7, 8] {
+        kernel.fork(pid);
+        kernel.set_group(pid, 7);
+    }
+    let pidfd = kernel.open(7).ok();
+    let leader = Arc::new(Shim::new(7, 1_000, true, Role::Owned, pidfd, None));
+    core.shared.directory.lock().insert(&leader, Check::Now);
+    for pid in [7, 8] {
+        kernel.set(pid, ProcessState::Zombie(0));
+    }
+    sweep(&core);
+    kernel.pass_time(INTERVAL);
+    // For the pidfd, which leaves none to read procfs.
+    kernel.limit_descriptors(1);
+    sweep(&core);
+    assert_eq!(kernel.reaped_by_reaper(), [7]);
+    kernel.limit_descriptors(2);
+    sweep(&core);
+    assert_eq!(kernel.reaped_by_reaper(), [7, 8]);
+}
+
+/// Makes the next wait panic.
+#[derive(Debug, Default)]
+struct PanicAtWait(AtomicBool);
+
+impl Interrupts for PanicAtWait {
+    fn before(&self, call: &'static str) {
+        assert!(call != "waitid" || !self.0.swap(false, Relaxed));
+    }
+
+    fn block(&self, _: Duration) {}
+
+    fn fork(&self) -> Option<usize> {
+        None
+    }
+
+    fn start_thread(&self, _: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn reaped(&self, _: usize, _: bool) {}
+
+    fn signalled(&self, _: usize, _: Signal) {}
+}
+
+#[test]
+fn check_at_the_end_of_a_grace_period_is_repeated_an_interval_after_a_panic() {
+    let core = core(LATEST);
+    let kernel = &core.shared.kernel;
+    let panics = Arc::new(PanicAtWait::default());
+    let interrupts: Weak<PanicAtWait> = Arc::downgrade(&panics);
+    kernel.set_interrupts(interrupts);
+    kernel.fork(7);
+    register(&core, 7, Role::Shared);
+    kernel.set(7, ProcessState::Zombie(3));
+    sweep(&core);
+    kernel.pass_time(INTERVAL);
+    panics.0.store(true, Relaxed);
+    let check = || core.try_reap_ready(&mut Outbox::new());
+    assert!(panic::catch_unwind(AssertUnwindSafe(check)).is_err());
+    let (_, retry_at) = check().unwrap();
+    assert_eq!(retry_at, Some(kernel.now() + INTERVAL));
+    assert!(kernel.reaped_by_reaper().is_empty());
+    kernel.pass_time(INTERVAL);
+    check();
+    assert_eq!(kernel.reaped_by_reaper(), [7]);
 }
