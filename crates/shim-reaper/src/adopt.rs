@@ -109,3 +109,53 @@ impl<K: ProcessTable> Shared<K> {
         Ok(shim)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+    use crate::kernel::simulated::ProcessState;
+    use crate::simulation::fixture::{LATEST, core, register};
+
+    #[test]
+    fn usage_of_a_child_that_its_owner_reaps_when_it_is_adopted_is_known() {
+        let core = core(LATEST);
+        let kernel = &core.shared.kernel;
+        let process = kernel.fork(7);
+        kernel.set(7, ProcessState::Zombie(3));
+        let mut owner = || kernel.wait_elsewhere(process);
+        let shim = core.shared.adopt(7, None, &mut owner).unwrap();
+        let exit = shim.state().exit().unwrap();
+        assert_eq!(exit.collected_by, CollectedBy::Reaper);
+        assert!(exit.rusage.is_some());
+    }
+
+    #[test]
+    fn usage_of_another_child_with_the_pid_is_not_reported() {
+        let core = core(LATEST);
+        let kernel = &core.shared.kernel;
+        let process = kernel.fork(7);
+        kernel.set(7, ProcessState::Zombie(4));
+        // From an earlier wait for the child that had the pid.
+        let mut owner = || Some(ExitStatus::from_raw(3 << 8));
+        let shim = core.shared.adopt(7, None, &mut owner).unwrap();
+        let exit = shim.state().exit().unwrap();
+        assert_eq!(exit.collected_by, CollectedBy::Owner);
+        assert_eq!((exit.code(), exit.rusage), (Some(3), None));
+        assert!(!kernel.process(process).state.is_reaped());
+    }
+
+    #[test]
+    fn registered_child_is_not_waited_for_when_it_is_adopted() {
+        let core = core(LATEST);
+        let kernel = &core.shared.kernel;
+        let process = kernel.fork(7);
+        let registered = register(&core, 7, Role::Shared);
+        kernel.set(7, ProcessState::Zombie(3));
+        let mut owner = || kernel.wait_elsewhere(process);
+        let adopted = core.shared.adopt(7, None, &mut owner).unwrap();
+        assert!(Arc::ptr_eq(&registered, &adopted));
+        assert!(!kernel.process(process).state.is_reaped());
+    }
+}

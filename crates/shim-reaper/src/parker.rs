@@ -169,13 +169,12 @@ mod tests {
     use crate::shared::Shared;
     use crate::shim::Role;
     use crate::stats::Counters;
+    use crate::sys;
 
     const INTERVAL: Duration = Duration::from_secs(3_600);
 
-    #[test]
-    #[allow(clippy::zombie_processes)] // The reaper waits for it.
-    fn a_wake_up_hides_no_event() {
-        let core = Arc::new(Core::new(Shared::new(
+    fn parker() -> Parker {
+        let core = Core::new(Shared::new(
             Linux::new(true),
             Counters::default(),
             CancellationToken::new(),
@@ -183,8 +182,31 @@ mod tests {
             INTERVAL,
             true,
             None,
-        )));
-        let parker = Parker::new(Arc::clone(&core)).unwrap();
+        ));
+        Parker::new(Arc::new(core)).unwrap()
+    }
+
+    #[test]
+    fn an_interval_is_reported_once() {
+        let parker = parker();
+        let mut events = ParkedEvents {
+            parker: &parker,
+            has_timer: false,
+        };
+        assert!(!events.has_timer() && !events.has_ticked() && !events.take_tick());
+        events.retry_setup(Duration::from_millis(1));
+        assert!(events.has_timer());
+        while !events.has_ticked() {
+            parker.park();
+        }
+        assert!(events.take_tick() && !events.take_tick());
+    }
+
+    #[test]
+    #[allow(clippy::zombie_processes)] // The reaper waits for it.
+    fn a_wake_up_hides_no_event() {
+        let parker = parker();
+        let core = &parker.core;
         let child = Command::new("true").spawn().unwrap();
         core.shared.register(child.id(), Role::Owned).unwrap();
         parker.has_events.set(false);
@@ -193,6 +215,8 @@ mod tests {
         }
         parker.wake_event.wake_by_ref();
         parker.park();
+        let is_awake = sys::pidfd_has_exited(parker.wake_event.as_fd());
+        assert!(!is_awake, "one wake-up ends one wait");
         assert!(parker.has_events.get());
         core.reap_ready_blocking();
         assert_eq!(core.shared.counters.snapshot(true).reaped_total, 1);

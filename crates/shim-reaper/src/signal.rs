@@ -173,6 +173,12 @@ mod tests {
     }
 
     #[test]
+    fn signal_converts_to_its_number_and_shows_its_name() {
+        assert_eq!(i32::from(Signal::SIGTERM), 15);
+        assert_eq!(format!("{:?}", Signal::SIGTERM), "SIGTERM");
+    }
+
+    #[test]
     fn real_time_signals_are_named_after_the_first() {
         assert_eq!(Signal::real_time(0).unwrap().to_string(), "SIGRTMIN+0");
         assert_eq!(Signal::real_time(30).map(Signal::as_raw), Some(64));

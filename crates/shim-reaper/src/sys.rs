@@ -283,3 +283,15 @@ pub(crate) fn poll_readable(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<BorrowedFd
     // SAFETY: a `BorrowedFd` stays open for its lifetime, which the result shares.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls")]
+    fn signal_to_a_group_that_does_not_exist_fails() {
+        let sent = kill_group(i32::MAX as u32, None);
+        assert_eq!(sent.unwrap_err().raw_os_error(), Some(libc::ESRCH));
+    }
+}

@@ -125,4 +125,17 @@ mod tests {
         drop(sleep);
         assert_eq!(timers.next_deadline(), None);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn timers_with_the_same_deadline_expire_at_that_time() {
+        let (timers, wake_worker) = (Timers::default(), Notify::new());
+        let sleep = || Sleep::new(&timers, &wake_worker, Duration::ZERO);
+        let mut sleeps = [sleep(), sleep()];
+        for sleep in &mut sleeps {
+            assert!(sleep.now_or_never().is_none());
+        }
+        let mut wakers = Vec::new();
+        timers.take_expired(&mut wakers);
+        assert_eq!(wakers.len(), sleeps.len());
+    }
 }

@@ -3,13 +3,14 @@
 
 mod common;
 
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use common::{Fixture, eventually, exits_on_eof, is_gone, pause, sleeper};
 use futures::{Stream, StreamExt};
-use shim_reaper::ReaperBuilder;
+use shim_reaper::{ReaperBuilder, ShimReaper};
 
 /// Polls a future up to `polls` times, with a pause after each poll, and then drops it.
 async fn drop_after<F: Future>(polls: usize, future: F) -> Option<F::Output> {
@@ -146,4 +147,31 @@ async fn shutdown_can_be_dropped_after_any_poll(builder: ReaperBuilder) {
         nix::sys::wait::waitpid(common::as_pid(running.id()), None).unwrap();
         assert!(is_gone(pid));
     }
+}
+
+struct NoWake;
+
+impl Wake for NoWake {
+    fn wake(self: Arc<Self>) {}
+}
+
+#[tokio::test]
+async fn a_dropped_wait_keeps_no_waker() {
+    let fixture = Fixture::new(ShimReaper::builder());
+    let handle = fixture.reaper.spawn(sleeper()).unwrap();
+    let owner = Arc::new(NoWake);
+    let waker = Waker::from(Arc::clone(&owner));
+    let is_kept = || Arc::strong_count(&owner) > 2;
+    let mut cx = Context::from_waker(&waker);
+    let mut wait = handle.wait();
+    let mut clone = handle.clone();
+    assert!(Pin::new(&mut wait).poll(&mut cx).is_pending());
+    assert!(is_kept());
+    drop(wait);
+    assert!(!is_kept());
+    assert!(Pin::new(&mut clone).poll(&mut cx).is_pending());
+    assert!(is_kept());
+    drop(clone);
+    assert!(!is_kept());
+    handle.kill().await.unwrap();
 }

@@ -7,8 +7,10 @@ use std::io;
 use std::time::Duration;
 
 use common::own_process::{block_on, in_own_process};
-use common::{Fixture, eventually, is_gone};
+use common::{Fixture, eventually, is_gone, state_of};
 use nix::errno::Errno;
+use nix::sys::signal::Signal::SIGKILL;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::getpgid;
 use shim_reaper::pidfd_spawn::{SpawnError, Step};
@@ -108,12 +110,13 @@ async fn a_std_command_that_is_spawned_elsewhere_later_reports_nothing() {
 async fn the_kill_on_drop_of_a_tokio_command_is_kept() {
     let fixture = Fixture::new(ShimReaper::builder());
     let mut command = tokio("exec sleep 1000");
-    let survivor = fixture.reaper.spawn(&mut command).unwrap();
+    let survivor = fixture.reaper.spawn(&mut command).unwrap().id();
     command.kill_on_drop(true);
     let pid = fixture.reaper.spawn(&mut command).unwrap().id();
     eventually("the shim is killed and reaped", || is_gone(pid)).await;
-    assert!(survivor.is_running());
-    assert_eq!(survivor.kill().await.unwrap().signal(), Some(9));
+    assert!(matches!(state_of(survivor), Some('S' | 'R')));
+    common::kill(survivor, SIGKILL);
+    eventually("the other shim is reaped", || is_gone(survivor)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -184,5 +187,26 @@ async fn race_a_shutdown() {
     for thread in threads {
         let error = thread.join().unwrap();
         assert!(error.get_ref().unwrap().is::<ReaperClosed>());
+    }
+}
+
+/// The child replaces sockets that std creates for itself before it executes the program.
+#[tokio::test]
+async fn a_child_of_std_keeps_the_socket_that_is_its_stdin() {
+    let fixture = Fixture::new(ShimReaper::builder().early_pidfd(true));
+    for kind in [SockType::Stream, SockType::SeqPacket] {
+        let sockets = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC);
+        let (stdin, sender) = sockets.unwrap();
+        let mut command = std("cat; exit 7");
+        command.stdin(stdin).stdout(std::process::Stdio::piped());
+        let handle = fixture.reaper.spawn(&mut command).unwrap();
+        drop(command);
+        nix::unistd::write(&sender, b"hello\n").unwrap();
+        drop(sender);
+        let mut output = String::new();
+        let mut stdout = handle.take_stdout().unwrap();
+        stdout.read_to_string(&mut output).await.unwrap();
+        assert_eq!(output, "hello\n");
+        assert_eq!(handle.await.unwrap().code(), Some(7));
     }
 }

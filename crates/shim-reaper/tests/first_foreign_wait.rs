@@ -11,6 +11,8 @@ use common::Fixture;
 use common::kernel_is_at_least;
 use common::own_process::{block_on, in_own_process};
 use nix::libc;
+use nix::sys::signal::Signal::SIGCHLD;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use shim_reaper::{CollectedBy, Command, ShimReaper};
@@ -91,4 +93,36 @@ fn a_native_child_is_never_forked() {
             assert_eq!(FORKS.load(Ordering::Relaxed), 1);
         });
     });
+}
+
+/// The child of a std command opens its own pidfd, which takes a fork, if the kernel could reap it
+/// before its parent opens one.
+#[test]
+fn the_child_of_a_std_command_is_forked_only_while_the_kernel_reaps_children() {
+    let forks = async || {
+        // A new one each time: a foreign wait makes a reaper fork later children too.
+        let fixture = Fixture::new(ShimReaper::builder().early_pidfd(false));
+        let command = std::process::Command::new("true");
+        fixture.reaper.spawn(command).unwrap().await.unwrap();
+        FORKS.swap(0, Ordering::Relaxed)
+    };
+    let set_action = |handler, flags| {
+        let action = SigAction::new(handler, flags, SigSet::empty());
+        // SAFETY: installs no handler function.
+        unsafe { sigaction(SIGCHLD, &action) }.unwrap();
+    };
+    in_own_process(
+        "the_child_of_a_std_command_is_forked_only_while_the_kernel_reaps_children",
+        || {
+            // SAFETY: the handler only adds to an atomic number.
+            unsafe { libc::pthread_atfork(Some(count_fork), None, None) };
+            block_on(async {
+                assert_eq!(forks().await, 0);
+                set_action(SigHandler::SigIgn, SaFlags::empty());
+                assert_eq!(forks().await, 1);
+                set_action(SigHandler::SigDfl, SaFlags::SA_NOCLDWAIT);
+                assert_eq!(forks().await, 1);
+            });
+        },
+    );
 }

@@ -11,13 +11,14 @@ use common::forks::{IdleChildren, idle_child};
 use common::groups::{await_end, await_growth, fork_chains, running_members};
 use common::own_process::{block_on, in_own_process};
 use common::recycled_pid::sleeper_with_pid;
+use common::seccomp::{Argument::HasBits, refuse};
 use common::{
     DEADLINE, Fixture, KillOnDrop, as_pid, eventually, is_gone, kernel_is_at_least, kill, shell,
     sleeper, state_of,
 };
 use futures::FutureExt;
 use nix::errno::Errno;
-use nix::libc;
+use nix::libc::SYS_pidfd_send_signal;
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::Signal::SIGKILL;
 use nix::sys::wait::waitpid;
@@ -157,7 +158,8 @@ async fn a_stop_of_all_stops_the_groups(builder: ReaperBuilder) {
     let polite = spawn_group(&fixture, 3, false).await;
     let report = fixture.reaper.stop_all(DEADLINE).await;
     assert_eq!((report.stopped, report.killed), (1, vec![]));
-    assert_eq!(running_members(polite.id()), NONE);
+    // Once the leader is reaped, only its pidfd can identify the group.
+    is_empty(&polite).await;
 
     let stubborn = spawn_group(&fixture, 3, true).await;
     let grace = Duration::from_millis(50);
@@ -167,6 +169,23 @@ async fn a_stop_of_all_stops_the_groups(builder: ReaperBuilder) {
         (report.still_running, running_members(stubborn.id())),
         (vec![], vec![])
     );
+}
+
+#[tokio::test]
+async fn a_stop_of_all_waits_for_members_that_outlive_their_leader() {
+    if !kernel_is_at_least(6, 9) {
+        return eprintln!("SKIPPED: before Linux 6.9 such a group cannot be identified");
+    }
+    let fixture = Fixture::new(ShimReaper::builder());
+    let script = "sh -c 'trap \"sleep 0.3; exit\" TERM; sleep 1000' & exec sleep 1000";
+    let leader = spawn_leader(&fixture, shell(script));
+    eventually("all members run", || {
+        running_members(leader.id()).len() == 3
+    })
+    .await;
+    let report = fixture.reaper.stop_all(DEADLINE).await;
+    assert_eq!((report.stopped, report.killed), (1, vec![]));
+    assert_eq!(running_members(leader.id()), NONE);
 }
 
 async fn a_dropped_kill_goes_on(builder: ReaperBuilder) {
@@ -194,46 +213,11 @@ async fn a_dropped_kill_goes_on(builder: ReaperBuilder) {
     is_empty(&leader).await;
 }
 
-/// Makes this thread, and the threads that it starts, run as before Linux 6.9.
-fn refuse_group_signals_by_pidfd() {
-    let statement = |code: u32, jt, jf, k| libc::sock_filter {
-        code: code as u16,
-        jt,
-        jf,
-        k,
-    };
-    let load = |offset| statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, offset);
-    let give = |value| statement(libc::BPF_RET | libc::BPF_K, 0, 0, value);
-    let call = libc::SYS_pidfd_send_signal as u32;
-    let mut filter = [
-        load(0),
-        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 3, call),
-        // The low half of the fourth argument on a little-endian machine: the flags.
-        load(16 + 3 * 8),
-        statement(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 0, 1, 1 << 2),
-        give(libc::SECCOMP_RET_ERRNO | Errno::EINVAL as u32),
-        give(libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog {
-        len: filter.len() as u16,
-        filter: filter.as_mut_ptr(),
-    };
-    // SAFETY: the program is valid for the call, which copies it.
-    let installed = unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-        libc::prctl(
-            libc::PR_SET_SECCOMP,
-            libc::SECCOMP_MODE_FILTER,
-            &raw const program,
-        )
-    };
-    assert_eq!(installed, 0, "{}", Errno::last());
-}
-
 #[test]
 fn groups_are_killed_without_group_signals_by_pidfd() {
     in_own_process("groups_are_killed_without_group_signals_by_pidfd", || {
-        refuse_group_signals_by_pidfd();
+        // As before Linux 6.9.
+        refuse(SYS_pidfd_send_signal, 3, HasBits(1 << 2), Errno::EINVAL);
         block_on(async {
             let builder = || ShimReaper::builder().pidfd(true);
             a_signal_reaches_every_member_and_no_other_process(builder()).await;
@@ -376,10 +360,20 @@ async fn a_member_of_another_user_is_named(builder: ReaperBuilder) {
     command.process_group(leader.id() as i32);
     let member = children.spawn(command).unwrap();
 
+    let other = spawn_leader(&fixture, sleeper());
+
     let (root, user) = (Uid::from_raw(0), Uid::from_raw(OTHER_USER));
     setresuid(user, user, root).unwrap();
     let killed = leader.kill_group().await;
+    let sent = other.send_group_signal(Signal::SIGKILL);
+    let shim_killed = other.start_kill();
     setresuid(root, root, root).unwrap();
+    assert!(matches!(&sent, Err(GroupError::Denied { pid, .. }) if *pid == other.id()));
+    assert_eq!(
+        shim_killed.unwrap_err().raw_os_error(),
+        Some(Errno::EPERM as i32)
+    );
+    assert_eq!(other.kill_group().await.unwrap().signal(), Some(9));
     assert!(
         matches!(&killed, Err(GroupError::Denied { pid, .. }) if *pid == member),
         "{killed:?}"

@@ -42,9 +42,10 @@ async fn reaps_orphans_of_the_group_only(pidfd: bool) {
             .sweep_interval(Duration::from_millis(20)),
     );
     let group = SpawnOptions::new().process_group(0);
-    // One orphan stays in the group of the shim. The other one leaves it for a session of its own.
-    let mut shim =
-        script("sleep 1000 >/dev/null & echo $!; setsid sleep 1000 >/dev/null & echo $!; exit 3");
+    // One orphan stays in the group of the shim. The other one is in the group of another process.
+    let mut shim = script(
+        "sleep 1000 >/dev/null & echo $!; setsid sh -c 'sleep 1000 >/dev/null & echo $!'; exit 3",
+    );
     shim.stdout(Stdio::piped());
     let handle = fixture.reaper.spawn_with(shim, group).unwrap();
     let mut stdout = handle.take_stdout().unwrap();
@@ -64,8 +65,9 @@ async fn reaps_orphans_of_the_group_only(pidfd: bool) {
 
     // Both keep running.
     fixture.sweeps(3).await;
-    kill(member, SIGKILL);
     kill(outsider, SIGKILL);
+    eventually("the outsider exits", || is_zombie(outsider)).await;
+    kill(member, SIGKILL);
     eventually("the member is reaped", || is_gone(member)).await;
     fixture.sweeps(5).await;
     assert!(

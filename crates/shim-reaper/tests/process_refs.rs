@@ -6,12 +6,14 @@ mod common;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::process::Child;
 use std::time::Duration;
 
+use common::own_process::in_own_process;
 use common::recycled_pid::sleeper_with_pid;
 use common::{Fixture, KillOnDrop, exits_on_eof, kernel_is_at_least, sleeper};
+use futures::FutureExt;
 use nix::libc;
 use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -62,6 +64,37 @@ async fn a_pidfd_converts_to_a_descriptor_and_back() {
 }
 
 #[tokio::test]
+async fn a_pidfd_shows_the_exit_of_its_process() {
+    let (mut child, pid) = child();
+    let pidfd = Pidfd::open(pid).unwrap();
+    assert!(!pidfd.has_exited() && !pidfd.is_reaped());
+    assert_eq!(pidfd.exit_status(), None);
+    assert!(pidfd.exited().now_or_never().is_none());
+    drop(child.stdin.take());
+    pidfd.exited().await.unwrap();
+    assert!(pidfd.has_exited() && !pidfd.is_reaped());
+    let code = || pidfd.exit_status().and_then(|status| status.code());
+    assert_eq!(code(), Some(3));
+    child.wait().unwrap();
+    assert!(pidfd.has_exited() && pidfd.is_reaped());
+    // Older kernels do not keep the status for the pidfd.
+    assert_eq!(code(), kernel_is_at_least(6, 15).then_some(3));
+    let sent = pidfd.send_signal(Signal::SIGKILL);
+    assert_eq!(sent.unwrap_err().raw_os_error(), Some(libc::ESRCH));
+}
+
+#[test]
+fn the_number_of_a_pidfd_can_be_zero() {
+    in_own_process("the_number_of_a_pidfd_can_be_zero", || {
+        let mut children = KillOnDrop::default();
+        let pid = children.spawn(sleeper()).unwrap();
+        // SAFETY: no code of this process uses stdin.
+        unsafe { libc::close(0) };
+        assert_eq!(Pidfd::open(pid).unwrap().as_fd().as_raw_fd(), 0);
+    });
+}
+
+#[tokio::test]
 async fn descriptors_that_are_not_pidfds_are_refused() {
     let fixture = Fixture::new(ShimReaper::builder());
     let file = OwnedFd::from(File::open("/dev/null").unwrap());
@@ -92,6 +125,7 @@ async fn descriptors_that_are_not_pidfds_are_refused() {
     child.wait().unwrap();
     let error = fixture.reaper.attach(fd).unwrap_err();
     assert_eq!(error.kind(), RegisterErrorKind::Reaped);
+    assert!(!error.to_string().contains("pid 0"), "{error}");
     assert!(fixture.reaper.registered().is_empty());
 }
 

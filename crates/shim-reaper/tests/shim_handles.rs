@@ -4,6 +4,7 @@
 mod common;
 
 use std::future::Future;
+use std::os::unix::process::ExitStatusExt;
 use std::pin::pin;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -315,4 +316,28 @@ async fn a_panic_in_a_waker_does_not_affect_other_tasks() {
     drop(stdin);
     assert_eq!(task.await.unwrap().unwrap().unwrap().code(), Some(5));
     assert_eq!(fixture.reaper.stats().respawns_total, 0);
+}
+
+#[tokio::test]
+async fn a_handle_shows_its_pid() {
+    let handle = ShimReaper::start().spawn(exits_with(3)).unwrap();
+    assert!(format!("{handle:?}").contains(&handle.id().to_string()));
+    handle.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_core_dump_is_reported() {
+    let dir = std::env::temp_dir().join(format!("shim-reaper-core-{}", std::process::id()));
+    std::fs::create_dir(&dir).unwrap();
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "ulimit -c 8; kill -QUIT $$"])
+        .current_dir(&dir);
+    let expected = command.status().unwrap();
+    let exit = ShimReaper::start().spawn(command).unwrap().await.unwrap();
+    std::fs::remove_dir_all(&dir).unwrap();
+    if !expected.core_dumped() {
+        eprintln!("SKIPPED: this host writes no core dumps");
+    }
+    assert_eq!(exit.status, Some(expected));
 }

@@ -207,3 +207,6 @@ impl<'a, K: ProcessTable> ProcessGroup<'a, K> {
         GroupError::Io { pid, source }
     }
 }
+
+#[cfg(test)]
+mod tests;

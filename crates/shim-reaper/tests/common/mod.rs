@@ -16,6 +16,7 @@ pub mod main_thread;
 pub mod own_process;
 pub mod recorder;
 pub mod recycled_pid;
+pub mod seccomp;
 
 use std::fs;
 use std::io;
