@@ -8,8 +8,13 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use common::main_thread::end_main_thread;
-use common::{Fixture, eventually, is_gone, is_zombie, kernel_is_at_least, kill};
+use common::own_process::in_own_process;
+use common::{
+    Fixture, eventually, eventually_blocking, exits_on_eof, is_gone, is_zombie, kernel_is_at_least,
+    kill,
+};
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
+use nix::unistd::{Uid, setresuid};
 use shim_reaper::{CollectedBy, Pidfd, ReaperBuilder};
 
 in_both_modes!(
@@ -196,4 +201,28 @@ async fn a_process_runs_although_its_main_thread_has_exited(builder: ReaperBuild
     drop(program.stdin.take());
     assert_eq!(handle.wait().await.unwrap().code(), Some(5));
     assert_eq!(program.wait().unwrap().code(), Some(5));
+}
+
+/// procfs shows the exit code of such a process as 0.
+#[test]
+fn the_exit_code_of_a_process_that_may_not_be_inspected_is_unknown_until_it_is_reaped() {
+    in_own_process(
+        "the_exit_code_of_a_process_that_may_not_be_inspected_is_unknown_until_it_is_reaped",
+        || {
+            if !Uid::effective().is_root() {
+                return eprintln!("SKIPPED: this needs root");
+            }
+            let mut child = exits_on_eof(7).spawn().unwrap();
+            let (root, user) = (Uid::from_raw(0), Uid::from_raw(65534));
+            setresuid(user, user, root).unwrap();
+            let pidfd = Pidfd::open(child.id()).unwrap();
+            drop(child.stdin.take());
+            eventually_blocking("the process exits", || pidfd.has_exited());
+            assert_eq!(pidfd.exit_status(), None);
+            setresuid(root, root, root).unwrap();
+            let status = pidfd.exit_status().unwrap();
+            assert_eq!(status.code(), Some(7));
+            child.wait().unwrap();
+        },
+    );
 }

@@ -210,3 +210,23 @@ async fn a_child_of_std_keeps_the_socket_that_is_its_stdin() {
         assert_eq!(handle.await.unwrap().code(), Some(7));
     }
 }
+
+#[tokio::test]
+async fn a_child_inherits_no_descriptor_of_the_reaper() {
+    for reaper in [
+        ShimReaper::start(),
+        ShimReaper::builder().start_dedicated().unwrap(),
+    ] {
+        let mut command = std("ls -l /proc/self/fd");
+        command.stdout(std::process::Stdio::piped());
+        let handle = reaper.spawn(command).unwrap();
+        let mut output = String::new();
+        let mut stdout = handle.take_stdout().unwrap();
+        stdout.read_to_string(&mut output).await.unwrap();
+        assert!(
+            output.contains("pipe:") && !output.contains("anon_inode"),
+            "{output}"
+        );
+        handle.await.unwrap();
+    }
+}

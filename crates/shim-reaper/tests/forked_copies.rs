@@ -6,7 +6,7 @@ mod common;
 use std::mem::ManuallyDrop;
 
 use common::forks::fork_child;
-use common::own_process::in_own_process;
+use common::own_process::{block_on, in_own_process};
 use common::{as_pid, sleeper};
 use nix::libc;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -63,4 +63,20 @@ fn a_copy_of_a_handle_does_not_wait() {
         handle.start_kill().unwrap();
         assert_eq!(handle.wait_blocking().unwrap().signal(), Some(9));
     });
+}
+
+#[test]
+fn a_copy_of_a_reaper_without_a_worker_starts_no_thread() {
+    in_own_process(
+        "a_copy_of_a_reaper_without_a_worker_starts_no_thread",
+        || {
+            // The worker is gone with its tokio runtime.
+            let reaper = block_on(async { ShimReaper::start() });
+            let status = forked(|| {
+                drop(reaper.exits());
+                std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1)
+            });
+            assert!(is_success(status));
+        },
+    );
 }

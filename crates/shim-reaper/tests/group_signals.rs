@@ -161,8 +161,15 @@ async fn a_stop_of_all_stops_the_groups(builder: ReaperBuilder) {
     // Once the leader is reaped, only its pidfd can identify the group.
     is_empty(&polite).await;
 
-    let stubborn = spawn_group(&fixture, 3, true).await;
     let grace = Duration::from_millis(50);
+    let stubborn = spawn_group(&fixture, 3, true).await;
+    let report = fixture.reaper.stop_all(grace).await;
+    assert_eq!(
+        (report.killed, report.still_running),
+        (vec![stubborn.id()], vec![])
+    );
+
+    let stubborn = spawn_group(&fixture, 3, true).await;
     let report = fixture.reaper.shutdown_stopping(grace).await;
     assert_eq!(report.killed, [stubborn.id()]);
     assert_eq!(

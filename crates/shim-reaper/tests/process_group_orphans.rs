@@ -253,6 +253,30 @@ async fn leaves_a_child_of_an_exited_thread_to_its_owner() {
 }
 
 #[test]
+fn no_child_is_an_orphan_in_a_process_that_gets_none() {
+    in_own_process("no_child_is_an_orphan_in_a_process_that_gets_none", || {
+        block_on(async {
+            let fixture = Fixture::new(
+                ShimReaper::builder()
+                    .sweep_interval(Duration::from_millis(5))
+                    .owner_grace(Duration::ZERO),
+            );
+            let group = SpawnOptions::new().process_group(0);
+            let leader = fixture.reaper.spawn_with(sleeper(), group).unwrap();
+            let pgid = leader.id() as i32;
+            let fork = move || exits_on_eof(7).process_group(pgid).spawn().unwrap();
+            let mut member = thread::spawn(fork).join().unwrap();
+            leader.kill().await.unwrap();
+            drop(member.stdin.take());
+            let pid = member.id();
+            eventually("the process exits", || is_zombie(pid) || is_gone(pid)).await;
+            fixture.sweeps(20).await;
+            assert_eq!(member.wait().unwrap().code(), Some(7));
+        });
+    });
+}
+
+#[test]
 fn an_orphan_in_its_grace_period_hides_no_other_after_the_main_thread_exits() {
     in_own_process(
         "an_orphan_in_its_grace_period_hides_no_other_after_the_main_thread_exits",
