@@ -8,8 +8,13 @@ use std::time::Duration;
 
 use common::control_group::ControlGroup;
 use common::groups::{await_end, await_growth};
+use common::own_process::{block_on, in_own_process};
+use common::seccomp::{Argument::Equals, refuse};
 use common::{DEADLINE, eventually};
+use nix::errno::Errno;
+use nix::libc;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::unistd::{Uid, setresuid};
 use shim_reaper::{Command, GroupError, ShimHandle, ShimReaper, Signal, SpawnOptions, Stdio};
 
 /// A shim in its group, with a member in a session of its own.
@@ -174,4 +179,42 @@ async fn a_removed_control_group_is_empty() {
     assert_eq!(shim.kill_group().await.unwrap().code(), Some(3));
     let sent = shim.send_group_signal(Signal::SIGKILL);
     assert!(matches!(sent, Err(GroupError::Empty { .. })), "{sent:?}");
+}
+
+#[test]
+fn a_member_that_cannot_be_signalled_is_named() {
+    in_own_process("a_member_that_cannot_be_signalled_is_named", || {
+        block_on(async {
+            // The kernel kills a group of version 2 by itself.
+            let Some(group) = ControlGroup::create("denied", 1) else {
+                return;
+            };
+            let reaper = ShimReaper::start();
+            let shim = spawn(&reaper, &group, "exec sleep 1000");
+            let (root, user) = (Uid::from_raw(0), Uid::from_raw(65534));
+            setresuid(user, user, root).unwrap();
+            let sent = shim.send_group_signal(Signal::SIGKILL);
+            setresuid(root, root, root).unwrap();
+            let is_named =
+                matches!(&sent, Err(GroupError::Denied { pid, .. }) if *pid == shim.id());
+            assert!(is_named, "{sent:?}");
+            shim.kill_group().await.unwrap();
+        });
+    });
+}
+
+#[test]
+fn a_control_group_is_killed_without_pidfds_of_its_members() {
+    in_own_process(
+        "a_control_group_is_killed_without_pidfds_of_its_members",
+        || {
+            refuse(libc::SYS_pidfd_open, 1, Equals(0), Errno::EMFILE);
+            block_on(in_each_version("no-pidfds", async |reaper, group| {
+                let shim = spawn(reaper, group, SESSIONS);
+                has_members(group, 2).await;
+                shim.kill_group().await.unwrap();
+                assert_eq!(group.members().len(), 0);
+            }));
+        },
+    );
 }
