@@ -3,22 +3,23 @@
 
 mod common;
 
-use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::forks::{IdleChildren, idle_child};
 use common::groups::{await_end, await_growth, fork_chains, running_members};
+use common::main_thread::end_main_thread;
 use common::own_process::{block_on, in_own_process};
 use common::recycled_pid::sleeper_with_pid;
 use common::seccomp::{Argument::HasBits, refuse};
 use common::{
-    DEADLINE, Fixture, KillOnDrop, as_pid, eventually, is_gone, kernel_is_at_least, kill, shell,
-    sleeper, state_of,
+    DEADLINE, Fixture, KillOnDrop, as_pid, eventually, is_gone, is_zombie, kernel_is_at_least,
+    kill, shell, sleeper, state_of,
 };
 use futures::FutureExt;
 use nix::errno::Errno;
-use nix::libc::SYS_pidfd_send_signal;
+use nix::libc::{self, SYS_pidfd_send_signal};
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::Signal::SIGKILL;
 use nix::sys::wait::waitpid;
@@ -387,4 +388,45 @@ async fn a_member_of_another_user_is_named(builder: ReaperBuilder) {
     );
     assert_eq!(leader.wait().await.unwrap().signal(), Some(9));
     assert_eq!(running_members(leader.id()), [member]);
+}
+
+const MEMBER_VAR: &str = "SHIM_TEST_GROUP_MEMBER";
+
+/// Does nothing, except as the program of a group member.
+#[test]
+fn program_that_ends_its_main_thread() {
+    if std::env::var_os(MEMBER_VAR).is_some() {
+        end_main_thread();
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_member_whose_main_thread_has_exited_is_running() {
+    if !kernel_is_at_least(6, 9) {
+        return eprintln!("SKIPPED: before Linux 6.9 such a group cannot be identified");
+    }
+    let fixture = Fixture::new(ShimReaper::builder());
+    let mut children = KillOnDrop::default();
+    let leader = spawn_leader(&fixture, sleeper());
+    let mut member = Command::new(std::env::current_exe().unwrap());
+    member
+        .args(["program_that_ends_its_main_thread", "--exact"])
+        .env(MEMBER_VAR, "1")
+        .stdout(Stdio::null())
+        .process_group(leader.id() as i32);
+    // SAFETY: the closure makes one system call.
+    unsafe {
+        member.pre_exec(|| {
+            libc::signal(libc::SIGTERM, libc::SIG_IGN);
+            Ok(())
+        })
+    };
+    let pid = children.spawn(member).unwrap();
+    eventually("the main thread exits", || is_zombie(pid)).await;
+    leader.stop_group(Duration::from_millis(50)).await.unwrap();
+    let status = children.0[0].try_wait().unwrap();
+    assert_eq!(status.unwrap().signal(), Some(9));
 }

@@ -5,6 +5,7 @@
 mod common;
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -240,4 +241,17 @@ async fn metrics_that_panic_do_not_affect_the_reaper(builder: ReaperBuilder) {
     assert_eq!((stats.reaped_total, stats.registered), (10, 0));
     assert_eq!(stats.respawns_total, 0);
     assert!(reaper.shutdown().await.still_running.is_empty());
+}
+
+#[test]
+fn every_metric_has_a_name_and_a_description_of_its_own() {
+    let counters = ReaperCounter::ALL.iter();
+    let counters = counters.map(|counter| (counter.name(), counter.description()));
+    let gauges = ReaperGauge::ALL.iter();
+    let gauges = gauges.map(|gauge| (gauge.name(), gauge.description()));
+    let (names, descriptions): (BTreeSet<_>, BTreeSet<_>) = counters.chain(gauges).unzip();
+    let count = ReaperCounter::ALL.len() + ReaperGauge::ALL.len();
+    assert_eq!((names.len(), descriptions.len()), (count, count));
+    assert!(names.iter().all(|name| name.starts_with("shim_reaper_")));
+    assert!(descriptions.iter().all(|text| text.ends_with('.')));
 }
