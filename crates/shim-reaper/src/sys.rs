@@ -228,7 +228,6 @@ struct PidfdInfo {
     exit_code: i32,
 }
 
-const PIDFD_INFO_PID: u64 = 1;
 const PIDFD_INFO_EXIT: u64 = 1 << 3;
 
 nix::ioctl_readwrite!(pidfd_get_info, 0xFF, 11, PidfdInfo);
@@ -253,10 +252,8 @@ pub(crate) fn pidfd_pid(pidfd: BorrowedFd<'_>) -> Option<io::Result<u32>> {
     if fcntl(pidfd, FcntlArg::F_GETFL).is_ok_and(|flags| flags & libc::PIDFD_THREAD as i32 != 0) {
         return Some(Err(io::ErrorKind::InvalidInput.into()));
     }
-    let mut info = PidfdInfo {
-        mask: PIDFD_INFO_PID,
-        ..PidfdInfo::default()
-    };
+    // The kernel returns the pids without a request for them.
+    let mut info = PidfdInfo::default();
     // SAFETY: as in `pidfd_exit_status`.
     match unsafe { pidfd_get_info(pidfd.as_raw_fd(), &raw mut info) } {
         Ok(_) if info.pid == info.tgid => Some(Ok(info.pid)),
