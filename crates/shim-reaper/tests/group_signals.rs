@@ -426,7 +426,8 @@ async fn a_member_whose_main_thread_has_exited_is_running() {
     };
     let pid = children.spawn(member).unwrap();
     eventually("the main thread exits", || is_zombie(pid)).await;
-    leader.stop_group(Duration::from_millis(50)).await.unwrap();
+    let report = fixture.reaper.stop_all(Duration::from_millis(50)).await;
+    assert_eq!(report.killed, [leader.id()]);
     let status = children.0[0].try_wait().unwrap();
     assert_eq!(status.unwrap().signal(), Some(9));
 }
