@@ -39,9 +39,12 @@ pub(crate) fn shutdown<K: ProcessTable>(core: &Core<K>) -> ShutdownReport {
         return shutdown_stopping(core, grace);
     }
     core.shared.refuse();
-    let killed = core.shared.killed_children();
     let kernel = &core.shared.kernel;
-    await_exits(kernel, killed, after(kernel, KILL_TIMEOUT));
+    let deadline = after(kernel, KILL_TIMEOUT);
+    // One after another: the wait for the last ends when all have exited.
+    for shim in core.shared.killed_children() {
+        await_exit(kernel, &shim, deadline);
+    }
     core.close_blocking()
 }
 
@@ -236,14 +239,8 @@ fn pids<P>(shims: &[Arc<Shim<P>>]) -> Vec<u32> {
     pids
 }
 
-/// Waits until the processes have exited, and returns those that are still running at `deadline`.
-fn await_exits<K: ProcessTable>(kernel: &K, mut shims: Shims<K>, deadline: Instant) -> Shims<K> {
-    // One after another: the wait for the last ends when all have exited.
-    shims.retain(|shim| !await_exit(kernel, shim, deadline));
-    shims
-}
-
-/// Waits like [`await_exits`], and until the groups of the shims are empty.
+/// Waits until the processes have exited and the groups of the shims are empty, and returns those that
+/// still run at `deadline`.
 fn await_ends<K: ProcessTable>(kernel: &K, mut shims: Shims<K>, deadline: Instant) -> Shims<K> {
     shims.retain(|shim| {
         let await_empty = |mut group: Group<'_, K>| group.await_empty(deadline);
