@@ -291,4 +291,15 @@ mod tests {
         let sent = kill_group(i32::MAX as u32, None);
         assert_eq!(sent.unwrap_err().raw_os_error(), Some(libc::ESRCH));
     }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls")]
+    fn time_since_boot_has_the_unit_of_start_times() {
+        let before = ticks_since_boot();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let after = ticks_since_boot();
+        let stat = crate::kernel::ProcStat::read(child.id()).unwrap().unwrap();
+        child.wait().unwrap();
+        assert!((before..=after).contains(&stat.start_time));
+    }
 }
