@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use tokio_util::sync::CancellationToken;
 use tracing::field::{Field, Visit};
-use tracing::{Event, Subscriber};
+use tracing::subscriber::NoSubscriber;
+use tracing::{Dispatch, Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use super::{CLOSE_TIMEOUT, Core};
@@ -89,6 +90,9 @@ fn every_log_line_is_written_without_a_lock() {
         core: Arc::downgrade(&core),
         lines: Arc::default(),
     };
+    // With one dispatcher in the process, tracing would ask that of the thread which reaches a log line
+    // first, and that may be the thread of another test.
+    let _second = Dispatch::new(NoSubscriber::default());
     let subscriber = tracing_subscriber::registry().with(lines.clone());
     tracing::subscriber::with_default(subscriber, || {
         for pid in 7..=9 {

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use nix::libc;
 use nix::pty::{OpenptyResult, openpty};
 use nix::sys::signal::Signal::{SIGCONT, SIGINT, SIGTSTP, SIGUSR1};
+use nix::sys::signal::{SigHandler, signal};
 use nix::unistd::setsid;
 
 use crate::common::{eventually_blocking, kill, state_of};
@@ -19,9 +20,12 @@ use crate::program::{Place, Started, children};
 fn give_terminal(command: &mut Command) -> File {
     let OpenptyResult { master, slave } = openpty(None, None).unwrap();
     command.stdin(Stdio::from(slave));
-    // SAFETY: the closure makes system calls only.
+    // SAFETY: the closure makes system calls only, and installs no handler.
     unsafe {
         command.pre_exec(|| {
+            // The background jobs of a script ignore it, and a shell cannot trap what it ignores at its
+            // start.
+            signal(SIGINT, SigHandler::SigDfl)?;
             setsid()?;
             if libc::ioctl(0, libc::TIOCSCTTY, 0) != 0 {
                 return Err(std::io::Error::last_os_error());

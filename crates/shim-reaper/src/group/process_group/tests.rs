@@ -62,6 +62,14 @@ impl Fixture {
         features: Features,
         change: impl Fn(&Simulated, &'static str) + Send + Sync + 'static,
     ) -> Self {
+        Self::with_leader(ProcessState::Reaped(0), features, change)
+    }
+
+    fn with_leader(
+        leader_state: ProcessState,
+        features: Features,
+        change: impl Fn(&Simulated, &'static str) + Send + Sync + 'static,
+    ) -> Self {
         let kernel = Arc::new(Simulated::new(features));
         for pid in [LEADER, MEMBER] {
             kernel.fork(pid);
@@ -69,7 +77,7 @@ impl Fixture {
         }
         let leader = Shim::new(LEADER, 1, true, Role::Owned, None, None);
         leader.state().group_pidfd = kernel.open(LEADER).ok();
-        kernel.set(LEADER, ProcessState::Reaped(0));
+        kernel.set(LEADER, leader_state);
         let changes = Arc::new(Changes {
             kernel: Arc::downgrade(&kernel),
             change: Box::new(change),
@@ -173,17 +181,14 @@ fn member_that_does_not_exit_is_named_at_the_deadline() {
             pidfds,
             ..Features::LATEST
         };
-        let fixture = Fixture::new(features, |_, _| {});
+        // Its number identifies the group of a leader that has not been reaped.
+        let fixture = Fixture::with_leader(ProcessState::Zombie(0), features, |_, _| {});
         let member = fixture.kernel.find(MEMBER).unwrap();
         fixture.kernel.set_resistance(member, Resistance::Sigkill);
-        // Its number identifies the group of a leader that has not been reaped.
-        fixture.kernel.fork(LEADER);
-        fixture.leader.state().start_time = Some(2);
+        let leader = fixture.kernel.stat(LEADER).unwrap().unwrap();
+        fixture.leader.state().start_time = Some(leader.start_time);
         let deadline = fixture.deadline();
         let mut group = fixture.group();
-        if pidfds {
-            fixture.leader.state().group_pidfd = fixture.kernel.open(LEADER).ok();
-        }
         assert!(!group.await_empty(deadline).unwrap());
         assert!(fixture.kernel.now() >= deadline);
         let killed = group.kill(fixture.deadline());
