@@ -29,7 +29,7 @@ pub(super) struct BoxArgs {
     /// Keep the box running when the daemon ends; the next daemon finds it again
     #[arg(long)]
     outlive: bool,
-    /// When to start the box again after it has ended: no, on-failure[:MAX], always or
+    /// When to start the box again after it has ended: no, on-failure, on-failure:MAX, always or
     /// unless-stopped [default: no]
     #[arg(long, value_name = "POLICY")]
     restart: Option<RestartPolicy>,
