@@ -16,7 +16,7 @@ pub(crate) struct Logs {
     follow: bool,
     /// Print only the last lines
     #[arg(short = 'n', long, value_name = "N")]
-    tail: Option<u64>,
+    tail: Option<u32>,
     /// Id or name of the box
     #[arg(value_name = "BOX")]
     bx: String,

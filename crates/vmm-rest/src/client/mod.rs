@@ -259,7 +259,7 @@ impl Client {
         &self,
         id: &str,
         follow: bool,
-        tail: Option<u64>,
+        tail: Option<u32>,
     ) -> Result<BoxLogs, ClientError> {
         let mut url = self.url(["v1", "boxes", id, "logs"])?;
         url.query_pairs_mut()

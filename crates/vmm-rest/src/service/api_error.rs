@@ -93,10 +93,9 @@ impl IntoResponse for ApiError {
 impl From<RuntimeError> for ApiError {
     fn from(error: RuntimeError) -> Self {
         let code = match &error {
-            RuntimeError::NotFound { .. } => ErrorCode::NotFound,
+            RuntimeError::NotFound { .. } | RuntimeError::Ambiguous { .. } => ErrorCode::NotFound,
             RuntimeError::NameTaken { .. } => ErrorCode::AlreadyExists,
-            RuntimeError::Ambiguous { .. }
-            | RuntimeError::InvalidName { .. }
+            RuntimeError::InvalidName { .. }
             | RuntimeError::RestartOfRemoved { .. }
             | RuntimeError::TooManyLabels { .. } => ErrorCode::InvalidArgument,
             RuntimeError::Running { .. } => ErrorCode::InvalidState,

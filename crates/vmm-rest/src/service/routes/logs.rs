@@ -27,8 +27,8 @@ pub(super) struct LogsQuery {
     #[param(default = false, required = false)]
     follow: bool,
     /// Sends only the last lines.
-    #[param(minimum = 0, nullable = false)]
-    tail: Option<u64>,
+    #[param(minimum = 0, maximum = 4294967295u32, value_type = Option<i64>, nullable = false)]
+    tail: Option<u32>,
 }
 
 /// Returns the output of a box that is kept: stdout and stderr of its last run.
@@ -54,7 +54,7 @@ pub(super) async fn logs(
     let id = api.runtime.info(&id).await?.id;
     let mut reader = api.runtime.console(&id)?;
     if let Some(lines) = query.tail {
-        let skip = move || reader.skip_to_last_lines(lines).map(|()| reader);
+        let skip = move || reader.skip_to_last_lines(lines.into()).map(|()| reader);
         reader = run_blocking(skip)
             .await
             .map_err(|error| ApiError::new(ErrorCode::StorageError, with_causes(&error)))?;
