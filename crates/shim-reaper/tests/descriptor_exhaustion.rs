@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::process::Command;
 use std::time::Duration;
 
 use common::log_counter::LogCounter;
@@ -96,6 +97,41 @@ fn a_reaper_that_starts_without_descriptors_opens_pidfds_later() {
                 drop(stdin);
                 assert_eq!(handle.await.unwrap().code(), Some(8));
                 fixture.expect(1, 0, 0).await;
+            });
+        },
+    );
+}
+
+#[test]
+fn commands_of_std_spawn_with_as_few_free_descriptors_as_std_needs() {
+    in_own_process(
+        "commands_of_std_spawn_with_as_few_free_descriptors_as_std_needs",
+        || {
+            block_on(async {
+                let fixture =
+                    Fixture::new(ShimReaper::builder().sweep_interval(Duration::from_millis(20)));
+                fixture.sweeps(1).await;
+                let mut files = exhaust_descriptors();
+                let mut spawned = 0;
+                for free in 0..16 {
+                    let by_std = Command::new("true").spawn();
+                    let by_reaper = fixture.reaper.spawn(Command::new("true"));
+                    assert!(
+                        by_std.is_err() || by_reaper.is_ok(),
+                        "with {free} free descriptors: {by_reaper:?}"
+                    );
+                    if let Ok(mut child) = by_std {
+                        assert!(child.wait().unwrap().success());
+                    }
+                    if let Ok(handle) = by_reaper {
+                        assert!(handle.await.unwrap().success());
+                        spawned += 1;
+                    }
+                    // A sweep closes the pidfd of the last shim.
+                    fixture.sweeps(2).await;
+                    drop(files.pop());
+                }
+                assert!(spawned > 8);
             });
         },
     );

@@ -27,6 +27,9 @@ use crate::pipes::Pipes;
 use crate::sys::{self, ChildExit, WaitFor};
 use crate::thread::spawn_thread;
 
+/// The most descriptors that std opens for a spawn with a fork: three pipes, and a pair of sockets.
+const MAX_DESCRIPTORS_OF_STD: usize = 8;
+
 /// The running kernel.
 #[derive(Debug)]
 pub(crate) struct Linux {
@@ -84,7 +87,7 @@ impl Linux {
             // Without a `fork`, std reports a directory that the child cannot enter without a wait
             // for the child. The path with a dot needs the permission to search the directory.
             && command.get_current_dir().is_none_or(|dir| dir.join(".").is_dir());
-        if let Some(sockets) = early_pidfd.then(UnixStream::pair).and_then(Result::ok) {
+        if let Some(sockets) = early_pidfd.then(report_sockets).flatten() {
             return self.spawn_with_early_pidfd(command, sockets);
         }
         let child = catch_panic(command)?;
@@ -151,6 +154,15 @@ impl Linux {
             Err(_) => WaitResult::NotWaitable,
         }
     }
+}
+
+/// Returns sockets for the report of a child, unless std would lack descriptors for its spawn. It needs
+/// none for a plain spawn without a report.
+fn report_sockets() -> Option<(UnixStream, UnixStream)> {
+    let sockets = UnixStream::pair().ok()?;
+    let spare = (0..MAX_DESCRIPTORS_OF_STD).map(|_| sockets.0.try_clone());
+    let spare: io::Result<Vec<_>> = spare.collect();
+    spare.is_ok().then_some(sockets)
 }
 
 /// Spawns a child with std, which waits for a child that it cannot prepare, for example because of its

@@ -109,7 +109,7 @@ fn joins(count: u32) -> impl Fn(&Simulated, &'static str) + Send + Sync {
             kernel.fork(pid);
             kernel.set_group(pid, LEADER);
             kernel.set(pid - 1, ProcessState::Zombie(0));
-            kernel.pass_time(Duration::from_millis(1));
+            kernel.pass_time(Duration::from_millis(5));
         }
     }
 }
