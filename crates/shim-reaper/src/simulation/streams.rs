@@ -41,7 +41,7 @@ impl Simulation {
             let unpublished = |one: &&mut Registration| !one.is_published && one.exit == Some(exit);
             match world.registrations.iter_mut().find(unpublished) {
                 Some(registration) => registration.is_published = true,
-                None => world.fail(format!("{exit:?} is published, but is no handle's")),
+                None => world.fail(format!("{exit:?} is published, but belongs to no handle")),
             }
         }
         let mut registrations = world.registrations.iter();

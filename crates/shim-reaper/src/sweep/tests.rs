@@ -1,14 +1,13 @@
 //! Event orders that a real kernel does not produce on demand.
 
-use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use futures::executor::block_on;
 use futures::{FutureExt, StreamExt};
 
+use crate::CollectedBy;
 use crate::core::Core;
 use crate::directory::Check;
 use crate::kernel::ProcessTable;
@@ -16,7 +15,6 @@ use crate::kernel::simulated::{Failure, Features, Interrupts, ProcessState, Simu
 use crate::outbox::Outbox;
 use crate::shim::{Role, Shim};
 use crate::simulation::fixture::{INTERVAL, LATEST, core, counts, exit_of, register, sweep};
-use crate::{CollectedBy, Signal};
 
 /// Returns (reaped, by the owner, observed, foreign waits, unknown).
 fn reasons(core: &Core<Simulated>) -> (u64, u64, u64, u64, u64) {
@@ -437,20 +435,6 @@ impl Interrupts for PanicAtWait {
     fn before(&self, call: &'static str) {
         assert!(call != "waitid" || !self.0.swap(false, Relaxed));
     }
-
-    fn block(&self, _: Duration) {}
-
-    fn fork(&self) -> Option<usize> {
-        None
-    }
-
-    fn start_thread(&self, _: Box<dyn FnOnce() + Send>) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn reaped(&self, _: usize, _: bool) {}
-
-    fn signalled(&self, _: usize, _: Signal) {}
 }
 
 #[test]

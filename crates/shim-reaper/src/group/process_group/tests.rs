@@ -1,6 +1,5 @@
 //! Members that join, exit or resist at a given moment, on the simulated kernel.
 
-use std::io;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
@@ -36,18 +35,6 @@ impl Interrupts for Changes {
     fn block(&self, time: Duration) {
         self.kernel.upgrade().unwrap().pass_time(time);
     }
-
-    fn fork(&self) -> Option<usize> {
-        None
-    }
-
-    fn start_thread(&self, _: Box<dyn FnOnce() + Send>) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn reaped(&self, _: usize, _: bool) {}
-
-    fn signalled(&self, _: usize, _: Signal) {}
 }
 
 struct Fixture {

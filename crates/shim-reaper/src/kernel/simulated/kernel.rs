@@ -14,19 +14,24 @@ pub(crate) trait Interrupts: Debug + Send + Sync {
     fn before(&self, call: &'static str);
 
     /// Called while a thread of the reaper blocks. Lets this time pass.
-    fn block(&self, time: Duration);
+    fn block(&self, _time: Duration) {}
 
     /// Called when the reaper creates a child. Returns its process, or `None` if the kernel cannot
     /// create one now.
-    fn fork(&self) -> Option<usize>;
+    fn fork(&self) -> Option<usize> {
+        None
+    }
 
-    fn start_thread(&self, run: Box<dyn FnOnce() + Send>) -> io::Result<()>;
+    /// Called when the reaper starts a thread.
+    fn start_thread(&self, _run: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Called when the reaper has reaped a process.
-    fn reaped(&self, process: usize, is_orphan: bool);
+    fn reaped(&self, _process: usize, _is_orphan: bool) {}
 
     /// Called when the reaper sends a signal to a process.
-    fn signalled(&self, process: usize, signal: Signal);
+    fn signalled(&self, _process: usize, _signal: Signal) {}
 }
 
 #[derive(Debug)]
