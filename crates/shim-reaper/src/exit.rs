@@ -142,7 +142,9 @@ pub enum CollectedBy {
     /// The process is not a child of this process; the reaper only observed its exit.
     Observed,
     /// No wait is known: no process had the pid that was attached, or a tracer held the zombie of a
-    /// shim without an owner when the reaper saw the exit.
+    /// shim without an owner when the reaper saw the exit. The counters of
+    /// [`ReaperStats`](crate::ReaperStats) count the latter when the tracer has ended: as reaped, or as
+    /// a foreign wait.
     Unknown,
 }
 
