@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer, de};
 
 /// The maximum length of a message, in bytes.
-const MAX_TEXT_BYTES: usize = 4 << 10;
+pub(crate) const MAX_TEXT_BYTES: usize = 4 << 10;
 
 /// Truncates a message to at most 4 KiB, at a character boundary. Use it for text that a payload
 /// may have written.

@@ -45,6 +45,11 @@ pub enum Ending {
         #[serde(default, deserialize_with = "bounds::deserialize_optional_text")]
         location: Option<String>,
     },
+    /// The payload ended before it was ready: the start failed.
+    EndedEarly {
+        /// How the payload ended.
+        exit: Box<Self>,
+    },
     /// The payload could not be started, or the shim could no longer wait for it.
     Failed {
         /// The kind of failure, for programs.
@@ -82,13 +87,18 @@ impl Ending {
     /// Returns the ending as a shell exit code.
     ///
     /// That is the code of the payload, or 128 plus the signal number. As with docker, 125 to 127
-    /// mean that the payload could not be run. As in Rust, 101 means a panic.
+    /// mean that the payload could not be run. As in Rust, 101 means a panic. A failed start never
+    /// has the code 0: a payload that exited with it before it was ready has 125.
     pub fn shell_code(&self) -> i32 {
         match self {
             Self::Exited { code } => *code,
             Self::Signaled { signal } => 128 + signal,
             Self::OutOfMemory => 128 + SIGKILL,
             Self::Panicked { .. } => 101,
+            Self::EndedEarly { exit } => match exit.shell_code() {
+                0 => 125,
+                code => code,
+            },
             Self::Failed { kind, .. } => match kind {
                 FailureKind::NotFound => 127,
                 FailureKind::NotExecutable => 126,
@@ -102,6 +112,7 @@ impl Ending {
         match self {
             Self::Signaled { signal } => Some(*signal),
             Self::OutOfMemory => Some(SIGKILL),
+            Self::EndedEarly { exit } => exit.signal(),
             _ => None,
         }
     }
@@ -110,6 +121,7 @@ impl Ending {
     pub fn is_crash(&self) -> bool {
         match self {
             Self::Exited { .. } => false,
+            Self::EndedEarly { exit } => exit.is_crash(),
             Self::Signaled { .. } | Self::OutOfMemory | Self::Panicked { .. } => true,
             Self::Failed { kind, .. } => !matches!(
                 kind,
@@ -130,9 +142,17 @@ impl Ending {
                 location.iter_mut().for_each(truncate_text);
             }
             Self::Failed { message, .. } => truncate_text(message),
+            Self::EndedEarly { exit } => **exit = exit.as_ref().clone().truncated(),
             _ => {}
         }
         self
+    }
+
+    /// Creates the ending of a payload that ended like this before it was ready.
+    pub fn ended_early(exit: impl Into<Self>) -> Self {
+        Self::EndedEarly {
+            exit: Box::new(exit.into()),
+        }
     }
 
     /// Creates the ending of a payload that could not be run.
@@ -211,6 +231,7 @@ mod tests {
                 location: Some("src/x.rs:1:2".into()),
             },
             Ending::failed(FailureKind::Spec, "torn"),
+            Ending::ended_early(Ending::Signaled { signal: 9 }),
         ] {
             let text = serde_json::to_string(&ending).unwrap();
             assert_eq!(serde_json::from_str::<Ending>(&text).unwrap(), ending);
@@ -242,6 +263,20 @@ mod tests {
             Ending::failed(FailureKind::NotFound, "no such program"),
         ] {
             assert!(!ending.is_crash(), "{ending:?}");
+        }
+    }
+
+    #[test]
+    fn a_payload_that_ended_early_has_its_own_code_and_never_0() {
+        for (exit, code, is_crash) in [
+            (Ending::Exited { code: 3 }, 3, false),
+            (Ending::Exited { code: 0 }, 125, false),
+            (Ending::Signaled { signal: 9 }, 137, true),
+        ] {
+            let signal = exit.signal();
+            let ending = Ending::ended_early(exit);
+            assert_eq!((ending.shell_code(), ending.signal()), (code, signal));
+            assert_eq!(ending.is_crash(), is_crash);
         }
     }
 

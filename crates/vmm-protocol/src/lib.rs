@@ -45,6 +45,7 @@ mod assignment;
 mod bounds;
 mod box_dir;
 mod causes;
+mod console_lines;
 mod console_options;
 mod control_group;
 mod ending;

@@ -163,11 +163,14 @@ fn run_payload(
     if control.payload_started() {
         payload.kill();
     } else if let Err(error) = await_ready(reporter, &*payload, &dir) {
-        payload.kill();
+        if !matches!(error, EngineError::EndedEarly) {
+            payload.kill();
+        }
         let exit = payload.wait();
         return Err(match (error, exit) {
             // If the end was requested, the exit is more informative than the failed start.
             (EngineError::EndedEarly, Ok(exit)) if reporter.is_end_requested() => exit.into(),
+            (EngineError::EndedEarly, Ok(exit)) => Ending::ended_early(exit),
             (error, _) => error.into(),
         });
     }

@@ -120,13 +120,19 @@ time.sleep(1000)";
 }
 
 #[test]
-fn a_payload_that_exits_before_it_is_ready_is_a_failure() {
-    let mut payload = sh("exit 3");
-    payload.ready = Ready::Notified;
-    let mut shim = Shim::start(payload);
-    assert!(matches!(shim.report(), Report::Failed(_)));
-    assert_eq!(shim.wait().code(), Some(125));
-    assert_fails(&shim, FailureKind::Engine);
+fn a_payload_that_ends_before_it_is_ready_is_a_failure_with_its_own_code() {
+    for (script, exit, code) in [
+        ("exit 3", Ending::Exited { code: 3 }, 3),
+        ("exit 0", Ending::Exited { code: 0 }, 125),
+        ("kill -9 $$", Ending::Signaled { signal: 9 }, 137),
+    ] {
+        let mut payload = sh(script);
+        payload.ready = Ready::Notified;
+        let mut shim = Shim::start(payload);
+        assert!(matches!(shim.report(), Report::Failed(_)));
+        assert_eq!(shim.wait().code(), Some(code));
+        assert_eq!(shim.record().ending, Ending::ended_early(exit));
+    }
 }
 
 #[test]

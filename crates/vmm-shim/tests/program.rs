@@ -396,12 +396,17 @@ if os.fork() == 0:
     time.sleep(1000)
 while not os.path.exists(traced): time.sleep(0.01)
 os._exit(5)";
-    // One that never reported to be ready has failed to start.
-    for (ready, code) in [(Ready::Started, 5), (Ready::Notified, 125)] {
+    let exited = Ending::Exited { code: 5 };
+    for (ready, ending) in [
+        (Ready::Started, exited.clone()),
+        // One that never reported to be ready has failed to start.
+        (Ready::Notified, Ending::ended_early(exited)),
+    ] {
         let mut payload = PayloadSpec::command(["python3", "-c", script]);
         payload.ready = ready;
         let mut shim = Shim::start(payload);
-        assert_eq!(shim.wait().code(), Some(code), "{ready:?}");
+        assert_eq!(shim.wait().code(), Some(5), "{ready:?}");
+        assert_eq!(shim.record().ending, ending);
     }
 }
 
