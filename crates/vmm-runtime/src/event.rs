@@ -6,21 +6,30 @@ use std::task::{Context, Poll};
 use futures::Stream;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use pin_project::pin_project;
+use serde::Serialize;
 use vmm_protocol::Ending;
 
 use crate::{BoxInfo, RuntimeMetricsStorage};
 
 /// A kind of change of a box.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum BoxChange {
     /// The box was created.
     Created,
+    /// The shim was spawned; its payload is not ready yet. `Started`, `Failed` or `Cancelled`
+    /// follows.
+    Starting,
     /// The payload is ready.
     Started,
-    /// The box ended on request, or by itself with exit code 0.
+    /// A stop cancelled the start. The box is as it was before.
+    Cancelled,
+    /// The box ended on request, or by itself with exit code 0. Nothing of the run is running any
+    /// more, unless the [cleanup failed](crate::RuntimeError::CleanupFailed).
     Stopped,
-    /// The box could not be started, or ended in any other way.
+    /// The box could not be started, or ended in any other way. As with `Stopped`, nothing of the
+    /// run is running any more.
     Failed,
     /// The health state changed while the box was running.
     Health,
@@ -29,7 +38,7 @@ pub enum BoxChange {
 }
 
 /// A change of a box, with the state of the box right after the change.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct BoxEvent {
     /// The kind of change.
@@ -100,7 +109,9 @@ impl EventBus {
             BoxChange::Started => Some(&self.metrics.num_running_boxes),
             BoxChange::Stopped => Some(&self.metrics.boxes_stopped_total),
             BoxChange::Failed => Some(&self.metrics.boxes_failed_total),
-            BoxChange::Health | BoxChange::Removed => None,
+            BoxChange::Starting | BoxChange::Cancelled | BoxChange::Health | BoxChange::Removed => {
+                None
+            }
         };
         if let Some(counter) = counter {
             counter.fetch_add(1, Ordering::Relaxed);

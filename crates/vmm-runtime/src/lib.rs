@@ -110,7 +110,8 @@ pub use process::{BoxUsage, ProcessExit, ProcessMonitor};
 pub use restart::{InvalidRestartPolicy, RestartPolicy};
 pub use runtime::VmmRuntime;
 pub use shim::{
-    Keepalive, ShimController, ShimHandler, ShimProgram, ShimProgramError, SpawnedShim, StartError,
+    Keepalive, LastOutput, ShimController, ShimHandler, ShimProgram, ShimProgramError, SpawnedShim,
+    StartError,
 };
 pub use vmm_protocol::{
     ConsoleOptions, ControlGroup, Ending, FailureKind, FileError, InstanceSpec, PayloadSpec,

@@ -1,12 +1,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::Serialize;
+
 /// The counters of a VMM runtime at one moment.
 ///
 /// All totals count from the opening of the runtime and never fall. Alert if `shim_reaper_alive` is
 /// false, if `shim_reaper_sweeps` does not rise while `shim_reaper_registered` is above zero (the
 /// reaper is not running), and on any rise of `shim_reaper_respawns` or `shim_reaper_foreign_waits`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct RuntimeMetrics {
     /// The number of boxes created.

@@ -286,8 +286,12 @@ impl VmmRuntime {
         // On the runtime's own thread, because the caller may not be in a tokio runtime.
         let core = Arc::clone(self.core());
         let observed = self.core().spawn(async move {
-            let observations = join_all(exited.iter().map(|bx| lifecycle::observe_exit(&core, bx)));
-            let _ = timeout(OBSERVE_TIMEOUT, observations).await;
+            let observe = async |bx| {
+                lifecycle::observe_exit(&core, bx).await?;
+                bx.end_reported().await;
+                Ok::<(), RuntimeError>(())
+            };
+            let _ = timeout(OBSERVE_TIMEOUT, join_all(exited.iter().map(observe))).await;
         });
         let _ = observed.await;
     }
@@ -332,11 +336,16 @@ impl VmmRuntime {
         boxes.iter().map(|bx| bx.info()).collect()
     }
 
-    /// Waits until a box is not running and returns its state, with how it ended. Returns at once
-    /// if it is not running.
+    /// Waits until a box has ended and returns its state, with how it ended. Returns at once if it
+    /// is neither starting nor running.
+    ///
+    /// When it returns, no process of the run is running any more: not the shim, not the payload,
+    /// and no descendant that the [cleanup](crate#what-is-trusted) can find. The same is true when
+    /// [`events`](Self::events) reports the end.
     ///
     /// # Errors
     ///
+    /// [`RuntimeError::CleanupFailed`] if processes of the run survive SIGKILL,
     /// [`RuntimeError::NotFound`], and [`RuntimeError::Closed`] if the runtime is shut down first.
     ///
     /// # Cancel safety
@@ -344,14 +353,17 @@ impl VmmRuntime {
     /// Dropping the future has no effect.
     pub async fn wait(&self, id_or_name: &str) -> Result<BoxInfo, RuntimeError> {
         let bx = self.core().boxes.find(id_or_name)?;
+        bx.start_finished().await;
         if let Some(shim) = bx.shim() {
             shim.wait().await.map_err(|_| RuntimeError::Closed)?;
         }
-        let observed = {
-            let (core, bx) = (Arc::clone(self.core()), Arc::clone(&bx));
-            async move { lifecycle::wait_exit_observed(&core, &bx).await }
-        };
-        let _ = self.core().spawn(observed).await;
+        let core = self.core();
+        let settled = lifecycle::settle(Arc::clone(core), Arc::clone(&bx));
+        match core.run_detached(settled).await {
+            // A shutdown reports the end of every box.
+            Ok(()) | Err(RuntimeError::Closed) => bx.end_reported().await,
+            Err(error) => return Err(error),
+        }
         Ok(bx.info())
     }
 

@@ -61,7 +61,8 @@ fn table(bx: &BoxResponse) -> Result<Table<2>, Failure> {
     for (name, value) in first.into_iter().chain(fields) {
         let value = match value {
             Value::Null => Cell::or_dash(None::<String>),
-            Value::String(text) => text.into(),
+            Value::String(text) if !text.contains('\n') => text.into(),
+            // Several lines are shown as JSON, on one line.
             other => other.to_string().into(),
         };
         table.add_row([name.into(), value]);

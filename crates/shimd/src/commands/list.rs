@@ -1,7 +1,8 @@
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use clap::Args;
-use vmm_rest::wire::{BoxResponse, BoxStatus};
+use vmm_rest::wire::{BoxChange, BoxResponse, BoxStatus, UnknownStatus};
 
 use super::filter::Filter;
 use crate::failure::Failure;
@@ -9,15 +10,15 @@ use crate::home::Home;
 use crate::output::{Cell, Format, Table, format_age, plain, print, print_json};
 use crate::server_args::ServerArgs;
 
-/// List the running boxes
+/// List the boxes that are running or starting
 #[derive(Args, Debug)]
 pub(crate) struct List {
     /// List all boxes
     #[arg(short, long)]
     all: bool,
-    /// List the boxes with this status: configured, running, stopping, stopped or failed
+    /// List the boxes with this status: configured, starting, running, stopping, stopped or failed
     #[arg(long, conflicts_with = "all")]
-    status: Option<BoxStatus>,
+    status: Option<Stage>,
     /// List the boxes that match name=TEXT, image=NAME, status=STATUS, label=KEY or
     /// label=KEY=VALUE; all conditions if repeated
     #[arg(short, long, value_name = "KEY=VALUE")]
@@ -32,14 +33,31 @@ pub(crate) struct List {
     server: ServerArgs,
 }
 
+/// What the column STATUS shows of a box.
+#[derive(Clone, Copy, Debug)]
+struct Stage(&'static str);
+
+impl FromStr for Stage {
+    type Err = UnknownStatus;
+
+    fn from_str(name: &str) -> Result<Self, UnknownStatus> {
+        let starting = BoxChange::Starting.name();
+        if name == starting {
+            Ok(Self(starting))
+        } else {
+            Ok(Self(BoxStatus::from_str(name)?.name()))
+        }
+    }
+}
+
 impl List {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
         let mut boxes = self.server.client(&home).await?.all_boxes().await?;
         let has_status = self.filter.iter().any(|it| matches!(it, Filter::Status(_)));
         boxes.retain(|bx| match self.status {
-            Some(wanted) => bx.status == wanted,
+            Some(Stage(wanted)) => bx.stage() == wanted,
             None if has_status => true,
-            None => self.all || bx.status.is_alive() || bx.restarting,
+            None => self.all || bx.is_alive() || bx.restarting,
         });
         boxes.retain(|bx| self.filter.iter().all(|filter| filter.is_match(bx)));
         if self.quiet {
@@ -82,8 +100,8 @@ fn status_cell(bx: &BoxResponse) -> Cell {
         _ => code,
     };
     let mut text = match detail {
-        Some(detail) => format!("{} ({detail})", bx.status),
-        None => bx.status.to_string(),
+        Some(detail) => format!("{} ({detail})", bx.stage()),
+        None => bx.stage().to_owned(),
     };
     if bx.restarting {
         text.push_str(", restarting");

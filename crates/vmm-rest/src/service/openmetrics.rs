@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
 use vmm_runtime::{RuntimeMetrics, VmmRuntime};
 
-use crate::wire::BoxStatus;
+use crate::wire::{BoxChange, BoxStatus};
 
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -19,7 +19,7 @@ pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 #[derive(Debug)]
 pub(crate) struct MetricsSnapshot {
     runtime: RuntimeMetrics,
-    by_status: [(BoxStatus, u64); 5],
+    by_status: [(&'static str, u64); 6],
     accept_failures: u64,
 }
 
@@ -30,11 +30,12 @@ impl MetricsSnapshot {
         Self {
             runtime: runtime.metrics().await,
             by_status: [
-                (BoxStatus::Configured, boxes.configured),
-                (BoxStatus::Running, boxes.running),
-                (BoxStatus::Stopping, boxes.stopping),
-                (BoxStatus::Stopped, boxes.stopped),
-                (BoxStatus::Failed, boxes.failed),
+                (BoxStatus::Configured.name(), boxes.configured),
+                (BoxChange::Starting.name(), boxes.starting),
+                (BoxStatus::Running.name(), boxes.running),
+                (BoxStatus::Stopping.name(), boxes.stopping),
+                (BoxStatus::Stopped.name(), boxes.stopped),
+                (BoxStatus::Failed.name(), boxes.failed),
             ],
             accept_failures,
         }
@@ -45,9 +46,7 @@ impl MetricsSnapshot {
         let mut registry = Registry::with_prefix("vmm");
         let boxes = Family::<Vec<(&str, &str)>, Gauge<u64, AtomicU64>>::default();
         for (status, count) in &self.by_status {
-            boxes
-                .get_or_create(&vec![("status", status.name())])
-                .set(*count);
+            boxes.get_or_create(&vec![("status", *status)]).set(*count);
         }
         registry.register("boxes", "Boxes by their status", boxes);
         registry.register_collector(Box::new(self));

@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 #[cfg(feature = "server")]
 use vmm_runtime::BoxInfo;
 
-use super::{BoxStatus, Health};
+use super::{BoxChange, BoxStatus, Health};
 #[cfg(feature = "server")]
 use super::{DEFAULT_CPUS, DEFAULT_MEMORY_MIB};
 
@@ -33,7 +33,11 @@ pub struct BoxResponse {
     /// When the status last changed.
     #[schema(value_type = String, format = DateTime)]
     pub updated_at: Timestamp,
-    /// The pid of the shim while the box runs.
+    /// Whether a start is in progress. The status is then `configured`, because the public API has
+    /// none for it, whether or not the box has run before.
+    #[serde(default)]
+    pub starting: bool,
+    /// The pid of the shim while the box starts, as soon as there is one, or runs.
     #[serde(default)]
     pub pid: Option<u32>,
     /// The name of the image that the box was created from.
@@ -74,6 +78,9 @@ pub struct BoxResponse {
     /// Why the last run failed.
     #[serde(default)]
     pub error: Option<String>,
+    /// The last lines that the payload printed, up to 4 KiB, if the last start failed.
+    #[serde(default)]
+    pub last_output: Option<String>,
     /// Whether the box outlives the server.
     #[serde(default)]
     pub detach: bool,
@@ -95,6 +102,23 @@ pub struct BoxResponse {
     pub started_at: Option<Timestamp>,
 }
 
+impl BoxResponse {
+    /// Returns the name of the stage that the box is in: `starting` during a start, otherwise that
+    /// of its [`status`](Self::status).
+    pub fn stage(&self) -> &'static str {
+        if self.starting {
+            BoxChange::Starting.name()
+        } else {
+            self.status.name()
+        }
+    }
+
+    /// Returns whether the box is starting, or its payload [is alive](BoxStatus::is_alive).
+    pub fn is_alive(&self) -> bool {
+        self.starting || self.status.is_alive()
+    }
+}
+
 /// The image of a box that was not created through the API.
 #[cfg(feature = "server")]
 const UNKNOWN_IMAGE: &str = "unknown";
@@ -109,6 +133,7 @@ impl From<BoxInfo> for BoxResponse {
             status,
             created_at: info.created_at,
             updated_at: info.updated_at,
+            starting: info.status == vmm_runtime::BoxStatus::Starting,
             pid: info.pid,
             image: info.image.unwrap_or_else(|| UNKNOWN_IMAGE.to_owned()),
             cpus: info.cpus.unwrap_or(DEFAULT_CPUS),
@@ -122,6 +147,7 @@ impl From<BoxInfo> for BoxResponse {
             exit_code: info.exit_code,
             signal: info.signal,
             error: info.error,
+            last_output: info.last_output,
             detach: info.detached,
             restart_policy: info.restart_policy.to_string(),
             restarts: info.restarts,

@@ -12,7 +12,8 @@ use vmm_runtime::BoxInfo;
 )]
 #[serde(rename_all = "snake_case")]
 pub enum BoxStatus {
-    /// The box was created and has never been started.
+    /// The box was created and has never been started, or a start is in progress:
+    /// [`BoxResponse::starting`](super::BoxResponse::starting) tells them apart.
     Configured,
     /// The payload runs.
     Running,
@@ -90,7 +91,8 @@ impl From<&BoxInfo> for BoxStatus {
     fn from(info: &BoxInfo) -> Self {
         use vmm_runtime::BoxStatus as Status;
         match info.status {
-            Status::Configured => Self::Configured,
+            // The public API has no status for a start in progress.
+            Status::Configured | Status::Starting => Self::Configured,
             Status::Running if info.stopping => Self::Stopping,
             Status::Running => Self::Running,
             Status::Stopped => Self::Stopped,

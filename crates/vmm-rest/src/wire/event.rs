@@ -11,8 +11,12 @@ use super::BoxResponse;
 pub enum BoxChange {
     /// The box was created.
     Created,
+    /// The shim was spawned; its payload is not ready yet.
+    Starting,
     /// The payload runs.
     Started,
+    /// A stop cancelled the start.
+    Cancelled,
     /// The box ended on request, or by itself with code 0.
     Stopped,
     /// The box could not be started, or ended in any other way.
@@ -46,7 +50,9 @@ impl BoxChange {
     pub fn name(self) -> &'static str {
         match self {
             Self::Created => "created",
+            Self::Starting => "starting",
             Self::Started => "started",
+            Self::Cancelled => "cancelled",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
             Self::Health => "health",
@@ -62,7 +68,9 @@ impl From<vmm_runtime::BoxChange> for BoxChange {
         use vmm_runtime::BoxChange as Change;
         match change {
             Change::Created => Self::Created,
+            Change::Starting => Self::Starting,
             Change::Started => Self::Started,
+            Change::Cancelled => Self::Cancelled,
             Change::Stopped => Self::Stopped,
             Change::Failed => Self::Failed,
             Change::Health => Self::Health,
@@ -108,8 +116,12 @@ mod tests {
 
     #[test]
     fn a_change_serializes_to_its_name() {
-        use BoxChange::{Created, Failed, Health, Other, Removed, Started, Stopped};
-        for change in [Created, Started, Stopped, Failed, Health, Removed, Other] {
+        use BoxChange::{
+            Cancelled, Created, Failed, Health, Other, Removed, Started, Starting, Stopped,
+        };
+        for change in [
+            Created, Starting, Started, Cancelled, Stopped, Failed, Health, Removed, Other,
+        ] {
             let wire = serde_json::to_value(change).unwrap();
             assert_eq!(wire, change.name());
         }

@@ -23,22 +23,28 @@ fn payload_survives(shim: &ShimHandler) -> bool {
 }
 
 impl MicroBox {
-    /// Marks the start as failed. An interrupted start leaves the box as it was.
-    pub(crate) fn mark_start_failed(&self, error: &StartError) {
+    /// Marks the start as failed, and adds to the error what the payload printed last. The caller
+    /// cleans up, and then calls [`cancel_start`](Self::cancel_start) if the start was interrupted.
+    pub(crate) fn mark_start_failed(&self, error: StartError) -> StartError {
         // The next runtime needs to know which shim failed.
         let record = self.dir().shim_record();
         let mut state = self.state();
+        let mut output = None;
         // Without a shim nothing can be left.
-        if let Some(shim) = state.starting_shim()
-            && (!self.has_recorded_ending(&shim, error) || self.has_control_group(shim.id()))
-        {
-            let target = self.cleanup_target_of(Some(shim.id()), state.run_since);
-            state.set_cleanup_target(Some(target));
+        if let Some((shim, console_start)) = state.starting_shim() {
+            if !self.has_recorded_ending(&shim, &error) || self.has_control_group(shim.id()) {
+                let target = self.cleanup_target_of(Some(shim.id()), state.run_since);
+                state.set_cleanup_target(Some(target));
+            }
+            output = self.dir().last_console_lines(console_start);
         }
-        match error {
-            StartError::Interrupted => state.cancel_start(),
-            _ => state.set_exited(None, Outcome::of_failed_start(error, record.ok().flatten())),
+        if let StartError::Interrupted = error {
+            return error;
         }
+        let error = error.with_output(output.as_deref());
+        let outcome = Outcome::of_failed_start(&error, output, record.ok().flatten());
+        state.set_exited(None, outcome);
+        error
     }
 
     /// Returns whether the shim of a failed start recorded its own ending, after it had killed the
@@ -53,7 +59,7 @@ impl MicroBox {
                 && !matches!(record.ending, Ending::Panicked { .. })
         };
         match error {
-            StartError::Failed { record } => is_own(record),
+            StartError::Failed { record, .. } => is_own(record),
             _ => {
                 let record = self.dir().exit_record();
                 record.ok().flatten().as_ref().is_some_and(is_own)
@@ -92,8 +98,20 @@ impl MicroBox {
         self.state().has_unreported_exit()
     }
 
-    /// Saves and then reports the exit of the shim, if it has exited and the exit is not reported
-    /// yet. If the disk refuses, reports it unsaved. Blocks on the disk.
+    /// Waits until no exit is left to report.
+    pub(crate) async fn end_reported(&self) {
+        loop {
+            let reported = self.end_reported.notified();
+            if !self.has_unreported_exit() {
+                return;
+            }
+            reported.await;
+        }
+    }
+
+    /// Saves the exit of the shim, if it has exited and the exit is not reported yet. Then reports
+    /// it, unless a cleanup is due: the end of a box means that nothing of its run is left. If the
+    /// disk refuses, reports it unsaved. Blocks on the disk.
     ///
     /// Fails if the exit record cannot be read because descriptors or memory are exhausted. The
     /// exit is then not reported, and the caller retries.
@@ -104,7 +122,9 @@ impl MicroBox {
         {
             tracing::warn!(id = self.id(), error = %with_causes(&error), "cannot save how the box ended");
         }
-        self.report_exit();
+        if self.cleanup_target().is_none() {
+            self.report_exit();
+        }
         Ok(())
     }
 
@@ -149,8 +169,8 @@ impl MicroBox {
         Ok(())
     }
 
-    /// Reports the exit of a box in the phase `Exited`. [`observe_exit`](Self::observe_exit) saves
-    /// it first.
+    /// Reports the exit of a box in the phase `Exited`. [`observe_exit`](Self::observe_exit) has
+    /// saved it, and a cleanup has succeeded or failed.
     pub(crate) fn report_exit(&self) {
         let mut state = self.state();
         let Some(was_running) = state.finish_run() else {
@@ -159,13 +179,13 @@ impl MicroBox {
         if was_running {
             self.events.run_ended();
         }
-        let info = state.info();
-        let change = match info.status {
-            BoxStatus::Stopped => BoxChange::Stopped,
+        let change = match &state.record.last {
+            Some(last) if last.status == BoxStatus::Stopped => BoxChange::Stopped,
             _ => BoxChange::Failed,
         };
-        self.events.publish(change, info);
+        self.publish(change, &state);
         self.schedule_follow_up(&state, Duration::ZERO);
+        self.end_reported.notify_waiters();
     }
 
     /// Returns whether the control group of the last run may exist: the shim could not kill

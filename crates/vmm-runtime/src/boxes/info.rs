@@ -1,15 +1,20 @@
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use serde::Serialize;
+use shim_reaper::ShimHandle;
 use vmm_protocol::{Ending, with_causes};
 
 use super::state::{Phase, State};
-use super::{BoxCounts, BoxRecord, BoxStatus, Outcome};
+use super::{BoxCounts, BoxRecord, BoxSpec, BoxStatus, Outcome};
 use crate::{HealthState, RestartPolicy, ShimHandler};
 
 /// The state of a box at one moment.
-#[derive(Clone, Debug, PartialEq)]
+///
+/// The serialized form has all fields except [`spec`](Self::spec), which may contain secrets.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct BoxInfo {
     /// The id that the runtime assigned: 26 characters, ordered by creation.
@@ -25,7 +30,7 @@ pub struct BoxInfo {
     pub stopping: bool,
     /// The health state; `None` without a health check or before the first start.
     pub health: Option<HealthState>,
-    /// The pid of the shim while the box is running.
+    /// The pid of the shim while the box is starting, as soon as there is one, or running.
     pub pid: Option<u32>,
     /// The pid of the payload while the box is running, if the engine reports one.
     pub payload_pid: Option<u32>,
@@ -39,6 +44,15 @@ pub struct BoxInfo {
     pub ending: Option<Ending>,
     /// Why the box failed, as text: a crash report, or a file that could not be read.
     pub error: Option<String>,
+    /// The last lines that the payload printed, up to 4 KiB, if the last start failed.
+    pub last_output: Option<String>,
+    /// The spec that the box was created from. Not serialized.
+    #[serde(skip)]
+    pub spec: Arc<BoxSpec>,
+    /// The name of the engine that runs the payload.
+    pub engine: String,
+    /// The directory of the box, for [`BoxDir`](vmm_protocol::BoxDir).
+    pub dir: PathBuf,
     /// Whether the box outlives the runtime.
     pub detached: bool,
     /// The number of processors that the payload may use; all if not set.
@@ -66,43 +80,55 @@ pub struct BoxInfo {
     pub started_at: Option<Timestamp>,
 }
 
+/// What a box shows of its runs.
+#[derive(Clone, Copy)]
+enum Shown<'a> {
+    /// A start in progress, with its shim once it is spawned.
+    Starting(Option<&'a ShimHandle>),
+    /// A run whose end is not reported yet.
+    Running(&'a ShimHandler),
+    /// The end of the last run.
+    Ended(Option<&'a Outcome>),
+}
+
 /// What the state of a box looks like from outside.
 impl State {
     /// Returns the info of the box.
-    pub(super) fn info(&self) -> BoxInfo {
-        self.info_of(self.shown_shim(), self.record.last.as_ref())
+    pub(super) fn info(&self, dir: &Path) -> BoxInfo {
+        self.info_of(dir, self.shown())
     }
 
     /// Adds the box to the counts.
     pub(super) fn count(&self, counts: &mut BoxCounts) {
-        let shim = self.shown_shim();
-        counts.add(
-            self.status_of(shim, self.record.last.as_ref()),
-            self.is_stopping(shim),
-        );
+        let shown = self.shown();
+        counts.add(self.status_of(shown), self.is_stopping(shown));
     }
 
-    /// Returns the shim of a box that is shown as running.
-    fn shown_shim(&self) -> Option<&Arc<ShimHandler>> {
+    /// An end shows when it is reported.
+    fn shown(&self) -> Shown<'_> {
         match &self.phase {
-            Phase::Running { shim, .. } => Some(shim),
-            // Until the exit is reported.
-            Phase::Exited { shim, .. } => shim.as_ref(),
-            _ => None,
+            Phase::Starting { shim, .. } => Shown::Starting(shim.as_ref()),
+            Phase::Running { shim, .. }
+            | Phase::Exited {
+                shim: Some(shim), ..
+            } => Shown::Running(shim),
+            Phase::Exited { shim: None, .. } => Shown::Starting(None),
+            Phase::Idle => Shown::Ended(self.record.last.as_ref()),
         }
     }
 
-    fn status_of(&self, shim: Option<&Arc<ShimHandler>>, last: Option<&Outcome>) -> BoxStatus {
-        match (shim, last) {
-            (Some(_), _) => BoxStatus::Running,
-            (None, None) if self.damage.is_some() => BoxStatus::Failed,
-            (None, None) => BoxStatus::Configured,
-            (None, Some(last)) => last.status,
+    fn status_of(&self, shown: Shown<'_>) -> BoxStatus {
+        match shown {
+            Shown::Starting(_) => BoxStatus::Starting,
+            Shown::Running(_) => BoxStatus::Running,
+            Shown::Ended(None) if self.damage.is_some() => BoxStatus::Failed,
+            Shown::Ended(None) => BoxStatus::Configured,
+            Shown::Ended(Some(last)) => last.status,
         }
     }
 
-    fn is_stopping(&self, shim: Option<&Arc<ShimHandler>>) -> bool {
-        shim.is_some()
+    fn is_stopping(&self, shown: Shown<'_>) -> bool {
+        matches!(shown, Shown::Running(_))
             && match self.phase {
                 Phase::Running {
                     stop_requested,
@@ -114,20 +140,21 @@ impl State {
     }
 
     /// Returns the info of the box as if its last run had ended with `outcome`.
-    pub(super) fn info_with_outcome(&self, outcome: &Outcome) -> BoxInfo {
-        self.info_of(None, Some(outcome))
+    pub(super) fn info_with_outcome(&self, dir: &Path, outcome: &Outcome) -> BoxInfo {
+        self.info_of(dir, Shown::Ended(Some(outcome)))
     }
 
-    fn info_of(&self, shim: Option<&Arc<ShimHandler>>, last: Option<&Outcome>) -> BoxInfo {
+    fn info_of(&self, dir: &Path, shown: Shown<'_>) -> BoxInfo {
         let BoxRecord {
             id,
             created_at,
             spec,
             ..
         } = &self.record;
-        let last = match shim {
-            Some(_) => None,
-            None => last,
+        let (pid, payload_pid, last) = match shown {
+            Shown::Starting(shim) => (shim.map(ShimHandle::id), None, None),
+            Shown::Running(shim) => (Some(shim.pid()), shim.payload_pid(), None),
+            Shown::Ended(last) => (None, None, last),
         };
         let ending: Option<&Ending> = last.and_then(|last| last.ending.as_ref());
         let damage = self.damage.as_ref().map(|damage| with_causes(damage));
@@ -135,15 +162,19 @@ impl State {
             id: id.clone(),
             name: spec.name.clone(),
             image: spec.image.clone(),
-            status: self.status_of(shim, last),
-            stopping: self.is_stopping(shim),
+            status: self.status_of(shown),
+            stopping: self.is_stopping(shown),
             health: self.health,
-            pid: shim.map(|shim| shim.pid()),
-            payload_pid: shim.and_then(|shim| shim.payload_pid()),
+            pid,
+            payload_pid,
             exit_code: ending.map(Ending::shell_code),
             signal: ending.and_then(Ending::signal),
             ending: ending.cloned(),
             error: damage.or_else(|| last.and_then(|last| last.error.clone())),
+            last_output: last.and_then(|last| last.output.clone()),
+            spec: Arc::clone(spec),
+            engine: spec.payload.engine.clone(),
+            dir: dir.to_owned(),
             detached: spec.detached,
             cpus: spec.payload.cpus,
             memory_mib: spec.payload.memory_mib,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use shim_reaper::ShimHandle;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use vmm_protocol::{BoxDir, FileError};
 
@@ -30,6 +31,8 @@ pub(crate) struct MicroBox {
     /// The number of stop requests. A start that was requested before the latest one is cancelled.
     stop_epoch: AtomicU64,
     state: Mutex<State>,
+    /// Notified when an end is reported.
+    pub(super) end_reported: Notify,
     /// Held while `box.json` is written. Taken before `state`.
     pub(super) saving: Mutex<()>,
 }
@@ -53,6 +56,7 @@ impl MicroBox {
             removal_lock: tokio::sync::Mutex::new(()),
             stop_epoch: AtomicU64::new(0),
             state: Mutex::new(State::new(record, damage)),
+            end_reported: Notify::new(),
             saving: Mutex::new(()),
         }
     }
@@ -87,14 +91,10 @@ impl MicroBox {
             ) => {
                 let status = shim.try_exit().and_then(|exit| exit.status);
                 let shim = Some(shim.record().clone());
-                state.info_with_outcome(&Outcome::of_exit(
-                    shim,
-                    status,
-                    Err(short),
-                    *stop_requested,
-                ))
+                let outcome = Outcome::of_exit(shim, status, Err(short), *stop_requested);
+                state.info_with_outcome(self.dir.path(), &outcome)
             }
-            _ => state.info(),
+            _ => self.info_of(&state),
         }
     }
 
@@ -119,9 +119,18 @@ impl MicroBox {
         self.state().record.spec.health.clone()
     }
 
+    fn info_of(&self, state: &State) -> BoxInfo {
+        state.info(self.dir.path())
+    }
+
+    /// Publishes a change, which the state already shows.
+    pub(super) fn publish(&self, change: BoxChange, state: &State) {
+        self.events.publish(change, self.info_of(state));
+    }
+
     /// Publishes the creation of the box.
     pub(crate) fn publish_created(&self) {
-        self.events.publish(BoxChange::Created, self.state().info());
+        self.publish(BoxChange::Created, &self.state());
     }
 
     /// Returns the number of stop requests. The caller reads it when a start is requested and
@@ -152,9 +161,30 @@ impl MicroBox {
         Ok(decision)
     }
 
-    /// Stores the shim of the start in progress.
+    /// Stores the shim of the start in progress, before it runs the payload, and publishes that.
     pub(crate) fn set_spawned(&self, shim: &ShimHandle) {
-        self.state().set_spawned(shim);
+        let console_size = self.dir.console_size();
+        let mut state = self.state();
+        state.set_spawned(shim, console_size);
+        self.publish(BoxChange::Starting, &state);
+    }
+
+    /// Returns to the state before an interrupted start, of which nothing is left.
+    pub(crate) fn cancel_start(&self) {
+        let mut state = self.state();
+        let was_published = state.starting_shim().is_some();
+        state.cancel_start();
+        if was_published {
+            self.publish(BoxChange::Cancelled, &state);
+        }
+    }
+
+    /// Waits while a start is in progress.
+    pub(crate) async fn start_finished(&self) {
+        let is_starting = matches!(self.state().phase, Phase::Starting { .. });
+        if is_starting {
+            drop(self.operation_lock.lock().await);
+        }
     }
 
     /// Marks the box as running. Returns the shim if the box must not run any more.
@@ -165,7 +195,7 @@ impl MicroBox {
         }
         let shim = state.set_running(shim, false);
         state.started_at = Some(Timestamp::now());
-        self.events.publish(BoxChange::Started, state.info());
+        self.publish(BoxChange::Started, &state);
         Ok(shim)
     }
 
@@ -185,7 +215,7 @@ impl MicroBox {
         let current = matches!(&state.phase, Phase::Running { shim, .. } if Arc::ptr_eq(shim, of));
         if current && state.health != Some(health) {
             state.health = Some(health);
-            self.events.publish(BoxChange::Health, state.info());
+            self.publish(BoxChange::Health, &state);
         }
     }
 
@@ -234,7 +264,7 @@ impl MicroBox {
     pub(crate) fn mark_removed(&self) {
         let mut state = self.state();
         state.mark_removed();
-        self.events.publish(BoxChange::Removed, state.info());
+        self.publish(BoxChange::Removed, &state);
     }
 
     /// Lets no other operation begin because the runtime shuts down. Returns the shim that must end

@@ -17,6 +17,13 @@ pub(crate) struct Outcome {
     pub(crate) ending: Option<Ending>,
     #[serde(default, deserialize_with = "deserialize_truncated")]
     pub(crate) error: Option<String>,
+    /// The last lines that the payload of a failed start printed.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "deserialize_truncated"
+    )]
+    pub(crate) output: Option<String>,
     pub(crate) at: Timestamp,
     /// Whether a stop was requested.
     #[serde(default)]
@@ -75,6 +82,7 @@ impl Outcome {
             status,
             ending,
             error,
+            output: None,
             at: Timestamp::now(),
             requested,
             may_leave_orphans,
@@ -90,11 +98,16 @@ impl Outcome {
     }
 
     /// Creates the outcome of a failed start.
-    pub(crate) fn of_failed_start(error: &StartError, shim: Option<PidRecord>) -> Self {
+    pub(crate) fn of_failed_start(
+        error: &StartError,
+        output: Option<String>,
+        shim: Option<PidRecord>,
+    ) -> Self {
         Self {
             status: BoxStatus::Failed,
             ending: error.ending().cloned(),
             error: Some(truncated(with_causes(error))),
+            output,
             at: Timestamp::now(),
             requested: false,
             may_leave_orphans: false,

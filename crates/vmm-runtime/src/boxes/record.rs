@@ -1,7 +1,8 @@
 use std::io;
+use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use vmm_protocol::{BoxDir, FileError, InstanceSpec, read_file, write_file};
 
 use super::{BoxSpec, Outcome};
@@ -24,7 +25,12 @@ const MAX_RECORD_BYTES: u64 = 20 << 20;
 pub(crate) struct BoxRecord {
     pub(crate) id: String,
     pub(crate) created_at: Timestamp,
-    pub(crate) spec: BoxSpec,
+    /// Shared with every [`BoxInfo`](crate::BoxInfo) of the box.
+    #[serde(
+        serialize_with = "serialize_shared",
+        deserialize_with = "deserialize_shared"
+    )]
+    pub(crate) spec: Arc<BoxSpec>,
     /// How the last run ended; `None` before the first run.
     #[serde(default)]
     pub(crate) last: Option<Outcome>,
@@ -36,13 +42,21 @@ pub(crate) struct BoxRecord {
     pub(crate) restart: RestartState,
 }
 
+fn serialize_shared<S: Serializer>(spec: &BoxSpec, to: S) -> Result<S::Ok, S::Error> {
+    spec.serialize(to)
+}
+
+fn deserialize_shared<'de, D: Deserializer<'de>>(from: D) -> Result<Arc<BoxSpec>, D::Error> {
+    BoxSpec::deserialize(from).map(Arc::new)
+}
+
 impl BoxRecord {
     /// Creates the record of a box that was never started.
     pub(crate) fn new(id: String, created_at: Timestamp, spec: BoxSpec) -> Self {
         Self {
             id,
             created_at,
-            spec,
+            spec: Arc::new(spec),
             last: None,
             cleanup_due: false,
             restart: RestartState::default(),
@@ -81,8 +95,10 @@ impl BoxRecord {
             );
             to_error(io::Error::new(io::ErrorKind::InvalidData, message))
         })?;
-        if let Some(image) = record.spec.labels.remove(OLD_IMAGE_LABEL) {
-            record.spec.image.get_or_insert(image);
+        if record.spec.labels.contains_key(OLD_IMAGE_LABEL) {
+            let spec = Arc::make_mut(&mut record.spec);
+            let image = spec.labels.remove(OLD_IMAGE_LABEL);
+            spec.image = spec.image.take().or(image);
         }
         match record.spec.check() {
             Ok(()) => Ok(record),
@@ -119,6 +135,9 @@ mod tests {
             .write(&dir)
             .unwrap();
         let read = BoxRecord::read(&dir).unwrap().spec;
-        assert_eq!(read, BoxSpec::new(["true"]).image("web").label("team", "a"));
+        assert_eq!(
+            *read,
+            BoxSpec::new(["true"]).image("web").label("team", "a")
+        );
     }
 }

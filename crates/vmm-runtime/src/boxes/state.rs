@@ -56,6 +56,8 @@ pub(super) enum Phase {
         interrupt: CancellationToken,
         /// The shim, once it is spawned.
         shim: Option<ShimHandle>,
+        /// The size of the console before this run.
+        console_start: u64,
     },
     /// The payload is ready. The shim may have exited since.
     Running {
@@ -176,24 +178,37 @@ impl State {
         self.phase = Phase::Starting {
             interrupt: interrupt.clone(),
             shim: None,
+            console_start: 0,
         };
+        self.updated_at = Timestamp::now();
         Ok(StartDecision::Launch {
             spec: Box::new(self.record.instance_spec()),
             interrupt,
         })
     }
 
-    /// Stores the shim of the start in progress.
-    pub(super) fn set_spawned(&mut self, spawned: &ShimHandle) {
-        if let Phase::Starting { shim, .. } = &mut self.phase {
+    /// Stores the shim of the start in progress, and the size of the console before its run.
+    pub(super) fn set_spawned(&mut self, spawned: &ShimHandle, size: u64) {
+        if let Phase::Starting {
+            shim,
+            console_start,
+            ..
+        } = &mut self.phase
+        {
             *shim = Some(spawned.clone());
+            *console_start = size;
         }
     }
 
-    /// Returns the shim of the start in progress, once it is spawned.
-    pub(super) fn starting_shim(&self) -> Option<ShimHandle> {
+    /// Returns the shim of the start in progress, once it is spawned, and the size of the console
+    /// before its run.
+    pub(super) fn starting_shim(&self) -> Option<(ShimHandle, u64)> {
         match &self.phase {
-            Phase::Starting { shim, .. } => shim.clone(),
+            Phase::Starting {
+                shim: Some(shim),
+                console_start,
+                ..
+            } => Some((shim.clone(), *console_start)),
             _ => None,
         }
     }
@@ -209,6 +224,7 @@ impl State {
     /// Returns to the phase `Idle` after an interrupted start.
     pub(super) fn cancel_start(&mut self) {
         self.phase = Phase::Idle;
+        self.updated_at = Timestamp::now();
     }
 
     /// Returns whether the box outlives the runtime. The spec of a damaged box is unknown; keeping
@@ -304,7 +320,9 @@ impl State {
         let grace = self.record.spec.stop_grace;
         let detached = self.is_detached();
         match &mut self.phase {
-            Phase::Starting { interrupt, shim } => {
+            Phase::Starting {
+                interrupt, shim, ..
+            } => {
                 interrupt.cancel();
                 shim.clone().map(|shim| ShutdownTarget {
                     shim,
@@ -332,7 +350,9 @@ impl State {
         self.close();
         match &self.phase {
             Phase::Idle | Phase::Exited { .. } => {}
-            Phase::Starting { interrupt, shim } => {
+            Phase::Starting {
+                interrupt, shim, ..
+            } => {
                 interrupt.cancel();
                 // No task may be left that could kill it.
                 if let Some(shim) = shim {
@@ -360,12 +380,10 @@ impl State {
     /// Returns whether nothing of the last run is left to report, clean up or save.
     pub(super) fn is_clean(&self) -> bool {
         self.gate == Gate::Removed
-            || self.cleanup_target.is_none()
-                && self.is_saved()
-                && !matches!(self.phase, Phase::Exited { .. })
+            || self.cleanup_target.is_none() && self.is_saved() && !self.has_unreported_exit()
     }
 
-    /// Enters the phase `Exited`. The caller saves the outcome and then calls
+    /// Enters the phase `Exited`. The caller saves the outcome, cleans up, and then calls
     /// [`finish_run`](Self::finish_run).
     pub(super) fn set_exited(&mut self, shim: Option<Arc<ShimHandler>>, outcome: Outcome) {
         self.note_end(&outcome);

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 pub enum BoxStatus {
     /// Created and never started.
     Configured,
-    /// The payload is running.
+    /// A start is in progress: the payload is not ready yet.
+    Starting,
+    /// The payload is ready, and the box has not ended.
     Running,
     /// The box ended on request, or by itself with exit code 0. It can be started again.
     Stopped,
@@ -22,6 +24,8 @@ pub enum BoxStatus {
 pub struct BoxCounts {
     /// The boxes that are [`Configured`](BoxStatus::Configured).
     pub configured: u64,
+    /// The boxes that are [`Starting`](BoxStatus::Starting).
+    pub starting: u64,
     /// The boxes that are [`Running`](BoxStatus::Running), without those that are stopping.
     pub running: u64,
     /// The boxes that are running but [about to end](crate::BoxInfo::stopping).
@@ -37,6 +41,7 @@ impl BoxCounts {
     pub(super) fn add(&mut self, status: BoxStatus, stopping: bool) {
         let count = match status {
             BoxStatus::Configured => &mut self.configured,
+            BoxStatus::Starting => &mut self.starting,
             BoxStatus::Running if stopping => &mut self.stopping,
             BoxStatus::Running => &mut self.running,
             BoxStatus::Stopped => &mut self.stopped,
@@ -50,6 +55,7 @@ impl fmt::Display for BoxStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Configured => "configured",
+            Self::Starting => "starting",
             Self::Running => "running",
             Self::Stopped => "stopped",
             Self::Failed => "failed",

@@ -16,4 +16,4 @@ pub(crate) use shut_down::shut_down;
 pub(crate) use start::start;
 pub(crate) use stop::stop;
 use supervise::retry_cleanup;
-pub(crate) use supervise::{cleanup, observe_exit, supervise, wait_exit_observed};
+pub(crate) use supervise::{cleanup, observe_exit, settle, supervise};

@@ -88,11 +88,12 @@ async fn handle_failed_start(
     bx: &Arc<MicroBox>,
     error: StartError,
 ) -> RuntimeError {
-    bx.mark_start_failed(&error);
+    let error = bx.mark_start_failed(error);
     let _ = cleanup(core, bx).await;
     if let StartError::Interrupted = error {
         // Restores the state before the start. The cleanup has already read these files.
         let _ = delete_run_files(core, bx).await;
+        bx.cancel_start();
     }
     retry_cleanup(core, Arc::clone(bx));
     start_error(bx, error)

@@ -80,7 +80,8 @@ pub(super) fn retry_cleanup(core: &Arc<Core>, bx: Arc<MicroBox>) {
     core.spawn(task);
 }
 
-/// Saves and reports the exit of a box, if it has exited and the exit is not reported yet.
+/// Saves the exit of a box, if it has exited and the exit is not reported yet, and reports it,
+/// unless a [cleanup](cleanup) is due.
 ///
 /// Fails if the exit record cannot be read because descriptors or memory are exhausted.
 pub(crate) async fn observe_exit(core: &Core, bx: &Arc<MicroBox>) -> Result<(), RuntimeError> {
@@ -91,11 +92,18 @@ pub(crate) async fn observe_exit(core: &Core, bx: &Arc<MicroBox>) -> Result<(), 
     core.run_on_disk(move || bx.observe_exit()).await
 }
 
-/// Retries [`observe_exit`] until it succeeds or the runtime shuts down; the shutdown reports the
-/// exit itself.
-pub(crate) async fn wait_exit_observed(core: &Core, bx: &Arc<MicroBox>) {
-    while observe_exit(core, bx).await.is_err() && !core.closing.is_cancelled() {
+/// Reports the exit of a box, and cleans up after its last run. Returns early if the runtime shuts
+/// down, which then does both.
+pub(crate) async fn settle(core: Arc<Core>, bx: Arc<MicroBox>) -> Result<(), RuntimeError> {
+    while observe_exit(&core, &bx).await.is_err() {
+        if core.closing.is_cancelled() {
+            return Ok(());
+        }
         sleep(MIN_BACKOFF).await;
+    }
+    match bx.cleanup_target() {
+        Some(_) => cleanup_locked(&core, &bx).await,
+        None => Ok(()),
     }
 }
 
@@ -122,8 +130,9 @@ async fn check_health(core: &Core, bx: &MicroBox, shim: &Arc<ShimHandler>) {
     health::run_checks(&options, bx.dir().path(), &core.probes, report).await;
 }
 
-/// Cleans up after a run: reports its exit and kills its orphans. The caller holds the operation
-/// lock and calls again while the box is not [clean](MicroBox::is_clean).
+/// Cleans up after a run: kills its orphans and reports its exit, also if an orphan cannot be
+/// killed. The caller holds the operation lock and calls again while the box is not
+/// [clean](MicroBox::is_clean).
 ///
 /// Saves that the cleanup is due before it begins, so that the next runtime resumes it.
 pub(crate) async fn cleanup(core: &Core, bx: &Arc<MicroBox>) -> Result<(), RuntimeError> {
@@ -131,8 +140,11 @@ pub(crate) async fn cleanup(core: &Core, bx: &Arc<MicroBox>) -> Result<(), Runti
     save(core, bx).await;
     if let Some(target) = bx.cleanup_target() {
         let cleaned = core.clean_orphans(&target).await;
+        if cleaned.is_ok() {
+            bx.cleanup_done(&target);
+        }
+        bx.report_exit();
         cleaned.map_err(|source| cleanup_failed(bx, source))?;
-        bx.cleanup_done(&target);
         save(core, bx).await;
     }
     Ok(())

@@ -35,6 +35,10 @@ pub(crate) fn describe_ending(ending: Option<&Ending>) -> String {
             Some(location) => format!("the shim panicked at {location}: {message}"),
             None => format!("the shim panicked: {message}"),
         },
+        Some(Ending::EndedEarly { exit }) => format!(
+            "the payload ended before it was ready: {}",
+            describe_ending(Some(exit))
+        ),
         Some(Ending::Failed { message, .. }) => message.clone(),
         Some(other) => format!("{other:?}"),
     }

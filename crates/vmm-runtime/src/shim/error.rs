@@ -56,6 +56,10 @@ pub enum StartError {
     Failed {
         /// Its exit record.
         record: ExitRecord,
+        /// What the payload printed last. `None` if it printed nothing, or if the shim was started
+        /// without a VMM runtime.
+        #[source]
+        output: Option<LastOutput>,
     },
     /// The shim ended without reporting why.
     #[error("shim {pid} ended before it was ready: {}", describe_ending(ending.as_ref()))]
@@ -64,9 +68,13 @@ pub enum StartError {
         pid: u32,
         /// How it ended, if the kernel reported it.
         ending: Option<Ending>,
+        /// What the payload printed last, as in [`Failed`](Self::Failed).
+        #[source]
+        output: Option<LastOutput>,
     },
-    /// The payload was not ready in time. The output of the shim is in `shim.stderr`, that of the
-    /// payload in `console.log`.
+    /// The payload was not ready in time. What it printed last is in
+    /// [`BoxInfo::last_output`](crate::BoxInfo::last_output), the output of the shim in
+    /// `shim.stderr`.
     #[error("the payload was not ready within {}", seconds(after))]
     NotReady {
         /// The time limit.
@@ -77,15 +85,35 @@ pub enum StartError {
     Interrupted,
 }
 
+/// The last lines that a payload printed before its start failed, up to 4 KiB.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+// Escaped: the text has several lines, and a payload chooses it.
+#[error("its last output is {text:?}")]
+#[non_exhaustive]
+pub struct LastOutput {
+    /// The lines, separated by newlines.
+    pub text: String,
+}
+
 fn seconds(duration: &Duration) -> String {
     format!("{} s", duration.as_secs_f64())
 }
 
 impl StartError {
+    /// Adds what the payload printed last to the errors that have it.
+    pub(crate) fn with_output(mut self, text: Option<&str>) -> Self {
+        if let Self::Failed { output, .. } | Self::Ended { output, .. } = &mut self {
+            *output = text.map(|text| LastOutput {
+                text: text.to_owned(),
+            });
+        }
+        self
+    }
+
     /// Returns how the shim ended, if known.
     pub fn ending(&self) -> Option<&Ending> {
         match self {
-            Self::Failed { record } => Some(&record.ending),
+            Self::Failed { record, .. } => Some(&record.ending),
             Self::Ended { ending, .. } => ending.as_ref(),
             _ => None,
         }

@@ -11,7 +11,7 @@ mod warm;
 
 pub use controller::ShimController;
 pub(crate) use ending::{describe_ending, ending_of_status, record_matches};
-pub use error::{ShimProgramError, StartError};
+pub use error::{LastOutput, ShimProgramError, StartError};
 pub use handler::ShimHandler;
 pub use program::ShimProgram;
 pub use spawned::{Keepalive, SpawnedShim};

@@ -210,11 +210,15 @@ impl SpawnedShim {
             record.pid == pid && status.is_none_or(|status| record_matches(record, status))
         };
         match record {
-            Ok(Some(record)) if is_trusted(&record) => StartError::Failed { record },
+            Ok(Some(record)) if is_trusted(&record) => StartError::Failed {
+                record,
+                output: None,
+            },
             Err(error) => error.into(),
             Ok(_) => StartError::Ended {
                 pid,
                 ending: status.and_then(ending_of_status),
+                output: None,
             },
         }
     }

@@ -120,13 +120,14 @@ impl View {
     }
 
     fn head(&self, width: u16) -> Line<'static> {
-        let count = |has_status: fn(BoxStatus) -> bool| {
+        let count = |matches: fn(&BoxResponse) -> bool| {
             let boxes = self.snapshot.boxes.iter();
-            boxes.filter(|bx| has_status(bx.status)).count()
+            boxes.filter(|bx| matches(bx)).count()
         };
-        let running = count(BoxStatus::is_alive);
-        let stopped = count(|status| status == BoxStatus::Stopped);
-        let failed = count(|status| status == BoxStatus::Failed);
+        let starting = count(|bx| bx.starting);
+        let running = count(|bx| bx.status.is_alive());
+        let stopped = count(|bx| bx.status == BoxStatus::Stopped);
+        let failed = count(|bx| bx.status == BoxStatus::Failed);
         let parts = [
             (
                 format!("{} total", self.snapshot.boxes.len()),
@@ -135,6 +136,7 @@ impl View {
             (format!("{running} running"), Severity::Plain),
             (format!("{stopped} stopped"), Severity::Plain),
             (format!("{failed} failed"), Severity::alarm_if(failed > 0)),
+            (format!("{starting} starting"), Severity::Plain),
         ];
         self.line("boxes", parts, width)
     }
@@ -243,7 +245,7 @@ impl View {
                     BoxStatus::Running => Severity::Good,
                     status => Severity::alarm_if(status == BoxStatus::Failed),
                 };
-                self.styled(bx.status.to_string(), severity)
+                self.styled(bx.stage().to_owned(), severity)
             }
             Column::Pid => {
                 let pid = bx.pid.map(|pid| pid.to_string());
