@@ -46,10 +46,12 @@ async fn a_box_is_created_started_stopped_restarted_and_removed() {
         Err(RuntimeError::NotFound { .. })
     ));
 
-    use BoxChange::{Created, Removed, Started, Stopped};
+    use BoxChange::{Created, Removed, Started, Starting, Stopped};
     assert_eq!(
         changes_up_to(&mut events, Removed).await,
-        [Created, Started, Stopped, Started, Stopped, Removed]
+        [
+            Created, Starting, Started, Stopped, Starting, Started, Stopped, Removed
+        ]
     );
 }
 

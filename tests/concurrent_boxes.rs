@@ -54,7 +54,12 @@ async fn concurrent_starts_of_one_box_share_one_shim() {
     runtime.remove(&id, true).await.unwrap();
     assert_eq!(
         changes_up_to(&mut events, BoxChange::Removed).await,
-        [BoxChange::Started, BoxChange::Stopped, BoxChange::Removed]
+        [
+            BoxChange::Starting,
+            BoxChange::Started,
+            BoxChange::Stopped,
+            BoxChange::Removed
+        ]
     );
     assert_eq!(runtime.metrics().await.shim_reaped, 1);
 }

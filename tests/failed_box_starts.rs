@@ -10,7 +10,8 @@ use futures::FutureExt;
 use futures::future::join_all;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
-    BoxChange, BoxSpec, BoxStatus, Ending, FailureKind, Ready, RuntimeError, StartError, VmmRuntime,
+    BoxChange, BoxSpec, BoxStatus, Ending, FailureKind, Ready, RuntimeError, StartError,
+    VmmRuntime, with_causes,
 };
 
 #[tokio::test]
@@ -101,6 +102,7 @@ async fn a_payload_that_is_not_ready_is_killed_at_the_start_timeout() {
         assert!(common::is_gone(payload.trim().parse().unwrap()));
     }
     assert_eq!(next_event(&mut events).await.change, BoxChange::Created);
+    assert_eq!(next_event(&mut events).await.change, BoxChange::Starting);
     let failed = next_event(&mut events).await;
     assert_eq!(failed.change, BoxChange::Failed);
     assert!(failed.info.error.unwrap().contains("0.3 s"));
@@ -272,4 +274,60 @@ async fn a_start_continues_after_its_future_is_dropped() {
     }
     common::boxes::wait_for_status(&runtime, &id, BoxStatus::Running).await;
     runtime.remove(&id, true).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failed_start_keeps_the_exit_code_and_the_last_output_of_its_payload() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let spec = script("echo loading; echo no such key >&2; exit 3").ready(Ready::Notified);
+    let id = runtime.create(spec).await.unwrap().id;
+    // The second start reports only what it has printed itself.
+    runtime.start(&id).await.unwrap_err();
+    let error = runtime.start(&id).await.unwrap_err();
+    let exit = Ending::ended_early(Ending::Exited { code: 3 });
+    let RuntimeError::Start { source, .. } = &error else {
+        panic!("{error:?}");
+    };
+    let StartError::Failed { record, output } = source else {
+        panic!("{source:?}");
+    };
+    assert_eq!(record.ending, exit);
+    let lines = "loading\nno such key";
+    assert_eq!(output.as_ref().unwrap().text, lines);
+    let expected = format!(
+        "cannot start box {id}: the payload ended before it was ready: exited with code 3: its \
+         last output is \"loading\\nno such key\""
+    );
+    assert_eq!(with_causes(&error), expected);
+    let info = runtime.info(&id).await.unwrap();
+    assert_eq!(
+        (info.exit_code, info.ending.as_ref()),
+        (Some(3), Some(&exit))
+    );
+    assert_eq!(info.last_output.as_deref(), Some(lines));
+    assert!(expected.ends_with(info.error.as_ref().unwrap()));
+    runtime.shutdown(Duration::from_secs(60)).await;
+    let runtime = open_runtime(&home).await;
+    let found = runtime.info(&id).await.unwrap();
+    assert_eq!(
+        (found.ending, found.error, found.last_output),
+        (info.ending, info.error, info.last_output)
+    );
+}
+
+#[tokio::test]
+async fn a_start_that_times_out_keeps_the_last_output() {
+    let home = PerTestBoxHome::new();
+    let options = options(home.path()).start_timeout(Duration::from_millis(500));
+    let runtime = VmmRuntime::open(options).await.unwrap();
+    let spec = script("echo waiting for the database; exec sleep 1000").ready(Ready::Notified);
+    let id = runtime.create(spec).await.unwrap().id;
+    let mut last = None;
+    // On a busy machine, the payload may not have printed before the timeout.
+    while last.is_none() {
+        runtime.start(&id).await.unwrap_err();
+        last = runtime.info(&id).await.unwrap().last_output;
+    }
+    assert_eq!(last.unwrap(), "waiting for the database");
 }

@@ -37,6 +37,7 @@ async fn a_box_becomes_healthy_and_then_unhealthy_when_its_shim_is_killed() {
     assert_eq!(ended.health, Some(HealthState::Unhealthy));
     for expected in [
         BoxChange::Created,
+        BoxChange::Starting,
         BoxChange::Started,
         BoxChange::Health,
         BoxChange::Failed,

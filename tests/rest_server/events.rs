@@ -19,7 +19,7 @@ async fn events_report_every_change_in_order_with_the_state_of_the_box() {
         .await
         .unwrap();
     client.remove("web", false).await.unwrap();
-    let events = tokio::time::timeout(DEADLINE, events.take(4).collect::<Vec<_>>());
+    let events = tokio::time::timeout(DEADLINE, events.take(5).collect::<Vec<_>>());
     let events: Vec<_> = events
         .await
         .unwrap()
@@ -27,13 +27,15 @@ async fn events_report_every_change_in_order_with_the_state_of_the_box() {
         .map(Result::unwrap)
         .collect();
     let changes: Vec<_> = events.iter().map(|event| event.change).collect();
-    use BoxChange::{Created, Removed, Started, Stopped};
-    assert_eq!(changes, [Created, Started, Stopped, Removed]);
+    use BoxChange::{Created, Removed, Started, Starting, Stopped};
+    assert_eq!(changes, [Created, Starting, Started, Stopped, Removed]);
     let statuses: Vec<_> = events.iter().map(|event| event.state.status).collect();
     use BoxStatus as Status;
     assert_eq!(
         statuses,
         [
+            Status::Configured,
+            // The public API has no status for a start in progress.
             Status::Configured,
             Status::Running,
             Status::Stopped,
@@ -41,9 +43,12 @@ async fn events_report_every_change_in_order_with_the_state_of_the_box() {
         ]
     );
     assert_eq!(
-        (&events[1].state, &events[3].state.image),
+        (&events[2].state, &events[4].state.image),
         (&bx, &"idle".to_owned())
     );
+    let starting: Vec<_> = events.iter().map(|event| event.state.starting).collect();
+    assert_eq!(starting, [false, true, false, false, false]);
+    assert_eq!(events[1].state.pid, bx.pid);
     service.shut_down().await;
 }
 

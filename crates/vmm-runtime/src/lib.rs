@@ -91,7 +91,7 @@ mod remove_tree;
 mod restart;
 mod runtime;
 mod serde_millis;
-mod shim;
+pub mod shim;
 mod shutdown_task;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -103,7 +103,7 @@ pub use error::RuntimeError;
 pub use event::{BoxChange, BoxEvent, Events};
 pub use health::{HealthCheckOptions, HealthState, Probe};
 pub use images::{Image, ImageError, ImageTable};
-pub use lifecycle::RuntimeShutdown;
+pub use lifecycle::{Removal, RuntimeShutdown};
 pub use metrics::{RuntimeMetrics, RuntimeMetricsStorage};
 pub use options::RuntimeOptions;
 pub use process::{BoxUsage, ProcessExit, ProcessMonitor};

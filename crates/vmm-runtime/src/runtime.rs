@@ -14,7 +14,7 @@ use crate::process::{count_zombies, measure_usage};
 use crate::restart;
 use crate::shutdown_task::ShutdownTask;
 use crate::{
-    BoxCounts, BoxInfo, BoxSpec, BoxUsage, ConsoleReader, Events, RuntimeError, RuntimeMetrics,
+    BoxCounts, BoxInfo, BoxSpec, BoxUsage, ConsoleReader, Events, Removal, RuntimeError, RuntimeMetrics,
     RuntimeOptions,
 };
 
@@ -45,13 +45,13 @@ use crate::{
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// use std::time::Duration;
-/// use vmm_runtime::{BoxSpec, RuntimeOptions, VmmRuntime};
+/// use vmm_runtime::{BoxSpec, Removal, RuntimeOptions, VmmRuntime};
 ///
 /// let runtime = VmmRuntime::open(RuntimeOptions::new("/var/lib/boxes")).await?;
 /// runtime.create(BoxSpec::new(["sleep", "60"]).name("nap")).await?;
 /// let running = runtime.start("nap").await?;
 /// println!("box {} runs in shim {:?}", running.id, running.pid);
-/// runtime.remove("nap", true).await?;
+/// runtime.remove("nap", Removal::Force).await?;
 /// runtime.shutdown(Duration::from_secs(10)).await;
 /// # Ok(())
 /// # }
@@ -232,7 +232,7 @@ impl VmmRuntime {
             .await
     }
 
-    /// Removes a box. With `force`, first kills a running box without a grace period. Returns when
+    /// Removes a box. With [`Removal::Force`] or `true`, first kills a running box. Returns when
     /// the shim is gone from `/proc` and the files are gone from the disk, with two exceptions. The
     /// zombie of a re-attached shim, which only its parent can reap, is awaited for 2 s,
     /// and not at all once that parent was slow. A directory that takes longer than 10 s to remove
@@ -240,18 +240,22 @@ impl VmmRuntime {
     ///
     /// # Errors
     ///
-    /// [`RuntimeError::Running`] without `force`; [`RuntimeError::Stuck`] if the shim survives
+    /// [`RuntimeError::Running`] without force; [`RuntimeError::Stuck`] if the shim survives
     /// SIGKILL; [`RuntimeError::CleanupFailed`] if orphans are left; [`RuntimeError::File`] if the
     /// directory cannot be removed; [`RuntimeError::NotFound`], [`RuntimeError::Closed`].
     ///
     /// # Cancel safety
     ///
     /// See [`VmmRuntime`].
-    pub async fn remove(&self, id_or_name: &str, force: bool) -> Result<(), RuntimeError> {
+    pub async fn remove(
+        &self,
+        id_or_name: &str,
+        removal: impl Into<Removal>,
+    ) -> Result<(), RuntimeError> {
         let core = self.core();
         let bx = core.boxes.find(id_or_name)?;
-        core.run_detached(lifecycle::remove(Arc::clone(core), bx, force))
-            .await
+        let removed = lifecycle::remove(Arc::clone(core), bx, removal.into());
+        core.run_detached(removed).await
     }
 
     /// Returns the current state of a box. An exit appears here only after it has been saved, as

@@ -1,5 +1,5 @@
 use std::env;
-use std::fs::{File, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, BufReader, Write};
 use std::os::fd::IntoRawFd;
 use std::panic::{self, AssertUnwindSafe};
@@ -91,6 +91,9 @@ fn set_up_process(reporter: &ExitReporter) -> Result<(BufReader<File>, PidRecord
     let _ = setsid();
     let stdout = standard_streams::take_stdout().map_err(system_error("take its stdout"))?;
     reporter.set_runtime(File::from(stdout));
+    if has_other_threads() {
+        return Err(Ending::failed(FailureKind::Engine, OTHER_THREADS));
+    }
     let stdin = standard_streams::take_stdin().map_err(system_error("take its stdin"))?;
     let this = PidRecord::of_this_process().map_err(system_error("read its process identity"))?;
     prctl::set_child_subreaper(true)
@@ -120,6 +123,17 @@ pub(crate) fn system_error(action: &'static str) -> impl FnOnce(io::Error) -> En
         let message = format!("the shim cannot {action}: {error}");
         Ending::failed(FailureKind::Storage, message)
     }
+}
+
+/// The kernel could deliver a signal for the shim to any thread, and so end it.
+const OTHER_THREADS: &str = "this program has started threads before it called run_if_shim(), \
+    for example because its main has the attribute #[tokio::main]; call it first in a main without \
+    that attribute, and start tokio after it: fn main() { vmm_shim::run_if_shim(); \
+    tokio::runtime::Runtime::new().unwrap().block_on(run()) }";
+
+/// Returns false also if this cannot be determined.
+fn has_other_threads() -> bool {
+    fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() > 1)
 }
 
 /// Locks the box directory. Two shims in one box would overwrite each other's files.

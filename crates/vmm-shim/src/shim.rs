@@ -53,7 +53,23 @@ impl Shim {
     /// Otherwise returns immediately, and records that this program can be its own shim, which
     /// `vmm-runtime` requires by default.
     ///
-    /// Call it first in `main`, before the program starts a thread or opens a file.
+    /// Call it first in `main`, before the program starts a thread or opens a file. A `main` with
+    /// `#[tokio::main]` is too late, because it starts the threads of tokio first: signals for the
+    /// shim would reach them. Such a shim does not start its payload, and reports that as the cause
+    /// of the failed start. Write instead
+    ///
+    /// ```no_run
+    /// # mod tokio { pub mod runtime { pub struct Runtime; impl Runtime {
+    /// #     pub fn new() -> Result<Self, std::io::Error> { Ok(Self) }
+    /// #     pub fn block_on(&self, _: impl Future<Output = ()>) {}
+    /// # } } }
+    /// # async fn run() {}
+    /// fn main() -> Result<(), std::io::Error> {
+    ///     vmm_shim::run_if_shim();
+    ///     tokio::runtime::Runtime::new()?.block_on(run());
+    ///     Ok(())
+    /// }
+    /// ```
     ///
     /// A shim whose stdin is a device, such as a terminal, was not started by a runtime. It exits
     /// with code 64.

@@ -215,8 +215,9 @@ async fn events_are_printed_live_until_the_daemon_ends() {
     run_shimd(&home, &["run", "--rm", "--name", "seen", "idle", "true"]).out();
     let changes = iter::from_fn(|| heard.recv_timeout(TEST_TIMEOUT).ok());
     let of_box = changes.filter(|(name, _)| name == "seen");
-    let of_box: Vec<_> = of_box.map(|(_, change)| change).take(4).collect();
-    assert_eq!(of_box, ["created", "started", "stopped", "removed"]);
+    let of_box: Vec<_> = of_box.map(|(_, change)| change).take(5).collect();
+    let expected = ["created", "starting", "started", "stopped", "removed"];
+    assert_eq!(of_box, expected);
     daemon.shut_down().await;
     assert!(wait_for_exit(&mut follower).await.success());
     reader.join().unwrap();

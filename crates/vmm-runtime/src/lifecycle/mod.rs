@@ -10,6 +10,7 @@ mod supervise;
 
 pub(crate) use create::create;
 pub(crate) use recover::recover;
+pub use remove::Removal;
 pub(crate) use remove::remove;
 pub use shut_down::RuntimeShutdown;
 pub(crate) use shut_down::shut_down;

@@ -13,15 +13,32 @@ use crate::{RuntimeError, ShimHandler};
 /// How long to wait for the removal of a directory: a payload can fill it without limit.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Whether a removal ends a running box.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Removal {
+    /// Fail if the box is starting or running.
+    #[default]
+    Ended,
+    /// Kill the box first, without a grace period.
+    Force,
+}
+
+impl From<bool> for Removal {
+    /// Returns [`Removal::Force`] for `true`.
+    fn from(force: bool) -> Self {
+        if force { Self::Force } else { Self::Ended }
+    }
+}
+
 /// Removes a box. Returns when no process and no file of the box is left, except for a zombie that
 /// another process must reap, and files that take long to remove.
 pub(crate) async fn remove(
     core: Arc<Core>,
     bx: Arc<MicroBox>,
-    force: bool,
+    removal: Removal,
 ) -> Result<(), RuntimeError> {
     let _removal = bx.removal_lock.lock().await;
-    let shim = bx.begin_removal(force)?;
+    let shim = bx.begin_removal(removal == Removal::Force)?;
     let rollback = CancelRemovalOnDrop(&bx);
     remove_contents(&core, &bx, shim).await?;
     std::mem::forget(rollback);

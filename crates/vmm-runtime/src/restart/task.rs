@@ -8,7 +8,7 @@ use vmm_protocol::with_causes;
 
 use crate::boxes::{FollowUp, MicroBox, StartRequest};
 use crate::core::Core;
-use crate::{RuntimeError, lifecycle};
+use crate::{Removal, RuntimeError, lifecycle};
 
 /// The number of restarts and removals that run at once, so that boxes in a crash loop leave disk
 /// and processors to the operations of users.
@@ -41,7 +41,7 @@ async fn run(core: Arc<Core>, bx: Arc<MicroBox>) {
         async move {
             let result = match bx.follow_up() {
                 Some(FollowUp::Restart) => restart(core, &bx).await,
-                Some(FollowUp::Remove) => lifecycle::remove(core, Arc::clone(&bx), false).await,
+                Some(FollowUp::Remove) => lifecycle::remove(core, Arc::clone(&bx), Removal::Ended).await,
                 None => Ok(()),
             };
             if let Err(error) = result {

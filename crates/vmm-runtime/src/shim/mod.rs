@@ -1,4 +1,7 @@
 //! The runtime's side of a shim: how it is spawned, signalled and observed.
+//!
+//! Use it to run shims without boxes, with a reaper and directories of your own; [`ShimController`]
+//! is the entry point. To run boxes, use [`VmmRuntime`](crate::VmmRuntime).
 
 mod controller;
 mod ending;
