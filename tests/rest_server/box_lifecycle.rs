@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use vmm_rest::wire::{BoxStatus, CreateBoxRequest, ErrorCode, StopBoxRequest};
 use vmm_rest::{ClientError, Limits};
-use vmm_runtime::ControlGroup;
+use vmm_runtime::{ControlGroup, Ready};
 
 use crate::common::{DEADLINE, boxes, eventually, is_gone, kill, pause, state_of};
 use crate::fixture::{TestServer, ignores_stop, read_to_end, stop_request};
@@ -50,6 +50,57 @@ async fn a_box_is_created_started_stopped_and_removed() {
     assert!(is_gone(shim));
     client.remove("nap", false).await.unwrap();
     assert!(!client.exists("nap").await.unwrap());
+    service.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_start_in_progress_is_configured_with_a_pid_and_a_mark() {
+    let service = TestServer::start().await;
+    let client = &service.client;
+    let spec = boxes::sleeping().name("slow").ready(Ready::Notified);
+    service.runtime.create(spec).await.unwrap();
+    let observe = async {
+        let found = service.wait_for("slow", |found| found.pid.is_some()).await;
+        assert_eq!(found.status, BoxStatus::Configured);
+        assert!(found.starting && found.is_alive());
+        assert_eq!(found.stage(), "starting");
+        let url = "http://localhost/metrics";
+        let metrics = service.http.request(Method::GET, url).send().await.unwrap();
+        let metrics = metrics.text().await.unwrap();
+        assert!(
+            metrics.contains("vmm_boxes{status=\"starting\"} 1"),
+            "{metrics}"
+        );
+        client
+            .stop("slow", &StopBoxRequest::default())
+            .await
+            .unwrap()
+    };
+    let (start, stopped) = tokio::join!(client.start("slow"), observe);
+    start.unwrap_err();
+    assert!(!stopped.starting && stopped.pid.is_none());
+    service.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_failed_start_returns_the_last_output_of_its_payload() {
+    let service = TestServer::start().await;
+    let client = &service.client;
+    let spec = boxes::script("echo no such key; exit 3").name("web");
+    let spec = spec.ready(Ready::Notified);
+    service.runtime.create(spec).await.unwrap();
+    let error = client.start("web").await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::ExecutionFailed));
+    let message = error.to_string();
+    for part in ["exited with code 3", "\"no such key\""] {
+        assert!(message.contains(part), "{message}");
+    }
+    let failed = client.inspect("web").await.unwrap();
+    assert_eq!(
+        (failed.status, failed.exit_code),
+        (BoxStatus::Failed, Some(3))
+    );
+    assert_eq!(failed.last_output.as_deref(), Some("no such key"));
     service.shut_down().await;
 }
 

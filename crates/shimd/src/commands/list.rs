@@ -108,3 +108,22 @@ fn status_cell(bx: &BoxResponse) -> Cell {
     }
     Cell::with_status(text, bx.status)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_in_progress_is_shown_and_selected_as_starting() {
+        let bx = serde_json::json!({
+            "box_id": "b1", "status": "configured", "starting": true, "pid": 7, "image": "idle",
+            "cpus": 1, "memory_mib": 512,
+            "created_at": "2026-01-02T03:04:05Z", "updated_at": "2026-01-02T03:04:05Z",
+        });
+        let bx: BoxResponse = serde_json::from_value(bx).unwrap();
+        assert!(table(&[bx.clone()]).to_string().contains("starting   7"));
+        assert_eq!("starting".parse::<Stage>().unwrap().0, bx.stage());
+        assert_ne!("configured".parse::<Stage>().unwrap().0, bx.stage());
+        "asleep".parse::<Stage>().unwrap_err();
+    }
+}
