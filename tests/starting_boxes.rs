@@ -44,7 +44,7 @@ async fn a_start_in_progress_shows_its_pid_in_info_events_and_counts() {
         info.pid
     };
     let (started, pid) = tokio::join!(runtime.start(&id), observe);
-    assert_eq!(started.unwrap().status == BoxStatus::Starting, false);
+    assert_ne!(started.unwrap().status, BoxStatus::Starting);
     let started = next_event(&mut events).await;
     assert_eq!(
         (started.change, started.info.pid),

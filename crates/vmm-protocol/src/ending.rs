@@ -3,7 +3,7 @@ use std::io;
 use std::path::Path;
 
 use nix::libc::SIGKILL;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::FileError;
 use crate::bounds::{self, truncate_text};
@@ -48,6 +48,7 @@ pub enum Ending {
     /// The payload ended before it was ready: the start failed.
     EndedEarly {
         /// How the payload ended.
+        #[serde(deserialize_with = "deserialize_exit")]
         exit: Box<Self>,
     },
     /// The payload could not be started, or the shim could no longer wait for it.
@@ -58,6 +59,14 @@ pub enum Ending {
         #[serde(deserialize_with = "bounds::deserialize_text")]
         message: String,
     },
+}
+
+/// Deserializes how a payload ended. It ends once.
+fn deserialize_exit<'de, D: Deserializer<'de>>(from: D) -> Result<Box<Ending>, D::Error> {
+    match Ending::deserialize(from)? {
+        Ending::EndedEarly { .. } => Err(de::Error::custom("an early end within another one")),
+        exit => Ok(Box::new(exit)),
+    }
 }
 
 /// Why a shim could not run a payload.
@@ -296,12 +305,13 @@ mod tests {
     }
 
     #[test]
-    fn impossible_codes_and_signals_are_rejected() {
+    fn impossible_endings_are_rejected() {
         for forged in [
             r#"{"how":"exited","code":256}"#,
             r#"{"how":"exited","code":-1}"#,
             r#"{"how":"signaled","signal":0}"#,
             r#"{"how":"signaled","signal":2147483647}"#,
+            r#"{"how":"ended_early","exit":{"how":"ended_early","exit":{"how":"out_of_memory"}}}"#,
         ] {
             serde_json::from_str::<Ending>(forged).unwrap_err();
         }

@@ -36,8 +36,9 @@
 //! and for a shim that ended while no runtime was attached, no exit status is available: the
 //! runtime then uses the record and cleans up in every case.
 //!
-//! The runtime saves how a box ended before it reports it. Only if the disk refuses does it report
-//! first and save later. The next runtime that opens the home resumes an unfinished cleanup.
+//! The runtime saves how a box ended, and kills and awaits what the run has left, before it reports
+//! the end. Only if the disk refuses, or a process survives SIGKILL, does it report first, and
+//! retries in the background. The next runtime that opens the home resumes an unfinished cleanup.
 //!
 //! # Process-wide state
 //!
