@@ -121,7 +121,11 @@ mod tests {
             "created_at": "2026-01-02T03:04:05Z", "updated_at": "2026-01-02T03:04:05Z",
         });
         let bx: BoxResponse = serde_json::from_value(bx).unwrap();
-        assert!(table(&[bx.clone()]).to_string().contains("starting   7"));
+        assert!(
+            table(std::slice::from_ref(&bx))
+                .to_string()
+                .contains("starting   7")
+        );
         assert_eq!("starting".parse::<Stage>().unwrap().0, bx.stage());
         assert_ne!("configured".parse::<Stage>().unwrap().0, bx.stage());
         "asleep".parse::<Stage>().unwrap_err();
