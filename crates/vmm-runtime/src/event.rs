@@ -18,8 +18,8 @@ use crate::{BoxInfo, RuntimeMetricsStorage};
 pub enum BoxChange {
     /// The box was created.
     Created,
-    /// The shim was spawned; its payload is not ready yet. `Started`, `Failed` or `Cancelled`
-    /// follows.
+    /// The box has a shim, whose payload is not ready yet. `Started`, `Failed` or `Cancelled`
+    /// follows, or the same change with another shim if a warm one did not take the box.
     Starting,
     /// The payload is ready.
     Started,

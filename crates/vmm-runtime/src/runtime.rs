@@ -14,8 +14,8 @@ use crate::process::{count_zombies, measure_usage};
 use crate::restart;
 use crate::shutdown_task::ShutdownTask;
 use crate::{
-    BoxCounts, BoxInfo, BoxSpec, BoxUsage, ConsoleReader, Events, Removal, RuntimeError, RuntimeMetrics,
-    RuntimeOptions,
+    BoxCounts, BoxInfo, BoxSpec, BoxUsage, ConsoleReader, Events, Removal, RuntimeError,
+    RuntimeMetrics, RuntimeOptions,
 };
 
 /// A VMM runtime: creates, starts, stops and removes boxes, each inside its own shim.

@@ -1,13 +1,15 @@
 use std::str::FromStr;
 
-use vmm_rest::wire::{BoxResponse, BoxStatus, UnknownStatus};
+use vmm_rest::wire::{BoxResponse, UnknownStatus};
+
+use super::stage::Stage;
 
 /// A condition for boxes, in the form KEY=VALUE.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Filter {
     Name(String),
     Image(String),
-    Status(BoxStatus),
+    Status(Stage),
     /// The key of a label, and its value if that matters.
     Label(String, Option<String>),
 }
@@ -25,7 +27,7 @@ impl Filter {
         match self {
             Self::Name(part) => bx.name.as_ref().is_some_and(|name| name.contains(part)),
             Self::Image(name) => bx.image == *name,
-            Self::Status(status) => bx.status == *status,
+            Self::Status(stage) => stage.is_of(bx),
             Self::Label(key, value) => bx
                 .labels
                 .get(key)

@@ -13,6 +13,7 @@ mod metrics;
 mod remove;
 mod run;
 mod seconds;
+mod stage;
 mod start;
 mod stop;
 mod top;
