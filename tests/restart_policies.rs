@@ -49,7 +49,7 @@ async fn a_box_that_fails_is_restarted_and_its_events_show_it() {
     assert_eq!(second.restart_policy, ON_FAILURE);
     assert_eq!(runtime.metrics().await.boxes_restarted_total, 1);
     let mut changes = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..6 {
         let event = next_event(&mut events).await;
         changes.push((event.change, event.info.restarting));
     }
@@ -57,8 +57,10 @@ async fn a_box_that_fails_is_restarted_and_its_events_show_it() {
         changes,
         [
             (BoxChange::Created, false),
+            (BoxChange::Starting, false),
             (BoxChange::Started, false),
             (BoxChange::Failed, true),
+            (BoxChange::Starting, true),
             (BoxChange::Started, false),
         ]
     );

@@ -26,7 +26,7 @@ pub enum BoxChange {
     /// A stop cancelled the start. The box is as it was before.
     Cancelled,
     /// The box ended on request, or by itself with exit code 0. Nothing of the run is running any
-    /// more, unless the [cleanup failed](crate::RuntimeError::CleanupFailed).
+    /// more, unless a process survives SIGKILL for 10 s.
     Stopped,
     /// The box could not be started, or ended in any other way. As with `Stopped`, nothing of the
     /// run is running any more.

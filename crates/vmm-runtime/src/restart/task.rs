@@ -41,7 +41,9 @@ async fn run(core: Arc<Core>, bx: Arc<MicroBox>) {
         async move {
             let result = match bx.follow_up() {
                 Some(FollowUp::Restart) => restart(core, &bx).await,
-                Some(FollowUp::Remove) => lifecycle::remove(core, Arc::clone(&bx), Removal::Ended).await,
+                Some(FollowUp::Remove) => {
+                    lifecycle::remove(core, Arc::clone(&bx), Removal::Ended).await
+                }
                 None => Ok(()),
             };
             if let Err(error) = result {
