@@ -1,6 +1,8 @@
 use std::future::{Future, poll_fn};
+use std::mem;
 use std::os::fd::BorrowedFd;
 use std::pin::Pin;
+use std::process;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -94,6 +96,8 @@ struct Readiness<'a> {
     epoll: Option<AsyncFd<BorrowedFd<'a>>>,
     /// Whether the epoll includes the timer of the interval sweep.
     has_timer: bool,
+    /// The process that registered the epoll.
+    owner_pid: u32,
 }
 
 impl<'a> Readiness<'a> {
@@ -105,9 +109,20 @@ impl<'a> Readiness<'a> {
             kernel,
             epoll: None,
             has_timer: false,
+            owner_pid: process::id(),
         };
         readiness.retry_setup(sweep_interval);
         readiness
+    }
+}
+
+impl Drop for Readiness<'_> {
+    /// A forked child shares the epoll of tokio, from which dropping the copy would remove that of the
+    /// reaper.
+    fn drop(&mut self) {
+        if process::id() != self.owner_pid {
+            mem::forget(self.epoll.take());
+        }
     }
 }
 
