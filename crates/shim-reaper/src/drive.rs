@@ -20,6 +20,11 @@ use crate::stop;
 /// The number of times that the backoff after consecutive panics doubles.
 const MAX_BACKOFF_DOUBLINGS: u32 = 5;
 
+/// The number of intervals after which the worker sweeps although tokio has not reported the timer of
+/// the epoll. With a small number, the timer of tokio for this, which every sweep extends, would wake
+/// the tokio runtime as often as the timer of the epoll does.
+const FALLBACK_INTERVALS: u32 = 8;
+
 /// What [`restart_on_panic`] drives: the worker of a reaper, or that of the simulation.
 pub(crate) trait Drive {
     type Kernel: ProcessTable;
@@ -124,7 +129,7 @@ async fn work(worker: &impl Drive, host: &impl Host, failures: &mut u32) {
             *failures = 0;
             let now = Instant::now();
             next_sweep = (next_sweep + shared.sweep_interval).max(now);
-            fallback = now + 2 * shared.sweep_interval;
+            fallback = now + FALLBACK_INTERVALS * shared.sweep_interval;
             events.retry_setup(shared.sweep_interval);
         }
         if worker.can_stop() {
@@ -161,8 +166,7 @@ async fn work(worker: &impl Drive, host: &impl Host, failures: &mut u32) {
         // Tokio should have reported the timer of the epoll before.
         if sweep_at <= Instant::now() || (sweep_due && !is_event) {
             sweep_due = true;
-            // A forked child that drops its copy of the tokio runtime removes the epoll of the
-            // reaper from the epoll of tokio, which both processes share.
+            // A forked child shares the epoll of tokio, and may take its events.
             events.register_again(shared.sweep_interval);
         }
     }

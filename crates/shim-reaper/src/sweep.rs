@@ -93,13 +93,30 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
             return Progress::More;
         }
         self.registry.end_sweep();
-        // In case an event was lost.
-        for id in self.registry.next_spot_checks(SPOT_CHECKS_PER_SWEEP) {
-            self.examine(id, Trigger::Sweep);
-        }
+        self.spot_check();
         reap_orphans(self.shared, self.registry);
         self.shared.counters.add_sweep();
         Progress::Done
+    }
+
+    /// Checks the next few watched shims, in case an event was lost.
+    fn spot_check(&mut self) {
+        let ids = self.registry.next_spot_checks(SPOT_CHECKS_PER_SWEEP);
+        if self.has_exited_shim(&ids) {
+            for id in ids {
+                self.examine(id, Trigger::Sweep);
+            }
+        }
+    }
+
+    /// Returns whether one of these shims has exited, with one system call. Leaves out those without a
+    /// pidfd, which every interval sweep checks.
+    fn has_exited_shim(&self, ids: &[u64]) -> bool {
+        let shims: Vec<_> = ids.iter().filter_map(|id| self.registry.get(*id)).collect();
+        let states: Vec<_> = shims.iter().map(|(shim, _)| shim.state()).collect();
+        let pidfds = states.iter().filter_map(|state| state.pidfd.as_ref());
+        let pidfds: Vec<_> = pidfds.collect();
+        !pidfds.is_empty() && self.shared.kernel.any_has_exited(&pidfds)
     }
 
     /// Does the final drain: processes every exit, even in a grace period, and closes the other

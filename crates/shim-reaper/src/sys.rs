@@ -117,6 +117,13 @@ pub(crate) fn pidfd_has_exited(pidfd: BorrowedFd<'_>) -> bool {
     poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
+/// Returns whether [`pidfd_has_exited`] may be true for one of the pidfds, with one system call.
+pub(crate) fn any_pidfd_has_exited<'a>(pidfds: impl Iterator<Item = BorrowedFd<'a>>) -> bool {
+    let polled = pidfds.map(|pidfd| PollFd::new(pidfd, PollFlags::POLLIN));
+    let mut polled: Vec<_> = polled.collect();
+    poll(&mut polled, PollTimeout::ZERO) != Ok(0)
+}
+
 /// Waits until the process is a zombie or reaped, or `deadline` has passed. Returns whether it is.
 pub(crate) fn pidfd_await_exit(pidfd: BorrowedFd<'_>, deadline: Option<Instant>) -> bool {
     await_event(pidfd, PollFlags::POLLIN, deadline)

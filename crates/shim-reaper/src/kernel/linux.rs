@@ -286,6 +286,10 @@ impl ProcessTable for Linux {
         sys::pidfd_has_exited(pidfd.as_fd())
     }
 
+    fn any_has_exited(&self, pidfds: &[&OwnedFd]) -> bool {
+        sys::any_pidfd_has_exited(pidfds.iter().map(AsFd::as_fd))
+    }
+
     fn await_exit(&self, pidfd: &OwnedFd, deadline: Instant) -> bool {
         sys::pidfd_await_exit(pidfd.as_fd(), Some(deadline))
     }

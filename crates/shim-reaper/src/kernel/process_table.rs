@@ -78,6 +78,11 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
     /// tracer has waited for it.
     fn has_exited(&self, pidfd: &Self::Pidfd) -> bool;
 
+    /// Returns whether [`has_exited`](Self::has_exited) may be true for one of the processes.
+    fn any_has_exited(&self, pidfds: &[&Self::Pidfd]) -> bool {
+        pidfds.iter().any(|pidfd| self.has_exited(pidfd))
+    }
+
     /// Waits until the process is a zombie or reaped, or `deadline` has passed. Returns whether it is.
     fn await_exit(&self, pidfd: &Self::Pidfd, deadline: Instant) -> bool;
 

@@ -108,7 +108,7 @@ impl Simulation {
             Action::ReportNoEvent => kernel.report_no_event(),
             Action::UnregisterEpoll => {
                 kernel.unregister_epoll();
-                self.expect_delay(3 * INTERVAL);
+                self.expect_delay(9 * INTERVAL);
             }
             Action::FailNext(failure) => {
                 kernel.fail_next(failure);

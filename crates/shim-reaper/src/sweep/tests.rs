@@ -438,6 +438,22 @@ impl Interrupts for PanicAtWait {
 }
 
 #[test]
+fn spot_check_waits_for_no_shim_while_none_has_exited() {
+    let core = core(LATEST);
+    let panics = Arc::new(PanicAtWait::default());
+    let interrupts: Weak<PanicAtWait> = Arc::downgrade(&panics);
+    core.shared.kernel.set_interrupts(interrupts);
+    for pid in [7, 8] {
+        core.shared.kernel.fork(pid);
+        register(&core, pid, Role::Owned);
+    }
+    sweep(&core);
+    panics.0.store(true, Relaxed);
+    sweep(&core);
+    assert!(panics.0.load(Relaxed), "a wait would have panicked");
+}
+
+#[test]
 fn check_at_the_end_of_a_grace_period_is_repeated_an_interval_after_a_panic() {
     let core = core(LATEST);
     let kernel = &core.shared.kernel;
