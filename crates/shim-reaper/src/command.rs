@@ -45,18 +45,6 @@ pub(crate) mod sealed {
 }
 
 impl CommandRef<'_> {
-    /// Moves the child to a process group, or with 0 to a new one that it leads.
-    pub(crate) fn process_group(&mut self, pgroup: i32) {
-        match self {
-            Self::Native(command) => {
-                command.process_group(pgroup);
-            }
-            Self::Std(command) => {
-                std::os::unix::process::CommandExt::process_group(*command, pgroup);
-            }
-        }
-    }
-
     /// Returns the directory of the control group in which the child is created: that of version 2
     /// if there are several.
     pub(crate) fn control_group(&self) -> Option<BorrowedFd<'_>> {

@@ -107,9 +107,12 @@ impl ShimReaper {
     /// descriptors of the child, that fails, and a foreign wait can hide the exit status of a child that
     /// exits at once.
     ///
+    /// The child joins the process group of [`SpawnOptions`] after the `pre_exec` closures of the command
+    /// have run; with 0 it creates its group before, as in std.
+    ///
     /// A command that is passed as `&mut` keeps what the reaper has added to it: the process group of
-    /// [`SpawnOptions`], and with an early pidfd a closure, which makes std fork whenever it spawns
-    /// the command again.
+    /// [`SpawnOptions`], except one that the child joins as above, and with an early pidfd a closure,
+    /// which makes std fork whenever it spawns the command again.
     ///
     /// # Errors
     ///
@@ -118,8 +121,8 @@ impl ShimReaper {
     /// [`Command`](crate::Command) contains a [`SpawnError`](pidfd_spawn::SpawnError), which names the
     /// step that failed.
     ///
-    /// std itself panics if it cannot set the user, the groups or the process group of the child, or a
-    /// `pre_exec` closure fails, *and* another wait has reaped that child. This function catches the panic,
+    /// std itself panics if it cannot set the user, the groups or the process group that a command asks
+    /// for, or a `pre_exec` closure of the command fails, *and* another wait has reaped that child. This function catches the panic,
     /// after the panic hook has run, and returns an error of the kind [`Other`](io::ErrorKind::Other). A
     /// program that is built with `panic = "abort"` ends. A [`Command`](crate::Command) of this crate never
     /// panics.

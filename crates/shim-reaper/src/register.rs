@@ -54,14 +54,11 @@ impl<K: ProcessTable> Shared<K> {
     /// Spawns a child and registers it.
     pub(crate) fn spawn(
         &self,
-        mut command: CommandRef<'_>,
+        command: CommandRef<'_>,
         process_group: Option<i32>,
     ) -> io::Result<(Arc<Shim<K::Pidfd>>, Pipes)> {
         if self.is_refusing() {
             return Err(io::Error::other(ReaperClosed));
-        }
-        if let Some(pgroup) = process_group {
-            command.process_group(pgroup);
         }
         let control_group = command.control_group();
         let groups = Groups {
@@ -71,7 +68,8 @@ impl<K: ProcessTable> Shared<K> {
                 .transpose()?,
         };
         let early_pidfd = self.early_pidfd || self.foreign_wait_seen.load(Ordering::Relaxed);
-        let Spawned { pid, pidfd, pipes } = self.kernel.spawn(command, early_pidfd)?;
+        let Spawned { pid, pidfd, pipes } =
+            self.kernel.spawn(command, process_group, early_pidfd)?;
         let (role, check) = (Role::Owned, Check::OnEvent);
         match self.insert(pid, role, groups, pidfd, check) {
             Ok(shim) => Ok((shim, pipes)),

@@ -22,7 +22,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
-use shim_reaper::{CollectedBy, ShimExit, ShimReaper};
+use shim_reaper::{CollectedBy, ShimExit, ShimReaper, SpawnOptions};
 
 const SHIMS: i32 = 200;
 
@@ -272,6 +272,32 @@ fn failed_spawns_with_sigchld_ignored_return_the_error_of_std_without_a_panic() 
 }
 
 #[test]
+fn failure_to_join_a_group_with_sigchld_ignored_returns_the_error_of_std_without_a_panic() {
+    in_own_process(
+        "failure_to_join_a_group_with_sigchld_ignored_returns_the_error_of_std_without_a_panic",
+        || {
+            // A group that does not exist, and a number that no group has.
+            let expected = [i32::MAX, -1].map(|pgroup| {
+                let error = Command::new("true").process_group(pgroup).spawn();
+                (pgroup, error.unwrap_err())
+            });
+            ignore_sigchld();
+            exit_on_panic();
+            block_on(async {
+                let fixture = Fixture::new(ShimReaper::builder());
+                for (pgroup, expected) in expected {
+                    let options = SpawnOptions::new().process_group(pgroup);
+                    let spawned = fixture.reaper.spawn_with(Command::new("true"), options);
+                    let errno = spawned.unwrap_err().raw_os_error();
+                    assert_eq!(errno, expected.raw_os_error());
+                }
+                fixture.expect(0, 0, 0).await;
+            });
+        },
+    );
+}
+
+#[test]
 fn failed_spawns_beside_foreign_waits_return_the_error_of_std_without_a_panic() {
     in_own_process(
         "failed_spawns_beside_foreign_waits_return_the_error_of_std_without_a_panic",
@@ -285,11 +311,15 @@ fn failed_spawns_beside_foreign_waits_return_the_error_of_std_without_a_panic() 
     );
 }
 
-fn check_failed_spawns(commands: &[fn() -> Command], expected: &[io::Error]) {
+fn exit_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         eprintln!("{panic}");
         std::process::exit(70);
     }));
+}
+
+fn check_failed_spawns(commands: &[fn() -> Command], expected: &[io::Error]) {
+    exit_on_panic();
     block_on(async {
         let fixture = Fixture::new(ShimReaper::builder());
         for (command, expected) in commands.iter().zip(expected) {

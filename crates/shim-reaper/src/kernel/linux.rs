@@ -2,6 +2,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -81,14 +82,22 @@ impl Linux {
         })
     }
 
-    fn spawn_std(&self, command: &mut Command, early_pidfd: bool) -> io::Result<Spawned<OwnedFd>> {
+    fn spawn_std(
+        &self,
+        command: &mut Command,
+        process_group: Option<i32>,
+        early_pidfd: bool,
+    ) -> io::Result<Spawned<OwnedFd>> {
         let early_pidfd = self.pidfds.load(Ordering::Relaxed)
             && (early_pidfd || sys::kernel_reaps_children())
             // Without a `fork`, std reports a directory that the child cannot enter without a wait
             // for the child. The path with a dot needs the permission to search the directory.
             && command.get_current_dir().is_none_or(|dir| dir.join(".").is_dir());
         if let Some(sockets) = early_pidfd.then(report_sockets).flatten() {
-            return self.spawn_with_early_pidfd(command, sockets);
+            return self.spawn_with_early_pidfd(command, process_group, sockets);
+        }
+        if let Some(pgroup) = process_group {
+            command.process_group(pgroup);
         }
         let child = catch_panic(command)?;
         Ok(Spawned {
@@ -103,10 +112,16 @@ impl Linux {
     fn spawn_with_early_pidfd(
         &self,
         command: &mut Command,
+        mut process_group: Option<i32>,
         (receiver, sender): (UnixStream, UnixStream),
     ) -> io::Result<Spawned<OwnedFd>> {
+        // Creating a group cannot fail, so std does it: before the closures of the command, which may
+        // make the group the foreground group of a terminal.
+        if let Some(new_group) = process_group.take_if(|pgroup| *pgroup == 0) {
+            command.process_group(new_group);
+        }
         let sender = Arc::new(sender);
-        sys::report_before_exec(command, &sender);
+        sys::report_before_exec(command, process_group, &sender);
         let child = catch_panic(command)?;
         drop(sender);
         let report = sys::receive_report(&receiver);
@@ -236,10 +251,20 @@ impl ProcessTable for Linux {
         }
     }
 
-    fn spawn(&self, command: CommandRef<'_>, early_pidfd: bool) -> io::Result<Spawned<OwnedFd>> {
+    fn spawn(
+        &self,
+        command: CommandRef<'_>,
+        process_group: Option<i32>,
+        early_pidfd: bool,
+    ) -> io::Result<Spawned<OwnedFd>> {
         match command {
-            CommandRef::Native(command) => self.spawn_native(command),
-            CommandRef::Std(command) => self.spawn_std(command, early_pidfd),
+            CommandRef::Native(command) => {
+                if let Some(pgroup) = process_group {
+                    command.process_group(pgroup);
+                }
+                self.spawn_native(command)
+            }
+            CommandRef::Std(command) => self.spawn_std(command, process_group, early_pidfd),
         }
     }
 

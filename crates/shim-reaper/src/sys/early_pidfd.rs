@@ -12,11 +12,16 @@ use nix::errno::Errno;
 use nix::libc;
 
 /// Makes the child report through `socket`, just before it executes the program: it sends its pidfd,
-/// and if the program cannot be executed, the error. [`receive_report`] receives both.
+/// and if it cannot join the process group or execute the program, the error. [`receive_report`]
+/// receives both.
 ///
 /// The caller keeps `socket` until the command has been spawned. If it is spawned again, that child
-/// reports nothing.
-pub(crate) fn report_before_exec(command: &mut Command, socket: &Arc<UnixStream>) {
+/// reports nothing, and joins no group.
+pub(crate) fn report_before_exec(
+    command: &mut Command,
+    join_group: Option<i32>,
+    socket: &Arc<UnixStream>,
+) {
     let socket = Arc::downgrade(socket);
     // SAFETY: the closure only makes system calls, on memory of its own stack; it frees no memory,
     // because the caller has the socket too.
@@ -25,6 +30,11 @@ pub(crate) fn report_before_exec(command: &mut Command, socket: &Arc<UnixStream>
             if let Some(socket) = socket.upgrade() {
                 if send_own_pidfd(socket.as_raw_fd()) {
                     redirect_exec_error(socket.as_raw_fd());
+                }
+                if let Some(pgroup) = join_group {
+                    if libc::setpgid(0, pgroup) < 0 {
+                        return Err(io::Error::last_os_error());
+                    }
                 }
             }
             Ok(())
@@ -75,7 +85,7 @@ fn send_own_pidfd(socket: RawFd) -> bool {
     })
 }
 
-/// Makes std write the error of a failed `exec` to `socket`. Async-signal-safe.
+/// Makes std write the error of a later step of the child to `socket`. Async-signal-safe.
 ///
 /// std reports that error to its parent side through a socket pair. The parent side then waits for
 /// the child, and panics if SIGCHLD is ignored or a foreign wait came first. Here, `socket` replaces

@@ -153,7 +153,12 @@ impl ProcessTable for Simulated {
         Ok(pidfd)
     }
 
-    fn spawn(&self, command: CommandRef<'_>, early_pidfd: bool) -> io::Result<Spawned<Descriptor>> {
+    fn spawn(
+        &self,
+        command: CommandRef<'_>,
+        _: Option<i32>,
+        early_pidfd: bool,
+    ) -> io::Result<Spawned<Descriptor>> {
         self.interrupt("clone");
         let is_native = matches!(command, CommandRef::Native(_));
         let has_pidfds = self.features().pidfds;
