@@ -154,13 +154,13 @@ impl Worker {
 
     fn run_on_this_thread(self: Arc<Self>) {
         let alive = AliveGuard(Arc::clone(&self));
-        let mut logged = false;
+        let mut is_first = true;
         while !self.can_stop() && !self.shared().is_closing() {
             match Parker::new(Arc::clone(&self.core)) {
                 Ok(parker) => return run_on_thread(&alive, &parker),
-                Err(error) if !logged => {
+                Err(error) if is_first => {
                     tracing::error!(%error, "the thread of the reaper cannot wait for events; it retries");
-                    logged = true;
+                    is_first = false;
                 }
                 Err(_) => {}
             }

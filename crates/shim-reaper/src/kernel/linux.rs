@@ -377,3 +377,29 @@ impl ProcessTable for Linux {
 fn as_pid(pid: u32) -> Pid {
     Pid::from_raw(pid as i32)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls")]
+    fn one_exited_process_among_running_ones_is_noticed() {
+        let kernel = Linux::new(true);
+        let start = |program: &mut Command| {
+            let child = program.spawn().unwrap();
+            let pidfd = kernel.open(child.id()).unwrap();
+            (child, pidfd)
+        };
+        let (mut running, running_fd) = start(Command::new("sleep").arg("1000"));
+        let (mut exited, exited_fd) = start(&mut Command::new("true"));
+        sys::pidfd_await_exit(exited_fd.as_fd(), None);
+        let before = kernel.any_has_exited(&[&running_fd]);
+        let found = kernel.any_has_exited(&[&running_fd, &exited_fd]);
+        exited.wait().unwrap();
+        let found_reaped = kernel.any_has_exited(&[&exited_fd, &running_fd]);
+        running.kill().unwrap();
+        running.wait().unwrap();
+        assert!(!before && found && found_reaped);
+    }
+}

@@ -60,13 +60,17 @@ union Control {
 fn send_own_pidfd(socket: RawFd) -> bool {
     // SAFETY: takes and returns integers.
     let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
+    let pidfd = match RawFd::try_from(pidfd) {
+        Ok(pidfd @ 0..) => Some(pidfd),
+        _ => None,
+    };
     let mut control = Control { bytes: [0; 64] };
     with_message(&mut control, |message| {
         message.msg_controllen = 0;
         // SAFETY: all that the message points to is valid, and it has room for one header and one
         // descriptor behind it.
         unsafe {
-            if let Ok(pidfd @ 0..) = RawFd::try_from(pidfd) {
+            if let Some(pidfd) = pidfd {
                 message.msg_controllen = libc::CMSG_SPACE(size_of::<RawFd>() as u32) as _;
                 let header = libc::CMSG_FIRSTHDR(message);
                 (*header).cmsg_level = libc::SOL_SOCKET;
@@ -75,12 +79,13 @@ fn send_own_pidfd(socket: RawFd) -> bool {
                 libc::CMSG_DATA(header)
                     .cast::<RawFd>()
                     .write_unaligned(pidfd);
-                let sent = libc::sendmsg(socket, message, libc::MSG_NOSIGNAL);
+            }
+            let sent = libc::sendmsg(socket, message, libc::MSG_NOSIGNAL);
+            if let Some(pidfd) = pidfd {
                 // Leaves a descriptor for the file that `redirect_exec_error` opens.
                 libc::close(pidfd);
-                return sent == 1;
             }
-            libc::sendmsg(socket, message, libc::MSG_NOSIGNAL) == 1
+            sent == 1
         }
     })
 }
