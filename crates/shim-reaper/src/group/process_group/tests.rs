@@ -161,6 +161,28 @@ fn wait_ends_when_the_last_member_exits() {
     assert_eq!(running(&fixture.kernel), 0);
 }
 
+/// A process in an uninterruptible system call outlives SIGKILL for a while.
+#[test]
+fn kill_waits_for_a_member_in_place_of_killing_it_again() {
+    let signals = Arc::new(AtomicU32::new(0));
+    let (counted, polls) = (Arc::clone(&signals), AtomicU32::new(0));
+    let fixture = Fixture::new(Features::LATEST, move |kernel, call| match call {
+        "pidfd_send_signal to a group" if counted.fetch_add(1, Relaxed) < 10 => {}
+        "pidfd_send_signal to a group" => kernel.set(MEMBER, ProcessState::Zombie(0)),
+        "poll" if polls.fetch_add(1, Relaxed) == 3 => kernel.set(MEMBER, ProcessState::Zombie(0)),
+        _ => {}
+    });
+    let member = fixture.kernel.find(MEMBER).unwrap();
+    fixture.kernel.set_resistance(member, Resistance::Sigkill);
+    fixture.group().kill(fixture.deadline()).unwrap();
+    assert_eq!(running(&fixture.kernel), 0);
+    assert_eq!(
+        signals.load(Relaxed),
+        2,
+        "the second shows that none is left"
+    );
+}
+
 #[test]
 fn member_that_does_not_exit_is_named_at_the_deadline() {
     for pidfds in [true, false] {
