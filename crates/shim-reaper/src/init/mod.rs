@@ -9,7 +9,7 @@
 //! [`Init::run_if_pid_1`] forks such a process. The parent stays pid 1 and becomes the init. The child
 //! returns from the call and goes on as the program, which is not pid 1:
 //!
-//! ```no_run
+//! ```
 //! use std::process::ExitCode;
 //!
 //! fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
@@ -87,7 +87,7 @@ pub struct Init {
 impl Init {
     /// Creates an init that forwards signals to the program only, and ends with it.
     ///
-    /// ```no_run
+    /// ```
     /// # use shim_reaper::init::{Init, InitError};
     /// # fn main() -> Result<(), InitError> {
     /// Init::new().run_if_pid_1()?;
@@ -101,7 +101,7 @@ impl Init {
     /// Sets whether the init forwards signals to the process group of the program, as `tini -g` does. Off by
     /// default. Use it if the program is a shell script, which does not pass signals on.
     ///
-    /// ```no_run
+    /// ```
     /// # use shim_reaper::init::{Init, InitError};
     /// # fn main() -> Result<(), InitError> {
     /// Init::new().forward_to_group(true).run_if_pid_1()?;
@@ -120,7 +120,7 @@ impl Init {
     /// Without this, the init ends with the program. The kernel then kills all processes if the init
     /// is pid 1 of a namespace, and reparents them otherwise.
     ///
-    /// ```no_run
+    /// ```
     /// # use shim_reaper::init::{Init, InitError};
     /// use std::time::Duration;
     ///
@@ -139,7 +139,7 @@ impl Init {
     /// Returns in the program only: the init calls no code of the caller, and ends the process with the exit
     /// code of the program. Call this first in `main`: a process with threads cannot be forked.
     ///
-    /// ```no_run
+    /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// shim_reaper::init::Init::new().run_if_pid_1()?;
     /// tokio::runtime::Runtime::new()?.block_on(async {
@@ -187,10 +187,15 @@ impl Init {
     /// the init: see `PR_SET_PDEATHSIG(2const)`. Below systemd, `NotifyAccess=all` lets the program
     /// report its readiness.
     ///
-    /// ```no_run
+    /// ```
     /// # use shim_reaper::init::{Init, InitError};
+    /// use std::os::unix::process::parent_id;
+    ///
     /// # fn main() -> Result<(), InitError> {
+    /// let before = std::process::id();
     /// Init::new().run()?;
+    /// // The process has become the init, and this is its child.
+    /// assert_eq!(parent_id(), before);
     /// # Ok(())
     /// # }
     /// ```
