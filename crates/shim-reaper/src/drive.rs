@@ -175,6 +175,18 @@ async fn work(worker: &impl Drive, host: &impl Host, failures: &mut u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ShimReaper;
+
+    /// Only the timer of tokio makes it sweep.
+    #[tokio::test(start_paused = true)]
+    #[cfg_attr(miri, ignore = "makes system calls")]
+    async fn reaper_without_pidfds_sweeps_once_an_interval() {
+        let interval = Duration::from_millis(250);
+        let builder = ShimReaper::builder().sweep_interval(interval);
+        let reaper = builder.pidfd(false).start();
+        tokio::time::sleep(10 * interval + interval / 2).await;
+        assert_eq!(reaper.stats().sweeps_completed, 11);
+    }
 
     #[test]
     fn message_of_a_panic_is_its_text() {
