@@ -1,17 +1,17 @@
 //! Event orders that a real kernel does not produce on demand.
 
-use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Weak};
+mod interrupts;
+mod tracers;
+
+use std::sync::Arc;
 
 use futures::executor::block_on;
-use futures::{FutureExt, StreamExt};
 
 use crate::CollectedBy;
 use crate::core::Core;
 use crate::directory::Check;
 use crate::kernel::ProcessTable;
-use crate::kernel::simulated::{Failure, Features, Interrupts, ProcessState, Simulated};
+use crate::kernel::simulated::{Failure, Features, ProcessState, Simulated};
 use crate::outbox::Outbox;
 use crate::shim::{Role, Shim};
 use crate::simulation::fixture::{INTERVAL, LATEST, core, counts, exit_of, register, sweep};
@@ -199,88 +199,6 @@ fn repeated_check_of_a_finished_shim_does_not_bring_it_back() {
 }
 
 #[test]
-fn zombie_held_by_a_tracer_is_checked_by_sweeps_only() {
-    for role in [Role::Owned, Role::Shared] {
-        let core = core(LATEST);
-        core.shared.kernel.fork(7);
-        let shim = register(&core, 7, role);
-        core.shared.kernel.set(7, ProcessState::Traced(3));
-        sweep(&core);
-        assert_eq!(
-            core.shared.kernel.pending_events(),
-            0,
-            "its watch reports no event"
-        );
-        assert_eq!(counts(&core), (0, 0, 1));
-        core.shared.kernel.set(7, ProcessState::Zombie(3));
-        sweep(&core);
-        core.shared.kernel.pass_time(INTERVAL);
-        sweep(&core);
-        assert_eq!(exit_of(&shim).unwrap().0, Some(3));
-        assert_eq!(counts(&core), (1, 0, 0));
-    }
-}
-
-#[test]
-fn handles_of_a_zombie_held_by_a_tracer_resolve_before_it_is_reaped() {
-    for events in [true, false] {
-        for (role, collected_by) in [
-            (Role::Owned, CollectedBy::Unknown),
-            (Role::Shared, CollectedBy::Owner),
-        ] {
-            let core = core(Features { events, ..LATEST });
-            core.shared.kernel.fork(7);
-            let shim = register(&core, 7, role);
-            let mut exits = core.shared.subscribers.subscribe();
-            sweep(&core);
-            core.shared.kernel.set(7, ProcessState::Traced(3));
-            sweep(&core);
-            assert_eq!(exit_of(&shim), Some((Some(3), collected_by)));
-            assert_eq!(counts(&core), (0, 0, 1));
-            core.shared.kernel.set(7, ProcessState::Zombie(3));
-            sweep(&core);
-            core.shared.kernel.pass_time(INTERVAL);
-            sweep(&core);
-            assert_eq!(core.shared.kernel.reaped_by_reaper(), [7]);
-            assert_eq!(counts(&core), (1, 0, 0));
-            assert!(exits.next().now_or_never().is_some());
-            assert!(
-                exits.next().now_or_never().is_none(),
-                "the exit is published once"
-            );
-        }
-    }
-}
-
-#[test]
-fn status_of_an_uninspectable_zombie_held_by_a_tracer_is_known_once_it_is_reaped() {
-    let core = core(LATEST);
-    core.shared.kernel.fork(7);
-    core.shared.kernel.forbid_inspection(7);
-    let shim = register(&core, 7, Role::Owned);
-    core.shared.kernel.set(7, ProcessState::Traced(3));
-    sweep(&core);
-    assert_eq!(exit_of(&shim), None);
-    core.shared.kernel.set(7, ProcessState::Zombie(3));
-    sweep(&core);
-    assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::Reaper)));
-    assert_eq!(counts(&core), (1, 0, 0));
-}
-
-#[test]
-fn zombie_held_by_a_tracer_resolves_when_another_wait_reaps_it() {
-    let core = core(LATEST);
-    core.shared.kernel.fork(7);
-    let shim = register(&core, 7, Role::Owned);
-    core.shared.kernel.set(7, ProcessState::Traced(3));
-    sweep(&core);
-    core.shared.kernel.set(7, ProcessState::Reaped(3));
-    block_on(core.reap_ready(&mut Outbox::new()));
-    assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::Unknown)));
-    assert_eq!(counts(&core), (0, 1, 0));
-}
-
-#[test]
 fn exits_are_counted_by_who_reaped_them() {
     for hangup in [true, false] {
         let core = core(Features { hangup, ..LATEST });
@@ -425,53 +343,4 @@ fn orphan_that_cannot_be_reaped_without_descriptors_is_reaped_by_the_next_sweep(
     kernel.limit_descriptors(2);
     sweep(&core);
     assert_eq!(kernel.reaped_by_reaper(), [7, 8]);
-}
-
-/// Makes the next wait panic.
-#[derive(Debug, Default)]
-struct PanicAtWait(AtomicBool);
-
-impl Interrupts for PanicAtWait {
-    fn before(&self, call: &'static str) {
-        assert!(call != "waitid" || !self.0.swap(false, Relaxed));
-    }
-}
-
-#[test]
-fn spot_check_waits_for_no_shim_while_none_has_exited() {
-    let core = core(LATEST);
-    let panics = Arc::new(PanicAtWait::default());
-    let interrupts: Weak<PanicAtWait> = Arc::downgrade(&panics);
-    core.shared.kernel.set_interrupts(interrupts);
-    for pid in [7, 8] {
-        core.shared.kernel.fork(pid);
-        register(&core, pid, Role::Owned);
-    }
-    sweep(&core);
-    panics.0.store(true, Relaxed);
-    sweep(&core);
-    assert!(panics.0.load(Relaxed), "a wait would have panicked");
-}
-
-#[test]
-fn check_at_the_end_of_a_grace_period_is_repeated_an_interval_after_a_panic() {
-    let core = core(LATEST);
-    let kernel = &core.shared.kernel;
-    let panics = Arc::new(PanicAtWait::default());
-    let interrupts: Weak<PanicAtWait> = Arc::downgrade(&panics);
-    kernel.set_interrupts(interrupts);
-    kernel.fork(7);
-    register(&core, 7, Role::Shared);
-    kernel.set(7, ProcessState::Zombie(3));
-    sweep(&core);
-    kernel.pass_time(INTERVAL);
-    panics.0.store(true, Relaxed);
-    let check = || core.try_reap_ready(&mut Outbox::new());
-    assert!(panic::catch_unwind(AssertUnwindSafe(check)).is_err());
-    let (_, retry_at) = check().unwrap();
-    assert_eq!(retry_at, Some(kernel.now() + INTERVAL));
-    assert!(kernel.reaped_by_reaper().is_empty());
-    kernel.pass_time(INTERVAL);
-    check();
-    assert_eq!(kernel.reaped_by_reaper(), [7]);
 }
