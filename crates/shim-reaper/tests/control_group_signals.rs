@@ -16,6 +16,7 @@ use nix::libc;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::unistd::{Uid, setresuid};
 use shim_reaper::{Command, GroupError, ShimHandle, ShimReaper, Signal, SpawnOptions, Stdio};
+use tokio::time::timeout;
 
 /// A shim in its group, with a member in a session of its own.
 const SESSIONS: &str = "setsid sleep 1000 & exec sleep 1000";
@@ -65,6 +66,21 @@ async fn the_rest_of_the_control_group_of_an_ended_shim_is_killed() {
         shim.kill().await.unwrap();
         has_members(group, 1).await;
         assert_eq!(shim.kill_group().await.unwrap().signal(), Some(9));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_shim_that_has_left_its_control_group_is_killed_with_it() {
+    in_each_version("leave", async |reaper, group| {
+        let other = ControlGroup(group.0.with_extension("other"));
+        fs::create_dir(&other.0).unwrap();
+        let shim = spawn(reaper, group, SESSIONS);
+        has_members(group, 2).await;
+        fs::write(other.0.join("cgroup.procs"), shim.id().to_string()).unwrap();
+        let killed = timeout(DEADLINE, shim.kill_group()).await;
+        shim.kill().await.unwrap();
+        assert_eq!(killed.unwrap().unwrap().signal(), Some(9));
     })
     .await;
 }
