@@ -135,5 +135,7 @@ mod tests {
         let shim = Arc::new(Shim::new(7, 1, false, Role::Owned, None, None));
         directory.lock().insert(&shim, Check::OnEvent);
         assert!(!directory.lock().is_empty());
+        directory.take_pending();
+        assert!(!directory.lock().is_empty());
     }
 }
