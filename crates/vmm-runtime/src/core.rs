@@ -18,7 +18,7 @@ use crate::event::EventBus;
 use crate::health::ProbeRunner;
 use crate::home::{Home, HomeLock};
 use crate::process::{
-    CleanupTarget, OrphanCleaner, ReapWait, ZombieCounter, keep_reaping, process_wide_reaper,
+    CleanupTarget, OrphanCleaner, ZombieCounter, keep_reaping, process_wide_reaper,
 };
 use crate::remove_tree::{Progress, remove_tree};
 use crate::restart::DueBoxes;
@@ -47,7 +47,6 @@ pub(crate) struct Core {
     pub(crate) probes: ProbeRunner,
     pub(crate) orphans: Arc<OrphanCleaner>,
     pub(crate) zombies: ZombieCounter,
-    pub(crate) reap_wait: ReapWait,
     pub(crate) events: Arc<EventBus>,
     /// What the task [`follow_up`](crate::restart::follow_up) has to do.
     pub(crate) due: Arc<DueBoxes>,
@@ -106,7 +105,6 @@ impl Core {
             warm_shims,
             orphans: Arc::new(OrphanCleaner::new(reaper.clone())),
             zombies: ZombieCounter::new(),
-            reap_wait: ReapWait::default(),
             reaper,
             probes,
             events: Arc::new(EventBus::new(metrics.clone())),

@@ -7,7 +7,7 @@ use super::stop::check_killed;
 use super::{cleanup, observe_exit};
 use crate::boxes::MicroBox;
 use crate::core::Core;
-use crate::process::SIGKILL_TIMEOUT;
+use crate::process::{SIGKILL_TIMEOUT, wait_until_reaped};
 use crate::{RuntimeError, ShimHandler};
 
 /// How long to wait for the removal of a directory: a payload can fill it without limit.
@@ -64,13 +64,8 @@ async fn remove_contents(
     if let Some(shim) = shim {
         check_killed(bx, shim.pid(), timeout(SIGKILL_TIMEOUT, shim.kill()).await)?;
         let _ = observe_exit(core, bx).await;
-        if !core.reap_wait.wait(shim.pid()).await {
-            let (id, pid) = (bx.id(), shim.pid());
-            tracing::warn!(
-                id,
-                pid,
-                "the shim remains a zombie until its parent reaps it"
-            );
+        if !wait_until_reaped(shim.pid()).await {
+            tracing::warn!(id = bx.id(), pid = shim.pid(), "the shim remains a zombie");
         }
     }
     let _operation = bx.operation_lock.lock().await;

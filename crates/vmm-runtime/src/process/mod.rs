@@ -16,7 +16,7 @@ pub(crate) use cleanup_target::CleanupTarget;
 pub use monitor::{ProcessExit, ProcessMonitor};
 pub(crate) use orphans::OrphanCleaner;
 pub(crate) use process_wide_reaper::{keep_reaping, process_wide_reaper};
-pub(crate) use reap_wait::ReapWait;
+pub(crate) use reap_wait::wait_until_reaped;
 pub use usage::BoxUsage;
 pub(crate) use usage::{count_zombies, measure_usage, ticks_since_boot};
 pub(crate) use zombies::ZombieCounter;

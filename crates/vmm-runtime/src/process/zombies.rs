@@ -1,13 +1,13 @@
 use std::io;
 use std::os::fd::OwnedFd;
-use std::process;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use shim_reaper::ShimHandle;
-use vmm_protocol::procfs::Stat;
+
+use super::reap_wait::is_own_zombie;
 
 /// Counts the shims that have exited and are not reaped. The cost depends on their number only, and
 /// the count is right also if the reaper does not work.
@@ -85,12 +85,6 @@ impl ZombieCounter {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Returns whether the process is a zombie that only this process can reap.
-fn is_own_zombie(pid: u32) -> bool {
-    let stat = Stat::of(pid).ok().flatten();
-    stat.is_some_and(|stat| stat.is_zombie() && stat.parent == process::id())
 }
 
 #[cfg(test)]
