@@ -233,7 +233,8 @@ pub(crate) fn read_own(file: &str) -> io::Result<String> {
 }
 
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let mut contents = Vec::new();
+    // Most files need one read, and one at the end.
+    let mut contents = Vec::with_capacity(4096);
     File::open(path)?
         .take(MAX_FILE_BYTES)
         .read_to_end(&mut contents)?;
