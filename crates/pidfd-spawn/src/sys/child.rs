@@ -12,6 +12,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use super::call::{Arg, Errno, NULL, call, prctl};
 use super::signals::{self, Mask};
 use super::{credentials, dumpable};
+use crate::Resource;
 use crate::error::{Failure, Step};
 use crate::plan::{Attributes, Plan, PreExec, Rlimit};
 
@@ -156,8 +157,14 @@ fn place_descriptors(plan: &Plan<'_>) -> Result<(), Errno> {
 }
 
 fn set_rlimits(rlimits: &[Rlimit]) -> Result<(), Errno> {
-    if !rlimits.is_empty() {
-        // RLIMIT_STACK may forbid the stack to grow.
+    // These may forbid the stack to grow.
+    let limits_stack = |rlimit: &Rlimit| {
+        matches!(
+            rlimit.resource,
+            Resource::As | Resource::Memlock | Resource::Stack
+        )
+    };
+    if rlimits.iter().any(limits_stack) {
         grow_stack();
     }
     for rlimit in rlimits {
