@@ -47,7 +47,8 @@ pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
 /// |---|---|---|
 /// | `box.json` | file and directory, at each change | the box and how it ended must not be lost once they were reported |
 /// | the box directory itself | the directory above it, when it is created, and when it is renamed for removal | a reported creation or removal must last; the files of a removed box are deleted after that, and the next runtime deletes the rest |
-/// | `exit` | file and directory | it is the only record of an end until the runtime has saved that end |
+/// | `exit` of a detached shim | file and directory | it is the only record of an end until a runtime has saved that end, and there may be no runtime |
+/// | `exit` of an attached shim | no | its runtime saves the end in `box.json` before it reports the end |
 /// | `shim.pid`, `payload.pid`, `cgroup`, `notify.sock` | no | no process and no control group outlives a power cut |
 /// | `console.log`, `console.dropped`, `shim.stderr` | no | output of a run that the power cut ended; the kernel writes it back as it does for any log |
 ///
@@ -148,6 +149,15 @@ impl BoxDir {
     /// See [`ExitRecord::write`].
     pub fn write_exit_record(&self, exit: &ExitRecord) -> Result<(), FileError> {
         exit.write(&self.path.join(FILES.exit))
+    }
+
+    /// Writes `exit`, and does not sync it: for a shim whose runtime saves the end.
+    ///
+    /// # Errors
+    ///
+    /// See [`ExitRecord::write_unsynced`].
+    pub fn write_exit_record_unsynced(&self, exit: &ExitRecord) -> Result<(), FileError> {
+        exit.write_unsynced(&self.path.join(FILES.exit))
     }
 
     /// Reads `cgroup`, the directories of the payload's control groups. A payload can change the

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::FileError;
 use crate::bounds::{self, truncate_text};
-use crate::files::{read_record, record_to_json, write_file};
+use crate::files::{read_record, record_to_json, write_file, write_file_unsynced};
 
 /// How a run of a box ended, as reported by its shim.
 ///
@@ -202,6 +202,15 @@ impl ExitRecord {
     /// [`FileError`] with the path of the file.
     pub fn write(&self, path: &Path) -> Result<(), FileError> {
         write_file(path, &record_to_json(path, self)?)
+    }
+
+    /// Writes the record atomically, without a sync to disk.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`] with the path of the file.
+    pub fn write_unsynced(&self, path: &Path) -> Result<(), FileError> {
+        write_file_unsynced(path, &record_to_json(path, self)?)
     }
 
     /// Reads a record. Returns `None` if the file does not exist.

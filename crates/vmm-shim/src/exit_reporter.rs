@@ -32,6 +32,8 @@ pub(crate) struct ExitReporter {
     /// Has an absolute path, because an engine may change the current directory.
     box_dir: OnceLock<BoxDir>,
     payload: OnceLock<Arc<dyn Payload>>,
+    /// Whether no runtime may be there to save how the shim ends.
+    is_detached: AtomicBool,
     /// Locked for good by the first thread that ends the shim.
     exit_lock: Mutex<()>,
 }
@@ -85,6 +87,11 @@ impl ExitReporter {
                 reporter.exit_with_panic();
             }
         }));
+    }
+
+    /// Makes [`exit`](Self::exit) sync the exit record to disk.
+    pub(crate) fn set_detached(&self) {
+        self.is_detached.store(true, Ordering::Release);
     }
 
     /// Sets the payload, which [`kill_and_exit`](Self::kill_and_exit) kills.
@@ -159,9 +166,14 @@ impl ExitReporter {
             ending,
         };
         let recorded = match (self.box_dir.get(), &record.ending) {
-            (Some(dir), _) => dir
-                .write_exit_record(&record)
-                .map_err(|error| with_causes(&error)),
+            (Some(dir), _) => {
+                let recorded = if self.is_detached.load(Ordering::Acquire) {
+                    dir.write_exit_record(&record)
+                } else {
+                    dir.write_exit_record_unsynced(&record)
+                };
+                recorded.map_err(|error| with_causes(&error))
+            }
             (None, Ending::Failed { message, .. }) => Err(message.clone()),
             (None, _) => Ok(()),
         };

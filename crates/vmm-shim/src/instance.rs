@@ -163,6 +163,9 @@ fn run_payload(
 ) -> Result<Ending, Ending> {
     let (spec, runtime) = InstanceSpec::read(&mut stdin)
         .map_err(|message| Ending::failed(FailureKind::Spec, message))?;
+    if spec.detached {
+        reporter.set_detached();
+    }
     let watchdog = (!spec.detached)
         .then(|| Watchdog::new(stdin.into_inner().into(), runtime.as_ref()))
         .transpose()
