@@ -19,7 +19,7 @@ use vmm_protocol::{
 
 use crate::control::{self, Control, Watchdog};
 use crate::exit_reporter::ExitReporter;
-use crate::{standard_streams, warm};
+use crate::{standard_streams, sys, warm};
 
 /// Runs a shim, and exits the process. The current directory is the box directory, or will be.
 pub(crate) fn run(invocation: &Invocation, engines: Vec<Box<dyn Engine>>) -> ! {
@@ -31,6 +31,7 @@ pub(crate) fn run(invocation: &Invocation, engines: Vec<Box<dyn Engine>>) -> ! {
         );
         process::exit(64); // EX_USAGE, sysexits(3)
     }
+    sys::use_one_heap();
     let reporter = Arc::new(ExitReporter::default());
     reporter.install_panic_hook();
     let run = AssertUnwindSafe(|| run_box(&reporter, invocation, &engines));
@@ -191,6 +192,8 @@ fn run_payload(
             (error, _) => error.into(),
         });
     }
+    // The start needs more memory than all that follows.
+    sys::release_free_memory();
     match payload.wait() {
         Ok(exit) => Ok(exit.into()),
         Err(error) => {

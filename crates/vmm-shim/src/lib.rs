@@ -76,6 +76,7 @@ mod exit_reporter;
 mod instance;
 mod shim;
 mod standard_streams;
+mod sys;
 mod warm;
 
 pub use shim::{Shim, run_if_shim};

@@ -1,8 +1,9 @@
-use std::io::{self, PipeReader, PipeWriter, Read};
+use std::io::{self, PipeReader, PipeWriter};
 use std::thread::{self, JoinHandle};
 
+use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::{Errno, ioctl_fionbio, ioctl_fionread};
+use rustix::io::{Errno, ioctl_fionbio, ioctl_fionread, read};
 use vmm_protocol::{BoxDir, ConsoleOptions};
 
 use super::console_log::ConsoleLog;
@@ -33,14 +34,13 @@ impl Console {
             ioctl_fionbio(&output, true)?;
             Ok((output, payload_end, io::pipe()?))
         };
-        let (mut output, payload_end, (ended, keep_running)) =
+        let (output, payload_end, (ended, keep_running)) =
             open_pipes().map_err(EngineError::system("open a pipe for the payload's output"))?;
-        let mut buffer = vec![0; BUFFER_BYTES];
         let thread = thread::Builder::new()
             .name("shim-console".to_owned())
             .spawn(move || {
                 // On an error the pipe is closed, and SIGPIPE ends the payload at its next write.
-                let _ = copy(&mut output, &ended, &mut log, &mut buffer);
+                let _ = copy(&output, &ended, &mut log);
                 log.finish();
             })
             .map_err(EngineError::system(
@@ -65,29 +65,29 @@ impl Console {
 
 /// Copies until the payload closes the pipe, or until `ended` hangs up and the pipe's remaining
 /// content is copied.
-fn copy(
-    output: &mut PipeReader,
-    ended: &PipeReader,
-    log: &mut ConsoleLog,
-    buffer: &mut [u8],
-) -> io::Result<()> {
+fn copy(output: &PipeReader, ended: &PipeReader, log: &mut ConsoleLog) -> io::Result<()> {
+    // Many payloads write nothing.
+    let mut buffer = Vec::new();
     while !wait_for_output(output, ended)? {
-        match output.read(buffer) {
+        buffer.clear();
+        buffer.reserve(BUFFER_BYTES);
+        match read(output, spare_capacity(&mut buffer)) {
             Ok(0) => return Ok(()),
-            Ok(length) => log.write(&buffer[..length]),
-            Err(error) if is_transient(&error) => {}
-            Err(error) => return Err(error),
+            Ok(_) => log.write(&buffer),
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(error) => return Err(error.into()),
         }
     }
     // A process that the shim could not kill may hold the pipe open and continue to write.
     let mut remaining = usize::try_from(ioctl_fionread(&*output)?).unwrap_or(usize::MAX);
     while remaining > 0 {
-        let length = remaining.min(buffer.len());
-        match output.read(&mut buffer[..length])? {
+        buffer.clear();
+        buffer.reserve(BUFFER_BYTES);
+        match read(output, spare_capacity(&mut buffer))? {
             0 => break,
             length => {
-                log.write(&buffer[..length]);
-                remaining -= length;
+                log.write(&buffer);
+                remaining = remaining.saturating_sub(length);
             }
         }
     }
@@ -106,9 +106,4 @@ fn wait_for_output(output: &PipeReader, ended: &PipeReader) -> io::Result<bool> 
         Err(Errno::INTR) => Ok(false),
         Err(error) => Err(error.into()),
     }
-}
-
-fn is_transient(error: &io::Error) -> bool {
-    use io::ErrorKind::{Interrupted, WouldBlock};
-    matches!(error.kind(), Interrupted | WouldBlock)
 }
