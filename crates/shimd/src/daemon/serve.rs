@@ -74,6 +74,10 @@ const IMAGES_HELP: &str = r#"Images:
 /// How long boxes may take to stop when the daemon shuts down.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The threads that read consoles and write the journal of idempotency keys. None of them waits for
+/// a client.
+const BLOCKING_THREADS: usize = 8;
+
 /// One is used while the next one starts.
 const WARM_SHIMS: usize = 2;
 
@@ -99,6 +103,7 @@ impl Serve {
         let images = self.images(shim.as_deref())?;
         let token = read_token(self.token_file.as_deref())?;
         tokio::runtime::Builder::new_multi_thread()
+            .max_blocking_threads(BLOCKING_THREADS)
             .enable_all()
             .build()
             .map_err(Failure::system("start the tokio runtime"))?

@@ -20,6 +20,7 @@ mod service_manager;
 mod shim_program;
 mod shutdown;
 mod terminal;
+mod threads;
 mod top;
 mod warm_shims;
 mod web;

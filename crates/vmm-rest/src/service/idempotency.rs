@@ -12,11 +12,10 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use tokio::sync::watch;
-use tokio::task::spawn_blocking;
 use tokio_util::task::TaskTracker;
 
 use super::ApiError;
-use super::idempotency_journal::{Journal, JournalEntry};
+use super::idempotency_journal::{Journal, JournalEntry, SharedJournal};
 use crate::wire::{ErrorCode, ErrorModel};
 
 pub(crate) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -34,7 +33,7 @@ const KEYS_MAX: usize = 16_384;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct IdempotencyKeys {
     table: Arc<Mutex<KeyTable>>,
-    journal: Arc<Mutex<Option<Journal>>>,
+    journal: Option<Arc<SharedJournal>>,
 }
 
 #[derive(Debug, Default)]
@@ -96,12 +95,12 @@ impl IdempotencyKeys {
     }
 
     /// Reads the responses of earlier servers from a file, and appends new ones to it.
-    pub(crate) fn open_journal(&self, path: &Path) -> io::Result<()> {
+    pub(crate) fn open_journal(&mut self, path: &Path) -> io::Result<()> {
         let (journal, entries) = Journal::open(path, LIFETIME)?;
         for entry in entries {
             self.table().insert_recorded(entry);
         }
-        *self.journal.lock().unwrap_or_else(PoisonError::into_inner) = Some(journal);
+        self.journal = Some(Arc::new(SharedJournal::new(journal)));
         Ok(())
     }
 
@@ -113,15 +112,11 @@ impl IdempotencyKeys {
         at: SystemTime,
         recorded: RecordedResponse,
     ) {
-        let journal = Arc::clone(&self.journal);
-        let append = move || {
-            let mut journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
-            match journal.as_mut() {
-                Some(journal) => journal.append(&recorded.into_entry(key, fingerprint, at)),
-                None => Ok(()),
-            }
+        let Some(journal) = &self.journal else {
+            return;
         };
-        if let Ok(Err(error)) = spawn_blocking(append).await {
+        let entry = recorded.into_entry(key, fingerprint, at);
+        if let Err(error) = journal.append(entry).await {
             tracing::warn!(%error, "cannot save the response to a request with an idempotency key");
         }
     }

@@ -4,9 +4,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+use tokio::task::spawn_blocking;
 
 /// The entries after which the file is written again without those that are too old.
 const MAX_APPENDED: usize = 16_384;
@@ -46,15 +48,50 @@ impl Journal {
         Ok((journal, entries))
     }
 
-    /// Appends an entry. It is on disk when this returns.
-    pub(crate) fn append(&mut self, entry: &JournalEntry) -> io::Result<()> {
+    /// Appends entries. They are on disk when this returns.
+    fn append(&mut self, entries: &[JournalEntry]) -> io::Result<()> {
         if self.appended >= MAX_APPENDED {
             self.file = rewrite(&self.path, &read(&self.path, self.lifetime)?)?;
             self.appended = 0;
         }
-        self.appended += 1;
-        self.file.write_all(&line(entry)?)?;
+        self.appended += entries.len();
+        for entry in entries {
+            self.file.write_all(&line(entry)?)?;
+        }
         self.file.sync_data()
+    }
+}
+
+/// A journal that concurrent requests append to, with one thread and one sync for all that wait.
+#[derive(Debug)]
+pub(crate) struct SharedJournal {
+    journal: Arc<tokio::sync::Mutex<Journal>>,
+    /// What the next holder of the journal appends.
+    waiting: Mutex<Vec<JournalEntry>>,
+}
+
+impl SharedJournal {
+    pub(crate) fn new(journal: Journal) -> Self {
+        Self {
+            journal: Arc::new(tokio::sync::Mutex::new(journal)),
+            waiting: Mutex::default(),
+        }
+    }
+
+    /// Appends an entry. It is on disk when this returns, unless a call has failed: only the call
+    /// that wrote the entry returns the error.
+    pub(crate) async fn append(&self, entry: JournalEntry) -> io::Result<()> {
+        self.waiting().push(entry);
+        let mut journal = Arc::clone(&self.journal).lock_owned().await;
+        let entries = std::mem::take(&mut *self.waiting());
+        if entries.is_empty() {
+            return Ok(());
+        }
+        spawn_blocking(move || journal.append(&entries)).await?
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<JournalEntry>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -128,14 +165,14 @@ mod tests {
         let (mut journal, entries) = Journal::open(&path, lifetime).unwrap();
         assert_eq!(entries, []);
         let now = SystemTime::now();
-        journal.append(&entry("old", now - 2 * lifetime)).unwrap();
-        journal.append(&entry("a", now)).unwrap();
+        journal.append(&[entry("old", now - 2 * lifetime)]).unwrap();
+        journal.append(&[entry("a", now)]).unwrap();
         journal.file.write_all(b"\n{\"key\": \"cut o").unwrap();
         let (mut journal, entries) = Journal::open(&path, lifetime).unwrap();
         assert_eq!(entries, [entry("a", now)]);
-        journal.append(&entry("b", now)).unwrap();
+        journal.append(&[entry("b", now)]).unwrap();
         journal.appended = MAX_APPENDED;
-        journal.append(&entry("c", now)).unwrap();
+        journal.append(&[entry("c", now)]).unwrap();
         let (_, entries) = Journal::open(&path, lifetime).unwrap();
         assert_eq!(entries, ["a", "b", "c"].map(|key| entry(key, now)));
     }

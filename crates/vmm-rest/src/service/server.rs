@@ -103,7 +103,7 @@ impl Server {
     /// # Errors
     ///
     /// The error of reading or replacing the file.
-    pub fn keep_idempotency_keys(self, path: &Path) -> io::Result<Self> {
+    pub fn keep_idempotency_keys(mut self, path: &Path) -> io::Result<Self> {
         self.keys.open_journal(path)?;
         Ok(self)
     }
