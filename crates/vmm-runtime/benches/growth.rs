@@ -2,15 +2,21 @@
 //!
 //! For each number of boxes, three processes run one after the other: one keeps attached boxes and
 //! measures; one leaves detached boxes behind; one re-attaches to those and measures. Their parent
-//! adopts the detached shims and does not reap them, as pid 1 of a container may do.
+//! adopts the detached shims and does not reap them, as pid 1 of a container may do. Shims execute the
+//! static program `vmm-shim`, which the benchmark builds.
 
-#![allow(clippy::expect_used)]
+#![allow(clippy::expect_used, missing_docs, unreachable_pub)]
+
+#[allow(dead_code)]
+#[path = "boxes/host.rs"]
+mod host;
 
 use std::env;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use futures::{StreamExt, stream};
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -28,6 +34,46 @@ const SHORT_COUNTS: [usize; 2] = [10, 200];
 const SAMPLES: usize = 30;
 const SHORT_SAMPLES: usize = 5;
 const AT_ONCE: usize = 16;
+const BURST: usize = 200;
+
+/// The variable with the path of the program `vmm-shim`. Without it, shims execute this program.
+const SHIM_VARIABLE: &str = "GROWTH_SHIM";
+
+/// What a measurement is compared with.
+enum Goal {
+    /// The ratio of the last column to the first.
+    Flat(f64),
+    /// The ratio to another measurement in the last column.
+    Beside(&'static str, f64),
+    /// The value in the last column.
+    AtMost(f64),
+}
+
+const START: &str = "start of one box, ms";
+const REMOVAL: &str = "removal of one attached box, ms";
+const REMOVALS: &str = "removal of all attached boxes, ms each";
+
+/// The goals, by measurement.
+const GOALS: [(&str, Goal); 8] = [
+    (START, Goal::Flat(1.2)),
+    (START_AFTER_BURST, Goal::Beside(START, 1.2)),
+    (THREADS, Goal::Flat(1.2)),
+    ("CPU time of a crash, ms", Goal::Flat(1.2)),
+    ("what GET /metrics reads, ms", Goal::AtMost(1.0)),
+    (
+        "CPU time of a crash beside re-attached boxes, ms",
+        Goal::Flat(1.2),
+    ),
+    (FIRST_REMOVAL, Goal::Beside(REMOVAL, 2.0)),
+    (
+        "removal of all other re-attached boxes, ms each",
+        Goal::Beside(REMOVALS, 2.0),
+    ),
+];
+
+const START_AFTER_BURST: &str = "start of one box after 200 removals, ms";
+const THREADS: &str = "threads after 200 removals";
+const FIRST_REMOVAL: &str = "removal of the first re-attached box, ms";
 
 /// Named measurements.
 type Values = Vec<(String, f64)>;
@@ -45,8 +91,10 @@ fn main() {
         [_, "leave", home, count] => run(leave(home, number(count))),
         [_, "reattached", home, samples] => run(reattached(home, number(samples))),
         // `cargo test --benches` only checks that it runs.
-        _ if args.iter().any(|arg| arg == "--bench") => print_table(&COUNTS, SAMPLES),
-        _ => print_table(&SHORT_COUNTS, SHORT_SAMPLES),
+        _ if args.iter().any(|arg| arg == "--bench") => {
+            print_table(&COUNTS, SAMPLES, host::static_shim().as_deref());
+        }
+        _ => print_table(&SHORT_COUNTS, SHORT_SAMPLES, None),
     }
 }
 
@@ -61,15 +109,42 @@ fn run(phase: impl Future<Output = ()>) {
     tokio.block_on(phase);
 }
 
-fn print_table(counts: &[usize], samples: usize) {
+fn print_table(counts: &[usize], samples: usize, shim: Option<&Path>) {
     set_child_subreaper(true).expect("a subreaper");
-    let columns: Vec<_> = counts.iter().map(|count| column(*count, samples)).collect();
-    println!("| boxes | {} |", join(counts.iter()));
-    println!("|---|{}", "---|".repeat(counts.len()));
+    let columns: Vec<_> = counts
+        .iter()
+        .map(|count| column(*count, samples, shim))
+        .collect();
+    let program = shim.map_or("this benchmark".into(), |shim| shim.display().to_string());
+    let file_system = host::file_system(&env::temp_dir());
+    println!("Shim program: {program}. File system: {file_system}.\n");
+    println!("| boxes | {} | ratio | target | met |", join(counts.iter()));
+    println!("|---|{}", "---|".repeat(counts.len() + 3));
     for (row, (name, _)) in columns[0].iter().enumerate() {
-        let values = columns.iter().map(|column| format!("{:.3}", column[row].1));
-        println!("| {name} | {} |", join(values));
+        let values: Vec<_> = columns.iter().map(|column| column[row].1).collect();
+        let verdict = verdict(name, &values, &columns[columns.len() - 1]);
+        let values = values.iter().map(|value| format!("{value:.3}"));
+        println!("| {name} | {} | {verdict} |", join(values));
     }
+}
+
+/// Returns the last three cells of a row.
+fn verdict(name: &str, values: &[f64], last: &Values) -> String {
+    let (Some(first), Some(value)) = (values.first(), values.last()) else {
+        return String::new();
+    };
+    let (measured, limit, target) = match GOALS.iter().find(|(of, _)| *of == name) {
+        Some((_, Goal::Flat(limit))) => (value / first, *limit, format!("flat, {limit} x")),
+        Some((_, Goal::Beside(other, limit))) => {
+            let beside = last.iter().find(|(name, _)| name == other);
+            let beside = beside.map_or(f64::NAN, |(_, value)| *value);
+            (value / beside, *limit, format!("{limit} x of the {other}"))
+        }
+        Some((_, Goal::AtMost(limit))) => (*value, *limit, format!("at most {limit}")),
+        None => return format!("{:.2} | | ", value / first),
+    };
+    let met = if measured <= limit { "yes" } else { "**no**" };
+    format!("{measured:.2} | {target} | {met}")
 }
 
 fn join(values: impl Iterator<Item = impl ToString>) -> String {
@@ -80,20 +155,23 @@ fn join(values: impl Iterator<Item = impl ToString>) -> String {
 }
 
 /// Runs the three processes for one number of boxes.
-fn column(count: usize, samples: usize) -> Values {
+fn column(count: usize, samples: usize, shim: Option<&Path>) -> Values {
     let home = TempDir::new().expect("a home");
     let orphans = KillOrphans;
     let home = home.path().to_str().expect("a path");
     let (count, samples) = (count.to_string(), samples.to_string());
-    let mut values = measure(&["attached", home, &count, &samples]);
-    values.extend(measure(&["leave", home, &count]));
-    values.extend(measure(&["reattached", home, &samples]));
+    let mut values = measure(&["attached", home, &count, &samples], shim);
+    values.extend(measure(&["leave", home, &count], shim));
+    values.extend(measure(&["reattached", home, &samples], shim));
     drop(orphans);
     values
 }
 
-fn measure(args: &[&str]) -> Values {
+fn measure(args: &[&str], shim: Option<&Path>) -> Values {
     let mut command = Command::new(env::current_exe().expect("this program"));
+    if let Some(shim) = shim {
+        command.env(SHIM_VARIABLE, shim);
+    }
     let output = command.args(args).stderr(Stdio::inherit()).output();
     let output = output.expect("a process");
     let text = String::from_utf8_lossy(&output.stdout);
@@ -138,7 +216,10 @@ async fn attached(home: &str, count: usize, samples: usize) {
     let grown = resident_kib(std::process::id()) - memory;
     report("memory of the runtime per box, KiB", grown / count as f64);
     let shims = boxes.iter().take(100).filter_map(|bx| bx.pid);
-    report("PSS of a shim, KiB", median(shims.map(pss_kib)));
+    report(
+        "PSS of a shim, KiB",
+        median(shims.filter_map(host::pss_kib)),
+    );
 
     let (mut starts, mut removals) = (Vec::new(), Vec::new());
     for _ in 0..samples {
@@ -150,12 +231,13 @@ async fn attached(home: &str, count: usize, samples: usize) {
         runtime.remove(&id, true).await.expect("removal");
         removals.push(milliseconds(start.elapsed()));
     }
-    report("start of one box, ms", median(starts));
-    report("removal of one attached box, ms", median(removals));
+    report(START, median(starts));
+    report(REMOVAL, median(removals));
+    measure_burst(&runtime, samples).await;
     measure_crashes(&runtime, samples, "").await;
     measure_scrapes(&runtime, samples).await;
     let each = remove_all(&runtime).await;
-    report("removal of all attached boxes, ms each", each);
+    report(REMOVALS, each);
     runtime.shutdown(Duration::from_secs(60)).await;
 }
 
@@ -171,11 +253,31 @@ async fn reattached(home: &str, samples: usize) {
     let first = runtime.list().await.into_iter().next().expect("a box").id;
     let start = Instant::now();
     runtime.remove(&first, true).await.expect("a removal");
-    let name = "removal of the first re-attached box, ms";
-    report(name, milliseconds(start.elapsed()));
+    report(FIRST_REMOVAL, milliseconds(start.elapsed()));
     let each = remove_all(&runtime).await;
     report("removal of all other re-attached boxes, ms each", each);
     runtime.shutdown(Duration::from_secs(60)).await;
+}
+
+/// Removes many boxes at once, and measures the starts that follow.
+async fn measure_burst(runtime: &VmmRuntime, samples: usize) {
+    let burst = start_boxes(runtime, BURST, false).await;
+    let removals = burst.iter().map(|bx| runtime.remove(&bx.id, true));
+    for removed in join_all(removals).await {
+        removed.expect("removal");
+    }
+    let threads = std::fs::read_dir("/proc/self/task").expect("threads");
+    let threads = threads.count();
+    let mut starts = Vec::new();
+    for _ in 0..samples {
+        let id = create(runtime, false).await;
+        let start = Instant::now();
+        runtime.start(&id).await.expect("start");
+        starts.push(milliseconds(start.elapsed()));
+        runtime.remove(&id, true).await.expect("removal");
+    }
+    report(START_AFTER_BURST, median(starts));
+    report(THREADS, threads as f64);
 }
 
 /// Measures the delay until the event of a crash, and the CPU time until all that it has left is
@@ -210,7 +312,7 @@ async fn measure_scrapes(runtime: &VmmRuntime, samples: usize) {
         runtime.count_boxes().await;
         scrapes.push(milliseconds(start.elapsed()));
     }
-    report("scrape of the metrics, ms", median(scrapes));
+    report("what GET /metrics reads, ms", median(scrapes));
 }
 
 async fn wait_for(events: &mut Events, id: &str, change: BoxChange) {
@@ -222,7 +324,8 @@ async fn wait_for(events: &mut Events, id: &str, change: BoxChange) {
 }
 
 async fn open(home: &str) -> VmmRuntime {
-    let options = RuntimeOptions::new(Path::new(home));
+    let mut options = RuntimeOptions::new(Path::new(home));
+    options.shim_program = env::var_os(SHIM_VARIABLE).map(Into::into);
     VmmRuntime::open(options).await.expect("a runtime")
 }
 
@@ -263,10 +366,6 @@ fn milliseconds(duration: Duration) -> f64 {
 
 fn resident_kib(pid: u32) -> f64 {
     field(&format!("/proc/{pid}/status"), "VmRSS:")
-}
-
-fn pss_kib(pid: u32) -> f64 {
-    field(&format!("/proc/{pid}/smaps_rollup"), "Pss:")
 }
 
 fn field(path: &str, name: &str) -> f64 {

@@ -24,6 +24,7 @@ const CHURNS: usize = 15;
 const BOXES: usize = 200;
 const AT_REST: usize = 300;
 const WARM: usize = 2;
+const MAX_PSS_KIB: f64 = 100.0;
 
 fn main() {
     vmm_shim::run_if_shim();
@@ -53,7 +54,7 @@ async fn run(short: bool, shim: Option<&Path>) {
     let program = shim.map_or("this benchmark".into(), |shim| shim.display().to_string());
     let file_system = host::file_system(home.path());
     println!("Shim program: {program}. File system: {file_system}.\n");
-    println!("| | box | bare spawn + wait | ratio |\n|---|---|---|---|");
+    println!("| | box | bare spawn + wait | ratio | target | met |\n|---|---|---|---|---|---|");
 
     for warm in [0, WARM] {
         let kind = if warm > 0 { "warm" } else { "cold" };
@@ -71,8 +72,16 @@ async fn run(short: bool, shim: Option<&Path>) {
             starts.add(box_start, child_start);
             lives.add(box_life_time, child_life_time);
         }
-        starts.print(&format!("start to running, {kind}"));
-        lives.print(&format!("created, started, killed, gone, {kind}"));
+        let [start_target, life_target] = if warm > 0 {
+            [Some(3.0), None]
+        } else {
+            [Some(8.0), Some(11.0)]
+        };
+        starts.print(&format!("start to running, {kind}"), start_target);
+        lives.print(
+            &format!("created, started, killed, gone, {kind}"),
+            life_target,
+        );
 
         let mut churn = Pairs::default();
         let mut cpu = [0.0; 2];
@@ -86,10 +95,10 @@ async fn run(short: bool, shim: Option<&Path>) {
             cpu[0] += used_by_boxes - used;
             cpu[1] += host::cpu_milliseconds() - used_by_boxes;
         }
-        churn.print(&format!("the same, {boxes} at once, {kind}"));
+        churn.print(&format!("the same, {boxes} at once, {kind}"), Some(6.0));
         let [of_box, of_child] = cpu.map(|cpu| cpu / (churns * boxes) as f64);
         let ratio = of_box / of_child;
-        println!("| CPU per life, {kind} | {of_box:.2} ms | {of_child:.2} ms | {ratio:.1} |");
+        println!("| CPU per life, {kind} | {of_box:.2} ms | {of_child:.2} ms | {ratio:.1} | | |");
         if warm == 0 {
             print_memory(&runtime, at_rest, shim).await;
         }
@@ -115,8 +124,9 @@ async fn print_memory(runtime: &VmmRuntime, boxes: usize, idle: Option<&Path>) {
             .iter()
             .filter_map(|bx| host::pss_kib(bx.payload_pid?)),
     );
-    println!("| PSS of a shim, {boxes} boxes | {shims:.0} KiB | | |");
-    println!("| PSS of an idle payload | {payloads:.0} KiB | | |");
+    let met = met(shims, MAX_PSS_KIB);
+    println!("| PSS of a shim, {boxes} boxes | {shims:.0} KiB | | | {MAX_PSS_KIB} KiB | {met} |");
+    println!("| PSS of an idle payload | {payloads:.0} KiB | | | | |");
     join_all(started.iter().map(|bx| runtime.remove(&bx.id, true))).await;
 }
 
@@ -154,7 +164,7 @@ impl Pairs {
         self.0.push((with_runtime, bare));
     }
 
-    fn print(&self, what: &str) {
+    fn print(&self, what: &str, target: Option<f64>) {
         let milliseconds = |duration: &Duration| duration.as_secs_f64() * 1e3;
         let boxes = median(self.0.iter().map(|(a, _)| milliseconds(a)));
         let bare = median(self.0.iter().map(|(_, b)| milliseconds(b)));
@@ -163,8 +173,16 @@ impl Pairs {
                 .iter()
                 .map(|(a, b)| milliseconds(a) / milliseconds(b)),
         );
-        println!("| {what} | {boxes:.2} ms | {bare:.2} ms | {ratio:.1} |");
+        let target = match target {
+            Some(target) => format!("{target} x | {}", met(ratio, target)),
+            None => " | ".to_owned(),
+        };
+        println!("| {what} | {boxes:.2} ms | {bare:.2} ms | {ratio:.1} | {target} |");
     }
+}
+
+fn met(measured: f64, target: f64) -> &'static str {
+    if measured <= target { "yes" } else { "**no**" }
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
