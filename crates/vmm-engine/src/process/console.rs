@@ -79,7 +79,7 @@ fn copy(output: &PipeReader, ended: &PipeReader, log: &mut ConsoleLog) -> io::Re
         }
     }
     // A process that the shim could not kill may hold the pipe open and continue to write.
-    let mut remaining = usize::try_from(ioctl_fionread(&*output)?).unwrap_or(usize::MAX);
+    let mut remaining = usize::try_from(ioctl_fionread(output)?).unwrap_or(usize::MAX);
     while remaining > 0 {
         buffer.clear();
         buffer.reserve(BUFFER_BYTES);

@@ -244,6 +244,11 @@ impl MicroBox {
         self.state().is_retrying = false;
     }
 
+    /// Returns whether `box.json` is up to date.
+    pub(crate) fn is_saved(&self) -> bool {
+        self.state().is_saved()
+    }
+
     /// Writes `box.json` if it is out of date. Blocks on the disk.
     pub(crate) fn save(&self) -> Result<(), FileError> {
         let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);

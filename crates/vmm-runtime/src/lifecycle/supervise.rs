@@ -109,6 +109,9 @@ pub(crate) async fn settle(core: Arc<Core>, bx: Arc<MicroBox>) -> Result<(), Run
 
 /// Writes `box.json` if it is out of date.
 pub(super) async fn save(core: &Core, bx: &Arc<MicroBox>) {
+    if bx.is_saved() {
+        return;
+    }
     let this = Arc::clone(bx);
     if let Err(error) = core.run_on_disk(move || this.save()).await {
         tracing::warn!(id = bx.id(), error = %with_causes(&error), "cannot save the box");
