@@ -12,10 +12,12 @@ use common::boxes::{
 };
 use common::own_process::block_on;
 use common::{DEADLINE, eventually, kill};
+use futures::{FutureExt, StreamExt};
 use nix::sys::signal::Signal;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
-    BoxChange, BoxInfo, BoxSpec, BoxStatus, RestartPolicy, RuntimeError, VmmRuntime,
+    BoxChange, BoxEvent, BoxInfo, BoxSpec, BoxStatus, Events, RestartPolicy, RuntimeError,
+    VmmRuntime,
 };
 
 const ON_FAILURE: RestartPolicy = RestartPolicy::OnFailure { max: None };
@@ -136,10 +138,16 @@ async fn a_first_start_that_fails_is_not_repeated_but_a_failed_restart_is() {
     remove_all(&runtime).await;
 }
 
+/// Returns the latest of the events that are not read yet.
+fn last_event(events: &mut Events) -> Option<BoxEvent> {
+    std::iter::from_fn(|| events.next().now_or_never().flatten()).last()
+}
+
 #[tokio::test]
 async fn a_stop_ends_the_restarts_whenever_it_comes() {
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;
+    let mut events = runtime.events();
     let looping = counting("exit 1").restart(RestartPolicy::Always);
     let id = start_box(&runtime, looping).await.id;
     for pause in 0..20 {
@@ -147,6 +155,8 @@ async fn a_stop_ends_the_restarts_whenever_it_comes() {
         tokio::time::sleep(Duration::from_millis(7 * pause)).await;
         let stopped = runtime.stop(&id).await.unwrap();
         assert!(!stopped.restarting && stopped.pid.is_none(), "{stopped:?}");
+        let last = last_event(&mut events).unwrap();
+        assert_eq!(last.info, stopped, "{last:?}");
         let count = runs(&home, &id);
         // The delay of the first restart passes.
         tokio::time::sleep(Duration::from_millis(120)).await;
@@ -167,15 +177,49 @@ async fn a_stop_ends_the_restarts_whenever_it_comes() {
 }
 
 #[tokio::test]
+async fn an_event_shows_that_a_stop_has_cancelled_a_restart() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let mut events = runtime.events();
+    let id = start_box(&runtime, script("exit 1").restart(ON_FAILURE))
+        .await
+        .id;
+    // Its next restart follows after 1.6 s.
+    let waits = |info: &BoxInfo| info.restarts == 5 && info.restarting && info.pid.is_none();
+    wait_for_info(&runtime, &id, waits).await;
+    let before = last_event(&mut events).unwrap();
+    assert_eq!(
+        (before.change, before.info.restarting),
+        (BoxChange::Failed, true)
+    );
+    runtime.stop(&id).await.unwrap();
+    let after = next_event(&mut events).await;
+    assert_eq!(
+        (after.change, after.info.restarting),
+        (BoxChange::Cancelled, false)
+    );
+    assert_eq!(after.info.status, BoxStatus::Failed);
+    // A box that does not wait for a restart has no such event.
+    runtime.stop(&id).await.unwrap();
+    assert_eq!(last_event(&mut events), None);
+}
+
+#[tokio::test]
 async fn a_box_that_waits_for_its_restart_can_be_removed() {
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;
+    let mut events = runtime.events();
     let id = start_box(&runtime, counting("exit 1").restart(ON_FAILURE))
         .await
         .id;
     wait_for_info(&runtime, &id, |info| info.restarts >= 2).await;
     runtime.remove(&id, true).await.unwrap();
     assert!(!box_dir(&home, &id).exists());
+    let last = last_event(&mut events).unwrap();
+    assert_eq!(
+        (last.change, last.info.restarting),
+        (BoxChange::Removed, false)
+    );
     let again = runtime.create(sleeping()).await.unwrap();
     assert_eq!(runtime.list().await, [again]);
 }

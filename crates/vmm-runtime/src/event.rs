@@ -23,7 +23,8 @@ pub enum BoxChange {
     Starting,
     /// The payload is ready.
     Started,
-    /// A stop cancelled the start. The box is as it was before.
+    /// A stop or a removal cancelled the start, and the box is as it was before; or it cancelled the
+    /// restart that was due, and the box stays as it is.
     Cancelled,
     /// The box ended on request, or by itself with exit code 0. Nothing of the run is running any
     /// more, unless a process survives SIGKILL for 10 s.

@@ -15,7 +15,7 @@ pub enum BoxChange {
     Starting,
     /// The payload runs.
     Started,
-    /// A stop cancelled the start.
+    /// A stop or a removal cancelled the start, or the restart that was due.
     Cancelled,
     /// The box ended on request, or by itself with code 0.
     Stopped,

@@ -67,6 +67,11 @@ impl State {
         self.set_restart(self.record.restart.after_end(self.policy(), failed, ran));
     }
 
+    /// Returns whether a restart of the box is due and has not begun.
+    pub(super) fn awaits_restart(&self) -> bool {
+        self.record.restart.due && matches!(self.phase, Phase::Idle)
+    }
+
     /// Returns whether a restart of the box is due or in progress.
     pub(super) fn is_restarting(&self) -> bool {
         self.record.restart.due && matches!(self.phase, Phase::Idle | Phase::Starting { .. })

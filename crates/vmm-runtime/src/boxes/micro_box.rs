@@ -170,11 +170,13 @@ impl MicroBox {
     }
 
     /// Returns to the state before an interrupted start, of which nothing is left.
-    pub(crate) fn cancel_start(&self) {
+    pub(crate) fn cancel_start(&self, request: StartRequest) {
         let mut state = self.state();
         let was_published = state.starting_shim().is_some();
+        // After a shutdown it is still due.
+        let ends_restarts = request.is_restart && !state.record.restart.due;
         state.cancel_start();
-        if was_published {
+        if was_published || ends_restarts {
             self.publish(BoxChange::Cancelled, &state);
         }
     }
@@ -223,8 +225,12 @@ impl MicroBox {
     pub(crate) fn cancel_starts(&self) {
         self.stop_epoch.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state();
+        let awaited_restart = state.awaits_restart();
         state.note_stop();
         state.interrupt_start();
+        if awaited_restart {
+            self.publish(BoxChange::Cancelled, &state);
+        }
     }
 
     /// Returns the shim in the phase `Running`.
@@ -252,7 +258,13 @@ impl MicroBox {
         force: bool,
     ) -> Result<Option<Arc<ShimHandler>>, RuntimeError> {
         let _ = self.note_exit();
-        self.state().begin_removal(force)
+        let mut state = self.state();
+        let awaited_restart = state.awaits_restart();
+        let shim = state.begin_removal(force)?;
+        if awaited_restart {
+            self.publish(BoxChange::Cancelled, &state);
+        }
+        Ok(shim)
     }
 
     /// Lets operations begin again after a failed removal.

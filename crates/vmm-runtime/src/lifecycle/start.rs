@@ -48,7 +48,7 @@ pub(crate) async fn start(
                         }
                         Ok(bx.info())
                     }
-                    Err(error) => Err(handle_failed_start(&core, &bx, error).await),
+                    Err(error) => Err(handle_failed_start(&core, &bx, request, error).await),
                 };
             }
             StartDecision::NeedsCleanup => {}
@@ -86,6 +86,7 @@ async fn launch(
 async fn handle_failed_start(
     core: &Arc<Core>,
     bx: &Arc<MicroBox>,
+    request: StartRequest,
     error: StartError,
 ) -> RuntimeError {
     let error = bx.mark_start_failed(error);
@@ -93,7 +94,7 @@ async fn handle_failed_start(
     if let StartError::Interrupted = error {
         // Restores the state before the start. The cleanup has already read these files.
         let _ = delete_run_files(core, bx).await;
-        bx.cancel_start();
+        bx.cancel_start(request);
     }
     retry_cleanup(core, Arc::clone(bx));
     start_error(bx, error)
