@@ -298,29 +298,6 @@ fn restarts_survive_a_kill_of_the_runtime() {
 }
 
 #[tokio::test]
-async fn boxes_in_a_crash_loop_do_not_delay_others() {
-    let home = PerTestBoxHome::new();
-    let runtime = open_runtime(&home).await;
-    let looping = || script("exit 1").restart(RestartPolicy::Always);
-    let ids: Vec<_> =
-        futures::future::join_all((0..60).map(async |_| start_box(&runtime, looping()).await.id))
-            .await;
-    for id in &ids {
-        wait_for_info(&runtime, id, |info| info.restarts >= 3).await;
-    }
-    for _ in 0..10 {
-        let first = start_box(&runtime, sleeping().restart(ON_FAILURE)).await;
-        kill(first.pid.unwrap(), Signal::SIGKILL);
-        let second = wait_for_restart(&runtime, &first).await;
-        assert_eq!(second.restarts, 1);
-    }
-    // As many as a delay that doubles allows.
-    let metrics = runtime.metrics().await;
-    assert!(metrics.boxes_restarted_total < 60 * 12, "{metrics:?}");
-    remove_all(&runtime).await;
-}
-
-#[tokio::test]
 async fn a_box_with_auto_remove_is_removed_when_it_has_ended() {
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;

@@ -52,19 +52,32 @@ impl DueBoxes {
     }
 }
 
+/// How long a box waits for those with a lower rank, for each rank, so that none waits for ever if
+/// more become due than the runtime can handle.
+const YIELD_PER_RANK: Duration = Duration::from_secs(60);
+
+const MAX_RANK: u32 = 10;
+
 #[derive(Debug, Default)]
 struct Queue {
-    /// When each box is due, and its rank.
-    entries: HashMap<String, (Instant, u32)>,
+    entries: HashMap<String, Entry>,
     waiting: BTreeSet<(Instant, String)>,
-    ready: BTreeSet<(u32, Instant, String)>,
+    ready: BTreeSet<(Instant, String)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    due: Instant,
+    /// The order of the boxes that are due.
+    turn: Instant,
 }
 
 impl Queue {
     fn insert(&mut self, id: &str, due: Instant, rank: u32) {
-        if let Some((due, rank)) = self.entries.insert(id.to_owned(), (due, rank)) {
-            self.waiting.remove(&(due, id.to_owned()));
-            self.ready.remove(&(rank, due, id.to_owned()));
+        let turn = due + YIELD_PER_RANK * rank.min(MAX_RANK);
+        if let Some(old) = self.entries.insert(id.to_owned(), Entry { due, turn }) {
+            self.waiting.remove(&(old.due, id.to_owned()));
+            self.ready.remove(&(old.turn, id.to_owned()));
         }
         self.waiting.insert((due, id.to_owned()));
     }
@@ -74,10 +87,10 @@ impl Queue {
             && *due <= now
             && let Some((due, id)) = self.waiting.pop_first()
         {
-            let rank = self.entries.get(&id).map_or(0, |(_, rank)| *rank);
-            self.ready.insert((rank, due, id));
+            let turn = self.entries.get(&id).map_or(due, |entry| entry.turn);
+            self.ready.insert((turn, id));
         }
-        let (_, _, id) = self.ready.pop_first()?;
+        let (_, id) = self.ready.pop_first()?;
         self.entries.remove(&id);
         Some(id)
     }
@@ -110,6 +123,20 @@ mod tests {
             (1002, "first", "second")
         );
         assert_eq!(queue.next_due(), Some(at(60)));
+    }
+
+    #[test]
+    fn no_box_waits_for_ever_for_those_with_a_lower_rank() {
+        let start = Instant::now();
+        let mut queue = Queue::default();
+        queue.insert("looping", start, u32::MAX);
+        // One box becomes due each second, and one box is taken.
+        let taken = (0..10_000).find(|second| {
+            let now = start + Duration::from_secs(*second);
+            queue.insert("crashing", now, 1);
+            queue.pop(now).as_deref() == Some("looping")
+        });
+        assert_eq!(taken, Some(9 * 60 + 1));
     }
 
     #[test]
