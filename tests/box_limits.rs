@@ -17,7 +17,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal::SIGKILL;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
-    BoxSpec, BoxStatus, ControlGroup, Ending, RuntimeError, VmmRuntime, with_causes,
+    BoxId, BoxSpec, BoxStatus, ControlGroup, Ending, RuntimeError, VmmRuntime, with_causes,
 };
 
 #[tokio::test]
@@ -222,7 +222,7 @@ async fn kills_a_fork_bomb() {
 async fn start_fork_bomb(
     home: &PerTestBoxHome,
     runtime: &VmmRuntime,
-) -> (String, u32, Vec<PathBuf>) {
+) -> (BoxId, u32, Vec<PathBuf>) {
     // The fork bomb ends by itself if the test fails.
     let bomb = "import os, time
 end = time.monotonic() + 90

@@ -75,7 +75,7 @@ async fn a_failed_start_has_a_kind_and_a_shell_exit_code() {
         let info = runtime.info(&id).await.unwrap();
         assert_eq!(info.exit_code, Some(code), "{error}");
         assert!(matches!(info.ending, Some(Ending::Failed { kind, .. }) if kind == expected));
-        assert!(error.to_string().contains(&id), "{error}");
+        assert!(error.to_string().contains(&*id), "{error}");
     }
 }
 

@@ -25,7 +25,7 @@ fn a_live_shim_fails_the_test_and_is_reported_and_killed() {
     });
     let message = panic_of_drop(home).expect("the drop does not panic");
     let pid = running.pid.unwrap();
-    for part in [format!("pid {pid}"), "state S".into(), running.id] {
+    for part in [format!("pid {pid}"), "state S".into(), running.id.into()] {
         assert!(message.contains(&part), "{message}");
     }
     common::eventually_blocking("the shim is killed", || is_gone(pid));

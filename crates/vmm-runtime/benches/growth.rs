@@ -26,7 +26,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use vmm_protocol::procfs;
-use vmm_runtime::{BoxChange, BoxInfo, BoxSpec, Events, RuntimeOptions, VmmRuntime};
+use vmm_runtime::{BoxChange, BoxId, BoxInfo, BoxSpec, Events, RuntimeOptions, VmmRuntime};
 
 /// The numbers of boxes, of samples, and of operations at a time.
 const COUNTS: [usize; 3] = [10, 1000, 4000];
@@ -329,7 +329,7 @@ async fn open(home: &str) -> VmmRuntime {
     VmmRuntime::open(options).await.expect("a runtime")
 }
 
-async fn create(runtime: &VmmRuntime, detached: bool) -> String {
+async fn create(runtime: &VmmRuntime, detached: bool) -> BoxId {
     let spec = BoxSpec::new(["sleep", "100000"]).detached(detached);
     runtime.create(spec).await.expect("a box").id
 }

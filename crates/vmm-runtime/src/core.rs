@@ -24,7 +24,7 @@ use crate::remove_tree::{Progress, remove_tree};
 use crate::restart::DueBoxes;
 use crate::shim::WarmShims;
 use crate::{
-    RuntimeError, RuntimeMetrics, RuntimeMetricsStorage, RuntimeOptions, ShimController,
+    BoxId, RuntimeError, RuntimeMetrics, RuntimeMetricsStorage, RuntimeOptions, ShimController,
     ShimProgram,
 };
 
@@ -217,12 +217,10 @@ impl Core {
     }
 
     /// Returns a new box id. Ids sort by creation.
-    pub(crate) fn new_id(&self) -> String {
+    pub(crate) fn new_id(&self) -> BoxId {
         let mut ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
         // The generator keeps ids in order; it fails only after 2^80 ids in one millisecond.
-        ids.generate()
-            .unwrap_or_else(|_| Ulid::generate())
-            .to_string()
+        BoxId::new(ids.generate().unwrap_or_else(|_| Ulid::generate()))
     }
 
     /// Returns the counters of the runtime and of its reaper.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vmm_protocol::FileError;
 
-use crate::{RestartPolicy, ShimProgramError, StartError};
+use crate::{BoxId, RestartPolicy, ShimProgramError, StartError};
 
 /// An error of a [`VmmRuntime`](crate::VmmRuntime): it could not be opened, or an operation on a
 /// box failed.
@@ -91,7 +91,7 @@ pub enum RuntimeError {
         /// The name.
         name: String,
         /// The id of the box that has the name.
-        id: String,
+        id: BoxId,
     },
     /// The name is not valid.
     #[error(
@@ -120,13 +120,13 @@ pub enum RuntimeError {
     #[error("box {id} is running; stop it first, or remove it by force")]
     Running {
         /// The id of the box.
-        id: String,
+        id: BoxId,
     },
     /// The box could not be started. Its shim has ended and has been reaped.
     #[error("cannot start box {id}")]
     Start {
         /// The id of the box.
-        id: String,
+        id: BoxId,
         /// The cause.
         source: StartError,
     },
@@ -134,7 +134,7 @@ pub enum RuntimeError {
     #[error("shim {pid} of box {id} still exists {seconds} s after SIGKILL")]
     Stuck {
         /// The id of the box.
-        id: String,
+        id: BoxId,
         /// The pid of the shim.
         pid: u32,
         /// The time since the SIGKILL.
@@ -146,7 +146,7 @@ pub enum RuntimeError {
     #[error("cannot clean up processes left by the previous run of box {id}; try again")]
     CleanupFailed {
         /// The id of the box.
-        id: String,
+        id: BoxId,
         /// The cause.
         source: io::Error,
     },
@@ -155,7 +155,7 @@ pub enum RuntimeError {
     #[error("box {id} is damaged; repair {}, or remove the box", source.path.display())]
     Damaged {
         /// The id of the box.
-        id: String,
+        id: BoxId,
         /// The file and the cause.
         source: Arc<FileError>,
     },
@@ -184,7 +184,7 @@ mod tests {
     fn each_cause_is_in_the_chain_once_and_not_in_the_message_of_the_error_above_it() {
         let full = || io::Error::other("disk full");
         let file = |action| FileError::new(action, "/box/file", full());
-        let id = || "b1".to_owned();
+        let id = || "b1".parse().unwrap();
         let start = |source| RuntimeError::Start { id: id(), source };
         for (error, expected) in [
             (file("write").into(), "cannot write /box/file: disk full"),

@@ -122,7 +122,7 @@ impl EventBus {
             crashed.fetch_add(1, Ordering::Relaxed);
         }
         tracing::info!(
-            id = info.id,
+            id = info.id.as_str(),
             name = info.name,
             ?change,
             error = info.error,

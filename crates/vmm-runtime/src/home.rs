@@ -12,7 +12,7 @@ use rustix::process::{getegid, geteuid};
 use tokio_util::sync::CancellationToken;
 use vmm_protocol::{BoxDir, FileError, procfs};
 
-use crate::RuntimeError;
+use crate::{BoxId, RuntimeError};
 
 /// Prefixes of directories that are not complete boxes: being created, or being removed. No box id
 /// begins with a dot.
@@ -302,8 +302,10 @@ impl Home {
             };
             if name.starts_with(CREATING_PREFIX) || name.starts_with(REMOVING_PREFIX) {
                 contents.remnants.push(entry.path());
-            } else if !name.starts_with('.') && entry.path().is_dir() {
-                contents.boxes.push(name);
+            } else if let Ok(id) = name.parse()
+                && entry.path().is_dir()
+            {
+                contents.boxes.push(id);
             }
         }
         contents.boxes.sort_unstable();
@@ -315,7 +317,7 @@ impl Home {
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
     /// The ids of all boxes, intact or damaged, in order.
-    pub(crate) boxes: Vec<String>,
+    pub(crate) boxes: Vec<BoxId>,
     /// Directories that were being created or removed.
     pub(crate) remnants: Vec<PathBuf>,
 }

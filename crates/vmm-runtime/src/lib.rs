@@ -98,7 +98,7 @@ mod shutdown_task;
 pub mod testing;
 mod workers;
 
-pub use boxes::{BoxCounts, BoxInfo, BoxSpec, BoxStatus};
+pub use boxes::{BoxCounts, BoxId, BoxInfo, BoxSpec, BoxStatus, InvalidBoxId};
 pub use console::{ConsoleError, ConsoleReader};
 pub use error::RuntimeError;
 pub use event::{BoxChange, BoxEvent, Events};

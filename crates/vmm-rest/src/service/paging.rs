@@ -52,7 +52,7 @@ pub(crate) async fn list_page(
         let batch = runtime.list_after(&last, size + 1).await;
         let is_last_batch = batch.len() <= size;
         for info in batch {
-            last.clone_from(&info.id);
+            info.id.as_str().clone_into(&mut last);
             if !is_match(&info) {
                 continue;
             }

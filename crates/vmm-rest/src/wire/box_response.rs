@@ -128,7 +128,7 @@ impl From<BoxInfo> for BoxResponse {
     fn from(info: BoxInfo) -> Self {
         let status = (&info).into();
         Self {
-            box_id: info.id,
+            box_id: info.id.into(),
             name: info.name,
             status,
             created_at: info.created_at,

@@ -62,7 +62,7 @@ pub(crate) struct View {
 impl From<BoxInfo> for View {
     fn from(info: BoxInfo) -> Self {
         Self {
-            id: info.id,
+            id: info.id.into(),
             name: info.name.unwrap_or_default(),
             status: info.status,
             pid: info.pid,
@@ -87,7 +87,7 @@ pub(crate) fn serve(home: &Path) -> Result<(), Box<dyn Error>> {
     tokio.spawn(async move {
         while let Some(event) = events.next().await {
             match event.change {
-                BoxChange::Started => send_message(&Message::Started(event.info.id)),
+                BoxChange::Started => send_message(&Message::Started(event.info.id.into())),
                 BoxChange::Stopped | BoxChange::Failed => {
                     send_message(&Message::Ended(event.info.into()))
                 }

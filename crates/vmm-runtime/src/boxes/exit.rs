@@ -121,7 +121,7 @@ impl MicroBox {
         if matches!(self.state().phase, Phase::Exited { .. })
             && let Err(error) = self.save()
         {
-            tracing::warn!(id = self.id(), error = %with_causes(&error), "cannot save how the box ended");
+            tracing::warn!(id = self.id().as_str(), error = %with_causes(&error), "cannot save how the box ended");
         }
         if self.cleanup_target().is_none() {
             self.report_exit();

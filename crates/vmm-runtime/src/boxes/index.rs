@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::MicroBox;
+use super::{BoxId, MicroBox};
 use crate::RuntimeError;
 
 /// The boxes of a runtime, indexed by id and name.
@@ -12,9 +12,9 @@ pub(crate) struct Boxes(Mutex<Index>);
 #[derive(Debug, Default)]
 struct Index {
     /// Ids are ordered by creation.
-    boxes: BTreeMap<String, Arc<MicroBox>>,
+    boxes: BTreeMap<BoxId, Arc<MicroBox>>,
     /// The id of the box that has, or has reserved, each name.
-    names: HashMap<String, String>,
+    names: HashMap<String, BoxId>,
 }
 
 impl Boxes {
@@ -24,10 +24,10 @@ impl Boxes {
 
     /// Reserves a name for a box that is about to be created. Fails if another box has it as its
     /// name or its id.
-    pub(crate) fn reserve_name(&self, name: &str, id: &str) -> Result<(), RuntimeError> {
+    pub(crate) fn reserve_name(&self, name: &str, id: &BoxId) -> Result<(), RuntimeError> {
         let mut index = self.index();
         let holder = match index.boxes.get(name) {
-            Some(bx) => Some(bx.id().to_owned()),
+            Some(bx) => Some(bx.id().clone()),
             None => index.names.get(name).cloned(),
         };
         match holder {
@@ -36,7 +36,7 @@ impl Boxes {
                 id: holder,
             }),
             None => {
-                index.names.insert(name.to_owned(), id.to_owned());
+                index.names.insert(name.to_owned(), id.clone());
                 Ok(())
             }
         }
@@ -51,7 +51,7 @@ impl Boxes {
     pub(crate) fn insert(&self, bx: Arc<MicroBox>, then: impl FnOnce(&MicroBox)) {
         let mut index = self.index();
         then(&bx);
-        index.boxes.insert(bx.id().to_owned(), bx);
+        index.boxes.insert(bx.id().clone(), bx);
     }
 
     /// Removes a box and releases its name.

@@ -8,7 +8,7 @@ use shim_reaper::ShimHandle;
 use vmm_protocol::{Ending, with_causes};
 
 use super::state::{Phase, State};
-use super::{BoxCounts, BoxRecord, BoxSpec, BoxStatus, Outcome};
+use super::{BoxCounts, BoxId, BoxRecord, BoxSpec, BoxStatus, Outcome};
 use crate::{HealthState, RestartPolicy, ShimHandler};
 
 /// The state of a box at one moment.
@@ -17,8 +17,8 @@ use crate::{HealthState, RestartPolicy, ShimHandler};
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct BoxInfo {
-    /// The id that the runtime assigned: 26 characters, ordered by creation.
-    pub id: String,
+    /// The id that the runtime assigned.
+    pub id: BoxId,
     /// The name that the user chose, unique in the runtime.
     pub name: Option<String>,
     /// The name of the image that the box was created from, if any.

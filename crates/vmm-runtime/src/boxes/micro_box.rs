@@ -11,7 +11,9 @@ use tokio_util::sync::CancellationToken;
 use vmm_protocol::{BoxDir, FileError};
 
 use super::state::{Gate, Phase, State};
-use super::{BoxCounts, BoxInfo, BoxRecord, Outcome, ShutdownTarget, StartDecision, StartRequest};
+use super::{
+    BoxCounts, BoxId, BoxInfo, BoxRecord, Outcome, ShutdownTarget, StartDecision, StartRequest,
+};
 use crate::event::EventBus;
 use crate::restart::DueBoxes;
 use crate::{BoxChange, HealthCheckOptions, HealthState, RuntimeError, ShimHandler};
@@ -19,7 +21,7 @@ use crate::{BoxChange, HealthCheckOptions, HealthState, RuntimeError, ShimHandle
 /// A box: its spec, its current state, and the outcome of its last run.
 #[derive(Debug)]
 pub(crate) struct MicroBox {
-    id: String,
+    id: BoxId,
     dir: BoxDir,
     pub(super) events: Arc<EventBus>,
     pub(super) due: Arc<DueBoxes>,
@@ -61,7 +63,7 @@ impl MicroBox {
         }
     }
 
-    pub(crate) fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &BoxId {
         &self.id
     }
 

@@ -3,6 +3,7 @@
 mod decision;
 mod exit;
 mod follow_up;
+mod id;
 mod index;
 mod info;
 mod micro_box;
@@ -14,6 +15,7 @@ mod status;
 
 pub(crate) use decision::{ShutdownTarget, StartDecision, StartRequest};
 pub(crate) use follow_up::FollowUp;
+pub use id::{BoxId, InvalidBoxId};
 pub(crate) use index::Boxes;
 pub use info::BoxInfo;
 pub(crate) use micro_box::MicroBox;

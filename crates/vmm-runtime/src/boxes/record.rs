@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use vmm_protocol::{BoxDir, FileError, InstanceSpec, read_file, write_file};
 
-use super::{BoxSpec, Outcome};
+use super::{BoxId, BoxSpec, Outcome};
 use crate::HealthState;
 use crate::restart::RestartState;
 
@@ -23,7 +23,7 @@ const MAX_RECORD_BYTES: u64 = 20 << 20;
 /// here.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct BoxRecord {
-    pub(crate) id: String,
+    pub(crate) id: BoxId,
     pub(crate) created_at: Timestamp,
     /// Shared with every [`BoxInfo`](crate::BoxInfo) of the box.
     #[serde(
@@ -52,7 +52,7 @@ fn deserialize_shared<'de, D: Deserializer<'de>>(from: D) -> Result<Arc<BoxSpec>
 
 impl BoxRecord {
     /// Creates the record of a box that was never started.
-    pub(crate) fn new(id: String, created_at: Timestamp, spec: BoxSpec) -> Self {
+    pub(crate) fn new(id: BoxId, created_at: Timestamp, spec: BoxSpec) -> Self {
         Self {
             id,
             created_at,
@@ -72,7 +72,7 @@ impl BoxRecord {
 
     /// Returns the spec that the runtime sends to the shim.
     pub(crate) fn instance_spec(&self) -> InstanceSpec {
-        let mut instance = InstanceSpec::new(self.id.clone(), self.spec.payload.clone());
+        let mut instance = InstanceSpec::new(self.id.as_str(), self.spec.payload.clone());
         instance.payload.pids.get_or_insert(DEFAULT_PIDS);
         instance.detached = self.spec.detached;
         instance.stop_grace_ms =
@@ -131,7 +131,7 @@ mod tests {
         let spec = BoxSpec::new(["true"])
             .label(OLD_IMAGE_LABEL, "web")
             .label("team", "a");
-        BoxRecord::new("b".to_owned(), Timestamp::now(), spec)
+        BoxRecord::new("b".parse().unwrap(), Timestamp::now(), spec)
             .write(&dir)
             .unwrap();
         let read = BoxRecord::read(&dir).unwrap().spec;

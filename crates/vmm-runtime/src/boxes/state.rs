@@ -132,7 +132,7 @@ impl State {
 
     pub(super) fn not_found(&self) -> RuntimeError {
         RuntimeError::NotFound {
-            wanted: self.record.id.clone(),
+            wanted: self.record.id.to_string(),
         }
     }
 

@@ -17,7 +17,7 @@ use crate::boxes::{BoxRecord, MicroBox, Outcome};
 use crate::core::Core;
 use crate::home::Contents;
 use crate::process::{adopt_orphans_of, membership};
-use crate::{BoxSpec, RuntimeError, ShimHandler};
+use crate::{BoxId, BoxSpec, RuntimeError, ShimHandler};
 
 /// How long an opening waits for the removal of remnants. Most are gone when it returns; large ones
 /// are removed in the background.
@@ -49,7 +49,7 @@ pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
         if let Some(name) = bx.info().name
             && let Err(error) = core.boxes.reserve_name(&name, bx.id())
         {
-            tracing::warn!(id = bx.id(), %error, "name taken; the box can be found by its id only");
+            tracing::warn!(id = bx.id().as_str(), %error, "name taken; the box can be found by its id only");
         }
         let shim = match shim {
             LastShim::None => {
@@ -61,7 +61,7 @@ pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
             LastShim::Alive(record) => reattach(&core, &bx, &record).await?,
             LastShim::Dead(record) => Err(record),
             LastShim::Unreadable(error) => {
-                tracing::error!(id = bx.id(), error = %with_causes(&error), "cannot read shim.pid; no shim is running");
+                tracing::error!(id = bx.id().as_str(), error = %with_causes(&error), "cannot read shim.pid; no shim is running");
                 let outcome = Outcome::of_exit(None, None, read_exit_record(&bx)?, false);
                 bx.mark_exited_offline(outcome.with_error(&error));
                 exited.push(bx);
@@ -72,9 +72,15 @@ pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
             let outcome = Outcome::of_exit(Some(record), None, read_exit_record(&bx)?, false);
             match &outcome.error {
                 Some(error) => {
-                    tracing::warn!(id = bx.id(), error, "failed while no runtime was attached");
+                    tracing::warn!(
+                        id = bx.id().as_str(),
+                        error,
+                        "failed while no runtime was attached"
+                    );
                 }
-                None => tracing::info!(id = bx.id(), "ended while no runtime was attached"),
+                None => {
+                    tracing::info!(id = bx.id().as_str(), "ended while no runtime was attached")
+                }
             }
             bx.mark_exited_offline(outcome);
             exited.push(bx);
@@ -109,7 +115,11 @@ async fn reattach(
     };
     let since = start_of_run(&shim).map_err(|error| proc_error(record.pid, error))?;
     let shim = bx.mark_recovered(shim, since);
-    tracing::info!(id = bx.id(), pid = shim.pid(), "re-attached to shim");
+    tracing::info!(
+        id = bx.id().as_str(),
+        pid = shim.pid(),
+        "re-attached to shim"
+    );
     supervise(core, bx, shim);
     Ok(Ok(()))
 }
@@ -162,7 +172,7 @@ enum LastShim {
 }
 
 /// Reads all boxes from disk.
-fn read_all(core: &Core, ids: Vec<String>) -> Result<Vec<RecoveredBox>, FileError> {
+fn read_all(core: &Core, ids: Vec<BoxId>) -> Result<Vec<RecoveredBox>, FileError> {
     let mut running = RunningShims::default();
     ids.into_iter()
         .map(|id| read_one(core, id, &mut running))
@@ -170,17 +180,13 @@ fn read_all(core: &Core, ids: Vec<String>) -> Result<Vec<RecoveredBox>, FileErro
 }
 
 /// Reads a box from disk and finds its shim.
-fn read_one(
-    core: &Core,
-    id: String,
-    running: &mut RunningShims,
-) -> Result<RecoveredBox, FileError> {
+fn read_one(core: &Core, id: BoxId, running: &mut RunningShims) -> Result<RecoveredBox, FileError> {
     let dir = core.home.box_dir(&id);
     let (record, damage) = match BoxRecord::read(&dir) {
         Ok(record) => (BoxRecord { id, ..record }, None),
         Err(error) if is_resource_exhaustion(&error.source) => return Err(error),
         Err(error) => {
-            tracing::error!(id, error = %with_causes(&error), "cannot read box.json; the box is damaged");
+            tracing::error!(id = id.as_str(), error = %with_causes(&error), "cannot read box.json; the box is damaged");
             (placeholder_record(id), Some(error))
         }
     };
@@ -192,7 +198,7 @@ fn read_one(
 
 /// Returns a record for a box whose `box.json` cannot be read. Its id contains the time of its
 /// creation.
-fn placeholder_record(id: String) -> BoxRecord {
+fn placeholder_record(id: BoxId) -> BoxRecord {
     let created_at = Ulid::from_string(&id)
         .ok()
         .and_then(|id| Timestamp::try_from(id.datetime()).ok());
@@ -224,7 +230,7 @@ fn find_shim(bx: &MicroBox, running: &mut RunningShims) -> Result<LastShim, File
         return Ok(dead);
     };
     tracing::warn!(
-        id = bx.id(),
+        id = bx.id().as_str(),
         pid,
         "shim.pid does not identify the running shim; repairing it"
     );
@@ -244,7 +250,7 @@ fn identify(record: &PidRecord, bx: &MicroBox) -> io::Result<Option<PidRecord>> 
         PidLookup::Alive(identity) => {
             // The home may have been moved since.
             let shim = membership::shim_of(record.pid)?;
-            let is_ours = shim.is_some_and(|(id, _)| id == bx.id());
+            let is_ours = shim.is_some_and(|(id, _)| id == *bx.id());
             Ok(is_ours.then(|| with_identity(identity)))
         }
         PidLookup::Unverified(identity) if is_shim_of(record.pid, bx)? => {
@@ -259,13 +265,13 @@ fn identify(record: &PidRecord, bx: &MicroBox) -> io::Result<Option<PidRecord>> 
 /// Returns whether the process is the shim of this box, by its arguments.
 fn is_shim_of(pid: u32, bx: &MicroBox) -> io::Result<bool> {
     let shim = membership::shim_of(pid)?;
-    Ok(shim.is_some_and(|(id, dir)| id == bx.id() && dir == bx.dir().path()))
+    Ok(shim.is_some_and(|(id, dir)| id == *bx.id() && dir == bx.dir().path()))
 }
 
 /// Writes the `shim.pid` again.
 fn repair_pid_record(bx: &MicroBox, record: &PidRecord) {
     if let Err(error) = bx.dir().write_shim_record(record) {
-        tracing::warn!(id = bx.id(), error = %with_causes(&error), "cannot repair shim.pid");
+        tracing::warn!(id = bx.id().as_str(), error = %with_causes(&error), "cannot repair shim.pid");
     }
 }
 

@@ -65,7 +65,7 @@ async fn remove_contents(
         check_killed(bx, shim.pid(), timeout(SIGKILL_TIMEOUT, shim.kill()).await)?;
         let _ = observe_exit(core, bx).await;
         if !wait_until_reaped(shim.pid()).await {
-            tracing::warn!(id = bx.id(), pid = shim.pid(), "the shim remains a zombie");
+            tracing::warn!(id = bx.id().as_str(), pid = shim.pid(), "the shim remains a zombie");
         }
     }
     let _operation = bx.operation_lock.lock().await;
@@ -73,7 +73,7 @@ async fn remove_contents(
     let remnant = core
         .run_on_disk({
             let home = core.home.clone();
-            let id = bx.id().to_owned();
+            let id = bx.id().clone();
             move || home.set_aside(&id)
         })
         .await?;
@@ -82,7 +82,7 @@ async fn remove_contents(
             .await
             .is_err()
     {
-        let id = bx.id();
+        let id = bx.id().as_str();
         tracing::warn!(
             id,
             "the directory of the removed box is large; removing it in the background"

@@ -5,6 +5,7 @@ use shim_reaper::ShutdownReport;
 use tokio::time::{Instant, timeout};
 
 use super::{cleanup, observe_exit};
+use crate::BoxId;
 use crate::boxes::ShutdownTarget;
 use crate::core::Core;
 use crate::process::SIGKILL_TIMEOUT;
@@ -15,11 +16,11 @@ use crate::shim::terminate;
 #[non_exhaustive]
 pub struct RuntimeShutdown {
     /// The ids of the boxes that were running or starting and have been stopped.
-    pub stopped: Vec<String>,
+    pub stopped: Vec<BoxId>,
     /// The ids of the detached boxes that keep running.
-    pub left_running: Vec<String>,
+    pub left_running: Vec<BoxId>,
     /// The ids of the boxes whose shims survived SIGKILL.
-    pub stuck: Vec<String>,
+    pub stuck: Vec<BoxId>,
     /// The report of the reaper.
     pub reaper: ShutdownReport,
 }
@@ -47,7 +48,7 @@ pub(crate) async fn shut_down(core: &Core, limit: Duration) -> RuntimeShutdown {
         outcome
     });
     for (bx, outcome) in boxes.iter().zip(join_all(exits).await) {
-        let id = bx.id().to_owned();
+        let id = bx.id().clone();
         match outcome {
             Some(true) => report.stopped.push(id),
             Some(false) => report.stuck.push(id),
@@ -66,7 +67,7 @@ pub(crate) async fn shut_down(core: &Core, limit: Duration) -> RuntimeShutdown {
         if bx.shim().is_some_and(|shim| shim.try_exit().is_none())
             && !report.stuck.iter().any(|id| id == bx.id())
         {
-            report.left_running.push(bx.id().to_owned());
+            report.left_running.push(bx.id().clone());
         }
     }
     // A failed cleanup is logged and left to the next runtime.

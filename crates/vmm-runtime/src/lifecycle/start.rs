@@ -103,7 +103,7 @@ async fn handle_failed_start(
 /// Creates the error of a failed start.
 fn start_error(bx: &MicroBox, source: StartError) -> RuntimeError {
     RuntimeError::Start {
-        id: bx.id().to_owned(),
+        id: bx.id().clone(),
         source,
     }
 }

@@ -45,7 +45,7 @@ pub(super) fn check_killed<T>(
         Ok(Ok(exit)) => Ok(exit),
         Ok(Err(ReaperClosed)) => Err(RuntimeError::Closed),
         Err(_) => Err(RuntimeError::Stuck {
-            id: bx.id().to_owned(),
+            id: bx.id().clone(),
             pid,
             seconds: SIGKILL_TIMEOUT.as_secs(),
         }),

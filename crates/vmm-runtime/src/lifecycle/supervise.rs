@@ -35,7 +35,7 @@ pub(crate) fn supervise(core: &Arc<Core>, bx: &Arc<MicroBox>, shim: Arc<ShimHand
             }
             // Without the operation lock: a stop may hold it while it waits for this exit.
             if let Err(error) = observe_exit(&core, &bx).await {
-                tracing::warn!(id = bx.id(), error = %with_causes(&error), "cannot read how the box ended; retrying");
+                tracing::warn!(id = bx.id().as_str(), error = %with_causes(&error), "cannot read how the box ended; retrying");
             }
             let _ = cleanup_locked(&core, &bx).await;
             retry_cleanup(&core, bx);
@@ -114,7 +114,7 @@ pub(super) async fn save(core: &Core, bx: &Arc<MicroBox>) {
     }
     let this = Arc::clone(bx);
     if let Err(error) = core.run_on_disk(move || this.save()).await {
-        tracing::warn!(id = bx.id(), error = %with_causes(&error), "cannot save the box");
+        tracing::warn!(id = bx.id().as_str(), error = %with_causes(&error), "cannot save the box");
     }
 }
 
@@ -155,7 +155,7 @@ pub(crate) async fn cleanup(core: &Core, bx: &Arc<MicroBox>) -> Result<(), Runti
 
 /// Logs and returns the error of a failed cleanup.
 fn cleanup_failed(bx: &MicroBox, source: io::Error) -> RuntimeError {
-    let id = bx.id().to_owned();
-    tracing::warn!(id, error = %with_causes(&source), "cannot clean up processes left by the previous run");
+    let id = bx.id().clone();
+    tracing::warn!(id = id.as_str(), error = %with_causes(&source), "cannot clean up processes left by the previous run");
     RuntimeError::CleanupFailed { id, source }
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
+use crate::BoxId;
+
 /// The boxes for which something is due at a later time.
 #[derive(Debug, Default)]
 pub(crate) struct DueBoxes {
@@ -19,7 +21,7 @@ impl DueBoxes {
 
     /// Adds the box `id`, or changes when it is due. Of the boxes that are due, those with a lower
     /// `rank` come first.
-    pub(crate) fn insert(&self, id: &str, delay: Duration, rank: u32) {
+    pub(crate) fn insert(&self, id: &BoxId, delay: Duration, rank: u32) {
         self.queue().insert(id, Instant::now() + delay, rank);
         self.changed.notify_one();
     }
@@ -29,7 +31,7 @@ impl DueBoxes {
     /// # Cancel safety
     ///
     /// Dropping the future removes nothing.
-    pub(crate) async fn next(&self) -> String {
+    pub(crate) async fn next(&self) -> BoxId {
         loop {
             let next_due = {
                 let mut queue = self.queue();
@@ -60,9 +62,9 @@ const MAX_RANK: u32 = 10;
 
 #[derive(Debug, Default)]
 struct Queue {
-    entries: HashMap<String, Entry>,
-    waiting: BTreeSet<(Instant, String)>,
-    ready: BTreeSet<(Instant, String)>,
+    entries: HashMap<BoxId, Entry>,
+    waiting: BTreeSet<(Instant, BoxId)>,
+    ready: BTreeSet<(Instant, BoxId)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -73,16 +75,16 @@ struct Entry {
 }
 
 impl Queue {
-    fn insert(&mut self, id: &str, due: Instant, rank: u32) {
+    fn insert(&mut self, id: &BoxId, due: Instant, rank: u32) {
         let turn = due + YIELD_PER_RANK * rank.min(MAX_RANK);
-        if let Some(old) = self.entries.insert(id.to_owned(), Entry { due, turn }) {
-            self.waiting.remove(&(old.due, id.to_owned()));
-            self.ready.remove(&(old.turn, id.to_owned()));
+        if let Some(old) = self.entries.insert(id.clone(), Entry { due, turn }) {
+            self.waiting.remove(&(old.due, id.clone()));
+            self.ready.remove(&(old.turn, id.clone()));
         }
-        self.waiting.insert((due, id.to_owned()));
+        self.waiting.insert((due, id.clone()));
     }
 
-    fn pop(&mut self, now: Instant) -> Option<String> {
+    fn pop(&mut self, now: Instant) -> Option<BoxId> {
         while let Some((due, _)) = self.waiting.first()
             && *due <= now
             && let Some((due, id)) = self.waiting.pop_first()
@@ -104,17 +106,21 @@ impl Queue {
 mod tests {
     use super::*;
 
+    fn id(text: &str) -> BoxId {
+        text.parse().unwrap()
+    }
+
     #[test]
     fn boxes_that_are_due_come_in_the_order_of_rank_and_time() {
         let now = Instant::now();
         let at = |seconds| now + Duration::from_secs(seconds);
         let mut queue = Queue::default();
         for number in 0..1000 {
-            queue.insert(&format!("looping-{number}"), at(1), 7);
+            queue.insert(&id(&format!("looping-{number}")), at(1), 7);
         }
-        queue.insert("second", at(3), 1);
-        queue.insert("first", at(2), 1);
-        queue.insert("later", at(60), 0);
+        queue.insert(&id("second"), at(3), 1);
+        queue.insert(&id("first"), at(2), 1);
+        queue.insert(&id("later"), at(60), 0);
         assert_eq!(queue.pop(now), None);
         assert_eq!(queue.next_due(), Some(at(1)));
         let popped: Vec<_> = std::iter::from_fn(|| queue.pop(at(3))).collect();
@@ -129,11 +135,11 @@ mod tests {
     fn no_box_waits_for_ever_for_those_with_a_lower_rank() {
         let start = Instant::now();
         let mut queue = Queue::default();
-        queue.insert("looping", start, u32::MAX);
+        queue.insert(&id("looping"), start, u32::MAX);
         // One box becomes due each second, and one box is taken.
         let taken = (0..10_000).find(|second| {
             let now = start + Duration::from_secs(*second);
-            queue.insert("crashing", now, 1);
+            queue.insert(&id("crashing"), now, 1);
             queue.pop(now).as_deref() == Some("looping")
         });
         assert_eq!(taken, Some(9 * 60 + 1));
@@ -144,16 +150,16 @@ mod tests {
         let now = Instant::now();
         let later = now + Duration::from_secs(1);
         let mut queue = Queue::default();
-        queue.insert("a", now, 1);
-        queue.insert("a", later, 2);
+        queue.insert(&id("a"), now, 1);
+        queue.insert(&id("a"), later, 2);
         assert_eq!(queue.pop(now), None);
         assert_eq!(queue.pop(later).as_deref(), Some("a"));
         assert_eq!(queue.pop(later), None);
         // Also when it is ready already.
-        queue.insert("a", now, 1);
-        queue.insert("b", now, 0);
+        queue.insert(&id("a"), now, 1);
+        queue.insert(&id("b"), now, 0);
         assert_eq!(queue.pop(now).as_deref(), Some("b"));
-        queue.insert("a", later, 1);
+        queue.insert(&id("a"), later, 1);
         assert_eq!(queue.pop(now), None);
         assert!(queue.pop(later).is_some() && queue.entries.is_empty());
     }

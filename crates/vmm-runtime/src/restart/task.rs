@@ -47,7 +47,7 @@ async fn run(core: Arc<Core>, bx: Arc<MicroBox>) {
                 None => Ok(()),
             };
             if let Err(error) = result {
-                tracing::warn!(id = bx.id(), error = %with_causes(&error), "restart or automatic removal failed");
+                tracing::warn!(id = bx.id().as_str(), error = %with_causes(&error), "restart or automatic removal failed");
                 bx.retry_follow_up();
             }
             Ok(())

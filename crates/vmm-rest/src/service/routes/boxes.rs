@@ -20,7 +20,7 @@ use crate::wire::{
     dead_code,
     reason = "only describes the path parameter for the document"
 )]
-pub(super) struct BoxId {
+pub(super) struct BoxIdParam {
     /// The id or the name of a box.
     #[param(
         min_length = 1,
@@ -101,7 +101,7 @@ pub(super) async fn create(
 /// Returns a box.
 #[utoipa::path(
     get, path = "/v1/boxes/{box_id}", tag = "Boxes", operation_id = "getBox",
-    params(BoxId),
+    params(BoxIdParam),
     responses(
         (status = 200, description = "The box", body = BoxResponse),
         (status = 404, description = "The box was not found", body = ErrorResponse),
@@ -117,7 +117,7 @@ pub(super) async fn inspect(
 /// Checks that a box exists.
 #[utoipa::path(
     head, path = "/v1/boxes/{box_id}", tag = "Boxes", operation_id = "boxExists",
-    params(BoxId),
+    params(BoxIdParam),
     responses(
         (status = 204, description = "The box exists"),
         (status = 404, description = "The box was not found"),
@@ -134,7 +134,7 @@ pub(super) async fn exists(
 /// Removes a box with its processes and files; responds when they are gone.
 #[utoipa::path(
     delete, path = "/v1/boxes/{box_id}", tag = "Boxes", operation_id = "removeBox",
-    params(BoxId, RemoveQuery, IdempotencyKey),
+    params(BoxIdParam, RemoveQuery, IdempotencyKey),
     responses(
         (status = 204, description = "The box is removed"),
         (status = 400, description = "The query is malformed", body = ErrorResponse),
@@ -154,7 +154,7 @@ pub(super) async fn remove(
 /// Starts a box; responds when its payload is ready, or at once if the box is running.
 #[utoipa::path(
     post, path = "/v1/boxes/{box_id}/start", tag = "Boxes", operation_id = "startBox",
-    params(BoxId, IdempotencyKey),
+    params(BoxIdParam, IdempotencyKey),
     responses(
         (status = 200, description = "The box, running", body = BoxResponse),
         (status = 400, description = "The engine was not found", body = ErrorResponse),
@@ -173,7 +173,7 @@ pub(super) async fn start(
 /// Stops a box; responds when it has ended, or at once if the box is not running.
 #[utoipa::path(
     post, path = "/v1/boxes/{box_id}/stop", tag = "Boxes", operation_id = "stopBox",
-    params(BoxId, IdempotencyKey), request_body = Option<StopBoxRequest>,
+    params(BoxIdParam, IdempotencyKey), request_body = Option<StopBoxRequest>,
     responses(
         (status = 200, description = "The box, stopped", body = BoxResponse),
         (status = 400, description = "The request is malformed", body = ErrorResponse),

@@ -12,9 +12,9 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 use utoipa::IntoParams;
-use vmm_runtime::{BoxStatus, ConsoleError, ConsoleReader, with_causes};
+use vmm_runtime::{BoxId, BoxStatus, ConsoleError, ConsoleReader, with_causes};
 
-use super::boxes::BoxId;
+use super::boxes::BoxIdParam;
 use super::events::{client_left, close_on_shutdown};
 use crate::service::{ApiError, ApiState, Connection, ConnectionCloser, extract};
 use crate::wire::{ErrorCode, ErrorResponse};
@@ -34,7 +34,7 @@ pub(super) struct LogsQuery {
 /// Returns the output of a box that is kept: stdout and stderr of its last run.
 #[utoipa::path(
     get, path = "/v1/boxes/{box_id}/logs", tag = "Boxes", operation_id = "getBoxLogs",
-    params(BoxId, LogsQuery),
+    params(BoxIdParam, LogsQuery),
     responses(
         (status = 200, description = "The output, as the payload has written it", body = Vec<u8>,
             content_type = "application/octet-stream"),
@@ -89,7 +89,7 @@ const CHUNK_BYTES: usize = 1 << 16;
 /// A client that reads the output of a box.
 struct Follower {
     api: ApiState,
-    id: String,
+    id: BoxId,
     reader: ConsoleReader,
     follow: bool,
     /// `None` on a connection of another application's server.

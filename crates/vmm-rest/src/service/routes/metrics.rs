@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 
-use super::boxes::BoxId;
+use super::boxes::BoxIdParam;
 use crate::service::openmetrics::{CONTENT_TYPE, MetricsSnapshot};
 use crate::service::{ApiError, ApiState, extract};
 use crate::wire::{BoxMetricsResponse, ErrorCode, ErrorResponse, RuntimeMetricsResponse};
@@ -22,7 +22,7 @@ pub(super) async fn of_runtime(State(api): State<ApiState>) -> Json<RuntimeMetri
 /// Returns the resource usage of a box.
 #[utoipa::path(
     get, path = "/v1/boxes/{box_id}/metrics", tag = "Metrics", operation_id = "getBoxMetrics",
-    params(BoxId),
+    params(BoxIdParam),
     responses(
         (status = 200, description = "The metrics", body = BoxMetricsResponse),
         (status = 404, description = "The box was not found", body = ErrorResponse),
