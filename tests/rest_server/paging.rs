@@ -1,5 +1,5 @@
 use reqwest::Method;
-use vmm_rest::wire::{BoxStatus, CreateBoxRequest, ListBoxesQuery};
+use vmm_rest::wire::{BoxStatus, CreateBoxRequest, ListBoxesQuery, StopBoxRequest};
 
 use crate::fixture::TestServer;
 
@@ -53,14 +53,24 @@ async fn an_exactly_full_page_is_the_last_one() {
 #[tokio::test]
 async fn the_status_filter_selects_boxes() {
     let service = TestServer::start().await;
-    service
+    let created = service
         .client
         .create(&CreateBoxRequest::of("idle"))
         .await
         .unwrap();
     let bx = service.start_box(CreateBoxRequest::of("idle")).await;
+    let stopped = service.start_box(CreateBoxRequest::of("idle")).await;
+    service
+        .client
+        .stop(&stopped.box_id, &StopBoxRequest::default())
+        .await
+        .unwrap();
     for (status, expected) in [
+        (BoxStatus::Configured, vec![created.box_id]),
         (BoxStatus::Running, vec![bx.box_id.clone()]),
+        (BoxStatus::Stopping, vec![]),
+        (BoxStatus::Stopped, vec![stopped.box_id]),
+        (BoxStatus::Failed, vec![]),
         (BoxStatus::Paused, vec![]),
     ] {
         for size in [1, 100] {

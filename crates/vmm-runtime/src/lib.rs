@@ -88,6 +88,7 @@ mod lifecycle;
 mod metrics;
 mod options;
 mod process;
+mod queries;
 mod remove_tree;
 mod restart;
 mod runtime;
@@ -98,7 +99,7 @@ mod shutdown_task;
 pub mod testing;
 mod workers;
 
-pub use boxes::{BoxCounts, BoxId, BoxInfo, BoxSpec, BoxStatus, InvalidBoxId};
+pub use boxes::{BoxCounts, BoxId, BoxInfo, BoxSpec, BoxStatus, InvalidBoxId, ListOptions};
 pub use console::{ConsoleError, ConsoleReader};
 pub use error::RuntimeError;
 pub use event::{BoxChange, BoxEvent, Events};

@@ -2,21 +2,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
-use tokio::time::timeout;
-
-use crate::boxes::{MicroBox, StartRequest};
+use crate::boxes::StartRequest;
 use crate::core::Core;
 use crate::driver::Driver;
 use crate::home::Home;
 use crate::lifecycle::{self, RuntimeShutdown};
-use crate::process::{count_zombies, measure_usage};
 use crate::restart;
 use crate::shutdown_task::ShutdownTask;
-use crate::{
-    BoxCounts, BoxInfo, BoxSpec, BoxUsage, ConsoleReader, Events, Removal, RuntimeError,
-    RuntimeMetrics, RuntimeOptions,
-};
+use crate::{BoxInfo, BoxSpec, Removal, RuntimeError, RuntimeOptions};
 
 /// A VMM runtime: creates, starts, stops and removes boxes, each inside its own shim.
 ///
@@ -93,9 +86,6 @@ impl fmt::Debug for VmmRuntime {
     }
 }
 
-/// How long reading the state of a box waits for an exit to be saved.
-const OBSERVE_TIMEOUT: Duration = Duration::from_millis(100);
-
 impl VmmRuntime {
     /// Opens a home, creates it if it does not exist, and recovers the boxes in it. If the process
     /// that held the home has died, waits up to 2 s for the children that it was spawning.
@@ -150,7 +140,7 @@ impl VmmRuntime {
         Ok(runtime)
     }
 
-    fn core(&self) -> &Arc<Core> {
+    pub(crate) fn core(&self) -> &Arc<Core> {
         &self.inner.core
     }
 
@@ -258,88 +248,6 @@ impl VmmRuntime {
         core.run_detached(removed).await
     }
 
-    /// Returns the current state of a box. An exit appears here only after it has been saved, as
-    /// with [`wait`](Self::wait) and [`events`](Self::events), so a crash of this process cannot
-    /// undo it.
-    ///
-    /// # Errors
-    ///
-    /// [`RuntimeError::NotFound`].
-    ///
-    /// # Cancel safety
-    ///
-    /// Reads only.
-    pub async fn info(&self, id_or_name: &str) -> Result<BoxInfo, RuntimeError> {
-        let bx = self.core().boxes.find(id_or_name)?;
-        self.observe_exits([&bx]).await;
-        Ok(bx.info())
-    }
-
-    /// Gives exits that are being saved a short time to be reported. Bounded, because a disk can
-    /// hang.
-    async fn observe_exits(&self, boxes: impl IntoIterator<Item = &Arc<MicroBox>>) {
-        let exited: Vec<_> = boxes
-            .into_iter()
-            .filter(|bx| bx.has_unreported_exit())
-            .cloned()
-            .collect();
-        // A forked child has none of the runtime's threads.
-        if exited.is_empty() || !self.core().is_owner() {
-            return;
-        }
-        // On the runtime's own thread, because the caller may not be in a tokio runtime.
-        let core = Arc::clone(self.core());
-        let observed = self.core().spawn(async move {
-            let observe = async |bx| {
-                lifecycle::observe_exit(&core, bx).await?;
-                bx.end_reported().await;
-                Ok::<(), RuntimeError>(())
-            };
-            let _ = timeout(OBSERVE_TIMEOUT, join_all(exited.iter().map(observe))).await;
-        });
-        let _ = observed.await;
-    }
-
-    /// Returns all boxes in the order of their creation.
-    ///
-    /// # Cancel safety
-    ///
-    /// Reads only.
-    pub async fn list(&self) -> Vec<BoxInfo> {
-        let boxes = self.core().boxes.all();
-        self.observe_exits(&boxes).await;
-        boxes.iter().map(|bx| bx.info()).collect()
-    }
-
-    /// Returns the number of boxes by status, as [`list`](Self::list) shows them. Cheaper than a
-    /// list.
-    ///
-    /// # Cancel safety
-    ///
-    /// Reads only.
-    pub async fn count_boxes(&self) -> BoxCounts {
-        let boxes = self.core().boxes.all();
-        self.observe_exits(&boxes).await;
-        let mut counts = BoxCounts::default();
-        for bx in &boxes {
-            bx.count(&mut counts);
-        }
-        counts
-    }
-
-    /// Returns one page of [`list`](Self::list): at most `limit` boxes created after the box `id`,
-    /// which may have been removed since. An empty `id` starts at the first box. The cost depends
-    /// on the size of the page only.
-    ///
-    /// # Cancel safety
-    ///
-    /// Reads only.
-    pub async fn list_after(&self, id: &str, limit: usize) -> Vec<BoxInfo> {
-        let boxes = self.core().boxes.after(id, limit);
-        self.observe_exits(&boxes).await;
-        boxes.iter().map(|bx| bx.info()).collect()
-    }
-
     /// Waits until a box has ended and returns its state, with how it ended. Returns at once if it
     /// is neither starting nor running.
     ///
@@ -369,67 +277,6 @@ impl VmmRuntime {
             Err(error) => return Err(error),
         }
         Ok(bx.info())
-    }
-
-    /// Returns a reader of the output of a box, which a new run of the box replaces. The output is
-    /// bounded by the [console options](BoxSpec::console) of the box.
-    ///
-    /// # Errors
-    ///
-    /// [`RuntimeError::NotFound`], [`RuntimeError::Ambiguous`].
-    pub fn console(&self, id_or_name: &str) -> Result<ConsoleReader, RuntimeError> {
-        let bx = self.core().boxes.find(id_or_name)?;
-        Ok(ConsoleReader::new(bx.dir().clone()))
-    }
-
-    /// Returns the counters of the runtime and its reaper.
-    ///
-    /// # Cancel safety
-    ///
-    /// Reads only.
-    pub async fn metrics(&self) -> RuntimeMetrics {
-        self.core().metrics()
-    }
-
-    /// Returns the CPU time and memory that a box uses; no values if it is not running.
-    ///
-    /// # Errors
-    ///
-    /// [`RuntimeError::NotFound`], [`RuntimeError::Closed`] in a forked child.
-    ///
-    /// # Cancel safety
-    ///
-    /// Reads only.
-    pub async fn usage(&self, id_or_name: &str) -> Result<BoxUsage, RuntimeError> {
-        let bx = self.core().boxes.find(id_or_name)?;
-        let Some(shim) = bx.shim() else {
-            return Ok(BoxUsage::default());
-        };
-        let (pid, cpus) = (shim.pid(), bx.cpus());
-        let measured = self
-            .core()
-            .inspect(move || measure_usage(pid, cpus))
-            .await?;
-        // Until its exit is known, the shim is not reaped, and its pid not reused.
-        let usage = measured.ok().filter(|_| shim.is_running());
-        Ok(usage.unwrap_or_default())
-    }
-
-    /// Returns the number of children of this process that have exited and are not reaped, whether
-    /// they are shims or not; `None` if it cannot be determined, as on a kernel without
-    /// `CONFIG_PROC_CHILDREN`. Reads the state of each child; the cost of
-    /// [`shim_zombies`](RuntimeMetrics::shim_zombies) does not grow with their number.
-    ///
-    /// # Cancel safety
-    ///
-    /// Reads only.
-    pub async fn count_zombies(&self) -> Option<u64> {
-        self.core().inspect(count_zombies).await.ok()?.ok()
-    }
-
-    /// Returns a stream of every change of every box from now on.
-    pub fn events(&self) -> Events {
-        self.core().events.subscribe()
     }
 
     /// Shuts the runtime down. New operations fail, and starts in progress are cancelled. Attached

@@ -1,6 +1,6 @@
 //! The pages of a list of boxes.
 
-use vmm_runtime::{BoxInfo, VmmRuntime};
+use vmm_runtime::{ListOptions, VmmRuntime};
 
 use super::ApiError;
 use crate::wire::{BoxStatus, ListBoxesQuery, ListBoxesResponse};
@@ -25,52 +25,34 @@ pub(crate) async fn list_page(
             return Err(ApiError::invalid(message));
         }
     };
-    let last = match &query.page_token {
-        None => "",
-        Some(token) => token
-            .strip_prefix(TOKEN_PREFIX)
-            // The id of a damaged box is the name of its directory, so any file name is valid.
-            .filter(|id| !id.is_empty() && !id.contains(['/', '\0']))
-            .ok_or_else(|| {
-                let message = "pageToken is invalid; start again without one";
-                ApiError::invalid(message)
-            })?,
-    };
-    let status: Option<BoxStatus> = match &query.status {
-        None => None,
+    let mut options = match &query.status {
+        None => ListOptions::default(),
         Some(name) => {
-            let parsed = name.parse();
-            Some(parsed.map_err(|error| ApiError::invalid(format!("status: {error}")))?)
+            let parsed = name.parse::<BoxStatus>();
+            let status = parsed.map_err(|error| ApiError::invalid(format!("status: {error}")))?;
+            match status.options() {
+                Some(options) => options,
+                None => return Ok(ListBoxesResponse::default()),
+            }
         }
     };
-    let is_match = |info: &BoxInfo| status.is_none_or(|status| status == info.into());
-
-    let mut last = last.to_owned();
-    let mut page: Vec<BoxInfo> = Vec::new();
-    loop {
-        // One more than fits, which shows whether there is another page.
-        let batch = runtime.list_after(&last, size + 1).await;
-        let is_last_batch = batch.len() <= size;
-        for info in batch {
-            info.id.as_str().clone_into(&mut last);
-            if !is_match(&info) {
-                continue;
-            }
-            if page.len() == size {
-                return Ok(response(page, true));
-            }
-            page.push(info);
+    options.after = match &query.page_token {
+        None => None,
+        Some(token) => {
+            let last = token.strip_prefix(TOKEN_PREFIX);
+            let message = "pageToken is invalid; start again without one";
+            let id = last.and_then(|id| id.parse().ok());
+            Some(id.ok_or_else(|| ApiError::invalid(message))?)
         }
-        if is_last_batch {
-            return Ok(response(page, false));
-        }
-    }
-}
-
-fn response(page: Vec<BoxInfo>, has_next: bool) -> ListBoxesResponse {
+    };
+    // One more than fits, which shows whether there is another page.
+    options.limit = Some(size + 1);
+    let mut page = runtime.list_with(&options).await;
+    let has_next = page.len() > size;
+    page.truncate(size);
     let last = page.last().filter(|_| has_next);
-    ListBoxesResponse {
+    Ok(ListBoxesResponse {
         next_page_token: last.map(|last| format!("{TOKEN_PREFIX}{}", last.id)),
         boxes: page.into_iter().map(Into::into).collect(),
-    }
+    })
 }

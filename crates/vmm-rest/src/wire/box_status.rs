@@ -4,7 +4,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 #[cfg(feature = "server")]
-use vmm_runtime::BoxInfo;
+use vmm_runtime::{BoxInfo, ListOptions};
 
 /// The stage of a box's life. This server reports all but `paused` and `unknown`.
 #[derive(
@@ -83,6 +83,24 @@ impl FromStr for BoxStatus {
             .into_iter()
             .find(|status| status.name() == name)
             .ok_or_else(|| UnknownStatus(name.to_owned()))
+    }
+}
+
+#[cfg(feature = "server")]
+impl BoxStatus {
+    /// Returns the options that list the boxes with this status, or `None` if this server has no
+    /// such box.
+    pub(crate) fn options(self) -> Option<ListOptions> {
+        use vmm_runtime::BoxStatus as Status;
+        let options = ListOptions::default();
+        Some(match self {
+            Self::Configured => options.status(Status::Configured).status(Status::Starting),
+            Self::Running => options.status(Status::Running).stopping(false),
+            Self::Stopping => options.status(Status::Running).stopping(true),
+            Self::Stopped => options.status(Status::Stopped),
+            Self::Failed => options.status(Status::Failed),
+            Self::Paused | Self::Unknown => return None,
+        })
     }
 }
 

@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, HashMap};
+use std::iter;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -96,12 +97,29 @@ impl Boxes {
         }
     }
 
-    /// Returns at most `limit` boxes created after the box `id`, in the order of their creation.
-    /// That box may have been removed.
-    pub(crate) fn after(&self, id: &str, limit: usize) -> Vec<Arc<MicroBox>> {
-        let later = (Bound::Excluded(id), Bound::Unbounded);
+    /// Returns at most `limit` boxes in the order of their creation, or in the reverse order, beginning after the box `after`.
+    pub(crate) fn slice(
+        &self,
+        after: Option<&BoxId>,
+        newest_first: bool,
+        limit: usize,
+    ) -> Vec<Arc<MicroBox>> {
         let index = self.index();
-        let boxes = index.boxes.range::<str, _>(later).take(limit);
+        let after = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let range = if newest_first {
+            (Bound::Unbounded, after)
+        } else {
+            (after, Bound::Unbounded)
+        };
+        let mut range = index.boxes.range::<BoxId, _>(range);
+        let next = || {
+            if newest_first {
+                range.next_back()
+            } else {
+                range.next()
+            }
+        };
+        let boxes = iter::from_fn(next).take(limit);
         boxes.map(|(_, bx)| Arc::clone(bx)).collect()
     }
 
