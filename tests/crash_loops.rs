@@ -75,7 +75,6 @@ fn a_thousand_boxes_in_a_crash_loop_do_not_delay_others() {
                 () = samples => {}
             }
             assert!(starts < MAX_STARTS, "{starts} starts at once");
-
             assert!(children < MAX_CHILDREN, "{children} children");
             // All of them go on, as often as a delay that doubles allows.
             for bx in &boxes {

@@ -9,8 +9,8 @@ use common::boxes::shim_program;
 use common::{eventually, is_gone};
 use futures::FutureExt;
 use shim_reaper::ShimReaper;
-use vmm_runtime::{InstanceSpec, PayloadSpec, PidRecord, Ready, ShimController, ShimProgram};
-use vmm_runtime::{ShimHandler, SpawnedShim};
+use vmm_runtime::shim::{ShimController, ShimHandler, ShimProgram, SpawnedShim};
+use vmm_runtime::{InstanceSpec, PayloadSpec, PidRecord, Ready};
 
 fn controller(reaper: &ShimReaper) -> ShimController {
     let program = ShimProgram::at(shim_program()).unwrap();

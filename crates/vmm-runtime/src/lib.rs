@@ -30,8 +30,8 @@
 //! # What is trusted
 //!
 //! What the kernel reports wins over what a file says: a payload that runs as the same user can
-//! write to every file in its box directory ([`BoxDir`](vmm_protocol::BoxDir) lists the
-//! consequences). The runtime trusts an exit record only if it matches the exit status of the shim.
+//! write to every file in its box directory ([`BoxDir`] lists the consequences). The runtime trusts
+//! an exit record only if it matches the exit status of the shim.
 //! Otherwise it reports a crash and kills everything that the payload started. Before Linux 6.15,
 //! and for a shim that ended while no runtime was attached, no exit status is available: the
 //! runtime then uses the record and cleans up in every case.
@@ -111,13 +111,13 @@ pub use options::RuntimeOptions;
 pub use process::{BoxUsage, ProcessExit, ProcessMonitor};
 pub use restart::{InvalidRestartPolicy, RestartPolicy};
 pub use runtime::VmmRuntime;
-pub use shim::{
-    Keepalive, LastOutput, ShimController, ShimHandler, ShimProgram, ShimProgramError, SpawnedShim,
-    StartError,
-};
+pub use shim::{LastOutput, ShimProgramError, StartError};
+// Documented in the module `shim`.
+#[doc(hidden)]
+pub use shim::{ShimController, ShimHandler, ShimProgram, SpawnedShim};
 pub use vmm_protocol::{
-    ConsoleOptions, ControlGroup, Ending, FailureKind, FileError, InstanceSpec, PayloadSpec,
-    PayloadSpecError, PidRecord, ProcessIdentity, Ready, with_causes,
+    BoxDir, ConsoleOptions, ControlGroup, Ending, ExitRecord, FailureKind, FileError, InstanceSpec,
+    PayloadSpec, PayloadSpecError, PidRecord, ProcessIdentity, Ready, with_causes,
 };
 
 /// Compiles the code of the README.

@@ -112,7 +112,7 @@ impl VmmRuntime {
     }
 
     /// Returns a reader of the output of a box, which a new run of the box replaces. The output is
-    /// bounded by the [console options](BoxSpec::console) of the box.
+    /// bounded by the [console options](crate::BoxSpec::console) of the box.
     ///
     /// # Errors
     ///

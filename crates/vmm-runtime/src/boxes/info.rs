@@ -51,7 +51,7 @@ pub struct BoxInfo {
     pub spec: Arc<BoxSpec>,
     /// The name of the engine that runs the payload.
     pub engine: String,
-    /// The directory of the box, for [`BoxDir`](vmm_protocol::BoxDir).
+    /// The directory of the box, for [`BoxDir`](crate::BoxDir).
     pub dir: PathBuf,
     /// Whether the box outlives the runtime.
     pub detached: bool,

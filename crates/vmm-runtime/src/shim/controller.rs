@@ -14,7 +14,8 @@ use super::{ShimHandler, ShimProgram, SpawnedShim, StartError, WarmShims};
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// use std::{path::Path, time::Duration};
 /// use shim_reaper::ShimReaper;
-/// use vmm_runtime::{InstanceSpec, PayloadSpec, ShimController, ShimProgram};
+/// use vmm_runtime::shim::{ShimController, ShimProgram};
+/// use vmm_runtime::{InstanceSpec, PayloadSpec};
 ///
 /// let reaper = ShimReaper::start();
 /// let controller = ShimController::new(reaper, ShimProgram::this()?, Duration::from_secs(30));

@@ -5,8 +5,8 @@ use std::time::Duration;
 use shim_reaper::{ReaperClosed, ShimExit, ShimHandle, ShimReaper};
 use vmm_protocol::{PidRecord, ProcessIdentity};
 
-use super::spawned::ShimParts;
-use super::{Keepalive, SpawnedShim, terminate};
+use super::spawned::{Keepalive, ShimParts};
+use super::{SpawnedShim, terminate};
 use crate::failpoint::fail_point;
 
 /// A handler of a shim whose payload is ready: observes, stops, kills or releases it.

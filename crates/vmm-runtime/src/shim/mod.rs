@@ -1,7 +1,8 @@
 //! The runtime's side of a shim: how it is spawned, signalled and observed.
 //!
 //! Use it to run shims without boxes, with a reaper and directories of your own; [`ShimController`]
-//! is the entry point. To run boxes, use [`VmmRuntime`](crate::VmmRuntime).
+//! is the entry point. To run boxes, use [`VmmRuntime`](crate::VmmRuntime), which does not need any
+//! of this.
 
 mod controller;
 mod ending;
@@ -17,5 +18,5 @@ pub(crate) use ending::{describe_ending, ending_of_status, record_matches};
 pub use error::{LastOutput, ShimProgramError, StartError};
 pub use handler::ShimHandler;
 pub use program::ShimProgram;
-pub use spawned::{Keepalive, SpawnedShim};
+pub use spawned::SpawnedShim;
 pub(crate) use warm::WarmShims;

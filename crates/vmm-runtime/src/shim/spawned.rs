@@ -64,7 +64,7 @@ pub(super) struct ShimParts {
 /// its creation, so no other child of the process keeps the pipe open. A child forked without an
 /// exec does, but the shim also watches the process itself.
 #[derive(Debug)]
-pub struct Keepalive(#[expect(dead_code, reason = "held only to be dropped")] OwnedFd);
+pub(super) struct Keepalive(#[expect(dead_code, reason = "held only to be dropped")] OwnedFd);
 
 impl Keepalive {
     fn new(pipe: OwnedFd) -> Self {
