@@ -184,8 +184,8 @@ async fn an_event_shows_that_a_stop_has_cancelled_a_restart() {
     let id = start_box(&runtime, script("exit 1").restart(ON_FAILURE))
         .await
         .id;
-    // Its next restart follows after 1.6 s.
-    let waits = |info: &BoxInfo| info.restarts == 5 && info.restarting && info.pid.is_none();
+    // Its next restart follows after 3.2 s.
+    let waits = |info: &BoxInfo| info.restarts == 6 && info.restarting && info.pid.is_none();
     wait_for_info(&runtime, &id, waits).await;
     let before = last_event(&mut events).unwrap();
     assert_eq!(

@@ -56,7 +56,7 @@ pub struct BoxResponse {
     /// Idle seconds before the server pauses the box; always 0, this server does not pause boxes.
     #[serde(default)]
     pub auto_pause: u64,
-    /// Seconds between stop and automatic removal; always 0, this server does not remove boxes.
+    /// Seconds between stop and automatic removal; always 0, see `auto_remove`.
     #[serde(default)]
     pub auto_delete: u64,
     /// Whether a paused box is resumed when it is used.

@@ -75,7 +75,7 @@ pub struct CreateBoxRequest {
     /// Neither pauses the box.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auto_pause: Option<u64>,
-    /// Seconds between stop and automatic removal: only 0 is supported.
+    /// Seconds between stop and automatic removal: only 0 is supported, see `auto_remove`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auto_delete: Option<u64>,
     /// Ignored, since this server does not pause boxes.
