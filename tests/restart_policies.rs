@@ -16,7 +16,7 @@ use futures::{FutureExt, StreamExt};
 use nix::sys::signal::Signal;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
-    BoxChange, BoxEvent, BoxInfo, BoxSpec, BoxStatus, Events, RestartPolicy, RuntimeError,
+    BoxChange, BoxEvent, BoxInfo, BoxSpec, BoxStatus, Events, Ready, RestartPolicy, RuntimeError,
     VmmRuntime,
 };
 
@@ -291,6 +291,40 @@ fn restarts_survive_a_kill_of_the_runtime() {
                 assert!(stopped.pid.is_none() && !stopped.restarting, "{stopped:?}");
                 // Its number of restarts and its delay are not reset.
                 wait_for_info(&runtime, "looping", |info| info.restarts >= 5).await;
+                remove_all(&runtime).await;
+            });
+        },
+    );
+}
+
+#[test]
+fn a_stop_ends_the_restarts_of_a_box_whose_runtime_died_during_its_start() {
+    in_two_processes(
+        "a_stop_ends_the_restarts_of_a_box_whose_runtime_died_during_its_start",
+        |options| {
+            block_on(async {
+                let runtime = VmmRuntime::open(options).await.unwrap();
+                let text = "[ -e $VMM_BOX_DIR/runs ] || kill -9 $RUNTIME; echo >> $VMM_BOX_DIR/runs; \
+                            exec sleep 60";
+                let spec = script(text)
+                    .name("killer")
+                    .env("RUNTIME", std::process::id().to_string())
+                    .ready(Ready::Notified)
+                    .restart(RestartPolicy::UnlessStopped);
+                let _ = start_box(&runtime, spec).await;
+            });
+        },
+        |home, first| {
+            assert_eq!(first.status.signal(), Some(9), "{first:?}");
+            block_on(async {
+                let runtime = VmmRuntime::open(options(home.path())).await.unwrap();
+                wait_for_info(&runtime, "killer", |info| info.restarting).await;
+                let stopped = runtime.stop("killer").await.unwrap();
+                assert!(stopped.pid.is_none() && !stopped.restarting, "{stopped:?}");
+                drop(runtime);
+                let runtime = VmmRuntime::open(options(home.path())).await.unwrap();
+                let stopped = runtime.info("killer").await.unwrap();
+                assert!(stopped.pid.is_none() && !stopped.restarting, "{stopped:?}");
                 remove_all(&runtime).await;
             });
         },

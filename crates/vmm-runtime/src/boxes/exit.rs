@@ -80,6 +80,7 @@ impl MicroBox {
     pub(crate) fn mark_exited_offline(&self, outcome: Outcome) {
         let mut state = self.state();
         state.set_cleanup_target(Some(self.cleanup_target_of_earlier_run()));
+        state.note_recovered_run();
         state.set_exited(None, outcome);
         // This runtime never saw it running, so no change is published.
         state.finish_run();

@@ -40,6 +40,14 @@ impl State {
         });
     }
 
+    /// Notes that an earlier runtime has started the box. It may have died before it saved that.
+    pub(super) fn note_recovered_run(&mut self) {
+        self.set_restart(RestartState {
+            started: true,
+            ..self.record.restart
+        });
+    }
+
     /// Notes that a user has stopped or removed the box, which ends its restarts.
     pub(super) fn note_stop(&mut self) {
         if self.record.restart.started {

@@ -208,6 +208,7 @@ impl MicroBox {
     pub(crate) fn mark_recovered(&self, shim: ShimHandler, since: Option<u64>) -> Arc<ShimHandler> {
         let mut state = self.state();
         state.run_since = since;
+        state.note_recovered_run();
         self.events.run_recovered();
         let watchdog_lost = !state.is_detached();
         state.set_running(shim, watchdog_lost)
