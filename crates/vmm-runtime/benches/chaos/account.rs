@@ -2,37 +2,18 @@
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use vmm_runtime::BoxStatus;
 
 use crate::losses::{Column, Losses};
+use crate::observer::ObservedRun;
 use crate::oracle::Run;
-use crate::payload::{Kind, Ledger};
-use crate::server::View;
-
-/// The state that the operator of a box shares with the code that ends the runtime.
-#[derive(Default)]
-pub(crate) struct Slot {
-    /// Whether the box ends with its runtime.
-    pub(crate) attached: bool,
-    pub(crate) run: Option<Run>,
-}
-
-impl Slot {
-    /// Marks that the runtime ends. Called before it ends and again when it has ended. An orderly
-    /// end also cancels starts, and kills payloads that do not stop in time.
-    pub(crate) fn runtime_ends(&mut self, orderly: bool) {
-        if let Some(run) = &mut self.run {
-            run.cancelled |= orderly;
-            if self.attached {
-                run.stop(orderly);
-            }
-        }
-    }
-}
+use crate::payload::Kind;
+use crate::sequence::Sequence;
+use crate::server::{Change, View};
+use crate::slots::{Event, SlotState, Slots};
 
 /// What the runtime last reported of the box, and must report again.
 #[derive(Clone)]
@@ -45,38 +26,54 @@ pub(crate) enum Known {
     Unsure(View),
 }
 
-/// The number of operations printed for a box with a loss.
-const HISTORY: usize = 16;
+/// The number of actions and events printed for a box with a loss.
+const HISTORY: usize = 40;
 
 pub(crate) struct Account {
+    number: usize,
     pub(crate) name: String,
     pub(crate) kind: Kind,
     pub(crate) known: Known,
-    pub(crate) slot: Arc<Mutex<Slot>>,
-    ledgers: PathBuf,
+    pub(crate) sequence: Sequence,
+    slots: Arc<Slots>,
     losses: Arc<Losses>,
     history: Mutex<VecDeque<String>>,
     began: Instant,
 }
 
 impl Account {
-    pub(crate) fn new(root: &Path, losses: Arc<Losses>) -> Self {
+    pub(crate) fn new(number: usize, slots: Arc<Slots>, losses: Arc<Losses>) -> Self {
         Self {
+            number,
             name: String::new(),
             kind: Kind::Exit,
             known: Known::Absent,
-            slot: Arc::default(),
-            ledgers: root.join("ledger"),
+            sequence: Sequence::default(),
+            slots,
             losses,
             history: Mutex::default(),
             began: Instant::now(),
         }
     }
 
+    /// Begins with the next box.
+    pub(crate) fn renew(&mut self, kind: Kind, attached: bool, restarts: bool) {
+        let mut slot = self.slots.get(self.number).lock();
+        slot.renew(attached, restarts);
+        self.name = Slots::name(self.number, slot.generation);
+        drop(slot);
+        self.kind = kind;
+        self.sequence = Sequence::default();
+        self.history = Mutex::default();
+    }
+
     /// Compares a report with the previous one and with what can have happened.
     pub(crate) fn observe(&mut self, view: View, epoch: u64) {
         let runs = view.status == BoxStatus::Running;
         let run = self.locked().run.clone();
+        if !runs && self.sequence.is_up(epoch) {
+            self.lose(Column::EventsLost, ("no event of the end", &view));
+        }
         self.known = match (self.known.clone(), run) {
             (Known::Down(before), _) if !runs => {
                 if before != view {
@@ -86,13 +83,10 @@ impl Account {
             }
             (Known::Up(_) | Known::Unsure(_), Some(_)) if runs => Known::Up(view),
             (known @ (Known::Up(_) | Known::Unsure(_)), Some(run)) => {
-                let ledger = Ledger::read(&self.ledger());
                 let as_before = matches!(&known, Known::Unsure(before) if *before == view);
-                let not_started = run.cancelled || !run.has_begun(&ledger);
-                if !(as_before && not_started)
-                    && let Err(column) = run.judge(&view, &ledger, epoch)
-                {
-                    self.lose(column, (&view, run, ledger, epoch));
+                let has_begun = self.locked().observed.len() > run.before;
+                if !(as_before && (run.cancelled || !has_begun)) {
+                    self.judge(&view, epoch, None);
                 }
                 Known::Down(view)
             }
@@ -103,12 +97,86 @@ impl Account {
         };
     }
 
-    pub(crate) fn ledger(&self) -> PathBuf {
-        self.ledgers.join(&self.name)
+    /// Judges the events that the runtime has reported since the last call.
+    pub(crate) fn judge_events(&mut self) {
+        let (events, attached) = {
+            let mut slot = self.locked();
+            (std::mem::take(&mut slot.events), slot.attached)
+        };
+        for event in events {
+            self.judge_event(event, attached);
+        }
     }
 
-    pub(crate) fn locked(&self) -> MutexGuard<'_, Slot> {
-        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    fn judge_event(&mut self, event: Event, attached: bool) {
+        let Event {
+            epoch,
+            generation,
+            change,
+            view,
+        } = event;
+        if generation != self.locked().generation {
+            self.lose(Column::EventsWrong, ("after the removal", change, view));
+            return;
+        }
+        if change != Change::Closed {
+            self.note(format!(
+                "{change:?} in {epoch}: {:?}",
+                view.as_ref().and_then(|view| view.ending.as_ref())
+            ));
+        }
+        let payload = self.sequence.payload(epoch);
+        let is_failed_start = !self.sequence.is_up(epoch);
+        if let Err(column) = self
+            .sequence
+            .advance(epoch, change, view.as_ref(), attached)
+        {
+            self.lose(column, (change, &view));
+        }
+        let Some(view) = view.filter(|_| change == Change::Ended) else {
+            return;
+        };
+        // A start that failed before it had a shim has no ending, and is judged by its reply.
+        if view.ending.is_none() && is_failed_start {
+            return;
+        }
+        self.judge(&view, epoch, payload);
+    }
+
+    /// Judges a reported end: of the run with this payload, if it is known, or of one since the last
+    /// start.
+    fn judge(&self, view: &View, epoch: u64, payload: Option<u32>) {
+        let slot = self.locked();
+        let SlotState { run, observed, .. } = &*slot;
+        let Some(run) = run else {
+            drop(slot);
+            self.lose(Column::EndsWrong, ("an end without a start", view));
+            return;
+        };
+        let is_candidate = |observed: &&ObservedRun| match payload {
+            Some(payload) => observed.is_of(payload),
+            None => observed.number > run.before,
+        };
+        let candidates = || observed.iter().filter(is_candidate);
+        let verdict = run.judge(view, candidates(), epoch);
+        let statuses: Vec<_> = candidates().map(ObservedRun::status).collect();
+        let seen = format!("{:?} {statuses:?}", candidates().collect::<Vec<_>>());
+        // Unless the payload is known, another run of a box with restarts may have begun since.
+        let is_exact = payload.is_some() || !slot.restarts;
+        let running = candidates().flat_map(ObservedRun::running);
+        let running: Vec<_> = running.filter(|_| is_exact).collect();
+        let run = run.clone();
+        drop(slot);
+        if let Err(column) = verdict {
+            self.lose(column, (view, run, seen, epoch));
+        }
+        if !running.is_empty() {
+            self.lose(Column::ProcessesLeft, ("run after the end", view, running));
+        }
+    }
+
+    pub(crate) fn locked(&self) -> MutexGuard<'_, SlotState> {
+        self.slots.get(self.number).lock()
     }
 
     pub(crate) fn with_run(&self, change: impl FnOnce(&mut Run)) {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Lines, Write};
 use std::path::PathBuf;
-use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -12,14 +12,17 @@ use shim_reaper::{Pidfd, Signal};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
+use crate::leftovers;
 use crate::losses::{Column, Losses};
-use crate::server::{Message, Op, Reply, Request};
+use crate::server::{Change, Message, Op, Reply, Request, View};
+use crate::slots::{Event, Slots};
 
 /// Longer than any operation takes.
 const CALL_TIMEOUT: Duration = Duration::from_secs(90);
 
 pub(crate) struct Client {
     root: PathBuf,
+    slots: Arc<Slots>,
     losses: Arc<Losses>,
     link: Mutex<Option<Link>>,
     /// Incremented when a runtime opens and when it begins to end: odd while one is open.
@@ -39,9 +42,10 @@ pub(crate) struct Process {
 }
 
 impl Client {
-    pub(crate) fn new(root: PathBuf, losses: Arc<Losses>) -> Self {
+    pub(crate) fn new(root: PathBuf, slots: Arc<Slots>, losses: Arc<Losses>) -> Self {
         Self {
             root,
+            slots,
             losses,
             link: Mutex::new(None),
             epoch: watch::Sender::new(0),
@@ -91,15 +95,25 @@ impl Client {
         Some(receiver)
     }
 
-    /// Spawns a runtime process and waits until it has opened the home.
-    pub(crate) fn open(self: &Arc<Self>) -> io::Result<Process> {
-        let mut child = Command::new(std::env::current_exe()?)
+    fn spawn(&self, warm_shims: usize) -> io::Result<Child> {
+        Command::new(std::env::current_exe()?)
             .arg("--runtime")
             .arg(self.root.join("home"))
+            .arg(warm_shims.to_string())
             .env("TMPDIR", self.root.join("tmp"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .spawn()?;
+            .spawn()
+    }
+
+    /// Spawns a runtime process and waits until it has opened the home. If `kills_warm_shim`, then
+    /// kills one of its warm shims.
+    pub(crate) fn open(
+        self: &Arc<Self>,
+        warm_shims: usize,
+        kills_warm_shim: bool,
+    ) -> io::Result<Process> {
+        let mut child = self.spawn(warm_shims)?;
         let pidfd = Pidfd::open(child.id())?;
         let pipes = child.stdin.take().zip(child.stdout.take());
         let (stdin, stdout) = pipes.ok_or(io::ErrorKind::BrokenPipe)?;
@@ -113,32 +127,67 @@ impl Client {
                 ));
             }
         }
+        if kills_warm_shim {
+            self.kill_warm_shim(child.id());
+        }
         *self.link() = Some(Link {
             stdin,
             serial: 0,
             pending: HashMap::new(),
         });
         let client = Arc::clone(self);
-        let reader = thread::spawn(move || client.read(lines));
+        let epoch = self.epoch() + 1;
+        let reader = thread::spawn(move || client.read(lines, epoch));
         self.epoch.send_modify(|epoch| *epoch += 1);
         Ok(Process { pidfd, reader })
     }
 
-    fn read(&self, mut lines: Lines<BufReader<ChildStdout>>) {
-        // Whether the end of the last run of each box was reported.
-        let mut ended = HashMap::new();
+    /// Spawns a runtime process and kills it after this time, while it recovers the boxes.
+    pub(crate) fn open_and_kill(&self, time: Duration) -> io::Result<()> {
+        let mut child = self.spawn(2)?;
+        let pidfd = Pidfd::open(child.id())?;
+        thread::sleep(time);
+        pidfd.send_signal(Signal::SIGKILL)?;
+        // Not `wait`: the driver reaps all its children on one thread.
+        while !pidfd.has_exited() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        drop(child.stdin.take());
+        Ok(())
+    }
+
+    /// Kills a warm shim before the first request. A restart may have taken it.
+    fn kill_warm_shim(&self, runtime: u32) {
+        if let Some(shim) = leftovers::warm_shim_of(runtime)
+            && let Ok(shim) = Pidfd::open(shim)
+        {
+            for mut slot in self.slots.all().filter(|slot| slot.restarts) {
+                slot.run.iter_mut().for_each(|run| {
+                    run.shim_killed = true;
+                    run.interrupted = true;
+                });
+            }
+            let _ = shim.send_signal(Signal::SIGKILL);
+        }
+    }
+
+    fn read(&self, mut lines: Lines<BufReader<ChildStdout>>, epoch: u64) {
         while let Some(message) = next(&mut lines) {
             match message {
                 Message::Reply(serial, reply) => {
                     let waiting = self.link().as_mut().and_then(|l| l.pending.remove(&serial));
                     waiting.map(|waiting| waiting.send(reply));
                 }
-                Message::Started(id) => _ = ended.insert(id, false),
-                // A failed start ends a run that was never reported as started.
-                Message::Ended(end) => {
-                    if end.ending.is_some() && ended.insert(end.id.clone(), true) == Some(true) {
-                        self.losses
-                            .add(Column::EndsReportedTwice, format!("{end:?}"));
+                Message::Event(change, view) => self.pass_on(epoch, change, view),
+                Message::Closed => {
+                    for mut slot in self.slots.all() {
+                        let generation = slot.generation;
+                        slot.events.push(Event {
+                            epoch,
+                            generation,
+                            change: Change::Closed,
+                            view: None,
+                        });
                     }
                 }
                 Message::Opened | Message::NotOpened(_) => {}
@@ -146,6 +195,21 @@ impl Client {
         }
         // Fails the pending calls.
         *self.link() = None;
+    }
+
+    /// Passes an event on to the operator of the box.
+    fn pass_on(&self, epoch: u64, change: Change, view: View) {
+        match self.slots.find(&view.name) {
+            Some((slot, generation)) => slot.lock().events.push(Event {
+                epoch,
+                generation,
+                change,
+                view: Some(view),
+            }),
+            None => self
+                .losses
+                .add(Column::EventsWrong, format!("{change:?} {view:?}")),
+        }
     }
 
     /// Ends the runtime process: by a shutdown with this timeout, or by SIGKILL.

@@ -9,6 +9,32 @@ pub(crate) fn processes(mark: &str) -> Vec<String> {
     found.map(describe).collect()
 }
 
+/// Returns a shim that waits for a box, and that this runtime has started.
+pub(crate) fn warm_shim_of(runtime: u32) -> Option<u32> {
+    let children = format!("/proc/{runtime}/task");
+    let mut children = entries(Path::new(&children))
+        .into_iter()
+        .flat_map(|thread| {
+            let text = fs::read_to_string(thread.join("children")).unwrap_or_default();
+            let pids = text.split_whitespace().filter_map(|pid| pid.parse().ok());
+            pids.collect::<Vec<u32>>()
+        });
+    let is_warm = |pid: &u32| {
+        let text = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        text.split(|byte| *byte == 0).nth(1) == Some(b"warm")
+    };
+    children.rfind(is_warm)
+}
+
+/// Returns the number of descriptors and the resident memory, in KiB, of a process.
+pub(crate) fn usage(pid: u32) -> (usize, usize) {
+    let descriptors = entries(Path::new(&format!("/proc/{pid}/fd"))).len();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let memory = memory.and_then(|text| text.split_whitespace().next()?.parse().ok());
+    (descriptors, memory.unwrap_or_default())
+}
+
 /// Returns the zombies whose parent is `parent`.
 pub(crate) fn zombies_of(parent: u32) -> Vec<String> {
     let wanted = format!("PPid:\t{parent}\n");

@@ -12,6 +12,14 @@ pub(crate) enum Column {
     EndsReportedTwice,
     /// A reported end that was reported differently later.
     EndsForgotten,
+    /// A change without an event.
+    EventsLost,
+    /// An event that cannot follow the one before it.
+    EventsWrong,
+    /// A restart that the policy of the box requires, or does not allow.
+    RestartsWrong,
+    /// A health state that the probe cannot have.
+    HealthWrong,
     /// An operation that failed without a reason.
     Refused,
     /// An operation without a reply.
@@ -22,13 +30,19 @@ pub(crate) enum Column {
     ProcessesLeft,
     ControlGroupsLeft,
     FilesLeft,
+    /// More descriptors or memory of a runtime without boxes than at first.
+    ResourcesLeft,
 }
 
-const COLUMNS: [Column; 11] = [
+const COLUMNS: [Column; 16] = [
     Column::EndsLost,
     Column::EndsWrong,
     Column::EndsReportedTwice,
     Column::EndsForgotten,
+    Column::EventsLost,
+    Column::EventsWrong,
+    Column::RestartsWrong,
+    Column::HealthWrong,
     Column::Refused,
     Column::Hung,
     Column::Crashed,
@@ -36,6 +50,7 @@ const COLUMNS: [Column; 11] = [
     Column::ProcessesLeft,
     Column::ControlGroupsLeft,
     Column::FilesLeft,
+    Column::ResourcesLeft,
 ];
 
 /// The number of faults printed in full.
@@ -53,8 +68,8 @@ impl Losses {
         self.all().push((column, details.into()));
     }
 
-    pub(crate) fn any(&self) -> bool {
-        !self.all().is_empty()
+    pub(crate) fn count(&self) -> usize {
+        self.all().len()
     }
 }
 

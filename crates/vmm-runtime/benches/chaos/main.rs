@@ -1,27 +1,33 @@
-//! Starts, stops, removes and kills boxes at random, under a runtime that it kills, shuts down and
-//! reopens at random, and counts what is lost: `cargo bench -p vmm-runtime --bench chaos --
-//! --seconds 180 --seed 1`.
+//! Creates, starts, stops, removes and kills boxes at random, under a runtime that it kills, shuts
+//! down and reopens at random, and counts what is lost: `cargo bench -p vmm-runtime --bench chaos --
+//! --lives 5000 --seed 1`, or `--seconds 180`. A life is that of a box which was created, started
+//! and removed.
 //!
 //! The driver spawns this program again as the runtime process, which spawns it as the shims, and
-//! those as the payloads. The driver determines how each run can have ended without asking the
-//! runtime: payloads keep ledgers, and the driver records each action before it takes it. The seed
+//! those as the payloads. The driver determines how each run has ended without asking the runtime:
+//! payloads connect to an observer, and the driver records each action before it takes it. The seed
 //! determines the actions; their timing depends on the machine.
 
 #![allow(clippy::print_stdout)]
 
 mod account;
 mod client;
+mod disruptor;
+mod goal;
 mod leftovers;
 mod losses;
+mod observer;
 mod operator;
 mod oracle;
 mod payload;
+mod sequence;
 mod server;
+mod slots;
 
 use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,19 +37,30 @@ use nix::errno::Errno;
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::wait::wait;
 
-use account::Slot;
-use client::{Client, Process};
+use client::Client;
+use disruptor::{WARM_SHIMS, disrupt};
+use goal::{Goal, Target};
 use losses::{Column, Losses};
-use operator::Operator;
+use operator::{Field, Operator};
 use payload::Payload;
+use slots::Slots;
 use vmm_runtime::ControlGroup;
 
-const BOXES: usize = 40;
+/// The number of boxes at a time.
+const BOXES: usize = 50;
+
 /// How long dying processes may take.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the program may take beyond its time.
-const LONGEST_END: Duration = Duration::from_secs(300);
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long no life may end.
+const HANG_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// How many more descriptors, and KiB of memory, a runtime may have after its last box than before
+/// its first: threads, buffers and arenas that it keeps.
+const SPARE_DESCRIPTORS: usize = 4;
+const SPARE_MEMORY: usize = 16 << 10;
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     vmm_shim::run_if_shim();
@@ -52,19 +69,20 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         Some((mode, args)) if mode == "--payload" => {
             serde_json::from_str::<Payload>(&args[0])?.run()?;
         }
-        Some((mode, args)) if mode == "--runtime" => server::serve(Path::new(&args[0]))?,
+        Some((mode, args)) if mode == "--runtime" => {
+            server::serve(Path::new(&args[0]), args[1].parse()?)?;
+        }
         _ => {
-            let seconds = number(&args, "--seconds")?.unwrap_or(5);
+            let seconds = Duration::from_secs(number(&args, "--seconds")?.unwrap_or(5));
+            let target = match number(&args, "--lives")? {
+                Some(lives) => Target::Lives(usize::try_from(lives)?),
+                None => Target::Time(seconds),
+            };
             let seed = number(&args, "--seed")?.unwrap_or_else(|| fastrand::u64(..));
             println!("seed {seed}");
-            thread::spawn(move || {
-                thread::sleep(Duration::from_secs(seconds) + LONGEST_END);
-                println!("it has not come to its end: hung");
-                std::process::exit(1);
-            });
-            let losses = drive(Duration::from_secs(seconds), seed)?;
+            let losses = drive(target, seed)?;
             println!("{losses}");
-            return Ok(if losses.any() {
+            return Ok(if losses.count() > 0 {
                 ExitCode::FAILURE
             } else {
                 ExitCode::SUCCESS
@@ -79,50 +97,75 @@ fn number(args: &[String], name: &str) -> Result<Option<u64>, Box<dyn Error>> {
     Ok(given.map(|number| number.parse()).transpose()?)
 }
 
-fn drive(time: Duration, seed: u64) -> Result<Arc<Losses>, Box<dyn Error>> {
+fn drive(target: Target, seed: u64) -> Result<Arc<Losses>, Box<dyn Error>> {
     let root = tempfile::Builder::new().prefix("vmm-chaos-").tempdir()?;
-    for dir in ["ledger", "tmp"] {
-        std::fs::create_dir(root.path().join(dir))?;
-    }
+    std::fs::create_dir(root.path().join("tmp"))?;
+    // In the arguments or the environment of every process.
+    let mark = root.path().file_name().unwrap_or_default();
+    let mark = mark.to_string_lossy().into_owned();
     // The orphans of a killed runtime are reparented to this process.
     set_child_subreaper(true)?;
     thread::spawn(reap);
 
-    let has_groups = ControlGroup::check().is_ok();
     let mut rng = Rng::with_seed(seed);
     let losses = Arc::new(Losses::default());
-    let client = Arc::new(Client::new(root.path().to_owned(), Arc::clone(&losses)));
-    let until = Instant::now() + time;
-    let operators: Vec<_> = (0..BOXES)
-        .map(|number| {
-            let (client, losses) = (Arc::clone(&client), Arc::clone(&losses));
-            Operator::new(number, rng.u64(..), has_groups, root.path(), client, losses)
-        })
-        .collect();
-    let slots: Vec<_> = operators.iter().map(Operator::slot).collect();
+    let slots = Arc::new(Slots::new(BOXES));
+    let goal = Arc::new(Goal::new(target));
+    let client = Arc::new(Client::new(
+        root.path().to_owned(),
+        Arc::clone(&slots),
+        Arc::clone(&losses),
+    ));
     let tokio = tokio::runtime::Runtime::new()?;
-    let process = client.open()?;
-    let operating = operators.into_iter().map(|o| tokio.spawn(o.run(until)));
-    let operating: Vec<_> = operating.collect();
-
-    let (process, openings) = disrupt(&client, process, &slots, &mut rng, until)?;
+    let listener = tokio.block_on(async { observer::listen(&mark) })?;
+    tokio.spawn(observer::observe(
+        listener,
+        Arc::clone(&slots),
+        Arc::clone(&losses),
+    ));
+    let process = client.open(WARM_SHIMS, false)?;
+    let at_first = leftovers::usage(process.pid());
+    let field = Arc::new(Field {
+        client: Arc::clone(&client),
+        slots: Arc::clone(&slots),
+        losses: Arc::clone(&losses),
+        goal: Arc::clone(&goal),
+        boxes: root.path().join("home/boxes"),
+        observer: mark.clone(),
+        has_groups: ControlGroup::check().is_ok(),
+    });
+    let operators = (0..BOXES).map(|n| Operator::new(n, rng.u64(..), Arc::clone(&field)));
+    let operating: Vec<_> = operators.map(|o| tokio.spawn(o.run())).collect();
+    thread::spawn({
+        let field = Arc::clone(&field);
+        move || show_progress(&field)
+    });
+    let (process, openings) = disrupt(&client, process, &slots, &mut rng, &goal)?;
 
     let mut ids = Vec::new();
     for made in tokio.block_on(join_all(operating)) {
         ids.extend(made?);
     }
-    let runs = payload::runs(&root.path().join("ledger"))?;
-    let boxes = ids.len();
-    println!("{boxes} boxes, {runs} runs, {openings} openings, control groups: {has_groups}");
-    let zombies = || leftovers::zombies_of(process.pid());
-    expect_none_left(&losses, Column::ZombiesLeft, zombies);
+    println!(
+        "{} lives, {:.1} per second; {} boxes, {} openings, control groups: {}",
+        goal.lives(),
+        goal.lives_per_second(),
+        ids.len(),
+        openings + 1,
+        field.has_groups,
+    );
     let runtime = process.pid();
+    expect_none_left(&losses, Column::ZombiesLeft, || {
+        leftovers::zombies_of(runtime)
+    });
+    expect_none_left(&losses, Column::ResourcesLeft, || {
+        let now = leftovers::usage(runtime);
+        let grown = now.0 > at_first.0 + SPARE_DESCRIPTORS || now.1 > at_first.1 + SPARE_MEMORY;
+        grown.then_some((at_first, now)).into_iter().collect()
+    });
     client.close(process, Some(EXIT_TIMEOUT));
-    let mark = root.path().display().to_string();
     expect_none_left(&losses, Column::ProcessesLeft, || {
-        let mut left = leftovers::processes(&mark);
-        left.retain(|process| !process.starts_with(&format!("{runtime}:")));
-        left
+        leftovers::processes(&mark)
     });
     expect_none_left(&losses, Column::ControlGroupsLeft, || {
         leftovers::control_groups(&ids)
@@ -131,36 +174,31 @@ fn drive(time: Duration, seed: u64) -> Result<Arc<Losses>, Box<dyn Error>> {
     Ok(losses)
 }
 
-/// Ends and reopens the runtime repeatedly. Returns the last runtime process and the number of
-/// openings.
-fn disrupt(
-    client: &Arc<Client>,
-    mut process: Process,
-    slots: &[Arc<Mutex<Slot>>],
-    rng: &mut Rng,
-    until: Instant,
-) -> Result<(Process, usize), Box<dyn Error>> {
-    let mut openings = 1;
+/// Prints the progress. Ends the program if it makes none.
+fn show_progress(field: &Field) {
+    let Field {
+        goal,
+        losses,
+        client,
+        ..
+    } = field;
+    let mut last = (goal.lives(), Instant::now());
     loop {
-        thread::sleep(Duration::from_millis(rng.u64(50..2000)));
-        if Instant::now() >= until {
-            return Ok((process, openings));
+        thread::sleep(PROGRESS_INTERVAL);
+        let lives = goal.lives();
+        if lives > last.0 {
+            last = (lives, Instant::now());
         }
-        let orderly = rng.u8(..3) == 0;
-        let limit = Duration::from_millis(rng.u64(..1000));
-        let mark_slots = || {
-            for slot in slots {
-                let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-                slot.runtime_ends(orderly);
-            }
-        };
-        mark_slots();
-        client.close(process, orderly.then_some(limit));
-        // Also marks the runs that have started since.
-        mark_slots();
-        thread::sleep(Duration::from_millis(rng.u64(..400)));
-        process = client.open()?;
-        openings += 1;
+        let rate = goal.lives_per_second();
+        println!(
+            "{lives} lives, {rate:.1} per second, {} openings, {} losses",
+            client.epoch().div_ceil(2),
+            losses.count()
+        );
+        if last.1.elapsed() > HANG_TIMEOUT {
+            println!("{losses}no life has ended for {HANG_TIMEOUT:?}: hung");
+            std::process::exit(1);
+        }
     }
 }
 

@@ -1,14 +1,18 @@
-//! Determines which ends a run can have had from what the driver and the payload did, independently
-//! of the runtime.
+//! Determines which ends a run can have had from what the driver did and the observer saw,
+//! independently of the runtime.
+
+use std::os::unix::process::ExitStatusExt;
 
 use nix::libc::{SIGKILL, SIGTERM};
-use vmm_runtime::{BoxStatus, Ending};
+use vmm_runtime::{BoxStatus, Ending, FailureKind};
 
 use crate::losses::Column;
-use crate::payload::{Kind, Ledger, OWN_SIGNAL, code_of};
+use crate::observer::ObservedRun;
+use crate::payload::{Kind, OWN_SIGNAL};
 use crate::server::View;
 
-/// One run of a box. Each possible cause of its end is recorded before it takes effect.
+/// One run of a box, or all runs since one start if the runtime restarts the box. Each possible
+/// cause of its end is recorded before it takes effect.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
     pub(crate) kind: Kind,
@@ -50,45 +54,80 @@ impl Run {
         self.forced |= forced || self.kind == Kind::Deaf;
     }
 
-    /// Returns whether its payload has begun.
-    pub(crate) fn has_begun(&self, ledger: &Ledger) -> bool {
-        ledger.begun > self.before
-    }
-
-    /// Judges an end that the runtime of this epoch reports.
-    pub(crate) fn judge(&self, end: &View, ledger: &Ledger, runtime: u64) -> Result<(), Column> {
-        let killed = self.shim_killed || self.forced;
-        let possible = match end.ending {
-            Some(Ending::Exited { code }) => {
-                let by_itself = match self.kind {
-                    Kind::Exit | Kind::Orphan => true,
-                    Kind::Graceful => self.stopped,
-                    _ => false,
-                };
-                let own = ledger.ended && self.has_begun(ledger) && code == code_of(ledger.begun);
-                by_itself && own
-            }
-            Some(Ending::Signaled { signal }) => {
-                let by_itself = self.kind == Kind::Signal && signal == OWN_SIGNAL as i32;
-                // The payload blocks the signal before it writes that it has begun.
-                let blocks = matches!(self.kind, Kind::Graceful | Kind::Deaf);
-                let obeys = !(blocks && self.has_begun(ledger));
-                by_itself && ledger.ended
-                    || self.signals.contains(&signal)
-                    || signal == SIGKILL && killed
-                    || signal == SIGTERM && self.stopped && obeys
-            }
-            // Only from Linux 6.15 does the kernel report the status of another process's child,
-            // and only to a runtime that was attached.
-            None => self.interrupted || self.shim_killed && self.runtime != runtime,
-            Some(Ending::Failed { .. }) => self.interrupted,
-            Some(_) => false,
+    /// Judges an end that the runtime of this epoch reports. `candidates` are the observed runs
+    /// that it may be the end of.
+    pub(crate) fn judge<'a>(
+        &self,
+        end: &View,
+        candidates: impl IntoIterator<Item = &'a ObservedRun>,
+        epoch: u64,
+    ) -> Result<(), Column> {
+        let mut candidates = candidates.into_iter().peekable();
+        let is_possible = if candidates.peek().is_none() {
+            self.allows(end, None, epoch)
+        } else {
+            candidates.any(|run| self.allows(end, Some(run), epoch))
         };
-        let unrequested = !self.stopped && !self.interrupted;
         match end.ending {
-            _ if possible && !(unrequested && end.status != BoxStatus::Failed) => Ok(()),
+            _ if is_possible => Ok(()),
             None => Err(Column::EndsLost),
             Some(_) => Err(Column::EndsWrong),
         }
+    }
+
+    fn allows(&self, end: &View, run: Option<&ObservedRun>, epoch: u64) -> bool {
+        let killed = self.shim_killed || self.forced;
+        let has_ended = run.is_some_and(|run| run.has_ended);
+        let is_own = |code| {
+            let own = run.map(|run| self.kind.code_of(run.number));
+            has_ended && own == Some(code)
+        };
+        let is_possible = match &end.ending {
+            Some(Ending::Exited { code }) => {
+                let by_itself = match self.kind {
+                    Kind::Exit | Kind::Success | Kind::Orphan => true,
+                    Kind::Graceful => self.stopped,
+                    // If the runtime ends first, its shim does not know that it was too early.
+                    Kind::Early => self.interrupted,
+                    _ => false,
+                };
+                by_itself && is_own(*code)
+            }
+            Some(Ending::Signaled { signal }) => {
+                let by_itself = self.kind == Kind::Signal && *signal == OWN_SIGNAL as i32;
+                // The payload blocks the signal before it reports that it has begun.
+                let blocks = matches!(self.kind, Kind::Graceful | Kind::Deaf) && run.is_some();
+                by_itself && has_ended
+                    || self.signals.contains(signal)
+                    || *signal == SIGKILL && killed
+                    || *signal == SIGTERM && self.stopped && !blocks
+            }
+            // Only from Linux 6.15 does the kernel report the status of another process's child,
+            // and only to a runtime that was attached.
+            None => self.interrupted || self.shim_killed && self.runtime != epoch,
+            Some(Ending::EndedEarly { exit }) => {
+                let is_early = self.kind == Kind::Early;
+                self.interrupted
+                    || matches!(**exit, Ending::Exited { code } if is_early && is_own(code))
+            }
+            Some(Ending::Failed { kind, .. }) => {
+                self.interrupted || self.kind == Kind::Missing && *kind == FailureKind::NotFound
+            }
+            Some(_) => false,
+        };
+        let is_true = match (&end.ending, run.and_then(ObservedRun::status)) {
+            (Some(Ending::Exited { code }), Some(status)) => status.code() == Some(*code),
+            // Without a record of the shim, its own end is reported.
+            (Some(Ending::Signaled { signal }), Some(status)) => {
+                status.signal() == Some(*signal) || *signal == SIGKILL && killed
+            }
+            _ => true,
+        };
+        let is_requested = self.stopped || self.interrupted;
+        let is_status = match end.ending {
+            Some(Ending::Exited { code: 0 }) => end.status == BoxStatus::Stopped,
+            _ => is_requested || end.status == BoxStatus::Failed,
+        };
+        is_possible && is_true && is_status
     }
 }

@@ -1,11 +1,11 @@
-//! The payloads. Each run has a number and writes to a ledger outside the box's directory: one line
-//! when it begins, and one just before it ends by itself. Its exit code is that number.
+//! The payloads. Each run reports its beginning to the observer, which replies with the number of
+//! the run, and its end just before it ends by itself. Its exit code is that number.
 
 use std::error::Error;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
+use std::os::unix::process::parent_id;
 use std::process::{self, Command};
 use std::thread;
 use std::time::Duration;
@@ -14,6 +14,8 @@ use nix::sys::signal::{SigSet, Signal, raise};
 use nix::unistd::setsid;
 use serde::{Deserialize, Serialize};
 
+use crate::observer::Greeting;
+
 /// How long an endless payload runs: a leaked one ends at last.
 const ENDLESS_DURATION: Duration = Duration::from_secs(600);
 
@@ -21,12 +23,15 @@ const ENDLESS_DURATION: Duration = Duration::from_secs(600);
 pub(crate) const OWN_SIGNAL: Signal = Signal::SIGUSR2;
 
 /// The argument of a payload, as JSON.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Payload {
     pub(crate) kind: Kind,
     /// The time after which it ends by itself, in milliseconds.
     pub(crate) lasts: u64,
-    pub(crate) ledger: PathBuf,
+    /// The name of its box.
+    pub(crate) name: String,
+    /// The abstract address of the observer.
+    pub(crate) observer: String,
     /// Whether its orphan also clears its environment, so that only a control group identifies it.
     pub(crate) hides: bool,
 }
@@ -35,6 +40,8 @@ pub(crate) struct Payload {
 pub(crate) enum Kind {
     /// Exits by itself.
     Exit,
+    /// Exits by itself with code 0.
+    Success,
     /// Ends by [`OWN_SIGNAL`].
     Signal,
     /// Exits by itself and leaves an orphan in its own session.
@@ -45,58 +52,46 @@ pub(crate) enum Kind {
     Graceful,
     /// Ignores SIGTERM.
     Deaf,
+    /// Exits before it is ready.
+    Early,
+    /// A program that does not exist.
+    Missing,
     /// The process that an [`Orphan`](Self::Orphan) leaves. Not a payload itself.
     LeftOrphan,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Exit,
+        Self::Success,
         Self::Signal,
         Self::Orphan,
         Self::Endless,
         Self::Graceful,
         Self::Deaf,
+        Self::Early,
+        Self::Missing,
     ];
 
     pub(crate) fn ends_by_itself(self) -> bool {
-        matches!(self, Self::Exit | Self::Signal | Self::Orphan)
+        matches!(
+            self,
+            Self::Exit | Self::Success | Self::Signal | Self::Orphan
+        )
     }
-}
 
-/// Returns the exit code of a run.
-pub(crate) fn code_of(run: usize) -> i32 {
-    i32::try_from(run % 200).unwrap_or_default()
-}
+    /// Returns whether a start must fail.
+    pub(crate) fn cannot_start(self) -> bool {
+        matches!(self, Self::Early | Self::Missing)
+    }
 
-/// The contents of a ledger: how many runs have begun, and whether the last one was about to end by
-/// itself.
-#[derive(Debug)]
-pub(crate) struct Ledger {
-    pub(crate) begun: usize,
-    pub(crate) ended: bool,
-}
-
-impl Ledger {
-    pub(crate) fn read(path: &Path) -> Self {
-        let text = fs::read_to_string(path).unwrap_or_default();
-        Self {
-            begun: text
-                .lines()
-                .filter(|line| line.starts_with("start"))
-                .count(),
-            ended: text
-                .lines()
-                .last()
-                .is_some_and(|line| line.starts_with("end")),
+    /// Returns the exit code of a run that exits by itself.
+    pub(crate) fn code_of(self, run: usize) -> i32 {
+        match self {
+            Self::Success => 0,
+            _ => i32::try_from(run % 200).unwrap_or_default(),
         }
     }
-}
-
-/// Returns the number of runs in all ledgers of this directory.
-pub(crate) fn runs(dir: &Path) -> io::Result<usize> {
-    let ledgers = fs::read_dir(dir)?.map(|entry| Ok(Ledger::read(&entry?.path()).begun));
-    ledgers.sum()
 }
 
 impl Payload {
@@ -111,18 +106,21 @@ impl Payload {
         match self.kind {
             Kind::LeftOrphan => {
                 setsid()?;
+                // The connection shows nothing: the observer has a pidfd.
+                drop(self.report()?);
                 thread::sleep(ENDLESS_DURATION);
                 return Ok(());
             }
             Kind::Graceful | Kind::Deaf => stop.thread_block()?,
             _ => {}
         }
-        let run = Ledger::read(&self.ledger).begun + 1;
-        note(&self.ledger, &format!("start {run}"))?;
+        let (mut observer, run) = self.report()?;
         if self.kind == Kind::Orphan {
             self.leave()?;
         }
-        if let Some(path) = std::env::var_os("NOTIFY_SOCKET") {
+        if self.kind != Kind::Early
+            && let Some(path) = std::env::var_os("NOTIFY_SOCKET")
+        {
             UnixDatagram::unbound()?.send_to(b"READY=1", path)?;
         }
         match self.kind {
@@ -130,18 +128,36 @@ impl Payload {
             Kind::Graceful => _ = stop.wait()?,
             _ => thread::sleep(Duration::from_millis(self.lasts)),
         }
-        note(&self.ledger, &format!("end {run}"))?;
+        observer.get_mut().write_all(b"end\n")?;
+        observer.read_line(&mut String::new())?;
         if self.kind == Kind::Signal {
             raise(OWN_SIGNAL)?;
         }
-        process::exit(code_of(run))
+        process::exit(self.kind.code_of(run))
+    }
+
+    /// Reports to the observer that this process has begun. Returns the connection and the number
+    /// of the run.
+    fn report(&self) -> Result<(BufReader<UnixStream>, usize), Box<dyn Error>> {
+        let address = SocketAddr::from_abstract_name(&self.observer)?;
+        let mut stream = UnixStream::connect_addr(&address)?;
+        let mut greeting = serde_json::to_vec(&Greeting {
+            name: self.name.clone(),
+            shim: parent_id(),
+            is_orphan: self.kind == Kind::LeftOrphan,
+        })?;
+        greeting.push(b'\n');
+        stream.write_all(&greeting)?;
+        let mut stream = BufReader::new(stream);
+        let mut run = String::new();
+        stream.read_line(&mut run)?;
+        Ok((stream, run.trim().parse()?))
     }
 
     fn leave(&self) -> io::Result<()> {
         let left = Self {
             kind: Kind::LeftOrphan,
-            ledger: self.ledger.clone(),
-            ..*self
+            ..self.clone()
         };
         let mut command = Command::new(std::env::current_exe()?);
         command.args(left.args());
@@ -151,9 +167,4 @@ impl Payload {
         command.spawn()?;
         Ok(())
     }
-}
-
-fn note(ledger: &Path, line: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().append(true).create(true).open(ledger)?;
-    file.write_all(format!("{line}\n").as_bytes())
 }

@@ -6,11 +6,12 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use vmm_runtime::{
-    BoxChange, BoxInfo, BoxSpec, BoxStatus, Ending, RuntimeError, RuntimeOptions, VmmRuntime,
-    with_causes,
+    BoxChange, BoxEvent, BoxInfo, BoxSpec, BoxStatus, Ending, Events, HealthState, RuntimeError,
+    RuntimeOptions, VmmRuntime, with_causes,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -36,10 +37,26 @@ pub(crate) enum Op {
 pub(crate) enum Message {
     Opened,
     NotOpened(String),
+    /// Follows the events that were published before the operation returned.
     Reply(u64, Reply),
-    Started(String),
-    /// A box has stopped or failed.
-    Ended(View),
+    Event(Change, View),
+    /// The runtime has shut down, and all events have been written.
+    Closed,
+}
+
+/// A [`BoxChange`], as far as the driver checks its order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Change {
+    Created,
+    Starting,
+    Started,
+    Cancelled,
+    /// The box has stopped or failed.
+    Ended,
+    Health,
+    Removed,
+    /// The runtime has shut down.
+    Closed,
 }
 
 /// The result of an operation. An error is the `Debug` form of a [`RuntimeError`], which begins
@@ -57,6 +74,15 @@ pub(crate) struct View {
     pub(crate) payload_pid: Option<u32>,
     pub(crate) ending: Option<Ending>,
     pub(crate) error: Option<String>,
+    pub(crate) health: Option<HealthState>,
+    pub(crate) restarts: u32,
+    pub(crate) restarting: bool,
+}
+
+impl View {
+    pub(crate) fn is_up(&self) -> bool {
+        matches!(self.status, BoxStatus::Starting | BoxStatus::Running)
+    }
 }
 
 impl From<BoxInfo> for View {
@@ -69,48 +95,70 @@ impl From<BoxInfo> for View {
             payload_pid: info.payload_pid,
             ending: info.ending,
             error: info.error,
+            health: info.health,
+            restarts: info.restarts,
+            restarting: info.restarting,
         }
     }
 }
 
-pub(crate) fn serve(home: &Path) -> Result<(), Box<dyn Error>> {
+pub(crate) fn serve(home: &Path, warm_shims: usize) -> Result<(), Box<dyn Error>> {
     let tokio = tokio::runtime::Runtime::new()?;
-    let runtime = match tokio.block_on(VmmRuntime::open(RuntimeOptions::new(home))) {
+    let options = RuntimeOptions::new(home).warm_shims(warm_shims);
+    let runtime = match tokio.block_on(VmmRuntime::open(options)) {
         Ok(runtime) => runtime,
         Err(error) => {
             send_message(&Message::NotOpened(with_causes(&error)));
             return Ok(());
         }
     };
-    let mut events = runtime.events();
+    let events = runtime.events();
+    let (replies, receiver) = unbounded_channel();
     send_message(&Message::Opened);
-    tokio.spawn(async move {
-        while let Some(event) = events.next().await {
-            match event.change {
-                BoxChange::Started => send_message(&Message::Started(event.info.id.into())),
-                BoxChange::Stopped | BoxChange::Failed => {
-                    send_message(&Message::Ended(event.info.into()))
-                }
-                _ => {}
-            }
-        }
-    });
+    let writer = tokio.spawn(write(events, receiver));
+    // If the driver is gone.
+    let mut limit = Duration::from_secs(1);
     for line in io::stdin().lines() {
         let Request { serial, op } = serde_json::from_str(&line?)?;
-        if let Op::Shutdown(limit) = op {
-            tokio.block_on(runtime.shutdown(limit));
-            return Ok(());
+        if let Op::Shutdown(given) = op {
+            limit = given;
+            break;
         }
         let runtime = runtime.clone();
+        let replies = replies.clone();
         tokio.spawn(async move {
             let result = perform(&runtime, op).await;
             let result = result.map_err(|error| format!("{error:?}"));
-            send_message(&Message::Reply(serial, result));
+            let _ = replies.send(Message::Reply(serial, result));
         });
     }
-    // The driver is gone.
-    tokio.block_on(runtime.shutdown(Duration::from_secs(1)));
+    tokio.block_on(runtime.shutdown(limit));
+    tokio.block_on(writer)?;
+    send_message(&Message::Closed);
     Ok(())
+}
+
+/// Writes replies and events until the runtime has shut down.
+async fn write(mut events: Events, mut replies: UnboundedReceiver<Message>) {
+    loop {
+        tokio::select! {
+            biased;
+            Some(reply) = replies.recv() => {
+                while let Some(Some(event)) = events.next().now_or_never() {
+                    send_event(event);
+                }
+                send_message(&reply);
+            }
+            event = events.next() => match event {
+                Some(event) => send_event(event),
+                None => break,
+            },
+        }
+    }
+    replies.close();
+    while let Some(reply) = replies.recv().await {
+        send_message(&reply);
+    }
 }
 
 async fn perform(runtime: &VmmRuntime, op: Op) -> Result<Vec<View>, RuntimeError> {
@@ -129,6 +177,20 @@ async fn perform(runtime: &VmmRuntime, op: Op) -> Result<Vec<View>, RuntimeError
         Op::Shutdown(_) => return Err(RuntimeError::Closed),
     };
     Ok(vec![info.into()])
+}
+
+fn send_event(event: BoxEvent) {
+    let change = match event.change {
+        BoxChange::Created => Change::Created,
+        BoxChange::Starting => Change::Starting,
+        BoxChange::Started => Change::Started,
+        BoxChange::Cancelled => Change::Cancelled,
+        BoxChange::Stopped | BoxChange::Failed => Change::Ended,
+        BoxChange::Health => Change::Health,
+        BoxChange::Removed => Change::Removed,
+        _ => return,
+    };
+    send_message(&Message::Event(change, event.info.into()));
 }
 
 /// Writes one message. Fails only if the driver is gone.
