@@ -3,6 +3,7 @@
 // A test may panic, also in its helper functions.
 #![allow(clippy::panic, clippy::unwrap_used)]
 
+mod chaos;
 mod command_line;
 mod connecting;
 mod delayed_start;
