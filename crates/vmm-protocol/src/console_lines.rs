@@ -1,7 +1,7 @@
 use std::io::{Read, Seek, SeekFrom};
 
 use crate::BoxDir;
-use crate::bounds::{MAX_TEXT_BYTES, truncate_text};
+use crate::bounds::MAX_TEXT_BYTES;
 
 /// The last lines of a console, for a report of why a payload failed.
 impl BoxDir {
@@ -29,9 +29,14 @@ impl BoxDir {
         {
             output = &output[newline + 1..];
         }
-        let mut lines = String::from_utf8_lossy(output).trim_end().to_owned();
-        truncate_text(&mut lines);
-        (!lines.is_empty()).then_some(lines)
+        let lines = String::from_utf8_lossy(output);
+        let lines = lines.trim_end();
+        // What is not UTF-8 has become longer.
+        let from = lines.ceil_char_boundary(lines.len().saturating_sub(MAX_TEXT_BYTES));
+        lines
+            .get(from..)
+            .filter(|lines| !lines.is_empty())
+            .map(str::to_owned)
     }
 }
 
@@ -57,5 +62,9 @@ mod tests {
         assert_eq!(dir.last_console_lines(1 << 20).unwrap(), all);
         writeln!(console, "{}\nlast", "x".repeat(4090)).unwrap();
         assert_eq!(dir.last_console_lines(start).unwrap(), "last");
+        console.write_all(&[0xff; 4000]).unwrap();
+        console.write_all(b"\nnewest").unwrap();
+        let lines = dir.last_console_lines(start).unwrap();
+        assert!(lines.ends_with("\nnewest") && lines.len() <= MAX_TEXT_BYTES);
     }
 }

@@ -221,8 +221,12 @@ impl ExitRecord {
     /// [`InvalidData`](io::ErrorKind::InvalidData) if the content is not a complete record.
     pub fn read(path: &Path) -> Result<Option<Self>, FileError> {
         read_record(path, |text| {
-            serde_json::from_slice(text)
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+            serde_json::from_slice(text).map_err(|error| {
+                // It quotes the record.
+                let mut message = error.to_string();
+                truncate_text(&mut message);
+                io::Error::new(io::ErrorKind::InvalidData, message)
+            })
         })
     }
 }

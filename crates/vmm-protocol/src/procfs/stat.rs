@@ -63,7 +63,7 @@ impl Stat {
         self.virtual_bytes != 0 && self.env_end == Some(0)
     }
 
-    fn parse(stat: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(stat: &[u8]) -> Option<Self> {
         // The process chooses its name, field 2, which can contain any bytes except a NUL.
         let name_end = stat.iter().rposition(|byte| *byte == b')')?;
         let fields: Vec<_> = str::from_utf8(stat.get(name_end + 1..)?)
@@ -78,7 +78,9 @@ impl Stat {
             state: field(3)?.chars().next()?,
             parent: id(4)?,
             session: id(6)?,
-            cpu_ticks: (14..=17).map(number).sum::<Option<_>>()?,
+            cpu_ticks: (14..=17)
+                .map(number)
+                .try_fold(0_u64, |sum, ticks| Some(sum.saturating_add(ticks?)))?,
             start_time: number(22)?,
             virtual_bytes: number(23)?,
             rss_pages: number(24)?,
