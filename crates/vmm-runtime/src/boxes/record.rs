@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use vmm_protocol::{BoxDir, FileError, InstanceSpec, read_file, write_file};
+use vmm_protocol::{BoxDir, FileError, InstanceSpec, read_file, truncate_text, write_file};
 
 use super::{BoxId, BoxSpec, Outcome};
 use crate::HealthState;
@@ -85,25 +85,32 @@ impl BoxRecord {
         let path = dir.spec_path();
         let to_error = |source| FileError::new("read", &path, source);
         let text = read_file(&path, MAX_RECORD_BYTES).map_err(to_error)?;
+        Self::parse(&text).map_err(to_error)
+    }
+
+    pub(crate) fn parse(text: &[u8]) -> io::Result<Self> {
+        let invalid = |message: String| io::Error::new(io::ErrorKind::InvalidData, message);
         // The error text of serde may quote a value, which may be a secret.
-        let mut record: Self = serde_json::from_slice(&text).map_err(|error| {
-            let message = format!(
+        let mut record: Self = serde_json::from_slice(text).map_err(|error| {
+            invalid(format!(
                 "malformed: {:?} error at line {} column {}",
                 error.classify(),
                 error.line(),
                 error.column()
-            );
-            to_error(io::Error::new(io::ErrorKind::InvalidData, message))
+            ))
         })?;
         if record.spec.labels.contains_key(OLD_IMAGE_LABEL) {
             let spec = Arc::make_mut(&mut record.spec);
             let image = spec.labels.remove(OLD_IMAGE_LABEL);
             spec.image = spec.image.take().or(image);
         }
-        match record.spec.check() {
-            Ok(()) => Ok(record),
-            Err(error) => Err(to_error(io::Error::new(io::ErrorKind::InvalidData, error))),
-        }
+        record.spec.check().map_err(|error| {
+            // It quotes the name.
+            let mut message = error.to_string();
+            truncate_text(&mut message);
+            invalid(message)
+        })?;
+        Ok(record)
     }
 
     /// Writes the `box.json` atomically.
