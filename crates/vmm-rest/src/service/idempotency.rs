@@ -26,7 +26,7 @@ const LIFETIME: Duration = Duration::from_secs(60 * 60);
 pub(crate) const LIFETIME_ISO: &str = "PT1H";
 
 /// The most responses that are kept; the oldest are evicted first.
-const KEYS_MAX: usize = 16_384;
+pub(super) const KEYS_MAX: usize = 16_384;
 
 /// The responses to successful requests with an idempotency key. A repeated request gets the recorded
 /// response and is not executed again. The responses are lost on restart unless there is a journal.
@@ -97,11 +97,16 @@ impl IdempotencyKeys {
     /// Reads the responses of earlier servers from a file, and appends new ones to it.
     pub(crate) fn open_journal(&mut self, path: &Path) -> io::Result<()> {
         let (journal, entries) = Journal::open(path, LIFETIME)?;
-        for entry in entries {
-            self.table().insert_recorded(entry);
-        }
+        self.insert_recorded(entries);
         self.journal = Some(Arc::new(SharedJournal::new(journal)));
         Ok(())
+    }
+
+    /// Inserts the responses of earlier servers. Returns how many are kept.
+    pub(super) fn insert_recorded(&self, entries: Vec<JournalEntry>) -> usize {
+        let mut table = self.table();
+        table.insert_recorded(entries);
+        table.requests.len()
     }
 
     /// Appends the response to the journal, if there is one.
@@ -209,25 +214,33 @@ impl KeyTable {
         }
     }
 
-    /// Inserts the response of an earlier server.
-    fn insert_recorded(&mut self, entry: JournalEntry) {
-        let age = entry.at.elapsed().unwrap_or_default();
-        let key = entry.key.clone();
-        let fingerprint = entry.fingerprint;
-        let Some((since, recorded)) = Instant::now()
-            .checked_sub(age)
-            .zip(RecordedResponse::from_entry(entry))
-        else {
-            return;
-        };
-        let (_, response) = watch::channel(Some(recorded));
-        let request = KeyedRequest {
-            fingerprint,
-            since,
-            response,
-        };
-        self.requests.insert(key.clone(), request);
-        self.by_age.push_back((since, key));
+    fn insert_recorded(&mut self, mut entries: Vec<JournalEntry>) {
+        let (now, clock) = (Instant::now(), SystemTime::now());
+        // The file has them in the order in which they ended.
+        entries.sort_by_key(|entry| entry.at);
+        for entry in entries {
+            let age = clock.duration_since(entry.at).unwrap_or_default();
+            let key = entry.key.clone();
+            let fingerprint = entry.fingerprint;
+            let Some((since, recorded)) = now
+                .checked_sub(age)
+                .zip(RecordedResponse::from_entry(entry))
+            else {
+                continue;
+            };
+            if let Some(earlier) = self.requests.get(&key) {
+                self.remove(&key, earlier.since);
+            }
+            let (_, response) = watch::channel(Some(recorded));
+            let request = KeyedRequest {
+                fingerprint,
+                since,
+                response,
+            };
+            self.requests.insert(key.clone(), request);
+            self.by_age.push_back((since, key));
+        }
+        self.evict_old(now);
     }
 
     fn evict_old(&mut self, now: Instant) {
@@ -366,6 +379,28 @@ mod tests {
             table.action(&format!("key-{KEYS_MAX}"), 0),
             Ok(Action::Replay(_))
         ));
+    }
+
+    #[test]
+    fn of_the_responses_in_a_file_those_to_the_oldest_requests_are_evicted() {
+        let now = SystemTime::now();
+        let entry = |key: String, age| JournalEntry {
+            key,
+            fingerprint: 0,
+            at: now - Duration::from_secs(age),
+            status: 204,
+            headers: Vec::new(),
+            body: String::new(),
+        };
+        let mut entries: Vec<_> = (0..KEYS_MAX).map(|i| entry(format!("{i}"), 9)).collect();
+        // Requests that took long, one of them with a key that was used again.
+        let reused = format!("{}", KEYS_MAX - 1);
+        entries.extend([entry("old".to_owned(), 60), entry(reused.clone(), 50)]);
+        let mut table = KeyTable::default();
+        table.insert_recorded(entries);
+        assert!(table.requests.len() <= KEYS_MAX && table.by_age.len() == table.requests.len());
+        assert!(matches!(table.action(&reused, 0), Ok(Action::Replay(_))));
+        assert!(matches!(table.action("old", 0), Ok(Action::Execute(..))));
     }
 
     fn execute(
