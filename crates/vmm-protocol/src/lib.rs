@@ -50,6 +50,9 @@ mod console_options;
 mod control_group;
 mod ending;
 mod files;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod identity;
 mod instance_spec;
 mod invocation;

@@ -144,7 +144,7 @@ impl PidRecord {
         Ok(record.flatten())
     }
 
-    fn parse(text: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(text: &[u8]) -> Option<Self> {
         let text = str::from_utf8(text).ok()?.trim();
         // `u32::from_str` alone would accept a plus sign.
         let record = if text.bytes().all(|byte| byte.is_ascii_digit()) {

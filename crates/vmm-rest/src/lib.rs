@@ -66,6 +66,16 @@ pub use service::{Limits, ListenError, Listener, RouterAccess, Server, openapi};
 #[cfg(feature = "server")]
 pub use vmm_runtime::{Image, ImageError, ImageTable};
 
+/// What the fuzz targets in `tests/fuzz` check.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz {
+    #[cfg(feature = "client")]
+    pub use crate::client::fuzz::responses;
+    #[cfg(feature = "server")]
+    pub use crate::service::fuzz::{idempotency_keys, requests};
+}
+
 /// Compiles the code of the README.
 #[cfg(all(doctest, feature = "client"))]
 #[doc = include_str!("../README.md")]

@@ -81,6 +81,9 @@ mod driver;
 mod error;
 mod event;
 mod failpoint;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod health;
 mod home;
 mod images;

@@ -113,7 +113,7 @@ impl ControlGroup {
 }
 
 /// Returns the name of the box directory and the pid of the shim.
-fn parse_group_name(group: &str) -> Option<(&str, u32)> {
+pub(crate) fn parse_group_name(group: &str) -> Option<(&str, u32)> {
     let (name, pid) = group
         .strip_prefix(ControlGroup::NAME_PREFIX)?
         .rsplit_once('.')?;

@@ -9,10 +9,10 @@ use crate::procfs::read_own;
 
 /// The hierarchy that has one controller, and the place for new groups in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Hierarchy {
+pub(crate) struct Hierarchy {
     pub(super) version: Version,
     /// The group of the calling process.
-    own_group: PathBuf,
+    pub(crate) own_group: PathBuf,
 }
 
 impl Hierarchy {
@@ -37,7 +37,7 @@ impl Hierarchy {
         Ok(controllers.filter_map(move |controller| Self::find(controller, &groups, &mounts)))
     }
 
-    fn find(controller: Controller, groups: &str, mounts: &str) -> Option<Self> {
+    pub(crate) fn find(controller: Controller, groups: &str, mounts: &str) -> Option<Self> {
         let name = controller.name();
         // The format is hierarchy:controllers:path, or 0::path in version 2.
         let lines = || {
@@ -108,7 +108,7 @@ impl Hierarchy {
 }
 
 /// Returns the path of the group in `dir` as `/proc/<pid>/cgroup` shows it.
-pub(super) fn proc_path(dir: &Path, mounts: &str) -> Option<PathBuf> {
+pub(crate) fn proc_path(dir: &Path, mounts: &str) -> Option<PathBuf> {
     mounts.lines().find_map(|line| {
         let (mount, file_system) = line.split_once(" - ")?;
         let mut mount = mount.split(' ').skip(3);

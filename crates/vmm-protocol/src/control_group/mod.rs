@@ -2,9 +2,9 @@
 
 mod cgroupfs;
 mod controller;
-mod find;
+pub(crate) mod find;
 mod group;
-mod hierarchy;
+pub(crate) mod hierarchy;
 mod new_group;
 mod walk;
 

@@ -76,9 +76,14 @@ fn has(pid: u32, property: impl FnOnce(&Stat) -> bool) -> bool {
 /// If file descriptors or memory are exhausted.
 pub fn arguments(pid: u32) -> io::Result<Vec<OsString>> {
     let line = unless_exhausted(read(pid, "cmdline"))?.unwrap_or_default();
+    Ok(parse_arguments(&line))
+}
+
+/// Parses arguments, each of which ends with a NUL.
+pub(crate) fn parse_arguments(line: &[u8]) -> Vec<OsString> {
     let args = line.split_inclusive(|byte| *byte == 0);
     let args = args.map(|arg| OsStr::from_bytes(arg.strip_suffix(&[0]).unwrap_or(arg)));
-    Ok(args.map(OsStr::to_owned).collect())
+    args.map(OsStr::to_owned).collect()
 }
 
 /// Replaces the arguments of the calling process, which [`arguments`] and ps(1) show, and pads them
@@ -127,12 +132,16 @@ pub fn environment(pid: u32) -> io::Result<Option<Vec<u8>>> {
 /// If file descriptors or memory are exhausted.
 pub fn control_groups(pid: u32) -> io::Result<Vec<PathBuf>> {
     let groups = unless_exhausted(read(pid, "cgroup"))?.unwrap_or_default();
+    Ok(parse_control_groups(&groups))
+}
+
+/// Parses lines of the format `hierarchy:controllers:path`.
+pub(crate) fn parse_control_groups(groups: &[u8]) -> Vec<PathBuf> {
     let lines = groups.split(|byte| *byte == b'\n');
-    // The format is hierarchy:controllers:path.
     let paths = lines.filter_map(|line| line.splitn(3, |byte| *byte == b':').nth(2));
-    Ok(paths
+    paths
         .map(|path| PathBuf::from(OsStr::from_bytes(path)))
-        .collect())
+        .collect()
 }
 
 /// Returns the children of all threads of the process, including zombies.
@@ -159,7 +168,7 @@ fn kernel_lists_children() -> bool {
 }
 
 /// Parses pids that are separated by spaces. A list of `cut_at` bytes may end within a pid.
-fn parse_pids(list: &[u8], cut_at: u64) -> impl Iterator<Item = u32> {
+pub(crate) fn parse_pids(list: &[u8], cut_at: u64) -> impl Iterator<Item = u32> {
     let complete = match list.iter().rposition(|byte| *byte == b' ') {
         Some(end) if list.len() as u64 >= cut_at => &list[..end],
         _ => list,
@@ -214,7 +223,7 @@ pub fn status_field(pid: u32, name: &str) -> io::Result<Option<String>> {
 
 /// Returns a field of the text of a `status` file. The kernel escapes a newline in the name of the
 /// process, the first field.
-fn field_of<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+pub(crate) fn field_of<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     let mut lines = status.lines();
     let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     value.map(str::trim)

@@ -2,6 +2,8 @@
 
 mod error;
 mod events;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod logs;
 mod response;
 mod sse;

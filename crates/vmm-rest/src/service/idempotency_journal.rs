@@ -95,7 +95,7 @@ impl SharedJournal {
     }
 }
 
-fn line(entry: &JournalEntry) -> io::Result<Vec<u8>> {
+pub(crate) fn line(entry: &JournalEntry) -> io::Result<Vec<u8>> {
     // A crash can leave a part of the line before.
     let mut line = vec![b'\n'];
     serde_json::to_writer(&mut line, entry)?;
@@ -108,9 +108,16 @@ fn read(path: &Path, lifetime: Duration) -> io::Result<Vec<JournalEntry>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         file => file?,
     };
-    let now = SystemTime::now();
+    parse(BufReader::new(file), SystemTime::now(), lifetime)
+}
+
+pub(crate) fn parse(
+    text: impl BufRead,
+    now: SystemTime,
+    lifetime: Duration,
+) -> io::Result<Vec<JournalEntry>> {
     let mut entries = Vec::new();
-    for line in BufReader::new(file).split(b'\n') {
+    for line in text.split(b'\n') {
         // A line that a crash has cut off was not acknowledged.
         let Ok(entry) = serde_json::from_slice::<JournalEntry>(&line?) else {
             continue;

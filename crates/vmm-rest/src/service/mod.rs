@@ -9,6 +9,8 @@ mod connection;
 mod connection_limits;
 mod draining_stream;
 mod extract;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod idempotency;
 mod idempotency_journal;
 mod limits;

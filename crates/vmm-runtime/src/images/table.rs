@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -155,29 +156,30 @@ fn read(path: &Path) -> Result<(String, Image), ImageError> {
         return Err(malformed("not a regular file".to_owned()));
     }
     let text = fs::read(path).map_err(failed)?;
+    parse(path.file_stem().unwrap_or_default(), &text).map_err(malformed)
+}
+
+/// Parses an image file, and returns the image with its name; an error says what is wrong.
+pub(crate) fn parse(stem: &OsStr, text: &[u8]) -> Result<(String, Image), String> {
     // serde would also accept an array of the values of the fields.
     if text.trim_ascii_start().first() != Some(&b'{') {
-        return Err(malformed("not a JSON object".to_owned()));
+        return Err("not a JSON object".to_owned());
     }
-    let image: Image =
-        serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;
-    let stem = path.file_stem().unwrap_or_default();
+    let image: Image = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     let name = match &image.name {
         Some(name) => name.clone(),
         None => match stem.to_str() {
             Some(stem) => stem.to_owned(),
-            None => return Err(malformed("the file name is not UTF-8".to_owned())),
+            None => return Err("the file name is not UTF-8".to_owned()),
         },
     };
     if name.is_empty() || name.contains(char::is_control) {
-        return Err(malformed(format!(
+        return Err(format!(
             "the name {name:?} is empty or has control characters"
-        )));
+        ));
     }
     let payload = image.payload(None, None);
-    payload
-        .check()
-        .map_err(|error| malformed(error.to_string()))?;
+    payload.check().map_err(|error| error.to_string())?;
     for (field, value, range) in [
         ("cpus", image.cpus, Image::CPUS_RANGE),
         ("memory_mib", image.memory_mib, Image::MEMORY_MIB_RANGE),
@@ -185,9 +187,7 @@ fn read(path: &Path) -> Result<(String, Image), ImageError> {
     ] {
         if value.is_some_and(|value| !range.contains(&value)) {
             let (min, max) = range.into_inner();
-            return Err(malformed(format!(
-                "{field} must be between {min} and {max}"
-            )));
+            return Err(format!("{field} must be between {min} and {max}"));
         }
     }
     Ok((name, image))
