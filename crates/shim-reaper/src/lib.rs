@@ -120,6 +120,9 @@ mod drop_guard;
 mod error;
 mod exit;
 mod exits;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod group;
 mod group_signals;
 mod handle;

@@ -22,6 +22,8 @@ use nix::time::{ClockId, clock_gettime};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use early_pidfd::parse_descriptor_table_size;
 pub(crate) use early_pidfd::{receive_report, report_before_exec};
 
 use crate::{ResourceUsage, Signal};

@@ -4,7 +4,7 @@ mod forked_children;
 mod linux;
 mod orphans;
 mod process_table;
-mod procfs;
+pub(crate) mod procfs;
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) mod simulated;
 mod watches;

@@ -53,12 +53,12 @@ pub(crate) fn group_members(pgid: u32) -> io::Result<Vec<Member>> {
 
 /// The fields that this crate uses: `proc_pid_stat(5)`.
 #[derive(Debug, PartialEq)]
-struct Stat {
+pub(crate) struct Stat {
     /// Whether the first thread has exited.
-    exited: bool,
+    pub(crate) exited: bool,
     group: u32,
     threads: u64,
-    start_time: u64,
+    pub(crate) start_time: u64,
     exit_code: i32,
 }
 
@@ -81,9 +81,9 @@ fn read_stat(pid: u32) -> io::Result<Option<Stat>> {
 /// Returns state (field 3), process group (5), number of threads (20), start time (22) and exit code
 /// (52). The name in field 2 may contain any character, so the fields are counted from its last
 /// parenthesis on.
-fn parse(line: &[u8]) -> Option<Stat> {
+pub(crate) fn parse(line: &[u8]) -> Option<Stat> {
     let end_of_name = line.iter().rposition(|byte| *byte == b')')?;
-    let rest = std::str::from_utf8(line.get(end_of_name + 2..)?).ok()?;
+    let rest = std::str::from_utf8(line.get(end_of_name + 1..)?).ok()?;
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?.bytes().next()?;
     // The group of a process that is being reaped is shown as -1.
@@ -103,7 +103,13 @@ fn parse(line: &[u8]) -> Option<Stat> {
 /// Returns the pid of a process by its pidfd, on any kernel that has pidfds. Fails with ESRCH if it
 /// has been reaped, and with `InvalidInput` if the descriptor is not a pidfd of a process.
 pub(crate) fn pid_of_pidfd(pidfd: BorrowedFd<'_>) -> io::Result<u32> {
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    parse_fdinfo(&fs::read_to_string(format!(
+        "/proc/self/fdinfo/{}",
+        pidfd.as_raw_fd()
+    ))?)
+}
+
+pub(crate) fn parse_fdinfo(info: &str) -> io::Result<u32> {
     let field = |name| info.lines().find_map(|line| line.strip_prefix(name));
     let flags = field("flags:").and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
     let is_thread = flags.is_some_and(|flags| flags & libc::PIDFD_THREAD as i32 != 0);

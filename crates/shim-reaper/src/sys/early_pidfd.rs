@@ -110,7 +110,6 @@ fn redirect_exec_error(socket: RawFd) {
 
 /// Returns a number that every open descriptor is below, or 0 without `/proc`. Async-signal-safe.
 fn descriptor_table_size() -> RawFd {
-    const FIELD: &[u8] = b"\nFDSize:\t";
     // The field is among the first, after a name of at most 64 bytes.
     let mut buffer = [0_u8; 512];
     // SAFETY: the path ends with a NUL, and the buffer is valid for writes of its length.
@@ -124,11 +123,17 @@ fn descriptor_table_size() -> RawFd {
         length
     };
     let status = usize::try_from(length).ok().and_then(|n| buffer.get(..n));
-    let mut fields = status.unwrap_or_default().windows(FIELD.len());
+    parse_descriptor_table_size(status.unwrap_or_default())
+}
+
+/// Async-signal-safe.
+pub(crate) fn parse_descriptor_table_size(status: &[u8]) -> RawFd {
+    const FIELD: &[u8] = b"\nFDSize:\t";
+    let mut fields = status.windows(FIELD.len());
     let Some(start) = fields.position(|bytes| bytes == FIELD) else {
         return 0;
     };
-    let digits = buffer.iter().skip(start + FIELD.len());
+    let digits = status.iter().skip(start + FIELD.len());
     digits
         .map_while(|byte| char::from(*byte).to_digit(10))
         .fold(0, |size: RawFd, digit| {
