@@ -66,7 +66,9 @@ impl Hierarchy {
             };
             // A container may mount only its own part of the hierarchy.
             let below = Path::new(path).strip_prefix(root).ok()?;
-            is_match.then(|| Path::new(point).join(below))
+            // A group outside of the cgroup namespace is not mounted, cgroup_namespaces(7).
+            let is_mounted = !below.iter().any(|name| name == "..");
+            (is_match && is_mounted).then(|| Path::new(point).join(below))
         })?;
         Some(Self { version, own_group })
     }
@@ -182,6 +184,8 @@ mod tests {
             None
         );
         assert_eq!(find(Controller::Cpu, ""), None);
+        // A group outside of the cgroup namespace, cgroup_namespaces(7).
+        assert_eq!(find(Controller::Memory, "0::/../a\n"), None);
         let unmounted = Hierarchy::find(Controller::Cpu, "0::/\n", "");
         assert_eq!(unmounted, None);
     }
