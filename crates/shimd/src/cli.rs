@@ -6,7 +6,8 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    Completions, Create, Events, Inspect, List, Logs, Metrics, Remove, Run, Start, Stop, Top, Wait,
+    Completions, Create, Events, Inspect, List, Logs, Man, Metrics, Remove, Run, Start, Stop, Top,
+    Wait,
 };
 use crate::daemon::Serve;
 use crate::failure::{EXIT_SHIMD_FAILED, Failure};
@@ -62,6 +63,8 @@ enum Command {
     Events(Events),
     Top(Top),
     Completions(Completions),
+    #[command(hide = true)]
+    Man(Man),
     /// Sleep until a signal ends it: the command of the built-in image `idle`.
     #[command(hide = true)]
     Idle,
@@ -128,6 +131,7 @@ impl Cli {
             Command::Events(command) => block_on(command.run(home()?)),
             Command::Top(command) => block_on(command.run(home()?)),
             Command::Completions(command) => command.run(Self::command()),
+            Command::Man(command) => command.run(Self::command()),
             Command::Idle => idle(),
         }
     }

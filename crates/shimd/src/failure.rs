@@ -1,5 +1,6 @@
 use std::error::Error;
 use std::io;
+use std::path::PathBuf;
 
 use vmm_rest::{ClientError, ImageError, ListenError, TokenError};
 use vmm_runtime::{ConsoleError, RuntimeError, with_causes};
@@ -66,6 +67,8 @@ pub(crate) enum Failure {
          read; to keep more, set `console` in the image"
     )]
     OutputRotated { bytes: u64 },
+    #[error("cannot write the manual pages to {}", dir.display())]
+    ManualPages { dir: PathBuf, source: io::Error },
     #[error("cannot print")]
     Output(#[source] io::Error),
     #[error("cannot {action}")]

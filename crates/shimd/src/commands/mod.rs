@@ -1,4 +1,4 @@
-//! The commands that are clients of a daemon, and `completions`, which needs none.
+//! The commands that are clients of a daemon, and `completions` and `man`, which need none.
 
 mod box_args;
 mod completions;
@@ -9,6 +9,7 @@ mod for_each_box;
 mod inspect;
 mod list;
 mod logs;
+mod man;
 mod metrics;
 mod remove;
 mod run;
@@ -25,6 +26,7 @@ pub(crate) use events::Events;
 pub(crate) use inspect::Inspect;
 pub(crate) use list::List;
 pub(crate) use logs::Logs;
+pub(crate) use man::Man;
 pub(crate) use metrics::Metrics;
 pub(crate) use remove::Remove;
 pub(crate) use run::Run;

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::iter;
@@ -341,6 +342,35 @@ fn completions_are_printed_for_every_shell() {
     let script = run_shimd(&home, &["completions", "bash"]).out();
     let checked = bash.args(["-n", "-c", &script]).status().unwrap();
     assert!(checked.success());
+}
+
+#[test]
+fn every_visible_command_has_a_manual_page() {
+    let home = PerTestBoxHome::new();
+    let help = run_shimd(&home, &["--help"]).out();
+    let commands = help
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .map(|line| format!("shimd-{}.1", words(line)[0]));
+    let expected: BTreeSet<_> = commands.chain(["shimd.1".to_owned()]).collect();
+    assert!(expected.contains("shimd-serve.1"), "{help}");
+
+    let dir = home.path().join("man");
+    run_shimd(&home, &["man", dir.to_str().unwrap()]).out();
+    let pages = fs::read_dir(&dir).unwrap();
+    let pages = pages.map(|page| page.unwrap().file_name().into_string().unwrap());
+    assert_eq!(pages.collect::<BTreeSet<_>>(), expected);
+    let serve = fs::read_to_string(dir.join("shimd-serve.1")).unwrap();
+    for text in ["\n.SH IMAGES\n", "SHIMD_HOME", "\n  \"pids\": 64,\n"] {
+        assert!(serve.contains(text), "{text:?} is not in:\n{serve}");
+    }
+    let refused = run_shimd(&home, &["man", "/dev/null/man"]);
+    assert!(
+        refused.err.contains("/dev/null/man: Not a directory"),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test]
