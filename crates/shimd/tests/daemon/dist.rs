@@ -86,6 +86,13 @@ fn units_use_the_default_socket_of_clients() {
 }
 
 #[test]
+fn debian_package_has_the_version_of_the_daemon() {
+    let changelog = read("debian/changelog");
+    let newest = concat!("shimd (", env!("CARGO_PKG_VERSION"), "-1) ");
+    assert!(changelog.starts_with(newest), "{changelog}");
+}
+
+#[test]
 fn systemd_accepts_the_units() {
     let dir = tempfile::tempdir().unwrap();
     let service = read("shimd.service").replace("/usr/bin/shimd", env!("CARGO_BIN_EXE_shimd"));
