@@ -185,7 +185,7 @@ impl History {
             removed.map_err(|error| with_causes(&error))?;
         }
         runtime.shutdown(DEADLINE).await;
-        let ids: Vec<_> = boxes.into_iter().map(|info| info.id).collect();
+        let ids: Vec<_> = boxes.into_iter().map(|info| info.id.to_string()).collect();
         nothing_left(home.path(), &ids)
     }
 }

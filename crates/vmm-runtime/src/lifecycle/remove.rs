@@ -65,7 +65,11 @@ async fn remove_contents(
         check_killed(bx, shim.pid(), timeout(SIGKILL_TIMEOUT, shim.kill()).await)?;
         let _ = observe_exit(core, bx).await;
         if !wait_until_reaped(shim.pid()).await {
-            tracing::warn!(id = bx.id().as_str(), pid = shim.pid(), "the shim remains a zombie");
+            tracing::warn!(
+                id = bx.id().as_str(),
+                pid = shim.pid(),
+                "the shim remains a zombie"
+            );
         }
     }
     let _operation = bx.operation_lock.lock().await;
