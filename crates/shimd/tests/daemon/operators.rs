@@ -226,3 +226,26 @@ async fn daemon_does_not_start_on_a_full_disk() {
     command.args(["--disk-reserve", "0"]);
     Daemon::spawn(&home, command).await.shut_down().await;
 }
+
+#[tokio::test]
+async fn start_and_inspect_show_why_a_start_failed() {
+    let home = PerTestBoxHome::new();
+    let images = tempfile::tempdir().unwrap();
+    let image = r#"{"command": ["sh", "-c", "echo no such key; exit 3"], "ready": "notified"}"#;
+    std::fs::write(images.path().join("broken.json"), image).unwrap();
+    let mut command = crate::fixture::serve(&home);
+    command.arg("--images").arg(images.path());
+    let daemon = Daemon::spawn(&home, command).await;
+    run_shimd(&home, &["create", "--name", "web", "broken"]).out();
+    let refused = run_shimd(&home, &["start", "web"]);
+    assert_eq!(refused.code, 1);
+    for part in ["exited with code 3", "no such key"] {
+        assert!(refused.err.contains(part), "{refused:?}");
+    }
+    let table = run_shimd(&home, &["inspect", "web"]).out();
+    let fields: Vec<_> = table.lines().map(crate::fixture::words).collect();
+    assert!(fields.contains(&vec!["exit_code", "3"]), "{table}");
+    let output = vec!["last_output", "no", "such", "key"];
+    assert!(fields.contains(&output), "{table}");
+    daemon.shut_down().await;
+}
