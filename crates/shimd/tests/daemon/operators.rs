@@ -28,7 +28,7 @@ async fn boxes_are_restarted_also_after_a_kill_of_the_daemon() {
     kill(first, Signal::SIGKILL);
     eventually("the box is restarted", async || {
         let bx = killed.client.inspect("web").await.unwrap();
-        bx.pid.is_some_and(|pid| pid != first)
+        bx.status == BoxStatus::Running && bx.pid.is_some_and(|pid| pid != first)
     })
     .await;
     let shown = run_shimd(&home, &["inspect", "web", "--format", "json"]).json();
