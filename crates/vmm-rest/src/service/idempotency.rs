@@ -1,7 +1,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::body::{Body, Bytes, to_bytes};
@@ -33,7 +33,8 @@ pub(super) const KEYS_MAX: usize = 16_384;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct IdempotencyKeys {
     table: Arc<Mutex<KeyTable>>,
-    journal: Option<Arc<SharedJournal>>,
+    /// Shared, because the routes have a clone when the journal is opened.
+    journal: Arc<OnceLock<SharedJournal>>,
 }
 
 #[derive(Debug, Default)]
@@ -95,11 +96,11 @@ impl IdempotencyKeys {
     }
 
     /// Reads the responses of earlier servers from a file, and appends new ones to it.
-    pub(crate) fn open_journal(&mut self, path: &Path) -> io::Result<()> {
+    pub(crate) fn open_journal(&self, path: &Path) -> io::Result<()> {
         let (journal, entries) = Journal::open(path, LIFETIME)?;
         self.insert_recorded(entries);
-        self.journal = Some(Arc::new(SharedJournal::new(journal)));
-        Ok(())
+        let opened = self.journal.set(SharedJournal::new(journal));
+        opened.map_err(|_| io::Error::other("the server keeps its keys in another file already"))
     }
 
     /// Inserts the responses of earlier servers. Returns how many are kept.
@@ -117,7 +118,7 @@ impl IdempotencyKeys {
         at: SystemTime,
         recorded: RecordedResponse,
     ) {
-        let Some(journal) = &self.journal else {
+        let Some(journal) = self.journal.get() else {
             return;
         };
         let entry = recorded.into_entry(key, fingerprint, at);

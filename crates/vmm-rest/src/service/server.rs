@@ -102,8 +102,8 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// The error of reading or replacing the file.
-    pub fn keep_idempotency_keys(mut self, path: &Path) -> io::Result<Self> {
+    /// The error of reading or replacing the file, or if the server has one already.
+    pub fn keep_idempotency_keys(self, path: &Path) -> io::Result<Self> {
         self.keys.open_journal(path)?;
         Ok(self)
     }
