@@ -74,7 +74,7 @@ async fn live(client: &Client, mark: &str, number: usize) {
         End::Exit => format!("sleep 0.0{}; exit {code}", number % 10),
         _ => "exec sleep 60".to_owned(),
     };
-    let detached = number % 4 > 0;
+    let detached = !number.is_multiple_of(4);
     let request = CreateBoxRequest::of("idle")
         .cmd(["sh", "-c", &script])
         .name(name)
