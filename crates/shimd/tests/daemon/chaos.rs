@@ -8,8 +8,8 @@ use std::time::Duration;
 use futures::future::join_all;
 use nix::sys::signal::Signal;
 use tokio::time::{sleep, timeout};
-use vmm_rest::Client;
 use vmm_rest::wire::{BoxResponse, BoxStatus, CreateBoxRequest, StopBoxRequest};
+use vmm_rest::{Client, ClientError};
 use vmm_runtime::testing::PerTestBoxHome;
 
 use crate::fixture::Daemon;
@@ -84,7 +84,16 @@ async fn live(client: &Client, mark: &str, number: usize) {
     })
     .await;
 
-    if let Ok(started) = client.start(name).await {
+    let started = client.start(name).await;
+    if let Err(error) = &started {
+        // The daemon was killed.
+        let is_interruption = matches!(
+            error,
+            ClientError::Unreachable { .. } | ClientError::Interrupted { .. }
+        );
+        assert!(is_interruption, "{error:?}");
+    }
+    if let Ok(started) = started {
         let mut allowed = match end {
             End::Exit => vec![code],
             End::Signal => vec![128 + Signal::SIGUSR1 as i32],
@@ -97,11 +106,19 @@ async fn live(client: &Client, mark: &str, number: usize) {
             End::Exit => ended(client, name).await,
             End::Signal => {
                 let payload = started.payload_pid.unwrap();
-                // An attached box may have ended with its daemon.
-                let environment = fs::read(format!("/proc/{payload}/environ")).unwrap_or_default();
-                if String::from_utf8_lossy(&environment).contains(mark) {
-                    kill(payload, Signal::SIGUSR1);
-                }
+                // The environment is empty during an exec. An attached box ends with its daemon.
+                eventually("the payload is signalled or gone", async || {
+                    let environment = fs::read(format!("/proc/{payload}/environ"));
+                    let Ok(environment) = environment else {
+                        return true;
+                    };
+                    let is_payload = String::from_utf8_lossy(&environment).contains(mark);
+                    if is_payload {
+                        kill(payload, Signal::SIGUSR1);
+                    }
+                    is_payload || has_ended(&inspect(client, name).await)
+                })
+                .await;
                 ended(client, name).await
             }
             End::Stop => {
@@ -129,13 +146,17 @@ async fn ended(client: &Client, name: &str) -> BoxResponse {
     let wait = async {
         loop {
             let bx = inspect(client, name).await;
-            if matches!(bx.status, BoxStatus::Stopped | BoxStatus::Failed) {
+            if has_ended(&bx) {
                 return bx;
             }
             sleep(Duration::from_millis(10)).await;
         }
     };
     timeout(TEST_TIMEOUT, wait).await.unwrap()
+}
+
+fn has_ended(bx: &BoxResponse) -> bool {
+    matches!(bx.status, BoxStatus::Stopped | BoxStatus::Failed)
 }
 
 /// Returns the state of a box, as soon as a daemon is running.

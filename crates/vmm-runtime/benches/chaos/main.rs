@@ -41,7 +41,7 @@ use client::Client;
 use disruptor::{WARM_SHIMS, disrupt};
 use goal::{Goal, Target};
 use losses::{Column, Losses};
-use operator::{Field, Operator};
+use operator::{Operator, Shared};
 use payload::Payload;
 use slots::Slots;
 use vmm_runtime::ControlGroup;
@@ -125,7 +125,7 @@ fn drive(target: Target, seed: u64) -> Result<Arc<Losses>, Box<dyn Error>> {
     ));
     let process = client.open(WARM_SHIMS, false)?;
     let at_first = leftovers::usage(process.pid());
-    let field = Arc::new(Field {
+    let shared = Arc::new(Shared {
         client: Arc::clone(&client),
         slots: Arc::clone(&slots),
         losses: Arc::clone(&losses),
@@ -134,11 +134,11 @@ fn drive(target: Target, seed: u64) -> Result<Arc<Losses>, Box<dyn Error>> {
         observer: mark.clone(),
         has_groups: ControlGroup::check().is_ok(),
     });
-    let operators = (0..BOXES).map(|n| Operator::new(n, rng.u64(..), Arc::clone(&field)));
+    let operators = (0..BOXES).map(|n| Operator::new(n, rng.u64(..), Arc::clone(&shared)));
     let operating: Vec<_> = operators.map(|o| tokio.spawn(o.run())).collect();
     thread::spawn({
-        let field = Arc::clone(&field);
-        move || show_progress(&field)
+        let shared = Arc::clone(&shared);
+        move || show_progress(&shared)
     });
     let (process, openings) = disrupt(&client, process, &slots, &mut rng, &goal)?;
 
@@ -152,7 +152,7 @@ fn drive(target: Target, seed: u64) -> Result<Arc<Losses>, Box<dyn Error>> {
         goal.lives_per_second(),
         ids.len(),
         openings + 1,
-        field.has_groups,
+        shared.has_groups,
     );
     let runtime = process.pid();
     expect_none_left(&losses, Column::ZombiesLeft, || {
@@ -175,13 +175,13 @@ fn drive(target: Target, seed: u64) -> Result<Arc<Losses>, Box<dyn Error>> {
 }
 
 /// Prints the progress. Ends the program if it makes none.
-fn show_progress(field: &Field) {
-    let Field {
+fn show_progress(shared: &Shared) {
+    let Shared {
         goal,
         losses,
         client,
         ..
-    } = field;
+    } = shared;
     let mut last = (goal.lives(), Instant::now());
     loop {
         thread::sleep(PROGRESS_INTERVAL);

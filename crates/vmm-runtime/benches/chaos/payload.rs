@@ -106,7 +106,7 @@ impl Payload {
         match self.kind {
             Kind::LeftOrphan => {
                 setsid()?;
-                // The connection shows nothing: the observer has a pidfd.
+                // The observer follows it by its pidfd.
                 drop(self.report()?);
                 thread::sleep(ENDLESS_DURATION);
                 return Ok(());

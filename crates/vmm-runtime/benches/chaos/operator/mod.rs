@@ -25,7 +25,7 @@ use crate::slots::Slots;
 use plan::{Plan, Special};
 
 /// What all operators share.
-pub(crate) struct Field {
+pub(crate) struct Shared {
     pub(crate) client: Arc<Client>,
     pub(crate) slots: Arc<Slots>,
     pub(crate) losses: Arc<Losses>,
@@ -39,7 +39,7 @@ pub(crate) struct Field {
 }
 
 pub(crate) struct Operator {
-    field: Arc<Field>,
+    shared: Arc<Shared>,
     rng: Rng,
     account: Account,
     special: Special,
@@ -54,10 +54,10 @@ const INTERRUPTION_PAUSE: Duration = Duration::from_millis(5);
 const REMOVALS: usize = 50;
 
 impl Operator {
-    pub(crate) fn new(number: usize, seed: u64, field: Arc<Field>) -> Self {
-        let (slots, losses) = (Arc::clone(&field.slots), Arc::clone(&field.losses));
+    pub(crate) fn new(number: usize, seed: u64, shared: Arc<Shared>) -> Self {
+        let (slots, losses) = (Arc::clone(&shared.slots), Arc::clone(&shared.losses));
         Self {
-            field,
+            shared,
             rng: Rng::with_seed(seed),
             account: Account::new(number, slots, losses),
             special: Special::Nothing,
@@ -68,7 +68,7 @@ impl Operator {
     /// Operates until the goal is reached, then removes the last box. Returns the ids of all boxes
     /// it created.
     pub(crate) async fn run(mut self) -> Vec<String> {
-        while !self.field.goal.is_reached() {
+        while !self.shared.goal.is_reached() {
             self.step().await;
         }
         if let Known::Up(_) | Known::Unsure(_) = self.account.known {
@@ -95,11 +95,11 @@ impl Operator {
         self.account.renew(plan.kind, plan.attached, restarts);
         self.account.note(format!("{plan:?}"));
         self.special = plan.special;
-        let Field {
+        let Shared {
             observer,
             has_groups,
             ..
-        } = &*self.field;
+        } = &*self.shared;
         let spec = plan.spec(&self.account.name, observer, *has_groups);
         match self.call(Op::Create(Box::new(spec))).await.0 {
             Ok(views) => self.record_created(views.into_iter().next()),
@@ -153,7 +153,7 @@ impl Operator {
             3 => self.remove(false).await,
             4 => self.remove(true).await,
             5 | 6 => {
-                if let Some(reply) = self.attack(&view, pause).await {
+                if let Some(reply) = self.signal_processes(&view, pause).await {
                     self.has_ended(reply);
                 }
             }
@@ -175,9 +175,9 @@ impl Operator {
                     sleep(pause / 100).await;
                     kills && self.kill_shim(&view)
                 };
-                let client = &self.field.client;
+                let client = &self.shared.client;
                 let (reply, _) = join!(client.call(op.clone()), race);
-                let reply = self.answered(&op, reply);
+                let reply = self.note_reply(&op, reply);
                 self.has_ended(reply);
             }
         }
@@ -214,20 +214,20 @@ impl Operator {
             self.account.lose(Column::ProcessesLeft, running);
         }
         if has_lived {
-            self.field.goal.count_life();
+            self.shared.goal.count_life();
         }
     }
 
     /// Checks that nothing is left of a box whose removal the runtime of this epoch has reported.
     fn removal_reported(&mut self, epoch: u64) {
         let last = self.account.sequence.last(epoch);
-        if last != Some(Change::Removed) && self.field.client.epoch() == epoch {
+        if last != Some(Change::Removed) && self.shared.client.epoch() == epoch {
             let details = ("no event of the removal", last);
             self.account.lose(Column::EventsLost, details);
         }
         let id = self.ids.last().map_or("", String::as_str);
         for path in [id.to_owned(), format!(".removing-{id}")] {
-            let path = self.field.boxes.join(path);
+            let path = self.shared.boxes.join(path);
             if path.exists() {
                 self.account.lose(Column::FilesLeft, path);
             }
@@ -337,12 +337,12 @@ impl Operator {
     }
 
     async fn call(&mut self, op: Op) -> (Reply, u64) {
-        let reply = self.field.client.call(op.clone()).await;
-        self.answered(&op, reply)
+        let reply = self.shared.client.call(op.clone()).await;
+        self.note_reply(&op, reply)
     }
 
     /// Judges the events that came before this reply.
-    fn answered(&mut self, op: &Op, (reply, epoch): (Reply, u64)) -> (Reply, u64) {
+    fn note_reply(&mut self, op: &Op, (reply, epoch): (Reply, u64)) -> (Reply, u64) {
         self.account.judge_events();
         if !matches!(op, Op::Info(_) | Op::List | Op::Create(_)) || reply.is_err() {
             self.account.note(format!("{op:?} in {epoch}: {reply:?}"));

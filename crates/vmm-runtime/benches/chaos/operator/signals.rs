@@ -1,4 +1,4 @@
-//! Signals to the processes of a box, behind the back of the runtime.
+//! Signals to the processes of a box, which the runtime does not know of.
 
 use std::time::Duration;
 
@@ -15,7 +15,11 @@ const SIGNALS: [Signal; 3] = [Signal::SIGKILL, Signal::SIGUSR1, Signal::SIGALRM]
 impl Operator {
     /// Kills the payload or the shim, stops the shim by a signal for a while, or asks it to stop.
     /// Returns the reply if it also stopped the box through the runtime.
-    pub(super) async fn attack(&mut self, view: &View, pause: Duration) -> Option<(Reply, u64)> {
+    pub(super) async fn signal_processes(
+        &mut self,
+        view: &View,
+        pause: Duration,
+    ) -> Option<(Reply, u64)> {
         match self.rng.u8(..8) {
             0..3 => _ = self.kill_payload(view),
             3..6 => _ = self.kill_shim(view),

@@ -17,7 +17,7 @@ impl Operator {
         let kind = self.account.kind;
         {
             let mut slot = self.account.locked();
-            let mut run = Run::new(kind, slot.observed.len(), self.field.client.epoch());
+            let mut run = Run::new(kind, slot.observed.len(), self.shared.client.epoch());
             if race.is_some() {
                 run.cancelled = true;
                 run.stop(true);
@@ -26,7 +26,7 @@ impl Operator {
         }
         self.account.known = Known::Unsure(before);
         let op = Op::Start(self.account.name.clone());
-        let client = &self.field.client;
+        let client = &self.shared.client;
         let other = async {
             match &race {
                 Some(op) => Some(client.call(op.clone()).await),
@@ -35,10 +35,10 @@ impl Operator {
         };
         let (reply, other) = join!(client.call(op.clone()), other);
         let closing = client.epoch() != reply.1;
-        let (started, epoch) = self.answered(&op, reply);
+        let (started, epoch) = self.note_reply(&op, reply);
         let mut other_epoch = epoch;
         let other = race.zip(other).map(|(op, reply)| {
-            let (reply, epoch) = self.answered(&op, reply);
+            let (reply, epoch) = self.note_reply(&op, reply);
             other_epoch = epoch;
             (op, reply)
         });

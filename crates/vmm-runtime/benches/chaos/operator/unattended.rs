@@ -40,7 +40,7 @@ impl Operator {
                     sleep(pause).await;
                     None
                 }
-                2 => self.attack(&view, pause).await,
+                2 => self.signal_processes(&view, pause).await,
                 3 | 4 if self.account.kind.ends_by_itself() => {
                     let (reply, _) = self.call(Op::Wait(name)).await;
                     self.check(&reply);
@@ -87,7 +87,7 @@ impl Operator {
                     sleep(pause).await;
                     None
                 }
-                1 => self.attack(&view, pause).await,
+                1 => self.signal_processes(&view, pause).await,
                 2 if self.account.kind.ends_by_itself() => Some(self.call(Op::Wait(name)).await),
                 _ => Some(self.stop_within(pause).await),
             };
@@ -100,7 +100,7 @@ impl Operator {
         // The event follows at once. A later runtime reports the removal only if it removes the box.
         let deadline = Instant::now() + INFO_TIMEOUT;
         let is_missing = |op: &Self| {
-            op.field.client.epoch() == last_seen
+            op.shared.client.epoch() == last_seen
                 && op.account.sequence.last(last_seen) != Some(Change::Removed)
         };
         while is_missing(self) && Instant::now() < deadline {
@@ -117,14 +117,14 @@ impl Operator {
     /// Starts the box. All its runs share one account, because the runtime also starts it.
     async fn launch(&mut self) -> Request {
         let kind = self.account.kind;
-        let epoch = self.field.client.epoch();
+        let epoch = self.shared.client.epoch();
         let run = Run::new(kind, 0, epoch);
         self.account.locked().run.get_or_insert(run);
         let (reply, _) = self.call(Op::Start(self.account.name.clone())).await;
         let Err(failure) = reply else {
             return Request::Start;
         };
-        let closing = self.field.client.epoch() != epoch;
+        let closing = self.shared.client.epoch() != epoch;
         if !kind.cannot_start() {
             self.account.with_run(|run| {
                 run.interrupted = true;
