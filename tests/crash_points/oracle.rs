@@ -119,9 +119,9 @@ impl History {
                 }
                 (Fault::Kill, Operation::Start | Operation::Exit) => {
                     states.push("failed: signaled 9");
-                    // The shim was still dying when its runtime exited.
-                    if series.detached && self.reported("status") == Some("running") {
-                        states.push("failed: unknown");
+                    // The shim was still dying when its runtime shut down.
+                    if self.reported("status") == Some("running") {
+                        states.extend(["failed: unknown", "stopped: signaled 9"]);
                     }
                 }
                 // The shim could not write the record, but the kernel reports its exit code.
