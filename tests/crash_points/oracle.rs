@@ -79,7 +79,13 @@ impl History {
     /// Returns the states that the box may have.
     fn allowed(&self, name: &str, has_go: bool) -> Vec<&'static str> {
         let series = self.point.series;
+        let is_hit = self.seen.call.is_some();
+        let is_error = is_hit && matches!(series.fault, Fault::Error(_));
         match name {
+            // Without its shim.pid, a runtime cannot know whether it has run.
+            IDLE if is_error && series.operation == Operation::Recover => {
+                return vec!["configured", "failed: unknown"];
+            }
             IDLE => return vec!["configured"],
             ENDED => return vec!["failed: exited 7"],
             DETACHED => return vec!["running"],
@@ -88,7 +94,6 @@ impl History {
             _ => {}
         }
         let mut states = Vec::new();
-        let is_hit = self.seen.call.is_some();
         let was_killed = self.report.is_none();
         // The state without a fault.
         states.push(match series.operation {
@@ -112,20 +117,19 @@ impl History {
                 _ => {}
             }
         }
-        if is_hit && series.target == Target::Shim {
-            match (series.fault, series.operation) {
-                (Fault::Kill, Operation::Stop | Operation::Shutdown) => {
-                    states.push("stopped: signaled 9");
-                }
-                (Fault::Kill, Operation::Start | Operation::Exit) => {
+        if is_error {
+            // The exit record could not be written or read, but the kernel reports the exit code.
+            states.push("stopped: exited 143");
+        } else if is_hit && series.target == Target::Shim {
+            match series.operation {
+                Operation::Stop | Operation::Shutdown => states.push("stopped: signaled 9"),
+                Operation::Start | Operation::Exit => {
                     states.push("failed: signaled 9");
                     // The shim was still dying when its runtime shut down.
                     if self.reported("status") == Some("running") {
                         states.extend(["failed: unknown", "stopped: signaled 9"]);
                     }
                 }
-                // The shim could not write the record, but the kernel reports its exit code.
-                (Fault::Error(_), _) => states.push("stopped: exited 143"),
                 _ => {}
             }
         }
