@@ -120,6 +120,10 @@ impl History {
         if is_error {
             // The exit record could not be written or read, but the kernel reports the exit code.
             states.push("stopped: exited 143");
+            if series.operation == Operation::Recover {
+                // Its end was not acknowledged. The info names the file.
+                states.extend(["failed: exited 143", "failed: unknown"]);
+            }
         } else if is_hit && series.target == Target::Shim {
             match series.operation {
                 Operation::Stop | Operation::Shutdown => states.push("stopped: signaled 9"),

@@ -3,7 +3,7 @@
 //!
 //! Unlike ptrace(2), this does not disturb the waits of the processes for each other.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::mem::zeroed;
@@ -110,6 +110,7 @@ impl Supervisor {
             subject: subject.id(),
             is_active: false,
             targets: HashMap::new(),
+            proc_files: HashSet::new(),
             seen: Arc::clone(&seen),
         };
         let stop = Arc::clone(&give_up);
@@ -162,6 +163,8 @@ struct Worker {
     is_active: bool,
     /// What each thread belongs to; `None` for the payload.
     targets: HashMap<u32, (u32, Option<Target>)>,
+    /// The files of `/proc` that were opened, each counted once.
+    proc_files: HashSet<String>,
     seen: Arc<Mutex<Seen>>,
 }
 
@@ -254,14 +257,16 @@ impl Worker {
 
     /// Returns whether the call counts: for a kill those that change something, for an error those on
     /// files.
-    fn counts(&self, call: &seccomp_notif) -> bool {
+    fn counts(&mut self, call: &seccomp_notif) -> bool {
         let kills = matches!(self.point.series.fault, Fault::Kill);
         match kind_of(call).1 {
             Kind::Open { path, flags } => match self.point.series.fault {
                 Fault::Kill => call.data.args[flags] as i32 & libc::O_CREAT != 0,
-                Fault::Error(Errno::EMFILE) => true,
-                // Not the errors of a disk.
-                Fault::Error(_) => !is_in_proc(call, path),
+                Fault::Error(errno) => match file_in_proc(call, path) {
+                    // A search of the processes opens some files of each.
+                    Some(name) => errno == Errno::EMFILE && self.proc_files.insert(name),
+                    None => true,
+                },
             },
             Kind::Entry { .. } => kills || i64::from(call.data.nr) != libc::SYS_execve,
             Kind::Descriptor => {
@@ -307,9 +312,11 @@ fn file_of(call: &seccomp_notif) -> String {
     file.to_string_lossy().into_owned()
 }
 
-fn is_in_proc(call: &seccomp_notif, path: usize) -> bool {
-    let path = text_at(call.pid, call.data.args[path]);
-    path.is_ok_and(|path| path.starts_with("/proc/"))
+/// Returns the name of the file that a call opens, if it is in `/proc`, which has no disk errors.
+fn file_in_proc(call: &seccomp_notif, path: usize) -> Option<String> {
+    let path = text_at(call.pid, call.data.args[path]).ok()?;
+    let name = path.strip_prefix("/proc/")?.rsplit('/').next();
+    name.map(str::to_owned)
 }
 
 /// Describes a call for a person.
