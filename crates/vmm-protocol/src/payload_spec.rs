@@ -99,8 +99,8 @@ impl PayloadSpec {
     }
 }
 
-/// The name of the engine whose payload is a command.
-pub const PROCESS_ENGINE: &str = "process";
+/// The engine whose payload is a command.
+const PROCESS_ENGINE: &str = "process";
 
 /// A field of a [`PayloadSpec`] that no engine can run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -7,7 +7,7 @@ mod payload;
 
 use std::path::Path;
 
-use vmm_protocol::{BoxDir, InstanceSpec, PROCESS_ENGINE, Ready};
+use vmm_protocol::{BoxDir, InstanceSpec, Ready};
 
 use self::confinement::Confinement;
 use self::console::Console;
@@ -64,7 +64,7 @@ pub struct Process;
 
 impl Engine for Process {
     fn name(&self) -> &str {
-        PROCESS_ENGINE
+        "process"
     }
 
     fn start(&self, spec: &InstanceSpec, dir: &Path) -> Result<Box<dyn Payload>, EngineError> {

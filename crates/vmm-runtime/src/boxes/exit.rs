@@ -6,11 +6,10 @@ use std::time::Duration;
 use shim_reaper::ShimHandle;
 use vmm_protocol::procfs::Stat;
 use vmm_protocol::{
-    ControlGroup, Ending, ExitRecord, FileError, PROCESS_ENGINE, PidRecord, is_resource_exhaustion,
-    with_causes,
+    ControlGroup, Ending, ExitRecord, FileError, PidRecord, is_resource_exhaustion, with_causes,
 };
 
-use super::state::{Gate, Phase, State};
+use super::state::{Gate, Phase};
 use super::{BoxStatus, MicroBox, Outcome};
 use crate::process::CleanupTarget;
 use crate::shim::record_matches;
@@ -34,7 +33,7 @@ impl MicroBox {
         // Without a shim nothing can be left.
         if let Some((shim, console_start)) = state.starting_shim() {
             if !self.has_recorded_ending(&shim, &error) || self.has_control_group(shim.id()) {
-                let target = self.cleanup_target_of_run(&state, shim.id());
+                let target = self.cleanup_target_of(Some(shim.id()), state.run_since);
                 state.set_cleanup_target(Some(target));
             }
             output = self.dir().last_console_lines(console_start);
@@ -79,7 +78,7 @@ impl MicroBox {
     /// status, so a cleanup is due whatever the record shows.
     pub(crate) fn mark_exited_offline(&self, outcome: Outcome) {
         let mut state = self.state();
-        state.set_cleanup_target(Some(self.cleanup_target_of_earlier_run()));
+        state.set_cleanup_target(Some(self.cleanup_target_of(None, None)));
         state.note_recovered_run();
         state.set_exited(None, outcome);
         // This runtime never saw it running, so no change is published.
@@ -90,7 +89,7 @@ impl MicroBox {
     pub(crate) fn resume_cleanup(&self) -> bool {
         let mut state = self.state();
         if state.record.cleanup_due {
-            state.cleanup_target = Some(self.cleanup_target_of_earlier_run());
+            state.cleanup_target = Some(self.cleanup_target_of(None, None));
         }
         state.record.cleanup_due
     }
@@ -164,7 +163,7 @@ impl MicroBox {
             || self.has_control_group(shim.pid())
             || payload_survives(&shim)
         {
-            let target = self.cleanup_target_of_run(&state, shim.pid());
+            let target = self.cleanup_target_of(Some(shim.pid()), state.run_since);
             state.set_cleanup_target(Some(target));
         }
         state.set_exited(Some(shim), outcome);
@@ -196,23 +195,11 @@ impl MicroBox {
         !matches!(ControlGroup::of_shim(self.dir().path(), shim), Ok(None))
     }
 
-    /// Returns the target of a run whose shim has just ended.
-    fn cleanup_target_of_run(&self, state: &State, shim: u32) -> CleanupTarget {
-        let spec = &state.record.spec;
-        CleanupTarget {
-            session: Some(shim),
-            since: state.run_since,
-            is_contained: spec.payload.engine == PROCESS_ENGINE && !spec.has_command_probe(),
-            ..self.cleanup_target_of_earlier_run()
-        }
-    }
-
-    fn cleanup_target_of_earlier_run(&self) -> CleanupTarget {
+    fn cleanup_target_of(&self, session: Option<u32>, since: Option<u64>) -> CleanupTarget {
         CleanupTarget {
             dir: self.dir().path().to_owned(),
-            session: None,
-            since: None,
-            is_contained: false,
+            session,
+            since,
         }
     }
 

@@ -93,7 +93,7 @@ impl Listing {
 }
 
 /// Returns whether this process adopts the orphans of its children.
-pub(super) fn is_adopter() -> bool {
+fn is_adopter() -> bool {
     process::id() == INIT || get_child_subreaper().unwrap_or(true)
 }
 

@@ -11,7 +11,4 @@ pub(crate) struct CleanupTarget {
     /// When the run began, in clock ticks since boot, if this process or its ancestors
     /// [adopt the orphans](super::adopt_orphans_of). Otherwise they may be anywhere.
     pub(crate) since: Option<u64>,
-    /// Whether all processes of the run are in its control group, if it has one: the payload was born
-    /// there, and no health check has started commands elsewhere.
-    pub(crate) is_contained: bool,
 }

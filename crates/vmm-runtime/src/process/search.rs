@@ -1,5 +1,5 @@
-//! The search for orphans: in the control groups, where a group may not contain all of them, below the
-//! processes that adopt them, and where neither is enough, among all processes of the host.
+//! The search for orphans: in the control groups, below the processes that adopt them, and where
+//! neither is enough, among all processes of the host.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -9,7 +9,7 @@ use shim_reaper::{Pidfd, ShimReaper, Signal};
 use vmm_protocol::procfs::{self, Stat};
 use vmm_protocol::{ControlGroup, FileError, Members, is_resource_exhaustion};
 
-use super::adopters::{Listing, is_adopter};
+use super::adopters::Listing;
 use super::{CleanupTarget, membership, process_wide_reaper};
 
 /// The number of pidfds open at once, so that a payload with many processes cannot use up the
@@ -81,20 +81,14 @@ pub(super) fn kill_all(
 ) -> io::Result<HashMap<CleanupTarget, SearchResult>> {
     let mut search = Search::of(wanted)?;
     search.kill_members();
-    let mut elsewhere = wanted
-        .iter()
-        .filter(|target| !search.is_complete_for(target))
-        .peekable();
-    if elsewhere.peek().is_some() {
-        // `None` if any target has none.
-        let since = elsewhere.map(|target| target.since).min().flatten();
-        let is_complete = match since {
-            Some(since) => search.kill_adopted(since, &reaper.registered())?,
-            None => false,
-        };
-        if !is_complete {
-            search.kill_among(procfs::pids()?)?;
-        }
+    // `None` if any target has none.
+    let since = wanted.iter().map(|target| target.since).min().flatten();
+    let is_complete = match since {
+        Some(since) => search.kill_adopted(since, &reaper.registered())?,
+        None => false,
+    };
+    if !is_complete {
+        search.kill_among(procfs::pids()?)?;
     }
     let found = search.found.into_iter();
     Ok(found
@@ -143,15 +137,6 @@ impl<'a> Search<'a> {
             found,
             killed: HashSet::new(),
         })
-    }
-
-    /// Returns whether no orphan of the target can be outside of the group that was searched.
-    fn is_complete_for(&self, target: &CleanupTarget) -> bool {
-        let found = self.found.get(target);
-        target.is_contained
-            && found.is_some_and(|found| found.group.is_some() && found.failure.is_none())
-            // A group does not list its zombies, which an adopter has to reap.
-            && !is_adopter()
     }
 
     /// Kills the orphans below the processes that adopt them. The cost does not depend on the number
@@ -340,7 +325,6 @@ mod tests {
                 dir: home.path().to_owned(),
                 session: None,
                 since: None,
-                is_contained: false,
             });
             let [unreadable, group] = targets.each_ref().map(|target| {
                 let created = ControlGroup::create(&target.dir, &[(Controller::Pids, 10)]);
