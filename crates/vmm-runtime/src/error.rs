@@ -110,7 +110,8 @@ pub enum RuntimeError {
     },
     /// The spec asks for a restart of a box that is removed when it has ended.
     #[error(
-        "a box with the restart policy {policy} cannot be removed automatically; use one of both"
+        "a box with the restart policy {policy} cannot be removed automatically; use only one of \
+         them"
     )]
     RestartOfRemoved {
         /// The restart policy.

@@ -12,8 +12,8 @@ const MAX_CONCURRENT_REQUESTS: usize = 50;
 const REDRAW_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Runs `operation` on several boxes concurrently, and prints the names of those for which it
-/// succeeded, in the order of the arguments. Shows the progress of a long operation. Neither a box for which it fails nor a closed stdout
-/// stops it for the other boxes.
+/// succeeded, in the order of the arguments. Shows the progress of a long operation. Neither a box
+/// for which it fails nor a closed stdout stops it for the other boxes.
 pub(super) async fn for_each_box<E: Into<Failure>>(
     boxes: &[String],
     operation: impl AsyncFn(&str) -> Result<(), E>,

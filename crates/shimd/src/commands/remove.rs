@@ -1,6 +1,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use vmm_rest::wire::ErrorCode;
 
 use super::filter::Filter;
 use super::for_each_box::for_each_box;
@@ -31,13 +32,18 @@ pub(crate) struct Remove {
 impl Remove {
     pub(crate) async fn run(mut self, home: Home) -> Result<ExitCode, Failure> {
         let client = self.server.client(&home).await?;
-        if self.boxes.is_empty() {
+        let is_listed = self.boxes.is_empty();
+        if is_listed {
             let mut boxes = client.all_boxes().await?;
             boxes.retain(|bx| self.filter.iter().all(|filter| filter.is_match(bx)));
             self.boxes = boxes.into_iter().map(|bx| bx.box_id).collect();
         }
         for_each_box(&self.boxes, async |name| {
-            client.remove(name, self.force).await
+            match client.remove(name, self.force).await {
+                // Another client, or the daemon itself, has removed it since it was listed.
+                Err(error) if is_listed && error.code() == Some(ErrorCode::NotFound) => Ok(()),
+                result => result,
+            }
         })
         .await
     }

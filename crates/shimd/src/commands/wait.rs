@@ -2,7 +2,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use futures::StreamExt;
-use vmm_rest::wire::{BoxResponse, BoxStatus, ErrorCode};
+use vmm_rest::wire::{BoxResponse, ErrorCode};
 use vmm_rest::{Client, ClientError};
 
 use crate::failure::Failure;
@@ -46,7 +46,7 @@ async fn wait(client: &Client, name: &str) -> Result<BoxResponse, Failure> {
     // Before the state is read, so that no end is missed.
     let mut events = client.events().await?;
     let mut bx = client.inspect(name).await?;
-    while matches!(bx.status, BoxStatus::Running | BoxStatus::Stopping) {
+    while bx.is_alive() {
         match events.next().await {
             Some(Ok(event)) if event.state.box_id == bx.box_id => bx = event.state,
             Some(Ok(_)) => {}

@@ -122,7 +122,8 @@ pub(crate) fn parse(
         let Ok(entry) = serde_json::from_slice::<JournalEntry>(&line?) else {
             continue;
         };
-        if now.duration_since(entry.at).is_ok_and(|age| age < lifetime) {
+        // An entry of the future was written before the clock was set back.
+        if now.duration_since(entry.at).unwrap_or_default() < lifetime {
             entries.push(entry);
         }
     }
@@ -146,6 +147,10 @@ fn rewrite(path: &Path, entries: &[JournalEntry]) -> io::Result<File> {
     }
     file.sync_all()?;
     fs::rename(&temporary, path)?;
+    // Without the new name, a power cut would lose all that is appended later.
+    if let Some(directory) = path.parent() {
+        File::open(directory)?.sync_all()?;
+    }
     Ok(file)
 }
 
