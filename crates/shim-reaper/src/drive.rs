@@ -188,6 +188,23 @@ mod tests {
         assert_eq!(reaper.stats().sweeps_completed, 11);
     }
 
+    /// Only the timer of the epoll makes it sweep: the clock of tokio stands still while a blocking task
+    /// runs.
+    #[tokio::test(start_paused = true)]
+    #[cfg_attr(miri, ignore = "makes system calls")]
+    async fn timer_of_the_epoll_makes_the_reaper_sweep() {
+        let builder = ShimReaper::builder().sweep_interval(Duration::from_millis(10));
+        let reaper = builder.start();
+        let sweeps = tokio::task::spawn_blocking(move || {
+            let start = std::time::Instant::now();
+            while reaper.stats().sweeps_completed < 3 {
+                assert!(start.elapsed() < Duration::from_secs(60));
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        sweeps.await.unwrap();
+    }
+
     #[test]
     fn message_of_a_panic_is_its_text() {
         let text: Box<dyn Any + Send> = Box::new("text");
