@@ -45,6 +45,8 @@ impl Sequence {
             (Some(Created | Cancelled), Ended) if !has_ending => Ok(()),
             (Some(Ended), Ended) if !has_ending => Ok(()),
             (Some(Ended), Ended) => Err(Column::EndsReportedTwice),
+            // A stop or a removal ends the restart that was due.
+            (Some(Ended), Cancelled) => Ok(()),
             (Some(Starting), Starting | Started | Cancelled | Ended) => Ok(()),
             (Some(Started | Health), Health | Ended) => Ok(()),
             (Some(Starting | Started | Health), Starting | Removed) => Err(Column::EventsLost),

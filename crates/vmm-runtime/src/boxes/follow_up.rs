@@ -41,9 +41,14 @@ impl State {
     }
 
     /// Notes that an earlier runtime has started the box. It may have died before it saved that.
+    ///
+    /// With the policy `always` it may also have restarted the box after a stop, when it opened the
+    /// home. With the others, a stop that is saved comes after the last start.
     pub(super) fn note_recovered_run(&mut self) {
+        let stopped = self.record.restart.stopped && self.policy() != RestartPolicy::Always;
         self.set_restart(RestartState {
             started: true,
+            stopped,
             ..self.record.restart
         });
     }
