@@ -134,8 +134,8 @@ pub struct StopReport {
     pub stopped: u64,
     /// Pids of the shims that were sent SIGKILL after the grace period, or whose groups were, sorted.
     pub killed: Vec<u32>,
-    /// Pids of the shims that, or whose groups, are still running, sorted: 5 seconds after the SIGKILL, or because they
-    /// could not be signalled, or because a concurrent shutdown leaves them running.
+    /// Pids of the shims that, or whose groups, are still running, sorted: 5 seconds after the SIGKILL,
+    /// or because they could not be signalled, or because a concurrent shutdown leaves them running.
     pub still_running: Vec<u32>,
 }
 

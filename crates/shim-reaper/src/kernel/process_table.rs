@@ -42,9 +42,10 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
     /// Checks a pidfd that other code has opened.
     fn accept(&self, pidfd: Self::Pidfd) -> Result<Self::Pidfd, NoPidfd>;
 
-    /// Spawns a child in a process group, with 0 in a new one that it leads. A native command gets the pidfd with the child. With `early_pidfd`, the child
-    /// of a std command opens its pidfd before it executes the program, which makes the spawn
-    /// slower: otherwise a foreign wait could reap it before [`open`](Self::open).
+    /// Spawns a child in a process group, with 0 in a new one that it leads. A native command gets the
+    /// pidfd with the child. With `early_pidfd`, the child of a std command opens its pidfd before it
+    /// executes the program, which makes the spawn slower: otherwise a foreign wait could reap it
+    /// before [`open`](Self::open).
     fn spawn(
         &self,
         command: CommandRef<'_>,

@@ -5,7 +5,8 @@ use crate::{ShutdownReport, StopReport, stop};
 
 impl ShimReaper {
     /// Stops every registered child: sends SIGTERM to all, and SIGCONT in case they are stopped, waits
-    /// for up to `grace`, sends SIGKILL to those that still run, and waits for up to 5 seconds for these. Returns a report.
+    /// for up to `grace`, sends SIGKILL to those that still run, and waits for up to 5 seconds for these.
+    /// Returns a report.
     ///
     /// A shim is stopped with its [group](crate::ShimHandle::send_group_signal): it counts as running
     /// until the group has no process but zombies. The groups of shims that have ended before are left

@@ -20,7 +20,8 @@ pub fn exiting_child(code: i32) -> u32 {
     fork_child(|| unsafe { libc::_exit(code) })
 }
 
-/// Forks a child that runs `body`, and returns its pid. `body` may only call async-signal-safe functions, signal-safety(7).
+/// Forks a child that runs `body`, and returns its pid. `body` may only call async-signal-safe
+/// functions, signal-safety(7).
 pub fn fork_child(body: impl FnOnce()) -> u32 {
     // SAFETY: the child calls async-signal-safe functions only, and never returns.
     match unsafe { fork() }.unwrap() {

@@ -97,7 +97,8 @@ impl Boxes {
         }
     }
 
-    /// Returns at most `limit` boxes in the order of their creation, or in the reverse order, beginning after the box `after`.
+    /// Returns at most `limit` boxes in the order of their creation, or in the reverse order, beginning
+    /// after the box `after`.
     pub(crate) fn slice(
         &self,
         after: Option<&BoxId>,
