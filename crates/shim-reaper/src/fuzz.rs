@@ -34,6 +34,10 @@ mod tests {
     #[cfg_attr(miri, ignore = "reads files")]
     fn the_parsers_keep_their_promises_for_the_corpus_of_the_fuzzer() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus/procfs");
+        if !corpus.is_dir() {
+            // The published package does not contain the corpora.
+            return;
+        }
         for file in fs::read_dir(corpus).unwrap() {
             let path = file.unwrap().path();
             println!("{}", path.display());

@@ -60,6 +60,10 @@ mod tests {
     /// Calls `check` with each file of a corpus.
     fn replay(target: &str, check: impl Fn(&[u8])) {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus");
+        if !corpus.is_dir() {
+            // The published package does not contain the corpora.
+            return;
+        }
         for file in fs::read_dir(corpus.join(target)).unwrap() {
             let path = file.unwrap().path();
             println!("{}", path.display());
@@ -70,6 +74,10 @@ mod tests {
     #[test]
     fn the_corpus_has_whole_records() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus/box_json");
+        if !corpus.is_dir() {
+            // The published package does not contain the corpora.
+            return;
+        }
         BoxRecord::parse(&fs::read(corpus.join("full")).unwrap()).unwrap();
         parse_image(OsStr::new("file"), &fs::read(corpus.join("image")).unwrap()).unwrap();
     }

@@ -71,6 +71,10 @@ mod tests {
     #[test]
     fn the_parsers_keep_their_promises_for_the_corpora_of_the_fuzzer() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus");
+        if !corpus.is_dir() {
+            // The published package does not contain the corpora.
+            return;
+        }
         for file in fs::read_dir(corpus.join("responses")).unwrap() {
             let path = file.unwrap().path();
             println!("{}", path.display());

@@ -90,6 +90,10 @@ mod tests {
     /// Calls `check` with each file of a corpus.
     fn replay(target: &str, check: impl Fn(&[u8])) {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus");
+        if !corpus.is_dir() {
+            // The published package does not contain the corpora.
+            return;
+        }
         for file in fs::read_dir(corpus.join(target)).unwrap() {
             let path = file.unwrap().path();
             println!("{}", path.display());
