@@ -10,6 +10,7 @@
 //!   ([`PidRecord`]), and how it ended ([`ExitRecord`]);
 //! * the arguments by which a process recognizes that it is a shim ([`Invocation`]);
 //! * the names of the payload's control groups ([`ControlGroup`]);
+//! * the control frames between a runtime, a shim and a guest agent ([`frames`]);
 //! * what identifies a process ([`ProcessIdentity`]), and how it is read from `/proc` ([`procfs`],
 //!   [`pidfd`]).
 //!
@@ -50,6 +51,7 @@ mod console_options;
 mod control_group;
 mod ending;
 mod files;
+pub mod frames;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
