@@ -54,6 +54,8 @@ pub enum Step {
     ProcessGroup,
     /// The child creates a session.
     Setsid,
+    /// The stdin becomes the controlling terminal of the session.
+    ControllingTerminal,
     /// The attribute `no_new_privs` is set.
     NoNewPrivs,
     /// The signal that the child gets when its parent dies is set.
@@ -83,6 +85,7 @@ impl fmt::Display for Step {
             Self::CurrentDir => "change the working directory",
             Self::ProcessGroup => "set the process group",
             Self::Setsid => "create a session",
+            Self::ControllingTerminal => "set the controlling terminal",
             Self::NoNewPrivs => "set no_new_privs",
             Self::ParentDeathSignal => "set the parent death signal",
             Self::PreExec => "run a pre_exec closure",

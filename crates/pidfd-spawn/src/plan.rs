@@ -35,6 +35,7 @@ pub(crate) struct Attributes {
     pub(crate) uid: Option<u32>,
     pub(crate) process_group: Option<i32>,
     pub(crate) setsid: bool,
+    pub(crate) controlling_terminal: bool,
     pub(crate) no_new_privs: bool,
     pub(crate) parent_death_signal: Option<i32>,
     pub(crate) inherit_signal_mask: bool,

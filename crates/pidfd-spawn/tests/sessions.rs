@@ -5,8 +5,9 @@ mod common;
 
 use common::stat_of;
 use nix::libc;
+use nix::pty::openpty;
 use nix::unistd::getpgrp;
-use pidfd_spawn::{Command, Step};
+use pidfd_spawn::{Command, Stdio, Step};
 
 const PID: usize = 1;
 const PROCESS_GROUP: usize = 5;
@@ -51,4 +52,34 @@ fn the_leader_of_a_group_cannot_create_a_session() {
     let error = command.process_group(0).setsid(true).spawn().unwrap_err();
     assert_eq!(error.step(), Step::Setsid);
     assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+}
+
+#[test]
+fn the_stdin_becomes_the_controlling_terminal_of_the_session() {
+    let pty = openpty(None, None).unwrap();
+    // A process can open /dev/tty only if its session has a terminal, tty(4).
+    let open_tty = |controlling: bool| {
+        let mut command = Command::new("sh");
+        let slave = pty.slave.try_clone().unwrap();
+        command
+            .args(["-c", ": </dev/tty"])
+            .stdin(slave)
+            .stderr(Stdio::null());
+        command.setsid(true).controlling_terminal(controlling);
+        command.status().unwrap().success()
+    };
+    assert!(open_tty(true));
+    assert!(!open_tty(false));
+}
+
+#[test]
+fn a_stdin_that_is_not_a_terminal_cannot_control_a_session() {
+    let mut command = Command::new("/bin/true");
+    command
+        .stdin(Stdio::null())
+        .setsid(true)
+        .controlling_terminal(true);
+    let error = command.spawn().unwrap_err();
+    assert_eq!(error.step(), Step::ControllingTerminal);
+    assert_eq!(error.raw_os_error(), Some(libc::ENOTTY));
 }

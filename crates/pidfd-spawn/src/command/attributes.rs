@@ -109,6 +109,30 @@ impl Command {
         self
     }
 
+    /// Sets whether the stdin of the child becomes the controlling terminal of its session (`tty(4)`,
+    /// `TIOCSCTTY`), so that Ctrl-C in the terminal sends SIGINT to the child. Use it together with
+    /// [`setsid`](Self::setsid), and with the terminal's end of a `pty(7)` as
+    /// [`stdin`](Self::stdin).
+    ///
+    /// # Errors
+    ///
+    /// The spawn fails in [`Step::ControllingTerminal`](crate::Step::ControllingTerminal): with `ENOTTY`
+    /// if the stdin is not a terminal, and with `EPERM` if the child does not lead a session, or if
+    /// the terminal belongs to another one.
+    ///
+    /// ```
+    /// # use pidfd_spawn::{Command, Step};
+    /// let mut command = Command::new("true");
+    /// let error = command.setsid(true).controlling_terminal(true).stdin(pidfd_spawn::Stdio::null())
+    ///     .spawn()
+    ///     .unwrap_err();
+    /// assert_eq!(error.step(), Step::ControllingTerminal);
+    /// ```
+    pub fn controlling_terminal(&mut self, controlling_terminal: bool) -> &mut Self {
+        self.attributes.controlling_terminal = controlling_terminal;
+        self
+    }
+
     /// Creates the child in the control group of this directory. Call it once for each hierarchy of
     /// `cgroups(7)` in which the child is to be in a group: version 1 has several.
     ///

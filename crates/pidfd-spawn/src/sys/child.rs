@@ -81,6 +81,10 @@ fn try_run(plan: &mut Plan<'_>, birth: &Birth) -> Result<Infallible, Failure> {
     check(Step::CurrentDir, change_dir(plan))?;
     check(Step::ProcessGroup, set_process_group(attributes))?;
     check(Step::Setsid, set_session(attributes))?;
+    check(
+        Step::ControllingTerminal,
+        set_controlling_terminal(attributes),
+    )?;
     check(Step::NoNewPrivs, set_no_new_privs(attributes))?;
     // After the user has changed, which clears it.
     check(
@@ -270,6 +274,20 @@ fn set_session(attributes: &Attributes) -> Result<(), Errno> {
     if attributes.setsid {
         // SAFETY: takes no arguments.
         unsafe { call(libc::SYS_setsid, []) }?;
+    }
+    Ok(())
+}
+
+fn set_controlling_terminal(attributes: &Attributes) -> Result<(), Errno> {
+    if attributes.controlling_terminal {
+        // 0: do not take the terminal from another session.
+        let arguments = [
+            libc::STDIN_FILENO.into(),
+            (libc::TIOCSCTTY as usize).into(),
+            0.into(),
+        ];
+        // SAFETY: takes integers.
+        unsafe { call(libc::SYS_ioctl, arguments) }?;
     }
     Ok(())
 }
