@@ -1,0 +1,84 @@
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::process::ExitStatus;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use pidfd_spawn::{Child, Command, SpawnError};
+
+/// The children that executions have started, in a process with one thread that waits for all
+/// children.
+///
+/// That thread is the main thread of a shim, or pid 1 of a guest. It reaps orphans too, so it waits
+/// for any child, and [reports](Self::report) each exit status here before it discards it.
+#[derive(Debug)]
+pub struct Children {
+    /// By pid. `None` while the child runs.
+    exits: Mutex<HashMap<u32, Option<ExitStatus>>>,
+    /// Readable when a child of an execution has been reaped.
+    wake: EventFd,
+}
+
+impl Children {
+    /// Creates an empty set.
+    ///
+    /// # Errors
+    ///
+    /// The error of `eventfd(2)`, if no descriptor is free.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            exits: Mutex::default(),
+            wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+        })
+    }
+
+    /// Stores the exit status of a child that the calling thread has reaped. Returns false for a
+    /// child that no execution has started.
+    pub fn report(&self, pid: u32, status: ExitStatus) -> bool {
+        let mut exits = self.exits();
+        let Some(exit) = exits.get_mut(&pid) else {
+            return false;
+        };
+        *exit = Some(status);
+        let _ = self.wake.write(1);
+        true
+    }
+
+    /// Spawns the command. No exit can be reported before the child is known.
+    pub(crate) fn spawn(&self, command: &mut Command) -> Result<Child, SpawnError> {
+        let mut exits = self.exits();
+        let child = command.spawn()?;
+        exits.insert(child.id(), None);
+        Ok(child)
+    }
+
+    /// Calls the function if the child has not been reaped: its pid cannot be reused meanwhile.
+    pub(crate) fn if_running(&self, pid: u32, action: impl FnOnce()) {
+        if self.exits().get(&pid) == Some(&None) {
+            action();
+        }
+    }
+
+    /// Returns the exit status of a child once, if it has been reaped.
+    pub(crate) fn take(&self, pid: u32) -> Option<ExitStatus> {
+        let mut exits = self.exits();
+        let status = exits.get(&pid).copied().flatten()?;
+        exits.remove(&pid);
+        Some(status)
+    }
+
+    /// Returns the descriptor that is readable when [`take`](Self::take) can return a new status.
+    pub(crate) fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    /// Makes the descriptor unreadable until the next exit.
+    pub(crate) fn clear_wake(&self) {
+        let _ = self.wake.read();
+    }
+
+    fn exits(&self) -> MutexGuard<'_, HashMap<u32, Option<ExitStatus>>> {
+        self.exits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,276 @@
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::libc::SIGKILL;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Pid, read, write};
+use pidfd_spawn::{Child, Stdio};
+use vmm_protocol::Ending;
+use vmm_protocol::frames::{ExecSpec, INITIAL_CREDIT, PayloadMessage, TerminalSize, Window};
+
+use crate::backend::Backend;
+use crate::children::Children;
+use crate::connection::{Connection, set_nonblocking};
+use crate::terminal;
+
+/// How many bytes are read from an output at once.
+const READ_SIZE: usize = 16 << 10;
+
+/// A command that runs, or that has ended and whose output is not sent yet.
+#[derive(Debug)]
+pub(crate) struct Execution {
+    child: Child,
+    stdin: Option<OwnedFd>,
+    /// What the command has not read yet; at most the credit of the stream.
+    input: VecDeque<u8>,
+    is_input_complete: bool,
+    /// The number of bytes that the command has read since the last credit.
+    consumed: u32,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+    window: Window,
+    is_terminal: bool,
+    is_killed: bool,
+    deadline: Option<Instant>,
+    ending: Option<Ending>,
+}
+
+impl Execution {
+    /// Starts the command in a session of its own.
+    pub(crate) fn start(
+        spec: &ExecSpec,
+        backend: &impl Backend,
+        children: &Children,
+    ) -> Result<Self, Ending> {
+        let mut command = backend.command(spec)?;
+        command.setsid(true);
+        let master = if let Some(size) = spec.terminal {
+            let (master, slave) = terminal::open(size).map_err(terminal_error)?;
+            let second = || slave.try_clone();
+            command.stdin(second().map_err(terminal_error)?);
+            command.stdout(second().map_err(terminal_error)?);
+            command.stderr(slave).controlling_terminal(true);
+            Some(master)
+        } else {
+            let stdin = if spec.stdin {
+                Stdio::piped()
+            } else {
+                Stdio::null()
+            };
+            command
+                .stdin(stdin)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
+            None
+        };
+        let mut child = children
+            .spawn(&mut command)
+            .map_err(|error| backend.spawn_error(spec, error))?;
+        let (stdin, stdout) = match &master {
+            Some(master) => (master.try_clone().ok(), master.try_clone().ok()),
+            None => (
+                child.stdin.take().map(OwnedFd::from),
+                child.stdout.take().map(OwnedFd::from),
+            ),
+        };
+        let stderr = child.stderr.take().map(OwnedFd::from);
+        for fd in [&stdin, &stdout, &stderr].into_iter().flatten() {
+            // A pipe or terminal that was just created.
+            let _ = set_nonblocking(fd);
+        }
+        Ok(Self {
+            child,
+            stdin,
+            input: VecDeque::new(),
+            is_input_complete: false,
+            consumed: 0,
+            stdout,
+            stderr,
+            window: Window::new(),
+            is_terminal: master.is_some(),
+            is_killed: false,
+            deadline: spec
+                .timeout_millis
+                .and_then(|millis| Instant::now().checked_add(Duration::from_millis(millis))),
+            ending: None,
+        })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Adds data for the stdin. Returns false if the host has sent more than its credit.
+    pub(crate) fn add_input(&mut self, data: &[u8]) -> bool {
+        if self.input.len() + data.len() > INITIAL_CREDIT as usize {
+            return false;
+        }
+        if self.stdin.is_some() && !self.is_input_complete {
+            self.input.extend(data);
+        } else {
+            self.consumed = self.consumed.saturating_add(length(data));
+        }
+        true
+    }
+
+    pub(crate) fn close_input(&mut self) {
+        if self.is_terminal && !self.is_input_complete {
+            // The end of a terminal's input is a character, termios(3).
+            self.input.push_back(END_OF_TRANSMISSION);
+        }
+        self.is_input_complete = true;
+    }
+
+    pub(crate) fn grant(&mut self, bytes: u32) {
+        self.window.grant(bytes);
+    }
+
+    pub(crate) fn resize(&self, size: TerminalSize) {
+        if let (true, Some(master)) = (self.is_terminal, &self.stdout) {
+            let _ = terminal::resize(master, size);
+        }
+    }
+
+    /// Sends a signal to the process group of the command, unless the command has been reaped.
+    pub(crate) fn signal(&mut self, signal: i32, children: &Children) {
+        self.is_killed |= signal == SIGKILL;
+        children.if_running(self.pid(), || match Signal::try_from(signal) {
+            Ok(signal) => drop(killpg(Pid::from_raw(self.pid().cast_signed()), signal)),
+            // A real-time signal, which nix cannot send.
+            Err(_) => drop(self.child.send_signal(signal)),
+        });
+    }
+
+    /// Kills the command if its time is over. Returns true then.
+    pub(crate) fn enforce_deadline(&mut self, now: Instant, children: &Children) -> bool {
+        let is_over = self.deadline.is_some_and(|deadline| deadline <= now);
+        if is_over {
+            self.deadline = None;
+            self.signal(SIGKILL, children);
+        }
+        is_over
+    }
+
+    /// Stores how the command ended.
+    pub(crate) fn set_status(&mut self, status: ExitStatus, backend: &impl Backend) {
+        self.stdin = None;
+        self.ending = Some(match status.signal() {
+            Some(SIGKILL) if !self.is_killed && backend.has_run_out_of_memory() => {
+                Ending::OutOfMemory
+            }
+            Some(signal) => Ending::Signaled { signal },
+            None => Ending::Exited {
+                code: status.code().unwrap_or(255),
+            },
+        });
+    }
+
+    /// The descriptor that takes input, while there is some.
+    pub(crate) fn wants_write(&self) -> Option<&OwnedFd> {
+        self.stdin.as_ref().filter(|_| !self.input.is_empty())
+    }
+
+    /// The descriptors whose output may be sent.
+    pub(crate) fn wants_read(&self) -> impl Iterator<Item = &OwnedFd> {
+        let may_send = self.window.bytes() > 0;
+        [&self.stdout, &self.stderr]
+            .into_iter()
+            .flatten()
+            .filter(move |_| may_send)
+    }
+
+    /// Moves data between the streams of the command and the connection, as far as that does not
+    /// block. Returns how the command ended once all its output has been sent.
+    pub(crate) fn advance(&mut self, stream: u32, connection: &mut Connection) -> Option<Ending> {
+        self.write_input();
+        if self.consumed > 0 && (self.input.is_empty() || self.consumed >= INITIAL_CREDIT / 4) {
+            let bytes = std::mem::take(&mut self.consumed);
+            connection.send(stream, PayloadMessage::Credit { bytes });
+        }
+        let has_ended = self.ending.is_some();
+        let window = &mut self.window;
+        let out = send_output(&mut self.stdout, window, has_ended, connection, |data| {
+            (stream, PayloadMessage::Stdout(data))
+        });
+        let err = send_output(&mut self.stderr, window, has_ended, connection, |data| {
+            (stream, PayloadMessage::Stderr(data))
+        });
+        self.ending.take_if(|_| out && err)
+    }
+
+    fn write_input(&mut self) {
+        while let (Some(stdin), false) = (&self.stdin, self.input.is_empty()) {
+            match write(stdin, self.input.as_slices().0) {
+                Ok(count) => {
+                    self.consumed = self
+                        .consumed
+                        .saturating_add(length(&self.input.as_slices().0[..count]));
+                    self.input.drain(..count);
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return,
+                Err(_) => {
+                    // The command has closed its stdin.
+                    self.consumed = self
+                        .consumed
+                        .saturating_add(length(self.input.make_contiguous()));
+                    self.input.clear();
+                    self.stdin = None;
+                }
+            }
+        }
+        if self.is_input_complete && self.input.is_empty() && !self.is_terminal {
+            self.stdin = None;
+        }
+    }
+}
+
+const END_OF_TRANSMISSION: u8 = 4;
+
+fn length(data: &[u8]) -> u32 {
+    u32::try_from(data.len()).unwrap_or(u32::MAX)
+}
+
+fn terminal_error(error: io::Error) -> Ending {
+    let message = format!("cannot open a terminal: {error}");
+    Ending::failed(vmm_protocol::FailureKind::Engine, message)
+}
+
+/// Sends what can be read. Closes the output at its end, or, after the command has ended, when no
+/// output is left: another process may hold the other end for longer. Returns whether the output
+/// is closed.
+fn send_output(
+    output: &mut Option<OwnedFd>,
+    window: &mut Window,
+    has_ended: bool,
+    connection: &mut Connection,
+    message: impl Fn(Vec<u8>) -> (u32, PayloadMessage),
+) -> bool {
+    while let Some(fd) = output {
+        if window.bytes() == 0 || !connection.has_room() {
+            return false;
+        }
+        let mut data = vec![0; READ_SIZE.min(window.bytes())];
+        match read(fd, &mut data) {
+            Ok(count) if count > 0 => {
+                data.truncate(window.take(count));
+                let (stream, message) = message(data);
+                connection.send(stream, message);
+            }
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) if !has_ended => return false,
+            // The end: of a terminal, EIO.
+            _ => *output = None,
+        }
+    }
+    true
+}

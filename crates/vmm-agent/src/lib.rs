@@ -1,0 +1,23 @@
+//! Runs commands beside the payload of a box, for the host at the other end of a connection.
+//!
+//! The [`Server`] speaks the control frames of `vmm-protocol`. It runs in two places: in the shim of
+//! a box with the engine `process`, and in the agent that is pid 1 of a guest.
+//!
+//! Use this crate to write an engine whose payload can run further commands. To run commands in a
+//! box, use `vmm-runtime`.
+
+#![forbid(unsafe_code)]
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("vmm-agent needs Linux");
+
+mod backend;
+mod children;
+mod connection;
+mod execution;
+mod server;
+mod terminal;
+
+pub use backend::{Backend, RequestError};
+pub use children::Children;
+pub use server::Server;

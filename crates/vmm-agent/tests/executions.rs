@@ -1,0 +1,291 @@
+//! Commands that a server runs for a host.
+
+#![allow(clippy::panic, clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::Host;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use vmm_protocol::frames::{
+    ExecSpec, Frame, HostMessage, INITIAL_CREDIT, PayloadMessage, RequestErrorKind, TerminalSize,
+    VERSION,
+};
+use vmm_protocol::{Ending, FailureKind};
+
+#[test]
+fn a_server_reports_its_version_and_responds_to_pings() {
+    let mut host = Host::new();
+    host.send(0, HostMessage::Hello { version: VERSION });
+    host.send(0, HostMessage::Ping { token: 7 });
+    let ready = host.receive().message;
+    assert!(matches!(ready, PayloadMessage::Ready { version, .. } if version == VERSION));
+    assert_eq!(
+        host.receive(),
+        Frame::new(0, PayloadMessage::Pong { token: 7 })
+    );
+}
+
+#[test]
+fn output_and_error_output_arrive_apart_and_before_the_end() {
+    let mut host = Host::new();
+    let outcome = host.run(1, &["sh", "-c", "echo out; echo err >&2; exit 42"]);
+    assert_eq!(outcome.stdout, b"out\n");
+    assert_eq!(outcome.stderr, b"err\n");
+    assert_eq!(*outcome.ending(), Ending::Exited { code: 42 });
+}
+
+#[test]
+fn an_end_is_reported_as_it_was() {
+    let mut host = Host::new();
+    for code in [0, 1, 255] {
+        let script = format!("exit {code}");
+        let outcome = host.run(1, &["sh", "-c", &script]);
+        assert_eq!(*outcome.ending(), Ending::Exited { code });
+    }
+    let outcome = host.run(1, &["sh", "-c", "kill -KILL $$"]);
+    assert_eq!(*outcome.ending(), Ending::Signaled { signal: 9 });
+    for (command, kind) in [
+        ("/nonexistent", FailureKind::NotFound),
+        ("/", FailureKind::NotExecutable),
+    ] {
+        let outcome = host.run(1, &[command]);
+        let ending = outcome.ending();
+        assert!(
+            matches!(ending, Ending::Failed { kind: k, .. } if *k == kind),
+            "{ending:?}"
+        );
+    }
+}
+
+#[test]
+fn a_command_reads_its_stdin_to_the_end() {
+    let mut host = Host::new();
+    let mut spec = ExecSpec::new("exec-1", ["wc", "-c"]);
+    spec.stdin = true;
+    host.send(1, HostMessage::Exec(spec));
+    // More than the credit of the stream in total.
+    let mut credit = INITIAL_CREDIT as usize;
+    let data = vec![b'x'; 50_000];
+    for _ in 0..20 {
+        while credit < data.len() {
+            match host.receive().message {
+                PayloadMessage::Credit { bytes } => credit += bytes as usize,
+                PayloadMessage::Started { .. } => {}
+                message => panic!("{message:?}"),
+            }
+        }
+        credit -= data.len();
+        host.send(1, HostMessage::Stdin(data.clone()));
+    }
+    host.send(1, HostMessage::CloseStdin);
+    assert_eq!(host.finish(1).text().trim(), "1000000");
+}
+
+#[test]
+fn a_host_that_sends_more_than_its_credit_is_an_error() {
+    let mut host = Host::new();
+    let mut spec = ExecSpec::new("exec-1", ["sleep", "1000"]);
+    spec.stdin = true;
+    host.send(1, HostMessage::Exec(spec));
+    let frames = INITIAL_CREDIT as usize / 50_000 + 3;
+    for _ in 0..frames {
+        host.send(1, HostMessage::Stdin(vec![0; 50_000]));
+    }
+    loop {
+        match host.receive().message {
+            PayloadMessage::Error { kind, .. } => {
+                assert_eq!(kind, RequestErrorKind::Invalid);
+            }
+            PayloadMessage::Exited { ending } => {
+                assert_eq!(ending, Ending::Signaled { signal: 9 });
+                break;
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn output_that_the_host_does_not_read_stops_its_command_only() {
+    let mut host = Host::new();
+    host.exec(1, &["yes"]);
+    let mut received = 0;
+    while received < INITIAL_CREDIT as usize {
+        let frame = host.receive();
+        if let PayloadMessage::Stdout(data) = frame.message {
+            received += data.len();
+        }
+    }
+    // Without credit for `yes`, only the other command is heard.
+    assert_eq!(host.run(2, &["echo", "hello"]).text(), "hello\n");
+    assert_eq!(received, INITIAL_CREDIT as usize);
+    host.grant(1, 10);
+    assert_eq!(
+        host.receive(),
+        Frame::new(1, PayloadMessage::Stdout(b"y\ny\ny\ny\ny\n".to_vec()))
+    );
+    host.send(1, HostMessage::Signal { signal: 15 });
+    host.grant(1, 1 << 20);
+    assert_eq!(*host.finish(1).ending(), Ending::Signaled { signal: 15 });
+}
+
+#[test]
+fn a_signal_reaches_the_process_group_of_the_command() {
+    let mut host = Host::new();
+    let script = "sleep 1000 & trap 'wait; exit 3' TERM; echo ready; wait; wait";
+    host.exec(1, &["sh", "-c", script]);
+    while !matches!(host.receive().message, PayloadMessage::Stdout(_)) {}
+    host.send(1, HostMessage::Signal { signal: 15 });
+    assert_eq!(*host.finish(1).ending(), Ending::Exited { code: 3 });
+}
+
+#[test]
+fn a_real_time_signal_is_sent() {
+    let mut host = Host::new();
+    host.exec(1, &["sleep", "1000"]);
+    host.send(1, HostMessage::Signal { signal: 40 });
+    assert_eq!(*host.finish(1).ending(), Ending::Signaled { signal: 40 });
+}
+
+#[test]
+fn a_command_is_killed_after_its_timeout() {
+    let mut host = Host::new();
+    let mut spec = ExecSpec::new("exec-1", ["sleep", "1000"]);
+    spec.timeout_millis = Some(20);
+    host.send(1, HostMessage::Exec(spec));
+    assert_eq!(*host.finish(1).ending(), Ending::Signaled { signal: 9 });
+}
+
+#[test]
+fn a_process_that_outlives_its_command_does_not_delay_the_end() {
+    let mut host = Host::new();
+    let outcome = host.run(1, &["sh", "-c", "sleep 1000 & echo $!"]);
+    assert_eq!(*outcome.ending(), Ending::Exited { code: 0 });
+    let pid = outcome.text().trim().parse().unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+}
+
+#[test]
+fn a_command_with_a_terminal_leads_its_session() {
+    let mut host = Host::new();
+    let mut spec = ExecSpec::new(
+        "exec-1",
+        [
+            "sh",
+            "-c",
+            "trap 'stty size; exit 5' WINCH; stty size; while :; do sleep 0.01; done",
+        ],
+    );
+    spec.terminal = Some(TerminalSize { rows: 24, cols: 80 });
+    host.send(1, HostMessage::Exec(spec));
+    let mut text = String::new();
+    while !text.contains("24 80") {
+        if let PayloadMessage::Stdout(data) = host.receive().message {
+            text.push_str(std::str::from_utf8(&data).unwrap());
+        }
+    }
+    host.send(
+        1,
+        HostMessage::Resize(TerminalSize {
+            rows: 50,
+            cols: 100,
+        }),
+    );
+    let outcome = host.finish(1);
+    assert!(outcome.text().contains("50 100"), "{outcome:?}");
+    assert_eq!(*outcome.ending(), Ending::Exited { code: 5 });
+}
+
+#[test]
+fn characters_typed_at_a_terminal_interrupt_and_end_a_command() {
+    let mut host = Host::new();
+    for (input, expected) in [
+        (Some(b"\x03".to_vec()), Ending::Signaled { signal: 2 }),
+        (None, Ending::Exited { code: 0 }),
+    ] {
+        let mut spec = ExecSpec::new("exec-1", ["sh", "-c", "echo ready; exec cat"]);
+        spec.terminal = Some(TerminalSize { rows: 24, cols: 80 });
+        host.send(1, HostMessage::Exec(spec));
+        while !matches!(host.receive().message, PayloadMessage::Stdout(_)) {}
+        match input {
+            Some(input) => host.send(1, HostMessage::Stdin(input)),
+            None => host.send(1, HostMessage::CloseStdin),
+        }
+        assert_eq!(*host.finish(1).ending(), expected);
+    }
+}
+
+#[test]
+fn executions_go_on_while_no_host_is_connected() {
+    let mut host = Host::new();
+    host.exec(1, &["sh", "-c", "read line; echo got $line"]);
+    host.exec(2, &["cat"]);
+    let mut spec = ExecSpec::new("exec-3", ["sh", "-c", "read line; echo got $line"]);
+    spec.stdin = true;
+    host.send(3, HostMessage::Exec(spec));
+    let mut started = 0;
+    while started < 3 {
+        started += usize::from(matches!(
+            host.receive().message,
+            PayloadMessage::Started { .. }
+        ));
+    }
+    let mut host = Host::connect(host.hang_up());
+    host.send(3, HostMessage::Stdin(b"it\n".to_vec()));
+    let mut ended = BTreeSet::new();
+    let mut text = Vec::new();
+    while !ended.contains(&3) {
+        let frame = host.receive();
+        match frame.message {
+            PayloadMessage::Stdout(data) if frame.stream == 3 => text.extend(data),
+            PayloadMessage::Exited { .. } => {
+                ended.insert(frame.stream);
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(text, b"got it\n");
+}
+
+#[test]
+fn many_commands_run_at_once_and_each_end_is_reported_once() {
+    let mut host = Host::new();
+    let mut running = BTreeSet::new();
+    let mut next = 1;
+    let mut ended = 0;
+    while ended < 1_000 {
+        while running.len() < 64 && next <= 1_000 {
+            let script = format!("exit {}", next % 200);
+            host.exec(next, &["sh", "-c", &script]);
+            running.insert(next);
+            next += 1;
+        }
+        let frame = host.receive();
+        if let PayloadMessage::Exited { ending } = frame.message {
+            assert!(running.remove(&frame.stream), "stream {}", frame.stream);
+            let code = i32::try_from(frame.stream % 200).unwrap();
+            assert_eq!(ending, Ending::Exited { code });
+            ended += 1;
+        }
+    }
+}
+
+#[test]
+fn requests_that_the_payload_does_not_support_are_errors() {
+    let mut host = Host::new();
+    let get = HostMessage::Get {
+        path: "/etc".into(),
+    };
+    for (stream, message) in [(0, HostMessage::Pause), (1, get), (0, HostMessage::List)] {
+        host.send(stream, message);
+        let frame = host.receive();
+        assert_eq!(frame.stream, stream);
+        let PayloadMessage::Error { kind, message } = frame.message else {
+            panic!("{frame:?}");
+        };
+        assert_eq!(kind, RequestErrorKind::Unsupported, "{message}");
+    }
+}
