@@ -47,6 +47,28 @@ pub trait Backend {
     }
 }
 
+impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
+    fn command(&self, spec: &ExecSpec) -> Result<Command, Ending> {
+        (**self).command(spec)
+    }
+
+    fn spawn_error(&self, spec: &ExecSpec, error: SpawnError) -> Ending {
+        (**self).spawn_error(spec, error)
+    }
+
+    fn has_run_out_of_memory(&self) -> bool {
+        (**self).has_run_out_of_memory()
+    }
+
+    fn pause(&self) -> Result<(), RequestError> {
+        (**self).pause()
+    }
+
+    fn resume(&self) -> Result<(), RequestError> {
+        (**self).resume()
+    }
+}
+
 /// A request that was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]

@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitStatus;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -16,6 +17,7 @@ use pidfd_spawn::{Child, Command, SpawnError};
 pub struct Children {
     /// By pid. `None` while the child runs.
     exits: Mutex<HashMap<u32, Option<ExitStatus>>>,
+    is_closed: AtomicBool,
     /// Readable when a child of an execution has been reaped.
     wake: EventFd,
 }
@@ -29,6 +31,7 @@ impl Children {
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             exits: Mutex::default(),
+            is_closed: AtomicBool::new(false),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         })
     }
@@ -43,6 +46,16 @@ impl Children {
         *exit = Some(status);
         let _ = self.wake.write(1);
         true
+    }
+
+    /// Lets the server return as soon as all executions have ended and all output is sent.
+    pub fn close(&self) {
+        self.is_closed.store(true, Ordering::Release);
+        let _ = self.wake.write(1);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Acquire)
     }
 
     /// Spawns the command. No exit can be reported before the child is known.

@@ -10,13 +10,14 @@ use nix::libc::SIGKILL;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, read, write};
 use pidfd_spawn::{Child, Stdio};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use vmm_protocol::Ending;
 use vmm_protocol::frames::{ExecSpec, INITIAL_CREDIT, PayloadMessage, TerminalSize, Window};
 
 use crate::backend::Backend;
 use crate::children::Children;
-use crate::connection::{Connection, set_nonblocking};
 use crate::terminal;
+use crate::{HostConnection, send};
 
 /// How many bytes are read from an output at once.
 const READ_SIZE: usize = 16 << 10;
@@ -80,8 +81,8 @@ impl Execution {
         };
         let stderr = child.stderr.take().map(OwnedFd::from);
         for fd in [&stdin, &stdout, &stderr].into_iter().flatten() {
-            // A pipe or terminal that was just created.
-            let _ = set_nonblocking(fd);
+            // Succeeds for a pipe or terminal that was just created.
+            let _ = fcntl_getfl(fd).and_then(|flags| fcntl_setfl(fd, flags | OFlags::NONBLOCK));
         }
         Ok(Self {
             child,
@@ -190,11 +191,15 @@ impl Execution {
 
     /// Moves data between the streams of the command and the connection, as far as that does not
     /// block. Returns how the command ended once all its output has been sent.
-    pub(crate) fn advance(&mut self, stream: u32, connection: &mut Connection) -> Option<Ending> {
+    pub(crate) fn advance(
+        &mut self,
+        stream: u32,
+        connection: &mut HostConnection,
+    ) -> Option<Ending> {
         self.write_input();
         if self.consumed > 0 && (self.input.is_empty() || self.consumed >= INITIAL_CREDIT / 4) {
             let bytes = std::mem::take(&mut self.consumed);
-            connection.send(stream, PayloadMessage::Credit { bytes });
+            send(connection, stream, PayloadMessage::Credit { bytes });
         }
         let has_ended = self.ending.is_some();
         let window = &mut self.window;
@@ -252,7 +257,7 @@ fn send_output(
     output: &mut Option<OwnedFd>,
     window: &mut Window,
     has_ended: bool,
-    connection: &mut Connection,
+    connection: &mut HostConnection,
     message: impl Fn(Vec<u8>) -> (u32, PayloadMessage),
 ) -> bool {
     while let Some(fd) = output {
@@ -264,7 +269,7 @@ fn send_output(
             Ok(count) if count > 0 => {
                 data.truncate(window.take(count));
                 let (stream, message) = message(data);
-                connection.send(stream, message);
+                send(connection, stream, message);
             }
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) if !has_ended => return false,

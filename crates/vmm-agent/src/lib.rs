@@ -13,7 +13,6 @@ compile_error!("vmm-agent needs Linux");
 
 mod backend;
 mod children;
-mod connection;
 mod execution;
 mod server;
 mod terminal;
@@ -21,3 +20,14 @@ mod terminal;
 pub use backend::{Backend, RequestError};
 pub use children::Children;
 pub use server::Server;
+
+use vmm_protocol::frames::{Connection, HostMessage, PayloadMessage};
+
+/// The end of the payload of a connection.
+type HostConnection = Connection<HostMessage, PayloadMessage>;
+
+/// Sends a message of the server. It can be encoded: it contains no path, and its data is shorter
+/// than a frame.
+fn send(connection: &mut HostConnection, stream: u32, message: PayloadMessage) {
+    let _ = connection.send(stream, message);
+}

@@ -12,8 +12,8 @@ use vmm_protocol::frames::{
 
 use crate::backend::{Backend, RequestError};
 use crate::children::Children;
-use crate::connection::Connection;
 use crate::execution::Execution;
+use crate::{HostConnection, send};
 
 /// Serves one host: starts executions, and moves their input and output.
 ///
@@ -37,20 +37,22 @@ impl<B: Backend> Server<B> {
         }
     }
 
-    /// Serves the host at the other end of a socket or serial port. Returns when the host hangs up.
-    /// Executions then go on; the next call serves them.
+    /// Serves the host at the other end of a socket or serial port. Returns when the host hangs up:
+    /// executions then go on, and the next call serves them. Also returns after
+    /// [`Children::close`], when the last execution has ended.
     ///
     /// # Errors
     ///
     /// If the connection cannot be read or written, or the host sends what is not a frame over a
     /// strict connection.
     pub fn serve(&mut self, connection: OwnedFd, strictness: Strictness) -> io::Result<()> {
-        let mut connection = Connection::new(connection, strictness)?;
+        let mut connection = HostConnection::new(connection, strictness)?;
         loop {
             self.receive(&mut connection)?;
             self.advance(&mut connection);
             connection.flush()?;
-            if connection.is_hung_up() {
+            let is_done = self.executions.is_empty() && !connection.has_pending();
+            if connection.is_hung_up() || (is_done && self.children.is_closed()) {
                 return Ok(());
             }
             self.wait(&connection)?;
@@ -60,7 +62,7 @@ impl<B: Backend> Server<B> {
     }
 
     /// Blocks until there is something to do.
-    fn wait(&self, connection: &Connection) -> io::Result<()> {
+    fn wait(&self, connection: &HostConnection) -> io::Result<()> {
         let mut events = PollFlags::POLLIN;
         events.set(PollFlags::POLLOUT, connection.has_pending());
         let mut fds = vec![
@@ -101,7 +103,7 @@ impl<B: Backend> Server<B> {
         })
     }
 
-    fn receive(&mut self, connection: &mut Connection) -> io::Result<()> {
+    fn receive(&mut self, connection: &mut HostConnection) -> io::Result<()> {
         loop {
             match connection.next_frame() {
                 Ok(Some(frame)) => self.handle(frame, connection),
@@ -118,17 +120,18 @@ impl<B: Backend> Server<B> {
         }
     }
 
-    fn handle(&mut self, frame: Frame<HostMessage>, connection: &mut Connection) {
+    fn handle(&mut self, frame: Frame<HostMessage>, connection: &mut HostConnection) {
         let stream = frame.stream;
         match frame.message {
-            HostMessage::Hello { .. } => connection.send(
+            HostMessage::Hello { .. } => send(
+                connection,
                 stream,
                 PayloadMessage::Ready {
                     version: VERSION,
                     boot: Vec::new(),
                 },
             ),
-            HostMessage::Ping { token } => connection.send(stream, PayloadMessage::Pong { token }),
+            HostMessage::Ping { token } => send(connection, stream, PayloadMessage::Pong { token }),
             HostMessage::Exec(spec) => self.start(stream, &spec, connection),
             HostMessage::Pause => respond(connection, stream, self.backend.pause()),
             HostMessage::Resume => respond(connection, stream, self.backend.resume()),
@@ -137,7 +140,12 @@ impl<B: Backend> Server<B> {
     }
 
     /// Handles a message that belongs to an execution, or that is not supported.
-    fn handle_in_stream(&mut self, stream: u32, message: HostMessage, connection: &mut Connection) {
+    fn handle_in_stream(
+        &mut self,
+        stream: u32,
+        message: HostMessage,
+        connection: &mut HostConnection,
+    ) {
         let execution = self.executions.get_mut(&stream);
         match (message, execution) {
             (HostMessage::Stdin(data), Some(execution)) => {
@@ -178,7 +186,12 @@ impl<B: Backend> Server<B> {
         }
     }
 
-    fn start(&mut self, stream: u32, spec: &ExecSpec, connection: &mut Connection) {
+    fn start(&mut self, stream: u32, spec: &ExecSpec, connection: &mut HostConnection) {
+        if self.children.is_closed() {
+            let kind = RequestErrorKind::Failed;
+            let message = "the payload has ended".to_owned();
+            return send_error(connection, stream, RequestError { kind, message });
+        }
         if self.executions.contains_key(&stream) {
             let message = format!("stream {stream} has an execution already");
             let kind = RequestErrorKind::Invalid;
@@ -188,14 +201,14 @@ impl<B: Backend> Server<B> {
             Ok(execution) => {
                 let pid = execution.pid();
                 self.executions.insert(stream, execution);
-                connection.send(stream, PayloadMessage::Started { pid });
+                send(connection, stream, PayloadMessage::Started { pid });
             }
-            Err(ending) => connection.send(stream, PayloadMessage::Exited { ending }),
+            Err(ending) => send(connection, stream, PayloadMessage::Exited { ending }),
         }
     }
 
     /// Moves the data of all executions, and removes those that have ended.
-    fn advance(&mut self, connection: &mut Connection) {
+    fn advance(&mut self, connection: &mut HostConnection) {
         let now = Instant::now();
         let Self {
             backend,
@@ -210,21 +223,21 @@ impl<B: Backend> Server<B> {
             let ending = execution.advance(*stream, connection);
             let is_over = ending.is_some();
             if let Some(ending) = ending {
-                connection.send(*stream, PayloadMessage::Exited { ending });
+                send(connection, *stream, PayloadMessage::Exited { ending });
             }
             !is_over
         });
     }
 }
 
-fn respond(connection: &mut Connection, stream: u32, result: Result<(), RequestError>) {
+fn respond(connection: &mut HostConnection, stream: u32, result: Result<(), RequestError>) {
     match result {
-        Ok(()) => connection.send(stream, PayloadMessage::Done),
+        Ok(()) => send(connection, stream, PayloadMessage::Done),
         Err(error) => send_error(connection, stream, error),
     }
 }
 
-fn send_error(connection: &mut Connection, stream: u32, error: RequestError) {
+fn send_error(connection: &mut HostConnection, stream: u32, error: RequestError) {
     let RequestError { kind, message } = error;
-    connection.send(stream, PayloadMessage::Error { kind, message });
+    send(connection, stream, PayloadMessage::Error { kind, message });
 }

@@ -3,14 +3,15 @@
 //! A shim is their subreaper (`PR_SET_CHILD_SUBREAPER`, `prctl(2)`), so the kernel makes orphans
 //! its children.
 
-use std::process;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{self, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use rustix::process::{WaitOptions, waitpid};
 use vmm_protocol::procfs;
 
 /// How long to wait for killed processes. A process in an uninterruptible sleep can take longer.
@@ -23,7 +24,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(1);
 ///
 /// Waits for up to one second. Leaves processes that have not exited by then, and processes that
 /// the caller is not permitted to kill.
-pub fn kill_all_except(except: Option<Pid>) {
+///
+/// Passes the exit status of each process to `report`.
+pub fn kill_all_except(except: Option<Pid>, mut report: impl FnMut(u32, ExitStatus)) {
     let deadline = Instant::now() + EXIT_TIMEOUT;
     loop {
         let children = children().filter(|child| Some(*child) != except);
@@ -33,8 +36,7 @@ pub fn kill_all_except(except: Option<Pid>) {
             .collect();
         let mut is_any_alive = false;
         for child in &killed {
-            let status = waitpid(*child, Some(WaitPidFlag::WNOHANG));
-            is_any_alive |= status == Ok(WaitStatus::StillAlive);
+            is_any_alive |= reap(*child, &mut report) == Ok(false);
         }
         if killed.is_empty() || Instant::now() >= deadline {
             return;
@@ -45,14 +47,32 @@ pub fn kill_all_except(except: Option<Pid>) {
     }
 }
 
-/// Reaps all zombies among the children of the calling process except one. Returns true if there
-/// was any.
-pub fn reap_all_except(except: Pid) -> bool {
-    let reaped = children().filter(|child| *child != except).filter(|child| {
-        let status = waitpid(*child, Some(WaitPidFlag::WNOHANG));
-        !matches!(status, Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD))
-    });
+/// Reaps all zombies among the children of the calling process except one, and passes their exit
+/// statuses to `report`. Returns true if there was any.
+pub(crate) fn reap_all_except(except: Pid, mut report: impl FnMut(u32, ExitStatus)) -> bool {
+    let reaped = children()
+        .filter(|child| *child != except)
+        .filter(|child| reap(*child, &mut report) == Ok(true));
     reaped.count() > 0
+}
+
+/// Reaps a child if it is a zombie, and passes its exit status to `report`. Returns false if it still
+/// runs.
+///
+/// # Errors
+///
+/// The error of `waitpid(2)`, if the process is not a child any more.
+pub(crate) fn reap(
+    child: Pid,
+    report: &mut impl FnMut(u32, ExitStatus),
+) -> rustix::io::Result<bool> {
+    let pid = rustix::process::Pid::from_raw(child.as_raw());
+    let Some((_, status)) = waitpid(pid, WaitOptions::NOHANG)? else {
+        return Ok(false);
+    };
+    let status = ExitStatus::from_raw(status.as_raw());
+    report(child.as_raw().cast_unsigned(), status);
+    Ok(true)
 }
 
 /// Returns the children of this process. Returns none on a kernel that does not list them.

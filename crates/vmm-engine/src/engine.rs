@@ -1,6 +1,8 @@
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use vmm_agent::RequestError;
 use vmm_protocol::{Ending, InstanceSpec};
 
 use crate::EngineError;
@@ -51,6 +53,16 @@ pub trait Payload: Send + Sync {
     ///
     /// [`EngineError`] if the payload cannot become ready any more.
     fn wait_until_ready(&self) -> Result<(), EngineError>;
+
+    /// Opens a connection that carries control frames (`vmm_protocol::frames`), whose other end the
+    /// payload serves. The shim has at most one, and opens it when the first client connects.
+    ///
+    /// # Errors
+    ///
+    /// By default, that the payload does not support it.
+    fn open_control(&self) -> Result<OwnedFd, RequestError> {
+        Err(RequestError::unsupported("exec"))
+    }
 
     /// Asks the payload to stop, like a power button. Does not wait.
     fn stop(&self);

@@ -41,6 +41,7 @@ pub mod signals;
 pub use engine::{Engine, Payload, PayloadExit};
 pub use error::EngineError;
 pub use process::Process;
+pub use vmm_agent::RequestError;
 
 /// Compiles the code of the README.
 #[cfg(doctest)]

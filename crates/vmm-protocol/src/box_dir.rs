@@ -35,6 +35,7 @@ pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
 /// | `console.log`, `console.log.1`, … | the shim, with the payload's output | false output of the payload |
 /// | `console.dropped` | the shim | a false number of deleted bytes |
 /// | `notify.sock` | the shim | the start fails |
+/// | `control.sock` | the shim | no client can run a command in the box |
 ///
 /// A directory in place of a file of a run or of a log makes every later start of the box fail, until
 /// the box is removed.
@@ -49,7 +50,7 @@ pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
 /// | the box directory itself | the directory above it, when it is created, and when it is renamed for removal | a reported creation or removal must last; the files of a removed box are deleted after that, and the next runtime deletes the rest |
 /// | `exit` of a detached shim | file and directory | it is the only record of an end until a runtime has saved that end, and there may be no runtime |
 /// | `exit` of an attached shim | no | its runtime saves the end in `box.json` before it reports the end |
-/// | `shim.pid`, `payload.pid`, `cgroup`, `notify.sock` | no | no process and no control group outlives a power cut |
+/// | `shim.pid`, `payload.pid`, `cgroup`, `notify.sock`, `control.sock` | no | no process and no control group outlives a power cut |
 /// | `console.log`, `console.dropped`, `shim.stderr` | no | output of a run that the power cut ended; the kernel writes it back as it does for any log |
 ///
 /// Records are replaced atomically. Reads do not follow a symbolic link, and do not block on a FIFO.
@@ -236,6 +237,11 @@ impl BoxDir {
         write_file_unsynced(&path, format!("{bytes}\n").as_bytes())
     }
 
+    /// Returns the path of the socket over which the shim [serves clients](crate::frames).
+    pub fn control_socket_path(&self) -> PathBuf {
+        self.path.join(FILES.control)
+    }
+
     /// Returns the path of the socket to which a payload sends its
     /// [readiness](crate::Ready::Notified).
     pub fn notify_socket_path(&self) -> PathBuf {
@@ -289,6 +295,8 @@ pub struct BoxFiles {
     pub console_dropped: &'static str,
     /// The socket to which a payload sends its [readiness](crate::Ready::Notified).
     pub notify: &'static str,
+    /// The socket over which the shim [serves clients](crate::frames).
+    pub control: &'static str,
 }
 
 /// The file names that shims and runtimes use.
@@ -302,6 +310,7 @@ pub const FILES: BoxFiles = BoxFiles {
     console: "console.log",
     console_dropped: "console.dropped",
     notify: "notify.sock",
+    control: "control.sock",
 };
 
 impl BoxFiles {
@@ -332,7 +341,7 @@ impl BoxFiles {
         records
             .into_iter()
             .chain(temporary_files)
-            .chain([dropped, dir.join(self.notify)])
+            .chain([dropped, dir.join(self.notify), dir.join(self.control)])
             .collect()
     }
 }
@@ -347,7 +356,11 @@ mod tests {
         let dir = BoxDir::new(temporary.path());
         let of_the_box = ["box.json", "console.log", "console.dropped", "shim.stderr"];
         let records = ["shim.pid", "payload.pid", "cgroup", "exit"];
-        for name in records.into_iter().chain(of_the_box).chain(["notify.sock"]) {
+        for name in records
+            .into_iter()
+            .chain(of_the_box)
+            .chain(["notify.sock", "control.sock"])
+        {
             fs::write(dir.path().join(name), "").unwrap();
         }
         for name in records {

@@ -1,6 +1,7 @@
-use std::io::{self, PipeReader, PipeWriter};
+use std::io::{self, PipeReader, PipeWriter, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,9 +15,13 @@ use vmm_engine::Payload;
 use vmm_protocol::{Ending, FailureKind, KILL_SIGNAL, RuntimeExited, RuntimeProcess};
 
 use crate::exit_reporter::ExitReporter;
+use crate::hub::{ControlSocket, Hub};
 
 /// How long the shim waits for a killed payload before it exits without it.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the shim waits for its clients before it exits.
+const HUB_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Handles requests to stop or kill the payload: signals, and the hang-up of the watchdog.
 ///
@@ -38,6 +43,10 @@ pub(crate) struct Watchdog {
 struct State {
     phase: Phase,
     watchdog: Option<Watchdog>,
+    /// The socket for clients, until the control thread watches it.
+    socket: Option<ControlSocket>,
+    /// Closes when clients have what the payload has sent before its end; since the first client.
+    hub: Option<Receiver<()>>,
     /// How long the payload may take to stop after the watchdog has hung up.
     grace: Duration,
 }
@@ -109,6 +118,8 @@ impl Control {
                     _wake_on_drop: wake_on_drop,
                 },
                 watchdog: None,
+                socket: None,
+                hub: None,
                 grace: Duration::ZERO,
             }),
             reporter,
@@ -135,12 +146,37 @@ impl Control {
     /// [`payload_started`](Self::payload_started), a request is only kept.
     ///
     /// `grace` is how long the payload may take to stop after the watchdog has hung up.
-    pub(crate) fn begin_start(&self, watchdog: Option<Watchdog>, grace: Duration) {
+    pub(crate) fn begin_start(
+        &self,
+        watchdog: Option<Watchdog>,
+        socket: Option<ControlSocket>,
+        grace: Duration,
+    ) {
         *self.state() = State {
             phase: Phase::Starting,
             watchdog,
+            socket,
+            hub: None,
             grace,
         };
+    }
+
+    /// Waits until clients have what the payload has sent before its end.
+    pub(crate) fn finish_hub(&self) {
+        let hub = self.state().hub.take();
+        if let Some(hub) = hub {
+            let _ = hub.recv_timeout(HUB_TIMEOUT);
+        }
+    }
+
+    /// Starts the hub for the first client.
+    fn start_hub(&self, socket: ControlSocket) {
+        match Hub::start(socket, Arc::clone(&self.reporter)) {
+            Ok(hub) => self.state().hub = Some(hub),
+            Err(error) => {
+                let _ = writeln!(io::stderr(), "vmm-shim: cannot serve clients: {error}");
+            }
+        }
     }
 
     /// Announces that the payload has started. From now on, requests go to the reporter's payload.
@@ -159,27 +195,37 @@ impl Control {
     /// Handles requests until a system call fails.
     fn run(&self, signals: &SignalFd, mut source: HangUpSource) -> Errno {
         let mut stop = StopState::NotRequested;
+        let mut socket: Option<ControlSocket> = None;
         loop {
             let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
             fds.extend(source.poll_fds());
+            let sources = fds.len();
+            fds.extend(
+                socket
+                    .iter()
+                    .map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)),
+            );
             match poll(&mut fds, stop.timeout()) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return error,
             }
             let has_event = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
             let has_signal = has_event(&fds[0]);
-            let has_hung_up = fds[1..].iter().any(has_event);
+            let has_hung_up = fds[1..sources].iter().any(has_event);
+            let has_client = fds[sources..].iter().any(has_event);
             drop(fds);
+            if has_client && let Some(socket) = socket.take() {
+                self.start_hub(socket);
+            }
             if has_hung_up {
                 if let HangUpSource::Watchdog(_) = source {
                     let deadline = Instant::now() + self.state().grace;
                     stop = self.stop(stop, Some(deadline));
                 }
-                source = self
-                    .state()
-                    .watchdog
-                    .take()
-                    .map_or(HangUpSource::None, HangUpSource::Watchdog);
+                let mut state = self.state();
+                let watchdog = state.watchdog.take();
+                source = watchdog.map_or(HangUpSource::None, HangUpSource::Watchdog);
+                socket = state.socket.take().or(socket);
             }
             if has_signal {
                 match signals.read_signal() {

@@ -1,5 +1,5 @@
 use std::cell::RefCell;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::process;
@@ -99,6 +99,11 @@ impl ExitReporter {
         let _ = self.payload.set(payload);
     }
 
+    /// Returns the payload, once it has been started.
+    pub(crate) fn payload(&self) -> Option<&dyn Payload> {
+        self.payload.get().map(|payload| &**payload)
+    }
+
     /// Calls the payload, if there is one, in a new thread, because the call may hang. The channel
     /// closes when the call returns. A panic in the call ends the shim.
     pub(crate) fn call_payload(self: &Arc<Self>, call: fn(&dyn Payload)) -> Receiver<()> {
@@ -153,7 +158,7 @@ impl ExitReporter {
     }
 
     fn finish(&self, _exit_lock: MutexGuard<'_, ()>, ending: Ending) -> ! {
-        descendants::kill_all_except(None);
+        descendants::kill_all_except(None, |_, _| {});
         if let Some(Err(error)) = ControlGroup::of_this_process().map(ControlGroup::remove) {
             // The runtime tries again.
             let _ = writeln!(io::stderr(), "vmm-shim: {}", with_causes(&error));
@@ -180,6 +185,9 @@ impl ExitReporter {
         if let Err(message) = recorded {
             // Not `eprintln`, which panics if stderr is full or closed.
             let _ = writeln!(io::stderr(), "vmm-shim: {message}");
+        }
+        if let Some(dir) = self.box_dir.get() {
+            let _ = fs::remove_file(dir.control_socket_path());
         }
         self.report(&Report::Failed(record));
         process::exit(code)

@@ -19,6 +19,7 @@ use vmm_protocol::{
 
 use crate::control::{self, Control, Watchdog};
 use crate::exit_reporter::ExitReporter;
+use crate::hub::ControlSocket;
 use crate::{standard_streams, sys, warm};
 
 /// Runs a shim, and exits the process. The current directory is the box directory, or will be.
@@ -174,7 +175,7 @@ fn run_payload(
             let message = "the runtime exited before the payload was started";
             Ending::failed(FailureKind::Engine, message)
         })?;
-    control.begin_start(watchdog, spec.stop_grace());
+    control.begin_start(watchdog, bind_control_socket(), spec.stop_grace());
     let engine = find_engine(engines, &spec.payload.engine)?;
     let payload: Arc<dyn Payload> = engine.start(&spec, dir.path())?.into();
     reporter.set_payload(Arc::clone(&payload));
@@ -195,10 +196,24 @@ fn run_payload(
     // The start needs more memory than all that follows.
     sys::release_free_memory();
     match payload.wait() {
-        Ok(exit) => Ok(exit.into()),
+        Ok(exit) => {
+            control.finish_hub();
+            Ok(exit.into())
+        }
         Err(error) => {
             let message = format!("cannot wait for the payload any more: {error}");
             reporter.kill_and_exit(Ending::failed(FailureKind::Engine, message))
+        }
+    }
+}
+
+/// Binds the socket for clients. Without it, the payload runs all the same.
+fn bind_control_socket() -> Option<ControlSocket> {
+    match ControlSocket::bind() {
+        Ok(socket) => Some(socket),
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "vmm-shim: cannot serve clients: {error}");
+            None
         }
     }
 }

@@ -73,6 +73,7 @@ compile_error!("vmm-shim needs Linux");
 
 mod control;
 mod exit_reporter;
+mod hub;
 mod instance;
 mod shim;
 mod standard_streams;
@@ -80,7 +81,7 @@ mod sys;
 mod warm;
 
 pub use shim::{Shim, run_if_shim};
-pub use vmm_engine::{Engine, EngineError, Payload, PayloadExit, Process};
+pub use vmm_engine::{Engine, EngineError, Payload, PayloadExit, Process, RequestError};
 pub use vmm_protocol::{
     ARGV0, Assignment, BOX_DIR_VARIABLE, BoxDir, BoxFiles, ConsoleOptions, ControlGroup, Ending,
     ExitRecord, FILES, FailureKind, FileError, InstanceSpec, Invocation, KILL_SIGNAL, PayloadSpec,

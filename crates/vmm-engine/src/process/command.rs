@@ -10,6 +10,7 @@ use nix::libc::{ENOENT, ENOTDIR, SIGKILL};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource as NixResource, getrlimit};
 use pidfd_spawn::{Command, Resource, SpawnError, Stdio, Step};
+use vmm_protocol::frames::ExecSpec;
 use vmm_protocol::{BOX_DIR_VARIABLE, InstanceSpec, PayloadSpec};
 
 use super::confinement::Confinement;
@@ -60,40 +61,72 @@ pub(super) fn payload_command(
     notify: Option<&NotifySocket>,
     output: PipeWriter,
 ) -> Result<Command, EngineError> {
-    let PayloadSpec {
-        command: argv,
-        env,
-        working_dir,
-        stdin,
-        ..
-    } = &spec.payload;
+    let payload = &spec.payload;
+    let mut command = confined_command(spec, dir, confinement, &payload.command)?;
+    let second = output.try_clone();
+    command
+        .current_dir(working_dir(payload))
+        .stdin(payload_stdin(payload.stdin.as_deref())?)
+        .stdout(OwnedFd::from(output))
+        .stderr(OwnedFd::from(
+            second.map_err(EngineError::system("prepare the payload"))?,
+        ))
+        .process_group(0);
+    if let Some(socket) = notify {
+        command.env("NOTIFY_SOCKET", socket.address());
+    }
+    Ok(command)
+}
+
+/// Returns the command of an execution beside the payload. It has the limits and the environment of
+/// the payload, and dies with this process.
+pub(super) fn execution_command(
+    spec: &InstanceSpec,
+    dir: &Path,
+    confinement: &Confinement,
+    exec: &ExecSpec,
+) -> Result<Command, EngineError> {
+    if exec.user.is_some() {
+        let message = "the engine process runs commands as the user of the payload only";
+        return Err(EngineError::Spec(message.to_owned()));
+    }
+    let mut command = confined_command(spec, dir, confinement, &exec.command)?;
+    let dir = exec.working_dir.as_deref();
+    command
+        .current_dir(dir.unwrap_or_else(|| working_dir(&spec.payload)))
+        .envs(&exec.env);
+    Ok(command)
+}
+
+fn working_dir(payload: &PayloadSpec) -> &Path {
+    payload
+        .working_dir
+        .as_deref()
+        .unwrap_or(DEFAULT_DIR.as_ref())
+}
+
+/// Returns a command with the environment and the limits of the box.
+fn confined_command(
+    spec: &InstanceSpec,
+    dir: &Path,
+    confinement: &Confinement,
+    argv: &[String],
+) -> Result<Command, EngineError> {
     let (program, args) = argv.split_first().ok_or_else(empty_command)?;
+    let (soft, hard) = getrlimit(NixResource::RLIMIT_NOFILE)
+        .map_err(|errno| EngineError::system("prepare the payload")(errno.into()))?;
     let mut command = Command::new(program);
     command
         .args(args)
         .env_clear()
         .env("PATH", DEFAULT_PATH)
-        .envs(env)
+        .envs(&spec.payload.env)
         .env("VMM_BOX_ID", &spec.id)
         .env(BOX_DIR_VARIABLE, dir)
-        .current_dir(working_dir.as_deref().unwrap_or(DEFAULT_DIR.as_ref()))
-        .stdin(payload_stdin(stdin.as_deref())?)
-        .process_group(0)
         // The shim may have inherited ignored signals from nohup(1) or its runtime.
         .reset_ignored_signals(true)
-        .parent_death_signal(SIGKILL);
-    if let Some(socket) = notify {
-        command.env("NOTIFY_SOCKET", socket.address());
-    }
-    let limits = || -> io::Result<_> {
-        let (soft, hard) = getrlimit(NixResource::RLIMIT_NOFILE)?;
-        Ok((output.try_clone()?, soft.min(MAX_DESCRIPTORS), hard))
-    };
-    let (second, soft, hard) = limits().map_err(EngineError::system("prepare the payload"))?;
-    command
-        .stdout(OwnedFd::from(output))
-        .stderr(OwnedFd::from(second))
-        .rlimit(Resource::Nofile, soft, hard);
+        .parent_death_signal(SIGKILL)
+        .rlimit(Resource::Nofile, soft.min(MAX_DESCRIPTORS), hard);
     confinement
         .apply(&mut command)
         .map_err(EngineError::system("limit the payload"))?;
@@ -145,10 +178,7 @@ pub(super) fn start_error(
 
 /// Searches for the program as `execvp(3)` does.
 fn program_exists(payload: &PayloadSpec, program: &Path) -> bool {
-    let dir = payload
-        .working_dir
-        .as_deref()
-        .unwrap_or(DEFAULT_DIR.as_ref());
+    let dir = working_dir(payload);
     if program.as_os_str().as_encoded_bytes().contains(&b'/') {
         return dir.join(program).exists();
     }

@@ -2,6 +2,7 @@ mod command;
 mod confinement;
 mod console;
 mod console_log;
+mod executions;
 mod notify_socket;
 mod payload;
 
@@ -11,6 +12,7 @@ use vmm_protocol::{BoxDir, InstanceSpec, Ready};
 
 use self::confinement::Confinement;
 use self::console::Console;
+use self::executions::Executions;
 use self::notify_socket::NotifySocket;
 use self::payload::ProcessPayload;
 use crate::{Engine, EngineError, Payload};
@@ -83,7 +85,11 @@ impl Engine for Process {
             spawned.map_err(|error| command::start_error(&spec.payload, program, error))
         });
         match spawned {
-            Ok(child) => Ok(Box::new(ProcessPayload::new(child, notify, console))),
+            Ok(child) => {
+                let executions = Executions::new(spec.clone(), dir.to_owned(), confinement);
+                let payload = ProcessPayload::new(child, notify, console, executions);
+                Ok(Box::new(payload))
+            }
             Err(error) => {
                 console.finish();
                 Err(error)

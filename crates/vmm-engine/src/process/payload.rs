@@ -9,13 +9,15 @@ use nix::libc::SIGKILL;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use pidfd_spawn::Child;
+use vmm_agent::RequestError;
 use vmm_protocol::ControlGroup;
 use vmm_protocol::pidfd::has_exited;
 
 use super::console::Console;
+use super::executions::Executions;
 use super::notify_socket::NotifySocket;
 use crate::{EngineError, Payload, PayloadExit, descendants};
 
@@ -30,6 +32,8 @@ pub(super) struct ProcessPayload {
     notify: Mutex<Option<NotifySocket>>,
     /// `None` once the log contains all output.
     console: Mutex<Option<Console>>,
+    /// The commands that clients run beside the payload.
+    executions: Executions,
     /// Whether the shim has killed the payload, which rules out that the kernel did for lack of
     /// memory.
     is_killed: AtomicBool,
@@ -39,12 +43,18 @@ pub(super) struct ProcessPayload {
 const REAP_INTERVAL_MILLIS: u16 = 500;
 
 impl ProcessPayload {
-    pub(super) fn new(child: Child, notify: Option<NotifySocket>, console: Console) -> Self {
+    pub(super) fn new(
+        child: Child,
+        notify: Option<NotifySocket>,
+        console: Console,
+        executions: Executions,
+    ) -> Self {
         Self {
             pid: Pid::from_raw(child.id().cast_signed()),
             child: Mutex::new(Some(child)),
             notify: Mutex::new(notify),
             console: Mutex::new(Some(console)),
+            executions,
             is_killed: AtomicBool::new(false),
         }
     }
@@ -64,8 +74,7 @@ impl ProcessPayload {
     /// Waits until the payload has ended, and returns true. With `WNOHANG`, returns false
     /// immediately if it is still running. Leaves the payload waitable.
     ///
-    /// Reaps all other children. They are orphans of the payload: the shim is their subreaper, and
-    /// has no children of its own.
+    /// Reaps all other children: executions, and orphans, whose subreaper the shim is.
     fn has_ended(&self, flags: WaitPidFlag) -> io::Result<bool> {
         let flags = flags | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
         loop {
@@ -73,16 +82,24 @@ impl ProcessPayload {
                 Ok(WaitStatus::StillAlive) => return Ok(false),
                 Ok(status) if status.pid() == Some(self.pid) => return Ok(true),
                 Ok(status) => {
-                    let _ = waitpid(status.pid(), Some(WaitPidFlag::WNOHANG));
+                    if let Some(pid) = status.pid() {
+                        let _ = descendants::reap(pid, &mut |pid, status| {
+                            self.executions.report(pid, status);
+                        });
+                    }
                 }
                 Err(Errno::EINTR) => {}
                 // A real-time signal ended a child. nix cannot represent that signal, so it returns
                 // an error without the pid.
                 Err(Errno::EINVAL) if self.is_waitable() => return Ok(true),
-                Err(Errno::EINVAL) if descendants::reap_all_except(self.pid) => {}
+                Err(Errno::EINVAL) if self.reap_others() => {}
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    fn reap_others(&self) -> bool {
+        descendants::reap_all_except(self.pid, |pid, status| self.executions.report(pid, status))
     }
 
     /// Blocks until the payload has exited, and reaps the orphans that exit before.
@@ -115,8 +132,7 @@ impl ProcessPayload {
     /// Returns true if the kernel has killed any process of the payload for lack of memory, and the
     /// shim has not killed the payload.
     fn has_run_out_of_memory(&self) -> bool {
-        !self.is_killed.load(Ordering::Relaxed)
-            && ControlGroup::of_this_process().is_some_and(ControlGroup::has_run_out_of_memory)
+        !self.is_killed.load(Ordering::Relaxed) && has_run_out_of_memory()
     }
 
     fn is_waitable(&self) -> bool {
@@ -127,6 +143,11 @@ impl ProcessPayload {
             Err(error) => error == Errno::EINVAL,
         }
     }
+}
+
+/// Returns true if the kernel has killed any process of the payload for lack of memory.
+pub(super) fn has_run_out_of_memory() -> bool {
+    ControlGroup::of_this_process().is_some_and(ControlGroup::has_run_out_of_memory)
 }
 
 impl Payload for ProcessPayload {
@@ -164,6 +185,10 @@ impl Payload for ProcessPayload {
         }
     }
 
+    fn open_control(&self) -> Result<OwnedFd, RequestError> {
+        self.executions.serve()
+    }
+
     fn stop(&self) {
         let child = self.child();
         if child.is_some() {
@@ -187,7 +212,9 @@ impl Payload for ProcessPayload {
         self.wait_for_exit()?;
         // The kernel cannot reuse the id of the process group until the payload is reaped.
         let _ = killpg(self.pid, Signal::SIGKILL);
-        descendants::kill_all_except(Some(self.pid));
+        let report = |pid, status| self.executions.report(pid, status);
+        descendants::kill_all_except(Some(self.pid), report);
+        self.executions.close();
         let mut slot = self.child();
         let status = match slot.as_mut() {
             Some(child) => child.wait()?,

@@ -24,11 +24,13 @@ pub enum HostMessage {
     },
     /// Starts a command. The response is `Started` or `Exited`.
     Exec(ExecSpec),
-    /// Attaches the stream to an execution: its kept output follows, then its output as it is
-    /// written.
+    /// Opens the stream for an execution that a shim has. The response is `Started` or `Error`.
     Attach {
         /// The id of the execution.
         id: String,
+        /// Whether the stream gets the output: first what is kept, then more as it is written. Only
+        /// one stream at a time does. Without, the stream is for signals and sizes.
+        output: bool,
     },
     /// Requests the list of executions.
     List,
@@ -219,8 +221,6 @@ pub struct Execution {
     pub duration_millis: u64,
     /// How it ended, if it has.
     pub ending: Option<Ending>,
-    /// Whether it was killed because of its timeout.
-    pub timed_out: bool,
     /// Whether it has a terminal.
     pub terminal: bool,
 }

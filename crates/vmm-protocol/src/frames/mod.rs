@@ -44,6 +44,7 @@
 //! ```
 
 mod body;
+mod connection;
 mod error;
 mod frame;
 mod header;
@@ -54,6 +55,7 @@ mod tests;
 mod window;
 
 pub use body::Message;
+pub use connection::Connection;
 pub use error::FrameError;
 pub use frame::Frame;
 pub use messages::{

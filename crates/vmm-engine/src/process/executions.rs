@@ -1,0 +1,100 @@
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::sync::{Arc, OnceLock};
+use std::thread;
+
+use pidfd_spawn::{Command, SpawnError};
+use vmm_agent::{Backend, Children, RequestError, Server};
+use vmm_protocol::frames::{ExecSpec, RequestErrorKind, Strictness};
+use vmm_protocol::{Ending, InstanceSpec};
+
+use super::command;
+use super::confinement::Confinement;
+use super::payload::has_run_out_of_memory;
+
+/// The commands that clients run beside a payload. The first client starts their thread.
+#[derive(Debug)]
+pub(super) struct Executions {
+    backend: Arc<BoxBackend>,
+    children: OnceLock<Arc<Children>>,
+}
+
+/// Starts commands with the environment and the limits of the payload.
+#[derive(Debug)]
+struct BoxBackend {
+    spec: InstanceSpec,
+    dir: PathBuf,
+    confinement: Confinement,
+}
+
+impl Executions {
+    pub(super) fn new(spec: InstanceSpec, dir: PathBuf, confinement: Confinement) -> Self {
+        Self {
+            backend: Arc::new(BoxBackend {
+                spec,
+                dir,
+                confinement,
+            }),
+            children: OnceLock::new(),
+        }
+    }
+
+    /// Stores the exit status of a child that the shim has reaped, if it is an execution.
+    pub(super) fn report(&self, pid: u32, status: ExitStatus) {
+        if let Some(children) = self.children.get() {
+            children.report(pid, status);
+        }
+    }
+
+    /// Ends the thread, after all output has been sent.
+    pub(super) fn close(&self) {
+        if let Some(children) = self.children.get() {
+            children.close();
+        }
+    }
+
+    /// Starts the thread, and returns the other end of its connection.
+    pub(super) fn serve(&self) -> Result<OwnedFd, RequestError> {
+        self.start_server().map_err(|error| RequestError {
+            kind: RequestErrorKind::Failed,
+            message: format!("cannot start the thread for executions: {error}"),
+        })
+    }
+
+    fn start_server(&self) -> io::Result<OwnedFd> {
+        let (host, payload) = UnixStream::pair()?;
+        let children = match self.children.get() {
+            Some(children) => Arc::clone(children),
+            None => {
+                let children = Arc::new(Children::new()?);
+                Arc::clone(self.children.get_or_init(|| children))
+            }
+        };
+        let mut server = Server::new(Arc::clone(&self.backend), children);
+        // Executions die with the thread that has started them, which ends with the shim.
+        let builder = thread::Builder::new().name("shim-exec".to_owned());
+        builder.spawn(move || {
+            let _ = server.serve(payload.into(), Strictness::Strict);
+        })?;
+        Ok(host.into())
+    }
+}
+
+impl Backend for BoxBackend {
+    fn command(&self, exec: &ExecSpec) -> Result<Command, Ending> {
+        command::execution_command(&self.spec, &self.dir, &self.confinement, exec)
+            .map_err(Ending::from)
+    }
+
+    fn spawn_error(&self, exec: &ExecSpec, error: SpawnError) -> Ending {
+        let program = exec.command.first().map(PathBuf::from).unwrap_or_default();
+        command::start_error(&self.spec.payload, program, error).into()
+    }
+
+    fn has_run_out_of_memory(&self) -> bool {
+        has_run_out_of_memory()
+    }
+}

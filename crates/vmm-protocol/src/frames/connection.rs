@@ -1,0 +1,116 @@
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::{Errno, read, write};
+
+use super::{Frame, FrameError, FrameReader, Message, Strictness};
+
+/// How many bytes of frames may wait to be written before [`Connection::has_room`] returns false.
+const MAX_PENDING: usize = 256 << 10;
+
+/// A socket or serial port that carries frames: messages `In` to this end, `Out` to the other one.
+///
+/// Never blocks: poll the descriptor, call [`fill`](Self::fill) when it is readable and
+/// [`flush`](Self::flush) when it is writable.
+#[derive(Debug)]
+pub struct Connection<In, Out> {
+    fd: OwnedFd,
+    reader: FrameReader,
+    pending: Vec<u8>,
+    is_hung_up: bool,
+    messages: PhantomData<fn(Out) -> In>,
+}
+
+impl<In: Message, Out: Message> Connection<In, Out> {
+    /// Creates a connection, and makes the descriptor nonblocking.
+    ///
+    /// # Errors
+    ///
+    /// The error of `fcntl(2)`.
+    pub fn new(fd: OwnedFd, strictness: Strictness) -> io::Result<Self> {
+        fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
+        Ok(Self {
+            fd,
+            reader: FrameReader::new(strictness),
+            pending: Vec::new(),
+            is_hung_up: false,
+            messages: PhantomData,
+        })
+    }
+
+    /// Returns whether the other end has closed the connection.
+    pub fn is_hung_up(&self) -> bool {
+        self.is_hung_up
+    }
+
+    /// Returns whether frames wait to be written.
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Returns whether the other end reads frames as fast as they are sent. Without room, do not
+    /// produce more of them.
+    pub fn has_room(&self) -> bool {
+        self.pending.len() < MAX_PENDING
+    }
+
+    /// Reads once what the other end has sent.
+    ///
+    /// # Errors
+    ///
+    /// The error of `read(2)`. A hang-up is not an error.
+    pub fn fill(&mut self) -> io::Result<()> {
+        let mut buffer = [0; 64 << 10];
+        match read(&self.fd, &mut buffer) {
+            Ok(0) | Err(Errno::CONNRESET) => self.is_hung_up = true,
+            Ok(length) => self.reader.push(&buffer[..length]),
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Returns the next frame that has been read completely.
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`FrameReader::next_frame`].
+    pub fn next_frame(&mut self) -> Result<Option<Frame<In>>, FrameError> {
+        self.reader.next_frame()
+    }
+
+    /// Adds a frame to those that wait to be written.
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`Frame::encode`].
+    pub fn send(&mut self, stream: u32, message: Out) -> Result<(), FrameError> {
+        Frame::new(stream, message).encode(&mut self.pending)
+    }
+
+    /// Writes as many of the waiting frames as the other end takes.
+    ///
+    /// # Errors
+    ///
+    /// The error of `write(2)`. A hang-up is not an error.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        match write(&self.fd, &self.pending) {
+            Ok(length) => drop(self.pending.drain(..length)),
+            Err(Errno::PIPE | Errno::CONNRESET) => self.is_hung_up = true,
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+}
+
+impl<In, Out> AsFd for Connection<In, Out> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

@@ -1,0 +1,282 @@
+use std::collections::VecDeque;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use vmm_protocol::Ending;
+use vmm_protocol::frames::{
+    ExecSpec, Execution as Listed, HostMessage, INITIAL_CREDIT, MAX_BODY, PayloadMessage, Window,
+};
+
+use super::client::Client;
+use super::relay::PayloadConnection;
+
+/// How many bytes of output an execution keeps while no client reads them.
+const KEPT_OUTPUT: usize = 64 << 10;
+
+/// A command in the box, as the hub knows it.
+#[derive(Debug)]
+pub(super) struct Execution {
+    id: String,
+    /// Its stream to the payload.
+    stream: u32,
+    has_terminal: bool,
+    started: Instant,
+    started_at_millis: u64,
+    pid: Option<u32>,
+    output: VecDeque<PayloadMessage>,
+    output_bytes: usize,
+    /// The number of bytes of output that were not kept.
+    dropped: u64,
+    input: VecDeque<u8>,
+    input_window: Window,
+    is_input_complete: bool,
+    /// The client that gets the output.
+    reader: Option<Reader>,
+    ending: Option<(Ending, Instant)>,
+    /// Whether a client has removed it.
+    is_forgotten: bool,
+}
+
+/// The stream of a client to which output is sent.
+#[derive(Debug)]
+pub(super) struct Reader {
+    pub(super) client: u64,
+    pub(super) stream: u32,
+    window: Window,
+    /// The number of bytes of input since the last credit for the client.
+    consumed: u32,
+}
+
+impl Execution {
+    pub(super) fn new(spec: &ExecSpec, stream: u32) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            id: spec.id.clone(),
+            stream,
+            has_terminal: spec.terminal.is_some(),
+            started: Instant::now(),
+            started_at_millis: millis(now.unwrap_or_default()),
+            pid: None,
+            output: VecDeque::new(),
+            output_bytes: 0,
+            dropped: 0,
+            input: VecDeque::new(),
+            input_window: Window::new(),
+            is_input_complete: false,
+            reader: None,
+            ending: None,
+            is_forgotten: false,
+        }
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(super) fn stream(&self) -> u32 {
+        self.stream
+    }
+
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+
+    pub(super) fn ending(&self) -> Option<&Ending> {
+        self.ending.as_ref().map(|(ending, _)| ending)
+    }
+
+    /// Removes it from the list. It is dropped once it has ended.
+    pub(super) fn forget(&mut self) {
+        self.is_forgotten = true;
+    }
+
+    pub(super) fn is_forgotten(&self) -> bool {
+        self.is_forgotten
+    }
+
+    pub(super) fn reader(&self) -> Option<&Reader> {
+        self.reader.as_ref()
+    }
+
+    /// Returns the entry in the list for clients.
+    pub(super) fn listed(&self) -> Listed {
+        let (ending, end) = match &self.ending {
+            Some((ending, end)) => (Some(ending.clone()), *end),
+            None => (None, Instant::now()),
+        };
+        Listed {
+            id: self.id.clone(),
+            started_at_millis: self.started_at_millis,
+            duration_millis: millis(end.duration_since(self.started)),
+            ending,
+            terminal: self.has_terminal,
+        }
+    }
+
+    pub(super) fn attach(&mut self, client: u64, stream: u32) {
+        self.reader = Some(Reader {
+            client,
+            stream,
+            window: Window::new(),
+            consumed: 0,
+        });
+    }
+
+    pub(super) fn detach(&mut self) {
+        self.reader = None;
+    }
+
+    pub(super) fn set_started(&mut self, pid: u32) {
+        self.pid = Some(pid);
+    }
+
+    pub(super) fn set_ending(&mut self, ending: Ending) {
+        self.ending = Some((ending, Instant::now()));
+    }
+
+    /// Adds output of the command, bounded by the credit of its stream.
+    pub(super) fn add_output(&mut self, message: PayloadMessage) {
+        self.output_bytes += data_len(&message);
+        self.output.push_back(message);
+    }
+
+    /// Adds input of the client. Returns false if it has sent more than its credit.
+    pub(super) fn add_input(&mut self, data: &[u8]) -> bool {
+        if self.input.len() + data.len() > INITIAL_CREDIT as usize {
+            return false;
+        }
+        self.input.extend(data);
+        true
+    }
+
+    pub(super) fn close_input(&mut self) {
+        self.is_input_complete = true;
+    }
+
+    pub(super) fn grant_input(&mut self, bytes: u32) {
+        self.input_window.grant(bytes);
+    }
+
+    pub(super) fn grant_output(&mut self, bytes: u32) {
+        if let Some(reader) = &mut self.reader {
+            reader.window.grant(bytes);
+        }
+    }
+
+    /// Sends input to the payload, as far as it takes it.
+    pub(super) fn send_input(
+        &mut self,
+        payload: &mut PayloadConnection,
+        client: Option<&mut Client>,
+    ) {
+        while !self.input.is_empty() && payload.has_room() {
+            let count = self.input_window.take(self.input.len().min(MAX_BODY));
+            if count == 0 {
+                break;
+            }
+            let data = self.input.drain(..count).collect();
+            let _ = payload.send(self.stream, HostMessage::Stdin(data));
+            if let Some(reader) = &mut self.reader {
+                reader.consumed += u32::try_from(count).unwrap_or(u32::MAX);
+            }
+        }
+        if self.is_input_complete && self.input.is_empty() {
+            self.is_input_complete = false;
+            let _ = payload.send(self.stream, HostMessage::CloseStdin);
+        }
+        if let (Some(client), Some(reader)) = (client, &mut self.reader)
+            && reader.consumed > 0
+        {
+            let bytes = std::mem::take(&mut reader.consumed);
+            client.send(reader.stream, PayloadMessage::Credit { bytes });
+        }
+    }
+
+    /// Sends output to the client, as far as it takes it, or drops what is not kept. Lets the payload
+    /// send as much again. Returns true once the client has all output and the ending.
+    pub(super) fn send_output(
+        &mut self,
+        payload: Option<&mut PayloadConnection>,
+        client: Option<&mut Client>,
+    ) -> bool {
+        let mut consumed = 0;
+        let mut is_finished = false;
+        match (client, &mut self.reader) {
+            (Some(client), Some(reader)) => {
+                if self.dropped > 0 {
+                    let bytes = std::mem::take(&mut self.dropped);
+                    client.send(reader.stream, PayloadMessage::Dropped { bytes });
+                }
+                while client.has_room()
+                    && let Some(message) = self.output.pop_front()
+                {
+                    let wanted = data_len(&message);
+                    let sent = reader.window.take(wanted);
+                    let (first, rest) = split(message, sent);
+                    consumed += sent;
+                    if sent > 0 {
+                        client.send(reader.stream, first);
+                    }
+                    if let Some(rest) = rest {
+                        self.output.push_front(rest);
+                        break;
+                    }
+                }
+                if let (Some((ending, _)), true) = (&self.ending, self.output.is_empty()) {
+                    let ending = ending.clone();
+                    client.send(reader.stream, PayloadMessage::Exited { ending });
+                    is_finished = true;
+                }
+            }
+            _ => {
+                while self.output_bytes - consumed > KEPT_OUTPUT
+                    && let Some(message) = self.output.pop_front()
+                {
+                    consumed += data_len(&message);
+                    self.dropped += data_len(&message) as u64;
+                }
+            }
+        }
+        self.output_bytes -= consumed;
+        if let (Some(payload), true, None) = (payload, consumed > 0, &self.ending) {
+            let bytes = u32::try_from(consumed).unwrap_or(u32::MAX);
+            let _ = payload.send(self.stream, HostMessage::Credit { bytes });
+        }
+        is_finished
+    }
+}
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn data_len(message: &PayloadMessage) -> usize {
+    match message {
+        PayloadMessage::Stdout(data) | PayloadMessage::Stderr(data) => data.len(),
+        _ => 0,
+    }
+}
+
+/// Splits output after `count` bytes.
+fn split(message: PayloadMessage, count: usize) -> (PayloadMessage, Option<PayloadMessage>) {
+    let split = |mut data: Vec<u8>| {
+        let rest = data.split_off(count);
+        (data, (!rest.is_empty()).then_some(rest))
+    };
+    match message {
+        PayloadMessage::Stdout(data) => {
+            let (first, rest) = split(data);
+            (
+                PayloadMessage::Stdout(first),
+                rest.map(PayloadMessage::Stdout),
+            )
+        }
+        PayloadMessage::Stderr(data) => {
+            let (first, rest) = split(data);
+            (
+                PayloadMessage::Stderr(first),
+                rest.map(PayloadMessage::Stderr),
+            )
+        }
+        other => (other, None),
+    }
+}

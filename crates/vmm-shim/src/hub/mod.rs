@@ -1,0 +1,20 @@
+//! Serves clients over the socket `control.sock` in the box directory: they run commands in the box,
+//! attach to them, and list them.
+//!
+//! ```text
+//! client ─┐                                 ┌─ execution
+//! client ─┼─ control.sock ─ hub ─ payload ──┼─ execution
+//! client ─┘                                 └─ execution
+//! ```
+//!
+//! The hub is the source of truth: an execution goes on without a client, and its last output and
+//! its ending stay here. The hub starts with the first client.
+
+mod client;
+mod execution;
+mod listener;
+mod relay;
+mod table;
+
+pub(crate) use listener::ControlSocket;
+pub(crate) use relay::Hub;

@@ -1,0 +1,53 @@
+use std::collections::BTreeMap;
+
+use super::execution::Execution;
+
+/// How many executions that have ended are kept, for clients that ask later.
+const KEPT_EXECUTIONS: usize = 256;
+
+/// The executions of a box, by id and by their stream to the payload.
+#[derive(Debug, Default)]
+pub(super) struct ExecutionTable {
+    by_id: BTreeMap<String, Execution>,
+    ids: BTreeMap<u32, String>,
+}
+
+impl ExecutionTable {
+    pub(super) fn insert(&mut self, execution: Execution) {
+        self.ids
+            .insert(execution.stream(), execution.id().to_owned());
+        self.by_id.insert(execution.id().to_owned(), execution);
+    }
+
+    /// Returns the execution, unless it is forgotten.
+    pub(super) fn get(&mut self, id: &str) -> Option<&mut Execution> {
+        let execution = self.by_id.get_mut(id)?;
+        (!execution.is_forgotten()).then_some(execution)
+    }
+
+    pub(super) fn of_stream(&mut self, stream: u32) -> Option<&mut Execution> {
+        self.by_id.get_mut(self.ids.get(&stream)?)
+    }
+
+    pub(super) fn remove(&mut self, id: &str) -> Option<Execution> {
+        let execution = self.by_id.remove(id)?;
+        self.ids.remove(&execution.stream());
+        Some(execution)
+    }
+
+    pub(super) fn all(&mut self) -> impl Iterator<Item = &mut Execution> {
+        self.by_id.values_mut()
+    }
+
+    /// Removes the executions that ended first, if too many are kept.
+    pub(super) fn trim(&mut self) {
+        let is_kept =
+            |execution: &Execution| execution.ending().is_none() || execution.reader().is_some();
+        let ended = self.ids.values().filter(|id| !is_kept(&self.by_id[*id]));
+        let ended: Vec<_> = ended.cloned().collect();
+        // Streams are numbered in the order of the starts.
+        for id in &ended[..ended.len().saturating_sub(KEPT_EXECUTIONS)] {
+            self.remove(id);
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! Commands that clients run in a box, over its control socket.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+
+use nix::sys::signal::Signal;
+use support::{LOOP, Shim, eventually, sh};
+use vmm_protocol::frames::{
+    ExecSpec, Execution, Frame, FrameReader, HostMessage, INITIAL_CREDIT, PayloadMessage,
+    RequestErrorKind, Strictness,
+};
+use vmm_shim::{Ending, FILES};
+
+/// A client of a shim, which waits for each response.
+struct Client {
+    stream: UnixStream,
+    reader: FrameReader,
+}
+
+impl Client {
+    fn connect(shim: &Shim) -> Self {
+        let stream = UnixStream::connect(shim.path(FILES.control)).unwrap();
+        stream.set_read_timeout(Some(support::DEADLINE)).unwrap();
+        Self {
+            stream,
+            reader: FrameReader::new(Strictness::Strict),
+        }
+    }
+
+    fn send(&mut self, stream: u32, message: HostMessage) {
+        let mut wire = Vec::new();
+        Frame::new(stream, message).encode(&mut wire).unwrap();
+        self.stream.write_all(&wire).unwrap();
+    }
+
+    fn exec(&mut self, stream: u32, id: &str, script: &str) {
+        let mut spec = ExecSpec::new(id, ["sh", "-c", script]);
+        spec.stdin = true;
+        self.send(stream, HostMessage::Exec(spec));
+    }
+
+    /// Returns `None` if the shim has hung up.
+    fn try_receive(&mut self) -> Option<Frame<PayloadMessage>> {
+        let mut buffer = [0; 64 << 10];
+        loop {
+            if let Some(frame) = self.reader.next_frame().unwrap() {
+                return Some(frame);
+            }
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return None,
+                Ok(length) => self.reader.push(&buffer[..length]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    fn receive(&mut self) -> Frame<PayloadMessage> {
+        self.try_receive().expect("the shim has hung up")
+    }
+
+    /// Returns the output of an execution, what was dropped of it, and its ending.
+    fn finish(&mut self, stream: u32) -> (String, u64, Ending) {
+        let mut output = Vec::new();
+        let mut dropped = 0;
+        loop {
+            let frame = self.receive();
+            assert_eq!(frame.stream, stream, "{frame:?}");
+            match frame.message {
+                PayloadMessage::Stdout(data) | PayloadMessage::Stderr(data) => {
+                    let bytes = data.len().try_into().unwrap();
+                    self.send(stream, HostMessage::Credit { bytes });
+                    output.extend(data);
+                }
+                PayloadMessage::Dropped { bytes } => dropped += bytes,
+                PayloadMessage::Exited { ending } => {
+                    return (String::from_utf8(output).unwrap(), dropped, ending);
+                }
+                PayloadMessage::Started { .. } | PayloadMessage::Credit { .. } => {}
+                message => panic!("{message:?}"),
+            }
+        }
+    }
+
+    fn list(&mut self) -> Vec<Execution> {
+        self.send(0, HostMessage::List);
+        loop {
+            if let PayloadMessage::Executions { executions } = self.receive().message {
+                return executions;
+            }
+        }
+    }
+
+    fn error(&mut self) -> RequestErrorKind {
+        loop {
+            if let PayloadMessage::Error { kind, .. } = self.receive().message {
+                return kind;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_command_runs_beside_the_payload_with_its_environment_and_limits() {
+    let mut payload = sh(LOOP);
+    payload.env.insert("COLOR".into(), "blue".into());
+    payload.working_dir = Some("/usr".into());
+    let mut shim = Shim::start(payload);
+    shim.report();
+    let mut client = Client::connect(&shim);
+    client.exec(
+        1,
+        "exec-1",
+        "echo $COLOR $PWD $VMM_BOX_ID; ulimit -n; exit 42",
+    );
+    let (output, _, ending) = client.finish(1);
+    assert_eq!(output, "blue /usr b1\n1024\n");
+    assert_eq!(ending, Ending::Exited { code: 42 });
+    let mode = fs::metadata(shim.path(FILES.control))
+        .unwrap()
+        .permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+}
+
+#[test]
+fn several_clients_run_commands_and_list_all_of_them() {
+    let shim = Shim::start_loop("");
+    let mut clients: Vec<_> = (0..3).map(|_| Client::connect(&shim)).collect();
+    for (i, client) in clients.iter_mut().enumerate() {
+        client.exec(1, &format!("exec-{i}"), "cat; exit 5");
+    }
+    for client in &mut clients {
+        client.send(1, HostMessage::Stdin(b"hello".to_vec()));
+        client.send(1, HostMessage::CloseStdin);
+        let (output, _, ending) = client.finish(1);
+        assert_eq!(
+            (output.as_str(), ending),
+            ("hello", Ending::Exited { code: 5 })
+        );
+    }
+    for execution in clients[0].list() {
+        assert_eq!(execution.ending, Some(Ending::Exited { code: 5 }));
+    }
+    assert_eq!(clients[0].list().len(), 3);
+}
+
+#[test]
+fn an_execution_goes_on_without_its_client_and_keeps_its_last_output() {
+    let shim = Shim::start_loop("");
+    let mut client = Client::connect(&shim);
+    client.exec(1, "exec-1", "read line; seq 100000; echo got $line; exit 3");
+    // The shim has the execution before its client is gone.
+    assert_eq!(client.list().len(), 1);
+    drop(client);
+    let mut client = Client::connect(&shim);
+    client.send(
+        7,
+        HostMessage::Attach {
+            id: "exec-1".into(),
+            output: true,
+        },
+    );
+    client.send(7, HostMessage::Stdin(b"it\n".to_vec()));
+    assert!(client.list()[0].ending.is_none());
+    drop(client);
+    let mut client = Client::connect(&shim);
+    eventually("the execution ends", || client.list()[0].ending.is_some());
+    client.send(
+        9,
+        HostMessage::Attach {
+            id: "exec-1".into(),
+            output: true,
+        },
+    );
+    let (output, dropped, ending) = client.finish(9);
+    assert_eq!(ending, Ending::Exited { code: 3 });
+    assert!(output.ends_with("99999\n100000\ngot it\n"), "{output}");
+    assert_eq!(dropped + output.len() as u64, 588_895 + 7);
+    // Again, now without output.
+    client.send(
+        9,
+        HostMessage::Attach {
+            id: "exec-1".into(),
+            output: true,
+        },
+    );
+    assert_eq!(
+        client.finish(9),
+        (String::new(), 0, Ending::Exited { code: 3 })
+    );
+}
+
+#[test]
+fn one_client_at_a_time_gets_the_output_and_others_send_signals() {
+    let shim = Shim::start_loop("");
+    let mut first = Client::connect(&shim);
+    first.exec(
+        1,
+        "exec-1",
+        "trap 'echo trapped; exit 6' TERM; echo ready; while :; do sleep 0.01; done",
+    );
+    while !matches!(first.receive().message, PayloadMessage::Stdout(_)) {}
+    let mut second = Client::connect(&shim);
+    second.send(
+        1,
+        HostMessage::Attach {
+            id: "exec-1".into(),
+            output: true,
+        },
+    );
+    assert_eq!(second.error(), RequestErrorKind::InUse);
+    second.send(
+        1,
+        HostMessage::Attach {
+            id: "exec-2".into(),
+            output: true,
+        },
+    );
+    assert_eq!(second.error(), RequestErrorKind::NotFound);
+    second.send(
+        2,
+        HostMessage::Attach {
+            id: "exec-1".into(),
+            output: false,
+        },
+    );
+    second.send(2, HostMessage::Signal { signal: 15 });
+    assert_eq!(
+        first.finish(1),
+        ("trapped\n".into(), 0, Ending::Exited { code: 6 })
+    );
+}
+
+#[test]
+fn a_client_that_does_not_read_stops_its_own_command_only() {
+    let shim = Shim::start_loop("");
+    let mut slow = Client::connect(&shim);
+    slow.exec(1, "exec-1", "yes");
+    let mut received = 0;
+    while received < INITIAL_CREDIT as usize {
+        if let PayloadMessage::Stdout(data) = slow.receive().message {
+            received += data.len();
+        }
+    }
+    let mut other = Client::connect(&shim);
+    other.exec(1, "exec-2", "echo hello");
+    assert_eq!(other.finish(1).0, "hello\n");
+    slow.send(0, HostMessage::Ping { token: 1 });
+    let next = slow.receive();
+    assert_eq!(next, Frame::new(0, PayloadMessage::Pong { token: 1 }));
+    slow.send(1, HostMessage::Credit { bytes: 4 });
+    let next = slow.receive();
+    assert_eq!(
+        next,
+        Frame::new(1, PayloadMessage::Stdout(b"y\ny\n".to_vec()))
+    );
+}
+
+#[test]
+fn a_forgotten_execution_is_killed_and_its_client_gets_the_ending() {
+    let shim = Shim::start_loop("");
+    let mut first = Client::connect(&shim);
+    first.exec(1, "exec-1", "sleep 1000");
+    assert_eq!(first.list().len(), 1);
+    let mut second = Client::connect(&shim);
+    second.send(
+        5,
+        HostMessage::Forget {
+            id: "exec-1".into(),
+        },
+    );
+    assert_eq!(second.receive(), Frame::new(5, PayloadMessage::Done));
+    assert_eq!(second.list(), []);
+    assert_eq!(first.finish(1).2, Ending::Signaled { signal: 9 });
+    second.exec(1, "exec-1", "true");
+    assert_eq!(second.finish(1).2, Ending::Exited { code: 0 });
+}
+
+#[test]
+fn executions_end_with_the_payload_and_their_clients_get_the_ending() {
+    let mut shim = Shim::start_loop("");
+    let mut client = Client::connect(&shim);
+    client.exec(1, "exec-1", "echo last words; sleep 1000 & sleep 1000");
+    while !matches!(client.receive().message, PayloadMessage::Stdout(_)) {}
+    shim.signal(Signal::SIGTERM);
+    assert_eq!(client.finish(1).2, Ending::Signaled { signal: 9 });
+    assert_eq!(client.try_receive(), None);
+    shim.wait();
+    assert!(!shim.path(FILES.control).exists());
+}
+
+#[test]
+fn each_exit_status_is_reported_once_beside_orphans_of_the_payload() {
+    // The payload leaves an orphan each millisecond, which the shim reaps.
+    let orphans = "while :; do (exit 9 & ) ; sleep 0.001; done";
+    let mut shim = Shim::start(sh(orphans));
+    shim.report();
+    let mut client = Client::connect(&shim);
+    for stream in 1..=200 {
+        client.exec(
+            stream,
+            &format!("exec-{stream}"),
+            &format!("exit {}", stream % 100),
+        );
+    }
+    let mut ended = vec![0; 201];
+    while ended.iter().sum::<u32>() < 200 {
+        let frame = client.receive();
+        if let PayloadMessage::Exited { ending } = frame.message {
+            let code = i32::try_from(frame.stream % 100).unwrap();
+            assert_eq!(ending, Ending::Exited { code });
+            ended[frame.stream as usize] += 1;
+        }
+    }
+    assert_eq!(ended.iter().max(), Some(&1));
+}
