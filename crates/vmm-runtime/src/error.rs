@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vmm_protocol::FileError;
 
-use crate::{BoxId, RestartPolicy, ShimProgramError, StartError};
+use crate::{BoxId, ExecError, RestartPolicy, ShimProgramError, StartError};
 
 /// An error of a [`VmmRuntime`](crate::VmmRuntime): it could not be opened, or an operation on a
 /// box failed.
@@ -122,6 +122,20 @@ pub enum RuntimeError {
     Running {
         /// The id of the box.
         id: BoxId,
+    },
+    /// The box is not running.
+    #[error("box {id} is not running; start it first")]
+    NotRunning {
+        /// The id of the box.
+        id: BoxId,
+    },
+    /// A request to the shim of the box failed, such as a command to run in it.
+    #[error("cannot run a command in box {id}")]
+    Exec {
+        /// The id of the box.
+        id: BoxId,
+        /// The cause.
+        source: ExecError,
     },
     /// The box could not be started. Its shim has ended and has been reaped.
     #[error("cannot start box {id}")]

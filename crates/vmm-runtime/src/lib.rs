@@ -80,6 +80,7 @@ mod core;
 mod driver;
 mod error;
 mod event;
+mod exec;
 mod failpoint;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -106,6 +107,7 @@ pub use boxes::{BoxCounts, BoxId, BoxInfo, BoxSpec, BoxStatus, InvalidBoxId, Lis
 pub use console::{ConsoleError, ConsoleReader};
 pub use error::RuntimeError;
 pub use event::{BoxChange, BoxEvent, Events};
+pub use exec::{ExecError, ExecOutput, Execution, ExecutionInput, ExecutionOutput};
 pub use health::{HealthCheckOptions, HealthState, Probe};
 pub use images::{Image, ImageError, ImageTable};
 pub use lifecycle::{Removal, RuntimeShutdown};
@@ -118,6 +120,9 @@ pub use shim::{LastOutput, ShimProgramError, StartError};
 // Documented in the module `shim`.
 #[doc(hidden)]
 pub use shim::{ShimController, ShimHandler, ShimProgram, SpawnedShim};
+pub use vmm_protocol::frames::{
+    ExecSpec, Execution as ExecutionInfo, RequestErrorKind, TerminalSize,
+};
 pub use vmm_protocol::{
     BoxDir, ConsoleOptions, ControlGroup, Ending, ExitRecord, FailureKind, FileError, InstanceSpec,
     PayloadSpec, PayloadSpecError, PidRecord, ProcessIdentity, Ready, with_causes,

@@ -1,0 +1,141 @@
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use vmm_protocol::BoxDir;
+use vmm_protocol::frames::{
+    Frame, FrameError, FrameReader, HostMessage, PayloadMessage, Strictness, VERSION,
+};
+
+use super::ExecError;
+
+/// A connection to the shim of a box.
+#[derive(Debug)]
+pub(crate) struct ShimConnection {
+    pub(super) input: FrameInput,
+    pub(super) output: FrameOutput,
+}
+
+/// What the shim sends.
+#[derive(Debug)]
+pub(super) struct FrameInput {
+    socket: OwnedReadHalf,
+    reader: FrameReader,
+}
+
+/// What the shim receives.
+#[derive(Debug)]
+pub(super) struct FrameOutput {
+    socket: OwnedWriteHalf,
+    pending: Vec<u8>,
+}
+
+impl ShimConnection {
+    /// Connects to the shim of the box, and exchanges versions.
+    pub(crate) async fn open(dir: &BoxDir) -> Result<Self, ExecError> {
+        let path = dir.control_socket_path();
+        let socket = connect(dir)
+            .await
+            .map_err(|source| ExecError::Connect { path, source })?;
+        let (read, write) = socket.into_split();
+        let mut connection = Self {
+            input: FrameInput {
+                socket: read,
+                reader: FrameReader::new(Strictness::Strict),
+            },
+            output: FrameOutput {
+                socket: write,
+                pending: Vec::new(),
+            },
+        };
+        let hello = HostMessage::Hello { version: VERSION };
+        match connection.request(0, hello).await? {
+            PayloadMessage::Ready { .. } => Ok(connection),
+            _ => Err(ExecError::Interrupted),
+        }
+    }
+
+    /// Sends a request, and returns the next message of the shim.
+    pub(crate) async fn request(
+        &mut self,
+        stream: u32,
+        request: HostMessage,
+    ) -> Result<PayloadMessage, ExecError> {
+        self.output.push(stream, request)?;
+        while self.output.has_pending() {
+            self.output
+                .flush()
+                .await
+                .map_err(|_| ExecError::Interrupted)?;
+        }
+        let response = self.input.receive().await?;
+        match response.ok_or(ExecError::Interrupted)? {
+            PayloadMessage::Error { kind, message } => Err(ExecError::Refused { kind, message }),
+            message => Ok(message),
+        }
+    }
+}
+
+impl FrameInput {
+    /// Receives a message. Returns `None` when the shim has hung up.
+    ///
+    /// # Cancel safety
+    ///
+    /// No frame is lost.
+    pub(super) async fn receive(&mut self) -> Result<Option<PayloadMessage>, ExecError> {
+        let mut buffer = [0; 16 << 10];
+        loop {
+            match self.reader.next_frame() {
+                Ok(Some(Frame { message, .. })) => return Ok(Some(message)),
+                Ok(None) => {}
+                // A message of a later version.
+                Err(FrameError::Body(_)) => continue,
+                Err(error) => return Err(ExecError::Protocol(error)),
+            }
+            match self.socket.read(&mut buffer).await {
+                Ok(0) | Err(_) => return Ok(None),
+                Ok(length) => self.reader.push(&buffer[..length]),
+            }
+        }
+    }
+}
+
+impl FrameOutput {
+    pub(super) fn push(&mut self, stream: u32, message: HostMessage) -> Result<(), ExecError> {
+        Frame::new(stream, message)
+            .encode(&mut self.pending)
+            .map_err(ExecError::Protocol)
+    }
+
+    pub(super) fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Writes a part of what is pending.
+    ///
+    /// # Cancel safety
+    ///
+    /// What has been written is not pending any more.
+    pub(super) async fn flush(&mut self) -> io::Result<()> {
+        let length = self.socket.write(&self.pending).await?;
+        self.pending.drain(..length);
+        Ok(())
+    }
+}
+
+/// Connects to the socket in the directory, whose path may be longer than that of a socket may be.
+async fn connect(dir: &BoxDir) -> io::Result<UnixStream> {
+    let path = dir.control_socket_path();
+    if path.as_os_str().len() < MAX_SOCKET_PATH {
+        return UnixStream::connect(path).await;
+    }
+    let opened = File::open(dir.path())?;
+    let name = vmm_protocol::FILES.control;
+    UnixStream::connect(format!("/proc/self/fd/{}/{name}", opened.as_raw_fd())).await
+}
+
+/// The size of `sun_path`, which has a NUL character at its end: unix(7).
+const MAX_SOCKET_PATH: usize = 108;

@@ -1,0 +1,44 @@
+use std::io;
+use std::path::PathBuf;
+
+use vmm_protocol::FailureKind;
+use vmm_protocol::frames::{FrameError, RequestErrorKind};
+
+/// Why a request to the shim of a box failed, such as a command to run in the box.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExecError {
+    /// The shim cannot be reached.
+    #[error("cannot connect to {}", path.display())]
+    Connect {
+        /// The socket of the shim.
+        path: PathBuf,
+        /// The error that the system call returned.
+        source: io::Error,
+    },
+    /// The command could not be started.
+    #[error("cannot start the command: {message}")]
+    Start {
+        /// The kind of failure.
+        kind: FailureKind,
+        /// The cause.
+        message: String,
+    },
+    /// The payload or its shim refused the request.
+    #[error("{message}")]
+    Refused {
+        /// The kind of failure.
+        kind: RequestErrorKind,
+        /// The cause.
+        message: String,
+    },
+    /// The shim has ended, or has closed the connection.
+    #[error("the shim closed the connection; the box has ended, or is being stopped")]
+    Interrupted,
+    /// The shim sent what is not a frame.
+    #[error("the shim does not speak the protocol of this runtime; start the box again")]
+    Protocol(#[source] FrameError),
+    /// The execution has ended.
+    #[error("the execution has ended")]
+    Ended,
+}

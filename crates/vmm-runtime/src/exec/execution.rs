@@ -1,0 +1,199 @@
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt, duplex};
+use tokio::sync::{mpsc, watch};
+use vmm_protocol::frames::{
+    ExecSpec, Execution as ExecutionInfo, HostMessage, PayloadMessage, TerminalSize,
+};
+use vmm_protocol::{BoxDir, Ending};
+
+use super::connection::ShimConnection;
+use super::error::ExecError;
+use super::streams::{ExecutionInput, ExecutionOutput};
+use super::task::{ExecutionTask, Outcome, Requests, STREAM, TaskStreams};
+use crate::core::Core;
+
+/// How many bytes a stream holds between the task and its user.
+const PIPE_BYTES: usize = 16 << 10;
+
+/// A command that runs in a box, beside the payload.
+///
+/// [`VmmRuntime::exec`](crate::VmmRuntime::exec) starts one, and
+/// [`VmmRuntime::attach`](crate::VmmRuntime::attach) returns to one that runs. As with a child
+/// process, a command that writes more than its reader reads waits: take the streams, or drop them.
+///
+/// Dropping the `Execution` and its streams does not end the command. The shim then keeps the last
+/// 64 KiB of output, and how the command ended.
+#[derive(Debug)]
+pub struct Execution {
+    id: String,
+    /// The stdin of the command; discarded if [`ExecSpec::stdin`] is not set.
+    pub stdin: Option<ExecutionInput>,
+    /// The stdout of the command, or all output of a command with a terminal.
+    pub stdout: Option<ExecutionOutput>,
+    /// The stderr of the command.
+    pub stderr: Option<ExecutionOutput>,
+    requests: Requests,
+    outcome: watch::Receiver<Outcome>,
+}
+
+impl Execution {
+    /// Returns the id of the execution.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Waits until the command has ended, and returns how.
+    ///
+    /// Does not wait until its output is read, but the command cannot end while it waits for that.
+    ///
+    /// # Errors
+    ///
+    /// [`ExecError::Interrupted`] if the shim ended first.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn wait(&self) -> Result<Ending, ExecError> {
+        let mut outcome = self.outcome.clone();
+        let outcome = outcome.wait_for(Option::is_some).await;
+        let ending = outcome.ok().and_then(|outcome| outcome.clone().flatten());
+        ending.ok_or(ExecError::Interrupted)
+    }
+
+    /// Reads all output, and waits until the command has ended. Closes the stdin first.
+    ///
+    /// # Errors
+    ///
+    /// [`ExecError::Interrupted`] if the shim ended first.
+    ///
+    /// # Cancel safety
+    ///
+    /// Output that was read is lost.
+    pub async fn output(mut self) -> Result<ExecOutput, ExecError> {
+        self.stdin = None;
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let read = async |stream: &mut Option<ExecutionOutput>, data| {
+            if let Some(stream) = stream {
+                // A pipe of this process does not fail.
+                let _ = stream.read_to_end(data).await;
+            }
+        };
+        tokio::join!(
+            read(&mut self.stdout, &mut stdout),
+            read(&mut self.stderr, &mut stderr)
+        );
+        Ok(ExecOutput {
+            ending: self.wait().await?,
+            stdout,
+            stderr,
+        })
+    }
+
+    /// Sends a signal, 1 to 64, to the command and its process group. Has no effect on a command
+    /// that has ended.
+    ///
+    /// # Errors
+    ///
+    /// [`ExecError::Ended`].
+    pub fn signal(&self, signal: i32) -> Result<(), ExecError> {
+        self.request(HostMessage::Signal { signal })
+    }
+
+    /// Resizes the terminal of the command. Has no effect on a command without one.
+    ///
+    /// # Errors
+    ///
+    /// [`ExecError::Ended`].
+    pub fn resize(&self, size: TerminalSize) -> Result<(), ExecError> {
+        self.request(HostMessage::Resize(size))
+    }
+
+    fn request(&self, message: HostMessage) -> Result<(), ExecError> {
+        self.requests.send(message).map_err(|_| ExecError::Ended)
+    }
+}
+
+/// What [`Execution::output`] returns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecOutput {
+    /// How the command ended.
+    pub ending: Ending,
+    /// Its output.
+    pub stdout: Vec<u8>,
+    /// Its error output.
+    pub stderr: Vec<u8>,
+}
+
+/// Runs a command in the box with this directory.
+pub(crate) async fn exec(
+    core: Arc<Core>,
+    dir: BoxDir,
+    spec: ExecSpec,
+) -> Result<Execution, ExecError> {
+    let mut connection = ShimConnection::open(&dir).await?;
+    let id = spec.id.clone();
+    match connection.request(STREAM, HostMessage::Exec(spec)).await? {
+        PayloadMessage::Started { .. } => Ok(start_task(&core, connection, id)),
+        PayloadMessage::Exited {
+            ending: Ending::Failed { kind, message },
+        } => Err(ExecError::Start { kind, message }),
+        _ => Err(ExecError::Interrupted),
+    }
+}
+
+/// Attaches to an execution of the box with this directory.
+pub(crate) async fn attach(
+    core: Arc<Core>,
+    dir: BoxDir,
+    id: String,
+) -> Result<Execution, ExecError> {
+    let mut connection = ShimConnection::open(&dir).await?;
+    let attach = HostMessage::Attach {
+        id: id.clone(),
+        output: true,
+    };
+    match connection.request(STREAM, attach).await? {
+        PayloadMessage::Started { .. } => Ok(start_task(&core, connection, id)),
+        _ => Err(ExecError::Interrupted),
+    }
+}
+
+fn start_task(core: &Core, connection: ShimConnection, id: String) -> Execution {
+    let (stdin, task_stdin) = duplex(PIPE_BYTES);
+    let (stdout, task_stdout) = duplex(PIPE_BYTES);
+    let (stderr, task_stderr) = duplex(PIPE_BYTES);
+    let (requests, receiver) = mpsc::unbounded_channel();
+    let (sender, outcome) = watch::channel(None);
+    let streams = TaskStreams {
+        stdin: task_stdin,
+        stdout: task_stdout,
+        stderr: task_stderr,
+    };
+    let task = ExecutionTask::new(connection, receiver, streams, sender);
+    drop(core.spawn(task.run()));
+    let output = |stream| ExecutionOutput {
+        stream,
+        _requests: requests.clone(),
+    };
+    Execution {
+        id,
+        stdin: Some(ExecutionInput {
+            stream: stdin,
+            _requests: requests.clone(),
+        }),
+        stdout: Some(output(stdout)),
+        stderr: Some(output(stderr)),
+        requests,
+        outcome,
+    }
+}
+
+/// Returns the executions of the box with this directory.
+pub(crate) async fn list(dir: BoxDir) -> Result<Vec<ExecutionInfo>, ExecError> {
+    let mut connection = ShimConnection::open(&dir).await?;
+    match connection.request(0, HostMessage::List).await? {
+        PayloadMessage::Executions { executions } => Ok(executions),
+        _ => Err(ExecError::Interrupted),
+    }
+}

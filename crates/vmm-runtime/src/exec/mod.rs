@@ -1,0 +1,19 @@
+//! Commands that run beside the payload of a box, and other requests to its shim.
+//!
+//! ```text
+//! Execution ─ requests ─► task ─ frames ─► control.sock of the shim
+//!     ▲                    │
+//!     └─ stdout, stderr ◄──┘
+//! ```
+
+mod connection;
+mod error;
+mod execution;
+mod requests;
+mod streams;
+mod task;
+
+pub use error::ExecError;
+pub use execution::{ExecOutput, Execution};
+pub(crate) use execution::{attach, exec, list};
+pub use streams::{ExecutionInput, ExecutionOutput};

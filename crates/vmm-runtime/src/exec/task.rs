@@ -1,0 +1,194 @@
+use std::collections::VecDeque;
+use std::io;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::sync::{mpsc, watch};
+use vmm_protocol::Ending;
+use vmm_protocol::frames::{HostMessage, INITIAL_CREDIT, PayloadMessage, Window};
+
+use super::connection::{FrameInput, FrameOutput, ShimConnection};
+
+/// Sends requests to the task. The task ends when all senders are dropped.
+pub(super) type Requests = mpsc::UnboundedSender<HostMessage>;
+
+/// How the execution ended; `None` inside if the connection was lost.
+pub(super) type Outcome = Option<Option<Ending>>;
+
+/// The stream of the execution. The connection has no other.
+pub(super) const STREAM: u32 = 1;
+
+/// Consumed bytes after which the shim gets new credit.
+const CREDIT_STEP: u32 = INITIAL_CREDIT / 4;
+
+/// How many bytes of input are sent in a frame.
+const INPUT_CHUNK: usize = 16 << 10;
+
+/// Moves the data of one execution between its connection and its streams.
+pub(super) struct ExecutionTask {
+    input: FrameInput,
+    output: FrameOutput,
+    requests: mpsc::UnboundedReceiver<HostMessage>,
+    stdin: Option<DuplexStream>,
+    stdin_window: Window,
+    stdout: OutputPipe,
+    stderr: OutputPipe,
+    /// The number of bytes that were read since the last credit for the shim.
+    consumed: u32,
+    outcome: watch::Sender<Outcome>,
+}
+
+/// What the shim has sent, until the reader takes it. Bounded by the credit of the shim.
+struct OutputPipe {
+    /// `None` if the reader is gone: output is then discarded.
+    pipe: Option<DuplexStream>,
+    chunks: VecDeque<Vec<u8>>,
+    /// The number of bytes of the first chunk that were taken.
+    offset: usize,
+}
+
+/// The ends of the streams of an execution.
+pub(super) struct TaskStreams {
+    pub(super) stdin: DuplexStream,
+    pub(super) stdout: DuplexStream,
+    pub(super) stderr: DuplexStream,
+}
+
+impl ExecutionTask {
+    pub(super) fn new(
+        connection: ShimConnection,
+        requests: mpsc::UnboundedReceiver<HostMessage>,
+        streams: TaskStreams,
+        outcome: watch::Sender<Outcome>,
+    ) -> Self {
+        let ShimConnection { input, output } = connection;
+        Self {
+            input,
+            output,
+            requests,
+            stdin: Some(streams.stdin),
+            stdin_window: Window::new(),
+            stdout: OutputPipe::new(streams.stdout),
+            stderr: OutputPipe::new(streams.stderr),
+            consumed: 0,
+            outcome,
+        }
+    }
+
+    /// Runs until the execution has ended and its output is taken, or nobody holds it any more.
+    pub(super) async fn run(mut self) {
+        let ending = self.relay().await;
+        self.outcome.send_replace(Some(ending));
+        // The readers take what is left. They see the end when the pipes are dropped.
+        let _ = tokio::join!(self.stdout.drain(), self.stderr.drain());
+    }
+
+    /// Returns how the execution ended; `None` if the connection was lost or released.
+    async fn relay(&mut self) -> Option<Ending> {
+        let mut data = vec![0; INPUT_CHUNK];
+        loop {
+            let window = self.stdin_window.bytes().min(INPUT_CHUNK);
+            let may_read = window > 0 && !self.output.has_pending();
+            tokio::select! {
+                message = self.input.receive() => {
+                    if let Some(ending) = self.handle(message.ok()??) {
+                        return Some(ending);
+                    }
+                }
+                request = self.requests.recv() => self.send(request?)?,
+                read = read(&mut self.stdin, &mut data[..window]), if may_read => {
+                    self.forward_input(&data[..read.unwrap_or(0)])?;
+                }
+                written = self.output.flush(), if self.output.has_pending() => written.ok()?,
+                count = self.stdout.write(), if self.stdout.has_chunks() => self.consume(count)?,
+                count = self.stderr.write(), if self.stderr.has_chunks() => self.consume(count)?,
+            }
+        }
+    }
+
+    fn send(&mut self, message: HostMessage) -> Option<()> {
+        self.output.push(STREAM, message).ok()
+    }
+
+    fn forward_input(&mut self, data: &[u8]) -> Option<()> {
+        if data.is_empty() {
+            self.stdin = None;
+            return self.send(HostMessage::CloseStdin);
+        }
+        self.stdin_window.take(data.len());
+        self.send(HostMessage::Stdin(data.to_vec()))
+    }
+
+    fn consume(&mut self, count: u32) -> Option<()> {
+        self.consumed += count;
+        if self.consumed < CREDIT_STEP {
+            return Some(());
+        }
+        let bytes = std::mem::take(&mut self.consumed);
+        self.send(HostMessage::Credit { bytes })
+    }
+
+    /// Handles a message of the shim. Returns the ending if it is the last one.
+    fn handle(&mut self, message: PayloadMessage) -> Option<Ending> {
+        match message {
+            PayloadMessage::Stdout(data) => self.stdout.chunks.push_back(data),
+            PayloadMessage::Stderr(data) => self.stderr.chunks.push_back(data),
+            PayloadMessage::Credit { bytes } => self.stdin_window.grant(bytes),
+            PayloadMessage::Exited { ending } => return Some(ending),
+            _ => {}
+        }
+        None
+    }
+}
+
+/// Reads input of the user. Never returns after its end.
+async fn read(stdin: &mut Option<DuplexStream>, data: &mut [u8]) -> io::Result<usize> {
+    match stdin {
+        Some(stdin) => stdin.read(data).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl OutputPipe {
+    fn new(pipe: DuplexStream) -> Self {
+        Self {
+            pipe: Some(pipe),
+            chunks: VecDeque::new(),
+            offset: 0,
+        }
+    }
+
+    fn has_chunks(&self) -> bool {
+        !self.chunks.is_empty()
+    }
+
+    /// Writes a part of the first chunk to the reader, or discards the chunk if the reader is gone.
+    /// Returns the number of bytes. Cancel-safe, as `write` is.
+    async fn write(&mut self) -> u32 {
+        let Some(chunk) = self.chunks.front() else {
+            return 0;
+        };
+        let left = chunk.len() - self.offset;
+        let count = match &mut self.pipe {
+            Some(pipe) => pipe.write(&chunk[self.offset..]).await.ok(),
+            None => None,
+        };
+        if count.is_none() {
+            self.pipe = None;
+        }
+        let count = count.unwrap_or(left);
+        self.offset += count;
+        if count == left {
+            self.chunks.pop_front();
+            self.offset = 0;
+        }
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
+    /// Writes all chunks, and closes the pipe.
+    async fn drain(&mut self) {
+        while self.has_chunks() {
+            self.write().await;
+        }
+        self.pipe = None;
+    }
+}
