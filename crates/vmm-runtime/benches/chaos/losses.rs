@@ -24,7 +24,8 @@ pub(crate) enum Column {
     Refused,
     /// An operation without a reply.
     Hung,
-    /// A runtime process that ended by itself, or not with code 0 when it was shut down.
+    /// A runtime process that did not open the home, that ended by itself, or that did not end with
+    /// code 0 when it was shut down.
     Crashed,
     ZombiesLeft,
     ProcessesLeft,
@@ -53,7 +54,7 @@ const COLUMNS: [Column; 16] = [
     Column::ResourcesLeft,
 ];
 
-/// The number of faults printed in full.
+/// The number of faults printed with the history of their box.
 const SHOWN: usize = 10;
 
 #[derive(Default)]
@@ -64,8 +65,14 @@ impl Losses {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Adds a fault. Prints it at once if it is one of the first, because the program may be killed.
     pub(crate) fn add(&self, column: Column, details: impl Into<String>) {
-        self.all().push((column, details.into()));
+        let details = details.into();
+        let mut all = self.all();
+        if all.len() < SHOWN {
+            println!("{column:?}: {details}");
+        }
+        all.push((column, details));
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -76,12 +83,14 @@ impl Losses {
 impl fmt::Display for Losses {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let all = self.all();
-        for (column, details) in all.iter().take(SHOWN) {
-            writeln!(f, "{column:?}: {details}\n")?;
-        }
         for column in COLUMNS {
             let count = all.iter().filter(|(of, _)| *of == column).count();
             writeln!(f, "{:<18} {count}", format!("{column:?}"))?;
+        }
+        for (n, (column, details)) in all.iter().enumerate() {
+            let first_line = details.lines().next().unwrap_or_default();
+            let shown = if n < SHOWN { details } else { first_line };
+            writeln!(f, "{column:?}: {shown}")?;
         }
         Ok(())
     }

@@ -80,13 +80,11 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
             };
             let seed = number(&args, "--seed")?.unwrap_or_else(|| fastrand::u64(..));
             println!("seed {seed}");
-            let losses = drive(target, seed)?;
-            println!("{losses}");
-            return Ok(if losses.count() > 0 {
-                ExitCode::FAILURE
-            } else {
-                ExitCode::SUCCESS
-            });
+            let losses = Arc::new(Losses::default());
+            if let Err(error) = drive(target, seed, &losses) {
+                losses.add(Column::Crashed, error.to_string());
+            }
+            return Ok(report(&losses, seed));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -97,7 +95,17 @@ fn number(args: &[String], name: &str) -> Result<Option<u64>, Box<dyn Error>> {
     Ok(given.map(|number| number.parse()).transpose()?)
 }
 
-fn drive(target: Target, seed: u64) -> Result<Arc<Losses>, Box<dyn Error>> {
+/// Prints the losses, and last the seed: the end of a log shows what failed.
+fn report(losses: &Losses, seed: u64) -> ExitCode {
+    println!("{losses}seed {seed}, {} losses", losses.count());
+    if losses.count() > 0 {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+fn drive(target: Target, seed: u64, losses: &Arc<Losses>) -> Result<(), Box<dyn Error>> {
     let root = tempfile::Builder::new().prefix("vmm-chaos-").tempdir()?;
     std::fs::create_dir(root.path().join("tmp"))?;
     // In the arguments or the environment of every process.
@@ -108,27 +116,26 @@ fn drive(target: Target, seed: u64) -> Result<Arc<Losses>, Box<dyn Error>> {
     thread::spawn(reap);
 
     let mut rng = Rng::with_seed(seed);
-    let losses = Arc::new(Losses::default());
     let slots = Arc::new(Slots::new(BOXES));
     let goal = Arc::new(Goal::new(target));
     let client = Arc::new(Client::new(
         root.path().to_owned(),
         Arc::clone(&slots),
-        Arc::clone(&losses),
+        Arc::clone(losses),
     ));
     let tokio = tokio::runtime::Runtime::new()?;
     let listener = tokio.block_on(async { observer::listen(&mark) })?;
     tokio.spawn(observer::observe(
         listener,
         Arc::clone(&slots),
-        Arc::clone(&losses),
+        Arc::clone(losses),
     ));
     let process = client.open(WARM_SHIMS, false)?;
     let at_first = leftovers::usage(process.pid());
     let shared = Arc::new(Shared {
         client: Arc::clone(&client),
         slots: Arc::clone(&slots),
-        losses: Arc::clone(&losses),
+        losses: Arc::clone(losses),
         goal: Arc::clone(&goal),
         boxes: root.path().join("home/boxes"),
         observer: mark.clone(),
@@ -138,7 +145,7 @@ fn drive(target: Target, seed: u64) -> Result<Arc<Losses>, Box<dyn Error>> {
     let operating: Vec<_> = operators.map(|o| tokio.spawn(o.run())).collect();
     thread::spawn({
         let shared = Arc::clone(&shared);
-        move || show_progress(&shared)
+        move || show_progress(&shared, seed)
     });
     let (process, openings) = disrupt(&client, process, &slots, &mut rng, &goal)?;
 
@@ -155,27 +162,27 @@ fn drive(target: Target, seed: u64) -> Result<Arc<Losses>, Box<dyn Error>> {
         shared.has_groups,
     );
     let runtime = process.pid();
-    expect_none_left(&losses, Column::ZombiesLeft, || {
+    expect_none_left(losses, Column::ZombiesLeft, || {
         leftovers::zombies_of(runtime)
     });
-    expect_none_left(&losses, Column::ResourcesLeft, || {
+    expect_none_left(losses, Column::ResourcesLeft, || {
         let now = leftovers::usage(runtime);
         let grown = now.0 > at_first.0 + SPARE_DESCRIPTORS || now.1 > at_first.1 + SPARE_MEMORY;
         grown.then_some((at_first, now)).into_iter().collect()
     });
     client.close(process, Some(EXIT_TIMEOUT));
-    expect_none_left(&losses, Column::ProcessesLeft, || {
+    expect_none_left(losses, Column::ProcessesLeft, || {
         leftovers::processes(&mark)
     });
-    expect_none_left(&losses, Column::ControlGroupsLeft, || {
+    expect_none_left(losses, Column::ControlGroupsLeft, || {
         leftovers::control_groups(&ids)
     });
-    expect_none_left(&losses, Column::FilesLeft, || leftovers::files(root.path()));
-    Ok(losses)
+    expect_none_left(losses, Column::FilesLeft, || leftovers::files(root.path()));
+    Ok(())
 }
 
 /// Prints the progress. Ends the program if it makes none.
-fn show_progress(shared: &Shared) {
+fn show_progress(shared: &Shared, seed: u64) {
     let Shared {
         goal,
         losses,
@@ -196,7 +203,9 @@ fn show_progress(shared: &Shared) {
             losses.count()
         );
         if last.1.elapsed() > HANG_TIMEOUT {
-            println!("{losses}no life has ended for {HANG_TIMEOUT:?}: hung");
+            let details = format!("no life has ended for {HANG_TIMEOUT:?}");
+            losses.add(Column::Hung, details);
+            report(losses, seed);
             std::process::exit(1);
         }
     }

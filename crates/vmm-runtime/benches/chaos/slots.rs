@@ -59,6 +59,11 @@ impl SlotState {
             if self.attached {
                 run.stop(orderly);
             }
+            // The runtime may be restarting the box: its end interrupts that start.
+            if self.restarts {
+                run.interrupted = true;
+                run.forced |= orderly;
+            }
         }
     }
 }
