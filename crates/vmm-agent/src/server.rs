@@ -7,7 +7,8 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_protocol::frames::{
-    ExecSpec, Frame, FrameError, HostMessage, PayloadMessage, RequestErrorKind, Strictness, VERSION,
+    ExecSpec, Frame, FrameError, HostMessage, INITIAL_CREDIT, PayloadMessage, RequestErrorKind,
+    Strictness, VERSION,
 };
 
 use crate::backend::{Backend, RequestError};
@@ -201,7 +202,12 @@ impl<B: Backend> Server<B> {
             Ok(execution) => {
                 let pid = execution.pid();
                 self.executions.insert(stream, execution);
-                send(connection, stream, PayloadMessage::Started { pid });
+                let input_credit = INITIAL_CREDIT;
+                send(
+                    connection,
+                    stream,
+                    PayloadMessage::Started { pid, input_credit },
+                );
             }
             Err(ending) => send(connection, stream, PayloadMessage::Exited { ending }),
         }

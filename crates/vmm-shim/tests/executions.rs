@@ -320,3 +320,62 @@ fn each_exit_status_is_reported_once_beside_orphans_of_the_payload() {
     }
     assert_eq!(ended.iter().max(), Some(&1));
 }
+
+#[test]
+fn a_client_that_attaches_again_learns_how_much_input_it_may_send() {
+    let shim = Shim::start_loop("");
+    let mut first = Client::connect(&shim);
+    first.exec(1, "exec-1", "sleep 1000");
+    let send = |client: &mut Client, stream, count: u32| {
+        for _ in 0..count / 1024 {
+            client.send(stream, HostMessage::Stdin(vec![0; 1024]));
+        }
+    };
+    // The payload takes this input, and the shim holds what follows.
+    send(&mut first, 1, INITIAL_CREDIT);
+    let mut granted = 0;
+    while granted < INITIAL_CREDIT {
+        if let PayloadMessage::Credit { bytes } = first.receive().message {
+            granted += bytes;
+        }
+    }
+    send(&mut first, 1, INITIAL_CREDIT);
+    first.send(0, HostMessage::Ping { token: 1 });
+    while first.receive().message != (PayloadMessage::Pong { token: 1 }) {}
+    drop(first);
+
+    let mut second = Client::connect(&shim);
+    let attach = || HostMessage::Attach {
+        id: "exec-1".into(),
+        output: true,
+    };
+    second.send(7, attach());
+    let credit = loop {
+        match second.receive().message {
+            PayloadMessage::Started { input_credit, .. } => break input_credit,
+            // The previous client is still attached.
+            PayloadMessage::Error { .. } => second.send(7, attach()),
+            message => panic!("{message:?}"),
+        }
+    };
+    assert!(credit < INITIAL_CREDIT, "{credit}");
+    send(&mut second, 7, credit);
+    second.send(0, HostMessage::Ping { token: 2 });
+    let next = second.receive();
+    assert_eq!(next, Frame::new(0, PayloadMessage::Pong { token: 2 }));
+}
+
+#[test]
+fn a_command_that_cannot_be_started_is_not_listed() {
+    let shim = Shim::start_loop("");
+    let mut client = Client::connect(&shim);
+    for _ in 0..2 {
+        client.send(
+            1,
+            HostMessage::Exec(ExecSpec::new("exec-1", ["/nonexistent"])),
+        );
+        let (_, _, ending) = client.finish(1);
+        assert!(matches!(ending, Ending::Failed { .. }), "{ending:?}");
+        assert_eq!(client.list(), []);
+    }
+}

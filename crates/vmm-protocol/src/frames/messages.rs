@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::INITIAL_CREDIT;
 use super::body::{Message, STDERR, STDIN, STDOUT};
 use crate::Ending;
 use crate::bounds;
@@ -104,6 +105,10 @@ pub enum PayloadMessage {
     Started {
         /// Its pid, as the payload sees it.
         pid: u32,
+        /// How many bytes of input the host may send: less than
+        /// [`INITIAL_CREDIT`](super::INITIAL_CREDIT) if the input of an earlier client still waits.
+        #[serde(default = "initial_credit")]
+        input_credit: u32,
     },
     /// Output of the command, or the data of a file transfer.
     #[serde(skip)]
@@ -250,6 +255,10 @@ pub enum RequestErrorKind {
     /// Any other failure.
     #[serde(other)]
     Failed,
+}
+
+fn initial_credit() -> u32 {
+    INITIAL_CREDIT
 }
 
 impl Message for HostMessage {

@@ -27,7 +27,8 @@
 //! # Flow control
 //!
 //! Each end may send [`INITIAL_CREDIT`] bytes of data on a stream, and more as the other end grants
-//! credit (`Credit`). A reader that does not read stops its own stream, and no other. [`Window`]
+//! credit (`Credit`). `Started` has the credit for input, because a shim can still hold input of an
+//! earlier client. A reader that does not read stops its own stream, and no other. [`Window`]
 //! counts the bytes.
 //!
 //! ```

@@ -17,6 +17,11 @@ impl Window {
         }
     }
 
+    /// Creates a window with this number of bytes.
+    pub fn with_bytes(bytes: u32) -> Self {
+        Self { bytes }
+    }
+
     /// Takes up to `wanted` bytes, and returns how many may be sent.
     pub fn take(&mut self, wanted: usize) -> usize {
         let taken = u32::try_from(wanted).unwrap_or(u32::MAX).min(self.bytes);

@@ -134,7 +134,9 @@ pub(crate) async fn exec(
     let mut connection = ShimConnection::open(&dir).await?;
     let id = spec.id.clone();
     match connection.request(STREAM, HostMessage::Exec(spec)).await? {
-        PayloadMessage::Started { .. } => Ok(start_task(&core, connection, id)),
+        PayloadMessage::Started { input_credit, .. } => {
+            Ok(start_task(&core, connection, id, input_credit))
+        }
         PayloadMessage::Exited {
             ending: Ending::Failed { kind, message },
         } => Err(ExecError::Start { kind, message }),
@@ -154,12 +156,14 @@ pub(crate) async fn attach(
         output: true,
     };
     match connection.request(STREAM, attach).await? {
-        PayloadMessage::Started { .. } => Ok(start_task(&core, connection, id)),
+        PayloadMessage::Started { input_credit, .. } => {
+            Ok(start_task(&core, connection, id, input_credit))
+        }
         _ => Err(ExecError::Interrupted),
     }
 }
 
-fn start_task(core: &Core, connection: ShimConnection, id: String) -> Execution {
+fn start_task(core: &Core, connection: ShimConnection, id: String, input_credit: u32) -> Execution {
     let (stdin, task_stdin) = duplex(PIPE_BYTES);
     let (stdout, task_stdout) = duplex(PIPE_BYTES);
     let (stderr, task_stderr) = duplex(PIPE_BYTES);
@@ -170,7 +174,7 @@ fn start_task(core: &Core, connection: ShimConnection, id: String) -> Execution 
         stdout: task_stdout,
         stderr: task_stderr,
     };
-    let task = ExecutionTask::new(connection, receiver, streams, sender);
+    let task = ExecutionTask::new(connection, receiver, streams, input_credit, sender);
     drop(core.spawn(task.run()));
     let output = |stream| ExecutionOutput {
         stream,

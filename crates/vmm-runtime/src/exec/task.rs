@@ -58,6 +58,7 @@ impl ExecutionTask {
         connection: ShimConnection,
         requests: mpsc::UnboundedReceiver<HostMessage>,
         streams: TaskStreams,
+        input_credit: u32,
         outcome: watch::Sender<Outcome>,
     ) -> Self {
         let ShimConnection { input, output } = connection;
@@ -66,7 +67,7 @@ impl ExecutionTask {
             output,
             requests,
             stdin: Some(streams.stdin),
-            stdin_window: Window::new(),
+            stdin_window: Window::with_bytes(input_credit),
             stdout: OutputPipe::new(streams.stdout),
             stderr: OutputPipe::new(streams.stderr),
             consumed: 0,

@@ -129,7 +129,9 @@ impl Execution {
         self.pid = Some(pid);
     }
 
+    /// Stores how the execution ended. One that has not started is not listed.
     pub(super) fn set_ending(&mut self, ending: Ending) {
+        self.is_forgotten |= self.pid.is_none();
         self.ending = Some((ending, Instant::now()));
     }
 
@@ -150,6 +152,12 @@ impl Execution {
 
     pub(super) fn close_input(&mut self) {
         self.is_input_complete = true;
+    }
+
+    /// Returns how many bytes of input a client may send.
+    pub(super) fn input_credit(&self) -> u32 {
+        let waiting = u32::try_from(self.input.len()).unwrap_or(u32::MAX);
+        INITIAL_CREDIT.saturating_sub(waiting)
     }
 
     pub(super) fn grant_input(&mut self, bytes: u32) {

@@ -249,7 +249,7 @@ impl Hub {
         let Some(client) = self.clients.get_mut(&client_id) else {
             return;
         };
-        let Some(execution) = self.executions.get(id) else {
+        let Some(execution) = self.executions.listed(id) else {
             let message = format!("execution {id} not found");
             return client.send_error(stream, RequestErrorKind::NotFound, message);
         };
@@ -259,7 +259,8 @@ impl Hub {
         }
         client.streams.insert(stream, id.to_owned());
         let pid = execution.pid().unwrap_or(0);
-        client.send(stream, PayloadMessage::Started { pid });
+        let input_credit = execution.input_credit();
+        client.send(stream, PayloadMessage::Started { pid, input_credit });
         if output {
             execution.attach(client_id, stream);
         } else if let Some(ending) = execution.ending().cloned() {
@@ -272,7 +273,7 @@ impl Hub {
         let Some(client) = self.clients.get_mut(&client_id) else {
             return;
         };
-        let Some(execution) = self.executions.get(id) else {
+        let Some(execution) = self.executions.listed(id) else {
             let message = format!("execution {id} not found");
             return client.send_error(stream, RequestErrorKind::NotFound, message);
         };
@@ -348,12 +349,14 @@ impl Hub {
         let Frame { stream, message } = frame;
         if let Some(execution) = self.executions.of_stream(stream) {
             match message {
-                PayloadMessage::Started { pid } => {
+                PayloadMessage::Started { pid, .. } => {
                     execution.set_started(pid);
                     if let Some(reader) = execution.reader()
                         && let Some(client) = self.clients.get_mut(&reader.client)
                     {
-                        client.send(reader.stream, PayloadMessage::Started { pid });
+                        let input_credit = execution.input_credit();
+                        let started = PayloadMessage::Started { pid, input_credit };
+                        client.send(reader.stream, started);
                     }
                 }
                 PayloadMessage::Stdout(_) | PayloadMessage::Stderr(_) => {

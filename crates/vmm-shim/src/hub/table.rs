@@ -19,10 +19,14 @@ impl ExecutionTable {
         self.by_id.insert(execution.id().to_owned(), execution);
     }
 
-    /// Returns the execution, unless it is forgotten.
+    /// Returns the execution, also if it is forgotten and has not ended.
     pub(super) fn get(&mut self, id: &str) -> Option<&mut Execution> {
-        let execution = self.by_id.get_mut(id)?;
-        (!execution.is_forgotten()).then_some(execution)
+        self.by_id.get_mut(id)
+    }
+
+    /// Returns the execution, unless it is forgotten.
+    pub(super) fn listed(&mut self, id: &str) -> Option<&mut Execution> {
+        self.get(id).filter(|execution| !execution.is_forgotten())
     }
 
     pub(super) fn of_stream(&mut self, stream: u32) -> Option<&mut Execution> {
