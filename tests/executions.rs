@@ -165,3 +165,72 @@ async fn commands_and_what_they_leave_end_with_the_box() {
     eventually("the orphan is gone", || is_gone(orphan)).await;
     runtime.remove(&id, Removal::Force).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_command_that_was_started_keeps_its_output_for_a_client_that_attaches() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let id = start_box(&runtime, sleeping()).await.id;
+    // More than the shim keeps of an execution that a client has left.
+    let execution = runtime.start_execution(&id, shell("seq 100000; exit 4"));
+    let execution = execution.await.unwrap();
+    let attached = runtime.attach(&id, &execution).await.unwrap();
+    let output = attached.output().await.unwrap();
+    assert_eq!(output.stdout.len(), 588_895);
+    assert_eq!(output.ending, Ending::Exited { code: 4 });
+    let missing = ExecSpec::new("", ["/nonexistent"]);
+    let error = runtime.start_execution(&id, missing).await.unwrap_err();
+    let text = with_causes(&error);
+    assert!(text.ends_with("program not found: /nonexistent"), "{text}");
+    runtime.remove(&id, Removal::Force).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_execution_gets_signals_and_sizes_and_is_removed_without_a_client() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let id = start_box(&runtime, sleeping()).await.id;
+    let mut spec = shell(
+        "trap 'stty size >$VMM_BOX_DIR/size' WINCH; trap 'exit 7' TERM; \
+                          touch $VMM_BOX_DIR/up; while :; do sleep 0.01; done",
+    );
+    spec.terminal = Some(TerminalSize { rows: 24, cols: 80 });
+    let execution = runtime.start_execution(&id, spec).await.unwrap();
+    let dir = home.path().join("boxes").join(id.as_str());
+    eventually("the command is up", || dir.join("up").exists()).await;
+    let size = TerminalSize { rows: 5, cols: 6 };
+    let resized = runtime.resize_execution(&id, &execution, size);
+    resized.await.unwrap();
+    let size = || std::fs::read_to_string(dir.join("size")).unwrap_or_default();
+    eventually("the terminal is resized", || size() == "5 6\n").await;
+    runtime.signal_execution(&id, &execution, 15).await.unwrap();
+    let attached = runtime.attach(&id, &execution).await.unwrap();
+    assert_eq!(attached.wait().await.unwrap(), Ending::Exited { code: 7 });
+    let error = runtime.signal_execution(&id, &execution, 15).await;
+    let text = with_causes(&error.unwrap_err());
+    assert!(text.ends_with("the execution has ended"), "{text}");
+    runtime.remove_execution(&id, &execution).await.unwrap();
+    assert_eq!(runtime.executions(&id).await.unwrap(), []);
+    runtime.remove(&id, Removal::Force).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_list_shows_which_execution_has_timed_out() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let id = start_box(&runtime, sleeping()).await.id;
+    for timeout_millis in [None, Some(1)] {
+        let mut spec = shell("sleep 1000");
+        spec.timeout_millis = timeout_millis;
+        let execution = runtime.exec(&id, spec).await.unwrap();
+        if timeout_millis.is_none() {
+            execution.signal(9).unwrap();
+        }
+        let ending = execution.wait().await.unwrap();
+        assert_eq!(ending, Ending::Signaled { signal: 9 });
+        let listed = runtime.executions(&id).await.unwrap();
+        let listed = listed.iter().find(|it| it.id == execution.id()).unwrap();
+        assert_eq!(listed.timed_out, timeout_millis.is_some());
+    }
+    runtime.remove(&id, Removal::Force).await.unwrap();
+}

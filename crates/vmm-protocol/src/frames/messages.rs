@@ -25,6 +25,9 @@ pub enum HostMessage {
     },
     /// Starts a command. The response is `Started` or `Exited`.
     Exec(ExecSpec),
+    /// Starts a command in a shim, without attaching to it. The response is `Started` or `Exited`. The
+    /// output waits a while for a client that attaches.
+    Start(ExecSpec),
     /// Opens the stream for an execution that a shim has. The response is `Started` or `Error`.
     Attach {
         /// The id of the execution.
@@ -228,6 +231,9 @@ pub struct Execution {
     pub ending: Option<Ending>,
     /// Whether it has a terminal.
     pub terminal: bool,
+    /// Whether it was killed because its [`timeout`](ExecSpec::timeout_millis) was over.
+    #[serde(default)]
+    pub timed_out: bool,
 }
 
 /// A phase of the boot of a guest.

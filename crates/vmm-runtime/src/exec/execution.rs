@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::io::{AsyncReadExt, duplex};
 use tokio::sync::{mpsc, watch};
@@ -23,7 +24,8 @@ const PIPE_BYTES: usize = 16 << 10;
 /// process, a command that writes more than its reader reads waits: take the streams, or drop them.
 ///
 /// Dropping the `Execution` and its streams does not end the command. The shim then keeps the last
-/// 64 KiB of output, and how the command ended.
+/// 64 KiB of output, and how the command ended. The stdin of the command stays open, unless it was
+/// taken and dropped.
 #[derive(Debug)]
 pub struct Execution {
     id: String,
@@ -35,6 +37,13 @@ pub struct Execution {
     pub stderr: Option<ExecutionOutput>,
     requests: Requests,
     outcome: watch::Receiver<Outcome>,
+    keeps_stdin: Arc<AtomicBool>,
+}
+
+impl Drop for Execution {
+    fn drop(&mut self) {
+        self.keeps_stdin.store(true, Ordering::Release);
+    }
 }
 
 impl Execution {
@@ -144,6 +153,42 @@ pub(crate) async fn exec(
     }
 }
 
+/// Starts a command in the box with this directory, without attaching to it. Returns its id.
+pub(crate) async fn start(dir: BoxDir, spec: ExecSpec) -> Result<String, ExecError> {
+    let mut connection = ShimConnection::open(&dir).await?;
+    let id = spec.id.clone();
+    let start = HostMessage::Start(spec);
+    match connection.request(STREAM, start).await? {
+        PayloadMessage::Started { .. } => Ok(id),
+        PayloadMessage::Exited {
+            ending: Ending::Failed { kind, message },
+        } => Err(ExecError::Start { kind, message }),
+        _ => Err(ExecError::Interrupted),
+    }
+}
+
+/// Sends a message to an execution of the box with this directory, without attaching to its output.
+pub(crate) async fn send(dir: BoxDir, id: String, message: HostMessage) -> Result<(), ExecError> {
+    let mut connection = ShimConnection::open(&dir).await?;
+    let output = false;
+    let attach = HostMessage::Attach { id, output };
+    connection.request(STREAM, attach).await?;
+    connection.output.push(STREAM, message)?;
+    // The shim handles messages in order. It sends the ending first if there is one.
+    let ping = HostMessage::Ping { token: 0 };
+    match connection.request(0, ping).await? {
+        PayloadMessage::Exited { .. } => Err(ExecError::Ended),
+        _ => Ok(()),
+    }
+}
+
+/// Kills an execution of the box with this directory, and removes it from the list.
+pub(crate) async fn forget(dir: BoxDir, id: String) -> Result<(), ExecError> {
+    let mut connection = ShimConnection::open(&dir).await?;
+    let forget = HostMessage::Forget { id };
+    connection.request(0, forget).await.map(drop)
+}
+
 /// Attaches to an execution of the box with this directory.
 pub(crate) async fn attach(
     core: Arc<Core>,
@@ -174,7 +219,15 @@ fn start_task(core: &Core, connection: ShimConnection, id: String, input_credit:
         stdout: task_stdout,
         stderr: task_stderr,
     };
-    let task = ExecutionTask::new(connection, receiver, streams, input_credit, sender);
+    let keeps_stdin = Arc::new(AtomicBool::new(false));
+    let task = ExecutionTask::new(
+        connection,
+        receiver,
+        streams,
+        input_credit,
+        sender,
+        Arc::clone(&keeps_stdin),
+    );
     drop(core.spawn(task.run()));
     let output = |stream| ExecutionOutput {
         stream,
@@ -190,6 +243,7 @@ fn start_task(core: &Core, connection: ShimConnection, id: String, input_credit:
         stderr: Some(output(stderr)),
         requests,
         outcome,
+        keeps_stdin,
     }
 }
 

@@ -2,9 +2,12 @@ use std::sync::Arc;
 
 use ulid::Ulid;
 use vmm_protocol::BoxDir;
+use vmm_protocol::frames::HostMessage;
 
 use crate::core::Core;
-use crate::{ExecError, ExecSpec, Execution, ExecutionInfo, RuntimeError, VmmRuntime, exec};
+use crate::{
+    ExecError, ExecSpec, Execution, ExecutionInfo, RuntimeError, TerminalSize, VmmRuntime, exec,
+};
 
 /// Commands in boxes.
 impl VmmRuntime {
@@ -34,10 +37,29 @@ impl VmmRuntime {
         id_or_name: &str,
         mut spec: ExecSpec,
     ) -> Result<Execution, RuntimeError> {
-        if spec.id.is_empty() {
-            spec.id = format!("exec-{}", Ulid::generate());
-        }
+        set_id(&mut spec);
         self.request_shim(id_or_name, |core, dir| exec::exec(core, dir, spec))
+            .await
+    }
+
+    /// Starts a command in a box, as [`exec`](Self::exec) does, without attaching to it. Returns its id.
+    ///
+    /// All output is kept for up to 10 s for a client that [attaches](Self::attach).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`exec`](Self::exec).
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the command may run all the same.
+    pub async fn start_execution(
+        &self,
+        id_or_name: &str,
+        mut spec: ExecSpec,
+    ) -> Result<String, RuntimeError> {
+        set_id(&mut spec);
+        self.request_shim(id_or_name, |_, dir| exec::start(dir, spec))
             .await
     }
 
@@ -76,6 +98,77 @@ impl VmmRuntime {
             .await
     }
 
+    /// Sends a signal, 1 to 64, to an execution and its process group, without attaching to it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`exec`](Self::exec); [`ExecError::Refused`](crate::ExecError::Refused) with the kind
+    /// `NotFound`, [`ExecError::Ended`](crate::ExecError::Ended).
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the signal may be sent all the same.
+    pub async fn signal_execution(
+        &self,
+        id_or_name: &str,
+        execution: &str,
+        signal: i32,
+    ) -> Result<(), RuntimeError> {
+        let message = HostMessage::Signal { signal };
+        self.send_to_execution(id_or_name, execution, message).await
+    }
+
+    /// Resizes the terminal of an execution, without attaching to it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`signal_execution`](Self::signal_execution).
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the terminal may be resized all the same.
+    pub async fn resize_execution(
+        &self,
+        id_or_name: &str,
+        execution: &str,
+        size: TerminalSize,
+    ) -> Result<(), RuntimeError> {
+        let message = HostMessage::Resize(size);
+        self.send_to_execution(id_or_name, execution, message).await
+    }
+
+    async fn send_to_execution(
+        &self,
+        id_or_name: &str,
+        execution: &str,
+        message: HostMessage,
+    ) -> Result<(), RuntimeError> {
+        let execution = execution.to_owned();
+        self.request_shim(id_or_name, |_, dir| exec::send(dir, execution, message))
+            .await
+    }
+
+    /// Kills an execution, and removes it from the list of [`executions`](Self::executions). A client
+    /// that is attached gets the ending.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`exec`](Self::exec); [`ExecError::Refused`](crate::ExecError::Refused) with the kind
+    /// `NotFound`.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the execution may be killed all the same.
+    pub async fn remove_execution(
+        &self,
+        id_or_name: &str,
+        execution: &str,
+    ) -> Result<(), RuntimeError> {
+        let execution = execution.to_owned();
+        self.request_shim(id_or_name, |_, dir| exec::forget(dir, execution))
+            .await
+    }
+
     /// Connects to the shim of a running box, on the runtime's own thread: the caller may not be in
     /// a tokio runtime.
     async fn request_shim<T, F>(
@@ -99,5 +192,12 @@ impl VmmRuntime {
                 .map_err(|source| RuntimeError::Exec { id, source })
         };
         self.core().run_detached(work).await
+    }
+}
+
+/// Sets the id of the execution, if the caller has not.
+fn set_id(spec: &mut ExecSpec) {
+    if spec.id.is_empty() {
+        spec.id = format!("exec-{}", Ulid::generate());
     }
 }

@@ -1,5 +1,7 @@
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, watch};
@@ -35,6 +37,8 @@ pub(super) struct ExecutionTask {
     /// The number of bytes that were read since the last credit for the shim.
     consumed: u32,
     outcome: watch::Sender<Outcome>,
+    /// Whether the stdin of the command stays open when that of the user ends.
+    keeps_stdin: Arc<AtomicBool>,
 }
 
 /// What the shim has sent, until the reader takes it. Bounded by the credit of the shim.
@@ -60,6 +64,7 @@ impl ExecutionTask {
         streams: TaskStreams,
         input_credit: u32,
         outcome: watch::Sender<Outcome>,
+        keeps_stdin: Arc<AtomicBool>,
     ) -> Self {
         let ShimConnection { input, output } = connection;
         Self {
@@ -72,10 +77,11 @@ impl ExecutionTask {
             stderr: OutputPipe::new(streams.stderr),
             consumed: 0,
             outcome,
+            keeps_stdin,
         }
     }
 
-    /// Runs until the execution has ended and its output is taken, or nobody holds it any more.
+    /// Runs until the execution has ended and its output is taken, or all handles of it are dropped.
     pub(super) async fn run(mut self) {
         let ending = self.relay().await;
         self.outcome.send_replace(Some(ending));
@@ -113,6 +119,9 @@ impl ExecutionTask {
     fn forward_input(&mut self, data: &[u8]) -> Option<()> {
         if data.is_empty() {
             self.stdin = None;
+            if self.keeps_stdin.load(Ordering::Acquire) {
+                return Some(());
+            }
             return self.send(HostMessage::CloseStdin);
         }
         self.stdin_window.take(data.len());

@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use nix::libc::SIGKILL;
 use vmm_protocol::Ending;
 use vmm_protocol::frames::{
     ExecSpec, Execution as Listed, HostMessage, INITIAL_CREDIT, MAX_BODY, PayloadMessage, Window,
@@ -12,6 +13,9 @@ use super::relay::PayloadConnection;
 /// How many bytes of output an execution keeps while no client reads them.
 const KEPT_OUTPUT: usize = 64 << 10;
 
+/// How long a command that was started without a client waits for one before output is dropped.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A command in the box, as the hub knows it.
 #[derive(Debug)]
 pub(super) struct Execution {
@@ -19,11 +23,14 @@ pub(super) struct Execution {
     /// Its stream to the payload.
     stream: u32,
     has_terminal: bool,
+    timeout: Option<Duration>,
     started: Instant,
     started_at_millis: u64,
     pid: Option<u32>,
     output: VecDeque<PayloadMessage>,
     output_bytes: usize,
+    /// Until when no output is dropped, because a client is about to attach.
+    keeps_until: Option<Instant>,
     /// The number of bytes of output that were not kept.
     dropped: u64,
     input: VecDeque<u8>,
@@ -53,11 +60,13 @@ impl Execution {
             id: spec.id.clone(),
             stream,
             has_terminal: spec.terminal.is_some(),
+            timeout: spec.timeout_millis.map(Duration::from_millis),
             started: Instant::now(),
             started_at_millis: millis(now.unwrap_or_default()),
             pid: None,
             output: VecDeque::new(),
             output_bytes: 0,
+            keeps_until: None,
             dropped: 0,
             input: VecDeque::new(),
             input_window: Window::new(),
@@ -103,16 +112,30 @@ impl Execution {
             Some((ending, end)) => (Some(ending.clone()), *end),
             None => (None, Instant::now()),
         };
+        let is_killed = ending == Some(Ending::Signaled { signal: SIGKILL });
+        let duration = end.duration_since(self.started);
         Listed {
+            timed_out: is_killed && self.timeout.is_some_and(|timeout| timeout <= duration),
             id: self.id.clone(),
             started_at_millis: self.started_at_millis,
-            duration_millis: millis(end.duration_since(self.started)),
+            duration_millis: millis(duration),
             ending,
             terminal: self.has_terminal,
         }
     }
 
+    /// Keeps all output for a client that is about to attach.
+    pub(super) fn await_reader(&mut self) {
+        self.keeps_until = Some(Instant::now() + ATTACH_TIMEOUT);
+    }
+
+    /// Returns when output is dropped that no client has read, if the command waits for that.
+    pub(super) fn drop_deadline(&self) -> Option<Instant> {
+        self.keeps_until.filter(|_| self.output_bytes > KEPT_OUTPUT)
+    }
+
     pub(super) fn attach(&mut self, client: u64, stream: u32) {
+        self.keeps_until = None;
         self.reader = Some(Reader {
             client,
             stream,
@@ -235,7 +258,9 @@ impl Execution {
                     is_finished = true;
                 }
             }
+            _ if self.keeps_until.is_some_and(|until| until > Instant::now()) => {}
             _ => {
+                self.keeps_until = None;
                 while self.output_bytes - consumed > KEPT_OUTPUT
                     && let Some(message) = self.output.pop_front()
                 {

@@ -71,7 +71,8 @@ impl Hub {
 
     fn run(&mut self) -> io::Result<()> {
         loop {
-            self.wait_and_fill(PollTimeout::NONE)?;
+            let timeout = self.drop_timeout();
+            self.wait_and_fill(timeout)?;
             self.accept()?;
             self.receive_from_clients();
             let is_over = self.receive_from_payload();
@@ -81,6 +82,18 @@ impl Hub {
                 return self.finish();
             }
         }
+    }
+
+    /// Returns the time until an execution drops output that no client has read.
+    fn drop_timeout(&mut self) -> PollTimeout {
+        let executions = self.executions.all();
+        let deadline = executions.filter_map(|execution| execution.drop_deadline());
+        deadline.min().map_or(PollTimeout::NONE, |deadline| {
+            // Rounded up, so that `poll` does not return before the deadline.
+            let left =
+                deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        })
     }
 
     /// Blocks until a descriptor is ready, and reads what has arrived.
@@ -170,7 +183,8 @@ impl Hub {
                 let executions = listed.map(|execution| execution.listed()).collect();
                 client.send(stream, PayloadMessage::Executions { executions });
             }
-            HostMessage::Exec(spec) => self.start_execution(client_id, stream, spec),
+            HostMessage::Exec(spec) => self.start_execution(client_id, stream, spec, true),
+            HostMessage::Start(spec) => self.start_execution(client_id, stream, spec, false),
             HostMessage::Attach { id, output } => self.attach(client_id, stream, &id, output),
             HostMessage::Forget { id } => self.forget(client_id, stream, &id),
             HostMessage::Pause
@@ -216,7 +230,8 @@ impl Hub {
         }
     }
 
-    fn start_execution(&mut self, client_id: u64, stream: u32, spec: ExecSpec) {
+    /// Starts a command. If the client does not attach to it, the stream only gets the response.
+    fn start_execution(&mut self, client_id: u64, stream: u32, spec: ExecSpec, attach: bool) {
         let error = if spec.id.is_empty() || self.executions.get(&spec.id).is_some() {
             let message = format!("the id {:?} is empty, or an execution has it", spec.id);
             Some((RequestErrorKind::Invalid, message))
@@ -232,8 +247,13 @@ impl Hub {
             return client.send_error(stream, kind, message);
         }
         let mut execution = Execution::new(&spec, self.next_stream);
-        execution.attach(client_id, stream);
-        client.streams.insert(stream, spec.id.clone());
+        if attach {
+            execution.attach(client_id, stream);
+            client.streams.insert(stream, spec.id.clone());
+        } else {
+            execution.await_reader();
+            self.requests.insert(self.next_stream, (client_id, stream));
+        }
         if let Some(connection) = &mut self.connection {
             let sent = connection.send(self.next_stream, HostMessage::Exec(spec));
             if let Err(error) = sent {
@@ -348,27 +368,39 @@ impl Hub {
     fn handle_response(&mut self, frame: Frame<PayloadMessage>) {
         let Frame { stream, message } = frame;
         if let Some(execution) = self.executions.of_stream(stream) {
-            match message {
+            let response = match message {
                 PayloadMessage::Started { pid, .. } => {
                     execution.set_started(pid);
+                    let input_credit = execution.input_credit();
+                    let started = PayloadMessage::Started { pid, input_credit };
                     if let Some(reader) = execution.reader()
                         && let Some(client) = self.clients.get_mut(&reader.client)
                     {
-                        let input_credit = execution.input_credit();
-                        let started = PayloadMessage::Started { pid, input_credit };
-                        client.send(reader.stream, started);
+                        client.send(reader.stream, started.clone());
                     }
+                    started
                 }
                 PayloadMessage::Stdout(_) | PayloadMessage::Stderr(_) => {
-                    execution.add_output(message);
+                    return execution.add_output(message);
                 }
-                PayloadMessage::Credit { bytes } => execution.grant_input(bytes),
-                PayloadMessage::Exited { ending } => execution.set_ending(ending),
+                PayloadMessage::Credit { bytes } => return execution.grant_input(bytes),
+                PayloadMessage::Exited { ending } => {
+                    execution.set_ending(ending.clone());
+                    PayloadMessage::Exited { ending }
+                }
                 PayloadMessage::Error { message, .. } => {
                     let kind = vmm_protocol::FailureKind::Engine;
-                    execution.set_ending(vmm_protocol::Ending::failed(kind, message));
+                    let ending = vmm_protocol::Ending::failed(kind, message);
+                    execution.set_ending(ending.clone());
+                    PayloadMessage::Exited { ending }
                 }
-                _ => {}
+                _ => return,
+            };
+            // The client that has started the execution without attaching to it.
+            if let Some((client, client_stream)) = self.requests.remove(&stream)
+                && let Some(client) = self.clients.get_mut(&client)
+            {
+                client.send(client_stream, response);
             }
         } else if let Some((client, client_stream)) = self.requests.get(&stream).copied() {
             let is_last = !matches!(
