@@ -172,11 +172,14 @@ async fn a_command_that_was_started_keeps_its_output_for_a_client_that_attaches(
     let runtime = open_runtime(&home).await;
     let id = start_box(&runtime, sleeping()).await.id;
     // More than the shim keeps of an execution that a client has left.
-    let execution = runtime.start_execution(&id, shell("seq 100000; exit 4"));
+    let script = "seq 30000; touch $VMM_BOX_DIR/up; seq 30000; exit 4";
+    let execution = runtime.start_execution(&id, shell(script));
     let execution = execution.await.unwrap();
+    let up = home.path().join("boxes").join(id.as_str()).join("up");
+    eventually("the command has written", || up.exists()).await;
     let attached = runtime.attach(&id, &execution).await.unwrap();
     let output = attached.output().await.unwrap();
-    assert_eq!(output.stdout.len(), 588_895);
+    assert_eq!(output.stdout.len(), 2 * 168_894);
     assert_eq!(output.ending, Ending::Exited { code: 4 });
     let missing = ExecSpec::new("", ["/nonexistent"]);
     let error = runtime.start_execution(&id, missing).await.unwrap_err();
