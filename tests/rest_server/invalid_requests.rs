@@ -107,8 +107,6 @@ async fn unsupported_fields_and_paths_are_named() {
         );
     }
     for (method, path) in [
-        (Method::POST, "/v1/boxes/x/exec"),
-        (Method::GET, "/v1/boxes/x/executions/y/attach"),
         (Method::PUT, "/v1/boxes/x/files?path=/"),
         (Method::GET, "/v1/boxes/x/snapshots"),
         (Method::POST, "/v1/boxes/x/network/tunnel?port=1"),

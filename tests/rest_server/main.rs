@@ -8,6 +8,7 @@ mod box_lifecycle;
 mod connection_limits;
 mod descriptor_exhaustion;
 mod events;
+mod executions;
 mod fixture;
 mod idempotency;
 mod images;

@@ -60,7 +60,9 @@ pub mod wire;
 
 pub use bearer_token::{BearerToken, TokenError};
 #[cfg(feature = "client")]
-pub use client::{BoxEvents, BoxLogs, Client, ClientError};
+pub use client::{
+    BoxEvents, BoxLogs, Client, ClientError, ExecutionEvent, ExecutionEvents, ExecutionInput,
+};
 #[cfg(feature = "server")]
 pub use service::{Limits, ListenError, Listener, RouterAccess, Server, openapi};
 #[cfg(feature = "server")]

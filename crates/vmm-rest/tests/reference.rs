@@ -11,7 +11,7 @@ use serde_json::Value;
 const COMMON_EXTRA_STATUSES: [&str; 4] = ["408", "413", "500", "503"];
 
 /// The statuses that single operations have in addition to that.
-const EXTRA_STATUSES: [(&str, &[&str]); 11] = [
+const EXTRA_STATUSES: [(&str, &[&str]); 17] = [
     ("get /v1/config", &["400"]),
     ("get /v1/me", &["400"]),
     ("get /v1/metrics", &["400", "401"]),
@@ -23,6 +23,27 @@ const EXTRA_STATUSES: [(&str, &[&str]); 11] = [
     ("get /v1/boxes/{box_id}/metrics", &["400", "401"]),
     ("post /v1/boxes/{box_id}/start", &["400", "401", "422"]),
     ("post /v1/boxes/{box_id}/stop", &["400", "401", "422"]),
+    ("post /v1/boxes/{box_id}/exec", &["401", "415", "422"]),
+    (
+        "get /v1/boxes/{box_id}/executions/{exec_id}",
+        &["400", "401"],
+    ),
+    (
+        "delete /v1/boxes/{box_id}/executions/{exec_id}",
+        &["400", "401"],
+    ),
+    (
+        "get /v1/boxes/{box_id}/executions/{exec_id}/attach",
+        &["400", "401", "429"],
+    ),
+    (
+        "post /v1/boxes/{box_id}/executions/{exec_id}/signal",
+        &["400", "401", "415", "422"],
+    ),
+    (
+        "post /v1/boxes/{box_id}/executions/{exec_id}/resize",
+        &["400", "401", "415", "422"],
+    ),
 ];
 
 /// The optional properties of the public API that this server does not have.
@@ -83,23 +104,28 @@ const ADDED_PROPERTIES: [(&str, &[&str]); 3] = [
 ];
 
 /// The response schemas of both documents.
-const RESPONSES: [&str; 7] = [
+const RESPONSES: [&str; 9] = [
     "Box",
     "BoxMetrics",
     "ErrorModel",
     "ErrorResponse",
+    "ExecResponse",
+    "ExecutionInfo",
     "ListBoxesResponse",
     "Principal",
     "RuntimeMetrics",
 ];
 
 /// The request schemas of both documents.
-const REQUESTS: [&str; 7] = [
+const REQUESTS: [&str; 10] = [
     "CreateBoxRequest",
     "CreateBoxAdvancedOptions",
     "CreateContainerCapabilities",
+    "ExecRequest",
     "NetworkSpec",
+    "ResizeRequest",
     "SecretSpec",
+    "SignalRequest",
     "StopBoxRequest",
     "VolumeSpec",
 ];
@@ -167,7 +193,7 @@ fn common_operations() -> Vec<((String, String), Value, Value)> {
         .into_iter()
         .filter_map(|(key, ours)| Some((key.clone(), ours, reference.get(&key)?.clone())))
         .collect();
-    assert_eq!(both.len(), 11, "{both:?}");
+    assert_eq!(both.len(), 17, "{both:?}");
     both
 }
 
@@ -299,7 +325,11 @@ fn enumerations_are_the_same() {
     let mode = schema(&reference, "NetworkSpec")
         .pointer("/properties/mode")
         .unwrap();
+    let execution = schema(&reference, "ExecutionInfo")
+        .pointer("/properties/status")
+        .unwrap();
     for (name, there) in [
+        ("ExecutionStatus", execution),
         ("BoxStatus", schema(&reference, "BoxStatus")),
         ("SecurityPreset", schema(&reference, "SecurityPreset")),
         ("ErrorCode", code),

@@ -130,7 +130,7 @@ pub enum RuntimeError {
         id: BoxId,
     },
     /// A request to the shim of the box failed, such as a command to run in it.
-    #[error("cannot run a command in box {id}")]
+    #[error("a request to box {id} failed")]
     Exec {
         /// The id of the box.
         id: BoxId,

@@ -36,6 +36,14 @@ pub enum ClientError {
         /// The error of the connection.
         source: reqwest::Error,
     },
+    /// The WebSocket of an execution broke. The execution may go on.
+    #[error("the connection to the server at {at} was interrupted; attach to the execution again")]
+    Disconnected {
+        /// The socket or address of the server.
+        at: String,
+        /// The error of the connection.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The server has sent nothing on an event stream for too long, not even a keep-alive: it hangs, or
     /// the network is interrupted.
     #[error("the server at {at} has sent nothing for {seconds} s")]

@@ -2,6 +2,7 @@
 
 mod error;
 mod events;
+mod executions;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod logs;
@@ -16,6 +17,7 @@ use tokio::time::timeout;
 
 pub use error::ClientError;
 pub use events::BoxEvents;
+pub use executions::{ExecutionEvent, ExecutionEvents, ExecutionInput};
 pub use logs::BoxLogs;
 use response::ServerResponse;
 

@@ -137,10 +137,12 @@ impl Acceptor {
         let client = Arc::downgrade(&connection);
         let stream = DrainingStream::new(connection, closing.clone());
         let stream = WriteTimeout::new(stream, self.write_timeout);
+        let write_timeout = stream.switch();
         let service = router.map_request(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(closer.clone());
             request.extensions_mut().insert(client.clone());
             request.extensions_mut().insert(slot.clone());
+            request.extensions_mut().insert(write_timeout.clone());
             request.map(Body::new)
         });
         let service = service.map_response(move |response: Response| {
@@ -152,7 +154,8 @@ impl Acceptor {
         });
         let served = self
             .http
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+            .with_upgrades();
         async move {
             tokio::select! {
                 outcome = served => {

@@ -1,7 +1,9 @@
 use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use vmm_runtime::{Ending, FailureKind, RuntimeError, StartError, with_causes};
+use vmm_runtime::{
+    Ending, ExecError, FailureKind, RequestErrorKind, RuntimeError, StartError, with_causes,
+};
 
 use crate::wire::{ErrorCode, ErrorModel};
 
@@ -98,7 +100,10 @@ impl From<RuntimeError> for ApiError {
             RuntimeError::InvalidName { .. }
             | RuntimeError::RestartOfRemoved { .. }
             | RuntimeError::TooManyLabels { .. } => ErrorCode::InvalidArgument,
-            RuntimeError::Running { .. } => ErrorCode::InvalidState,
+            RuntimeError::Running { .. } | RuntimeError::NotRunning { .. } => {
+                ErrorCode::InvalidState
+            }
+            RuntimeError::Exec { source, .. } => exec_error_code(source),
             RuntimeError::Start { source, .. } => start_error_code(source),
             RuntimeError::Stuck { .. } | RuntimeError::CleanupFailed { .. } => {
                 ErrorCode::EngineUnavailable
@@ -130,6 +135,24 @@ fn start_error_code(error: &StartError) -> ErrorCode {
             }) => ErrorCode::Unsupported,
             _ => ErrorCode::ExecutionFailed,
         },
+    }
+}
+
+fn exec_error_code(error: &ExecError) -> ErrorCode {
+    match error {
+        ExecError::Start { .. } => ErrorCode::ExecutionFailed,
+        // The box ends, or the execution has ended.
+        ExecError::Connect { .. } | ExecError::Interrupted | ExecError::Ended => {
+            ErrorCode::InvalidState
+        }
+        ExecError::Refused { kind, .. } => match kind {
+            RequestErrorKind::Unsupported => ErrorCode::Unsupported,
+            RequestErrorKind::NotFound => ErrorCode::NotFound,
+            RequestErrorKind::InUse => ErrorCode::InvalidState,
+            RequestErrorKind::Invalid => ErrorCode::InvalidArgument,
+            _ => ErrorCode::ExecutionFailed,
+        },
+        _ => ErrorCode::EngineUnavailable,
     }
 }
 

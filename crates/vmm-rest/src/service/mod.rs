@@ -3,6 +3,7 @@
 mod acceptor;
 mod access;
 mod api_error;
+mod attach;
 mod authenticate;
 mod box_spec;
 mod connection;
@@ -41,7 +42,7 @@ pub use listen_error::ListenError;
 pub use listener::Listener;
 pub use server::Server;
 use state::ApiState;
-use write_timeout::WriteTimeout;
+use write_timeout::{WriteTimeout, WriteTimeoutSwitch};
 
 /// Returns the OpenAPI document of the API that a [`Server`] serves, as JSON. It is generated from
 /// the handlers and types, and is also the response of `GET /v1/openapi.json`.

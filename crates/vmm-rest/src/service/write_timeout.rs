@@ -1,5 +1,7 @@
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -8,13 +10,29 @@ use tokio::time::{Sleep, sleep};
 
 /// A stream whose writes fail when the peer reads nothing for a while.
 ///
-/// Unlike a [`timeout`](tokio::time::timeout) around the whole response, it permits slow readers.
+/// Unlike a [`timeout`](tokio::time::timeout) around the whole response, it permits slow readers. A
+/// [`WriteTimeoutSwitch`] permits those that stop reading.
 #[derive(Debug)]
 pub(crate) struct WriteTimeout<S> {
     stream: S,
     timeout: Duration,
     /// The deadline of the pending write; `None` if no write is pending.
     deadline: Option<Pin<Box<Sleep>>>,
+    switch: WriteTimeoutSwitch,
+}
+
+/// Switches the [`WriteTimeout`] of a connection off.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct WriteTimeoutSwitch(Arc<AtomicBool>);
+
+impl WriteTimeoutSwitch {
+    pub(crate) fn disable(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_disabled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl<S> WriteTimeout<S> {
@@ -23,7 +41,12 @@ impl<S> WriteTimeout<S> {
             stream,
             timeout,
             deadline: None,
+            switch: WriteTimeoutSwitch::default(),
         }
+    }
+
+    pub(crate) fn switch(&self) -> WriteTimeoutSwitch {
+        self.switch.clone()
     }
 
     fn check_deadline<T>(
@@ -31,7 +54,7 @@ impl<S> WriteTimeout<S> {
         cx: &mut Context<'_>,
         progress: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        if progress.is_ready() {
+        if progress.is_ready() || self.switch.is_disabled() {
             self.deadline = None;
             return progress;
         }
@@ -93,6 +116,20 @@ mod tests {
         stream.write_all(b"full").await.unwrap();
         let failed = timeout(TEST_TIMEOUT, stream.write_all(b"x")).await.unwrap();
         assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_waits_for_a_peer_whose_timeout_is_switched_off() {
+        let (stream, mut peer) = duplex(4);
+        let mut stream = WriteTimeout::new(stream, Duration::from_secs(1));
+        stream.switch().disable();
+        let read = async {
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+            peer.read_exact(&mut [0; 5]).await
+        };
+        let (written, read) = tokio::join!(stream.write_all(b"fulls"), read);
+        written.unwrap();
+        read.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

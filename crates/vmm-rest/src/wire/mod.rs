@@ -4,12 +4,15 @@
 //! response lacks, because its server is older or a different implementation, is read as the
 //! default of the field's type.
 
+#[cfg(any(feature = "client", feature = "server"))]
+pub(crate) mod attach;
 mod box_options;
 mod box_response;
 mod box_status;
 mod create_box_request;
 mod error;
 mod event;
+mod execution;
 mod list_boxes;
 mod metrics;
 mod server_info;
@@ -26,6 +29,12 @@ pub use create_box_request::CreateBoxRequest;
 pub(crate) use create_box_request::{DEFAULT_CPUS, DEFAULT_MEMORY_MIB};
 pub use error::{ErrorCode, ErrorModel, ErrorResponse};
 pub use event::{BoxChange, BoxEvent, EventsLost};
+#[cfg(feature = "server")]
+pub(crate) use execution::exit_code;
+pub use execution::{
+    ExecRequest, ExecResponse, ExecutionInfo, ExecutionStatus, ListExecutionsResponse,
+    ResizeRequest, SignalRequest,
+};
 pub use list_boxes::{ListBoxesQuery, ListBoxesResponse};
 pub use metrics::{BoxMetricsResponse, RuntimeMetricsResponse};
 pub use server_info::{

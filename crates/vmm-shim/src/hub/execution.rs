@@ -129,6 +129,11 @@ impl Execution {
         self.keeps_until = Some(Instant::now() + ATTACH_TIMEOUT);
     }
 
+    /// Returns whether a client is about to attach.
+    pub(super) fn awaits_reader(&self) -> bool {
+        self.keeps_until.is_some_and(|until| until > Instant::now())
+    }
+
     /// Returns when output is dropped that no client has read, if the command waits for that.
     pub(super) fn drop_deadline(&self) -> Option<Instant> {
         self.keeps_until.filter(|_| self.output_bytes > KEPT_OUTPUT)
@@ -154,7 +159,10 @@ impl Execution {
 
     /// Stores how the execution ended. One that has not started is not listed.
     pub(super) fn set_ending(&mut self, ending: Ending) {
-        self.is_forgotten |= self.pid.is_none();
+        if self.pid.is_none() {
+            self.is_forgotten = true;
+            self.keeps_until = None;
+        }
         self.ending = Some((ending, Instant::now()));
     }
 
@@ -231,6 +239,7 @@ impl Execution {
     ) -> bool {
         let mut consumed = 0;
         let mut is_finished = false;
+        let awaits_reader = self.awaits_reader();
         match (client, &mut self.reader) {
             (Some(client), Some(reader)) => {
                 if self.dropped > 0 {
@@ -258,7 +267,7 @@ impl Execution {
                     is_finished = true;
                 }
             }
-            _ if self.keeps_until.is_some_and(|until| until > Instant::now()) => {}
+            _ if awaits_reader => {}
             _ => {
                 self.keeps_until = None;
                 while self.output_bytes - consumed > KEPT_OUTPUT

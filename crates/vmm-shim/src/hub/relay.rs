@@ -269,7 +269,7 @@ impl Hub {
         let Some(client) = self.clients.get_mut(&client_id) else {
             return;
         };
-        let Some(execution) = self.executions.listed(id) else {
+        let Some(execution) = self.executions.attachable(id) else {
             let message = format!("execution {id} not found");
             return client.send_error(stream, RequestErrorKind::NotFound, message);
         };
@@ -439,6 +439,7 @@ impl Hub {
             if execution.is_forgotten()
                 && execution.ending().is_some()
                 && execution.reader().is_none()
+                && !execution.awaits_reader()
             {
                 over.push(execution.id().to_owned());
             }

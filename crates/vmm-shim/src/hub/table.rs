@@ -29,6 +29,13 @@ impl ExecutionTable {
         self.get(id).filter(|execution| !execution.is_forgotten())
     }
 
+    /// Returns the execution, unless it is forgotten. One that no client has attached to yet is
+    /// returned all the same, for the client that has started it.
+    pub(super) fn attachable(&mut self, id: &str) -> Option<&mut Execution> {
+        self.get(id)
+            .filter(|execution| !execution.is_forgotten() || execution.awaits_reader())
+    }
+
     pub(super) fn of_stream(&mut self, stream: u32) -> Option<&mut Execution> {
         self.by_id.get_mut(self.ids.get(&stream)?)
     }

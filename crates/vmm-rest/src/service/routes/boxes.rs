@@ -36,7 +36,7 @@ pub(super) struct BoxIdParam {
     dead_code,
     reason = "only describes the header, which a middleware reads, for the document"
 )]
-struct IdempotencyKey {
+pub(super) struct IdempotencyKey {
     /// A request with the key of an earlier request is not executed, and gets the response of the
     /// earlier one. The server rejects a key that was used for a different request.
     #[param(rename = "Idempotency-Key", format = "uuid", nullable = false)]

@@ -56,7 +56,7 @@ pub(super) async fn stream(
 }
 
 /// How long a client that does not read its events can delay the shutdown.
-const CLOSE_GRACE: Duration = Duration::from_secs(1);
+pub(super) const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
 /// How long a new reader waits for a free slot: the server may not yet have noticed that another
 /// reader has left.

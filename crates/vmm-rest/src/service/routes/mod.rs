@@ -3,6 +3,7 @@
 mod boxes;
 mod discovery;
 mod events;
+mod executions;
 mod logs;
 mod metrics;
 mod probes;
@@ -36,6 +37,12 @@ pub(crate) fn all(keys: &IdempotencyKeys) -> (Router<ApiState>, OpenApi) {
         ))
         .routes(with_idempotency_keys(keys, routes!(boxes::start)))
         .routes(with_idempotency_keys(keys, routes!(boxes::stop)))
+        .routes(with_idempotency_keys(keys, routes!(executions::start)))
+        .routes(routes!(executions::list))
+        .routes(routes!(executions::inspect, executions::kill))
+        .routes(routes!(executions::attach))
+        .routes(with_idempotency_keys(keys, routes!(executions::signal)))
+        .routes(routes!(executions::resize))
         .routes(routes!(metrics::of_runtime))
         .routes(routes!(metrics::of_box))
         .routes(routes!(metrics::exposition))
@@ -97,13 +104,4 @@ async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
 }
 
 /// Path segments that the public API has and this server does not support.
-const UNSUPPORTED: [&str; 8] = [
-    "clone",
-    "exec",
-    "executions",
-    "export",
-    "files",
-    "images",
-    "network",
-    "snapshots",
-];
+const UNSUPPORTED: [&str; 6] = ["clone", "export", "files", "images", "network", "snapshots"];
