@@ -6,8 +6,8 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    Completions, Create, Events, Inspect, List, Logs, Man, Metrics, Remove, Run, Start, Stop, Top,
-    Wait,
+    Attach, Completions, Create, Events, Exec, Inspect, List, Logs, Man, Metrics, Remove, Run,
+    Start, Stop, Top, Wait,
 };
 use crate::daemon::Serve;
 use crate::failure::{EXIT_SHIMD_FAILED, Failure};
@@ -24,6 +24,7 @@ Getting started:
   shimd serve                          run the daemon; leave it running, and in another terminal:
   shimd run idle echo hello            create a box, run a command in it, wait until it ends
   shimd run --detach --name nap idle   start a box that runs until it is stopped
+  shimd exec -it nap sh                run a shell in it
   shimd ps                             list the running boxes
   shimd rm --force nap                 kill the box and remove it",
     arg_required_else_help = true,
@@ -52,6 +53,8 @@ enum Command {
     Run(Run),
     Start(Start),
     Stop(Stop),
+    Exec(Exec),
+    Attach(Attach),
     #[command(name = "rm")]
     Remove(Remove),
     #[command(name = "ps")]
@@ -89,7 +92,9 @@ pub(crate) fn run() -> ExitCode {
         }
     };
     let failure_code = match &cli.command {
-        Command::Run(_) => ExitCode::from(EXIT_SHIMD_FAILED),
+        Command::Run(_) | Command::Exec(_) | Command::Attach(_) => {
+            ExitCode::from(EXIT_SHIMD_FAILED)
+        }
         _ => ExitCode::FAILURE,
     };
     match cli.run(home_overrides_url) {
@@ -122,6 +127,8 @@ impl Cli {
             Command::Run(command) => block_on(command.run(home()?)),
             Command::Start(command) => block_on(command.run(home()?)),
             Command::Stop(command) => block_on(command.run(home()?)),
+            Command::Exec(command) => block_on(command.run(home()?)),
+            Command::Attach(command) => block_on(command.run(home()?)),
             Command::Remove(command) => block_on(command.run(home()?)),
             Command::List(command) => block_on(command.run(home()?)),
             Command::Inspect(command) => block_on(command.run(home()?)),

@@ -49,6 +49,20 @@ pub(crate) enum Failure {
     NoHome,
     #[error("the daemon ended before the box {id}")]
     DaemonEnded { id: String },
+    #[error("box {name} is not running; start it with `shimd start {name}`")]
+    NotRunning { name: String },
+    #[error(
+        "the daemon ended before the execution {id}, which may go on; `shimd attach` returns to it"
+    )]
+    ExecutionLost { id: String },
+    #[error(
+        "{} executions are running in box {name}: {}; name one",
+        running.len(),
+        running.join(", ")
+    )]
+    WhichExecution { name: String, running: Vec<String> },
+    #[error("stdin is not a terminal; omit --tty")]
+    InputNotATerminal,
     #[error(
         "{stream} is not a terminal; in programs, use `shimd ps --format json` and `shimd metrics \
          --format json`"

@@ -63,7 +63,7 @@ const MISSING_PROPERTIES: [(&str, &[&str]); 3] = [
 ];
 
 /// The properties that this server adds; clients of the public API ignore them.
-const ADDED_PROPERTIES: [(&str, &[&str]); 3] = [
+const ADDED_PROPERTIES: [(&str, &[&str]); 4] = [
     ("CreateBoxRequest", &["auto_remove", "restart_policy"]),
     (
         "Box",
@@ -83,6 +83,7 @@ const ADDED_PROPERTIES: [(&str, &[&str]); 3] = [
             "starting",
         ],
     ),
+    ("ExecutionInfo", &["tty"]),
     (
         "RuntimeMetrics",
         &[

@@ -63,7 +63,7 @@ impl BoxArgs {
 
 /// Parses `NAME[=VALUE]` as docker does: returns `None` for a name without a value that is not set
 /// in this environment.
-fn parse_variable(arg: &str) -> Option<(String, String)> {
+pub(super) fn parse_variable(arg: &str) -> Option<(String, String)> {
     match arg.split_once('=') {
         Some((name, value)) => Some((name.to_owned(), value.to_owned())),
         None => Some((arg.to_owned(), env::var(arg).ok()?)),

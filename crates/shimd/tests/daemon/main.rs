@@ -9,6 +9,7 @@ mod connecting;
 mod delayed_start;
 mod descriptors;
 mod dist;
+mod exec;
 mod fixture;
 mod guarded_home;
 mod lifecycle;

@@ -83,6 +83,9 @@ pub struct ExecutionInfo {
     /// Why the command ended, if not by itself.
     #[serde(default)]
     pub error_message: Option<String>,
+    /// Whether the command has a terminal.
+    #[serde(default)]
+    pub tty: bool,
 }
 
 /// The status of an execution.
@@ -184,6 +187,7 @@ impl From<vmm_runtime::ExecutionInfo> for ExecutionInfo {
             started_at: Timestamp::from_millisecond(started_at).unwrap_or(Timestamp::MAX),
             duration_ms: info.ending.is_some().then_some(info.duration_millis),
             error_message,
+            tty: info.terminal,
         }
     }
 }
