@@ -206,13 +206,12 @@ async fn a_shell_in_a_terminal_is_interrupted_resized_left_and_attached_again() 
         .wait_for("the message", |text| text.contains("detached"))
         .await;
     assert_eq!(status(&daemon).await, ExecutionStatus::Running);
-    terminal.enter(&format!("clear; {at_home} attach nap"));
+    terminal.enter(&format!("clear; {at_home} attach nap; echo code $?"));
     terminal.enter("echo again $((40 + 2))");
     terminal
         .wait_for("the same shell", |text| text.contains("again 42"))
         .await;
     terminal.enter("exit 5");
-    terminal.enter("echo code $?");
     terminal
         .wait_for("the exit code", |text| text.contains("code 5"))
         .await;
