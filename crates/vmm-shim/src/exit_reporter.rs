@@ -159,7 +159,7 @@ impl ExitReporter {
 
     fn finish(&self, _exit_lock: MutexGuard<'_, ()>, ending: Ending) -> ! {
         descendants::kill_all_except(None, |_, _| {});
-        if let Some(Err(error)) = ControlGroup::of_this_process().map(ControlGroup::remove) {
+        if let Some(Err(error)) = ControlGroup::of_this_process().map(|group| group.remove()) {
             // The runtime tries again.
             let _ = writeln!(io::stderr(), "vmm-shim: {}", with_causes(&error));
         }

@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 
 use nix::sys::signal::Signal;
 use support::{LOOP, Shim, eventually, sh};
+use vmm_protocol::ControlGroup;
 use vmm_protocol::frames::{
     ExecSpec, Execution, Frame, FrameReader, HostMessage, INITIAL_CREDIT, PayloadMessage,
     RequestErrorKind, Strictness,
@@ -92,6 +93,16 @@ impl Client {
         loop {
             if let PayloadMessage::Executions { executions } = self.receive().message {
                 return executions;
+            }
+        }
+    }
+
+    /// Returns the next message of the stream.
+    fn response(&mut self, stream: u32) -> PayloadMessage {
+        loop {
+            let frame = self.receive();
+            if frame.stream == stream {
+                return frame.message;
             }
         }
     }
@@ -377,5 +388,59 @@ fn a_command_that_cannot_be_started_is_not_listed() {
         let (_, _, ending) = client.finish(1);
         assert!(matches!(ending, Ending::Failed { .. }), "{ending:?}");
         assert_eq!(client.list(), []);
+    }
+}
+
+#[test]
+fn a_paused_payload_and_its_executions_do_nothing_until_they_are_resumed() {
+    let counter = "i=0; while :; do i=$((i + 1)); echo $i >$VMM_BOX_DIR/ticks; sleep 0.001; done";
+    let mut shim = Shim::start(sh(counter));
+    shim.report();
+    let mut client = Client::connect(&shim);
+    client.exec(1, "exec-1", "read line; echo got $line; exit 3");
+    assert_eq!(client.list().len(), 1);
+    let ticks = || fs::read_to_string(shim.path("ticks")).unwrap_or_default();
+    eventually("the payload works", || ticks().len() > 1);
+    client.send(9, HostMessage::Pause);
+    if let PayloadMessage::Error { message, .. } = client.response(9) {
+        return support::skip(&message);
+    }
+    let paused_at = ticks();
+    client.send(1, HostMessage::Stdin(b"it\n".to_vec()));
+    client.send(2, HostMessage::Exec(ExecSpec::new("exec-2", ["true"])));
+    let refused = client.response(2);
+    let PayloadMessage::Exited { ending } = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(format!("{ending:?}").contains("paused"), "{ending:?}");
+    let group = ControlGroup::of_box(shim.dir.path()).unwrap().unwrap();
+    assert!(group.is_frozen());
+    assert_eq!(ticks(), paused_at);
+
+    client.send(10, HostMessage::Resume);
+    assert_eq!(client.response(10), PayloadMessage::Done);
+    eventually("the payload continues", || ticks() != paused_at);
+    assert_eq!(client.finish(1).2, Ending::Exited { code: 3 });
+    shim.signal(Signal::SIGTERM);
+    shim.wait();
+    assert_eq!(ControlGroup::of_box(shim.dir.path()).unwrap(), None);
+}
+
+#[test]
+fn a_paused_payload_is_stopped_and_killed() {
+    for (signal, code) in [(Signal::SIGTERM, 7), (vmm_protocol::KILL_SIGNAL, 137)] {
+        let mut shim = Shim::start(sh(
+            "trap 'exit 7' TERM; touch $VMM_BOX_DIR/up; while :; do sleep 0.01; done",
+        ));
+        shim.report();
+        eventually("the payload is up", || shim.path("up").exists());
+        let mut client = Client::connect(&shim);
+        client.send(9, HostMessage::Pause);
+        if let PayloadMessage::Error { message, .. } = client.response(9) {
+            return support::skip(&message);
+        }
+        shim.signal(signal);
+        assert_eq!(shim.wait().code(), Some(code));
+        assert_eq!(ControlGroup::of_box(shim.dir.path()).unwrap(), None);
     }
 }

@@ -3,13 +3,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitStatus;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
 use pidfd_spawn::{Command, SpawnError};
 use vmm_agent::{Backend, Children, RequestError, Server};
 use vmm_protocol::frames::{ExecSpec, RequestErrorKind, Strictness};
-use vmm_protocol::{Ending, InstanceSpec};
+use vmm_protocol::{ControlGroup, Ending, FailureKind, InstanceSpec, with_causes};
 
 use super::command;
 use super::confinement::Confinement;
@@ -28,6 +28,8 @@ struct BoxBackend {
     spec: InstanceSpec,
     dir: PathBuf,
     confinement: Confinement,
+    /// Whether the payload and all executions are frozen.
+    is_paused: Mutex<bool>,
 }
 
 impl Executions {
@@ -37,6 +39,7 @@ impl Executions {
                 spec,
                 dir,
                 confinement,
+                is_paused: Mutex::new(false),
             }),
             children: OnceLock::new(),
         }
@@ -54,6 +57,11 @@ impl Executions {
         if let Some(children) = self.children.get() {
             children.close();
         }
+    }
+
+    /// Lets the payload and all executions continue, if they are paused.
+    pub(super) fn resume_payload(&self) {
+        self.backend.thaw();
     }
 
     /// Starts the thread, and returns the other end of its connection.
@@ -83,8 +91,28 @@ impl Executions {
     }
 }
 
+impl BoxBackend {
+    fn is_paused(&self) -> MutexGuard<'_, bool> {
+        self.is_paused
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn thaw(&self) {
+        let mut is_paused = self.is_paused();
+        if let (true, Some(group)) = (*is_paused, ControlGroup::of_this_process()) {
+            group.thaw();
+        }
+        *is_paused = false;
+    }
+}
+
 impl Backend for BoxBackend {
     fn command(&self, exec: &ExecSpec) -> Result<Command, Ending> {
+        if *self.is_paused() {
+            let message = "the box is paused; resume it first";
+            return Err(Ending::failed(FailureKind::InUse, message));
+        }
         command::execution_command(&self.spec, &self.dir, &self.confinement, exec)
             .map_err(Ending::from)
     }
@@ -96,5 +124,27 @@ impl Backend for BoxBackend {
 
     fn has_run_out_of_memory(&self) -> bool {
         has_run_out_of_memory()
+    }
+
+    fn pause(&self) -> Result<(), RequestError> {
+        let mut is_paused = self.is_paused();
+        ControlGroup::freeze_payload(&self.dir).map_err(|error| RequestError {
+            kind: match error.source.kind() {
+                io::ErrorKind::TimedOut => RequestErrorKind::Failed,
+                _ => RequestErrorKind::Unsupported,
+            },
+            message: format!(
+                "the payload cannot be paused, which needs control groups of version 2 (Linux 5.2): \
+                 {}",
+                with_causes(&error)
+            ),
+        })?;
+        *is_paused = true;
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), RequestError> {
+        self.thaw();
+        Ok(())
     }
 }

@@ -147,7 +147,7 @@ impl ProcessPayload {
 
 /// Returns true if the kernel has killed any process of the payload for lack of memory.
 pub(super) fn has_run_out_of_memory() -> bool {
-    ControlGroup::of_this_process().is_some_and(ControlGroup::has_run_out_of_memory)
+    ControlGroup::of_this_process().is_some_and(|group| group.has_run_out_of_memory())
 }
 
 impl Payload for ProcessPayload {
@@ -193,6 +193,8 @@ impl Payload for ProcessPayload {
         let child = self.child();
         if child.is_some() {
             let _ = kill(self.pid, Signal::SIGTERM);
+            // A frozen process handles SIGTERM only after it is thawed.
+            self.executions.resume_payload();
             // A stopped process handles SIGTERM only after it is continued.
             let _ = kill(self.pid, Signal::SIGCONT);
         }

@@ -129,6 +129,8 @@ fn parents() -> Result<Vec<PathBuf>, FileError> {
         .flatten()
         .filter_map(|hierarchy| hierarchy.parent().map(Path::to_owned))
         .collect();
+    let freezer = unless_exhausted(Hierarchy::freezer_parent(), Path::new("/proc/self/cgroup"))?;
+    parents.extend(freezer.flatten());
     parents.sort_unstable();
     parents.dedup();
     Ok(parents)

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::process;
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,7 @@ pub struct ControlGroup {
 const NAME_PREFIX: &str = ControlGroup::NAME_PREFIX;
 
 /// The control groups of the payload of this process. A shim has at most one payload.
-static OWN_PAYLOAD: OnceLock<ControlGroup> = OnceLock::new();
+static OWN_PAYLOAD: Mutex<Option<ControlGroup>> = Mutex::new(None);
 
 /// The kernel can take a moment to release a group after its last process has exited, and a payload
 /// can have created very many groups.
@@ -110,7 +110,7 @@ impl ControlGroup {
         dirs.dedup();
         let mut control_group = Self { dirs };
         BoxDir::new(dir).write_control_groups(&control_group.dirs)?;
-        let _ = OWN_PAYLOAD.set(control_group.clone());
+        control_group.set_of_this_process();
         let mut created = HashSet::new();
         for (group, controller, amount) in new_groups {
             match group.create(controller, amount) {
@@ -132,8 +132,14 @@ impl ControlGroup {
     /// Returns the groups that the calling process has [created](Self::create) for its payload.
     ///
     /// Does not read the record, which the payload can change.
-    pub fn of_this_process() -> Option<&'static Self> {
-        OWN_PAYLOAD.get()
+    pub fn of_this_process() -> Option<Self> {
+        let own = OWN_PAYLOAD.lock().unwrap_or_else(PoisonError::into_inner);
+        own.clone()
+    }
+
+    pub(super) fn set_of_this_process(&self) {
+        let mut own = OWN_PAYLOAD.lock().unwrap_or_else(PoisonError::into_inner);
+        *own = Some(self.clone());
     }
 
     /// Returns the directories of the groups, for a process that enters them.

@@ -1,4 +1,5 @@
 use std::ffi::OsStr;
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -38,16 +39,23 @@ impl Hierarchy {
     }
 
     pub(crate) fn find(controller: Controller, groups: &str, mounts: &str) -> Option<Self> {
-        let name = controller.name();
+        Self::locate(Some(controller.name()), groups, mounts)
+    }
+
+    /// Returns the hierarchy that has the controller with this name, or that of version 2.
+    fn locate(name: Option<&str>, groups: &str, mounts: &str) -> Option<Self> {
         // The format is hierarchy:controllers:path, or 0::path in version 2.
         let lines = || {
             groups
                 .lines()
                 .filter_map(|line| line.split_once(':')?.1.split_once(':'))
         };
-        let v1_line = lines().find(|(controllers, _)| list_contains(controllers, name));
+        let v1_line = name.and_then(|name| {
+            let (_, path) = lines().find(|(controllers, _)| list_contains(controllers, name))?;
+            Some(path)
+        });
         let (version, path) = match v1_line {
-            Some((_, path)) => (Version::V1, path),
+            Some(path) => (Version::V1, path),
             None => {
                 let (_, path) = lines().find(|(controllers, _)| controllers.is_empty())?;
                 (Version::V2, path)
@@ -60,7 +68,7 @@ impl Hierarchy {
             let mut file_system = file_system.split(' ');
             let is_match = match version {
                 Version::V1 => {
-                    file_system.next()? == "cgroup" && list_contains(file_system.nth(1)?, name)
+                    file_system.next()? == "cgroup" && list_contains(file_system.nth(1)?, name?)
                 }
                 Version::V2 => file_system.next()? == "cgroup2",
             };
@@ -84,6 +92,23 @@ impl Hierarchy {
             (Version::V2, Some(parent)) if is_delegated(parent) => Some(parent),
             (Version::V2, _) => is_root(&self.own_group).then_some(self.own_group.as_path()),
         }
+    }
+
+    /// Returns the parent for new groups of version 2 that need no controller, or `None` if none can be
+    /// created.
+    pub(super) fn freezer_parent() -> io::Result<Option<PathBuf>> {
+        let (groups, mounts) = (read_own("cgroup")?, read_own("mountinfo")?);
+        let Some(hierarchy) = Self::locate(None, &groups, &mounts) else {
+            return Ok(None);
+        };
+        // Without controllers, also a group that contains processes can have children.
+        let has_controllers = |group: &Path| {
+            fs::read_to_string(group.join("cgroup.controllers"))
+                .is_ok_and(|list| !list.trim().is_empty())
+        };
+        let parent = hierarchy.parent().map(Path::to_owned);
+        let own_group = hierarchy.own_group;
+        Ok(parent.or_else(|| (!has_controllers(&own_group)).then_some(own_group)))
     }
 
     /// Enables the controller for new groups, and returns their [`parent`](Self::parent).
@@ -142,9 +167,9 @@ fn is_delegated(group: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::env;
     use std::os::unix::ffi::OsStrExt;
     use std::process::Command;
-    use std::{env, fs};
 
     use super::*;
 

@@ -3,6 +3,7 @@
 mod cgroupfs;
 mod controller;
 pub(crate) mod find;
+mod freezer;
 mod group;
 pub(crate) mod hierarchy;
 mod new_group;
