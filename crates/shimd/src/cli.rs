@@ -6,8 +6,8 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    Attach, Completions, Create, Events, Exec, Inspect, List, Logs, Man, Metrics, Remove, Run,
-    Start, Stop, Top, Wait,
+    Attach, Completions, Create, Events, Exec, Inspect, List, Logs, Man, Metrics, Pause, Remove,
+    Run, Start, Stop, Top, Unpause, Wait,
 };
 use crate::daemon::Serve;
 use crate::failure::{EXIT_SHIMD_FAILED, Failure};
@@ -53,6 +53,8 @@ enum Command {
     Run(Run),
     Start(Start),
     Stop(Stop),
+    Pause(Pause),
+    Unpause(Unpause),
     Exec(Exec),
     Attach(Attach),
     #[command(name = "rm")]
@@ -127,6 +129,8 @@ impl Cli {
             Command::Run(command) => block_on(command.run(home()?)),
             Command::Start(command) => block_on(command.run(home()?)),
             Command::Stop(command) => block_on(command.run(home()?)),
+            Command::Pause(command) => block_on(command.run(home()?)),
+            Command::Unpause(command) => block_on(command.run(home()?)),
             Command::Exec(command) => block_on(command.run(home()?)),
             Command::Attach(command) => block_on(command.run(home()?)),
             Command::Remove(command) => block_on(command.run(home()?)),

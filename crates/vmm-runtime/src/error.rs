@@ -129,6 +129,12 @@ pub enum RuntimeError {
         /// The id of the box.
         id: BoxId,
     },
+    /// The box is paused: its payload is frozen.
+    #[error("box {id} is paused; resume it first")]
+    Paused {
+        /// The id of the box.
+        id: BoxId,
+    },
     /// A request to the shim of the box failed, such as a command to run in it.
     #[error("a request to box {id} failed")]
     Exec {

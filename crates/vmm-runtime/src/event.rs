@@ -26,6 +26,10 @@ pub enum BoxChange {
     /// A stop or a removal cancelled the start, and the box is as it was before; or it cancelled the
     /// restart that was due, and the box stays as it is.
     Cancelled,
+    /// The payload is frozen.
+    Paused,
+    /// The payload continues after `Paused`. A stop lets it continue, too, without this change.
+    Resumed,
     /// The box ended on request, or by itself with exit code 0. Nothing of the run is running any
     /// more, unless a process survives SIGKILL for 10 s.
     Stopped,
@@ -110,9 +114,12 @@ impl EventBus {
             BoxChange::Started => Some(&self.metrics.num_running_boxes),
             BoxChange::Stopped => Some(&self.metrics.boxes_stopped_total),
             BoxChange::Failed => Some(&self.metrics.boxes_failed_total),
-            BoxChange::Starting | BoxChange::Cancelled | BoxChange::Health | BoxChange::Removed => {
-                None
-            }
+            BoxChange::Starting
+            | BoxChange::Cancelled
+            | BoxChange::Paused
+            | BoxChange::Resumed
+            | BoxChange::Health
+            | BoxChange::Removed => None,
         };
         if let Some(counter) = counter {
             counter.fetch_add(1, Ordering::Relaxed);

@@ -222,6 +222,42 @@ impl VmmRuntime {
             .await
     }
 
+    /// Pauses a box: freezes its payload with all processes, until it is [resumed](Self::resume).
+    /// Returns at once if it is paused. A paused box is not probed, runs no further commands, and can
+    /// be stopped and removed.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::NotRunning`]; [`RuntimeError::Exec`] if the engine or the host cannot freeze
+    /// the payload: the engine `process` needs control groups of version 2 (Linux 5.2), also beside
+    /// those of version 1; [`RuntimeError::NotFound`], [`RuntimeError::Closed`].
+    ///
+    /// # Cancel safety
+    ///
+    /// See [`VmmRuntime`].
+    pub async fn pause(&self, id_or_name: &str) -> Result<BoxInfo, RuntimeError> {
+        let core = self.core();
+        let bx = core.boxes.find(id_or_name)?;
+        core.run_detached(lifecycle::pause(Arc::clone(core), bx))
+            .await
+    }
+
+    /// Resumes a box that is [paused](Self::pause). Returns at once if it is not.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`pause`](Self::pause).
+    ///
+    /// # Cancel safety
+    ///
+    /// See [`VmmRuntime`].
+    pub async fn resume(&self, id_or_name: &str) -> Result<BoxInfo, RuntimeError> {
+        let core = self.core();
+        let bx = core.boxes.find(id_or_name)?;
+        core.run_detached(lifecycle::resume(Arc::clone(core), bx))
+            .await
+    }
+
     /// Removes a box. With [`Removal::Force`] or `true`, first kills a running box. Returns when
     /// the shim is gone from `/proc` and the files are gone from the disk, with two exceptions. The
     /// zombie of a re-attached shim, which only its parent can reap, is awaited for 2 s,

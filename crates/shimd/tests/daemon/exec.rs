@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use vmm_rest::wire::ExecutionStatus;
 use vmm_runtime::testing::PerTestBoxHome;
 
-use crate::fixture::{CommandOutput, Daemon, run_shimd, shimd};
+use crate::fixture::{CommandOutput, Daemon, run_shimd, shimd, skip};
 use crate::process::{eventually, kill, wait_for_exit};
 use crate::terminal::Terminal;
 
@@ -220,5 +220,27 @@ async fn a_shell_in_a_terminal_is_interrupted_resized_left_and_attached_again() 
     terminal
         .wait_for("the restored terminal", |text| text.contains(" echo "))
         .await;
+    daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_paused_box_runs_no_commands_until_it_is_unpaused() {
+    let home = PerTestBoxHome::new();
+    let daemon = start_box(&home).await;
+    let paused = run_shimd(&home, &["pause", "nap"]);
+    if paused.err.contains("version 2") {
+        return skip(&paused.err);
+    }
+    assert_eq!(paused.out(), "nap\n");
+    let list = run_shimd(&home, &["ps"]).out();
+    assert!(list.contains("paused"), "{list}");
+    let listed = run_shimd(&home, &["ps", "--quiet", "--filter", "status=paused"]).out();
+    assert_eq!(listed.lines().count(), 1);
+    let exec = run_shimd(&home, &["exec", "nap", "true"]);
+    assert!(exec.code == 125 && exec.err.contains("paused"), "{exec:?}");
+    assert_eq!(run_shimd(&home, &["unpause", "nap"]).out(), "nap\n");
+    run_shimd(&home, &["exec", "nap", "true"]).out();
+    let refused = run_shimd(&home, &["pause", "missing"]);
+    assert_eq!(refused.code, 1, "{refused:?}");
     daemon.shut_down().await;
 }

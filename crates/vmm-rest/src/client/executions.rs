@@ -194,8 +194,8 @@ pub enum ExecutionEvent {
 
 /// The output and the end of an execution: see [`Client::attach`].
 ///
-/// The stream ends without [`ExecutionEvent::Exited`] if the server shuts down. The execution may go
-/// on then.
+/// The stream ends without [`ExecutionEvent::Exited`], or with [`ClientError::Disconnected`], if the
+/// server shuts down. The execution may go on then.
 ///
 /// # Cancel safety
 ///

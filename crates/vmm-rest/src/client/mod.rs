@@ -246,6 +246,18 @@ impl Client {
         self.send(request).await?.check().await?.json().await
     }
 
+    /// Pauses a box: freezes its payload. Returns at once if it is paused.
+    pub async fn pause(&self, id: &str) -> Result<BoxResponse, ClientError> {
+        let request = self.request(Method::POST, ["v1", "boxes", id, "pause"])?;
+        self.send(request).await?.check().await?.json().await
+    }
+
+    /// Resumes a box that is paused. Returns at once if it is not.
+    pub async fn resume(&self, id: &str) -> Result<BoxResponse, ClientError> {
+        let request = self.request(Method::POST, ["v1", "boxes", id, "resume"])?;
+        self.send(request).await?.check().await?.json().await
+    }
+
     /// Removes a box. A running box is removed only with `force`.
     pub async fn remove(&self, id: &str, force: bool) -> Result<(), ClientError> {
         let mut url = self.url(["v1", "boxes", id])?;

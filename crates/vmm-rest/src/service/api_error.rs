@@ -100,9 +100,9 @@ impl From<RuntimeError> for ApiError {
             RuntimeError::InvalidName { .. }
             | RuntimeError::RestartOfRemoved { .. }
             | RuntimeError::TooManyLabels { .. } => ErrorCode::InvalidArgument,
-            RuntimeError::Running { .. } | RuntimeError::NotRunning { .. } => {
-                ErrorCode::InvalidState
-            }
+            RuntimeError::Running { .. }
+            | RuntimeError::NotRunning { .. }
+            | RuntimeError::Paused { .. } => ErrorCode::InvalidState,
             RuntimeError::Exec { source, .. } => exec_error_code(source),
             RuntimeError::Start { source, .. } => start_error_code(source),
             RuntimeError::Stuck { .. } | RuntimeError::CleanupFailed { .. } => {

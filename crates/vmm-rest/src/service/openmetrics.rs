@@ -19,7 +19,7 @@ pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 #[derive(Debug)]
 pub(crate) struct MetricsSnapshot {
     runtime: RuntimeMetrics,
-    by_status: [(&'static str, u64); 6],
+    by_status: [(&'static str, u64); 7],
     accept_failures: u64,
 }
 
@@ -34,6 +34,7 @@ impl MetricsSnapshot {
                 (BoxChange::Starting.name(), boxes.starting),
                 (BoxStatus::Running.name(), boxes.running),
                 (BoxStatus::Stopping.name(), boxes.stopping),
+                (BoxStatus::Paused.name(), boxes.paused),
                 (BoxStatus::Stopped.name(), boxes.stopped),
                 (BoxStatus::Failed.name(), boxes.failed),
             ],

@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 #[cfg(feature = "server")]
 use vmm_runtime::{BoxInfo, ListOptions};
 
-/// The stage of a box's life. This server reports all but `paused` and `unknown`.
+/// The stage of a box's life. This server reports all but `unknown`.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
 )]
@@ -99,7 +99,8 @@ impl BoxStatus {
             Self::Stopping => options.status(Status::Running).stopping(true),
             Self::Stopped => options.status(Status::Stopped),
             Self::Failed => options.status(Status::Failed),
-            Self::Paused | Self::Unknown => return None,
+            Self::Paused => options.status(Status::Paused),
+            Self::Unknown => return None,
         })
     }
 }
@@ -113,6 +114,7 @@ impl From<&BoxInfo> for BoxStatus {
             Status::Configured | Status::Starting => Self::Configured,
             Status::Running if info.stopping => Self::Stopping,
             Status::Running => Self::Running,
+            Status::Paused => Self::Paused,
             Status::Stopped => Self::Stopped,
             Status::Failed => Self::Failed,
         }

@@ -17,6 +17,10 @@ pub enum BoxChange {
     Started,
     /// A stop or a removal cancelled the start, or the restart that was due.
     Cancelled,
+    /// The payload is frozen.
+    Paused,
+    /// The payload continues.
+    Resumed,
     /// The box ended on request, or by itself with code 0.
     Stopped,
     /// The box could not be started, or ended in any other way.
@@ -53,6 +57,8 @@ impl BoxChange {
             Self::Starting => "starting",
             Self::Started => "started",
             Self::Cancelled => "cancelled",
+            Self::Paused => "paused",
+            Self::Resumed => "resumed",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
             Self::Health => "health",
@@ -71,6 +77,8 @@ impl From<vmm_runtime::BoxChange> for BoxChange {
             Change::Starting => Self::Starting,
             Change::Started => Self::Started,
             Change::Cancelled => Self::Cancelled,
+            Change::Paused => Self::Paused,
+            Change::Resumed => Self::Resumed,
             Change::Stopped => Self::Stopped,
             Change::Failed => Self::Failed,
             Change::Health => Self::Health,
@@ -117,10 +125,12 @@ mod tests {
     #[test]
     fn a_change_serializes_to_its_name() {
         use BoxChange::{
-            Cancelled, Created, Failed, Health, Other, Removed, Started, Starting, Stopped,
+            Cancelled, Created, Failed, Health, Other, Paused, Removed, Resumed, Started, Starting,
+            Stopped,
         };
         for change in [
-            Created, Starting, Started, Cancelled, Stopped, Failed, Health, Removed, Other,
+            Created, Starting, Started, Cancelled, Paused, Resumed, Stopped, Failed, Health,
+            Removed, Other,
         ] {
             let wire = serde_json::to_value(change).unwrap();
             assert_eq!(wire, change.name());

@@ -120,6 +120,7 @@ impl State {
     fn status_of(&self, shown: Shown<'_>) -> BoxStatus {
         match shown {
             Shown::Starting(_) => BoxStatus::Starting,
+            Shown::Running(_) if self.is_paused() => BoxStatus::Paused,
             Shown::Running(_) => BoxStatus::Running,
             Shown::Ended(None) if self.damage.is_some() => BoxStatus::Failed,
             Shown::Ended(None) => BoxStatus::Configured,

@@ -214,11 +214,34 @@ impl MicroBox {
         state.set_running(shim, watchdog_lost)
     }
 
+    /// Stores whether the payload of this shim is frozen, and publishes a change.
+    pub(crate) fn set_paused(&self, of: &Arc<ShimHandler>, paused: bool) {
+        let mut state = self.state();
+        if state.set_paused(of, paused) {
+            let change = if paused {
+                BoxChange::Paused
+            } else {
+                BoxChange::Resumed
+            };
+            self.publish(change, &state);
+        }
+    }
+
+    /// Stores that the payload of a shim of an earlier runtime is frozen.
+    pub(crate) fn mark_recovered_paused(&self, of: &Arc<ShimHandler>) {
+        self.state().set_paused(of, true);
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.state().is_paused()
+    }
+
     /// Sets the health state if `of` is still the current shim.
     pub(crate) fn set_health(&self, of: &Arc<ShimHandler>, health: HealthState) {
         let mut state = self.state();
         let current = matches!(&state.phase, Phase::Running { shim, .. } if Arc::ptr_eq(shim, of));
-        if current && state.health != Some(health) {
+        // A probe of a frozen payload fails.
+        if current && !state.is_paused() && state.health != Some(health) {
             state.health = Some(health);
             self.publish(BoxChange::Health, &state);
         }

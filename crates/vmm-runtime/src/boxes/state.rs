@@ -65,6 +65,8 @@ pub(super) enum Phase {
         stop_requested: bool,
         /// Whether the watchdog hung up with an earlier runtime, so that the shim is about to end.
         watchdog_lost: bool,
+        /// Whether the payload is frozen.
+        is_paused: bool,
     },
     /// The run has ended, and the exit is not reported yet. It is saved before it is reported.
     Exited {
@@ -244,6 +246,7 @@ impl State {
             shim: Arc::clone(&shim),
             stop_requested: false,
             watchdog_lost,
+            is_paused: false,
         };
         // Not saved: if the runtime dies, it is due again.
         self.record.restart.due = false;
@@ -251,6 +254,33 @@ impl State {
         self.health = check.map(|_| HealthState::Starting);
         self.updated_at = Timestamp::now();
         shim
+    }
+
+    /// Returns whether the payload is frozen, and no end was requested.
+    pub(super) fn is_paused(&self) -> bool {
+        match self.phase {
+            Phase::Running {
+                stop_requested,
+                watchdog_lost,
+                is_paused,
+                ..
+            } => is_paused && !stop_requested && !watchdog_lost,
+            _ => false,
+        }
+    }
+
+    /// Stores whether the payload of the shim is frozen. Returns false if it was so before, or if the
+    /// shim does not run any more.
+    pub(super) fn set_paused(&mut self, of: &Arc<ShimHandler>, paused: bool) -> bool {
+        match &mut self.phase {
+            Phase::Running {
+                shim, is_paused, ..
+            } if Arc::ptr_eq(shim, of) && *is_paused != paused => {
+                *is_paused = paused;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Marks the exit of a running shim as requested, and returns the shim.

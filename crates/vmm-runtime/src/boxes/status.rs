@@ -12,6 +12,8 @@ pub enum BoxStatus {
     Starting,
     /// The payload is ready, and the box has not ended.
     Running,
+    /// The box runs, and its payload is frozen until it is resumed.
+    Paused,
     /// The box ended on request, or by itself with exit code 0. It can be started again.
     Stopped,
     /// The box could not be started, or ended in any other way. It can be started again.
@@ -30,6 +32,8 @@ pub struct BoxCounts {
     pub running: u64,
     /// The boxes that are running but [about to end](crate::BoxInfo::stopping).
     pub stopping: u64,
+    /// The boxes that are [`Paused`](BoxStatus::Paused).
+    pub paused: u64,
     /// The boxes that are [`Stopped`](BoxStatus::Stopped).
     pub stopped: u64,
     /// The boxes that are [`Failed`](BoxStatus::Failed).
@@ -44,6 +48,7 @@ impl BoxCounts {
             BoxStatus::Starting => &mut self.starting,
             BoxStatus::Running if stopping => &mut self.stopping,
             BoxStatus::Running => &mut self.running,
+            BoxStatus::Paused => &mut self.paused,
             BoxStatus::Stopped => &mut self.stopped,
             BoxStatus::Failed => &mut self.failed,
         };
@@ -57,6 +62,7 @@ impl fmt::Display for BoxStatus {
             Self::Configured => "configured",
             Self::Starting => "starting",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
         })

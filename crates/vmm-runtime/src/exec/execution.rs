@@ -182,6 +182,17 @@ pub(crate) async fn send(dir: BoxDir, id: String, message: HostMessage) -> Resul
     }
 }
 
+/// Freezes the payload of the box with this directory, or lets it continue.
+pub(crate) async fn set_paused(dir: &BoxDir, paused: bool) -> Result<(), ExecError> {
+    let mut connection = ShimConnection::open(dir).await?;
+    let request = if paused {
+        HostMessage::Pause
+    } else {
+        HostMessage::Resume
+    };
+    connection.request(STREAM, request).await.map(drop)
+}
+
 /// Kills an execution of the box with this directory, and removes it from the list.
 pub(crate) async fn forget(dir: BoxDir, id: String) -> Result<(), ExecError> {
     let mut connection = ShimConnection::open(&dir).await?;

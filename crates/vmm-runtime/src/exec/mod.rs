@@ -15,5 +15,5 @@ mod task;
 
 pub use error::ExecError;
 pub use execution::{ExecOutput, Execution};
-pub(crate) use execution::{attach, exec, forget, list, send, start};
+pub(crate) use execution::{attach, exec, forget, list, send, set_paused, start};
 pub use streams::{ExecutionInput, ExecutionOutput};

@@ -26,7 +26,8 @@ impl VmmRuntime {
     ///
     /// # Errors
     ///
-    /// [`RuntimeError::NotFound`], [`RuntimeError::Ambiguous`], [`RuntimeError::NotRunning`];
+    /// [`RuntimeError::NotFound`], [`RuntimeError::Ambiguous`], [`RuntimeError::NotRunning`],
+    /// [`RuntimeError::Paused`];
     /// [`RuntimeError::Exec`] if the command cannot be started.
     ///
     /// # Cancel safety
@@ -37,6 +38,7 @@ impl VmmRuntime {
         id_or_name: &str,
         mut spec: ExecSpec,
     ) -> Result<Execution, RuntimeError> {
+        self.check_not_paused(id_or_name)?;
         set_id(&mut spec);
         self.request_shim(id_or_name, |core, dir| exec::exec(core, dir, spec))
             .await
@@ -58,6 +60,7 @@ impl VmmRuntime {
         id_or_name: &str,
         mut spec: ExecSpec,
     ) -> Result<String, RuntimeError> {
+        self.check_not_paused(id_or_name)?;
         set_id(&mut spec);
         self.request_shim(id_or_name, |_, dir| exec::start(dir, spec))
             .await
@@ -167,6 +170,15 @@ impl VmmRuntime {
         let execution = execution.to_owned();
         self.request_shim(id_or_name, |_, dir| exec::forget(dir, execution))
             .await
+    }
+
+    fn check_not_paused(&self, id_or_name: &str) -> Result<(), RuntimeError> {
+        let bx = self.core().boxes.find(id_or_name)?;
+        if bx.is_paused() {
+            let id = bx.id().clone();
+            return Err(RuntimeError::Paused { id });
+        }
+        Ok(())
     }
 
     /// Connects to the shim of a running box, on the runtime's own thread: the caller may not be in

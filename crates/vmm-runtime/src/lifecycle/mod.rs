@@ -1,6 +1,7 @@
 //! The operations on boxes: create, start, supervise, stop, remove, recover, and shut down.
 
 mod create;
+mod pause;
 mod recover;
 mod remove;
 mod shut_down;
@@ -9,6 +10,7 @@ mod stop;
 mod supervise;
 
 pub(crate) use create::create;
+pub(crate) use pause::{pause, resume};
 pub(crate) use recover::recover;
 pub use remove::Removal;
 pub(crate) use remove::remove;

@@ -12,6 +12,7 @@ use vmm_protocol::{
     ExitRecord, FileError, PidLookup, PidRecord, is_resource_exhaustion, procfs, with_causes,
 };
 
+use super::pause::recover_pause;
 use super::{cleanup, retry_cleanup, supervise};
 use crate::boxes::{BoxRecord, MicroBox, Outcome};
 use crate::core::Core;
@@ -115,6 +116,7 @@ async fn reattach(
     };
     let since = start_of_run(&shim).map_err(|error| proc_error(record.pid, error))?;
     let shim = bx.mark_recovered(shim, since);
+    recover_pause(core, bx, &shim).await;
     tracing::info!(
         id = bx.id().as_str(),
         pid = shim.pid(),

@@ -129,8 +129,10 @@ async fn check_health(core: &Core, bx: &MicroBox, shim: &Arc<ShimHandler>) {
     let Some(options) = bx.health_check() else {
         return std::future::pending().await;
     };
+    let dir = bx.dir().path();
+    let is_paused = || bx.is_paused();
     let report = |state| bx.set_health(shim, state);
-    health::run_checks(&options, bx.dir().path(), &core.probes, report).await;
+    health::run_checks(&options, dir, &core.probes, is_paused, report).await;
 }
 
 /// Cleans up after a run: kills its orphans and reports its exit, also if an orphan cannot be

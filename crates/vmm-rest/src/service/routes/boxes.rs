@@ -190,6 +190,44 @@ pub(super) async fn stop(
     Ok(Json(api.runtime.stop_within(&id, grace).await?.into()))
 }
 
+/// Pauses a box: freezes its payload until it is resumed; responds at once if it is paused.
+#[utoipa::path(
+    post, path = "/v1/boxes/{box_id}/pause", tag = "Boxes", operation_id = "pauseBox",
+    params(BoxIdParam, IdempotencyKey),
+    responses(
+        (status = 200, description = "The box, paused", body = BoxResponse),
+        (status = 400, description = "The engine or the host cannot freeze the payload",
+            body = ErrorResponse),
+        (status = 404, description = "The box was not found", body = ErrorResponse),
+        (status = 409, description = "The box is not running", body = ErrorResponse),
+        (status = 422, description = "A process did not freeze in time", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn pause(
+    State(api): State<ApiState>,
+    extract::Path(id): extract::Path<String>,
+) -> Result<Json<BoxResponse>, ApiError> {
+    Ok(Json(api.runtime.pause(&id).await?.into()))
+}
+
+/// Resumes a box that is paused; responds at once if it is not.
+#[utoipa::path(
+    post, path = "/v1/boxes/{box_id}/resume", tag = "Boxes", operation_id = "resumeBox",
+    params(BoxIdParam, IdempotencyKey),
+    responses(
+        (status = 200, description = "The box, running", body = BoxResponse),
+        (status = 400, description = "The payload cannot be paused", body = ErrorResponse),
+        (status = 404, description = "The box was not found", body = ErrorResponse),
+        (status = 409, description = "The box is not running", body = ErrorResponse),
+    ),
+)]
+pub(super) async fn resume(
+    State(api): State<ApiState>,
+    extract::Path(id): extract::Path<String>,
+) -> Result<Json<BoxResponse>, ApiError> {
+    Ok(Json(api.runtime.resume(&id).await?.into()))
+}
+
 /// Returns the grace period that the body of a stop request sets. Clients may send no body, with any
 /// Content-Type.
 fn stop_grace(body: &[u8]) -> Result<Duration, ApiError> {

@@ -37,6 +37,8 @@ pub(crate) fn all(keys: &IdempotencyKeys) -> (Router<ApiState>, OpenApi) {
         ))
         .routes(with_idempotency_keys(keys, routes!(boxes::start)))
         .routes(with_idempotency_keys(keys, routes!(boxes::stop)))
+        .routes(with_idempotency_keys(keys, routes!(boxes::pause)))
+        .routes(with_idempotency_keys(keys, routes!(boxes::resume)))
         .routes(with_idempotency_keys(keys, routes!(executions::start)))
         .routes(routes!(executions::list))
         .routes(routes!(executions::inspect, executions::kill))

@@ -1,0 +1,54 @@
+use std::sync::Arc;
+
+use vmm_protocol::ControlGroup;
+
+use crate::boxes::MicroBox;
+use crate::core::Core;
+use crate::{BoxInfo, RuntimeError, ShimHandler, exec};
+
+/// Freezes the payload of a running box. Succeeds if it is frozen.
+pub(crate) async fn pause(core: Arc<Core>, bx: Arc<MicroBox>) -> Result<BoxInfo, RuntimeError> {
+    set_paused(&core, &bx, true).await
+}
+
+/// Lets the payload of a box continue. Succeeds if it is not frozen.
+pub(crate) async fn resume(core: Arc<Core>, bx: Arc<MicroBox>) -> Result<BoxInfo, RuntimeError> {
+    set_paused(&core, &bx, false).await
+}
+
+async fn set_paused(
+    core: &Arc<Core>,
+    bx: &Arc<MicroBox>,
+    paused: bool,
+) -> Result<BoxInfo, RuntimeError> {
+    let _operation = bx.operation_lock.lock().await;
+    let id = || bx.id().clone();
+    let shim = bx.shim().filter(|_| !bx.info().stopping);
+    let shim = shim.ok_or_else(|| RuntimeError::NotRunning { id: id() })?;
+    if bx.is_paused() != paused {
+        exec::set_paused(bx.dir(), paused)
+            .await
+            .map_err(|source| RuntimeError::Exec { id: id(), source })?;
+        bx.set_paused(&shim, paused);
+        // A shim that has ended meanwhile is not paused.
+        super::observe_exit(core, bx).await?;
+    }
+    Ok(bx.info())
+}
+
+/// Reads from the kernel whether the payload of a shim of an earlier runtime is frozen.
+pub(super) async fn recover_pause(core: &Arc<Core>, bx: &Arc<MicroBox>, shim: &Arc<ShimHandler>) {
+    let (dir, pid) = (bx.dir().clone(), shim.pid());
+    let is_frozen = move || {
+        // Resources are exhausted otherwise; the box can be resumed all the same.
+        let group = ControlGroup::of_shim(dir.path(), pid).unwrap_or_default();
+        group.is_some_and(|group| group.is_frozen())
+    };
+    if core
+        .run_on_disk(move || Ok(is_frozen()))
+        .await
+        .unwrap_or_default()
+    {
+        bx.mark_recovered_paused(shim);
+    }
+}

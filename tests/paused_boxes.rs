@@ -1,0 +1,168 @@
+//! Boxes whose payload is frozen.
+
+mod common;
+
+use std::io::Write;
+use std::time::Duration;
+
+use common::boxes::{open_runtime, script, start_box};
+use common::{eventually, pause};
+use futures::StreamExt;
+use vmm_runtime::testing::PerTestBoxHome;
+use vmm_runtime::{
+    BoxChange, BoxInfo, BoxSpec, BoxStatus, ExecError, ExecSpec, HealthCheckOptions, HealthState,
+    Removal, RequestErrorKind, RuntimeError, VmmRuntime, with_causes,
+};
+
+/// Returns a spec whose payload writes a growing number.
+fn ticking() -> BoxSpec {
+    script("i=0; while :; do i=$((i + 1)); echo $i >$VMM_BOX_DIR/ticks; sleep 0.001; done")
+}
+
+fn ticks(bx: &BoxInfo) -> String {
+    std::fs::read_to_string(bx.dir.join("ticks")).unwrap_or_default()
+}
+
+/// Reports that a test was skipped, on the real stderr, which the test harness does not capture. In
+/// CI, a skipped test is a failure.
+fn skip(why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED {why}");
+    assert!(std::env::var_os("CI").is_none(), "skipped in CI: {why}");
+}
+
+/// Pauses a box. Returns `None` if this host cannot.
+async fn pause_box(runtime: &VmmRuntime, bx: &BoxInfo) -> Option<BoxInfo> {
+    match runtime.pause(bx.id.as_str()).await {
+        Err(RuntimeError::Exec {
+            source:
+                ExecError::Refused {
+                    kind: RequestErrorKind::Unsupported,
+                    message,
+                },
+            ..
+        }) => {
+            skip(&message);
+            None
+        }
+        paused => Some(paused.unwrap()),
+    }
+}
+
+#[tokio::test]
+async fn a_paused_box_does_nothing_until_it_is_resumed() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let bx = start_box(&runtime, ticking()).await;
+    let id = bx.id.as_str();
+    let mut events = runtime.events();
+    eventually("the payload works", || !ticks(&bx).is_empty()).await;
+    let Some(paused) = pause_box(&runtime, &bx).await else {
+        return;
+    };
+    assert_eq!(paused.status, BoxStatus::Paused);
+    let paused_at = ticks(&bx);
+    assert_eq!(runtime.count_boxes().await.paused, 1);
+    assert_eq!(runtime.start(id).await.unwrap().status, BoxStatus::Paused);
+    assert_eq!(runtime.pause(id).await.unwrap().status, BoxStatus::Paused);
+    let refused = runtime.exec(id, ExecSpec::new("", ["true"])).await;
+    assert!(matches!(refused, Err(RuntimeError::Paused { .. })));
+    assert_eq!(ticks(&bx), paused_at);
+
+    let resumed = runtime.resume(id).await.unwrap();
+    assert_eq!(resumed.status, BoxStatus::Running);
+    eventually("the payload continues", || ticks(&bx) != paused_at).await;
+    // It was moved into a group for the first pause only.
+    pause_box(&runtime, &bx).await.unwrap();
+    runtime.remove(id, Removal::Force).await.unwrap();
+    for change in [
+        BoxChange::Paused,
+        BoxChange::Resumed,
+        BoxChange::Paused,
+        BoxChange::Stopped,
+        BoxChange::Removed,
+    ] {
+        assert_eq!(events.next().await.unwrap().change, change);
+    }
+}
+
+#[tokio::test]
+async fn a_paused_box_with_limits_is_stopped_in_order() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let mut spec =
+        script("trap 'exit 7' TERM; touch $VMM_BOX_DIR/up; while :; do sleep 0.01; done");
+    spec.payload.pids = Some(100);
+    let bx = start_box(&runtime, spec).await;
+    eventually("the payload is up", || bx.dir.join("up").exists()).await;
+    if pause_box(&runtime, &bx).await.is_none() {
+        return;
+    }
+    let stopped = runtime.stop(bx.id.as_str()).await.unwrap();
+    assert_eq!(stopped.exit_code, Some(7), "{stopped:?}");
+    let refused = runtime.pause(bx.id.as_str()).await;
+    assert!(matches!(refused, Err(RuntimeError::NotRunning { .. })));
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_a_paused_box_whose_shim_is_killed() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let bx = start_box(&runtime, ticking()).await;
+    if pause_box(&runtime, &bx).await.is_none() {
+        return;
+    }
+    common::kill(bx.pid.unwrap(), nix::sys::signal::Signal::SIGKILL);
+    let ended = runtime.wait(bx.id.as_str()).await.unwrap();
+    assert_eq!(ended.status, BoxStatus::Failed);
+    let group = vmm_protocol::ControlGroup::of_box(&bx.dir).unwrap();
+    assert_eq!(group, None);
+}
+
+#[tokio::test]
+async fn a_paused_box_is_paused_for_the_next_runtime() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let bx = start_box(&runtime, ticking().detached(true)).await;
+    let id = bx.id.as_str();
+    if pause_box(&runtime, &bx).await.is_none() {
+        return runtime.remove(id, Removal::Force).await.unwrap();
+    }
+    drop(runtime);
+    let runtime = open_runtime(&home).await;
+    let info = runtime.info(id).await.unwrap();
+    assert_eq!(info.status, BoxStatus::Paused);
+    let paused_at = ticks(&bx);
+    runtime.resume(id).await.unwrap();
+    eventually("the payload continues", || ticks(&bx) != paused_at).await;
+    runtime.remove(id, Removal::Force).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_paused_box_is_not_probed() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let mut check = HealthCheckOptions::command(["sh", "-c", "test ! -e sick"]);
+    check.interval = Duration::from_millis(10);
+    check.retries = 1;
+    let bx = start_box(&runtime, ticking().health(check)).await;
+    let id = bx.id.as_str();
+    let health = async || runtime.info(id).await.unwrap().health;
+    while health().await != Some(HealthState::Healthy) {
+        pause().await;
+    }
+    if pause_box(&runtime, &bx).await.is_none() {
+        return;
+    }
+    std::fs::write(bx.dir.join("sick"), "").unwrap();
+    for _ in 0..20 {
+        pause().await;
+        assert_eq!(health().await, Some(HealthState::Healthy));
+    }
+    runtime.resume(id).await.unwrap();
+    while health().await != Some(HealthState::Unhealthy) {
+        pause().await;
+    }
+    runtime.remove(id, Removal::Force).await.unwrap();
+    let error = runtime.pause(id).await.unwrap_err();
+    assert!(with_causes(&error).contains("not found"), "{error}");
+}
