@@ -14,6 +14,7 @@ mod client;
 mod execution;
 mod listener;
 mod relay;
+mod requests;
 mod table;
 
 pub(crate) use listener::ControlSocket;
