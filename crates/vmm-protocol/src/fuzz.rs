@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed check ends the program")]
 
 use std::ffi::{OsStr, OsString};
+use std::fmt::Debug;
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -15,6 +16,9 @@ use serde::de::DeserializeOwned;
 use crate::bounds::MAX_TEXT_BYTES;
 use crate::control_group::find::parse_group_name;
 use crate::control_group::hierarchy::{Hierarchy, proc_path};
+use crate::frames::{
+    Frame, FrameError, FrameReader, HostMessage, Message, PayloadMessage, Strictness,
+};
 use crate::procfs::{Stat, field_of, parse_arguments, parse_control_groups, parse_pids};
 use crate::{
     Assignment, BoxDir, ConsoleOptions, ControlGroup, Controller, Ending, ExitRecord, FILES,
@@ -113,6 +117,56 @@ pub fn messages(input: &[u8]) {
     if let Some(invocation) = Invocation::parse(parse_arguments(input)) {
         assert_is_parsed(&invocation);
     }
+}
+
+/// Checks the parser of control frames, which a guest can send, too.
+pub fn frames(input: &[u8]) {
+    frames_of::<HostMessage>(input);
+    frames_of::<PayloadMessage>(input);
+}
+
+fn frames_of<M: Message + PartialEq + Debug>(input: &[u8]) {
+    for strictness in [Strictness::Strict, Strictness::Resynchronize] {
+        let frames = read_frames::<M>(strictness, &[input]);
+        let length = input.first().map_or(0, |byte| usize::from(*byte));
+        let (first, rest) = input.split_at(length.min(input.len()));
+        assert_eq!(read_frames::<M>(strictness, &[first, rest]), frames);
+        for frame in frames.into_iter().flatten() {
+            let mut wire = Vec::new();
+            frame.encode(&mut wire).unwrap();
+            let again = read_frames(Strictness::Strict, &[&wire]);
+            assert_eq!(again, [Ok(frame)]);
+        }
+    }
+}
+
+/// Returns the frames and the errors of a connection that carries these bytes.
+fn read_frames<M: Message>(
+    strictness: Strictness,
+    reads: &[&[u8]],
+) -> Vec<std::result::Result<Frame<M>, String>> {
+    let mut reader = FrameReader::new(strictness);
+    let mut frames = Vec::new();
+    for bytes in reads {
+        reader.push(bytes);
+        loop {
+            match reader.next_frame() {
+                Ok(Some(frame)) => frames.push(Ok(frame)),
+                Ok(None) => break,
+                Err(error) => {
+                    let text = with_causes(&error);
+                    assert!(text.len() <= MAX_ERROR_BYTES, "{text}");
+                    frames.push(Err(text));
+                    if matches!(error, FrameError::Header) {
+                        assert_eq!(strictness, Strictness::Strict);
+                        return frames;
+                    }
+                }
+            }
+        }
+    }
+    assert!(reader.skipped() as usize <= reads.concat().len());
+    frames
 }
 
 /// Checks the parsers of files in `/proc`. A process chooses its name and its arguments, and other
@@ -273,7 +327,7 @@ fn assert_is_parsed(invocation: &Invocation) {
 
 fn assert_same_after_a_line<T>(input: &[u8])
 where
-    T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug,
+    T: Serialize + DeserializeOwned + PartialEq + Debug,
 {
     if let Ok(Some(message)) = read_line::<T>(input) {
         let line = to_line(&message).unwrap();
@@ -283,7 +337,7 @@ where
 
 fn assert_same_after_json<T>(value: &T)
 where
-    T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug,
+    T: Serialize + DeserializeOwned + PartialEq + Debug,
 {
     let json = serde_json::to_vec(value).unwrap();
     assert_eq!(&serde_json::from_slice::<T>(&json).unwrap(), value);
@@ -312,6 +366,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         replay("records", |input| records(dir.path(), input));
         replay("messages", messages);
+        replay("frames", frames);
         replay("procfs", |input| {
             procfs(input);
             stat(input);
