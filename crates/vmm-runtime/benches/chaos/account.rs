@@ -158,7 +158,9 @@ impl Account {
             None => observed.number > run.before,
         };
         let candidates = || observed.iter().filter(is_candidate);
-        let verdict = run.judge(view, candidates(), epoch);
+        // A restart may be killed before its payload is observed.
+        let may_be_unobserved = payload.is_none() && slot.restarts;
+        let verdict = run.judge(view, candidates(), may_be_unobserved, epoch);
         let statuses: Vec<_> = candidates().map(ObservedRun::status).collect();
         let seen = format!("{:?} {statuses:?}", candidates().collect::<Vec<_>>());
         // Unless the payload is known, another run of a box with restarts may have begun since.

@@ -55,19 +55,18 @@ impl Run {
     }
 
     /// Judges an end that the runtime of this epoch reports. `candidates` are the observed runs
-    /// that it may be the end of.
+    /// that it may be the end of. If `may_be_unobserved`, it may also be that of another run.
     pub(crate) fn judge<'a>(
         &self,
         end: &View,
         candidates: impl IntoIterator<Item = &'a ObservedRun>,
+        may_be_unobserved: bool,
         epoch: u64,
     ) -> Result<(), Column> {
         let mut candidates = candidates.into_iter().peekable();
-        let is_possible = if candidates.peek().is_none() {
-            self.allows(end, None, epoch)
-        } else {
-            candidates.any(|run| self.allows(end, Some(run), epoch))
-        };
+        let is_unobserved = may_be_unobserved || candidates.peek().is_none();
+        let is_possible = is_unobserved && self.allows(end, None, epoch)
+            || candidates.any(|run| self.allows(end, Some(run), epoch));
         match end.ending {
             _ if is_possible => Ok(()),
             None => Err(Column::EndsLost),
