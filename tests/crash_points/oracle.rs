@@ -1,5 +1,6 @@
 //! Decides whether what a fault has left is what the history of the boxes allows.
 
+use std::fs;
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, ExitStatus};
@@ -99,8 +100,11 @@ impl History {
         states.push(match series.operation {
             Operation::Create => "configured",
             Operation::Remove => "absent",
-            Operation::Exit => "failed: exited 7",
-            Operation::Start | Operation::Shutdown if series.detached => "running",
+            Operation::AutoRemove => return vec!["absent"],
+            Operation::Exit | Operation::Restart => "failed: exited 7",
+            Operation::Start | Operation::WarmStart | Operation::Shutdown if series.detached => {
+                "running"
+            }
             _ => "stopped: signaled 15",
         });
         if was_killed {
@@ -108,11 +112,16 @@ impl History {
             states.push(match series.operation {
                 Operation::Create => "absent",
                 Operation::Exit if has_go && series.detached => "failed: exited 7",
+                Operation::Restart if series.detached => "failed: not started",
                 _ if series.detached => "running",
                 _ => "stopped: signaled 15",
             });
             match series.operation {
-                Operation::Start => states.extend(["configured", "failed: not started"]),
+                Operation::Start | Operation::WarmStart => {
+                    states.extend(["configured", "failed: not started"]);
+                }
+                // The watchdog stops a payload that exits because `is_settled` makes it.
+                Operation::Restart => states.extend(["failed: not started", "stopped: exited 7"]),
                 Operation::Remove => states.push("stopped: signaled 9"),
                 _ => {}
             }
@@ -120,6 +129,14 @@ impl History {
         if is_error {
             // The exit record could not be written or read, but the kernel reports the exit code.
             states.push("stopped: exited 143");
+            if series.operation == Operation::Restart {
+                // The restart failed, and the policy allows only one. The info names the cause.
+                states.extend([
+                    "failed: not started",
+                    "failed: unknown",
+                    "failed: exited 125",
+                ]);
+            }
             if series.operation == Operation::Recover {
                 // Its end was not acknowledged. The info names the file.
                 states.extend(["failed: exited 143", "failed: unknown"]);
@@ -127,7 +144,7 @@ impl History {
         } else if is_hit && series.target == Target::Shim {
             match series.operation {
                 Operation::Stop | Operation::Shutdown => states.push("stopped: signaled 9"),
-                Operation::Start | Operation::Exit => {
+                Operation::Start | Operation::WarmStart | Operation::Exit | Operation::Restart => {
                     states.push("failed: signaled 9");
                     // The shim was still dying when its runtime shut down.
                     if self.reported("status") == Some("running") {
@@ -154,7 +171,7 @@ impl History {
             return Err(format!("the fault lasts: {error}"));
         }
         let mut boxes = runtime.list().await;
-        eventually_settled(&runtime, &mut boxes).await;
+        self.eventually_settled(&runtime, &mut boxes).await;
         let mut names = vec![BOX, IDLE];
         if self.point.series.operation == Operation::Recover {
             names.extend([ENDED, DETACHED, ORPHANED]);
@@ -179,7 +196,9 @@ impl History {
                 return Err(format!("box {name} has the labels {:?}", info.labels));
             }
         }
-        if boxes.iter().any(|info| info.name.as_deref() == Some(BOX)) {
+        if let Some(info) = boxes.iter().find(|info| info.name.as_deref() == Some(BOX)) {
+            // The payload must not exit before its box is inspected.
+            let _ = fs::remove_file(info.dir.join(GO));
             let started = runtime
                 .start(BOX)
                 .await
@@ -196,22 +215,34 @@ impl History {
         let ids: Vec<_> = boxes.into_iter().map(|info| info.id.to_string()).collect();
         nothing_left(home.path(), &ids)
     }
-}
 
-/// Waits until no box is about to end.
-async fn eventually_settled(runtime: &VmmRuntime, boxes: &mut Vec<BoxInfo>) {
-    let deadline = std::time::Instant::now() + DEADLINE;
-    loop {
-        *boxes = runtime.list().await;
-        let is_settled = |info: &BoxInfo| info.detached || info.status != BoxStatus::Running;
-        if boxes.iter().all(is_settled) {
-            return;
+    /// Waits until no box is about to end, to be restarted or to be removed.
+    async fn eventually_settled(&self, runtime: &VmmRuntime, boxes: &mut Vec<BoxInfo>) {
+        let deadline = std::time::Instant::now() + DEADLINE;
+        loop {
+            *boxes = runtime.list().await;
+            if boxes.iter().all(|info| self.is_settled(info)) {
+                return;
+            }
+            assert!(
+                std::time::Instant::now() < deadline,
+                "boxes are not settled: {boxes:?}"
+            );
+            crate::common::pause().await;
         }
-        assert!(
-            std::time::Instant::now() < deadline,
-            "attached boxes keep running: {boxes:?}"
-        );
-        crate::common::pause().await;
+    }
+
+    fn is_settled(&self, info: &BoxInfo) -> bool {
+        let is_up = matches!(info.status, BoxStatus::Starting | BoxStatus::Running);
+        let is_subject = info.name.as_deref() == Some(BOX);
+        match self.point.series.operation {
+            operation @ (Operation::Restart | Operation::AutoRemove) if is_subject => {
+                // The subject may have been killed before it made the payload exit.
+                let _ = fs::write(info.dir.join(GO), "");
+                operation == Operation::Restart && !is_up && !info.restarting
+            }
+            _ => info.detached || !is_up,
+        }
     }
 }
 

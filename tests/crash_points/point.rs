@@ -10,10 +10,16 @@ use nix::errno::Errno;
 pub enum Operation {
     Create,
     Start,
+    /// As `Start`, while a warm shim waits.
+    WarmStart,
     Stop,
     Remove,
     /// The payload exits by itself.
     Exit,
+    /// The payload exits by itself, and its policy allows one restart.
+    Restart,
+    /// The payload exits by itself, after which its box is removed.
+    AutoRemove,
     Shutdown,
     /// Opens a home that a killed runtime has left.
     Recover,
@@ -50,12 +56,15 @@ pub struct Point {
     pub number: usize,
 }
 
-const OPERATIONS: [(&str, Operation); 7] = [
+const OPERATIONS: [(&str, Operation); 10] = [
     ("create", Operation::Create),
     ("start", Operation::Start),
+    ("warm-start", Operation::WarmStart),
     ("stop", Operation::Stop),
     ("remove", Operation::Remove),
     ("exit", Operation::Exit),
+    ("restart", Operation::Restart),
+    ("auto-remove", Operation::AutoRemove),
     ("shutdown", Operation::Shutdown),
     ("recover", Operation::Recover),
 ];

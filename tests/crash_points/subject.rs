@@ -8,11 +8,14 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getsid};
 use serde_json::{Value, json};
-use vmm_runtime::{BoxInfo, BoxSpec, RuntimeError, RuntimeOptions, VmmRuntime, with_causes};
+use vmm_runtime::{
+    BoxInfo, BoxSpec, BoxStatus, RestartPolicy, RuntimeError, RuntimeOptions, VmmRuntime,
+    with_causes,
+};
 
 use crate::calls::{BEGIN, END};
 use crate::common::boxes::{script, sleeping};
-use crate::common::{DEADLINE, kill};
+use crate::common::{DEADLINE, kill, pause};
 use crate::point::{Operation, Series};
 use crate::supervisor::await_supervisor;
 
@@ -32,25 +35,34 @@ pub const LABEL: (&str, &str) = ("key", "value");
 /// The exit code of a payload that exits by itself.
 pub const CODE: i32 = 7;
 
-/// The file in the directory of the box that makes its payload exit.
+/// The file in the directory of the box that makes its payload exit, also if it is restarted.
 pub const GO: &str = "go";
 
 /// How long a stopped payload may take.
 const GRACE: Duration = Duration::from_secs(60);
 
-pub fn spec(name: &str) -> BoxSpec {
-    let waits = format!("while [ ! -e $VMM_BOX_DIR/{GO} ]; do sleep 0.01; done; exit {CODE}");
+fn spec(name: &str) -> BoxSpec {
     let spec = match name {
         ENDED => script(&format!("exit {CODE}")),
-        "exit" => script(&waits).name(BOX),
         _ => sleeping(),
     };
-    let spec = if name == "exit" {
-        spec
-    } else {
-        spec.name(name)
+    prepared(spec, name)
+}
+
+/// Returns the spec of the box that the operation is about.
+fn subject(series: Series) -> BoxSpec {
+    let waits = format!("while [ ! -e $VMM_BOX_DIR/{GO} ]; do sleep 0.01; done; exit {CODE}");
+    let spec = match series.operation {
+        Operation::Exit => script(&waits),
+        Operation::Restart => script(&waits).restart(RestartPolicy::OnFailure { max: Some(1) }),
+        Operation::AutoRemove => script(&waits).auto_remove(true),
+        _ => sleeping(),
     };
-    spec.label(LABEL.0, LABEL.1).stop_grace(GRACE)
+    prepared(spec, BOX).detached(series.detached)
+}
+
+fn prepared(spec: BoxSpec, name: &str) -> BoxSpec {
+    spec.name(name).label(LABEL.0, LABEL.1).stop_grace(GRACE)
 }
 
 /// Prepares the home of a recovery, and dies.
@@ -100,26 +112,35 @@ async fn recover(options: RuntimeOptions) -> Value {
 }
 
 async fn operate(options: RuntimeOptions, series: Series) -> Value {
+    let is_warm = series.operation == Operation::WarmStart;
+    let options = options.warm_shims(usize::from(is_warm));
     let runtime = VmmRuntime::open(options).await.unwrap();
     runtime.create(spec(IDLE)).await.unwrap();
-    let name = match series.operation {
-        Operation::Exit => "exit",
-        _ => BOX,
-    };
-    let spec = spec(name).detached(series.detached);
+    let spec = subject(series);
     let mut dir = PathBuf::new();
     if series.operation != Operation::Create {
         dir = runtime.create(spec.clone()).await.unwrap().dir;
-        if series.operation != Operation::Start {
+        if !matches!(series.operation, Operation::Start | Operation::WarmStart) {
             runtime.start(BOX).await.unwrap();
         }
     }
     let errors = match series.operation {
         Operation::Create => attempt(async || runtime.create(spec.clone()).await.map(drop)).await,
-        Operation::Start => attempt(async || runtime.start(BOX).await.map(drop)).await,
+        Operation::Start | Operation::WarmStart => {
+            attempt(async || runtime.start(BOX).await.map(drop)).await
+        }
         Operation::Stop => attempt(async || runtime.stop(BOX).await.map(drop)).await,
         Operation::Remove => attempt(async || remove(&runtime).await).await,
         Operation::Exit => attempt(async || exit(&runtime, &dir).await).await,
+        Operation::Restart => {
+            let has_ended = |info: &BoxInfo| {
+                info.status == BoxStatus::Failed && info.restarts > 0 && !info.restarting
+            };
+            attempt(async || exit_until(&runtime, &dir, has_ended).await).await
+        }
+        Operation::AutoRemove => {
+            attempt(async || exit_until(&runtime, &dir, |_| false).await).await
+        }
         Operation::Shutdown => {
             attempt(async || {
                 runtime.shutdown(DEADLINE).await;
@@ -143,9 +164,30 @@ async fn remove(runtime: &VmmRuntime) -> Result<(), RuntimeError> {
 }
 
 async fn exit(runtime: &VmmRuntime, dir: &Path) -> Result<(), RuntimeError> {
+    send_go(dir);
+    runtime.wait(BOX).await.map(drop)
+}
+
+/// Makes the payload exit, and waits until `is_over` holds or the box was removed.
+async fn exit_until(
+    runtime: &VmmRuntime,
+    dir: &Path,
+    is_over: impl Fn(&BoxInfo) -> bool,
+) -> Result<(), RuntimeError> {
+    send_go(dir);
+    loop {
+        match runtime.info(BOX).await {
+            Ok(info) if is_over(&info) => return Ok(()),
+            Ok(_) => pause().await,
+            Err(RuntimeError::NotFound { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn send_go(dir: &Path) {
     // The first attempt may fail because of the fault.
     while fs::write(dir.join(GO), "").is_err() {}
-    runtime.wait(BOX).await.map(drop)
 }
 
 /// The errors of the marked operation, and of a second attempt.
