@@ -26,11 +26,14 @@ pub(crate) enum Failure {
          command as that user, or select a daemon of your own with --home"
     )]
     AccessDenied { at: String, cause: String },
-    #[error("the daemon at {at} does not respond: it is stopped, stuck, or overloaded")]
+    #[error(
+        "the daemon at {at} does not respond: it is stopped, stuck, or overloaded; read its log, \
+         or restart it"
+    )]
     NoResponse { at: String },
     #[error(transparent)]
     Token(#[from] TokenError),
-    #[error("invalid token in SHIMD_TOKEN")]
+    #[error("invalid token in SHIMD_TOKEN; set it to the token of the daemon")]
     TokenVariable(#[source] TokenError),
     #[error("{0}{hint}", hint = home_hint(.0))]
     Runtime(#[from] RuntimeError),
@@ -47,7 +50,10 @@ pub(crate) enum Failure {
     LogFilter(#[from] tracing_subscriber::filter::FromEnvError),
     #[error("no home directory for the daemon: HOME is not set; select one with --home")]
     NoHome,
-    #[error("the daemon ended before the box {id}")]
+    #[error(
+        "the daemon ended before the box {id}; start it again, and run `shimd inspect {id}` to see \
+         how the box has ended"
+    )]
     DaemonEnded { id: String },
     #[error("box {name} is not running; start it with `shimd start {name}`")]
     NotRunning { name: String },
@@ -81,7 +87,10 @@ pub(crate) enum Failure {
          read; to keep more, set `console` in the image"
     )]
     OutputRotated { bytes: u64 },
-    #[error("cannot write the manual pages to {}", dir.display())]
+    #[error(
+        "cannot write the manual pages to {}; choose a directory that you can write to",
+        dir.display()
+    )]
     ManualPages { dir: PathBuf, source: io::Error },
     #[error("cannot print")]
     Output(#[source] io::Error),

@@ -55,7 +55,10 @@ pub enum RuntimeError {
     #[error(transparent)]
     ShimProgram(#[from] ShimProgramError),
     /// A thread of the runtime could not be started.
-    #[error("cannot start a thread of the VMM runtime")]
+    #[error(
+        "cannot start a thread of the VMM runtime; raise its limit of processes (RLIMIT_NPROC or \
+         pids.max)"
+    )]
     Thread(#[source] io::Error),
     /// Less space than the [reserve](crate::RuntimeOptions::disk_reserve) is free on the disk.
     #[error(
@@ -74,7 +77,7 @@ pub enum RuntimeError {
         reserve: u64,
     },
     /// No box has this id or name.
-    #[error("box {wanted:?} not found")]
+    #[error("box {wanted:?} not found; list the boxes to see their ids and names")]
     NotFound {
         /// The id or name that the caller passed.
         wanted: String,
@@ -152,7 +155,10 @@ pub enum RuntimeError {
         source: StartError,
     },
     /// The shim survived SIGKILL: it is blocked in the kernel.
-    #[error("shim {pid} of box {id} still exists {seconds} s after SIGKILL")]
+    #[error(
+        "shim {pid} of box {id} still exists {seconds} s after SIGKILL; /proc/{pid}/stack shows \
+         where the kernel blocks it; try again when it has ended"
+    )]
     Stuck {
         /// The id of the box.
         id: BoxId,
@@ -185,7 +191,10 @@ pub enum RuntimeError {
     File(#[from] FileError),
     /// A bug in the runtime: the operation panicked. [`VmmRuntime::info`](crate::VmmRuntime::info)
     /// returns the current state of the box.
-    #[error("the operation panicked: {message}")]
+    #[error(
+        "the operation panicked: {message}; inspect the box before you try again, and report this \
+         bug"
+    )]
     Panicked {
         /// The panic message.
         message: String,
