@@ -4,9 +4,9 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::box_files::FILES;
 use crate::files::{
-    MAX_RECORD_BYTES, open_regular_file, read_file, reserve_space, temporary_path,
-    write_file_unsynced,
+    MAX_RECORD_BYTES, open_regular_file, read_file, reserve_space, write_file_unsynced,
 };
 use crate::{ExitRecord, FileError, PidRecord, open_log};
 
@@ -264,85 +264,6 @@ impl BoxDir {
             }
         }
         Ok(())
-    }
-}
-
-/// The names of the files in a box directory, for code that lists or copies them. To read or write
-/// the files, use [`BoxDir`].
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct BoxFiles {
-    /// The spec of the box and its last ending. Owned by the runtime.
-    pub spec: &'static str,
-    /// The [`PidRecord`](crate::PidRecord) of the shim. A start is committed once it exists. Not
-    /// synced: after a power cut it may be missing or empty.
-    pub shim_pid: &'static str,
-    /// The [`PidRecord`](crate::PidRecord) of the payload, written when the payload starts. Not
-    /// synced: after a power cut it may have any content.
-    pub payload_pid: &'static str,
-    /// The directories of the payload's [`ControlGroup`](crate::ControlGroup), one per line. Not
-    /// synced, and only a hint: control groups are found by name.
-    pub control_group: &'static str,
-    /// The [`ExitRecord`](crate::ExitRecord) of the last run.
-    pub exit: &'static str,
-    /// The stderr of the shim.
-    pub shim_stderr: &'static str,
-    /// The newest output of the payload. [`rotated_console`](Self::rotated_console) names the older
-    /// files, and [`ConsoleOptions`](crate::ConsoleOptions) limits the size of them all.
-    pub console: &'static str,
-    /// The number of output bytes that rotation has deleted, as decimal text. Does not exist while
-    /// that number is 0. Not synced.
-    pub console_dropped: &'static str,
-    /// The socket to which a payload sends its [readiness](crate::Ready::Notified).
-    pub notify: &'static str,
-    /// The socket over which the shim [serves clients](crate::frames).
-    pub control: &'static str,
-}
-
-/// The file names that shims and runtimes use.
-pub const FILES: BoxFiles = BoxFiles {
-    spec: "box.json",
-    shim_pid: "shim.pid",
-    payload_pid: "payload.pid",
-    control_group: "cgroup",
-    exit: "exit",
-    shim_stderr: "shim.stderr",
-    console: "console.log",
-    console_dropped: "console.dropped",
-    notify: "notify.sock",
-    control: "control.sock",
-};
-
-impl BoxFiles {
-    /// Returns the name of the console file that has been rotated `number` times.
-    ///
-    /// A higher number means an older file; 0 is [`console`](Self::console) itself.
-    pub fn rotated_console(&self, number: u8) -> String {
-        match number {
-            0 => self.console.to_owned(),
-            number => format!("{}.{number}", self.console),
-        }
-    }
-
-    /// Returns the paths of all files that belong to one run of the box in `dir`. The runtime
-    /// deletes them before the next run.
-    ///
-    /// Includes the temporary files that a crashed writer may have left.
-    pub fn run_files(&self, dir: &Path) -> Vec<PathBuf> {
-        let records = [
-            self.shim_pid,
-            self.payload_pid,
-            self.control_group,
-            self.exit,
-        ]
-        .map(|name| dir.join(name));
-        let temporary_files = records.each_ref().map(|path| temporary_path(path));
-        let dropped = temporary_path(&dir.join(self.console_dropped));
-        records
-            .into_iter()
-            .chain(temporary_files)
-            .chain([dropped, dir.join(self.notify), dir.join(self.control)])
-            .collect()
     }
 }
 

@@ -45,6 +45,7 @@ compile_error!("vmm-protocol needs Linux");
 mod assignment;
 mod bounds;
 mod box_dir;
+mod box_files;
 mod causes;
 mod console_lines;
 mod console_options;
@@ -68,7 +69,8 @@ mod runtime_process;
 
 pub use assignment::Assignment;
 pub use bounds::truncate_text;
-pub use box_dir::{BOX_DIR_VARIABLE, BoxDir, BoxFiles, FILES};
+pub use box_dir::{BOX_DIR_VARIABLE, BoxDir};
+pub use box_files::{BoxFiles, FILES};
 pub use causes::with_causes;
 pub use console_options::ConsoleOptions;
 pub use control_group::{ControlGroup, Controller, Members, PROCS_FILE};

@@ -11,7 +11,7 @@ use axum::http::Uri;
 use axum::response::IntoResponse;
 use vmm_runtime::{Image, ImageTable};
 
-use super::idempotency::KEYS_MAX;
+use super::key_table::KEYS_MAX;
 use super::{ApiError, IdempotencyKeys, box_spec, extract, idempotency_journal, routes};
 use crate::BearerToken;
 use crate::wire::{CreateBoxRequest, ErrorModel, ListBoxesQuery};
