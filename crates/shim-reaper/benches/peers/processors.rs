@@ -74,6 +74,13 @@ pub(crate) fn cpu_time_of(thread: Pid) -> Duration {
     ))
 }
 
+/// Returns how long the calling thread could run and waited for a CPU.
+pub(crate) fn wait_for_cpu() -> Duration {
+    let statistics = fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    let wait = statistics.split(' ').nth(1).unwrap();
+    Duration::from_nanos(wait.parse().unwrap())
+}
+
 fn read(clock: ClockId) -> Duration {
     clock_gettime(clock).unwrap().into()
 }

@@ -158,6 +158,8 @@ impl Row {
 pub(crate) enum Column {
     Ours,
     Dedicated,
+    /// This crate, which spawns a command of std.
+    OursOfStd,
     TokioAwaited,
     TokioDroppedBusy,
     TokioDroppedIdle,
@@ -168,9 +170,10 @@ pub(crate) enum Column {
 }
 
 impl Column {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Ours,
         Self::Dedicated,
+        Self::OursOfStd,
         Self::TokioAwaited,
         Self::TokioDroppedBusy,
         Self::TokioDroppedIdle,
@@ -183,6 +186,7 @@ impl Column {
         match self {
             Self::Ours => "shim-reaper",
             Self::Dedicated => "shim-reaper, dedicated",
+            Self::OursOfStd => "shim-reaper, command of std",
             Self::TokioAwaited => "tokio, awaited",
             Self::TokioDroppedBusy => "tokio, dropped, busy",
             Self::TokioDroppedIdle => "tokio, dropped, idle",

@@ -4,7 +4,7 @@ pub(crate) const MEDIAN: f64 = 0.5;
 pub(crate) const P99: f64 = 0.99;
 
 /// The measured samples, in blocks.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Samples {
     blocks: Vec<Vec<f64>>,
 }

@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use std::process;
 use std::time::{Duration, Instant};
 
-use shim_reaper::Command;
+use shim_reaper::{Command, ShimReaper};
 
 use crate::peer::{Ours, TokioAwaited};
+use crate::processors::wait_for_cpu;
 use crate::report::{Column, Limit, Report, Unit};
 use crate::samples::{Effort, MEDIAN, Samples, turns};
 use crate::system;
@@ -32,140 +33,227 @@ enum Child {
     OtherUser,
     /// With tokio the child enters it in a closure, for which std forks.
     ControlGroup(ControlGroup),
-    /// Nothing, but the reaper gets a command of std, which forks to report the pidfd of the child.
-    PlainOfStd,
 }
 
-/// A way to spawn a child; the first two register it, the last waits for it.
+/// A way to spawn a child. The reaper and tokio register it, `Bare` waits for it.
 #[derive(Clone, Copy)]
 enum Spawner {
     Reaper,
+    /// The reaper, with a command of std.
+    ReaperOfStd,
     Tokio,
     Bare,
 }
 
-const SPAWNERS: [Spawner; 3] = [Spawner::Reaper, Spawner::Tokio, Spawner::Bare];
+impl Spawner {
+    fn column(self) -> Column {
+        match self {
+            Self::Reaper => Column::Ours,
+            Self::ReaperOfStd => Column::OursOfStd,
+            Self::Tokio => Column::TokioAwaited,
+            Self::Bare => Column::Floor,
+        }
+    }
+}
+
+const NATIVE: &[Spawner] = &[Spawner::Reaper, Spawner::Tokio, Spawner::Bare];
+
+const ALL: &[Spawner] = &[
+    Spawner::Reaper,
+    Spawner::Tokio,
+    Spawner::Bare,
+    Spawner::ReaperOfStd,
+];
+
+/// Where tokio does not fork.
+const BELOW_TOKIO: Goal = (Spawner::Tokio, "tokio awaited", 1.4);
+
+/// Where tokio forks.
+const FAR_BELOW_TOKIO: Goal = (Spawner::Tokio, "tokio awaited", 50.0);
+
+/// Where std forks for the reaper.
+const FAR_BELOW_STD: Goal = (Spawner::ReaperOfStd, "a command of std", 50.0);
+
+/// A slower spawner, its name, and how many times as long its call has to take as that of the reaper.
+type Goal = (Spawner, &'static str, f64);
 
 pub(super) fn run(effort: &Effort, report: &mut Report) {
-    let bench = Bench {
-        ours: Ours::new(),
-        tokio: TokioAwaited::new(),
-        ignore_sigchld: false,
-    };
-    let once = Some(Limit::Cheaper(1.4));
-    bench.compare(
-        report,
-        "Spawn call",
-        &Child::Plain,
-        effort.times(PAIRS),
-        once,
-    );
-    let label = "Spawn call, command of std";
-    let pairs = effort.times(PAIRS);
-    bench.compare(report, label, &Child::PlainOfStd, pairs, None);
-    let large = "Spawn call, parent of 2 GB";
+    let bench = Bench::new();
+    let (pairs, fork_pairs) = (effort.times(PAIRS), effort.times(PAIRS_WITH_FORK));
+    let plain = &Child::Plain;
+    let label = "Spawn call";
+    bench.compare(report, label, plain, pairs, ALL, &[BELOW_TOKIO]);
+
     let ballast = ballast();
-    bench.compare(report, large, &Child::Plain, effort.times(PAIRS), once);
-    let pairs = effort.times(PAIRS_WITH_FORK);
-    let many = Some(Limit::Cheaper(50.0));
+    let large = "Spawn call, parent of 2 GB";
+    bench.compare(report, large, plain, pairs, NATIVE, &[BELOW_TOKIO]);
+    let goals = &[FAR_BELOW_TOKIO];
     if system::is_root() {
-        let label = format!("{large}, `uid`");
-        bench.compare(report, &label, &Child::OtherUser, pairs, many);
+        let (label, child) = (format!("{large}, `uid`"), Child::OtherUser);
+        bench.compare(report, &label, &child, fork_pairs, NATIVE, goals);
     }
     match ControlGroup::create() {
         Ok(group) => {
-            let label = format!("{large}, control group");
-            bench.compare(report, &label, &Child::ControlGroup(group), pairs, many);
+            let (label, child) = (
+                format!("{large}, control group"),
+                Child::ControlGroup(group),
+            );
+            bench.compare(report, &label, &child, fork_pairs, NATIVE, goals);
         }
         Err(error) => eprintln!("no control group: {error}"),
     }
+
+    let bench = Bench::without_early_pidfd();
+    for reaper in [&bench.ours.reaper, &bench.of_std] {
+        note_foreign_wait(reaper);
+    }
+    let label = format!("{large}, after a foreign wait");
+    let goals = &[FAR_BELOW_STD, BELOW_TOKIO];
+    bench.compare(report, &label, plain, fork_pairs, ALL, goals);
     hint::black_box(ballast);
 }
 
 /// Measures with SIGCHLD ignored, which changes how every peer reaps.
 pub(super) fn run_ignored(effort: &Effort, report: &mut Report) {
-    let bench = Bench {
-        ours: Ours::new(),
-        tokio: TokioAwaited::new(),
-        ignore_sigchld: true,
-    };
-    let label = "Spawn call, SIGCHLD ignored";
-    let once = Some(Limit::Cheaper(1.4));
-    bench.compare(report, label, &Child::Plain, effort.times(PAIRS), once);
+    let mut bench = Bench::without_early_pidfd();
+    bench.ignore_sigchld = true;
+    let plain = &Child::Plain;
+    let (label, pairs) = ("Spawn call, SIGCHLD ignored", effort.times(PAIRS));
+    bench.compare(report, label, plain, pairs, NATIVE, &[BELOW_TOKIO]);
+
+    let ballast = ballast();
+    let label = "Spawn call, parent of 2 GB, SIGCHLD ignored";
+    let pairs = effort.times(PAIRS_WITH_FORK);
+    let goals = &[FAR_BELOW_STD, BELOW_TOKIO];
+    bench.compare(report, label, plain, pairs, ALL, goals);
+    hint::black_box(ballast);
 }
 
 struct Bench {
     ours: Ours,
+    /// Spawns the commands of std.
+    of_std: ShimReaper,
     tokio: TokioAwaited,
     ignore_sigchld: bool,
 }
 
 impl Bench {
+    fn new() -> Self {
+        let ours = Ours::new();
+        Self {
+            of_std: ours.reaper.clone(),
+            ours,
+            tokio: TokioAwaited::new(),
+            ignore_sigchld: false,
+        }
+    }
+
+    /// Lets std fork only if SIGCHLD is ignored, or after a foreign wait.
+    fn without_early_pidfd() -> Self {
+        let bench = Self::new();
+        let builder = ShimReaper::builder().early_pidfd(false);
+        let of_std = bench.ours.runtime.block_on(async { builder.start() });
+        Self { of_std, ..bench }
+    }
+
     fn compare(
         &self,
         report: &mut Report,
         label: &str,
         child: &Child,
         pairs: usize,
-        limit: Option<Limit>,
+        spawners: &[Spawner],
+        goals: &[Goal],
     ) {
-        let mut samples: [Samples; SPAWNERS.len()] = Default::default();
-        for (_, index) in turns(SPAWNERS.len(), pairs) {
+        let mut samples = vec![Samples::default(); spawners.len()];
+        for (_, index) in turns(spawners.len(), pairs) {
             // After a fork of another one the memory of the parent is write-protected.
-            self.spawn(SPAWNERS[index], child);
-            let time = self.spawn(SPAWNERS[index], child);
+            self.spawn(spawners[index], child);
+            let time = self.spawn(spawners[index], child);
             samples[index].push_block(time.as_secs_f64());
         }
         let row = report.row(label, Unit::Time);
-        for (column, samples) in [Column::Ours, Column::TokioAwaited, Column::Floor]
-            .into_iter()
-            .zip(&samples)
-        {
-            row.set(column, samples.median());
+        for (spawner, samples) in spawners.iter().zip(&samples) {
+            row.set(spawner.column(), samples.median());
         }
-        let [ours, tokio, _] = &samples;
-        if let Some(limit) = limit {
-            row.goal("tokio awaited", tokio.ratio_to(ours, MEDIAN), limit);
+        let of = |wanted: Spawner| {
+            let column = wanted.column();
+            let index = spawners.iter().position(|one| one.column() == column);
+            &samples[index.unwrap()]
+        };
+        for &(slower, name, times) in goals {
+            let ratio = of(slower).ratio_to(of(Spawner::Reaper), MEDIAN);
+            row.goal(name, ratio, Limit::Cheaper(times));
         }
     }
 
-    /// Returns how long the spawn takes. Then waits until the child is reaped.
+    /// Returns how long the spawn takes, without the time in which the caller could run and waited
+    /// for a CPU: a child that has the CPU of the caller may keep it until it exits. Then waits until
+    /// the child is reaped.
     fn spawn(&self, spawner: Spawner, child: &Child) -> Duration {
         if self.ignore_sigchld {
             // Each time: tokio installs a handler when it finds that a child is gone.
             system::ignore_sigchld();
         }
         let entered = self.tokio.runtime.enter();
-        let start = Instant::now();
-        let spawned;
+        let call = Call::begin();
+        let time;
         match spawner {
-            Spawner::Reaper => {
-                let reaper = &self.ours.reaper;
-                let handle = match child {
-                    Child::PlainOfStd => reaper.spawn(process::Command::new(PROGRAM)),
-                    _ => reaper.spawn(child.ours()),
+            Spawner::Reaper | Spawner::ReaperOfStd => {
+                let handle = match spawner {
+                    Spawner::ReaperOfStd => self.of_std.spawn(process::Command::new(PROGRAM)),
+                    _ => self.ours.reaper.spawn(child.ours()),
                 };
                 let handle = handle.unwrap();
-                spawned = start.elapsed();
+                time = call.end();
                 drop(entered);
                 handle.wait_blocking().unwrap();
             }
             Spawner::Bare => {
                 let mut spawned_child = child.ours().spawn().unwrap();
-                spawned = start.elapsed();
+                time = call.end();
                 // Fails if SIGCHLD is ignored, after the child has ended.
                 let _ = spawned_child.wait();
             }
             Spawner::Tokio => {
                 let mut spawned_child = child.tokio().spawn().unwrap();
-                spawned = start.elapsed();
+                time = call.end();
                 drop(entered);
                 // As above.
                 let _ = self.tokio.runtime.block_on(spawned_child.wait());
             }
         }
-        spawned
+        time
     }
+}
+
+/// A call that is measured.
+struct Call {
+    wait: Duration,
+    start: Instant,
+}
+
+impl Call {
+    fn begin() -> Self {
+        Self {
+            wait: wait_for_cpu(),
+            start: Instant::now(),
+        }
+    }
+
+    fn end(self) -> Duration {
+        let time = self.start.elapsed();
+        time.saturating_sub(wait_for_cpu() - self.wait)
+    }
+}
+
+/// Lets the reaper find that another wait has reaped one of its children.
+fn note_foreign_wait(reaper: &ShimReaper) {
+    let child = process::Command::new(PROGRAM).spawn().unwrap();
+    system::wait(child.id());
+    let handle = reaper.register_child(child).unwrap();
+    handle.wait_blocking().unwrap();
+    assert!(reaper.stats().foreign_waits_total > 0);
 }
 
 /// Memory whose page tables a fork copies.
@@ -181,7 +269,7 @@ impl Child {
     fn ours(&self) -> Command {
         let mut command = Command::new(PROGRAM);
         match self {
-            Self::Plain | Self::PlainOfStd => {}
+            Self::Plain => {}
             Self::OtherUser => _ = command.uid(1),
             Self::ControlGroup(group) => _ = command.cgroup(File::open(&group.path).unwrap()),
         }
@@ -191,7 +279,7 @@ impl Child {
     fn tokio(&self) -> tokio::process::Command {
         let mut command = process::Command::new(PROGRAM);
         match self {
-            Self::Plain | Self::PlainOfStd => {}
+            Self::Plain => {}
             Self::OtherUser => _ = command.uid(1),
             Self::ControlGroup(group) => {
                 let processes = group.path.join("cgroup.procs");
