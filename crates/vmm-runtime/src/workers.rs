@@ -77,7 +77,7 @@ fn run_jobs(queue: &Mutex<Receiver<Job>>) {
 
 #[cfg(test)]
 mod tests {
-    use futures::FutureExt;
+    use std::future::ready;
 
     use super::*;
 
@@ -97,7 +97,11 @@ mod tests {
     async fn work_runs_even_if_its_future_is_dropped() {
         let workers = Workers::start("test", 1).unwrap();
         let (report, ran) = channel();
-        let _ = workers.run(move || report.send(())).now_or_never();
+        tokio::select! {
+            biased;
+            _ = workers.run(move || report.send(())) => {}
+            () = ready(()) => {}
+        }
         workers.run(|| ()).await.unwrap();
         ran.try_recv().unwrap();
     }

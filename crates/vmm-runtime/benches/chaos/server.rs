@@ -2,11 +2,12 @@
 //! each, and writes replies and events to stdout. All requests run concurrently.
 
 use std::error::Error;
+use std::future::ready;
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use futures::{FutureExt, StreamExt};
+use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use vmm_runtime::{
@@ -144,8 +145,13 @@ async fn write(mut events: Events, mut replies: UnboundedReceiver<Message>) {
         tokio::select! {
             biased;
             Some(reply) = replies.recv() => {
-                while let Some(Some(event)) = events.next().now_or_never() {
-                    send_event(event);
+                // The events that precede the reply.
+                loop {
+                    tokio::select! {
+                        biased;
+                        Some(event) = events.next() => send_event(event),
+                        () = ready(()) => break,
+                    }
                 }
                 send_message(&reply);
             }
