@@ -94,6 +94,9 @@
 //!   [`ReaperStats`], [`ShutdownReport`] and [`StopReport`]. The fields have the names that they have
 //!   here, except where the docs of the type say otherwise. A later version may add fields. A missing
 //!   field of stats and reports is read as its default.
+//!
+//! The feature `simulation` is private: it is for a benchmark of this crate, and what it adds is not part of
+//! the API.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
