@@ -36,6 +36,11 @@ pub enum Ending {
     /// process it was. A payload that survives the loss of one process, and that another process
     /// kills later, is therefore reported as out of memory, too.
     OutOfMemory,
+    /// The guest of a virtual machine ended it.
+    Guest {
+        /// What the guest did.
+        event: GuestEvent,
+    },
     /// Code inside the shim panicked.
     Panicked {
         /// The panic message.
@@ -69,6 +74,20 @@ fn deserialize_exit<'de, D: Deserializer<'de>>(from: D) -> Result<Box<Ending>, D
     }
 }
 
+/// How a guest ended its virtual machine, as the VMM reported it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum GuestEvent {
+    /// The guest powered off.
+    PoweredOff,
+    /// The guest reset its machine: a reboot, a triple fault, or a kernel panic that it did not
+    /// report.
+    Reset,
+    /// The kernel of the guest panicked.
+    Panicked,
+}
+
 /// Why a shim could not run a payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -96,13 +115,18 @@ impl Ending {
     /// Returns the ending as a shell exit code.
     ///
     /// That is the code of the payload, or 128 plus the signal number. As with docker, 125 to 127
-    /// mean that the payload could not be run. As in Rust, 101 means a panic. A failed start never
-    /// has the code 0: a payload that exited with it before it was ready has 125.
+    /// mean that the payload could not be run. As in Rust, 101 means a panic. A guest that powered
+    /// off has 0, one that reset or panicked has 1. A failed start never has the code 0: a payload
+    /// that exited with it before it was ready has 125.
     pub fn shell_code(&self) -> i32 {
         match self {
             Self::Exited { code } => *code,
             Self::Signaled { signal } => 128 + signal,
             Self::OutOfMemory => 128 + SIGKILL,
+            Self::Guest { event } => match event {
+                GuestEvent::PoweredOff => 0,
+                GuestEvent::Reset | GuestEvent::Panicked => 1,
+            },
             Self::Panicked { .. } => 101,
             Self::EndedEarly { exit } => match exit.shell_code() {
                 0 => 125,
@@ -130,6 +154,7 @@ impl Ending {
     pub fn is_crash(&self) -> bool {
         match self {
             Self::Exited { .. } => false,
+            Self::Guest { event } => *event != GuestEvent::PoweredOff,
             Self::EndedEarly { exit } => exit.is_crash(),
             Self::Signaled { .. } | Self::OutOfMemory | Self::Panicked { .. } => true,
             Self::Failed { kind, .. } => !matches!(
@@ -248,6 +273,9 @@ mod tests {
             Ending::Exited { code: 3 },
             Ending::Signaled { signal: 9 },
             Ending::OutOfMemory,
+            Ending::Guest {
+                event: GuestEvent::PoweredOff,
+            },
             Ending::Panicked {
                 message: "no".into(),
                 location: Some("src/x.rs:1:2".into()),

@@ -2,7 +2,9 @@ use std::process::ExitStatus;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
-use vmm_protocol::{Ending, ExitRecord, FileError, PidRecord, truncate_text, with_causes};
+use vmm_protocol::{
+    Ending, ExitRecord, FileError, GuestEvent, PidRecord, truncate_text, with_causes,
+};
 
 use super::BoxStatus;
 use crate::StartError;
@@ -65,8 +67,21 @@ impl Outcome {
             .map(|record| record.ending)
             .or_else(|| status.and_then(ending_of_status));
         let status = match &ending {
-            Some(Ending::Exited { code: 0 }) => BoxStatus::Stopped,
-            Some(Ending::Exited { .. } | Ending::Signaled { .. } | Ending::OutOfMemory) | None
+            Some(
+                Ending::Exited { code: 0 }
+                | Ending::Guest {
+                    event: GuestEvent::PoweredOff,
+                },
+            ) => BoxStatus::Stopped,
+            Some(
+                Ending::Exited { .. }
+                | Ending::Signaled { .. }
+                | Ending::OutOfMemory
+                | Ending::Guest {
+                    event: GuestEvent::Reset,
+                },
+            )
+            | None
                 if requested =>
             {
                 BoxStatus::Stopped
@@ -150,6 +165,7 @@ mod tests {
     #[test]
     fn requested_endings_are_stopped_and_others_failed() {
         let term = Ending::Signaled { signal: 15 };
+        let guest = |event| Ending::Guest { event };
         let panic = Ending::Panicked {
             message: "no".into(),
             location: None,
@@ -161,6 +177,10 @@ mod tests {
             (false, term.clone(), BoxStatus::Failed),
             (true, term, BoxStatus::Stopped),
             (false, Ending::OutOfMemory, BoxStatus::Failed),
+            (false, guest(GuestEvent::PoweredOff), BoxStatus::Stopped),
+            (false, guest(GuestEvent::Reset), BoxStatus::Failed),
+            (true, guest(GuestEvent::Reset), BoxStatus::Stopped),
+            (true, guest(GuestEvent::Panicked), BoxStatus::Failed),
             (true, panic, BoxStatus::Failed),
         ] {
             let outcome = Outcome::of_exit(shim(), None, record(requested, ending.clone()), false);

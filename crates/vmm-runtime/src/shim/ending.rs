@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use nix::sys::signal::Signal;
-use vmm_protocol::{Ending, ExitRecord};
+use vmm_protocol::{Ending, ExitRecord, GuestEvent};
 
 /// Returns whether this record can be from a shim that ended with this status: a shim that writes
 /// an exit record exits with the code in it.
@@ -31,6 +31,12 @@ pub(crate) fn describe_ending(ending: Option<&Ending>) -> String {
             Err(_) => format!("killed by signal {signal}"),
         },
         Some(Ending::OutOfMemory) => "killed because it exceeded its memory limit".to_owned(),
+        Some(Ending::Guest { event }) => match event {
+            GuestEvent::PoweredOff => "the guest powered off".to_owned(),
+            GuestEvent::Reset => "the guest reset its machine".to_owned(),
+            GuestEvent::Panicked => "the kernel of the guest panicked".to_owned(),
+            other => format!("the guest ended its machine: {other:?}"),
+        },
         Some(Ending::Panicked { message, location }) => match location {
             Some(location) => format!("the shim panicked at {location}: {message}"),
             None => format!("the shim panicked: {message}"),
