@@ -3,7 +3,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use vmm_agent::RequestError;
-use vmm_protocol::{Ending, InstanceSpec};
+use vmm_protocol::{Ending, GuestEvent, InstanceSpec, PayloadSpec};
 
 use crate::EngineError;
 
@@ -23,6 +23,18 @@ use crate::EngineError;
 pub trait Engine: Send + Sync {
     /// Returns the name by which a spec selects the engine.
     fn name(&self) -> &str;
+
+    /// Checks what can be checked without the files of the host: whether the engine knows the
+    /// options of the payload, and can honour its fields. The daemon calls this when a box is
+    /// created, the shim before [`start`](Self::start). Accepts every payload by default.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Spec`] that names the field and the remedy.
+    fn validate(&self, payload: &PayloadSpec) -> Result<(), EngineError> {
+        let _ = payload;
+        Ok(())
+    }
 
     /// Starts the payload and returns without waiting until it is ready. The engine can write its
     /// own files and the console output to the box directory `dir`.
@@ -91,6 +103,8 @@ pub enum PayloadExit {
     Signal(i32),
     /// The kernel killed the payload because its memory limit was reached.
     OutOfMemory,
+    /// The guest of a virtual machine ended it.
+    Guest(GuestEvent),
 }
 
 impl From<PayloadExit> for Ending {
@@ -99,6 +113,7 @@ impl From<PayloadExit> for Ending {
             PayloadExit::Code(code) => Self::Exited { code: code & 0xff },
             PayloadExit::Signal(signal) => Self::Signaled { signal },
             PayloadExit::OutOfMemory => Self::OutOfMemory,
+            PayloadExit::Guest(event) => Self::Guest { event },
         }
     }
 }

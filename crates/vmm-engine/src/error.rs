@@ -27,6 +27,16 @@ pub enum EngineError {
     /// A file in the box directory cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
+    /// A file of a guest, such as its kernel, cannot be opened.
+    #[error("cannot open the {role} {}; correct its path or its permissions", path.display())]
+    GuestFile {
+        /// What the file is for.
+        role: &'static str,
+        /// The path in the spec.
+        path: PathBuf,
+        /// The error that `open(2)` returned.
+        source: io::Error,
+    },
     /// The payload ended before it was ready.
     #[error("the payload ended before it was ready")]
     EndedEarly,
@@ -56,7 +66,7 @@ impl From<EngineError> for Ending {
             EngineError::NotFound { .. } => FailureKind::NotFound,
             EngineError::NotExecutable { .. } => FailureKind::NotExecutable,
             EngineError::File(_) => FailureKind::Storage,
-            EngineError::Spec(_) => FailureKind::Spec,
+            EngineError::Spec(_) | EngineError::GuestFile { .. } => FailureKind::Spec,
             _ => FailureKind::Engine,
         };
         // An ending has no source, so its message includes the cause.

@@ -1,8 +1,8 @@
 //! Engines: the code that starts and controls the payload of a box, inside its shim.
 //!
 //! A shim (crate `vmm-shim`) hosts one payload. It has one or more [`Engine`]s, and the spec of the
-//! box names one of them. The engine [`Process`] runs a command. To run something else, such as a
-//! virtual machine, implement [`Engine`] and [`Payload`], and pass the engine to `vmm_shim::Shim`.
+//! box names one of them. The engine [`Process`] runs a command, the engine [`Qemu`] a virtual
+//! machine. To run something else, implement [`Engine`] and [`Payload`], and pass the engine to `vmm_shim::Shim`.
 //!
 //! Use this crate to write an engine. To run boxes with the engines that exist, use `vmm-runtime`;
 //! to build a shim program, use `vmm-shim`, which re-exports the traits.
@@ -36,11 +36,13 @@ pub mod descendants;
 mod engine;
 mod error;
 mod process;
+mod qemu;
 pub mod signals;
 
 pub use engine::{Engine, Payload, PayloadExit};
 pub use error::EngineError;
 pub use process::Process;
+pub use qemu::{Accelerator, Disk, DiskAccess, Qemu, QemuOptions};
 pub use vmm_agent::RequestError;
 
 /// Compiles the code of the README.

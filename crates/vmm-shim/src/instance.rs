@@ -20,10 +20,11 @@ use vmm_protocol::{
 use crate::control::{self, Control, Watchdog};
 use crate::exit_reporter::ExitReporter;
 use crate::hub::ControlSocket;
+use crate::shim::Shim;
 use crate::{standard_streams, sys, warm};
 
 /// Runs a shim, and exits the process. The current directory is the box directory, or will be.
-pub(crate) fn run(invocation: &Invocation, engines: Vec<Box<dyn Engine>>) -> ! {
+pub(crate) fn run(invocation: &Invocation, shim: &Shim) -> ! {
     if !standard_streams::spawned_by_runtime() {
         let _ = writeln!(
             io::stderr(),
@@ -35,20 +36,16 @@ pub(crate) fn run(invocation: &Invocation, engines: Vec<Box<dyn Engine>>) -> ! {
     sys::use_one_heap();
     let reporter = Arc::new(ExitReporter::default());
     reporter.install_panic_hook();
-    let run = AssertUnwindSafe(|| run_box(&reporter, invocation, &engines));
+    let run = AssertUnwindSafe(|| run_box(&reporter, invocation, shim));
     match panic::catch_unwind(run) {
         Ok(ending) => reporter.exit(ending),
         Err(_) => reporter.exit_with_panic(),
     }
 }
 
-fn run_box(
-    reporter: &Arc<ExitReporter>,
-    invocation: &Invocation,
-    engines: &[Box<dyn Engine>],
-) -> Ending {
+fn run_box(reporter: &Arc<ExitReporter>, invocation: &Invocation, shim: &Shim) -> Ending {
     set_up(reporter, invocation)
-        .and_then(|set_up| run_payload(reporter, engines, set_up))
+        .and_then(|set_up| run_payload(reporter, shim, set_up))
         .unwrap_or_else(|failure| failure)
 }
 
@@ -156,7 +153,7 @@ fn lock_box_dir(dir: &BoxDir) -> Result<(), Ending> {
 /// Reads the spec, starts the payload, and waits until it has ended.
 fn run_payload(
     reporter: &Arc<ExitReporter>,
-    engines: &[Box<dyn Engine>],
+    shim: &Shim,
     SetUp {
         dir,
         mut stdin,
@@ -176,7 +173,8 @@ fn run_payload(
             Ending::failed(FailureKind::Engine, message)
         })?;
     control.begin_start(watchdog, bind_control_socket(), spec.stop_grace());
-    let engine = find_engine(engines, &spec.payload.engine)?;
+    let engine = find_engine(shim, &spec.payload.engine)?;
+    engine.validate(&spec.payload)?;
     let payload: Arc<dyn Payload> = engine.start(&spec, dir.path())?.into();
     reporter.set_payload(Arc::clone(&payload));
     if control.payload_started() {
@@ -218,10 +216,9 @@ fn bind_control_socket() -> Option<ControlSocket> {
     }
 }
 
-fn find_engine<'a>(engines: &'a [Box<dyn Engine>], name: &str) -> Result<&'a dyn Engine, Ending> {
-    let engine = engines.iter().rev().find(|engine| engine.name() == name);
-    engine.map(|engine| &**engine).ok_or_else(|| {
-        let names: Vec<_> = engines.iter().map(|engine| engine.name()).collect();
+fn find_engine<'a>(shim: &'a Shim, name: &str) -> Result<&'a dyn Engine, Ending> {
+    shim.find(name).ok_or_else(|| {
+        let names: Vec<_> = shim.names().collect();
         let message = format!(
             "unknown engine {name:?}: this shim has {}",
             names.join(", ")

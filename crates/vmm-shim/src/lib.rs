@@ -81,11 +81,14 @@ mod sys;
 mod warm;
 
 pub use shim::{Shim, run_if_shim};
-pub use vmm_engine::{Engine, EngineError, Payload, PayloadExit, Process, RequestError};
+pub use vmm_engine::{
+    Accelerator, Disk, DiskAccess, Engine, EngineError, Payload, PayloadExit, Process, Qemu,
+    QemuOptions, RequestError,
+};
 pub use vmm_protocol::{
     ARGV0, Assignment, BOX_DIR_VARIABLE, BoxDir, BoxFiles, ConsoleOptions, ControlGroup, Ending,
-    ExitRecord, FILES, FailureKind, FileError, InstanceSpec, Invocation, KILL_SIGNAL, PayloadSpec,
-    PidLookup, PidRecord, ProcessIdentity, Ready, Report, RuntimeProcess, can_be_shim,
+    ExitRecord, FILES, FailureKind, FileError, GuestEvent, InstanceSpec, Invocation, KILL_SIGNAL,
+    PayloadSpec, PidLookup, PidRecord, ProcessIdentity, Ready, Report, RuntimeProcess, can_be_shim,
     is_resource_exhaustion, open_log, read_file, truncate_text, write_file,
 };
 

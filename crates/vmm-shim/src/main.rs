@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::thread;
 
 fn main() -> ExitCode {
-    vmm_shim::run_if_shim();
+    vmm_shim::Shim::new().engine(vmm_shim::Qemu).run_if_shim();
     let argument = env::args_os().nth(1);
     match argument.as_deref().and_then(OsStr::to_str) {
         Some("--version") => match writeln!(io::stdout(), "vmm-shim {}", vmm_shim::VERSION) {

@@ -1,7 +1,7 @@
 use std::fmt;
 
-use vmm_engine::{Engine, Process};
-use vmm_protocol::Invocation;
+use vmm_engine::{Engine, EngineError, Process};
+use vmm_protocol::{Invocation, PayloadSpec};
 
 use crate::instance;
 
@@ -48,6 +48,34 @@ impl Shim {
         self
     }
 
+    /// Returns the engine with this name.
+    pub(crate) fn find(&self, name: &str) -> Option<&dyn Engine> {
+        let engine = self
+            .engines
+            .iter()
+            .rev()
+            .find(|engine| engine.name() == name);
+        engine.map(|engine| &**engine)
+    }
+
+    /// Returns the names of the engines.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.engines.iter().map(|engine| engine.name())
+    }
+
+    /// Checks the payload with its engine, as the shim does before it starts the payload. Accepts a
+    /// payload whose engine this shim does not have. A daemon calls it when a box is created.
+    ///
+    /// # Errors
+    ///
+    /// The error of [`Engine::validate`].
+    pub fn validate(&self, payload: &PayloadSpec) -> Result<(), EngineError> {
+        match self.find(&payload.engine) {
+            Some(engine) => engine.validate(payload),
+            None => Ok(()),
+        }
+    }
+
     /// Runs as a shim, and never returns, if a VMM runtime has started this process as one.
     ///
     /// Otherwise returns immediately, and records that this program can be its own shim, which
@@ -76,7 +104,7 @@ impl Shim {
     pub fn run_if_shim(self) {
         match Invocation::of_this_process() {
             None => vmm_protocol::declare_shim_program(),
-            Some(invocation) => instance::run(&invocation, self.engines),
+            Some(invocation) => instance::run(&invocation, &self),
         }
     }
 }
@@ -89,9 +117,7 @@ impl Default for Shim {
 
 impl fmt::Debug for Shim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list()
-            .entries(self.engines.iter().map(|engine| engine.name()))
-            .finish()
+        f.debug_list().entries(self.names()).finish()
     }
 }
 

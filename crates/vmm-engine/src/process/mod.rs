@@ -8,13 +8,14 @@ mod payload;
 
 use std::path::Path;
 
+use pidfd_spawn::Command;
 use vmm_protocol::{BoxDir, InstanceSpec, Ready};
 
 use self::confinement::Confinement;
 use self::console::Console;
 use self::executions::Executions;
 use self::notify_socket::NotifySocket;
-use self::payload::ProcessPayload;
+pub(crate) use self::payload::ProcessPayload;
 use crate::{Engine, EngineError, Payload};
 
 /// The default engine: the payload is a command, without a virtual machine.
@@ -70,30 +71,39 @@ impl Engine for Process {
     }
 
     fn start(&self, spec: &InstanceSpec, dir: &Path) -> Result<Box<dyn Payload>, EngineError> {
-        let program = command::validate(&spec.payload)?;
-        let box_dir = BoxDir::new(dir);
-        let notify = match spec.payload.ready {
-            Ready::Started => None,
-            Ready::Notified => Some(NotifySocket::bind(&box_dir)?),
-        };
-        let confinement = Confinement::prepare(spec, dir)?;
-        let (console, output) = Console::start(box_dir, spec.payload.console)?;
-        let command = command::payload_command(spec, dir, &confinement, notify.as_ref(), output);
-        // The command, and with it this end of the pipe, is dropped before the console is finished.
-        let spawned = command.and_then(|mut command| {
-            let spawned = command.spawn();
-            spawned.map_err(|error| command::start_error(&spec.payload, program, error))
-        });
-        match spawned {
-            Ok(child) => {
-                let executions = Executions::new(spec.clone(), dir.to_owned(), confinement);
-                let payload = ProcessPayload::new(child, notify, console, executions);
-                Ok(Box::new(payload))
-            }
-            Err(error) => {
-                console.finish();
-                Err(error)
-            }
+        Ok(Box::new(spawn(spec, dir, |_| {})?))
+    }
+}
+
+/// Starts the command of the spec, with its limits and its console. `prepare` can add to the command.
+pub(crate) fn spawn(
+    spec: &InstanceSpec,
+    dir: &Path,
+    prepare: impl FnOnce(&mut Command),
+) -> Result<ProcessPayload, EngineError> {
+    let program = command::validate(&spec.payload)?;
+    let box_dir = BoxDir::new(dir);
+    let notify = match spec.payload.ready {
+        Ready::Started => None,
+        Ready::Notified => Some(NotifySocket::bind(&box_dir)?),
+    };
+    let confinement = Confinement::prepare(spec, dir)?;
+    let (console, output) = Console::start(box_dir, spec.payload.console)?;
+    let command = command::payload_command(spec, dir, &confinement, notify.as_ref(), output);
+    // The command, and with it this end of the pipe, is dropped before the console is finished.
+    let spawned = command.and_then(|mut command| {
+        prepare(&mut command);
+        let spawned = command.spawn();
+        spawned.map_err(|error| command::start_error(&spec.payload, program, error))
+    });
+    match spawned {
+        Ok(child) => {
+            let executions = Executions::new(spec.clone(), dir.to_owned(), confinement);
+            Ok(ProcessPayload::new(child, notify, console, executions))
+        }
+        Err(error) => {
+            console.finish();
+            Err(error)
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::{EngineError, Payload, PayloadExit, descendants};
 
 /// A command, and all processes that it starts.
 #[derive(Debug)]
-pub(super) struct ProcessPayload {
+pub(crate) struct ProcessPayload {
     pid: Pid,
     /// `None` once the child is reaped: the kernel may then reuse its pid.
     child: Mutex<Option<Child>>,

@@ -1,0 +1,114 @@
+//! The command line of QEMU.
+
+use std::path::Path;
+
+use vmm_protocol::{InstanceSpec, Ready};
+
+use super::options::{Accelerator, Disk, DiskAccess, QemuOptions};
+
+const PROGRAM: &str = "qemu-system-x86_64";
+
+/// The descriptor of QEMU's monitor in QEMU.
+pub(super) const QMP_FD: i32 = 3;
+
+/// The descriptor of the agent's serial port in QEMU.
+pub(super) const AGENT_FD: i32 = 4;
+
+/// The name of the serial port at which a guest finds its agent's connection.
+const AGENT_PORT: &str = "org.vmm.agent.0";
+
+const DEFAULT_CPUS: u32 = 1;
+const DEFAULT_MEMORY_MIB: u32 = 256;
+
+/// The memory for translated instructions. QEMU itself would take up to 1 GiB.
+const TRANSLATION_MIB: u32 = 256;
+
+/// What QEMU may need beyond the memory of the guest: translated instructions, devices, stacks.
+const OVERHEAD_MIB: u32 = TRANSLATION_MIB + 256;
+
+/// Returns the spec of the process that runs the guest of `spec`.
+pub(super) fn qemu(spec: &InstanceSpec, options: &QemuOptions, dir: &Path) -> InstanceSpec {
+    let cpus = spec.payload.cpus.unwrap_or(DEFAULT_CPUS);
+    let memory_mib = spec.payload.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB);
+    let mut process = spec.clone();
+    process.payload.command = arguments(options, cpus, memory_mib);
+    process.payload.memory_mib = Some(memory_mib.saturating_add(OVERHEAD_MIB));
+    process.payload.ready = Ready::Started;
+    process.payload.options.clear();
+    // An overlay is a temporary file, which QEMU deletes as soon as it is open.
+    let dir = dir.to_string_lossy().into_owned();
+    process.payload.env.insert("TMPDIR".to_owned(), dir);
+    process
+}
+
+fn arguments(options: &QemuOptions, cpus: u32, memory_mib: u32) -> Vec<String> {
+    let accelerator = match options.accelerator {
+        Accelerator::Tcg => format!("tcg,tb-size={TRANSLATION_MIB}"),
+        Accelerator::Kvm => "kvm".to_owned(),
+    };
+    let mut arguments: Vec<String> = [PROGRAM, "-nodefaults", "-no-user-config"]
+        .map(str::to_owned)
+        .into();
+    let mut add = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+    add("-machine", "q35".to_owned());
+    add("-accel", accelerator);
+    add("-cpu", "max".to_owned());
+    add("-smp", cpus.to_string());
+    add("-m", memory_mib.to_string());
+    add("-display", "none".to_owned());
+    add("-action", "reboot=shutdown,panic=shutdown".to_owned());
+    add(
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny".to_owned(),
+    );
+    add("-chardev", format!("socket,id=qmp,fd={QMP_FD}"));
+    add("-mon", "chardev=qmp,mode=control".to_owned());
+    // Without `signal=off`, QEMU would change what SIGINT does to it.
+    add("-chardev", "stdio,id=console,signal=off".to_owned());
+    add("-serial", "chardev:console".to_owned());
+    add("-device", "pvpanic".to_owned());
+    add("-device", "virtio-serial-pci".to_owned());
+    add("-chardev", format!("socket,id=agent,fd={AGENT_FD}"));
+    add(
+        "-device",
+        format!("virtserialport,chardev=agent,name={AGENT_PORT}"),
+    );
+    for (number, disk) in options.disks.iter().enumerate() {
+        add("-drive", drive(number, disk));
+        add("-device", format!("virtio-blk-pci,drive=disk{number}"));
+    }
+    add("-kernel", options.kernel.to_string_lossy().into_owned());
+    if let Some(initrd) = &options.initrd {
+        add("-initrd", initrd.to_string_lossy().into_owned());
+    }
+    add(
+        "-append",
+        format!("console=ttyS0 panic=-1 {}", options.cmdline),
+    );
+    arguments
+}
+
+fn drive(number: usize, Disk { path, access }: &Disk) -> String {
+    let access = match access {
+        DiskAccess::ReadOnly => ",readonly=on",
+        DiskAccess::Overlay => ",snapshot=on",
+        DiskAccess::ReadWrite => "",
+    };
+    // A comma ends a value, two are one.
+    let path = path.to_string_lossy().replace(',', ",,");
+    format!("if=none,id=disk{number},format=raw,file={path}{access}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_comma_in_a_path_does_not_add_an_option() {
+        let disk = Disk::read_only("/a,readonly=off");
+        assert_eq!(
+            drive(0, &disk),
+            "if=none,id=disk0,format=raw,file=/a,,readonly=off,readonly=on"
+        );
+    }
+}

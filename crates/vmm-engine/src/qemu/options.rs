@@ -1,0 +1,279 @@
+use std::fs::{File, OpenOptions};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use vmm_protocol::{PayloadSpec, Ready};
+
+use crate::EngineError;
+
+/// The options of the engine [`Qemu`](crate::Qemu). Deserialization rejects unknown fields.
+///
+/// ```
+/// use vmm_engine::{Disk, QemuOptions};
+///
+/// let mut options = QemuOptions::new("/boot/vmlinuz");
+/// options.disks.push(Disk::read_only("/var/lib/guests/root.img"));
+/// options.cmdline = "root=/dev/vda".to_owned();
+/// let payload = options.to_payload();
+/// assert_eq!(QemuOptions::of(&payload)?, options);
+/// # Ok::<(), vmm_engine::EngineError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct QemuOptions {
+    /// The Linux kernel of the guest.
+    pub kernel: PathBuf,
+    /// The initial RAM file system of the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// What is added to the command line of the kernel. The engine sets `console=ttyS0 panic=-1`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub cmdline: String,
+    /// The disks of the guest: `/dev/vda`, `/dev/vdb`, and so on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<Disk>,
+    /// What executes the instructions of the guest.
+    #[serde(default)]
+    pub accelerator: Accelerator,
+    /// Whether the guest runs the agent `vmm-agent`.
+    #[serde(default)]
+    pub agent: bool,
+}
+
+/// A disk of a guest: a file with a raw image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Disk {
+    /// The file.
+    pub path: PathBuf,
+    /// What the guest may do with it.
+    #[serde(default)]
+    pub access: DiskAccess,
+}
+
+/// What a guest may do with a [`Disk`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum DiskAccess {
+    /// The guest can only read. Several boxes can share the file.
+    #[default]
+    ReadOnly,
+    /// The guest can write. What it writes is in a temporary file of the box directory, and is lost
+    /// when the guest ends. Several boxes can share the file.
+    Overlay,
+    /// The guest writes to the file. QEMU locks the file, so one box at a time can use it.
+    ReadWrite,
+}
+
+/// What executes the instructions of a guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Accelerator {
+    /// QEMU translates them. Works on every host.
+    #[default]
+    Tcg,
+    /// The processor does, through `/dev/kvm`.
+    Kvm,
+}
+
+/// The most disks that QEMU's names of disks allow here.
+const MAX_DISKS: usize = 16;
+
+impl QemuOptions {
+    /// The name of the engine.
+    pub(super) const ENGINE: &str = "qemu";
+
+    /// Creates the options of a guest with this kernel, and without disks.
+    pub fn new(kernel: impl Into<PathBuf>) -> Self {
+        Self {
+            kernel: kernel.into(),
+            initrd: None,
+            cmdline: String::new(),
+            disks: Vec::new(),
+            accelerator: Accelerator::default(),
+            agent: false,
+        }
+    }
+
+    /// Creates a payload with these options.
+    pub fn to_payload(&self) -> PayloadSpec {
+        let mut payload = PayloadSpec::command::<String>([]);
+        payload.engine = Self::ENGINE.to_owned();
+        // A path that is not UTF-8 is the only error, and leaves options that `of` rejects.
+        if let Ok(Value::Object(options)) = serde_json::to_value(self) {
+            payload.options = options;
+        }
+        payload
+    }
+
+    /// Returns the options of a payload, such as that of a `BoxInfo`.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Spec`] if they are not valid, or if the payload has a field that does not apply
+    /// to a guest.
+    pub fn of(payload: &PayloadSpec) -> Result<Self, EngineError> {
+        let options: Self = serde_json::from_value(Value::Object(payload.options.clone()))
+            .map_err(|error| EngineError::Spec(format!("options of the engine qemu: {error}")))?;
+        options.check(payload).map_err(EngineError::Spec)?;
+        Ok(options)
+    }
+
+    fn check(&self, payload: &PayloadSpec) -> Result<(), String> {
+        let without_effect = [
+            (!payload.command.is_empty(), "command"),
+            (!payload.env.is_empty(), "env"),
+            (payload.working_dir.is_some(), "working_dir"),
+            (payload.stdin.is_some(), "stdin"),
+        ];
+        if let Some((_, field)) = without_effect.iter().find(|(is_set, _)| *is_set) {
+            return Err(format!(
+                "{field} does not apply to a guest: leave it empty, and put it into the image"
+            ));
+        }
+        if payload.ready == Ready::Notified && !self.agent {
+            let message =
+                "ready: a guest without an agent cannot send a notification; use `started`";
+            return Err(message.to_owned());
+        }
+        if payload.cpus == Some(0) || payload.memory_mib == Some(0) {
+            return Err("cpus and memory_mib must be at least 1".to_owned());
+        }
+        if self.disks.len() > MAX_DISKS {
+            return Err(format!("disks: a guest has at most {MAX_DISKS}"));
+        }
+        if self.cmdline.contains('\0') {
+            return Err("cmdline contains a NUL byte".to_owned());
+        }
+        for (role, path) in self.files() {
+            let path = path.to_string_lossy();
+            if !path.starts_with('/') || path.contains('\0') {
+                return Err(format!(
+                    "{role}: the path must be absolute, without NUL bytes"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens each file of the guest, to report the first one that QEMU could not open.
+    pub(super) fn check_files(&self) -> Result<(), EngineError> {
+        for (role, path) in self.files() {
+            let is_written =
+                |disk: &Disk| disk.path == *path && disk.access == DiskAccess::ReadWrite;
+            let opened = if self.disks.iter().any(is_written) {
+                OpenOptions::new().read(true).write(true).open(path)
+            } else {
+                File::open(path)
+            };
+            opened.map_err(|source| EngineError::GuestFile {
+                role,
+                path: path.clone(),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn files(&self) -> impl Iterator<Item = (&'static str, &PathBuf)> {
+        let kernel = [("kernel", &self.kernel)];
+        let initrd = self.initrd.iter().map(|path| ("initrd", path));
+        let disks = self.disks.iter().map(|disk| ("disk", &disk.path));
+        kernel.into_iter().chain(initrd).chain(disks)
+    }
+}
+
+impl Disk {
+    /// Creates a disk that the guest can only read.
+    pub fn read_only(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            access: DiskAccess::ReadOnly,
+        }
+    }
+
+    /// Sets what the guest may do with the disk.
+    #[must_use]
+    pub fn access(mut self, access: DiskAccess) -> Self {
+        self.access = access;
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn payload(options: Value) -> PayloadSpec {
+        let mut payload = PayloadSpec::command::<String>([]);
+        if let Value::Object(options) = options {
+            payload.options = options;
+        }
+        payload
+    }
+
+    #[test]
+    fn options_survive_a_payload() {
+        let mut options = QemuOptions::new("/vmlinuz");
+        options.initrd = Some("/initrd".into());
+        options.disks = vec![Disk::read_only("/disk").access(DiskAccess::Overlay)];
+        options.agent = true;
+        let payload = options.to_payload();
+        assert_eq!(payload.engine, "qemu");
+        assert_eq!(QemuOptions::of(&payload).unwrap(), options);
+    }
+
+    #[test]
+    fn an_invalid_option_is_named() {
+        for (options, expected) in [
+            (json!({}), "missing field `kernel`"),
+            (
+                json!({"kernel": "/k", "kernal": "/k"}),
+                "unknown field `kernal`",
+            ),
+            (
+                json!({"kernel": "vmlinuz"}),
+                "kernel: the path must be absolute",
+            ),
+            (
+                json!({"kernel": "/k", "accelerator": "warp"}),
+                "unknown variant `warp`",
+            ),
+            (
+                json!({"kernel": "/k", "disks": [{"path": "/d", "mode": "w"}]}),
+                "unknown field `mode`",
+            ),
+        ] {
+            let error = QemuOptions::of(&payload(options)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_does_not_apply_to_a_guest_is_rejected() {
+        let valid = QemuOptions::new("/k").to_payload();
+        let cases: [(fn(&mut PayloadSpec), _); 5] = [
+            (|payload| payload.command = vec!["sh".into()], "command"),
+            (
+                |payload| payload.working_dir = Some("/".into()),
+                "working_dir",
+            ),
+            (|payload| payload.stdin = Some(String::new()), "stdin"),
+            (|payload| payload.ready = Ready::Notified, "ready"),
+            (|payload| payload.cpus = Some(0), "cpus"),
+        ];
+        for (change, field) in cases {
+            let mut payload = valid.clone();
+            change(&mut payload);
+            let error = QemuOptions::of(&payload).unwrap_err().to_string();
+            assert!(error.starts_with(field), "{error}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use nix::libc::SIGTERM;
+use vmm_agent::RequestError;
+use vmm_protocol::GuestEvent;
+use vmm_protocol::frames::RequestErrorKind;
+
+use super::agent;
+use super::qmp::{Monitor, Shutdown};
+use crate::process::ProcessPayload;
+use crate::{EngineError, Payload, PayloadExit};
+
+/// How long to wait for the last events of a QEMU that has exited.
+const EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A QEMU that runs a guest.
+#[derive(Debug)]
+pub(super) struct QemuPayload {
+    process: Arc<ProcessPayload>,
+    monitor: Arc<Monitor>,
+    /// The serial port of the agent, if the guest has one.
+    agent: Option<UnixStream>,
+    /// How long the guest has to power off after a stop, before QEMU gets SIGTERM.
+    power_off_timeout: Duration,
+    is_stopping: AtomicBool,
+}
+
+impl QemuPayload {
+    pub(super) fn new(
+        process: ProcessPayload,
+        monitor: Arc<Monitor>,
+        agent: Option<UnixStream>,
+        stop_grace: Duration,
+    ) -> Self {
+        Self {
+            process: Arc::new(process),
+            monitor,
+            agent,
+            power_off_timeout: stop_grace * 3 / 4,
+            is_stopping: AtomicBool::new(false),
+        }
+    }
+
+    /// Starts a thread that ends QEMU if the guest does not power off in time.
+    fn start_stop_timer(&self) -> io::Result<()> {
+        let (process, monitor) = (Arc::clone(&self.process), Arc::clone(&self.monitor));
+        let timeout = self.power_off_timeout;
+        let timer = thread::Builder::new().name("shim-stop".to_owned());
+        timer.spawn(move || {
+            if monitor.wait_closed(timeout).is_none() {
+                process.stop();
+            }
+        })?;
+        Ok(())
+    }
+}
+
+impl Payload for QemuPayload {
+    fn pid(&self) -> Option<u32> {
+        self.process.pid()
+    }
+
+    fn wait_until_ready(&self) -> Result<(), EngineError> {
+        if !self.monitor.wait_running() {
+            return Err(EngineError::EndedEarly);
+        }
+        match &self.agent {
+            Some(port) => agent::wait_ready(port),
+            None => Ok(()),
+        }
+    }
+
+    fn open_control(&self) -> Result<OwnedFd, RequestError> {
+        let Some(port) = &self.agent else {
+            return Err(RequestError::unsupported("exec"));
+        };
+        let port = port.try_clone().map_err(|error| RequestError {
+            kind: RequestErrorKind::Failed,
+            message: format!("cannot open the serial port of the agent: {error}"),
+        })?;
+        Ok(port.into())
+    }
+
+    fn stop(&self) {
+        self.monitor.power_down();
+        let is_first = !self.is_stopping.swap(true, Ordering::Relaxed);
+        if is_first && self.start_stop_timer().is_err() {
+            self.process.stop();
+        }
+    }
+
+    fn kill(&self) {
+        self.process.kill();
+    }
+
+    fn wait(&self) -> io::Result<PayloadExit> {
+        let exit = self.process.wait()?;
+        let shutdown = self.monitor.wait_closed(EVENTS_TIMEOUT).unwrap_or_default();
+        Ok(exit_of_guest(exit, shutdown))
+    }
+}
+
+/// Returns how a guest ended, from how QEMU ended and what its events reported.
+fn exit_of_guest(exit: PayloadExit, shutdown: Shutdown) -> PayloadExit {
+    match (exit, shutdown) {
+        (_, Shutdown::Panicked) => PayloadExit::Guest(GuestEvent::Panicked),
+        (PayloadExit::Code(0), Shutdown::PoweredOff) => PayloadExit::Guest(GuestEvent::PoweredOff),
+        (PayloadExit::Code(0), Shutdown::Reset) => PayloadExit::Guest(GuestEvent::Reset),
+        (PayloadExit::Code(0), Shutdown::HostSignal) => PayloadExit::Signal(SIGTERM),
+        (exit, _) => exit,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_whose_qemu_failed_did_not_power_off() {
+        let killed = PayloadExit::Signal(9);
+        assert_eq!(exit_of_guest(killed, Shutdown::PoweredOff), killed);
+        let failed = PayloadExit::Code(1);
+        assert_eq!(exit_of_guest(failed, Shutdown::PoweredOff), failed);
+        let panicked = PayloadExit::Guest(GuestEvent::Panicked);
+        assert_eq!(exit_of_guest(killed, Shutdown::Panicked), panicked);
+    }
+}

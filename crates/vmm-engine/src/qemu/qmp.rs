@@ -1,0 +1,191 @@
+//! A client of the QEMU Machine Protocol: the handshake, two commands, and the events that report
+//! how a guest ends. The crate `qapi` has all of the protocol, and more dependencies than this crate.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::EngineError;
+
+/// The longest message that is read. A compromised QEMU cannot make the shim use more memory.
+const MAX_MESSAGE: u64 = 1 << 20;
+
+/// How long to wait for QEMU to read a command.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The connection to the monitor of a QEMU, whose messages a thread reads.
+#[derive(Debug)]
+pub(super) struct Monitor {
+    socket: UnixStream,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    is_running: bool,
+    is_closed: bool,
+    shutdown: Shutdown,
+}
+
+/// Why QEMU ends, as its events report it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Shutdown {
+    /// No event was received.
+    #[default]
+    Unknown,
+    PoweredOff,
+    Reset,
+    Panicked,
+    /// QEMU has received SIGTERM, SIGINT or SIGHUP.
+    HostSignal,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Message {
+    #[serde(rename = "return")]
+    response: Option<serde_json::Value>,
+    event: Option<String>,
+    data: serde_json::Value,
+}
+
+impl Monitor {
+    /// Starts the thread.
+    pub(super) fn start(socket: UnixStream) -> Result<Arc<Self>, EngineError> {
+        let start = || {
+            socket.set_write_timeout(Some(WRITE_TIMEOUT))?;
+            let reader = socket.try_clone()?;
+            let monitor = Arc::new(Self {
+                socket,
+                state: Mutex::default(),
+                changed: Condvar::new(),
+            });
+            monitor.execute("qmp_capabilities")?;
+            let of_thread = Arc::clone(&monitor);
+            thread::Builder::new()
+                .name("shim-qmp".to_owned())
+                .spawn(move || of_thread.read(BufReader::new(reader)))?;
+            Ok(monitor)
+        };
+        start().map_err(EngineError::system("connect to the monitor of QEMU"))
+    }
+
+    /// Waits until QEMU runs the guest. Returns false if QEMU has closed the connection before.
+    pub(super) fn wait_running(&self) -> bool {
+        let is_pending = |state: &mut State| !state.is_running && !state.is_closed;
+        let state = self.changed.wait_while(self.state(), is_pending);
+        let state = state.unwrap_or_else(PoisonError::into_inner);
+        state.is_running
+    }
+
+    /// Waits until QEMU has closed the connection, and returns why QEMU ended. Returns `None` after
+    /// the timeout.
+    pub(super) fn wait_closed(&self, timeout: Duration) -> Option<Shutdown> {
+        let is_open = |state: &mut State| !state.is_closed;
+        let result = self
+            .changed
+            .wait_timeout_while(self.state(), timeout, is_open);
+        let (state, _) = result.unwrap_or_else(PoisonError::into_inner);
+        state.is_closed.then_some(state.shutdown)
+    }
+
+    /// Presses the power button of the guest.
+    pub(super) fn power_down(&self) {
+        // On an error QEMU has ended, or gets SIGTERM later.
+        let _ = self.execute("system_powerdown");
+    }
+
+    fn execute(&self, command: &str) -> io::Result<()> {
+        let line = format!("{{\"execute\":\"{command}\"}}\n");
+        (&self.socket).write_all(line.as_bytes())
+    }
+
+    /// Reads messages until QEMU closes the connection.
+    fn read(&self, mut reader: impl BufRead) {
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            match (&mut reader).take(MAX_MESSAGE).read_until(b'\n', &mut line) {
+                Ok(1..) if line.ends_with(b"\n") => self.handle(&line),
+                _ => break,
+            }
+        }
+        self.state().is_closed = true;
+        self.changed.notify_all();
+    }
+
+    fn handle(&self, line: &[u8]) {
+        let Ok(message) = serde_json::from_slice::<Message>(line) else {
+            return;
+        };
+        let mut state = self.state();
+        // QEMU responds when its main loop runs, and so does the guest.
+        state.is_running |= message.response.is_some();
+        match message.event.as_deref() {
+            Some("GUEST_PANICKED") => state.shutdown = Shutdown::Panicked,
+            Some("SHUTDOWN") if state.shutdown == Shutdown::Unknown => {
+                state.shutdown = match message.data["reason"].as_str() {
+                    Some("guest-shutdown") => Shutdown::PoweredOff,
+                    Some("guest-reset") => Shutdown::Reset,
+                    Some("guest-panic") => Shutdown::Panicked,
+                    Some("host-signal") => Shutdown::HostSignal,
+                    _ => Shutdown::Unknown,
+                };
+            }
+            _ => {}
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns what a monitor has learned from these messages.
+    fn after(messages: &str) -> (bool, Option<Shutdown>) {
+        let (here, mut qemu) = UnixStream::pair().unwrap();
+        let monitor = Monitor::start(here).unwrap();
+        qemu.write_all(messages.as_bytes()).unwrap();
+        drop(qemu);
+        let shutdown = monitor.wait_closed(Duration::from_secs(60));
+        (monitor.wait_running(), shutdown)
+    }
+
+    #[test]
+    fn events_report_why_qemu_ends() {
+        let greeting = "{\"QMP\":{}}\n{\"return\":{}}\n";
+        for (reason, expected) in [
+            ("guest-shutdown", Shutdown::PoweredOff),
+            ("guest-reset", Shutdown::Reset),
+            ("host-signal", Shutdown::HostSignal),
+            ("host-error", Shutdown::Unknown),
+        ] {
+            let event =
+                format!("{{\"event\":\"SHUTDOWN\",\"data\":{{\"reason\":\"{reason}\"}}}}\n");
+            assert_eq!(after(&format!("{greeting}{event}")), (true, Some(expected)));
+            let panic = "{\"event\":\"GUEST_PANICKED\",\"data\":{\"action\":\"poweroff\"}}\n";
+            let both = after(&format!("{greeting}{panic}{event}"));
+            assert_eq!(both, (true, Some(Shutdown::Panicked)));
+        }
+    }
+
+    #[test]
+    fn a_qemu_that_closes_the_connection_does_not_run() {
+        assert_eq!(after(""), (false, Some(Shutdown::Unknown)));
+        assert_eq!(
+            after("garbage\n{\"event\":7}\n"),
+            (false, Some(Shutdown::Unknown))
+        );
+    }
+}
