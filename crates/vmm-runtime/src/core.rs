@@ -24,8 +24,8 @@ use crate::remove_tree::{Progress, remove_tree};
 use crate::restart::DueBoxes;
 use crate::shim::WarmShims;
 use crate::{
-    BoxId, RuntimeError, RuntimeMetrics, RuntimeMetricsStorage, RuntimeOptions, ShimController,
-    ShimProgram,
+    BoxId, PayloadCheck, RuntimeError, RuntimeMetrics, RuntimeMetricsStorage, RuntimeOptions,
+    ShimController, ShimProgram,
 };
 
 /// How long the removal of one directory may run before the next queued removal gets its turn.
@@ -40,6 +40,8 @@ pub(crate) struct Core {
     pub(crate) home: Home,
     /// [`RuntimeOptions::disk_reserve`].
     disk_reserve: u64,
+    /// [`RuntimeOptions::payload_check`].
+    pub(crate) payload_check: Option<PayloadCheck>,
     pub(crate) boxes: Boxes,
     pub(crate) controller: ShimController,
     pub(crate) warm_shims: Arc<WarmShims>,
@@ -100,6 +102,7 @@ impl Core {
         Ok(Self {
             home,
             disk_reserve: options.disk_reserve,
+            payload_check: options.payload_check.clone(),
             boxes: Boxes::default(),
             controller,
             warm_shims,

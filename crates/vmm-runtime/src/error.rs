@@ -1,3 +1,4 @@
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -54,6 +55,14 @@ pub enum RuntimeError {
     /// The shim program cannot be used.
     #[error(transparent)]
     ShimProgram(#[from] ShimProgramError),
+    /// The engine of a box cannot run its payload. The source names the field and the remedy.
+    #[error("invalid payload for the engine {engine:?}")]
+    InvalidPayload {
+        /// The engine of the payload.
+        engine: String,
+        /// The error of the [check](crate::RuntimeOptions::payload_check).
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// A thread of the runtime could not be started.
     #[error(
         "cannot start a thread of the VMM runtime; raise its limit of processes (RLIMIT_NPROC or \

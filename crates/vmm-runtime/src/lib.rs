@@ -112,7 +112,7 @@ pub use health::{HealthCheckOptions, HealthState, Probe};
 pub use images::{Image, ImageError, ImageTable};
 pub use lifecycle::{Removal, RuntimeShutdown};
 pub use metrics::{RuntimeMetrics, RuntimeMetricsStorage};
-pub use options::RuntimeOptions;
+pub use options::{PayloadCheck, RuntimeOptions};
 pub use process::{BoxUsage, ProcessExit, ProcessMonitor};
 pub use restart::{InvalidRestartPolicy, RestartPolicy};
 pub use runtime::VmmRuntime;
@@ -124,8 +124,8 @@ pub use vmm_protocol::frames::{
     ExecSpec, Execution as ExecutionInfo, RequestErrorKind, TerminalSize,
 };
 pub use vmm_protocol::{
-    BoxDir, ConsoleOptions, ControlGroup, Ending, ExitRecord, FailureKind, FileError, InstanceSpec,
-    PayloadSpec, PayloadSpecError, PidRecord, ProcessIdentity, Ready, with_causes,
+    BoxDir, ConsoleOptions, ControlGroup, Ending, ExitRecord, FailureKind, FileError, GuestEvent,
+    InstanceSpec, PayloadSpec, PayloadSpecError, PidRecord, ProcessIdentity, Ready, with_causes,
 };
 
 /// Compiles the code of the README.

@@ -1,8 +1,20 @@
+use std::error::Error;
 use std::ffi::OsString;
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use vmm_protocol::PayloadSpec;
+
+use crate::RuntimeError;
+
+/// A function that checks the payload of a box, see [`RuntimeOptions::payload_check`].
+#[derive(Clone)]
+pub struct PayloadCheck(Arc<Check>);
+
+type Check = dyn Fn(&PayloadSpec) -> Result<(), Box<dyn Error + Send + Sync>> + Send + Sync;
 
 /// Options for [`VmmRuntime::open`](crate::VmmRuntime::open).
 ///
@@ -39,6 +51,9 @@ pub struct RuntimeOptions {
     /// create or start a box; 0 by default. Boxes that run keep running when less is free, and can
     /// be stopped and removed: the reserve is for their records.
     pub disk_reserve: u64,
+    /// Checks the payload of a box that is created, usually `vmm_shim::Shim::validate`. By default the
+    /// engine checks it only when the box is started.
+    pub payload_check: Option<PayloadCheck>,
     /// A token that shuts the runtime down when it is cancelled, with
     /// [`shutdown_timeout`](Self::shutdown_timeout).
     pub shutdown_token: Option<CancellationToken>,
@@ -57,6 +72,7 @@ impl RuntimeOptions {
             start_timeout: Duration::from_secs(30),
             sweep_interval: Duration::from_millis(250),
             disk_reserve: 0,
+            payload_check: None,
             shutdown_token: None,
             shutdown_timeout: Duration::from_secs(10),
         }
@@ -104,6 +120,17 @@ impl RuntimeOptions {
         self
     }
 
+    /// Sets [`payload_check`](Self::payload_check).
+    #[must_use]
+    pub fn payload_check<E: Into<Box<dyn Error + Send + Sync>>>(
+        mut self,
+        check: impl Fn(&PayloadSpec) -> Result<(), E> + Send + Sync + 'static,
+    ) -> Self {
+        let check = move |payload: &PayloadSpec| check(payload).map_err(Into::into);
+        self.payload_check = Some(PayloadCheck(Arc::new(check)));
+        self
+    }
+
     /// Sets [`shutdown_token`](Self::shutdown_token).
     #[must_use]
     pub fn shutdown_token(mut self, token: CancellationToken) -> Self {
@@ -116,5 +143,20 @@ impl RuntimeOptions {
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
         self.shutdown_timeout = timeout;
         self
+    }
+}
+
+impl PayloadCheck {
+    pub(crate) fn check(&self, payload: &PayloadSpec) -> Result<(), RuntimeError> {
+        (self.0)(payload).map_err(|source| RuntimeError::InvalidPayload {
+            engine: payload.engine.clone(),
+            source,
+        })
+    }
+}
+
+impl fmt::Debug for PayloadCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PayloadCheck")
     }
 }

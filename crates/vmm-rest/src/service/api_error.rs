@@ -98,6 +98,7 @@ impl From<RuntimeError> for ApiError {
             RuntimeError::NotFound { .. } | RuntimeError::Ambiguous { .. } => ErrorCode::NotFound,
             RuntimeError::NameTaken { .. } => ErrorCode::AlreadyExists,
             RuntimeError::InvalidName { .. }
+            | RuntimeError::InvalidPayload { .. }
             | RuntimeError::RestartOfRemoved { .. }
             | RuntimeError::TooManyLabels { .. } => ErrorCode::InvalidArgument,
             RuntimeError::Running { .. }

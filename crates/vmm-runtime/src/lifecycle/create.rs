@@ -9,6 +9,9 @@ use crate::{BoxInfo, BoxSpec, RuntimeError};
 /// Creates a box. It exists once its directory is complete on disk.
 pub(crate) async fn create(core: Arc<Core>, spec: BoxSpec) -> Result<BoxInfo, RuntimeError> {
     spec.check()?;
+    if let Some(check) = &core.payload_check {
+        check.check(&spec.payload)?;
+    }
     core.check_free_space().await?;
     let id = core.new_id();
     let name = spec.name.clone();
