@@ -17,6 +17,6 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     // The runtime starts this program again as the shim. The check comes before any thread starts.
-    vmm_shim::run_if_shim();
+    daemon::shim().run_if_shim();
     cli::run()
 }

@@ -7,3 +7,4 @@ mod shim_program;
 mod signals;
 
 pub(crate) use serve::Serve;
+pub(crate) use shim_program::shim;

@@ -145,7 +145,11 @@ impl Serve {
         let mut options = RuntimeOptions::new(home.path())
             .private_env(private)
             .disk_reserve(u64::from(self.disk_reserve) << 20)
-            .warm_shims(WARM_SHIMS);
+            .warm_shims(WARM_SHIMS)
+            .payload_check({
+                let shim = shim_program::shim();
+                move |payload| shim.validate(payload)
+            });
         options.shim_program = shim;
         let runtime = VmmRuntime::open(options).await?;
         let groups = block_in_place(ControlGroup::check);

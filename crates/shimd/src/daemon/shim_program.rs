@@ -5,6 +5,13 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use vmm_shim::{Qemu, Shim};
+
+/// Returns the shim that this program can be. `vmm-shim` has the same engines.
+pub(crate) fn shim() -> Shim {
+    Shim::new().engine(Qemu)
+}
+
 /// Returns the program `vmm-shim` in the directory of this program, if it has the version of this
 /// program.
 pub(super) fn find() -> Option<PathBuf> {
