@@ -1,0 +1,122 @@
+//! Guests for tests: a kernel of Debian with busybox as its initial RAM file system.
+
+use std::env;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use vmm_runtime::testing::PerTestBoxHome;
+use vmm_runtime::{BoxInfo, BoxSpec, RuntimeOptions, VmmRuntime};
+use vmm_shim::{Qemu, QemuOptions, Shim};
+
+use crate::common::boxes::options;
+use crate::common::eventually;
+
+/// The files that guests boot, and a directory for initial RAM file systems.
+pub struct GuestFiles {
+    files: PathBuf,
+    dir: TempDir,
+}
+
+impl GuestFiles {
+    /// Returns `None`, and prints that the test is skipped, on a machine without QEMU or the files.
+    ///
+    /// With `CI` set, such a machine fails the test.
+    pub fn find() -> Option<Self> {
+        let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guest");
+        let version = Command::new("qemu-system-x86_64").arg("--version").output();
+        let lacking = if version.is_err() {
+            "qemu-system-x86_64"
+        } else if !files.join("complete").exists() {
+            "the files that .ci/guest-files downloads"
+        } else {
+            let dir = tempfile::tempdir().unwrap();
+            return Some(Self { files, dir });
+        };
+        assert!(env::var_os("CI").is_none(), "this test needs {lacking}");
+        let _ = writeln!(std::io::stderr(), "SKIPPED: this test needs {lacking}");
+        None
+    }
+
+    /// Returns the options of a guest that runs this script as its init.
+    pub fn guest(&self, script: &str) -> QemuOptions {
+        let mut options = QemuOptions::new(self.files.join("vmlinuz"));
+        options.initrd = Some(self.initrd(script));
+        // Prints no messages of the kernel but those of a panic.
+        options.cmdline = "quiet".to_owned();
+        options
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Creates an initial RAM file system.
+    fn initrd(&self, script: &str) -> PathBuf {
+        let root = self.path("root");
+        for dir in ["bin", "proc", "dev"] {
+            fs::create_dir_all(root.join(dir)).unwrap();
+        }
+        let modules = ["pvpanic.ko", "pvpanic-mmio.ko", "button.ko", "evdev.ko"];
+        for file in ["busybox"].into_iter().chain(modules) {
+            fs::copy(self.files.join(file), root.join("bin").join(file)).unwrap();
+        }
+        symlink("busybox", root.join("bin/sh")).unwrap();
+        let init = root.join("init");
+        let prelude = "#!/bin/sh\n/bin/busybox --install -s /bin\nexport PATH=/bin\n\
+            mount -t proc proc /proc\nmount -t devtmpfs dev /dev\n";
+        fs::write(&init, format!("{prelude}{script}\n")).unwrap();
+        fs::set_permissions(&init, fs::Permissions::from_mode(0o755)).unwrap();
+        let archive = self.path("initrd");
+        let busybox = self.files.join("busybox");
+        let status = Command::new(&busybox)
+            .args(["sh", "-c", "find . | \"$0\" cpio -o -H newc > \"$1\""])
+            .args([&busybox, &archive])
+            .current_dir(&root)
+            .stderr(Stdio::null())
+            .status();
+        assert!(status.unwrap().success());
+        archive
+    }
+}
+
+/// Returns options whose runtime checks payloads when a box is created.
+pub fn checking_options(home: &PerTestBoxHome) -> RuntimeOptions {
+    let shim = Shim::new().engine(Qemu);
+    // Ten times what a boot takes on an idle machine.
+    options(home.path())
+        .start_timeout(Duration::from_secs(60))
+        .payload_check(move |payload| shim.validate(payload))
+}
+
+pub async fn open_runtime(home: &PerTestBoxHome) -> VmmRuntime {
+    VmmRuntime::open(checking_options(home)).await.unwrap()
+}
+
+pub fn spec(guest: &QemuOptions) -> BoxSpec {
+    BoxSpec::of(guest.to_payload())
+}
+
+/// Starts a guest and waits until it ends.
+pub async fn run(runtime: &VmmRuntime, guest: &QemuOptions) -> BoxInfo {
+    let bx = runtime.create(spec(guest)).await.unwrap();
+    runtime.start(&bx.id).await.unwrap();
+    runtime.wait(&bx.id).await.unwrap()
+}
+
+/// Starts a guest that prints `up`, and waits until it has.
+pub async fn start_up(runtime: &VmmRuntime, spec: BoxSpec) -> BoxInfo {
+    let bx = runtime.create(spec).await.unwrap();
+    let bx = runtime.start(&bx.id).await.unwrap();
+    eventually("the guest is up", || console(&bx).contains("up\r\n")).await;
+    bx
+}
+
+pub fn console(bx: &BoxInfo) -> String {
+    let text = fs::read(bx.dir.join("console.log")).unwrap_or_default();
+    String::from_utf8_lossy(&text).into_owned()
+}

@@ -1,0 +1,8 @@
+//! Boxes whose payload is a guest, with QEMU and a kernel that really boots.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod ends;
+mod failed_starts;
+mod guest;
+mod recovery;
