@@ -177,6 +177,41 @@ async fn a_stop_ends_the_restarts_whenever_it_comes() {
 }
 
 #[tokio::test]
+async fn a_stop_that_cannot_be_saved_fails_and_is_saved_later() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let looping = script("exit 1").restart(ON_FAILURE);
+    let running = sleeping().restart(RestartPolicy::UnlessStopped);
+    let boxes = [
+        start_box(&runtime, looping).await.id,
+        start_box(&runtime, running).await.id,
+    ];
+    for id in &boxes {
+        // Not even root can write to a directory as to a file.
+        let obstacle = box_dir(&home, id).join(".box.json.tmp");
+        fs::create_dir(&obstacle).unwrap();
+        for _ in 0..2 {
+            let refused = runtime.stop(id).await;
+            let Err(RuntimeError::File(error)) = refused else {
+                panic!("{refused:?}");
+            };
+            assert_eq!(error.path, box_dir(&home, id).join("box.json"));
+        }
+        let stopped = runtime.info(id).await.unwrap();
+        assert!(stopped.pid.is_none() && !stopped.restarting, "{stopped:?}");
+        fs::remove_dir(&obstacle).unwrap();
+        let record = box_dir(&home, id).join("box.json");
+        let is_saved = || {
+            let text = fs::read_to_string(&record).unwrap();
+            text.contains(r#""stopped": true"#) && text.contains(r#""due": false"#)
+        };
+        eventually("the stop is saved", is_saved).await;
+        runtime.stop(id).await.unwrap();
+    }
+    remove_all(&runtime).await;
+}
+
+#[tokio::test]
 async fn an_event_shows_that_a_stop_has_cancelled_a_restart() {
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;

@@ -188,7 +188,10 @@ impl VmmRuntime {
     /// # Errors
     ///
     /// [`RuntimeError::Stuck`] if the shim survives SIGKILL; [`RuntimeError::CleanupFailed`] if the
-    /// shim has ended but orphans are left; [`RuntimeError::NotFound`], [`RuntimeError::Closed`].
+    /// shim has ended but orphans are left; [`RuntimeError::File`] if the box has a
+    /// [restart policy](BoxSpec::restart) and the stop cannot be saved: the box has ended, but the
+    /// next runtime may restart it, until a retry in the background has saved the stop;
+    /// [`RuntimeError::NotFound`], [`RuntimeError::Closed`].
     ///
     /// # Cancel safety
     ///

@@ -43,8 +43,8 @@ pub(crate) async fn start(
                 return match shim {
                     Ok(shim) => {
                         supervise(&core, &bx, shim);
-                        if bx.has_restart_policy() {
-                            save(&core, &bx).await;
+                        if bx.has_restart_policy() && save(&core, &bx).await.is_err() {
+                            retry_cleanup(&core, Arc::clone(&bx));
                         }
                         Ok(bx.info())
                     }

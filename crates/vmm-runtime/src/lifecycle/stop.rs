@@ -4,13 +4,17 @@ use std::time::Duration;
 use shim_reaper::ReaperClosed;
 use tokio::time::timeout;
 
-use super::cleanup;
+use super::supervise::save;
+use super::{cleanup, retry_cleanup};
 use crate::boxes::MicroBox;
 use crate::core::Core;
 use crate::process::SIGKILL_TIMEOUT;
 use crate::{BoxInfo, RuntimeError};
 
 /// Stops a box. Cancels a start in progress; succeeds if the box is not running.
+///
+/// Fails if the box has a restart policy and the stop cannot be saved, because the next runtime could
+/// restart the box. A background task then retries to save it.
 pub(crate) async fn stop(
     core: Arc<Core>,
     bx: Arc<MicroBox>,
@@ -32,6 +36,12 @@ pub(crate) async fn stop(
         check_killed(&bx, shim.pid(), exit)?;
     }
     cleanup(&core, &bx).await?;
+    if bx.has_restart_policy()
+        && let Err(error) = save(&core, &bx).await
+    {
+        retry_cleanup(&core, Arc::clone(&bx));
+        return Err(error);
+    }
     Ok(bx.info())
 }
 

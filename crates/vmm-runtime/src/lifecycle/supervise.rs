@@ -108,14 +108,16 @@ pub(crate) async fn settle(core: Arc<Core>, bx: Arc<MicroBox>) -> Result<(), Run
 }
 
 /// Writes `box.json` if it is out of date.
-pub(super) async fn save(core: &Core, bx: &Arc<MicroBox>) {
+pub(super) async fn save(core: &Core, bx: &Arc<MicroBox>) -> Result<(), RuntimeError> {
     if bx.is_saved() {
-        return;
+        return Ok(());
     }
     let this = Arc::clone(bx);
-    if let Err(error) = core.run_on_disk(move || this.save()).await {
-        tracing::warn!(id = bx.id().as_str(), error = %with_causes(&error), "cannot save the box");
+    let saved = core.run_on_disk(move || this.save()).await;
+    if let Err(error) = &saved {
+        tracing::warn!(id = bx.id().as_str(), error = %with_causes(error), "cannot save the box");
     }
+    saved
 }
 
 /// Cleans up under the operation lock, because the payload of a concurrent start is not an orphan.
@@ -142,7 +144,8 @@ async fn check_health(core: &Core, bx: &MicroBox, shim: &Arc<ShimHandler>) {
 /// Saves that the cleanup is due before it begins, so that the next runtime resumes it.
 pub(crate) async fn cleanup(core: &Core, bx: &Arc<MicroBox>) -> Result<(), RuntimeError> {
     observe_exit(core, bx).await?;
-    save(core, bx).await;
+    // Saved again below, and by `retry_cleanup`.
+    let _ = save(core, bx).await;
     if let Some(target) = bx.cleanup_target() {
         let cleaned = core.clean_orphans(&target).await;
         if cleaned.is_ok() {
@@ -150,7 +153,7 @@ pub(crate) async fn cleanup(core: &Core, bx: &Arc<MicroBox>) -> Result<(), Runti
         }
         bx.report_exit();
         cleaned.map_err(|source| cleanup_failed(bx, source))?;
-        save(core, bx).await;
+        let _ = save(core, bx).await;
     }
     Ok(())
 }
