@@ -229,6 +229,16 @@ impl Step {
         found
     }
 
+    /// Returns its action, and those that interrupt it.
+    #[cfg(test)]
+    pub(super) fn actions(&self) -> Vec<Action> {
+        let nested = self.interrupts.iter().flat_map(|(_, one)| match one {
+            Interrupt::Panic => Vec::new(),
+            Interrupt::Step(step) => step.actions(),
+        });
+        std::iter::once(self.action).chain(nested).collect()
+    }
+
     /// Returns how many actions it consists of.
     pub(super) fn size(&self) -> u64 {
         let interrupts = self.interrupts.iter();

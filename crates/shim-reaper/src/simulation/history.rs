@@ -188,6 +188,12 @@ impl History {
         self.size() - self.steps.iter().filter(passes_time).count() as u64
     }
 
+    /// Returns all actions, with those that interrupt others, in the order of their beginnings.
+    #[cfg(test)]
+    pub(super) fn actions(&self) -> Vec<Action> {
+        self.steps.iter().flat_map(Step::actions).collect()
+    }
+
     /// Returns the steps, with the time that passes between two others in one step.
     fn merged(&self) -> Vec<Step> {
         let mut merged: Vec<Step> = Vec::new();

@@ -1,5 +1,6 @@
-//! Plays the same random histories on the simulated and on the running kernel, and compares what
-//! both report.
+//! Plays histories of the simulation on the simulated and on the running kernel, and compares what both
+//! report. An action of the reaper becomes the calls that the reaper makes for it. What a test cannot
+//! make the running kernel do is left out, such as lost events.
 
 #![allow(clippy::zombie_processes)]
 
@@ -15,9 +16,10 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use fastrand::Rng;
 use nix::sys::prctl::set_child_subreaper;
 
+use super::action::{Action, ForkedBy, Name};
+use super::history::History;
 use crate::Signal;
 use crate::kernel::simulated::{Descriptor, Features, Parent, ProcessState, Simulated};
 use crate::kernel::{Linux, NoPidfd, ProcessTable, Target, Until, WaitResult};
@@ -32,6 +34,9 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 const HISTORIES: u64 = 40;
 
+/// The number of actions of a history that are played.
+const MAX_ACTIONS: usize = 60;
+
 /// A process that runs on one kernel and is simulated on the other, with the same pid.
 struct Process {
     pid: u32,
@@ -39,16 +44,23 @@ struct Process {
     index: usize,
     /// Receives the exit code.
     commands: UnixStream,
-    parent: Option<u32>,
+    /// The index of its parent, unless that is the test.
+    parent: Option<usize>,
     pidfds: Option<(OwnedFd, Descriptor)>,
     token: u64,
     watched: bool,
+    /// Whether a registration makes the reaper reap it.
+    owned: bool,
 }
 
 struct Kernels {
     real: Linux,
     simulated: Simulated,
     processes: BTreeMap<u32, Process>,
+    /// The pids of the processes of a history.
+    names: BTreeMap<Name, u32>,
+    /// The children of leaders that no action has named yet, by the pid of the leader.
+    unnamed: BTreeMap<u32, u32>,
 }
 
 #[test]
@@ -58,7 +70,7 @@ fn simulated_kernel_agrees_with_the_running_one() {
         set_child_subreaper(true).unwrap();
         let features = running_features();
         for seed in 0..HISTORIES {
-            Kernels::new(features).play(&mut Rng::with_seed(seed), seed);
+            Kernels::new(features).play(&History::random(seed).actions(), seed);
         }
     });
 }
@@ -93,45 +105,115 @@ impl Kernels {
             real: Linux::new(true),
             simulated: Simulated::new(features),
             processes: BTreeMap::new(),
+            names: BTreeMap::new(),
+            unnamed: BTreeMap::new(),
         }
     }
 
-    fn play(&mut self, rng: &mut Rng, seed: u64) {
+    fn play(&mut self, actions: &[Action], seed: u64) {
         let mut history = Vec::new();
-        for _ in 0..40 {
-            let pids: Vec<u32> = self.processes.keys().copied().collect();
-            let step = match (rng.u32(0..12), rng.choice(pids)) {
-                (0, _) | (_, None) => format!("fork {}", self.fork()),
-                (1, _) => format!("fork {:?}", self.fork_parent()),
-                (2 | 3, Some(pid)) => {
-                    let code = rng.i32(0..200);
-                    self.exit(pid, code);
-                    format!("exit {pid} {code}")
-                }
-                (4, Some(pid)) => {
-                    self.kill(pid, rng.bool());
-                    format!("kill {pid}")
-                }
-                (5, Some(pid)) => {
-                    self.open(pid);
-                    format!("open {pid}")
-                }
-                (6, Some(pid)) => {
-                    self.watch(pid, rng.bool());
-                    format!("watch {pid}")
-                }
-                (7 | 8, Some(pid)) => {
-                    let (reap, by_pidfd) = (rng.bool(), rng.bool());
-                    self.wait(pid, reap, by_pidfd);
-                    format!("wait {pid} reap {reap} by pidfd {by_pidfd}")
-                }
-                (_, Some(_)) => "look".into(),
-            };
-            history.push(step);
+        for action in actions {
+            if history.len() == MAX_ACTIONS {
+                break;
+            }
+            if !self.perform(*action) {
+                continue;
+            }
+            history.push(action);
             let (real, simulated) = self.look();
             assert_eq!(real, simulated, "seed {seed}: {history:#?}");
+            // Its pid may be recycled from now on.
+            let simulated = &self.simulated;
+            self.processes
+                .retain(|_, one| !simulated.process(one.index).state.is_reaped());
         }
         self.end();
+    }
+
+    /// Performs an action on both kernels. Returns whether it did something.
+    fn perform(&mut self, action: Action) -> bool {
+        match action {
+            Action::Fork { name, parent, .. } => {
+                let pid = match parent {
+                    ForkedBy::Owner | ForkedBy::OwnerThread => Some(self.fork()),
+                    ForkedBy::Shim(leader) => {
+                        self.pid(leader).and_then(|pid| self.unnamed.remove(&pid))
+                    }
+                    // Such a process is not a child of the test.
+                    ForkedBy::Init => None,
+                };
+                self.names.extend(pid.map(|pid| (name, pid)));
+                pid.is_some()
+            }
+            Action::Spawn {
+                name, leads_group, ..
+            } => {
+                let pid = if leads_group {
+                    let (pid, child) = self.fork_parent();
+                    self.unnamed.insert(pid, child);
+                    pid
+                } else {
+                    self.fork()
+                };
+                self.names.insert(name, pid);
+                self.register(pid, true);
+                true
+            }
+            Action::Register { name } | Action::RegisterPidfd { name } => {
+                self.with(name, |kernels, pid| kernels.register(pid, false))
+            }
+            Action::Adopt { name, .. } => {
+                self.with(name, |kernels, pid| kernels.register(pid, true))
+            }
+            Action::Attach { name } => self.with(name, Self::open),
+            Action::Exit { name, code } if code < 0 => self.with(name, |kernels, pid| {
+                kernels.kill(pid, Signal::SIGTERM, false)
+            }),
+            Action::Exit { name, code } => self.with(name, |kernels, pid| kernels.exit(pid, code)),
+            Action::Signal { name, signal } => {
+                self.with(name, |kernels, pid| kernels.kill(pid, signal, true))
+            }
+            Action::Wait { name } | Action::EndWait { name } => {
+                self.with(name, |kernels, pid| kernels.wait(pid, true, false))
+            }
+            Action::Await { name, .. } => self.with(name, |kernels, pid| {
+                kernels.wait(pid, false, true);
+                // The reaper leaves a zombie to its owner until it is reaped.
+                let until_reaped = !kernels.is_running(pid);
+                kernels.watch(pid, until_reaped);
+            }),
+            Action::PollWorker => {
+                let owned = self.processes.values().filter(|one| one.owned);
+                let pids: Vec<u32> = owned.map(|one| one.pid).collect();
+                for pid in &pids {
+                    self.wait(*pid, true, true);
+                }
+                !pids.is_empty()
+            }
+            _ => false,
+        }
+    }
+
+    fn pid(&self, name: Name) -> Option<u32> {
+        let pid = self.names.get(&name).copied();
+        pid.filter(|pid| self.processes.contains_key(pid))
+    }
+
+    /// Runs `perform` for the process of a name, unless it is reaped.
+    fn with(&mut self, name: Name, perform: impl FnOnce(&mut Self, u32)) -> bool {
+        let pid = self.pid(name);
+        if let Some(pid) = pid {
+            perform(self, pid);
+        }
+        pid.is_some()
+    }
+
+    fn register(&mut self, pid: u32, owned: bool) {
+        self.open(pid);
+        self.watch(pid, false);
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.owned |= owned;
+        }
     }
 
     fn fork(&mut self) -> u32 {
@@ -160,14 +242,14 @@ impl Kernels {
         output.read_line(&mut line).unwrap();
         let child = line.trim().parse().unwrap();
         let pid = parent.id();
-        let index = self.simulated.fork(pid);
-        self.add(pid, index, ours, None);
-        let index = self.simulated.add(child, Parent::Process(index), None);
-        self.add(child, index, ours_of_child, Some(pid));
+        let parent = self.simulated.fork(pid);
+        self.add(pid, parent, ours, None);
+        let index = self.simulated.add(child, Parent::Process(parent), None);
+        self.add(child, index, ours_of_child, Some(parent));
         (pid, child)
     }
 
-    fn add(&mut self, pid: u32, index: usize, commands: UnixStream, parent: Option<u32>) {
+    fn add(&mut self, pid: u32, index: usize, commands: UnixStream, parent: Option<usize>) {
         let process = Process {
             pid,
             index,
@@ -176,6 +258,7 @@ impl Kernels {
             pidfds: None,
             token: u64::from(pid),
             watched: false,
+            owned: false,
         };
         self.processes.insert(pid, process);
     }
@@ -187,8 +270,9 @@ impl Kernels {
 
     /// Returns whether its exit leaves a zombie: a shell may reap its children at any time.
     fn can_end(&self, pid: u32) -> bool {
+        let is_running = |index| self.simulated.process(index).state.is_running();
         let parent = self.processes[&pid].parent;
-        self.is_running(pid) && parent.is_none_or(|parent| !self.is_running(parent))
+        self.is_running(pid) && !parent.is_some_and(is_running)
     }
 
     fn exit(&mut self, pid: u32, code: i32) {
@@ -200,19 +284,19 @@ impl Kernels {
         }
     }
 
-    fn kill(&self, pid: u32, by_pidfd: bool) {
+    fn kill(&self, pid: u32, signal: Signal, by_pidfd: bool) {
         if !self.can_end(pid) {
             return;
         }
         let pidfds = self.processes[&pid].pidfds.as_ref();
         let results = match pidfds.filter(|_| by_pidfd) {
             Some((real, simulated)) => (
-                self.real.signal(real, Signal::SIGKILL).is_ok(),
-                self.simulated.signal(simulated, Signal::SIGKILL).is_ok(),
+                self.real.signal(real, signal).is_ok(),
+                self.simulated.signal(simulated, signal).is_ok(),
             ),
             None => (
-                self.real.signal_pid(pid, Signal::SIGKILL).is_ok(),
-                self.simulated.signal_pid(pid, Signal::SIGKILL).is_ok(),
+                self.real.signal_pid(pid, signal).is_ok(),
+                self.simulated.signal_pid(pid, signal).is_ok(),
             ),
         };
         assert_eq!(results, (true, true));
@@ -317,7 +401,7 @@ impl Kernels {
             .keys()
             .partition(|pid| self.processes[*pid].parent.is_some());
         for pid in parents.into_iter().chain(children) {
-            self.kill(pid, false);
+            self.kill(pid, Signal::SIGKILL, false);
             self.wait(pid, true, false);
             assert!(self.real.stat(pid).unwrap().is_none());
         }
