@@ -8,21 +8,24 @@
 #[path = "../../tests/common/own_process.rs"]
 mod own_process;
 
+mod view;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::sys::prctl::set_child_subreaper;
 
+use self::view::{View, kind, result};
 use super::action::{Action, ForkedBy, Name};
 use super::history::History;
 use crate::Signal;
 use crate::kernel::simulated::{Descriptor, Features, Parent, ProcessState, Simulated};
-use crate::kernel::{Linux, NoPidfd, ProcessTable, Target, Until, WaitResult};
+use crate::kernel::{Linux, ProcessTable, Target, Until, WaitResult};
 
 /// Exits with the code that it reads.
 const CHILD: &str = "read code; exit $code";
@@ -405,63 +408,5 @@ impl Kernels {
             self.wait(pid, true, false);
             assert!(self.real.stat(pid).unwrap().is_none());
         }
-    }
-}
-
-/// What a kernel reports, in a form that can be compared.
-#[derive(Debug, PartialEq, Eq)]
-struct View {
-    pid: u32,
-    waited: (&'static str, Option<ExitStatus>),
-    /// Whether it has exited, and its status.
-    stat: Option<(bool, Option<ExitStatus>)>,
-    /// Whether it has exited, whether it is reaped, and its status.
-    pidfd: Option<(bool, bool, Option<ExitStatus>)>,
-    events: Vec<u64>,
-}
-
-impl View {
-    fn new<K: ProcessTable>(kernel: &K, pid: u32, pidfd: Option<&K::Pidfd>) -> Self {
-        let stat = kernel.stat(pid).unwrap();
-        Self {
-            pid,
-            waited: result(&kernel.peek(Target::Pid(pid))),
-            stat: stat.map(|stat| (stat.exited, stat.status)),
-            pidfd: pidfd.map(|pidfd| {
-                let (exited, reaped) = (kernel.has_exited(pidfd), kernel.is_reaped(pidfd));
-                (exited, reaped, kernel.exit_status(pidfd))
-            }),
-            events: Vec::new(),
-        }
-    }
-
-    fn of_events(kernel: &impl ProcessTable) -> Self {
-        let mut events = VecDeque::new();
-        kernel.ready(&mut events).unwrap();
-        let mut events = Vec::from(events);
-        events.sort_unstable();
-        Self {
-            pid: 0,
-            waited: ("", None),
-            stat: None,
-            pidfd: None,
-            events,
-        }
-    }
-}
-
-fn result(result: &WaitResult) -> (&'static str, Option<ExitStatus>) {
-    match result {
-        WaitResult::Exited(exit) => ("exited", Some(exit.status)),
-        WaitResult::Running => ("running", None),
-        WaitResult::NotWaitable => ("not waitable", None),
-    }
-}
-
-fn kind(error: &NoPidfd) -> &'static str {
-    match error {
-        NoPidfd::NoProcess => "no process",
-        NoPidfd::Exhausted(_) => "exhausted",
-        NoPidfd::Unsupported => "unsupported",
     }
 }
