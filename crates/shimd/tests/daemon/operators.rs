@@ -8,7 +8,7 @@ use vmm_rest::wire::{BoxStatus, CreateBoxRequest};
 use vmm_runtime::testing::PerTestBoxHome;
 
 use crate::fixture::{Daemon, run_shimd, shimd, words};
-use crate::process::{eventually, kill};
+use crate::process::{eventually, kill, wait_for_exit};
 
 #[tokio::test]
 async fn boxes_are_restarted_also_after_a_kill_of_the_daemon() {
@@ -120,6 +120,54 @@ async fn logs_prints_the_output_of_a_box_and_follows_it_to_its_end() {
         refused.code == 1 && refused.err.contains("not found"),
         "{refused:?}"
     );
+    daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn wait_lasts_through_a_start_to_the_end_of_the_run() {
+    let home = PerTestBoxHome::new();
+    let images = tempfile::tempdir().unwrap();
+    let image = r#"{"ready": "notified", "command": ["sh", "-c", "
+        until [ -e $VMM_BOX_DIR/start ]; do sleep 0.01; done
+        python3 -c \"import os, socket
+        s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        s.sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])\"
+        until [ -e $VMM_BOX_DIR/end ]; do sleep 0.01; done
+        exit 7"]}"#;
+    let image = image.replace("\n        ", "\\n");
+    std::fs::write(images.path().join("slow.json"), image).unwrap();
+    let mut command = crate::fixture::serve(&home);
+    command.arg("--images").arg(images.path());
+    let daemon = Daemon::spawn(&home, command).await;
+    run_shimd(&home, &["run", "--name", "ended", "idle", "true"]).out();
+    let id = run_shimd(&home, &["create", "--name", "slow", "slow"]).out();
+    let mut start = shimd(&home)
+        .args(["start", "slow"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("the box is starting", async || {
+        daemon.client.inspect("slow").await.unwrap().starting
+    })
+    .await;
+    let mut waiter = shimd(&home)
+        .args(["wait", "ended", "slow"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 2];
+    let output = waiter.stdout.as_mut().unwrap();
+    output.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"0\n");
+    let dir = home.path().join("boxes").join(id.trim());
+    std::fs::write(dir.join("start"), "").unwrap();
+    assert!(wait_for_exit(&mut start).await.success());
+    std::fs::write(dir.join("end"), "").unwrap();
+    assert!(wait_for_exit(&mut waiter).await.success());
+    let mut second = String::new();
+    let mut output = waiter.stdout.unwrap();
+    output.read_to_string(&mut second).unwrap();
+    assert_eq!(second, "7\n");
     daemon.shut_down().await;
 }
 
