@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::box_files::FILES;
 use crate::files::{
-    MAX_RECORD_BYTES, open_regular_file, read_file, reserve_space, write_file_unsynced,
+    MAX_RECORD_BYTES, open_regular_file, read_file, reserve_space, sync_file, write_file_unsynced,
 };
 use crate::{ExitRecord, FileError, PidRecord, open_log};
 
@@ -49,7 +49,7 @@ pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
 /// | `box.json` | file and directory, at each change | the box and how it ended must not be lost once they were reported |
 /// | the box directory itself | the directory above it, when it is created, and when it is renamed for removal | a reported creation or removal must last; the files of a removed box are deleted after that, and the next runtime deletes the rest |
 /// | `exit` of a detached shim | file and directory | it is the only record of an end until a runtime has saved that end, and there may be no runtime |
-/// | `exit` of an attached shim | no | its runtime saves the end in `box.json` before it reports the end |
+/// | `exit` of an attached shim | file and directory, by the runtime, if it cannot save the end in `box.json` before it reports the end | otherwise `box.json` has the end |
 /// | `shim.pid`, `payload.pid`, `cgroup`, `notify.sock`, `control.sock` | no | no process and no control group outlives a power cut |
 /// | `console.log`, `console.dropped`, `shim.stderr` | no | output of a run that the power cut ended; the kernel writes it back as it does for any log |
 ///
@@ -159,6 +159,16 @@ impl BoxDir {
     /// See [`ExitRecord::write_unsynced`].
     pub fn write_exit_record_unsynced(&self, exit: &ExitRecord) -> Result<(), FileError> {
         exit.write_unsynced(&self.path.join(FILES.exit))
+    }
+
+    /// Syncs `exit` to disk: for a runtime that cannot save the end. Does nothing if the file does
+    /// not exist.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`], also if it is not a regular file.
+    pub fn sync_exit_record(&self) -> Result<(), FileError> {
+        sync_file(&self.path.join(FILES.exit))
     }
 
     /// Reads `cgroup`, the directories of the payload's control groups. A payload can change the
@@ -296,6 +306,25 @@ mod tests {
         assert_eq!(left, expected);
         // The files of a box that was never started.
         dir.delete_run_files().unwrap();
+    }
+
+    #[test]
+    fn a_sync_of_the_exit_record_accepts_only_a_regular_file_or_none() {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = BoxDir::new(temporary.path());
+        dir.sync_exit_record().unwrap();
+        let exit = ExitRecord {
+            pid: 7,
+            requested: false,
+            ending: crate::Ending::OutOfMemory,
+        };
+        dir.write_exit_record_unsynced(&exit).unwrap();
+        dir.sync_exit_record().unwrap();
+        assert_eq!(dir.exit_record().unwrap(), Some(exit));
+        let path = dir.path().join("exit");
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert_eq!(dir.sync_exit_record().unwrap_err().path, path);
     }
 
     #[test]

@@ -70,6 +70,18 @@ pub fn write_file_unsynced(path: &Path, contents: &[u8]) -> Result<(), FileError
     replace(path, contents, |_| Ok(()))
 }
 
+/// Syncs a file that [`write_file_unsynced`] has written, and its name, to disk. Does nothing if the
+/// file does not exist.
+pub(crate) fn sync_file(path: &Path) -> Result<(), FileError> {
+    let synced = open_regular_file(path, OpenOptions::new().read(true))
+        .and_then(|file| file.sync_all())
+        .and_then(|()| sync_parent_directory(path));
+    match synced {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        synced => synced.map_err(|source| FileError::new("sync", path, source)),
+    }
+}
+
 fn replace(
     path: &Path,
     contents: &[u8],

@@ -248,7 +248,13 @@ impl MicroBox {
             let is_over = matches!(state.phase, Phase::Idle | Phase::Exited { .. });
             (state.to_record(), state.version, is_over)
         };
-        record.write(self.dir())?;
+        if let Err(error) = record.write(self.dir()) {
+            // Without the save, a power cut could lose the end.
+            if is_over && let Err(error) = self.dir().sync_exit_record() {
+                tracing::warn!(id = self.id().as_str(), error = %with_causes(&error), "cannot sync how the box ended");
+            }
+            return Err(error);
+        }
         // The next runtime compares this pid with `last` to see that the outcome is that of the
         // last run. A payload may have changed the file.
         if let Some(shim) = record.last.and_then(|last| last.shim)
