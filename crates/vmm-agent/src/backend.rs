@@ -1,5 +1,7 @@
+use std::time::Duration;
+
 use pidfd_spawn::{Command, SpawnError, Step};
-use vmm_protocol::frames::{ExecSpec, RequestErrorKind};
+use vmm_protocol::frames::{BootPhase, ExecSpec, RequestErrorKind};
 use vmm_protocol::{Ending, FailureKind, with_causes};
 
 /// What differs between a guest and a shim that run commands beside their payload.
@@ -45,6 +47,20 @@ pub trait Backend {
     fn resume(&self) -> Result<(), RequestError> {
         Err(RequestError::unsupported("resume"))
     }
+
+    /// Returns how long the phases of the boot took, in the order in which they ended.
+    fn boot_phases(&self) -> Vec<BootPhase> {
+        Vec::new()
+    }
+
+    /// Begins to stop the payload, which may take the time to end. The server goes on.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`]; by default, that it is not supported.
+    fn shut_down(&self, _grace: Duration) -> Result<(), RequestError> {
+        Err(RequestError::unsupported("shutdown"))
+    }
 }
 
 impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
@@ -66,6 +82,14 @@ impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
 
     fn resume(&self) -> Result<(), RequestError> {
         (**self).resume()
+    }
+
+    fn boot_phases(&self) -> Vec<BootPhase> {
+        (**self).boot_phases()
+    }
+
+    fn shut_down(&self, grace: Duration) -> Result<(), RequestError> {
+        (**self).shut_down(grace)
     }
 }
 

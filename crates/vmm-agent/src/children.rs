@@ -54,7 +54,8 @@ impl Children {
         let _ = self.wake.write(1);
     }
 
-    pub(crate) fn is_closed(&self) -> bool {
+    /// Returns whether [`close`](Self::close) has been called.
+    pub fn is_closed(&self) -> bool {
         self.is_closed.load(Ordering::Acquire)
     }
 

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -129,13 +129,17 @@ impl<B: Backend> Server<B> {
                 stream,
                 PayloadMessage::Ready {
                     version: VERSION,
-                    boot: Vec::new(),
+                    boot: self.backend.boot_phases(),
                 },
             ),
             HostMessage::Ping { token } => send(connection, stream, PayloadMessage::Pong { token }),
             HostMessage::Exec(spec) => self.start(stream, &spec, connection),
             HostMessage::Pause => respond(connection, stream, self.backend.pause()),
             HostMessage::Resume => respond(connection, stream, self.backend.resume()),
+            HostMessage::Shutdown { grace_millis } => {
+                let grace = Duration::from_millis(grace_millis);
+                respond(connection, stream, self.backend.shut_down(grace));
+            }
             message => self.handle_in_stream(stream, message, connection),
         }
     }

@@ -1,0 +1,117 @@
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use pidfd_spawn::Command;
+use vmm_agent::{Backend, RequestError};
+use vmm_protocol::frames::{BootPhase, ExecSpec};
+use vmm_protocol::{Ending, FailureKind};
+
+use crate::users::User;
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// How long processes may take to end at SIGTERM, in milliseconds, if the guest itself requests it.
+const DEFAULT_GRACE_MILLIS: u64 = 10_000;
+
+/// How the guest is to be stopped.
+#[derive(Debug)]
+pub(crate) struct Shutdown {
+    grace_millis: AtomicU64,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self {
+            grace_millis: AtomicU64::new(DEFAULT_GRACE_MILLIS),
+        }
+    }
+}
+
+impl Shutdown {
+    /// Returns how long processes may take to end at SIGTERM.
+    pub(crate) fn grace(&self) -> Duration {
+        Duration::from_millis(self.grace_millis.load(Ordering::Acquire))
+    }
+}
+
+/// Starts commands in the guest.
+#[derive(Debug)]
+pub(crate) struct GuestBackend {
+    boot: Vec<BootPhase>,
+    shutdown: Arc<Shutdown>,
+    /// How many processes the kernel had killed for lack of memory when the server asked last.
+    oom_kills: AtomicU64,
+}
+
+impl GuestBackend {
+    pub(crate) fn new(boot: Vec<BootPhase>, shutdown: Arc<Shutdown>) -> Self {
+        Self {
+            boot,
+            shutdown,
+            oom_kills: AtomicU64::new(oom_kills()),
+        }
+    }
+}
+
+impl Backend for GuestBackend {
+    fn command(&self, spec: &ExecSpec) -> Result<Command, Ending> {
+        let invalid = |message| Ending::failed(FailureKind::Spec, message);
+        let (program, args) = spec
+            .command
+            .split_first()
+            .ok_or_else(|| invalid("the command is empty".to_owned()))?;
+        let user = match &spec.user {
+            Some(name) => Some(User::find(name).map_err(invalid)?),
+            None => None,
+        };
+        let home = user.as_ref().map_or("/root", |user| &user.home);
+        let mut command = Command::new(program);
+        command
+            .args(args)
+            .env_clear()
+            .env("PATH", DEFAULT_PATH)
+            .env("HOME", home)
+            .current_dir(spec.working_dir.as_deref().unwrap_or(Path::new("/")))
+            // No command outlives an agent that is not pid 1.
+            .parent_death_signal(Signal::SIGKILL as i32);
+        if spec.terminal.is_some() {
+            command.env("TERM", "xterm");
+        }
+        command.envs(&spec.env);
+        if let Some(user) = user {
+            command.uid(user.uid).gid(user.gid).groups(&user.groups);
+        }
+        Ok(command)
+    }
+
+    fn has_run_out_of_memory(&self) -> bool {
+        let now = oom_kills();
+        self.oom_kills.swap(now, Ordering::AcqRel) < now
+    }
+
+    fn boot_phases(&self) -> Vec<BootPhase> {
+        self.boot.clone()
+    }
+
+    fn shut_down(&self, grace: Duration) -> Result<(), RequestError> {
+        let millis = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        self.shutdown.grace_millis.store(millis, Ordering::Release);
+        // The main thread waits for signals.
+        let _ = kill(Pid::this(), Signal::SIGTERM);
+        Ok(())
+    }
+}
+
+/// Returns how many processes the kernel has killed for lack of memory since it booted.
+fn oom_kills() -> u64 {
+    let counters = fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let value = counters
+        .lines()
+        .find_map(|line| line.strip_prefix("oom_kill "));
+    value.and_then(|value| value.parse().ok()).unwrap_or(0)
+}

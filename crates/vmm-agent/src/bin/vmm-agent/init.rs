@@ -1,0 +1,153 @@
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::mount::{MsFlags, mount, umount};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::{Pid, sync};
+use rustix::process::{WaitOptions, wait};
+use vmm_agent::Children;
+
+use crate::backend::Shutdown;
+use crate::error::AgentError;
+
+/// How long the agent waits until the host has read the last output.
+pub(crate) const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a process may take to die of SIGKILL.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Returns whether this process is pid 1 of its namespace: all other processes in it are its
+/// descendants.
+pub(crate) fn is_init() -> bool {
+    Pid::this() == Pid::from_raw(1)
+}
+
+/// Waits for all children, and ends them.
+pub(crate) struct Init {
+    signals: SignalFd,
+    children: Arc<Children>,
+    shutdown: Arc<Shutdown>,
+}
+
+impl Init {
+    /// Blocks the signals that the agent handles. Call it before any thread is started.
+    pub(crate) fn new(
+        children: Arc<Children>,
+        shutdown: Arc<Shutdown>,
+    ) -> Result<Self, AgentError> {
+        let signals = [
+            Signal::SIGCHLD,
+            Signal::SIGINT,
+            Signal::SIGTERM,
+            Signal::SIGUSR2,
+        ];
+        let mask = SigSet::from_iter(signals);
+        let signals = mask
+            .thread_block()
+            .and_then(|()| {
+                SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+            })
+            .map_err(|error| AgentError::system("handle signals")(error.into()))?;
+        Ok(Self {
+            signals,
+            children,
+            shutdown,
+        })
+    }
+
+    /// Reaps children until a signal other than SIGCHLD requests the end.
+    pub(crate) fn run(&self) {
+        loop {
+            self.reap();
+            if self.wait_for_signal(PollTimeout::NONE) {
+                return;
+            }
+        }
+    }
+
+    /// Ends all processes: with SIGTERM, and with SIGKILL after the grace period.
+    pub(crate) fn end_processes(&self) {
+        // With -1, `kill` signals all processes of the machine, unless this is pid 1 of a namespace.
+        // Otherwise the commands die with this process.
+        if is_init() {
+            for (signal, timeout) in [
+                (Signal::SIGTERM, self.shutdown.grace()),
+                (Signal::SIGKILL, KILL_TIMEOUT),
+            ] {
+                let _ = kill(Pid::from_raw(-1), signal);
+                // A stopped process handles SIGTERM only when it continues.
+                let _ = kill(Pid::from_raw(-1), Signal::SIGCONT);
+                if self.reap_until_none_is_left(timeout) {
+                    break;
+                }
+            }
+        }
+        self.children.close();
+    }
+
+    fn reap_until_none_is_left(&self, timeout: Duration) -> bool {
+        let start = Instant::now();
+        loop {
+            if self.reap() {
+                return true;
+            }
+            let left = timeout.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                return false;
+            }
+            let millis = u16::try_from(left.as_millis() + 1).unwrap_or(u16::MAX);
+            self.wait_for_signal(millis.into());
+        }
+    }
+
+    /// Reaps all children that have ended. Returns true if no child is left.
+    fn reap(&self) -> bool {
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => {
+                    let pid = pid.as_raw_pid().cast_unsigned();
+                    let status = ExitStatus::from_raw(status.as_raw());
+                    self.children.report(pid, status);
+                }
+                Ok(None) => return false,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return true,
+            }
+        }
+    }
+
+    /// Waits for signals. Returns true if one of them requests the end.
+    fn wait_for_signal(&self, timeout: PollTimeout) -> bool {
+        let mut fds = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut fds, timeout);
+        let mut is_end = false;
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            is_end |= signal.ssi_signo != Signal::SIGCHLD as u32;
+        }
+        is_end
+    }
+}
+
+/// Writes all data to the disks and powers the guest off. Only for the pid 1 of a guest: it unmounts
+/// the file systems of its mount namespace.
+pub(crate) fn power_off() {
+    sync();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let targets = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    // Mounted last, unmounted first. What is still in use stays, and has been written.
+    for target in targets.collect::<Vec<_>>().into_iter().rev() {
+        let _ = umount(target);
+    }
+    let none: Option<&str> = None;
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    let _ = mount(none, "/", none, flags, none);
+    sync();
+    let _ = reboot(RebootMode::RB_POWER_OFF);
+}

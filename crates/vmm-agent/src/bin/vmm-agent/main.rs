@@ -1,0 +1,73 @@
+//! The agent of a guest: its pid 1.
+//!
+//! Mounts what every program expects, loads the modules of the initrd, enters the root file system,
+//! and runs commands for the host at the other end of the serial port `org.vmm.agent.0`. Powers the
+//! guest off when the host requests it, or at SIGINT, SIGTERM or SIGUSR2.
+//!
+//! `vmm-agent --stdin` does not prepare a guest, and serves the host at the other end of its stdin.
+
+#![forbid(unsafe_code)]
+#![allow(unreachable_pub)]
+
+mod backend;
+mod boot;
+mod error;
+mod init;
+mod kernel_command_line;
+mod mounts;
+mod port;
+mod root;
+mod users;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use vmm_agent::Children;
+use vmm_protocol::with_causes;
+
+use backend::{GuestBackend, Shutdown};
+use error::AgentError;
+use init::Init;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // In a guest, the console. The kernel then panics, because its pid 1 ends.
+            eprintln!("vmm-agent: {}", with_causes(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), AgentError> {
+    let children = Children::new().map_err(AgentError::system("create an eventfd"))?;
+    let children = Arc::new(children);
+    let shutdown = Arc::new(Shutdown::default());
+    // Before the thread of the server starts, which inherits the signal mask.
+    let init = Init::new(Arc::clone(&children), Arc::clone(&shutdown))?;
+    let serves_stdin = std::env::args_os()
+        .nth(1)
+        .is_some_and(|arg| arg == "--stdin");
+    let (port, phases) = if serves_stdin {
+        let stdin = io::stdin().as_fd().try_clone_to_owned();
+        let stdin = stdin.map_err(AgentError::system("duplicate stdin"))?;
+        (stdin, Vec::new())
+    } else if init::is_init() {
+        boot::boot()?
+    } else {
+        return Err(AgentError::NotInit);
+    };
+    let backend = GuestBackend::new(phases, shutdown);
+    let served = port::serve(port, !serves_stdin, backend, children)?;
+    init.run();
+    init.end_processes();
+    // The server sends what the commands have written last.
+    let _ = served.recv_timeout(init::FLUSH_TIMEOUT);
+    if !serves_stdin {
+        init::power_off();
+    }
+    Ok(())
+}
