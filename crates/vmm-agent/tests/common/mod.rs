@@ -1,4 +1,9 @@
-//! A host at one end of a socket pair, and a server at the other.
+//! A host at one end of a socket, and a server at the other.
+
+// Each test program uses a part of this module.
+#![allow(dead_code)]
+
+pub(crate) mod guest;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -65,9 +70,6 @@ impl Host {
 
     pub(crate) fn connect(mut server: Server<Local>) -> Self {
         let (stream, other) = UnixStream::pair().unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(60)))
-            .unwrap();
         let server = thread::spawn(move || {
             server
                 .serve(OwnedFd::from(other), Strictness::Strict)
@@ -75,10 +77,29 @@ impl Host {
             server
         });
         Self {
+            server: Some(server),
+            ..Self::over(stream)
+        }
+    }
+
+    /// Speaks to an agent in another process.
+    pub(crate) fn over(stream: UnixStream) -> Self {
+        let timeout = Some(Duration::from_secs(120));
+        stream.set_read_timeout(timeout).unwrap();
+        Self {
             stream,
             reader: FrameReader::new(Strictness::Strict),
-            server: Some(server),
+            server: None,
         }
+    }
+
+    /// Sends bytes that are not a frame.
+    pub(crate) fn send_garbage(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    pub(crate) fn has_hung_up(&mut self) -> bool {
+        matches!(self.stream.read(&mut [0; 16]), Ok(0))
     }
 
     /// Hangs up, and returns the server.
