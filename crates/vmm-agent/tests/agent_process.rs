@@ -31,7 +31,7 @@ fn start(program: &[&str]) -> (Child, Host) {
 fn started(host: &mut Host, stream: u32, command: &[&str]) -> u32 {
     host.exec(stream, command);
     match host.receive().message {
-        PayloadMessage::Started { pid } => pid,
+        PayloadMessage::Started { pid, .. } => pid,
         message => panic!("{message:?}"),
     }
 }
