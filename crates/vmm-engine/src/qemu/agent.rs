@@ -53,3 +53,51 @@ pub(super) fn wait_ready(port: &UnixStream) -> Result<(), EngineError> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use vmm_protocol::frames::Frame;
+
+    use super::*;
+
+    /// Returns what a shim waits for that receives these bytes and then a hang-up.
+    fn after(bytes: &[u8]) -> Result<(), EngineError> {
+        let (port, mut guest) = UnixStream::pair().unwrap();
+        guest.write_all(bytes).unwrap();
+        drop(guest);
+        wait_ready(&port)
+    }
+
+    fn ready(version: u32) -> Vec<u8> {
+        let message = PayloadMessage::Ready {
+            version,
+            boot: Vec::new(),
+        };
+        let mut wire = b"garbage of a boot loader".to_vec();
+        Frame::new(0, message).encode(&mut wire).unwrap();
+        wire
+    }
+
+    #[test]
+    fn an_agent_is_ready_when_it_says_so() {
+        after(&ready(VERSION)).unwrap();
+    }
+
+    #[test]
+    fn a_guest_that_ends_before_its_agent_is_ready_ended_early() {
+        let error = after(b"garbage").unwrap_err();
+        assert!(matches!(error, EngineError::EndedEarly), "{error}");
+    }
+
+    #[test]
+    fn an_agent_of_another_version_is_an_error_that_names_both() {
+        let error = after(&ready(VERSION + 1)).unwrap_err().to_string();
+        let other = format!("version {}", VERSION + 1);
+        assert!(
+            error.contains(&other) && error.contains("build the image again"),
+            "{error}"
+        );
+    }
+}
