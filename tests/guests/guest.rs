@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use vmm_runtime::testing::PerTestBoxHome;
@@ -14,7 +14,7 @@ use vmm_runtime::{BoxInfo, BoxSpec, RuntimeOptions, VmmRuntime};
 use vmm_shim::{Qemu, QemuOptions, Shim};
 
 use crate::common::boxes::options;
-use crate::common::eventually;
+use crate::common::{DEADLINE, pause};
 
 /// The files that guests boot, and a directory for initial RAM file systems.
 pub struct GuestFiles {
@@ -58,7 +58,7 @@ impl GuestFiles {
     /// Creates an initial RAM file system.
     fn initrd(&self, script: &str) -> PathBuf {
         let root = self.path("root");
-        for dir in ["bin", "proc", "dev"] {
+        for dir in ["bin", "proc", "dev", "sys"] {
             fs::create_dir_all(root.join(dir)).unwrap();
         }
         let modules = ["pvpanic.ko", "pvpanic-mmio.ko", "button.ko", "evdev.ko"];
@@ -112,7 +112,15 @@ pub async fn run(runtime: &VmmRuntime, guest: &QemuOptions) -> BoxInfo {
 pub async fn start_up(runtime: &VmmRuntime, spec: BoxSpec) -> BoxInfo {
     let bx = runtime.create(spec).await.unwrap();
     let bx = runtime.start(&bx.id).await.unwrap();
-    eventually("the guest is up", || console(&bx).contains("up\r\n")).await;
+    let deadline = Instant::now() + DEADLINE;
+    while !console(&bx).contains("up\r\n") {
+        let console = console(&bx);
+        assert!(
+            Instant::now() < deadline,
+            "the guest is not up: {console:?}"
+        );
+        pause().await;
+    }
     bx
 }
 

@@ -2,6 +2,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod confinement;
 mod ends;
 mod failed_starts;
 mod guest;
