@@ -2,7 +2,8 @@
 //!
 //! A shim (crate `vmm-shim`) hosts one payload. It has one or more [`Engine`]s, and the spec of the
 //! box names one of them. The engine [`Process`] runs a command, the engine [`Qemu`] a virtual
-//! machine. To run something else, implement [`Engine`] and [`Payload`], and pass the engine to `vmm_shim::Shim`.
+//! machine. To run something else, implement [`Engine`] and [`Payload`], and pass the
+//! engine to `vmm_shim::Shim`.
 //!
 //! Use this crate to write an engine. To run boxes with the engines that exist, use `vmm-runtime`;
 //! to build a shim program, use `vmm-shim`, which re-exports the traits.

@@ -69,7 +69,9 @@ const IMAGES_HELP: &str = r#"Images:
   or no limit if the daemon cannot create control groups. Further fields: `entrypoint`, the words
   before the command; `ready`, "started" (the default), or "notified" for a payload that reports
   READY=1 as in sd_notify(3); `name`, in place of the file name; and `engine`, by default "process",
-  with its `options`."#;
+  with its `options`. The engine "qemu" runs a guest:
+
+  {"engine": "qemu", "options": {"kernel": "/boot/vmlinuz", "initrd": "/srv/initrd"}, "memory_mib": 512}"#;
 
 /// How long boxes may take to stop when the daemon shuts down.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
