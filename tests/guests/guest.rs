@@ -14,7 +14,10 @@ use vmm_runtime::{BoxInfo, BoxSpec, RuntimeOptions, VmmRuntime};
 use vmm_shim::{Qemu, QemuOptions, Shim};
 
 use crate::common::boxes::options;
-use crate::common::{DEADLINE, pause};
+use crate::common::pause;
+
+/// How long a boot may take. It takes 2 s on an idle machine.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The files that guests boot, and a directory for initial RAM file systems.
 pub struct GuestFiles {
@@ -87,9 +90,8 @@ impl GuestFiles {
 /// Returns options whose runtime checks payloads when a box is created.
 pub fn checking_options(home: &PerTestBoxHome) -> RuntimeOptions {
     let shim = Shim::new().engine(Qemu);
-    // Ten times what a boot takes on an idle machine.
     options(home.path())
-        .start_timeout(Duration::from_secs(60))
+        .start_timeout(BOOT_TIMEOUT)
         .payload_check(move |payload| shim.validate(payload))
 }
 
@@ -112,7 +114,7 @@ pub async fn run(runtime: &VmmRuntime, guest: &QemuOptions) -> BoxInfo {
 pub async fn start_up(runtime: &VmmRuntime, spec: BoxSpec) -> BoxInfo {
     let bx = runtime.create(spec).await.unwrap();
     let bx = runtime.start(&bx.id).await.unwrap();
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + BOOT_TIMEOUT;
     while !console(&bx).contains("up\r\n") {
         let console = console(&bx);
         assert!(
