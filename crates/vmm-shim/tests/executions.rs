@@ -164,7 +164,12 @@ fn several_clients_run_commands_and_list_all_of_them() {
 fn an_execution_goes_on_without_its_client_and_keeps_its_last_output() {
     let shim = Shim::start_loop("");
     let mut client = Client::connect(&shim);
-    client.exec(1, "exec-1", "read line; seq 100000; echo got $line; exit 3");
+    client.exec(
+        1,
+        "exec-1",
+        "read line; until rm $VMM_BOX_DIR/go 2>&-; do sleep 0.01; done
+         seq 100000; echo got $line; exit 3",
+    );
     // The shim has the execution before its client is gone.
     assert_eq!(client.list().len(), 1);
     drop(client);
@@ -180,6 +185,9 @@ fn an_execution_goes_on_without_its_client_and_keeps_its_last_output() {
     assert!(client.list()[0].ending.is_none());
     drop(client);
     let mut client = Client::connect(&shim);
+    // The shim has noticed that the client before is gone: that would get output.
+    assert_eq!(client.list().len(), 1);
+    fs::write(shim.path("go"), "").unwrap();
     eventually("the execution ends", || client.list()[0].ending.is_some());
     client.send(
         9,
