@@ -64,9 +64,10 @@ impl GuestFiles {
         for dir in ["bin", "proc", "dev", "sys"] {
             fs::create_dir_all(root.join(dir)).unwrap();
         }
-        let modules = ["pvpanic.ko", "pvpanic-mmio.ko", "button.ko", "evdev.ko"];
-        for file in ["busybox"].into_iter().chain(modules) {
-            fs::copy(self.files.join(file), root.join("bin").join(file)).unwrap();
+        fs::copy(self.files.join("busybox"), root.join("bin/busybox")).unwrap();
+        for module in ["pvpanic.ko", "pvpanic-mmio.ko", "button.ko", "evdev.ko"] {
+            let file = self.files.join("modules").join(module);
+            fs::copy(file, root.join("bin").join(module)).unwrap();
         }
         symlink("busybox", root.join("bin/sh")).unwrap();
         let init = root.join("init");

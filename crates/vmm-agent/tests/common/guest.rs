@@ -13,30 +13,34 @@ use super::Host;
 
 /// In the order in which they are loaded.
 const MODULES: [&str; 8] = [
-    "drivers/virtio/virtio_ring.ko",
-    "drivers/virtio/virtio.ko",
-    "drivers/virtio/virtio_pci_legacy_dev.ko",
-    "drivers/virtio/virtio_pci_modern_dev.ko",
-    "drivers/virtio/virtio_pci.ko",
-    "drivers/char/virtio_console.ko",
-    "drivers/block/virtio_blk.ko",
-    "fs/overlayfs/overlay.ko",
+    "virtio_ring.ko",
+    "virtio.ko",
+    "virtio_pci_legacy_dev.ko",
+    "virtio_pci_modern_dev.ko",
+    "virtio_pci.ko",
+    "virtio_console.ko",
+    "virtio_blk.ko",
+    "overlay.ko",
 ];
 
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Returns true, after a message, if this host cannot run guests. In CI, it must.
-pub(crate) fn is_skipped() -> bool {
+/// Returns the directory with the files that guests boot; `None`, after a message, if this host cannot
+/// run guests. In CI, it must.
+fn files() -> Option<PathBuf> {
+    let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest");
     let qemu = Command::new("qemu-system-x86_64").arg("--version").output();
-    let is_missing = qemu.is_err() || !cfg!(target_arch = "x86_64");
-    assert!(
-        !is_missing || std::env::var_os("CI").is_none(),
-        "install the package qemu-system-x86"
-    );
-    if is_missing {
-        eprintln!("SKIPPED: this needs qemu-system-x86_64");
-    }
-    is_missing
+    let lacking = if qemu.is_err() {
+        "qemu-system-x86_64"
+    } else if !files.join("complete").exists() {
+        "the files that .ci/guest-files downloads"
+    } else {
+        return Some(files);
+    };
+    let is_ci = std::env::var_os("CI").is_some();
+    assert!(!is_ci, "this test needs {lacking}");
+    eprintln!("SKIPPED: this test needs {lacking}");
+    None
 }
 
 pub(crate) struct Guest {
@@ -45,9 +49,10 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Boots a guest with a root file system of busybox, and connects to its agent.
-    pub(crate) fn boot() -> (Self, Host) {
-        let files = downloads();
+    /// Boots a guest with a root file system of busybox, and connects to its agent. Returns `None`
+    /// on a host that cannot run guests.
+    pub(crate) fn boot() -> Option<(Self, Host)> {
+        let files = files()?;
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         let initrd = path("initrd");
@@ -82,7 +87,7 @@ impl Guest {
             .arg("-serial")
             .arg(format!("file:{}", path("console.log").display()))
             .arg("-kernel")
-            .arg(find(&files.join("boot"), "vmlinuz"))
+            .arg(files.join("vmlinuz"))
             .arg("-initrd")
             .arg(&initrd)
             .parent_death_signal(nix::libc::SIGKILL)
@@ -92,7 +97,7 @@ impl Guest {
             assert!(qemu.try_wait().unwrap().is_none(), "QEMU has ended");
             UnixStream::connect(&socket).ok()
         });
-        (Self { dir, qemu }, Host::over(stream))
+        Some((Self { dir, qemu }, Host::over(stream)))
     }
 
     /// Waits until QEMU has ended.
@@ -135,23 +140,6 @@ fn target_dir() -> PathBuf {
     program.ancestors().nth(2).unwrap().to_owned()
 }
 
-/// Returns the directory with the files of Debian's kernel and of its static busybox. Downloads
-/// them once.
-fn downloads() -> PathBuf {
-    let dir = target_dir().join("guest-files");
-    if !dir.exists() {
-        let script = r#"
-            kernel=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/ {print $2; exit}')
-            apt-get download -qq -o APT::Sandbox::User=root "$kernel" busybox-static
-            for package in *.deb; do dpkg-deb --extract "$package" files; done"#;
-        let new = tempfile::tempdir_in(target_dir()).unwrap();
-        run(Command::new("sh").args(["-ec", script]).current_dir(&new));
-        // Another test may have been faster.
-        let _ = fs::rename(new.path().join("files"), &dir);
-    }
-    dir
-}
-
 /// Builds the agent as a static program, as an image has it.
 fn static_agent() -> PathBuf {
     let target = "x86_64-unknown-linux-gnu";
@@ -176,18 +164,17 @@ fn static_agent() -> PathBuf {
 fn build_initrd(files: &Path, dir: &Path) -> Vec<u8> {
     fs::create_dir_all(dir.join("modules")).unwrap();
     fs::copy(static_agent(), dir.join("init")).unwrap();
-    let kernel = find(&files.join("lib/modules"), "").join("kernel");
     let mut order = String::new();
     for module in MODULES {
-        let name = Path::new(module).file_name().unwrap();
-        fs::copy(kernel.join(module), dir.join("modules").join(name)).unwrap();
-        order += &format!("{}\n", name.display());
+        let file = files.join("modules").join(module);
+        fs::copy(file, dir.join("modules").join(module)).unwrap();
+        order += &format!("{module}\n");
     }
     fs::write(dir.join("modules/order"), order).unwrap();
     let script = "find . | \"$0\" cpio -o -H newc";
     run(Command::new("sh")
         .args(["-ec", script])
-        .arg(files.join("bin/busybox"))
+        .arg(files.join("busybox").canonicalize().unwrap())
         .current_dir(dir))
 }
 
@@ -195,7 +182,7 @@ fn build_root(files: &Path, dir: &Path, image: &Path) {
     fs::create_dir_all(dir.join("bin")).unwrap();
     fs::create_dir_all(dir.join("etc")).unwrap();
     let busybox = dir.join("bin/busybox");
-    fs::copy(files.join("bin/busybox"), &busybox).unwrap();
+    fs::copy(files.join("busybox"), &busybox).unwrap();
     for applet in [
         "sh", "echo", "cat", "stty", "id", "sleep", "tail", "kill", "touch", "stat",
     ] {
@@ -206,11 +193,4 @@ fn build_root(files: &Path, dir: &Path, image: &Path) {
         .args(["-q", "-t", "ext4", "-d"])
         .args([dir, image])
         .arg("16M"));
-}
-
-/// Returns the first entry of the directory whose name has the prefix.
-fn find(dir: &Path, prefix: &str) -> PathBuf {
-    let mut entries = fs::read_dir(dir).unwrap().flatten();
-    let entry = entries.find(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
-    entry.unwrap().path()
 }
