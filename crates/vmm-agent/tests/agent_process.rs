@@ -53,19 +53,42 @@ fn an_agent_serves_its_stdin_and_its_commands_die_with_it() {
 
 #[test]
 fn an_agent_that_is_not_pid_1_does_not_prepare_a_guest() {
-    let output = Command::new(AGENT).output().unwrap();
+    assert_refuses(&mut Command::new(AGENT));
+}
+
+#[test]
+fn pid_1_of_a_namespace_does_not_prepare_a_guest() {
+    if is_skipped() {
+        return;
+    }
+    assert_refuses(Command::new(UNSHARE[0]).args(&UNSHARE[1..]).arg(AGENT));
+}
+
+fn assert_refuses(command: &mut Command) {
+    let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("--stdin"));
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(message.contains("--stdin"), "{message}");
+}
+
+/// Runs a program as pid 1 of a pid namespace.
+const UNSHARE: [&str; 5] = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"];
+
+/// Returns true, after a message, if this process cannot create a pid namespace.
+fn is_skipped() -> bool {
+    let is_root = geteuid().is_root();
+    if !is_root {
+        eprintln!("SKIPPED: this needs root, for a pid namespace");
+    }
+    !is_root
 }
 
 #[test]
 fn pid_1_of_a_namespace_ends_daemons_that_no_command_waits_for() {
-    if !geteuid().is_root() {
-        eprintln!("SKIPPED: this needs root, for a pid namespace");
+    if is_skipped() {
         return;
     }
-    let unshare = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"];
-    let (mut agent, mut host) = start(&[&unshare[..], &[AGENT, "--stdin"]].concat());
+    let (mut agent, mut host) = start(&[&UNSHARE[..], &[AGENT, "--stdin"]].concat());
     let daemon = "(trap '' TERM; exec setsid sleep 1000) >/dev/null 2>&1 & echo $PPID";
     let outcome = host.run(1, &["sh", "-c", daemon]);
     assert_eq!(outcome.text(), "1\n");

@@ -1,6 +1,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,13 +12,19 @@ use vmm_protocol::frames::BootPhase;
 
 use crate::error::AgentError;
 use crate::kernel_command_line::KernelCommandLine;
-use crate::{mounts, port, root};
+use crate::{init, mounts, port, root};
 
 /// The kernel modules of the initrd. Its file `order` names those to load, one a line, each after
 /// those that it needs.
 const MODULES_DIR: &str = "/modules";
 
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Returns whether the kernel has started this process as the init of an initrd: nothing is mounted
+/// yet. In a container, whose `/proc` is mounted, pid 1 must not mount or power off anything.
+pub(crate) fn is_guest() -> bool {
+    init::is_init() && !Path::new("/proc/self").exists()
+}
 
 /// Prepares the guest. Returns the serial port to the host, and how long each phase took.
 pub(crate) fn boot() -> Result<(OwnedFd, Vec<BootPhase>), AgentError> {

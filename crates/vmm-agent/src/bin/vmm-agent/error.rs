@@ -7,9 +7,10 @@ use crate::port::PORT_NAME;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AgentError {
     #[error(
-        "vmm-agent runs as pid 1 of a guest; use --stdin to serve the host at the other end of stdin"
+        "vmm-agent runs as /init of the initrd of a guest; use --stdin to serve the host at the other \
+         end of stdin"
     )]
-    NotInit,
+    NotGuest,
     #[error("cannot {action}")]
     System {
         action: &'static str,

@@ -7,7 +7,6 @@
 //! `vmm-agent --stdin` does not prepare a guest, and serves the host at the other end of its stdin.
 
 #![forbid(unsafe_code)]
-#![allow(unreachable_pub)]
 
 mod backend;
 mod boot;
@@ -55,10 +54,10 @@ fn run() -> Result<(), AgentError> {
         let stdin = io::stdin().as_fd().try_clone_to_owned();
         let stdin = stdin.map_err(AgentError::system("duplicate stdin"))?;
         (stdin, Vec::new())
-    } else if init::is_init() {
+    } else if boot::is_guest() {
         boot::boot()?
     } else {
-        return Err(AgentError::NotInit);
+        return Err(AgentError::NotGuest);
     };
     let backend = GuestBackend::new(phases, shutdown);
     let served = port::serve(port, !serves_stdin, backend, children)?;
