@@ -5,6 +5,8 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::process::Command;
 
 use common::guest::Guest;
 use vmm_protocol::Ending;
@@ -31,7 +33,7 @@ fn a_guest_boots_and_runs_commands() {
     );
     assert_eq!(*outcome.ending(), Ending::Exited { code: 42 });
 
-    // The root file system is an overlay: it can be written, and its disk cannot.
+    // The root file system is an overlay, which can be written.
     let outcome = host.run(
         1,
         &["sh", "-c", "echo $HOME >/file && cat /file /proc/mounts"],
@@ -153,4 +155,36 @@ fn a_guest_ends_its_commands_and_powers_off() {
     ];
     assert_eq!(endings, expected.into());
     assert!(guest.wait().success());
+}
+
+#[test]
+fn a_guest_does_not_write_the_disk_below_its_overlay() {
+    let Some((mut guest, mut host)) = Guest::boot() else {
+        return;
+    };
+    let before = fs::read(guest.disk()).unwrap();
+    let outcome = host.run(1, &["sh", "-c", "echo text >/file && cat /file"]);
+    assert_eq!(outcome.text(), "text\n");
+    host.send(0, HostMessage::Shutdown { grace_millis: 0 });
+    assert!(guest.wait().success());
+    assert!(fs::read(guest.disk()).unwrap() == before);
+}
+
+#[test]
+fn a_shutdown_writes_a_writable_disk_and_unmounts_it() {
+    let Some((mut guest, mut host)) = Guest::boot_with("vmm.overlay=off") else {
+        return;
+    };
+    let outcome = host.run(1, &["sh", "-c", "echo text >/file"]);
+    assert_eq!(*outcome.ending(), Ending::Exited { code: 0 });
+    host.send(0, HostMessage::Shutdown { grace_millis: 0 });
+    assert!(guest.wait().success());
+
+    let mut debugfs = Command::new("/sbin/debugfs");
+    let file = debugfs.args(["-R", "cat /file"]).arg(guest.disk()).output();
+    assert_eq!(file.unwrap().stdout, b"text\n");
+    let mut dumpe2fs = Command::new("/sbin/dumpe2fs");
+    let header = dumpe2fs.arg("-h").arg(guest.disk()).output().unwrap();
+    let header = String::from_utf8_lossy(&header.stdout).into_owned();
+    assert!(!header.contains("needs_recovery"), "{header}");
 }

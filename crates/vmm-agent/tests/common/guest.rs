@@ -52,6 +52,11 @@ impl Guest {
     /// Boots a guest with a root file system of busybox, and connects to its agent. Returns `None`
     /// on a host that cannot run guests.
     pub(crate) fn boot() -> Option<(Self, Host)> {
+        Self::boot_with("")
+    }
+
+    /// Boots a guest with more kernel parameters.
+    pub(crate) fn boot_with(parameters: &str) -> Option<(Self, Host)> {
         let files = files()?;
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
@@ -70,20 +75,17 @@ impl Guest {
                 "virtserialport,chardev=agent,name=org.vmm.agent.0",
             ])
             // On a loaded host, the kernel would find its emulated timer too slow, and panic.
-            .args([
-                "-append",
-                "quiet panic=-1 console=ttyS0 no_timer_check vmm.root=/dev/vda",
-            ])
+            .arg("-append")
+            .arg(format!(
+                "quiet panic=-1 console=ttyS0 no_timer_check vmm.root=/dev/vda {parameters}"
+            ))
             .arg("-chardev")
             .arg(format!(
                 "socket,id=agent,path={},server=on,wait=off",
                 socket.display()
             ))
             .arg("-drive")
-            .arg(format!(
-                "file={},if=virtio,format=raw,readonly=on",
-                root.display()
-            ))
+            .arg(format!("file={},if=virtio,format=raw", root.display()))
             .arg("-serial")
             .arg(format!("file:{}", path("console.log").display()))
             .arg("-kernel")
@@ -98,6 +100,11 @@ impl Guest {
             UnixStream::connect(&socket).ok()
         });
         Some((Self { dir, qemu }, Host::over(stream)))
+    }
+
+    /// Returns the path of the root file system.
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.dir.path().join("root.ext4")
     }
 
     /// Waits until QEMU has ended.
