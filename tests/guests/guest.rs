@@ -1,20 +1,19 @@
 //! Guests for tests: a kernel of Debian with busybox as its initial RAM file system.
 
-use std::env;
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxInfo, BoxSpec, RuntimeOptions, VmmRuntime};
-use vmm_shim::{Qemu, QemuOptions, Shim};
+use vmm_shim::{Disk, Qemu, QemuOptions, Shim};
 
 use crate::common::boxes::options;
 use crate::common::pause;
+use crate::image::{build_initrd, build_root, find_files};
 
 /// How long a boot may take. It takes 2 s on an idle machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
@@ -30,19 +29,23 @@ impl GuestFiles {
     ///
     /// With `CI` set, such a machine fails the test.
     pub fn find() -> Option<Self> {
-        let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guest");
-        let version = Command::new("qemu-system-x86_64").arg("--version").output();
-        let lacking = if version.is_err() {
-            "qemu-system-x86_64"
-        } else if !files.join("complete").exists() {
-            "the files that .ci/guest-files downloads"
-        } else {
-            let dir = tempfile::tempdir().unwrap();
-            return Some(Self { files, dir });
-        };
-        assert!(env::var_os("CI").is_none(), "this test needs {lacking}");
-        let _ = writeln!(std::io::stderr(), "SKIPPED: this test needs {lacking}");
-        None
+        let files = find_files()?;
+        let dir = tempfile::tempdir().unwrap();
+        Some(Self { files, dir })
+    }
+
+    /// Returns the options of a guest that runs the agent, on a root file system of busybox.
+    pub fn guest_with_agent(&self) -> QemuOptions {
+        let mut options = QemuOptions::new(self.files.join("vmlinuz"));
+        let initrd = self.path("initrd");
+        fs::write(&initrd, build_initrd(&self.files, &self.path("initrd.d"))).unwrap();
+        options.initrd = Some(initrd);
+        let root = self.path("root.ext4");
+        build_root(&self.files, &self.path("root.d"), &root);
+        options.disks.push(Disk::read_only(root));
+        options.cmdline = "quiet vmm.root=/dev/vda".to_owned();
+        options.agent = true;
+        options
     }
 
     /// Returns the options of a guest that runs this script as its init.

@@ -2,6 +2,10 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../../crates/vmm-agent/tests/common/image.rs"]
+mod image;
+
+mod agent;
 mod confinement;
 mod ends;
 mod failed_starts;

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod guest;
+mod image;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;

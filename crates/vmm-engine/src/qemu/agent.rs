@@ -1,12 +1,13 @@
-//! Waits for the agent of a guest.
+//! Waits for the agent of a guest, and asks it to shut the guest down.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vmm_protocol::frames::{Connection, HostMessage, PayloadMessage, Strictness, VERSION};
+use vmm_protocol::frames::{Connection, Frame, HostMessage, PayloadMessage, Strictness, VERSION};
 
 use crate::EngineError;
 
@@ -54,12 +55,24 @@ pub(super) fn wait_ready(port: &UnixStream) -> Result<(), EngineError> {
     }
 }
 
+/// Asks the agent to end all processes of the guest, with SIGKILL after `grace`, and to power it off.
+///
+/// Does not block. The agent does not receive the request if the port is full, or if the shim has
+/// written a part of another frame: the stop goes on without it.
+pub(super) fn request_shutdown(port: &UnixStream, grace: Duration) {
+    let grace_millis = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+    let mut frame = Vec::new();
+    if Frame::new(0, HostMessage::Shutdown { grace_millis })
+        .encode(&mut frame)
+        .is_ok()
+    {
+        // `wait_ready` has made the port nonblocking.
+        let _ = (&mut &*port).write(&frame);
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
-    use vmm_protocol::frames::Frame;
-
     use super::*;
 
     /// Returns what a shim waits for that receives these bytes and then a hang-up.

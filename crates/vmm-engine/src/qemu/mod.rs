@@ -47,8 +47,10 @@ use crate::{Engine, EngineError, Payload, process};
 ///
 /// # Stop
 ///
-/// A stop presses the power button of the guest (ACPI). If the guest still runs after three
-/// quarters of the grace period, QEMU gets SIGTERM, which it handles without the guest.
+/// A stop asks the agent to end all processes, with SIGKILL after a quarter of the grace period, and
+/// to power the guest off. In a guest without an agent, and after three eighths of the grace period in
+/// any guest, it presses the power button (ACPI). If the guest still runs after three quarters, QEMU
+/// gets SIGTERM, which it handles without the guest.
 ///
 /// # How a guest ends
 ///

@@ -47,12 +47,16 @@ impl QemuPayload {
         }
     }
 
-    /// Starts a thread that ends QEMU if the guest does not power off in time.
+    /// Starts a thread that presses the power button if the agent does not power the guest off, and
+    /// ends QEMU if that does not help either.
     fn start_stop_timer(&self) -> io::Result<()> {
         let (process, monitor) = (Arc::clone(&self.process), Arc::clone(&self.monitor));
-        let timeout = self.power_off_timeout;
+        let timeout = self.power_off_timeout / 2;
         let timer = thread::Builder::new().name("shim-stop".to_owned());
         timer.spawn(move || {
+            if monitor.wait_closed(timeout).is_none() {
+                monitor.power_down();
+            }
             if monitor.wait_closed(timeout).is_none() {
                 process.stop();
             }
@@ -88,7 +92,10 @@ impl Payload for QemuPayload {
     }
 
     fn stop(&self) {
-        self.monitor.power_down();
+        match &self.agent {
+            Some(port) => agent::request_shutdown(port, self.power_off_timeout / 3),
+            None => self.monitor.power_down(),
+        }
         let is_first = !self.is_stopping.swap(true, Ordering::Relaxed);
         if is_first && self.start_stop_timer().is_err() {
             self.process.stop();
