@@ -7,6 +7,7 @@ use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 
 use nix::sys::signal::Signal;
 use support::{LOOP, Shim, eventually, sh};
@@ -451,4 +452,33 @@ fn a_paused_payload_is_stopped_and_killed() {
         assert_eq!(shim.wait().code(), Some(code));
         assert_eq!(ControlGroup::of_box(shim.dir.path()).unwrap(), None);
     }
+}
+
+#[test]
+fn a_shim_without_free_descriptors_serves_its_clients_and_later_others() {
+    let shim = Shim::start_loop("");
+    let mut first = Client::connect(&shim);
+    assert_eq!(first.list(), []);
+    let open = fs::read_dir(format!("/proc/{}/fd", shim.child.id())).unwrap();
+    set_descriptor_limit(&shim, open.count());
+    let mut second = Client::connect(&shim);
+    second.send(0, HostMessage::List);
+    // The hub tries to accept the second client before it responds to the first.
+    for _ in 0..10 {
+        assert_eq!(first.list(), []);
+    }
+    set_descriptor_limit(&shim, 1024);
+    let response = second.receive().message;
+    assert_eq!(response, PayloadMessage::Executions { executions: vec![] });
+    assert_eq!(first.list(), []);
+}
+
+fn set_descriptor_limit(shim: &Shim, limit: usize) {
+    let status = Command::new("prlimit")
+        .args([
+            format!("--pid={}", shim.child.id()),
+            format!("--nofile={limit}:"),
+        ])
+        .status();
+    assert!(status.unwrap().success());
 }

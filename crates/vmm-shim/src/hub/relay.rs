@@ -23,9 +23,14 @@ pub(super) type PayloadConnection = Connection<PayloadMessage, HostMessage>;
 /// How long clients may take to read what is left when the payload has ended.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(200);
 
+/// How long the hub accepts no client after the kernel had no descriptor or memory for one.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// Relays between the clients of a shim and its payload.
 pub(crate) struct Hub {
     socket: ControlSocket,
+    /// When the hub accepts clients again.
+    accept_pause_end: Option<Instant>,
     pub(super) reporter: Arc<ExitReporter>,
     pub(super) connection: Option<PayloadConnection>,
     /// The stream of the next request to the payload.
@@ -46,6 +51,7 @@ impl Hub {
     ) -> io::Result<Receiver<()>> {
         let mut hub = Self {
             socket,
+            accept_pause_end: None,
             reporter,
             connection: None,
             next_stream: 1,
@@ -67,9 +73,9 @@ impl Hub {
 
     fn run(&mut self) -> io::Result<()> {
         loop {
-            let timeout = self.drop_timeout();
+            let timeout = self.timeout();
             self.wait_and_fill(timeout)?;
-            self.accept()?;
+            self.accept();
             self.receive_from_clients();
             let is_over = self.receive_from_payload();
             self.advance();
@@ -80,11 +86,13 @@ impl Hub {
         }
     }
 
-    /// Returns the time until an execution drops output that no client has read.
-    fn drop_timeout(&mut self) -> PollTimeout {
+    /// Returns the time until an execution drops output that no client has read, or until clients
+    /// are accepted again.
+    fn timeout(&mut self) -> PollTimeout {
         let executions = self.executions.all();
-        let deadline = executions.filter_map(|execution| execution.drop_deadline());
-        deadline.min().map_or(PollTimeout::NONE, |deadline| {
+        let deadlines = executions.filter_map(|execution| execution.drop_deadline());
+        let deadline = deadlines.chain(self.accept_pause_end).min();
+        deadline.map_or(PollTimeout::NONE, |deadline| {
             // Rounded up, so that `poll` does not return before the deadline.
             let left =
                 deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
@@ -101,7 +109,8 @@ impl Hub {
             events
         };
         let payload_has_room = self.connection.as_ref().is_none_or(Connection::has_room);
-        let mut fds = vec![PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        let accepts = events(self.accept_pause_end.is_none(), false);
+        let mut fds = vec![PollFd::new(self.socket.as_fd(), accepts)];
         fds.extend(self.clients.values().map(|client| {
             let may_read = payload_has_room && client.has_room();
             PollFd::new(client.as_fd(), events(may_read, client.has_pending()))
@@ -135,12 +144,32 @@ impl Hub {
         Ok(())
     }
 
-    fn accept(&mut self) -> io::Result<()> {
-        while let Some(fd) = self.socket.accept()? {
-            self.clients.insert(self.next_client, Client::new(fd)?);
-            self.next_client += 1;
+    fn accept(&mut self) {
+        if self
+            .accept_pause_end
+            .is_some_and(|end| Instant::now() < end)
+        {
+            return;
         }
-        Ok(())
+        self.accept_pause_end = None;
+        loop {
+            match self
+                .socket
+                .accept()
+                .and_then(|fd| fd.map(Client::new).transpose())
+            {
+                Ok(Some(client)) => {
+                    self.clients.insert(self.next_client, client);
+                    self.next_client += 1;
+                }
+                Ok(None) => return,
+                // Such as EMFILE. The client waits in the queue of the socket, which stays readable.
+                Err(_) => {
+                    self.accept_pause_end = Some(Instant::now() + ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
     }
 
     fn receive_from_clients(&mut self) {
