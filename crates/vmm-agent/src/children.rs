@@ -49,8 +49,12 @@ impl Children {
     }
 
     /// Lets the server return as soon as all executions have ended and all output is sent.
+    ///
+    /// No execution starts after this has returned.
     pub fn close(&self) {
+        let exits = self.exits();
         self.is_closed.store(true, Ordering::Release);
+        drop(exits);
         let _ = self.wake.write(1);
     }
 
@@ -59,12 +63,18 @@ impl Children {
         self.is_closed.load(Ordering::Acquire)
     }
 
-    /// Spawns the command. No exit can be reported before the child is known.
-    pub(crate) fn spawn(&self, command: &mut Command) -> Result<Child, SpawnError> {
+    /// Spawns the command. No exit can be reported before the child is known. Returns `None` after
+    /// [`close`](Self::close).
+    pub(crate) fn spawn(&self, command: &mut Command) -> Option<Result<Child, SpawnError>> {
         let mut exits = self.exits();
-        let child = command.spawn()?;
-        exits.insert(child.id(), None);
-        Ok(child)
+        if self.is_closed() {
+            return None;
+        }
+        let spawned = command.spawn();
+        if let Ok(child) = &spawned {
+            exits.insert(child.id(), None);
+        }
+        Some(spawned)
     }
 
     /// Calls the function if the child has not been reaped: its pid cannot be reused meanwhile.

@@ -11,13 +11,16 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, read, write};
 use pidfd_spawn::{Child, Stdio};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use vmm_protocol::Ending;
 use vmm_protocol::frames::{ExecSpec, INITIAL_CREDIT, PayloadMessage, TerminalSize, Window};
+use vmm_protocol::{Ending, FailureKind};
 
 use crate::backend::Backend;
 use crate::children::Children;
 use crate::terminal;
 use crate::{HostConnection, send};
+
+/// How many bytes a pipe holds, pipe(7). A terminal holds less.
+const PIPE_CAPACITY: usize = 64 << 10;
 
 /// How many bytes are read from an output at once.
 const READ_SIZE: usize = 16 << 10;
@@ -39,6 +42,8 @@ pub(crate) struct Execution {
     is_killed: bool,
     deadline: Option<Instant>,
     ending: Option<Ending>,
+    /// How much of stdout and stderr may be read after the end.
+    left_after_end: [usize; 2],
 }
 
 impl Execution {
@@ -69,9 +74,10 @@ impl Execution {
                 .stderr(Stdio::piped());
             None
         };
-        let mut child = children
-            .spawn(&mut command)
-            .map_err(|error| backend.spawn_error(spec, error))?;
+        let spawned = children.spawn(&mut command).ok_or_else(|| {
+            Ending::failed(FailureKind::Engine, "the payload has ended".to_owned())
+        })?;
+        let mut child = spawned.map_err(|error| backend.spawn_error(spec, error))?;
         let (stdin, stdout) = match &master {
             Some(master) => (master.try_clone().ok(), master.try_clone().ok()),
             None => (
@@ -99,6 +105,7 @@ impl Execution {
                 .timeout_millis
                 .and_then(|millis| Instant::now().checked_add(Duration::from_millis(millis))),
             ending: None,
+            left_after_end: [PIPE_CAPACITY; 2],
         })
     }
 
@@ -202,11 +209,14 @@ impl Execution {
             send(connection, stream, PayloadMessage::Credit { bytes });
         }
         let has_ended = self.ending.is_some();
+        let [left_of_stdout, left_of_stderr] = &mut self.left_after_end;
         let window = &mut self.window;
-        let out = send_output(&mut self.stdout, window, has_ended, connection, |data| {
+        let left = has_ended.then_some(left_of_stdout);
+        let out = send_output(&mut self.stdout, window, left, connection, |data| {
             (stream, PayloadMessage::Stdout(data))
         });
-        let err = send_output(&mut self.stderr, window, has_ended, connection, |data| {
+        let left = has_ended.then_some(left_of_stderr);
+        let err = send_output(&mut self.stderr, window, left, connection, |data| {
             (stream, PayloadMessage::Stderr(data))
         });
         self.ending.take_if(|_| out && err)
@@ -247,16 +257,16 @@ fn length(data: &[u8]) -> u32 {
 
 fn terminal_error(error: io::Error) -> Ending {
     let message = format!("cannot open a terminal: {error}");
-    Ending::failed(vmm_protocol::FailureKind::Engine, message)
+    Ending::failed(FailureKind::Engine, message)
 }
 
 /// Sends what can be read. Closes the output at its end, or, after the command has ended, when no
-/// output is left: another process may hold the other end for longer. Returns whether the output
-/// is closed.
+/// output of it is left: another process may hold the other end for longer, and write to it. Returns
+/// whether the output is closed.
 fn send_output(
     output: &mut Option<OwnedFd>,
     window: &mut Window,
-    has_ended: bool,
+    mut left_after_end: Option<&mut usize>,
     connection: &mut HostConnection,
     message: impl Fn(Vec<u8>) -> (u32, PayloadMessage),
 ) -> bool {
@@ -267,12 +277,18 @@ fn send_output(
         let mut data = vec![0; READ_SIZE.min(window.bytes())];
         match read(fd, &mut data) {
             Ok(count) if count > 0 => {
+                if let Some(left) = &mut left_after_end {
+                    **left = left.saturating_sub(count);
+                    if **left == 0 {
+                        *output = None;
+                    }
+                }
                 data.truncate(window.take(count));
                 let (stream, message) = message(data);
                 send(connection, stream, message);
             }
             Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) if !has_ended => return false,
+            Err(Errno::EAGAIN) if left_after_end.is_none() => return false,
             // The end: of a terminal, EIO.
             _ => *output = None,
         }

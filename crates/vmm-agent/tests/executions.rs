@@ -200,6 +200,15 @@ fn a_command_with_a_terminal_leads_its_session() {
 }
 
 #[test]
+fn a_process_that_goes_on_writing_does_not_delay_the_end() {
+    let mut host = Host::new();
+    let outcome = host.run(1, &["sh", "-c", "yes & echo $!; exit 3"]);
+    assert_eq!(*outcome.ending(), Ending::Exited { code: 3 });
+    let pid = outcome.text().lines().find(|line| *line != "y").unwrap();
+    kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL).unwrap();
+}
+
+#[test]
 fn characters_typed_at_a_terminal_interrupt_and_end_a_command() {
     let mut host = Host::new();
     for (input, expected) in [

@@ -482,3 +482,28 @@ fn set_descriptor_limit(shim: &Shim, limit: usize) {
         .status();
     assert!(status.unwrap().success());
 }
+
+#[test]
+fn a_list_of_many_executions_fits_into_its_frame() {
+    let shim = Shim::start_loop("");
+    let mut client = Client::connect(&shim);
+    for n in 0..80 {
+        client.exec(1, &format!("{n:-<64}"), "exit 0");
+        client.finish(1);
+    }
+    for n in 0..256 {
+        client.exec(n, &format!("running-{n:-<56}"), "read line");
+    }
+    for _ in 0..256 {
+        while !matches!(client.receive().message, PayloadMessage::Started { .. }) {}
+    }
+    let listed = client.list();
+    assert_eq!(
+        listed.iter().filter(|one| one.ending.is_none()).count(),
+        256
+    );
+    client.exec(300, "one-more", "exit 0");
+    assert_eq!(client.error(), RequestErrorKind::Failed);
+    client.exec(300, "no/path", "exit 0");
+    assert_eq!(client.error(), RequestErrorKind::Invalid);
+}

@@ -212,11 +212,12 @@ impl Payload for ProcessPayload {
 
     fn wait(&self) -> io::Result<PayloadExit> {
         self.wait_for_exit()?;
+        // An execution that starts after this would outlive the cleanup.
+        self.executions.close();
         // The kernel cannot reuse the id of the process group until the payload is reaped.
         let _ = killpg(self.pid, Signal::SIGKILL);
         let report = |pid, status| self.executions.report(pid, status);
         descendants::kill_all_except(Some(self.pid), report);
-        self.executions.close();
         let mut slot = self.child();
         let status = match slot.as_mut() {
             Some(child) => child.wait()?,

@@ -1,16 +1,21 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::timeout;
 use vmm_protocol::BoxDir;
 use vmm_protocol::frames::{
     Frame, FrameError, FrameReader, HostMessage, PayloadMessage, Strictness, VERSION,
 };
 
 use super::ExecError;
+
+/// How long a shim may take to respond.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection to the shim of a box.
 #[derive(Debug)]
@@ -58,8 +63,18 @@ impl ShimConnection {
         }
     }
 
-    /// Sends a request, and returns the next message of the shim.
+    /// Sends a request, and returns the next message of the shim. A shim that has been stopped, or
+    /// whose guest does not respond, is an error after a while.
     pub(crate) async fn request(
+        &mut self,
+        stream: u32,
+        request: HostMessage,
+    ) -> Result<PayloadMessage, ExecError> {
+        let response = timeout(REQUEST_TIMEOUT, self.exchange(stream, request)).await;
+        response.unwrap_or(Err(ExecError::Timeout))
+    }
+
+    async fn exchange(
         &mut self,
         stream: u32,
         request: HostMessage,

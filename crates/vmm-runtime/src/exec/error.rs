@@ -35,6 +35,9 @@ pub enum ExecError {
     /// The shim has ended, or has closed the connection.
     #[error("the shim closed the connection; the box has ended, or is being stopped")]
     Interrupted,
+    /// The shim has not responded for 30 s. The request may be carried out later.
+    #[error("the shim does not respond; wait, or stop the box")]
+    Timeout,
     /// The shim sent what is not a frame.
     #[error("the shim does not speak the protocol of this runtime; start the box again")]
     Protocol(#[source] FrameError),

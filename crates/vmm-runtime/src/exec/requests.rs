@@ -87,7 +87,7 @@ impl VmmRuntime {
             .await
     }
 
-    /// Returns the executions of a box: those that run, and the last 256 that have ended.
+    /// Returns the executions of a box: those that run, and the last 64 that have ended.
     ///
     /// # Errors
     ///

@@ -2,9 +2,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 use vmm_protocol::Ending;
 use vmm_protocol::frames::{HostMessage, INITIAL_CREDIT, PayloadMessage, Window};
 
@@ -24,6 +26,9 @@ const CREDIT_STEP: u32 = INITIAL_CREDIT / 4;
 
 /// How many bytes of input are sent in a frame.
 const INPUT_CHUNK: usize = 16 << 10;
+
+/// How long the shim may take to receive the last requests of a dropped execution.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Moves the data of one execution between its connection and its streams.
 pub(super) struct ExecutionTask {
@@ -101,7 +106,10 @@ impl ExecutionTask {
                         return Some(ending);
                     }
                 }
-                request = self.requests.recv() => self.send(request?)?,
+                request = self.requests.recv() => match request {
+                    Some(request) => self.send(request)?,
+                    None => return self.flush().await,
+                },
                 read = read(&mut self.stdin, &mut data[..window]), if may_read => {
                     self.forward_input(&data[..read.unwrap_or(0)])?;
                 }
@@ -110,6 +118,14 @@ impl ExecutionTask {
                 count = self.stderr.write(), if self.stderr.has_chunks() => self.consume(count)?,
             }
         }
+    }
+
+    /// Sends what is pending after the last handle of the execution was dropped, such as a signal.
+    async fn flush(&mut self) -> Option<Ending> {
+        let flush =
+            async { while self.output.has_pending() && self.output.flush().await.is_ok() {} };
+        let _ = timeout(FLUSH_TIMEOUT, flush).await;
+        None
     }
 
     fn send(&mut self, message: HostMessage) -> Option<()> {

@@ -43,9 +43,14 @@ impl Client {
         self.connection.flush().is_ok() && !self.connection.is_hung_up()
     }
 
-    /// Sends a message, which contains no path and is not longer than a frame.
+    /// Sends a message, or an error if the message is longer than a frame.
     pub(super) fn send(&mut self, stream: u32, message: PayloadMessage) {
-        let _ = self.connection.send(stream, message);
+        if let Err(error) = self.connection.send(stream, message) {
+            let (kind, message) = (RequestErrorKind::Failed, error.to_string());
+            let _ = self
+                .connection
+                .send(stream, PayloadMessage::Error { kind, message });
+        }
     }
 
     pub(super) fn send_error(&mut self, stream: u32, kind: RequestErrorKind, message: String) {

@@ -166,10 +166,16 @@ impl Execution {
         self.ending = Some((ending, Instant::now()));
     }
 
-    /// Adds output of the command, bounded by the credit of its stream.
+    /// Adds output of the command. Drops what exceeds the credit of the stream, which a guest may
+    /// ignore.
     pub(super) fn add_output(&mut self, message: PayloadMessage) {
-        self.output_bytes += data_len(&message);
-        self.output.push_back(message);
+        let len = data_len(&message);
+        if self.output_bytes + len > INITIAL_CREDIT as usize {
+            self.dropped += len as u64;
+        } else if len > 0 {
+            self.output_bytes += len;
+            self.output.push_back(message);
+        }
     }
 
     /// Adds input of the client. Returns false if it has sent more than its credit.

@@ -23,6 +23,9 @@ pub(super) type PayloadConnection = Connection<PayloadMessage, HostMessage>;
 /// How long clients may take to read what is left when the payload has ended.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(200);
 
+/// How much of a message of the payload is kept.
+const MAX_MESSAGE_CHARS: usize = 256;
+
 /// How long the hub accepts no client after the kernel had no descriptor or memory for one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -207,6 +210,9 @@ impl Hub {
         let Frame { stream, message } = frame;
         if let Some(execution) = self.executions.of_stream(stream) {
             let response = match message {
+                // A guest may send anything, at any time.
+                _ if execution.ending().is_some() => return,
+                PayloadMessage::Started { .. } if execution.pid().is_some() => return,
                 PayloadMessage::Started { pid, .. } => {
                     execution.set_started(pid);
                     let input_credit = execution.input_credit();
@@ -228,6 +234,7 @@ impl Hub {
                 }
                 PayloadMessage::Error { message, .. } => {
                     let kind = vmm_protocol::FailureKind::Engine;
+                    let message = message.chars().take(MAX_MESSAGE_CHARS).collect::<String>();
                     let ending = vmm_protocol::Ending::failed(kind, message);
                     execution.set_ending(ending.clone());
                     PayloadMessage::Exited { ending }
@@ -240,17 +247,10 @@ impl Hub {
             {
                 client.send(client_stream, response);
             }
-        } else if let Some((client, client_stream)) = self.requests.get(&stream).copied() {
-            let is_last = !matches!(
-                message,
-                PayloadMessage::Stdout(_) | PayloadMessage::Credit { .. }
-            );
-            if is_last {
-                self.requests.remove(&stream);
-            }
-            if let Some(client) = self.clients.get_mut(&client) {
-                client.send(client_stream, message);
-            }
+        } else if let Some((client, client_stream)) = self.requests.remove(&stream)
+            && let Some(client) = self.clients.get_mut(&client)
+        {
+            client.send(client_stream, message);
         }
     }
 

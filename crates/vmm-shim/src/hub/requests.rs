@@ -78,9 +78,16 @@ impl Hub {
 
     /// Starts a command. If the client does not attach to it, the stream only gets the response.
     fn start_execution(&mut self, client_id: u64, stream: u32, spec: ExecSpec, attach: bool) {
-        let error = if spec.id.is_empty() || self.executions.get(&spec.id).is_some() {
-            let message = format!("the id {:?} is empty, or an execution has it", spec.id);
+        let error = if !is_valid_id(&spec.id) || self.executions.get(&spec.id).is_some() {
+            let message = format!(
+                "the id {:?} belongs to an execution, or is not 1 to 64 letters, digits, `-`, `_` \
+                 and `.`",
+                spec.id
+            );
             Some((RequestErrorKind::Invalid, message))
+        } else if !self.executions.has_room() {
+            let message = "too many executions run in the box; wait until one has ended".to_owned();
+            Some((RequestErrorKind::Failed, message))
         } else {
             self.connect()
                 .err()
@@ -192,4 +199,10 @@ impl Hub {
         };
         Ok(self.connection.insert(connection))
     }
+}
+
+/// An id is part of every list of executions.
+fn is_valid_id(id: &str) -> bool {
+    let is_valid = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    (1..=64).contains(&id.len()) && id.bytes().all(is_valid)
 }

@@ -3,7 +3,10 @@ use std::collections::BTreeMap;
 use super::execution::Execution;
 
 /// How many executions that have ended are kept, for clients that ask later.
-const KEPT_EXECUTIONS: usize = 256;
+const KEPT_EXECUTIONS: usize = 64;
+
+/// How many executions run at once. With those that are kept, the list fits into a frame.
+const MAX_RUNNING: usize = 256;
 
 /// The executions of a box, by id and by their stream to the payload.
 #[derive(Debug, Default)]
@@ -48,6 +51,13 @@ impl ExecutionTable {
 
     pub(super) fn all(&mut self) -> impl Iterator<Item = &mut Execution> {
         self.by_id.values_mut()
+    }
+
+    /// Returns whether one more execution may run.
+    pub(super) fn has_room(&self) -> bool {
+        let executions = self.by_id.values();
+        let running = executions.filter(|execution| execution.ending().is_none());
+        running.count() < MAX_RUNNING
     }
 
     /// Removes the executions that ended first, if too many are kept.

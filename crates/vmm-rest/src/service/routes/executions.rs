@@ -26,6 +26,9 @@ use crate::wire::{
     ResizeRequest, SignalRequest,
 };
 
+/// The longest message of a client that is attached.
+const MAX_MESSAGE_BYTES: usize = 1 << 20;
+
 /// The path parameters that identify an execution.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
@@ -85,7 +88,7 @@ pub(super) async fn start(
     ))
 }
 
-/// Lists the executions of a box: those that run, and the last 256 that have ended.
+/// Lists the executions of a box: those that run, and the last 64 that have ended.
 #[utoipa::path(
     get, path = "/v1/boxes/{box_id}/executions", tag = "Execution",
     operation_id = "listExecutions", params(BoxIdParam),
@@ -185,6 +188,7 @@ pub(super) async fn attach(
     let takes_input = query.as_deref() != Some("stdin=0");
     // Tracked from now on: the server waits for the task when it shuts down.
     let tracked = tasks.token();
+    let upgrade = upgrade.max_message_size(MAX_MESSAGE_BYTES);
     Ok(upgrade.on_upgrade(async move |socket| {
         attach::relay(socket, execution, takes_input, &api.closing).await;
         drop((permit, tracked));
