@@ -92,7 +92,7 @@ fn freeze(group: &Path) -> Result<(), FileError> {
     // First: what is moved freezes at once, and starts no further processes.
     write_setting(&group.join(FREEZE_FILE), "1").map_err(freeze_error)?;
     let deadline = Instant::now() + FREEZE_TIMEOUT;
-    while move_descendants(group)? || !is_frozen(group).map_err(freeze_error)? {
+    while move_descendants(group, deadline)? || !is_frozen(group).map_err(freeze_error)? {
         if Instant::now() >= deadline {
             return Err(freeze_error(io::ErrorKind::TimedOut.into()));
         }
@@ -113,8 +113,8 @@ fn is_frozen(group: &Path) -> io::Result<bool> {
 }
 
 /// Moves the descendants of this process into the group, or a group within it. Returns whether any
-/// was outside.
-fn move_descendants(group: &Path) -> Result<bool, FileError> {
+/// was outside. Fails after the deadline, because the time grows with the square of their number.
+fn move_descendants(group: &Path, deadline: Instant) -> Result<bool, FileError> {
     let dirs = vec![group.to_owned()];
     let members = ControlGroup { dirs }.pids()?;
     let move_error = |error| FileError::new("move processes into", group, error);
@@ -122,6 +122,9 @@ fn move_descendants(group: &Path) -> Result<bool, FileError> {
     for pid in descendants().map_err(move_error)? {
         if members.binary_search(&pid).is_err() && !procfs::is_zombie(pid) {
             is_any_outside = true;
+            if Instant::now() >= deadline {
+                return Err(move_error(io::ErrorKind::TimedOut.into()));
+            }
             move_descendant(pid, group).map_err(move_error)?;
         }
     }
