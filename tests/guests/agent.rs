@@ -13,7 +13,9 @@ fn shell(script: &str) -> ExecSpec {
 }
 
 async fn boot(runtime: &VmmRuntime, files: &GuestFiles) -> String {
-    let bx = runtime.create(spec(&files.guest_with_agent())).await;
+    let grace = Duration::from_secs(120);
+    let spec = spec(&files.guest_with_agent()).stop_grace(grace);
+    let bx = runtime.create(spec).await;
     let bx = runtime.start(&bx.unwrap().id).await.unwrap();
     assert_eq!(bx.status, BoxStatus::Running);
     bx.id.to_string()
@@ -45,9 +47,7 @@ async fn commands_run_in_the_guest_and_a_stop_powers_it_off() {
     assert_eq!(output.stdout, b"7 70\r\n");
     assert_eq!(output.ending, Ending::Signaled { signal: 9 });
 
-    // More than the grace period of the box, so that only the guest itself can end in time.
-    let grace = Duration::from_secs(120);
-    let stopped = runtime.stop_within(&id, grace).await.unwrap();
+    let stopped = runtime.stop(&id).await.unwrap();
     let event = GuestEvent::PoweredOff;
     assert_eq!(stopped.ending, Some(Ending::Guest { event }), "{stopped:?}");
     assert_eq!(stopped.status, BoxStatus::Stopped);

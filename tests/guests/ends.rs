@@ -132,7 +132,7 @@ async fn a_guest_that_ignores_its_power_button_is_stopped_within_the_grace_perio
     };
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;
-    let spec = spec(&files.guest(SLEEP)).stop_grace(Duration::from_secs(4));
+    let spec = spec(&files.guest(SLEEP)).stop_grace(Duration::from_secs(12));
     let bx = start_up(&runtime, spec).await;
     let ended = runtime.stop(&bx.id).await.unwrap();
     // SIGTERM, which lets QEMU write its disks, and not SIGKILL at the end of the period.

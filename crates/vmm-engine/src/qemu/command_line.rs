@@ -81,9 +81,15 @@ fn arguments(options: &QemuOptions, cpus: u32, memory_mib: u32) -> Vec<String> {
     if let Some(initrd) = &options.initrd {
         add("-initrd", initrd.to_string_lossy().into_owned());
     }
+    // On a loaded host, the kernel may find its emulated timer too slow, and panic.
+    let for_accelerator = match options.accelerator {
+        Accelerator::Tcg => "no_timer_check ",
+        Accelerator::Kvm => "",
+    };
+    let cmdline = &options.cmdline;
     add(
         "-append",
-        format!("console=ttyS0 panic=-1 {}", options.cmdline),
+        format!("console=ttyS0 panic=-1 {for_accelerator}{cmdline}"),
     );
     arguments
 }

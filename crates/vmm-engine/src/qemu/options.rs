@@ -1,6 +1,8 @@
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
+use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use vmm_protocol::{PayloadSpec, Ready};
@@ -28,7 +30,8 @@ pub struct QemuOptions {
     /// The initial RAM file system of the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd: Option<PathBuf>,
-    /// What is added to the command line of the kernel. The engine sets `console=ttyS0 panic=-1`.
+    /// What is added to the command line of the kernel. The engine sets `console=ttyS0 panic=-1`, and
+    /// without KVM `no_timer_check`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub cmdline: String,
     /// The disks of the guest: `/dev/vda`, `/dev/vdb`, and so on.
@@ -81,7 +84,7 @@ pub enum Accelerator {
     Kvm,
 }
 
-/// The most disks that QEMU's names of disks allow here.
+/// The maximum number of disks of a guest.
 const MAX_DISKS: usize = 16;
 
 impl QemuOptions {
@@ -166,16 +169,17 @@ impl QemuOptions {
         for (role, path) in self.files() {
             let is_written =
                 |disk: &Disk| disk.path == *path && disk.access == DiskAccess::ReadWrite;
-            let opened = if self.disks.iter().any(is_written) {
-                OpenOptions::new().read(true).write(true).open(path)
-            } else {
-                File::open(path)
-            };
-            opened.map_err(|source| EngineError::GuestFile {
-                role,
-                path: path.clone(),
-                source,
-            })?;
+            let mut options = OpenOptions::new();
+            options.read(true).write(self.disks.iter().any(is_written));
+            // A FIFO would block.
+            options.custom_flags(OFlag::O_NONBLOCK.bits());
+            options
+                .open(path)
+                .map_err(|source| EngineError::GuestFile {
+                    role,
+                    path: path.clone(),
+                    source,
+                })?;
         }
         Ok(())
     }

@@ -26,6 +26,8 @@ pub(super) struct QemuPayload {
     monitor: Arc<Monitor>,
     /// The serial port of the agent, if the guest has one.
     agent: Option<UnixStream>,
+    /// Whether the agent has reported that it is ready. Until then, the start reads the port.
+    is_ready: AtomicBool,
     /// How long the guest has to power off after a stop, before QEMU gets SIGTERM.
     power_off_timeout: Duration,
     is_stopping: AtomicBool,
@@ -42,6 +44,7 @@ impl QemuPayload {
             process: Arc::new(process),
             monitor,
             agent,
+            is_ready: AtomicBool::new(false),
             power_off_timeout: stop_grace * 3 / 4,
             is_stopping: AtomicBool::new(false),
         }
@@ -74,19 +77,26 @@ impl Payload for QemuPayload {
         if !self.monitor.wait_running() {
             return Err(EngineError::EndedEarly);
         }
-        match &self.agent {
-            Some(port) => agent::wait_ready(port),
-            None => Ok(()),
+        if let Some(port) = &self.agent {
+            agent::wait_ready(port)?;
         }
+        self.is_ready.store(true, Ordering::Release);
+        Ok(())
     }
 
     fn open_control(&self) -> Result<OwnedFd, RequestError> {
         let Some(port) = &self.agent else {
             return Err(RequestError::unsupported("exec"));
         };
-        let port = port.try_clone().map_err(|error| RequestError {
+        let failed = |message| RequestError {
             kind: RequestErrorKind::Failed,
-            message: format!("cannot open the serial port of the agent: {error}"),
+            message,
+        };
+        if !self.is_ready.load(Ordering::Acquire) {
+            return Err(failed("the guest is not ready yet".to_owned()));
+        }
+        let port = port.try_clone().map_err(|error| {
+            failed(format!("cannot open the serial port of the agent: {error}"))
         })?;
         Ok(port.into())
     }
