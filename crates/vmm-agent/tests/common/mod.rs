@@ -29,6 +29,8 @@ impl Backend for Local {
     fn command(&self, spec: &ExecSpec) -> Result<Command, Ending> {
         let mut command = Command::new(&spec.command[0]);
         command.args(&spec.command[1..]).envs(&spec.env);
+        // A test in the background of a shell ignores SIGINT.
+        command.reset_ignored_signals(true);
         Ok(command)
     }
 }
