@@ -26,7 +26,7 @@ pub(crate) fn mount_kernel_file_systems() -> Result<(), AgentError> {
     )?;
     mount_new("tmpfs", "/dev/shm", in_memory, "mode=1777")?;
     mount_new("tmpfs", "/run", in_memory, "mode=755")?;
-    // A kernel without control groups is no obstacle.
+    // Fails on a kernel without control groups, which the agent does not need.
     let _ = mount_new("cgroup2", "/sys/fs/cgroup", hardened, "");
     for (target, link) in [
         ("/proc/self/fd", "/dev/fd"),
