@@ -215,7 +215,6 @@ fn characters_typed_at_a_terminal_interrupt_and_end_a_command() {
         (Some(b"\x03".to_vec()), Ending::Signaled { signal: 2 }),
         (None, Ending::Exited { code: 0 }),
     ] {
-        // Not a shell, which may drop an interrupt while it executes a program.
         let mut spec = ExecSpec::new("exec-1", ["cat"]);
         spec.terminal = Some(TerminalSize { rows: 24, cols: 80 });
         host.send(1, HostMessage::Exec(spec));
