@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use vmm_runtime::{Execution, ExecutionInput, ExecutionOutput, TerminalSize};
 
 use crate::wire::attach::{AttachEvent, AttachRequest, STDERR, STDOUT};
-use crate::wire::exit_code;
+use crate::wire::{SIGNALS, exit_code};
 
 /// How often the server sends a ping, as the public API defines.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
@@ -138,10 +138,10 @@ fn handle(text: &str, execution: &mut Execution) -> Result<(), String> {
     done.map_err(|error| error.to_string())
 }
 
-/// Checks that clients may send the signal: HUP, INT, QUIT, ABRT, USR1, USR2, TERM or WINCH.
+/// Checks that clients may send the signal.
 pub(crate) fn check_signal(signal: i32) -> Result<(), String> {
     match signal {
-        1 | 2 | 3 | 6 | 10 | 12 | 15 | 28 => Ok(()),
+        signal if SIGNALS.contains(&signal) => Ok(()),
         9 => Err("signal 9 is not sent; delete the execution to kill it".to_owned()),
         signal => Err(format!(
             "signal {signal} is not sent; send HUP, INT, QUIT, ABRT, USR1, USR2, TERM or WINCH"

@@ -4,7 +4,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{CreateBoxAdvancedOptions, NetworkSpec, SecretSpec, SecurityPreset, VolumeSpec};
+use super::{
+    CreateBoxAdvancedOptions, NetworkSpec, SecretSpec, SecurityPreset, VolumeSpec, whole_number,
+};
 
 /// The virtual processors of a box whose request and image set none.
 #[cfg(feature = "server")]
@@ -34,11 +36,17 @@ pub struct CreateBoxRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// Virtual processors.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        deserialize_with = "whole_number::deserialize_option",
+        skip_serializing_if = "Option::is_none"
+    )]
     #[schema(minimum = 1, maximum = 32)]
     pub cpus: Option<u32>,
     /// Memory in MiB.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        deserialize_with = "whole_number::deserialize_option",
+        skip_serializing_if = "Option::is_none"
+    )]
     #[schema(minimum = 128)]
     pub memory_mib: Option<u32>,
     /// The working directory of the payload.
@@ -73,10 +81,16 @@ pub struct CreateBoxRequest {
     pub security: Option<SecurityPreset>,
     /// Idle seconds before the box is paused: only 0 and 900, the default of clients, are accepted.
     /// Neither pauses the box.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        deserialize_with = "whole_number::deserialize_option",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub auto_pause: Option<u64>,
     /// Seconds between stop and automatic removal: only 0 is supported, see `auto_remove`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        deserialize_with = "whole_number::deserialize_option",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub auto_delete: Option<u64>,
     /// Ignored, since this server does not pause boxes.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -88,7 +102,10 @@ pub struct CreateBoxRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rootfs_path: Option<String>,
     /// Not supported.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        deserialize_with = "whole_number::deserialize_option",
+        skip_serializing_if = "Option::is_none"
+    )]
     #[schema(minimum = 1)]
     pub disk_size_gb: Option<u64>,
     /// Not supported.

@@ -5,8 +5,11 @@ use std::fmt;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use utoipa::openapi::{ObjectBuilder, RefOr, Schema, Type};
+use utoipa::openapi::schema::SchemaType;
+use utoipa::openapi::{ArrayBuilder, ObjectBuilder, RefOr, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
+
+use super::whole_number;
 
 /// The request to run a command in a box. The `Debug` form shows only the program, since arguments
 /// and variables can be secrets.
@@ -14,12 +17,15 @@ use utoipa::{PartialSchema, ToSchema};
 #[non_exhaustive]
 pub struct ExecRequest {
     /// The program.
+    #[schema(pattern = r"^[^\x00]+$")]
     pub command: String,
     /// The arguments of the program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = args_schema)]
     pub args: Option<Vec<String>>,
     /// Environment variables, added to those of the box.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = env_schema)]
     pub env: Option<BTreeMap<String, String>>,
     /// The time in seconds after which the command is killed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -27,10 +33,35 @@ pub struct ExecRequest {
     pub timeout_seconds: Option<f64>,
     /// The working directory, an absolute path; that of the box by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = r"^/[^\x00]*$")]
     pub working_dir: Option<String>,
     /// Whether the command gets a terminal; `false` by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tty: Option<bool>,
+}
+
+fn text_without_nul() -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some(r"^[^\x00]*$"))
+}
+
+fn args_schema() -> ArrayBuilder {
+    ArrayBuilder::new()
+        .schema_type(SchemaType::from_iter([Type::Array, Type::Null]))
+        .description(Some("The arguments of the program."))
+        .items(text_without_nul())
+}
+
+fn env_schema() -> ObjectBuilder {
+    let name = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some(r"^[^=\x00]+$"));
+    ObjectBuilder::new()
+        .schema_type(SchemaType::from_iter([Type::Object, Type::Null]))
+        .description(Some("Environment variables, added to those of the box."))
+        .property_names(Some(name))
+        .additional_properties(Some(text_without_nul()))
 }
 
 impl ExecRequest {
@@ -127,12 +158,27 @@ pub struct ListExecutionsResponse {
     pub executions: Vec<ExecutionInfo>,
 }
 
+/// The signals that clients may send: HUP, INT, QUIT, ABRT, USR1, USR2, TERM and WINCH.
+pub(crate) const SIGNALS: [i32; 8] = [1, 2, 3, 6, 10, 12, 15, 28];
+
+fn signal_schema() -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .description(Some(
+            "The signal number: of HUP, INT, QUIT, ABRT, USR1, USR2, TERM or WINCH. `DELETE` kills \
+             the execution.",
+        ))
+        .enum_values(Some(SIGNALS))
+}
+
 /// The request to send a signal to an execution.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[non_exhaustive]
 pub struct SignalRequest {
     /// The signal number: of HUP, INT, QUIT, ABRT, USR1, USR2, TERM or WINCH. `DELETE` kills the
     /// execution.
+    #[serde(deserialize_with = "whole_number::deserialize")]
+    #[schema(schema_with = signal_schema)]
     pub signal: i32,
 }
 
@@ -148,9 +194,11 @@ impl SignalRequest {
 #[non_exhaustive]
 pub struct ResizeRequest {
     /// The width in characters.
+    #[serde(deserialize_with = "whole_number::deserialize")]
     #[schema(minimum = 1)]
     pub cols: u32,
     /// The height in characters.
+    #[serde(deserialize_with = "whole_number::deserialize")]
     #[schema(minimum = 1)]
     pub rows: u32,
 }

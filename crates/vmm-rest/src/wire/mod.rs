@@ -17,6 +17,7 @@ mod list_boxes;
 mod metrics;
 mod server_info;
 mod stop_box_request;
+mod whole_number;
 
 pub use box_options::{
     Capabilities, CreateBoxAdvancedOptions, NetworkMode, NetworkSpec, SecretSpec, SecurityPreset,
@@ -29,12 +30,12 @@ pub use create_box_request::CreateBoxRequest;
 pub(crate) use create_box_request::{DEFAULT_CPUS, DEFAULT_MEMORY_MIB};
 pub use error::{ErrorCode, ErrorModel, ErrorResponse};
 pub use event::{BoxChange, BoxEvent, EventsLost};
-#[cfg(feature = "server")]
-pub(crate) use execution::exit_code;
 pub use execution::{
     ExecRequest, ExecResponse, ExecutionInfo, ExecutionStatus, ListExecutionsResponse,
     ResizeRequest, SignalRequest,
 };
+#[cfg(feature = "server")]
+pub(crate) use execution::{SIGNALS, exit_code};
 pub use list_boxes::{ListBoxesQuery, ListBoxesResponse};
 pub use metrics::{BoxMetricsResponse, RuntimeMetricsResponse};
 pub use server_info::{
