@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use common::boxes::{box_dir, next_event, open_runtime, options, script, sleeping};
 use common::eventually;
-use futures::FutureExt;
 use futures::future::join_all;
+use futures::poll;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
     BoxChange, BoxSpec, BoxStatus, Ending, FailureKind, Ready, RuntimeError, StartError,
@@ -270,7 +270,7 @@ async fn a_start_continues_after_its_future_is_dropped() {
     let id = runtime.create(sleeping()).await.unwrap().id;
     {
         let mut start = std::pin::pin!(runtime.start(&id));
-        assert!(start.as_mut().now_or_never().is_none());
+        assert!(poll!(start.as_mut()).is_pending());
     }
     common::boxes::wait_for_status(&runtime, &id, BoxStatus::Running).await;
     runtime.remove(&id, true).await.unwrap();

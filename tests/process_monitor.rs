@@ -7,7 +7,7 @@ use std::process::Command;
 use common::{
     KillOnDrop, eventually, exits_with, is_gone, is_zombie, kernel_is_at_least, kill, sleeper,
 };
-use futures::FutureExt;
+use futures::poll;
 use nix::sys::signal::Signal;
 use vmm_runtime::{ProcessExit, ProcessMonitor};
 
@@ -28,7 +28,7 @@ async fn a_signal_is_reported_as_a_shell_exit_code() {
     assert_eq!(monitor.try_wait().unwrap(), None);
     {
         let mut wait = std::pin::pin!(monitor.wait_for_exit());
-        assert!(wait.as_mut().now_or_never().is_none());
+        assert!(poll!(wait.as_mut()).is_pending());
     }
     kill(child.id(), Signal::SIGKILL);
     assert_eq!(

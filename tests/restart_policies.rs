@@ -4,6 +4,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
+use std::task::Poll;
 use std::time::Duration;
 
 use common::boxes::{
@@ -12,7 +13,7 @@ use common::boxes::{
 };
 use common::own_process::block_on;
 use common::{DEADLINE, eventually, kill};
-use futures::{FutureExt, StreamExt};
+use futures::{StreamExt, poll};
 use nix::sys::signal::Signal;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
@@ -139,8 +140,12 @@ async fn a_first_start_that_fails_is_not_repeated_but_a_failed_restart_is() {
 }
 
 /// Returns the latest of the events that are not read yet.
-fn last_event(events: &mut Events) -> Option<BoxEvent> {
-    std::iter::from_fn(|| events.next().now_or_never().flatten()).last()
+async fn last_event(events: &mut Events) -> Option<BoxEvent> {
+    let mut last = None;
+    while let Poll::Ready(Some(event)) = poll!(events.next()) {
+        last = Some(event);
+    }
+    last
 }
 
 #[tokio::test]
@@ -155,7 +160,7 @@ async fn a_stop_ends_the_restarts_whenever_it_comes() {
         tokio::time::sleep(Duration::from_millis(7 * pause)).await;
         let stopped = runtime.stop(&id).await.unwrap();
         assert!(!stopped.restarting && stopped.pid.is_none(), "{stopped:?}");
-        let last = last_event(&mut events).unwrap();
+        let last = last_event(&mut events).await.unwrap();
         assert_eq!(last.info, stopped, "{last:?}");
         let count = runs(&home, &id);
         // The delay of the first restart passes.
@@ -222,7 +227,7 @@ async fn an_event_shows_that_a_stop_has_cancelled_a_restart() {
     // Its next restart follows after 3.2 s.
     let waits = |info: &BoxInfo| info.restarts == 6 && info.restarting && info.pid.is_none();
     wait_for_info(&runtime, &id, waits).await;
-    let before = last_event(&mut events).unwrap();
+    let before = last_event(&mut events).await.unwrap();
     assert_eq!(
         (before.change, before.info.restarting),
         (BoxChange::Failed, true)
@@ -236,7 +241,7 @@ async fn an_event_shows_that_a_stop_has_cancelled_a_restart() {
     assert_eq!(after.info.status, BoxStatus::Failed);
     // A box that does not wait for a restart has no such event.
     runtime.stop(&id).await.unwrap();
-    assert_eq!(last_event(&mut events), None);
+    assert_eq!(last_event(&mut events).await, None);
 }
 
 #[tokio::test]
@@ -250,7 +255,7 @@ async fn a_box_that_waits_for_its_restart_can_be_removed() {
     wait_for_info(&runtime, &id, |info| info.restarts >= 2).await;
     runtime.remove(&id, true).await.unwrap();
     assert!(!box_dir(&home, &id).exists());
-    let last = last_event(&mut events).unwrap();
+    let last = last_event(&mut events).await.unwrap();
     assert_eq!(
         (last.change, last.info.restarting),
         (BoxChange::Removed, false)

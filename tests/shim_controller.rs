@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::boxes::shim_program;
 use common::{eventually, is_gone};
-use futures::FutureExt;
+use futures::poll;
 use shim_reaper::ShimReaper;
 use vmm_runtime::shim::{ShimController, ShimHandler, ShimProgram, SpawnedShim};
 use vmm_runtime::{InstanceSpec, PayloadSpec, PidRecord, Ready};
@@ -55,7 +55,7 @@ async fn dropping_the_future_of_a_start_kills_and_reaps_the_shim() {
     let mut start = Box::pin(controller.start(dir.path(), &spec));
     // Once this file exists, the shim has read its spec.
     while !dir.path().join("payload.pid").exists() {
-        assert!(start.as_mut().now_or_never().is_none());
+        assert!(poll!(start.as_mut()).is_pending());
         common::pause().await;
     }
     let pid = record(dir.path()).unwrap().pid;

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use common::boxes::{
@@ -10,11 +11,11 @@ use common::boxes::{
 };
 use common::own_process::{block_on, in_own_process};
 use common::{eventually, is_gone, kill};
-use futures::{FutureExt, StreamExt};
+use futures::StreamExt;
 use nix::sys::signal::Signal;
 use vmm_protocol::procfs;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxChange, BoxStatus, Ending, HealthCheckOptions, HealthState};
+use vmm_runtime::{BoxChange, BoxEvent, BoxStatus, Ending, HealthCheckOptions, HealthState};
 
 #[tokio::test]
 async fn a_killed_shim_causes_exactly_one_event() {
@@ -69,12 +70,13 @@ async fn a_shim_death_is_reported_while_the_callers_tokio_runtime_is_blocked() {
     let bx = start_box(&runtime, sleeping()).await;
     let mut events = runtime.events();
     kill(bx.pid.unwrap(), Signal::SIGKILL);
-    let mut event = None;
+    let mut event = Poll::Pending;
     common::eventually_blocking("an event", || {
-        event = events.next().now_or_never();
-        event.is_some()
+        event = events.poll_next_unpin(&mut Context::from_waker(Waker::noop()));
+        event.is_ready()
     });
-    assert_eq!(event.unwrap().unwrap().change, BoxChange::Failed);
+    let changed = |event: Option<BoxEvent>| event.map(|event| event.change);
+    assert_eq!(event.map(changed), Poll::Ready(Some(BoxChange::Failed)));
 }
 
 #[tokio::test]

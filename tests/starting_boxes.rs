@@ -111,7 +111,7 @@ async fn wait_waits_through_a_start() {
     let wait = async {
         wait_for_info(&runtime, &id, |info| info.pid.is_some()).await;
         let mut wait = std::pin::pin!(runtime.wait(&id));
-        assert!(futures::FutureExt::now_or_never(wait.as_mut()).is_none());
+        assert!(futures::poll!(wait.as_mut()).is_pending());
         std::fs::write(box_dir(&home, &id).join("go"), "").unwrap();
         wait.await.unwrap()
     };

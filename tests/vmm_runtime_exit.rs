@@ -277,7 +277,7 @@ async fn the_home_of_a_dropped_vmm_runtime_can_be_opened_at_once() {
             1 => kill(bx.pid.unwrap(), Signal::SIGKILL),
             _ => {
                 let mut shutdown = std::pin::pin!(runtime.shutdown(Duration::from_secs(60)));
-                let _ = futures::FutureExt::now_or_never(shutdown.as_mut());
+                let _ = futures::poll!(shutdown.as_mut());
             }
         }
         drop(runtime);

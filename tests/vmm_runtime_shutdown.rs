@@ -102,7 +102,7 @@ async fn shutdown_continues_after_its_future_and_handle_are_dropped() {
     let mut events = runtime.events();
     {
         let mut shutdown = std::pin::pin!(runtime.shutdown(SHUTDOWN_TIMEOUT));
-        assert!(futures::FutureExt::now_or_never(shutdown.as_mut()).is_none());
+        assert!(futures::poll!(shutdown.as_mut()).is_pending());
     }
     drop(runtime);
     assert_eq!(
@@ -172,7 +172,7 @@ async fn shutdown_sync_works_inside_a_tokio_runtime_during_a_shutdown() {
     let bx = start_box(&runtime, sleeping()).await;
     {
         let mut shutdown = std::pin::pin!(runtime.shutdown(SHUTDOWN_TIMEOUT));
-        assert!(futures::FutureExt::now_or_never(shutdown.as_mut()).is_none());
+        assert!(futures::poll!(shutdown.as_mut()).is_pending());
     }
     let report = runtime.shutdown_sync(SHUTDOWN_TIMEOUT);
     assert_eq!(report.stopped, [bx.id]);

@@ -12,10 +12,10 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::{Arc, Barrier, Mutex};
-use std::task::{Context, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 
 use common::{Fixture, eventually, exits_on_eof, exits_with, is_zombie};
-use futures::{FutureExt, StreamExt};
+use futures::{StreamExt, poll};
 use shim_reaper::{Exits, ReaperBuilder, ShimReaper};
 use tokio_util::sync::CancellationToken;
 
@@ -34,8 +34,12 @@ struct ReadOnWake {
 
 impl Wake for ReadOnWake {
     fn wake(self: Arc<Self>) {
-        let next = self.exits.lock().unwrap().next().now_or_never().flatten();
-        *self.found.lock().unwrap() = Some(next.map(|exit| exit.pid));
+        let mut context = Context::from_waker(Waker::noop());
+        let next = self.exits.lock().unwrap().poll_next_unpin(&mut context);
+        *self.found.lock().unwrap() = Some(match next {
+            Poll::Ready(Some(exit)) => Some(exit.pid),
+            _ => None,
+        });
     }
 }
 
@@ -72,8 +76,10 @@ async fn a_task_that_awaited_a_handle_finds_its_exit_in_the_stream(builder: Reap
                 let mut exits = reaper.exits();
                 let exit = reaper.spawn(exits_with(code)).unwrap().await.unwrap();
                 loop {
-                    let next = exits.next().now_or_never().flatten();
-                    if next.expect("the exit is in the stream").pid == exit.pid {
+                    let Poll::Ready(Some(next)) = poll!(exits.next()) else {
+                        panic!("the exit is in the stream");
+                    };
+                    if next.pid == exit.pid {
                         return;
                     }
                 }

@@ -4,6 +4,7 @@
 mod common;
 
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::pin::pin;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use common::{
     DEADLINE, Fixture, KillOnDrop, as_pid, eventually, is_gone, is_zombie, kernel_is_at_least,
     kill, shell, sleeper, state_of,
 };
-use futures::FutureExt;
+use futures::poll;
 use nix::errno::Errno;
 use nix::libc::{self, SYS_pidfd_send_signal};
 use nix::sys::prctl::set_child_subreaper;
@@ -206,17 +207,12 @@ async fn a_dropped_kill_goes_on(builder: ReaperBuilder) {
         3,
         "a future that was not polled"
     );
-    assert!(leader.kill_group().now_or_never().is_none());
+    assert!(poll!(pin!(leader.kill_group())).is_pending());
     assert_eq!(leader.wait().await.unwrap().signal(), Some(9));
     is_empty(&leader).await;
 
     let leader = spawn_group(&fixture, 3, true).await;
-    assert!(
-        leader
-            .stop_group(Duration::from_millis(1))
-            .now_or_never()
-            .is_none()
-    );
+    assert!(poll!(pin!(leader.stop_group(Duration::from_millis(1)))).is_pending());
     assert_eq!(leader.wait().await.unwrap().signal(), Some(9));
     is_empty(&leader).await;
 }

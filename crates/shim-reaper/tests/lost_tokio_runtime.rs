@@ -9,7 +9,10 @@
 
 mod common;
 
+use std::future::Future;
 use std::mem::ManuallyDrop;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use common::forks::fork_child;
@@ -19,11 +22,11 @@ use common::{
     DEADLINE, Fixture, as_pid, eventually, eventually_blocking, exits_on_eof, exits_with, is_gone,
     sleeper,
 };
-use futures::{FutureExt, StreamExt};
+use futures::StreamExt;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal::SIGKILL;
 use nix::sys::wait::{WaitStatus, waitpid};
-use shim_reaper::{ReaperBuilder, ReaperClosed, ShimHandle, ShimReaper, SpawnOptions};
+use shim_reaper::{ReaperBuilder, ReaperClosed, ShimExit, ShimHandle, ShimReaper, SpawnOptions};
 use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 
@@ -82,10 +85,7 @@ async fn a_cancelled_token_closes_a_reaper_without_its_tokio_runtime(builder: Re
     let count = tokio::time::timeout(DEADLINE, exits.count()).await;
     assert_eq!(count, Ok(0));
     // A clone each time, because a handle that was polled would be woken.
-    eventually("the reaper closes", || {
-        handle.clone().now_or_never().is_some()
-    })
-    .await;
+    eventually("the reaper closes", || poll_once(&handle).is_ready()).await;
     handle.start_kill().unwrap();
     waitpid(as_pid(handle.id()), None).unwrap();
 }
@@ -133,7 +133,7 @@ fn the_callers_tokio_runtime_does_not_replace_the_lost_one() {
         });
         drop(first);
         let spawned = second.block_on(async {
-            assert!(poll_once(&old).is_none());
+            assert!(poll_once(&old).is_pending());
             reaper.spawn(exits_with(4))
         });
         let spawned = spawned.unwrap();
@@ -276,12 +276,12 @@ fn the_next_call_retries_when_no_thread_can_start() {
         drop(runtime);
         assert!(!reaper.worker_alive());
         for _ in 0..10 {
-            assert!(poll_once(&handle).is_none());
+            assert!(poll_once(&handle).is_pending());
         }
         assert!(!reaper.worker_alive());
         assert_eq!(log.errors(), 1, "the reaper logs the failure once");
         setrlimit(Resource::RLIMIT_NPROC, soft, hard).unwrap();
-        assert!(poll_once(&handle).is_none());
+        assert!(poll_once(&handle).is_pending());
         assert!(reaper.worker_alive());
         handle.start_kill().unwrap();
         eventually_blocking("the shim is reaped", || is_gone(handle.id()));
@@ -289,7 +289,6 @@ fn the_next_call_retries_when_no_thread_can_start() {
     });
 }
 
-fn poll_once(handle: &ShimHandle) -> Option<i32> {
-    let exit = handle.clone().now_or_never()?.unwrap();
-    exit.signal()
+fn poll_once(handle: &ShimHandle) -> Poll<Result<ShimExit, ReaperClosed>> {
+    pin!(handle.clone()).poll(&mut Context::from_waker(Waker::noop()))
 }

@@ -7,13 +7,14 @@ mod common;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::pin::pin;
 use std::process::Child;
 use std::time::Duration;
 
 use common::own_process::in_own_process;
 use common::recycled_pid::sleeper_with_pid;
 use common::{Fixture, KillOnDrop, exits_on_eof, kernel_is_at_least, sleeper};
-use futures::FutureExt;
+use futures::poll;
 use nix::libc;
 use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -69,7 +70,7 @@ async fn a_pidfd_shows_the_exit_of_its_process() {
     let pidfd = Pidfd::open(pid).unwrap();
     assert!(!pidfd.has_exited() && !pidfd.is_reaped());
     assert_eq!(pidfd.exit_status(), None);
-    assert!(pidfd.exited().now_or_never().is_none());
+    assert!(poll!(pin!(pidfd.exited())).is_pending());
     drop(child.stdin.take());
     pidfd.exited().await.unwrap();
     assert!(pidfd.has_exited() && !pidfd.is_reaped());

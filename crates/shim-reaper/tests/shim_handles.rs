@@ -8,7 +8,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::pin::pin;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::task::{Context, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use common::{
@@ -80,8 +80,10 @@ async fn awaiting_after_the_exit_resolves_at_once(builder: ReaperBuilder) {
     fixture.expect(1, 0, 0).await;
     assert!(!handle.is_running());
     assert_eq!(handle.try_wait().unwrap().unwrap().code(), Some(5));
-    let ready = futures::FutureExt::now_or_never(handle.clone());
-    assert_eq!(ready.unwrap().unwrap().code(), Some(5));
+    let Poll::Ready(exit) = futures::poll!(handle.clone()) else {
+        panic!("a handle whose shim is reaped is ready");
+    };
+    assert_eq!(exit.unwrap().code(), Some(5));
     fixture.reaper.shutdown().await;
     assert_eq!(handle.await.unwrap().code(), Some(5));
 }

@@ -3,8 +3,8 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use futures::FutureExt;
 use futures::future::join_all;
+use futures::poll;
 use nix::sys::prctl::set_child_subreaper;
 use shim_reaper::{MetricsSink, ShimReaper};
 use tokio::runtime::{Builder, Runtime};
@@ -264,7 +264,7 @@ impl Round {
                 let other = Builder::new_current_thread().enable_all().build().unwrap();
                 for shim in population.registered().iter() {
                     let Some(handle) = &shim.handle else { continue };
-                    let _ = other.block_on(async { handle.clone().now_or_never() });
+                    let _ = other.block_on(async { poll!(handle.clone()) });
                     if shim.fate == Fate::Killed {
                         let _ = handle.start_kill();
                     }

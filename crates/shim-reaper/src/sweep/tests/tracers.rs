@@ -1,6 +1,8 @@
 //! Zombies that a tracer holds.
 
-use futures::{FutureExt, StreamExt};
+use std::task::{Context, Poll, Waker};
+
+use futures::StreamExt;
 
 use super::*;
 
@@ -49,11 +51,9 @@ fn handles_of_a_zombie_held_by_a_tracer_resolve_before_it_is_reaped() {
             sweep(&core);
             assert_eq!(core.shared.kernel.reaped_by_reaper(), [7]);
             assert_eq!(counts(&core), (1, 0, 0));
-            assert!(exits.next().now_or_never().is_some());
-            assert!(
-                exits.next().now_or_never().is_none(),
-                "the exit is published once"
-            );
+            let mut next = || exits.poll_next_unpin(&mut Context::from_waker(Waker::noop()));
+            assert!(matches!(next(), Poll::Ready(Some(_))));
+            assert!(next().is_pending(), "the exit is published once");
         }
     }
 }
