@@ -1,5 +1,6 @@
-use vmm_rest::wire::{BoxStatus, CreateBoxRequest, ErrorCode, Health};
+use vmm_rest::wire::{BoxStatus, CreateBoxRequest, ErrorCode, Health, ListImagesQuery};
 use vmm_rest::{Image, ImageTable, Limits};
+use vmm_runtime::ImageStore;
 
 use crate::common::boxes;
 use crate::fixture::TestServer;
@@ -77,5 +78,52 @@ async fn an_unknown_engine_is_unsupported() {
     let error = service.client.start(&bx.box_id).await.unwrap_err();
     assert_eq!(error.code(), Some(ErrorCode::Unsupported), "{error}");
     assert!(error.to_string().contains("antigravity"), "{error}");
+    service.shut_down().await;
+}
+
+#[tokio::test]
+async fn images_that_are_built_while_the_server_runs_are_listed_and_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ImageStore::new(dir.path().join("images"));
+    let images = ImageTable::builtin().with_store(store.clone());
+    let service = TestServer::with_images(images, Limits::default()).await;
+    let client = &service.client;
+    let late = CreateBoxRequest::of("web:1");
+    let error = client.create(&late).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::ImagePullFailed), "{error}");
+    assert!(!client.image_exists("web:1").await.unwrap());
+    let error = client.image("web:1").await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::NotFound), "{error}");
+
+    for name in ["web:1", "db"] {
+        let staged = store.stage(name).unwrap();
+        std::fs::write(staged.dir().join("file"), [1; 8192]).unwrap();
+        staged
+            .commit(&Image::command(["sleep", "infinity"]))
+            .unwrap();
+    }
+    assert!(client.image_exists("web:1").await.unwrap());
+    let web = client.image("web:1").await.unwrap();
+    assert_eq!((&web.repository[..], &web.tag[..]), ("web", "1"));
+    assert!(web.size_bytes.unwrap() >= 8192, "{web:?}");
+    assert_eq!(client.image("db").await.unwrap().tag, "latest");
+    let running = service.start_box(late).await;
+    assert_eq!(running.image, "web:1");
+
+    let mut query = ListImagesQuery::default().page_size(2);
+    let page = client.images(&query).await.unwrap();
+    let mut listed: Vec<_> = page.images.into_iter().map(|image| image.id).collect();
+    query = query.page_token(page.next_page_token.unwrap());
+    let page = client.images(&query).await.unwrap();
+    assert_eq!(page.next_page_token, None);
+    listed.extend(page.images.into_iter().map(|image| image.id));
+    assert_eq!(listed, ["db", "idle", "web:1"]);
+
+    store.remove("web:1").unwrap();
+    assert!(!client.image_exists("web:1").await.unwrap());
+    assert_eq!(
+        client.inspect(&running.box_id).await.unwrap().status,
+        BoxStatus::Running
+    );
     service.shut_down().await;
 }

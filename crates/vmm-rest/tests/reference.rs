@@ -11,7 +11,7 @@ use serde_json::Value;
 const COMMON_EXTRA_STATUSES: [&str; 4] = ["408", "413", "500", "503"];
 
 /// The statuses that single operations have in addition to that.
-const EXTRA_STATUSES: [(&str, &[&str]); 17] = [
+const EXTRA_STATUSES: [(&str, &[&str]); 20] = [
     ("get /v1/config", &["400"]),
     ("get /v1/me", &["400"]),
     ("get /v1/metrics", &["400", "401"]),
@@ -44,6 +44,9 @@ const EXTRA_STATUSES: [(&str, &[&str]); 17] = [
         "post /v1/boxes/{box_id}/executions/{exec_id}/resize",
         &["400", "401", "415", "422"],
     ),
+    ("get /v1/images", &["400", "401"]),
+    ("get /v1/images/{image_id}", &["400", "401"]),
+    ("head /v1/images/{image_id}", &["400", "401"]),
 ];
 
 /// The optional properties of the public API that this server does not have.
@@ -105,14 +108,16 @@ const ADDED_PROPERTIES: [(&str, &[&str]); 4] = [
 ];
 
 /// The response schemas of both documents.
-const RESPONSES: [&str; 9] = [
+const RESPONSES: [&str; 11] = [
     "Box",
     "BoxMetrics",
     "ErrorModel",
     "ErrorResponse",
     "ExecResponse",
     "ExecutionInfo",
+    "ImageInfo",
     "ListBoxesResponse",
+    "ListImagesResponse",
     "Principal",
     "RuntimeMetrics",
 ];
@@ -194,7 +199,7 @@ fn common_operations() -> Vec<((String, String), Value, Value)> {
         .into_iter()
         .filter_map(|(key, ours)| Some((key.clone(), ours, reference.get(&key)?.clone())))
         .collect();
-    assert_eq!(both.len(), 17, "{both:?}");
+    assert_eq!(both.len(), 20, "{both:?}");
     both
 }
 

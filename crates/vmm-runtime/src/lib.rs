@@ -109,7 +109,7 @@ pub use error::RuntimeError;
 pub use event::{BoxChange, BoxEvent, Events};
 pub use exec::{ExecError, ExecOutput, Execution, ExecutionInput, ExecutionOutput};
 pub use health::{HealthCheckOptions, HealthState, Probe};
-pub use images::{Image, ImageError, ImageTable};
+pub use images::{Image, ImageError, ImageInfo, ImageStore, ImageTable, StagedImage};
 pub use lifecycle::{Removal, RuntimeShutdown};
 pub use metrics::{RuntimeMetrics, RuntimeMetricsStorage};
 pub use options::{PayloadCheck, RuntimeOptions};

@@ -5,6 +5,7 @@ mod events;
 mod executions;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod images;
 mod logs;
 mod response;
 mod sse;
@@ -201,7 +202,12 @@ impl Client {
 
     /// Returns whether a box has this id or name.
     pub async fn exists(&self, id: &str) -> Result<bool, ClientError> {
-        let request = self.request(Method::HEAD, ["v1", "boxes", id])?;
+        self.head(["v1", "boxes", id]).await
+    }
+
+    /// Returns whether the server has the resource of this path.
+    async fn head<const N: usize>(&self, path: [&str; N]) -> Result<bool, ClientError> {
+        let request = self.request(Method::HEAD, path)?;
         let response = self.send(request).await?;
         match response.status() {
             StatusCode::NO_CONTENT | StatusCode::OK => Ok(true),

@@ -2,7 +2,8 @@ use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, Que
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use vmm_runtime::{
-    Ending, ExecError, FailureKind, RequestErrorKind, RuntimeError, StartError, with_causes,
+    Ending, ExecError, FailureKind, ImageError, RequestErrorKind, RuntimeError, StartError,
+    with_causes,
 };
 
 use crate::wire::{ErrorCode, ErrorModel};
@@ -121,6 +122,19 @@ impl From<RuntimeError> for ApiError {
             RuntimeError::Closed => api_error.with_status(StatusCode::SERVICE_UNAVAILABLE),
             _ => api_error,
         }
+    }
+}
+
+impl From<ImageError> for ApiError {
+    fn from(error: ImageError) -> Self {
+        let code = match &error {
+            ImageError::NotFound { .. } => ErrorCode::NotFound,
+            ImageError::InvalidName { .. } => ErrorCode::InvalidArgument,
+            ImageError::File(_) => ErrorCode::StorageError,
+            ImageError::Malformed { .. } => ErrorCode::MetadataError,
+            _ => ErrorCode::Internal,
+        };
+        Self::new(code, with_causes(&error))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::wire::{
 /// The `auto_pause` that clients of the public API send by default.
 const DEFAULT_AUTO_PAUSE_SECONDS: u64 = 900;
 
-/// Returns the spec of the box that a request describes.
+/// Returns the spec of the box that a request describes. Blocks if the image is in a store.
 pub(crate) fn box_spec(
     request: CreateBoxRequest,
     images: &ImageTable,
@@ -33,16 +33,10 @@ pub(crate) fn box_spec(
         ..
     } = request;
     let image_name = image.unwrap_or_else(|| ImageTable::IDLE.to_owned());
-    let image = images.get(&image_name).ok_or_else(|| {
-        let names: Vec<_> = images.names().collect();
-        ApiError::new(
-            ErrorCode::ImagePullFailed,
-            format!(
-                "the image {image_name:?} was not found; available images: {}",
-                names.join(", ")
-            ),
-        )
-    })?;
+    let image = match images.get(&image_name)? {
+        Some(info) => info.image,
+        None => return Err(image_not_found(&image_name, images)),
+    };
     let default_limit = |value| apply_default_limits.then_some(value);
     let cpus = cpus.or(image.cpus).or(default_limit(DEFAULT_CPUS));
     let memory_mib = memory_mib
@@ -81,6 +75,20 @@ pub(crate) fn box_spec(
     spec.name = name;
     spec.health.clone_from(&image.health);
     Ok(spec)
+}
+
+fn image_not_found(name: &str, images: &ImageTable) -> ApiError {
+    match images.list() {
+        Ok(images) => {
+            let names: Vec<_> = images.into_iter().map(|info| info.name).collect();
+            let names = names.join(", ");
+            ApiError::new(
+                ErrorCode::ImagePullFailed,
+                format!("the image {name:?} was not found; available images: {names}"),
+            )
+        }
+        Err(error) => error.into(),
+    }
 }
 
 fn reject_unsupported(request: &CreateBoxRequest) -> Result<(), ApiError> {

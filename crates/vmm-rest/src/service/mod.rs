@@ -46,6 +46,19 @@ pub use server::Server;
 use state::ApiState;
 use write_timeout::{WriteTimeout, WriteTimeoutSwitch};
 
+use crate::wire::ErrorCode;
+
+/// Runs `work`, which blocks on the disk.
+async fn run_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        // It has panicked, or the tokio runtime shuts down.
+        Err(error) => Err(ApiError::new(ErrorCode::Internal, error.to_string())),
+    }
+}
+
 /// Returns the OpenAPI document of the API that a [`Server`] serves, as JSON. It is generated from
 /// the handlers and types, and is also the response of `GET /v1/openapi.json`.
 pub fn openapi() -> String {

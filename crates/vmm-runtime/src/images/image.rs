@@ -3,14 +3,16 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use vmm_protocol::{ConsoleOptions, PayloadSpec, Ready};
 
 use crate::HealthCheckOptions;
 
-/// A template for boxes: the payload and its limits. An image file of the [`ImageTable`] has this
-/// form in JSON. Missing fields have their defaults; unknown fields are an error.
+/// A template for boxes: the payload and its limits. An image file of the [`ImageTable`] or of an
+/// [`ImageStore`](crate::ImageStore) has this form in JSON. Missing fields have their defaults; unknown
+/// fields are an error.
 ///
 /// ```json
 /// {
@@ -24,7 +26,7 @@ use crate::HealthCheckOptions;
 /// The `Debug` form shows only name and engine, since other fields can hold secrets.
 ///
 /// [`ImageTable`]: crate::ImageTable
-#[derive(Clone, PartialEq, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Image {
@@ -118,6 +120,20 @@ impl Default for Image {
             options: Map::new(),
         }
     }
+}
+
+/// An image with what is known about it.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ImageInfo {
+    /// The name of the image.
+    pub name: String,
+    /// The template.
+    pub image: Image,
+    /// When the image was built, or added to the table.
+    pub created_at: Timestamp,
+    /// The space on the disk that the files of the image take. `None` for an image without files.
+    pub size_bytes: Option<u64>,
 }
 
 impl fmt::Debug for Image {

@@ -1,40 +1,12 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use super::Image;
+use jiff::Timestamp;
+use vmm_protocol::FileError;
 
-/// Why the image table could not be read.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ImageError {
-    /// The folder, or a file in it, cannot be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The path of the folder or file.
-        path: PathBuf,
-        /// The error of the system.
-        source: io::Error,
-    },
-    /// A file is not a valid image.
-    #[error("{} is not a valid image: {reason}; correct it, or move it out of the folder", path.display())]
-    Malformed {
-        /// The path of the file.
-        path: PathBuf,
-        /// What is wrong with the file, and where.
-        reason: String,
-    },
-    /// Two files define an image of the same name.
-    #[error("{} defines the image {name:?} a second time; rename one of them", path.display())]
-    Duplicate {
-        /// The path of the second file.
-        path: PathBuf,
-        /// The name of the image.
-        name: String,
-    },
-}
+use super::{Image, ImageError, ImageInfo, ImageStore};
 
 /// The images that boxes can be created from, by name.
 ///
@@ -44,11 +16,13 @@ pub enum ImageError {
 /// use vmm_runtime::{Image, ImageTable};
 ///
 /// let table = ImageTable::builtin().with("web", Image::command(["python3", "-m", "http.server"]));
-/// assert!(table.get("web:latest").is_some());
+/// assert!(table.get("web:latest")?.is_some());
+/// # Ok::<(), vmm_runtime::ImageError>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct ImageTable {
-    images: BTreeMap<String, Image>,
+    images: BTreeMap<String, ImageInfo>,
+    store: Option<ImageStore>,
 }
 
 impl ImageTable {
@@ -63,15 +37,17 @@ impl ImageTable {
     /// Creates a table with only [`IDLE`](Self::IDLE), defined by `idle`. A program that can wait for
     /// a stop itself uses this to avoid the dependency on `sleep`.
     pub fn with_idle(idle: Image) -> Self {
-        Self {
-            images: BTreeMap::from([(Self::IDLE.to_owned(), idle)]),
-        }
+        let empty = Self {
+            images: BTreeMap::new(),
+            store: None,
+        };
+        empty.with(Self::IDLE, idle)
     }
 
     /// Adds an image, or replaces the one of the same name.
     #[must_use]
     pub fn with(mut self, name: impl Into<String>, image: Image) -> Self {
-        self.images.insert(name.into(), image);
+        self.add(name.into(), image);
         self
     }
 
@@ -86,29 +62,76 @@ impl ImageTable {
     pub fn with_folder(mut self, folder: &Path) -> Result<Self, ImageError> {
         let mut added = BTreeMap::new();
         for path in files(folder)? {
-            let (name, image) = read(&path)?;
+            let (name, image) = read_file(&path, path.file_stem().unwrap_or_default())?;
             if added.insert(name.clone(), image).is_some() {
                 return Err(ImageError::Duplicate { path, name });
             }
         }
-        self.images.extend(added);
+        for (name, image) in added {
+            self.add(name, image);
+        }
         Ok(self)
+    }
+
+    /// Adds the images of a store, in place of others with the same names. They are read when they are
+    /// needed, so images that are built, replaced or removed later count.
+    #[must_use]
+    pub fn with_store(mut self, store: ImageStore) -> Self {
+        self.store = Some(store);
+        self
     }
 
     /// Returns the image of this name. The tag `latest` is optional: `web` and `web:latest` are the
     /// same image, unless the table has both.
-    pub fn get(&self, name: &str) -> Option<&Image> {
+    ///
+    /// Blocks if the table has a store: in async code, call this function with `spawn_blocking`.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError`] if the image in the store cannot be read.
+    pub fn get(&self, name: &str) -> Result<Option<ImageInfo>, ImageError> {
         const LATEST: &str = ":latest";
-        let images = &self.images;
-        images
-            .get(name)
-            .or_else(|| images.get(name.strip_suffix(LATEST)?))
-            .or_else(|| images.get(&format!("{name}{LATEST}")))
+        let tagged = match name.strip_suffix(LATEST) {
+            Some(bare) => bare.to_owned(),
+            None => format!("{name}{LATEST}"),
+        };
+        for name in [name, &tagged] {
+            if let Some(store) = &self.store
+                && let Some(info) = store.get(name)?
+            {
+                return Ok(Some(info));
+            }
+            if let Some(info) = self.images.get(name) {
+                return Ok(Some(info.clone()));
+            }
+        }
+        Ok(None)
     }
 
-    /// Returns the names of all images, sorted.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.images.keys().map(String::as_str)
+    /// Returns all images, sorted by name.
+    ///
+    /// Blocks if the table has a store: in async code, call this function with `spawn_blocking`.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError`] if an image in the store cannot be read.
+    pub fn list(&self) -> Result<Vec<ImageInfo>, ImageError> {
+        let mut images = self.images.clone();
+        if let Some(store) = &self.store {
+            let stored = store.list()?.into_iter();
+            images.extend(stored.map(|info| (info.name.clone(), info)));
+        }
+        Ok(images.into_values().collect())
+    }
+
+    fn add(&mut self, name: String, image: Image) {
+        let info = ImageInfo {
+            name: name.clone(),
+            image,
+            created_at: Timestamp::now(),
+            size_bytes: None,
+        };
+        self.images.insert(name, info);
     }
 }
 
@@ -120,10 +143,7 @@ impl Default for ImageTable {
 
 /// Lists the image files of a folder, sorted so that the same folder always gives the same error.
 fn files(folder: &Path) -> Result<Vec<PathBuf>, ImageError> {
-    let failed = |source| ImageError::Read {
-        path: folder.to_owned(),
-        source,
-    };
+    let failed = |source| ImageError::File(FileError::new("read", folder, source));
     let mut paths = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
@@ -142,11 +162,9 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, ImageError> {
     Ok(paths)
 }
 
-fn read(path: &Path) -> Result<(String, Image), ImageError> {
-    let failed = |source| ImageError::Read {
-        path: path.to_owned(),
-        source,
-    };
+/// Reads an image file. Returns the image with its name, which is `stem` if the file has none.
+pub(super) fn read_file(path: &Path, stem: &OsStr) -> Result<(String, Image), ImageError> {
+    let failed = |source| ImageError::File(FileError::new("read", path, source));
     let malformed = |reason: String| ImageError::Malformed {
         path: path.to_owned(),
         reason,
@@ -156,7 +174,7 @@ fn read(path: &Path) -> Result<(String, Image), ImageError> {
         return Err(malformed("not a regular file".to_owned()));
     }
     let text = fs::read(path).map_err(failed)?;
-    parse(path.file_stem().unwrap_or_default(), &text).map_err(malformed)
+    parse(stem, &text).map_err(malformed)
 }
 
 /// Parses an image file, and returns the image with its name; an error says what is wrong.
@@ -215,12 +233,16 @@ mod tests {
             (".hidden.json", "{"),
         ]);
         let table = ImageTable::builtin().with_folder(folder.path()).unwrap();
-        assert_eq!(
-            table.names().collect::<Vec<_>>(),
-            ["idle", "py:3.11", "web"]
-        );
-        assert_eq!(table.get("web").unwrap().env["A"], "b");
-        assert!(table.get("web:latest").is_some() && table.get("py").is_none());
+        let names: Vec<_> = table
+            .list()
+            .unwrap()
+            .into_iter()
+            .map(|info| info.name)
+            .collect();
+        assert_eq!(names, ["idle", "py:3.11", "web"]);
+        let get = |name| table.get(name).unwrap();
+        assert_eq!(get("web").unwrap().image.env["A"], "b");
+        assert!(get("web:latest").is_some() && get("py").is_none());
     }
 
     #[test]
@@ -264,7 +286,30 @@ mod tests {
         let error = ImageTable::builtin().with_folder(pipe.path()).unwrap_err();
         assert!(error.to_string().contains("regular file"), "{error}");
         let missing = ImageTable::builtin().with_folder(Path::new("/nonexistent"));
-        assert!(matches!(missing, Err(ImageError::Read { .. })));
+        assert!(matches!(missing, Err(ImageError::File(_))));
+    }
+
+    #[test]
+    fn images_of_a_store_are_found_as_soon_as_they_are_built() {
+        let home = tempfile::tempdir().unwrap();
+        let store = ImageStore::new(home.path().join("images"));
+        let table = ImageTable::builtin().with_store(store.clone());
+        assert!(table.get("web").unwrap().is_none());
+        let web = Image::command(["web"]);
+        store.stage("web:latest").unwrap().commit(&web).unwrap();
+        store.stage("idle").unwrap().commit(&web).unwrap();
+        for name in ["web", "web:latest", "idle"] {
+            assert_eq!(table.get(name).unwrap().unwrap().image, web);
+        }
+        let names: Vec<_> = table
+            .list()
+            .unwrap()
+            .into_iter()
+            .map(|info| info.name)
+            .collect();
+        assert_eq!(names, ["idle", "web:latest"]);
+        store.remove("idle").unwrap();
+        assert_ne!(table.get("idle").unwrap().unwrap().image, web);
     }
 
     #[test]

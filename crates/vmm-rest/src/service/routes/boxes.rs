@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -8,7 +9,7 @@ use axum::response::IntoResponse;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use crate::service::{ApiError, ApiState, box_spec, extract, paging};
+use crate::service::{ApiError, ApiState, box_spec, extract, paging, run_blocking};
 use crate::wire::{
     BoxResponse, CreateBoxRequest, ErrorResponse, ListBoxesQuery, ListBoxesResponse, StopBoxRequest,
 };
@@ -88,7 +89,8 @@ pub(super) async fn create(
     OriginalUri(uri): OriginalUri,
     extract::Json(request): extract::Json<CreateBoxRequest>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let spec = box_spec(request, &api.images, api.apply_default_limits)?;
+    let (images, apply_default_limits) = (Arc::clone(&api.images), api.apply_default_limits);
+    let spec = run_blocking(move || box_spec(request, &images, apply_default_limits)).await?;
     let bx = BoxResponse::from(api.runtime.create(spec).await?);
     let location = format!("{}/{}", uri.path(), bx.box_id);
     Ok((

@@ -4,6 +4,7 @@ mod boxes;
 mod discovery;
 mod events;
 mod executions;
+mod images;
 mod logs;
 mod metrics;
 mod probes;
@@ -45,6 +46,8 @@ pub(crate) fn all(keys: &IdempotencyKeys) -> (Router<ApiState>, OpenApi) {
         .routes(routes!(executions::attach))
         .routes(with_idempotency_keys(keys, routes!(executions::signal)))
         .routes(routes!(executions::resize))
+        .routes(routes!(images::list))
+        .routes(routes!(images::inspect, images::exists))
         .routes(routes!(metrics::of_runtime))
         .routes(routes!(metrics::of_box))
         .routes(routes!(metrics::exposition))
@@ -78,7 +81,6 @@ async fn not_found(uri: Uri) -> ApiError {
     let segments: Vec<_> = uri.path().split('/').skip(1).collect();
     let name = match segments[..] {
         ["v1", "boxes", _, operation, ..] => Some(operation),
-        ["v1", "images", ..] => Some("images"),
         _ => None,
     };
     match name.filter(|name| UNSUPPORTED.contains(name)) {
@@ -93,11 +95,12 @@ async fn not_found(uri: Uri) -> ApiError {
     }
 }
 
-/// Responds to an unknown method of a known path. `/v1/boxes/import`, which only the public API has,
-/// matches the path of a box.
+/// Responds to an unknown method of a known path. `/v1/boxes/import` and `/v1/images/pull`, which only the
+/// public API has, match the paths of a box and of an image.
 async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
     match (method, uri.path()) {
         (Method::POST, "/v1/boxes/import") => ApiError::unsupported("import", "this path"),
+        (Method::POST, "/v1/images/pull") => ApiError::unsupported("pull", "this path"),
         _ => ApiError::invalid(
             "the path does not support this method; the header `Allow` lists those that it supports",
         )
@@ -106,4 +109,4 @@ async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
 }
 
 /// Path segments that the public API has and this server does not support.
-const UNSUPPORTED: [&str; 6] = ["clone", "export", "files", "images", "network", "snapshots"];
+const UNSUPPORTED: [&str; 5] = ["clone", "export", "files", "network", "snapshots"];
