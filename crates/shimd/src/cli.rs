@@ -6,8 +6,8 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    Attach, Completions, Create, Events, Exec, Inspect, List, Logs, Man, Metrics, Pause, Remove,
-    Run, Start, Stop, Top, Unpause, Wait,
+    Attach, Completions, Create, Events, Exec, Image, Inspect, List, Logs, Man, Metrics, Pause,
+    Remove, Run, Start, Stop, Top, Unpause, Wait,
 };
 use crate::daemon::Serve;
 use crate::failure::{EXIT_SHIMD_FAILED, Failure};
@@ -64,6 +64,7 @@ enum Command {
     Inspect(Inspect),
     Logs(Logs),
     Wait(Wait),
+    Image(Image),
     Metrics(Metrics),
     Events(Events),
     Top(Top),
@@ -138,6 +139,7 @@ impl Cli {
             Command::Inspect(command) => block_on(command.run(home()?)),
             Command::Logs(command) => block_on(command.run(home()?)),
             Command::Wait(command) => block_on(command.run(home()?)),
+            Command::Image(command) => command.run(&home()?),
             Command::Metrics(command) => block_on(command.run(home()?)),
             Command::Events(command) => block_on(command.run(home()?)),
             Command::Top(command) => block_on(command.run(home()?)),

@@ -2,8 +2,10 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
+use vmm_image::BuildError;
 use vmm_rest::{ClientError, ImageError, ListenError, TokenError};
 use vmm_runtime::{ConsoleError, RuntimeError, with_causes};
+use vmm_shim::EngineError;
 
 /// The exit code of docker for a command line that it cannot parse, and for a `run` that fails
 /// outside the payload.
@@ -41,6 +43,10 @@ pub(crate) enum Failure {
     Listen(#[from] ListenError),
     #[error(transparent)]
     Image(#[from] ImageError),
+    #[error(transparent)]
+    ImageBuild(#[from] BuildError),
+    #[error("invalid option of the image")]
+    ImageSpec(#[source] EngineError),
     #[error(
         "socket {index} of the service manager is not a stream socket; declare it with \
          ListenStream= in its unit"

@@ -2,6 +2,7 @@ use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use vmm_runtime::ImageStore;
 use vmm_shim::BoxDir;
 
 use crate::failure::Failure;
@@ -42,6 +43,11 @@ impl Home {
     /// Returns the path of the daemon's socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.path.join("shimd.sock")
+    }
+
+    /// Returns the images that `shimd image build` makes.
+    pub(crate) fn images(&self) -> ImageStore {
+        ImageStore::new(self.path.join("images"))
     }
 
     /// Returns the directory of the box with this id.

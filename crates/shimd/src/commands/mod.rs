@@ -1,4 +1,4 @@
-//! The commands that are clients of a daemon, and `completions` and `man`, which need none.
+//! The commands that are clients of a daemon, and `image`, `completions` and `man`, which need none.
 
 mod box_args;
 mod completions;
@@ -7,6 +7,7 @@ mod events;
 mod exec;
 mod filter;
 mod for_each_box;
+mod image;
 mod inspect;
 mod list;
 mod logs;
@@ -26,6 +27,7 @@ pub(crate) use completions::Completions;
 pub(crate) use create::Create;
 pub(crate) use events::Events;
 pub(crate) use exec::{Attach, Exec};
+pub(crate) use image::Image;
 pub(crate) use inspect::Inspect;
 pub(crate) use list::List;
 pub(crate) use logs::Logs;

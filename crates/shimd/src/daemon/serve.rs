@@ -52,6 +52,8 @@ pub(crate) struct Serve {
 }
 
 const IMAGES_HELP: &str = r#"Images:
+  `shimd image build` makes an image of a guest, which a daemon that runs uses at once.
+
   `shimd run greeter` creates a box from the file greeter.json in the directory of --images:
 
   {
@@ -102,7 +104,7 @@ impl Serve {
         let inherited = InheritedSockets::take()?;
         raise_descriptor_limit();
         let shim = shim_program::find();
-        let images = self.images(shim.as_deref())?;
+        let images = self.images(home, shim.as_deref())?;
         let token = read_token(self.token_file.as_deref())?;
         tokio::runtime::Builder::new_multi_thread()
             .max_blocking_threads(BLOCKING_THREADS)
@@ -113,13 +115,13 @@ impl Serve {
     }
 
     /// Returns the images. The image `idle` runs the program `shim`, or else this program.
-    fn images(&self, shim: Option<&Path>) -> Result<ImageTable, Failure> {
+    fn images(&self, home: &Home, shim: Option<&Path>) -> Result<ImageTable, Failure> {
         let program = match shim {
             Some(shim) => shim.to_owned(),
             None => env::current_exe().map_err(Failure::system("find the program of shimd"))?,
         };
         let idle = Image::command([program.to_string_lossy().as_ref(), "idle"]);
-        let table = ImageTable::with_idle(idle);
+        let table = ImageTable::with_idle(idle).with_store(home.images());
         Ok(match &self.images {
             Some(dir) => table.with_folder(dir)?,
             None => table,
