@@ -1,19 +1,18 @@
 //! Guests for tests: a kernel of Debian with busybox as its initial RAM file system.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use vmm_image::CpioArchive;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxInfo, BoxSpec, RuntimeOptions, VmmRuntime};
 use vmm_shim::{Disk, Qemu, QemuOptions, Shim};
 
 use crate::common::boxes::options;
 use crate::common::pause;
-use crate::image::{build_initrd, build_root, find_files};
+use crate::image::{build_image, find_files};
 
 /// How long a boot may take. It takes 2 s on an idle machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
@@ -36,14 +35,11 @@ impl GuestFiles {
 
     /// Returns the options of a guest that runs the agent, on a root file system of busybox.
     pub fn guest_with_agent(&self) -> QemuOptions {
-        let mut options = QemuOptions::new(self.files.join("vmlinuz"));
-        let initrd = self.path("initrd");
-        fs::write(&initrd, build_initrd(&self.files, &self.path("initrd.d"))).unwrap();
-        options.initrd = Some(initrd);
-        let root = self.path("root.ext4");
-        build_root(&self.files, &self.path("root.d"), &root);
-        options.disks.push(Disk::read_only(root));
-        options.cmdline = "quiet vmm.root=/dev/vda".to_owned();
+        let image = build_image(&self.files, self.dir.path());
+        let mut options = QemuOptions::new(image.kernel());
+        options.initrd = Some(image.initrd());
+        options.disks.push(Disk::read_only(image.root()));
+        options.cmdline = vmm_image::GuestFiles::KERNEL_PARAMETERS.to_owned();
         options.agent = true;
         options
     }
@@ -63,31 +59,23 @@ impl GuestFiles {
 
     /// Creates an initial RAM file system.
     fn initrd(&self, script: &str) -> PathBuf {
-        let root = self.path("root");
+        let mut archive = CpioArchive::new();
         for dir in ["bin", "proc", "dev", "sys"] {
-            fs::create_dir_all(root.join(dir)).unwrap();
+            archive.add_dir(dir);
         }
-        fs::copy(self.files.join("busybox"), root.join("bin/busybox")).unwrap();
+        let busybox = fs::read(self.files.join("busybox")).unwrap();
+        archive.add_file("bin/busybox", 0o755, &busybox);
         for module in ["pvpanic.ko", "pvpanic-mmio.ko", "button.ko", "evdev.ko"] {
-            let file = self.files.join("modules").join(module);
-            fs::copy(file, root.join("bin").join(module)).unwrap();
+            let contents = fs::read(self.files.join("modules").join(module)).unwrap();
+            archive.add_file(&format!("bin/{module}"), 0o644, &contents);
         }
-        symlink("busybox", root.join("bin/sh")).unwrap();
-        let init = root.join("init");
-        let prelude = "#!/bin/sh\n/bin/busybox --install -s /bin\nexport PATH=/bin\n\
+        let prelude = "#!/bin/busybox sh\n/bin/busybox --install -s /bin\nexport PATH=/bin\n\
             mount -t proc proc /proc\nmount -t devtmpfs dev /dev\n";
-        fs::write(&init, format!("{prelude}{script}\n")).unwrap();
-        fs::set_permissions(&init, fs::Permissions::from_mode(0o755)).unwrap();
-        let archive = self.path("initrd");
-        let busybox = self.files.join("busybox");
-        let status = Command::new(&busybox)
-            .args(["sh", "-c", "find . | \"$0\" cpio -o -H newc > \"$1\""])
-            .args([&busybox, &archive])
-            .current_dir(&root)
-            .stderr(Stdio::null())
-            .status();
-        assert!(status.unwrap().success());
-        archive
+        let init = format!("{prelude}{script}\n");
+        archive.add_file("init", 0o755, init.as_bytes());
+        let initrd = self.path("initrd");
+        fs::write(&initrd, archive.finish()).unwrap();
+        initrd
     }
 }
 

@@ -4,6 +4,9 @@ use std::process::{Command, Stdio};
 
 use crate::BuildError;
 
+/// How much of the messages of a program an error shows.
+const MAX_LINES: usize = 4;
+
 /// Creates the command of a program of the host, which is also searched where administrators have
 /// their programs.
 pub(crate) fn command(program: &'static str) -> Command {
@@ -29,13 +32,14 @@ pub(crate) fn run(
         return Ok(output.stdout);
     }
     let stderr = String::from_utf8_lossy(&output.stderr);
-    let stderr = stderr.trim().lines().last().unwrap_or_default();
+    let lines: Vec<_> = stderr.trim().lines().take(MAX_LINES).collect();
+    let stderr = lines.join("; ");
     Err(BuildError::ToolFailed {
         program,
         stderr: if stderr.is_empty() {
             output.status.to_string()
         } else {
-            stderr.to_owned()
+            stderr
         },
     })
 }

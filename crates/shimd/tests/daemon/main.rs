@@ -12,6 +12,7 @@ mod dist;
 mod exec;
 mod fixture;
 mod guarded_home;
+mod images;
 mod lifecycle;
 mod operators;
 mod paused_reaper;

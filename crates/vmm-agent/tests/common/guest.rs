@@ -8,9 +8,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pidfd_spawn::{Child, Command};
+use vmm_image::GuestFiles;
 
 use super::Host;
-use super::image::{build_initrd, build_root, find_files};
+use super::image::{build_image, find_files};
 
 const TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -30,12 +31,8 @@ impl Guest {
     pub(crate) fn boot_with(parameters: &str) -> Option<(Self, Host)> {
         let files = find_files()?;
         let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        let initrd = path("initrd");
-        fs::write(&initrd, build_initrd(&files, &path("initrd.d"))).unwrap();
-        let root = path("root.ext4");
-        build_root(&files, &path("root.d"), &root);
-        let socket = path("agent.sock");
+        let image = build_image(&files, dir.path());
+        let socket = dir.path().join("agent.sock");
         let mut qemu = Command::new("qemu-system-x86_64")
             .args(
                 "-M q35 -accel tcg -cpu max -m 192 -nodefaults -no-reboot -display none".split(' '),
@@ -48,7 +45,8 @@ impl Guest {
             // On a loaded host, the kernel would find its emulated timer too slow, and panic.
             .arg("-append")
             .arg(format!(
-                "quiet panic=-1 console=ttyS0 no_timer_check vmm.root=/dev/vda {parameters}"
+                "{} panic=-1 console=ttyS0 no_timer_check {parameters}",
+                GuestFiles::KERNEL_PARAMETERS
             ))
             .arg("-chardev")
             .arg(format!(
@@ -56,13 +54,16 @@ impl Guest {
                 socket.display()
             ))
             .arg("-drive")
-            .arg(format!("file={},if=virtio,format=raw", root.display()))
+            .arg(format!(
+                "file={},if=virtio,format=raw",
+                image.root().display()
+            ))
             .arg("-serial")
-            .arg(format!("file:{}", path("console.log").display()))
+            .arg(format!("file:{}", dir.path().join("console.log").display()))
             .arg("-kernel")
-            .arg(files.join("vmlinuz"))
+            .arg(image.kernel())
             .arg("-initrd")
-            .arg(&initrd)
+            .arg(image.initrd())
             .parent_death_signal(nix::libc::SIGKILL)
             .spawn()
             .unwrap();
@@ -75,7 +76,7 @@ impl Guest {
 
     /// Returns the path of the root file system.
     pub(crate) fn disk(&self) -> PathBuf {
-        self.dir.path().join("root.ext4")
+        GuestFiles::of(&self.dir.path().join("image")).root()
     }
 
     /// Waits until QEMU has ended.

@@ -5,19 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// In the order in which they are loaded.
-const MODULES: [&str; 10] = [
-    "pvpanic.ko",
-    "pvpanic-mmio.ko",
-    "virtio_ring.ko",
-    "virtio.ko",
-    "virtio_pci_legacy_dev.ko",
-    "virtio_pci_modern_dev.ko",
-    "virtio_pci.ko",
-    "virtio_console.ko",
-    "virtio_blk.ko",
-    "overlay.ko",
-];
+use vmm_image::{GuestFiles, ImageBuilder};
 
 /// Returns the directory with the files that guests boot; `None`, after a message, if this host cannot
 /// run guests. In CI, it must.
@@ -26,7 +14,7 @@ pub(crate) fn find_files() -> Option<PathBuf> {
     let qemu = Command::new("qemu-system-x86_64").arg("--version").output();
     let lacking = if qemu.is_err() {
         "qemu-system-x86_64"
-    } else if !files.join("complete").exists() {
+    } else if !files.join("modules/modules.builtin").exists() {
         "the files that .ci/guest-files downloads"
     } else {
         return Some(files);
@@ -58,47 +46,30 @@ fn static_agent() -> PathBuf {
     target_dir().join(target).join("debug/vmm-agent")
 }
 
-/// Returns an initial RAM file system with the agent.
-pub(crate) fn build_initrd(files: &Path, dir: &Path) -> Vec<u8> {
-    fs::create_dir_all(dir.join("modules")).unwrap();
-    fs::copy(static_agent(), dir.join("init")).unwrap();
-    let mut order = String::new();
-    for module in MODULES {
-        let file = files.join("modules").join(module);
-        fs::copy(file, dir.join("modules").join(module)).unwrap();
-        order += &format!("{module}\n");
+/// Builds an image with the agent and a root file system of busybox, in the directory `dir`.
+pub(crate) fn build_image(files: &Path, dir: &Path) -> GuestFiles {
+    let (root, image) = (dir.join("root"), dir.join("image"));
+    for dir in [&root.join("bin"), &root.join("etc"), &image] {
+        fs::create_dir_all(dir).unwrap();
     }
-    fs::write(dir.join("modules/order"), order).unwrap();
-    let script = "find . | \"$0\" cpio -o -H newc";
-    run(Command::new("sh")
-        .args(["-ec", script])
-        .arg(files.join("busybox").canonicalize().unwrap())
-        .current_dir(dir))
-}
-
-/// Creates a root file system of busybox.
-pub(crate) fn build_root(files: &Path, dir: &Path, image: &Path) {
-    fs::create_dir_all(dir.join("bin")).unwrap();
-    fs::create_dir_all(dir.join("etc")).unwrap();
-    let busybox = dir.join("bin/busybox");
-    fs::copy(files.join("busybox"), &busybox).unwrap();
+    fs::copy(files.join("busybox"), root.join("bin/busybox")).unwrap();
     for applet in [
         "sh", "echo", "cat", "stty", "id", "sleep", "tail", "kill", "touch", "stat",
     ] {
-        symlink("busybox", dir.join("bin").join(applet)).unwrap();
+        symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
-    fs::write(dir.join("etc/passwd"), "www:x:33:34::/:/bin/false\n").unwrap();
-    run(Command::new("/sbin/mke2fs")
-        .args(["-q", "-t", "ext4", "-d"])
-        .args([dir, image])
-        .arg("16M"));
+    fs::write(root.join("etc/passwd"), "www:x:33:34::/:/bin/false\n").unwrap();
+    ImageBuilder::new(&root, static_agent())
+        .kernel(files.join("vmlinuz"))
+        .modules(files.join("modules"))
+        .build(&image)
+        .unwrap()
 }
 
-fn run(command: &mut Command) -> Vec<u8> {
+fn run(command: &mut Command) {
     let output = command.output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}: {error}");
-    output.stdout
 }
 
 /// The directory for what tests build.

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use ulid::Ulid;
 use vmm_protocol::{FileError, write_file};
 
-use super::table::read_file;
+use super::table::{parse, read_file};
 use super::{Image, ImageError, ImageInfo};
 use crate::remove_tree::remove_tree;
 
@@ -176,11 +176,17 @@ impl StagedImage {
     ///
     /// # Errors
     ///
+    /// [`ImageError::Malformed`] for an image that no box can be created from, or
     /// [`ImageError::File`]. The store is then unchanged.
     pub fn commit(self, image: &Image) -> Result<(), ImageError> {
         let path = self.dir.join(IMAGE_FILE);
         let json = serde_json::to_vec_pretty(image)
             .map_err(|error| file_error("write", &path)(error.into()))?;
+        // An image that cannot be read would be in the way of the others.
+        parse(OsStr::new("image"), &json).map_err(|reason| ImageError::Malformed {
+            path: path.clone(),
+            reason,
+        })?;
         write_file(&path, &json)?;
         let failed = |error: Errno| file_error("replace", &self.image_dir)(error.into());
         syncfs(&self.lock.dir).map_err(failed)?;

@@ -92,6 +92,16 @@ fn a_name_cannot_leave_the_store() {
 }
 
 #[test]
+fn an_image_that_could_not_be_read_is_not_stored() {
+    let (_home, store) = store();
+    let staged = store.stage("bad").unwrap();
+    let error = staged.commit(&Image::command([""])).unwrap_err();
+    assert!(error.to_string().contains("command"), "{error}");
+    assert!(store.list().unwrap().is_empty());
+    assert_eq!(hidden_names(&store), 0);
+}
+
+#[test]
 fn a_damaged_image_is_named_and_can_be_removed() {
     let (_home, store) = store();
     make(&store, "bad", "bad");
