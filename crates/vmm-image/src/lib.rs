@@ -42,3 +42,8 @@ pub use builder::ImageBuilder;
 pub use cpio::CpioArchive;
 pub use error::BuildError;
 pub use guest_files::GuestFiles;
+
+/// Compiles the code of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

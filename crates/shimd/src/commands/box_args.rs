@@ -33,7 +33,8 @@ pub(super) struct BoxArgs {
     /// unless-stopped [default: no]
     #[arg(long, value_name = "POLICY")]
     restart: Option<RestartPolicy>,
-    /// Image of the box: `idle`, or the name of a file in the image directory of the daemon
+    /// Image of the box: `idle`, an image of `shimd image build`, or a file in the image directory of
+    /// the daemon
     image: String,
     /// Command to run, in place of the command of the image
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

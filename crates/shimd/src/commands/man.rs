@@ -31,10 +31,15 @@ fn write_pages(mut cli: Command, dir: &Path) -> io::Result<()> {
     // Adds the global options to the subcommands.
     cli.build();
     fs::create_dir_all(dir)?;
-    for command in cli.get_subcommands().filter(|it| !it.is_hide_set()) {
-        write_page(command.clone(), dir)?;
+    write_pages_of(&cli, dir)
+}
+
+/// Writes the page of a command, and those of its visible subcommands.
+fn write_pages_of(command: &Command, dir: &Path) -> io::Result<()> {
+    for subcommand in command.get_subcommands().filter(|it| !it.is_hide_set()) {
+        write_pages_of(subcommand, dir)?;
     }
-    write_page(cli, dir)
+    write_page(command.clone(), dir)
 }
 
 fn write_page(command: Command, dir: &Path) -> io::Result<()> {
