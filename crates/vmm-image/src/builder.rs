@@ -78,8 +78,7 @@ impl ImageBuilder {
         };
         let initrd = initrd::build(&self.agent, &modules)?;
         fs::write(files.initrd(), initrd).map_err(BuildError::write(&files.initrd()))?;
-        let contents = fs::read(&kernel.path).map_err(BuildError::read(&kernel.path))?;
-        fs::write(files.kernel(), contents).map_err(BuildError::write(&files.kernel()))?;
+        fs::write(files.kernel(), kernel.image).map_err(BuildError::write(&files.kernel()))?;
         self.build_root(dir, &files.root())?;
         Ok(files)
     }
