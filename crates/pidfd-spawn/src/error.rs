@@ -34,6 +34,8 @@ pub enum Step {
     Signals,
     /// The child joins its control group.
     Cgroup,
+    /// The child joins its network namespace.
+    NetworkNamespace,
     /// Standard streams and other descriptors get their numbers in the child.
     Descriptors,
     /// A resource limit is set.
@@ -58,6 +60,8 @@ pub enum Step {
     ControllingTerminal,
     /// The attribute `no_new_privs` is set.
     NoNewPrivs,
+    /// The rules of Landlock are applied.
+    Landlock,
     /// The signal that the child gets when its parent dies is set.
     ParentDeathSignal,
     /// A closure of [`pre_exec`](crate::Command::pre_exec) runs.
@@ -75,6 +79,7 @@ impl fmt::Display for Step {
             Self::Pidfd => "open the pidfd",
             Self::Signals => "reset the signals",
             Self::Cgroup => "join the control group",
+            Self::NetworkNamespace => "join the network namespace",
             Self::Descriptors => "place the descriptors",
             Self::Rlimit => "set a resource limit",
             Self::Affinity => "set the CPU affinity",
@@ -87,6 +92,7 @@ impl fmt::Display for Step {
             Self::Setsid => "create a session",
             Self::ControllingTerminal => "set the controlling terminal",
             Self::NoNewPrivs => "set no_new_privs",
+            Self::Landlock => "apply the rules of Landlock",
             Self::ParentDeathSignal => "set the parent death signal",
             Self::PreExec => "run a pre_exec closure",
             Self::Exec => "execute the program",

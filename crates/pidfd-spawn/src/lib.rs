@@ -95,6 +95,7 @@
 //! | `waitid(2)` with `P_PIDFD` | 5.4 | required |
 //! | `CLONE_CLEAR_SIGHAND` | 5.5 | the child resets each signal handler |
 //! | `CLONE_INTO_CGROUP` | 5.7 | the child writes to `cgroup.procs` |
+//! | `landlock_restrict_self(2)` | 5.13 | a command with [rules](Command::landlock) does not start |
 //! | `PIDFD_INFO_EXIT` | 6.15 | the exit status is unknown if other code has reaped the child |
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]

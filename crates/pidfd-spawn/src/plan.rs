@@ -18,6 +18,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) environment: CStringArray,
     pub(crate) current_dir: Option<CString>,
     pub(crate) descriptors: Descriptors<'a>,
+    /// That of the attributes, under a number that no other descriptor of the child gets.
+    pub(crate) landlock: Option<OwnedFd>,
     pub(crate) attributes: &'a Attributes,
     pub(crate) pre_exec: &'a mut [PreExec],
 }
@@ -26,6 +28,7 @@ pub(crate) struct Plan<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Attributes {
     pub(crate) cgroups: Vec<OwnedFd>,
+    pub(crate) network_namespace: Option<OwnedFd>,
     pub(crate) rlimits: Vec<Rlimit>,
     /// A bit for each CPU.
     pub(crate) affinity: Option<Vec<usize>>,
@@ -37,6 +40,7 @@ pub(crate) struct Attributes {
     pub(crate) setsid: bool,
     pub(crate) controlling_terminal: bool,
     pub(crate) no_new_privs: bool,
+    pub(crate) landlock: Option<OwnedFd>,
     pub(crate) parent_death_signal: Option<i32>,
     pub(crate) inherit_signal_mask: bool,
     pub(crate) reset_ignored_signals: bool,

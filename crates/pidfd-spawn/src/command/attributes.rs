@@ -234,24 +234,6 @@ impl Command {
         self
     }
 
-    /// Sets whether the child gets the attribute `no_new_privs`: no later `exec`, of the child or of its
-    /// descendants, then grants privileges, such as those of a set-user-ID program
-    /// (`PR_SET_NO_NEW_PRIVS(2const)`).
-    ///
-    /// ```
-    /// # use pidfd_spawn::Command;
-    /// let output = Command::new("grep")
-    ///     .args(["NoNewPrivs", "/proc/self/status"])
-    ///     .no_new_privs(true)
-    ///     .output()?;
-    /// assert_eq!(output.stdout, b"NoNewPrivs:\t1\n");
-    /// # Ok::<(), std::io::Error>(())
-    /// ```
-    pub fn no_new_privs(&mut self, no_new_privs: bool) -> &mut Self {
-        self.attributes.no_new_privs = no_new_privs;
-        self
-    }
-
     /// Sets the number of the signal that the kernel sends to the child when its parent dies.
     ///
     /// The parent is the *thread* that spawns: the kernel also sends the signal when that thread ends and

@@ -1,4 +1,5 @@
 mod attributes;
+mod confinement;
 mod spawn;
 mod streams;
 

@@ -134,6 +134,13 @@ impl Command {
         ];
         let (descriptors, streams) = connect(configured, &self.descriptors)
             .map_err(|error| Cause::new(Step::Stdio, error))?;
+        let landlock = self
+            .attributes
+            .landlock
+            .as_ref()
+            .map(|ruleset| descriptors.keep(ruleset.try_clone()?))
+            .transpose()
+            .map_err(|error| Cause::new(Step::Stdio, error))?;
 
         let mut plan = Plan {
             candidates,
@@ -141,6 +148,7 @@ impl Command {
             environment: captured.strings,
             current_dir,
             descriptors,
+            landlock,
             attributes: &self.attributes,
             pre_exec: &mut self.pre_exec,
         };

@@ -71,6 +71,7 @@ fn try_run(plan: &mut Plan<'_>, birth: &Birth) -> Result<Infallible, Failure> {
     let attributes = plan.attributes;
     check(Step::Signals, reset_signals(attributes, birth))?;
     check(Step::Cgroup, join_cgroups(attributes, birth))?;
+    check(Step::NetworkNamespace, join_network_namespace(attributes))?;
     // Before the limits, which may forbid the numbers.
     check(Step::Descriptors, place_descriptors(plan))?;
     // Before the user changes, because it may need privileges.
@@ -86,6 +87,8 @@ fn try_run(plan: &mut Plan<'_>, birth: &Birth) -> Result<Infallible, Failure> {
         set_controlling_terminal(attributes),
     )?;
     check(Step::NoNewPrivs, set_no_new_privs(attributes))?;
+    // After no_new_privs, which it needs.
+    check(Step::Landlock, apply_landlock(plan))?;
     // After the user has changed, which clears it.
     check(
         Step::ParentDeathSignal,
@@ -141,6 +144,15 @@ fn join_cgroup(cgroup: RawFd) -> Result<(), Errno> {
         // Its number may be that of a descriptor to be placed.
         call(libc::SYS_close, [fd.into()])?;
         written?;
+    }
+    Ok(())
+}
+
+fn join_network_namespace(attributes: &Attributes) -> Result<(), Errno> {
+    if let Some(namespace) = &attributes.network_namespace {
+        let arguments = [namespace.as_raw_fd().into(), libc::CLONE_NEWNET.into()];
+        // SAFETY: takes integers, and changes the calling thread only.
+        unsafe { call(libc::SYS_setns, arguments) }?;
     }
     Ok(())
 }
@@ -295,6 +307,15 @@ fn set_controlling_terminal(attributes: &Attributes) -> Result<(), Errno> {
 fn set_no_new_privs(attributes: &Attributes) -> Result<(), Errno> {
     if attributes.no_new_privs {
         prctl(libc::PR_SET_NO_NEW_PRIVS, 1)?;
+    }
+    Ok(())
+}
+
+fn apply_landlock(plan: &Plan<'_>) -> Result<(), Errno> {
+    if let Some(ruleset) = &plan.landlock {
+        let arguments = [ruleset.as_raw_fd().into(), 0.into()];
+        // SAFETY: takes integers, and changes the calling thread only.
+        unsafe { call(libc::SYS_landlock_restrict_self, arguments) }?;
     }
     Ok(())
 }
