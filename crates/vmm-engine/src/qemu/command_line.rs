@@ -27,7 +27,7 @@ const TRANSLATION_MIB: u32 = 256;
 const OVERHEAD_MIB: u32 = TRANSLATION_MIB + 256;
 
 /// Returns the spec of the process that runs the guest of `spec`.
-pub(super) fn qemu(spec: &InstanceSpec, options: &QemuOptions, dir: &Path) -> InstanceSpec {
+pub(super) fn qemu(spec: &InstanceSpec, options: &QemuOptions, overlay_dir: &Path) -> InstanceSpec {
     let cpus = spec.payload.cpus.unwrap_or(DEFAULT_CPUS);
     let memory_mib = spec.payload.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB);
     let mut process = spec.clone();
@@ -36,8 +36,9 @@ pub(super) fn qemu(spec: &InstanceSpec, options: &QemuOptions, dir: &Path) -> In
     process.payload.ready = Ready::Started;
     process.payload.options.clear();
     // An overlay is a temporary file, which QEMU deletes as soon as it is open.
-    let dir = dir.to_string_lossy().into_owned();
-    process.payload.env.insert("TMPDIR".to_owned(), dir);
+    let overlay_dir = overlay_dir.to_string_lossy().into_owned();
+    let env = &mut process.payload.env;
+    env.insert("TMPDIR".to_owned(), overlay_dir);
     process
 }
 
