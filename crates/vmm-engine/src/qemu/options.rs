@@ -84,6 +84,9 @@ pub enum Accelerator {
     Kvm,
 }
 
+/// The maximum number of CPUs that QEMU emulates without the interrupt controller of KVM.
+const MAX_CPUS: u32 = 255;
+
 /// The maximum number of disks of a guest.
 const MAX_DISKS: usize = 16;
 
@@ -146,6 +149,9 @@ impl QemuOptions {
         }
         if payload.cpus == Some(0) || payload.memory_mib == Some(0) {
             return Err("cpus and memory_mib must be at least 1".to_owned());
+        }
+        if payload.cpus > Some(MAX_CPUS) {
+            return Err(format!("cpus must be at most {MAX_CPUS} for a guest"));
         }
         if self.disks.len() > MAX_DISKS {
             return Err(format!("disks: a guest has at most {MAX_DISKS}"));
@@ -263,7 +269,7 @@ mod tests {
     #[test]
     fn a_field_that_does_not_apply_to_a_guest_is_rejected() {
         let valid = QemuOptions::new("/k").to_payload();
-        let cases: [(fn(&mut PayloadSpec), _); 5] = [
+        let cases: [(fn(&mut PayloadSpec), _); 6] = [
             (|payload| payload.command = vec!["sh".into()], "command"),
             (
                 |payload| payload.working_dir = Some("/".into()),
@@ -272,6 +278,10 @@ mod tests {
             (|payload| payload.stdin = Some(String::new()), "stdin"),
             (|payload| payload.ready = Ready::Notified, "ready"),
             (|payload| payload.cpus = Some(0), "cpus"),
+            (
+                |payload| payload.cpus = Some(MAX_CPUS + 1),
+                "cpus must be at most",
+            ),
         ];
         for (change, field) in cases {
             let mut payload = valid.clone();
