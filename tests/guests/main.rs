@@ -6,6 +6,7 @@ mod common;
 mod image;
 
 mod agent;
+mod boot_times;
 mod confinement;
 mod ends;
 mod failed_starts;

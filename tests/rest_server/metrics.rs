@@ -54,6 +54,9 @@ async fn the_openmetrics_exposition_has_the_same_numbers() {
         "vmm_boxes_crashed_total 0",
         "vmm_boxes_restarted_total 0",
         "vmm_boxes_running 1",
+        "vmm_box_start_duration_seconds_bucket{le=\"+Inf\"} 1",
+        "vmm_box_start_duration_seconds_count 1",
+        "vmm_guest_boot_duration_seconds_count{phase=\"kernel\"} 0",
         "vmm_shim_reaped_total 0",
         "vmm_shim_reaper_registered 1",
         "vmm_shim_reaper_foreign_waits_total 0",
@@ -82,7 +85,7 @@ async fn the_openmetrics_exposition_has_the_same_numbers() {
     }
     let parsed = openmetrics_parser::openmetrics::parse_openmetrics(&reply.text);
     let families = parsed.unwrap_or_else(|error| panic!("{error}:\n{}", reply.text));
-    assert_eq!(families.families.len(), 21);
+    assert_eq!(families.families.len(), 23);
     service.client.remove(&bx.box_id, true).await.unwrap();
     service.shut_down().await;
 }

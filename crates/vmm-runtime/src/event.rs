@@ -9,6 +9,7 @@ use pin_project::pin_project;
 use serde::Serialize;
 use vmm_protocol::Ending;
 
+use crate::shim::BootTimes;
 use crate::{BoxInfo, RuntimeMetricsStorage};
 
 /// A kind of change of a box.
@@ -146,6 +147,11 @@ impl EventBus {
         self.metrics
             .num_running_boxes
             .fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts how long a start took.
+    pub(crate) fn box_booted(&self, times: &BootTimes) {
+        self.metrics.observe_boot(times);
     }
 
     /// Counts a restart by the policy of a box.

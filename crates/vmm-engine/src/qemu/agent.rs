@@ -7,12 +7,15 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vmm_protocol::frames::{Connection, Frame, HostMessage, PayloadMessage, Strictness, VERSION};
+use vmm_protocol::frames::{
+    BootPhase, Connection, Frame, HostMessage, PayloadMessage, Strictness, VERSION,
+};
 
 use crate::EngineError;
 
-/// Waits until the agent at the other end of the port has sent that it is ready.
-pub(super) fn wait_ready(port: &UnixStream) -> Result<(), EngineError> {
+/// Waits until the agent at the other end of the port has sent that it is ready. Returns how long
+/// the phases of the boot took.
+pub(super) fn wait_ready(port: &UnixStream) -> Result<Vec<BootPhase>, EngineError> {
     let system_error = || EngineError::system("wait for the agent of the guest");
     let port = port.try_clone().map_err(system_error())?;
     let mut connection: Connection<PayloadMessage, HostMessage> =
@@ -35,7 +38,9 @@ pub(super) fn wait_ready(port: &UnixStream) -> Result<(), EngineError> {
         loop {
             match connection.next_frame() {
                 Ok(Some(frame)) => match frame.message {
-                    PayloadMessage::Ready { version, .. } if version == VERSION => return Ok(()),
+                    PayloadMessage::Ready { version, boot } if version == VERSION => {
+                        return Ok(boot);
+                    }
                     PayloadMessage::Ready { version, .. } => {
                         return Err(EngineError::Other(format!(
                             "the agent of the guest speaks version {version} of the frames, and \
@@ -76,7 +81,7 @@ mod tests {
     use super::*;
 
     /// Returns what a shim waits for that receives these bytes and then a hang-up.
-    fn after(bytes: &[u8]) -> Result<(), EngineError> {
+    fn after(bytes: &[u8]) -> Result<Vec<BootPhase>, EngineError> {
         let (port, mut guest) = UnixStream::pair().unwrap();
         guest.write_all(bytes).unwrap();
         drop(guest);

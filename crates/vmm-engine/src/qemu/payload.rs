@@ -1,15 +1,15 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::libc::SIGTERM;
 use vmm_agent::RequestError;
-use vmm_protocol::GuestEvent;
 use vmm_protocol::frames::RequestErrorKind;
+use vmm_protocol::{BootTimes, GuestEvent};
 
 use super::agent;
 use super::qmp::{Monitor, Shutdown};
@@ -28,6 +28,8 @@ pub(super) struct QemuPayload {
     agent: Option<UnixStream>,
     /// Whether the agent has reported that it is ready. Until then, the start reads the port.
     is_ready: AtomicBool,
+    started: Instant,
+    boot_times: OnceLock<BootTimes>,
     /// How long the guest has to power off after a stop, before QEMU gets SIGTERM.
     power_off_timeout: Duration,
     is_stopping: AtomicBool,
@@ -45,6 +47,8 @@ impl QemuPayload {
             monitor,
             agent,
             is_ready: AtomicBool::new(false),
+            started: Instant::now(),
+            boot_times: OnceLock::new(),
             power_off_timeout: stop_grace * 3 / 4,
             is_stopping: AtomicBool::new(false),
         }
@@ -78,10 +82,16 @@ impl Payload for QemuPayload {
             return Err(EngineError::EndedEarly);
         }
         if let Some(port) = &self.agent {
-            agent::wait_ready(port)?;
+            let phases = agent::wait_ready(port)?;
+            let times = BootTimes::new(self.started.elapsed(), &phases);
+            let _ = self.boot_times.set(times);
         }
         self.is_ready.store(true, Ordering::Release);
         Ok(())
+    }
+
+    fn boot_times(&self) -> Option<BootTimes> {
+        self.boot_times.get().copied()
     }
 
     fn open_control(&self) -> Result<OwnedFd, RequestError> {

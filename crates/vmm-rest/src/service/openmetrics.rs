@@ -4,12 +4,15 @@ use std::fmt;
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet, text,
+};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
-use vmm_runtime::{RuntimeMetrics, VmmRuntime};
+use vmm_runtime::{DurationHistogram, RuntimeMetrics, VmmRuntime};
 
 use crate::wire::{BoxChange, BoxStatus};
 
@@ -163,6 +166,26 @@ impl Collector for MetricsSnapshot {
         ] {
             write_metric(&mut encoder, name, help, None, &ConstGauge::new(value))?;
         }
+        let starts = encoder.encode_descriptor(
+            "box_start_duration_seconds",
+            "Time from the start of a shim until its payload was ready.",
+            None,
+            MetricType::Histogram,
+        )?;
+        encode_histogram(starts, &runtime.box_starts)?;
+        let mut boots = encoder.encode_descriptor(
+            "guest_boot_duration_seconds",
+            "The phases of that time for guests with an agent: spawn, kernel, agent.",
+            None,
+            MetricType::Histogram,
+        )?;
+        for (phase, durations) in [
+            ("spawn", &runtime.guest_boots.spawn),
+            ("kernel", &runtime.guest_boots.kernel),
+            ("agent", &runtime.guest_boots.agent),
+        ] {
+            encode_histogram(boots.encode_family(&[("phase", phase)])?, durations)?;
+        }
         if let Some(at) = runtime.shim_reaper_last_sweep_at_ms {
             let seconds = ConstGauge::new(at as f64 / 1000.0);
             let (name, help) = (
@@ -184,4 +207,12 @@ fn write_metric(
 ) -> fmt::Result {
     let metric_encoder = encoder.encode_descriptor(name, help, unit, metric.metric_type())?;
     metric.encode(metric_encoder)
+}
+
+fn encode_histogram(mut encoder: MetricEncoder<'_>, histogram: &DurationHistogram) -> fmt::Result {
+    let bounds = DurationHistogram::UPPER_BOUNDS.map(|bound| bound.as_secs_f64());
+    let bounds = bounds.into_iter().chain([f64::INFINITY]);
+    let buckets: Vec<_> = bounds.zip(histogram.counts).collect();
+    let (sum, count) = (histogram.sum.as_secs_f64(), histogram.count());
+    encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
 }

@@ -1,7 +1,13 @@
+mod histogram;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
+
+use self::histogram::AtomicHistogram;
+pub use self::histogram::DurationHistogram;
+use crate::shim::BootTimes;
 
 /// The counters of a VMM runtime at one moment.
 ///
@@ -25,6 +31,10 @@ pub struct RuntimeMetrics {
     pub boxes_restarted_total: u64,
     /// The number of boxes that are running.
     pub num_running_boxes: u64,
+    /// How long the starts of boxes took, see [`BootTimes::total`](crate::shim::BootTimes::total).
+    pub box_starts: DurationHistogram,
+    /// How long the phases of these starts took for guests with an agent.
+    pub guest_boots: GuestBootMetrics,
     /// The number of shims that the reaper reaped.
     pub shim_reaped: u64,
     /// The number of shims whose exit the reaper saw but did not reap: re-attached shims, which are
@@ -56,6 +66,18 @@ pub struct RuntimeMetrics {
     pub shim_reaper_alive: bool,
 }
 
+/// How long the [`BootPhases`](crate::shim::BootPhases) of guests took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct GuestBootMetrics {
+    /// [`BootPhases::spawn`](crate::shim::BootPhases::spawn).
+    pub spawn: DurationHistogram,
+    /// [`BootPhases::kernel`](crate::shim::BootPhases::kernel).
+    pub kernel: DurationHistogram,
+    /// [`BootPhases::agent`](crate::shim::BootPhases::agent).
+    pub agent: DurationHistogram,
+}
+
 /// The shared counters behind [`RuntimeMetrics`].
 ///
 /// Clones share the counters. Each component increments its own; this type does not know them.
@@ -74,6 +96,8 @@ pub struct RuntimeMetricsStorage {
     pub boxes_restarted_total: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::num_running_boxes`].
     pub num_running_boxes: Arc<AtomicU64>,
+    /// See [`RuntimeMetrics::box_starts`] and [`RuntimeMetrics::guest_boots`].
+    boots: Arc<BootCounters>,
     /// See [`RuntimeMetrics::shim_reaped`].
     pub shim_reaped: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::shim_reaper_vanished`].
@@ -82,7 +106,25 @@ pub struct RuntimeMetricsStorage {
     pub shim_reaper_registered: Arc<AtomicU64>,
 }
 
+#[derive(Debug, Default)]
+struct BootCounters {
+    total: AtomicHistogram,
+    spawn: AtomicHistogram,
+    kernel: AtomicHistogram,
+    agent: AtomicHistogram,
+}
+
 impl RuntimeMetricsStorage {
+    /// Counts a start.
+    pub(crate) fn observe_boot(&self, times: &BootTimes) {
+        self.boots.total.observe(times.total);
+        if let Some(phases) = &times.phases {
+            self.boots.spawn.observe(phases.spawn);
+            self.boots.kernel.observe(phases.kernel);
+            self.boots.agent.observe(phases.agent);
+        }
+    }
+
     /// Returns the stored counters. The fields of [`RuntimeMetrics`] that are not stored here have
     /// their default values.
     pub fn snapshot(&self) -> RuntimeMetrics {
@@ -94,6 +136,12 @@ impl RuntimeMetricsStorage {
             boxes_stopped_total: read(&self.boxes_stopped_total),
             boxes_restarted_total: read(&self.boxes_restarted_total),
             num_running_boxes: read(&self.num_running_boxes),
+            box_starts: self.boots.total.snapshot(),
+            guest_boots: GuestBootMetrics {
+                spawn: self.boots.spawn.snapshot(),
+                kernel: self.boots.kernel.snapshot(),
+                agent: self.boots.agent.snapshot(),
+            },
             shim_reaped: read(&self.shim_reaped),
             shim_reaper_vanished: read(&self.shim_reaper_vanished),
             shim_reaper_registered: read(&self.shim_reaper_registered),

@@ -1,0 +1,33 @@
+//! How long guests took to boot.
+
+use vmm_runtime::Removal;
+use vmm_runtime::testing::PerTestBoxHome;
+
+use crate::guest::{GuestFiles, open_runtime, spec};
+
+#[tokio::test]
+async fn the_metrics_have_the_phases_of_the_boot_of_a_guest() {
+    let Some(files) = GuestFiles::find() else {
+        return;
+    };
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let bx = runtime.create(spec(&files.guest_with_agent())).await;
+    let bx = runtime.start(&bx.unwrap().id).await.unwrap();
+    let metrics = runtime.metrics().await;
+    assert_eq!(metrics.box_starts.count(), 1);
+    let boots = metrics.guest_boots;
+    for (phase, durations) in [
+        ("spawn", boots.spawn),
+        ("kernel", boots.kernel),
+        ("agent", boots.agent),
+    ] {
+        assert_eq!(durations.count(), 1, "{phase}");
+        assert!(!durations.sum.is_zero(), "{phase}");
+    }
+    let sum = boots.spawn.sum + boots.kernel.sum + boots.agent.sum;
+    // Each is rounded down to a microsecond.
+    let difference = metrics.box_starts.sum - sum;
+    assert!(difference.as_micros() < 4, "{metrics:?}");
+    runtime.remove(&bx.id, Removal::Force).await.unwrap();
+}
