@@ -18,16 +18,14 @@ async fn the_metrics_have_the_phases_of_the_boot_of_a_guest() {
     assert_eq!(metrics.box_starts.count(), 1);
     let boots = metrics.guest_boots;
     for (phase, durations) in [
-        ("spawn", boots.spawn),
+        ("vmm", boots.vmm),
         ("kernel", boots.kernel),
         ("agent", boots.agent),
     ] {
         assert_eq!(durations.count(), 1, "{phase}");
         assert!(!durations.sum.is_zero(), "{phase}");
     }
-    let sum = boots.spawn.sum + boots.kernel.sum + boots.agent.sum;
-    // Each is rounded down to a microsecond.
-    let difference = metrics.box_starts.sum - sum;
-    assert!(difference.as_micros() < 4, "{metrics:?}");
+    let sum = boots.vmm.sum + boots.kernel.sum + boots.agent.sum;
+    assert!(sum <= metrics.box_starts.sum, "{metrics:?}");
     runtime.remove(&bx.id, Removal::Force).await.unwrap();
 }

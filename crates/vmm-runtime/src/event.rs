@@ -2,14 +2,14 @@ use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::Stream;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use pin_project::pin_project;
 use serde::Serialize;
-use vmm_protocol::Ending;
+use vmm_protocol::{BootTimes, Ending};
 
-use crate::shim::BootTimes;
 use crate::{BoxInfo, RuntimeMetricsStorage};
 
 /// A kind of change of a box.
@@ -150,8 +150,8 @@ impl EventBus {
     }
 
     /// Counts how long a start took.
-    pub(crate) fn box_booted(&self, times: &BootTimes) {
-        self.metrics.observe_boot(times);
+    pub(crate) fn box_started(&self, after: Duration, boot: Option<BootTimes>) {
+        self.metrics.observe_start(after, boot);
     }
 
     /// Counts a restart by the policy of a box.

@@ -175,12 +175,12 @@ impl Collector for MetricsSnapshot {
         encode_histogram(starts, &runtime.box_starts)?;
         let mut boots = encoder.encode_descriptor(
             "guest_boot_duration_seconds",
-            "The phases of that time for guests with an agent: spawn, kernel, agent.",
+            "The phases of that time for guests with an agent: VMM, kernel, agent.",
             None,
             MetricType::Histogram,
         )?;
         for (phase, durations) in [
-            ("spawn", &runtime.guest_boots.spawn),
+            ("vmm", &runtime.guest_boots.vmm),
             ("kernel", &runtime.guest_boots.kernel),
             ("agent", &runtime.guest_boots.agent),
         ] {

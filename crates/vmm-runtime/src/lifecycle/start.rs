@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use vmm_protocol::InstanceSpec;
 
 use super::stop::check_killed;
@@ -65,6 +65,7 @@ async fn launch(
     interrupt: &CancellationToken,
 ) -> Result<Arc<ShimHandler>, StartError> {
     delete_run_files(core, bx).await?;
+    let begun = Instant::now();
     let shim = core
         .controller
         .start_cancellable(interrupt, bx.dir().path(), spec, |shim| {
@@ -73,7 +74,10 @@ async fn launch(
         })
         .await?;
     match bx.mark_started(shim) {
-        Ok(shim) => Ok(shim),
+        Ok(shim) => {
+            core.events.box_started(begun.elapsed(), shim.boot_times());
+            Ok(shim)
+        }
         Err(shim) => {
             // Whether it ends or is stuck, it no longer belongs to the box.
             let _ = timeout(SIGKILL_TIMEOUT, shim.kill()).await;

@@ -2,12 +2,13 @@ mod histogram;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde::Serialize;
+use vmm_protocol::BootTimes;
 
 use self::histogram::AtomicHistogram;
 pub use self::histogram::DurationHistogram;
-use crate::shim::BootTimes;
 
 /// The counters of a VMM runtime at one moment.
 ///
@@ -31,9 +32,10 @@ pub struct RuntimeMetrics {
     pub boxes_restarted_total: u64,
     /// The number of boxes that are running.
     pub num_running_boxes: u64,
-    /// How long the starts of boxes took, see [`BootTimes::total`](crate::shim::BootTimes::total).
+    /// How long the starts of boxes took, from the start of the shim until the payload was ready.
     pub box_starts: DurationHistogram,
-    /// How long the phases of these starts took for guests with an agent.
+    /// How long the phases of these starts took for guests with an agent. A guest reports the times
+    /// of its kernel and its agent itself.
     pub guest_boots: GuestBootMetrics,
     /// The number of shims that the reaper reaped.
     pub shim_reaped: u64,
@@ -66,15 +68,15 @@ pub struct RuntimeMetrics {
     pub shim_reaper_alive: bool,
 }
 
-/// How long the [`BootPhases`](crate::shim::BootPhases) of guests took.
+/// The [`BootTimes`] of guests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct GuestBootMetrics {
-    /// [`BootPhases::spawn`](crate::shim::BootPhases::spawn).
-    pub spawn: DurationHistogram,
-    /// [`BootPhases::kernel`](crate::shim::BootPhases::kernel).
+    /// [`BootTimes::vmm_ms`].
+    pub vmm: DurationHistogram,
+    /// [`BootTimes::kernel_ms`].
     pub kernel: DurationHistogram,
-    /// [`BootPhases::agent`](crate::shim::BootPhases::agent).
+    /// [`BootTimes::agent_ms`].
     pub agent: DurationHistogram,
 }
 
@@ -108,20 +110,24 @@ pub struct RuntimeMetricsStorage {
 
 #[derive(Debug, Default)]
 struct BootCounters {
-    total: AtomicHistogram,
-    spawn: AtomicHistogram,
+    starts: AtomicHistogram,
+    vmm: AtomicHistogram,
     kernel: AtomicHistogram,
     agent: AtomicHistogram,
 }
 
 impl RuntimeMetricsStorage {
-    /// Counts a start.
-    pub(crate) fn observe_boot(&self, times: &BootTimes) {
-        self.boots.total.observe(times.total);
-        if let Some(phases) = &times.phases {
-            self.boots.spawn.observe(phases.spawn);
-            self.boots.kernel.observe(phases.kernel);
-            self.boots.agent.observe(phases.agent);
+    /// Counts a start, and the boot of its guest.
+    pub(crate) fn observe_start(&self, duration: Duration, boot: Option<BootTimes>) {
+        self.boots.starts.observe(duration);
+        if let Some(boot) = boot {
+            self.boots.vmm.observe(Duration::from_millis(boot.vmm_ms));
+            self.boots
+                .kernel
+                .observe(Duration::from_millis(boot.kernel_ms));
+            self.boots
+                .agent
+                .observe(Duration::from_millis(boot.agent_ms));
         }
     }
 
@@ -136,9 +142,9 @@ impl RuntimeMetricsStorage {
             boxes_stopped_total: read(&self.boxes_stopped_total),
             boxes_restarted_total: read(&self.boxes_restarted_total),
             num_running_boxes: read(&self.num_running_boxes),
-            box_starts: self.boots.total.snapshot(),
+            box_starts: self.boots.starts.snapshot(),
             guest_boots: GuestBootMetrics {
-                spawn: self.boots.spawn.snapshot(),
+                vmm: self.boots.vmm.snapshot(),
                 kernel: self.boots.kernel.snapshot(),
                 agent: self.boots.agent.snapshot(),
             },
