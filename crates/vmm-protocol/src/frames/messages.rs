@@ -25,15 +25,17 @@ pub enum HostMessage {
     },
     /// Starts a command. The response is `Started` or `Exited`.
     Exec(ExecSpec),
-    /// Starts a command in a shim, without attaching to it. The response is `Started` or `Exited`. The
-    /// output waits a while for a client that attaches.
+    /// Starts a command in a shim, without attaching to it. The response is `Started` or `Exited`.
+    /// `Exited` also follows `Started` when the command has ended. The output waits a while for a client
+    /// that attaches.
     Start(ExecSpec),
     /// Opens the stream for an execution that a shim has. The response is `Started` or `Error`.
     Attach {
         /// The id of the execution.
         id: String,
         /// Whether the stream gets the output: first what is kept, then more as it is written. Only
-        /// one stream at a time does. Without, the stream is for signals and sizes.
+        /// one stream at a time does. Without, the stream is for signals and sizes, and gets
+        /// `Exited` when the command has ended, before its output is read.
         output: bool,
     },
     /// Requests the list of executions.

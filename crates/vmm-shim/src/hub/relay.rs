@@ -241,16 +241,39 @@ impl Hub {
                 }
                 _ => return,
             };
+            let id = execution.id().to_owned();
             // The client that has started the execution without attaching to it.
             if let Some((client, client_stream)) = self.requests.remove(&stream)
                 && let Some(client) = self.clients.get_mut(&client)
             {
+                if let PayloadMessage::Started { .. } = response {
+                    client.streams.insert(client_stream, id);
+                }
                 client.send(client_stream, response);
+            } else if let PayloadMessage::Exited { .. } = response {
+                self.send_ending(&id, &response);
             }
         } else if let Some((client, client_stream)) = self.requests.remove(&stream)
             && let Some(client) = self.clients.get_mut(&client)
         {
             client.send(client_stream, message);
+        }
+    }
+
+    /// Sends the ending of an execution on the streams that do not have its output, and closes them.
+    fn send_ending(&mut self, id: &str, ending: &PayloadMessage) {
+        let execution = self.executions.get(id);
+        let reader = execution.and_then(|execution| execution.reader());
+        let reader = reader.map(|reader| (reader.client, reader.stream));
+        for (client_id, client) in &mut self.clients {
+            let streams = client.streams.iter().filter(|(_, of)| *of == id);
+            let streams = streams.map(|(stream, _)| *stream);
+            for stream in streams.collect::<Vec<_>>() {
+                if reader != Some((*client_id, stream)) {
+                    client.streams.remove(&stream);
+                    client.send(stream, ending.clone());
+                }
+            }
         }
     }
 
