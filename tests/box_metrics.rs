@@ -7,9 +7,13 @@ use common::own_process::{block_on, in_own_process};
 use common::{KillOnDrop, eventually, eventually_blocking, exits_with, is_zombie, kill, sleeper};
 use nix::sys::signal::Signal;
 use nix::unistd::{SysconfVar, sysconf};
+use tokio::io::AsyncWriteExt;
 use vmm_protocol::procfs::Stat;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxSpec, BoxUsage, RuntimeError, RuntimeMetrics, VmmRuntime};
+use vmm_runtime::{
+    BoxSpec, BoxUsage, ExecSpec, ExecutionMetrics, Removal, RuntimeError, RuntimeMetrics,
+    VmmRuntime,
+};
 
 fn boxes(metrics: &RuntimeMetrics) -> (u64, u64, u64, u64) {
     (
@@ -121,10 +125,79 @@ async fn usage_covers_the_shim_and_its_descendants_while_the_box_runs() {
     let (shim, payload) = (memory_of(bx.pid), memory_of(bx.payload_pid));
     let memory = measure().memory_bytes.unwrap();
     assert!(memory > shim + payload / 2, "{memory}: {shim}, {payload}");
+    let cpu_time = measure().cpu_time.unwrap();
+    eventually("the CPU time rises", || {
+        measure().cpu_time.unwrap() > cpu_time
+    })
+    .await;
     runtime.stop(&bx.id).await.unwrap();
     assert_eq!(measure(), BoxUsage::default());
     let unknown = runtime.usage("unknown").await;
     assert!(matches!(unknown, Err(RuntimeError::NotFound { .. })));
+}
+
+fn command(script: &str) -> ExecSpec {
+    ExecSpec::new("", ["sh", "-c", script])
+}
+
+#[tokio::test]
+async fn commands_are_counted_by_how_they_end_with_or_without_a_client() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let id = start_box(&runtime, sleeping()).await.id;
+    let other = start_box(&runtime, sleeping()).await.id;
+    let counted = |id| runtime.execution_metrics(id).unwrap();
+
+    let mut cat = command("cat; echo error >&2");
+    cat.stdin = true;
+    let mut execution = runtime.exec(&id, cat).await.unwrap();
+    let mut stdin = execution.stdin.take().unwrap();
+    stdin.write_all(b"seven b").await.unwrap();
+    drop(stdin);
+    execution.output().await.unwrap();
+    let failed = runtime.exec(&id, command("exit 3")).await.unwrap();
+    failed.wait().await.unwrap();
+    let missing = ExecSpec::new("", ["/nonexistent"]);
+    runtime.exec(&id, missing.clone()).await.unwrap_err();
+    runtime.start_execution(&id, missing).await.unwrap_err();
+    // No client is attached to these when they end.
+    let left = runtime.exec(&id, command("sleep 1000")).await.unwrap();
+    let left_id = left.id().to_owned();
+    drop(left);
+    let started = runtime.start_execution(&id, command("sleep 1000")).await;
+    let started = started.unwrap();
+    assert_eq!((counted(&id).started, counted(&id).running), (4, 2));
+    runtime.signal_execution(&id, &left_id, 15).await.unwrap();
+    runtime.signal_execution(&id, &started, 15).await.unwrap();
+    eventually("the ends are counted", || counted(&id).running == 0).await;
+
+    let metrics = counted(&id);
+    assert_eq!((metrics.started, metrics.start_failures), (4, 2));
+    assert_eq!(
+        (metrics.succeeded, metrics.failed, metrics.signaled),
+        (1, 1, 2)
+    );
+    let bytes = (
+        metrics.stdin_bytes,
+        metrics.stdout_bytes,
+        metrics.stderr_bytes,
+    );
+    assert_eq!(bytes, (7, 7, 6));
+    assert_eq!(counted(&other), ExecutionMetrics::default());
+
+    runtime
+        .start_execution(&other, command("sleep 1000"))
+        .await
+        .unwrap();
+    kill(
+        runtime.info(&other).await.unwrap().pid.unwrap(),
+        Signal::SIGKILL,
+    );
+    eventually("the lost command is counted", || counted(&other).lost == 1).await;
+    let of_runtime = runtime.metrics().await.executions;
+    assert_eq!((of_runtime.started, of_runtime.running), (5, 0));
+    runtime.remove(&id, Removal::Force).await.unwrap();
+    runtime.remove(&other, Removal::Force).await.unwrap();
 }
 
 #[test]

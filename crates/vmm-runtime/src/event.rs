@@ -1,6 +1,6 @@
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use pin_project::pin_project;
 use serde::Serialize;
 use vmm_protocol::{BootTimes, Ending};
 
+use crate::metrics::ExecutionCounters;
 use crate::{BoxInfo, RuntimeMetricsStorage};
 
 /// A kind of change of a box.
@@ -152,6 +153,12 @@ impl EventBus {
     /// Counts how long a start took.
     pub(crate) fn box_started(&self, after: Duration, boot: Option<BootTimes>) {
         self.metrics.observe_start(after, boot);
+    }
+
+    /// Returns the counters of a new box for the commands that run in it.
+    pub(crate) fn execution_counters(&self) -> Arc<ExecutionCounters> {
+        let of_runtime = Arc::clone(&self.metrics.executions);
+        Arc::new(ExecutionCounters::of_box(of_runtime))
     }
 
     /// Counts a restart by the policy of a box.

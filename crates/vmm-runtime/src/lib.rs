@@ -111,7 +111,9 @@ pub use exec::{ExecError, ExecOutput, Execution, ExecutionInput, ExecutionOutput
 pub use health::{HealthCheckOptions, HealthState, Probe};
 pub use images::{Image, ImageError, ImageInfo, ImageStore, ImageTable, StagedImage};
 pub use lifecycle::{Removal, RuntimeShutdown};
-pub use metrics::{DurationHistogram, GuestBootMetrics, RuntimeMetrics, RuntimeMetricsStorage};
+pub use metrics::{
+    DurationHistogram, ExecutionMetrics, GuestBootMetrics, RuntimeMetrics, RuntimeMetricsStorage,
+};
 pub use options::{PayloadCheck, RuntimeOptions};
 pub use process::{BoxUsage, ProcessExit, ProcessMonitor};
 pub use restart::{InvalidRestartPolicy, RestartPolicy};

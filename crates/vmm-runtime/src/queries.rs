@@ -10,8 +10,8 @@ use crate::boxes::MicroBox;
 use crate::lifecycle;
 use crate::process::{count_zombies, measure_usage};
 use crate::{
-    BoxCounts, BoxInfo, BoxUsage, ConsoleReader, Events, ListOptions, RuntimeError, RuntimeMetrics,
-    VmmRuntime,
+    BoxCounts, BoxInfo, BoxUsage, ConsoleReader, Events, ExecutionMetrics, ListOptions,
+    RuntimeError, RuntimeMetrics, VmmRuntime,
 };
 
 /// How long reading the state of a box waits for an exit to be saved.
@@ -153,6 +153,15 @@ impl VmmRuntime {
         // Until its exit is known, the shim is not reaped, and its pid not reused.
         let usage = measured.ok().filter(|_| shim.is_running());
         Ok(usage.unwrap_or_default())
+    }
+
+    /// Returns what this runtime has counted of the commands in a box.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::NotFound`], [`RuntimeError::Ambiguous`].
+    pub fn execution_metrics(&self, id_or_name: &str) -> Result<ExecutionMetrics, RuntimeError> {
+        Ok(self.core().boxes.find(id_or_name)?.executions().snapshot())
     }
 
     /// Returns the number of children of this process that have exited and are not reaped, whether

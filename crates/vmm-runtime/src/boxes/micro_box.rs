@@ -15,6 +15,7 @@ use super::{
     BoxCounts, BoxId, BoxInfo, BoxRecord, Outcome, ShutdownTarget, StartDecision, StartRequest,
 };
 use crate::event::EventBus;
+use crate::metrics::ExecutionCounters;
 use crate::restart::DueBoxes;
 use crate::{BoxChange, HealthCheckOptions, HealthState, RuntimeError, ShimHandler};
 
@@ -24,6 +25,7 @@ pub(crate) struct MicroBox {
     id: BoxId,
     dir: BoxDir,
     pub(super) events: Arc<EventBus>,
+    executions: Arc<ExecutionCounters>,
     pub(super) due: Arc<DueBoxes>,
     /// Held by the operation that starts, stops or cleans up the box. Taken after `removal_lock`.
     pub(crate) operation_lock: tokio::sync::Mutex<()>,
@@ -52,6 +54,7 @@ impl MicroBox {
         Self {
             id: record.id.clone(),
             dir,
+            executions: events.execution_counters(),
             events,
             due,
             operation_lock: tokio::sync::Mutex::new(()),
@@ -69,6 +72,11 @@ impl MicroBox {
 
     pub(crate) fn dir(&self) -> &BoxDir {
         &self.dir
+    }
+
+    /// Returns the counters of the commands that run in the box.
+    pub(crate) fn executions(&self) -> &Arc<ExecutionCounters> {
+        &self.executions
     }
 
     /// Locks the state.

@@ -13,6 +13,7 @@ use super::error::ExecError;
 use super::streams::{ExecutionInput, ExecutionOutput};
 use super::task::{ExecutionTask, Outcome, Requests, STREAM, TaskStreams};
 use crate::core::Core;
+use crate::metrics::{ExecutionCounters, RunningExecution};
 
 /// How many bytes a stream holds between the task and its user.
 const PIPE_BYTES: usize = 16 << 10;
@@ -138,33 +139,75 @@ pub struct ExecOutput {
 pub(crate) async fn exec(
     core: Arc<Core>,
     dir: BoxDir,
+    counters: Arc<ExecutionCounters>,
     spec: ExecSpec,
 ) -> Result<Execution, ExecError> {
     let mut connection = ShimConnection::open(&dir).await?;
     let id = spec.id.clone();
-    match connection.request(STREAM, HostMessage::Exec(spec)).await? {
-        PayloadMessage::Started { input_credit, .. } => {
-            Ok(start_task(&core, connection, id, input_credit))
+    let request = HostMessage::Exec(spec);
+    let input_credit = request_start(&mut connection, &counters, request).await?;
+    let running = counters.start();
+    let (execution, task) = execution_with_task(connection, id.clone(), input_credit, counters);
+    drop(core.spawn(async move {
+        if let Some(running) = task.run(Some(running)).await {
+            // Its client has left.
+            watch_by_id(&dir, id, running).await;
         }
-        PayloadMessage::Exited {
+    }));
+    Ok(execution)
+}
+
+/// Requests the start of a command. Returns the credit for its input.
+async fn request_start(
+    connection: &mut ShimConnection,
+    counters: &ExecutionCounters,
+    request: HostMessage,
+) -> Result<u32, ExecError> {
+    let started = match connection.request(STREAM, request).await {
+        Ok(PayloadMessage::Started { input_credit, .. }) => Ok(input_credit),
+        Ok(PayloadMessage::Exited {
             ending: Ending::Failed { kind, message },
-        } => Err(ExecError::Start { kind, message }),
-        _ => Err(ExecError::Interrupted),
+        }) => Err(ExecError::Start { kind, message }),
+        Ok(_) => Err(ExecError::Interrupted),
+        Err(error) => Err(error),
+    };
+    started.inspect_err(|_| counters.add_start_failure())
+}
+
+/// Waits for the end of a command on the connection that has started it, and counts it.
+async fn watch(mut connection: ShimConnection, running: RunningExecution) {
+    while let Ok(Some(message)) = connection.input.receive().await {
+        if let PayloadMessage::Exited { ending } = message {
+            return running.end(&ending);
+        }
+    }
+}
+
+/// Waits for the end of a command that another connection has started, and counts it.
+async fn watch_by_id(dir: &BoxDir, id: String, running: RunningExecution) {
+    let Ok(mut connection) = ShimConnection::open(dir).await else {
+        return;
+    };
+    let output = false;
+    let attach = HostMessage::Attach { id, output };
+    if connection.request(STREAM, attach).await.is_ok() {
+        watch(connection, running).await;
     }
 }
 
 /// Starts a command in the box with this directory, without attaching to it. Returns its id.
-pub(crate) async fn start(dir: BoxDir, spec: ExecSpec) -> Result<String, ExecError> {
+pub(crate) async fn start(
+    core: Arc<Core>,
+    dir: BoxDir,
+    counters: Arc<ExecutionCounters>,
+    spec: ExecSpec,
+) -> Result<String, ExecError> {
     let mut connection = ShimConnection::open(&dir).await?;
     let id = spec.id.clone();
-    let start = HostMessage::Start(spec);
-    match connection.request(STREAM, start).await? {
-        PayloadMessage::Started { .. } => Ok(id),
-        PayloadMessage::Exited {
-            ending: Ending::Failed { kind, message },
-        } => Err(ExecError::Start { kind, message }),
-        _ => Err(ExecError::Interrupted),
-    }
+    let request = HostMessage::Start(spec);
+    request_start(&mut connection, &counters, request).await?;
+    drop(core.spawn(watch(connection, counters.start())));
+    Ok(id)
 }
 
 /// Sends a message to an execution of the box with this directory, without attaching to its output.
@@ -204,6 +247,7 @@ pub(crate) async fn forget(dir: BoxDir, id: String) -> Result<(), ExecError> {
 pub(crate) async fn attach(
     core: Arc<Core>,
     dir: BoxDir,
+    counters: Arc<ExecutionCounters>,
     id: String,
 ) -> Result<Execution, ExecError> {
     let mut connection = ShimConnection::open(&dir).await?;
@@ -213,13 +257,21 @@ pub(crate) async fn attach(
     };
     match connection.request(STREAM, attach).await? {
         PayloadMessage::Started { input_credit, .. } => {
-            Ok(start_task(&core, connection, id, input_credit))
+            let (execution, task) = execution_with_task(connection, id, input_credit, counters);
+            drop(core.spawn(async move { drop(task.run(None).await) }));
+            Ok(execution)
         }
         _ => Err(ExecError::Interrupted),
     }
 }
 
-fn start_task(core: &Core, connection: ShimConnection, id: String, input_credit: u32) -> Execution {
+/// Creates an execution, and the task that moves its data.
+fn execution_with_task(
+    connection: ShimConnection,
+    id: String,
+    input_credit: u32,
+    counters: Arc<ExecutionCounters>,
+) -> (Execution, ExecutionTask) {
     let (stdin, task_stdin) = duplex(PIPE_BYTES);
     let (stdout, task_stdout) = duplex(PIPE_BYTES);
     let (stderr, task_stderr) = duplex(PIPE_BYTES);
@@ -238,13 +290,13 @@ fn start_task(core: &Core, connection: ShimConnection, id: String, input_credit:
         input_credit,
         sender,
         Arc::clone(&keeps_stdin),
+        counters,
     );
-    drop(core.spawn(task.run()));
     let output = |stream| ExecutionOutput {
         stream,
         _requests: requests.clone(),
     };
-    Execution {
+    let execution = Execution {
         id,
         stdin: Some(ExecutionInput {
             stream: stdin,
@@ -255,7 +307,8 @@ fn start_task(core: &Core, connection: ShimConnection, id: String, input_credit:
         requests,
         outcome,
         keeps_stdin,
-    }
+    };
+    (execution, task)
 }
 
 /// Returns the executions of the box with this directory.

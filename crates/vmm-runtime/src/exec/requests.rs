@@ -5,6 +5,7 @@ use vmm_protocol::BoxDir;
 use vmm_protocol::frames::HostMessage;
 
 use crate::core::Core;
+use crate::metrics::ExecutionCounters;
 use crate::{
     ExecError, ExecSpec, Execution, ExecutionInfo, RuntimeError, TerminalSize, VmmRuntime, exec,
 };
@@ -40,8 +41,11 @@ impl VmmRuntime {
     ) -> Result<Execution, RuntimeError> {
         self.check_not_paused(id_or_name)?;
         set_id(&mut spec);
-        self.request_shim(id_or_name, |core, dir| exec::exec(core, dir, spec))
-            .await
+        let counters = self.execution_counters(id_or_name)?;
+        self.request_shim(id_or_name, |core, dir| {
+            exec::exec(core, dir, counters, spec)
+        })
+        .await
     }
 
     /// Starts a command in a box, as [`exec`](Self::exec) does, without attaching to it. Returns its id.
@@ -62,8 +66,11 @@ impl VmmRuntime {
     ) -> Result<String, RuntimeError> {
         self.check_not_paused(id_or_name)?;
         set_id(&mut spec);
-        self.request_shim(id_or_name, |_, dir| exec::start(dir, spec))
-            .await
+        let counters = self.execution_counters(id_or_name)?;
+        self.request_shim(id_or_name, |core, dir| {
+            exec::start(core, dir, counters, spec)
+        })
+        .await
     }
 
     /// Attaches to an execution that was started earlier, also by a previous runtime. Its kept
@@ -83,8 +90,11 @@ impl VmmRuntime {
         execution: &str,
     ) -> Result<Execution, RuntimeError> {
         let execution = execution.to_owned();
-        self.request_shim(id_or_name, |core, dir| exec::attach(core, dir, execution))
-            .await
+        let counters = self.execution_counters(id_or_name)?;
+        self.request_shim(id_or_name, |core, dir| {
+            exec::attach(core, dir, counters, execution)
+        })
+        .await
     }
 
     /// Returns the executions of a box: those that run, and the last 64 that have ended.
@@ -179,6 +189,10 @@ impl VmmRuntime {
             return Err(RuntimeError::Paused { id });
         }
         Ok(())
+    }
+
+    fn execution_counters(&self, id_or_name: &str) -> Result<Arc<ExecutionCounters>, RuntimeError> {
+        Ok(Arc::clone(self.core().boxes.find(id_or_name)?.executions()))
     }
 
     /// Connects to the shim of a running box, on the runtime's own thread: the caller may not be in

@@ -10,6 +10,8 @@ use tokio::time::timeout;
 use vmm_protocol::Ending;
 use vmm_protocol::frames::{HostMessage, INITIAL_CREDIT, PayloadMessage, Window};
 
+use crate::metrics::{ExecutionCounters, RunningExecution};
+
 use super::connection::{FrameInput, FrameOutput, ShimConnection};
 
 /// Sends requests to the task. The task ends when all senders are dropped.
@@ -44,6 +46,7 @@ pub(super) struct ExecutionTask {
     outcome: watch::Sender<Outcome>,
     /// Whether the stdin of the command stays open when that of the user ends.
     keeps_stdin: Arc<AtomicBool>,
+    counters: Arc<ExecutionCounters>,
 }
 
 /// What the shim has sent, until the reader takes it. Bounded by the credit of the shim.
@@ -70,6 +73,7 @@ impl ExecutionTask {
         input_credit: u32,
         outcome: watch::Sender<Outcome>,
         keeps_stdin: Arc<AtomicBool>,
+        counters: Arc<ExecutionCounters>,
     ) -> Self {
         let ShimConnection { input, output } = connection;
         Self {
@@ -83,15 +87,26 @@ impl ExecutionTask {
             consumed: 0,
             outcome,
             keeps_stdin,
+            counters,
         }
     }
 
     /// Runs until the execution has ended and its output is taken, or all handles of it are dropped.
-    pub(super) async fn run(mut self) {
+    /// Counts its end, or returns `running` if that was not observed.
+    pub(super) async fn run(
+        mut self,
+        mut running: Option<RunningExecution>,
+    ) -> Option<RunningExecution> {
         let ending = self.relay().await;
+        if let Some(ending) = &ending
+            && let Some(running) = running.take()
+        {
+            running.end(ending);
+        }
         self.outcome.send_replace(Some(ending));
         // The readers take what is left. They see the end when the pipes are dropped.
         let _ = tokio::join!(self.stdout.drain(), self.stderr.drain());
+        running
     }
 
     /// Returns how the execution ended; `None` if the connection was lost or released.
@@ -140,6 +155,7 @@ impl ExecutionTask {
             }
             return self.send(HostMessage::CloseStdin);
         }
+        self.counters.add_stdin(data.len());
         self.stdin_window.take(data.len());
         self.send(HostMessage::Stdin(data.to_vec()))
     }
@@ -156,8 +172,14 @@ impl ExecutionTask {
     /// Handles a message of the shim. Returns the ending if it is the last one.
     fn handle(&mut self, message: PayloadMessage) -> Option<Ending> {
         match message {
-            PayloadMessage::Stdout(data) => self.stdout.chunks.push_back(data),
-            PayloadMessage::Stderr(data) => self.stderr.chunks.push_back(data),
+            PayloadMessage::Stdout(data) => {
+                self.counters.add_stdout(data.len());
+                self.stdout.chunks.push_back(data);
+            }
+            PayloadMessage::Stderr(data) => {
+                self.counters.add_stderr(data.len());
+                self.stderr.chunks.push_back(data);
+            }
             PayloadMessage::Credit { bytes } => self.stdin_window.grant(bytes),
             PayloadMessage::Exited { ending } => return Some(ending),
             _ => {}

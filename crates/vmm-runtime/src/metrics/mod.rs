@@ -1,3 +1,4 @@
+mod executions;
 mod histogram;
 
 use std::sync::Arc;
@@ -7,6 +8,8 @@ use std::time::Duration;
 use serde::Serialize;
 use vmm_protocol::BootTimes;
 
+pub use self::executions::ExecutionMetrics;
+pub(crate) use self::executions::{ExecutionCounters, RunningExecution};
 use self::histogram::AtomicHistogram;
 pub use self::histogram::DurationHistogram;
 
@@ -37,6 +40,8 @@ pub struct RuntimeMetrics {
     /// How long the phases of these starts took for guests with an agent. A guest reports the times
     /// of its kernel and its agent itself.
     pub guest_boots: GuestBootMetrics,
+    /// What was counted of the commands in all boxes.
+    pub executions: ExecutionMetrics,
     /// The number of shims that the reaper reaped.
     pub shim_reaped: u64,
     /// The number of shims whose exit the reaper saw but did not reap: re-attached shims, which are
@@ -100,6 +105,8 @@ pub struct RuntimeMetricsStorage {
     pub num_running_boxes: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::box_starts`] and [`RuntimeMetrics::guest_boots`].
     boots: Arc<BootCounters>,
+    /// See [`RuntimeMetrics::executions`].
+    pub(crate) executions: Arc<ExecutionCounters>,
     /// See [`RuntimeMetrics::shim_reaped`].
     pub shim_reaped: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::shim_reaper_vanished`].
@@ -148,6 +155,7 @@ impl RuntimeMetricsStorage {
                 kernel: self.boots.kernel.snapshot(),
                 agent: self.boots.agent.snapshot(),
             },
+            executions: self.executions.snapshot(),
             shim_reaped: read(&self.shim_reaped),
             shim_reaper_vanished: read(&self.shim_reaper_vanished),
             shim_reaper_registered: read(&self.shim_reaper_registered),

@@ -1,5 +1,6 @@
 use std::io;
 use std::thread;
+use std::time::Duration;
 
 use rustix::param::{clock_ticks_per_second, page_size};
 use rustix::time::{ClockId, clock_gettime};
@@ -14,6 +15,9 @@ pub struct BoxUsage {
     /// processors that the box may use, from 0 to 100. Counts the shim, its descendants that are
     /// alive, and the children that these have reaped.
     pub cpu_percent: Option<f32>,
+    /// The CPU time since the start of the shim. Two values and the time between them show how much
+    /// CPU the box uses now. Falls when a process ends that its parent has not reaped.
+    pub cpu_time: Option<Duration>,
     /// The resident memory of the shim and its descendants. Shared memory is counted once per
     /// process.
     pub memory_bytes: Option<u64>,
@@ -37,9 +41,11 @@ pub(crate) fn measure_usage(shim: u32, cpus: Option<u32>) -> io::Result<BoxUsage
     // The kernel does not measure less than a tick.
     let age = (now - start_time as f64 / ticks_per_second).max(1.0 / ticks_per_second);
     let cpus = cpus.map_or_else(available_processors, f64::from).max(1.0);
-    let share = ticks as f64 / ticks_per_second / age / cpus;
+    let cpu_seconds = ticks as f64 / ticks_per_second;
+    let share = cpu_seconds / age / cpus;
     Ok(BoxUsage {
         cpu_percent: Some((100.0 * share).min(100.0) as f32),
+        cpu_time: Some(Duration::from_secs_f64(cpu_seconds)),
         memory_bytes: Some(pages.saturating_mul(page_size() as u64)),
     })
 }
