@@ -1,5 +1,6 @@
+use futures::StreamExt;
 use reqwest::Method;
-use vmm_rest::wire::{BoxMetricsResponse, CreateBoxRequest};
+use vmm_rest::wire::{BoxMetricsResponse, CreateBoxRequest, ExecRequest};
 
 use crate::common::own_process::{block_on, in_own_process};
 use crate::common::work::reads;
@@ -42,7 +43,38 @@ async fn metrics_count_the_operations_of_the_runtime() {
 async fn the_openmetrics_exposition_has_the_same_numbers() {
     let service = TestServer::start().await;
     let bx = service.start_box(CreateBoxRequest::of("idle")).await;
-    let reply = service.send(Method::GET, "/metrics", "").await;
+    let exec = async |script| {
+        let request = ExecRequest::new("sh", ["-c", script]);
+        service.client.exec(&bx.box_id, &request).await.unwrap()
+    };
+    let ended = exec("echo hello; exit 3").await.execution_id;
+    let attached = service.client.attach(&bx.box_id, &ended).await;
+    attached.unwrap().1.count().await;
+    exec("sleep 1000").await;
+    let missing = ExecRequest::new("/nonexistent", [""; 0]);
+    service.client.exec(&bx.box_id, &missing).await.unwrap_err();
+    let counted = async || {
+        let metrics = service.client.box_metrics(&bx.box_id).await.unwrap();
+        let failed = metrics.exec_errors_total;
+        let commands = (metrics.commands_executed_total, failed);
+        (
+            commands,
+            metrics.bytes_sent_total,
+            metrics.bytes_received_total,
+        )
+    };
+    assert_eq!(counted().await, ((2, 1), 0, 6));
+    let scrape = async {
+        loop {
+            let reply = service.send(Method::GET, "/metrics", "").await;
+            // The server counts the end of a command a moment after its client gets it.
+            if reply.text.contains("vmm_executions_running 1\n") {
+                return reply;
+            }
+            pause().await;
+        }
+    };
+    let reply = tokio::time::timeout(DEADLINE, scrape).await.unwrap();
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     assert_eq!(reply.headers["content-type"], kind);
     for line in [
@@ -54,6 +86,11 @@ async fn the_openmetrics_exposition_has_the_same_numbers() {
         "vmm_boxes_crashed_total 0",
         "vmm_boxes_restarted_total 0",
         "vmm_boxes_running 1",
+        "vmm_executions_started_total 2",
+        "vmm_execution_start_failures_total 1",
+        "vmm_executions_running 1",
+        "vmm_executions_ended_total{outcome=\"failed\"} 1",
+        "vmm_execution_stream_bytes_total{stream=\"stdout\"} 6",
         "vmm_box_start_duration_seconds_bucket{le=\"+Inf\"} 1",
         "vmm_box_start_duration_seconds_count 1",
         "vmm_guest_boot_duration_seconds_count{phase=\"kernel\"} 0",
@@ -85,7 +122,7 @@ async fn the_openmetrics_exposition_has_the_same_numbers() {
     }
     let parsed = openmetrics_parser::openmetrics::parse_openmetrics(&reply.text);
     let families = parsed.unwrap_or_else(|error| panic!("{error}:\n{}", reply.text));
-    assert_eq!(families.families.len(), 23);
+    assert_eq!(families.families.len(), 28);
     service.client.remove(&bx.box_id, true).await.unwrap();
     service.shut_down().await;
 }

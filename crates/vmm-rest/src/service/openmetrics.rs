@@ -130,6 +130,16 @@ impl Collector for MetricsSnapshot {
                 runtime.shim_reaper_respawns,
             ),
             (
+                "executions_started",
+                "Commands started in boxes beside their payloads.",
+                runtime.executions.started,
+            ),
+            (
+                "execution_start_failures",
+                "Commands that could not be started in boxes.",
+                runtime.executions.start_failures,
+            ),
+            (
                 "rest_accept_failures",
                 "Times that the server could not accept a connection.",
                 self.accept_failures,
@@ -142,6 +152,11 @@ impl Collector for MetricsSnapshot {
                 "boxes_running",
                 "Boxes that are running now.",
                 runtime.num_running_boxes,
+            ),
+            (
+                "executions_running",
+                "Commands that are running in boxes now.",
+                runtime.executions.running,
             ),
             (
                 "shim_reaper_registered",
@@ -166,6 +181,37 @@ impl Collector for MetricsSnapshot {
         ] {
             write_metric(&mut encoder, name, help, None, &ConstGauge::new(value))?;
         }
+        let executions = &runtime.executions;
+        encode_counters(
+            encoder.encode_descriptor(
+                "executions_ended",
+                "Commands in boxes that have ended, by how; lost if the box ended first.",
+                None,
+                MetricType::Counter,
+            )?,
+            "outcome",
+            &[
+                ("succeeded", executions.succeeded),
+                ("failed", executions.failed),
+                ("signaled", executions.signaled),
+                ("out_of_memory", executions.out_of_memory),
+                ("lost", executions.lost),
+            ],
+        )?;
+        encode_counters(
+            encoder.encode_descriptor(
+                "execution_stream_bytes",
+                "Bytes that the server has moved for commands in boxes.",
+                None,
+                MetricType::Counter,
+            )?,
+            "stream",
+            &[
+                ("stdin", executions.stdin_bytes),
+                ("stdout", executions.stdout_bytes),
+                ("stderr", executions.stderr_bytes),
+            ],
+        )?;
         let starts = encoder.encode_descriptor(
             "box_start_duration_seconds",
             "Time from the start of a shim until its payload was ready.",
@@ -207,6 +253,19 @@ fn write_metric(
 ) -> fmt::Result {
     let metric_encoder = encoder.encode_descriptor(name, help, unit, metric.metric_type())?;
     metric.encode(metric_encoder)
+}
+
+fn encode_counters(
+    mut encoder: MetricEncoder<'_>,
+    label: &str,
+    counters: &[(&str, u64)],
+) -> fmt::Result {
+    for (value, count) in counters {
+        let labels = [(label, *value)];
+        let metric_encoder = encoder.encode_family(&labels)?;
+        ConstCounter::new(*count).encode(metric_encoder)?;
+    }
+    Ok(())
 }
 
 fn encode_histogram(mut encoder: MetricEncoder<'_>, histogram: &DurationHistogram) -> fmt::Result {

@@ -1,7 +1,10 @@
+#[cfg(feature = "server")]
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 #[cfg(feature = "server")]
-use vmm_runtime::{BoxUsage, RuntimeMetrics};
+use vmm_runtime::{BoxUsage, ExecutionMetrics, RuntimeMetrics};
 
 /// The resource usage of a box. A server omits the values that it cannot determine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -9,9 +12,9 @@ use vmm_runtime::{BoxUsage, RuntimeMetrics};
 #[schema(as = BoxMetrics)]
 #[non_exhaustive]
 pub struct BoxMetricsResponse {
-    /// Commands executed in the box besides the payload; always 0 on this server.
+    /// Commands started in the box besides the payload, by this server.
     pub commands_executed_total: u64,
-    /// Commands that failed; always 0 on this server.
+    /// Commands that could not be started.
     pub exec_errors_total: u64,
     /// Bytes sent to the stdin of commands.
     pub bytes_sent_total: u64,
@@ -22,17 +25,24 @@ pub struct BoxMetricsResponse {
     /// children that these have reaped.
     #[schema(minimum = 0, maximum = 100)]
     pub cpu_percent: Option<f32>,
+    /// CPU time since the start of the box, in milliseconds, of the processes that `cpu_percent` counts.
+    pub cpu_time_ms: Option<u64>,
     /// Resident memory of the shim and its descendants. Shared memory is counted once per process.
     pub memory_bytes: Option<u64>,
 }
 
 #[cfg(feature = "server")]
-impl From<BoxUsage> for BoxMetricsResponse {
-    fn from(usage: BoxUsage) -> Self {
+impl From<(BoxUsage, ExecutionMetrics)> for BoxMetricsResponse {
+    fn from((usage, executions): (BoxUsage, ExecutionMetrics)) -> Self {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Self {
+            commands_executed_total: executions.started,
+            exec_errors_total: executions.start_failures,
+            bytes_sent_total: executions.stdin_bytes,
+            bytes_received_total: executions.stdout_bytes + executions.stderr_bytes,
             cpu_percent: usage.cpu_percent,
+            cpu_time_ms: usage.cpu_time.map(millis),
             memory_bytes: usage.memory_bytes,
-            ..Self::default()
         }
     }
 }
@@ -57,9 +67,9 @@ pub struct RuntimeMetricsResponse {
     pub boxes_restarted_total: u64,
     /// Boxes that are running now.
     pub num_running_boxes: u64,
-    /// Commands executed in boxes besides the payloads; always 0 on this server.
+    /// Commands started in boxes besides the payloads; monotonic.
     pub total_commands_executed: u64,
-    /// Commands that failed; always 0 on this server.
+    /// Commands that could not be started; monotonic.
     pub total_exec_errors: u64,
     /// Shims reaped by the reaper; monotonic.
     pub shim_reaped: u64,
@@ -96,8 +106,8 @@ impl From<RuntimeMetrics> for RuntimeMetricsResponse {
             boxes_stopped_total: metrics.boxes_stopped_total,
             boxes_restarted_total: metrics.boxes_restarted_total,
             num_running_boxes: metrics.num_running_boxes,
-            total_commands_executed: 0,
-            total_exec_errors: 0,
+            total_commands_executed: metrics.executions.started,
+            total_exec_errors: metrics.executions.start_failures,
             shim_reaped: metrics.shim_reaped,
             shim_reaper_vanished: metrics.shim_reaper_vanished,
             shim_reaper_owner_reaped: metrics.shim_reaper_owner_reaped,

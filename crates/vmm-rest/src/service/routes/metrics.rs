@@ -19,7 +19,7 @@ pub(super) async fn of_runtime(State(api): State<ApiState>) -> Json<RuntimeMetri
     Json(api.runtime.metrics().await.into())
 }
 
-/// Returns the resource usage of a box.
+/// Returns the resource usage of a box, and what the server has counted of the commands in it.
 #[utoipa::path(
     get, path = "/v1/boxes/{box_id}/metrics", tag = "Metrics", operation_id = "getBoxMetrics",
     params(BoxIdParam),
@@ -32,7 +32,9 @@ pub(super) async fn of_box(
     State(api): State<ApiState>,
     extract::Path(id): extract::Path<String>,
 ) -> Result<Json<BoxMetricsResponse>, ApiError> {
-    Ok(Json(api.runtime.usage(&id).await?.into()))
+    let usage = api.runtime.usage(&id).await?;
+    let executions = api.runtime.execution_metrics(&id)?;
+    Ok(Json((usage, executions).into()))
 }
 
 /// Returns the metrics of the VMM runtime as OpenMetrics text, for Prometheus.
