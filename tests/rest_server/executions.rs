@@ -1,5 +1,7 @@
 //! Commands that run in boxes.
 
+use std::time::Duration;
+
 use futures::StreamExt;
 use reqwest::Method;
 use serde_json::json;
@@ -7,7 +9,7 @@ use tokio::time::timeout;
 use vmm_rest::wire::{
     BoxStatus, CreateBoxRequest, ErrorCode, ExecRequest, ExecutionStatus, ResizeRequest,
 };
-use vmm_rest::{ClientError, ExecutionEvent, ExecutionEvents, ExecutionInput};
+use vmm_rest::{ClientError, ExecutionEvent, ExecutionEvents, ExecutionInput, Limits};
 
 use crate::common::{DEADLINE, pause};
 use crate::fixture::TestServer;
@@ -146,6 +148,68 @@ async fn a_terminal_is_resized_over_both_ways() {
     let resized = service.client.resize_execution(&id, &execution, &size);
     resized.await.unwrap();
     expect("30 70\r\n").await;
+    service.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_terminal_is_resized_while_its_command_does_not_read() {
+    let service = TestServer::start().await;
+    let id = start_box(&service).await;
+    // A terminal that is not raw discards what does not fit.
+    let script = "stty raw -echo; trap 'stty size' WINCH; echo up; while :; do sleep 0.01; done";
+    let mut request = shell(script);
+    request.tty = Some(true);
+    let (_, mut input, mut events) = run(&service, &id, &request).await;
+    let mut expect = async |expected: &str| {
+        let mut text = String::new();
+        while !text.contains(expected) {
+            match next(&mut events).await {
+                Some(ExecutionEvent::Stdout(data)) => {
+                    text.push_str(&String::from_utf8(data).unwrap());
+                }
+                event => panic!("{event:?}"),
+            }
+        }
+    };
+    expect("up").await;
+    // More than all buffers between the server and the command hold.
+    for _ in 0..100 {
+        input.write([b'x'; 10_000]).await.unwrap();
+    }
+    input.resize(&ResizeRequest::new(100, 50)).await.unwrap();
+    expect("50 100").await;
+    service.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_respond_to_pings_is_replaced() {
+    let limits = Limits::default().attach_timeout(Duration::from_millis(300));
+    let service = TestServer::with_limits(limits).await;
+    let id = start_box(&service).await;
+    let (execution, _input, _unread) = run(&service, &id, &shell("sleep 1000")).await;
+    let attach = async {
+        loop {
+            if let Ok(attached) = service.client.attach(&id, &execution).await {
+                return attached;
+            }
+            pause().await;
+        }
+    };
+    let (_, mut events) = timeout(DEADLINE, attach).await.expect("still attached");
+    // This one responds to pings, and stays.
+    let silence = timeout(Duration::from_secs(1), events.next()).await;
+    assert!(silence.is_err(), "{silence:?}");
+    service.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_client_that_reads_slowly_stays_attached() {
+    let limits = Limits::default().attach_timeout(Duration::from_millis(300));
+    let service = TestServer::with_limits(limits).await;
+    let id = start_box(&service).await;
+    let (_, _input, mut events) = run(&service, &id, &shell("echo one; sleep 1; exit 3")).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(finish(&mut events).await, ("one\n".into(), "".into(), 3));
     service.shut_down().await;
 }
 

@@ -1,20 +1,26 @@
 //! The WebSocket of a client that is attached to an execution.
 
+use std::collections::VecDeque;
 use std::future::pending;
 use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{interval, timeout};
+use tokio::time::{Instant, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use vmm_runtime::{Execution, ExecutionInput, ExecutionOutput, TerminalSize};
 
 use crate::wire::attach::{AttachEvent, AttachRequest, STDERR, STDOUT};
 use crate::wire::{SIGNALS, exit_code};
 
-/// How often the server sends a ping, as the public API defines.
-const PING_INTERVAL: Duration = Duration::from_secs(15);
+/// How many pings the server sends before a silent client counts as gone.
+const PINGS_PER_TIMEOUT: u32 = 3;
+
+const MIN_PING_INTERVAL: Duration = Duration::from_millis(1);
+
+/// How many bytes of input wait for the command before the server stops reading from the client.
+const MAX_INPUT: usize = 1 << 20;
 
 /// How long the client may take to respond to the close of the connection.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -25,117 +31,191 @@ const OUTPUT_CHUNK: usize = 16 << 10;
 /// The client has left, or its connection has failed.
 struct ClientLeft;
 
-/// Moves the data between a client and an execution until one of them ends, or the server shuts down.
-/// Without the client, the execution goes on with its stdin open.
-pub(crate) async fn relay(
-    mut socket: WebSocket,
-    mut execution: Execution,
+/// A client that is attached to an execution.
+pub(crate) struct Session {
+    socket: WebSocket,
+    execution: Execution,
     takes_input: bool,
-    closing: &CancellationToken,
-) {
-    let ended = tokio::select! {
-        // Checked first: a shutdown also ends what the server reads, as if the client had left.
-        biased;
-        () = closing.cancelled() => Ok(close_code::AWAY),
-        ended = exchange(&mut socket, &mut execution, takes_input) => ended,
-    };
-    let Ok(code) = ended else {
-        return;
-    };
-    let reason = "".into();
-    let close = Message::Close(Some(CloseFrame { code, reason }));
-    let close = async {
-        if socket.send(close).await.is_ok() {
-            while let Some(Ok(_)) = socket.recv().await {}
-        }
-    };
-    let _ = timeout(CLOSE_TIMEOUT, close).await;
+    /// What the command has not read yet.
+    input: VecDeque<u8>,
+    /// Whether the stdin of the command is closed after the input.
+    is_input_complete: bool,
+    /// See [`Limits::attach_timeout`](crate::Limits::attach_timeout).
+    timeout: Duration,
+    /// When the client last sent a message, or could not because the server did not read.
+    heard: Instant,
+    /// Whether output was sent since then. A client that reads slowly sees the pings after it.
+    has_sent_output: bool,
 }
 
-/// Returns the code for the close of the connection, once the execution has ended.
-async fn exchange(
-    socket: &mut WebSocket,
-    execution: &mut Execution,
-    takes_input: bool,
-) -> Result<u16, ClientLeft> {
-    let mut pings = interval(PING_INTERVAL);
-    // What the command has not read yet. No further message is received meanwhile.
-    let mut input = Bytes::new();
-    let mut stdout = output_message(STDOUT);
-    let mut stderr = output_message(STDERR);
-    while execution.stdout.is_some() || execution.stderr.is_some() {
-        let message = tokio::select! {
-            message = socket.recv(), if input.is_empty() => {
-                match message.and_then(Result::ok).ok_or(ClientLeft)? {
-                    Message::Binary(data) if takes_input => input = data,
-                    Message::Binary(_) => {
-                        let message = "the client is attached without stdin".to_owned();
-                        send_event(socket, &AttachEvent::Error { message }).await?;
-                    }
-                    Message::Text(text) => {
-                        if let Err(message) = handle(&text, execution) {
-                            send_event(socket, &AttachEvent::Error { message }).await?;
-                        }
-                    }
-                    Message::Close(_) => return Err(ClientLeft),
-                    Message::Ping(_) | Message::Pong(_) => {}
-                }
-                continue;
-            }
-            written = write(&mut execution.stdin, &input), if !input.is_empty() => {
-                input = input.slice(written.unwrap_or(input.len())..);
-                continue;
-            }
-            is_open = read(&mut execution.stdout, &mut stdout) => {
-                if !is_open {
-                    execution.stdout = None;
-                    continue;
-                }
-                std::mem::replace(&mut stdout, output_message(STDOUT))
-            }
-            is_open = read(&mut execution.stderr, &mut stderr) => {
-                if !is_open {
-                    execution.stderr = None;
-                    continue;
-                }
-                std::mem::replace(&mut stderr, output_message(STDERR))
-            }
-            _ = pings.tick() => {
-                send(socket, Message::Ping(Bytes::new())).await?;
-                continue;
+impl Session {
+    pub(crate) fn new(
+        socket: WebSocket,
+        execution: Execution,
+        takes_input: bool,
+        timeout: Duration,
+    ) -> Self {
+        Self {
+            socket,
+            execution,
+            takes_input,
+            input: VecDeque::new(),
+            is_input_complete: false,
+            timeout,
+            heard: Instant::now(),
+            has_sent_output: false,
+        }
+    }
+
+    /// Moves the data between the client and the execution until one of them ends, or the server shuts
+    /// down. Without the client, the execution goes on with its stdin open.
+    pub(crate) async fn run(mut self, closing: &CancellationToken) {
+        let ended = tokio::select! {
+            // Checked first: a shutdown also ends what the server reads, as if the client had left.
+            biased;
+            () = closing.cancelled() => Ok(close_code::AWAY),
+            ended = self.exchange() => ended,
+        };
+        let Ok(code) = ended else {
+            return;
+        };
+        let reason = "".into();
+        let close = Message::Close(Some(CloseFrame { code, reason }));
+        let close = async {
+            if self.socket.send(close).await.is_ok() {
+                while let Some(Ok(_)) = self.socket.recv().await {}
             }
         };
-        send(socket, Message::Binary(message.into())).await?;
+        let _ = timeout(CLOSE_TIMEOUT, close).await;
     }
-    match execution.wait().await {
-        Ok(ending) => {
-            let exit_code = exit_code(&ending);
-            send_event(socket, &AttachEvent::Exit { exit_code }).await?;
-            Ok(close_code::NORMAL)
-        }
-        Err(error) => {
-            let message = error.to_string();
-            send_event(socket, &AttachEvent::Error { message }).await?;
-            Ok(close_code::ERROR)
-        }
-    }
-}
 
-/// Carries out a text message of the client. Returns why it was not.
-fn handle(text: &str, execution: &mut Execution) -> Result<(), String> {
-    let request = serde_json::from_str(text);
-    let done = match request.map_err(|error| format!("the message is not valid: {error}"))? {
-        AttachRequest::Resize { cols, rows } => execution.resize(terminal_size(cols, rows)?),
-        AttachRequest::Signal { sig } => {
-            check_signal(sig)?;
-            execution.signal(sig)
+    /// Returns the code for the close of the connection, once the execution has ended.
+    async fn exchange(&mut self) -> Result<u16, ClientLeft> {
+        let mut pings = interval((self.timeout / PINGS_PER_TIMEOUT).max(MIN_PING_INTERVAL));
+        let mut stdout = output_message(STDOUT);
+        let mut stderr = output_message(STDERR);
+        while self.execution.stdout.is_some() || self.execution.stderr.is_some() {
+            let is_full = self.input.len() >= MAX_INPUT;
+            let output = tokio::select! {
+                message = self.socket.recv(), if !is_full => {
+                    self.receive(message.and_then(Result::ok).ok_or(ClientLeft)?).await?;
+                    continue;
+                }
+                written = write(&mut self.execution.stdin, &self.input), if !self.input.is_empty() => {
+                    self.input.drain(..written.unwrap_or(self.input.len()));
+                    self.close_input_at_end();
+                    continue;
+                }
+                is_open = read(&mut self.execution.stdout, &mut stdout) => {
+                    if !is_open {
+                        self.execution.stdout = None;
+                        continue;
+                    }
+                    std::mem::replace(&mut stdout, output_message(STDOUT))
+                }
+                is_open = read(&mut self.execution.stderr, &mut stderr) => {
+                    if !is_open {
+                        self.execution.stderr = None;
+                        continue;
+                    }
+                    std::mem::replace(&mut stderr, output_message(STDERR))
+                }
+                _ = pings.tick() => {
+                    self.check_client(is_full)?;
+                    self.send(Message::Ping(Bytes::new())).await?;
+                    continue;
+                }
+            };
+            self.has_sent_output = true;
+            self.send(Message::Binary(output.into())).await?;
         }
-        AttachRequest::StdinEof => {
-            execution.stdin = None;
+        match self.execution.wait().await {
+            Ok(ending) => {
+                let exit_code = exit_code(&ending);
+                self.send_event(&AttachEvent::Exit { exit_code }).await?;
+                Ok(close_code::NORMAL)
+            }
+            Err(error) => {
+                self.send_error(error.to_string()).await?;
+                Ok(close_code::ERROR)
+            }
+        }
+    }
+
+    /// Handles a message of the client.
+    async fn receive(&mut self, message: Message) -> Result<(), ClientLeft> {
+        self.heard = Instant::now();
+        self.has_sent_output = false;
+        match message {
+            Message::Binary(_) if !self.takes_input => {
+                self.send_error("the client is attached without stdin".to_owned())
+                    .await
+            }
+            Message::Binary(data) => {
+                self.input.extend(&data);
+                Ok(())
+            }
+            Message::Text(text) => match self.handle(&text) {
+                Ok(()) => Ok(()),
+                Err(message) => self.send_error(message).await,
+            },
+            Message::Close(_) => Err(ClientLeft),
+            Message::Ping(_) | Message::Pong(_) => Ok(()),
+        }
+    }
+
+    /// Carries out a text message of the client. Returns why it was not.
+    fn handle(&mut self, text: &str) -> Result<(), String> {
+        let request = serde_json::from_str(text);
+        let done = match request.map_err(|error| format!("the message is not valid: {error}"))? {
+            AttachRequest::Resize { cols, rows } => {
+                self.execution.resize(terminal_size(cols, rows)?)
+            }
+            AttachRequest::Signal { sig } => {
+                check_signal(sig)?;
+                self.execution.signal(sig)
+            }
+            AttachRequest::StdinEof => {
+                self.is_input_complete = true;
+                self.close_input_at_end();
+                Ok(())
+            }
+        };
+        done.map_err(|error| error.to_string())
+    }
+
+    /// Closes the stdin of the command when the command has all input of the client.
+    fn close_input_at_end(&mut self) {
+        if self.is_input_complete && self.input.is_empty() {
+            self.execution.stdin = None;
+        }
+    }
+
+    /// Returns an error if the client has been silent for so long that it must be gone.
+    fn check_client(&mut self, is_full: bool) -> Result<(), ClientLeft> {
+        if is_full {
+            self.heard = Instant::now();
+        }
+        if self.has_sent_output || self.heard.elapsed() < self.timeout {
             Ok(())
+        } else {
+            Err(ClientLeft)
         }
-    };
-    done.map_err(|error| error.to_string())
+    }
+
+    async fn send_error(&mut self, message: String) -> Result<(), ClientLeft> {
+        self.send_event(&AttachEvent::Error { message }).await
+    }
+
+    async fn send_event(&mut self, event: &AttachEvent) -> Result<(), ClientLeft> {
+        // Cannot fail: every value of the type is valid JSON.
+        let text = serde_json::to_string(event).unwrap_or_default();
+        self.send(Message::Text(text.into())).await
+    }
+
+    async fn send(&mut self, message: Message) -> Result<(), ClientLeft> {
+        self.socket.send(message).await.map_err(|_| ClientLeft)
+    }
 }
 
 /// Checks that clients may send the signal.
@@ -176,16 +256,7 @@ async fn read(output: &mut Option<ExecutionOutput>, message: &mut Vec<u8>) -> bo
 }
 
 /// Writes a part of the input. Returns `None` if the command does not read it.
-async fn write(stdin: &mut Option<ExecutionInput>, input: &[u8]) -> Option<usize> {
-    stdin.as_mut()?.write(input).await.ok()
-}
-
-async fn send_event(socket: &mut WebSocket, event: &AttachEvent) -> Result<(), ClientLeft> {
-    // Cannot fail: every value of the type is valid JSON.
-    let text = serde_json::to_string(event).unwrap_or_default();
-    send(socket, Message::Text(text.into())).await
-}
-
-async fn send(socket: &mut WebSocket, message: Message) -> Result<(), ClientLeft> {
-    socket.send(message).await.map_err(|_| ClientLeft)
+async fn write(stdin: &mut Option<ExecutionInput>, input: &VecDeque<u8>) -> Option<usize> {
+    let (first, _) = input.as_slices();
+    stdin.as_mut()?.write(first).await.ok()
 }

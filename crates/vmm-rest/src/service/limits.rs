@@ -38,6 +38,11 @@ pub struct Limits {
     /// The maximum number of concurrent readers of events; 256 by default. Further readers are
     /// rejected.
     pub event_readers: usize,
+    /// How long a client that is attached to an execution may send nothing, not even the response to a
+    /// ping, before the server closes its connection; 45 s by default, as the public API defines. The
+    /// server sends three pings in that time. A client that has not read all output yet may be silent
+    /// for longer, since it reads the ping after that.
+    pub attach_timeout: Duration,
     /// How long the reaper may go without a sweep before the server reports that it is not ready; 10 s
     /// by default, forty times the default sweep interval of a VMM runtime.
     pub reaper_stall_timeout: Duration,
@@ -61,6 +66,7 @@ impl Default for Limits {
             write_timeout: Duration::from_secs(30),
             connections: 512,
             event_readers: 256,
+            attach_timeout: Duration::from_secs(45),
             reaper_stall_timeout: Duration::from_secs(10),
             apply_default_limits: true,
             drain_timeout: Duration::from_secs(60),
@@ -115,6 +121,13 @@ impl Limits {
     #[must_use]
     pub fn event_readers(mut self, count: usize) -> Self {
         self.event_readers = count;
+        self
+    }
+
+    /// Sets [`attach_timeout`](Self::attach_timeout).
+    #[must_use]
+    pub fn attach_timeout(mut self, timeout: Duration) -> Self {
+        self.attach_timeout = timeout;
         self
     }
 

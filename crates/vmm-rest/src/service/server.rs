@@ -78,6 +78,7 @@ impl Server {
             runtime: runtime.clone(),
             images: Arc::new(images),
             events: Arc::new(EventHub::new(runtime.events())),
+            attach_timeout: limits.attach_timeout,
             event_readers: Arc::new(Semaphore::new(event_readers)),
             accept_failures: Arc::default(),
             reaper_stall_timeout: limits.reaper_stall_timeout,

@@ -18,6 +18,8 @@ pub(crate) struct ApiState {
     pub(crate) events: Arc<EventHub>,
     /// One permit per event reader.
     pub(crate) event_readers: Arc<Semaphore>,
+    /// [`Limits::attach_timeout`](super::Limits::attach_timeout).
+    pub(crate) attach_timeout: Duration,
     /// Times that the server could not accept a connection.
     pub(crate) accept_failures: Arc<AtomicU64>,
     /// [`Limits::reaper_stall_timeout`](super::Limits::reaper_stall_timeout).

@@ -19,7 +19,7 @@ use vmm_runtime::{
 };
 
 use super::boxes::{BoxIdParam, IdempotencyKey};
-use crate::service::attach::{self, check_signal};
+use crate::service::attach::{self, Session, check_signal};
 use crate::service::{ApiError, ApiState, WriteTimeoutSwitch, extract};
 use crate::wire::{
     ErrorCode, ErrorResponse, ExecRequest, ExecResponse, ExecutionInfo, ListExecutionsResponse,
@@ -190,7 +190,8 @@ pub(super) async fn attach(
     let tracked = tasks.token();
     let upgrade = upgrade.max_message_size(MAX_MESSAGE_BYTES);
     Ok(upgrade.on_upgrade(async move |socket| {
-        attach::relay(socket, execution, takes_input, &api.closing).await;
+        let session = Session::new(socket, execution, takes_input, api.attach_timeout);
+        session.run(&api.closing).await;
         drop((permit, tracked));
     }))
 }
