@@ -241,11 +241,17 @@ async fn most_important_information_is_shown_at_every_size() {
         (
             120,
             20,
-            "BOX ID NAME IMAGE STATUS PID AGE REMARK",
+            "BOX ID NAME IMAGE STATUS PID CPU% MEM AGE REMARK",
             error,
             14,
         ),
-        (80, 24, "NAME IMAGE STATUS PID AGE REMARK", error, 18),
+        (
+            80,
+            24,
+            "NAME STATUS PID CPU% MEM AGE REMARK",
+            "the working directory",
+            18,
+        ),
         (40, 8, "NAME STATUS REMARK", "the working dire", 3),
     ] {
         terminal.resize(width, height);
@@ -277,6 +283,91 @@ async fn most_important_information_is_shown_at_every_size() {
     terminal.wait_for("a letter", letter).await;
     terminal.resize(120, 20);
     terminal.wait_for("all again", zombies).await;
+    terminal.press("q");
+    daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn running_boxes_show_their_cpu_and_memory() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    let script = "while :; do :; done";
+    let busy = ["run", "-d", "--name", "busy", "idle", "sh", "-c", script];
+    run_shimd(&home, &busy).out();
+    let request = CreateBoxRequest::of("idle").name("other");
+    daemon.client.create(&request).await.unwrap();
+    let Some(terminal) = Terminal::open(&home, 130, 24) else {
+        return daemon.shut_down().await;
+    };
+    terminal.enter(&command(&home));
+    terminal
+        .wait_for("CPU and memory", |text| {
+            let line = line_of(text, "busy");
+            let cpu = line.get(5).and_then(|cell| cell.parse::<f64>().ok());
+            let memory = line.get(6).and_then(|cell| cell.strip_suffix('M'));
+            let memory = memory.and_then(|cell| cell.parse::<f64>().ok());
+            cpu.is_some_and(|cpu| cpu > 0.0) && memory.is_some_and(|memory| memory > 0.0)
+        })
+        .await;
+    // Neither a pid nor a load.
+    assert_eq!(line_of(&terminal.text(), "other").len(), 5);
+    terminal.press("q");
+    daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn enter_shows_the_executions_and_the_output_of_the_selected_box() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    for name in ["first", "second"] {
+        let script =
+            format!("i=0; while :; do i=$((i + 1)); echo line of {name} $i; sleep 0.1; done");
+        run_shimd(
+            &home,
+            &["run", "-d", "--name", name, "idle", "sh", "-c", &script],
+        )
+        .out();
+    }
+    run_shimd(&home, &["exec", "-d", "second", "sleep", "1000"]).out();
+    assert_eq!(
+        run_shimd(&home, &["exec", "second", "sh", "-c", "exit 3"]).code,
+        3
+    );
+    let Some(terminal) = Terminal::open(&home, 100, 24) else {
+        return daemon.shut_down().await;
+    };
+    terminal.enter(&command(&home));
+    let has_line = |text: &str, start: &str| text.lines().any(|line| line.starts_with(start));
+    terminal
+        .wait_for("the boxes", |text| text.contains("second"))
+        .await;
+    terminal.press("Enter");
+    terminal
+        .wait_for("the output of the first box", |text| {
+            has_line(text, "EXECUTIONS 0") && has_line(text, "line of first ")
+        })
+        .await;
+    terminal.press("Down");
+    terminal
+        .wait_for("the executions and the output of the second", |text| {
+            let executions: Vec<_> = text
+                .lines()
+                .filter(|line| line.starts_with("exec-"))
+                .collect();
+            has_line(text, "EXECUTIONS 2")
+                && executions.len() == 2
+                && executions[0].contains("code 3")
+                && executions[1].contains("running")
+                && has_line(text, "line of second ")
+                && !has_line(text, "line of first ")
+        })
+        .await;
+    terminal.press("Escape");
+    terminal
+        .wait_for("the list alone", |text| {
+            text.contains("Enter shows details") && !text.contains("EXECUTIONS")
+        })
+        .await;
     terminal.press("q");
     daemon.shut_down().await;
 }

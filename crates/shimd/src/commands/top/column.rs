@@ -8,21 +8,31 @@ pub(super) enum Column {
     Image,
     Status,
     Pid,
+    Cpu,
+    Memory,
     Age,
     Remark,
 }
+
+/// The number of columns that a narrow screen has.
+const ESSENTIAL: usize = 3;
+
+/// The width that further columns leave to the name, for the id of a box without one.
+const SPARE_FOR_NAME: u16 = 14;
 
 /// Blanks between two columns.
 const GAP: u16 = 1;
 
 impl Column {
-    const BY_IMPORTANCE: [Self; 7] = [
+    const BY_IMPORTANCE: [Self; 9] = [
         Self::Name,
         Self::Status,
         Self::Remark,
+        Self::Cpu,
+        Self::Memory,
         Self::Pid,
-        Self::Image,
         Self::Age,
+        Self::Image,
         Self::Id,
     ];
 
@@ -33,6 +43,8 @@ impl Column {
             Self::Image => "IMAGE",
             Self::Status => "STATUS",
             Self::Pid => "PID",
+            Self::Cpu => "CPU%",
+            Self::Memory => "MEM",
             Self::Age => "AGE",
             Self::Remark => "REMARK",
         }
@@ -46,6 +58,8 @@ impl Column {
             Self::Image => (8, 24),
             Self::Status => (10, 10),
             Self::Pid => (7, 7),
+            Self::Cpu => (5, 5),
+            Self::Memory => (6, 6),
             Self::Age => (4, 4),
             Self::Remark => (16, u16::MAX),
         }
@@ -59,7 +73,12 @@ impl Column {
             .enumerate()
             .take_while(|(index, column)| {
                 used += column.widths().0 + if *index > 0 { GAP } else { 0 };
-                *index == 0 || used <= width
+                let spare = if *index < ESSENTIAL {
+                    0
+                } else {
+                    SPARE_FOR_NAME
+                };
+                *index == 0 || used + spare <= width
             })
             .map(|(_, column)| column)
             .collect();
@@ -93,10 +112,13 @@ mod tests {
 
     #[test]
     fn least_important_column_is_dropped_first() {
-        use Column::{Age, Id, Image, Name, Pid, Remark, Status};
-        let all = vec![Id, Name, Image, Status, Pid, Age, Remark];
+        use Column::{Age, Cpu, Id, Image, Memory, Name, Pid, Remark, Status};
+        let all = vec![Id, Name, Image, Status, Pid, Cpu, Memory, Age, Remark];
         assert_eq!(Column::select(200), all);
-        assert_eq!(Column::select(80), all[1..]);
+        assert_eq!(
+            Column::select(80),
+            [Name, Status, Pid, Cpu, Memory, Age, Remark]
+        );
         assert_eq!(Column::select(40), [Name, Status, Remark]);
         assert_eq!(Column::select(1), [Name]);
     }

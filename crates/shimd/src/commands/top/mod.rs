@@ -1,4 +1,6 @@
 mod column;
+mod details;
+mod load;
 mod screen;
 mod snapshot;
 mod view;
@@ -19,6 +21,9 @@ use crate::home::Home;
 use crate::server_args::ServerArgs;
 
 /// Show boxes and the health of the reaper, updated live; q quits
+///
+/// The arrows select a box; Enter shows its executions and the end of its output. CPU is that of the
+/// processes of the box since the last update, 100 for one processor; MEM is their memory.
 #[derive(Args, Debug)]
 pub(crate) struct Top {
     /// Seconds between two updates

@@ -41,13 +41,17 @@ impl Screen {
         redraw.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.draw().map_err(Failure::system("draw"))?;
+            poller.show(self.view.shown());
             tokio::select! {
                 event = events.next() => match event {
                     Some(Ok(Event::Key(key))) if key.kind != KeyEventKind::Release => {
+                        if key.code == KeyCode::Esc && self.view.close_details() {
+                            continue;
+                        }
                         if is_quit(key) {
                             return Ok(());
                         }
-                        self.scroll(key.code);
+                        self.handle(key.code);
                     }
                     // Mostly a resize.
                     Some(Ok(_)) => {}
@@ -66,15 +70,16 @@ impl Screen {
         self.terminal.draw(|frame| view.draw(frame)).map(|_| ())
     }
 
-    fn scroll(&mut self, key: KeyCode) {
+    fn handle(&mut self, key: KeyCode) {
         const PAGE: i32 = 10;
         match key {
-            KeyCode::Down | KeyCode::Char('j') => self.view.scroll(1),
-            KeyCode::Up | KeyCode::Char('k') => self.view.scroll(-1),
-            KeyCode::PageDown => self.view.scroll(PAGE),
-            KeyCode::PageUp => self.view.scroll(-PAGE),
-            KeyCode::Home => self.view.scroll(i32::MIN),
-            KeyCode::End => self.view.scroll(i32::MAX),
+            KeyCode::Down | KeyCode::Char('j') => self.view.select(1),
+            KeyCode::Up | KeyCode::Char('k') => self.view.select(-1),
+            KeyCode::PageDown => self.view.select(PAGE),
+            KeyCode::PageUp => self.view.select(-PAGE),
+            KeyCode::Home => self.view.select(i32::MIN),
+            KeyCode::End => self.view.select(i32::MAX),
+            KeyCode::Enter => self.view.toggle_details(),
             _ => {}
         }
     }

@@ -5,13 +5,13 @@ use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Style, Stylize};
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Row, Table};
+use ratatui::widgets::{Paragraph, Row, Table};
 use tokio::time::Instant;
 use vmm_rest::ClientError;
 use vmm_rest::wire::{BoxResponse, BoxStatus, RuntimeMetricsResponse};
 
 use super::column::Column;
-use super::snapshot::Snapshot;
+use super::snapshot::{Shown, Snapshot};
 use crate::failure::Failure;
 use crate::output::{format_age, plain, wants_colours};
 
@@ -26,6 +26,10 @@ pub(super) struct View {
     error: Option<String>,
     /// The age from which a snapshot is stale.
     max_age: Duration,
+    /// The index of the selected box.
+    selected: usize,
+    /// The id of the box whose details are shown.
+    details: Option<String>,
     /// The number of boxes above the first visible one.
     offset: usize,
     /// The number of visible boxes.
@@ -65,6 +69,8 @@ impl View {
             snapshot: first,
             error: None,
             max_age,
+            selected: 0,
+            details: None,
             offset: 0,
             rows: 0,
             colours: wants_colours(&io::stdout()),
@@ -86,36 +92,83 @@ impl View {
         }
     }
 
-    pub(super) fn scroll(&mut self, lines: i32) {
-        let offset = match usize::try_from(lines) {
-            Ok(down) => self.offset.saturating_add(down),
+    /// Moves the selection by this number of boxes.
+    pub(super) fn select(&mut self, boxes: i32) {
+        self.selected = match usize::try_from(boxes) {
+            Ok(down) => self.selected.saturating_add(down),
             Err(_) => {
-                let up = usize::try_from(lines.unsigned_abs()).unwrap_or(usize::MAX);
-                self.offset.saturating_sub(up)
+                let up = usize::try_from(boxes.unsigned_abs()).unwrap_or(usize::MAX);
+                self.selected.saturating_sub(up)
             }
         };
-        let last = self.snapshot.boxes.len().saturating_sub(self.rows.max(1));
-        self.offset = offset.min(last);
+        self.scroll_to_selection();
+        if self.details.is_some() {
+            self.details = self.selected_id();
+        }
+    }
+
+    /// Moves the list as little as possible, so that the selected box is visible.
+    fn scroll_to_selection(&mut self) {
+        let (count, rows) = (self.snapshot.boxes.len(), self.rows.max(1));
+        self.selected = self.selected.min(count.saturating_sub(1));
+        let first = (self.selected + 1).saturating_sub(rows);
+        let offset = self.offset.clamp(first, self.selected);
+        self.offset = offset.min(count.saturating_sub(rows));
+    }
+
+    fn selected_id(&self) -> Option<String> {
+        let bx = self.snapshot.boxes.get(self.selected)?;
+        Some(bx.box_id.clone())
+    }
+
+    /// Shows the details of the selected box, or hides them.
+    pub(super) fn toggle_details(&mut self) {
+        self.details = match self.details {
+            Some(_) => None,
+            None => self.selected_id(),
+        };
+    }
+
+    /// Hides the details. Returns false if they were not shown.
+    pub(super) fn close_details(&mut self) -> bool {
+        self.details.take().is_some()
+    }
+
+    /// Returns what the next snapshot has to contain of single boxes.
+    pub(super) fn shown(&self) -> Shown {
+        let visible = self.snapshot.boxes.iter().skip(self.offset).take(self.rows);
+        let running = visible.filter(|bx| bx.status.is_alive());
+        Shown {
+            running: running.map(|bx| bx.box_id.clone()).collect(),
+            details: self.details.clone(),
+        }
     }
 
     pub(super) fn draw(&mut self, frame: &mut Frame<'_>) {
         let area = frame.area();
-        let [head, reaper, zombies, _, list, foot] = Layout::vertical([
+        let details = if self.details.is_some() {
+            area.height / 2
+        } else {
+            0
+        };
+        let [head, reaper, zombies, _, list, pane, foot] = Layout::vertical([
             Constraint::Length(1),
             Constraint::Length(1),
             Constraint::Length(1),
             Constraint::Length(u16::from(area.height >= MIN_HEIGHT_FOR_GAP)),
             Constraint::Fill(1),
+            Constraint::Length(details),
             Constraint::Length(1),
         ])
         .areas(area);
         // The heading takes one line.
         self.rows = usize::from(list.height.saturating_sub(1));
-        self.scroll(0);
+        self.scroll_to_selection();
         frame.render_widget(self.head(head.width), head);
         frame.render_widget(self.reaper(reaper.width), reaper);
         frame.render_widget(self.zombies(zombies.width), zombies);
         self.draw_boxes(frame, list);
+        frame.render_widget(self.details(pane.height), pane);
         frame.render_widget(self.foot(), foot);
     }
 
@@ -224,13 +277,25 @@ impl View {
         let boxes = self.snapshot.boxes.iter();
         let mut rows: Vec<_> = boxes.map(|bx| self.row(bx, &columns)).collect();
         let widths = Column::distribute(&columns, area.width, &rows);
-        let visible = rows.drain(self.offset..).take(self.rows).map(Row::new);
+        let visible = rows.drain(self.offset..).take(self.rows).enumerate();
+        let visible = visible.map(|(index, row)| {
+            let row = Row::new(row);
+            if self.offset + index == self.selected {
+                row.reversed()
+            } else {
+                row
+            }
+        });
         let heading = Row::new(columns.iter().map(|column| column.title()));
         let table = Table::new(visible, widths).header(heading.style(Style::new().bold()));
         frame.render_widget(table, area);
     }
 
     fn row(&self, bx: &BoxResponse, columns: &[Column]) -> Vec<Span<'static>> {
+        let load = |bx: &BoxResponse| {
+            let load = self.snapshot.loads.get(&bx.box_id);
+            load.copied().unwrap_or_default()
+        };
         let cell = |column: &Column| match column {
             Column::Id => plain(&bx.box_id).into(),
             Column::Name => match &bx.name {
@@ -251,6 +316,15 @@ impl View {
                 let pid = bx.pid.map(|pid| pid.to_string());
                 pid.unwrap_or_default().into()
             }
+            Column::Cpu => {
+                let percent = load(bx).cpu_percent;
+                let text = percent.map(|percent| format!("{percent:>5.1}"));
+                text.unwrap_or_default().into()
+            }
+            Column::Memory => {
+                let bytes = load(bx).memory_bytes;
+                bytes.map(format_memory).unwrap_or_default().into()
+            }
             Column::Age => format_age(bx.created_at).into(),
             Column::Remark => match (&bx.error, bx.exit_code) {
                 (Some(error), _) => plain(error).into(),
@@ -261,10 +335,32 @@ impl View {
         columns.iter().map(cell).collect()
     }
 
+    /// Returns the details of a box, under a heading with its name.
+    fn details(&self, height: u16) -> Paragraph<'static> {
+        let Some(id) = &self.details else {
+            return Paragraph::default();
+        };
+        let details = self.snapshot.details.as_ref();
+        let details = details.filter(|details| details.box_id == *id);
+        let boxes = &mut self.snapshot.boxes.iter();
+        let name = boxes.find(|bx| bx.box_id == *id);
+        let name = name.and_then(|bx| bx.name.as_ref()).unwrap_or(id);
+        let mut lines = vec![Line::from(format!("── {} ", plain(name))).bold()];
+        lines.extend(details.map_or_else(
+            || vec![Line::from("no details yet").dim()],
+            |details| details.lines(usize::from(height.saturating_sub(1))),
+        ));
+        Paragraph::new(lines)
+    }
+
     fn foot(&self) -> Line<'static> {
         match self.error.clone().or_else(|| self.stale()) {
             Some(error) => Line::from(self.styled(error, Severity::Alarm)),
-            None => Line::from(format!("{}   q quits, arrows scroll", self.server)).dim(),
+            None => Line::from(format!(
+                "{}   q quits, arrows select, Enter shows details",
+                self.server
+            ))
+            .dim(),
         }
     }
 
@@ -278,4 +374,16 @@ impl View {
             Severity::Good => text,
         }
     }
+}
+
+/// Formats a number of bytes in at most 6 characters, right-aligned.
+fn format_memory(bytes: u64) -> String {
+    const MIB: f64 = 1048576.0;
+    let mib = bytes as f64 / MIB;
+    let text = if mib < 1000.0 {
+        format!("{mib:.1}M")
+    } else {
+        format!("{:.1}G", mib / 1024.0)
+    };
+    format!("{text:>6}")
 }

@@ -1,0 +1,71 @@
+use futures::StreamExt;
+use ratatui::style::Stylize;
+use ratatui::text::Line;
+use vmm_rest::wire::{ExecutionInfo, ExecutionStatus};
+use vmm_rest::{Client, ClientError};
+
+use crate::output::{format_age, plain};
+
+/// The executions of a box, and the end of its output.
+#[derive(Clone, Debug)]
+pub(super) struct Details {
+    pub(super) box_id: String,
+    executions: Vec<ExecutionInfo>,
+    output: Vec<String>,
+}
+
+/// How many lines of output are requested: those of a large screen.
+const OUTPUT_LINES: u32 = 200;
+
+/// How many bytes of these are kept. A line can have any length.
+const MAX_OUTPUT: usize = 64 << 10;
+
+impl Details {
+    /// Requests the details of a box from the daemon.
+    pub(super) async fn request(client: &Client, box_id: &str) -> Result<Self, ClientError> {
+        let executions = client.executions(box_id).await?;
+        let mut chunks = client.logs(box_id, false, Some(OUTPUT_LINES)).await?;
+        let mut output = Vec::new();
+        while let Some(chunk) = chunks.next().await {
+            output.extend(chunk?);
+            let excess = output.len().saturating_sub(MAX_OUTPUT);
+            output.drain(..excess);
+        }
+        let output = String::from_utf8_lossy(&output);
+        Ok(Self {
+            box_id: box_id.to_owned(),
+            executions,
+            output: output.lines().map(plain).collect(),
+        })
+    }
+
+    /// Returns the newest executions, and below them the last lines of output, in `height` lines.
+    pub(super) fn lines(&self, height: usize) -> Vec<Line<'static>> {
+        let executions = self.executions.iter().rev().take(height / 3);
+        let mut lines = vec![heading("EXECUTIONS", self.executions.len())];
+        lines.extend(executions.map(|execution| Line::from(describe(execution))));
+        lines.push(Line::from("OUTPUT".bold()));
+        let left = height.saturating_sub(lines.len());
+        let first = self.output.len().saturating_sub(left);
+        lines.extend(self.output[first..].iter().cloned().map(Line::from));
+        lines
+    }
+}
+
+fn heading(title: &'static str, count: usize) -> Line<'static> {
+    Line::from(vec![title.bold(), format!(" {count}").into()])
+}
+
+fn describe(execution: &ExecutionInfo) -> String {
+    let status = match (execution.status, execution.exit_code) {
+        (ExecutionStatus::Running, _) => "running".to_owned(),
+        (ExecutionStatus::TimedOut, _) => "timed out".to_owned(),
+        (_, Some(code)) if code < 0 => format!("signal {}", code.unsigned_abs()),
+        (_, code) => format!("code {}", code.unwrap_or_default()),
+    };
+    let (id, age) = (
+        plain(&execution.execution_id),
+        format_age(execution.started_at),
+    );
+    format!("{id:<32} {status:<10} {age:>4}")
+}
