@@ -3,11 +3,14 @@
 mod common;
 
 use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use common::boxes::{open_runtime, script, start_box};
 use common::{eventually, pause};
 use futures::StreamExt;
+use vmm_protocol::ControlGroup;
+use vmm_protocol::frames::{Frame, HostMessage, VERSION};
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
     BoxChange, BoxInfo, BoxSpec, BoxStatus, ExecError, ExecSpec, HealthCheckOptions, HealthState,
@@ -165,4 +168,40 @@ async fn a_paused_box_is_not_probed() {
     runtime.remove(id, Removal::Force).await.unwrap();
     let error = runtime.pause(id).await.unwrap_err();
     assert!(with_causes(&error).contains("not found"), "{error}");
+}
+
+/// Freezes the payload of a box without its runtime.
+async fn pause_behind_the_runtime(bx: &BoxInfo) {
+    let mut wire = Vec::new();
+    let version = VERSION;
+    for (stream, message) in [(0, HostMessage::Hello { version }), (1, HostMessage::Pause)] {
+        Frame::new(stream, message).encode(&mut wire).unwrap();
+    }
+    let mut shim = UnixStream::connect(bx.dir.join("control.sock")).unwrap();
+    shim.write_all(&wire).unwrap();
+    let is_frozen = || {
+        let group = ControlGroup::of_shim(&bx.dir, bx.pid.unwrap()).unwrap();
+        group.is_some_and(|group| group.is_frozen())
+    };
+    eventually("the payload is frozen", is_frozen).await;
+}
+
+#[tokio::test]
+async fn a_box_whose_pause_the_runtime_does_not_know_is_resumed() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let bx = start_box(&runtime, ticking()).await;
+    let id = bx.id.as_str();
+    if pause_box(&runtime, &bx).await.is_none() {
+        return;
+    }
+    runtime.resume(id).await.unwrap();
+    // As after a recovery that could not read whether the payload is frozen.
+    pause_behind_the_runtime(&bx).await;
+    let info = runtime.info(id).await.unwrap();
+    assert_eq!(info.status, BoxStatus::Running);
+    let paused_at = ticks(&bx);
+    runtime.resume(id).await.unwrap();
+    eventually("the payload continues", || ticks(&bx) != paused_at).await;
+    runtime.remove(id, Removal::Force).await.unwrap();
 }

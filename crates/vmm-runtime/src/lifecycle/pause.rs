@@ -25,6 +25,10 @@ async fn set_paused(
     let id = || bx.id().clone();
     let shim = bx.shim().filter(|_| !bx.info().stopping);
     let shim = shim.ok_or_else(|| RuntimeError::NotRunning { id: id() })?;
+    if !paused && !bx.is_paused() {
+        // The kernel knows of a pause that a recovery could not read.
+        recover_pause(core, bx, &shim).await;
+    }
     if bx.is_paused() != paused {
         exec::set_paused(bx.dir(), paused)
             .await
@@ -40,7 +44,7 @@ async fn set_paused(
 pub(super) async fn recover_pause(core: &Arc<Core>, bx: &Arc<MicroBox>, shim: &Arc<ShimHandler>) {
     let (dir, pid) = (bx.dir().clone(), shim.pid());
     let is_frozen = move || {
-        // Resources are exhausted otherwise; the box can be resumed all the same.
+        // Resources are exhausted otherwise. `resume` reads it again.
         let group = ControlGroup::of_shim(dir.path(), pid).unwrap_or_default();
         group.is_some_and(|group| group.is_frozen())
     };
