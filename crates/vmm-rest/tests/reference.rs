@@ -66,7 +66,8 @@ const MISSING_PROPERTIES: [(&str, &[&str]); 3] = [
 ];
 
 /// The properties that this server adds; clients of the public API ignore them.
-const ADDED_PROPERTIES: [(&str, &[&str]); 5] = [
+const ADDED_PROPERTIES: [(&str, &[&str]); 6] = [
+    ("ExecRequest", &["stdin"]),
     ("BoxMetrics", &["cpu_time_ms"]),
     ("CreateBoxRequest", &["auto_remove", "restart_policy"]),
     (

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
-use vmm_rest::wire::ExecutionStatus;
+use vmm_rest::wire::{ExecRequest, ExecutionStatus};
 use vmm_runtime::testing::PerTestBoxHome;
 
 use crate::fixture::{CommandOutput, Daemon, run_shimd, shimd, skip};
@@ -138,6 +138,40 @@ async fn a_detached_command_is_attached_later() {
     assert_eq!((again.code, again.out.as_str()), (6, ""), "{again:?}");
     let none = run_shimd(&home, &["attach", "nap"]);
     assert!(none.code == 125 && none.err.contains("0 executions"));
+    daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_detached_command_has_no_stdin() {
+    let home = PerTestBoxHome::new();
+    let daemon = start_box(&home).await;
+    run_shimd(&home, &["exec", "-d", "nap", "cat"]).out();
+    eventually("cat has read the end of its stdin", async || {
+        status(&daemon).await == ExecutionStatus::Completed
+    })
+    .await;
+    daemon.shut_down().await;
+}
+
+#[tokio::test]
+async fn attach_reports_output_that_was_dropped() {
+    let home = PerTestBoxHome::new();
+    let daemon = start_box(&home).await;
+    let up = home.path().join("up");
+    let script = format!("read go; seq 100000; touch {}; exit 3", up.display());
+    let request = ExecRequest::new("sh", ["-c", &script]);
+    let execution = daemon.client.exec("nap", &request).await.unwrap();
+    let execution = execution.execution_id;
+    // The command gets the input of a client that leaves.
+    let (mut input, events) = daemon.client.attach("nap", &execution).await.unwrap();
+    input.write("go\n").await.unwrap();
+    drop((input, events));
+    eventually("the command has written", async || up.exists()).await;
+    let attached = run_shimd(&home, &["attach", "nap", &execution]);
+    assert_eq!(attached.code, 3);
+    assert!(attached.out.ends_with("\n100000\n"));
+    let message = " bytes of output were dropped";
+    assert!(attached.err.contains(message), "{}", attached.err);
     daemon.shut_down().await;
 }
 

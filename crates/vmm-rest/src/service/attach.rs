@@ -46,6 +46,8 @@ pub(crate) struct Session {
     heard: Instant,
     /// Whether output was sent since then. A client that reads slowly sees the pings after it.
     has_sent_output: bool,
+    /// How many bytes of dropped output the client knows of.
+    reported_dropped: u64,
 }
 
 impl Session {
@@ -64,6 +66,7 @@ impl Session {
             timeout,
             heard: Instant::now(),
             has_sent_output: false,
+            reported_dropped: 0,
         }
     }
 
@@ -77,6 +80,7 @@ impl Session {
             ended = self.exchange() => ended,
         };
         let Ok(code) = ended else {
+            let _ = timeout(CLOSE_TIMEOUT, self.write_input()).await;
             return;
         };
         let reason = "".into();
@@ -126,9 +130,11 @@ impl Session {
                     continue;
                 }
             };
+            self.report_dropped().await?;
             self.has_sent_output = true;
             self.send(Message::Binary(output.into())).await?;
         }
+        self.report_dropped().await?;
         match self.execution.wait().await {
             Ok(ending) => {
                 let exit_code = exit_code(&ending);
@@ -201,6 +207,26 @@ impl Session {
         } else {
             Err(ClientLeft)
         }
+    }
+
+    /// Writes the input that a client has sent before it left.
+    async fn write_input(&mut self) {
+        while !self.input.is_empty() {
+            let written = write(&mut self.execution.stdin, &self.input).await;
+            self.input.drain(..written.unwrap_or(self.input.len()));
+        }
+        self.close_input_at_end();
+    }
+
+    /// Reports output that was dropped before what the client gets next.
+    async fn report_dropped(&mut self) -> Result<(), ClientLeft> {
+        let dropped = self.execution.dropped_bytes();
+        let new = dropped - std::mem::replace(&mut self.reported_dropped, dropped);
+        if new == 0 {
+            return Ok(());
+        }
+        let message = format!("{new} bytes of output were dropped while no client read them");
+        self.send_error(message).await
     }
 
     async fn send_error(&mut self, message: String) -> Result<(), ClientLeft> {

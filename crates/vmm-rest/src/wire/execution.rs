@@ -38,6 +38,10 @@ pub struct ExecRequest {
     /// Whether the command gets a terminal; `false` by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tty: Option<bool>,
+    /// Whether the command gets a stdin, which stays open until a client closes it; `true` by default.
+    /// Otherwise a command without a terminal reads an end of file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin: Option<bool>,
 }
 
 fn text_without_nul() -> ObjectBuilder {

@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use tokio::io::{AsyncReadExt, duplex};
 use tokio::sync::{mpsc, watch};
@@ -11,7 +11,7 @@ use vmm_protocol::{BoxDir, Ending};
 use super::connection::ShimConnection;
 use super::error::ExecError;
 use super::streams::{ExecutionInput, ExecutionOutput};
-use super::task::{ExecutionTask, Outcome, Requests, STREAM, TaskStreams};
+use super::task::{ExecutionTask, Outcome, Requests, STREAM, Shared, TaskStreams};
 use crate::core::Core;
 use crate::metrics::{ExecutionCounters, RunningExecution};
 
@@ -38,12 +38,12 @@ pub struct Execution {
     pub stderr: Option<ExecutionOutput>,
     requests: Requests,
     outcome: watch::Receiver<Outcome>,
-    keeps_stdin: Arc<AtomicBool>,
+    shared: Arc<Shared>,
 }
 
 impl Drop for Execution {
     fn drop(&mut self) {
-        self.keeps_stdin.store(true, Ordering::Release);
+        self.shared.keeps_stdin.store(true, Ordering::Release);
     }
 }
 
@@ -69,6 +69,12 @@ impl Execution {
         let outcome = outcome.wait_for(Option::is_some).await;
         let ending = outcome.ok().and_then(|outcome| outcome.clone().flatten());
         ending.ok_or(ExecError::Interrupted)
+    }
+
+    /// Returns how many bytes of output the shim has dropped because no client read them, before the
+    /// output that was read last.
+    pub fn dropped_bytes(&self) -> u64 {
+        self.shared.dropped_bytes.load(Ordering::Acquire)
     }
 
     /// Reads all output, and waits until the command has ended. Closes the stdin first.
@@ -282,14 +288,14 @@ fn execution_with_task(
         stdout: task_stdout,
         stderr: task_stderr,
     };
-    let keeps_stdin = Arc::new(AtomicBool::new(false));
+    let shared = Arc::new(Shared::default());
     let task = ExecutionTask::new(
         connection,
         receiver,
         streams,
         input_credit,
         sender,
-        Arc::clone(&keeps_stdin),
+        Arc::clone(&shared),
         counters,
     );
     let output = |stream| ExecutionOutput {
@@ -306,7 +312,7 @@ fn execution_with_task(
         stderr: Some(output(stderr)),
         requests,
         outcome,
-        keeps_stdin,
+        shared,
     };
     (execution, task)
 }

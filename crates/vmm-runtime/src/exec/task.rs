@@ -1,7 +1,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -44,9 +44,17 @@ pub(super) struct ExecutionTask {
     /// The number of bytes that were read since the last credit for the shim.
     consumed: u32,
     outcome: watch::Sender<Outcome>,
-    /// Whether the stdin of the command stays open when that of the user ends.
-    keeps_stdin: Arc<AtomicBool>,
+    shared: Arc<Shared>,
     counters: Arc<ExecutionCounters>,
+}
+
+/// What an execution and its task share.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    /// Whether the stdin of the command stays open when that of the user ends.
+    pub(super) keeps_stdin: AtomicBool,
+    /// The number of bytes of output that the shim has dropped.
+    pub(super) dropped_bytes: AtomicU64,
 }
 
 /// What the shim has sent, until the reader takes it. Bounded by the credit of the shim.
@@ -72,7 +80,7 @@ impl ExecutionTask {
         streams: TaskStreams,
         input_credit: u32,
         outcome: watch::Sender<Outcome>,
-        keeps_stdin: Arc<AtomicBool>,
+        shared: Arc<Shared>,
         counters: Arc<ExecutionCounters>,
     ) -> Self {
         let ShimConnection { input, output } = connection;
@@ -86,7 +94,7 @@ impl ExecutionTask {
             stderr: OutputPipe::new(streams.stderr),
             consumed: 0,
             outcome,
-            keeps_stdin,
+            shared,
             counters,
         }
     }
@@ -135,8 +143,16 @@ impl ExecutionTask {
         }
     }
 
-    /// Sends what is pending after the last handle of the execution was dropped, such as a signal.
+    /// Sends what is pending after the last handle of the execution was dropped, such as a signal, or
+    /// input as far as its credit goes.
     async fn flush(&mut self) -> Option<Ending> {
+        let mut data = vec![0; INPUT_CHUNK];
+        while self.stdin.is_some() && self.stdin_window.bytes() > 0 {
+            let window = self.stdin_window.bytes().min(INPUT_CHUNK);
+            // Does not wait: the other end of the pipe is dropped.
+            let read = read(&mut self.stdin, &mut data[..window]).await;
+            self.forward_input(&data[..read.unwrap_or(0)])?;
+        }
         let flush =
             async { while self.output.has_pending() && self.output.flush().await.is_ok() {} };
         let _ = timeout(FLUSH_TIMEOUT, flush).await;
@@ -150,7 +166,7 @@ impl ExecutionTask {
     fn forward_input(&mut self, data: &[u8]) -> Option<()> {
         if data.is_empty() {
             self.stdin = None;
-            if self.keeps_stdin.load(Ordering::Acquire) {
+            if self.shared.keeps_stdin.load(Ordering::Acquire) {
                 return Some(());
             }
             return self.send(HostMessage::CloseStdin);
@@ -179,6 +195,11 @@ impl ExecutionTask {
             PayloadMessage::Stderr(data) => {
                 self.counters.add_stderr(data.len());
                 self.stderr.chunks.push_back(data);
+            }
+            PayloadMessage::Dropped { bytes } => {
+                self.shared
+                    .dropped_bytes
+                    .fetch_add(bytes, Ordering::Release);
             }
             PayloadMessage::Credit { bytes } => self.stdin_window.grant(bytes),
             PayloadMessage::Exited { ending } => return Some(ending),

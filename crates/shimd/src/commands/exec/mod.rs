@@ -68,6 +68,7 @@ impl Exec {
         request.env = Some(env.collect());
         request.working_dir = self.workdir;
         request.tty = Some(self.tty);
+        request.stdin = Some(self.interactive || self.tty);
         let execution = match start(&client, &bx.box_id, &request).await {
             Ok(execution) => execution,
             Err(error) => return Ok(start_failed(error)),

@@ -145,7 +145,7 @@ pub(super) async fn kill(
 /// Opens a WebSocket that carries the input and output of an execution. Binary messages of the client
 /// are input; those of the server are a byte, 1 for stdout or 2 for stderr, and output. Text messages
 /// are JSON objects with the field `type`: of the client `resize` (`cols`, `rows`), `signal` (`sig`)
-/// and `stdin_eof`, of the server `exit` (`exit_code`), then a close, and `error` (`message`). The
+/// and `stdin_eof`, of the server `exit` (`exit_code`), then a close, and `error` (`message`), also for dropped output. The
 /// execution goes on when the client leaves, and can be attached again.
 #[utoipa::path(
     get, path = "/v1/boxes/{box_id}/executions/{exec_id}/attach", tag = "Execution",
@@ -259,6 +259,7 @@ fn exec_spec(request: ExecRequest) -> Result<ExecSpec, ApiError> {
         timeout_seconds,
         working_dir,
         tty,
+        stdin,
     } = request;
     let command = std::iter::once(command).chain(args.into_iter().flatten());
     // A command in a box has the rules of its payload.
@@ -272,7 +273,7 @@ fn exec_spec(request: ExecRequest) -> Result<ExecSpec, ApiError> {
     let mut spec = ExecSpec::new("", payload.command);
     spec.env = payload.env;
     spec.working_dir = payload.working_dir;
-    spec.stdin = true;
+    spec.stdin = stdin.unwrap_or(true);
     spec.terminal = tty.unwrap_or_default().then_some(DEFAULT_TERMINAL);
     if let Some(seconds) = timeout_seconds {
         if seconds.is_nan() || seconds < MIN_TIMEOUT_SECONDS {
