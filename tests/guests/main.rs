@@ -9,6 +9,7 @@ mod agent;
 mod boot_times;
 mod confinement;
 mod ends;
+mod example;
 mod failed_starts;
 mod guest;
 mod recovery;
