@@ -3,7 +3,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use vmm_agent::RequestError;
-use vmm_protocol::{Ending, GuestEvent, InstanceSpec, PayloadSpec};
+use vmm_protocol::{BootTimes, Ending, GuestEvent, InstanceSpec, PayloadSpec};
 
 use crate::EngineError;
 
@@ -65,6 +65,11 @@ pub trait Payload: Send + Sync {
     ///
     /// [`EngineError`] if the payload cannot become ready any more.
     fn wait_until_ready(&self) -> Result<(), EngineError>;
+
+    /// Returns how long the guest of a ready payload took to boot, if it has a guest that reports it.
+    fn boot_times(&self) -> Option<BootTimes> {
+        None
+    }
 
     /// Opens a connection that carries control frames (`vmm_protocol::frames`), whose other end the
     /// payload serves. The shim has at most one, and opens it when the first client connects.

@@ -21,9 +21,9 @@ use crate::frames::{
 };
 use crate::procfs::{Stat, field_of, parse_arguments, parse_control_groups, parse_pids};
 use crate::{
-    Assignment, BoxDir, ConsoleOptions, ControlGroup, Controller, Ending, ExitRecord, FILES,
-    FailureKind, InstanceSpec, Invocation, PayloadSpec, PidRecord, ProcessIdentity, Ready, Report,
-    RuntimeProcess, read_line, to_line, with_causes,
+    Assignment, BootTimes, BoxDir, ConsoleOptions, ControlGroup, Controller, Ending, ExitRecord,
+    FILES, FailureKind, InstanceSpec, Invocation, PayloadSpec, PidRecord, ProcessIdentity, Ready,
+    Report, RuntimeProcess, read_line, to_line, with_causes,
 };
 
 /// The longest error: the path of a file, and a text that may quote from it.
@@ -255,7 +255,11 @@ fn write_and_parse(from: &mut Unstructured<'_>) -> Result<()> {
     };
     assert_same_after_json(&exit);
     let payload_pid = from.arbitrary()?;
-    for report in [Report::Failed(exit), Report::Ready { payload_pid }] {
+    let boot = from.arbitrary::<bool>()?.then(|| BootTimes {
+        vmm_ms: pid.into(),
+        ..BootTimes::default()
+    });
+    for report in [Report::Failed(exit), Report::Ready { payload_pid, boot }] {
         assert_same_after_a_line::<Report>(&to_line(&report).unwrap());
         assert_same_after_json(&report);
     }

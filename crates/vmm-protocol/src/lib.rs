@@ -43,6 +43,7 @@
 compile_error!("vmm-protocol needs Linux");
 
 mod assignment;
+mod boot_times;
 mod bounds;
 mod box_dir;
 mod box_files;
@@ -68,6 +69,7 @@ mod report;
 mod runtime_process;
 
 pub use assignment::Assignment;
+pub use boot_times::BootTimes;
 pub use bounds::truncate_text;
 pub use box_dir::{BOX_DIR_VARIABLE, BoxDir};
 pub use box_files::{BoxFiles, FILES};

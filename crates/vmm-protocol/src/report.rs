@@ -1,7 +1,7 @@
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
-use crate::ExitRecord;
+use crate::{BootTimes, ExitRecord};
 
 /// The report of a shim to the runtime that started it, as one line of JSON on its stdout.
 ///
@@ -13,6 +13,9 @@ pub enum Report {
     Ready {
         /// The pid of the payload, if it is a process of its own.
         payload_pid: Option<u32>,
+        /// How long the payload took to boot, if it is a guest that reports it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        boot: Option<BootTimes>,
     },
     /// The payload did not become ready. The file `exit` contains the same record, unless the disk
     /// is full or another shim runs in the box directory.

@@ -124,8 +124,9 @@ pub use vmm_protocol::frames::{
     ExecSpec, Execution as ExecutionInfo, RequestErrorKind, TerminalSize,
 };
 pub use vmm_protocol::{
-    BoxDir, ConsoleOptions, ControlGroup, Ending, ExitRecord, FailureKind, FileError, GuestEvent,
-    InstanceSpec, PayloadSpec, PayloadSpecError, PidRecord, ProcessIdentity, Ready, with_causes,
+    BootTimes, BoxDir, ConsoleOptions, ControlGroup, Ending, ExitRecord, FailureKind, FileError,
+    GuestEvent, InstanceSpec, PayloadSpec, PayloadSpecError, PidRecord, ProcessIdentity, Ready,
+    with_causes,
 };
 
 /// Compiles the code of the README.

@@ -245,6 +245,7 @@ fn await_ready(
     payload.wait_until_ready()?;
     let ready = Report::Ready {
         payload_pid: payload.pid(),
+        boot: payload.boot_times(),
     };
     if reporter.report(&ready) {
         Ok(())

@@ -228,7 +228,7 @@ fn a_changed_directory_does_not_misplace_the_exit_record() {
 fn the_first_panic_ends_the_payload_and_is_recorded() {
     let mut shim = start_on("panicking", LONG);
     let payload = match shim.report() {
-        Report::Ready { payload_pid } => payload_pid.unwrap(),
+        Report::Ready { payload_pid, .. } => payload_pid.unwrap(),
         other => panic!("{other:?}"),
     };
     assert_eq!(shim.wait().code(), Some(101));

@@ -80,7 +80,7 @@ time.sleep(1000)";
     assert_eq!(poll(&mut stdout, PollTimeout::from(200_u8)), Ok(0));
     fs::write(shim.path("go"), "").unwrap();
     match shim.report() {
-        Report::Ready { payload_pid } => assert_eq!(payload_pid, Some(shim.payload_pid())),
+        Report::Ready { payload_pid, .. } => assert_eq!(payload_pid, Some(shim.payload_pid())),
         other => panic!("{other:?}"),
     }
 }

@@ -3,7 +3,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use shim_reaper::{ReaperClosed, ShimExit, ShimHandle, ShimReaper};
-use vmm_protocol::{PidRecord, ProcessIdentity};
+use vmm_protocol::{BootTimes, PidRecord, ProcessIdentity};
 
 use super::spawned::{Keepalive, ShimParts};
 use super::{SpawnedShim, terminate};
@@ -18,6 +18,7 @@ pub struct ShimHandler {
     record: PidRecord,
     handle: ShimHandle,
     payload_pid: Option<u32>,
+    boot: Option<BootTimes>,
     keepalive: Mutex<Option<Keepalive>>,
 }
 
@@ -29,12 +30,14 @@ impl ShimHandler {
             handle,
             keepalive,
             payload_pid,
+            boot,
             record,
         } = spawned.into_parts();
         Self {
             record,
             handle,
             payload_pid,
+            boot,
             keepalive: Mutex::new(keepalive),
         }
     }
@@ -76,6 +79,7 @@ impl ShimHandler {
                 },
                 handle,
                 payload_pid: None,
+                boot: None,
                 keepalive: Mutex::new(None),
             })),
             _ => Ok(None),
@@ -102,6 +106,12 @@ impl ShimHandler {
     /// Returns the pid of the payload, if the engine reported one.
     pub fn payload_pid(&self) -> Option<u32> {
         self.payload_pid
+    }
+
+    /// Returns how long the guest took to boot. Only the runtime that has started the box knows it,
+    /// and only if the guest has an agent.
+    pub fn boot_times(&self) -> Option<BootTimes> {
+        self.boot
     }
 
     /// Returns true until the exit of the shim is known.

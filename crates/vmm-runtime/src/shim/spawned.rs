@@ -9,8 +9,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout};
 use tokio::time::{Instant, sleep};
 use vmm_protocol::{
-    Assignment, BoxDir, ExitRecord, FileError, InstanceSpec, Invocation, PidRecord, Report,
-    RuntimeProcess, is_resource_exhaustion, pidfd, to_line,
+    Assignment, BootTimes, BoxDir, ExitRecord, FileError, InstanceSpec, Invocation, PidRecord,
+    Report, RuntimeProcess, is_resource_exhaustion, pidfd, to_line,
 };
 
 use super::{ShimProgram, StartError, ending_of_status, record_matches, terminate};
@@ -30,6 +30,7 @@ pub struct SpawnedShim {
     assignment: Option<Assignment>,
     detached: bool,
     payload_pid: Option<u32>,
+    boot: Option<BootTimes>,
 }
 
 /// The process of a shim, with the pipes that connect it to this runtime. It is killed on drop.
@@ -54,6 +55,7 @@ pub(super) struct ShimParts {
     pub(super) handle: ShimHandle,
     pub(super) keepalive: Option<Keepalive>,
     pub(super) payload_pid: Option<u32>,
+    pub(super) boot: Option<BootTimes>,
     pub(super) record: PidRecord,
 }
 
@@ -131,6 +133,7 @@ impl SpawnedShim {
             assignment,
             detached: spec.detached,
             payload_pid: None,
+            boot: None,
         }
     }
 
@@ -186,8 +189,9 @@ impl SpawnedShim {
         // A read error has the same meaning as an empty line.
         let _ = report.read_until(b'\n', &mut line).await;
         match serde_json::from_slice(&line) {
-            Ok(Report::Ready { payload_pid }) => {
+            Ok(Report::Ready { payload_pid, boot }) => {
                 self.payload_pid = payload_pid;
+                self.boot = boot;
                 Ok(())
             }
             Ok(Report::Failed(record)) => Err(self.exit_error(Some(record)).await),
@@ -270,6 +274,7 @@ impl SpawnedShim {
             handle: self.process.shim.handle.clone(),
             keepalive,
             payload_pid: self.payload_pid,
+            boot: self.boot,
             record,
         }
     }
