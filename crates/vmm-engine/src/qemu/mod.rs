@@ -2,17 +2,22 @@ mod agent;
 mod command_line;
 mod options;
 mod payload;
+mod power_off;
 mod qmp;
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
 
 use vmm_protocol::{InstanceSpec, PayloadSpec};
 
+use self::agent::{Agent, GuestEnvironment, Workload};
 use self::command_line::{AGENT_FD, QMP_FD};
 pub use self::options::{Accelerator, Disk, DiskAccess, QemuOptions};
 use self::payload::QemuPayload;
+use self::power_off::PowerOff;
 use self::qmp::Monitor;
 use crate::{Engine, EngineError, Payload, process};
 
@@ -84,18 +89,44 @@ impl Engine for Qemu {
         let (monitor, monitor_of_qemu) = UnixStream::pair().map_err(socket_error())?;
         let (agent, agent_of_qemu) = UnixStream::pair().map_err(socket_error())?;
         let command = command_line::qemu(spec, &options, dir);
-        let process = process::spawn(&command, dir, |command| {
+        let mut workload = None;
+        let spawned = Instant::now();
+        let process = process::spawn(&command, dir, |command, console| {
             command
                 .fd(QMP_FD, OwnedFd::from(monitor_of_qemu))
                 .fd(AGENT_FD, OwnedFd::from(agent_of_qemu))
                 .no_new_privs(true);
+            workload = Workload::new(&spec.payload, console);
         })?;
-        let agent = options.agent.then_some(agent);
-        match Monitor::start(monitor) {
-            Ok(monitor) => {
-                let payload = QemuPayload::new(process, monitor, agent, spec.stop_grace());
-                Ok(Box::new(payload))
-            }
+        let process = Arc::new(process);
+        let connect = || -> Result<_, EngineError> {
+            let monitor = Monitor::start(monitor)?;
+            let power_off = PowerOff::new(
+                Arc::clone(&process),
+                Arc::clone(&monitor),
+                spec.stop_grace(),
+            );
+            let agent = if options.agent {
+                let environment = GuestEnvironment::new(spec, options.user);
+                let on_exit = {
+                    let power_off = Arc::clone(&power_off);
+                    move || power_off.begin_by_agent()
+                };
+                Some(Agent::start(
+                    agent,
+                    spawned,
+                    environment,
+                    workload,
+                    on_exit,
+                )?)
+            } else {
+                None
+            };
+            let process = Arc::clone(&process);
+            Ok(QemuPayload::new(process, monitor, agent, power_off))
+        };
+        match connect() {
+            Ok(payload) => Ok(Box::new(payload)),
             Err(error) => {
                 process.kill();
                 let _ = process.wait();
