@@ -135,10 +135,14 @@ impl Init {
     }
 }
 
-/// Writes all data to the disks and powers the guest off. Only for the pid 1 of a guest: it unmounts
-/// the file systems of its mount namespace.
-pub(crate) fn power_off() {
+/// Writes all data to the disks.
+pub(crate) fn write_disks() {
     sync();
+}
+
+/// Unmounts the disks and powers the guest off. Only for the pid 1 of a guest: it unmounts the file
+/// systems of its mount namespace.
+pub(crate) fn power_off() {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let targets = mounts.lines().filter_map(|line| line.split(' ').nth(1));
     // Mounted last, unmounted first. What is still in use stays, and has been written.
