@@ -5,18 +5,19 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxInfo, BoxSpec, BoxStatus, Ending, ExecSpec, FailureKind, VmmRuntime};
+use vmm_shim::{DiskAccess, QemuOptions};
 
 use crate::common::{eventually, is_gone, kill};
 use crate::guest::{GuestFiles, console, open_runtime, spec, start_up};
 
-fn workload<const N: usize>(files: &GuestFiles, command: [&str; N]) -> BoxSpec {
-    let mut spec = spec(&files.guest_with_agent());
+fn workload<const N: usize>(guest: &QemuOptions, command: [&str; N]) -> BoxSpec {
+    let mut spec = spec(guest);
     spec.payload.command = command.map(str::to_owned).into();
     spec
 }
 
-fn shell(files: &GuestFiles, script: &str) -> BoxSpec {
-    workload(files, ["sh", "-c", script])
+fn shell(guest: &QemuOptions, script: &str) -> BoxSpec {
+    workload(guest, ["sh", "-c", script])
 }
 
 async fn run(runtime: &VmmRuntime, spec: BoxSpec) -> BoxInfo {
@@ -34,13 +35,10 @@ async fn a_box_prints_the_output_of_its_command_and_ends_with_its_code() {
     let runtime = open_runtime(&home).await;
     let mut guest = files.guest_with_agent();
     guest.user = Some("www".to_owned());
-    let mut spec = spec(&guest);
     // The process that is left behind does not delay the end.
     let script = "echo $GREETING; pwd; id -u; cat; echo err >&2; sleep 1000 & exit 42";
-    spec.payload.command = ["sh", "-c", script].map(str::to_owned).into();
-    spec.payload.env.insert("GREETING".into(), "hello".into());
-    spec.payload.working_dir = Some("/tmp".into());
-    spec.payload.stdin = Some("input\n".to_owned());
+    let spec = shell(&guest, script).env("GREETING", "hello");
+    let spec = spec.working_dir("/tmp").stdin("input\n");
     let ended = run(&runtime, spec).await;
     let code = 42;
     assert_eq!(ended.ending, Some(Ending::Exited { code }), "{ended:?}");
@@ -61,10 +59,8 @@ async fn a_box_whose_command_succeeds_has_stopped_and_its_data_is_on_the_disk() 
     let mut guest = files.guest_with_agent();
     guest.cmdline += " vmm.overlay=off";
     let disk = guest.disks[0].path.clone();
-    guest.disks[0].access = vmm_shim::DiskAccess::ReadWrite;
-    let mut spec = spec(&guest);
-    spec.payload.command = ["sh", "-c", "echo text >/file"].map(str::to_owned).into();
-    let ended = run(&runtime, spec).await;
+    guest.disks[0].access = DiskAccess::ReadWrite;
+    let ended = run(&runtime, shell(&guest, "echo text >/file")).await;
     assert_eq!(ended.ending, Some(Ending::Exited { code: 0 }), "{ended:?}");
     assert_eq!(ended.status, BoxStatus::Stopped);
     let mut debugfs = std::process::Command::new("/sbin/debugfs");
@@ -79,11 +75,12 @@ async fn a_command_that_the_guest_cannot_run_fails_the_start() {
     };
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;
+    let guest = files.guest_with_agent();
     for (program, kind, code) in [
         ("no-such-program", FailureKind::NotFound, 127),
         ("/etc/passwd", FailureKind::NotExecutable, 126),
     ] {
-        let bx = runtime.create(workload(&files, [program])).await.unwrap();
+        let bx = runtime.create(workload(&guest, [program])).await.unwrap();
         runtime.start(&bx.id).await.unwrap_err();
         let failed = runtime.info(&bx.id).await.unwrap();
         let Some(Ending::Failed { kind: found, .. }) = failed.ending else {
@@ -103,12 +100,13 @@ async fn a_signal_or_a_lack_of_memory_in_the_guest_ends_the_box() {
     };
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;
-    let killed = run(&runtime, shell(&files, "kill -KILL $$")).await;
+    let guest = files.guest_with_agent();
+    let killed = run(&runtime, shell(&guest, "kill -KILL $$")).await;
     let signal = 9;
     assert_eq!(killed.ending, Some(Ending::Signaled { signal }));
     assert_eq!(killed.status, BoxStatus::Failed);
     // `tail` keeps a line that never ends.
-    let spec = workload(&files, ["tail", "-n", "1", "/dev/zero"]);
+    let spec = workload(&guest, ["tail", "-n", "1", "/dev/zero"]);
     let ended = run(&runtime, spec).await;
     assert_eq!(ended.ending, Some(Ending::OutOfMemory), "{ended:?}");
 }
@@ -120,8 +118,8 @@ async fn a_stop_terminates_the_command_although_a_client_does_not_read() {
     };
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;
-    let script = "trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.1; done";
-    let spec = shell(&files, script)
+    let script = "trap 'echo bye; exit 7' TERM; echo up; sleep 1000 & wait";
+    let spec = shell(&files.guest_with_agent(), script)
         .env("GREETING", "hello")
         .stop_grace(Duration::from_secs(120));
     let bx = start_up(&runtime, spec).await;
@@ -145,8 +143,11 @@ async fn a_command_that_ignores_sigterm_is_killed_within_the_grace_period() {
     };
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;
-    let spec = shell(&files, "trap '' TERM; echo up; while :; do sleep 0.1; done")
-        .stop_grace(Duration::from_secs(24));
+    let spec = shell(
+        &files.guest_with_agent(),
+        "trap '' TERM; echo up; while :; do sleep 0.1; done",
+    )
+    .stop_grace(Duration::from_secs(24));
     let bx = start_up(&runtime, spec).await;
     let stopped = runtime.stop(&bx.id).await.unwrap();
     // The agent has killed it, and has powered off.
@@ -164,7 +165,11 @@ async fn a_qemu_that_is_killed_while_its_command_runs_is_a_failure() {
     };
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;
-    let bx = start_up(&runtime, shell(&files, "echo up; sleep 1000")).await;
+    let bx = start_up(
+        &runtime,
+        shell(&files.guest_with_agent(), "echo up; sleep 1000"),
+    )
+    .await;
     kill(bx.payload_pid.unwrap(), Signal::SIGKILL);
     let ended = runtime.wait(&bx.id).await.unwrap();
     assert_eq!((ended.status, ended.signal), (BoxStatus::Failed, Some(9)));
@@ -177,7 +182,11 @@ async fn a_detached_command_ends_without_a_runtime() {
     };
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;
-    let spec = shell(&files, "echo up; sleep 5; echo over; exit 4").detached(true);
+    let spec = shell(
+        &files.guest_with_agent(),
+        "echo up; sleep 5; echo over; exit 4",
+    )
+    .detached(true);
     let bx = start_up(&runtime, spec).await;
     drop(runtime);
     eventually("the shim ends without a runtime", || {
@@ -198,8 +207,8 @@ async fn an_attached_command_is_terminated_when_its_runtime_ends() {
     };
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;
-    let script = "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.1; done";
-    let spec = shell(&files, script).stop_grace(Duration::from_secs(120));
+    let script = "trap 'echo bye; exit 0' TERM; echo up; sleep 1000 & wait";
+    let spec = shell(&files.guest_with_agent(), script).stop_grace(Duration::from_secs(120));
     let bx = start_up(&runtime, spec).await;
     drop(runtime);
     eventually("the shim has ended", || is_gone(bx.pid.unwrap())).await;
