@@ -99,18 +99,15 @@ impl Engine for Qemu {
             workload = Workload::new(&spec.payload, console);
         })?;
         let process = Arc::new(process);
+        let grace = spec.stop_grace();
         let connect = || -> Result<_, EngineError> {
             let monitor = Monitor::start(monitor)?;
-            let power_off = PowerOff::new(
-                Arc::clone(&process),
-                Arc::clone(&monitor),
-                spec.stop_grace(),
-            );
+            let power_off = PowerOff::new(Arc::clone(&process), Arc::clone(&monitor));
             let agent = if options.agent {
                 let environment = GuestEnvironment::new(spec, options.user);
                 let on_exit = {
                     let power_off = Arc::clone(&power_off);
-                    move || power_off.begin_by_agent()
+                    move || power_off.begin_by_agent(grace)
                 };
                 Some(Agent::start(
                     agent,
@@ -123,7 +120,7 @@ impl Engine for Qemu {
                 None
             };
             let process = Arc::clone(&process);
-            Ok(QemuPayload::new(process, monitor, agent, power_off))
+            Ok(QemuPayload::new(process, monitor, agent, power_off, grace))
         };
         match connect() {
             Ok(payload) => Ok(Box::new(payload)),

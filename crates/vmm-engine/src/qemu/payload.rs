@@ -24,6 +24,7 @@ pub(super) struct QemuPayload {
     /// The agent of the guest, if it has one.
     agent: Option<Agent>,
     power_off: Arc<PowerOff>,
+    stop_grace: Duration,
 }
 
 impl QemuPayload {
@@ -32,12 +33,14 @@ impl QemuPayload {
         monitor: Arc<Monitor>,
         agent: Option<Agent>,
         power_off: Arc<PowerOff>,
+        stop_grace: Duration,
     ) -> Self {
         Self {
             process,
             monitor,
             agent,
             power_off,
+            stop_grace,
         }
     }
 }
@@ -68,10 +71,10 @@ impl Payload for QemuPayload {
     fn stop(&self) {
         match &self.agent {
             Some(agent) => {
-                agent.request_shutdown(self.power_off.grace_of_commands());
-                self.power_off.begin_by_agent();
+                agent.request_shutdown(PowerOff::grace_of_commands(self.stop_grace));
+                self.power_off.begin_by_agent(self.stop_grace);
             }
-            None => self.power_off.begin(),
+            None => self.power_off.begin(self.stop_grace),
         }
     }
 

@@ -22,62 +22,56 @@ use crate::process::ProcessPayload;
 pub(super) struct PowerOff {
     process: Arc<ProcessPayload>,
     monitor: Arc<Monitor>,
-    grace: Duration,
     has_begun: AtomicBool,
 }
 
 impl PowerOff {
-    pub(super) fn new(
-        process: Arc<ProcessPayload>,
-        monitor: Arc<Monitor>,
-        grace: Duration,
-    ) -> Arc<Self> {
+    pub(super) fn new(process: Arc<ProcessPayload>, monitor: Arc<Monitor>) -> Arc<Self> {
         Arc::new(Self {
             process,
             monitor,
-            grace,
             has_begun: AtomicBool::new(false),
         })
     }
 
     /// Returns how long the commands in the guest may take to end.
-    pub(super) fn grace_of_commands(&self) -> Duration {
-        self.grace * 4 / 8
+    pub(super) fn grace_of_commands(grace: Duration) -> Duration {
+        grace * 4 / 8
     }
 
     /// Ends QEMU. Does not block.
-    pub(super) fn begin(self: &Arc<Self>) {
-        self.begin_at(Duration::ZERO);
+    pub(super) fn begin(self: &Arc<Self>, grace: Duration) {
+        self.begin_at(Duration::ZERO, grace);
     }
 
     /// Ends QEMU if the agent, which has been asked to, does not. Does not block.
-    pub(super) fn begin_by_agent(self: &Arc<Self>) {
-        self.begin_at(self.grace * 5 / 8);
+    pub(super) fn begin_by_agent(self: &Arc<Self>, grace: Duration) {
+        self.begin_at(grace * 5 / 8, grace);
     }
 
-    /// Starts the thread that presses the power button after this time.
-    fn begin_at(self: &Arc<Self>, button: Duration) {
+    /// Starts the thread that presses the power button after a part of the grace period.
+    fn begin_at(self: &Arc<Self>, button: Duration, grace: Duration) {
         if self.has_begun.swap(true, Ordering::Relaxed) {
             return;
         }
         let power_off = Arc::clone(self);
         let thread = thread::Builder::new().name("shim-power-off".to_owned());
-        let started: io::Result<_> = thread.spawn(move || power_off.run(button));
+        let started: io::Result<_> = thread.spawn(move || power_off.run(button, grace));
         if started.is_err() {
             self.process.stop();
         }
     }
 
-    fn run(&self, button: Duration) {
+    fn run(&self, button: Duration, grace: Duration) {
         if self.monitor.wait_closed(button) {
             return;
         }
         self.monitor.power_down();
-        if self.monitor.wait_closed(self.grace * 6 / 8 - button) {
+        if self.monitor.wait_closed(grace * 6 / 8 - button) {
             return;
         }
         self.process.stop();
-        if !self.monitor.wait_closed(self.grace * 2 / 8) {
+        if !self.monitor.wait_closed(grace * 2 / 8) {
             self.process.kill();
         }
     }
