@@ -39,34 +39,48 @@ use crate::{Engine, EngineError, Payload, process};
 /// QEMU gets no new privileges, and its own seccomp filter (`-sandbox on`) keeps it from starting
 /// processes. It runs as the user of the shim.
 ///
+/// # The command of a box
+///
+/// A guest with an [agent](QemuOptions::agent) runs the `command` of the spec, its *workload*, with
+/// its `env`, `working_dir` and `stdin`. Executions beside it have the same environment. The guest
+/// powers off when the workload has ended, and processes that the workload has left are killed. A
+/// guest without a command runs until it is stopped, or powers off itself. Command and environment
+/// together have at most 64 KiB.
+///
 /// # Output
 ///
-/// The first serial port of the guest (`ttyS0`), and the messages of QEMU itself, go to
-/// `console.log`, which is rotated as for a command.
+/// The output of the workload, the first serial port of the guest (`ttyS0`), and the messages of QEMU
+/// itself, go to `console.log`, which is rotated as for a command. With a workload, the kernel gets
+/// the parameter `quiet`, so that it prints errors only.
 ///
 /// # Readiness
 ///
-/// A guest with an [agent](QemuOptions::agent) is ready when the agent has sent
+/// A guest with an agent is ready when the agent has sent
 /// [`Ready`](vmm_protocol::frames::PayloadMessage::Ready) over the virtio serial port
-/// `org.vmm.agent.0`. Any other guest is ready when QEMU runs it.
+/// `org.vmm.agent.0`, and has started the workload. Any other guest is ready when QEMU runs it.
 ///
 /// # Stop
 ///
-/// A stop asks the agent to end all processes, with SIGKILL after a quarter of the grace period, and
-/// to power the guest off. In a guest without an agent, and after three eighths of the grace period in
-/// any guest, it presses the power button (ACPI). If the guest still runs after three quarters, QEMU
-/// gets SIGTERM, which it handles without the guest.
+/// A stop takes at most the grace period. It asks the agent to end all processes: with SIGTERM, and
+/// with SIGKILL after a half of the period. The agent then powers the guest off. In a guest without
+/// an agent at once, and otherwise after five eighths, the power button is pressed (ACPI). If QEMU
+/// still runs after three quarters, it gets SIGTERM, which it handles without the guest, and at the
+/// end of the period SIGKILL.
 ///
 /// # How a guest ends
 ///
+/// The first row that applies counts.
+///
 /// | what happened | [`PayloadExit`](crate::PayloadExit) |
 /// |---|---|
+/// | the workload failed | `Code`, `Signal` or `OutOfMemory`, as the agent reported |
 /// | the guest reported a kernel panic | `Guest(Panicked)` |
 /// | a signal killed QEMU | `Signal`, or `OutOfMemory` |
 /// | QEMU failed | `Code`, with the exit code of QEMU |
-/// | the guest powered off | `Guest(PoweredOff)` |
+/// | the guest powered off | `Guest(PoweredOff)`, or `Code(0)` after a workload that succeeded |
 /// | the guest rebooted | `Guest(Reset)`: a guest runs once |
 /// | QEMU handled SIGTERM, SIGINT or SIGHUP | `Signal(SIGTERM)` |
+/// | QEMU ended without a reason | `Unknown` |
 ///
 /// A guest reports a panic through the device `pvpanic`, for which its kernel needs the driver
 /// `pvpanic-mmio`. Without the driver a panic is a `Reset`.
