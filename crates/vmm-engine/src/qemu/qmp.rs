@@ -196,9 +196,15 @@ mod tests {
 
     #[test]
     fn a_message_that_is_too_long_is_skipped() {
-        let long = "x".repeat(3 << 19);
-        let event = "{\"event\":\"SHUTDOWN\",\"data\":{\"reason\":\"guest-shutdown\"}}";
-        let messages = format!("{long}\n{{\"return\":{{}}}}\n{long}{event}\n{event}\n");
+        let event =
+            |reason| format!("{{\"event\":\"SHUTDOWN\",\"data\":{{\"reason\":\"{reason}\"}}}}\n");
+        let long = "x".repeat(1 << 20);
+        // What follows the maximum length looks like a message.
+        let messages = format!(
+            "{{\"return\":{{}}}}\n{long}{}{}",
+            event("guest-reset"),
+            event("guest-shutdown")
+        );
         assert_eq!(after(&messages), (true, Shutdown::PoweredOff));
     }
 

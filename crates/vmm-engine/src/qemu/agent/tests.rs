@@ -253,6 +253,9 @@ fn the_workload_reads_its_stdin_as_far_as_its_credit_goes() {
             message => panic!("{message:?}"),
         }
         if received == 256 << 10 {
+            // Without credit, the next message is not input, but the response to output.
+            guest.send(WORKLOAD_STREAM, PayloadMessage::Stdout(b"x".to_vec()));
+            assert_eq!(guest.receive().message, HostMessage::Credit { bytes: 1 });
             let bytes = 256 << 10;
             guest.send(WORKLOAD_STREAM, PayloadMessage::Credit { bytes });
         }
@@ -288,20 +291,21 @@ fn a_client_shares_the_port_with_a_shutdown_and_gets_the_environment_of_the_box(
     };
     assert_eq!((frame.stream, &*spec.env["A"]), (1, "box"));
 
-    let exited = PayloadMessage::Exited {
-        ending: Ending::Exited { code: 0 },
-    };
-    guest.send(1, exited.clone());
+    // More than the socket to the client takes, and then the end of the guest.
+    let output = PayloadMessage::Stdout(vec![b'x'; 30 << 10]);
+    for _ in 0..10 {
+        guest.send(1, output.clone());
+    }
     drop(guest);
-    let mut guest = Guest {
-        port: client,
-        reader: FrameReader::new(Strictness::Strict),
-    };
+    shim.agent.finish(TIMEOUT);
     let mut received = Vec::new();
-    guest.port.read_to_end(&mut received).unwrap();
-    guest.reader.push(&received);
-    let frame = guest.reader.next_frame().unwrap();
-    assert_eq!(frame, Some(Frame::new(1, exited)));
+    (&client).read_to_end(&mut received).unwrap();
+    let mut reader = FrameReader::new(Strictness::Strict);
+    reader.push(&received);
+    for _ in 0..10 {
+        let frame = reader.next_frame().unwrap();
+        assert_eq!(frame, Some(Frame::new(1, output.clone())));
+    }
 }
 
 #[test]
