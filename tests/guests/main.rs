@@ -10,4 +10,6 @@ mod confinement;
 mod ends;
 mod failed_starts;
 mod guest;
+mod kills;
+mod many;
 mod recovery;
