@@ -107,7 +107,7 @@ pub use boxes::{BoxCounts, BoxId, BoxInfo, BoxSpec, BoxStatus, InvalidBoxId, Lis
 pub use console::{ConsoleError, ConsoleReader};
 pub use error::RuntimeError;
 pub use event::{BoxChange, BoxEvent, Events};
-pub use exec::{ExecError, ExecOutput, Execution, ExecutionInput, ExecutionOutput};
+pub use exec::{ExecError, ExecOutput, Execution, ExecutionInput, ExecutionOutput, FileArchive};
 pub use health::{HealthCheckOptions, HealthState, Probe};
 pub use images::{Image, ImageError, ImageTable};
 pub use lifecycle::{Removal, RuntimeShutdown};
@@ -121,7 +121,8 @@ pub use shim::{LastOutput, ShimProgramError, StartError};
 #[doc(hidden)]
 pub use shim::{ShimController, ShimHandler, ShimProgram, SpawnedShim};
 pub use vmm_protocol::frames::{
-    ExecSpec, Execution as ExecutionInfo, RequestErrorKind, TerminalSize,
+    ExecSpec, Execution as ExecutionInfo, GetSpec, GuestStats, PutSpec, RequestErrorKind,
+    TerminalSize,
 };
 pub use vmm_protocol::{
     BoxDir, ConsoleOptions, ControlGroup, Ending, ExitRecord, FailureKind, FileError, GuestEvent,

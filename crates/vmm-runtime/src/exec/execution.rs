@@ -64,10 +64,17 @@ impl Execution {
     ///
     /// Dropping the future has no effect.
     pub async fn wait(&self) -> Result<Ending, ExecError> {
+        self.end().await
+    }
+
+    /// Returns what [`wait`](Self::wait) does, without borrowing the execution.
+    pub(super) fn end(&self) -> impl Future<Output = Result<Ending, ExecError>> + use<> {
         let mut outcome = self.outcome.clone();
-        let outcome = outcome.wait_for(Option::is_some).await;
-        let ending = outcome.ok().and_then(|outcome| outcome.clone().flatten());
-        ending.ok_or(ExecError::Interrupted)
+        async move {
+            let outcome = outcome.wait_for(Option::is_some).await;
+            let ending = outcome.ok().and_then(|outcome| outcome.clone().flatten());
+            ending.ok_or(ExecError::Interrupted)
+        }
     }
 
     /// Reads all output, and waits until the command has ended. Closes the stdin first.
@@ -219,7 +226,12 @@ pub(crate) async fn attach(
     }
 }
 
-fn start_task(core: &Core, connection: ShimConnection, id: String, input_credit: u32) -> Execution {
+pub(super) fn start_task(
+    core: &Core,
+    connection: ShimConnection,
+    id: String,
+    input_credit: u32,
+) -> Execution {
     let (stdin, task_stdin) = duplex(PIPE_BYTES);
     let (stdout, task_stdout) = duplex(PIPE_BYTES);
     let (stderr, task_stderr) = duplex(PIPE_BYTES);

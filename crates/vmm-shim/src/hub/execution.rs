@@ -16,7 +16,7 @@ const KEPT_OUTPUT: usize = 64 << 10;
 /// How long a command that was started without a client waits for one before output is dropped.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A command in the box, as the hub knows it.
+/// A command in the box, or a file transfer, as the hub knows it.
 #[derive(Debug)]
 pub(super) struct Execution {
     id: String,
@@ -41,6 +41,7 @@ pub(super) struct Execution {
     ending: Option<(Ending, Instant)>,
     /// Whether a client has removed it.
     is_forgotten: bool,
+    is_transfer: bool,
 }
 
 /// The stream of a client to which output is sent.
@@ -74,6 +75,18 @@ impl Execution {
             reader: None,
             ending: None,
             is_forgotten: false,
+            is_transfer: false,
+        }
+    }
+
+    /// Creates a file transfer, which no client can list or attach to.
+    pub(super) fn transfer(stream: u32) -> Self {
+        // No client can choose an id with a space.
+        let spec = ExecSpec::new(format!("transfer {stream}"), [""; 0]);
+        Self {
+            is_forgotten: true,
+            is_transfer: true,
+            ..Self::new(&spec, stream)
         }
     }
 
@@ -100,6 +113,11 @@ impl Execution {
 
     pub(super) fn is_forgotten(&self) -> bool {
         self.is_forgotten
+    }
+
+    /// Returns whether it is a file transfer, which ends when its client leaves.
+    pub(super) fn is_transfer(&self) -> bool {
+        self.is_transfer
     }
 
     pub(super) fn reader(&self) -> Option<&Reader> {

@@ -16,6 +16,7 @@ mod listener;
 mod relay;
 mod requests;
 mod table;
+mod transfers;
 
 pub(crate) use listener::ControlSocket;
 pub(crate) use relay::Hub;

@@ -232,6 +232,10 @@ impl Hub {
                     execution.set_ending(ending.clone());
                     PayloadMessage::Exited { ending }
                 }
+                PayloadMessage::Error { kind, message } if execution.is_transfer() => {
+                    let message = message.chars().take(MAX_MESSAGE_CHARS).collect();
+                    return self.refuse_transfer(stream, kind, message);
+                }
                 PayloadMessage::Error { message, .. } => {
                     let kind = vmm_protocol::FailureKind::Engine;
                     let message = message.chars().take(MAX_MESSAGE_CHARS).collect::<String>();
@@ -301,6 +305,7 @@ impl Hub {
     }
 
     fn disconnect(&mut self, id: u64) {
+        self.kill_transfers(id);
         self.clients.remove(&id);
         for execution in self.executions.all() {
             if execution.reader().is_some_and(|reader| reader.client == id) {
