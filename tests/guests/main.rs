@@ -9,5 +9,6 @@ mod agent;
 mod confinement;
 mod ends;
 mod failed_starts;
+mod files;
 mod guest;
 mod recovery;

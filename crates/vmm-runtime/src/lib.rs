@@ -114,6 +114,7 @@ pub use lifecycle::{Removal, RuntimeShutdown};
 pub use metrics::{RuntimeMetrics, RuntimeMetricsStorage};
 pub use options::{PayloadCheck, RuntimeOptions};
 pub use process::{BoxUsage, ProcessExit, ProcessMonitor};
+pub use queries::BoxStats;
 pub use restart::{InvalidRestartPolicy, RestartPolicy};
 pub use runtime::VmmRuntime;
 pub use shim::{LastOutput, ShimProgramError, StartError};

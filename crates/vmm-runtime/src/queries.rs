@@ -10,9 +10,19 @@ use crate::boxes::MicroBox;
 use crate::lifecycle;
 use crate::process::{count_zombies, measure_usage};
 use crate::{
-    BoxCounts, BoxInfo, BoxUsage, ConsoleReader, Events, ListOptions, RuntimeError, RuntimeMetrics,
-    VmmRuntime,
+    BoxCounts, BoxInfo, BoxUsage, ConsoleReader, Events, GuestStats, ListOptions, RuntimeError,
+    RuntimeMetrics, VmmRuntime, exec,
 };
+
+/// What a box uses, from [`VmmRuntime::stats`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct BoxStats {
+    /// What the host counts. For a guest, this includes the VMM.
+    pub usage: BoxUsage,
+    /// What the guest reports; `None` for a payload that is not a guest.
+    pub guest: Option<GuestStats>,
+}
 
 /// How long reading the state of a box waits for an exit to be saved.
 const OBSERVE_TIMEOUT: Duration = Duration::from_millis(100);
@@ -131,7 +141,7 @@ impl VmmRuntime {
         self.core().metrics()
     }
 
-    /// Returns the CPU time and memory that a box uses; no values if it is not running.
+    /// Returns the CPU time, memory and processes of a box, as the host counts them; no values if it is not running.
     ///
     /// # Errors
     ///
@@ -145,14 +155,32 @@ impl VmmRuntime {
         let Some(shim) = bx.shim() else {
             return Ok(BoxUsage::default());
         };
-        let (pid, cpus) = (shim.pid(), bx.cpus());
+        let (dir, pid, cpus) = (bx.dir().clone(), shim.pid(), bx.cpus());
         let measured = self
             .core()
-            .inspect(move || measure_usage(pid, cpus))
+            .inspect(move || measure_usage(&dir, pid, cpus))
             .await?;
         // Until its exit is known, the shim is not reaped, and its pid not reused.
         let usage = measured.ok().filter(|_| shim.is_running());
         Ok(usage.unwrap_or_default())
+    }
+
+    /// Returns what a box uses, as the host counts it, and what its guest reports about itself.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`usage`](Self::usage); [`RuntimeError::NotRunning`]; [`RuntimeError::Exec`] if the
+    /// guest does not respond, as while it is paused.
+    ///
+    /// # Cancel safety
+    ///
+    /// Reads only.
+    pub async fn stats(&self, id_or_name: &str) -> Result<BoxStats, RuntimeError> {
+        let guest = self
+            .request_shim(id_or_name, |_, dir| exec::guest_stats(dir))
+            .await?;
+        let usage = self.usage(id_or_name).await?;
+        Ok(BoxStats { usage, guest })
     }
 
     /// Returns the number of children of this process that have exited and are not reaped, whether

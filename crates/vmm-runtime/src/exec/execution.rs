@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::{AsyncReadExt, duplex};
 use tokio::sync::{mpsc, watch};
 use vmm_protocol::frames::{
-    ExecSpec, Execution as ExecutionInfo, HostMessage, PayloadMessage, TerminalSize,
+    ExecSpec, Execution as ExecutionInfo, GuestStats, HostMessage, PayloadMessage,
+    RequestErrorKind, TerminalSize,
 };
 use vmm_protocol::{BoxDir, Ending};
 
@@ -198,6 +199,20 @@ pub(crate) async fn set_paused(dir: &BoxDir, paused: bool) -> Result<(), ExecErr
         HostMessage::Resume
     };
     connection.request(STREAM, request).await.map(drop)
+}
+
+/// Returns what the guest of the box with this directory uses; `None` if the payload is not a guest.
+pub(crate) async fn guest_stats(dir: BoxDir) -> Result<Option<GuestStats>, ExecError> {
+    let mut connection = ShimConnection::open(&dir).await?;
+    match connection.request(STREAM, HostMessage::Stats).await {
+        Ok(PayloadMessage::Stats(stats)) => Ok(Some(stats)),
+        Err(ExecError::Refused {
+            kind: RequestErrorKind::Unsupported,
+            ..
+        }) => Ok(None),
+        Ok(_) => Err(ExecError::Interrupted),
+        Err(error) => Err(error),
+    }
 }
 
 /// Kills an execution of the box with this directory, and removes it from the list.

@@ -183,7 +183,7 @@ impl VmmRuntime {
 
     /// Connects to the shim of a running box, on the runtime's own thread: the caller may not be in
     /// a tokio runtime.
-    pub(super) async fn request_shim<T, F>(
+    pub(crate) async fn request_shim<T, F>(
         &self,
         id_or_name: &str,
         request: impl FnOnce(Arc<Core>, BoxDir) -> F,
