@@ -13,6 +13,7 @@ mod create_box_request;
 mod error;
 mod event;
 mod execution;
+mod files;
 mod list_boxes;
 mod metrics;
 mod server_info;
@@ -36,6 +37,7 @@ pub use execution::{
 };
 #[cfg(feature = "server")]
 pub(crate) use execution::{SIGNALS, exit_code};
+pub use files::{GetFilesQuery, PutFilesQuery};
 pub use list_boxes::{ListBoxesQuery, ListBoxesResponse};
 pub use metrics::{BoxMetricsResponse, RuntimeMetricsResponse};
 pub use server_info::{

@@ -4,6 +4,7 @@ mod boxes;
 mod discovery;
 mod events;
 mod executions;
+mod files;
 mod logs;
 mod metrics;
 mod probes;
@@ -45,6 +46,7 @@ pub(crate) fn all(keys: &IdempotencyKeys) -> (Router<ApiState>, OpenApi) {
         .routes(routes!(executions::attach))
         .routes(with_idempotency_keys(keys, routes!(executions::signal)))
         .routes(routes!(executions::resize))
+        .routes(routes!(files::put, files::get))
         .routes(routes!(metrics::of_runtime))
         .routes(routes!(metrics::of_box))
         .routes(routes!(metrics::exposition))
@@ -106,4 +108,4 @@ async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
 }
 
 /// Path segments that the public API has and this server does not support.
-const UNSUPPORTED: [&str; 6] = ["clone", "export", "files", "images", "network", "snapshots"];
+const UNSUPPORTED: [&str; 5] = ["clone", "export", "images", "network", "snapshots"];
