@@ -6,12 +6,15 @@
 mod chaos;
 mod command_line;
 mod connecting;
+mod copy;
 mod delayed_start;
 mod descriptors;
 mod dist;
 mod exec;
 mod fixture;
 mod guarded_home;
+#[path = "../../../vmm-agent/tests/common/image.rs"]
+mod image;
 mod lifecycle;
 mod operators;
 mod paused_reaper;

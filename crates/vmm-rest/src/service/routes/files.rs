@@ -1,5 +1,6 @@
 //! Files in guests, as tar archives.
 
+use std::error::Error;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use tokio::io::AsyncRead;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_util::io::{ReaderStream, StreamReader};
-use vmm_runtime::{GetSpec, PutSpec};
+use vmm_runtime::{GetSpec, PutSpec, RuntimeError};
 
 use super::boxes::BoxIdParam;
 use crate::service::{ApiError, ApiState, extract};
@@ -85,7 +86,28 @@ async fn extract_archive(
         .overwrite(query.overwrite)
         .rename_root(query.source_is_dir.is_some());
     let _permit = permit(api)?;
-    Ok(api.runtime.put(id, spec, archive).await?)
+    let result = api.runtime.put(id, spec, archive).await;
+    result.map_err(|error| {
+        if is_timeout(&error) {
+            ApiError::new(ErrorCode::Timeout, "the archive did not arrive in time")
+        } else {
+            error.into()
+        }
+    })
+}
+
+/// Returns whether the client took too long to send a part of the archive.
+fn is_timeout(error: &RuntimeError) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>()
+            && error.kind() == io::ErrorKind::TimedOut
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Returns a file of the guest of a running box, or a directory with all that is below it, as a tar
