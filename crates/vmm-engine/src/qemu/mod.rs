@@ -92,10 +92,7 @@ impl Engine for Qemu {
         })?;
         let agent = options.agent.then_some(agent);
         match Monitor::start(monitor) {
-            Ok(monitor) => {
-                let payload = QemuPayload::new(process, monitor, agent, spec.stop_grace());
-                Ok(Box::new(payload))
-            }
+            Ok(monitor) => Ok(Box::new(QemuPayload::new(process, monitor, agent))),
             Err(error) => {
                 process.kill();
                 let _ = process.wait();

@@ -28,8 +28,6 @@ pub(super) struct QemuPayload {
     agent: Option<UnixStream>,
     /// Whether the agent has reported that it is ready. Until then, the start reads the port.
     is_ready: AtomicBool,
-    /// How long the guest has to power off after a stop, before QEMU gets SIGTERM.
-    power_off_timeout: Duration,
     is_stopping: AtomicBool,
 }
 
@@ -38,30 +36,27 @@ impl QemuPayload {
         process: ProcessPayload,
         monitor: Arc<Monitor>,
         agent: Option<UnixStream>,
-        stop_grace: Duration,
     ) -> Self {
         Self {
             process: Arc::new(process),
             monitor,
             agent,
             is_ready: AtomicBool::new(false),
-            power_off_timeout: stop_grace * 3 / 4,
             is_stopping: AtomicBool::new(false),
         }
     }
 
     /// Starts a thread that presses the power button if the agent does not power the guest off, and
-    /// ends QEMU if that does not help either.
-    fn start_stop_timer(&self) -> io::Result<()> {
+    /// ends QEMU if that does not help either, each after the timeout.
+    fn start_stop_timer(&self, timeout: Duration) -> io::Result<()> {
         let (process, monitor) = (Arc::clone(&self.process), Arc::clone(&self.monitor));
-        let timeout = self.power_off_timeout / 2;
         let timer = thread::Builder::new().name("shim-stop".to_owned());
         timer.spawn(move || {
             if monitor.wait_closed(timeout).is_none() {
                 monitor.power_down();
             }
             if monitor.wait_closed(timeout).is_none() {
-                process.stop();
+                process.terminate();
             }
         })?;
         Ok(())
@@ -101,14 +96,14 @@ impl Payload for QemuPayload {
         Ok(port.into())
     }
 
-    fn stop(&self) {
+    fn stop(&self, grace: Duration) {
         match &self.agent {
-            Some(port) => agent::request_shutdown(port, self.power_off_timeout / 3),
+            Some(port) => agent::request_shutdown(port, grace / 4),
             None => self.monitor.power_down(),
         }
         let is_first = !self.is_stopping.swap(true, Ordering::Relaxed);
-        if is_first && self.start_stop_timer().is_err() {
-            self.process.stop();
+        if is_first && self.start_stop_timer(grace * 3 / 8).is_err() {
+            self.process.terminate();
         }
     }
 
