@@ -37,6 +37,14 @@ pub enum EngineError {
         /// The error that `open(2)` returned.
         source: io::Error,
     },
+    /// A helper process of the payload cannot be started.
+    #[error("cannot start {name}")]
+    Helper {
+        /// The name of the helper.
+        name: String,
+        /// The error of the start.
+        source: io::Error,
+    },
     /// The payload ended before it was ready.
     #[error("the payload ended before it was ready")]
     EndedEarly,
