@@ -37,6 +37,12 @@ pub enum EngineError {
         /// The error that `open(2)` returned.
         source: io::Error,
     },
+    /// The server of shared directories is not installed.
+    #[error(
+        "virtiofsd not found, which serves shared directories; install it (in Debian the package \
+         virtiofsd, before Debian 13 qemu-system-common)"
+    )]
+    VirtiofsdNotFound,
     /// A helper process of the payload cannot be started.
     #[error("cannot start {name}")]
     Helper {
@@ -71,7 +77,7 @@ impl EngineError {
 impl From<EngineError> for Ending {
     fn from(error: EngineError) -> Self {
         let kind = match error {
-            EngineError::NotFound { .. } => FailureKind::NotFound,
+            EngineError::NotFound { .. } | EngineError::VirtiofsdNotFound => FailureKind::NotFound,
             EngineError::NotExecutable { .. } => FailureKind::NotExecutable,
             EngineError::File(_) => FailureKind::Storage,
             EngineError::Spec(_) | EngineError::GuestFile { .. } => FailureKind::Spec,

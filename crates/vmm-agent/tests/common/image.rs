@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// In the order in which they are loaded.
-const MODULES: [&str; 10] = [
+const MODULES: [&str; 12] = [
     "pvpanic.ko",
     "pvpanic-mmio.ko",
     "virtio_ring.ko",
@@ -17,6 +17,8 @@ const MODULES: [&str; 10] = [
     "virtio_console.ko",
     "virtio_blk.ko",
     "overlay.ko",
+    "fuse.ko",
+    "virtiofs.ko",
 ];
 
 /// Returns the directory with the files that guests boot; `None`, after a message, if this host cannot

@@ -3,6 +3,7 @@ mod command_line;
 mod options;
 mod payload;
 mod qmp;
+mod shares;
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -10,10 +11,11 @@ use std::path::Path;
 
 use vmm_protocol::{InstanceSpec, PayloadSpec};
 
-use self::command_line::{AGENT_FD, QMP_FD};
+use self::command_line::{AGENT_FD, FIRST_SHARE_FD, QMP_FD};
 pub use self::options::{Accelerator, Disk, DiskAccess, QemuOptions};
 use self::payload::QemuPayload;
 use self::qmp::Monitor;
+pub use self::shares::Share;
 use crate::{Engine, EngineError, Payload, process};
 
 /// The engine for virtual machines: the payload is a guest, which QEMU runs.
@@ -28,6 +30,13 @@ use crate::{Engine, EngineError, Payload, process};
 /// command of the engine [`Process`](crate::Process) does. A control group or, without one, a data
 /// limit allows it 512 MiB beyond the memory of the guest. The shim talks to QEMU through
 /// sockets that have no name, so a run leaves no file behind.
+///
+/// # Shared directories
+///
+/// Each [share](QemuOptions::shares) has a virtiofsd, a [`Helper`](crate::Helper) that is confined to the
+/// directory. If it ends, the guest ends with it. It has 64 MiB of the memory limit. Needs root, and
+/// virtiofsd: `/usr/libexec/virtiofsd` of at least version 1.11, or that of QEMU before 8.0. The kernel
+/// of the guest needs the module `virtiofs`.
 ///
 /// # Confinement
 ///
@@ -80,6 +89,7 @@ impl Engine for Qemu {
     fn start(&self, spec: &InstanceSpec, dir: &Path) -> Result<Box<dyn Payload>, EngineError> {
         let options = QemuOptions::of(&spec.payload)?;
         options.check_files()?;
+        let (helpers, sockets) = shares::serve(&options.shares, dir)?;
         let socket_error = || EngineError::system("create a socket to QEMU");
         let (monitor, monitor_of_qemu) = UnixStream::pair().map_err(socket_error())?;
         let (agent, agent_of_qemu) = UnixStream::pair().map_err(socket_error())?;
@@ -89,10 +99,13 @@ impl Engine for Qemu {
                 .fd(QMP_FD, OwnedFd::from(monitor_of_qemu))
                 .fd(AGENT_FD, OwnedFd::from(agent_of_qemu))
                 .no_new_privs(true);
+            for (fd, socket) in (FIRST_SHARE_FD..).zip(sockets) {
+                command.fd(fd, socket);
+            }
         })?;
         let agent = options.agent.then_some(agent);
         match Monitor::start(monitor) {
-            Ok(monitor) => Ok(Box::new(QemuPayload::new(process, monitor, agent))),
+            Ok(monitor) => Ok(Box::new(QemuPayload::new(process, monitor, agent, helpers))),
             Err(error) => {
                 process.kill();
                 let _ = process.wait();

@@ -1,8 +1,9 @@
 use std::io;
+use std::mem;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use vmm_protocol::frames::RequestErrorKind;
 use super::agent;
 use super::qmp::{Monitor, Shutdown};
 use crate::process::ProcessPayload;
-use crate::{EngineError, Payload, PayloadExit};
+use crate::{EngineError, Helper, Payload, PayloadExit};
 
 /// How long to wait for the last events of a QEMU that has exited.
 const EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -29,6 +30,8 @@ pub(super) struct QemuPayload {
     /// Whether the agent has reported that it is ready. Until then, the start reads the port.
     is_ready: AtomicBool,
     is_stopping: AtomicBool,
+    /// The servers of the shares, until the shim has started them.
+    helpers: Mutex<Vec<Helper>>,
 }
 
 impl QemuPayload {
@@ -36,6 +39,7 @@ impl QemuPayload {
         process: ProcessPayload,
         monitor: Arc<Monitor>,
         agent: Option<UnixStream>,
+        helpers: Vec<Helper>,
     ) -> Self {
         Self {
             process: Arc::new(process),
@@ -43,6 +47,7 @@ impl QemuPayload {
             agent,
             is_ready: AtomicBool::new(false),
             is_stopping: AtomicBool::new(false),
+            helpers: Mutex::new(helpers),
         }
     }
 
@@ -66,6 +71,11 @@ impl QemuPayload {
 impl Payload for QemuPayload {
     fn pid(&self) -> Option<u32> {
         self.process.pid()
+    }
+
+    fn helpers(&self) -> Vec<Helper> {
+        let mut helpers = self.helpers.lock().unwrap_or_else(PoisonError::into_inner);
+        mem::take(&mut helpers)
     }
 
     fn wait_until_ready(&self) -> Result<(), EngineError> {
