@@ -10,5 +10,6 @@ mod confinement;
 mod ends;
 mod failed_starts;
 mod guest;
+mod pause;
 mod recovery;
 mod shares;

@@ -15,7 +15,7 @@ use vmm_protocol::frames::RequestErrorKind;
 use super::agent;
 use super::qmp::{Monitor, Shutdown};
 use crate::process::ProcessPayload;
-use crate::{EngineError, Helper, Payload, PayloadExit};
+use crate::{ControlChannel, EngineError, Helper, Pause, Payload, PayloadExit};
 
 /// How long to wait for the last events of a QEMU that has exited.
 const EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -89,24 +89,16 @@ impl Payload for QemuPayload {
         Ok(())
     }
 
-    fn open_control(&self) -> Result<OwnedFd, RequestError> {
-        let Some(port) = &self.agent else {
-            return Err(RequestError::unsupported("exec"));
-        };
-        let failed = |message| RequestError {
-            kind: RequestErrorKind::Failed,
-            message,
-        };
-        if !self.is_ready.load(Ordering::Acquire) {
-            return Err(failed("the guest is not ready yet".to_owned()));
-        }
-        let port = port.try_clone().map_err(|error| {
-            failed(format!("cannot open the serial port of the agent: {error}"))
-        })?;
-        Ok(port.into())
+    fn control_channel(&self) -> Option<&dyn ControlChannel> {
+        self.agent.as_ref().map(|_| self as _)
+    }
+
+    fn pause(&self) -> Option<&dyn Pause> {
+        Some(&*self.monitor)
     }
 
     fn stop(&self, grace: Duration) {
+        self.monitor.let_guest_run();
         match &self.agent {
             Some(port) => agent::request_shutdown(port, grace / 4),
             None => self.monitor.power_down(),
@@ -125,6 +117,25 @@ impl Payload for QemuPayload {
         let exit = self.process.wait()?;
         let shutdown = self.monitor.wait_closed(EVENTS_TIMEOUT).unwrap_or_default();
         Ok(exit_of_guest(exit, shutdown))
+    }
+}
+
+impl ControlChannel for QemuPayload {
+    fn open(&self) -> Result<OwnedFd, RequestError> {
+        let Some(port) = &self.agent else {
+            return Err(RequestError::unsupported("exec"));
+        };
+        let failed = |message| RequestError {
+            kind: RequestErrorKind::Failed,
+            message,
+        };
+        if !self.is_ready.load(Ordering::Acquire) {
+            return Err(failed("the guest is not ready yet".to_owned()));
+        }
+        let port = port.try_clone().map_err(|error| {
+            failed(format!("cannot open the serial port of the agent: {error}"))
+        })?;
+        Ok(port.into())
     }
 }
 
