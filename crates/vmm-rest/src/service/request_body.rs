@@ -85,7 +85,7 @@ fn timed(body: Body, limit: Duration, closing: CancellationToken) -> Body {
         async move {
             let part = tokio::select! {
                             biased;
-                            part = timeout(limit*1000, parts.next()) => part,
+                            part = timeout(limit, parts.next()) => part,
                             () = closing.cancelled() => {
              return Err(io::Error::other("the server is shutting down"));
             }
