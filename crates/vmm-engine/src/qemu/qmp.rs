@@ -210,7 +210,7 @@ impl Monitor {
 /// QEMU stops the virtual CPUs of the guest. QEMU itself and its helpers go on.
 impl Pause for Monitor {
     fn pause(&self) -> Result<(), RequestError> {
-        Ok(())
+        self.request("stop")
     }
 
     fn resume(&self) -> Result<(), RequestError> {
