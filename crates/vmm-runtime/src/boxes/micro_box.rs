@@ -191,16 +191,16 @@ impl MicroBox {
         }
     }
 
-    /// Marks the box as running. Returns the shim if the box must not run any more.
-    pub(crate) fn mark_started(&self, shim: ShimHandler) -> Result<Arc<ShimHandler>, ShimHandler> {
+    /// Marks the box as running. Returns false if the box must not run any more.
+    pub(crate) fn mark_started(&self, shim: &Arc<ShimHandler>) -> bool {
         let mut state = self.state();
         if state.gate != Gate::Open {
-            return Err(shim);
+            return false;
         }
-        let shim = state.set_running(shim, false);
+        state.set_running(Arc::clone(shim), false);
         state.started_at = Some(Timestamp::now());
         self.publish(BoxChange::Started, &state);
-        Ok(shim)
+        true
     }
 
     /// Marks the box as running with the shim of an earlier runtime. `since` is when the shim
@@ -211,7 +211,9 @@ impl MicroBox {
         state.note_recovered_run();
         self.events.run_recovered();
         let watchdog_lost = !state.is_detached();
-        state.set_running(shim, watchdog_lost)
+        let shim = Arc::new(shim);
+        state.set_running(Arc::clone(&shim), watchdog_lost);
+        shim
     }
 
     /// Stores whether the payload of this shim is frozen, and publishes a change.

@@ -236,14 +236,9 @@ impl State {
     }
 
     /// Enters the phase `Running`.
-    pub(super) fn set_running(
-        &mut self,
-        shim: ShimHandler,
-        watchdog_lost: bool,
-    ) -> Arc<ShimHandler> {
-        let shim = Arc::new(shim);
+    pub(super) fn set_running(&mut self, shim: Arc<ShimHandler>, watchdog_lost: bool) {
         self.phase = Phase::Running {
-            shim: Arc::clone(&shim),
+            shim,
             stop_requested: false,
             watchdog_lost,
             is_paused: false,
@@ -253,7 +248,6 @@ impl State {
         let check = self.record.spec.health.as_ref();
         self.health = check.map(|_| HealthState::Starting);
         self.updated_at = Timestamp::now();
-        shim
     }
 
     /// Returns whether the payload is frozen, and no end was requested.

@@ -72,13 +72,13 @@ async fn launch(
             bx.set_spawned(shim);
         })
         .await?;
-    match bx.mark_started(shim) {
-        Ok(shim) => Ok(shim),
-        Err(shim) => {
-            // Whether it ends or is stuck, it no longer belongs to the box.
-            let _ = timeout(SIGKILL_TIMEOUT, shim.kill()).await;
-            Err(StartError::Interrupted)
-        }
+    let shim = Arc::new(shim);
+    if bx.mark_started(&shim) {
+        Ok(shim)
+    } else {
+        // Whether it ends or is stuck, it no longer belongs to the box.
+        let _ = timeout(SIGKILL_TIMEOUT, shim.kill()).await;
+        Err(StartError::Interrupted)
     }
 }
 
