@@ -102,7 +102,9 @@ fn drive(number: usize, Disk { path, access }: &Disk) -> String {
     };
     // A comma ends a value, two are one.
     let path = path.to_string_lossy().replace(',', ",,");
-    format!("if=none,id=disk{number},format=raw,file={path}{access}")
+    // By default, QEMU stops the guest when the disk of the host is full. The guest gets the error.
+    let errors = "werror=report,rerror=report";
+    format!("if=none,id=disk{number},format=raw,file={path}{access},{errors}")
 }
 
 #[cfg(test)]
@@ -114,7 +116,8 @@ mod tests {
         let disk = Disk::read_only("/a,readonly=off");
         assert_eq!(
             drive(0, &disk),
-            "if=none,id=disk0,format=raw,file=/a,,readonly=off,readonly=on"
+            "if=none,id=disk0,format=raw,file=/a,,readonly=off,readonly=on,\
+             werror=report,rerror=report"
         );
     }
 }
