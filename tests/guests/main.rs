@@ -11,3 +11,4 @@ mod ends;
 mod failed_starts;
 mod guest;
 mod recovery;
+mod workload;

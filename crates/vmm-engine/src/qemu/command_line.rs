@@ -31,7 +31,12 @@ pub(super) fn qemu(spec: &InstanceSpec, options: &QemuOptions, dir: &Path) -> In
     let cpus = spec.payload.cpus.unwrap_or(DEFAULT_CPUS);
     let memory_mib = spec.payload.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB);
     let mut process = spec.clone();
-    process.payload.command = arguments(options, cpus, memory_mib);
+    // The command of the box, with its environment, runs in the guest.
+    let has_workload = !spec.payload.command.is_empty();
+    process.payload.command = arguments(options, cpus, memory_mib, has_workload);
+    process.payload.env.clear();
+    process.payload.working_dir = None;
+    process.payload.stdin = None;
     process.payload.memory_mib = Some(memory_mib.saturating_add(OVERHEAD_MIB));
     process.payload.ready = Ready::Started;
     process.payload.options.clear();
@@ -41,7 +46,7 @@ pub(super) fn qemu(spec: &InstanceSpec, options: &QemuOptions, dir: &Path) -> In
     process
 }
 
-fn arguments(options: &QemuOptions, cpus: u32, memory_mib: u32) -> Vec<String> {
+fn arguments(options: &QemuOptions, cpus: u32, memory_mib: u32, has_workload: bool) -> Vec<String> {
     let accelerator = match options.accelerator {
         Accelerator::Tcg => format!("tcg,tb-size={TRANSLATION_MIB}"),
         Accelerator::Kvm => "kvm".to_owned(),
@@ -86,10 +91,12 @@ fn arguments(options: &QemuOptions, cpus: u32, memory_mib: u32) -> Vec<String> {
         Accelerator::Tcg => "no_timer_check ",
         Accelerator::Kvm => "",
     };
+    // The console log is that of the workload. A later `loglevel` in `cmdline` counts.
+    let for_workload = if has_workload { "quiet " } else { "" };
     let cmdline = &options.cmdline;
     add(
         "-append",
-        format!("console=ttyS0 panic=-1 {for_accelerator}{cmdline}"),
+        format!("console=ttyS0 panic=-1 {for_accelerator}{for_workload}{cmdline}"),
     );
     arguments
 }
@@ -119,5 +126,22 @@ mod tests {
             "if=none,id=disk0,format=raw,file=/a,,readonly=off,readonly=on,\
              werror=report,rerror=report"
         );
+    }
+
+    #[test]
+    fn the_environment_and_the_input_of_the_workload_do_not_reach_qemu() {
+        let options = QemuOptions::new("/k");
+        let mut payload = options.to_payload();
+        payload.command = vec!["server".into(), "hunter2".into()];
+        payload.env.insert("TOKEN".into(), "hunter2".into());
+        payload.working_dir = Some("/only/in/the/guest".into());
+        payload.stdin = Some("hunter2".into());
+        let spec = InstanceSpec::new("b1", payload);
+        let process = qemu(&spec, &options, Path::new("/box")).payload;
+        assert_eq!((process.working_dir, process.stdin), (None, None));
+        assert_eq!(process.env.keys().collect::<Vec<_>>(), ["TMPDIR"]);
+        let append = process.command.last().unwrap();
+        assert!(append.contains("quiet"), "{append}");
+        assert!(!process.command.concat().contains("hunter2"));
     }
 }
