@@ -107,7 +107,7 @@ pub async fn start_up(runtime: &VmmRuntime, spec: BoxSpec) -> BoxInfo {
     let bx = runtime.create(spec).await.unwrap();
     let bx = runtime.start(&bx.id).await.unwrap();
     let deadline = Instant::now() + BOOT_TIMEOUT;
-    while !console(&bx).contains("up\r\n") {
+    while console(&bx).lines().all(|line| line != "up") {
         let console = console(&bx);
         assert!(
             Instant::now() < deadline,

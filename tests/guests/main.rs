@@ -13,3 +13,4 @@ mod example;
 mod failed_starts;
 mod guest;
 mod recovery;
+mod workload;

@@ -141,12 +141,15 @@ fn a_guest_ends_its_commands_and_powers_off() {
     while ready < 2 {
         ready += usize::from(matches!(host.receive().message, PayloadMessage::Stdout(_)));
     }
-    host.send(0, HostMessage::Shutdown { grace_millis: 3000 });
+    let grace_millis = 600_000;
+    host.send(0, HostMessage::Shutdown { grace_millis });
     let mut endings = BTreeMap::new();
     while endings.len() < 2 {
         let frame = host.receive();
         if let PayloadMessage::Exited { ending } = frame.message {
             endings.insert(frame.stream, ending);
+            // A second request shortens the grace period, which has begun.
+            host.send(0, HostMessage::Shutdown { grace_millis: 0 });
         }
     }
     let expected = [

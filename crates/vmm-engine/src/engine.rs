@@ -3,7 +3,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use vmm_agent::RequestError;
-use vmm_protocol::{BootTimes, Ending, GuestEvent, InstanceSpec, PayloadSpec};
+use vmm_protocol::{BootTimes, Ending, FailureKind, GuestEvent, InstanceSpec, PayloadSpec};
 
 use crate::EngineError;
 
@@ -110,7 +110,11 @@ pub enum PayloadExit {
     OutOfMemory,
     /// The guest of a virtual machine ended it.
     Guest(GuestEvent),
+    /// The payload ended, and the engine does not know how.
+    Unknown,
 }
+
+const UNKNOWN_EXIT: &str = "the payload ended without a report of how; see its console log";
 
 impl From<PayloadExit> for Ending {
     fn from(exit: PayloadExit) -> Self {
@@ -119,6 +123,7 @@ impl From<PayloadExit> for Ending {
             PayloadExit::Signal(signal) => Self::Signaled { signal },
             PayloadExit::OutOfMemory => Self::OutOfMemory,
             PayloadExit::Guest(event) => Self::Guest { event },
+            PayloadExit::Unknown => Self::failed(FailureKind::Engine, UNKNOWN_EXIT),
         }
     }
 }

@@ -37,6 +37,14 @@ pub enum EngineError {
         /// The error that `open(2)` returned.
         source: io::Error,
     },
+    /// The agent of a guest cannot start the workload.
+    #[error("cannot start the workload in the guest: {message}")]
+    Workload {
+        /// The kind of failure that the agent reported.
+        kind: FailureKind,
+        /// The cause that the agent reported.
+        message: String,
+    },
     /// The payload ended before it was ready.
     #[error("the payload ended before it was ready")]
     EndedEarly,
@@ -65,6 +73,7 @@ impl From<EngineError> for Ending {
         let kind = match error {
             EngineError::NotFound { .. } => FailureKind::NotFound,
             EngineError::NotExecutable { .. } => FailureKind::NotExecutable,
+            EngineError::Workload { kind, .. } => kind,
             EngineError::File(_) => FailureKind::Storage,
             EngineError::Spec(_) | EngineError::GuestFile { .. } => FailureKind::Spec,
             _ => FailureKind::Engine,

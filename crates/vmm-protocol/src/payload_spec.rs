@@ -17,7 +17,8 @@ use crate::ConsoleOptions;
 pub struct PayloadSpec {
     /// The name of the engine; `process` by default.
     pub engine: String,
-    /// The program and its arguments. Every user of the host can see them while the payload runs.
+    /// The program and its arguments. Every user of the host can see them while the payload runs,
+    /// unless it runs in a guest.
     pub command: Vec<String>,
     /// The environment variables of the payload, in addition to a default `PATH`. The payload
     /// inherits none from the runtime.

@@ -71,7 +71,8 @@ const IMAGES_HELP: &str = r#"Images:
   or no limit if the daemon cannot create control groups. Further fields: `entrypoint`, the words
   before the command; `ready`, "started" (the default), or "notified" for a payload that reports
   READY=1 as in sd_notify(3); `name`, in place of the file name; and `engine`, by default "process",
-  with its `options`. The engine "qemu" runs a guest:
+  with its `options`. The engine "qemu" runs a guest, and, if the option `agent` says that the
+  guest has the agent, the command in it:
 
   {"engine": "qemu", "options": {"kernel": "/boot/vmlinuz", "initrd": "/srv/initrd"}, "memory_mib": 512}"#;
 

@@ -12,6 +12,9 @@ mod dist;
 mod exec;
 mod fixture;
 mod guarded_home;
+mod guests;
+#[path = "../../../vmm-agent/tests/common/image.rs"]
+mod image;
 mod images;
 mod lifecycle;
 mod operators;

@@ -59,18 +59,19 @@ pub(super) fn payload_command(
     dir: &Path,
     confinement: &Confinement,
     notify: Option<&NotifySocket>,
-    output: PipeWriter,
+    output: &PipeWriter,
 ) -> Result<Command, EngineError> {
     let payload = &spec.payload;
     let mut command = confined_command(spec, dir, confinement, &payload.command)?;
-    let second = output.try_clone();
+    let clone_output = || {
+        let clone = output.try_clone().map(OwnedFd::from);
+        clone.map_err(EngineError::system("prepare the payload"))
+    };
     command
         .current_dir(working_dir(payload))
         .stdin(payload_stdin(payload.stdin.as_deref())?)
-        .stdout(OwnedFd::from(output))
-        .stderr(OwnedFd::from(
-            second.map_err(EngineError::system("prepare the payload"))?,
-        ))
+        .stdout(clone_output()?)
+        .stderr(clone_output()?)
         .process_group(0);
     if let Some(socket) = notify {
         command.env("NOTIFY_SOCKET", socket.address());

@@ -6,6 +6,7 @@ mod executions;
 mod notify_socket;
 mod payload;
 
+use std::io::PipeWriter;
 use std::path::Path;
 
 use pidfd_spawn::Command;
@@ -71,15 +72,16 @@ impl Engine for Process {
     }
 
     fn start(&self, spec: &InstanceSpec, dir: &Path) -> Result<Box<dyn Payload>, EngineError> {
-        Ok(Box::new(spawn(spec, dir, |_| {})?))
+        Ok(Box::new(spawn(spec, dir, |_, _| {})?))
     }
 }
 
-/// Starts the command of the spec, with its limits and its console. `prepare` can add to the command.
+/// Starts the command of the spec, with its limits and its console. `prepare` can add to the command,
+/// and can keep the pipe to the console log until it calls [`ProcessPayload::wait_after`].
 pub(crate) fn spawn(
     spec: &InstanceSpec,
     dir: &Path,
-    prepare: impl FnOnce(&mut Command),
+    prepare: impl FnOnce(&mut Command, PipeWriter),
 ) -> Result<ProcessPayload, EngineError> {
     let program = command::validate(&spec.payload)?;
     let box_dir = BoxDir::new(dir);
@@ -89,10 +91,10 @@ pub(crate) fn spawn(
     };
     let confinement = Confinement::prepare(spec, dir)?;
     let (console, output) = Console::start(box_dir, spec.payload.console)?;
-    let command = command::payload_command(spec, dir, &confinement, notify.as_ref(), output);
+    let command = command::payload_command(spec, dir, &confinement, notify.as_ref(), &output);
     // The command, and with it this end of the pipe, is dropped before the console is finished.
-    let spawned = command.and_then(|mut command| {
-        prepare(&mut command);
+    let spawned = command.and_then(move |mut command| {
+        prepare(&mut command, output);
         let spawned = command.spawn();
         spawned.map_err(|error| command::start_error(&spec.payload, program, error))
     });

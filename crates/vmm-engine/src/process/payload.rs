@@ -129,6 +129,35 @@ impl ProcessPayload {
         }
     }
 
+    /// Waits as [`Payload::wait`] does. Calls `before_log_ends` when all processes of the payload have
+    /// ended, for a caller that adds to the console log.
+    pub(crate) fn wait_after(&self, before_log_ends: impl FnOnce()) -> io::Result<PayloadExit> {
+        self.wait_for_exit()?;
+        // An execution that starts after this would outlive the cleanup.
+        self.executions.close();
+        // The kernel cannot reuse the id of the process group until the payload is reaped.
+        let _ = killpg(self.pid, Signal::SIGKILL);
+        let report = |pid, status| self.executions.report(pid, status);
+        descendants::kill_all_except(Some(self.pid), report);
+        let mut slot = self.child();
+        let status = match slot.as_mut() {
+            Some(child) => child.wait()?,
+            None => return Err(Errno::ECHILD.into()),
+        };
+        *slot = None;
+        drop(slot);
+        before_log_ends();
+        let mut console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(console) = console.take() {
+            console.finish();
+        }
+        Ok(match status.signal() {
+            Some(SIGKILL) if self.has_run_out_of_memory() => PayloadExit::OutOfMemory,
+            Some(signal) => PayloadExit::Signal(signal),
+            None => PayloadExit::Code(status.code().unwrap_or(255)),
+        })
+    }
+
     /// Returns true if the kernel has killed any process of the payload for lack of memory, and the
     /// shim has not killed the payload.
     fn has_run_out_of_memory(&self) -> bool {
@@ -211,28 +240,6 @@ impl Payload for ProcessPayload {
     }
 
     fn wait(&self) -> io::Result<PayloadExit> {
-        self.wait_for_exit()?;
-        // An execution that starts after this would outlive the cleanup.
-        self.executions.close();
-        // The kernel cannot reuse the id of the process group until the payload is reaped.
-        let _ = killpg(self.pid, Signal::SIGKILL);
-        let report = |pid, status| self.executions.report(pid, status);
-        descendants::kill_all_except(Some(self.pid), report);
-        let mut slot = self.child();
-        let status = match slot.as_mut() {
-            Some(child) => child.wait()?,
-            None => return Err(Errno::ECHILD.into()),
-        };
-        *slot = None;
-        drop(slot);
-        let mut console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(console) = console.take() {
-            console.finish();
-        }
-        Ok(match status.signal() {
-            Some(SIGKILL) if self.has_run_out_of_memory() => PayloadExit::OutOfMemory,
-            Some(signal) => PayloadExit::Signal(signal),
-            None => PayloadExit::Code(status.code().unwrap_or(255)),
-        })
+        self.wait_after(|| {})
     }
 }

@@ -31,7 +31,12 @@ pub(super) fn qemu(spec: &InstanceSpec, options: &QemuOptions, overlay_dir: &Pat
     let cpus = spec.payload.cpus.unwrap_or(DEFAULT_CPUS);
     let memory_mib = spec.payload.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB);
     let mut process = spec.clone();
-    process.payload.command = arguments(options, cpus, memory_mib);
+    // The command of the box, with its environment, runs in the guest.
+    let has_workload = !spec.payload.command.is_empty();
+    process.payload.command = arguments(options, cpus, memory_mib, has_workload);
+    process.payload.env.clear();
+    process.payload.working_dir = None;
+    process.payload.stdin = None;
     process.payload.memory_mib = Some(memory_mib.saturating_add(OVERHEAD_MIB));
     process.payload.ready = Ready::Started;
     process.payload.options.clear();
@@ -42,7 +47,7 @@ pub(super) fn qemu(spec: &InstanceSpec, options: &QemuOptions, overlay_dir: &Pat
     process
 }
 
-fn arguments(options: &QemuOptions, cpus: u32, memory_mib: u32) -> Vec<String> {
+fn arguments(options: &QemuOptions, cpus: u32, memory_mib: u32, has_workload: bool) -> Vec<String> {
     let accelerator = match options.accelerator {
         Accelerator::Tcg => format!("tcg,tb-size={TRANSLATION_MIB}"),
         Accelerator::Kvm => "kvm".to_owned(),
@@ -87,10 +92,12 @@ fn arguments(options: &QemuOptions, cpus: u32, memory_mib: u32) -> Vec<String> {
         Accelerator::Tcg => "no_timer_check ",
         Accelerator::Kvm => "",
     };
+    // The console log is that of the workload. A later `loglevel` in `cmdline` counts.
+    let for_workload = if has_workload { "quiet " } else { "" };
     let cmdline = &options.cmdline;
     add(
         "-append",
-        format!("console=ttyS0 panic=-1 {for_accelerator}{cmdline}"),
+        format!("console=ttyS0 panic=-1 {for_accelerator}{for_workload}{cmdline}"),
     );
     arguments
 }
@@ -103,7 +110,9 @@ fn drive(number: usize, Disk { path, access }: &Disk) -> String {
     };
     // A comma ends a value, two are one.
     let path = path.to_string_lossy().replace(',', ",,");
-    format!("if=none,id=disk{number},format=raw,file={path}{access}")
+    // By default, QEMU stops the guest when the disk of the host is full. The guest gets the error.
+    let errors = "werror=report,rerror=report";
+    format!("if=none,id=disk{number},format=raw,file={path}{access},{errors}")
 }
 
 #[cfg(test)]
@@ -115,7 +124,25 @@ mod tests {
         let disk = Disk::read_only("/a,readonly=off");
         assert_eq!(
             drive(0, &disk),
-            "if=none,id=disk0,format=raw,file=/a,,readonly=off,readonly=on"
+            "if=none,id=disk0,format=raw,file=/a,,readonly=off,readonly=on,\
+             werror=report,rerror=report"
         );
+    }
+
+    #[test]
+    fn the_environment_and_the_input_of_the_workload_do_not_reach_qemu() {
+        let options = QemuOptions::new("/k");
+        let mut payload = options.to_payload();
+        payload.command = vec!["server".into(), "hunter2".into()];
+        payload.env.insert("TOKEN".into(), "hunter2".into());
+        payload.working_dir = Some("/only/in/the/guest".into());
+        payload.stdin = Some("hunter2".into());
+        let spec = InstanceSpec::new("b1", payload);
+        let process = qemu(&spec, &options, Path::new("/box")).payload;
+        assert_eq!((process.working_dir, process.stdin), (None, None));
+        assert_eq!(process.env.keys().collect::<Vec<_>>(), ["TMPDIR"]);
+        let append = process.command.last().unwrap();
+        assert!(append.contains("quiet"), "{append}");
+        assert!(!process.command.concat().contains("hunter2"));
     }
 }

@@ -92,7 +92,11 @@ fn create_ruleset(
 ) -> Result<Option<OwnedFd>, RulesetError> {
     let readable = BitFlags::from(AccessFs::ReadFile);
     let writable = readable | AccessFs::WriteFile | AccessFs::Truncate;
-    let mut rules: Vec<(PathBuf, BitFlags<AccessFs>)> = vec![(options.kernel.clone(), readable)];
+    let mut rules: Vec<(PathBuf, BitFlags<AccessFs>)> = vec![
+        (options.kernel.clone(), readable),
+        // QEMU probes with it which kind of file locks the kernel has.
+        ("/dev/null".into(), writable),
+    ];
     rules.extend(options.initrd.iter().map(|path| (path.clone(), readable)));
     for disk in &options.disks {
         let access = match disk.access {

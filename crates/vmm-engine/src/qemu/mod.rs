@@ -3,18 +3,23 @@ mod command_line;
 mod confinement;
 mod options;
 mod payload;
+mod power_off;
 mod qmp;
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
 
 use vmm_protocol::{InstanceSpec, PayloadSpec};
 
+use self::agent::{Agent, GuestEnvironment, Workload};
 use self::command_line::{AGENT_FD, QMP_FD};
 use self::confinement::Confinement;
 pub use self::options::{Accelerator, Disk, DiskAccess, QemuOptions};
 use self::payload::QemuPayload;
+use self::power_off::PowerOff;
 use self::qmp::Monitor;
 use crate::{Engine, EngineError, Payload, process};
 
@@ -46,34 +51,48 @@ use crate::{Engine, EngineError, Payload, process};
 /// If the host does not support Landlock or the namespace, the shim writes so to `shim.stderr`, and starts the
 /// guest without it.
 ///
+/// # The command of a box
+///
+/// A guest with an [agent](QemuOptions::agent) runs the `command` of the spec, its *workload*, with
+/// its `env`, `working_dir` and `stdin`. Executions beside it have the same environment. The guest
+/// powers off when the workload has ended, and processes that the workload has left are killed. A
+/// guest without a command runs until it is stopped, or powers off itself. Command and environment
+/// together have at most 64 KiB.
+///
 /// # Output
 ///
-/// The first serial port of the guest (`ttyS0`), and the messages of QEMU itself, go to
-/// `console.log`, which is rotated as for a command.
+/// The output of the workload, the first serial port of the guest (`ttyS0`), and the messages of QEMU
+/// itself, go to `console.log`, which is rotated as for a command. With a workload, the kernel gets
+/// the parameter `quiet`, so that it prints errors only.
 ///
 /// # Readiness
 ///
-/// A guest with an [agent](QemuOptions::agent) is ready when the agent has sent
+/// A guest with an agent is ready when the agent has sent
 /// [`Ready`](vmm_protocol::frames::PayloadMessage::Ready) over the virtio serial port
-/// `org.vmm.agent.0`. Any other guest is ready when QEMU runs it.
+/// `org.vmm.agent.0`, and has started the workload. Any other guest is ready when QEMU runs it.
 ///
 /// # Stop
 ///
-/// A stop asks the agent to end all processes, with SIGKILL after a quarter of the grace period, and
-/// to power the guest off. In a guest without an agent, and after three eighths of the grace period in
-/// any guest, it presses the power button (ACPI). If the guest still runs after three quarters, QEMU
-/// gets SIGTERM, which it handles without the guest.
+/// A stop takes at most the grace period. It asks the agent to end all processes: with SIGTERM, and
+/// with SIGKILL after a half of the period. The agent then powers the guest off. In a guest without
+/// an agent at once, and otherwise after five eighths, the power button is pressed (ACPI). If QEMU
+/// still runs after three quarters, it gets SIGTERM, which it handles without the guest, and at the
+/// end of the period SIGKILL.
 ///
 /// # How a guest ends
 ///
+/// The first row that applies counts.
+///
 /// | what happened | [`PayloadExit`](crate::PayloadExit) |
 /// |---|---|
+/// | the workload failed | `Code`, `Signal` or `OutOfMemory`, as the agent reported |
 /// | the guest reported a kernel panic | `Guest(Panicked)` |
 /// | a signal killed QEMU | `Signal`, or `OutOfMemory` |
 /// | QEMU failed | `Code`, with the exit code of QEMU |
-/// | the guest powered off | `Guest(PoweredOff)` |
+/// | the guest powered off | `Guest(PoweredOff)`, or `Code(0)` after a workload that succeeded |
 /// | the guest rebooted | `Guest(Reset)`: a guest runs once |
 /// | QEMU handled SIGTERM, SIGINT or SIGHUP | `Signal(SIGTERM)` |
+/// | QEMU ended without a reason | `Unknown` |
 ///
 /// A guest reports a panic through the device `pvpanic`, for which its kernel needs the driver
 /// `pvpanic-mmio`. Without the driver a panic is a `Reset`.
@@ -98,18 +117,41 @@ impl Engine for Qemu {
         let overlay_dir = confinement::create_overlay_dir(dir)?;
         let confinement = Confinement::prepare(&options, &overlay_dir)?;
         let command = command_line::qemu(spec, &options, &overlay_dir);
-        let process = process::spawn(&command, dir, |command| {
+        let mut workload = None;
+        let spawned = Instant::now();
+        let process = process::spawn(&command, dir, |command, console| {
             command
                 .fd(QMP_FD, OwnedFd::from(monitor_of_qemu))
                 .fd(AGENT_FD, OwnedFd::from(agent_of_qemu));
             confinement.apply(command);
+            workload = Workload::new(&spec.payload, console);
         })?;
-        let agent = options.agent.then_some(agent);
-        match Monitor::start(monitor) {
-            Ok(monitor) => {
-                let payload = QemuPayload::new(process, monitor, agent, spec.stop_grace());
-                Ok(Box::new(payload))
-            }
+        let process = Arc::new(process);
+        let grace = spec.stop_grace();
+        let connect = || -> Result<_, EngineError> {
+            let monitor = Monitor::start(monitor)?;
+            let power_off = PowerOff::new(Arc::clone(&process), Arc::clone(&monitor));
+            let agent = if options.agent {
+                let environment = GuestEnvironment::new(spec, options.user);
+                let on_exit = {
+                    let power_off = Arc::clone(&power_off);
+                    move || power_off.begin_by_agent(grace)
+                };
+                Some(Agent::start(
+                    agent,
+                    spawned,
+                    environment,
+                    workload,
+                    on_exit,
+                )?)
+            } else {
+                None
+            };
+            let process = Arc::clone(&process);
+            Ok(QemuPayload::new(process, monitor, agent, power_off, grace))
+        };
+        match connect() {
+            Ok(payload) => Ok(Box::new(payload)),
             Err(error) => {
                 process.kill();
                 let _ = process.wait();

@@ -40,9 +40,12 @@ pub struct QemuOptions {
     /// What executes the instructions of the guest.
     #[serde(default)]
     pub accelerator: Accelerator,
-    /// Whether the guest runs the agent `vmm-agent`.
+    /// Whether the guest runs the agent `vmm-agent`. A guest with a command needs it.
     #[serde(default)]
     pub agent: bool,
+    /// The user of commands in the guest, as `USER[:GROUP]`, names or numbers; root by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
 }
 
 /// A disk of a guest: a file with a raw image.
@@ -103,6 +106,7 @@ impl QemuOptions {
             disks: Vec::new(),
             accelerator: Accelerator::default(),
             agent: false,
+            user: None,
         }
     }
 
@@ -131,20 +135,26 @@ impl QemuOptions {
     }
 
     fn check(&self, payload: &PayloadSpec) -> Result<(), String> {
-        let without_effect = [
-            (!payload.command.is_empty(), "command"),
+        let has_command = !payload.command.is_empty();
+        let for_agent = [
+            (has_command, "command"),
             (!payload.env.is_empty(), "env"),
             (payload.working_dir.is_some(), "working_dir"),
-            (payload.stdin.is_some(), "stdin"),
+            (self.user.is_some(), "user"),
+            (payload.ready == Ready::Notified, "ready: notified"),
         ];
-        if let Some((_, field)) = without_effect.iter().find(|(is_set, _)| *is_set) {
+        if let Some((_, field)) = for_agent.iter().find(|(is_set, _)| *is_set)
+            && !self.agent
+        {
             return Err(format!(
-                "{field} does not apply to a guest: leave it empty, and put it into the image"
+                "{field} needs the agent in the guest: set the option `agent`, with an image that has it"
             ));
         }
-        if payload.ready == Ready::Notified && !self.agent {
-            let message =
-                "ready: a guest without an agent cannot send a notification; use `started`";
+        if payload.stdin.is_some() && !has_command {
+            return Err("stdin is for a command: set `command`".to_owned());
+        }
+        if payload.ready == Ready::Notified && has_command {
+            let message = "ready: a command in a guest has no NOTIFY_SOCKET; use `started`";
             return Err(message.to_owned());
         }
         if payload.cpus == Some(0) || payload.memory_mib == Some(0) {
@@ -267,16 +277,44 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_does_not_apply_to_a_guest_is_rejected() {
-        let valid = QemuOptions::new("/k").to_payload();
-        let cases: [(fn(&mut PayloadSpec), _); 6] = [
+    fn what_needs_an_agent_is_rejected_without_one() {
+        let mut options = QemuOptions::new("/k");
+        let valid = options.to_payload();
+        options.agent = true;
+        let with_agent = options.to_payload();
+        let cases: [(fn(&mut PayloadSpec), _); 3] = [
             (|payload| payload.command = vec!["sh".into()], "command"),
             (
                 |payload| payload.working_dir = Some("/".into()),
                 "working_dir",
             ),
-            (|payload| payload.stdin = Some(String::new()), "stdin"),
             (|payload| payload.ready = Ready::Notified, "ready"),
+        ];
+        for (change, field) in cases {
+            let mut payload = valid.clone();
+            change(&mut payload);
+            let error = QemuOptions::of(&payload).unwrap_err().to_string();
+            assert!(error.starts_with(field), "{error}");
+            let mut payload = with_agent.clone();
+            change(&mut payload);
+            QemuOptions::of(&payload).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_field_that_a_guest_cannot_honour_is_rejected() {
+        let mut options = QemuOptions::new("/k");
+        options.agent = true;
+        let valid = options.to_payload();
+        let cases: [(fn(&mut PayloadSpec), _); 4] = [
+            (|payload| payload.stdin = Some(String::new()), "stdin"),
+            (
+                |payload| {
+                    payload.command = vec!["sh".into()];
+                    payload.ready = Ready::Notified;
+                },
+                "ready",
+            ),
             (|payload| payload.cpus = Some(0), "cpus"),
             (
                 |payload| payload.cpus = Some(MAX_CPUS + 1),

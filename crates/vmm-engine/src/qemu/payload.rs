@@ -1,74 +1,47 @@
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use nix::libc::SIGTERM;
 use vmm_agent::RequestError;
-use vmm_protocol::frames::RequestErrorKind;
 use vmm_protocol::{BootTimes, GuestEvent};
 
-use super::agent;
+use super::agent::Agent;
+use super::power_off::PowerOff;
 use super::qmp::{Monitor, Shutdown};
 use crate::process::ProcessPayload;
 use crate::{EngineError, Payload, PayloadExit};
 
-/// How long to wait for the last events of a QEMU that has exited.
-const EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long to wait for what a QEMU that has exited had sent last.
+const LAST_MESSAGES_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A QEMU that runs a guest.
 #[derive(Debug)]
 pub(super) struct QemuPayload {
     process: Arc<ProcessPayload>,
     monitor: Arc<Monitor>,
-    /// The serial port of the agent, if the guest has one.
-    agent: Option<UnixStream>,
-    /// Whether the agent has reported that it is ready. Until then, the start reads the port.
-    is_ready: AtomicBool,
-    started: Instant,
-    boot_times: OnceLock<BootTimes>,
-    /// How long the guest has to power off after a stop, before QEMU gets SIGTERM.
-    power_off_timeout: Duration,
-    is_stopping: AtomicBool,
+    /// The agent of the guest, if it has one.
+    agent: Option<Agent>,
+    power_off: Arc<PowerOff>,
+    stop_grace: Duration,
 }
 
 impl QemuPayload {
     pub(super) fn new(
-        process: ProcessPayload,
+        process: Arc<ProcessPayload>,
         monitor: Arc<Monitor>,
-        agent: Option<UnixStream>,
+        agent: Option<Agent>,
+        power_off: Arc<PowerOff>,
         stop_grace: Duration,
     ) -> Self {
         Self {
-            process: Arc::new(process),
+            process,
             monitor,
             agent,
-            is_ready: AtomicBool::new(false),
-            started: Instant::now(),
-            boot_times: OnceLock::new(),
-            power_off_timeout: stop_grace * 3 / 4,
-            is_stopping: AtomicBool::new(false),
+            power_off,
+            stop_grace,
         }
-    }
-
-    /// Starts a thread that presses the power button if the agent does not power the guest off, and
-    /// ends QEMU if that does not help either.
-    fn start_stop_timer(&self) -> io::Result<()> {
-        let (process, monitor) = (Arc::clone(&self.process), Arc::clone(&self.monitor));
-        let timeout = self.power_off_timeout / 2;
-        let timer = thread::Builder::new().name("shim-stop".to_owned());
-        timer.spawn(move || {
-            if monitor.wait_closed(timeout).is_none() {
-                monitor.power_down();
-            }
-            if monitor.wait_closed(timeout).is_none() {
-                process.stop();
-            }
-        })?;
-        Ok(())
     }
 }
 
@@ -81,44 +54,27 @@ impl Payload for QemuPayload {
         if !self.monitor.wait_running() {
             return Err(EngineError::EndedEarly);
         }
-        if let Some(port) = &self.agent {
-            let phases = agent::wait_ready(port)?;
-            let times = BootTimes::new(self.started.elapsed(), &phases);
-            let _ = self.boot_times.set(times);
-        }
-        self.is_ready.store(true, Ordering::Release);
-        Ok(())
+        self.agent.as_ref().map_or(Ok(()), Agent::wait_ready)
     }
 
     fn boot_times(&self) -> Option<BootTimes> {
-        self.boot_times.get().copied()
+        self.agent.as_ref()?.boot_times()
     }
 
     fn open_control(&self) -> Result<OwnedFd, RequestError> {
-        let Some(port) = &self.agent else {
-            return Err(RequestError::unsupported("exec"));
-        };
-        let failed = |message| RequestError {
-            kind: RequestErrorKind::Failed,
-            message,
-        };
-        if !self.is_ready.load(Ordering::Acquire) {
-            return Err(failed("the guest is not ready yet".to_owned()));
-        }
-        let port = port.try_clone().map_err(|error| {
-            failed(format!("cannot open the serial port of the agent: {error}"))
-        })?;
-        Ok(port.into())
+        let agent = self.agent.as_ref();
+        agent
+            .ok_or_else(|| RequestError::unsupported("exec"))?
+            .open_control()
     }
 
     fn stop(&self) {
         match &self.agent {
-            Some(port) => agent::request_shutdown(port, self.power_off_timeout / 3),
-            None => self.monitor.power_down(),
-        }
-        let is_first = !self.is_stopping.swap(true, Ordering::Relaxed);
-        if is_first && self.start_stop_timer().is_err() {
-            self.process.stop();
+            Some(agent) => {
+                agent.request_shutdown(PowerOff::grace_of_commands(self.stop_grace));
+                self.power_off.begin_by_agent(self.stop_grace);
+            }
+            None => self.power_off.begin(self.stop_grace),
         }
     }
 
@@ -127,9 +83,14 @@ impl Payload for QemuPayload {
     }
 
     fn wait(&self) -> io::Result<PayloadExit> {
-        let exit = self.process.wait()?;
-        let shutdown = self.monitor.wait_closed(EVENTS_TIMEOUT).unwrap_or_default();
-        Ok(exit_of_guest(exit, shutdown))
+        let mut workload = None;
+        let exit = self.process.wait_after(|| {
+            let agent = self.agent.as_ref();
+            workload = agent.and_then(|agent| agent.finish(LAST_MESSAGES_TIMEOUT));
+        })?;
+        self.monitor.wait_closed(LAST_MESSAGES_TIMEOUT);
+        let guest = exit_of_guest(exit, self.monitor.shutdown());
+        Ok(exit_of_workload(workload, guest))
     }
 }
 
@@ -140,7 +101,22 @@ fn exit_of_guest(exit: PayloadExit, shutdown: Shutdown) -> PayloadExit {
         (PayloadExit::Code(0), Shutdown::PoweredOff) => PayloadExit::Guest(GuestEvent::PoweredOff),
         (PayloadExit::Code(0), Shutdown::Reset) => PayloadExit::Guest(GuestEvent::Reset),
         (PayloadExit::Code(0), Shutdown::HostSignal) => PayloadExit::Signal(SIGTERM),
+        (PayloadExit::Code(0), Shutdown::Unknown) => PayloadExit::Unknown,
         (exit, _) => exit,
+    }
+}
+
+/// Returns how a box ended, from how its workload ended, if the agent has reported that, and how the
+/// guest ended. A success needs a guest that has written its data and powered off.
+fn exit_of_workload(workload: Option<PayloadExit>, guest: PayloadExit) -> PayloadExit {
+    match (workload, guest) {
+        (None, guest) => guest,
+        (Some(PayloadExit::Code(0)), guest)
+            if guest != PayloadExit::Guest(GuestEvent::PoweredOff) =>
+        {
+            guest
+        }
+        (Some(workload), _) => workload,
     }
 }
 
@@ -148,13 +124,40 @@ fn exit_of_guest(exit: PayloadExit, shutdown: Shutdown) -> PayloadExit {
 mod tests {
     use super::*;
 
+    const POWERED_OFF: PayloadExit = PayloadExit::Guest(GuestEvent::PoweredOff);
+    const PANICKED: PayloadExit = PayloadExit::Guest(GuestEvent::Panicked);
+
     #[test]
     fn a_guest_whose_qemu_failed_did_not_power_off() {
         let killed = PayloadExit::Signal(9);
         assert_eq!(exit_of_guest(killed, Shutdown::PoweredOff), killed);
         let failed = PayloadExit::Code(1);
         assert_eq!(exit_of_guest(failed, Shutdown::PoweredOff), failed);
-        let panicked = PayloadExit::Guest(GuestEvent::Panicked);
-        assert_eq!(exit_of_guest(killed, Shutdown::Panicked), panicked);
+        assert_eq!(exit_of_guest(killed, Shutdown::Panicked), PANICKED);
+    }
+
+    #[test]
+    fn a_qemu_that_exits_without_a_reason_is_not_a_success() {
+        let exit = exit_of_guest(PayloadExit::Code(0), Shutdown::Unknown);
+        assert_eq!(exit, PayloadExit::Unknown);
+    }
+
+    #[test]
+    fn the_exit_of_the_workload_counts_before_that_of_the_guest() {
+        let failed = PayloadExit::Code(42);
+        for guest in [POWERED_OFF, PANICKED, PayloadExit::Signal(9)] {
+            assert_eq!(exit_of_workload(Some(failed), guest), failed);
+            assert_eq!(exit_of_workload(None, guest), guest);
+        }
+        let succeeded = PayloadExit::Code(0);
+        assert_eq!(exit_of_workload(Some(succeeded), POWERED_OFF), succeeded);
+    }
+
+    #[test]
+    fn a_workload_whose_guest_did_not_power_off_is_not_a_success() {
+        let succeeded = Some(PayloadExit::Code(0));
+        for guest in [PANICKED, PayloadExit::Signal(9), PayloadExit::Unknown] {
+            assert_eq!(exit_of_workload(succeeded, guest), guest);
+        }
     }
 }

@@ -11,7 +11,8 @@ use serde::Deserialize;
 
 use crate::EngineError;
 
-/// The longest message that is read. A compromised QEMU cannot make the shim use more memory.
+/// The longest message that is read; a longer one is skipped. A compromised QEMU cannot make the shim
+/// use more memory.
 const MAX_MESSAGE: u64 = 1 << 20;
 
 /// How long to wait for QEMU to read a command.
@@ -35,7 +36,7 @@ struct State {
 /// Why QEMU ends, as its events report it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Shutdown {
-    /// No event was received.
+    /// No event has reported a reason that the shim knows.
     #[default]
     Unknown,
     PoweredOff,
@@ -83,15 +84,19 @@ impl Monitor {
         state.is_running
     }
 
-    /// Waits until QEMU has closed the connection, and returns why QEMU ended. Returns `None` after
-    /// the timeout.
-    pub(super) fn wait_closed(&self, timeout: Duration) -> Option<Shutdown> {
+    /// Waits until QEMU has closed the connection: it has ended. Returns false after the timeout.
+    pub(super) fn wait_closed(&self, timeout: Duration) -> bool {
         let is_open = |state: &mut State| !state.is_closed;
         let result = self
             .changed
             .wait_timeout_while(self.state(), timeout, is_open);
         let (state, _) = result.unwrap_or_else(PoisonError::into_inner);
-        state.is_closed.then_some(state.shutdown)
+        state.is_closed
+    }
+
+    /// Returns why QEMU ends, as far as its events have reported it.
+    pub(super) fn shutdown(&self) -> Shutdown {
+        self.state().shutdown
     }
 
     /// Presses the power button of the guest.
@@ -108,12 +113,14 @@ impl Monitor {
     /// Reads messages until QEMU closes the connection.
     fn read(&self, mut reader: impl BufRead) {
         let mut line = Vec::new();
-        loop {
-            line.clear();
-            match (&mut reader).take(MAX_MESSAGE).read_until(b'\n', &mut line) {
-                Ok(1..) if line.ends_with(b"\n") => self.handle(&line),
-                _ => break,
+        let mut is_rest_of_line = false;
+        while let Ok(1..) = (&mut reader).take(MAX_MESSAGE).read_until(b'\n', &mut line) {
+            let is_complete = line.ends_with(b"\n");
+            if is_complete && !is_rest_of_line {
+                self.handle(&line);
             }
+            is_rest_of_line = !is_complete;
+            line.clear();
         }
         self.state().is_closed = true;
         self.changed.notify_all();
@@ -153,13 +160,13 @@ mod tests {
     use super::*;
 
     /// Returns what a monitor has learned from these messages.
-    fn after(messages: &str) -> (bool, Option<Shutdown>) {
+    fn after(messages: &str) -> (bool, Shutdown) {
         let (here, mut qemu) = UnixStream::pair().unwrap();
         let monitor = Monitor::start(here).unwrap();
         qemu.write_all(messages.as_bytes()).unwrap();
         drop(qemu);
-        let shutdown = monitor.wait_closed(Duration::from_secs(60));
-        (monitor.wait_running(), shutdown)
+        assert!(monitor.wait_closed(Duration::from_secs(60)));
+        (monitor.wait_running(), monitor.shutdown())
     }
 
     #[test]
@@ -173,19 +180,42 @@ mod tests {
         ] {
             let event =
                 format!("{{\"event\":\"SHUTDOWN\",\"data\":{{\"reason\":\"{reason}\"}}}}\n");
-            assert_eq!(after(&format!("{greeting}{event}")), (true, Some(expected)));
+            assert_eq!(after(&format!("{greeting}{event}")), (true, expected));
             let panic = "{\"event\":\"GUEST_PANICKED\",\"data\":{\"action\":\"poweroff\"}}\n";
             let both = after(&format!("{greeting}{panic}{event}"));
-            assert_eq!(both, (true, Some(Shutdown::Panicked)));
+            assert_eq!(both, (true, Shutdown::Panicked));
         }
     }
 
     #[test]
     fn a_qemu_that_closes_the_connection_does_not_run() {
-        assert_eq!(after(""), (false, Some(Shutdown::Unknown)));
-        assert_eq!(
-            after("garbage\n{\"event\":7}\n"),
-            (false, Some(Shutdown::Unknown))
+        let expected = (false, Shutdown::Unknown);
+        assert_eq!(after(""), expected);
+        assert_eq!(after("garbage\n{\"event\":7}\n"), expected);
+    }
+
+    #[test]
+    fn a_message_that_is_too_long_is_skipped() {
+        let event =
+            |reason| format!("{{\"event\":\"SHUTDOWN\",\"data\":{{\"reason\":\"{reason}\"}}}}\n");
+        let long = "x".repeat(1 << 20);
+        // What follows the maximum length looks like a message.
+        let messages = format!(
+            "{{\"return\":{{}}}}\n{long}{}{}",
+            event("guest-reset"),
+            event("guest-shutdown")
         );
+        assert_eq!(after(&messages), (true, Shutdown::PoweredOff));
+    }
+
+    #[test]
+    fn an_event_counts_although_the_monitor_stays_open() {
+        let (here, mut qemu) = UnixStream::pair().unwrap();
+        let monitor = Monitor::start(here).unwrap();
+        let event = "{\"event\":\"SHUTDOWN\",\"data\":{\"reason\":\"guest-reset\"}}";
+        writeln!(qemu, "{event}\n{{\"return\":{{}}}}").unwrap();
+        assert!(monitor.wait_running());
+        assert!(!monitor.wait_closed(Duration::ZERO));
+        assert_eq!(monitor.shutdown(), Shutdown::Reset);
     }
 }

@@ -90,7 +90,8 @@ impl<In: Message, Out: Message> Connection<In, Out> {
         Frame::new(stream, message).encode(&mut self.pending)
     }
 
-    /// Writes as many of the waiting frames as the other end takes.
+    /// Writes as many of the waiting frames as the other end takes. After a hang-up, discards them:
+    /// [`fill`](Self::fill) reports it once everything that the other end has sent is read.
     ///
     /// # Errors
     ///
@@ -101,7 +102,7 @@ impl<In: Message, Out: Message> Connection<In, Out> {
         }
         match write(&self.fd, &self.pending) {
             Ok(length) => drop(self.pending.drain(..length)),
-            Err(Errno::PIPE | Errno::CONNRESET) => self.is_hung_up = true,
+            Err(Errno::PIPE | Errno::CONNRESET) => self.pending.clear(),
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -112,5 +113,34 @@ impl<In: Message, Out: Message> Connection<In, Out> {
 impl<In, Out> AsFd for Connection<In, Out> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::frames::{HostMessage, PayloadMessage};
+
+    #[test]
+    fn what_was_sent_before_a_hang_up_is_read_although_nothing_can_be_written() {
+        let (here, mut there) = UnixStream::pair().unwrap();
+        let mut connection: Connection<PayloadMessage, HostMessage> =
+            Connection::new(here.into(), Strictness::Strict).unwrap();
+        let pong = Frame::new(0, PayloadMessage::Pong { token: 7 });
+        let mut wire = Vec::new();
+        pong.encode(&mut wire).unwrap();
+        there.write_all(&wire).unwrap();
+        drop(there);
+
+        connection.send(0, HostMessage::Pause).unwrap();
+        connection.flush().unwrap();
+        assert!(!connection.is_hung_up() && !connection.has_pending());
+        connection.fill().unwrap();
+        assert_eq!(connection.next_frame().unwrap(), Some(pong));
+        connection.fill().unwrap();
+        assert!(connection.is_hung_up());
     }
 }

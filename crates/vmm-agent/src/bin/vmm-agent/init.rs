@@ -72,33 +72,30 @@ impl Init {
         }
     }
 
-    /// Ends all processes: with SIGTERM, and with SIGKILL after the grace period.
+    /// Ends all processes: with SIGTERM, and with SIGKILL after the grace period. The host can shorten
+    /// the period while it runs, with another request.
     pub(crate) fn end_processes(&self) {
         // With -1, `kill` signals all processes of the machine, unless this is pid 1 of a namespace.
         // Otherwise the commands die with this process.
         if is_init() {
-            for (signal, timeout) in [
-                (Signal::SIGTERM, self.shutdown.grace()),
-                (Signal::SIGKILL, KILL_TIMEOUT),
-            ] {
-                let _ = kill(Pid::from_raw(-1), signal);
-                // A stopped process handles SIGTERM only when it continues.
-                let _ = kill(Pid::from_raw(-1), Signal::SIGCONT);
-                if self.reap_until_none_is_left(timeout) {
-                    break;
-                }
+            let _ = kill(Pid::from_raw(-1), Signal::SIGTERM);
+            // A stopped process handles SIGTERM only when it continues.
+            let _ = kill(Pid::from_raw(-1), Signal::SIGCONT);
+            if !self.reap_until_none_is_left(|| self.shutdown.grace()) {
+                let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+                self.reap_until_none_is_left(|| KILL_TIMEOUT);
             }
         }
         self.children.close();
     }
 
-    fn reap_until_none_is_left(&self, timeout: Duration) -> bool {
+    fn reap_until_none_is_left(&self, timeout: impl Fn() -> Duration) -> bool {
         let start = Instant::now();
         loop {
             if self.reap() {
                 return true;
             }
-            let left = timeout.saturating_sub(start.elapsed());
+            let left = timeout().saturating_sub(start.elapsed());
             if left.is_zero() {
                 return false;
             }
@@ -135,10 +132,24 @@ impl Init {
     }
 }
 
-/// Writes all data to the disks and powers the guest off. Only for the pid 1 of a guest: it unmounts
-/// the file systems of its mount namespace.
-pub(crate) fn power_off() {
+/// Writes all data to the disks.
+pub(crate) fn write_disks() {
     sync();
+}
+
+/// Detaches the kernel from its serial consoles (Linux 5.10): its last message, of the power-off, would
+/// follow the output of the workload.
+fn detach_consoles() {
+    let consoles = fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
+    for console in consoles.split_whitespace() {
+        let _ = fs::write(format!("/sys/class/tty/{console}/console"), "N");
+    }
+}
+
+/// Unmounts the disks and powers the guest off. Only for the pid 1 of a guest: it unmounts the file
+/// systems of its mount namespace.
+pub(crate) fn power_off() {
+    detach_consoles();
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let targets = mounts.lines().filter_map(|line| line.split(' ').nth(1));
     // Mounted last, unmounted first. What is still in use stays, and has been written.

@@ -63,6 +63,10 @@ fn run() -> Result<(), AgentError> {
     let served = port::serve(port, !serves_stdin, backend, children)?;
     init.run();
     init.end_processes();
+    if !serves_stdin {
+        // First the data: a host that reads nothing, or loses patience, must not cost any.
+        init::write_disks();
+    }
     // The server sends what the commands have written last.
     let _ = served.recv_timeout(init::FLUSH_TIMEOUT);
     if !serves_stdin {

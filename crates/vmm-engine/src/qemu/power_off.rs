@@ -1,0 +1,78 @@
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use super::qmp::Monitor;
+use crate::Payload;
+use crate::process::ProcessPayload;
+
+/// Ends a QEMU within a grace period: with the power button of the guest, then with SIGTERM, then
+/// with SIGKILL.
+///
+/// | share of the grace period | what happens |
+/// |---|---|
+/// | 0 | the agent ends all commands, if there is one |
+/// | 4/8 | the agent kills the commands that still run |
+/// | 5/8, or 0 without an agent | the power button is pressed |
+/// | 6/8 | QEMU gets SIGTERM |
+/// | 8/8 | QEMU is killed |
+#[derive(Debug)]
+pub(super) struct PowerOff {
+    process: Arc<ProcessPayload>,
+    monitor: Arc<Monitor>,
+    has_begun: AtomicBool,
+}
+
+impl PowerOff {
+    pub(super) fn new(process: Arc<ProcessPayload>, monitor: Arc<Monitor>) -> Arc<Self> {
+        Arc::new(Self {
+            process,
+            monitor,
+            has_begun: AtomicBool::new(false),
+        })
+    }
+
+    /// Returns how long the commands in the guest may take to end.
+    pub(super) fn grace_of_commands(grace: Duration) -> Duration {
+        grace * 4 / 8
+    }
+
+    /// Ends QEMU. Does not block.
+    pub(super) fn begin(self: &Arc<Self>, grace: Duration) {
+        self.begin_at(Duration::ZERO, grace);
+    }
+
+    /// Ends QEMU if the agent, which has been asked to, does not. Does not block.
+    pub(super) fn begin_by_agent(self: &Arc<Self>, grace: Duration) {
+        self.begin_at(grace * 5 / 8, grace);
+    }
+
+    /// Starts the thread that presses the power button after a part of the grace period.
+    fn begin_at(self: &Arc<Self>, button: Duration, grace: Duration) {
+        if self.has_begun.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let power_off = Arc::clone(self);
+        let thread = thread::Builder::new().name("shim-power-off".to_owned());
+        let started: io::Result<_> = thread.spawn(move || power_off.run(button, grace));
+        if started.is_err() {
+            self.process.stop();
+        }
+    }
+
+    fn run(&self, button: Duration, grace: Duration) {
+        if self.monitor.wait_closed(button) {
+            return;
+        }
+        self.monitor.power_down();
+        if self.monitor.wait_closed(grace * 6 / 8 - button) {
+            return;
+        }
+        self.process.stop();
+        if !self.monitor.wait_closed(grace * 2 / 8) {
+            self.process.kill();
+        }
+    }
+}
