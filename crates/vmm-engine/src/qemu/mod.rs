@@ -61,6 +61,10 @@ use crate::{Engine, EngineError, Payload, process};
 /// any guest, it presses the power button (ACPI). If the guest still runs after three quarters, QEMU
 /// gets SIGTERM, which it handles without the guest.
 ///
+/// # Pause
+///
+/// QEMU stops the CPUs of the guest, on any kernel of the host. A stop lets a paused guest continue.
+///
 /// # How a guest ends
 ///
 /// | what happened | [`PayloadExit`](crate::PayloadExit) |
