@@ -80,6 +80,8 @@ impl Session {
             ended = self.exchange() => ended,
         };
         let Ok(code) = ended else {
+            // A message may have failed although the client had sent input before it left.
+            let _ = timeout(CLOSE_TIMEOUT, self.receive_rest()).await;
             let _ = timeout(CLOSE_TIMEOUT, self.write_input()).await;
             return;
         };
@@ -91,6 +93,14 @@ impl Session {
             }
         };
         let _ = timeout(CLOSE_TIMEOUT, close).await;
+    }
+
+    /// Receives what a client has sent before it left.
+    async fn receive_rest(&mut self) {
+        while self.input.len() < MAX_INPUT
+            && let Some(Ok(message)) = self.socket.recv().await
+            && self.receive(message).await.is_ok()
+        {}
     }
 
     /// Returns the code for the close of the connection, once the execution has ended.

@@ -7,7 +7,7 @@ use clap::builder::RangedI64ValueParser;
 use clap::{Args, value_parser};
 use vmm_image::{GuestFiles, ImageBuilder};
 use vmm_runtime::Image;
-use vmm_shim::{Disk, QemuOptions};
+use vmm_shim::{Disk, EngineError, QemuOptions};
 
 use crate::commands::box_args::parse_variable;
 use crate::daemon::shim;
@@ -69,8 +69,11 @@ impl Build {
     pub(super) fn run(self, home: &Home) -> Result<ExitCode, Failure> {
         let staged = home.images().stage(&self.name)?;
         let image = self.image(&GuestFiles::of(staged.image_dir()));
-        shim()
-            .validate(&image.payload(None, None))
+        let payload = image.payload(None, None);
+        let checked = payload.check();
+        checked
+            .map_err(|error| EngineError::Spec(error.to_string()))
+            .and_then(|()| shim().validate(&payload))
             .map_err(Failure::ImageSpec)?;
         self.builder()?.build(staged.dir())?;
         staged.commit(&image)?;
