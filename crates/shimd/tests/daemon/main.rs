@@ -13,7 +13,6 @@ mod exec;
 mod fixture;
 mod guarded_home;
 mod guests;
-#[path = "../../../vmm-agent/tests/common/image.rs"]
 mod image;
 mod images;
 mod lifecycle;
