@@ -6,6 +6,7 @@ mod common;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::thread;
 
 use common::{is_root, shell, skip, stdout_of};
@@ -93,14 +94,14 @@ fn a_child_in_another_network_namespace_has_its_interfaces() {
         }
         result => result.unwrap(),
     };
-    let mut command = Command::new("cat");
-    command.arg("/proc/net/dev").network_namespace(namespace);
-    let output = stdout_of(&mut command);
-    // Two lines of headings, and the loopback interface.
-    assert_eq!(output.lines().count(), 3, "{output}");
-    assert!(output.contains("lo:"), "{output}");
-    let ours = fs::read_to_string("/proc/net/dev").unwrap();
-    assert!(ours.lines().count() > 3, "{ours}");
+    let inode = namespace.metadata().unwrap().ino();
+    assert_ne!(inode, fs::metadata("/proc/self/ns/net").unwrap().ino());
+    let mut command = shell("stat -Lc %i /proc/self/ns/net; cat /proc/net/dev");
+    let output = stdout_of(command.network_namespace(namespace));
+    let lines: Vec<&str> = output.lines().collect();
+    // The namespace, two lines of headings, and the loopback interface.
+    assert_eq!((lines.len(), lines[0]), (4, &*inode.to_string()), "{output}");
+    assert!(lines[3].contains("lo:"), "{output}");
 }
 
 fn empty_network_namespace() -> io::Result<File> {
