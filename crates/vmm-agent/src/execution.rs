@@ -35,15 +35,24 @@ pub(crate) struct Execution {
     is_input_complete: bool,
     /// The number of bytes that the command has read since the last credit.
     consumed: u32,
-    stdout: Option<OwnedFd>,
-    stderr: Option<OwnedFd>,
+    /// Stdout and stderr, in the order in which they are read next.
+    outputs: [Output; 2],
     window: Window,
     is_terminal: bool,
     is_killed: bool,
     deadline: Option<Instant>,
     ending: Option<Ending>,
-    /// How much of stdout and stderr may be read after the end.
-    left_after_end: [usize; 2],
+}
+
+/// The stdout or stderr of a command.
+#[derive(Debug)]
+struct Output {
+    /// `None` once all of it has been read.
+    fd: Option<OwnedFd>,
+    /// How much may be read after the end of the command: another process may hold the other end for
+    /// longer, and write to it.
+    left_after_end: usize,
+    message: fn(Vec<u8>) -> PayloadMessage,
 }
 
 impl Execution {
@@ -96,8 +105,10 @@ impl Execution {
             input: VecDeque::new(),
             is_input_complete: false,
             consumed: 0,
-            stdout,
-            stderr,
+            outputs: [
+                Output::new(stdout, PayloadMessage::Stdout),
+                Output::new(stderr, PayloadMessage::Stderr),
+            ],
             window: Window::new(),
             is_terminal: master.is_some(),
             is_killed: false,
@@ -105,7 +116,6 @@ impl Execution {
                 .timeout_millis
                 .and_then(|millis| Instant::now().checked_add(Duration::from_millis(millis))),
             ending: None,
-            left_after_end: [PIPE_CAPACITY; 2],
         })
     }
 
@@ -143,7 +153,8 @@ impl Execution {
     }
 
     pub(crate) fn resize(&self, size: TerminalSize) {
-        if let (true, Some(master)) = (self.is_terminal, &self.stdout) {
+        let master = self.outputs.iter().find_map(|output| output.fd.as_ref());
+        if let (true, Some(master)) = (self.is_terminal, master) {
             let _ = terminal::resize(master, size);
         }
     }
@@ -190,36 +201,39 @@ impl Execution {
     /// The descriptors whose output may be sent.
     pub(crate) fn wants_read(&self) -> impl Iterator<Item = &OwnedFd> {
         let may_send = self.window.bytes() > 0;
-        [&self.stdout, &self.stderr]
-            .into_iter()
-            .flatten()
-            .filter(move |_| may_send)
+        let open = self.outputs.iter().filter_map(|output| output.fd.as_ref());
+        open.filter(move |_| may_send)
     }
 
-    /// Moves data between the streams of the command and the connection, as far as that does not
-    /// block. Returns how the command ended once all its output has been sent.
-    pub(crate) fn advance(
-        &mut self,
-        stream: u32,
-        connection: &mut HostConnection,
-    ) -> Option<Ending> {
+    /// Moves input, and at most [`READ_SIZE`] bytes of each output, between the command and the
+    /// connection, as far as that does not block. Returns whether it has sent output.
+    pub(crate) fn advance(&mut self, stream: u32, connection: &mut HostConnection) -> bool {
         self.write_input();
         if self.consumed > 0 && (self.input.is_empty() || self.consumed >= INITIAL_CREDIT / 4) {
             let bytes = std::mem::take(&mut self.consumed);
             send(connection, stream, PayloadMessage::Credit { bytes });
         }
-        let has_ended = self.ending.is_some();
-        let [left_of_stdout, left_of_stderr] = &mut self.left_after_end;
-        let window = &mut self.window;
-        let left = has_ended.then_some(left_of_stdout);
-        let out = send_output(&mut self.stdout, window, left, connection, |data| {
-            (stream, PayloadMessage::Stdout(data))
-        });
-        let left = has_ended.then_some(left_of_stderr);
-        let err = send_output(&mut self.stderr, window, left, connection, |data| {
-            (stream, PayloadMessage::Stderr(data))
-        });
-        self.ending.take_if(|_| out && err)
+        let mut has_sent = false;
+        for output in &mut self.outputs {
+            if self.window.bytes() == 0 || !connection.has_room() {
+                break;
+            }
+            if let Some(message) = output.read(&mut self.window, self.ending.is_some()) {
+                send(connection, stream, message);
+                has_sent = true;
+            }
+        }
+        if has_sent {
+            // The other output gets the credit first next time.
+            self.outputs.reverse();
+        }
+        has_sent
+    }
+
+    /// Returns how the command ended once all its output has been sent.
+    pub(crate) fn take_ending(&mut self) -> Option<Ending> {
+        let is_sent = self.outputs.iter().all(|output| output.fd.is_none());
+        self.ending.take_if(|_| is_sent)
     }
 
     fn write_input(&mut self) {
@@ -260,38 +274,38 @@ fn terminal_error(error: io::Error) -> Ending {
     Ending::failed(FailureKind::Engine, message)
 }
 
-/// Sends what can be read. Closes the output at its end, or, after the command has ended, when no
-/// output of it is left: another process may hold the other end for longer, and write to it. Returns
-/// whether the output is closed.
-fn send_output(
-    output: &mut Option<OwnedFd>,
-    window: &mut Window,
-    mut left_after_end: Option<&mut usize>,
-    connection: &mut HostConnection,
-    message: impl Fn(Vec<u8>) -> (u32, PayloadMessage),
-) -> bool {
-    while let Some(fd) = output {
-        if window.bytes() == 0 || !connection.has_room() {
-            return false;
-        }
-        let mut data = vec![0; READ_SIZE.min(window.bytes())];
-        match read(fd, &mut data) {
-            Ok(count) if count > 0 => {
-                if let Some(left) = &mut left_after_end {
-                    **left = left.saturating_sub(count);
-                    if **left == 0 {
-                        *output = None;
-                    }
-                }
-                data.truncate(window.take(count));
-                let (stream, message) = message(data);
-                send(connection, stream, message);
-            }
-            Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) if left_after_end.is_none() => return false,
-            // The end: of a terminal, EIO.
-            _ => *output = None,
+impl Output {
+    fn new(fd: Option<OwnedFd>, message: fn(Vec<u8>) -> PayloadMessage) -> Self {
+        Self {
+            fd,
+            left_after_end: PIPE_CAPACITY,
+            message,
         }
     }
-    true
+
+    /// Reads what the window allows. Closes the output at its end, or, after the end of the command,
+    /// when no output of it is left.
+    fn read(&mut self, window: &mut Window, has_ended: bool) -> Option<PayloadMessage> {
+        let mut data = vec![0; READ_SIZE.min(window.bytes())];
+        let count = loop {
+            match read(self.fd.as_ref()?, &mut data) {
+                Ok(count) if count > 0 => break count,
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) if !has_ended => return None,
+                // The end: of a terminal, EIO.
+                _ => {
+                    self.fd = None;
+                    return None;
+                }
+            }
+        };
+        if has_ended {
+            self.left_after_end = self.left_after_end.saturating_sub(count);
+            if self.left_after_end == 0 {
+                self.fd = None;
+            }
+        }
+        data.truncate(window.take(count));
+        Some((self.message)(data))
+    }
 }

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_protocol::frames::{
     ExecSpec, Frame, FrameError, HostMessage, INITIAL_CREDIT, PayloadMessage, RequestErrorKind,
-    Strictness, VERSION,
+    Strictness, Turns, VERSION,
 };
 
 use crate::backend::{Backend, RequestError};
@@ -26,6 +26,7 @@ pub struct Server<B> {
     children: Arc<Children>,
     /// By stream.
     executions: BTreeMap<u32, Execution>,
+    turns: Turns,
 }
 
 impl<B: Backend> Server<B> {
@@ -35,6 +36,7 @@ impl<B: Backend> Server<B> {
             backend,
             children,
             executions: BTreeMap::new(),
+            turns: Turns::default(),
         }
     }
 
@@ -220,17 +222,24 @@ impl<B: Backend> Server<B> {
     /// Moves the data of all executions, and removes those that have ended.
     fn advance(&mut self, connection: &mut HostConnection) {
         let now = Instant::now();
-        let Self {
-            backend,
-            children,
-            executions,
-        } = self;
-        executions.retain(|stream, execution| {
-            execution.enforce_deadline(now, children);
-            if let Some(status) = children.take(execution.pid()) {
-                execution.set_status(status, backend);
+        for execution in self.executions.values_mut() {
+            execution.enforce_deadline(now, &self.children);
+            if let Some(status) = self.children.take(execution.pid()) {
+                execution.set_status(status, &self.backend);
             }
-            let ending = execution.advance(*stream, connection);
+        }
+        // A part of each in turn: none fills the connection alone.
+        let order = self.turns.order(&self.executions);
+        let mut has_sent = true;
+        while std::mem::take(&mut has_sent) {
+            for stream in &order {
+                if let Some(execution) = self.executions.get_mut(stream) {
+                    has_sent |= execution.advance(*stream, connection);
+                }
+            }
+        }
+        self.executions.retain(|stream, execution| {
+            let ending = execution.take_ending();
             let is_over = ending.is_some();
             if let Some(ending) = ending {
                 send(connection, *stream, PayloadMessage::Exited { ending });

@@ -5,6 +5,7 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use common::Host;
 use nix::sys::signal::{Signal, kill};
@@ -130,6 +131,54 @@ fn output_that_the_host_does_not_read_stops_its_command_only() {
     host.send(1, HostMessage::Signal { signal: 15 });
     host.grant(1, 1 << 20);
     assert_eq!(*host.finish(1).ending(), Ending::Signaled { signal: 15 });
+}
+
+#[test]
+fn a_command_that_always_writes_to_stdout_is_also_heard_on_stderr() {
+    let mut host = Host::new();
+    host.exec(1, &["sh", "-c", "yes & sleep 0.1; echo err >&2; wait"]);
+    let mut credit = INITIAL_CREDIT as usize;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while Instant::now() < deadline {
+        match host.receive().message {
+            PayloadMessage::Stdout(data) => credit -= data.len(),
+            PayloadMessage::Stderr(data) => {
+                host.send(1, HostMessage::Signal { signal: 9 });
+                return assert_eq!(data, b"err\n");
+            }
+            _ => {}
+        }
+        if credit == 0 {
+            // Both outputs want all of it.
+            credit = 10;
+            host.grant(1, credit);
+        }
+    }
+    panic!("there is only stdout");
+}
+
+#[test]
+fn commands_that_always_write_take_turns_on_a_slow_connection() {
+    let mut host = Host::new();
+    let streams = 1..=40;
+    for stream in streams.clone() {
+        host.exec(stream, &["yes"]);
+        // The first ones never lack credit.
+        host.grant(stream, 1 << 30);
+    }
+    let mut heard = BTreeSet::new();
+    let mut frames = 0;
+    while heard.len() < streams.clone().count() {
+        let frame = host.receive();
+        frames += 1;
+        assert!(frames < 10_000, "{heard:?}");
+        if let PayloadMessage::Stdout(_) = frame.message {
+            heard.insert(frame.stream);
+        }
+    }
+    for stream in streams {
+        host.send(stream, HostMessage::Signal { signal: 9 });
+    }
 }
 
 #[test]

@@ -53,6 +53,7 @@ mod messages;
 mod reader;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod window;
 
 pub use body::Message;
@@ -63,6 +64,7 @@ pub use messages::{
     BootPhase, ExecSpec, Execution, HostMessage, PayloadMessage, RequestErrorKind, TerminalSize,
 };
 pub use reader::{FrameReader, Strictness};
+pub use turns::Turns;
 pub use window::Window;
 
 /// The version of the frames.

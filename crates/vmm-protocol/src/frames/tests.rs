@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::Ending;
 
@@ -112,6 +114,18 @@ fn a_window_stops_a_sender_until_credit_arrives() {
     window.grant(10);
     window.grant(u32::MAX);
     assert_eq!(window.bytes(), u32::MAX as usize);
+}
+
+#[test]
+fn each_stream_is_first_in_turn() {
+    let streams = BTreeMap::from([(3, ()), (5, ()), (9, ())]);
+    let mut turns = Turns::default();
+    assert_eq!(turns.order(&streams), [3, 5, 9]);
+    assert_eq!(turns.order(&streams), [5, 9, 3]);
+    // Stream 9, the next one, has ended.
+    let streams = BTreeMap::from([(3, ()), (5, ())]);
+    assert_eq!(turns.order(&streams), [3, 5]);
+    assert!(turns.order(&BTreeMap::<u32, ()>::new()).is_empty());
 }
 
 #[test]

@@ -280,7 +280,10 @@ impl Hub {
     /// Moves input and output of all executions.
     fn advance(&mut self) {
         let mut over = Vec::new();
-        for execution in self.executions.all() {
+        for stream in self.executions.in_turn() {
+            let Some(execution) = self.executions.of_stream(stream) else {
+                continue;
+            };
             let reader = execution
                 .reader()
                 .map(|reader| (reader.client, reader.stream));

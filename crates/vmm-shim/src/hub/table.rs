@@ -1,5 +1,7 @@
 use std::collections::BTreeMap;
 
+use vmm_protocol::frames::Turns;
+
 use super::execution::Execution;
 
 /// How many executions that have ended are kept, for clients that ask later.
@@ -13,6 +15,7 @@ const MAX_RUNNING: usize = 256;
 pub(super) struct ExecutionTable {
     by_id: BTreeMap<String, Execution>,
     ids: BTreeMap<u32, String>,
+    turns: Turns,
 }
 
 impl ExecutionTable {
@@ -41,6 +44,11 @@ impl ExecutionTable {
 
     pub(super) fn of_stream(&mut self, stream: u32) -> Option<&mut Execution> {
         self.by_id.get_mut(self.ids.get(&stream)?)
+    }
+
+    /// Returns the streams of all executions, in the order in which they are served now.
+    pub(super) fn in_turn(&mut self) -> Vec<u32> {
+        self.turns.order(&self.ids)
     }
 
     pub(super) fn remove(&mut self, id: &str) -> Option<Execution> {
