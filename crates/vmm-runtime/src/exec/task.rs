@@ -61,9 +61,7 @@ pub(super) struct Shared {
 struct OutputPipe {
     /// `None` if the reader is gone: output is then discarded.
     pipe: Option<DuplexStream>,
-    chunks: VecDeque<Vec<u8>>,
-    /// The number of bytes of the first chunk that were taken.
-    offset: usize,
+    bytes: VecDeque<u8>,
 }
 
 /// The ends of the streams of an execution.
@@ -137,8 +135,8 @@ impl ExecutionTask {
                     self.forward_input(&data[..read.unwrap_or(0)])?;
                 }
                 written = self.output.flush(), if self.output.has_pending() => written.ok()?,
-                count = self.stdout.write(), if self.stdout.has_chunks() => self.consume(count)?,
-                count = self.stderr.write(), if self.stderr.has_chunks() => self.consume(count)?,
+                count = self.stdout.write(), if !self.stdout.is_empty() => self.consume(count)?,
+                count = self.stderr.write(), if !self.stderr.is_empty() => self.consume(count)?,
             }
         }
     }
@@ -190,11 +188,11 @@ impl ExecutionTask {
         match message {
             PayloadMessage::Stdout(data) => {
                 self.counters.add_stdout(data.len());
-                self.stdout.chunks.push_back(data);
+                self.stdout.bytes.extend(data);
             }
             PayloadMessage::Stderr(data) => {
                 self.counters.add_stderr(data.len());
-                self.stderr.chunks.push_back(data);
+                self.stderr.bytes.extend(data);
             }
             PayloadMessage::Dropped { bytes } => {
                 self.shared
@@ -221,41 +219,33 @@ impl OutputPipe {
     fn new(pipe: DuplexStream) -> Self {
         Self {
             pipe: Some(pipe),
-            chunks: VecDeque::new(),
-            offset: 0,
+            bytes: VecDeque::new(),
         }
     }
 
-    fn has_chunks(&self) -> bool {
-        !self.chunks.is_empty()
+    fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
     }
 
-    /// Writes a part of the first chunk to the reader, or discards the chunk if the reader is gone.
-    /// Returns the number of bytes. Cancel-safe, as `write` is.
+    /// Writes a part of the output to the reader, or discards it if the reader is gone. Returns the
+    /// number of bytes. Cancel-safe, as `write` is.
     async fn write(&mut self) -> u32 {
-        let Some(chunk) = self.chunks.front() else {
-            return 0;
-        };
-        let left = chunk.len() - self.offset;
+        let (bytes, _) = self.bytes.as_slices();
         let count = match &mut self.pipe {
-            Some(pipe) => pipe.write(&chunk[self.offset..]).await.ok(),
+            Some(pipe) => pipe.write(bytes).await.ok(),
             None => None,
         };
         if count.is_none() {
             self.pipe = None;
         }
-        let count = count.unwrap_or(left);
-        self.offset += count;
-        if count == left {
-            self.chunks.pop_front();
-            self.offset = 0;
-        }
+        let count = count.unwrap_or(bytes.len());
+        self.bytes.drain(..count);
         u32::try_from(count).unwrap_or(u32::MAX)
     }
 
-    /// Writes all chunks, and closes the pipe.
+    /// Writes all output, and closes the pipe.
     async fn drain(&mut self) {
-        while self.has_chunks() {
+        while !self.is_empty() {
             self.write().await;
         }
         self.pipe = None;

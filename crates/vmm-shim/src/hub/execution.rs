@@ -8,9 +8,10 @@ use vmm_protocol::frames::{
 };
 
 use super::client::Client;
+use super::output_buffer::OutputBuffer;
 use super::relay::PayloadConnection;
 
-/// How many bytes of output an execution keeps while no client reads them.
+/// How much memory the output of an execution takes while no client reads it, in bytes.
 const KEPT_OUTPUT: usize = 64 << 10;
 
 /// How long a command that was started without a client waits for one before output is dropped.
@@ -27,8 +28,7 @@ pub(super) struct Execution {
     started: Instant,
     started_at_millis: u64,
     pid: Option<u32>,
-    output: VecDeque<PayloadMessage>,
-    output_bytes: usize,
+    output: OutputBuffer,
     /// Until when no output is dropped, because a client is about to attach.
     keeps_until: Option<Instant>,
     /// The number of bytes of output that were not kept.
@@ -64,8 +64,7 @@ impl Execution {
             started: Instant::now(),
             started_at_millis: millis(now.unwrap_or_default()),
             pid: None,
-            output: VecDeque::new(),
-            output_bytes: 0,
+            output: OutputBuffer::default(),
             keeps_until: None,
             dropped: 0,
             input: VecDeque::new(),
@@ -136,7 +135,8 @@ impl Execution {
 
     /// Returns when output is dropped that no client has read, if the command waits for that.
     pub(super) fn drop_deadline(&self) -> Option<Instant> {
-        self.keeps_until.filter(|_| self.output_bytes > KEPT_OUTPUT)
+        let keeps_until = self.keeps_until?;
+        (self.output.memory() > KEPT_OUTPUT).then_some(keeps_until)
     }
 
     pub(super) fn attach(&mut self, client: u64, stream: u32) {
@@ -168,13 +168,11 @@ impl Execution {
 
     /// Adds output of the command. Drops what exceeds the credit of the stream, which a guest may
     /// ignore.
-    pub(super) fn add_output(&mut self, message: PayloadMessage) {
-        let len = data_len(&message);
-        if self.output_bytes + len > INITIAL_CREDIT as usize {
-            self.dropped += len as u64;
-        } else if len > 0 {
-            self.output_bytes += len;
-            self.output.push_back(message);
+    pub(super) fn add_output(&mut self, is_stderr: bool, data: &[u8]) {
+        if self.output.len() + data.len() > INITIAL_CREDIT as usize {
+            self.dropped += data.len() as u64;
+        } else {
+            self.output.push(is_stderr, data);
         }
     }
 
@@ -252,21 +250,16 @@ impl Execution {
                     let bytes = std::mem::take(&mut self.dropped);
                     client.send(reader.stream, PayloadMessage::Dropped { bytes });
                 }
-                while client.has_room()
-                    && let Some(message) = self.output.pop_front()
-                {
-                    let wanted = data_len(&message);
-                    let sent = reader.window.take(wanted);
-                    let (first, rest) = split(message, sent);
-                    consumed += sent;
-                    if sent > 0 {
-                        client.send(reader.stream, first);
-                    }
-                    if let Some(rest) = rest {
-                        self.output.push_front(rest);
+                let before = self.output.len();
+                while client.has_room() {
+                    let left = self.output.len();
+                    let Some(message) = self.output.pop(reader.window.bytes()) else {
                         break;
-                    }
+                    };
+                    reader.window.take(left - self.output.len());
+                    client.send(reader.stream, message);
                 }
+                consumed = before - self.output.len();
                 if let (Some((ending, _)), true) = (&self.ending, self.output.is_empty()) {
                     let ending = ending.clone();
                     client.send(reader.stream, PayloadMessage::Exited { ending });
@@ -276,15 +269,10 @@ impl Execution {
             _ if awaits_reader => {}
             _ => {
                 self.keeps_until = None;
-                while self.output_bytes - consumed > KEPT_OUTPUT
-                    && let Some(message) = self.output.pop_front()
-                {
-                    consumed += data_len(&message);
-                    self.dropped += data_len(&message) as u64;
-                }
+                consumed = self.output.shrink_to(KEPT_OUTPUT);
+                self.dropped += consumed as u64;
             }
         }
-        self.output_bytes -= consumed;
         if let (Some(payload), true, None) = (payload, consumed > 0, &self.ending) {
             let bytes = u32::try_from(consumed).unwrap_or(u32::MAX);
             let _ = payload.send(self.stream, HostMessage::Credit { bytes });
@@ -295,36 +283,4 @@ impl Execution {
 
 fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn data_len(message: &PayloadMessage) -> usize {
-    match message {
-        PayloadMessage::Stdout(data) | PayloadMessage::Stderr(data) => data.len(),
-        _ => 0,
-    }
-}
-
-/// Splits output after `count` bytes.
-fn split(message: PayloadMessage, count: usize) -> (PayloadMessage, Option<PayloadMessage>) {
-    let split = |mut data: Vec<u8>| {
-        let rest = data.split_off(count);
-        (data, (!rest.is_empty()).then_some(rest))
-    };
-    match message {
-        PayloadMessage::Stdout(data) => {
-            let (first, rest) = split(data);
-            (
-                PayloadMessage::Stdout(first),
-                rest.map(PayloadMessage::Stdout),
-            )
-        }
-        PayloadMessage::Stderr(data) => {
-            let (first, rest) = split(data);
-            (
-                PayloadMessage::Stderr(first),
-                rest.map(PayloadMessage::Stderr),
-            )
-        }
-        other => (other, None),
-    }
 }

@@ -13,6 +13,7 @@
 mod client;
 mod execution;
 mod listener;
+mod output_buffer;
 mod relay;
 mod requests;
 mod table;

@@ -224,9 +224,8 @@ impl Hub {
                     }
                     started
                 }
-                PayloadMessage::Stdout(_) | PayloadMessage::Stderr(_) => {
-                    return execution.add_output(message);
-                }
+                PayloadMessage::Stdout(data) => return execution.add_output(false, &data),
+                PayloadMessage::Stderr(data) => return execution.add_output(true, &data),
                 PayloadMessage::Credit { bytes } => return execution.grant_input(bytes),
                 PayloadMessage::Exited { ending } => {
                     execution.set_ending(ending.clone());
