@@ -130,7 +130,9 @@ impl Backend for BoxBackend {
         let mut is_paused = self.is_paused();
         ControlGroup::freeze_payload(&self.dir).map_err(|error| RequestError {
             kind: match error.source.kind() {
-                io::ErrorKind::TimedOut => RequestErrorKind::Failed,
+                io::ErrorKind::TimedOut | io::ErrorKind::QuotaExceeded => {
+                    RequestErrorKind::Failed
+                }
                 _ => RequestErrorKind::Unsupported,
             },
             message: format!(

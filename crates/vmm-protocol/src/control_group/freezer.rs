@@ -9,6 +9,7 @@ use super::cgroupfs::{PROCS_FILE, write_setting};
 use super::group::{ControlGroup, group_name};
 use super::hierarchy::Hierarchy;
 use crate::pidfd::{self, has_exited};
+use crate::procfs::MAX_TREE_PROCESSES;
 use crate::{BoxDir, FileError, procfs};
 
 /// How long all processes may take to freeze. One in an uninterruptible sleep freezes after it.
@@ -29,8 +30,10 @@ impl ControlGroup {
     ///
     /// # Errors
     ///
-    /// [`FileError`] if the kernel or the host has no such group, or if a process does not freeze. The
-    /// processes are then not frozen.
+    /// [`FileError`] if the kernel or the host has no such group, if a process does not freeze within
+    /// 2 seconds (the source has the kind [`TimedOut`](io::ErrorKind::TimedOut)), or if there are
+    /// 10,000 processes or more ([`QuotaExceeded`](io::ErrorKind::QuotaExceeded)). The processes are
+    /// then not frozen.
     pub fn freeze_payload(dir: &Path) -> Result<(), FileError> {
         let own = Self::of_this_process().unwrap_or_default();
         let existing = own.freezer_dirs().next().map(Path::to_owned);
@@ -132,9 +135,18 @@ fn move_descendants(group: &Path, deadline: Instant) -> Result<bool, FileError> 
 }
 
 fn descendants() -> io::Result<Vec<u32>> {
-    let mut tree = procfs::process_tree(process::id())?;
+    let mut tree = complete_tree(procfs::process_tree(process::id())?)?;
     tree.retain(|pid| *pid != process::id());
     Ok(tree)
+}
+
+/// Returns an error if processes can be missing in the tree: those would not be frozen.
+fn complete_tree(tree: Vec<u32>) -> io::Result<Vec<u32>> {
+    if tree.len() < MAX_TREE_PROCESSES {
+        return Ok(tree);
+    }
+    let message = format!("{MAX_TREE_PROCESSES} processes or more; limit the `pids` of the box");
+    Err(io::Error::new(io::ErrorKind::QuotaExceeded, message))
 }
 
 /// Moves a process, if it has not ended.
@@ -155,4 +167,16 @@ fn move_descendant(pid: u32, group: &Path) -> io::Result<()> {
         return Ok(());
     }
     moved
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processes_that_may_be_incomplete_are_not_frozen() {
+        assert!(complete_tree(vec![1; MAX_TREE_PROCESSES - 1]).is_ok());
+        let error = complete_tree(vec![1; MAX_TREE_PROCESSES]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::QuotaExceeded);
+    }
 }

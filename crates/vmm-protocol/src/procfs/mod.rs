@@ -29,7 +29,7 @@ const MAX_FILE_BYTES: u64 = 8 << 20;
 
 /// The maximum size of a [`process_tree`], because its processes can fork faster than they are
 /// listed.
-const MAX_TREE_PROCESSES: usize = 10_000;
+pub(crate) const MAX_TREE_PROCESSES: usize = 10_000;
 
 /// Returns the pids of all visible processes.
 ///
