@@ -1,11 +1,14 @@
 //! Starts shims as a runtime does, and observes them.
 #![allow(
+    clippy::expect_used,
     clippy::panic,
     clippy::unwrap_used,
     dead_code,
     missing_debug_implementations,
     unreachable_pub
 )]
+
+pub mod client;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};

@@ -1,0 +1,262 @@
+//! A guest that breaks the rules of the control frames harms its own execution only. The program has
+//! no test harness, because it is its own shim, with an engine whose guest is a thread.
+#![allow(clippy::panic, clippy::unwrap_used)]
+
+mod support;
+
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread;
+
+use support::client::Client;
+use support::{Shim, sh, spec};
+use vmm_protocol::frames::{
+    ExecSpec, Frame, FrameReader, HostMessage, INITIAL_CREDIT, MAX_BODY, PayloadMessage, Strictness,
+};
+use vmm_protocol::procfs::status_field;
+use vmm_shim::{
+    Ending, Engine, EngineError, InstanceSpec, Payload, PayloadExit, Report, RequestError,
+};
+
+const FLOOD_BYTES: usize = 64 << 20;
+
+/// How much memory the flood may add to the shim.
+const MAX_GROWTH_KIB: u64 = 8 << 10;
+
+/// A guest that does what the program of a command names.
+struct Hostile;
+
+impl Engine for Hostile {
+    fn name(&self) -> &str {
+        "hostile"
+    }
+
+    fn start(&self, _: &InstanceSpec, _: &Path) -> Result<Box<dyn Payload>, EngineError> {
+        Ok(Box::new(Self))
+    }
+}
+
+impl Payload for Hostile {
+    fn pid(&self) -> Option<u32> {
+        None
+    }
+
+    fn wait_until_ready(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn open_control(&self) -> Result<OwnedFd, RequestError> {
+        let (host, guest) = UnixStream::pair().unwrap();
+        thread::spawn(|| Guest::new(guest).serve());
+        Ok(host.into())
+    }
+
+    fn stop(&self) {}
+
+    fn kill(&self) {}
+
+    fn wait(&self) -> io::Result<PayloadExit> {
+        loop {
+            thread::park();
+        }
+    }
+}
+
+struct Guest {
+    port: UnixStream,
+    reader: FrameReader,
+}
+
+impl Guest {
+    fn new(port: UnixStream) -> Self {
+        Self {
+            port,
+            reader: FrameReader::new(Strictness::Strict),
+        }
+    }
+
+    fn serve(&mut self) {
+        let mut buffer = [0; 4096];
+        loop {
+            while let Ok(Some(frame)) = self.reader.next_frame() {
+                self.handle(frame);
+            }
+            match self.port.read(&mut buffer) {
+                Ok(0) | Err(_) => return,
+                Ok(length) => self.reader.push(&buffer[..length]),
+            }
+        }
+    }
+
+    fn handle(&mut self, Frame { stream, message }: Frame<HostMessage>) {
+        let HostMessage::Exec(spec) = message else {
+            return;
+        };
+        match spec.command[0].as_str() {
+            "garbage" => self.send_garbage(stream),
+            "flood" => self.flood(stream),
+            "repeat" => self.repeat(stream),
+            _ => self.run(stream),
+        }
+    }
+
+    /// Sends what is not a frame, and the header of a frame that is too long, between frames.
+    fn send_garbage(&mut self, stream: u32) {
+        let garbage: Vec<u8> = (0..1_000_000_u32)
+            .map(|n| (n.wrapping_mul(n) >> 7) as u8)
+            .collect();
+        self.port.write_all(&garbage).unwrap();
+        self.send(stream, started());
+        self.port
+            .write_all(b"VM\x02\0\xff\xff\xff\xff\xff\xff\xff\xff")
+            .unwrap();
+        self.send(stream, exited(3));
+    }
+
+    /// Sends output without credit, a byte in each of the first frames.
+    fn flood(&mut self, stream: u32) {
+        self.send(stream, started());
+        let mut wire = Vec::new();
+        for n in 0..100_000 {
+            let byte = vec![b'x'];
+            let message = if n % 2 == 0 {
+                PayloadMessage::Stdout(byte)
+            } else {
+                PayloadMessage::Stderr(byte)
+            };
+            Frame::new(stream, message).encode(&mut wire).unwrap();
+        }
+        self.port.write_all(&wire).unwrap();
+        for _ in 0..(FLOOD_BYTES - 100_000) / MAX_BODY {
+            self.send(stream, PayloadMessage::Stdout(vec![b'x'; MAX_BODY]));
+        }
+        self.send(stream, exited(4));
+    }
+
+    /// Repeats messages that come once, and sends some on streams that the host does not have.
+    fn repeat(&mut self, stream: u32) {
+        for other in [0, stream + 1, u32::MAX] {
+            self.send(other, PayloadMessage::Stdout(vec![0; MAX_BODY]));
+            self.send(other, PayloadMessage::Credit { bytes: u32::MAX });
+            self.send(other, exited(9));
+        }
+        for _ in 0..3 {
+            self.send(stream, started());
+            self.send(stream, PayloadMessage::Credit { bytes: u32::MAX });
+        }
+        self.send(stream, PayloadMessage::Done);
+        self.send(stream, exited(5));
+        self.send(stream, PayloadMessage::Stdout(b"late".to_vec()));
+        self.send(stream, exited(6));
+    }
+
+    fn run(&mut self, stream: u32) {
+        self.send(stream, started());
+        self.send(stream, PayloadMessage::Stdout(b"hello".to_vec()));
+        self.send(stream, exited(0));
+    }
+
+    fn send(&mut self, stream: u32, message: PayloadMessage) {
+        let mut wire = Vec::new();
+        Frame::new(stream, message).encode(&mut wire).unwrap();
+        self.port.write_all(&wire).unwrap();
+    }
+}
+
+fn started() -> PayloadMessage {
+    let input_credit = u32::MAX;
+    PayloadMessage::Started {
+        pid: u32::MAX,
+        input_credit,
+    }
+}
+
+fn exited(code: i32) -> PayloadMessage {
+    let ending = Ending::Exited { code };
+    PayloadMessage::Exited { ending }
+}
+
+fn start() -> (Shim, Client) {
+    let mut payload = sh("");
+    payload.engine = "hostile".to_owned();
+    let mut shim = Shim::with_input(&spec(payload).to_line().unwrap());
+    assert!(matches!(shim.report(), Report::Ready { .. }));
+    let client = Client::connect(&shim);
+    (shim, client)
+}
+
+fn exec(client: &mut Client, stream: u32, program: &str) {
+    let spec = ExecSpec::new(format!("exec-{stream}"), [program]);
+    client.send(stream, HostMessage::Exec(spec));
+}
+
+/// Asserts that a client gets what another command does.
+fn assert_serves(shim: &Shim) {
+    let mut client = Client::connect(shim);
+    let spec = ExecSpec::new("another", ["well-behaved"]);
+    client.send(1, HostMessage::Exec(spec));
+    let expected = ("hello".to_owned(), 0, Ending::Exited { code: 0 });
+    assert_eq!(client.finish(1), expected);
+}
+
+fn bytes_that_are_not_frames_are_skipped() {
+    let (shim, mut client) = start();
+    exec(&mut client, 1, "garbage");
+    assert_eq!(client.finish(1).2, Ending::Exited { code: 3 });
+    assert_serves(&shim);
+}
+
+fn output_beyond_the_credit_is_dropped_and_takes_no_memory() {
+    let (shim, mut client) = start();
+    // The hub and its threads have started.
+    assert_eq!(client.list(), []);
+    let memory = || -> u64 {
+        let peak = status_field(shim.child.id(), "VmHWM").unwrap().unwrap();
+        peak.trim_end_matches(" kB").trim().parse().unwrap()
+    };
+    let before = memory();
+    exec(&mut client, 1, "flood");
+    // The client does not read yet.
+    assert_serves(&shim);
+    let growth = memory() - before;
+    let (output, dropped, ending) = client.finish(1);
+    assert_eq!(ending, Ending::Exited { code: 4 });
+    assert!(
+        output.len() >= INITIAL_CREDIT as usize - MAX_BODY,
+        "{}",
+        output.len()
+    );
+    let sent = 100_000 + (FLOOD_BYTES - 100_000) / MAX_BODY * MAX_BODY;
+    assert_eq!(output.len() as u64 + dropped, sent as u64);
+    assert!(growth < MAX_GROWTH_KIB, "{growth} KiB");
+}
+
+fn messages_on_other_streams_and_after_the_end_are_ignored() {
+    let (shim, mut client) = start();
+    exec(&mut client, 1, "repeat");
+    let expected = (String::new(), 0, Ending::Exited { code: 5 });
+    assert_eq!(client.finish(1), expected);
+    assert_serves(&shim);
+    let mut endings = client.list().into_iter().map(|execution| execution.ending);
+    assert!(endings.any(|ending| ending == Some(Ending::Exited { code: 5 })));
+}
+
+macro_rules! run {
+    ($($test:ident,)*) => {
+        $(
+            println!("test {}", stringify!($test));
+            $test();
+        )*
+    };
+}
+
+fn main() {
+    vmm_shim::Shim::new().engine(Hostile).run_if_shim();
+    run![
+        bytes_that_are_not_frames_are_skipped,
+        output_beyond_the_credit_is_dropped_and_takes_no_memory,
+        messages_on_other_streams_and_after_the_end_are_ignored,
+    ];
+}

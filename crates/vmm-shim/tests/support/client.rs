@@ -1,0 +1,115 @@
+//! A client of a shim.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+
+use vmm_protocol::frames::{
+    ExecSpec, Execution, Frame, FrameReader, HostMessage, INITIAL_CREDIT, PayloadMessage,
+    RequestErrorKind, Strictness,
+};
+use vmm_shim::{Ending, FILES};
+
+use super::{DEADLINE, Shim};
+
+/// A client of a shim, which waits for each response.
+pub struct Client {
+    stream: UnixStream,
+    reader: FrameReader,
+}
+
+impl Client {
+    pub fn connect(shim: &Shim) -> Self {
+        let stream = UnixStream::connect(shim.path(FILES.control)).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        Self {
+            stream,
+            reader: FrameReader::new(Strictness::Strict),
+        }
+    }
+
+    pub fn send(&mut self, stream: u32, message: HostMessage) {
+        let mut wire = Vec::new();
+        Frame::new(stream, message).encode(&mut wire).unwrap();
+        self.stream.write_all(&wire).unwrap();
+    }
+
+    pub fn exec(&mut self, stream: u32, id: &str, script: &str) {
+        let mut spec = ExecSpec::new(id, ["sh", "-c", script]);
+        spec.stdin = true;
+        self.send(stream, HostMessage::Exec(spec));
+    }
+
+    /// Returns `None` if the shim has hung up.
+    pub fn try_receive(&mut self) -> Option<Frame<PayloadMessage>> {
+        let mut buffer = [0; 64 << 10];
+        loop {
+            if let Some(frame) = self.reader.next_frame().unwrap() {
+                return Some(frame);
+            }
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return None,
+                Ok(length) => self.reader.push(&buffer[..length]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    pub fn receive(&mut self) -> Frame<PayloadMessage> {
+        self.try_receive().expect("the shim has hung up")
+    }
+
+    /// Returns the output of an execution, what was dropped of it, and its ending.
+    pub fn finish(&mut self, stream: u32) -> (String, u64, Ending) {
+        let mut output = Vec::new();
+        let mut dropped = 0;
+        let mut consumed = 0;
+        loop {
+            let frame = self.receive();
+            assert_eq!(frame.stream, stream, "{frame:?}");
+            match frame.message {
+                PayloadMessage::Stdout(data) | PayloadMessage::Stderr(data) => {
+                    consumed += u32::try_from(data.len()).unwrap();
+                    if consumed >= INITIAL_CREDIT / 4 {
+                        let bytes = std::mem::take(&mut consumed);
+                        self.send(stream, HostMessage::Credit { bytes });
+                    }
+                    output.extend(data);
+                }
+                PayloadMessage::Dropped { bytes } => dropped += bytes,
+                PayloadMessage::Exited { ending } => {
+                    return (String::from_utf8(output).unwrap(), dropped, ending);
+                }
+                PayloadMessage::Started { .. } | PayloadMessage::Credit { .. } => {}
+                message => panic!("{message:?}"),
+            }
+        }
+    }
+
+    pub fn list(&mut self) -> Vec<Execution> {
+        self.send(0, HostMessage::List);
+        loop {
+            if let PayloadMessage::Executions { executions } = self.receive().message {
+                return executions;
+            }
+        }
+    }
+
+    /// Returns the next message of the stream.
+    pub fn response(&mut self, stream: u32) -> PayloadMessage {
+        loop {
+            let frame = self.receive();
+            if frame.stream == stream {
+                return frame.message;
+            }
+        }
+    }
+
+    pub fn error(&mut self) -> RequestErrorKind {
+        loop {
+            if let PayloadMessage::Error { kind, .. } = self.receive().message {
+                return kind;
+            }
+        }
+    }
+}
