@@ -29,6 +29,11 @@ pub(crate) fn find_files() -> Option<PathBuf> {
 fn static_agent() -> PathBuf {
     let target = "x86_64-unknown-linux-gnu";
     let flags = "-C target-feature=+crt-static -C relocation-model=static";
+    // That of the test or benchmark.
+    let (dir, profile) = match program_dir().file_name() {
+        Some(name) if name == "release" => ("release", "release"),
+        _ => ("debug", "dev"),
+    };
     run(Command::new(env!("CARGO"))
         .args([
             "build",
@@ -38,12 +43,14 @@ fn static_agent() -> PathBuf {
             "vmm-agent",
             "--target",
             target,
+            "--profile",
+            profile,
         ])
         .arg("--target-dir")
         .arg(target_dir())
         .env("RUSTFLAGS", flags)
         .env_remove("CARGO_ENCODED_RUSTFLAGS"));
-    target_dir().join(target).join("debug/vmm-agent")
+    target_dir().join(target).join(dir).join("vmm-agent")
 }
 
 /// Builds an image with the agent and a root file system of busybox, in the directory `dir`.
@@ -74,9 +81,13 @@ fn run(command: &mut Command) {
 
 /// The directory for what tests build.
 fn target_dir() -> PathBuf {
-    // The program of a test is in `debug/deps`.
+    program_dir().parent().unwrap().to_owned()
+}
+
+/// The directory of a profile, such as `debug`: the program of a test is in `debug/deps`.
+fn program_dir() -> PathBuf {
     let program = std::env::current_exe().unwrap();
-    program.ancestors().nth(3).unwrap().to_owned()
+    program.ancestors().nth(2).unwrap().to_owned()
 }
 
 fn workspace() -> PathBuf {

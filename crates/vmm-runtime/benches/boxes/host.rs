@@ -2,9 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{self, Command};
-
-use vmm_protocol::procfs::Stat;
+use std::process::Command;
 
 /// Builds the static program `vmm-shim`, as the README of the crate `vmm-shim` shows it, and returns
 /// its path. Returns `None` if it cannot be built.
@@ -59,12 +57,4 @@ pub fn pss_kib(pid: u32) -> Option<f64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
     line.trim().strip_suffix(" kB")?.parse().ok()
-}
-
-/// Returns the CPU time of this process and of all processes that it or its shims have reaped, in
-/// milliseconds.
-pub fn cpu_milliseconds() -> f64 {
-    let stat = Stat::of(process::id()).ok().flatten();
-    stat.map_or(0.0, |stat| stat.cpu_ticks as f64) * 1e3
-        / rustix::param::clock_ticks_per_second() as f64
 }

@@ -8,15 +8,18 @@
 #![allow(clippy::expect_used, missing_docs, unreachable_pub)]
 
 mod host;
+mod pairs;
 mod peers;
 
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{self, Stdio};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use pairs::{Pairs, median, met};
 use tempfile::TempDir;
 use tokio::process::Command;
+use vmm_protocol::procfs::Stat;
 use vmm_runtime::{BoxSpec, RuntimeOptions, VmmRuntime};
 
 const SINGLE: usize = 200;
@@ -86,14 +89,14 @@ async fn run(short: bool, shim: Option<&Path>) {
         let mut churn = Pairs::default();
         let mut cpu = [0.0; 2];
         for _ in 0..churns {
-            let (start, used) = (Instant::now(), host::cpu_milliseconds());
+            let (start, used) = (Instant::now(), cpu_milliseconds());
             join_all((0..boxes).map(|_| box_life(&runtime))).await;
             let with_runtime = start.elapsed();
-            let (start, used_by_boxes) = (Instant::now(), host::cpu_milliseconds());
+            let (start, used_by_boxes) = (Instant::now(), cpu_milliseconds());
             join_all((0..boxes).map(|_| child_life())).await;
             churn.add(with_runtime, start.elapsed());
             cpu[0] += used_by_boxes - used;
-            cpu[1] += host::cpu_milliseconds() - used_by_boxes;
+            cpu[1] += cpu_milliseconds() - used_by_boxes;
         }
         churn.print(&format!("the same, {boxes} at once, {kind}"), Some(6.0));
         let [of_box, of_child] = cpu.map(|cpu| cpu / (churns * boxes) as f64);
@@ -155,38 +158,10 @@ async fn child_life() -> (Duration, Duration) {
     (started, start.elapsed())
 }
 
-/// Pairs of measurements, compared by their medians.
-#[derive(Default)]
-struct Pairs(Vec<(Duration, Duration)>);
-
-impl Pairs {
-    fn add(&mut self, with_runtime: Duration, bare: Duration) {
-        self.0.push((with_runtime, bare));
-    }
-
-    fn print(&self, what: &str, target: Option<f64>) {
-        let milliseconds = |duration: &Duration| duration.as_secs_f64() * 1e3;
-        let boxes = median(self.0.iter().map(|(a, _)| milliseconds(a)));
-        let bare = median(self.0.iter().map(|(_, b)| milliseconds(b)));
-        let ratio = median(
-            self.0
-                .iter()
-                .map(|(a, b)| milliseconds(a) / milliseconds(b)),
-        );
-        let target = match target {
-            Some(target) => format!("{target} x | {}", met(ratio, target)),
-            None => " | ".to_owned(),
-        };
-        println!("| {what} | {boxes:.2} ms | {bare:.2} ms | {ratio:.1} | {target} |");
-    }
-}
-
-fn met(measured: f64, target: f64) -> &'static str {
-    if measured <= target { "yes" } else { "**no**" }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<_> = values.collect();
-    values.sort_unstable_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+/// Returns the CPU time of this process and of all processes that it or its shims have reaped, in
+/// milliseconds.
+fn cpu_milliseconds() -> f64 {
+    let stat = Stat::of(process::id()).ok().flatten();
+    stat.map_or(0.0, |stat| stat.cpu_ticks as f64) * 1e3
+        / rustix::param::clock_ticks_per_second() as f64
 }

@@ -1,0 +1,161 @@
+//! Compares a box with a guest with QEMU started by hand: `cargo bench --bench guests`.
+//!
+//! Both run the same guest with the same arguments. Each row alternates between the two and compares
+//! them in pairs, because machines drift. Needs QEMU and the files that `.ci/guest-files` downloads.
+
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    missing_docs,
+    unreachable_pub
+)]
+
+mod bare_guest;
+#[allow(dead_code, reason = "the benchmark of boxes uses the rest")]
+#[path = "../../crates/vmm-runtime/benches/boxes/host.rs"]
+mod host;
+#[path = "../../crates/vmm-agent/tests/common/image.rs"]
+mod image;
+#[path = "../../crates/vmm-runtime/benches/boxes/pairs.rs"]
+mod pairs;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bare_guest::BareGuest;
+use pairs::{Pairs, median, met};
+use tempfile::TempDir;
+use vmm_runtime::{BoxInfo, BoxSpec, Ending, ExecSpec, Removal, RuntimeOptions, VmmRuntime};
+use vmm_shim::{Disk, Qemu, QemuOptions, Shim};
+
+const BOOTS: usize = 15;
+const BOXES: usize = 5;
+const ROUND_TRIPS: usize = 300;
+
+const TRUE: [&str; 2] = ["busybox", "true"];
+
+/// How long a boot may take. It takes 2 s on an idle machine.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
+
+const MAX_BOOT_RATIO: f64 = 1.05;
+const MAX_EXEC_RATIO: f64 = 3.0;
+const MAX_PSS_KIB: f64 = 1024.0;
+
+fn main() {
+    Shim::new().engine(Qemu).run_if_shim();
+    let Some(files) = image::find_files() else {
+        return;
+    };
+    // `cargo test --benches` only checks that it runs.
+    let short = !std::env::args().any(|arg| arg == "--bench");
+    let shim = if short { None } else { host::static_shim() };
+    let tokio = tokio::runtime::Runtime::new().expect("a tokio runtime");
+    tokio.block_on(run(short, shim.as_deref(), &files));
+}
+
+async fn run(short: bool, shim: Option<&Path>, files: &Path) {
+    let dir = TempDir::new().expect("a directory");
+    let guest = guest(files, dir.path());
+    let mut options = RuntimeOptions::new(dir.path().join("home")).start_timeout(BOOT_TIMEOUT);
+    options.shim_program = shim.map(Path::to_owned);
+    let runtime = VmmRuntime::open(options).await.expect("a runtime");
+    let (boots, boxes, round_trips) = if short {
+        (1, 1, 3)
+    } else {
+        (BOOTS, BOXES, ROUND_TRIPS)
+    };
+    let program = shim.map_or("this benchmark".into(), |shim| shim.display().to_string());
+    println!("Shim program: {program}.\n");
+    println!("| | box | by hand | ratio | target | met |\n|---|---|---|---|---|---|");
+
+    let mut starts = Pairs::default();
+    for _ in 0..boots {
+        let (bx, box_start) = boot(&runtime, &guest).await;
+        let arguments = bare_guest::arguments_of(bx.payload_pid.expect("QEMU"));
+        runtime
+            .remove(&bx.id, Removal::Force)
+            .await
+            .expect("a removal");
+        let (bare, bare_start) = boot_bare(&arguments);
+        drop(bare);
+        starts.add(box_start, bare_start);
+    }
+    starts.print("boot to ready", Some(MAX_BOOT_RATIO));
+
+    let (bx, _) = boot(&runtime, &guest).await;
+    let arguments = bare_guest::arguments_of(bx.payload_pid.expect("QEMU"));
+    let (mut bare, _) = boot_bare(&arguments);
+    let mut round_trips_of_port = Pairs::default();
+    let mut execs = Pairs::default();
+    for _ in 0..round_trips {
+        let start = Instant::now();
+        run_true(&runtime, &bx).await;
+        let exec = start.elapsed();
+        round_trips_of_port.add(exec, bare.ping());
+        execs.add(exec, bare.exec(&TRUE));
+    }
+    round_trips_of_port.print(
+        "`exec` of `true`, and a round trip of the serial port",
+        Some(MAX_EXEC_RATIO),
+    );
+    // Most of the time is that of a new process in the guest.
+    execs.print("`exec` of `true`, and the same frames by hand", None);
+    drop(bare);
+
+    let mut running = vec![bx];
+    while running.len() < boxes {
+        let (bx, _) = boot(&runtime, &guest).await;
+        run_true(&runtime, &bx).await;
+        running.push(bx);
+    }
+    print_memory(&running);
+    for bx in running {
+        runtime
+            .remove(&bx.id, Removal::Force)
+            .await
+            .expect("a removal");
+    }
+    runtime.shutdown(Duration::from_secs(10)).await;
+}
+
+/// Prints the memory that a box with a guest takes beside QEMU: that of its shim.
+fn print_memory(boxes: &[BoxInfo]) {
+    let shims = median(boxes.iter().filter_map(|bx| host::pss_kib(bx.pid?)));
+    let guests = median(boxes.iter().filter_map(|bx| host::pss_kib(bx.payload_pid?)));
+    let (count, met) = (boxes.len(), met(shims, MAX_PSS_KIB));
+    println!("| PSS of a shim, {count} boxes | {shims:.0} KiB | | | {MAX_PSS_KIB} KiB | {met} |");
+    println!("| PSS of QEMU | {guests:.0} KiB | | | | |");
+}
+
+/// Returns the options of a guest with the agent, on a root file system of busybox.
+fn guest(files: &Path, dir: &Path) -> QemuOptions {
+    let image = image::build_image(files, dir);
+    let mut options = QemuOptions::new(image.kernel());
+    options.initrd = Some(image.initrd());
+    options.disks.push(Disk::read_only(image.root()));
+    options.cmdline = vmm_image::GuestFiles::KERNEL_PARAMETERS.to_owned();
+    options.agent = true;
+    options
+}
+
+/// Returns a box whose guest is ready, and the time that its start took.
+async fn boot(runtime: &VmmRuntime, guest: &QemuOptions) -> (BoxInfo, Duration) {
+    let spec = BoxSpec::of(guest.to_payload());
+    let id = runtime.create(spec).await.expect("a box").id;
+    let start = Instant::now();
+    let bx = runtime.start(&id).await.expect("a start");
+    (bx, start.elapsed())
+}
+
+fn boot_bare(arguments: &[String]) -> (BareGuest, Duration) {
+    let start = Instant::now();
+    let guest = BareGuest::boot(arguments);
+    (guest, start.elapsed())
+}
+
+async fn run_true(runtime: &VmmRuntime, bx: &BoxInfo) {
+    let spec = ExecSpec::new("", TRUE);
+    let execution = runtime.exec(bx.id.as_str(), spec).await.expect("a command");
+    let ending = execution.wait().await.expect("an ending");
+    assert_eq!(ending, Ending::Exited { code: 0 });
+}
