@@ -2,9 +2,12 @@
 
 mod common;
 
+use std::time::Instant;
+
 use common::boxes::{open_runtime, script, sleeping, start_box};
-use common::{eventually, is_gone};
+use common::{DEADLINE, eventually, is_gone, pause};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use vmm_protocol::procfs::Stat;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
     Ending, ExecError, ExecSpec, FailureKind, Removal, RequestErrorKind, RuntimeError,
@@ -55,6 +58,86 @@ async fn the_streams_of_a_command_are_readers_and_writers() {
     assert!(received == data);
     assert_eq!(execution.wait().await.unwrap(), Ending::Exited { code: 0 });
     runtime.remove(&id, Removal::Force).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_last_signal_is_sent_although_the_execution_is_dropped() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let id = start_box(&runtime, sleeping()).await.id;
+    let mut ids = Vec::new();
+    for _ in 0..20 {
+        let execution = runtime.exec(&id, shell("sleep 1000")).await.unwrap();
+        ids.push(execution.id().to_owned());
+        execution.signal(15).unwrap();
+        drop(execution);
+    }
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let mut listed = runtime.executions(&id).await.unwrap();
+        listed.retain(|execution| execution.ending.is_none());
+        if listed.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{listed:?}");
+        pause().await;
+    }
+    for execution in runtime.executions(&id).await.unwrap() {
+        assert_eq!(execution.ending, Some(Ending::Signaled { signal: 15 }));
+    }
+    assert_eq!(runtime.executions(&id).await.unwrap().len(), ids.len());
+    runtime.remove(&id, Removal::Force).await.unwrap();
+}
+
+/// How much memory buffers and the tests that run beside this one may take.
+const MAX_GROWTH_KIB: u64 = 16 << 10;
+
+/// How much output a slow reader takes: 1 GiB with `VMM_LONG_TESTS`.
+fn slow_reader_bytes() -> u64 {
+    match std::env::var_os("VMM_LONG_TESTS") {
+        Some(_) => 1 << 30,
+        None => 64 << 20,
+    }
+}
+
+#[tokio::test]
+async fn much_output_and_a_slow_reader_do_not_grow_memory() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let bx = start_box(&runtime, sleeping()).await;
+    let total = slow_reader_bytes();
+    let resident_kib = || {
+        let of = |pid| Stat::of(pid).unwrap().unwrap().rss_pages * 4;
+        of(std::process::id()) + of(bx.pid.unwrap())
+    };
+    let before = resident_kib();
+    let spec = shell(&format!("head -c {total} /dev/zero"));
+    let mut execution = runtime.exec(&bx.id, spec).await.unwrap();
+    let mut stdout = execution.stdout.take().unwrap();
+    let mut buffer = vec![0; 64 << 10];
+    let (mut received, mut peak) = (0, 0);
+    loop {
+        // At first so slow that all of it could arrive meanwhile.
+        let size = if received < 100 << 10 {
+            1 << 10
+        } else {
+            64 << 10
+        };
+        let length = stdout.read(&mut buffer[..size]).await.unwrap();
+        if length == 0 {
+            break;
+        }
+        received += length as u64;
+        if size == 1 << 10 || received % (1 << 20) < length as u64 {
+            pause().await;
+            peak = peak.max(resident_kib());
+        }
+    }
+    assert_eq!(received, total);
+    let growth = peak.saturating_sub(before);
+    assert!(growth < MAX_GROWTH_KIB, "{growth} KiB");
+    assert_eq!(execution.wait().await.unwrap(), Ending::Exited { code: 0 });
+    runtime.remove(&bx.id, Removal::Force).await.unwrap();
 }
 
 #[tokio::test]

@@ -154,3 +154,27 @@ async fn connect(dir: &BoxDir) -> io::Result<UnixStream> {
 
 /// The size of `sun_path`, which has a NUL character at its end: unix(7).
 const MAX_SOCKET_PATH: usize = 108;
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    // The clock of a paused tokio runtime moves on when all tasks wait.
+    #[tokio::test(start_paused = true)]
+    async fn a_shim_that_does_not_respond_is_an_error_after_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = BoxDir::new(dir.path());
+        let listener = UnixListener::bind(dir.control_socket_path()).unwrap();
+        let client = async {
+            let start = tokio::time::Instant::now();
+            let error = ShimConnection::open(&dir).await.unwrap_err();
+            assert!(matches!(error, ExecError::Timeout), "{error:?}");
+            assert!(start.elapsed() >= REQUEST_TIMEOUT);
+        };
+        // The stream stays open.
+        let (accepted, ()) = tokio::join!(listener.accept(), client);
+        accepted.unwrap();
+    }
+}
