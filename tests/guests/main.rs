@@ -12,5 +12,7 @@ mod ends;
 mod example;
 mod failed_starts;
 mod guest;
+mod kills;
+mod many;
 mod recovery;
 mod workload;

@@ -1,0 +1,83 @@
+//! Many guests, many runs of one, and many commands in one.
+
+use std::collections::BTreeSet;
+
+use futures::future::join_all;
+use futures::stream::{self, StreamExt};
+use vmm_runtime::testing::PerTestBoxHome;
+use vmm_runtime::{BoxStatus, Ending, ExecSpec, GuestEvent, Removal, RestartPolicy, VmmRuntime};
+
+use crate::common::boxes::wait_for_info;
+use crate::guest::{GuestFiles, open_runtime, run, spec};
+
+const GUESTS: usize = 10;
+
+/// As many as the suite has time for; 1,000 with `VMM_LONG_TESTS`.
+fn commands() -> i32 {
+    match std::env::var_os("VMM_LONG_TESTS") {
+        Some(_) => 1000,
+        None => 200,
+    }
+}
+
+#[tokio::test]
+async fn ten_guests_run_at_once() {
+    let Some(files) = GuestFiles::find() else {
+        return;
+    };
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let guest = files.guest("echo hello; poweroff -f");
+    let ended = join_all((0..GUESTS).map(|_| run(&runtime, &guest))).await;
+    let event = GuestEvent::PoweredOff;
+    for bx in &ended {
+        assert_eq!(bx.ending, Some(Ending::Guest { event }), "{bx:?}");
+    }
+    let ids: BTreeSet<_> = ended.iter().map(|bx| bx.id.to_string()).collect();
+    assert_eq!(ids.len(), GUESTS);
+}
+
+#[tokio::test]
+async fn a_guest_that_always_reboots_is_restarted_as_often_as_its_policy_allows() {
+    let Some(files) = GuestFiles::find() else {
+        return;
+    };
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let policy = RestartPolicy::OnFailure { max: Some(2) };
+    let spec = spec(&files.guest("reboot -f")).restart(policy);
+    let id = runtime.create(spec).await.unwrap().id;
+    runtime.start(&id).await.unwrap();
+    let ended = wait_for_info(&runtime, id.as_str(), |bx| {
+        bx.restarts == 2 && bx.status == BoxStatus::Failed
+    })
+    .await;
+    let event = GuestEvent::Reset;
+    assert_eq!(ended.ending, Some(Ending::Guest { event }), "{ended:?}");
+}
+
+async fn exit_code(runtime: &VmmRuntime, id: &str, code: i32) -> Ending {
+    let command = ExecSpec::new("", ["sh", "-c", &format!("exit {code}")]);
+    let execution = runtime.exec(id, command).await.unwrap();
+    execution.wait().await.unwrap()
+}
+
+#[tokio::test]
+async fn many_short_commands_in_one_guest_end_with_their_own_codes() {
+    let Some(files) = GuestFiles::find() else {
+        return;
+    };
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let bx = runtime.create(spec(&files.guest_with_agent())).await;
+    let id = runtime.start(&bx.unwrap().id).await.unwrap().id.to_string();
+    let codes = (0..commands()).map(|n| n % 256);
+    let endings = stream::iter(codes.clone())
+        .map(|code| exit_code(&runtime, &id, code))
+        .buffered(64)
+        .collect::<Vec<_>>()
+        .await;
+    let expected: Vec<_> = codes.map(|code| Ending::Exited { code }).collect();
+    assert_eq!(endings, expected);
+    runtime.remove(&id, Removal::Force).await.unwrap();
+}
