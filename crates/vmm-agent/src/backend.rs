@@ -24,9 +24,9 @@ pub trait Backend {
         Ending::failed(kind, with_causes(&error))
     }
 
-    /// Returns whether the kernel has killed a process for lack of memory. The server asks after
-    /// SIGKILL has ended a command that it did not kill.
-    fn has_run_out_of_memory(&self) -> bool {
+    /// Returns whether the kernel has killed the command with this pid for lack of memory. The server
+    /// asks once, after SIGKILL has ended a command that it did not kill.
+    fn has_run_out_of_memory(&self, _pid: u32) -> bool {
         false
     }
 
@@ -72,8 +72,8 @@ impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
         (**self).spawn_error(spec, error)
     }
 
-    fn has_run_out_of_memory(&self) -> bool {
-        (**self).has_run_out_of_memory()
+    fn has_run_out_of_memory(&self, pid: u32) -> bool {
+        (**self).has_run_out_of_memory(pid)
     }
 
     fn pause(&self) -> Result<(), RequestError> {

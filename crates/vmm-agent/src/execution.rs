@@ -183,7 +183,7 @@ impl Execution {
     pub(crate) fn set_status(&mut self, status: ExitStatus, backend: &impl Backend) {
         self.stdin = None;
         self.ending = Some(match status.signal() {
-            Some(SIGKILL) if !self.is_killed && backend.has_run_out_of_memory() => {
+            Some(SIGKILL) if !self.is_killed && backend.has_run_out_of_memory(self.pid()) => {
                 Ending::OutOfMemory
             }
             Some(signal) => Ending::Signaled { signal },

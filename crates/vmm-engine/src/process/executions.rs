@@ -122,7 +122,8 @@ impl Backend for BoxBackend {
         command::start_error(&self.spec.payload, program, error).into()
     }
 
-    fn has_run_out_of_memory(&self) -> bool {
+    // The control groups count the kills of the whole box.
+    fn has_run_out_of_memory(&self, _pid: u32) -> bool {
         has_run_out_of_memory()
     }
 

@@ -1,7 +1,6 @@
-use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -11,6 +10,7 @@ use vmm_agent::{Backend, RequestError};
 use vmm_protocol::frames::{BootPhase, ExecSpec};
 use vmm_protocol::{Ending, FailureKind};
 
+use crate::oom_log::OomLog;
 use crate::users::User;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -44,8 +44,7 @@ impl Shutdown {
 pub(crate) struct GuestBackend {
     boot: Vec<BootPhase>,
     shutdown: Arc<Shutdown>,
-    /// How many processes the kernel had killed for lack of memory when the server asked last.
-    oom_kills: AtomicU64,
+    oom_log: Mutex<OomLog>,
 }
 
 impl GuestBackend {
@@ -53,7 +52,7 @@ impl GuestBackend {
         Self {
             boot,
             shutdown,
-            oom_kills: AtomicU64::new(oom_kills()),
+            oom_log: Mutex::new(OomLog::open()),
         }
     }
 }
@@ -89,9 +88,9 @@ impl Backend for GuestBackend {
         Ok(command)
     }
 
-    fn has_run_out_of_memory(&self) -> bool {
-        let now = oom_kills();
-        self.oom_kills.swap(now, Ordering::AcqRel) < now
+    fn has_run_out_of_memory(&self, pid: u32) -> bool {
+        let mut log = self.oom_log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.take(pid)
     }
 
     fn boot_phases(&self) -> Vec<BootPhase> {
@@ -105,13 +104,4 @@ impl Backend for GuestBackend {
         let _ = kill(Pid::this(), Signal::SIGTERM);
         Ok(())
     }
-}
-
-/// Returns how many processes the kernel has killed for lack of memory since it booted.
-fn oom_kills() -> u64 {
-    let counters = fs::read_to_string("/proc/vmstat").unwrap_or_default();
-    let value = counters
-        .lines()
-        .find_map(|line| line.strip_prefix("oom_kill "));
-    value.and_then(|value| value.parse().ok()).unwrap_or(0)
 }

@@ -14,6 +14,7 @@ mod error;
 mod init;
 mod kernel_command_line;
 mod mounts;
+mod oom_log;
 mod port;
 mod root;
 mod users;
