@@ -24,7 +24,7 @@ const DEFAULT_DIR: &str = "/";
 /// descriptors. A payload can raise it up to the hard limit.
 const MAX_DESCRIPTORS: u64 = 1024;
 
-/// Validates the spec, and returns the program.
+/// Validates the fields of the spec, and returns the program.
 pub(super) fn validate(payload: &PayloadSpec) -> Result<PathBuf, EngineError> {
     let Some(program) = payload.command.first() else {
         return Err(empty_command());
@@ -43,14 +43,22 @@ pub(super) fn validate(payload: &PayloadSpec) -> Result<PathBuf, EngineError> {
         let message = "console.max_bytes must be at least 4096, and console.files at least 1";
         return Err(EngineError::Spec(message.to_owned()));
     }
-    if let Some(dir) = &payload.working_dir
-        && !dir.is_dir()
-    {
-        let dir = dir.display();
-        let message = format!("the working directory {dir} does not exist");
-        return Err(EngineError::Spec(message));
+    if [payload.cpus, payload.memory_mib, payload.pids].contains(&Some(0)) {
+        let message = "cpus, memory_mib and pids must be at least 1";
+        return Err(EngineError::Spec(message.to_owned()));
     }
     Ok(program.into())
+}
+
+pub(super) fn check_working_dir(payload: &PayloadSpec) -> Result<(), EngineError> {
+    match &payload.working_dir {
+        Some(dir) if !dir.is_dir() => {
+            let dir = dir.display();
+            let message = format!("the working directory {dir} does not exist");
+            Err(EngineError::Spec(message))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Returns the command of the payload, which dies with this process.

@@ -43,10 +43,6 @@ impl Confinement {
             pids,
             ..
         } = spec.payload;
-        if [cpus, memory_mib, pids].contains(&Some(0)) {
-            let message = "cpus, memory_mib and pids must be at least 1";
-            return Err(EngineError::Spec(message.to_owned()));
-        }
         let cpus = cpus.map(|cpus| cpus.min(MAX_CPUS));
         let memory_bytes = memory_mib.map(|mib| u64::from(mib) << 20);
         let limits: Vec<_> = [

@@ -10,7 +10,7 @@ use std::io::PipeWriter;
 use std::path::Path;
 
 use pidfd_spawn::Command;
-use vmm_protocol::{BoxDir, InstanceSpec, Ready};
+use vmm_protocol::{BoxDir, InstanceSpec, PayloadSpec, Ready};
 
 use self::confinement::Confinement;
 use self::console::Console;
@@ -71,6 +71,10 @@ impl Engine for Process {
         "process"
     }
 
+    fn validate(&self, payload: &PayloadSpec) -> Result<(), EngineError> {
+        command::validate(payload).map(drop)
+    }
+
     fn start(&self, spec: &InstanceSpec, dir: &Path) -> Result<Box<dyn Payload>, EngineError> {
         Ok(Box::new(spawn(spec, dir, |_, _| {})?))
     }
@@ -84,6 +88,7 @@ pub(crate) fn spawn(
     prepare: impl FnOnce(&mut Command, PipeWriter),
 ) -> Result<ProcessPayload, EngineError> {
     let program = command::validate(&spec.payload)?;
+    command::check_working_dir(&spec.payload)?;
     let box_dir = BoxDir::new(dir);
     let notify = match spec.payload.ready {
         Ready::Started => None,
@@ -106,6 +111,27 @@ pub(crate) fn spawn(
         Err(error) => {
             console.finish();
             Err(error)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_of_zero_is_rejected_before_the_start() {
+        let limits: [fn(&mut PayloadSpec); 3] = [
+            |payload| payload.cpus = Some(0),
+            |payload| payload.memory_mib = Some(0),
+            |payload| payload.pids = Some(0),
+        ];
+        for limit in limits {
+            let mut payload = PayloadSpec::command(["true"]);
+            assert!(Process.validate(&payload).is_ok());
+            limit(&mut payload);
+            let error = Process.validate(&payload).unwrap_err();
+            assert!(matches!(error, EngineError::Spec(_)), "{error:?}");
         }
     }
 }
