@@ -46,13 +46,13 @@ impl Payload for Counter {
         Ok(())
     }
 
-    fn stop(&self) {
-        *self.is_stopped.lock().unwrap() = true;
-        self.stopped.notify_all();
+    fn stop(&self, _grace: Duration) {
+        self.kill();
     }
 
     fn kill(&self) {
-        self.stop();
+        *self.is_stopped.lock().unwrap() = true;
+        self.stopped.notify_all();
     }
 
     fn wait(&self) -> io::Result<PayloadExit> {

@@ -1,6 +1,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use vmm_agent::RequestError;
 use vmm_protocol::{BootTimes, Ending, FailureKind, GuestEvent, InstanceSpec, PayloadSpec};
@@ -81,8 +82,9 @@ pub trait Payload: Send + Sync {
         Err(RequestError::unsupported("exec"))
     }
 
-    /// Asks the payload to stop, like a power button. Does not wait.
-    fn stop(&self);
+    /// Asks the payload to stop, like a power button. Does not wait. The payload is killed if it still
+    /// runs after `grace`.
+    fn stop(&self, grace: Duration);
 
     /// Kills the payload and everything that it has started. Does not wait.
     fn kill(&self);

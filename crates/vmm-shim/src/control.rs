@@ -47,7 +47,7 @@ struct State {
     socket: Option<ControlSocket>,
     /// Closes when clients have what the payload has sent before its end; since the first client.
     hub: Option<Receiver<()>>,
-    /// How long the payload may take to stop after the watchdog has hung up.
+    /// How long the payload may take to stop.
     grace: Duration,
 }
 
@@ -145,7 +145,7 @@ impl Control {
     /// Announces that the main thread starts the payload. Until
     /// [`payload_started`](Self::payload_started), a request is only kept.
     ///
-    /// `grace` is how long the payload may take to stop after the watchdog has hung up.
+    /// `grace` is how long the payload may take to stop.
     pub(crate) fn begin_start(
         &self,
         watchdog: Option<Watchdog>,
@@ -256,7 +256,8 @@ impl Control {
 
     /// Asks the payload to stop. A deadline that is already set remains.
     fn stop(&self, stop: StopState, deadline: Option<Instant>) -> StopState {
-        let start_deadline = self.request_end(Signal::SIGTERM, |payload| payload.stop());
+        let grace = self.state().grace;
+        let start_deadline = self.request_end(Signal::SIGTERM, move |payload| payload.stop(grace));
         match (stop, deadline.or(start_deadline)) {
             (StopState::KillingUntil(_) | StopState::StoppingUntil(_), _) => stop,
             (_, Some(deadline)) => StopState::StoppingUntil(deadline),
@@ -274,7 +275,11 @@ impl Control {
 
     /// Passes a request on, depending on the phase. While the payload starts, returns the deadline
     /// for the start.
-    fn request_end(&self, signal: Signal, call: fn(&dyn Payload)) -> Option<Instant> {
+    fn request_end(
+        &self,
+        signal: Signal,
+        call: impl Fn(&dyn Payload) + Send + Copy + 'static,
+    ) -> Option<Instant> {
         let state = self.state();
         self.reporter.mark_end_requested();
         match state.phase {

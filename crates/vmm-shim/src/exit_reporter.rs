@@ -106,7 +106,10 @@ impl ExitReporter {
 
     /// Calls the payload, if there is one, in a new thread, because the call may hang. The channel
     /// closes when the call returns. A panic in the call ends the shim.
-    pub(crate) fn call_payload(self: &Arc<Self>, call: fn(&dyn Payload)) -> Receiver<()> {
+    pub(crate) fn call_payload(
+        self: &Arc<Self>,
+        call: impl Fn(&dyn Payload) + Send + Copy + 'static,
+    ) -> Receiver<()> {
         let (done, receiver) = mpsc::channel();
         if let Some(payload) = self.payload.get() {
             let (reporter, payload) = (Arc::clone(self), Arc::clone(payload));

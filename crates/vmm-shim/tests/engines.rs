@@ -6,6 +6,7 @@ mod support;
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 use std::{env, fs, io, thread};
 
@@ -57,7 +58,7 @@ impl Payload for Hanging {
         Ok(())
     }
 
-    fn stop(&self) {
+    fn stop(&self, _grace: Duration) {
         hang()
     }
 
@@ -127,7 +128,7 @@ impl Payload for Panicking {
         Ok(())
     }
 
-    fn stop(&self) {}
+    fn stop(&self, _grace: Duration) {}
 
     fn kill(&self) {
         fs::write("killed", "").unwrap();
@@ -144,6 +145,47 @@ struct PanicInThread;
 impl Drop for PanicInThread {
     fn drop(&mut self) {
         let _ = thread::spawn(|| panic!("this panic does not")).join();
+    }
+}
+
+/// Exits when it is asked to stop, with the seconds of its grace period as the code.
+#[derive(Default)]
+struct ExitsWithGrace {
+    grace: Mutex<Option<Duration>>,
+    stopped: Condvar,
+}
+
+impl Engine for ExitsWithGrace {
+    fn name(&self) -> &str {
+        "exits-with-grace"
+    }
+
+    fn start(&self, _: &InstanceSpec, _: &Path) -> Result<Box<dyn Payload>, EngineError> {
+        Ok(Box::new(Self::default()))
+    }
+}
+
+impl Payload for ExitsWithGrace {
+    fn pid(&self) -> Option<u32> {
+        None
+    }
+
+    fn wait_until_ready(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn stop(&self, grace: Duration) {
+        *self.grace.lock().unwrap() = Some(grace);
+        self.stopped.notify_all();
+    }
+
+    fn kill(&self) {}
+
+    fn wait(&self) -> io::Result<PayloadExit> {
+        let grace = self.grace.lock().unwrap();
+        let grace = self.stopped.wait_while(grace, |grace| grace.is_none());
+        let seconds = grace.unwrap().unwrap().as_secs();
+        Ok(PayloadExit::Code(seconds.try_into().unwrap()))
     }
 }
 
@@ -197,6 +239,13 @@ fn a_hanging_payload_does_not_outlive_the_watchdog() {
     assert!(matches!(shim.report(), Report::Ready { .. }));
     drop(shim.stdin.take());
     assert_eq!(shim.wait().code(), Some(137));
+}
+
+fn a_payload_learns_how_long_it_may_take_to_stop() {
+    let mut shim = start_on("exits-with-grace", LONG);
+    assert!(matches!(shim.report(), Report::Ready { .. }));
+    shim.signal(Signal::SIGTERM);
+    assert_eq!(shim.wait().code(), Some(60));
 }
 
 fn a_shim_that_cannot_handle_signals_exits() {
@@ -255,11 +304,13 @@ fn main() {
         .engine(FewDescriptors)
         .engine(ChangesDirectory)
         .engine(Panicking(None))
+        .engine(ExitsWithGrace::default())
         .run_if_shim();
     run![
         a_signal_during_a_start_ends_the_payload_afterwards,
         a_start_that_exceeds_the_grace_period_is_killed,
         a_hanging_payload_does_not_outlive_the_watchdog,
+        a_payload_learns_how_long_it_may_take_to_stop,
         a_shim_that_cannot_handle_signals_exits,
         repeated_kill_signals_do_not_postpone_the_exit,
         a_changed_directory_does_not_misplace_the_exit_record,

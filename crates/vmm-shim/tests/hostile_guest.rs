@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use support::client::Client;
 use support::{Shim, sh, spec};
@@ -53,7 +54,7 @@ impl Payload for Hostile {
         Ok(host.into())
     }
 
-    fn stop(&self) {}
+    fn stop(&self, _grace: Duration) {}
 
     fn kill(&self) {}
 

@@ -3,6 +3,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc::SIGKILL;
@@ -164,6 +165,18 @@ impl ProcessPayload {
         !self.is_killed.load(Ordering::Relaxed) && has_run_out_of_memory()
     }
 
+    /// Sends SIGTERM to the payload, and lets it continue if it is frozen or stopped.
+    pub(crate) fn terminate(&self) {
+        let child = self.child();
+        if child.is_some() {
+            let _ = kill(self.pid, Signal::SIGTERM);
+            // A frozen process handles SIGTERM only after it is thawed.
+            self.executions.resume_payload();
+            // A stopped process handles SIGTERM only after it is continued.
+            let _ = kill(self.pid, Signal::SIGCONT);
+        }
+    }
+
     fn is_waitable(&self) -> bool {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
         match waitid(Id::Pid(self.pid), flags) {
@@ -218,15 +231,8 @@ impl Payload for ProcessPayload {
         self.executions.serve()
     }
 
-    fn stop(&self) {
-        let child = self.child();
-        if child.is_some() {
-            let _ = kill(self.pid, Signal::SIGTERM);
-            // A frozen process handles SIGTERM only after it is thawed.
-            self.executions.resume_payload();
-            // A stopped process handles SIGTERM only after it is continued.
-            let _ = kill(self.pid, Signal::SIGCONT);
-        }
+    fn stop(&self, _grace: Duration) {
+        self.terminate();
     }
 
     fn kill(&self) {

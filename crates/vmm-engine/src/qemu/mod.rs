@@ -148,7 +148,7 @@ impl Engine for Qemu {
                 None
             };
             let process = Arc::clone(&process);
-            Ok(QemuPayload::new(process, monitor, agent, power_off, grace))
+            Ok(QemuPayload::new(process, monitor, agent, power_off))
         };
         match connect() {
             Ok(payload) => Ok(Box::new(payload)),

@@ -24,7 +24,6 @@ pub(super) struct QemuPayload {
     /// The agent of the guest, if it has one.
     agent: Option<Agent>,
     power_off: Arc<PowerOff>,
-    stop_grace: Duration,
 }
 
 impl QemuPayload {
@@ -33,14 +32,12 @@ impl QemuPayload {
         monitor: Arc<Monitor>,
         agent: Option<Agent>,
         power_off: Arc<PowerOff>,
-        stop_grace: Duration,
     ) -> Self {
         Self {
             process,
             monitor,
             agent,
             power_off,
-            stop_grace,
         }
     }
 }
@@ -68,13 +65,13 @@ impl Payload for QemuPayload {
             .open_control()
     }
 
-    fn stop(&self) {
+    fn stop(&self, grace: Duration) {
         match &self.agent {
             Some(agent) => {
-                agent.request_shutdown(PowerOff::grace_of_commands(self.stop_grace));
-                self.power_off.begin_by_agent(self.stop_grace);
+                agent.request_shutdown(PowerOff::grace_of_commands(grace));
+                self.power_off.begin_by_agent(grace);
             }
-            None => self.power_off.begin(self.stop_grace),
+            None => self.power_off.begin(grace),
         }
     }
 

@@ -58,7 +58,7 @@ impl PowerOff {
         let thread = thread::Builder::new().name("shim-power-off".to_owned());
         let started: io::Result<_> = thread.spawn(move || power_off.run(button, grace));
         if started.is_err() {
-            self.process.stop();
+            self.process.terminate();
         }
     }
 
@@ -70,7 +70,7 @@ impl PowerOff {
         if self.monitor.wait_closed(grace * 6 / 8 - button) {
             return;
         }
-        self.process.stop();
+        self.process.terminate();
         if !self.monitor.wait_closed(grace * 2 / 8) {
             self.process.kill();
         }
