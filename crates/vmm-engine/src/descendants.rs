@@ -3,8 +3,11 @@
 //! A shim is their subreaper (`PR_SET_CHILD_SUBREAPER`, `prctl(2)`), so the kernel makes orphans
 //! its children.
 
+use std::collections::BTreeMap;
+use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{self, ExitStatus};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +21,40 @@ use vmm_protocol::procfs;
 const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
+
+/// The children whose exit status is kept, with the status of those that are reaped.
+type Kept = BTreeMap<u32, Option<ExitStatus>>;
+
+/// A process has one set of children.
+static KEPT: Mutex<Kept> = Mutex::new(BTreeMap::new());
+
+/// Keeps the exit status of a child for [`take_status`], although any thread of the shim can reap it.
+/// Call it before a thread that reaps could do so.
+pub(crate) fn keep_status(child: u32) {
+    kept().insert(child, None);
+}
+
+/// Returns the exit status of a [`Helper`](crate::Helper), and reaps it if no other thread has. Returns
+/// `None` if it still runs.
+///
+/// # Errors
+///
+/// `ECHILD` if the status is lost, because an engine has reaped the helper without this module.
+pub fn take_status(child: u32) -> io::Result<Option<ExitStatus>> {
+    let mut kept = kept();
+    let status = match kept.get(&child) {
+        Some(Some(status)) => Some(*status),
+        _ => try_wait(&mut kept, Pid::from_raw(child.cast_signed()))?,
+    };
+    if status.is_some() {
+        kept.remove(&child);
+    }
+    Ok(status)
+}
+
+fn kept() -> MutexGuard<'static, Kept> {
+    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Kills and reaps all children of the calling process except one, and all descendants that the
 /// kernel then makes its children.
@@ -66,13 +103,25 @@ pub(crate) fn reap(
     child: Pid,
     report: &mut impl FnMut(u32, ExitStatus),
 ) -> rustix::io::Result<bool> {
+    let status = try_wait(&mut kept(), child)?;
+    if let Some(status) = status {
+        report(child.as_raw().cast_unsigned(), status);
+    }
+    Ok(status.is_some())
+}
+
+/// Reaps a child if it is a zombie, and keeps its status if it is to be kept. The caller holds the lock,
+/// so that no other thread can find the child reaped and its status not kept.
+fn try_wait(kept: &mut Kept, child: Pid) -> rustix::io::Result<Option<ExitStatus>> {
     let pid = rustix::process::Pid::from_raw(child.as_raw());
     let Some((_, status)) = waitpid(pid, WaitOptions::NOHANG)? else {
-        return Ok(false);
+        return Ok(None);
     };
     let status = ExitStatus::from_raw(status.as_raw());
-    report(child.as_raw().cast_unsigned(), status);
-    Ok(true)
+    if let Some(slot) = kept.get_mut(&child.as_raw().cast_unsigned()) {
+        *slot = Some(status);
+    }
+    Ok(Some(status))
 }
 
 /// Returns the children of this process. Returns none on a kernel that does not list them.

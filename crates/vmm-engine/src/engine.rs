@@ -6,7 +6,7 @@ use std::time::Duration;
 use vmm_agent::RequestError;
 use vmm_protocol::{BootTimes, Ending, FailureKind, GuestEvent, InstanceSpec, PayloadSpec};
 
-use crate::EngineError;
+use crate::{EngineError, Helper};
 
 /// The code that starts one kind of payload.
 ///
@@ -58,6 +58,17 @@ pub trait Engine: Send + Sync {
 pub trait Payload: Send + Sync {
     /// Returns the pid of the payload, if it is a process of its own.
     fn pid(&self) -> Option<u32>;
+
+    /// Returns the processes that the payload needs beside it; none by default. The shim calls this
+    /// once, on its main thread, before [`wait_until_ready`](Self::wait_until_ready), and starts them.
+    ///
+    /// If a helper ends while the payload runs, the shim kills the payload, and the box ends with
+    /// [`Ending::Helper`]. A helper that exits with 0 may have noticed the end of the payload before the
+    /// shim: the payload has a few seconds to end, too. When the payload has ended, the shim kills the
+    /// helpers that still run.
+    fn helpers(&self) -> Vec<Helper> {
+        Vec::new()
+    }
 
     /// Blocks until the payload is ready, as its spec defines it. Needs no timeout: the runtime
     /// sets the deadline.

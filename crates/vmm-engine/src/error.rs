@@ -45,6 +45,14 @@ pub enum EngineError {
         /// The cause that the agent reported.
         message: String,
     },
+    /// A helper process of the payload cannot be started.
+    #[error("cannot start {name}")]
+    Helper {
+        /// The name of the helper.
+        name: String,
+        /// The error of the start.
+        source: io::Error,
+    },
     /// The payload ended before it was ready.
     #[error("the payload ended before it was ready")]
     EndedEarly,

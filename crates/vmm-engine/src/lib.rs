@@ -36,12 +36,15 @@ compile_error!("vmm-engine needs Linux");
 pub mod descendants;
 mod engine;
 mod error;
+mod helper;
 mod process;
 mod qemu;
 pub mod signals;
 
 pub use engine::{Engine, Payload, PayloadExit};
 pub use error::EngineError;
+pub use helper::Helper;
+pub use pidfd_spawn::Command;
 pub use process::Process;
 pub use qemu::{Accelerator, Disk, DiskAccess, Qemu, QemuOptions};
 pub use vmm_agent::RequestError;

@@ -32,6 +32,7 @@ pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
 /// | `cgroup` | the shim | nothing, because control groups are found by name; only groups that an earlier runtime created elsewhere are not found |
 /// | `exit` | the shim | nothing while the kernel reports the exit status of the shim: a record that does not match it counts as a crash; otherwise the payload can forge how it ended, but cleanup runs all the same |
 /// | `shim.stderr` | the shim | false messages of the shim |
+/// | `helpers.log` | the shim, with the output of helper processes | false messages of helpers |
 /// | `console.log`, `console.log.1`, … | the shim, with the payload's output | false output of the payload |
 /// | `console.dropped` | the shim | a false number of deleted bytes |
 /// | `notify.sock` | the shim | the start fails |
@@ -51,7 +52,7 @@ pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
 /// | `exit` of a detached shim | file and directory | it is the only record of an end until a runtime has saved that end, and there may be no runtime |
 /// | `exit` of an attached shim | file and directory, by the runtime, if it cannot save the end in `box.json` before it reports the end | otherwise `box.json` has the end |
 /// | `shim.pid`, `payload.pid`, `cgroup`, `notify.sock`, `control.sock` | no | no process and no control group outlives a power cut |
-/// | `console.log`, `console.dropped`, `shim.stderr` | no | output of a run that the power cut ended; the kernel writes it back as it does for any log |
+/// | `console.log`, `console.dropped`, `helpers.log`, `shim.stderr` | no | output of a run that the power cut ended; the kernel writes it back as it does for any log |
 ///
 /// Records are replaced atomically. Reads do not follow a symbolic link, and do not block on a FIFO.
 ///
@@ -200,6 +201,15 @@ impl BoxDir {
     /// [`FileError`], also if it is not a regular file.
     pub fn open_shim_stderr(&self) -> Result<File, FileError> {
         open_log(&self.path.join(FILES.shim_stderr))
+    }
+
+    /// Opens `helpers.log` for appending, and creates it if it does not exist.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`], also if it is not a regular file.
+    pub fn open_helpers_log(&self) -> Result<File, FileError> {
+        open_log(&self.path.join(FILES.helpers))
     }
 
     /// Returns the path of the console file that has been rotated `number` times. A higher number

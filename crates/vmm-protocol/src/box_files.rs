@@ -22,6 +22,8 @@ pub struct BoxFiles {
     pub exit: &'static str,
     /// The stderr of the shim.
     pub shim_stderr: &'static str,
+    /// The last output of the helper processes of the payload, at most 64 KiB.
+    pub helpers: &'static str,
     /// The newest output of the payload. [`rotated_console`](Self::rotated_console) names the older
     /// files, and [`ConsoleOptions`](crate::ConsoleOptions) limits the size of them all.
     pub console: &'static str,
@@ -42,6 +44,7 @@ pub const FILES: BoxFiles = BoxFiles {
     control_group: "cgroup",
     exit: "exit",
     shim_stderr: "shim.stderr",
+    helpers: "helpers.log",
     console: "console.log",
     console_dropped: "console.dropped",
     notify: "notify.sock",
@@ -69,6 +72,7 @@ impl BoxFiles {
             self.payload_pid,
             self.control_group,
             self.exit,
+            self.helpers,
         ]
         .map(|name| dir.join(name));
         let temporary_files = records.each_ref().map(|path| temporary_path(path));

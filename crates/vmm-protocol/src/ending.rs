@@ -41,6 +41,15 @@ pub enum Ending {
         /// What the guest did.
         event: GuestEvent,
     },
+    /// A helper process ended while the payload still ran, and the shim killed the payload.
+    Helper {
+        /// What the helper is for, such as `virtiofsd for the share data`.
+        #[serde(deserialize_with = "bounds::deserialize_text")]
+        name: String,
+        /// How the helper ended: `Exited` or `Signaled`.
+        #[serde(deserialize_with = "deserialize_process_exit")]
+        exit: Box<Self>,
+    },
     /// Code inside the shim panicked.
     Panicked {
         /// The panic message.
@@ -71,6 +80,14 @@ fn deserialize_exit<'de, D: Deserializer<'de>>(from: D) -> Result<Box<Ending>, D
     match Ending::deserialize(from)? {
         Ending::EndedEarly { .. } => Err(de::Error::custom("an early end within another one")),
         exit => Ok(Box::new(exit)),
+    }
+}
+
+/// Deserializes how a single process ended.
+fn deserialize_process_exit<'de, D: Deserializer<'de>>(from: D) -> Result<Box<Ending>, D::Error> {
+    match Ending::deserialize(from)? {
+        exit @ (Ending::Exited { .. } | Ending::Signaled { .. }) => Ok(Box::new(exit)),
+        _ => Err(de::Error::custom("a process exits, or a signal ends it")),
     }
 }
 
@@ -115,9 +132,9 @@ impl Ending {
     /// Returns the ending as a shell exit code.
     ///
     /// That is the code of the payload, or 128 plus the signal number. As with docker, 125 to 127
-    /// mean that the payload could not be run. As in Rust, 101 means a panic. A guest that powered
-    /// off has 0, one that reset or panicked has 1. A failed start never has the code 0: a payload
-    /// that exited with it before it was ready has 125.
+    /// mean that the payload could not be run, which includes the loss of a helper. As in Rust, 101
+    /// means a panic. A guest that powered off has 0, one that reset or panicked has 1. A failed start
+    /// never has the code 0: a payload that exited with it before it was ready has 125.
     pub fn shell_code(&self) -> i32 {
         match self {
             Self::Exited { code } => *code,
@@ -128,6 +145,7 @@ impl Ending {
                 GuestEvent::Reset | GuestEvent::Panicked => 1,
             },
             Self::Panicked { .. } => 101,
+            Self::Helper { .. } => 125,
             Self::EndedEarly { exit } => match exit.shell_code() {
                 0 => 125,
                 code => code,
@@ -156,7 +174,10 @@ impl Ending {
             Self::Exited { .. } => false,
             Self::Guest { event } => *event != GuestEvent::PoweredOff,
             Self::EndedEarly { exit } => exit.is_crash(),
-            Self::Signaled { .. } | Self::OutOfMemory | Self::Panicked { .. } => true,
+            Self::Signaled { .. }
+            | Self::OutOfMemory
+            | Self::Helper { .. }
+            | Self::Panicked { .. } => true,
             Self::Failed { kind, .. } => !matches!(
                 kind,
                 FailureKind::Spec
@@ -175,7 +196,9 @@ impl Ending {
                 truncate_text(message);
                 location.iter_mut().for_each(truncate_text);
             }
-            Self::Failed { message, .. } => truncate_text(message),
+            Self::Failed { message, .. } | Self::Helper { name: message, .. } => {
+                truncate_text(message);
+            }
             Self::EndedEarly { exit } => **exit = exit.as_ref().clone().truncated(),
             _ => {}
         }
@@ -280,6 +303,10 @@ mod tests {
                 message: "no".into(),
                 location: Some("src/x.rs:1:2".into()),
             },
+            Ending::Helper {
+                name: "a server".into(),
+                exit: Box::new(Ending::Exited { code: 0 }),
+            },
             Ending::failed(FailureKind::Spec, "torn"),
             Ending::ended_early(Ending::Signaled { signal: 9 }),
         ] {
@@ -304,6 +331,10 @@ mod tests {
         for ending in [
             Ending::Signaled { signal: 11 },
             Ending::OutOfMemory,
+            Ending::Helper {
+                name: "a server".into(),
+                exit: Box::new(Ending::Exited { code: 0 }),
+            },
             Ending::failed(FailureKind::Storage, "full"),
         ] {
             assert!(ending.is_crash(), "{ending:?}");
@@ -352,6 +383,8 @@ mod tests {
             r#"{"how":"exited","code":-1}"#,
             r#"{"how":"signaled","signal":0}"#,
             r#"{"how":"signaled","signal":2147483647}"#,
+            r#"{"how":"helper","name":"x","exit":{"how":"out_of_memory"}}"#,
+            r#"{"how":"helper","name":"x","exit":{"how":"exited","code":256}}"#,
             r#"{"how":"ended_early","exit":{"how":"ended_early","exit":{"how":"out_of_memory"}}}"#,
         ] {
             serde_json::from_str::<Ending>(forged).unwrap_err();

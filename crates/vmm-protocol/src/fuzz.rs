@@ -296,7 +296,7 @@ fn ending(from: &mut Unstructured<'_>) -> Result<Ending> {
         FailureKind::NotFound,
         FailureKind::Engine,
     ];
-    let ending = match from.int_in_range(0..=4)? {
+    let ending = match from.int_in_range(0..=5)? {
         0 => Ending::OutOfMemory,
         1 => Ending::Exited {
             code: from.arbitrary::<u8>()?.into(),
@@ -305,6 +305,12 @@ fn ending(from: &mut Unstructured<'_>) -> Result<Ending> {
             signal: from.int_in_range(1..=64)?,
         },
         3 => Ending::failed(*from.choose(&kinds)?, text(from)?),
+        4 => Ending::Helper {
+            name: text(from)?,
+            exit: Box::new(Ending::Exited {
+                code: from.arbitrary::<u8>()?.into(),
+            }),
+        },
         _ => Ending::Panicked {
             message: text(from)?,
             location: Some(text(from)?),

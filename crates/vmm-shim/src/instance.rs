@@ -11,7 +11,7 @@ use nix::sys::prctl;
 use nix::unistd::setsid;
 
 use vmm_engine::signals::stop_ignoring;
-use vmm_engine::{Engine, EngineError, Payload};
+use vmm_engine::{Engine, EngineError, Payload, PayloadExit};
 use vmm_protocol::{
     BoxDir, Ending, FailureKind, InstanceSpec, Invocation, PidRecord, Report, RuntimeExited,
     with_causes,
@@ -19,6 +19,7 @@ use vmm_protocol::{
 
 use crate::control::{self, Control, Watchdog};
 use crate::exit_reporter::ExitReporter;
+use crate::helpers::Helpers;
 use crate::hub::ControlSocket;
 use crate::shim::Shim;
 use crate::{standard_streams, sys, warm};
@@ -177,7 +178,22 @@ fn run_payload(
     engine.validate(&spec.payload)?;
     let payload: Arc<dyn Payload> = engine.start(&spec, dir.path())?.into();
     reporter.set_payload(Arc::clone(&payload));
-    if control.payload_started() {
+    let helpers = Helpers::start(&*payload, &dir, reporter);
+    let is_end_requested = control.payload_started();
+    let helpers = match helpers {
+        Ok(helpers) => helpers,
+        Err(error) => {
+            payload.kill();
+            let _ = payload.wait();
+            return Err(error.into());
+        }
+    };
+    // A helper that ended first is the cause of the end of the payload.
+    let ending = |exit: PayloadExit| {
+        let of_helper = helpers.and_then(Helpers::finish);
+        of_helper.unwrap_or_else(|| exit.into())
+    };
+    if is_end_requested {
         payload.kill();
     } else if let Err(error) = await_ready(reporter, &*payload, &dir) {
         if !matches!(error, EngineError::EndedEarly) {
@@ -186,8 +202,8 @@ fn run_payload(
         let exit = payload.wait();
         return Err(match (error, exit) {
             // If the end was requested, the exit is more informative than the failed start.
-            (EngineError::EndedEarly, Ok(exit)) if reporter.is_end_requested() => exit.into(),
-            (EngineError::EndedEarly, Ok(exit)) => Ending::ended_early(exit),
+            (EngineError::EndedEarly, Ok(exit)) if reporter.is_end_requested() => ending(exit),
+            (EngineError::EndedEarly, Ok(exit)) => Ending::ended_early(ending(exit)),
             (error, _) => error.into(),
         });
     }
@@ -196,7 +212,7 @@ fn run_payload(
     match payload.wait() {
         Ok(exit) => {
             control.finish_hub();
-            Ok(exit.into())
+            Ok(ending(exit))
         }
         Err(error) => {
             let message = format!("cannot wait for the payload any more: {error}");

@@ -52,6 +52,13 @@
 //! does not kill the descendants of the payload. The runtime finds and kills them by the
 //! environment variable [`VMM_BOX_DIR`](BOX_DIR_VARIABLE).
 //!
+//! # Helper processes
+//!
+//! A payload can need other processes, such as virtiofsd for a shared directory of a guest. The engine
+//! [declares](Payload::helpers) them, and the shim starts them in the control group of the payload. If one
+//! ends while the payload runs, the shim kills the payload, and records [`Ending::Helper`]. They die with
+//! the shim, as the payload does. Their output goes to `helpers.log`, which keeps the last 64 KiB.
+//!
 //! # What a payload can forge
 //!
 //! A payload that runs as the same user can write to the box directory, and so to every record
@@ -73,6 +80,7 @@ compile_error!("vmm-shim needs Linux");
 
 mod control;
 mod exit_reporter;
+mod helpers;
 mod hub;
 mod instance;
 mod shim;
@@ -82,8 +90,8 @@ mod warm;
 
 pub use shim::{Shim, run_if_shim};
 pub use vmm_engine::{
-    Accelerator, Disk, DiskAccess, Engine, EngineError, Payload, PayloadExit, Process, Qemu,
-    QemuOptions, RequestError,
+    Accelerator, Command, Disk, DiskAccess, Engine, EngineError, Helper, Payload, PayloadExit,
+    Process, Qemu, QemuOptions, RequestError,
 };
 pub use vmm_protocol::{
     ARGV0, Assignment, BOX_DIR_VARIABLE, BoxDir, BoxFiles, ConsoleOptions, ControlGroup, Ending,

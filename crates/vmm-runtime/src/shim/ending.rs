@@ -37,6 +37,10 @@ pub(crate) fn describe_ending(ending: Option<&Ending>) -> String {
             GuestEvent::Panicked => "the kernel of the guest panicked".to_owned(),
             other => format!("the guest ended its machine: {other:?}"),
         },
+        Some(Ending::Helper { name, exit }) => format!(
+            "{name} ended while the payload needed it ({}); see helpers.log in the box directory",
+            describe_ending(Some(exit))
+        ),
         Some(Ending::Panicked { message, location }) => match location {
             Some(location) => format!("the shim panicked at {location}: {message}"),
             None => format!("the shim panicked: {message}"),

@@ -1,0 +1,224 @@
+//! Starts and watches the helper processes of a payload.
+
+mod log;
+
+use std::io::{self, PipeReader, PipeWriter};
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vmm_engine::{EngineError, Payload, descendants};
+use vmm_protocol::pidfd::{self, has_exited};
+use vmm_protocol::{BoxDir, Ending, FailureKind};
+
+use self::log::HelperLog;
+use crate::exit_reporter::ExitReporter;
+
+/// How long the payload may take to end after a helper has exited with 0. QEMU hangs up on its helpers
+/// before it exits.
+const PAYLOAD_EXIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a killed payload may take to end before the shim exits without it.
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often to look for the status of a process whose pidfd is ready, while a tracer holds it back.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// The helpers of a payload, which a thread watches.
+pub(crate) struct Helpers {
+    /// Dropping it ends the thread.
+    payload_runs: PipeWriter,
+    thread: JoinHandle<Option<Ending>>,
+}
+
+impl Helpers {
+    /// Starts the helpers that the payload declares. Returns `None` if it has none.
+    ///
+    /// Call it on the main thread: the helpers die with the thread that starts them.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError`]. The helpers that have been started still run: they end with the shim.
+    pub(crate) fn start(
+        payload: &dyn Payload,
+        dir: &BoxDir,
+        reporter: &Arc<ExitReporter>,
+    ) -> Result<Option<Self>, EngineError> {
+        let declared = payload.helpers();
+        if declared.is_empty() {
+            return Ok(None);
+        }
+        let system_error = || EngineError::system("watch the helper processes");
+        let (log, output) = HelperLog::open(dir)?;
+        let (payload_end, payload_runs) = io::pipe().map_err(system_error())?;
+        let payload_pidfd = match payload.pid().map(pidfd::open) {
+            Some(Err(error)) if error.raw_os_error() != Some(Errno::ESRCH as i32) => {
+                return Err(system_error()(error));
+            }
+            Some(Ok(pidfd)) => pidfd,
+            _ => None,
+        };
+        let mut running = Vec::new();
+        for helper in declared {
+            let name = helper.name().to_owned();
+            let child = helper.start(dir.path(), &output)?;
+            running.push(Running {
+                name,
+                pid: child.id(),
+                pidfd: child.into_pidfd(),
+            });
+        }
+        let mut watch = Watch {
+            running,
+            log: Some(log),
+            payload_end,
+            payload_pidfd,
+            reporter: Arc::clone(reporter),
+        };
+        let thread = thread::Builder::new()
+            .name("shim-helpers".to_owned())
+            .spawn(move || {
+                let reporter = Arc::clone(&watch.reporter);
+                panic::catch_unwind(AssertUnwindSafe(|| watch.run()))
+                    .unwrap_or_else(|_| reporter.exit_with_panic())
+            })
+            .map_err(system_error())?;
+        Ok(Some(Self {
+            payload_runs,
+            thread,
+        }))
+    }
+
+    /// Returns the ending of the box if a helper ended before the payload. The caller has waited for the
+    /// payload.
+    pub(crate) fn finish(self) -> Option<Ending> {
+        drop(self.payload_runs);
+        self.thread.join().ok().flatten()
+    }
+}
+
+/// A helper that has been started.
+struct Running {
+    name: String,
+    pid: u32,
+    pidfd: OwnedFd,
+}
+
+/// What the thread watches.
+struct Watch {
+    running: Vec<Running>,
+    /// `None` once no helper holds the pipe.
+    log: Option<HelperLog>,
+    /// Hangs up when the main thread has waited for the payload.
+    payload_end: PipeReader,
+    payload_pidfd: Option<OwnedFd>,
+    reporter: Arc<ExitReporter>,
+}
+
+impl Watch {
+    /// Watches the helpers until the payload has ended. Returns the ending of the box if a helper ended
+    /// before the payload.
+    fn run(&mut self) -> Option<Ending> {
+        let mut timeout = None;
+        loop {
+            if self.wait(timeout) {
+                return None;
+            }
+            timeout = None;
+            if let Some((ending, grace)) = self.ended_helper() {
+                if self.payload_ends_within(grace) {
+                    return None;
+                }
+                self.reporter.call_payload(|payload| payload.kill());
+                if !self.payload_ends_within(KILL_TIMEOUT) {
+                    self.reporter.exit(ending);
+                }
+                return Some(ending);
+            } else if self.running.iter().any(|helper| has_exited(&helper.pidfd)) {
+                timeout = Some(POLL_INTERVAL);
+            }
+        }
+    }
+
+    /// Returns the ending of the box that follows from a helper that has ended, and how long the payload
+    /// has to end, too, which makes the payload the cause.
+    fn ended_helper(&mut self) -> Option<(Ending, Duration)> {
+        self.running.iter().find_map(|helper| {
+            if !has_exited(&helper.pidfd) {
+                return None;
+            }
+            match descendants::take_status(helper.pid) {
+                Ok(status) => status.map(|status| helper.ending(status)),
+                Err(error) => {
+                    let message = format!("{} ended; its status is lost: {error}", helper.name);
+                    let ending = Ending::failed(FailureKind::Engine, message);
+                    Some((ending, PAYLOAD_EXIT_TIMEOUT))
+                }
+            }
+        })
+    }
+
+    /// Waits until a helper or the payload has ended, or until the timeout. Copies the output of the
+    /// helpers. Returns true if the payload has ended.
+    fn wait(&mut self, timeout: Option<Duration>) -> bool {
+        let timeout = timeout.map_or(PollTimeout::NONE, |timeout| {
+            PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX)
+        });
+        // poll(2) always reports a hang-up.
+        let mut fds = vec![PollFd::new(self.payload_end.as_fd(), PollFlags::empty())];
+        let is_timed = timeout != PollTimeout::NONE;
+        // With a timeout, the end of these helpers is already known.
+        let helpers = self.running.iter().filter(|_| !is_timed);
+        fds.extend(helpers.map(|helper| PollFd::new(helper.pidfd.as_fd(), PollFlags::POLLIN)));
+        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        fds.extend(self.log.as_ref().map(|log| readable(log.as_fd())));
+        if is_timed {
+            fds.extend(self.payload_pidfd.as_ref().map(|fd| readable(fd.as_fd())));
+        }
+        let _ = poll(&mut fds, timeout);
+        let has_ended = fds[0].any().unwrap_or(false);
+        drop(fds);
+        if self.log.as_mut().is_some_and(|log| !log.copy()) {
+            self.log = None;
+        }
+        has_ended || self.payload_pidfd.as_ref().is_some_and(has_exited)
+    }
+
+    fn payload_ends_within(&mut self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.wait(Some(left)) {
+                return true;
+            }
+            if left.is_zero() {
+                return false;
+            }
+        }
+    }
+}
+
+impl Running {
+    fn ending(&self, status: ExitStatus) -> (Ending, Duration) {
+        use std::os::unix::process::ExitStatusExt;
+        let exit = match status.signal() {
+            Some(signal) => Ending::Signaled { signal },
+            None => Ending::Exited {
+                code: status.code().unwrap_or(255),
+            },
+        };
+        let grace = if status.success() {
+            PAYLOAD_EXIT_TIMEOUT
+        } else {
+            Duration::ZERO
+        };
+        let name = self.name.clone();
+        let exit = Box::new(exit);
+        (Ending::Helper { name, exit }, grace)
+    }
+}
