@@ -15,4 +15,5 @@ mod guest;
 mod kills;
 mod many;
 mod recovery;
+mod shares;
 mod workload;

@@ -45,6 +45,12 @@ pub enum EngineError {
         /// The cause that the agent reported.
         message: String,
     },
+    /// The server of shared directories is not installed.
+    #[error(
+        "virtiofsd not found, which serves shared directories; install it (in Debian the package \
+         virtiofsd, before Debian 13 qemu-system-common)"
+    )]
+    VirtiofsdNotFound,
     /// A helper process of the payload cannot be started.
     #[error("cannot start {name}")]
     Helper {
@@ -79,7 +85,7 @@ impl EngineError {
 impl From<EngineError> for Ending {
     fn from(error: EngineError) -> Self {
         let kind = match error {
-            EngineError::NotFound { .. } => FailureKind::NotFound,
+            EngineError::NotFound { .. } | EngineError::VirtiofsdNotFound => FailureKind::NotFound,
             EngineError::NotExecutable { .. } => FailureKind::NotExecutable,
             EngineError::Workload { kind, .. } => kind,
             EngineError::File(_) => FailureKind::Storage,

@@ -40,13 +40,14 @@ mod helper;
 mod process;
 mod qemu;
 pub mod signals;
+mod sys;
 
 pub use engine::{Engine, Payload, PayloadExit};
 pub use error::EngineError;
 pub use helper::Helper;
 pub use pidfd_spawn::Command;
 pub use process::Process;
-pub use qemu::{Accelerator, Disk, DiskAccess, Qemu, QemuOptions};
+pub use qemu::{Accelerator, Disk, DiskAccess, Qemu, QemuOptions, Share};
 pub use vmm_agent::RequestError;
 
 /// Compiles the code of the README.

@@ -5,6 +5,7 @@ use std::path::Path;
 use vmm_protocol::{InstanceSpec, Ready};
 
 use super::options::{Accelerator, Disk, DiskAccess, QemuOptions};
+use super::shares::Share;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 
@@ -13,6 +14,9 @@ pub(super) const QMP_FD: i32 = 3;
 
 /// The descriptor of the agent's serial port in QEMU.
 pub(super) const AGENT_FD: i32 = 4;
+
+/// The descriptor of the connection to the server of the first share, in QEMU. The others follow.
+pub(super) const FIRST_SHARE_FD: i32 = 5;
 
 /// The name of the serial port at which a guest finds its agent's connection.
 const AGENT_PORT: &str = "org.vmm.agent.0";
@@ -26,6 +30,9 @@ const TRANSLATION_MIB: u32 = 256;
 /// What QEMU may need beyond the memory of the guest: translated instructions, devices, stacks.
 const OVERHEAD_MIB: u32 = TRANSLATION_MIB + 256;
 
+/// What the server of a share may need, without the files in its cache.
+const SHARE_MIB: u32 = 64;
+
 /// Returns the spec of the process that runs the guest of `spec`.
 pub(super) fn qemu(spec: &InstanceSpec, options: &QemuOptions, overlay_dir: &Path) -> InstanceSpec {
     let cpus = spec.payload.cpus.unwrap_or(DEFAULT_CPUS);
@@ -37,7 +44,8 @@ pub(super) fn qemu(spec: &InstanceSpec, options: &QemuOptions, overlay_dir: &Pat
     process.payload.env.clear();
     process.payload.working_dir = None;
     process.payload.stdin = None;
-    process.payload.memory_mib = Some(memory_mib.saturating_add(OVERHEAD_MIB));
+    let overhead_mib = OVERHEAD_MIB + SHARE_MIB * options.shares.len() as u32;
+    process.payload.memory_mib = Some(memory_mib.saturating_add(overhead_mib));
     process.payload.ready = Ready::Started;
     process.payload.options.clear();
     // An overlay is a temporary file, which QEMU deletes as soon as it is open.
@@ -56,7 +64,14 @@ fn arguments(options: &QemuOptions, cpus: u32, memory_mib: u32, has_workload: bo
         .map(str::to_owned)
         .into();
     let mut add = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
-    add("-machine", "q35".to_owned());
+    if options.shares.is_empty() {
+        add("-machine", "q35".to_owned());
+    } else {
+        // The servers of the shares read and write the memory of the guest.
+        let memory = format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on");
+        add("-object", memory);
+        add("-machine", "q35,memory-backend=memory".to_owned());
+    }
     add("-accel", accelerator);
     add("-cpu", "max".to_owned());
     add("-smp", cpus.to_string());
@@ -83,6 +98,14 @@ fn arguments(options: &QemuOptions, cpus: u32, memory_mib: u32, has_workload: bo
         add("-drive", drive(number, disk));
         add("-device", format!("virtio-blk-pci,drive=disk{number}"));
     }
+    for (fd, share) in (FIRST_SHARE_FD..).zip(&options.shares) {
+        let tag = &share.tag;
+        add("-chardev", format!("socket,id=share{fd},fd={fd}"));
+        add(
+            "-device",
+            format!("vhost-user-fs-pci,chardev=share{fd},tag={tag}"),
+        );
+    }
     add("-kernel", options.kernel.to_string_lossy().into_owned());
     if let Some(initrd) = &options.initrd {
         add("-initrd", initrd.to_string_lossy().into_owned());
@@ -95,9 +118,11 @@ fn arguments(options: &QemuOptions, cpus: u32, memory_mib: u32, has_workload: bo
     // The console log is that of the workload. A later `loglevel` in `cmdline` counts.
     let for_workload = if has_workload { "quiet " } else { "" };
     let cmdline = &options.cmdline;
+    let shares = options.shares.iter().filter_map(Share::kernel_parameter);
+    let shares: String = shares.map(|share| format!("{share} ")).collect();
     add(
         "-append",
-        format!("console=ttyS0 panic=-1 {for_accelerator}{for_workload}{cmdline}"),
+        format!("console=ttyS0 panic=-1 {for_accelerator}{for_workload}{shares}{cmdline}"),
     );
     arguments
 }

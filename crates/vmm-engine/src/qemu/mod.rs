@@ -5,6 +5,7 @@ mod options;
 mod payload;
 mod power_off;
 mod qmp;
+mod shares;
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -15,12 +16,13 @@ use std::time::Instant;
 use vmm_protocol::{InstanceSpec, PayloadSpec};
 
 use self::agent::{Agent, GuestEnvironment, Workload};
-use self::command_line::{AGENT_FD, QMP_FD};
+use self::command_line::{AGENT_FD, FIRST_SHARE_FD, QMP_FD};
 use self::confinement::Confinement;
 pub use self::options::{Accelerator, Disk, DiskAccess, QemuOptions};
 use self::payload::QemuPayload;
 use self::power_off::PowerOff;
 use self::qmp::Monitor;
+pub use self::shares::Share;
 use crate::{Engine, EngineError, Payload, process};
 
 /// The engine for virtual machines: the payload is a guest, which QEMU runs.
@@ -35,6 +37,13 @@ use crate::{Engine, EngineError, Payload, process};
 /// command of the engine [`Process`](crate::Process) does. A control group or, without one, a data
 /// limit allows it 512 MiB beyond the memory of the guest. The shim talks to QEMU through
 /// sockets that have no name, so a run leaves no file behind.
+///
+/// # Shared directories
+///
+/// Each [share](QemuOptions::shares) has a virtiofsd, a [`Helper`](crate::Helper) that is confined to the
+/// directory. If it ends, the guest ends with it. It has 64 MiB of the memory limit. Needs root, and
+/// virtiofsd: `/usr/libexec/virtiofsd` of at least version 1.11, or that of QEMU before 8.0. The kernel
+/// of the guest needs the module `virtiofs`.
 ///
 /// # Confinement
 ///
@@ -111,6 +120,7 @@ impl Engine for Qemu {
     fn start(&self, spec: &InstanceSpec, dir: &Path) -> Result<Box<dyn Payload>, EngineError> {
         let options = QemuOptions::of(&spec.payload)?;
         options.check_files()?;
+        let (helpers, sockets) = shares::serve(&options.shares, dir)?;
         let socket_error = || EngineError::system("create a socket to QEMU");
         let (monitor, monitor_of_qemu) = UnixStream::pair().map_err(socket_error())?;
         let (agent, agent_of_qemu) = UnixStream::pair().map_err(socket_error())?;
@@ -123,6 +133,9 @@ impl Engine for Qemu {
             command
                 .fd(QMP_FD, OwnedFd::from(monitor_of_qemu))
                 .fd(AGENT_FD, OwnedFd::from(agent_of_qemu));
+            for (fd, socket) in (FIRST_SHARE_FD..).zip(sockets) {
+                command.fd(fd, socket);
+            }
             confinement.apply(command);
             workload = Workload::new(&spec.payload, console);
         })?;
@@ -148,7 +161,9 @@ impl Engine for Qemu {
                 None
             };
             let process = Arc::clone(&process);
-            Ok(QemuPayload::new(process, monitor, agent, power_off))
+            Ok(QemuPayload::new(
+                process, monitor, agent, power_off, helpers,
+            ))
         };
         match connect() {
             Ok(payload) => Ok(Box::new(payload)),

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use vmm_protocol::{PayloadSpec, Ready};
 
+use super::shares::{self, Share};
 use crate::EngineError;
 
 /// The options of the engine [`Qemu`](crate::Qemu). Deserialization rejects unknown fields.
@@ -37,6 +38,9 @@ pub struct QemuOptions {
     /// The disks of the guest: `/dev/vda`, `/dev/vdb`, and so on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<Disk>,
+    /// The directories of the host that the guest shares.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<Share>,
     /// What executes the instructions of the guest.
     #[serde(default)]
     pub accelerator: Accelerator,
@@ -104,6 +108,7 @@ impl QemuOptions {
             initrd: None,
             cmdline: String::new(),
             disks: Vec::new(),
+            shares: Vec::new(),
             accelerator: Accelerator::default(),
             agent: false,
             user: None,
@@ -166,6 +171,7 @@ impl QemuOptions {
         if self.disks.len() > MAX_DISKS {
             return Err(format!("disks: a guest has at most {MAX_DISKS}"));
         }
+        shares::check(&self.shares, self.agent)?;
         if self.cmdline.contains('\0') {
             return Err("cmdline contains a NUL byte".to_owned());
         }
@@ -244,6 +250,7 @@ mod tests {
         let mut options = QemuOptions::new("/vmlinuz");
         options.initrd = Some("/initrd".into());
         options.disks = vec![Disk::read_only("/disk").access(DiskAccess::Overlay)];
+        options.shares = vec![Share::new("data", "/srv/data")];
         options.agent = true;
         let payload = options.to_payload();
         assert_eq!(payload.engine, "qemu");
@@ -269,6 +276,10 @@ mod tests {
             (
                 json!({"kernel": "/k", "disks": [{"path": "/d", "mode": "w"}]}),
                 "unknown field `mode`",
+            ),
+            (
+                json!({"kernel": "/k", "shares": [{"tag": "a b", "path": "/d"}]}),
+                "the tag \"a b\"",
             ),
         ] {
             let error = QemuOptions::of(&payload(options)).unwrap_err().to_string();

@@ -1,6 +1,7 @@
 use std::io;
+use std::mem;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::libc::SIGTERM;
@@ -11,7 +12,7 @@ use super::agent::Agent;
 use super::power_off::PowerOff;
 use super::qmp::{Monitor, Shutdown};
 use crate::process::ProcessPayload;
-use crate::{EngineError, Payload, PayloadExit};
+use crate::{EngineError, Helper, Payload, PayloadExit};
 
 /// How long to wait for what a QEMU that has exited had sent last.
 const LAST_MESSAGES_TIMEOUT: Duration = Duration::from_secs(1);
@@ -24,6 +25,8 @@ pub(super) struct QemuPayload {
     /// The agent of the guest, if it has one.
     agent: Option<Agent>,
     power_off: Arc<PowerOff>,
+    /// The servers of the shares, until the shim has started them.
+    helpers: Mutex<Vec<Helper>>,
 }
 
 impl QemuPayload {
@@ -32,12 +35,14 @@ impl QemuPayload {
         monitor: Arc<Monitor>,
         agent: Option<Agent>,
         power_off: Arc<PowerOff>,
+        helpers: Vec<Helper>,
     ) -> Self {
         Self {
             process,
             monitor,
             agent,
             power_off,
+            helpers: Mutex::new(helpers),
         }
     }
 }
@@ -45,6 +50,11 @@ impl QemuPayload {
 impl Payload for QemuPayload {
     fn pid(&self) -> Option<u32> {
         self.process.pid()
+    }
+
+    fn helpers(&self) -> Vec<Helper> {
+        let mut helpers = self.helpers.lock().unwrap_or_else(PoisonError::into_inner);
+        mem::take(&mut helpers)
     }
 
     fn wait_until_ready(&self) -> Result<(), EngineError> {

@@ -36,8 +36,12 @@ pub(crate) fn boot() -> Result<(OwnedFd, Vec<BootPhase>), AgentError> {
     phases.end("modules");
     let command_line = fs::read_to_string("/proc/cmdline")
         .map_err(AgentError::system("read the kernel command line"))?;
-    root::enter(&KernelCommandLine::parse(&command_line))?;
+    let command_line = KernelCommandLine::parse(&command_line);
+    root::enter(&command_line)?;
     mounts::mount_tmp()?;
+    for share in &command_line.shares {
+        mounts::mount_share(share)?;
+    }
     phases.end("root");
     let port = port::open()?;
     phases.end("port");

@@ -6,6 +6,7 @@ use std::path::Path;
 use nix::mount::{MsFlags, mount};
 
 use crate::error::AgentError;
+use crate::kernel_command_line::Share;
 
 /// The file systems of the kernel that [`crate::root`] moves into the root file system.
 pub(crate) const KERNEL_FILE_SYSTEMS: [&str; 4] = ["/dev", "/proc", "/sys", "/run"];
@@ -44,6 +45,22 @@ pub(crate) fn mount_kernel_file_systems() -> Result<(), AgentError> {
 pub(crate) fn mount_tmp() -> Result<(), AgentError> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount_new("tmpfs", "/tmp", flags, "mode=1777")
+}
+
+/// Creates the directory with its parents, and mounts a directory of the host on it.
+pub(crate) fn mount_share(share: &Share<'_>) -> Result<(), AgentError> {
+    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    flags.set(MsFlags::MS_RDONLY, share.is_read_only);
+    let none: Option<&str> = None;
+    fs::create_dir_all(share.target)
+        .and_then(|()| {
+            let source = Some(share.tag);
+            Ok(mount(source, share.target, Some("virtiofs"), flags, none)?)
+        })
+        .map_err(mount_error(
+            &format!("the share {}", share.tag),
+            share.target.as_ref(),
+        ))
 }
 
 /// Creates the directory, and mounts a file system without a device on it.

@@ -1,0 +1,171 @@
+//! Directories of the host that guests share.
+
+use std::fs;
+use std::path::Path;
+
+use nix::sys::signal::Signal;
+use nix::unistd::geteuid;
+use tempfile::TempDir;
+use vmm_protocol::procfs;
+use vmm_runtime::testing::PerTestBoxHome;
+use vmm_runtime::{BoxInfo, BoxStatus, Ending, ExecSpec, Removal, VmmRuntime, with_causes};
+use vmm_shim::{QemuOptions, Share};
+
+use crate::common::{is_gone, is_zombie, kill};
+use crate::guest::{GuestFiles, open_runtime, spec};
+
+/// Returns the files of guests on a host that can serve shares: with virtiofsd, as root.
+fn find_files() -> Option<GuestFiles> {
+    let files = GuestFiles::find()?;
+    let programs = ["/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd"];
+    if programs.iter().any(|path| Path::new(path).exists()) && geteuid().is_root() {
+        return Some(files);
+    }
+    let is_ci = std::env::var_os("CI").is_some();
+    assert!(!is_ci, "this test needs virtiofsd and root");
+    eprintln!("SKIPPED: this test needs virtiofsd and root");
+    None
+}
+
+/// Returns a guest that shares a new directory, which contains a file `greeting`.
+fn sharing(files: &GuestFiles) -> (QemuOptions, TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("greeting"), "hello from the host\n").unwrap();
+    let mut share = Share::new("data", dir.path());
+    share.target = Some("/mnt/data".into());
+    let mut guest = files.guest_with_agent();
+    guest.shares.push(share);
+    (guest, dir)
+}
+
+async fn start(runtime: &VmmRuntime, guest: &QemuOptions) -> BoxInfo {
+    let id = runtime.create(spec(guest)).await.unwrap().id;
+    runtime.start(&id).await.unwrap()
+}
+
+/// Runs a script in the guest, and returns its stdout and stderr.
+async fn run(runtime: &VmmRuntime, bx: &BoxInfo, script: &str) -> (String, String) {
+    let command = ExecSpec::new("", ["sh", "-c", script]);
+    let execution = runtime.exec(&bx.id, command).await.unwrap();
+    let output = execution.output().await.unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (text(output.stdout), text(output.stderr))
+}
+
+/// Returns the pid of the virtiofsd of a box.
+fn virtiofsd(bx: &BoxInfo) -> u32 {
+    let children = procfs::children(bx.pid.unwrap()).unwrap();
+    let name = |pid| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+    let mut servers = children
+        .into_iter()
+        .filter(|pid| name(*pid) == "virtiofsd\n");
+    servers.next().unwrap()
+}
+
+#[tokio::test]
+async fn a_guest_reads_and_writes_a_shared_directory() {
+    let Some(files) = find_files() else {
+        return;
+    };
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let (guest, dir) = sharing(&files);
+    let bx = start(&runtime, &guest).await;
+    let server = virtiofsd(&bx);
+    let script = "cat /mnt/data/greeting; echo hello from the guest > /mnt/data/reply";
+    let (output, errors) = run(&runtime, &bx, script).await;
+    assert_eq!((&*output, &*errors), ("hello from the host\n", ""));
+    let reply = fs::read_to_string(dir.path().join("reply")).unwrap();
+    assert_eq!(reply, "hello from the guest\n");
+
+    let ended = runtime.stop(&bx.id).await.unwrap();
+    assert_eq!(ended.status, BoxStatus::Stopped, "{ended:?}");
+    assert!(
+        matches!(ended.ending, Some(Ending::Guest { .. })),
+        "{ended:?}"
+    );
+    assert!(is_gone(server));
+    assert!(!bx.dir.join("virtiofsd.sock").exists());
+}
+
+#[tokio::test]
+async fn a_guest_cannot_write_to_a_read_only_share() {
+    let Some(files) = find_files() else {
+        return;
+    };
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let (mut guest, dir) = sharing(&files);
+    guest.shares[0].read_only = true;
+    let bx = start(&runtime, &guest).await;
+    // The host enforces it, whatever the guest does to its own mount.
+    let script = "cat /mnt/data/greeting; busybox mount -o remount,rw /mnt/data; \
+                  echo no > /mnt/data/reply; echo no > /mnt/data/greeting";
+    let (output, errors) = run(&runtime, &bx, script).await;
+    assert_eq!(output, "hello from the host\n");
+    assert_eq!(
+        errors.matches("Read-only file system").count(),
+        2,
+        "{errors}"
+    );
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    runtime.remove(&bx.id, Removal::Force).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_killed_virtiofsd_ends_the_guest_and_is_the_cause() {
+    let Some(files) = find_files() else {
+        return;
+    };
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let (guest, _dir) = sharing(&files);
+    let bx = start(&runtime, &guest).await;
+    let server = virtiofsd(&bx);
+    kill(server, Signal::SIGKILL);
+    let ended = runtime.wait(&bx.id).await.unwrap();
+    let expected = Ending::Helper {
+        name: "virtiofsd of the share data".to_owned(),
+        exit: Box::new(Ending::Signaled { signal: 9 }),
+    };
+    assert_eq!(ended.ending, Some(expected));
+    assert_eq!(ended.status, BoxStatus::Failed);
+    let error = ended.error.unwrap();
+    assert!(
+        error.starts_with("virtiofsd of the share data ended"),
+        "{error}"
+    );
+    assert!(is_gone(bx.payload_pid.unwrap()) && is_gone(server));
+}
+
+#[tokio::test]
+async fn a_virtiofsd_dies_with_its_shim() {
+    let Some(files) = find_files() else {
+        return;
+    };
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let (guest, _dir) = sharing(&files);
+    let bx = start(&runtime, &guest).await;
+    let server = virtiofsd(&bx);
+    kill(bx.pid.unwrap(), Signal::SIGKILL);
+    let ended = runtime.wait(&bx.id).await.unwrap();
+    assert_eq!((ended.status, ended.signal), (BoxStatus::Failed, Some(9)));
+    // It is a child of init then, which reaps it.
+    assert!(is_gone(server) || is_zombie(server));
+}
+
+#[tokio::test]
+async fn a_missing_shared_directory_fails_the_start_with_its_path() {
+    let Some(files) = find_files() else {
+        return;
+    };
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let (mut guest, dir) = sharing(&files);
+    let missing = dir.path().join("missing");
+    guest.shares[0].path.clone_from(&missing);
+    let id = runtime.create(spec(&guest)).await.unwrap().id;
+    let error = with_causes(&runtime.start(&id).await.unwrap_err());
+    assert!(error.contains(&missing.display().to_string()), "{error}");
+}
