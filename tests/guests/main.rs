@@ -14,6 +14,7 @@ mod failed_starts;
 mod guest;
 mod kills;
 mod many;
+mod pause;
 mod recovery;
 mod shares;
 mod workload;

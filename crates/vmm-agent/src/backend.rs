@@ -30,24 +30,6 @@ pub trait Backend {
         false
     }
 
-    /// Freezes the payload with all executions.
-    ///
-    /// # Errors
-    ///
-    /// [`RequestError`]; by default, that it is not supported.
-    fn pause(&self) -> Result<(), RequestError> {
-        Err(RequestError::unsupported("pause"))
-    }
-
-    /// Lets the payload and all executions continue.
-    ///
-    /// # Errors
-    ///
-    /// [`RequestError`]; by default, that it is not supported.
-    fn resume(&self) -> Result<(), RequestError> {
-        Err(RequestError::unsupported("resume"))
-    }
-
     /// Returns how long the phases of the boot took, in the order in which they ended.
     fn boot_phases(&self) -> Vec<BootPhase> {
         Vec::new()
@@ -74,14 +56,6 @@ impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
 
     fn has_run_out_of_memory(&self, pid: u32) -> bool {
         (**self).has_run_out_of_memory(pid)
-    }
-
-    fn pause(&self) -> Result<(), RequestError> {
-        (**self).pause()
-    }
-
-    fn resume(&self) -> Result<(), RequestError> {
-        (**self).resume()
     }
 
     fn boot_phases(&self) -> Vec<BootPhase> {

@@ -18,8 +18,19 @@ pub struct Children {
     /// By pid. `None` while the child runs.
     exits: Mutex<HashMap<u32, Option<ExitStatus>>>,
     is_closed: AtomicBool,
+    is_paused: AtomicBool,
     /// Readable when a child of an execution has been reaped.
     wake: EventFd,
+}
+
+/// Why a command is not started.
+#[derive(Debug)]
+pub(crate) enum NotSpawned {
+    /// [`Children::close`] has been called.
+    Closed,
+    /// [`Children::pause`] has been called.
+    Paused,
+    Failed(SpawnError),
 }
 
 impl Children {
@@ -32,6 +43,7 @@ impl Children {
         Ok(Self {
             exits: Mutex::default(),
             is_closed: AtomicBool::new(false),
+            is_paused: AtomicBool::new(false),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         })
     }
@@ -63,18 +75,40 @@ impl Children {
         self.is_closed.load(Ordering::Acquire)
     }
 
-    /// Spawns the command. No exit can be reported before the child is known. Returns `None` after
-    /// [`close`](Self::close).
-    pub(crate) fn spawn(&self, command: &mut Command) -> Option<Result<Child, SpawnError>> {
+    /// Calls the function, which freezes all children, while no execution starts: a child that is frozen
+    /// before it executes its program would block the thread that starts it. If the function succeeds, no
+    /// execution starts until [`resume`](Self::resume).
+    ///
+    /// # Errors
+    ///
+    /// The error of the function.
+    pub fn pause<E>(&self, freeze: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        let _exits = self.exits();
+        freeze()?;
+        self.is_paused.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Calls the function, which lets all children continue, if they are paused.
+    pub fn resume(&self, thaw: impl FnOnce()) {
+        let _exits = self.exits();
+        if self.is_paused.swap(false, Ordering::AcqRel) {
+            thaw();
+        }
+    }
+
+    /// Spawns the command. No exit can be reported before the child is known.
+    pub(crate) fn spawn(&self, command: &mut Command) -> Result<Child, NotSpawned> {
         let mut exits = self.exits();
         if self.is_closed() {
-            return None;
+            return Err(NotSpawned::Closed);
         }
-        let spawned = command.spawn();
-        if let Ok(child) = &spawned {
-            exits.insert(child.id(), None);
+        if self.is_paused.load(Ordering::Acquire) {
+            return Err(NotSpawned::Paused);
         }
-        Some(spawned)
+        let child = command.spawn().map_err(NotSpawned::Failed)?;
+        exits.insert(child.id(), None);
+        Ok(child)
     }
 
     /// Calls the function if the child has not been reaped: its pid cannot be reused meanwhile.

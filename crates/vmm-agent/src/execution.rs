@@ -15,7 +15,7 @@ use vmm_protocol::frames::{ExecSpec, INITIAL_CREDIT, PayloadMessage, TerminalSiz
 use vmm_protocol::{Ending, FailureKind};
 
 use crate::backend::Backend;
-use crate::children::Children;
+use crate::children::{Children, NotSpawned};
 use crate::terminal;
 use crate::{HostConnection, send};
 
@@ -83,10 +83,14 @@ impl Execution {
                 .stderr(Stdio::piped());
             None
         };
-        let spawned = children.spawn(&mut command).ok_or_else(|| {
-            Ending::failed(FailureKind::Engine, "the payload has ended".to_owned())
+        let spawned = children.spawn(&mut command);
+        let mut child = spawned.map_err(|error| match error {
+            NotSpawned::Closed => Ending::failed(FailureKind::Engine, "the payload has ended"),
+            NotSpawned::Paused => {
+                Ending::failed(FailureKind::InUse, "the box is paused; resume it first")
+            }
+            NotSpawned::Failed(error) => backend.spawn_error(spec, error),
         })?;
-        let mut child = spawned.map_err(|error| backend.spawn_error(spec, error))?;
         let (stdin, stdout) = match &master {
             Some(master) => (master.try_clone().ok(), master.try_clone().ok()),
             None => (

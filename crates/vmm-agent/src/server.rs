@@ -136,8 +136,6 @@ impl<B: Backend> Server<B> {
             ),
             HostMessage::Ping { token } => send(connection, stream, PayloadMessage::Pong { token }),
             HostMessage::Exec(spec) => self.start(stream, &spec, connection),
-            HostMessage::Pause => respond(connection, stream, self.backend.pause()),
-            HostMessage::Resume => respond(connection, stream, self.backend.resume()),
             HostMessage::Shutdown { grace_millis } => {
                 let grace = Duration::from_millis(grace_millis);
                 respond(connection, stream, self.backend.shut_down(grace));

@@ -52,6 +52,9 @@ pub trait Engine: Send + Sync {
 
 /// A payload that an [`Engine`] has started.
 ///
+/// What not every payload can do is an object that the payload has or does not have, such as
+/// [`Pause`].
+///
 /// The shim calls [`stop`](Self::stop) and [`kill`](Self::kill) from other threads while its main
 /// thread is in [`wait_until_ready`](Self::wait_until_ready) or [`wait`](Self::wait). It can call
 /// them any number of times, concurrently, and after the payload has ended.
@@ -83,14 +86,14 @@ pub trait Payload: Send + Sync {
         None
     }
 
-    /// Opens a connection that carries control frames (`vmm_protocol::frames`), whose other end the
-    /// payload serves. The shim has at most one, and opens it when the first client connects.
-    ///
-    /// # Errors
-    ///
-    /// By default, that the payload does not support it.
-    fn open_control(&self) -> Result<OwnedFd, RequestError> {
-        Err(RequestError::unsupported("exec"))
+    /// Returns how clients run commands beside the payload, if they can.
+    fn control_channel(&self) -> Option<&dyn ControlChannel> {
+        None
+    }
+
+    /// Returns how the payload is paused, if it can be.
+    fn pause(&self) -> Option<&dyn Pause> {
+        None
     }
 
     /// Asks the payload to stop, like a power button. Does not wait. The payload is killed if it still
@@ -107,6 +110,36 @@ pub trait Payload: Send + Sync {
     ///
     /// If the engine can no longer wait for the payload. The shim then kills the payload and exits.
     fn wait(&self) -> io::Result<PayloadExit>;
+}
+
+/// A payload that serves control frames (`vmm_protocol::frames`).
+pub trait ControlChannel {
+    /// Opens a connection whose other end the payload serves. The shim has at most one, and opens it
+    /// when the first client needs it.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`] with the cause, for example that a guest is not ready yet.
+    fn open(&self) -> Result<OwnedFd, RequestError>;
+}
+
+/// A payload that can be paused. [`Payload::stop`] and [`Payload::kill`] end a paused payload, too.
+///
+/// The requests of all clients wait for these methods, which must return within a few seconds.
+pub trait Pause {
+    /// Freezes the payload. Succeeds if it is frozen.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`] with the cause. The payload is then not frozen.
+    fn pause(&self) -> Result<(), RequestError>;
+
+    /// Lets the payload continue. Succeeds if it is not frozen.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`] with the cause.
+    fn resume(&self) -> Result<(), RequestError>;
 }
 
 /// How a payload ended, as observed by its engine.

@@ -42,7 +42,7 @@ mod qemu;
 pub mod signals;
 mod sys;
 
-pub use engine::{Engine, Payload, PayloadExit};
+pub use engine::{ControlChannel, Engine, Pause, Payload, PayloadExit};
 pub use error::EngineError;
 pub use helper::Helper;
 pub use pidfd_spawn::Command;

@@ -36,6 +36,7 @@ pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
 /// | `console.log`, `console.log.1`, … | the shim, with the payload's output | false output of the payload |
 /// | `console.dropped` | the shim | a false number of deleted bytes |
 /// | `notify.sock` | the shim | the start fails |
+/// | `paused` | the shim | the next runtime shows the box as paused until it is resumed |
 /// | `control.sock` | the shim | no client can run a command in the box |
 ///
 /// A directory in place of a file of a run or of a log makes every later start of the box fail, until
@@ -51,7 +52,7 @@ pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
 /// | the box directory itself | the directory above it, when it is created, and when it is renamed for removal | a reported creation or removal must last; the files of a removed box are deleted after that, and the next runtime deletes the rest |
 /// | `exit` of a detached shim | file and directory | it is the only record of an end until a runtime has saved that end, and there may be no runtime |
 /// | `exit` of an attached shim | file and directory, by the runtime, if it cannot save the end in `box.json` before it reports the end | otherwise `box.json` has the end |
-/// | `shim.pid`, `payload.pid`, `cgroup`, `notify.sock`, `control.sock` | no | no process and no control group outlives a power cut |
+/// | `shim.pid`, `payload.pid`, `cgroup`, `notify.sock`, `paused`, `control.sock` | no | no process and no control group outlives a power cut |
 /// | `console.log`, `console.dropped`, `helpers.log`, `shim.stderr` | no | output of a run that the power cut ended; the kernel writes it back as it does for any log |
 ///
 /// Records are replaced atomically. Reads do not follow a symbolic link, and do not block on a FIFO.
@@ -201,6 +202,29 @@ impl BoxDir {
     /// [`FileError`], also if it is not a regular file.
     pub fn open_shim_stderr(&self) -> Result<File, FileError> {
         open_log(&self.path.join(FILES.shim_stderr))
+    }
+
+    /// Creates or removes `paused`, which shows whether the payload is paused.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`] with the path of the file.
+    pub fn write_paused(&self, paused: bool) -> Result<(), FileError> {
+        let path = self.path.join(FILES.paused);
+        if paused {
+            return write_file_unsynced(&path, b"");
+        }
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(FileError::new("remove", path, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns whether `paused` exists.
+    pub fn is_paused(&self) -> bool {
+        fs::symlink_metadata(self.path.join(FILES.paused)).is_ok()
     }
 
     /// Opens `helpers.log` for appending, and creates it if it does not exist.

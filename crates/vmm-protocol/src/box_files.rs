@@ -32,6 +32,8 @@ pub struct BoxFiles {
     pub console_dropped: &'static str,
     /// The socket to which a payload sends its [readiness](crate::Ready::Notified).
     pub notify: &'static str,
+    /// Exists while the payload is paused. Not synced.
+    pub paused: &'static str,
     /// The socket over which the shim [serves clients](crate::frames).
     pub control: &'static str,
 }
@@ -48,6 +50,7 @@ pub const FILES: BoxFiles = BoxFiles {
     console: "console.log",
     console_dropped: "console.dropped",
     notify: "notify.sock",
+    paused: "paused",
     control: "control.sock",
 };
 
@@ -80,7 +83,8 @@ impl BoxFiles {
         records
             .into_iter()
             .chain(temporary_files)
-            .chain([dropped, dir.join(self.notify), dir.join(self.control)])
+            .chain([dropped])
+            .chain([self.notify, self.paused, self.control].map(|name| dir.join(name)))
             .collect()
     }
 }

@@ -104,6 +104,16 @@ impl ExitReporter {
         self.payload.get().map(|payload| &**payload)
     }
 
+    /// Records in the box directory whether the payload is paused.
+    pub(crate) fn record_paused(&self, paused: bool) {
+        if let Some(dir) = self.box_dir.get()
+            && let Err(error) = dir.write_paused(paused)
+        {
+            // The kernel knows of frozen processes all the same, though not of a paused guest.
+            let _ = writeln!(io::stderr(), "vmm-shim: {}", with_causes(&error));
+        }
+    }
+
     /// Calls the payload, if there is one, in a new thread, because the call may hang. The channel
     /// closes when the call returns. A panic in the call ends the shim.
     pub(crate) fn call_payload(

@@ -306,6 +306,12 @@ fn a_paused_payload_and_its_executions_do_nothing_until_they_are_resumed() {
     shim.report();
     let mut client = Client::connect(&shim);
     client.exec(1, "exec-1", "read line; echo got $line; exit 3");
+    // A pause refuses a command that has not started yet.
+    let started = client.response(1);
+    assert!(
+        matches!(started, PayloadMessage::Started { .. }),
+        "{started:?}"
+    );
     assert_eq!(client.list().len(), 1);
     let ticks = || fs::read_to_string(shim.path("ticks")).unwrap_or_default();
     eventually("the payload works", || ticks().len() > 1);

@@ -18,7 +18,8 @@ use vmm_protocol::frames::{
 };
 use vmm_protocol::procfs::status_field;
 use vmm_shim::{
-    Ending, Engine, EngineError, InstanceSpec, Payload, PayloadExit, Report, RequestError,
+    ControlChannel, Ending, Engine, EngineError, InstanceSpec, Payload, PayloadExit, Report,
+    RequestError,
 };
 
 const FLOOD_BYTES: usize = 64 << 20;
@@ -48,10 +49,8 @@ impl Payload for Hostile {
         Ok(())
     }
 
-    fn open_control(&self) -> Result<OwnedFd, RequestError> {
-        let (host, guest) = UnixStream::pair().unwrap();
-        thread::spawn(|| Guest::new(guest).serve());
-        Ok(host.into())
+    fn control_channel(&self) -> Option<&dyn ControlChannel> {
+        Some(self)
     }
 
     fn stop(&self, _grace: Duration) {}
@@ -62,6 +61,14 @@ impl Payload for Hostile {
         loop {
             thread::park();
         }
+    }
+}
+
+impl ControlChannel for Hostile {
+    fn open(&self) -> Result<OwnedFd, RequestError> {
+        let (host, guest) = UnixStream::pair().unwrap();
+        thread::spawn(|| Guest::new(guest).serve());
+        Ok(host.into())
     }
 }
 

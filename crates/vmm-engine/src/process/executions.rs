@@ -3,17 +3,18 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitStatus;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use pidfd_spawn::{Command, SpawnError};
 use vmm_agent::{Backend, Children, RequestError, Server};
 use vmm_protocol::frames::{ExecSpec, RequestErrorKind, Strictness};
-use vmm_protocol::{ControlGroup, Ending, FailureKind, InstanceSpec, with_causes};
+use vmm_protocol::{ControlGroup, Ending, InstanceSpec, with_causes};
 
 use super::command;
 use super::confinement::Confinement;
 use super::payload::has_run_out_of_memory;
+use crate::{ControlChannel, Pause};
 
 /// The commands that clients run beside a payload. The first client starts their thread.
 #[derive(Debug)]
@@ -28,8 +29,6 @@ struct BoxBackend {
     spec: InstanceSpec,
     dir: PathBuf,
     confinement: Confinement,
-    /// Whether the payload and all executions are frozen.
-    is_paused: Mutex<bool>,
 }
 
 impl Executions {
@@ -39,7 +38,6 @@ impl Executions {
                 spec,
                 dir,
                 confinement,
-                is_paused: Mutex::new(false),
             }),
             children: OnceLock::new(),
         }
@@ -60,27 +58,28 @@ impl Executions {
     }
 
     /// Lets the payload and all executions continue, if they are paused.
-    pub(super) fn resume_payload(&self) {
-        self.backend.thaw();
+    pub(super) fn thaw(&self) {
+        if let Some(children) = self.children.get() {
+            children.resume(|| {
+                if let Some(group) = ControlGroup::of_this_process() {
+                    group.thaw();
+                }
+            });
+        }
     }
 
-    /// Starts the thread, and returns the other end of its connection.
-    pub(super) fn serve(&self) -> Result<OwnedFd, RequestError> {
-        self.start_server().map_err(|error| RequestError {
-            kind: RequestErrorKind::Failed,
-            message: format!("cannot start the thread for executions: {error}"),
-        })
+    /// Returns the set of children, and creates it for the first client.
+    fn children(&self) -> io::Result<&Arc<Children>> {
+        if let Some(children) = self.children.get() {
+            return Ok(children);
+        }
+        let children = Arc::new(Children::new()?);
+        Ok(self.children.get_or_init(|| children))
     }
 
     fn start_server(&self) -> io::Result<OwnedFd> {
         let (host, payload) = UnixStream::pair()?;
-        let children = match self.children.get() {
-            Some(children) => Arc::clone(children),
-            None => {
-                let children = Arc::new(Children::new()?);
-                Arc::clone(self.children.get_or_init(|| children))
-            }
-        };
+        let children = Arc::clone(self.children()?);
         let mut server = Server::new(Arc::clone(&self.backend), children);
         // Executions die with the thread that has started them, which ends with the shim.
         let builder = thread::Builder::new().name("shim-exec".to_owned());
@@ -91,28 +90,44 @@ impl Executions {
     }
 }
 
-impl BoxBackend {
-    fn is_paused(&self) -> MutexGuard<'_, bool> {
-        self.is_paused
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+impl ControlChannel for Executions {
+    /// Starts the thread, and returns the other end of its connection.
+    fn open(&self) -> Result<OwnedFd, RequestError> {
+        self.start_server().map_err(|error| RequestError {
+            kind: RequestErrorKind::Failed,
+            message: format!("cannot start the thread for executions: {error}"),
+        })
+    }
+}
+
+impl Pause for Executions {
+    fn pause(&self) -> Result<(), RequestError> {
+        let children = self.children().map_err(|error| RequestError {
+            kind: RequestErrorKind::Failed,
+            message: format!("cannot pause the payload: {error}"),
+        })?;
+        let freeze = || ControlGroup::freeze_payload(&self.backend.dir);
+        children.pause(freeze).map_err(|error| RequestError {
+            kind: match error.source.kind() {
+                io::ErrorKind::TimedOut | io::ErrorKind::QuotaExceeded => RequestErrorKind::Failed,
+                _ => RequestErrorKind::Unsupported,
+            },
+            message: format!(
+                "the payload cannot be paused, which needs control groups of version 2 (Linux 5.2): \
+                 {}",
+                with_causes(&error)
+            ),
+        })
     }
 
-    fn thaw(&self) {
-        let mut is_paused = self.is_paused();
-        if let (true, Some(group)) = (*is_paused, ControlGroup::of_this_process()) {
-            group.thaw();
-        }
-        *is_paused = false;
+    fn resume(&self) -> Result<(), RequestError> {
+        self.thaw();
+        Ok(())
     }
 }
 
 impl Backend for BoxBackend {
     fn command(&self, exec: &ExecSpec) -> Result<Command, Ending> {
-        if *self.is_paused() {
-            let message = "the box is paused; resume it first";
-            return Err(Ending::failed(FailureKind::InUse, message));
-        }
         command::execution_command(&self.spec, &self.dir, &self.confinement, exec)
             .map_err(Ending::from)
     }
@@ -125,29 +140,5 @@ impl Backend for BoxBackend {
     // The control groups count the kills of the whole box.
     fn has_run_out_of_memory(&self, _pid: u32) -> bool {
         has_run_out_of_memory()
-    }
-
-    fn pause(&self) -> Result<(), RequestError> {
-        let mut is_paused = self.is_paused();
-        ControlGroup::freeze_payload(&self.dir).map_err(|error| RequestError {
-            kind: match error.source.kind() {
-                io::ErrorKind::TimedOut | io::ErrorKind::QuotaExceeded => {
-                    RequestErrorKind::Failed
-                }
-                _ => RequestErrorKind::Unsupported,
-            },
-            message: format!(
-                "the payload cannot be paused, which needs control groups of version 2 (Linux 5.2): \
-                 {}",
-                with_causes(&error)
-            ),
-        })?;
-        *is_paused = true;
-        Ok(())
-    }
-
-    fn resume(&self) -> Result<(), RequestError> {
-        self.thaw();
-        Ok(())
     }
 }

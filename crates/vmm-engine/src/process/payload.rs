@@ -13,14 +13,13 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use pidfd_spawn::Child;
-use vmm_agent::RequestError;
 use vmm_protocol::ControlGroup;
 use vmm_protocol::pidfd::has_exited;
 
 use super::console::Console;
 use super::executions::Executions;
 use super::notify_socket::NotifySocket;
-use crate::{EngineError, Payload, PayloadExit, descendants};
+use crate::{ControlChannel, EngineError, Pause, Payload, PayloadExit, descendants};
 
 /// A command, and all processes that it starts.
 #[derive(Debug)]
@@ -171,7 +170,7 @@ impl ProcessPayload {
         if child.is_some() {
             let _ = kill(self.pid, Signal::SIGTERM);
             // A frozen process handles SIGTERM only after it is thawed.
-            self.executions.resume_payload();
+            self.executions.thaw();
             // A stopped process handles SIGTERM only after it is continued.
             let _ = kill(self.pid, Signal::SIGCONT);
         }
@@ -227,8 +226,12 @@ impl Payload for ProcessPayload {
         }
     }
 
-    fn open_control(&self) -> Result<OwnedFd, RequestError> {
-        self.executions.serve()
+    fn control_channel(&self) -> Option<&dyn ControlChannel> {
+        Some(&self.executions)
+    }
+
+    fn pause(&self) -> Option<&dyn Pause> {
+        Some(&self.executions)
     }
 
     fn stop(&self, _grace: Duration) {

@@ -1,18 +1,16 @@
 use std::io;
 use std::mem;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::libc::SIGTERM;
-use vmm_agent::RequestError;
 use vmm_protocol::{BootTimes, GuestEvent};
 
 use super::agent::Agent;
 use super::power_off::PowerOff;
 use super::qmp::{Monitor, Shutdown};
 use crate::process::ProcessPayload;
-use crate::{EngineError, Helper, Payload, PayloadExit};
+use crate::{ControlChannel, EngineError, Helper, Pause, Payload, PayloadExit};
 
 /// How long to wait for what a QEMU that has exited had sent last.
 const LAST_MESSAGES_TIMEOUT: Duration = Duration::from_secs(1);
@@ -68,14 +66,16 @@ impl Payload for QemuPayload {
         self.agent.as_ref()?.boot_times()
     }
 
-    fn open_control(&self) -> Result<OwnedFd, RequestError> {
-        let agent = self.agent.as_ref();
-        agent
-            .ok_or_else(|| RequestError::unsupported("exec"))?
-            .open_control()
+    fn control_channel(&self) -> Option<&dyn ControlChannel> {
+        self.agent.as_ref().map(|agent| agent as _)
+    }
+
+    fn pause(&self) -> Option<&dyn Pause> {
+        Some(&*self.monitor)
     }
 
     fn stop(&self, grace: Duration) {
+        self.monitor.let_guest_run();
         match &self.agent {
             Some(agent) => {
                 agent.request_shutdown(PowerOff::grace_of_commands(grace));

@@ -1,4 +1,4 @@
-//! A client of the QEMU Machine Protocol: the handshake, two commands, and the events that report
+//! A client of the QEMU Machine Protocol: the handshake, a few commands, and the events that report
 //! how a guest ends. The crate `qapi` has all of the protocol, and more dependencies than this crate.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -8,8 +8,11 @@ use std::thread;
 use std::time::Duration;
 
 use serde::Deserialize;
+use vmm_agent::RequestError;
+use vmm_protocol::frames::RequestErrorKind;
+use vmm_protocol::truncate_text;
 
-use crate::EngineError;
+use crate::{EngineError, Pause};
 
 /// The longest message that is read; a longer one is skipped. A compromised QEMU cannot make the shim
 /// use more memory.
@@ -18,12 +21,17 @@ const MAX_MESSAGE: u64 = 1 << 20;
 /// How long to wait for QEMU to read a command.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long to wait for the response to a command.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The connection to the monitor of a QEMU, whose messages a thread reads.
 #[derive(Debug)]
 pub(super) struct Monitor {
     socket: UnixStream,
     state: Mutex<State>,
     changed: Condvar,
+    /// The id of the last request. Locked until its response: one request at a time.
+    last_request: Mutex<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -31,6 +39,8 @@ struct State {
     is_running: bool,
     is_closed: bool,
     shutdown: Shutdown,
+    /// The response to a request: its id, and the message of an error.
+    response: Option<(u64, Result<(), String>)>,
 }
 
 /// Why QEMU ends, as its events report it.
@@ -51,8 +61,16 @@ pub(super) enum Shutdown {
 struct Message {
     #[serde(rename = "return")]
     response: Option<serde_json::Value>,
+    error: ResponseError,
+    id: Option<u64>,
     event: Option<String>,
     data: serde_json::Value,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ResponseError {
+    desc: String,
 }
 
 impl Monitor {
@@ -65,6 +83,7 @@ impl Monitor {
                 socket,
                 state: Mutex::default(),
                 changed: Condvar::new(),
+                last_request: Mutex::default(),
             });
             monitor.execute("qmp_capabilities")?;
             let of_thread = Arc::clone(&monitor);
@@ -105,6 +124,42 @@ impl Monitor {
         let _ = self.execute("system_powerdown");
     }
 
+    /// Lets a paused guest continue, without waiting for the response.
+    pub(super) fn let_guest_run(&self) {
+        // On an error QEMU has ended.
+        let _ = self.execute("cont");
+    }
+
+    /// Sends a command, and waits for its response.
+    fn request(&self, command: &str) -> Result<(), RequestError> {
+        let failed = |cause: &str| {
+            let mut message = format!("QEMU did not carry out `{command}`: {cause}");
+            truncate_text(&mut message);
+            RequestError {
+                kind: RequestErrorKind::Failed,
+                message,
+            }
+        };
+        let last = self.last_request.lock();
+        let mut last = last.unwrap_or_else(PoisonError::into_inner);
+        *last += 1;
+        let id = *last;
+        let line = format!("{{\"execute\":\"{command}\",\"id\":{id}}}\n");
+        let sent = (&self.socket).write_all(line.as_bytes());
+        sent.map_err(|error| failed(&error.to_string()))?;
+        let is_response = |state: &State| matches!(&state.response, Some((of, _)) if *of == id);
+        let is_pending = |state: &mut State| !is_response(state) && !state.is_closed;
+        let result = self
+            .changed
+            .wait_timeout_while(self.state(), RESPONSE_TIMEOUT, is_pending);
+        let (mut state, timeout) = result.unwrap_or_else(PoisonError::into_inner);
+        match state.response.take_if(|(of, _)| *of == id) {
+            Some((_, response)) => response.map_err(|error| failed(&error)),
+            None if timeout.timed_out() => Err(failed("it does not respond")),
+            None => Err(failed("it has ended")),
+        }
+    }
+
     fn execute(&self, command: &str) -> io::Result<()> {
         let line = format!("{{\"execute\":\"{command}\"}}\n");
         (&self.socket).write_all(line.as_bytes())
@@ -133,6 +188,10 @@ impl Monitor {
         let mut state = self.state();
         // QEMU responds when its main loop runs, and so does the guest.
         state.is_running |= message.response.is_some();
+        if let Some(id) = message.id {
+            let response = message.response.map(drop).ok_or(message.error.desc);
+            state.response = Some((id, response));
+        }
         match message.event.as_deref() {
             Some("GUEST_PANICKED") => state.shutdown = Shutdown::Panicked,
             Some("SHUTDOWN") if state.shutdown == Shutdown::Unknown => {
@@ -152,6 +211,17 @@ impl Monitor {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// QEMU stops the virtual CPUs of the guest. QEMU itself and its helpers go on.
+impl Pause for Monitor {
+    fn pause(&self) -> Result<(), RequestError> {
+        self.request("stop")
+    }
+
+    fn resume(&self) -> Result<(), RequestError> {
+        self.request("cont")
     }
 }
 
@@ -185,6 +255,35 @@ mod tests {
             let both = after(&format!("{greeting}{panic}{event}"));
             assert_eq!(both, (true, Shutdown::Panicked));
         }
+    }
+
+    #[test]
+    fn a_request_has_its_own_response_or_an_error() {
+        let (here, qemu) = UnixStream::pair().unwrap();
+        let monitor = Monitor::start(here).unwrap();
+        let responses = [
+            "{\"return\":{},\"id\":0}\n{\"event\":\"STOP\"}\n{\"return\":{},\"id\":1}\n",
+            "{\"error\":{\"class\":\"GenericError\",\"desc\":\"it is busy\"},\"id\":2}\n",
+        ];
+        let commands = thread::spawn(move || {
+            let mut lines = BufReader::new(&qemu).lines();
+            let mut commands = vec![lines.next().unwrap().unwrap()];
+            for response in responses {
+                commands.push(lines.next().unwrap().unwrap());
+                (&qemu).write_all(response.as_bytes()).unwrap();
+            }
+            // The third request, to which QEMU does not respond before it ends.
+            commands.push(lines.next().unwrap().unwrap());
+            commands
+        });
+        monitor.pause().unwrap();
+        let error = monitor.resume().unwrap_err();
+        assert!(error.message.ends_with("it is busy"), "{error}");
+        let error = monitor.pause().unwrap_err();
+        assert!(error.message.ends_with("it has ended"), "{error}");
+        let commands = commands.join().unwrap();
+        assert_eq!(commands[1], "{\"execute\":\"stop\",\"id\":1}");
+        assert_eq!(commands[2], "{\"execute\":\"cont\",\"id\":2}");
     }
 
     #[test]

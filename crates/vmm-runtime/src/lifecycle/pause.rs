@@ -40,13 +40,14 @@ async fn set_paused(
     Ok(bx.info())
 }
 
-/// Reads from the kernel whether the payload of a shim of an earlier runtime is frozen.
+/// Reads whether the payload of a shim of an earlier runtime is frozen: from the kernel, or, for a guest,
+/// from the record of the shim.
 pub(super) async fn recover_pause(core: &Arc<Core>, bx: &Arc<MicroBox>, shim: &Arc<ShimHandler>) {
     let (dir, pid) = (bx.dir().clone(), shim.pid());
     let is_frozen = move || {
         // Resources are exhausted otherwise. `resume` reads it again.
         let group = ControlGroup::of_shim(dir.path(), pid).unwrap_or_default();
-        group.is_some_and(|group| group.is_frozen())
+        dir.is_paused() || group.is_some_and(|group| group.is_frozen())
     };
     if core
         .run_on_disk(move || Ok(is_frozen()))

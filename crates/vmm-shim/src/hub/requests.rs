@@ -1,5 +1,5 @@
 use nix::libc::SIGKILL;
-use vmm_engine::RequestError;
+use vmm_engine::{Payload, RequestError};
 use vmm_protocol::frames::{
     Connection, ExecSpec, Frame, HostMessage, PayloadMessage, RequestErrorKind, Strictness, VERSION,
 };
@@ -33,9 +33,9 @@ impl Hub {
             HostMessage::Start(spec) => self.start_execution(client_id, stream, spec, false),
             HostMessage::Attach { id, output } => self.attach(client_id, stream, &id, output),
             HostMessage::Forget { id } => self.forget(client_id, stream, &id),
-            HostMessage::Pause
-            | HostMessage::Resume
-            | HostMessage::Stats
+            HostMessage::Pause => self.set_paused(client_id, stream, true),
+            HostMessage::Resume => self.set_paused(client_id, stream, false),
+            HostMessage::Stats
             | HostMessage::Put { .. }
             | HostMessage::Get { .. }
             | HostMessage::Shutdown { .. } => self.pass_on(client_id, stream, message),
@@ -160,6 +160,37 @@ impl Hub {
         client.send(stream, PayloadMessage::Done);
     }
 
+    /// Freezes the payload, or lets it continue. Records it for the next runtime.
+    fn set_paused(&mut self, client_id: u64, stream: u32, paused: bool) {
+        let request = if paused { "pause" } else { "resume" };
+        let result = self.payload().and_then(|payload| {
+            let pause = payload.pause();
+            let pause = pause.ok_or_else(|| RequestError::unsupported(request))?;
+            if paused {
+                pause.pause()
+            } else {
+                pause.resume()
+            }
+        });
+        let Some(client) = self.clients.get_mut(&client_id) else {
+            return;
+        };
+        match result {
+            Ok(()) => {
+                self.reporter.record_paused(paused);
+                client.send(stream, PayloadMessage::Done);
+            }
+            Err(error) => client.send_error(stream, error.kind, error.message),
+        }
+    }
+
+    fn payload(&self) -> Result<&dyn Payload, RequestError> {
+        self.reporter.payload().ok_or_else(|| RequestError {
+            kind: RequestErrorKind::Failed,
+            message: "the payload is not started yet".to_owned(),
+        })
+    }
+
     /// Passes a request on to the payload, and its response back.
     fn pass_on(&mut self, client_id: u64, stream: u32, message: HostMessage) {
         let to_payload = self.next_stream;
@@ -186,15 +217,14 @@ impl Hub {
         let connection = match self.connection.take() {
             Some(connection) => connection,
             None => {
-                let failed = |message| RequestError {
-                    kind: RequestErrorKind::Failed,
-                    message,
-                };
-                let payload = self.reporter.payload();
-                let payload =
-                    payload.ok_or_else(|| failed("the payload is not started yet".to_owned()))?;
-                Connection::new(payload.open_control()?, Strictness::Resynchronize)
-                    .map_err(|error| failed(format!("cannot connect to the payload: {error}")))?
+                let channel = self.payload()?.control_channel();
+                let channel = channel.ok_or_else(|| RequestError::unsupported("exec"))?;
+                Connection::new(channel.open()?, Strictness::Resynchronize).map_err(|error| {
+                    RequestError {
+                        kind: RequestErrorKind::Failed,
+                        message: format!("cannot connect to the payload: {error}"),
+                    }
+                })?
             }
         };
         Ok(self.connection.insert(connection))

@@ -27,7 +27,7 @@ use vmm_protocol::frames::RequestErrorKind;
 pub(super) use self::environment::GuestEnvironment;
 use self::relay::Relay;
 pub(super) use self::workload::Workload;
-use crate::{EngineError, PayloadExit};
+use crate::{ControlChannel, EngineError, PayloadExit};
 
 /// The agent of a guest. A thread relays the frames.
 pub(super) struct Agent {
@@ -127,21 +127,6 @@ impl Agent {
         }
     }
 
-    /// Opens a connection to the agent.
-    pub(super) fn open_control(&self) -> Result<OwnedFd, RequestError> {
-        let failed = |message| RequestError {
-            kind: RequestErrorKind::Failed,
-            message,
-        };
-        if !matches!(self.shared.state().start, Start::Ready(_)) {
-            return Err(failed("the guest is not ready yet".to_owned()));
-        }
-        let (client, relay) = UnixStream::pair()
-            .map_err(|error| failed(format!("cannot open a connection to the agent: {error}")))?;
-        self.request(Request::Serve(relay));
-        Ok(client.into())
-    }
-
     /// Asks the agent to end all processes of the guest, with SIGKILL after `grace`, and to power it
     /// off. Does not block.
     pub(super) fn request_shutdown(&self, grace: Duration) {
@@ -164,6 +149,23 @@ impl Agent {
         // Fails after the end of the guest, which fulfills a shutdown and hangs up on a client.
         let _ = self.requests.send(request);
         let _ = self.shared.wake.write(1);
+    }
+}
+
+impl ControlChannel for Agent {
+    /// Opens a connection to the agent.
+    fn open(&self) -> Result<OwnedFd, RequestError> {
+        let failed = |message| RequestError {
+            kind: RequestErrorKind::Failed,
+            message,
+        };
+        if !matches!(self.shared.state().start, Start::Ready(_)) {
+            return Err(failed("the guest is not ready yet".to_owned()));
+        }
+        let (client, relay) = UnixStream::pair()
+            .map_err(|error| failed(format!("cannot open a connection to the agent: {error}")))?;
+        self.request(Request::Serve(relay));
+        Ok(client.into())
     }
 }
 

@@ -268,11 +268,11 @@ fn a_client_shares_the_port_with_a_shutdown_and_gets_the_environment_of_the_box(
     let mut payload = echo();
     payload.env.insert("A".into(), "box".into());
     let (shim, mut guest) = connect(payload);
-    assert!(shim.agent.open_control().is_err(), "the guest is not ready");
+    assert!(shim.agent.open().is_err(), "the guest is not ready");
     guest.get_ready(VERSION);
     guest.start_workload();
     shim.agent.wait_ready().unwrap();
-    let client = UnixStream::from(shim.agent.open_control().unwrap());
+    let client = UnixStream::from(shim.agent.open().unwrap());
     client.set_read_timeout(Some(TIMEOUT)).unwrap();
 
     let mut wire = Vec::new();
