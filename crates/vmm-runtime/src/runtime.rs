@@ -233,7 +233,7 @@ impl VmmRuntime {
     ///
     /// [`RuntimeError::NotRunning`]; [`RuntimeError::Exec`] if the engine or the host cannot freeze
     /// the payload: the engine `process` needs control groups of version 2 (Linux 5.2), also beside
-    /// those of version 1; [`RuntimeError::NotFound`], [`RuntimeError::Closed`].
+    /// those of version 1, the engine `qemu` needs neither; [`RuntimeError::NotFound`], [`RuntimeError::Closed`].
     ///
     /// # Cancel safety
     ///

@@ -10,7 +10,7 @@ use crate::server_args::ServerArgs;
 /// Pause boxes: freeze all their processes
 ///
 /// A paused box can be stopped and removed. `shimd unpause` lets it continue. Needs control groups of
-/// version 2.
+/// version 2, except for guests.
 #[derive(Args, Debug)]
 pub(crate) struct Pause {
     /// Ids or names of the boxes

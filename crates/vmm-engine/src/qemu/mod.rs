@@ -88,6 +88,10 @@ use crate::{Engine, EngineError, Payload, process};
 /// still runs after three quarters, it gets SIGTERM, which it handles without the guest, and at the
 /// end of the period SIGKILL.
 ///
+/// # Pause
+///
+/// QEMU stops the CPUs of the guest, on any kernel of the host. A stop lets a paused guest continue.
+///
 /// # How a guest ends
 ///
 /// The first row that applies counts.
