@@ -100,7 +100,11 @@ fn a_child_in_another_network_namespace_has_its_interfaces() {
     let output = stdout_of(command.network_namespace(namespace));
     let lines: Vec<&str> = output.lines().collect();
     // The namespace, two lines of headings, and the loopback interface.
-    assert_eq!((lines.len(), lines[0]), (4, &*inode.to_string()), "{output}");
+    assert_eq!(
+        (lines.len(), lines[0]),
+        (4, &*inode.to_string()),
+        "{output}"
+    );
     assert!(lines[3].contains("lo:"), "{output}");
 }
 
