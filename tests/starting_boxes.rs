@@ -9,7 +9,7 @@ use common::boxes::{
 use common::{eventually, is_gone};
 use vmm_protocol::procfs;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxChange, BoxSpec, BoxStatus, Ready, Removal};
+use vmm_runtime::{BoxChange, BoxSpec, BoxStatus, ExecSpec, Ready, Removal, RuntimeError};
 
 /// Returns a spec whose payload becomes ready, and exits with 3, once the file `go` exists.
 fn ready_on_go() -> BoxSpec {
@@ -101,6 +101,35 @@ async fn a_cancelled_start_is_an_event_and_leaves_the_box_as_it_was() {
     assert!(is_gone(pid));
     let cancelled = changes_up_to(&mut events, BoxChange::Cancelled).await;
     assert_eq!(cancelled, [BoxChange::Cancelled]);
+}
+
+#[tokio::test]
+async fn a_box_that_starts_runs_no_commands_yet() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let id = runtime.create(ready_on_go()).await.unwrap().id.to_string();
+    let refused = async {
+        wait_for_status(&runtime, &id, BoxStatus::Starting).await;
+        let command = || ExecSpec::new("", ["true"]);
+        let errors = [
+            runtime.exec(&id, command()).await.unwrap_err(),
+            runtime.start_execution(&id, command()).await.unwrap_err(),
+            runtime.attach(&id, "exec-1").await.unwrap_err(),
+            runtime.executions(&id).await.unwrap_err(),
+        ];
+        runtime.stop(&id).await.unwrap();
+        errors
+    };
+    let (_, errors) = tokio::join!(runtime.start(&id), refused);
+    for error in errors {
+        assert!(matches!(error, RuntimeError::Starting { .. }), "{error:?}");
+    }
+    let error = runtime.exec(&id, ExecSpec::new("", ["true"])).await;
+    let error = error.unwrap_err();
+    assert!(
+        matches!(error, RuntimeError::NotRunning { .. }),
+        "{error:?}"
+    );
 }
 
 #[tokio::test]

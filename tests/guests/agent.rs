@@ -1,11 +1,18 @@
 //! Guests with the agent: commands in the guest, and its shutdown.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use vmm_protocol::BoxDir;
+use vmm_protocol::frames::{Frame, FrameReader, HostMessage, PayloadMessage, Strictness};
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxStatus, Ending, ExecSpec, GuestEvent, Removal, TerminalSize, VmmRuntime};
+use vmm_runtime::{
+    BoxStatus, Ending, ExecSpec, GuestEvent, Removal, RequestErrorKind, TerminalSize, VmmRuntime,
+};
 
+use crate::common::boxes::wait_for_info;
+use crate::common::pause;
 use crate::guest::{GuestFiles, open_runtime, spec};
 
 fn shell(script: &str) -> ExecSpec {
@@ -51,6 +58,85 @@ async fn commands_run_in_the_guest_and_a_stop_powers_it_off() {
     let event = GuestEvent::PoweredOff;
     assert_eq!(stopped.ending, Some(Ending::Guest { event }), "{stopped:?}");
     assert_eq!(stopped.status, BoxStatus::Stopped);
+}
+
+#[tokio::test]
+async fn a_shim_refuses_commands_until_its_guest_has_booted() {
+    let Some(files) = GuestFiles::find() else {
+        return;
+    };
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let created = runtime.create(spec(&files.guest_with_agent())).await;
+    let id = created.unwrap().id.to_string();
+    let early = async {
+        wait_for_info(&runtime, &id, |bx| bx.pid.is_some()).await;
+        // As a client of another program: the runtime does not ask a shim that starts.
+        let mut client = ShimClient::connect(&home, &id).await;
+        client.exec(1, "early").await;
+        let refusal = client.receive().await;
+        (client, refusal)
+    };
+    let (started, (mut client, refusal)) = tokio::join!(runtime.start(&id), early);
+    started.unwrap();
+    let kind = RequestErrorKind::NotReady;
+    assert!(
+        matches!(refusal, PayloadMessage::Error { kind: found, .. } if found == kind),
+        "{refusal:?}"
+    );
+    // The same connection works later.
+    client.exec(2, "late").await;
+    let started = client.receive().await;
+    assert!(
+        matches!(started, PayloadMessage::Started { .. }),
+        "{started:?}"
+    );
+    runtime.remove(&id, Removal::Force).await.unwrap();
+}
+
+/// A connection to the control socket of a shim.
+struct ShimClient {
+    socket: UnixStream,
+    reader: FrameReader,
+}
+
+impl ShimClient {
+    /// Connects as soon as the shim has its socket.
+    async fn connect(home: &PerTestBoxHome, id: &str) -> Self {
+        let path = BoxDir::new(home.path().join("boxes").join(id)).control_socket_path();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            match UnixStream::connect(&path).await {
+                Ok(socket) => {
+                    return Self {
+                        socket,
+                        reader: FrameReader::new(Strictness::Strict),
+                    };
+                }
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            pause().await;
+        }
+    }
+
+    async fn exec(&mut self, stream: u32, id: &str) {
+        let mut wire = Vec::new();
+        let exec = HostMessage::Exec(ExecSpec::new(id, ["echo"]));
+        Frame::new(stream, exec).encode(&mut wire).unwrap();
+        self.socket.write_all(&wire).await.unwrap();
+    }
+
+    async fn receive(&mut self) -> PayloadMessage {
+        let mut buffer = [0; 4096];
+        loop {
+            if let Some(frame) = self.reader.next_frame().unwrap() {
+                return frame.message;
+            }
+            let length = self.socket.read(&mut buffer).await.unwrap();
+            assert!(length > 0, "the shim has hung up");
+            self.reader.push(&buffer[..length]);
+        }
+    }
 }
 
 #[tokio::test]

@@ -119,7 +119,8 @@ pub trait ControlChannel {
     ///
     /// # Errors
     ///
-    /// [`RequestError`] with the cause, for example that a guest is not ready yet.
+    /// [`RequestError`]. With the kind `NotReady`, such as that of a guest that boots, the shim asks again
+    /// for the next request.
     fn open(&self) -> Result<OwnedFd, RequestError>;
 }
 

@@ -141,6 +141,12 @@ pub enum RuntimeError {
         /// The id of the box.
         id: BoxId,
     },
+    /// The box is still starting: its payload is not ready, such as a guest that boots.
+    #[error("box {id} is still starting; wait until it is running")]
+    Starting {
+        /// The id of the box.
+        id: BoxId,
+    },
     /// The box is paused: its payload is frozen.
     #[error("box {id} is paused; resume it first")]
     Paused {

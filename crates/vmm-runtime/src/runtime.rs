@@ -226,7 +226,7 @@ impl VmmRuntime {
     }
 
     /// Pauses a box: freezes its payload with all processes, until it is [resumed](Self::resume).
-    /// Returns at once if it is paused. A paused box is not probed, runs no further commands, and can
+    /// Waits for a start in progress. Returns at once if the box is paused. A paused box is not probed, runs no further commands, and can
     /// be stopped and removed.
     ///
     /// # Errors

@@ -258,6 +258,8 @@ pub enum RequestErrorKind {
     NotFound,
     /// Another client is attached to the execution.
     InUse,
+    /// The payload is not started yet, or its guest still boots. A later request can succeed.
+    NotReady,
     /// The id of the execution is already used, or the request is not valid.
     Invalid,
     /// Any other failure.

@@ -104,6 +104,7 @@ impl From<RuntimeError> for ApiError {
             | RuntimeError::TooManyLabels { .. } => ErrorCode::InvalidArgument,
             RuntimeError::Running { .. }
             | RuntimeError::NotRunning { .. }
+            | RuntimeError::Starting { .. }
             | RuntimeError::Paused { .. } => ErrorCode::InvalidState,
             RuntimeError::Exec { source, .. } => exec_error_code(source),
             RuntimeError::Start { source, .. } => start_error_code(source),
@@ -163,7 +164,7 @@ fn exec_error_code(error: &ExecError) -> ErrorCode {
         ExecError::Refused { kind, .. } => match kind {
             RequestErrorKind::Unsupported => ErrorCode::Unsupported,
             RequestErrorKind::NotFound => ErrorCode::NotFound,
-            RequestErrorKind::InUse => ErrorCode::InvalidState,
+            RequestErrorKind::InUse | RequestErrorKind::NotReady => ErrorCode::InvalidState,
             RequestErrorKind::Invalid => ErrorCode::InvalidArgument,
             _ => ErrorCode::ExecutionFailed,
         },

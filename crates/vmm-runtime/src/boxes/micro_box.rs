@@ -277,6 +277,16 @@ impl MicroBox {
         }
     }
 
+    /// Returns the shim of a box whose payload is ready.
+    pub(crate) fn ready_shim(&self) -> Result<Arc<ShimHandler>, RuntimeError> {
+        let id = self.id().clone();
+        match &self.state().phase {
+            Phase::Running { shim, .. } => Ok(Arc::clone(shim)),
+            Phase::Starting { .. } => Err(RuntimeError::Starting { id }),
+            Phase::Idle | Phase::Exited { .. } => Err(RuntimeError::NotRunning { id }),
+        }
+    }
+
     /// Marks the exit of the running shim as requested and returns the shim, if there is one.
     pub(crate) fn request_stop(&self) -> Result<Option<Arc<ShimHandler>>, RuntimeError> {
         // An exit before this request was not requested. A failure to read it is retried later.

@@ -28,7 +28,7 @@ impl VmmRuntime {
     /// # Errors
     ///
     /// [`RuntimeError::NotFound`], [`RuntimeError::Ambiguous`], [`RuntimeError::NotRunning`],
-    /// [`RuntimeError::Paused`];
+    /// [`RuntimeError::Starting`] until the payload is ready, [`RuntimeError::Paused`];
     /// [`RuntimeError::Exec`] if the command cannot be started.
     ///
     /// # Cancel safety
@@ -208,9 +208,7 @@ impl VmmRuntime {
     {
         let bx = self.core().boxes.find(id_or_name)?;
         let id = bx.id().clone();
-        if bx.shim().is_none() {
-            return Err(RuntimeError::NotRunning { id });
-        }
+        bx.ready_shim()?;
         let request = request(Arc::clone(self.core()), bx.dir().clone());
         let work = async move {
             request

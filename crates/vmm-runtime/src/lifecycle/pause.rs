@@ -23,8 +23,10 @@ async fn set_paused(
 ) -> Result<BoxInfo, RuntimeError> {
     let _operation = bx.operation_lock.lock().await;
     let id = || bx.id().clone();
-    let shim = bx.shim().filter(|_| !bx.info().stopping);
-    let shim = shim.ok_or_else(|| RuntimeError::NotRunning { id: id() })?;
+    let shim = bx.ready_shim()?;
+    if bx.info().stopping {
+        return Err(RuntimeError::NotRunning { id: id() });
+    }
     if !paused && !bx.is_paused() {
         // The kernel knows of a pause that a recovery could not read.
         recover_pause(core, bx, &shim).await;

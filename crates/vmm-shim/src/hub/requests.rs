@@ -186,8 +186,8 @@ impl Hub {
 
     fn payload(&self) -> Result<&dyn Payload, RequestError> {
         self.reporter.payload().ok_or_else(|| RequestError {
-            kind: RequestErrorKind::Failed,
-            message: "the payload is not started yet".to_owned(),
+            kind: RequestErrorKind::NotReady,
+            message: "the payload is not started yet; wait until the box is running".to_owned(),
         })
     }
 

@@ -59,7 +59,7 @@ impl Exec {
         }
         let client = self.server.client(&home).await?;
         let bx = client.inspect(&self.bx).await?;
-        if !bx.status.is_alive() {
+        if !bx.status.is_alive() && !bx.starting {
             return Err(Failure::NotRunning { name: self.bx });
         }
         let mut command = self.command.into_iter();

@@ -155,15 +155,16 @@ impl Agent {
 impl ControlChannel for Agent {
     /// Opens a connection to the agent.
     fn open(&self) -> Result<OwnedFd, RequestError> {
-        let failed = |message| RequestError {
-            kind: RequestErrorKind::Failed,
-            message,
-        };
         if !matches!(self.shared.state().start, Start::Ready(_)) {
-            return Err(failed("the guest is not ready yet".to_owned()));
+            return Err(RequestError {
+                kind: RequestErrorKind::NotReady,
+                message: "the guest still boots; wait until the box is running".to_owned(),
+            });
         }
-        let (client, relay) = UnixStream::pair()
-            .map_err(|error| failed(format!("cannot open a connection to the agent: {error}")))?;
+        let (client, relay) = UnixStream::pair().map_err(|error| RequestError {
+            kind: RequestErrorKind::Failed,
+            message: format!("cannot open a connection to the agent: {error}"),
+        })?;
         self.request(Request::Serve(relay));
         Ok(client.into())
     }

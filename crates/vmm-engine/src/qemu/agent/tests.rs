@@ -268,7 +268,8 @@ fn a_client_shares_the_port_with_a_shutdown_and_gets_the_environment_of_the_box(
     let mut payload = echo();
     payload.env.insert("A".into(), "box".into());
     let (shim, mut guest) = connect(payload);
-    assert!(shim.agent.open().is_err(), "the guest is not ready");
+    let error = shim.agent.open().unwrap_err();
+    assert_eq!(error.kind, RequestErrorKind::NotReady);
     guest.get_ready(VERSION);
     guest.start_workload();
     shim.agent.wait_ready().unwrap();

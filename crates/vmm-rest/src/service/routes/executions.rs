@@ -291,7 +291,7 @@ const MIN_TIMEOUT_SECONDS: f64 = 0.1;
 /// Returns the executions of a box. One that is not running has none.
 async fn executions(api: &ApiState, id: &str) -> Result<Vec<vmm_runtime::ExecutionInfo>, ApiError> {
     match api.runtime.executions(id).await {
-        Err(RuntimeError::NotRunning { .. }) => Ok(Vec::new()),
+        Err(RuntimeError::NotRunning { .. } | RuntimeError::Starting { .. }) => Ok(Vec::new()),
         executions => Ok(executions?),
     }
 }
@@ -326,7 +326,9 @@ async fn attach_to(api: &ApiState, id: &str, execution: &str) -> Result<Executio
             {
                 sleep(POLL_INTERVAL).await;
             }
-            Err(RuntimeError::NotRunning { .. }) => return Err(not_found(id, execution)),
+            Err(RuntimeError::NotRunning { .. } | RuntimeError::Starting { .. }) => {
+                return Err(not_found(id, execution));
+            }
             _ => return Ok(attached?),
         }
     }
