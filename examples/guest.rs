@@ -46,7 +46,8 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         let options = RuntimeOptions::new(home.path())
             .start_timeout(BOOT_TIMEOUT)
             // Rejects a box whose options are wrong when it is created, not when it is started.
-            .payload_check(move |payload| shim().validate(payload));
+            .payload_check(move |payload| shim().validate(payload))
+            .payload_cleanup(move |payload, dir| shim().cleanup(payload, dir));
         let runtime = VmmRuntime::open(options).await?;
         let ending = tokio::select! {
             ending = boot_and_run(&runtime, &guest, command) => ending,

@@ -79,12 +79,14 @@ impl GuestFiles {
     }
 }
 
-/// Returns options whose runtime checks payloads when a box is created.
+/// Returns options whose runtime checks payloads when a box is created, and cleans up after them.
 pub fn checking_options(home: &PerTestBoxHome) -> RuntimeOptions {
-    let shim = Shim::new().engine(Qemu);
+    let shim = || Shim::new().engine(Qemu);
+    let (validator, cleaner) = (shim(), shim());
     options(home.path())
         .start_timeout(BOOT_TIMEOUT)
-        .payload_check(move |payload| shim.validate(payload))
+        .payload_check(move |payload| validator.validate(payload))
+        .payload_cleanup(move |payload, dir| cleaner.cleanup(payload, dir))
 }
 
 pub async fn open_runtime(home: &PerTestBoxHome) -> VmmRuntime {

@@ -48,6 +48,21 @@ pub trait Engine: Send + Sync {
     ///
     /// [`EngineError`]. The engine must have ended everything that it had started.
     fn start(&self, spec: &InstanceSpec, dir: &Path) -> Result<Box<dyn Payload>, EngineError>;
+
+    /// Removes what a run has left beside its processes: sockets and temporary files in the box
+    /// directory `dir`, mounts, network devices. By default there is nothing to remove.
+    ///
+    /// The daemon calls this after a shim that may have ended without removing them, for example
+    /// because it was killed. All processes of the run have ended, and possibly nothing is left. The
+    /// payload may have changed `dir`: follow no symbolic link in it.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError`]. The daemon calls this again, and the box cannot start until it succeeds.
+    fn cleanup(&self, payload: &PayloadSpec, dir: &Path) -> Result<(), EngineError> {
+        let _ = (payload, dir);
+        Ok(())
+    }
 }
 
 /// A payload that an [`Engine`] has started.

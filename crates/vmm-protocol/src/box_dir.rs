@@ -214,12 +214,7 @@ impl BoxDir {
         if paused {
             return write_file_unsynced(&path, b"");
         }
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(FileError::new("remove", path, error))
-            }
-            _ => Ok(()),
-        }
+        delete(path)
     }
 
     /// Returns whether `paused` exists.
@@ -299,15 +294,28 @@ impl BoxDir {
     ///
     /// [`FileError`] with the first file that cannot be deleted.
     pub fn delete_run_files(&self) -> Result<(), FileError> {
-        for path in FILES.run_files(&self.path) {
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(FileError::new("delete", path, error));
-                }
-                _ => {}
-            }
+        FILES.run_files(&self.path).into_iter().try_for_each(delete)
+    }
+
+    /// Deletes what no run may leave: its sockets, the record of a pause, temporary files. The shim
+    /// must have ended.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`] with the first file that cannot be deleted.
+    pub fn delete_transient_files(&self) -> Result<(), FileError> {
+        let files = FILES.transient_files(&self.path);
+        files.into_iter().try_for_each(delete)
+    }
+}
+
+/// Deletes a file, if it exists.
+fn delete(path: PathBuf) -> Result<(), FileError> {
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(FileError::new("delete", path, error))
         }
-        Ok(())
+        _ => Ok(()),
     }
 }
 

@@ -68,23 +68,34 @@ impl BoxFiles {
     /// Returns the paths of all files that belong to one run of the box in `dir`. The runtime
     /// deletes them before the next run.
     ///
-    /// Includes the temporary files that a crashed writer may have left.
+    /// Includes the [transient files](Self::transient_files).
     pub fn run_files(&self, dir: &Path) -> Vec<PathBuf> {
-        let records = [
+        let records = self.run_records().map(|name| dir.join(name));
+        let mut files = self.transient_files(dir);
+        files.extend(records);
+        files
+    }
+
+    /// Returns the paths of the files in `dir` that no run of the box may leave: its sockets, the
+    /// record of a pause, and the temporary files of a shim that was killed while it wrote. The
+    /// runtime deletes them after the run.
+    pub fn transient_files(&self, dir: &Path) -> Vec<PathBuf> {
+        let written = self.run_records().into_iter().chain([self.console_dropped]);
+        let temporary_files = written.map(|name| temporary_path(&dir.join(name)));
+        let while_running = [self.notify, self.paused, self.control];
+        temporary_files
+            .chain(while_running.map(|name| dir.join(name)))
+            .collect()
+    }
+
+    /// The files that describe a run, also after its end.
+    fn run_records(&self) -> [&'static str; 5] {
+        [
             self.shim_pid,
             self.payload_pid,
             self.control_group,
             self.exit,
             self.helpers,
         ]
-        .map(|name| dir.join(name));
-        let temporary_files = records.each_ref().map(|path| temporary_path(path));
-        let dropped = temporary_path(&dir.join(self.console_dropped));
-        records
-            .into_iter()
-            .chain(temporary_files)
-            .chain([dropped])
-            .chain([self.notify, self.paused, self.control].map(|name| dir.join(name)))
-            .collect()
     }
 }

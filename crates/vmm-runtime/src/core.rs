@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use ulid::{Generator, Ulid};
 use vmm_protocol::{FileError, is_resource_exhaustion, panic_message, with_causes};
 
-use crate::boxes::Boxes;
+use crate::boxes::{Boxes, MicroBox};
 use crate::driver::Driver;
 use crate::event::EventBus;
 use crate::health::ProbeRunner;
@@ -24,8 +24,8 @@ use crate::remove_tree::{Progress, remove_tree};
 use crate::restart::DueBoxes;
 use crate::shim::WarmShims;
 use crate::{
-    BoxId, PayloadCheck, RuntimeError, RuntimeMetrics, RuntimeMetricsStorage, RuntimeOptions,
-    ShimController, ShimProgram,
+    BoxId, PayloadCheck, PayloadCleanup, RuntimeError, RuntimeMetrics, RuntimeMetricsStorage,
+    RuntimeOptions, ShimController, ShimProgram,
 };
 
 /// How long the removal of one directory may run before the next queued removal gets its turn.
@@ -42,6 +42,8 @@ pub(crate) struct Core {
     disk_reserve: u64,
     /// [`RuntimeOptions::payload_check`].
     pub(crate) payload_check: Option<PayloadCheck>,
+    /// [`RuntimeOptions::payload_cleanup`].
+    payload_cleanup: Option<PayloadCleanup>,
     pub(crate) boxes: Boxes,
     pub(crate) controller: ShimController,
     pub(crate) warm_shims: Arc<WarmShims>,
@@ -103,6 +105,7 @@ impl Core {
             home,
             disk_reserve: options.disk_reserve,
             payload_check: options.payload_check.clone(),
+            payload_cleanup: options.payload_cleanup.clone(),
             boxes: Boxes::default(),
             controller,
             warm_shims,
@@ -186,6 +189,21 @@ impl Core {
     /// search.
     pub(crate) async fn clean_orphans(&self, target: &CleanupTarget) -> io::Result<()> {
         self.orphans.clean(target, &self.driver.cleanup).await
+    }
+
+    /// Removes what a run has left beside processes: with the engine what it had made, and the files
+    /// of the shim. No process of the run is left.
+    pub(crate) async fn clean_files(&self, bx: &MicroBox) -> io::Result<()> {
+        let cleanup = self.payload_cleanup.clone();
+        let (payload, dir) = (bx.payload(), bx.dir().clone());
+        let work = move || {
+            // A payload can prevent it, and the next start reports that.
+            let _ = dir.delete_transient_files();
+            cleanup.map_or(Ok(()), |cleanup| cleanup.run(&payload, dir.path()))
+        };
+        // One after the other: the work of a call that was cancelled cannot overlap with the next run.
+        let done = self.driver.cleanup.run(work).await;
+        done.map_err(io::Error::other)?
     }
 
     /// Spawns the removal of a directory that no longer belongs to a box. The task ends when the

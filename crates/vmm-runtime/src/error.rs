@@ -183,9 +183,10 @@ pub enum RuntimeError {
         seconds: u64,
     },
     /// Processes of the previous run survived SIGKILL, or the runtime could not search for them
-    /// because it had no descriptors or memory left. The runtime retries in the background; until
-    /// it succeeds the box can neither start nor be removed.
-    #[error("cannot clean up processes left by the previous run of box {id}; try again")]
+    /// because it had no descriptors or memory left, or the
+    /// [cleanup](crate::RuntimeOptions::payload_cleanup) of the engine failed. The runtime retries in
+    /// the background; until it succeeds the box can neither start nor be removed.
+    #[error("cannot clean up what the previous run of box {id} has left; try again")]
     CleanupFailed {
         /// The id of the box.
         id: BoxId,
@@ -246,7 +247,7 @@ mod tests {
                     id: id(),
                     source: io::Error::new(io::ErrorKind::ResourceBusy, file("remove")),
                 },
-                "cannot clean up processes left by the previous run of box b1; try again: cannot \
+                "cannot clean up what the previous run of box b1 has left; try again: cannot \
                  remove /box/file: disk full",
             ),
             (

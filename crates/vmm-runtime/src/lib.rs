@@ -114,7 +114,7 @@ pub use lifecycle::{Removal, RuntimeShutdown};
 pub use metrics::{
     DurationHistogram, ExecutionMetrics, GuestBootMetrics, RuntimeMetrics, RuntimeMetricsStorage,
 };
-pub use options::{PayloadCheck, RuntimeOptions};
+pub use options::{PayloadCheck, PayloadCleanup, RuntimeOptions};
 pub use process::{BoxUsage, ProcessExit, ProcessMonitor};
 pub use restart::{InvalidRestartPolicy, RestartPolicy};
 pub use runtime::VmmRuntime;

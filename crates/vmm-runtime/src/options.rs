@@ -1,7 +1,8 @@
 use std::error::Error;
 use std::ffi::OsString;
 use std::fmt;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,13 @@ use crate::RuntimeError;
 pub struct PayloadCheck(Arc<Check>);
 
 type Check = dyn Fn(&PayloadSpec) -> Result<(), Box<dyn Error + Send + Sync>> + Send + Sync;
+
+/// A function that removes what a payload has left, see [`RuntimeOptions::payload_cleanup`].
+#[derive(Clone)]
+pub struct PayloadCleanup(Arc<Cleanup>);
+
+type Cleanup =
+    dyn Fn(&PayloadSpec, &Path) -> Result<(), Box<dyn Error + Send + Sync>> + Send + Sync;
 
 /// Options for [`VmmRuntime::open`](crate::VmmRuntime::open).
 ///
@@ -54,6 +62,12 @@ pub struct RuntimeOptions {
     /// Checks the payload of a box that is created, usually `vmm_shim::Shim::validate`. By default the
     /// engine checks it only when the box is started.
     pub payload_check: Option<PayloadCheck>,
+    /// Removes what a payload has left in its box directory and on the host, usually
+    /// `vmm_shim::Shim::cleanup`. The runtime calls it when the shim may have ended without doing so,
+    /// also under an earlier runtime, and after all processes of the run have ended. After an error it
+    /// calls it again, and the box cannot start until it succeeds. It must return within a few seconds:
+    /// the cleanups of other boxes wait for it. By default nothing is removed.
+    pub payload_cleanup: Option<PayloadCleanup>,
     /// A token that shuts the runtime down when it is cancelled, with
     /// [`shutdown_timeout`](Self::shutdown_timeout).
     pub shutdown_token: Option<CancellationToken>,
@@ -73,6 +87,7 @@ impl RuntimeOptions {
             sweep_interval: Duration::from_millis(250),
             disk_reserve: 0,
             payload_check: None,
+            payload_cleanup: None,
             shutdown_token: None,
             shutdown_timeout: Duration::from_secs(10),
         }
@@ -131,6 +146,18 @@ impl RuntimeOptions {
         self
     }
 
+    /// Sets [`payload_cleanup`](Self::payload_cleanup).
+    #[must_use]
+    pub fn payload_cleanup<E: Into<Box<dyn Error + Send + Sync>>>(
+        mut self,
+        cleanup: impl Fn(&PayloadSpec, &Path) -> Result<(), E> + Send + Sync + 'static,
+    ) -> Self {
+        let cleanup =
+            move |payload: &PayloadSpec, dir: &Path| cleanup(payload, dir).map_err(Into::into);
+        self.payload_cleanup = Some(PayloadCleanup(Arc::new(cleanup)));
+        self
+    }
+
     /// Sets [`shutdown_token`](Self::shutdown_token).
     #[must_use]
     pub fn shutdown_token(mut self, token: CancellationToken) -> Self {
@@ -158,5 +185,17 @@ impl PayloadCheck {
 impl fmt::Debug for PayloadCheck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PayloadCheck")
+    }
+}
+
+impl PayloadCleanup {
+    pub(crate) fn run(&self, payload: &PayloadSpec, dir: &Path) -> io::Result<()> {
+        (self.0)(payload, dir).map_err(io::Error::other)
+    }
+}
+
+impl fmt::Debug for PayloadCleanup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PayloadCleanup")
     }
 }

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::path::Path;
 
 use vmm_engine::{Engine, EngineError, Process};
 use vmm_protocol::{Invocation, PayloadSpec};
@@ -72,6 +73,20 @@ impl Shim {
     pub fn validate(&self, payload: &PayloadSpec) -> Result<(), EngineError> {
         match self.find(&payload.engine) {
             Some(engine) => engine.validate(payload),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes what a run of the payload has left in the box directory `dir` and on the host. Does
+    /// nothing for a payload whose engine this shim does not have. A daemon calls it after a shim that
+    /// may have ended without doing so.
+    ///
+    /// # Errors
+    ///
+    /// The error of [`Engine::cleanup`].
+    pub fn cleanup(&self, payload: &PayloadSpec, dir: &Path) -> Result<(), EngineError> {
+        match self.find(&payload.engine) {
+            Some(engine) => engine.cleanup(payload, dir),
             None => Ok(()),
         }
     }

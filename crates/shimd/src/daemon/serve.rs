@@ -154,6 +154,10 @@ impl Serve {
             .payload_check({
                 let shim = shim_program::shim();
                 move |payload| shim.validate(payload)
+            })
+            .payload_cleanup({
+                let shim = shim_program::shim();
+                move |payload, dir| shim.cleanup(payload, dir)
             });
         options.shim_program = shim;
         let runtime = VmmRuntime::open(options).await?;

@@ -72,10 +72,13 @@ fn report(message: &str) {
     let _ = writeln!(io::stderr(), "vmm-shim: QEMU {message}");
 }
 
+/// The directory of the overlays in the box directory.
+pub(super) const OVERLAY_DIR: &str = "overlays";
+
 /// Creates the directory to which QEMU writes overlays. It is not the box directory, whose records QEMU
 /// could forge.
 pub(super) fn create_overlay_dir(dir: &Path) -> Result<PathBuf, EngineError> {
-    let path = dir.join("overlays");
+    let path = dir.join(OVERLAY_DIR);
     match DirBuilder::new().mode(0o700).create(&path) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(EngineError::system(
             "create the directory of the overlays",

@@ -1,4 +1,5 @@
 mod agent;
+mod cleanup;
 mod command_line;
 mod confinement;
 mod options;
@@ -177,5 +178,8 @@ impl Engine for Qemu {
                 Err(error)
             }
         }
+    }
+    fn cleanup(&self, _: &PayloadSpec, dir: &Path) -> Result<(), EngineError> {
+        cleanup::remove_files(dir)
     }
 }

@@ -44,7 +44,7 @@ const MAX_SHARES: usize = 16;
 const MAX_TAG_BYTES: usize = 36;
 
 /// The socket of a virtiofsd, until QEMU is connected.
-const SOCKET: &str = "virtiofsd.sock";
+pub(super) const SOCKET: &str = "virtiofsd.sock";
 
 /// The descriptor on which a virtiofsd accepts QEMU.
 const SOCKET_FD: i32 = 3;

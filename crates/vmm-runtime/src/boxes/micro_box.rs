@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use shim_reaper::ShimHandle;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use vmm_protocol::{BoxDir, FileError};
+use vmm_protocol::{BoxDir, FileError, PayloadSpec};
 
 use super::state::{Gate, Phase, State};
 use super::{
@@ -115,6 +115,10 @@ impl MicroBox {
 
     pub(crate) fn name(&self) -> Option<String> {
         self.state().record.spec.name.clone()
+    }
+
+    pub(crate) fn payload(&self) -> PayloadSpec {
+        self.state().record.spec.payload.clone()
     }
 
     pub(crate) fn cpus(&self) -> Option<u32> {

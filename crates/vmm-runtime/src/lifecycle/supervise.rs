@@ -137,8 +137,8 @@ async fn check_health(core: &Core, bx: &MicroBox, shim: &Arc<ShimHandler>) {
     health::run_checks(&options, dir, &core.probes, is_paused, report).await;
 }
 
-/// Cleans up after a run: kills its orphans and reports its exit, also if an orphan cannot be
-/// killed. The caller holds the operation lock and calls again while the box is not
+/// Cleans up after a run: kills its orphans, removes what the shim has left, and reports the exit,
+/// also if an orphan cannot be killed. The caller holds the operation lock and calls again while the box is not
 /// [clean](MicroBox::is_clean).
 ///
 /// Saves that the cleanup is due before it begins, so that the next runtime resumes it.
@@ -147,7 +147,10 @@ pub(crate) async fn cleanup(core: &Core, bx: &Arc<MicroBox>) -> Result<(), Runti
     // Saved again below, and by `retry_cleanup`.
     let _ = save(core, bx).await;
     if let Some(target) = bx.cleanup_target() {
-        let cleaned = core.clean_orphans(&target).await;
+        let cleaned = match core.clean_orphans(&target).await {
+            Ok(()) => core.clean_files(bx).await,
+            failed => failed,
+        };
         if cleaned.is_ok() {
             bx.cleanup_done(&target);
         }
@@ -161,6 +164,6 @@ pub(crate) async fn cleanup(core: &Core, bx: &Arc<MicroBox>) -> Result<(), Runti
 /// Logs and returns the error of a failed cleanup.
 fn cleanup_failed(bx: &MicroBox, source: io::Error) -> RuntimeError {
     let id = bx.id().clone();
-    tracing::warn!(id = id.as_str(), error = %with_causes(&source), "cannot clean up processes left by the previous run");
+    tracing::warn!(id = id.as_str(), error = %with_causes(&source), "cannot clean up what the previous run has left");
     RuntimeError::CleanupFailed { id, source }
 }
