@@ -75,7 +75,7 @@ pub use box_dir::{BOX_DIR_VARIABLE, BoxDir};
 pub use box_files::{BoxFiles, FILES};
 pub use causes::with_causes;
 pub use console_options::ConsoleOptions;
-pub use control_group::{ControlGroup, Controller, Members, PROCS_FILE};
+pub use control_group::{ControlGroup, Controller, GroupUsage, Members, PROCS_FILE};
 pub use ending::{Ending, ExitRecord, FailureKind, GuestEvent, panic_message};
 pub use files::{
     FileError, is_resource_exhaustion, open_log, read_file, reserve_space, write_file,

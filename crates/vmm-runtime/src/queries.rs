@@ -131,7 +131,8 @@ impl VmmRuntime {
         self.core().metrics()
     }
 
-    /// Returns the CPU time and memory that a box uses; no values if it is not running.
+    /// Returns the CPU time, memory and processes of a box, as the host counts them; no values if it
+    /// is not running.
     ///
     /// # Errors
     ///
@@ -145,10 +146,10 @@ impl VmmRuntime {
         let Some(shim) = bx.shim() else {
             return Ok(BoxUsage::default());
         };
-        let (pid, cpus) = (shim.pid(), bx.cpus());
+        let (dir, pid, cpus) = (bx.dir().clone(), shim.pid(), bx.cpus());
         let measured = self
             .core()
-            .inspect(move || measure_usage(pid, cpus))
+            .inspect(move || measure_usage(&dir, pid, cpus))
             .await?;
         // Until its exit is known, the shim is not reaped, and its pid not reused.
         let usage = measured.ok().filter(|_| shim.is_running());

@@ -7,8 +7,10 @@ mod freezer;
 mod group;
 pub(crate) mod hierarchy;
 mod new_group;
+mod usage;
 mod walk;
 
 pub use cgroupfs::PROCS_FILE;
 pub use controller::Controller;
 pub use group::{ControlGroup, Members};
+pub use usage::GroupUsage;

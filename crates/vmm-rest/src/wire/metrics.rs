@@ -21,13 +21,14 @@ pub struct BoxMetricsResponse {
     /// Bytes read from the stdout and stderr of commands.
     pub bytes_received_total: u64,
     /// CPU time divided by wall-clock time since the start of the box, in percent of the processors
-    /// that the box may use, up to 100. Counts the shim, its descendants that are alive, and the
-    /// children that these have reaped.
+    /// that the box may use, up to 100. Counted for the control group of the box, or else for the
+    /// shim, its descendants that are alive, and the children that these have reaped.
     #[schema(minimum = 0, maximum = 100)]
     pub cpu_percent: Option<f32>,
     /// CPU time since the start of the box, in milliseconds, of the processes that `cpu_percent` counts.
     pub cpu_time_ms: Option<u64>,
-    /// Resident memory of the shim and its descendants. Shared memory is counted once per process.
+    /// Memory of the control group of the box, or else the resident memory of the shim and its
+    /// descendants, where shared memory is counted once per process.
     pub memory_bytes: Option<u64>,
 }
 
