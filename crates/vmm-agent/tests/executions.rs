@@ -11,8 +11,8 @@ use common::Host;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vmm_protocol::frames::{
-    ExecSpec, Frame, HostMessage, INITIAL_CREDIT, PayloadMessage, RequestErrorKind, TerminalSize,
-    VERSION,
+    ExecSpec, Frame, GetSpec, HostMessage, INITIAL_CREDIT, PayloadMessage, PutSpec,
+    RequestErrorKind, TerminalSize, VERSION,
 };
 use vmm_protocol::{Ending, FailureKind};
 
@@ -333,10 +333,15 @@ fn many_commands_run_at_once_and_each_end_is_reported_once() {
 #[test]
 fn requests_that_the_payload_does_not_support_are_errors() {
     let mut host = Host::new();
-    let get = HostMessage::Get {
-        path: "/etc".into(),
-    };
-    for (stream, message) in [(0, HostMessage::Pause), (1, get), (0, HostMessage::List)] {
+    let get = HostMessage::Get(GetSpec::new("/etc"));
+    let put = HostMessage::Put(PutSpec::new("/etc"));
+    for (stream, message) in [
+        (0, HostMessage::Pause),
+        (1, get),
+        (2, put),
+        (0, HostMessage::Stats),
+        (0, HostMessage::List),
+    ] {
         host.send(stream, message);
         let frame = host.receive();
         assert_eq!(frame.stream, stream);

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::INITIAL_CREDIT;
 use super::body::{Message, STDERR, STDIN, STDOUT};
+use super::{GetSpec, GuestStats, INITIAL_CREDIT, PutSpec, RequestErrorKind};
 use crate::Ending;
 use crate::bounds;
 
@@ -67,20 +67,12 @@ pub enum HostMessage {
     Pause,
     /// Lets a frozen payload continue. The response is `Done` or `Error`.
     Resume,
-    /// Requests what the payload uses.
+    /// Requests what the guest uses. The response is `Stats` or `Error`.
     Stats,
-    /// Extracts the tar stream that follows as `Stdin` below a directory of the guest.
-    Put {
-        /// The directory.
-        path: PathBuf,
-        /// Whether files that exist are replaced.
-        overwrite: bool,
-    },
-    /// Requests a file or directory of the guest as a tar stream, sent as `Stdout`.
-    Get {
-        /// The file or directory.
-        path: PathBuf,
-    },
+    /// Extracts the tar stream that follows as `Stdin` in the guest. See [`PutSpec`].
+    Put(PutSpec),
+    /// Requests files of the guest as a tar stream, sent as `Stdout`. See [`GetSpec`].
+    Get(GetSpec),
     /// Requests a `Pong` with the same number.
     Ping {
         /// Any number.
@@ -106,7 +98,7 @@ pub enum PayloadMessage {
         #[serde(default)]
         boot: Vec<BootPhase>,
     },
-    /// The command of the stream runs.
+    /// The command or file transfer of the stream runs.
     Started {
         /// Its pid, as the payload sees it.
         pid: u32,
@@ -118,7 +110,7 @@ pub enum PayloadMessage {
     /// Output of the command, or the data of a file transfer.
     #[serde(skip)]
     Stdout(Vec<u8>),
-    /// Error output of the command. A command with a terminal has none.
+    /// Error output of the command, or why a file transfer failed. A command with a terminal has none.
     #[serde(skip)]
     Stderr(Vec<u8>),
     /// Output of the command that was not kept while no client was attached.
@@ -131,9 +123,11 @@ pub enum PayloadMessage {
         /// The number of bytes.
         bytes: u32,
     },
-    /// The command of the stream has ended, and all its output has been sent. Closes the stream.
+    /// The command or file transfer of the stream has ended, and all its output has been sent. Closes
+    /// the stream.
     Exited {
-        /// How it ended; `Failed` if it could not be started.
+        /// How it ended; `Failed` if it could not be started. A file transfer that failed has the
+        /// [code](RequestErrorKind::exit_code) of its error.
         ending: Ending,
     },
     /// The response to `List`.
@@ -141,8 +135,10 @@ pub enum PayloadMessage {
         /// The executions that run, and those that have ended and are not forgotten.
         executions: Vec<Execution>,
     },
-    /// The request was carried out. Closes the stream of a file transfer.
+    /// The request was carried out.
     Done,
+    /// The response to `Stats`.
+    Stats(GuestStats),
     /// The response to `Ping`.
     Pong {
         /// The number of the ping.
@@ -245,26 +241,6 @@ pub struct BootPhase {
     pub name: String,
     /// How long the phase took, in microseconds.
     pub micros: u64,
-}
-
-/// Why a request was not carried out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum RequestErrorKind {
-    /// The payload cannot do this.
-    Unsupported,
-    /// The execution or file does not exist.
-    NotFound,
-    /// Another client is attached to the execution.
-    InUse,
-    /// The payload is not started yet, or its guest still boots. A later request can succeed.
-    NotReady,
-    /// The id of the execution is already used, or the request is not valid.
-    Invalid,
-    /// Any other failure.
-    #[serde(other)]
-    Failed,
 }
 
 fn initial_credit() -> u32 {

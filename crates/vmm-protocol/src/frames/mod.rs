@@ -47,10 +47,13 @@
 mod body;
 mod connection;
 mod error;
+mod files;
 mod frame;
 mod header;
 mod messages;
 mod reader;
+mod request_error;
+mod stats;
 #[cfg(test)]
 mod tests;
 mod turns;
@@ -59,11 +62,12 @@ mod window;
 pub use body::Message;
 pub use connection::Connection;
 pub use error::FrameError;
+pub use files::{GetSpec, PutSpec};
 pub use frame::Frame;
-pub use messages::{
-    BootPhase, ExecSpec, Execution, HostMessage, PayloadMessage, RequestErrorKind, TerminalSize,
-};
+pub use messages::{BootPhase, ExecSpec, Execution, HostMessage, PayloadMessage, TerminalSize};
 pub use reader::{FrameReader, Strictness};
+pub use request_error::RequestErrorKind;
+pub use stats::GuestStats;
 pub use turns::Turns;
 pub use window::Window;
 
