@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use pidfd_spawn::{Command, SpawnError, Step};
-use vmm_protocol::frames::{BootPhase, ExecSpec, RequestErrorKind};
+use vmm_protocol::frames::{BootPhase, ExecSpec, GetSpec, GuestStats, PutSpec, RequestErrorKind};
 use vmm_protocol::{Ending, FailureKind, with_causes};
 
 /// What differs between a guest and a shim that run commands beside their payload.
@@ -30,6 +30,35 @@ pub trait Backend {
         false
     }
 
+    /// Returns a command that extracts the tar stream on its stdin. If that fails, the command writes
+    /// the cause to its stderr, and exits with [`RequestErrorKind::exit_code`].
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`]; by default, that it is not supported.
+    fn put_command(&self, _spec: &PutSpec) -> Result<Command, RequestError> {
+        Err(RequestError::unsupported("put"))
+    }
+
+    /// Returns a command that writes files as a tar stream to its stdout. It reports a failure as
+    /// that of [`put_command`](Self::put_command) does.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`]; by default, that it is not supported.
+    fn get_command(&self, _spec: &GetSpec) -> Result<Command, RequestError> {
+        Err(RequestError::unsupported("get"))
+    }
+
+    /// Returns what the guest uses.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`]; by default, that it is not supported.
+    fn stats(&self) -> Result<GuestStats, RequestError> {
+        Err(RequestError::unsupported("stats"))
+    }
+
     /// Returns how long the phases of the boot took, in the order in which they ended.
     fn boot_phases(&self) -> Vec<BootPhase> {
         Vec::new()
@@ -56,6 +85,18 @@ impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
 
     fn has_run_out_of_memory(&self, pid: u32) -> bool {
         (**self).has_run_out_of_memory(pid)
+    }
+
+    fn put_command(&self, spec: &PutSpec) -> Result<Command, RequestError> {
+        (**self).put_command(spec)
+    }
+
+    fn get_command(&self, spec: &GetSpec) -> Result<Command, RequestError> {
+        (**self).get_command(spec)
+    }
+
+    fn stats(&self) -> Result<GuestStats, RequestError> {
+        (**self).stats()
     }
 
     fn boot_phases(&self) -> Vec<BootPhase> {

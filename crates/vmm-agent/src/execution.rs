@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::libc::SIGKILL;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, read, write};
-use pidfd_spawn::{Child, Stdio};
+use pidfd_spawn::{Child, Command, Stdio};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use vmm_protocol::frames::{ExecSpec, INITIAL_CREDIT, PayloadMessage, TerminalSize, Window};
 use vmm_protocol::{Ending, FailureKind};
@@ -56,13 +56,13 @@ struct Output {
 }
 
 impl Execution {
-    /// Starts the command in a session of its own.
+    /// Starts the command in a session of its own. The `spec` has its streams.
     pub(crate) fn start(
+        mut command: Command,
         spec: &ExecSpec,
         backend: &impl Backend,
         children: &Children,
     ) -> Result<Self, Ending> {
-        let mut command = backend.command(spec)?;
         command.setsid(true);
         let master = if let Some(size) = spec.terminal {
             let (master, slave) = terminal::open(size).map_err(terminal_error)?;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use pidfd_spawn::Command;
 use vmm_protocol::frames::{
     ExecSpec, Frame, FrameError, HostMessage, INITIAL_CREDIT, PayloadMessage, RequestErrorKind,
     Strictness, Turns, VERSION,
@@ -135,7 +136,22 @@ impl<B: Backend> Server<B> {
                 },
             ),
             HostMessage::Ping { token } => send(connection, stream, PayloadMessage::Pong { token }),
-            HostMessage::Exec(spec) => self.start(stream, &spec, connection),
+            HostMessage::Exec(spec) => match self.backend.command(&spec) {
+                Ok(command) => self.start(stream, command, &spec, connection),
+                Err(ending) => send(connection, stream, PayloadMessage::Exited { ending }),
+            },
+            HostMessage::Put(spec) => {
+                let command = self.backend.put_command(&spec);
+                self.start_transfer(stream, command, true, connection);
+            }
+            HostMessage::Get(spec) => {
+                let command = self.backend.get_command(&spec);
+                self.start_transfer(stream, command, false, connection);
+            }
+            HostMessage::Stats => match self.backend.stats() {
+                Ok(stats) => send(connection, stream, PayloadMessage::Stats(stats)),
+                Err(error) => send_error(connection, stream, error),
+            },
             HostMessage::Shutdown { grace_millis } => {
                 let grace = Duration::from_millis(grace_millis);
                 respond(connection, stream, self.backend.shut_down(grace));
@@ -176,13 +192,6 @@ impl<B: Backend> Server<B> {
                 | HostMessage::Credit { .. },
                 None,
             ) => {}
-            (HostMessage::Put { .. } | HostMessage::Get { .. }, _) => {
-                send_error(
-                    connection,
-                    stream,
-                    RequestError::unsupported("file transfer"),
-                );
-            }
             _ => send_error(
                 connection,
                 stream,
@@ -191,7 +200,29 @@ impl<B: Backend> Server<B> {
         }
     }
 
-    fn start(&mut self, stream: u32, spec: &ExecSpec, connection: &mut HostConnection) {
+    /// Starts a command whose stdin or stdout is a tar stream.
+    fn start_transfer(
+        &mut self,
+        stream: u32,
+        command: Result<Command, RequestError>,
+        stdin: bool,
+        connection: &mut HostConnection,
+    ) {
+        let mut spec = ExecSpec::default();
+        spec.stdin = stdin;
+        match command {
+            Ok(command) => self.start(stream, command, &spec, connection),
+            Err(error) => send_error(connection, stream, error),
+        }
+    }
+
+    fn start(
+        &mut self,
+        stream: u32,
+        command: Command,
+        spec: &ExecSpec,
+        connection: &mut HostConnection,
+    ) {
         if self.children.is_closed() {
             let kind = RequestErrorKind::Failed;
             let message = "the payload has ended".to_owned();
@@ -202,7 +233,7 @@ impl<B: Backend> Server<B> {
             let kind = RequestErrorKind::Invalid;
             return send_error(connection, stream, RequestError { kind, message });
         }
-        match Execution::start(spec, &self.backend, &self.children) {
+        match Execution::start(command, spec, &self.backend, &self.children) {
             Ok(execution) => {
                 let pid = execution.pid();
                 self.executions.insert(stream, execution);

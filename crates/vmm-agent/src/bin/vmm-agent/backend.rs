@@ -1,3 +1,4 @@
+use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,12 +7,14 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pidfd_spawn::Command;
+use serde::Serialize;
 use vmm_agent::{Backend, RequestError};
-use vmm_protocol::frames::{BootPhase, ExecSpec};
+use vmm_protocol::frames::{BootPhase, ExecSpec, GetSpec, GuestStats, PutSpec, RequestErrorKind};
 use vmm_protocol::{Ending, FailureKind};
 
 use crate::oom_log::OomLog;
 use crate::users::User;
+use crate::{stats, transfer};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -69,15 +72,11 @@ impl Backend for GuestBackend {
             None => None,
         };
         let home = user.as_ref().map_or("/root", |user| &user.home);
-        let mut command = Command::new(program);
+        let mut command = new_command(program);
         command
             .args(args)
-            .env_clear()
-            .env("PATH", DEFAULT_PATH)
             .env("HOME", home)
-            .current_dir(spec.working_dir.as_deref().unwrap_or(Path::new("/")))
-            // No command outlives an agent that is not pid 1.
-            .parent_death_signal(Signal::SIGKILL as i32);
+            .current_dir(spec.working_dir.as_deref().unwrap_or(Path::new("/")));
         if spec.terminal.is_some() {
             command.env("TERM", "xterm");
         }
@@ -86,6 +85,21 @@ impl Backend for GuestBackend {
             command.uid(user.uid).gid(user.gid).groups(&user.groups);
         }
         Ok(command)
+    }
+
+    fn put_command(&self, spec: &PutSpec) -> Result<Command, RequestError> {
+        transfer_command(transfer::PUT, spec)
+    }
+
+    fn get_command(&self, spec: &GetSpec) -> Result<Command, RequestError> {
+        transfer_command(transfer::GET, spec)
+    }
+
+    fn stats(&self) -> Result<GuestStats, RequestError> {
+        stats::read().map_err(|error| RequestError {
+            kind: RequestErrorKind::Failed,
+            message: format!("cannot read /proc: {error}"),
+        })
     }
 
     fn has_run_out_of_memory(&self, pid: u32) -> bool {
@@ -104,4 +118,27 @@ impl Backend for GuestBackend {
         let _ = kill(Pid::this(), Signal::SIGTERM);
         Ok(())
     }
+}
+
+fn new_command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command
+        .env_clear()
+        .env("PATH", DEFAULT_PATH)
+        .current_dir("/")
+        // No command outlives an agent that is not pid 1.
+        .parent_death_signal(Signal::SIGKILL as i32);
+    command
+}
+
+/// Returns a command that runs this program again, for one file transfer.
+fn transfer_command(option: &str, spec: &impl Serialize) -> Result<Command, RequestError> {
+    let spec = serde_json::to_string(spec).map_err(|error| RequestError {
+        kind: RequestErrorKind::Invalid,
+        message: error.to_string(),
+    })?;
+    // The file of the program is not in the root file system of a guest.
+    let mut command = new_command("/proc/self/exe");
+    command.args([option, &spec]);
+    Ok(command)
 }

@@ -4,6 +4,8 @@
 //! and runs commands for the host at the other end of the serial port `org.vmm.agent.0`. Powers the
 //! guest off when the host requests it, or at SIGINT, SIGTERM or SIGUSR2.
 //!
+//! `vmm-agent --put` and `--get` are the processes of file transfers, which the agent starts.
+//!
 //! `vmm-agent --stdin` does not prepare a guest, and serves the host at the other end of its stdin.
 
 #![forbid(unsafe_code)]
@@ -17,6 +19,8 @@ mod mounts;
 mod oom_log;
 mod port;
 mod root;
+mod stats;
+mod transfer;
 mod users;
 
 use std::io;
@@ -32,6 +36,9 @@ use error::AgentError;
 use init::Init;
 
 fn main() -> ExitCode {
+    if let Some(code) = transfer::run_if_requested() {
+        return code;
+    }
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
