@@ -17,7 +17,7 @@ const KEPT_OUTPUT: usize = 64 << 10;
 /// How long a command that was started without a client waits for one before output is dropped.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A command in the box, as the hub knows it.
+/// A command in the box, or a file transfer, as the hub knows it.
 #[derive(Debug)]
 pub(super) struct Execution {
     id: String,
@@ -41,6 +41,16 @@ pub(super) struct Execution {
     ending: Option<(Ending, Instant)>,
     /// Whether a client has removed it.
     is_forgotten: bool,
+    transfer: Option<Transfer>,
+}
+
+/// The direction of a file transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transfer {
+    /// From the host to the guest.
+    Put,
+    /// From the guest to the host.
+    Get,
 }
 
 /// The stream of a client to which output is sent.
@@ -73,6 +83,18 @@ impl Execution {
             reader: None,
             ending: None,
             is_forgotten: false,
+            transfer: None,
+        }
+    }
+
+    /// Creates a file transfer, which no client can list or attach to.
+    pub(super) fn of_transfer(transfer: Transfer, stream: u32) -> Self {
+        // No client can choose an id with a space.
+        let spec = ExecSpec::new(format!("transfer {stream}"), [""; 0]);
+        Self {
+            is_forgotten: true,
+            transfer: Some(transfer),
+            ..Self::new(&spec, stream)
         }
     }
 
@@ -99,6 +121,11 @@ impl Execution {
 
     pub(super) fn is_forgotten(&self) -> bool {
         self.is_forgotten
+    }
+
+    /// Returns which file transfer it is, if it is one. That ends when its client leaves.
+    pub(super) fn transfer(&self) -> Option<Transfer> {
+        self.transfer
     }
 
     pub(super) fn reader(&self) -> Option<&Reader> {

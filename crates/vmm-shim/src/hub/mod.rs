@@ -17,6 +17,7 @@ mod output_buffer;
 mod relay;
 mod requests;
 mod table;
+mod transfers;
 
 pub(crate) use listener::ControlSocket;
 pub(crate) use relay::Hub;

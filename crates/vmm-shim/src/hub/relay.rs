@@ -231,6 +231,10 @@ impl Hub {
                     execution.set_ending(ending.clone());
                     PayloadMessage::Exited { ending }
                 }
+                PayloadMessage::Error { kind, message } if execution.transfer().is_some() => {
+                    let message = message.chars().take(MAX_MESSAGE_CHARS).collect();
+                    return self.refuse_transfer(stream, kind, message);
+                }
                 PayloadMessage::Error { message, .. } => {
                     let kind = vmm_protocol::FailureKind::Engine;
                     let message = message.chars().take(MAX_MESSAGE_CHARS).collect::<String>();
@@ -326,6 +330,7 @@ impl Hub {
     }
 
     fn disconnect(&mut self, id: u64) {
+        self.end_transfers(id);
         self.clients.remove(&id);
         for execution in self.executions.all() {
             if execution.reader().is_some_and(|reader| reader.client == id) {

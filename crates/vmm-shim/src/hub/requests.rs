@@ -4,7 +4,7 @@ use vmm_protocol::frames::{
     Connection, ExecSpec, Frame, HostMessage, PayloadMessage, RequestErrorKind, Strictness, VERSION,
 };
 
-use super::execution::Execution;
+use super::execution::{Execution, Transfer};
 use super::relay::{Hub, PayloadConnection};
 
 /// What clients request.
@@ -35,10 +35,11 @@ impl Hub {
             HostMessage::Forget { id } => self.forget(client_id, stream, &id),
             HostMessage::Pause => self.set_paused(client_id, stream, true),
             HostMessage::Resume => self.set_paused(client_id, stream, false),
-            HostMessage::Stats
-            | HostMessage::Put { .. }
-            | HostMessage::Get { .. }
-            | HostMessage::Shutdown { .. } => self.pass_on(client_id, stream, message),
+            HostMessage::Put(_) => self.start_transfer(client_id, stream, Transfer::Put, message),
+            HostMessage::Get(_) => self.start_transfer(client_id, stream, Transfer::Get, message),
+            HostMessage::Stats | HostMessage::Shutdown { .. } => {
+                self.pass_on(client_id, stream, message)
+            }
             message => self.handle_in_stream(client_id, stream, message),
         }
     }
@@ -84,19 +85,15 @@ impl Hub {
                  and `.`",
                 spec.id
             );
-            Some((RequestErrorKind::Invalid, message))
-        } else if !self.executions.has_room() {
-            let message = "too many executions run in the box; wait until one has ended".to_owned();
-            Some((RequestErrorKind::Failed, message))
+            let kind = RequestErrorKind::Invalid;
+            Some(RequestError { kind, message })
         } else {
-            self.connect()
-                .err()
-                .map(|error| (error.kind, error.message))
+            self.prepare_execution().err()
         };
         let Some(client) = self.clients.get_mut(&client_id) else {
             return;
         };
-        if let Some((kind, message)) = error {
+        if let Some(RequestError { kind, message }) = error {
             return client.send_error(stream, kind, message);
         }
         let mut execution = Execution::new(&spec, self.next_stream);
@@ -210,6 +207,16 @@ impl Hub {
             Err(error) => client.send_error(stream, error.kind, error.message),
         }
         self.next_stream += 1;
+    }
+
+    /// Connects to the payload, unless too many executions run.
+    pub(super) fn prepare_execution(&mut self) -> Result<(), RequestError> {
+        if !self.executions.has_room() {
+            let message = "too many executions run in the box; wait until one has ended".to_owned();
+            let kind = RequestErrorKind::Failed;
+            return Err(RequestError { kind, message });
+        }
+        self.connect().map(|_| ())
     }
 
     /// Returns the connection to the payload, and opens it for the first request.
