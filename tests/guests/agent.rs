@@ -19,7 +19,7 @@ fn shell(script: &str) -> ExecSpec {
     ExecSpec::new("", ["sh", "-c", script])
 }
 
-async fn boot(runtime: &VmmRuntime, files: &GuestFiles) -> String {
+pub async fn boot(runtime: &VmmRuntime, files: &GuestFiles) -> String {
     let grace = Duration::from_secs(120);
     let spec = spec(&files.guest_with_agent()).stop_grace(grace);
     let bx = runtime.create(spec).await;

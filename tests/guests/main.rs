@@ -11,6 +11,7 @@ mod confinement;
 mod ends;
 mod example;
 mod failed_starts;
+mod files;
 mod guest;
 mod kills;
 mod many;

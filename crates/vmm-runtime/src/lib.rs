@@ -107,7 +107,7 @@ pub use boxes::{BoxCounts, BoxId, BoxInfo, BoxSpec, BoxStatus, InvalidBoxId, Lis
 pub use console::{ConsoleError, ConsoleReader};
 pub use error::RuntimeError;
 pub use event::{BoxChange, BoxEvent, Events};
-pub use exec::{ExecError, ExecOutput, Execution, ExecutionInput, ExecutionOutput};
+pub use exec::{ExecError, ExecOutput, Execution, ExecutionInput, ExecutionOutput, FileArchive};
 pub use health::{HealthCheckOptions, HealthState, Probe};
 pub use images::{Image, ImageError, ImageInfo, ImageStore, ImageTable, StagedImage};
 pub use lifecycle::{Removal, RuntimeShutdown};
@@ -116,6 +116,7 @@ pub use metrics::{
 };
 pub use options::{PayloadCheck, PayloadCleanup, RuntimeOptions};
 pub use process::{BoxUsage, ProcessExit, ProcessMonitor};
+pub use queries::BoxStats;
 pub use restart::{InvalidRestartPolicy, RestartPolicy};
 pub use runtime::VmmRuntime;
 pub use shim::{LastOutput, ShimProgramError, StartError};
@@ -123,7 +124,8 @@ pub use shim::{LastOutput, ShimProgramError, StartError};
 #[doc(hidden)]
 pub use shim::{ShimController, ShimHandler, ShimProgram, SpawnedShim};
 pub use vmm_protocol::frames::{
-    ExecSpec, Execution as ExecutionInfo, RequestErrorKind, TerminalSize,
+    ExecSpec, Execution as ExecutionInfo, GetSpec, GuestStats, PutSpec, RequestErrorKind,
+    TerminalSize,
 };
 pub use vmm_protocol::{
     BootTimes, BoxDir, ConsoleOptions, ControlGroup, Ending, ExitRecord, FailureKind, FileError,

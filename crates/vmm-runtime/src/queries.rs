@@ -10,9 +10,19 @@ use crate::boxes::MicroBox;
 use crate::lifecycle;
 use crate::process::{count_zombies, measure_usage};
 use crate::{
-    BoxCounts, BoxInfo, BoxUsage, ConsoleReader, Events, ExecutionMetrics, ListOptions,
-    RuntimeError, RuntimeMetrics, VmmRuntime,
+    BoxCounts, BoxInfo, BoxUsage, ConsoleReader, Events, ExecutionMetrics, GuestStats, ListOptions,
+    RuntimeError, RuntimeMetrics, VmmRuntime, exec,
 };
+
+/// What a box uses, from [`VmmRuntime::stats`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct BoxStats {
+    /// What the host counts. For a guest, this includes the VMM.
+    pub usage: BoxUsage,
+    /// What the guest reports; `None` for a payload that is not a guest.
+    pub guest: Option<GuestStats>,
+}
 
 /// How long reading the state of a box waits for an exit to be saved.
 const OBSERVE_TIMEOUT: Duration = Duration::from_millis(100);
@@ -163,6 +173,24 @@ impl VmmRuntime {
     /// [`RuntimeError::NotFound`], [`RuntimeError::Ambiguous`].
     pub fn execution_metrics(&self, id_or_name: &str) -> Result<ExecutionMetrics, RuntimeError> {
         Ok(self.core().boxes.find(id_or_name)?.executions().snapshot())
+    }
+
+    /// Returns what a box uses, as the host counts it, and what its guest reports about itself.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`usage`](Self::usage); [`RuntimeError::NotRunning`]; [`RuntimeError::Exec`] if the
+    /// guest does not respond, as while it is paused.
+    ///
+    /// # Cancel safety
+    ///
+    /// Reads only.
+    pub async fn stats(&self, id_or_name: &str) -> Result<BoxStats, RuntimeError> {
+        let guest = self
+            .request_shim(id_or_name, |_, dir| exec::guest_stats(dir))
+            .await?;
+        let usage = self.usage(id_or_name).await?;
+        Ok(BoxStats { usage, guest })
     }
 
     /// Returns the number of children of this process that have exited and are not reaped, whether

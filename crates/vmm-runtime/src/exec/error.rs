@@ -41,6 +41,9 @@ pub enum ExecError {
     /// The shim sent what is not a frame.
     #[error("the shim does not speak the protocol of this runtime; start the box again")]
     Protocol(#[source] FrameError),
+    /// The archive to send cannot be read.
+    #[error("cannot read the archive")]
+    Archive(#[source] io::Error),
     /// The execution has ended.
     #[error("the execution has ended")]
     Ended,

@@ -4,7 +4,8 @@ use std::sync::atomic::Ordering;
 use tokio::io::{AsyncReadExt, duplex};
 use tokio::sync::{mpsc, watch};
 use vmm_protocol::frames::{
-    ExecSpec, Execution as ExecutionInfo, HostMessage, PayloadMessage, TerminalSize,
+    ExecSpec, Execution as ExecutionInfo, GuestStats, HostMessage, PayloadMessage,
+    RequestErrorKind, TerminalSize,
 };
 use vmm_protocol::{BoxDir, Ending};
 
@@ -65,10 +66,17 @@ impl Execution {
     ///
     /// Dropping the future has no effect.
     pub async fn wait(&self) -> Result<Ending, ExecError> {
+        self.end().await
+    }
+
+    /// Returns what [`wait`](Self::wait) does, without borrowing the execution.
+    pub(super) fn end(&self) -> impl Future<Output = Result<Ending, ExecError>> + use<> {
         let mut outcome = self.outcome.clone();
-        let outcome = outcome.wait_for(Option::is_some).await;
-        let ending = outcome.ok().and_then(|outcome| outcome.clone().flatten());
-        ending.ok_or(ExecError::Interrupted)
+        async move {
+            let outcome = outcome.wait_for(Option::is_some).await;
+            let ending = outcome.ok().and_then(|outcome| outcome.clone().flatten());
+            ending.ok_or(ExecError::Interrupted)
+        }
     }
 
     /// Returns how many bytes of output the shim has dropped because no client read them, before the
@@ -242,6 +250,20 @@ pub(crate) async fn set_paused(dir: &BoxDir, paused: bool) -> Result<(), ExecErr
     connection.request(STREAM, request).await.map(drop)
 }
 
+/// Returns what the guest of the box with this directory uses; `None` if the payload is not a guest.
+pub(crate) async fn guest_stats(dir: BoxDir) -> Result<Option<GuestStats>, ExecError> {
+    let mut connection = ShimConnection::open(&dir).await?;
+    match connection.request(STREAM, HostMessage::Stats).await {
+        Ok(PayloadMessage::Stats(stats)) => Ok(Some(stats)),
+        Err(ExecError::Refused {
+            kind: RequestErrorKind::Unsupported,
+            ..
+        }) => Ok(None),
+        Ok(_) => Err(ExecError::Interrupted),
+        Err(error) => Err(error),
+    }
+}
+
 /// Kills an execution of the box with this directory, and removes it from the list.
 pub(crate) async fn forget(dir: BoxDir, id: String) -> Result<(), ExecError> {
     let mut connection = ShimConnection::open(&dir).await?;
@@ -272,7 +294,7 @@ pub(crate) async fn attach(
 }
 
 /// Creates an execution, and the task that moves its data.
-fn execution_with_task(
+pub(super) fn execution_with_task(
     connection: ShimConnection,
     id: String,
     input_credit: u32,

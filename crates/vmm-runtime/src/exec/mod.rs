@@ -9,11 +9,15 @@
 mod connection;
 mod error;
 mod execution;
+mod files;
 mod requests;
 mod streams;
 mod task;
+mod transfer;
 
 pub use error::ExecError;
 pub use execution::{ExecOutput, Execution};
-pub(crate) use execution::{attach, exec, forget, list, send, set_paused, start};
+pub(crate) use execution::{attach, exec, forget, guest_stats, list, send, set_paused, start};
 pub use streams::{ExecutionInput, ExecutionOutput};
+pub use transfer::FileArchive;
+pub(crate) use transfer::{receive_archive, send_archive, start_transfer};

@@ -182,7 +182,7 @@ impl VmmRuntime {
             .await
     }
 
-    fn check_not_paused(&self, id_or_name: &str) -> Result<(), RuntimeError> {
+    pub(super) fn check_not_paused(&self, id_or_name: &str) -> Result<(), RuntimeError> {
         let bx = self.core().boxes.find(id_or_name)?;
         if bx.is_paused() {
             let id = bx.id().clone();
@@ -197,7 +197,7 @@ impl VmmRuntime {
 
     /// Connects to the shim of a running box, on the runtime's own thread: the caller may not be in
     /// a tokio runtime.
-    async fn request_shim<T, F>(
+    pub(crate) async fn request_shim<T, F>(
         &self,
         id_or_name: &str,
         request: impl FnOnce(Arc<Core>, BoxDir) -> F,

@@ -1,0 +1,160 @@
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use pin_project::pin_project;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use vmm_protocol::frames::{HostMessage, PayloadMessage, RequestErrorKind};
+use vmm_protocol::{BoxDir, Ending};
+
+use super::ExecError;
+use super::connection::ShimConnection;
+use super::execution::{Execution, execution_with_task};
+use super::streams::ExecutionOutput;
+use super::task::STREAM;
+use crate::core::Core;
+
+/// How many bytes of an archive are copied at once.
+const COPY_BYTES: usize = 16 << 10;
+
+/// The longest cause of a failure, in bytes. A guest can send more.
+const MAX_CAUSE_BYTES: u64 = 1 << 10;
+
+/// A tar archive of files in a guest, from [`VmmRuntime::get`](crate::VmmRuntime::get).
+///
+/// A transfer that fails later, or is interrupted, is an error of a read: what ends without an error
+/// is complete. The guest waits while this is not read. Dropping this value ends the transfer.
+#[pin_project]
+pub struct FileArchive {
+    first: io::Cursor<Vec<u8>>,
+    #[pin]
+    stdout: ExecutionOutput,
+    end: Pin<Box<dyn Future<Output = Result<(), ExecError>> + Send + Sync>>,
+}
+
+impl fmt::Debug for FileArchive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileArchive").finish_non_exhaustive()
+    }
+}
+
+impl AsyncRead for FileArchive {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.project();
+        let length = buffer.filled().len();
+        ready!(Pin::new(this.first).poll_read(cx, buffer))?;
+        if buffer.filled().len() == length {
+            ready!(this.stdout.poll_read(cx, buffer))?;
+        }
+        if buffer.filled().len() > length || buffer.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        this.end.as_mut().poll(cx).map_err(io::Error::other)
+    }
+}
+
+/// Starts a file transfer in the box with this directory.
+pub(crate) async fn start_transfer(
+    core: Arc<Core>,
+    dir: BoxDir,
+    request: HostMessage,
+) -> Result<Execution, ExecError> {
+    let mut connection = ShimConnection::open(&dir).await?;
+    match connection.request(STREAM, request).await? {
+        PayloadMessage::Started { input_credit, .. } => {
+            // Not counted as a command.
+            let counters = Arc::default();
+            let (transfer, task) =
+                execution_with_task(connection, String::new(), input_credit, counters);
+            drop(core.spawn(async move { drop(task.run(None).await) }));
+            Ok(transfer)
+        }
+        PayloadMessage::Exited {
+            ending: Ending::Failed { kind, message },
+        } => Err(ExecError::Start { kind, message }),
+        _ => Err(ExecError::Interrupted),
+    }
+}
+
+/// Sends an archive, and waits until it is extracted. The transfer is killed if the future is dropped.
+pub(crate) async fn send_archive(
+    mut transfer: Execution,
+    mut archive: impl AsyncRead + Unpin,
+) -> Result<(), ExecError> {
+    transfer.stdout = None;
+    let (early_end, end) = (transfer.end(), transfer.end());
+    // Not taken out of the execution, which leaves the stdin of the guest open when it is dropped: an
+    // archive that is not complete has no end.
+    let stdin = transfer.stdin.as_mut().ok_or(ExecError::Interrupted)?;
+    let copy = async {
+        let mut buffer = vec![0; COPY_BYTES];
+        loop {
+            let read = archive.read(&mut buffer).await;
+            let length = read.map_err(ExecError::Archive)?;
+            let written = stdin.write_all(&buffer[..length]).await;
+            // The guest does not read after a failure, which it reports.
+            if length == 0 || written.is_err() {
+                let _ = stdin.shutdown().await;
+                return end.await;
+            }
+        }
+    };
+    let ending = tokio::select! {
+        ending = early_end => ending?,
+        ending = copy => ending?,
+    };
+    outcome(ending, transfer.stderr.take()).await
+}
+
+/// Waits for the begin of the archive that a transfer sends.
+pub(crate) async fn receive_archive(mut transfer: Execution) -> Result<FileArchive, ExecError> {
+    transfer.stdin = None;
+    let mut stdout = transfer.stdout.take().ok_or(ExecError::Interrupted)?;
+    let mut first = vec![0; COPY_BYTES];
+    let read = stdout.read(&mut first).await;
+    let length = read.map_err(|_| ExecError::Interrupted)?;
+    first.truncate(length);
+    let end = Box::pin(async move {
+        let ending = transfer.end().await?;
+        outcome(ending, transfer.stderr.take()).await
+    });
+    if length == 0 {
+        end.await?;
+        // No archive is empty.
+        return Err(ExecError::Interrupted);
+    }
+    Ok(FileArchive {
+        first: io::Cursor::new(first),
+        stdout,
+        end,
+    })
+}
+
+/// Returns the result of a transfer that has ended.
+async fn outcome(ending: Ending, stderr: Option<ExecutionOutput>) -> Result<(), ExecError> {
+    let mut cause = Vec::new();
+    if let Some(stderr) = stderr {
+        // A pipe of this process does not fail.
+        let _ = stderr.take(MAX_CAUSE_BYTES).read_to_end(&mut cause).await;
+    }
+    let failed = |message| (RequestErrorKind::Failed, message);
+    let (kind, message) = match ending {
+        Ending::Exited { code: 0 } => return Ok(()),
+        Ending::Exited { code } => (
+            RequestErrorKind::from_exit_code(code),
+            String::from_utf8_lossy(&cause).into_owned(),
+        ),
+        Ending::OutOfMemory => failed("the guest has no memory left for the transfer".to_owned()),
+        Ending::Signaled { signal } => failed(format!("signal {signal} ended the file transfer")),
+        Ending::Failed { message, .. } => failed(message),
+        _ => failed("the file transfer ended early".to_owned()),
+    };
+    Err(ExecError::Refused { kind, message })
+}
