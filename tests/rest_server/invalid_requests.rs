@@ -107,7 +107,6 @@ async fn unsupported_fields_and_paths_are_named() {
         );
     }
     for (method, path) in [
-        (Method::PUT, "/v1/boxes/x/files?path=/"),
         (Method::GET, "/v1/boxes/x/snapshots"),
         (Method::POST, "/v1/boxes/x/network/tunnel?port=1"),
         (Method::POST, "/v1/boxes/import"),

@@ -1,4 +1,4 @@
-use futures::stream::{self, BoxStream};
+use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use std::fmt;
 use std::pin::Pin;
@@ -17,15 +17,7 @@ pub struct BoxLogs(BoxStream<'static, Result<Vec<u8>, ClientError>>);
 
 impl BoxLogs {
     pub(super) fn new(response: ServerResponse) -> Self {
-        let ServerResponse { at, response } = response;
-        let chunks = stream::try_unfold((at, response), async |(at, mut response)| match response
-            .chunk()
-            .await
-        {
-            Ok(chunk) => Ok(chunk.map(|chunk| (chunk.to_vec(), (at, response)))),
-            Err(source) => Err(ClientError::Interrupted { at, source }),
-        });
-        Self(chunks.boxed())
+        Self(response.chunks())
     }
 }
 

@@ -3,6 +3,7 @@
 mod error;
 mod events;
 mod executions;
+mod files;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod images;

@@ -1,3 +1,5 @@
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use reqwest::{Response, StatusCode};
 use serde::de::DeserializeOwned;
 
@@ -71,6 +73,19 @@ impl ServerResponse {
             status,
             reason: error.to_string(),
         })
+    }
+
+    /// Returns the body as it arrives.
+    pub(super) fn chunks(self) -> BoxStream<'static, Result<Vec<u8>, ClientError>> {
+        let Self { at, response } = self;
+        let chunks = response.bytes_stream();
+        chunks
+            .map_ok(Vec::from)
+            .map_err(move |source| ClientError::Interrupted {
+                at: at.clone(),
+                source,
+            })
+            .boxed()
     }
 
     pub(super) async fn text(self) -> Result<String, ClientError> {

@@ -157,6 +157,8 @@ fn start_error_code(error: &StartError) -> ErrorCode {
 fn exec_error_code(error: &ExecError) -> ErrorCode {
     match error {
         ExecError::Start { .. } => ErrorCode::ExecutionFailed,
+        // The client has sent it.
+        ExecError::Archive(_) => ErrorCode::InvalidArgument,
         // The box ends, or the execution has ended.
         ExecError::Connect { .. } | ExecError::Interrupted | ExecError::Ended => {
             ErrorCode::InvalidState
@@ -165,7 +167,10 @@ fn exec_error_code(error: &ExecError) -> ErrorCode {
             RequestErrorKind::Unsupported => ErrorCode::Unsupported,
             RequestErrorKind::NotFound => ErrorCode::NotFound,
             RequestErrorKind::InUse | RequestErrorKind::NotReady => ErrorCode::InvalidState,
-            RequestErrorKind::Invalid => ErrorCode::InvalidArgument,
+            RequestErrorKind::Exists => ErrorCode::AlreadyExists,
+            RequestErrorKind::Invalid | RequestErrorKind::NotADirectory => {
+                ErrorCode::InvalidArgument
+            }
             _ => ErrorCode::ExecutionFailed,
         },
         _ => ErrorCode::EngineUnavailable,

@@ -57,6 +57,7 @@ pub(crate) fn add_common_responses(api: &mut OpenApi) {
             &mut item.get,
             &mut item.head,
             &mut item.post,
+            &mut item.put,
             &mut item.delete,
         ];
         for operation in operations.into_iter().flatten() {

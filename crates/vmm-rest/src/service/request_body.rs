@@ -1,8 +1,12 @@
+use std::io;
+use std::time::Duration;
+
 use axum::body::{Body, Bytes, HttpBody, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures::{StreamExt, stream};
 use http_body_util::LengthLimitError;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -17,11 +21,24 @@ const IGNORED_BODY_MAX: usize = 1 << 10;
 ///
 /// Since no handler runs before the body is complete, a slow or endless body costs only a
 /// connection. A body that is incomplete when the server shuts down is abandoned.
+///
+/// An archive is not read here: its handler reads it as fast as a guest does. It has no limit but
+/// that each part of it arrives in time.
 pub(crate) async fn buffer(
     State((limits, closing)): State<(Limits, CancellationToken)>,
     request: Request,
     next: Next,
 ) -> Response {
+    if is_archive(&request) {
+        let request = request.map(|body| timed(body, limits.body_timeout, closing.clone()));
+        let response = next.run(request).await;
+        // The shutdown has cut the body off.
+        return if closing.is_cancelled() && response.status().is_client_error() {
+            shutting_down().into_response()
+        } else {
+            response
+        };
+    }
     let max_bytes = if is_body_used(&request) {
         limits.body_bytes
     } else {
@@ -54,6 +71,33 @@ pub(crate) async fn buffer(
 /// Returns whether a handler reads the body. Unauthenticated bodies are ignored.
 fn is_body_used(request: &Request) -> bool {
     request.method() == Method::POST && !access::is_public(request.uri().path())
+}
+
+/// Returns whether the body is an archive for a box.
+fn is_archive(request: &Request) -> bool {
+    request.method() == Method::PUT && request.uri().path().ends_with("/files")
+}
+
+/// Returns a body that fails if its next part does not arrive in time, or if the server shuts down.
+fn timed(body: Body, limit: Duration, closing: CancellationToken) -> Body {
+    let parts = stream::try_unfold(body.into_data_stream(), move |mut parts| {
+        let closing = closing.clone();
+        async move {
+            let part = tokio::select! {
+                biased;
+                part = timeout(limit, parts.next()) => part,
+                () = closing.cancelled() => {
+                    return Err(io::Error::other("the server is shutting down"));
+                }
+            };
+            match part {
+                Ok(Some(part)) => Ok(Some((part.map_err(io::Error::other)?, parts))),
+                Ok(None) => Ok(None),
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            }
+        }
+    });
+    Body::from_stream(parts)
 }
 
 async fn read_body(body: Body, max_bytes: usize) -> Result<Bytes, ApiError> {

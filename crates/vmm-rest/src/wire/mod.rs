@@ -13,6 +13,7 @@ mod create_box_request;
 mod error;
 mod event;
 mod execution;
+mod files;
 mod image;
 mod list_boxes;
 mod metrics;
@@ -37,6 +38,7 @@ pub use execution::{
 };
 #[cfg(feature = "server")]
 pub(crate) use execution::{SIGNALS, exit_code};
+pub use files::{GetFilesQuery, PutFilesQuery};
 pub use image::{ImageInfo, ListImagesQuery, ListImagesResponse};
 pub use list_boxes::{ListBoxesQuery, ListBoxesResponse};
 pub use metrics::{BoxMetricsResponse, RuntimeMetricsResponse};

@@ -4,6 +4,7 @@ mod boxes;
 mod discovery;
 mod events;
 mod executions;
+mod files;
 mod images;
 mod logs;
 mod metrics;
@@ -46,6 +47,7 @@ pub(crate) fn all(keys: &IdempotencyKeys) -> (Router<ApiState>, OpenApi) {
         .routes(routes!(executions::attach))
         .routes(with_idempotency_keys(keys, routes!(executions::signal)))
         .routes(routes!(executions::resize))
+        .routes(routes!(files::put, files::get))
         .routes(routes!(images::list))
         .routes(routes!(images::inspect, images::exists))
         .routes(routes!(metrics::of_runtime))
@@ -109,4 +111,4 @@ async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
 }
 
 /// Path segments that the public API has and this server does not support.
-const UNSUPPORTED: [&str; 5] = ["clone", "export", "files", "network", "snapshots"];
+const UNSUPPORTED: [&str; 4] = ["clone", "export", "network", "snapshots"];
