@@ -6,8 +6,8 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    Attach, Completions, Create, Events, Exec, Image, Inspect, List, Logs, Man, Metrics, Pause,
-    Remove, Run, Start, Stop, Top, Unpause, Wait,
+    Attach, Completions, Copy, Create, Events, Exec, Image, Inspect, List, Logs, Man, Metrics,
+    Pause, Remove, Run, Start, Stop, Top, Unpause, Wait,
 };
 use crate::daemon::Serve;
 use crate::failure::{EXIT_SHIMD_FAILED, Failure};
@@ -57,6 +57,8 @@ enum Command {
     Unpause(Unpause),
     Exec(Exec),
     Attach(Attach),
+    #[command(name = "cp")]
+    Copy(Copy),
     #[command(name = "rm")]
     Remove(Remove),
     #[command(name = "ps")]
@@ -134,6 +136,7 @@ impl Cli {
             Command::Unpause(command) => block_on(command.run(home()?)),
             Command::Exec(command) => block_on(command.run(home()?)),
             Command::Attach(command) => block_on(command.run(home()?)),
+            Command::Copy(command) => block_on(command.run(home()?)),
             Command::Remove(command) => block_on(command.run(home()?)),
             Command::List(command) => block_on(command.run(home()?)),
             Command::Inspect(command) => block_on(command.run(home()?)),

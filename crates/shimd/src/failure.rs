@@ -2,6 +2,7 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
+use vmm_archive::ArchiveError;
 use vmm_image::BuildError;
 use vmm_rest::{ClientError, ImageError, ListenError, TokenError};
 use vmm_runtime::{ConsoleError, RuntimeError, with_causes};
@@ -73,6 +74,12 @@ pub(crate) enum Failure {
         running.join(", ")
     )]
     WhichExecution { name: String, running: Vec<String> },
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    #[error("one of SRC and DST must be BOX:PATH, and the other a local path or `-`")]
+    CopyWithoutBox,
+    #[error("stdout is a terminal; redirect the archive to a file or to tar")]
+    ArchiveOnTerminal,
     #[error("stdin is not a terminal; omit --tty")]
     InputNotATerminal,
     #[error(

@@ -2,6 +2,7 @@
 
 mod box_args;
 mod completions;
+mod copy;
 mod create;
 mod events;
 mod exec;
@@ -24,6 +25,7 @@ mod top;
 mod wait;
 
 pub(crate) use completions::Completions;
+pub(crate) use copy::Copy;
 pub(crate) use create::Create;
 pub(crate) use events::Events;
 pub(crate) use exec::{Attach, Exec};

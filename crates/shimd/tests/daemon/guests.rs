@@ -10,7 +10,7 @@ use crate::image::{build_image, find_files};
 
 /// Writes the image file of a guest with the agent and busybox. Returns `None` on a host that cannot
 /// run guests.
-fn write_image(images: &Path) -> Option<()> {
+pub(crate) fn write_image(images: &Path) -> Option<()> {
     let files = find_files()?;
     let guest = build_image(&files, images);
     let image = json!({

@@ -6,6 +6,7 @@
 mod chaos;
 mod command_line;
 mod connecting;
+mod copy;
 mod delayed_start;
 mod descriptors;
 mod dist;
