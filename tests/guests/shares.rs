@@ -15,7 +15,7 @@ use crate::common::{is_gone, is_zombie, kill};
 use crate::guest::{GuestFiles, open_runtime, spec};
 
 /// Returns the files of guests on a host that can serve shares: with virtiofsd, as root.
-fn find_files() -> Option<GuestFiles> {
+pub fn find_files() -> Option<GuestFiles> {
     let files = GuestFiles::find()?;
     let programs = ["/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd"];
     if programs.iter().any(|path| Path::new(path).exists()) && geteuid().is_root() {
@@ -168,4 +168,30 @@ async fn a_missing_shared_directory_fails_the_start_with_its_path() {
     let id = runtime.create(spec(&guest)).await.unwrap().id;
     let error = with_causes(&runtime.start(&id).await.unwrap_err());
     assert!(error.contains(&missing.display().to_string()), "{error}");
+}
+
+#[tokio::test]
+async fn a_guest_whose_shared_directory_vanishes_goes_on() {
+    let Some(files) = find_files() else {
+        return;
+    };
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let (guest, dir) = sharing(&files);
+    let bx = start(&runtime, &guest).await;
+    fs::remove_dir_all(dir.path()).unwrap();
+    let script =
+        "cat /mnt/data/greeting; echo no > /mnt/data/reply; echo works > /tmp/file; cat /tmp/file";
+    let (output, errors) = run(&runtime, &bx, script).await;
+    assert_eq!(output, "works\n", "{errors}");
+    assert!(errors.contains("greeting': No such file"), "{errors}");
+    assert!(errors.contains("can't create /mnt/data/reply"), "{errors}");
+
+    // A directory of the same name is not the one that the guest shares.
+    fs::create_dir(dir.path()).unwrap();
+    fs::write(dir.path().join("secret"), "").unwrap();
+    let (output, errors) = run(&runtime, &bx, "cat /mnt/data/secret").await;
+    assert_eq!(output, "", "{errors}");
+    let ended = runtime.stop(&bx.id).await.unwrap();
+    assert_eq!(ended.status, BoxStatus::Stopped, "{ended:?}");
 }
