@@ -27,5 +27,8 @@ async fn the_metrics_have_the_phases_of_the_boot_of_a_guest() {
     }
     let sum = boots.vmm.sum + boots.kernel.sum + boots.agent.sum;
     assert!(sum <= metrics.box_starts.sum, "{metrics:?}");
+    let of_box = bx.boot_times.unwrap();
+    let kernel = std::time::Duration::from_millis(of_box.kernel_ms);
+    assert_eq!(boots.kernel.sum, kernel, "{of_box:?}");
     runtime.remove(&bx.id, Removal::Force).await.unwrap();
 }

@@ -122,6 +122,8 @@ async fn a_killed_virtiofsd_ends_the_guest_and_is_the_cause() {
     let (guest, _dir) = sharing(&files);
     let bx = start(&runtime, &guest).await;
     let server = virtiofsd(&bx);
+    assert_eq!(runtime.count_boxes().await.helpers, 1);
+    assert_eq!(runtime.metrics().await.helper_failures_total, 0);
     kill(server, Signal::SIGKILL);
     let ended = runtime.wait(&bx.id).await.unwrap();
     let expected = Ending::Helper {
@@ -129,6 +131,8 @@ async fn a_killed_virtiofsd_ends_the_guest_and_is_the_cause() {
         exit: Box::new(Ending::Signaled { signal: 9 }),
     };
     assert_eq!(ended.ending, Some(expected));
+    assert_eq!(runtime.count_boxes().await.helpers, 0);
+    assert_eq!(runtime.metrics().await.helper_failures_total, 1);
     assert_eq!(ended.status, BoxStatus::Failed);
     let error = ended.error.unwrap();
     assert!(
@@ -136,6 +140,27 @@ async fn a_killed_virtiofsd_ends_the_guest_and_is_the_cause() {
         "{error}"
     );
     assert!(is_gone(bx.payload_pid.unwrap()) && is_gone(server));
+}
+
+#[tokio::test]
+async fn the_next_runtime_counts_the_helper_processes_of_a_detached_guest() {
+    let Some(files) = find_files() else {
+        return;
+    };
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let (guest, _dir) = sharing(&files);
+    let id = runtime
+        .create(spec(&guest).detached(true))
+        .await
+        .unwrap()
+        .id;
+    runtime.start(&id).await.unwrap();
+    drop(runtime);
+    let runtime = open_runtime(&home).await;
+    assert_eq!(runtime.count_boxes().await.helpers, 1);
+    runtime.remove(&id, Removal::Force).await.unwrap();
+    assert_eq!(runtime.count_boxes().await.helpers, 0);
 }
 
 #[tokio::test]

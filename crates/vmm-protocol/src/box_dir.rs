@@ -33,6 +33,7 @@ pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
 /// | `exit` | the shim | nothing while the kernel reports the exit status of the shim: a record that does not match it counts as a crash; otherwise the payload can forge how it ended, but cleanup runs all the same |
 /// | `shim.stderr` | the shim | false messages of the shim |
 /// | `helpers.log` | the shim, with the output of helper processes | false messages of helpers |
+/// | `helpers.count` | the shim | a false number of helper processes in the metrics of the next runtime |
 /// | `console.log`, `console.log.1`, … | the shim, with the payload's output | false output of the payload |
 /// | `console.dropped` | the shim | a false number of deleted bytes |
 /// | `notify.sock` | the shim | the start fails |
@@ -53,7 +54,7 @@ pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
 /// | `exit` of a detached shim | file and directory | it is the only record of an end until a runtime has saved that end, and there may be no runtime |
 /// | `exit` of an attached shim | file and directory, by the runtime, if it cannot save the end in `box.json` before it reports the end | otherwise `box.json` has the end |
 /// | `shim.pid`, `payload.pid`, `cgroup`, `notify.sock`, `paused`, `control.sock` | no | no process and no control group outlives a power cut |
-/// | `console.log`, `console.dropped`, `helpers.log`, `shim.stderr` | no | output of a run that the power cut ended; the kernel writes it back as it does for any log |
+/// | `console.log`, `console.dropped`, `helpers.log`, `helpers.count`, `shim.stderr` | no | output of a run that the power cut ended; the kernel writes it back as it does for any log |
 ///
 /// Records are replaced atomically. Reads do not follow a symbolic link, and do not block on a FIFO.
 ///
@@ -260,10 +261,7 @@ impl BoxDir {
     /// Reads `console.dropped`, the number of output bytes that rotation has deleted. Returns 0 if
     /// the file does not exist or does not contain a number.
     pub fn dropped_console_bytes(&self) -> u64 {
-        read_file(&self.path.join(FILES.console_dropped), MAX_COUNT_BYTES)
-            .ok()
-            .and_then(|text| str::from_utf8(&text).ok()?.trim().parse().ok())
-            .unwrap_or(0)
+        self.read_count(FILES.console_dropped).unwrap_or(0)
     }
 
     /// Writes `console.dropped`. Does not sync it.
@@ -272,8 +270,32 @@ impl BoxDir {
     ///
     /// [`FileError`] with the path of the file.
     pub fn write_dropped_console_bytes(&self, bytes: u64) -> Result<(), FileError> {
-        let path = self.path.join(FILES.console_dropped);
-        write_file_unsynced(&path, format!("{bytes}\n").as_bytes())
+        self.write_count(FILES.console_dropped, bytes)
+    }
+
+    /// Reads `helpers.count`, the number of helper processes of the payload. Returns 0 if the file
+    /// does not exist or does not contain a number.
+    pub fn helper_count(&self) -> u32 {
+        let count = self.read_count(FILES.helper_count);
+        count.and_then(|count| count.try_into().ok()).unwrap_or(0)
+    }
+
+    /// Writes `helpers.count`. Does not sync it.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`] with the path of the file.
+    pub fn write_helper_count(&self, count: u32) -> Result<(), FileError> {
+        self.write_count(FILES.helper_count, count.into())
+    }
+
+    fn read_count(&self, name: &str) -> Option<u64> {
+        let text = read_file(&self.path.join(name), MAX_COUNT_BYTES).ok()?;
+        str::from_utf8(&text).ok()?.trim().parse().ok()
+    }
+
+    fn write_count(&self, name: &str, count: u64) -> Result<(), FileError> {
+        write_file_unsynced(&self.path.join(name), format!("{count}\n").as_bytes())
     }
 
     /// Returns the path of the socket over which the shim [serves clients](crate::frames).
@@ -320,94 +342,4 @@ fn delete(path: PathBuf) -> Result<(), FileError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_new_run_finds_no_file_of_the_previous_run_or_of_a_crashed_writer() {
-        let temporary = tempfile::tempdir().unwrap();
-        let dir = BoxDir::new(temporary.path());
-        let of_the_box = ["box.json", "console.log", "console.dropped", "shim.stderr"];
-        let records = ["shim.pid", "payload.pid", "cgroup", "exit"];
-        for name in records
-            .into_iter()
-            .chain(of_the_box)
-            .chain(["notify.sock", "control.sock"])
-        {
-            fs::write(dir.path().join(name), "").unwrap();
-        }
-        for name in records {
-            fs::write(dir.path().join(format!(".{name}.tmp")), "").unwrap();
-        }
-        dir.delete_run_files().unwrap();
-        let left = fs::read_dir(dir.path()).unwrap();
-        let mut left: Vec<_> = left.map(|file| file.unwrap().file_name()).collect();
-        left.sort();
-        let mut expected = of_the_box;
-        expected.sort();
-        assert_eq!(left, expected);
-        // The files of a box that was never started.
-        dir.delete_run_files().unwrap();
-    }
-
-    #[test]
-    fn a_sync_of_the_exit_record_accepts_only_a_regular_file_or_none() {
-        let temporary = tempfile::tempdir().unwrap();
-        let dir = BoxDir::new(temporary.path());
-        dir.sync_exit_record().unwrap();
-        let exit = ExitRecord {
-            pid: 7,
-            requested: false,
-            ending: crate::Ending::OutOfMemory,
-        };
-        dir.write_exit_record_unsynced(&exit).unwrap();
-        dir.sync_exit_record().unwrap();
-        assert_eq!(dir.exit_record().unwrap(), Some(exit));
-        let path = dir.path().join("exit");
-        fs::remove_file(&path).unwrap();
-        fs::create_dir(&path).unwrap();
-        assert_eq!(dir.sync_exit_record().unwrap_err().path, path);
-    }
-
-    #[test]
-    fn each_file_has_the_name_by_which_other_programs_find_it() {
-        let temporary = tempfile::tempdir().unwrap();
-        let dir = BoxDir::new(temporary.path());
-        let record = PidRecord::of_this_process().unwrap();
-        let exit = ExitRecord {
-            pid: record.pid,
-            requested: false,
-            ending: crate::Ending::OutOfMemory,
-        };
-        dir.write_shim_record(&record).unwrap();
-        dir.write_payload_record(&record).unwrap();
-        dir.write_exit_record(&exit).unwrap();
-        dir.write_control_groups(&["/a".into(), "/b c".into()])
-            .unwrap();
-        dir.write_dropped_console_bytes(7).unwrap();
-        dir.open_console_for_append().unwrap();
-        dir.open_shim_stderr().unwrap();
-        let mut names: Vec<_> = fs::read_dir(dir.path())
-            .unwrap()
-            .map(|file| file.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        let expected = [
-            "cgroup",
-            "console.dropped",
-            "console.log",
-            "exit",
-            "payload.pid",
-            "shim.pid",
-            "shim.stderr",
-        ];
-        assert_eq!(names, expected);
-        assert_eq!(dir.shim_record().unwrap(), Some(record.clone()));
-        assert_eq!(dir.payload_record().unwrap(), Some(record));
-        assert_eq!(dir.exit_record().unwrap(), Some(exit));
-        let groups: [PathBuf; 2] = ["/a".into(), "/b c".into()];
-        assert_eq!(dir.control_groups().unwrap(), groups);
-        assert_eq!(dir.dropped_console_bytes(), 7);
-        assert!(dir.open_console(0).is_ok() && dir.open_console(1).is_err());
-    }
-}
+mod tests;

@@ -24,6 +24,8 @@ pub struct BoxFiles {
     pub shim_stderr: &'static str,
     /// The last output of the helper processes of the payload, at most 64 KiB.
     pub helpers: &'static str,
+    /// The number of helper processes, as decimal text. Does not exist without helpers. Not synced.
+    pub helper_count: &'static str,
     /// The newest output of the payload. [`rotated_console`](Self::rotated_console) names the older
     /// files, and [`ConsoleOptions`](crate::ConsoleOptions) limits the size of them all.
     pub console: &'static str,
@@ -47,6 +49,7 @@ pub const FILES: BoxFiles = BoxFiles {
     exit: "exit",
     shim_stderr: "shim.stderr",
     helpers: "helpers.log",
+    helper_count: "helpers.count",
     console: "console.log",
     console_dropped: "console.dropped",
     notify: "notify.sock",
@@ -89,13 +92,14 @@ impl BoxFiles {
     }
 
     /// The files that describe a run, also after its end.
-    fn run_records(&self) -> [&'static str; 5] {
+    fn run_records(&self) -> [&'static str; 6] {
         [
             self.shim_pid,
             self.payload_pid,
             self.control_group,
             self.exit,
             self.helpers,
+            self.helper_count,
         ]
     }
 }

@@ -129,6 +129,15 @@ pub enum FailureKind {
 }
 
 impl Ending {
+    /// Returns whether a helper process ended first, also before the payload was ready.
+    pub fn is_of_helper(&self) -> bool {
+        match self {
+            Self::Helper { .. } => true,
+            Self::EndedEarly { exit } => exit.is_of_helper(),
+            _ => false,
+        }
+    }
+
     /// Returns the ending as a shell exit code.
     ///
     /// That is the code of the payload, or 128 plus the signal number. As with docker, 125 to 127

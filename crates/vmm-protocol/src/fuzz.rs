@@ -259,7 +259,12 @@ fn write_and_parse(from: &mut Unstructured<'_>) -> Result<()> {
         vmm_ms: pid.into(),
         ..BootTimes::default()
     });
-    for report in [Report::Failed(exit), Report::Ready { payload_pid, boot }] {
+    let ready = Report::Ready {
+        payload_pid,
+        boot,
+        helpers: from.arbitrary()?,
+    };
+    for report in [Report::Failed(exit), ready] {
         assert_same_after_a_line::<Report>(&to_line(&report).unwrap());
         assert_same_after_json(&report);
     }

@@ -16,6 +16,9 @@ pub enum Report {
         /// How long the payload took to boot, if it is a guest that reports it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         boot: Option<BootTimes>,
+        /// The number of helper processes of the payload.
+        #[serde(default)]
+        helpers: u32,
     },
     /// The payload did not become ready. The file `exit` contains the same record, unless the disk
     /// is full or another shim runs in the box directory.

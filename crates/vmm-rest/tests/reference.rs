@@ -58,15 +58,26 @@ const EXTRA_STATUSES: [(&str, &[&str]); 22] = [
 ];
 
 /// The optional properties of the public API that this server does not have.
-const MISSING_PROPERTIES: [(&str, &[&str]); 3] = [
+const MISSING_PROPERTIES: [(&str, &[&str]); 4] = [
     (
         "BoxMetrics",
         &[
-            "boot_timing",
             "network_bytes_received",
             "network_bytes_sent",
             "network_tcp_connections",
             "network_tcp_errors",
+        ],
+    ),
+    (
+        "BootTiming",
+        &[
+            "box_config_ms",
+            "box_spawn_ms",
+            "container_init_ms",
+            "filesystem_setup_ms",
+            "guest_rootfs_ms",
+            "image_prepare_ms",
+            "total_create_ms",
         ],
     ),
     ("ErrorModel", &["stack"]),
@@ -74,8 +85,9 @@ const MISSING_PROPERTIES: [(&str, &[&str]); 3] = [
 ];
 
 /// The properties that this server adds; clients of the public API ignore them.
-const ADDED_PROPERTIES: [(&str, &[&str]); 6] = [
+const ADDED_PROPERTIES: [(&str, &[&str]); 7] = [
     ("ExecRequest", &["stdin"]),
+    ("BootTiming", &["agent_ms", "kernel_ms", "vmm_ms"]),
     ("BoxMetrics", &["cpu_time_ms"]),
     ("CreateBoxRequest", &["auto_remove", "restart_policy"]),
     (

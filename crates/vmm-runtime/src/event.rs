@@ -130,6 +130,10 @@ impl EventBus {
             let crashed = &self.metrics.boxes_crashed_total;
             crashed.fetch_add(1, Ordering::Relaxed);
         }
+        if change == BoxChange::Failed && info.ending.as_ref().is_some_and(Ending::is_of_helper) {
+            let failures = &self.metrics.helper_failures_total;
+            failures.fetch_add(1, Ordering::Relaxed);
+        }
         tracing::info!(
             id = info.id.as_str(),
             name = info.name,

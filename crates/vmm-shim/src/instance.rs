@@ -188,6 +188,7 @@ fn run_payload(
             return Err(error.into());
         }
     };
+    let helper_count = helpers.as_ref().map_or(0, Helpers::count);
     // A helper that ended first is the cause of the end of the payload.
     let ending = |exit: PayloadExit| {
         let of_helper = helpers.and_then(Helpers::finish);
@@ -195,7 +196,7 @@ fn run_payload(
     };
     if is_end_requested {
         payload.kill();
-    } else if let Err(error) = await_ready(reporter, &*payload, &dir) {
+    } else if let Err(error) = await_ready(reporter, &*payload, helper_count, &dir) {
         if !matches!(error, EngineError::EndedEarly) {
             payload.kill();
         }
@@ -248,6 +249,7 @@ fn find_engine<'a>(shim: &'a Shim, name: &str) -> Result<&'a dyn Engine, Ending>
 fn await_ready(
     reporter: &ExitReporter,
     payload: &dyn Payload,
+    helpers: u32,
     dir: &BoxDir,
 ) -> Result<(), EngineError> {
     if let Some(pid) = payload.pid() {
@@ -262,6 +264,7 @@ fn await_ready(
     let ready = Report::Ready {
         payload_pid: payload.pid(),
         boot: payload.boot_times(),
+        helpers,
     };
     if reporter.report(&ready) {
         Ok(())

@@ -23,6 +23,7 @@ pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 pub(crate) struct MetricsSnapshot {
     runtime: RuntimeMetrics,
     by_status: [(&'static str, u64); 7],
+    helpers: u64,
     accept_failures: u64,
 }
 
@@ -41,6 +42,7 @@ impl MetricsSnapshot {
                 (BoxStatus::Stopped.name(), boxes.stopped),
                 (BoxStatus::Failed.name(), boxes.failed),
             ],
+            helpers: boxes.helpers,
             accept_failures,
         }
     }
@@ -130,6 +132,11 @@ impl Collector for MetricsSnapshot {
                 runtime.shim_reaper_respawns,
             ),
             (
+                "helper_process_failures",
+                "Runs that failed because a helper process of the payload ended.",
+                runtime.helper_failures_total,
+            ),
+            (
                 "executions_started",
                 "Commands started in boxes beside their payloads.",
                 runtime.executions.started,
@@ -152,6 +159,11 @@ impl Collector for MetricsSnapshot {
                 "boxes_running",
                 "Boxes that are running now.",
                 runtime.num_running_boxes,
+            ),
+            (
+                "helper_processes_running",
+                "Helper processes of the boxes that are running now.",
+                self.helpers,
             ),
             (
                 "executions_running",

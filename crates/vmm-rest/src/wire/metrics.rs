@@ -4,7 +4,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 #[cfg(feature = "server")]
-use vmm_runtime::{BoxUsage, ExecutionMetrics, RuntimeMetrics};
+use vmm_runtime::{BootTimes, BoxUsage, ExecutionMetrics, RuntimeMetrics};
 
 /// The resource usage of a box. A server omits the values that it cannot determine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -30,11 +30,50 @@ pub struct BoxMetricsResponse {
     /// Memory of the control group of the box, or else the resident memory of the shim and its
     /// descendants, where shared memory is counted once per process.
     pub memory_bytes: Option<u64>,
+    /// How long the guest took to boot, if this server started the box and its guest has an agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub boot_timing: Option<BootTiming>,
+}
+
+/// How long a guest took to boot, in milliseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct BootTiming {
+    /// From the spawn of the VMM until the agent was ready: the sum of the others.
+    pub guest_boot_ms: Option<u64>,
+    /// From the spawn of the VMM until the kernel ran.
+    pub vmm_ms: Option<u64>,
+    /// From then until the agent ran.
+    pub kernel_ms: Option<u64>,
+    /// From then until the agent was ready.
+    pub agent_ms: Option<u64>,
 }
 
 #[cfg(feature = "server")]
-impl From<(BoxUsage, ExecutionMetrics)> for BoxMetricsResponse {
-    fn from((usage, executions): (BoxUsage, ExecutionMetrics)) -> Self {
+impl From<BootTimes> for BootTiming {
+    fn from(times: BootTimes) -> Self {
+        let BootTimes {
+            vmm_ms,
+            kernel_ms,
+            agent_ms,
+        } = times;
+        let sum = vmm_ms.saturating_add(kernel_ms).saturating_add(agent_ms);
+        Self {
+            guest_boot_ms: Some(sum),
+            vmm_ms: Some(vmm_ms),
+            kernel_ms: Some(kernel_ms),
+            agent_ms: Some(agent_ms),
+        }
+    }
+}
+
+#[cfg(feature = "server")]
+impl From<(BoxUsage, ExecutionMetrics, Option<BootTimes>)> for BoxMetricsResponse {
+    fn from(
+        (usage, executions, boot_times): (BoxUsage, ExecutionMetrics, Option<BootTimes>),
+    ) -> Self {
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Self {
             commands_executed_total: executions.started,
@@ -44,6 +83,7 @@ impl From<(BoxUsage, ExecutionMetrics)> for BoxMetricsResponse {
             cpu_percent: usage.cpu_percent,
             cpu_time_ms: usage.cpu_time.map(millis),
             memory_bytes: usage.memory_bytes,
+            boot_timing: boot_times.map(BootTiming::from),
         }
     }
 }
@@ -163,5 +203,25 @@ mod tests {
         assert_eq!(wire["shim_reaper_registered"], u64::MAX);
         let read: RuntimeMetricsResponse = serde_json::from_value(wire).unwrap();
         assert_eq!(read, sent);
+    }
+
+    #[cfg(feature = "server")]
+    #[test]
+    fn the_boot_of_a_guest_is_the_sum_of_its_phases() {
+        let times = BootTimes {
+            vmm_ms: 80,
+            kernel_ms: 400,
+            agent_ms: 20,
+        };
+        let metrics = BoxMetricsResponse::from((
+            BoxUsage::default(),
+            ExecutionMetrics::default(),
+            Some(times),
+        ));
+        let timing = metrics.boot_timing.unwrap();
+        assert_eq!(
+            (timing.guest_boot_ms, timing.kernel_ms),
+            (Some(500), Some(400))
+        );
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::Serialize;
 use shim_reaper::ShimHandle;
-use vmm_protocol::{Ending, with_causes};
+use vmm_protocol::{BootTimes, Ending, with_causes};
 
 use super::state::{Phase, State};
 use super::{BoxCounts, BoxId, BoxRecord, BoxSpec, BoxStatus, Outcome};
@@ -34,6 +34,9 @@ pub struct BoxInfo {
     pub pid: Option<u32>,
     /// The pid of the payload while the box is running, if the engine reports one.
     pub payload_pid: Option<u32>,
+    /// How long the guest took to boot, while the box is running, if this runtime started it and its
+    /// guest has an agent.
+    pub boot_times: Option<BootTimes>,
     /// The exit code of the last run after it has ended: the payload's code, or 128 plus the signal
     /// number.
     pub exit_code: Option<i32>,
@@ -102,6 +105,9 @@ impl State {
     pub(super) fn count(&self, counts: &mut BoxCounts) {
         let shown = self.shown();
         counts.add(self.status_of(shown), self.is_stopping(shown));
+        if let Shown::Running(shim) = shown {
+            counts.helpers += u64::from(shim.helpers());
+        }
     }
 
     /// An end shows when it is reported.
@@ -152,6 +158,10 @@ impl State {
             spec,
             ..
         } = &self.record;
+        let boot_times = match shown {
+            Shown::Running(shim) => shim.boot_times(),
+            _ => None,
+        };
         let (pid, payload_pid, last) = match shown {
             Shown::Starting(shim) => (shim.map(ShimHandle::id), None, None),
             Shown::Running(shim) => (Some(shim.pid()), shim.payload_pid(), None),
@@ -168,6 +178,7 @@ impl State {
             health: self.health,
             pid,
             payload_pid,
+            boot_times,
             exit_code: ending.map(Ending::shell_code),
             signal: ending.and_then(Ending::signal),
             ending: ending.cloned(),

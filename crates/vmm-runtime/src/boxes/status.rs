@@ -38,6 +38,8 @@ pub struct BoxCounts {
     pub stopped: u64,
     /// The boxes that are [`Failed`](BoxStatus::Failed).
     pub failed: u64,
+    /// The helper processes of the boxes that are running, stopping or paused.
+    pub helpers: u64,
 }
 
 impl BoxCounts {

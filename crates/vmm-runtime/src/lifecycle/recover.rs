@@ -111,7 +111,7 @@ async fn reattach(
 ) -> Result<Result<(), PidRecord>, RuntimeError> {
     let attached = ShimHandler::from_pid(&core.reaper, record).await;
     let shim = match attached.map_err(|error| proc_error(record.pid, error))? {
-        Some(shim) => shim.with_payload(payload_pid(bx)),
+        Some(shim) => shim.with_payload(payload_pid(bx), bx.dir().helper_count()),
         None => return Ok(Err(record.clone())),
     };
     let since = start_of_run(&shim).map_err(|error| proc_error(record.pid, error))?;

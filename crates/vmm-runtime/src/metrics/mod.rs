@@ -29,6 +29,8 @@ pub struct RuntimeMetrics {
     /// failed or disappeared. A payload that exits with a code, or a spec that cannot be run, is
     /// not a crash.
     pub boxes_crashed_total: u64,
+    /// The number of runs that failed because a helper process of the payload ended.
+    pub helper_failures_total: u64,
     /// The number of times that a box stopped.
     pub boxes_stopped_total: u64,
     /// The number of restarts by the policies of boxes.
@@ -97,6 +99,8 @@ pub struct RuntimeMetricsStorage {
     pub boxes_failed_total: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::boxes_crashed_total`].
     pub boxes_crashed_total: Arc<AtomicU64>,
+    /// See [`RuntimeMetrics::helper_failures_total`].
+    pub helper_failures_total: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::boxes_stopped_total`].
     pub boxes_stopped_total: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::boxes_restarted_total`].
@@ -146,6 +150,7 @@ impl RuntimeMetricsStorage {
             boxes_created_total: read(&self.boxes_created_total),
             boxes_failed_total: read(&self.boxes_failed_total),
             boxes_crashed_total: read(&self.boxes_crashed_total),
+            helper_failures_total: read(&self.helper_failures_total),
             boxes_stopped_total: read(&self.boxes_stopped_total),
             boxes_restarted_total: read(&self.boxes_restarted_total),
             num_running_boxes: read(&self.num_running_boxes),

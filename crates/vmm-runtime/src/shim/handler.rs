@@ -19,6 +19,7 @@ pub struct ShimHandler {
     handle: ShimHandle,
     payload_pid: Option<u32>,
     boot: Option<BootTimes>,
+    helpers: u32,
     keepalive: Mutex<Option<Keepalive>>,
 }
 
@@ -31,6 +32,7 @@ impl ShimHandler {
             keepalive,
             payload_pid,
             boot,
+            helpers,
             record,
         } = spawned.into_parts();
         Self {
@@ -38,6 +40,7 @@ impl ShimHandler {
             handle,
             payload_pid,
             boot,
+            helpers,
             keepalive: Mutex::new(keepalive),
         }
     }
@@ -80,16 +83,18 @@ impl ShimHandler {
                 handle,
                 payload_pid: None,
                 boot: None,
+                helpers: 0,
                 keepalive: Mutex::new(None),
             })),
             _ => Ok(None),
         }
     }
 
-    /// Sets the pid of the payload of a re-attached shim.
+    /// Sets the pid of the payload of a re-attached shim, and the number of its helper processes.
     #[must_use]
-    pub(crate) fn with_payload(mut self, pid: Option<u32>) -> Self {
+    pub(crate) fn with_payload(mut self, pid: Option<u32>, helpers: u32) -> Self {
         self.payload_pid = pid;
+        self.helpers = helpers;
         self
     }
 
@@ -106,6 +111,11 @@ impl ShimHandler {
     /// Returns the pid of the payload, if the engine reported one.
     pub fn payload_pid(&self) -> Option<u32> {
         self.payload_pid
+    }
+
+    /// Returns the number of helper processes that the payload needs. They run as long as the payload.
+    pub fn helpers(&self) -> u32 {
+        self.helpers
     }
 
     /// Returns how long the guest took to boot. Only the runtime that has started the box knows it,

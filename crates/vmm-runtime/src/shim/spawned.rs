@@ -31,6 +31,7 @@ pub struct SpawnedShim {
     detached: bool,
     payload_pid: Option<u32>,
     boot: Option<BootTimes>,
+    helpers: u32,
 }
 
 /// The process of a shim, with the pipes that connect it to this runtime. It is killed on drop.
@@ -56,6 +57,7 @@ pub(super) struct ShimParts {
     pub(super) keepalive: Option<Keepalive>,
     pub(super) payload_pid: Option<u32>,
     pub(super) boot: Option<BootTimes>,
+    pub(super) helpers: u32,
     pub(super) record: PidRecord,
 }
 
@@ -134,6 +136,7 @@ impl SpawnedShim {
             detached: spec.detached,
             payload_pid: None,
             boot: None,
+            helpers: 0,
         }
     }
 
@@ -189,9 +192,14 @@ impl SpawnedShim {
         // A read error has the same meaning as an empty line.
         let _ = report.read_until(b'\n', &mut line).await;
         match serde_json::from_slice(&line) {
-            Ok(Report::Ready { payload_pid, boot }) => {
+            Ok(Report::Ready {
+                payload_pid,
+                boot,
+                helpers,
+            }) => {
                 self.payload_pid = payload_pid;
                 self.boot = boot;
+                self.helpers = helpers;
                 Ok(())
             }
             Ok(Report::Failed(record)) => Err(self.exit_error(Some(record)).await),
@@ -275,6 +283,7 @@ impl SpawnedShim {
             keepalive,
             payload_pid: self.payload_pid,
             boot: self.boot,
+            helpers: self.helpers,
             record,
         }
     }

@@ -34,6 +34,7 @@ pub(crate) struct Helpers {
     /// Dropping it ends the thread.
     payload_runs: PipeWriter,
     thread: JoinHandle<Option<Ending>>,
+    count: u32,
 }
 
 impl Helpers {
@@ -73,6 +74,8 @@ impl Helpers {
                 pidfd: child.into_pidfd(),
             });
         }
+        let count = u32::try_from(running.len()).unwrap_or(u32::MAX);
+        dir.write_helper_count(count)?;
         let mut watch = Watch {
             running,
             log: Some(log),
@@ -91,7 +94,13 @@ impl Helpers {
         Ok(Some(Self {
             payload_runs,
             thread,
+            count,
         }))
+    }
+
+    /// Returns the number of helpers.
+    pub(crate) fn count(&self) -> u32 {
+        self.count
     }
 
     /// Returns the ending of the box if a helper ended before the payload. The caller has waited for the

@@ -34,7 +34,8 @@ pub(super) async fn of_box(
 ) -> Result<Json<BoxMetricsResponse>, ApiError> {
     let usage = api.runtime.usage(&id).await?;
     let executions = api.runtime.execution_metrics(&id)?;
-    Ok(Json((usage, executions).into()))
+    let boot_times = api.runtime.info(&id).await?.boot_times;
+    Ok(Json((usage, executions, boot_times).into()))
 }
 
 /// Returns the metrics of the VMM runtime as OpenMetrics text, for Prometheus.
