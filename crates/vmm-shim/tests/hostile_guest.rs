@@ -2,6 +2,7 @@
 //! no test harness, because it is its own shim, with an engine whose guest is a thread.
 #![allow(clippy::panic, clippy::unwrap_used)]
 
+#[macro_use]
 mod support;
 
 use std::io::{self, Read, Write};
@@ -249,15 +250,6 @@ fn messages_on_other_streams_and_after_the_end_are_ignored() {
     assert_serves(&shim);
     let mut endings = client.list().into_iter().map(|execution| execution.ending);
     assert!(endings.any(|ending| ending == Some(Ending::Exited { code: 5 })));
-}
-
-macro_rules! run {
-    ($($test:ident,)*) => {
-        $(
-            println!("test {}", stringify!($test));
-            $test();
-        )*
-    };
 }
 
 fn main() {

@@ -10,6 +10,17 @@
 
 pub mod client;
 
+/// Runs the tests of a program without a test harness, and prints their names.
+#[allow(unused_macros)]
+macro_rules! run {
+    ($($test:ident,)*) => {
+        $(
+            println!("test {}", stringify!($test));
+            $test();
+        )*
+    };
+}
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
