@@ -12,10 +12,20 @@ use crate::tokio_child::TokioChild;
 use crate::{CollectedBy, ReaperClosed, ReaperCounter, RegisterErrorKind, ShimExit};
 
 /// The owner of a child, who gives it up to the reaper.
-pub(crate) trait Owner {
+pub(crate) trait Owner<P> {
     /// Waits as the owner does: returns the status from an earlier wait, or reaps the child if it has
     /// exited.
     fn try_wait(&mut self) -> io::Result<Option<ExitStatus>>;
+
+    /// Returns whether the owner has a pidfd of its own.
+    fn has_pidfd(&self) -> bool {
+        false
+    }
+
+    /// Takes the pidfd of the owner, if no descriptor is left for a duplicate.
+    fn take_pidfd(&mut self) -> Option<P> {
+        None
+    }
 
     /// Takes the child, if the reaper has to reap it through tokio.
     fn take_tokio_child(&mut self) -> Option<TokioChild> {
@@ -23,8 +33,17 @@ pub(crate) trait Owner {
     }
 }
 
+/// No owner: the reaper knows the process by its pid or its pidfd.
+pub(crate) struct NoOwner;
+
+impl<P> Owner<P> for NoOwner {
+    fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        Ok(None)
+    }
+}
+
 #[cfg(any(test, feature = "simulation"))]
-impl<F: FnMut() -> Option<ExitStatus>> Owner for F {
+impl<P, F: FnMut() -> Option<ExitStatus>> Owner<P> for F {
     fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
         Ok(self())
     }
@@ -36,7 +55,7 @@ impl<K: ProcessTable> Shared<K> {
         &self,
         pid: u32,
         pidfd: Option<K::Pidfd>,
-        owner: &mut impl Owner,
+        owner: &mut impl Owner<K::Pidfd>,
     ) -> Result<Arc<Shim<K::Pidfd>>, RegisterErrorKind> {
         if self.is_refusing() {
             return Err(RegisterErrorKind::Closed);
@@ -75,9 +94,8 @@ impl<K: ProcessTable> Shared<K> {
                 })
                 .map_err(|ReaperClosed| RegisterErrorKind::Closed);
         }
-        let take_child = || owner.take_tokio_child();
         let groups = Groups::default();
-        self.insert_child(pid, Role::Owned, groups, pidfd, Check::OnEvent, take_child)
+        self.insert_child(pid, Role::Owned, groups, pidfd, Check::OnEvent, owner)
             .map_err(|Refused(_)| RegisterErrorKind::Closed)
     }
 
@@ -115,8 +133,8 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
 
     use super::*;
-    use crate::kernel::simulated::ProcessState;
-    use crate::simulation::fixture::{LATEST, core, register};
+    use crate::kernel::simulated::{Descriptor, ProcessState};
+    use crate::simulation::fixture::{LATEST, core, register, sweep};
 
     #[test]
     fn usage_of_a_child_that_its_owner_reaps_when_it_is_adopted_is_known() {
@@ -157,5 +175,49 @@ mod tests {
         let adopted = core.shared.adopt(7, None, &mut owner).unwrap();
         assert!(Arc::ptr_eq(&registered, &adopted));
         assert!(!kernel.process(process).state.is_reaped());
+    }
+
+    /// An owner with a pidfd.
+    struct Holder(Option<Descriptor>);
+
+    impl Owner<Descriptor> for Holder {
+        fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+            Ok(None)
+        }
+
+        fn has_pidfd(&self) -> bool {
+            self.0.is_some()
+        }
+
+        fn take_pidfd(&mut self) -> Option<Descriptor> {
+            self.0.take()
+        }
+    }
+
+    #[test]
+    fn pidfd_of_an_owner_is_taken_if_there_is_no_descriptor_for_another() {
+        let core = core(LATEST);
+        let kernel = &core.shared.kernel;
+        kernel.fork(7);
+        let mut owner = Holder(Some(kernel.open_now(7).unwrap()));
+        kernel.limit_descriptors(0);
+        let shim = core.shared.adopt(7, None, &mut owner).unwrap();
+        assert_eq!(core.shared.counters.snapshot(true).without_pidfd, 0);
+        kernel.set(7, ProcessState::Reaped(3));
+        sweep(&core);
+        let exit = shim.state().exit().unwrap();
+        assert_eq!(exit.code(), Some(3));
+    }
+
+    #[test]
+    fn owner_keeps_its_pidfd_if_the_child_is_refused() {
+        let core = core(LATEST);
+        let kernel = &core.shared.kernel;
+        kernel.fork(7);
+        let mut owner = Holder(Some(kernel.open_now(7).unwrap()));
+        kernel.limit_descriptors(0);
+        core.shared.token.cancel();
+        assert!(core.shared.adopt(7, None, &mut owner).is_err());
+        assert!(owner.has_pidfd());
     }
 }

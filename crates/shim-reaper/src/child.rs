@@ -55,14 +55,23 @@ impl ChildProcess for tokio::process::Child {}
 impl Sealed for pidfd_spawn::Child {
     fn adopt(mut self, Reaper(shared): Reaper<'_>) -> Result<Adopted, RegisterError<Self>> {
         let pid = self.id();
+        let pipes = Pipes {
+            stdin: self.stdin.take(),
+            stdout: self.stdout.take(),
+            stderr: self.stderr.take(),
+        };
         // A duplicate, so that a child that is refused is complete.
         let pidfd = self.pidfd().try_clone_to_owned().ok();
-        match shared.adopt(pid, pidfd, &mut self) {
-            Ok(shim) => Ok(Adopted {
-                shim,
-                pipes: self.into(),
-            }),
-            Err(kind) => Err(RegisterError::new(pid, kind).with_child(Some(self))),
+        let mut owner = PidfdOwner(Some(self));
+        match shared.adopt(pid, pidfd, &mut owner) {
+            Ok(shim) => Ok(Adopted { shim, pipes }),
+            Err(kind) => {
+                if let Some(child) = &mut owner.0 {
+                    (child.stdin, child.stdout, child.stderr) =
+                        (pipes.stdin, pipes.stdout, pipes.stderr);
+                }
+                Err(RegisterError::new(pid, kind).with_child(owner.0))
+            }
         }
     }
 }
@@ -103,13 +112,23 @@ impl Sealed for tokio::process::Child {
     }
 }
 
-impl Owner for pidfd_spawn::Child {
+struct PidfdOwner(Option<pidfd_spawn::Child>);
+
+impl Owner<OwnedFd> for PidfdOwner {
     fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
-        self.try_wait()
+        self.0.as_mut().map_or(Ok(None), |child| child.try_wait())
+    }
+
+    fn has_pidfd(&self) -> bool {
+        self.0.is_some()
+    }
+
+    fn take_pidfd(&mut self) -> Option<OwnedFd> {
+        self.0.take().map(pidfd_spawn::Child::into_pidfd)
     }
 }
 
-impl Owner for process::Child {
+impl Owner<OwnedFd> for process::Child {
     fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
         self.try_wait()
     }
@@ -117,7 +136,7 @@ impl Owner for process::Child {
 
 struct TokioOwner(Option<tokio::process::Child>);
 
-impl Owner for TokioOwner {
+impl Owner<OwnedFd> for TokioOwner {
     fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
         self.0.as_mut().map_or(Ok(None), |child| child.try_wait())
     }

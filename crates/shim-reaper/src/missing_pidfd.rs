@@ -3,7 +3,7 @@ use crate::kernel::{NoPidfd, ProcessTable, Target, WaitResult};
 use crate::registry::{Phase, Registry};
 use crate::shared::Shared;
 
-/// Opens the pidfd of a live shim that was registered without one.
+/// Opens the pidfd of a live shim that was registered without one, and watches it.
 pub(crate) fn open_missing_pidfd<K: ProcessTable>(
     shared: &Shared<K>,
     registry: &mut Registry<K::Pidfd>,
@@ -17,7 +17,17 @@ pub(crate) fn open_missing_pidfd<K: ProcessTable>(
     };
     let kernel = &shared.kernel;
     let mut state = shim.state();
-    if state.pidfd.is_some() {
+    if state.is_watched {
+        return;
+    }
+    if let Some(pidfd) = &state.pidfd {
+        if kernel.watch(pidfd, id).is_err() {
+            registry.cursor.pidfds_exhausted = true;
+            return;
+        }
+        state.is_watched = true;
+        drop(state);
+        registry.remove_sweep_only(id);
         return;
     }
     let before = match kernel.stat(shim.pid) {
@@ -53,6 +63,7 @@ pub(crate) fn open_missing_pidfd<K: ProcessTable>(
         return;
     }
     state.pidfd = Some(pidfd);
+    state.is_watched = true;
     drop(state);
     registry.remove_sweep_only(id);
     shared.counters.adjust(ReaperGauge::WithoutPidfd, -1);

@@ -2,6 +2,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::adopt::{NoOwner, Owner};
 use crate::command::sealed::CommandRef;
 use crate::directory::{Check, Entries};
 use crate::kernel::{NoPidfd, ProcessTable, Spawned, Target, WaitResult};
@@ -10,7 +11,6 @@ use crate::pipes::Pipes;
 use crate::shared::Shared;
 use crate::shim::{Groups, NO_PROCESS, Role, Shim};
 use crate::sync::MutexGuard;
-use crate::tokio_child::TokioChild;
 use crate::{ReaperClosed, ReaperGauge, RegisterError, RegisterErrorKind};
 
 /// The error of a registration after a shutdown has begun, with the pidfd of the process.
@@ -89,11 +89,11 @@ impl<K: ProcessTable> Shared<K> {
         pidfd: Result<K::Pidfd, NoPidfd>,
         check: Check,
     ) -> Result<Arc<Shim<K::Pidfd>>, Refused<K::Pidfd>> {
-        self.insert_child(pid, role, groups, pidfd, check, || None)
+        self.insert_child(pid, role, groups, pidfd, check, &mut NoOwner)
     }
 
-    /// Does what [`insert`](Self::insert) does for a child that the reaper reaps through tokio, if
-    /// `take_child` returns it.
+    /// Does what [`insert`](Self::insert) does for a child, and takes from its owner what the reaper
+    /// needs to reap it.
     pub(crate) fn insert_child(
         &self,
         pid: u32,
@@ -101,9 +101,10 @@ impl<K: ProcessTable> Shared<K> {
         groups: Groups,
         pidfd: Result<K::Pidfd, NoPidfd>,
         mut check: Check,
-        take_child: impl FnOnce() -> Option<TokioChild>,
+        owner: &mut impl Owner<K::Pidfd>,
     ) -> Result<Arc<Shim<K::Pidfd>>, Refused<K::Pidfd>> {
         let mut start_time = None;
+        let takes_pidfd = matches!(pidfd, Err(NoPidfd::Exhausted(_))) && owner.has_pidfd();
         let mut pidfd = match pidfd {
             Ok(pidfd) => Some(pidfd),
             Err(NoPidfd::NoProcess) => {
@@ -126,7 +127,7 @@ impl<K: ProcessTable> Shared<K> {
             LogLine::ForeignWait { pid }.write();
         }
         let mut registration = self.counters.metrics.begin_registration();
-        if pidfd.is_none() {
+        if pidfd.is_none() && !takes_pidfd {
             registration.add_without_pidfd();
         }
         let mut is_watched = pidfd.is_some();
@@ -139,7 +140,7 @@ impl<K: ProcessTable> Shared<K> {
             }
             if let Some(entry) = self.find_same(&entries, pid, role, pidfd.as_ref(), start_time) {
                 let mut state = entry.state();
-                if let Some(child) = take_child() {
+                if let Some(child) = owner.take_tokio_child() {
                     state.tokio_child = Some(child);
                 }
                 if role > state.role {
@@ -161,20 +162,18 @@ impl<K: ProcessTable> Shared<K> {
             let Err(error) = watched else {
                 break (entries, id);
             };
-            // Unlocked for the log and the metrics.
+            // Unlocked for the log.
             drop(entries);
             self.warn_without_pidfd(pid, &error);
             is_watched = false;
-            let own_start_time = self.start_time(pid);
-            // If it is not reaped now, the start time is its own.
-            if pidfd.as_ref().is_some_and(|fd| self.kernel.is_reaped(fd)) {
+            if check == Check::OnEvent {
                 check = Check::Now;
-            } else {
-                start_time = own_start_time;
-                pidfd = None;
-                registration.add_without_pidfd();
             }
         };
+        // Only now, because a child that is refused stays complete. An interval sweep adds its watch.
+        if takes_pidfd {
+            pidfd = owner.take_pidfd();
+        }
         if check == Check::NotFound {
             start_time = Some(NO_PROCESS);
         }
@@ -186,7 +185,11 @@ impl<K: ProcessTable> Shared<K> {
         let is_earlier = entries.get(pid).is_some() && pidfd.as_ref().is_some_and(has_ended);
         let shim = Shim::new(pid, id, groups.leads, role, pidfd, start_time);
         let shim = Arc::new(shim.in_control_group(groups.control));
-        shim.state().tokio_child = take_child();
+        {
+            let mut state = shim.state();
+            state.is_watched = is_watched;
+            state.tokio_child = owner.take_tokio_child();
+        }
         if is_earlier {
             entries.insert_earlier(&shim, check);
         } else {

@@ -22,7 +22,7 @@ pub(crate) struct Registry<P> {
     /// The shim from [`ready`](Self::ready) that is being checked. It is still set afterwards only
     /// if the check panicked.
     in_flight: Option<u64>,
-    /// Shims whose exit only an interval sweep finds: without a pidfd, or held by a tracer.
+    /// Shims whose exit only an interval sweep finds: without a pidfd or a watch, or held by a tracer.
     sweep_only: BTreeSet<u64>,
     /// Dead shims in their grace period, by the end of it.
     deferred: BTreeSet<(Instant, u64)>,
@@ -108,7 +108,7 @@ impl<P> Registry<P> {
         if check == Check::Again {
             return;
         }
-        if shim.state().pidfd.is_none() {
+        if !shim.state().is_watched {
             self.sweep_only.insert(id);
         }
         let phase = if check == Check::NotFound {

@@ -101,8 +101,8 @@ impl<K: ProcessTable> Shared<K> {
             tracing::warn!(
                 pid,
                 %error,
-                "cannot open a pidfd for a shim; only interval sweeps check it until a descriptor \
-                 is free; raise the limit on open files"
+                "cannot open or watch the pidfd of a shim; only interval sweeps check it until \
+                 that succeeds; raise the limit on open files"
             );
         }
     }

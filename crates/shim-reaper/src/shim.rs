@@ -31,6 +31,8 @@ pub(crate) struct Shim<P> {
 pub(crate) struct State<P> {
     pub(crate) role: Role,
     pub(crate) pidfd: Option<P>,
+    /// Whether the pidfd has a watch. Without one, only interval sweeps check the shim.
+    pub(crate) is_watched: bool,
     /// The pidfd of a finished shim that leads a process group, which it still identifies.
     pub(crate) group_pidfd: Option<P>,
     /// The identity of the process, with its pid, if it has no pidfd.
@@ -90,6 +92,7 @@ impl<P> Shim<P> {
             control_group: None,
             state: Mutex::new(State {
                 role,
+                is_watched: pidfd.is_some(),
                 pidfd,
                 group_pidfd: None,
                 start_time,

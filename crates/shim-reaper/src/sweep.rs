@@ -232,8 +232,8 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
                 if identity_compared {
                     self.registry.cursor.add_comparison(id);
                 }
-                if let (Trigger::Event, Some(pidfd)) = (trigger, &state.pidfd) {
-                    self.watch_again(pidfd, id, Until::Exited);
+                if trigger == Trigger::Event {
+                    self.watch_again(&state, id, Until::Exited);
                 }
             }
             Verdict::HeldByTracer(status) => self.await_tracer(&shim, state, status),
@@ -285,8 +285,8 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
                 .resolve(&self.shared.subscribers, &mut state, exit);
         }
         let added = self.registry.add_sweep_only(shim.id);
-        if let (true, Some(pidfd)) = (added, &state.pidfd) {
-            self.watch_again(pidfd, shim.id, Until::Reaped);
+        if added {
+            self.watch_again(&state, shim.id, Until::Reaped);
         }
     }
 
@@ -308,9 +308,7 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
             self.outbox
                 .resolve(&self.shared.subscribers, &mut state, exit);
         }
-        if let Some(pidfd) = &state.pidfd {
-            self.watch_again(pidfd, shim.id, Until::Reaped);
-        }
+        self.watch_again(&state, shim.id, Until::Reaped);
         drop(state);
         if phase == Phase::Deferred {
             return;
@@ -358,7 +356,10 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
             .resolve(&self.shared.subscribers, &mut state, exit);
     }
 
-    fn watch_again(&mut self, pidfd: &K::Pidfd, id: u64, until: Until) {
+    fn watch_again(&mut self, state: &State<K::Pidfd>, id: u64, until: Until) {
+        let Some(pidfd) = state.pidfd.as_ref().filter(|_| state.is_watched) else {
+            return;
+        };
         if let Err(error) = self.shared.kernel.watch_again(pidfd, id, until) {
             self.outbox.log(LogLine::CannotWatchAgain(error));
         }

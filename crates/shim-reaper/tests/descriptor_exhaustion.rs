@@ -7,9 +7,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::log_counter::LogCounter;
-use common::own_process::{block_on, exhaust_descriptors, in_own_process};
-use common::{Fixture, eventually, exits_on_eof, is_gone};
-use shim_reaper::ShimReaper;
+use common::own_process::{block_on, exhaust_descriptors, ignore_sigchld, in_own_process};
+use common::{Fixture, eventually, exits_on_eof, is_gone, kernel_is_at_least};
+use shim_reaper::{ShimExit, ShimReaper};
 
 const SHIMS: usize = 10;
 
@@ -135,6 +135,60 @@ fn commands_of_std_spawn_with_as_few_free_descriptors_as_std_needs() {
             });
         },
     );
+}
+
+#[test]
+fn the_pidfd_of_a_child_is_kept_without_descriptors() {
+    in_own_process("the_pidfd_of_a_child_is_kept_without_descriptors", || {
+        block_on(async {
+            ignore_sigchld();
+            let fixture = Fixture::new(ShimReaper::builder());
+            fixture.sweeps(1).await;
+            let mut child = pidfd_spawn::Command::new("sh")
+                .args(["-c", "read line; exit 7"])
+                .stdin(pidfd_spawn::Stdio::piped())
+                .spawn()
+                .unwrap();
+            let stdin = child.stdin.take();
+            let _files = exhaust_descriptors();
+            let handle = fixture.reaper.register_child(child).unwrap();
+            assert_eq!(fixture.reaper.stats().without_pidfd, 0);
+            // The kernel reaps the child.
+            drop(stdin);
+            expect_status(&handle.await.unwrap());
+        });
+    });
+}
+
+#[test]
+fn the_pidfd_of_a_child_is_kept_without_a_descriptor_for_the_epoll() {
+    in_own_process(
+        "the_pidfd_of_a_child_is_kept_without_a_descriptor_for_the_epoll",
+        || {
+            block_on(async {
+                ignore_sigchld();
+                let mut command = pidfd_spawn::Command::new("sh");
+                command.args(["-c", "read line <&3; exit 7"]);
+                let (reader, writer) = std::io::pipe().unwrap();
+                command.fd(3, reader);
+                let mut files = exhaust_descriptors();
+                let fixture = Fixture::new(ShimReaper::builder());
+                files.pop();
+                let handle = fixture.reaper.spawn(&mut command).unwrap();
+                assert_eq!(fixture.reaper.stats().without_pidfd, 0);
+                drop(command);
+                // The kernel reaps the child.
+                drop(writer);
+                expect_status(&handle.await.unwrap());
+            });
+        },
+    );
+}
+
+fn expect_status(exit: &ShimExit) {
+    if kernel_is_at_least(6, 15) {
+        assert_eq!(exit.code(), Some(7), "{exit:?}");
+    }
 }
 
 /// Returns the number of pidfds that this process has open.

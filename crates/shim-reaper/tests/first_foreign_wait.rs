@@ -9,7 +9,7 @@ use std::thread;
 
 use common::Fixture;
 use common::kernel_is_at_least;
-use common::own_process::{block_on, in_own_process};
+use common::own_process::{block_on, ignore_sigchld, in_own_process};
 use nix::libc;
 use nix::sys::signal::Signal::SIGCHLD;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
@@ -39,8 +39,7 @@ fn ignoring_sigchld_takes_no_exit_status_of_a_native_child() {
     in_own_process(
         "ignoring_sigchld_takes_no_exit_status_of_a_native_child",
         || {
-            // SAFETY: SIG_IGN installs no handler function.
-            unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+            ignore_sigchld();
             spawn_short_lived_children();
         },
     );

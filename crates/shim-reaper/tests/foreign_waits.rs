@@ -16,10 +16,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::log_counter::LogCounter;
-use common::own_process::{block_on, in_own_process};
+use common::own_process::{block_on, ignore_sigchld, in_own_process};
 use common::{Fixture, eventually, exits_on_eof, is_gone, kernel_is_at_least};
 use nix::errno::Errno;
-use nix::libc;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use shim_reaper::{CollectedBy, ShimExit, ShimReaper, SpawnOptions};
@@ -354,11 +353,6 @@ async fn check_short_lived(fixture: &Fixture, i: i32) {
 async fn spawn_short_lived(fixture: &Fixture, i: i32) -> ShimExit {
     let shim = common::exits_with(i % 250);
     fixture.reaper.spawn(shim).unwrap().await.unwrap()
-}
-
-fn ignore_sigchld() {
-    // SAFETY: SIG_IGN installs no handler function.
-    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
 }
 
 /// Returns whose wait has reaped shim `i` of [`end_all`], if the reaper has not.

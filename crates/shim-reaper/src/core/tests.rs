@@ -112,7 +112,7 @@ fn every_log_line_is_written_without_a_lock() {
     });
     let lines = lines.lines.lock().unwrap();
     for expected in [
-        "cannot open a pidfd for a shim",
+        "cannot open or watch the pidfd of a shim",
         "cannot read process events",
         "cannot re-arm a watch",
         "a foreign wait reaped a shim",
@@ -153,7 +153,7 @@ fn a_shim_without_a_pidfd_is_reported_before_it_is_registered() {
     metrics.core.set(Arc::downgrade(&core)).unwrap();
     let kernel = &core.shared.kernel;
     kernel.fork(7);
-    kernel.fail_next(Failure::Watch);
+    kernel.fail_next(Failure::Open);
     register(&core, 7, Role::Owned);
     kernel.fork(8);
     kernel.limit_descriptors(0);

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use super::action::Name;
-use super::config::{Disturbances, INTERVAL, Spawning};
+use super::config::{INTERVAL, Spawning};
 use super::run::Simulation;
 use super::world::{Flag, Registration, Spawn, Waiter};
 use crate::Signal;
@@ -242,10 +242,7 @@ impl Simulation {
         let is_early = config.spawning != Spawning::Std
             || config.features.reaps_children
             || stats.foreign_waits_total > 0;
-        config.features.pidfds
-            && is_early
-            && config.disturbances != Disturbances::Lossy
-            && !config.exhausts_descriptors
+        config.features.pidfds && is_early && !config.exhausts_descriptors
     }
 
     /// Sends a signal through the latest handle to a process.

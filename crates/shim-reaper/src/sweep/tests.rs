@@ -293,12 +293,43 @@ fn pidfd_is_not_opened_for_another_process_with_the_pid() {
     let core = core(LATEST);
     let kernel = &core.shared.kernel;
     kernel.fork(7);
-    kernel.fail_next(Failure::Watch);
+    kernel.fail_next(Failure::Open);
     let shim = register(&core, 7, Role::Owned);
     kernel.set(7, ProcessState::Reaped(3));
     kernel.fork(7);
     sweep(&core);
     assert_eq!(exit_of(&shim), Some((None, CollectedBy::ForeignWait)));
+}
+
+#[test]
+fn pidfd_is_kept_although_its_watch_fails() {
+    let core = core(LATEST);
+    let kernel = &core.shared.kernel;
+    kernel.fork(7);
+    kernel.fail_next(Failure::Watch);
+    let shim = register(&core, 7, Role::Owned);
+    assert_eq!(core.shared.counters.snapshot(true).without_pidfd, 0);
+    kernel.set(7, ProcessState::Reaped(3));
+    sweep(&core);
+    assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::ForeignWait)));
+}
+
+#[test]
+fn watch_that_failed_is_added_by_a_sweep() {
+    let core = core(LATEST);
+    let kernel = &core.shared.kernel;
+    kernel.fork(7);
+    kernel.fail_next(Failure::Watch);
+    register(&core, 7, Role::Owned);
+    assert_eq!(kernel.watch_count(), 0);
+    kernel.fail_next(Failure::Watch);
+    sweep(&core);
+    assert_eq!(kernel.watch_count(), 0);
+    sweep(&core);
+    assert_eq!(kernel.watch_count(), 1);
+    kernel.set(7, ProcessState::Zombie(3));
+    block_on(core.reap_ready(&mut Outbox::new()));
+    assert_eq!(kernel.reaped_by_reaper(), [7]);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::process::{Command, Output};
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::resource::{Resource, setrlimit};
 
 const TEST_VAR: &str = "SHIM_TEST_IN_OWN_PROCESS";
@@ -65,4 +66,11 @@ pub fn exhaust_descriptors() -> Vec<File> {
             }
         }
     }
+}
+
+/// Makes the kernel reap the children of this process.
+#[allow(unsafe_code)]
+pub fn ignore_sigchld() {
+    // SAFETY: SIG_IGN installs no handler function.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
 }
