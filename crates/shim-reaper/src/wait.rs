@@ -65,7 +65,9 @@ impl ShimHandle {
     }
 
     /// Waits like [`wait`](Self::wait), for up to `timeout`. Returns `None` if the shim still runs
-    /// then. Works in every executor: the reaper drives the timer.
+    /// then. Works in every executor, because the worker of the reaper drives the timer: the tokio
+    /// runtime of the reaper must run meanwhile, or the reaper needs
+    /// [a thread of its own](crate::ReaperBuilder::start_dedicated).
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -139,7 +141,9 @@ impl ShimHandle {
     /// Blocks until the event is raised or the process exits.
     fn block(&self, event: Option<&WakeEvent>) {
         // A zombie that cannot be reaped yet, because its owner or a tracer holds it, stays readable.
-        let pidfd = self.pidfd().ok().filter(|fd| !sys::pidfd_has_exited(*fd));
+        let pidfd = self.shim.duplicate_pidfd().ok();
+        let pidfd = pidfd.as_ref().map(AsFd::as_fd);
+        let pidfd = pidfd.filter(|fd| !sys::pidfd_has_exited(*fd));
         let descriptors = [pidfd, event.map(AsFd::as_fd)];
         let mut polled: Vec<_> = descriptors
             .into_iter()

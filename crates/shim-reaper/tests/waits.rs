@@ -20,6 +20,7 @@ in_both_modes!(
     killing_a_shim_that_has_ended_returns_its_exit,
     every_wait_fails_after_a_shutdown_that_left_the_shim_running,
     blocked_threads_get_the_exit,
+    a_blocked_thread_keeps_no_descriptor,
     a_blocked_thread_learns_of_a_shutdown,
 );
 
@@ -123,6 +124,20 @@ async fn blocked_threads_get_the_exit(builder: ReaperBuilder) {
         assert_eq!(exit.unwrap().unwrap(), Ok(Some(7)));
     }
     fixture.expect(1, 0, 0).await;
+}
+
+async fn a_blocked_thread_keeps_no_descriptor(builder: ReaperBuilder) {
+    let fixture = Fixture::new(builder);
+    let mut handle = fixture.reaper.spawn(exits_on_eof(5)).unwrap();
+    let stdin = handle.take_stdin();
+    let waiter = handle.clone();
+    let thread = thread::spawn(move || waiter.wait_blocking().map(|_| waiter));
+    // Most likely it blocks then. If it does not yet, the test proves nothing.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    drop(stdin);
+    let waiter = thread.join().unwrap().unwrap();
+    let errno = waiter.pidfd().unwrap_err().raw_os_error();
+    assert_eq!(errno, Some(Errno::ESRCH as i32));
 }
 
 async fn a_blocked_thread_learns_of_a_shutdown(builder: ReaperBuilder) {
