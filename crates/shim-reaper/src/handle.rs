@@ -220,7 +220,7 @@ impl ShimHandle {
 
     /// Stops the shim: sends SIGTERM, and SIGCONT in case the process is stopped, waits for up to
     /// `grace`, then sends SIGKILL and waits for the exit. Returns the exit in every case, also if the
-    /// shim has ended already. Works in every executor: the reaper drives the timer.
+    /// shim has ended already. Works in every executor, as [`wait_timeout`](Self::wait_timeout) does.
     ///
     /// There is no timeout after the SIGKILL. The future never resolves if the process does not die
     /// of it (it is stuck in the kernel) or if this process lacks the permission to signal it. Wrap

@@ -108,7 +108,7 @@ impl ReaperBuilder {
 
     /// Sets the sweep interval: 250 ms by default, at least 1 ms.
     ///
-    /// With pidfds, an event reports each exit, and the sweep is a cheap safety net for lost events. Without
+    /// With pidfds, an event reports each exit, and the sweep finds those whose event was lost. Without
     /// pidfds the interval is the longest lifetime of a zombie.
     ///
     /// ```

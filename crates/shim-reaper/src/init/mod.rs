@@ -14,7 +14,7 @@
 //!
 //! fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
 //!     shim_reaper::init::Init::new().run_if_pid_1()?;
-//!     // Only the program gets here. Now build the tokio runtime.
+//!     // Only the program returns from the call. Now build the tokio runtime.
 //! #   Ok(ExitCode::SUCCESS)
 //! }
 //! ```
@@ -26,7 +26,7 @@
 //! * It reaps all its children: the program, and the orphans that the kernel reparents to it.
 //! * It ends with the exit code of the program, or with 128 + *n* if signal *n* killed the program. The
 //!   kernel then kills all other processes of the namespace, see [`Init::stop_remaining`].
-//! * It takes the program with it: if the init is killed, the kernel kills the program.
+//! * If the init is killed, the kernel kills the program.
 //! * It closes all descriptors but the standard streams, changes its working directory to `/`, and its
 //!   name to `init`.
 //!
@@ -183,8 +183,8 @@ impl Init {
     ///   job control does. In a background job, the program stays in the background.
     ///
     /// If the program stops for the terminal (SIGTSTP, SIGTTIN, SIGTTOU), the init stops too, so that
-    /// the shell that has started it notices. If the program changes its user, it no longer dies with
-    /// the init: see `PR_SET_PDEATHSIG(2const)`. Below systemd, `NotifyAccess=all` lets the program
+    /// the shell that has started it notices. If the program changes its user, the kernel no
+    /// longer kills it with the init: see `PR_SET_PDEATHSIG(2const)`. Below systemd, `NotifyAccess=all` lets the program
     /// report its readiness.
     ///
     /// ```

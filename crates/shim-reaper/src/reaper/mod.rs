@@ -49,17 +49,17 @@ use crate::{Exits, ReaperStats};
 /// ```
 #[derive(Clone)]
 pub struct ShimReaper {
-    inner: Arc<ShutdownOnDrop>,
+    inner: Arc<AbandonOnDrop>,
 }
 
 /// All clones of a reaper share it, its handles do not. When it is dropped, the worker ends once
 /// every shim has ended.
 #[derive(Debug)]
-struct ShutdownOnDrop {
+struct AbandonOnDrop {
     worker: Arc<Worker>,
 }
 
-impl Drop for ShutdownOnDrop {
+impl Drop for AbandonOnDrop {
     fn drop(&mut self) {
         self.worker.abandon();
     }
@@ -68,7 +68,7 @@ impl Drop for ShutdownOnDrop {
 impl ShimReaper {
     pub(crate) fn new(worker: Arc<Worker>) -> Self {
         Self {
-            inner: Arc::new(ShutdownOnDrop { worker }),
+            inner: Arc::new(AbandonOnDrop { worker }),
         }
     }
 
@@ -125,7 +125,7 @@ impl ShimReaper {
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # use futures::StreamExt;
+    /// use futures::StreamExt;
     /// use shim_reaper::{Command, ShimReaper};
     ///
     /// let reaper = ShimReaper::start();
@@ -147,7 +147,7 @@ impl ShimReaper {
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # use futures::StreamExt;
+    /// use futures::StreamExt;
     /// use std::process::Command;
     /// use shim_reaper::ShimReaper;
     ///
