@@ -4,7 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use vmm_agent::RequestError;
-use vmm_protocol::{BootTimes, Ending, FailureKind, GuestEvent, InstanceSpec, PayloadSpec};
+use vmm_protocol::{
+    BootTimes, Ending, FailureKind, GuestEvent, InstanceSpec, PayloadSpec, UnappliedRule,
+};
 
 use crate::{EngineError, Helper};
 
@@ -99,6 +101,11 @@ pub trait Payload: Send + Sync {
     /// Returns how long the guest of a ready payload took to boot, if it has a guest that reports it.
     fn boot_times(&self) -> Option<BootTimes> {
         None
+    }
+
+    /// Returns the confinement rules that are not applied to the payload, for engines that apply some.
+    fn unapplied_rules(&self) -> Vec<UnappliedRule> {
+        Vec::new()
     }
 
     /// Returns how clients run commands beside the payload, if they can.

@@ -21,9 +21,9 @@ use crate::frames::{
 };
 use crate::procfs::{Stat, field_of, parse_arguments, parse_control_groups, parse_pids};
 use crate::{
-    Assignment, BootTimes, BoxDir, ConsoleOptions, ControlGroup, Controller, Ending, ExitRecord,
-    FILES, FailureKind, InstanceSpec, Invocation, PayloadSpec, PidRecord, ProcessIdentity, Ready,
-    Report, RuntimeProcess, read_line, to_line, with_causes,
+    Assignment, BootTimes, BoxDir, ConfinementRule, ConsoleOptions, ControlGroup, Controller,
+    Ending, ExitRecord, FILES, FailureKind, InstanceSpec, Invocation, PayloadSpec, PidRecord,
+    ProcessIdentity, Ready, Report, RuntimeProcess, UnappliedRule, read_line, to_line, with_causes,
 };
 
 /// The longest error: the path of a file, and a text that may quote from it.
@@ -259,10 +259,15 @@ fn write_and_parse(from: &mut Unstructured<'_>) -> Result<()> {
         vmm_ms: pid.into(),
         ..BootTimes::default()
     });
+    let unapplied_rules = vec![UnappliedRule {
+        rule: *from.choose(&ConfinementRule::ALL)?,
+        reason: text(from)?,
+    }];
     let ready = Report::Ready {
         payload_pid,
         boot,
         helpers: from.arbitrary()?,
+        unapplied_rules,
     };
     for report in [Report::Failed(exit), ready] {
         assert_same_after_a_line::<Report>(&to_line(&report).unwrap());

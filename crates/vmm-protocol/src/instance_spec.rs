@@ -1,9 +1,10 @@
 use std::io::{self, BufRead};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{PayloadSpec, RuntimeProcess, to_line};
+use crate::{HostPolicy, PayloadSpec, RuntimeProcess, to_line};
 
 /// The instructions that the runtime sends to a shim, as one line of JSON on its stdin.
 ///
@@ -22,6 +23,17 @@ pub struct InstanceSpec {
     /// has hung up, and how long a start may continue after a request to stop.
     #[serde(default = "default_stop_grace_ms")]
     pub stop_grace_ms: u64,
+    /// What the operator of the host decides for all payloads.
+    #[serde(default, skip_serializing_if = "HostPolicy::is_default")]
+    pub policy: HostPolicy,
+    /// The user and the group of the VMM of a guest, which no other box has. Without it, the VMM has
+    /// those of the shim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// A directory in which engines keep what they know of the host. All boxes share it; it may not
+    /// exist yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_dir: Option<PathBuf>,
 }
 
 /// The maximum size of a spec. It protects the shim from a broken runtime.
@@ -39,6 +51,9 @@ impl InstanceSpec {
             payload,
             detached: false,
             stop_grace_ms: default_stop_grace_ms(),
+            policy: HostPolicy::default(),
+            uid: None,
+            cache_dir: None,
         }
     }
 
@@ -118,14 +133,20 @@ struct Sender {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ConfinementRule;
 
     #[test]
     fn a_spec_survives_serialization() {
+        let payload = PayloadSpec::command(["sh", "-c", "line\nbreak"]);
         let spec = InstanceSpec {
-            id: "b1".into(),
-            payload: PayloadSpec::command(["sh", "-c", "line\nbreak"]),
             detached: true,
             stop_grace_ms: 5,
+            policy: HostPolicy::default()
+                .disable(ConfinementRule::Landlock)
+                .allow_arguments(true),
+            uid: Some(100),
+            cache_dir: Some("/cache".into()),
+            ..InstanceSpec::new("b1", payload)
         };
         let line = spec.to_line().unwrap();
         assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);

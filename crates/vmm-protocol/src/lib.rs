@@ -57,6 +57,7 @@ pub mod frames;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
+mod host_policy;
 mod identity;
 mod instance_spec;
 mod invocation;
@@ -81,6 +82,7 @@ pub use files::{
     FileError, is_resource_exhaustion, open_log, read_file, reserve_space, write_file,
     write_file_unsynced,
 };
+pub use host_policy::{ConfinementRule, HostPolicy, UnappliedRule};
 pub use identity::ProcessIdentity;
 pub use instance_spec::InstanceSpec;
 pub use invocation::{ARGV0, Invocation, can_be_shim, declare_shim_program};

@@ -63,6 +63,11 @@ impl PayloadSpec {
         }
     }
 
+    /// Returns whether the engine `process` runs the payload.
+    pub fn is_process(&self) -> bool {
+        self.engine == PROCESS_ENGINE
+    }
+
     /// Checks the payload for what no engine can run.
     ///
     /// # Errors
@@ -71,7 +76,7 @@ impl PayloadSpec {
     pub fn check(&self) -> Result<(), PayloadSpecError> {
         let has_nul = |text: &str| text.contains('\0');
         match self.command.first() {
-            None if self.engine == PROCESS_ENGINE => {
+            None if self.is_process() => {
                 return Err(PayloadSpecError::Command("the command is empty"));
             }
             Some(program) if program.is_empty() => {

@@ -1,7 +1,7 @@
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
-use crate::{BootTimes, ExitRecord};
+use crate::{BootTimes, ExitRecord, UnappliedRule};
 
 /// The report of a shim to the runtime that started it, as one line of JSON on its stdout.
 ///
@@ -19,6 +19,9 @@ pub enum Report {
         /// The number of helper processes of the payload.
         #[serde(default)]
         helpers: u32,
+        /// The confinement rules that are not applied to the payload.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        unapplied_rules: Vec<UnappliedRule>,
     },
     /// The payload did not become ready. The file `exit` contains the same record, unless the disk
     /// is full or another shim runs in the box directory.

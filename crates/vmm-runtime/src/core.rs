@@ -10,9 +10,9 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use ulid::{Generator, Ulid};
-use vmm_protocol::{FileError, is_resource_exhaustion, panic_message, with_causes};
+use vmm_protocol::{FileError, HostPolicy, is_resource_exhaustion, panic_message, with_causes};
 
-use crate::boxes::{Boxes, MicroBox};
+use crate::boxes::{BoxUids, Boxes, MicroBox};
 use crate::driver::Driver;
 use crate::event::EventBus;
 use crate::health::ProbeRunner;
@@ -44,7 +44,10 @@ pub(crate) struct Core {
     pub(crate) payload_check: Option<PayloadCheck>,
     /// [`RuntimeOptions::payload_cleanup`].
     payload_cleanup: Option<PayloadCleanup>,
+    /// [`RuntimeOptions::policy`].
+    pub(crate) policy: HostPolicy,
     pub(crate) boxes: Boxes,
+    pub(crate) uids: BoxUids,
     pub(crate) controller: ShimController,
     pub(crate) warm_shims: Arc<WarmShims>,
     pub(crate) reaper: ShimReaper,
@@ -78,6 +81,7 @@ impl Core {
         let program = program.private_env(options.private_env.clone());
         // Later no thread may be left for it.
         process_wide_reaper().map_err(RuntimeError::Thread)?;
+        let uids = BoxUids::new(options)?;
         let (home, lock) = Home::open(&options.home)?;
         home.check_free_space(options.disk_reserve)?;
         let metrics = RuntimeMetricsStorage::default();
@@ -106,7 +110,9 @@ impl Core {
             disk_reserve: options.disk_reserve,
             payload_check: options.payload_check.clone(),
             payload_cleanup: options.payload_cleanup.clone(),
+            policy: options.policy.clone(),
             boxes: Boxes::default(),
+            uids,
             controller,
             warm_shims,
             orphans: Arc::new(OrphanCleaner::new(reaper.clone())),

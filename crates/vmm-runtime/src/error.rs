@@ -1,5 +1,6 @@
 use std::error::Error;
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -62,6 +63,28 @@ pub enum RuntimeError {
         engine: String,
         /// The error of the [check](crate::RuntimeOptions::payload_check).
         source: Box<dyn Error + Send + Sync>,
+    },
+    /// The range of users of boxes cannot be used.
+    #[error(
+        "boxes cannot have the users {}-{}: {reason}; change the range, or disable the rule `user`",
+        range.start(),
+        range.end()
+    )]
+    BoxUids {
+        /// The range that the caller passed.
+        range: RangeInclusive<u32>,
+        /// Why it cannot be used.
+        reason: &'static str,
+    },
+    /// Every user of the range belongs to a box.
+    #[error(
+        "every user of the range {}-{} belongs to a box; remove boxes, or configure a larger range",
+        range.start(),
+        range.end()
+    )]
+    NoFreeUid {
+        /// The range.
+        range: RangeInclusive<u32>,
     },
     /// A thread of the runtime could not be started.
     #[error(

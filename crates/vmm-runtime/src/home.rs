@@ -243,6 +243,11 @@ impl Home {
         self.root.join("boxes")
     }
 
+    /// Returns the directory in which engines keep what they know of the host.
+    pub(crate) fn cache(&self) -> PathBuf {
+        self.root.join("cache")
+    }
+
     /// Returns the directory of a box.
     pub(crate) fn box_dir(&self, id: &str) -> BoxDir {
         BoxDir::new(self.boxes().join(id))

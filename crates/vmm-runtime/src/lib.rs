@@ -128,9 +128,9 @@ pub use vmm_protocol::frames::{
     TerminalSize,
 };
 pub use vmm_protocol::{
-    BootTimes, BoxDir, ConsoleOptions, ControlGroup, Ending, ExitRecord, FailureKind, FileError,
-    GuestEvent, InstanceSpec, PayloadSpec, PayloadSpecError, PidRecord, ProcessIdentity, Ready,
-    with_causes,
+    BootTimes, BoxDir, ConfinementRule, ConsoleOptions, ControlGroup, Ending, ExitRecord,
+    FailureKind, FileError, GuestEvent, HostPolicy, InstanceSpec, PayloadSpec, PayloadSpecError,
+    PidRecord, ProcessIdentity, Ready, UnappliedRule, with_causes,
 };
 
 /// Compiles the code of the README.

@@ -2,12 +2,13 @@ use std::error::Error;
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use vmm_protocol::PayloadSpec;
+use vmm_protocol::{HostPolicy, PayloadSpec};
 
 use crate::RuntimeError;
 
@@ -68,6 +69,15 @@ pub struct RuntimeOptions {
     /// calls it again, and the box cannot start until it succeeds. It must return within a few seconds:
     /// the cleanups of other boxes wait for it. By default nothing is removed.
     pub payload_cleanup: Option<PayloadCleanup>,
+    /// What the operator of the host decides for all payloads: the confinement rules that are disabled,
+    /// and what specs may contain. By default all rules are applied.
+    pub policy: HostPolicy,
+    /// The users of the boxes whose engine starts a VMM: each has one of its own, with the group of the
+    /// same number, until it is removed. Runtimes on one host need ranges that do not overlap.
+    ///
+    /// By default 1879048192-1879113727, if this process is root and its user namespace has them.
+    /// Otherwise the VMM has the user of this process.
+    pub box_uids: Option<RangeInclusive<u32>>,
     /// A token that shuts the runtime down when it is cancelled, with
     /// [`shutdown_timeout`](Self::shutdown_timeout).
     pub shutdown_token: Option<CancellationToken>,
@@ -88,6 +98,8 @@ impl RuntimeOptions {
             disk_reserve: 0,
             payload_check: None,
             payload_cleanup: None,
+            policy: HostPolicy::default(),
+            box_uids: None,
             shutdown_token: None,
             shutdown_timeout: Duration::from_secs(10),
         }
@@ -155,6 +167,20 @@ impl RuntimeOptions {
         let cleanup =
             move |payload: &PayloadSpec, dir: &Path| cleanup(payload, dir).map_err(Into::into);
         self.payload_cleanup = Some(PayloadCleanup(Arc::new(cleanup)));
+        self
+    }
+
+    /// Sets [`policy`](Self::policy).
+    #[must_use]
+    pub fn policy(mut self, policy: HostPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Sets [`box_uids`](Self::box_uids).
+    #[must_use]
+    pub fn box_uids(mut self, range: RangeInclusive<u32>) -> Self {
+        self.box_uids = Some(range);
         self
     }
 

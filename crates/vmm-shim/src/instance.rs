@@ -265,6 +265,7 @@ fn await_ready(
         payload_pid: payload.pid(),
         boot: payload.boot_times(),
         helpers,
+        unapplied_rules: payload.unapplied_rules(),
     };
     if reporter.report(&ready) {
         Ok(())

@@ -111,7 +111,9 @@ impl From<RuntimeError> for ApiError {
             RuntimeError::Stuck { .. } | RuntimeError::CleanupFailed { .. } => {
                 ErrorCode::EngineUnavailable
             }
-            RuntimeError::DiskFull { .. } => ErrorCode::ResourceExhausted,
+            RuntimeError::DiskFull { .. } | RuntimeError::NoFreeUid { .. } => {
+                ErrorCode::ResourceExhausted
+            }
             RuntimeError::Damaged { .. } => ErrorCode::MetadataError,
             RuntimeError::File(_) => ErrorCode::StorageError,
             RuntimeError::Closed => ErrorCode::Stopped,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::Serialize;
 use shim_reaper::ShimHandle;
-use vmm_protocol::{BootTimes, Ending, with_causes};
+use vmm_protocol::{BootTimes, Ending, UnappliedRule, with_causes};
 
 use super::state::{Phase, State};
 use super::{BoxCounts, BoxId, BoxRecord, BoxSpec, BoxStatus, Outcome};
@@ -37,6 +37,11 @@ pub struct BoxInfo {
     /// How long the guest took to boot, while the box is running, if this runtime started it and its
     /// guest has an agent.
     pub boot_times: Option<BootTimes>,
+    /// The user of the VMM of a guest, if the box has one of its own.
+    pub uid: Option<u32>,
+    /// The confinement rules that are not applied to the payload while the box is running; `None` if
+    /// it is not, or if an earlier runtime has started it.
+    pub unapplied_rules: Option<Vec<UnappliedRule>>,
     /// The exit code of the last run after it has ended: the payload's code, or 128 plus the signal
     /// number.
     pub exit_code: Option<i32>,
@@ -167,6 +172,10 @@ impl State {
             Shown::Running(shim) => (Some(shim.pid()), shim.payload_pid(), None),
             Shown::Ended(last) => (None, None, last),
         };
+        let unapplied_rules = match shown {
+            Shown::Running(shim) => shim.unapplied_rules().map(<[_]>::to_vec),
+            _ => None,
+        };
         let ending: Option<&Ending> = last.and_then(|last| last.ending.as_ref());
         let damage = self.damage.as_ref().map(|damage| with_causes(damage));
         BoxInfo {
@@ -179,6 +188,8 @@ impl State {
             pid,
             payload_pid,
             boot_times,
+            uid: self.record.uid,
+            unapplied_rules,
             exit_code: ending.map(Ending::shell_code),
             signal: ending.and_then(Ending::signal),
             ending: ending.cloned(),

@@ -121,6 +121,22 @@ impl MicroBox {
         self.state().record.spec.payload.clone()
     }
 
+    /// Returns the user of the box in its record.
+    pub(crate) fn uid(&self) -> Option<u32> {
+        self.state().record.uid
+    }
+
+    /// Sets the user of the box to what `choose` returns for its payload and its user in the record.
+    pub(crate) fn set_uid(
+        &self,
+        choose: impl FnOnce(&PayloadSpec, Option<u32>) -> Result<Option<u32>, RuntimeError>,
+    ) -> Result<(), RuntimeError> {
+        let mut state = self.state();
+        let uid = choose(&state.record.spec.payload, state.record.uid)?;
+        state.set_uid(uid);
+        Ok(())
+    }
+
     pub(crate) fn cpus(&self) -> Option<u32> {
         self.state().record.spec.payload.cpus
     }

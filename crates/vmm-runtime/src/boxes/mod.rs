@@ -13,6 +13,7 @@ mod record;
 mod spec;
 mod state;
 mod status;
+mod uids;
 
 pub(crate) use decision::{ShutdownTarget, StartDecision, StartRequest};
 pub(crate) use follow_up::FollowUp;
@@ -25,3 +26,4 @@ pub(crate) use outcome::Outcome;
 pub(crate) use record::BoxRecord;
 pub use spec::BoxSpec;
 pub use status::{BoxCounts, BoxStatus};
+pub(crate) use uids::BoxUids;

@@ -31,6 +31,9 @@ pub(crate) struct BoxRecord {
         deserialize_with = "deserialize_shared"
     )]
     pub(crate) spec: Arc<BoxSpec>,
+    /// The user of the VMM of a guest, if the box has one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) uid: Option<u32>,
     /// How the last run ended; `None` before the first run.
     #[serde(default)]
     pub(crate) last: Option<Outcome>,
@@ -57,6 +60,7 @@ impl BoxRecord {
             id,
             created_at,
             spec: Arc::new(spec),
+            uid: None,
             last: None,
             cleanup_due: false,
             restart: RestartState::default(),
@@ -74,6 +78,7 @@ impl BoxRecord {
     pub(crate) fn instance_spec(&self) -> InstanceSpec {
         let mut instance = InstanceSpec::new(self.id.as_str(), self.spec.payload.clone());
         instance.payload.pids.get_or_insert(DEFAULT_PIDS);
+        instance.uid = self.uid;
         instance.detached = self.spec.detached;
         instance.stop_grace_ms =
             u64::try_from(self.spec.stop_grace.as_millis()).unwrap_or(u64::MAX);

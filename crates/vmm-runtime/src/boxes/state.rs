@@ -441,6 +441,14 @@ impl State {
         record
     }
 
+    /// Sets the user of the box.
+    pub(super) fn set_uid(&mut self, uid: Option<u32>) {
+        if self.record.uid != uid {
+            self.record.uid = uid;
+            self.version += 1;
+        }
+    }
+
     /// Sets what must be cleaned up; `None` if nothing is left.
     pub(super) fn set_cleanup_target(&mut self, cleanup_target: Option<CleanupTarget>) {
         self.cleanup_target = cleanup_target;

@@ -18,7 +18,10 @@ pub(crate) async fn create(core: Arc<Core>, spec: BoxSpec) -> Result<BoxInfo, Ru
     if let Some(name) = &name {
         core.boxes.reserve_name(name, &id)?;
     }
-    let record = BoxRecord::new(id.clone(), Timestamp::now(), spec);
+    let uid = core.uids.reserve(&spec.payload, None);
+    let uid = uid.inspect_err(|_| release_name(&core, name.as_deref()))?;
+    let mut record = BoxRecord::new(id.clone(), Timestamp::now(), spec);
+    record.uid = uid;
     let result = core
         .run_on_disk({
             let home = core.home.clone();
@@ -27,9 +30,8 @@ pub(crate) async fn create(core: Arc<Core>, spec: BoxSpec) -> Result<BoxInfo, Ru
         })
         .await;
     if let Err(error) = result {
-        if let Some(name) = &name {
-            core.boxes.release_name(name);
-        }
+        release_name(&core, name.as_deref());
+        core.uids.release(uid);
         return Err(error);
     }
     let dir = core.home.box_dir(&id);
@@ -38,4 +40,10 @@ pub(crate) async fn create(core: Arc<Core>, spec: BoxSpec) -> Result<BoxInfo, Ru
     core.boxes
         .insert(Arc::clone(&bx), MicroBox::publish_created);
     Ok(bx.info())
+}
+
+fn release_name(core: &Core, name: Option<&str>) {
+    if let Some(name) = name {
+        core.boxes.release_name(name);
+    }
 }

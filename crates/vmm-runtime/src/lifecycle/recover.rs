@@ -43,6 +43,7 @@ pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
             move || read_all(&core, boxes)
         })
         .await?;
+    reserve_uids(&core, &found)?;
     let mut exited = Vec::new();
     for RecoveredBox { bx, shim } in found {
         let bx = Arc::new(bx);
@@ -179,6 +180,16 @@ fn read_all(core: &Core, ids: Vec<BoxId>) -> Result<Vec<RecoveredBox>, FileError
     ids.into_iter()
         .map(|id| read_one(core, id, &mut running))
         .collect()
+}
+
+/// Reserves the users of the boxes, those in the records first.
+fn reserve_uids(core: &Core, found: &[RecoveredBox]) -> Result<(), RuntimeError> {
+    let (recorded, others): (Vec<_>, Vec<_>) =
+        found.iter().partition(|found| found.bx.uid().is_some());
+    for RecoveredBox { bx, .. } in recorded.into_iter().chain(others) {
+        bx.set_uid(|payload, uid| core.uids.reserve(payload, uid))?;
+    }
+    Ok(())
 }
 
 /// Reads a box from disk and finds its shim.

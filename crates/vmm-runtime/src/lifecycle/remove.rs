@@ -93,6 +93,7 @@ async fn remove_contents(
         );
     }
     core.boxes.remove(bx.id());
+    core.uids.release(bx.uid());
     bx.mark_removed();
     Ok(())
 }

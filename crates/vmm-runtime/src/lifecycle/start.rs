@@ -27,6 +27,10 @@ pub(crate) async fn start(
         if bx.shim().is_none() {
             core.check_free_space().await?;
         }
+        // The next runtime finds in the record which user the processes of the box have.
+        if bx.uid().is_some() {
+            save(&core, &bx).await?;
+        }
         match bx.begin_start(request, &core.closing)? {
             StartDecision::Running => return Ok(bx.info()),
             StartDecision::AwaitExit(shim) => {
@@ -65,10 +69,13 @@ async fn launch(
     interrupt: &CancellationToken,
 ) -> Result<Arc<ShimHandler>, StartError> {
     delete_run_files(core, bx).await?;
+    let mut spec = spec.clone();
+    spec.policy = core.policy.clone();
+    spec.cache_dir = Some(core.home.cache());
     let begun = Instant::now();
     let shim = core
         .controller
-        .start_cancellable(interrupt, bx.dir().path(), spec, |shim| {
+        .start_cancellable(interrupt, bx.dir().path(), &spec, |shim| {
             core.zombies.watch(shim);
             bx.set_spawned(shim);
         })

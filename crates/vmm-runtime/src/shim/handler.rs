@@ -3,7 +3,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use shim_reaper::{ReaperClosed, ShimExit, ShimHandle, ShimReaper};
-use vmm_protocol::{BootTimes, PidRecord, ProcessIdentity};
+use vmm_protocol::{BootTimes, PidRecord, ProcessIdentity, UnappliedRule};
 
 use super::spawned::{Keepalive, ShimParts};
 use super::{SpawnedShim, terminate};
@@ -20,6 +20,7 @@ pub struct ShimHandler {
     payload_pid: Option<u32>,
     boot: Option<BootTimes>,
     helpers: u32,
+    unapplied_rules: Option<Vec<UnappliedRule>>,
     keepalive: Mutex<Option<Keepalive>>,
 }
 
@@ -33,6 +34,7 @@ impl ShimHandler {
             payload_pid,
             boot,
             helpers,
+            unapplied_rules,
             record,
         } = spawned.into_parts();
         Self {
@@ -41,6 +43,7 @@ impl ShimHandler {
             payload_pid,
             boot,
             helpers,
+            unapplied_rules: Some(unapplied_rules),
             keepalive: Mutex::new(keepalive),
         }
     }
@@ -84,6 +87,7 @@ impl ShimHandler {
                 payload_pid: None,
                 boot: None,
                 helpers: 0,
+                unapplied_rules: None,
                 keepalive: Mutex::new(None),
             })),
             _ => Ok(None),
@@ -122,6 +126,12 @@ impl ShimHandler {
     /// and only if the guest has an agent.
     pub fn boot_times(&self) -> Option<BootTimes> {
         self.boot
+    }
+
+    /// Returns the confinement rules that are not applied to the payload. Only the runtime that has
+    /// started the box knows them.
+    pub fn unapplied_rules(&self) -> Option<&[UnappliedRule]> {
+        self.unapplied_rules.as_deref()
     }
 
     /// Returns true until the exit of the shim is known.

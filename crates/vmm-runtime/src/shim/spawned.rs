@@ -10,7 +10,7 @@ use tokio::process::{ChildStdin, ChildStdout};
 use tokio::time::{Instant, sleep};
 use vmm_protocol::{
     Assignment, BootTimes, BoxDir, ExitRecord, FileError, InstanceSpec, Invocation, PidRecord,
-    Report, RuntimeProcess, is_resource_exhaustion, pidfd, to_line,
+    Report, RuntimeProcess, UnappliedRule, is_resource_exhaustion, pidfd, to_line,
 };
 
 use super::{ShimProgram, StartError, ending_of_status, record_matches, terminate};
@@ -32,6 +32,7 @@ pub struct SpawnedShim {
     payload_pid: Option<u32>,
     boot: Option<BootTimes>,
     helpers: u32,
+    unapplied_rules: Vec<UnappliedRule>,
 }
 
 /// The process of a shim, with the pipes that connect it to this runtime. It is killed on drop.
@@ -58,6 +59,7 @@ pub(super) struct ShimParts {
     pub(super) payload_pid: Option<u32>,
     pub(super) boot: Option<BootTimes>,
     pub(super) helpers: u32,
+    pub(super) unapplied_rules: Vec<UnappliedRule>,
     pub(super) record: PidRecord,
 }
 
@@ -137,6 +139,7 @@ impl SpawnedShim {
             payload_pid: None,
             boot: None,
             helpers: 0,
+            unapplied_rules: Vec::new(),
         }
     }
 
@@ -196,10 +199,12 @@ impl SpawnedShim {
                 payload_pid,
                 boot,
                 helpers,
+                unapplied_rules,
             }) => {
                 self.payload_pid = payload_pid;
                 self.boot = boot;
                 self.helpers = helpers;
+                self.unapplied_rules = unapplied_rules;
                 Ok(())
             }
             Ok(Report::Failed(record)) => Err(self.exit_error(Some(record)).await),
@@ -284,6 +289,7 @@ impl SpawnedShim {
             payload_pid: self.payload_pid,
             boot: self.boot,
             helpers: self.helpers,
+            unapplied_rules: self.unapplied_rules,
             record,
         }
     }

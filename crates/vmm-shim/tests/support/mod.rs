@@ -200,10 +200,8 @@ pub const LOOP: &str = "while :; do sleep 0.05; done";
 /// Returns the spec of an attached shim with this payload, and with a grace period of one minute.
 pub fn spec(payload: PayloadSpec) -> InstanceSpec {
     InstanceSpec {
-        id: "b1".into(),
-        payload,
-        detached: false,
         stop_grace_ms: 60_000,
+        ..InstanceSpec::new("b1", payload)
     }
 }
 
