@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use vmm_runtime::{BoxSpec, Ending, ExecSpec, RuntimeOptions, VmmRuntime};
+use vmm_runtime::{BoxSpec, Ending, ExecSpec, HostPolicy, RuntimeOptions, VmmRuntime};
 use vmm_shim::{Disk, Qemu, QemuOptions, Shim};
 
 const USAGE: &str = "usage: guest KERNEL INITRD ROOT COMMAND...
@@ -46,7 +46,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         let options = RuntimeOptions::new(home.path())
             .start_timeout(BOOT_TIMEOUT)
             // Rejects a box whose options are wrong when it is created, not when it is started.
-            .payload_check(move |payload| shim().validate(payload))
+            .payload_check(move |payload| shim().validate(payload, &HostPolicy::default()))
             .payload_cleanup(move |payload, dir| shim().cleanup(payload, dir));
         let runtime = VmmRuntime::open(options).await?;
         let ending = tokio::select! {

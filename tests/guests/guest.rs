@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use vmm_image::CpioArchive;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxInfo, BoxSpec, RuntimeOptions, VmmRuntime};
+use vmm_runtime::{BoxInfo, BoxSpec, HostPolicy, RuntimeOptions, VmmRuntime};
 use vmm_shim::{Disk, Qemu, QemuOptions, Shim};
 
 use crate::common::boxes::options;
@@ -85,7 +85,7 @@ pub fn checking_options(home: &PerTestBoxHome) -> RuntimeOptions {
     let (validator, cleaner) = (shim(), shim());
     options(home.path())
         .start_timeout(BOOT_TIMEOUT)
-        .payload_check(move |payload| validator.validate(payload))
+        .payload_check(move |payload| validator.validate(payload, &HostPolicy::default()))
         .payload_cleanup(move |payload, dir| cleaner.cleanup(payload, dir))
 }
 

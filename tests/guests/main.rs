@@ -16,6 +16,7 @@ mod guest;
 mod kills;
 mod many;
 mod pause;
+mod persistent_disks;
 mod recovery;
 mod shares;
 mod workload;

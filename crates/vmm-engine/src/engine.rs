@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use vmm_agent::RequestError;
 use vmm_protocol::{
-    BootTimes, Ending, FailureKind, GuestEvent, InstanceSpec, PayloadSpec, UnappliedRule,
+    BootTimes, Ending, FailureKind, GuestEvent, HostPolicy, InstanceSpec, PayloadSpec,
+    UnappliedRule,
 };
 
 use crate::{EngineError, Helper};
@@ -28,14 +29,14 @@ pub trait Engine: Send + Sync {
     fn name(&self) -> &str;
 
     /// Checks what can be checked without the files of the host: whether the engine knows the
-    /// options of the payload, and can honour its fields. The daemon calls this when a box is
+    /// options of the payload, can honour its fields, and the operator permits them. The daemon calls this when a box is
     /// created, the shim before [`start`](Self::start). Accepts every payload by default.
     ///
     /// # Errors
     ///
     /// [`EngineError::Spec`] that names the field and the remedy.
-    fn validate(&self, payload: &PayloadSpec) -> Result<(), EngineError> {
-        let _ = payload;
+    fn validate(&self, payload: &PayloadSpec, policy: &HostPolicy) -> Result<(), EngineError> {
+        let _ = (payload, policy);
         Ok(())
     }
 

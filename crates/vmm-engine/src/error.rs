@@ -37,6 +37,25 @@ pub enum EngineError {
         /// The error that `open(2)` returned.
         source: io::Error,
     },
+    /// The base of a persistent overlay is not the file any more to which the overlay belongs.
+    #[error(
+        "the disk {} has changed since the box wrote to its overlay {}; restore the file, or create a \
+         new box",
+        path.display(),
+        overlay.display()
+    )]
+    BaseChanged {
+        /// The path of the base in the spec.
+        path: PathBuf,
+        /// The overlay, which is unchanged.
+        overlay: PathBuf,
+    },
+    /// Another process has the persistent overlay of a disk.
+    #[error("the overlay {} is in use by another process; wait until it has ended", path.display())]
+    DiskInUse {
+        /// The overlay.
+        path: PathBuf,
+    },
     /// The agent of a guest cannot start the workload.
     #[error("cannot start the workload in the guest: {message}")]
     Workload {
@@ -88,7 +107,8 @@ impl From<EngineError> for Ending {
             EngineError::NotFound { .. } | EngineError::VirtiofsdNotFound => FailureKind::NotFound,
             EngineError::NotExecutable { .. } => FailureKind::NotExecutable,
             EngineError::Workload { kind, .. } => kind,
-            EngineError::File(_) => FailureKind::Storage,
+            EngineError::File(_) | EngineError::BaseChanged { .. } => FailureKind::Storage,
+            EngineError::DiskInUse { .. } => FailureKind::InUse,
             EngineError::Spec(_) | EngineError::GuestFile { .. } => FailureKind::Spec,
             _ => FailureKind::Engine,
         };

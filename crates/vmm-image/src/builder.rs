@@ -1,4 +1,5 @@
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::kernel::Kernel;
@@ -77,8 +78,8 @@ impl ImageBuilder {
             None => Path::new(MODULES_DIR).join(&kernel.version),
         };
         let initrd = initrd::build(&self.agent, &modules)?;
-        fs::write(files.initrd(), initrd).map_err(BuildError::write(&files.initrd()))?;
-        fs::write(files.kernel(), kernel.image).map_err(BuildError::write(&files.kernel()))?;
+        write_readable(&files.initrd(), &initrd)?;
+        write_readable(&files.kernel(), &kernel.image)?;
         self.build_root(dir, &files.root())?;
         Ok(files)
     }
@@ -93,4 +94,12 @@ impl ImageBuilder {
         root::create(&unpacked, image)?;
         fs::remove_dir_all(&unpacked).map_err(BuildError::write(&unpacked))
     }
+}
+
+/// Writes a file that the user of a VMM can read, whatever the umask: the directory decides who reaches
+/// it.
+fn write_readable(path: &Path, contents: &[u8]) -> Result<(), BuildError> {
+    fs::write(path, contents)
+        .and_then(|()| fs::set_permissions(path, Permissions::from_mode(0o644)))
+        .map_err(BuildError::write(path))
 }

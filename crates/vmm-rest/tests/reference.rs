@@ -106,6 +106,8 @@ const ADDED_PROPERTIES: [(&str, &[&str]); 7] = [
             "signal",
             "started_at",
             "starting",
+            "uid",
+            "unapplied_rules",
         ],
     ),
     ("ExecutionInfo", &["tty"]),

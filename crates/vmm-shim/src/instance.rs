@@ -175,7 +175,7 @@ fn run_payload(
         })?;
     control.begin_start(watchdog, bind_control_socket(), spec.stop_grace());
     let engine = find_engine(shim, &spec.payload.engine)?;
-    engine.validate(&spec.payload)?;
+    engine.validate(&spec.payload, &spec.policy)?;
     let payload: Arc<dyn Payload> = engine.start(&spec, dir.path())?.into();
     reporter.set_payload(Arc::clone(&payload));
     let helpers = Helpers::start(&*payload, &dir, reporter);

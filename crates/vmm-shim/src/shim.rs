@@ -2,7 +2,7 @@ use std::fmt;
 use std::path::Path;
 
 use vmm_engine::{Engine, EngineError, Process};
-use vmm_protocol::{Invocation, PayloadSpec};
+use vmm_protocol::{HostPolicy, Invocation, PayloadSpec};
 
 use crate::instance;
 
@@ -70,9 +70,9 @@ impl Shim {
     /// # Errors
     ///
     /// The error of [`Engine::validate`].
-    pub fn validate(&self, payload: &PayloadSpec) -> Result<(), EngineError> {
+    pub fn validate(&self, payload: &PayloadSpec, policy: &HostPolicy) -> Result<(), EngineError> {
         match self.find(&payload.engine) {
-            Some(engine) => engine.validate(payload),
+            Some(engine) => engine.validate(payload, policy),
             None => Ok(()),
         }
     }

@@ -1,17 +1,21 @@
 use std::env;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::task::block_in_place;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Level;
 use vmm_rest::{BearerToken, Image, ImageTable, Limits, Listener, Server};
-use vmm_runtime::{ControlGroup, RuntimeOptions, RuntimeShutdown, VmmRuntime, with_causes};
+use vmm_runtime::{
+    ConfinementRule, ControlGroup, HostPolicy, RuntimeOptions, RuntimeShutdown, VmmRuntime,
+    with_causes,
+};
 
 use super::log_format::LogFormat;
 use super::service_manager::{self, InheritedSockets, Watchdog};
@@ -46,9 +50,45 @@ pub(crate) struct Serve {
     /// start a box
     #[arg(long, value_name = "MIB", default_value_t = 16)]
     disk_reserve: u32,
+    /// Users of the guests: the VMM of each box has one of its own. The default is
+    /// 1879048192-1879113727, if the daemon is root
+    #[arg(long, value_name = "FIRST-LAST", value_parser = parse_range)]
+    box_uids: Option<RangeInclusive<u32>>,
+    /// Do not apply this rule, which keeps the VMMs of guests from the host; can be repeated.
+    /// `inspect` shows the rules that are not applied to a box
+    #[arg(long, value_name = "RULE", value_enum)]
+    disable_confinement: Vec<Rule>,
+    /// Let specs of boxes add arguments to the command line of QEMU, which can give a guest the files
+    /// that QEMU may open
+    #[arg(long)]
+    allow_qemu_arguments: bool,
     /// Format of the log, which goes to stderr
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
+}
+
+/// The confinement rules that the operator can disable.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Rule {
+    /// A filter of system calls
+    Seccomp,
+    /// Rules for files, TCP, signals and abstract sockets
+    Landlock,
+    /// A network namespace without interfaces
+    NetworkNamespace,
+    /// A user of its own for each box
+    User,
+}
+
+impl From<Rule> for ConfinementRule {
+    fn from(rule: Rule) -> Self {
+        match rule {
+            Rule::Seccomp => Self::Seccomp,
+            Rule::Landlock => Self::Landlock,
+            Rule::NetworkNamespace => Self::NetworkNamespace,
+            Rule::User => Self::User,
+        }
+    }
 }
 
 const IMAGES_HELP: &str = r#"Images:
@@ -147,19 +187,22 @@ impl Serve {
         let private = service_manager::PRIVATE_VARIABLES
             .into_iter()
             .chain([TOKEN_VARIABLE]);
+        let policy = self.policy();
         let mut options = RuntimeOptions::new(home.path())
+            .policy(policy.clone())
             .private_env(private)
             .disk_reserve(u64::from(self.disk_reserve) << 20)
             .warm_shims(WARM_SHIMS)
             .payload_check({
                 let shim = shim_program::shim();
-                move |payload| shim.validate(payload)
+                move |payload| shim.validate(payload, &policy)
             })
             .payload_cleanup({
                 let shim = shim_program::shim();
                 move |payload, dir| shim.cleanup(payload, dir)
             });
         options.shim_program = shim;
+        options.box_uids = self.box_uids.clone();
         let runtime = VmmRuntime::open(options).await?;
         let groups = block_in_place(ControlGroup::check);
         if let Err(error) = &groups {
@@ -196,6 +239,19 @@ impl Serve {
         Ok(())
     }
 
+    /// Returns what the options permit, and logs which rules they disable.
+    fn policy(&self) -> HostPolicy {
+        let rules = self.disable_confinement.iter().copied();
+        let policy = rules.map(ConfinementRule::from).fold(
+            HostPolicy::default().allow_arguments(self.allow_qemu_arguments),
+            HostPolicy::disable,
+        );
+        for rule in &policy.disabled_rules {
+            tracing::warn!(%rule, "the rule is not applied to the VMMs of guests");
+        }
+        policy
+    }
+
     /// Returns the listeners on inherited sockets and on TCP.
     async fn listeners(
         &self,
@@ -224,6 +280,14 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
         "must be an IP address and a port, as in 127.0.0.1:8080 or [::1]:8080".to_owned()
     })
+}
+
+fn parse_range(text: &str) -> Result<RangeInclusive<u32>, String> {
+    let parse = || {
+        let (first, last) = text.split_once('-')?;
+        Some(first.parse().ok()?..=last.parse().ok()?)
+    };
+    parse().ok_or_else(|| "must be two numbers of users, as in 200000-265535".to_owned())
 }
 
 /// Raises the soft limit of open descriptors to the hard limit, because every shim and every

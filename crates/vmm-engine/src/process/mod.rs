@@ -10,7 +10,7 @@ use std::io::PipeWriter;
 use std::path::Path;
 
 use pidfd_spawn::Command;
-use vmm_protocol::{BoxDir, InstanceSpec, PayloadSpec, Ready};
+use vmm_protocol::{BoxDir, HostPolicy, InstanceSpec, PayloadSpec, Ready};
 
 use self::confinement::Confinement;
 use self::console::Console;
@@ -71,7 +71,7 @@ impl Engine for Process {
         "process"
     }
 
-    fn validate(&self, payload: &PayloadSpec) -> Result<(), EngineError> {
+    fn validate(&self, payload: &PayloadSpec, _: &HostPolicy) -> Result<(), EngineError> {
         command::validate(payload).map(drop)
     }
 
@@ -128,9 +128,11 @@ mod tests {
         ];
         for limit in limits {
             let mut payload = PayloadSpec::command(["true"]);
-            assert!(Process.validate(&payload).is_ok());
+            assert!(Process.validate(&payload, &HostPolicy::default()).is_ok());
             limit(&mut payload);
-            let error = Process.validate(&payload).unwrap_err();
+            let error = Process
+                .validate(&payload, &HostPolicy::default())
+                .unwrap_err();
             assert!(matches!(error, EngineError::Spec(_)), "{error:?}");
         }
     }

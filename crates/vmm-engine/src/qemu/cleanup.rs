@@ -1,24 +1,24 @@
-//! Removes the files of a run whose shim was killed at a moment at which they have names.
+//! Removes the files of a run whose shim was killed at a moment at which they had names.
 
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 
-use super::{confinement, shares};
+use super::{files, shares};
 use crate::EngineError;
 
-/// How the names of the temporary files begin that QEMU creates in its directory.
-const TEMPORARY_PREFIX: &[u8] = b"vl.";
+/// How the names of temporary overlays begin, on a file system that cannot create a file without a name.
+const TEMPORARY_PREFIX: &[u8] = b".tmp";
 
-/// Removes the socket of a virtiofsd, which has a name until QEMU is connected, and the temporary files
-/// of QEMU, which have names until QEMU has opened them. No process of the run is left.
+/// Removes the socket of a virtiofsd, which has a name until QEMU is connected, and temporary
+/// overlays. No process of the run is left.
 pub(super) fn remove_files(dir: &Path) -> Result<(), EngineError> {
     let remove = || -> rustix::io::Result<()> {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = openat(CWD, dir, flags, Mode::empty())?;
         accept_missing(unlinkat(&dir, shares::SOCKET, AtFlags::empty()))?;
-        let overlays = match openat(&dir, confinement::OVERLAY_DIR, flags, Mode::empty()) {
+        let overlays = match openat(&dir, files::OVERLAYS, flags, Mode::empty()) {
             Err(Errno::NOENT) => return Ok(()),
             opened => opened?,
         };
@@ -53,8 +53,8 @@ mod tests {
         remove_files(dir.path()).unwrap();
         let path = |name: &str| dir.path().join(name);
         fs::create_dir(path("overlays")).unwrap();
-        let left = ["virtiofsd.sock", "overlays/vl.aB3xyz", "overlays/vl.XXXXXX"];
-        let kept = ["box.json", "overlays/disk0.qcow2"];
+        let left = ["virtiofsd.sock", "overlays/.tmpaB3xyz"];
+        let kept = ["box.json", "overlays/disk0.qcow2", "overlays/disk0.base"];
         for name in left.iter().chain(&kept) {
             fs::write(path(name), "").unwrap();
         }
@@ -67,7 +67,7 @@ mod tests {
     fn a_symbolic_link_to_another_directory_is_not_followed() {
         let dir = tempfile::tempdir().unwrap();
         let other = tempfile::tempdir().unwrap();
-        let file = other.path().join("vl.of-another-box");
+        let file = other.path().join(".tmp-of-another-box");
         fs::write(&file, "").unwrap();
         symlink(other.path(), dir.path().join("overlays")).unwrap();
         remove_files(dir.path()).unwrap_err();

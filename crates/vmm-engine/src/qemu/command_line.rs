@@ -1,11 +1,10 @@
 //! The command line of QEMU.
 
-use std::path::Path;
+use vmm_protocol::{ConfinementRule, InstanceSpec, Ready};
 
-use vmm_protocol::{InstanceSpec, Ready};
-
-use super::options::{Accelerator, Disk, DiskAccess, QemuOptions};
-use super::shares::Share;
+use super::files::{DiskFiles, GuestFiles};
+use super::options::{Accelerator, DiskAccess, QemuOptions};
+use super::shares::{MAX_SHARES, Share};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 
@@ -17,6 +16,9 @@ pub(super) const AGENT_FD: i32 = 4;
 
 /// The descriptor of the connection to the server of the first share, in QEMU. The others follow.
 pub(super) const FIRST_SHARE_FD: i32 = 5;
+
+/// The first descriptor of the files of the guest, in QEMU.
+pub(super) const FIRST_FILE_FD: i32 = FIRST_SHARE_FD + MAX_SHARES as i32;
 
 /// The name of the serial port at which a guest finds its agent's connection.
 const AGENT_PORT: &str = "org.vmm.agent.0";
@@ -34,13 +36,11 @@ const OVERHEAD_MIB: u32 = TRANSLATION_MIB + 256;
 const SHARE_MIB: u32 = 64;
 
 /// Returns the spec of the process that runs the guest of `spec`.
-pub(super) fn qemu(spec: &InstanceSpec, options: &QemuOptions, overlay_dir: &Path) -> InstanceSpec {
-    let cpus = spec.payload.cpus.unwrap_or(DEFAULT_CPUS);
-    let memory_mib = spec.payload.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB);
+pub(super) fn qemu(spec: &InstanceSpec, options: &QemuOptions, files: &GuestFiles) -> InstanceSpec {
+    let memory_mib = memory_mib(spec);
     let mut process = spec.clone();
     // The command of the box, with its environment, runs in the guest.
-    let has_workload = !spec.payload.command.is_empty();
-    process.payload.command = arguments(options, cpus, memory_mib, has_workload);
+    process.payload.command = arguments(spec, options, files);
     process.payload.env.clear();
     process.payload.working_dir = None;
     process.payload.stdin = None;
@@ -48,14 +48,17 @@ pub(super) fn qemu(spec: &InstanceSpec, options: &QemuOptions, overlay_dir: &Pat
     process.payload.memory_mib = Some(memory_mib.saturating_add(overhead_mib));
     process.payload.ready = Ready::Started;
     process.payload.options.clear();
-    // An overlay is a temporary file, which QEMU deletes as soon as it is open.
-    let overlay_dir = overlay_dir.to_string_lossy().into_owned();
-    let env = &mut process.payload.env;
-    env.insert("TMPDIR".to_owned(), overlay_dir);
     process
 }
 
-fn arguments(options: &QemuOptions, cpus: u32, memory_mib: u32, has_workload: bool) -> Vec<String> {
+fn memory_mib(spec: &InstanceSpec) -> u32 {
+    spec.payload.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB)
+}
+
+fn arguments(spec: &InstanceSpec, options: &QemuOptions, files: &GuestFiles) -> Vec<String> {
+    let memory_mib = memory_mib(spec);
+    let cpus = spec.payload.cpus.unwrap_or(DEFAULT_CPUS);
+    let has_workload = !spec.payload.command.is_empty();
     let accelerator = match options.accelerator {
         Accelerator::Tcg => format!("tcg,tb-size={TRANSLATION_MIB}"),
         Accelerator::Kvm => "kvm".to_owned(),
@@ -78,10 +81,10 @@ fn arguments(options: &QemuOptions, cpus: u32, memory_mib: u32, has_workload: bo
     add("-m", memory_mib.to_string());
     add("-display", "none".to_owned());
     add("-action", "reboot=shutdown,panic=shutdown".to_owned());
-    add(
-        "-sandbox",
-        "on,obsolete=deny,elevateprivileges=deny,spawn=deny".to_owned(),
-    );
+    if spec.policy.applies(ConfinementRule::Seccomp) {
+        let filter = "on,obsolete=deny,elevateprivileges=deny,spawn=deny";
+        add("-sandbox", filter.to_owned());
+    }
     add("-chardev", format!("socket,id=qmp,fd={QMP_FD}"));
     add("-mon", "chardev=qmp,mode=control".to_owned());
     // Without `signal=off`, QEMU would change what SIGINT does to it.
@@ -94,9 +97,19 @@ fn arguments(options: &QemuOptions, cpus: u32, memory_mib: u32, has_workload: bo
         "-device",
         format!("virtserialport,chardev=agent,name={AGENT_PORT}"),
     );
-    for (number, disk) in options.disks.iter().enumerate() {
-        add("-drive", drive(number, disk));
-        add("-device", format!("virtio-blk-pci,drive=disk{number}"));
+    for (number, disk) in files.disks.iter().enumerate() {
+        for fd in [Some(disk.image), disk.overlay].into_iter().flatten() {
+            add("-add-fd", format!("fd={fd},set={fd}"));
+        }
+        for node in block_nodes(number, disk) {
+            add("-blockdev", node);
+        }
+        // By default, QEMU stops the guest when the disk of the host is full. The guest gets the error.
+        let errors = "werror=report,rerror=report";
+        add(
+            "-device",
+            format!("virtio-blk-pci,drive=disk{number},{errors}"),
+        );
     }
     for (fd, share) in (FIRST_SHARE_FD..).zip(&options.shares) {
         let tag = &share.tag;
@@ -106,9 +119,9 @@ fn arguments(options: &QemuOptions, cpus: u32, memory_mib: u32, has_workload: bo
             format!("vhost-user-fs-pci,chardev=share{fd},tag={tag}"),
         );
     }
-    add("-kernel", options.kernel.to_string_lossy().into_owned());
-    if let Some(initrd) = &options.initrd {
-        add("-initrd", initrd.to_string_lossy().into_owned());
+    add("-kernel", format!("/proc/self/fd/{}", files.kernel));
+    if let Some(initrd) = files.initrd {
+        add("-initrd", format!("/proc/self/fd/{initrd}"));
     }
     // On a loaded host, the kernel may find its emulated timer too slow, and panic.
     let for_accelerator = match options.accelerator {
@@ -124,34 +137,74 @@ fn arguments(options: &QemuOptions, cpus: u32, memory_mib: u32, has_workload: bo
         "-append",
         format!("console=ttyS0 panic=-1 {for_accelerator}{for_workload}{shares}{cmdline}"),
     );
+    arguments.extend(options.arguments.iter().cloned());
     arguments
 }
 
-fn drive(number: usize, Disk { path, access }: &Disk) -> String {
-    let access = match access {
-        DiskAccess::ReadOnly => ",readonly=on",
-        DiskAccess::Overlay => ",snapshot=on",
-        DiskAccess::ReadWrite => "",
+/// Returns the block nodes of a disk: that of its base, if it has an overlay, and `disk<number>`.
+fn block_nodes(number: usize, disk: &DiskFiles) -> Vec<String> {
+    let driver = if disk.is_block_device {
+        "host_device"
+    } else {
+        "file"
     };
-    // A comma ends a value, two are one.
-    let path = path.to_string_lossy().replace(',', ",,");
-    // By default, QEMU stops the guest when the disk of the host is full. The guest gets the error.
-    let errors = "werror=report,rerror=report";
-    format!("if=none,id=disk{number},format=raw,file={path}{access},{errors}")
+    let image = format!(
+        "driver=raw,file.driver={driver},file.filename=/dev/fdset/{}",
+        disk.image
+    );
+    let Some(overlay) = disk.overlay else {
+        let is_read_only = disk.access == DiskAccess::ReadOnly;
+        let read_only = if is_read_only { "on" } else { "off" };
+        return vec![format!(
+            "{image},node-name=disk{number},read-only={read_only}"
+        )];
+    };
+    // What is lost anyway need not reach the disk of the host.
+    let is_temporary = disk.access == DiskAccess::Overlay;
+    let no_flush = if is_temporary { "on" } else { "off" };
+    vec![
+        format!("{image},node-name=base{number},read-only=on"),
+        format!(
+            "driver=qcow2,node-name=disk{number},backing=base{number},cache.no-flush={no_flush},\
+             file.driver=file,file.filename=/dev/fdset/{overlay}"
+        ),
+    ]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn files(disks: Vec<DiskFiles>) -> GuestFiles {
+        GuestFiles {
+            kernel: 10,
+            initrd: None,
+            disks,
+            fds: Vec::new(),
+        }
+    }
+
     #[test]
-    fn a_comma_in_a_path_does_not_add_an_option() {
-        let disk = Disk::read_only("/a,readonly=off");
-        assert_eq!(
-            drive(0, &disk),
-            "if=none,id=disk0,format=raw,file=/a,,readonly=off,readonly=on,\
-             werror=report,rerror=report"
-        );
+    fn qemu_gets_descriptors_and_no_paths() {
+        let options = QemuOptions::new("/private/kernel");
+        let spec = InstanceSpec::new("b1", options.to_payload());
+        let disk = DiskFiles {
+            image: 11,
+            is_block_device: false,
+            overlay: Some(12),
+            access: DiskAccess::Persistent,
+        };
+        let command = qemu(&spec, &options, &files(vec![disk])).payload.command;
+        let command = command.join(" ");
+        for expected in [
+            "-kernel /proc/self/fd/10",
+            "-add-fd fd=11,set=11 -add-fd fd=12,set=12",
+            "file.filename=/dev/fdset/11,node-name=base0,read-only=on",
+            "backing=base0,cache.no-flush=off,file.driver=file,file.filename=/dev/fdset/12",
+        ] {
+            assert!(command.contains(expected), "{command}");
+        }
+        assert!(!command.contains("/private"), "{command}");
     }
 
     #[test]
@@ -163,9 +216,9 @@ mod tests {
         payload.working_dir = Some("/only/in/the/guest".into());
         payload.stdin = Some("hunter2".into());
         let spec = InstanceSpec::new("b1", payload);
-        let process = qemu(&spec, &options, Path::new("/box")).payload;
+        let process = qemu(&spec, &options, &files(Vec::new())).payload;
         assert_eq!((process.working_dir, process.stdin), (None, None));
-        assert_eq!(process.env.keys().collect::<Vec<_>>(), ["TMPDIR"]);
+        assert!(process.env.is_empty());
         let append = process.command.last().unwrap();
         assert!(append.contains("quiet"), "{append}");
         assert!(!process.command.concat().contains("hunter2"));

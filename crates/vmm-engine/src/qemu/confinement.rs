@@ -1,10 +1,10 @@
 //! Restricts what a QEMU that its guest has taken over can reach on the host.
 
-use std::fs::{DirBuilder, File};
-use std::io::{self, ErrorKind, Write};
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::thread;
 
 use landlock::{
@@ -13,51 +13,119 @@ use landlock::{
 };
 use nix::sched::{CloneFlags, unshare};
 use pidfd_spawn::Command;
-use vmm_protocol::with_causes;
+use vmm_protocol::{ConfinementRule, InstanceSpec, UnappliedRule};
 
-use super::options::{Accelerator, DiskAccess, QemuOptions};
+use super::options::{Accelerator, QemuOptions};
 use crate::EngineError;
 
 /// Where the program of QEMU, its libraries and its firmware are.
 const PROGRAM_PATHS: [&str; 5] = ["/bin", "/etc/ld.so.cache", "/lib", "/lib64", "/usr"];
+
+const KVM: &str = "/dev/kvm";
+
+/// The bits of a mode that permit the group to read and write.
+const READ_WRITE_BY_GROUP: u32 = 0o060;
 
 /// The newest version of Landlock whose rights are restricted. An older kernel restricts those that it
 /// knows.
 const LANDLOCK: ABI = ABI::V6;
 
 /// What a QEMU gets to keep it from the files, the processes and the network of the host.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Confinement {
-    /// The rules of Landlock, if the kernel supports it.
+    /// The rules of Landlock.
     ruleset: Option<OwnedFd>,
-    /// A network namespace without interfaces, if this process may create one.
+    /// A network namespace without interfaces.
     network_namespace: Option<File>,
+    /// The user and the group of the box.
+    uid: Option<u32>,
+    /// Further groups of QEMU.
+    groups: Vec<u32>,
+    /// The rules that are not applied.
+    unapplied: Vec<UnappliedRule>,
 }
 
 impl Confinement {
-    /// Prepares the confinement of a guest with these options, whose overlays are in this directory.
-    /// Writes to stderr what the host does not support.
-    pub(super) fn prepare(options: &QemuOptions, overlay_dir: &Path) -> Result<Self, EngineError> {
-        let ruleset = create_ruleset(options, overlay_dir).map_err(|error| {
-            EngineError::system("create a ruleset of Landlock")(io::Error::other(error))
-        })?;
-        if ruleset.is_none() {
-            report("can access all files of its user: the kernel has no Landlock");
+    /// Prepares the confinement of a guest with this spec and these options. Writes to stderr which rules
+    /// are not applied.
+    pub(super) fn prepare(spec: &InstanceSpec, options: &QemuOptions) -> Result<Self, EngineError> {
+        let mut confinement = Self::default();
+        let mut apply = |rule| {
+            let applies = spec.policy.applies(rule);
+            if !applies {
+                confinement.note_unapplied(rule, "the operator has disabled the rule".to_owned());
+            }
+            applies
+        };
+        // The command line has the filter.
+        apply(ConfinementRule::Seccomp);
+        let [landlock, network_namespace, user] = [
+            ConfinementRule::Landlock,
+            ConfinementRule::NetworkNamespace,
+            ConfinementRule::User,
+        ]
+        .map(apply);
+        if landlock {
+            confinement.prepare_landlock(options)?;
         }
-        let network_namespace = create_network_namespace()
-            .inspect_err(|error| {
-                let cause = with_causes(error);
-                report(&format!("has no network namespace of its own: {cause}"));
-            })
-            .ok();
-        Ok(Self {
-            ruleset,
-            network_namespace,
-        })
+        if network_namespace {
+            confinement.prepare_network_namespace();
+        }
+        if user {
+            confinement.prepare_user(spec.uid, options.accelerator);
+        }
+        Ok(confinement)
     }
 
-    /// Makes the command start QEMU with the confinement.
-    pub(super) fn apply(self, command: &mut Command) {
+    fn prepare_landlock(&mut self, options: &QemuOptions) -> Result<(), EngineError> {
+        self.ruleset = create_ruleset(options).map_err(|error| {
+            EngineError::system("create a ruleset of Landlock")(io::Error::other(error))
+        })?;
+        if self.ruleset.is_none() {
+            let reason = "the kernel has no Landlock".to_owned();
+            self.note_unapplied(ConfinementRule::Landlock, reason);
+        }
+        Ok(())
+    }
+
+    fn prepare_network_namespace(&mut self) {
+        match create_network_namespace() {
+            Ok(namespace) => self.network_namespace = Some(namespace),
+            Err(error) => {
+                let reason = format!("the shim cannot create one: {error}");
+                self.note_unapplied(ConfinementRule::NetworkNamespace, reason);
+            }
+        }
+    }
+
+    fn prepare_user(&mut self, uid: Option<u32>, accelerator: Accelerator) {
+        self.uid = uid;
+        if uid.is_none() {
+            let reason = "the VMM runtime is not root, or has no users for boxes".to_owned();
+            self.note_unapplied(ConfinementRule::User, reason);
+        } else if accelerator == Accelerator::Kvm
+            && let Ok(kvm) = fs::metadata(KVM)
+            && kvm.mode() & READ_WRITE_BY_GROUP == READ_WRITE_BY_GROUP
+        {
+            self.groups.push(kvm.gid());
+        }
+    }
+
+    fn note_unapplied(&mut self, rule: ConfinementRule, reason: String) {
+        let _ = writeln!(
+            io::stderr(),
+            "vmm-shim: the rule {rule} is not applied to QEMU: {reason}"
+        );
+        self.unapplied.push(UnappliedRule { rule, reason });
+    }
+
+    /// Returns the user of QEMU, if it is that of the box.
+    pub(super) fn uid(&self) -> Option<u32> {
+        self.uid
+    }
+
+    /// Makes the command start QEMU with the confinement. Returns the rules that are not applied.
+    pub(super) fn apply(self, command: &mut Command) -> Vec<UnappliedRule> {
         command.no_new_privs(true);
         if let Some(ruleset) = self.ruleset {
             command.landlock(ruleset);
@@ -65,53 +133,26 @@ impl Confinement {
         if let Some(namespace) = self.network_namespace {
             command.network_namespace(namespace);
         }
+        if let Some(uid) = self.uid {
+            command.uid(uid).gid(uid).groups(&self.groups);
+        }
+        self.unapplied
     }
 }
 
-fn report(message: &str) {
-    let _ = writeln!(io::stderr(), "vmm-shim: QEMU {message}");
-}
-
-/// The directory of the overlays in the box directory.
-pub(super) const OVERLAY_DIR: &str = "overlays";
-
-/// Creates the directory to which QEMU writes overlays. It is not the box directory, whose records QEMU
-/// could forge.
-pub(super) fn create_overlay_dir(dir: &Path) -> Result<PathBuf, EngineError> {
-    let path = dir.join(OVERLAY_DIR);
-    match DirBuilder::new().mode(0o700).create(&path) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(EngineError::system(
-            "create the directory of the overlays",
-        )(error)),
-        _ => Ok(path),
-    }
-}
-
-/// Creates rules that permit QEMU to use its own files and those of the guest. They deny all other files, TCP,
-/// abstract sockets of other processes, and signals to them.
-fn create_ruleset(
-    options: &QemuOptions,
-    overlay_dir: &Path,
-) -> Result<Option<OwnedFd>, RulesetError> {
+/// Creates rules that permit QEMU to use its own files, and to read those of the guest that it opens by
+/// itself. They deny all other files, TCP, abstract sockets of other processes, and signals to them.
+fn create_ruleset(options: &QemuOptions) -> Result<Option<OwnedFd>, RulesetError> {
     let readable = BitFlags::from(AccessFs::ReadFile);
     let writable = readable | AccessFs::WriteFile | AccessFs::Truncate;
-    let mut rules: Vec<(PathBuf, BitFlags<AccessFs>)> = vec![
-        (options.kernel.clone(), readable),
+    let mut rules: Vec<(&Path, BitFlags<AccessFs>)> = vec![
+        (&options.kernel, readable),
         // QEMU probes with it which kind of file locks the kernel has.
-        ("/dev/null".into(), writable),
+        ("/dev/null".as_ref(), writable),
     ];
-    rules.extend(options.initrd.iter().map(|path| (path.clone(), readable)));
-    for disk in &options.disks {
-        let access = match disk.access {
-            DiskAccess::ReadOnly | DiskAccess::Overlay => readable,
-            DiskAccess::ReadWrite => writable,
-        };
-        rules.push((disk.path.clone(), access));
-    }
-    let temporary = writable | AccessFs::MakeReg | AccessFs::RemoveFile;
-    rules.push((overlay_dir.to_owned(), temporary));
+    rules.extend(options.initrd.iter().map(|path| (&**path, readable)));
     if options.accelerator == Accelerator::Kvm {
-        rules.push(("/dev/kvm".into(), writable | AccessFs::IoctlDev));
+        rules.push((KVM.as_ref(), writable | AccessFs::IoctlDev));
     }
 
     let mut ruleset = Ruleset::default()
@@ -149,7 +190,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::Disk;
+    use crate::{Disk, DiskAccess};
 
     /// Runs a script as a guest's QEMU would run that has taken over QEMU, and returns what it prints.
     fn output(confinement: Confinement, script: &str) -> String {
@@ -163,23 +204,19 @@ mod tests {
     /// they cannot be tested.
     fn rules(dir: &TempDir) -> Option<Confinement> {
         let path = |name| dir.path().join(name);
-        for name in ["kernel", "base", "overlaid", "own", "secret"] {
+        for name in ["kernel", "initrd", "disk", "secret"] {
             fs::write(path(name), name).unwrap();
         }
         let mut options = QemuOptions::new(path("kernel"));
-        options.disks = vec![
-            Disk::read_only(path("base")),
-            Disk::read_only(path("overlaid")).access(DiskAccess::Overlay),
-            Disk::read_only(path("own")).access(DiskAccess::ReadWrite),
-        ];
-        let overlays = create_overlay_dir(dir.path()).unwrap();
-        let ruleset = create_ruleset(&options, &overlays).unwrap();
+        options.initrd = Some(path("initrd"));
+        options.disks = vec![Disk::read_only(path("disk")).access(DiskAccess::ReadWrite)];
+        let ruleset = create_ruleset(&options).unwrap();
         if ruleset.is_none() {
             skip("the kernel has no Landlock");
         }
         Some(Confinement {
             ruleset: Some(ruleset?),
-            network_namespace: None,
+            ..Confinement::default()
         })
     }
 
@@ -189,38 +226,38 @@ mod tests {
     }
 
     #[test]
-    fn qemu_reads_the_files_of_its_guest_and_no_others() {
+    fn qemu_opens_the_kernel_and_the_initrd_and_no_other_files() {
         let dir = tempfile::tempdir().unwrap();
         let Some(rules) = rules(&dir) else { return };
         let script = format!(
-            "cd /; for file in kernel base overlaid own secret; do
+            "cd /; for file in kernel initrd disk secret; do
                 read -r text < {}/$file && echo bad || echo \"$file=$text\"; done; cat /etc/passwd",
             dir.path().display()
         );
         let output = output(rules, &script);
-        for name in ["kernel", "base", "overlaid", "own"] {
+        for name in ["kernel", "initrd"] {
             assert!(output.contains(&format!("{name}={name}")), "{output}");
         }
-        assert!(!output.contains("secret=secret"), "{output}");
+        for name in ["disk", "secret"] {
+            assert!(!output.contains(&format!("{name}={name}")), "{output}");
+        }
         assert!(!output.contains("root:"), "{output}");
     }
 
     #[test]
-    fn qemu_writes_only_to_its_own_disks_and_overlays() {
+    fn qemu_writes_to_no_file_by_its_path() {
         let dir = tempfile::tempdir().unwrap();
         let Some(rules) = rules(&dir) else { return };
         let script = format!(
-            "dir={}; for file in kernel base overlaid own new overlays/new; do
-                echo changed >> $dir/$file; done",
+            "for file in kernel initrd disk new; do echo changed >> {}/$file; done; echo > /dev/null && echo ok",
             dir.path().display()
         );
-        output(rules, &script);
+        let output = output(rules, &script);
+        assert!(output.contains("ok"), "{output}");
         let text = |name| fs::read_to_string(dir.path().join(name));
-        for name in ["kernel", "base", "overlaid"] {
+        for name in ["kernel", "initrd", "disk"] {
             assert_eq!(text(name).unwrap(), name);
         }
-        assert_eq!(text("own").unwrap(), "ownchanged\n");
-        assert_eq!(text("overlays/new").unwrap(), "changed\n");
         assert!(text("new").is_err());
     }
 
@@ -248,10 +285,37 @@ mod tests {
             return skip("this process may not create a network namespace");
         };
         let confinement = Confinement {
-            ruleset: None,
             network_namespace: Some(namespace),
+            ..Confinement::default()
         };
         let output = output(confinement, ": > /dev/udp/127.0.0.1/9");
         assert!(output.contains("unreachable"), "{output}");
+    }
+
+    #[test]
+    fn qemu_has_the_user_of_its_box_and_no_other_group() {
+        if !nix::unistd::geteuid().is_root() {
+            return skip("this test needs root");
+        }
+        let confinement = Confinement {
+            uid: Some(0x7000_0001),
+            ..Confinement::default()
+        };
+        let output = output(confinement, "id -u; id -G");
+        assert_eq!(output, "1879048193\n1879048193\n");
+    }
+
+    #[test]
+    fn a_disabled_rule_is_not_applied_and_is_reported() {
+        let mut spec = InstanceSpec::new("b1", QemuOptions::new("/k").to_payload());
+        spec.uid = Some(0x7000_0001);
+        for rule in ConfinementRule::ALL {
+            spec.policy = spec.policy.disable(rule);
+        }
+        let confinement = Confinement::prepare(&spec, &QemuOptions::new("/k")).unwrap();
+        assert!(confinement.ruleset.is_none() && confinement.network_namespace.is_none());
+        assert_eq!(confinement.uid, None);
+        let unapplied = confinement.unapplied.iter().map(|unapplied| unapplied.rule);
+        assert_eq!(unapplied.collect::<Vec<_>>(), ConfinementRule::ALL);
     }
 }

@@ -2,9 +2,11 @@ mod agent;
 mod cleanup;
 mod command_line;
 mod confinement;
+mod files;
 mod options;
 mod payload;
 mod power_off;
+mod qcow2;
 mod qmp;
 mod shares;
 
@@ -14,10 +16,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use vmm_protocol::{InstanceSpec, PayloadSpec};
+use vmm_protocol::{HostPolicy, InstanceSpec, PayloadSpec};
 
 use self::agent::{Agent, GuestEnvironment, Workload};
-use self::command_line::{AGENT_FD, FIRST_SHARE_FD, QMP_FD};
+use self::command_line::{AGENT_FD, FIRST_FILE_FD, FIRST_SHARE_FD, QMP_FD};
 use self::confinement::Confinement;
 pub use self::options::{Accelerator, Disk, DiskAccess, QemuOptions};
 use self::payload::QemuPayload;
@@ -48,18 +50,21 @@ use crate::{Engine, EngineError, Payload, process};
 ///
 /// # Confinement
 ///
-/// QEMU runs as the user of the shim. A guest that has taken over QEMU is kept from the host by these rules:
+/// A guest that has taken over QEMU is kept from the host by these [rules](vmm_protocol::ConfinementRule). QEMU
+/// also gets no new privileges.
 ///
-/// * It gets no new privileges, and the seccomp filter of QEMU (`-sandbox on`) keeps it from starting
-///   processes.
-/// * Landlock permits it to read the files of the spec, to write to its own disks and overlays, and to read and
-///   execute the files in `/usr`. It cannot signal or trace other processes, or use TCP. Needs Linux 6.12 for all of
-///   this, and Linux 5.13 for the files.
-/// * A network namespace without interfaces keeps it from the network. Needs a shim with the privilege
+/// * `seccomp`: the filter of QEMU (`-sandbox on`) keeps it from starting processes.
+/// * `landlock` permits it to read the kernel and the initrd, and to read and execute the files in `/usr`. The
+///   shim opens the disks and overlays for it. It cannot signal or trace other processes, or use TCP. Needs
+///   Linux 6.12 for all of this, and Linux 5.13 for the files.
+/// * `network_namespace`: one without interfaces keeps it from the network. Needs a shim with the privilege
 ///   `CAP_SYS_ADMIN`.
+/// * `user`: it has the user and the group [`InstanceSpec::uid`], no privileges, and no other group but that of
+///   `/dev/kvm` for KVM. Every user must be able to read the kernel and the initrd, whose directories can be
+///   private. The servers of shared directories keep the user of the shim.
 ///
-/// If the host does not support Landlock or the namespace, the shim writes so to `shim.stderr`, and starts the
-/// guest without it.
+/// If the operator has disabled a rule, or the host does not support it, the shim writes so to `shim.stderr`,
+/// reports it as an [`UnappliedRule`](vmm_protocol::UnappliedRule), and starts the guest without it.
 ///
 /// # The command of a box
 ///
@@ -118,30 +123,30 @@ impl Engine for Qemu {
         QemuOptions::ENGINE
     }
 
-    fn validate(&self, payload: &PayloadSpec) -> Result<(), EngineError> {
-        QemuOptions::of(payload).map(drop)
+    fn validate(&self, payload: &PayloadSpec, policy: &HostPolicy) -> Result<(), EngineError> {
+        QemuOptions::of(payload)?.check_policy(policy)
     }
 
     fn start(&self, spec: &InstanceSpec, dir: &Path) -> Result<Box<dyn Payload>, EngineError> {
         let options = QemuOptions::of(&spec.payload)?;
-        options.check_files()?;
+        let confinement = Confinement::prepare(spec, &options)?;
+        let files = files::open(&options, dir, FIRST_FILE_FD, confinement.uid())?;
         let (helpers, sockets) = shares::serve(&options.shares, dir)?;
         let socket_error = || EngineError::system("create a socket to QEMU");
         let (monitor, monitor_of_qemu) = UnixStream::pair().map_err(socket_error())?;
         let (agent, agent_of_qemu) = UnixStream::pair().map_err(socket_error())?;
-        let overlay_dir = confinement::create_overlay_dir(dir)?;
-        let confinement = Confinement::prepare(&options, &overlay_dir)?;
-        let command = command_line::qemu(spec, &options, &overlay_dir);
+        let command = command_line::qemu(spec, &options, &files);
         let mut workload = None;
+        let mut unapplied_rules = Vec::new();
         let spawned = Instant::now();
         let process = process::spawn(&command, dir, |command, console| {
             command
                 .fd(QMP_FD, OwnedFd::from(monitor_of_qemu))
                 .fd(AGENT_FD, OwnedFd::from(agent_of_qemu));
-            for (fd, socket) in (FIRST_SHARE_FD..).zip(sockets) {
-                command.fd(fd, socket);
+            for (fd, file) in (FIRST_SHARE_FD..).zip(sockets).chain(files.fds) {
+                command.fd(fd, file);
             }
-            confinement.apply(command);
+            unapplied_rules = confinement.apply(command);
             workload = Workload::new(&spec.payload, console);
         })?;
         let process = Arc::new(process);
@@ -167,7 +172,12 @@ impl Engine for Qemu {
             };
             let process = Arc::clone(&process);
             Ok(QemuPayload::new(
-                process, monitor, agent, power_off, helpers,
+                process,
+                monitor,
+                agent,
+                power_off,
+                helpers,
+                unapplied_rules,
             ))
         };
         match connect() {

@@ -1,11 +1,8 @@
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
-use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use vmm_protocol::{PayloadSpec, Ready};
+use vmm_protocol::{HostPolicy, PayloadSpec, Ready};
 
 use super::shares::{self, Share};
 use crate::EngineError;
@@ -50,6 +47,11 @@ pub struct QemuOptions {
     /// The user of commands in the guest, as `USER[:GROUP]`, names or numbers; root by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// Arguments that are added to the command line of QEMU. The operator of the host must
+    /// [permit](vmm_protocol::HostPolicy::allow_arguments) them. They are subject to the confinement of
+    /// QEMU.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub arguments: Vec<String>,
 }
 
 /// A disk of a guest: a file with a raw image.
@@ -72,9 +74,13 @@ pub enum DiskAccess {
     /// The guest can only read. Several boxes can share the file.
     #[default]
     ReadOnly,
-    /// The guest can write. What it writes is in a temporary file of the box directory, and is lost
-    /// when the guest ends. Several boxes can share the file.
+    /// The guest can write. What it writes is in a temporary file on the disk of the box directory, and
+    /// is lost when the guest ends. Several boxes can share the file.
     Overlay,
+    /// The guest can write. What it writes is in a file of the box directory, and is there again when the
+    /// box is started again, until the box is removed. Several boxes can share the file of the disk. The
+    /// box cannot be started any more if that file is replaced or changed.
+    Persistent,
     /// The guest writes to the file. QEMU locks the file, so one box at a time can use it.
     ReadWrite,
 }
@@ -112,6 +118,7 @@ impl QemuOptions {
             accelerator: Accelerator::default(),
             agent: false,
             user: None,
+            arguments: Vec::new(),
         }
     }
 
@@ -175,6 +182,9 @@ impl QemuOptions {
         if self.cmdline.contains('\0') {
             return Err("cmdline contains a NUL byte".to_owned());
         }
+        if self.arguments.iter().any(|word| word.contains('\0')) {
+            return Err("arguments: one contains a NUL byte".to_owned());
+        }
         for (role, path) in self.files() {
             let path = path.to_string_lossy();
             if !path.starts_with('/') || path.contains('\0') {
@@ -186,24 +196,14 @@ impl QemuOptions {
         Ok(())
     }
 
-    /// Opens each file of the guest, to report the first one that QEMU could not open.
-    pub(super) fn check_files(&self) -> Result<(), EngineError> {
-        for (role, path) in self.files() {
-            let is_written =
-                |disk: &Disk| disk.path == *path && disk.access == DiskAccess::ReadWrite;
-            let mut options = OpenOptions::new();
-            options.read(true).write(self.disks.iter().any(is_written));
-            // A FIFO would block.
-            options.custom_flags(OFlag::O_NONBLOCK.bits());
-            options
-                .open(path)
-                .map_err(|source| EngineError::GuestFile {
-                    role,
-                    path: path.clone(),
-                    source,
-                })?;
+    /// Checks what the operator of the host has to permit.
+    pub(super) fn check_policy(&self, policy: &HostPolicy) -> Result<(), EngineError> {
+        if self.arguments.is_empty() || policy.allow_arguments {
+            return Ok(());
         }
-        Ok(())
+        let message = "arguments: the operator of this host does not permit them; remove them, or permit \
+            them with `shimd serve --allow-qemu-arguments`";
+        Err(EngineError::Spec(message.to_owned()))
     }
 
     fn files(&self) -> impl Iterator<Item = (&'static str, &PathBuf)> {
@@ -338,5 +338,16 @@ mod tests {
             let error = QemuOptions::of(&payload).unwrap_err().to_string();
             assert!(error.starts_with(field), "{error}");
         }
+    }
+
+    #[test]
+    fn arguments_need_the_permission_of_the_operator() {
+        let mut options = QemuOptions::new("/k");
+        let policy = HostPolicy::default();
+        options.check_policy(&policy).unwrap();
+        options.arguments = vec!["-S".into()];
+        let error = options.check_policy(&policy).unwrap_err().to_string();
+        assert!(error.contains("--allow-qemu-arguments"), "{error}");
+        options.check_policy(&policy.allow_arguments(true)).unwrap();
     }
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::libc::SIGTERM;
-use vmm_protocol::{BootTimes, GuestEvent};
+use vmm_protocol::{BootTimes, GuestEvent, UnappliedRule};
 
 use super::agent::Agent;
 use super::power_off::PowerOff;
@@ -25,6 +25,7 @@ pub(super) struct QemuPayload {
     power_off: Arc<PowerOff>,
     /// The servers of the shares, until the shim has started them.
     helpers: Mutex<Vec<Helper>>,
+    unapplied_rules: Vec<UnappliedRule>,
 }
 
 impl QemuPayload {
@@ -34,6 +35,7 @@ impl QemuPayload {
         agent: Option<Agent>,
         power_off: Arc<PowerOff>,
         helpers: Vec<Helper>,
+        unapplied_rules: Vec<UnappliedRule>,
     ) -> Self {
         Self {
             process,
@@ -41,6 +43,7 @@ impl QemuPayload {
             agent,
             power_off,
             helpers: Mutex::new(helpers),
+            unapplied_rules,
         }
     }
 }
@@ -53,6 +56,10 @@ impl Payload for QemuPayload {
     fn helpers(&self) -> Vec<Helper> {
         let mut helpers = self.helpers.lock().unwrap_or_else(PoisonError::into_inner);
         mem::take(&mut helpers)
+    }
+
+    fn unapplied_rules(&self) -> Vec<UnappliedRule> {
+        self.unapplied_rules.clone()
     }
 
     fn wait_until_ready(&self) -> Result<(), EngineError> {

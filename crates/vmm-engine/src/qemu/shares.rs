@@ -38,7 +38,7 @@ pub struct Share {
 }
 
 /// The maximum number of shares of a guest.
-const MAX_SHARES: usize = 16;
+pub(super) const MAX_SHARES: usize = 16;
 
 /// The longest tag of a virtiofs device.
 const MAX_TAG_BYTES: usize = 36;

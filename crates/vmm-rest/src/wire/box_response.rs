@@ -69,6 +69,14 @@ pub struct BoxResponse {
     /// The pid of the payload while the box runs.
     #[serde(default)]
     pub payload_pid: Option<u32>,
+    /// The user of the VMM of a guest, if the box has one of its own.
+    #[serde(default)]
+    pub uid: Option<u32>,
+    /// The confinement rules that are not applied to the box while it runs, each with the reason. `null`
+    /// if it does not run, or if an earlier server has started it.
+    #[serde(default)]
+    #[schema(nullable)]
+    pub unapplied_rules: Option<BTreeMap<String, String>>,
     /// The exit code of the last run, or 128 + signal.
     #[serde(default)]
     pub exit_code: Option<i32>,
@@ -144,6 +152,13 @@ impl From<BoxInfo> for BoxResponse {
             auto_resume: true,
             health: info.health.map(Into::into),
             payload_pid: info.payload_pid,
+            uid: info.uid,
+            unapplied_rules: info.unapplied_rules.map(|rules| {
+                let rules = rules.into_iter();
+                rules
+                    .map(|unapplied| (unapplied.rule.to_string(), unapplied.reason))
+                    .collect()
+            }),
             exit_code: info.exit_code,
             signal: info.signal,
             error: info.error,

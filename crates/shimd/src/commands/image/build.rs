@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::builder::RangedI64ValueParser;
 use clap::{Args, value_parser};
 use vmm_image::{GuestFiles, ImageBuilder};
-use vmm_runtime::Image;
+use vmm_runtime::{HostPolicy, Image};
 use vmm_shim::{Disk, EngineError, QemuOptions};
 
 use crate::commands::box_args::parse_variable;
@@ -73,7 +73,7 @@ impl Build {
         let checked = payload.check();
         checked
             .map_err(|error| EngineError::Spec(error.to_string()))
-            .and_then(|()| shim().validate(&payload))
+            .and_then(|()| shim().validate(&payload, &HostPolicy::default()))
             .map_err(Failure::ImageSpec)?;
         self.builder()?.build(staged.dir())?;
         staged.commit(&image)?;
