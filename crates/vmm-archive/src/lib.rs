@@ -28,6 +28,9 @@ mod create;
 mod destination;
 mod error;
 mod extract;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod member;
 mod new_file;
 mod node;
