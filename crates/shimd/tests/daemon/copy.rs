@@ -242,6 +242,22 @@ async fn archives_are_sent_and_received_over_http() {
     drop(reader);
     eventually("it has ended", async || transfers("--get\0") == 0).await;
 
+    // Whether it is a directory, as clients of the public API need it.
+    let head = |path: &str| {
+        let mut socket = UnixStream::connect(guest.home.path().join("shimd.sock")).unwrap();
+        let request = format!(
+            "GET /v1/boxes/vm/files?path={path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        );
+        socket.write_all(request.as_bytes()).unwrap();
+        let mut response = Vec::new();
+        socket.read_to_end(&mut response).unwrap();
+        String::from_utf8_lossy(&response).into_owned()
+    };
+    for (path, expected) in [("/put", true), ("/put/.", true), ("/bin/busybox", false)] {
+        let header = format!("x-boxlite-source-is-dir: {expected}\r\n");
+        assert!(head(path).contains(&header), "{path}");
+    }
+
     run_shimd(&guest.home, &["create", "--name", "stopped", "busybox"]).out();
     let stopped = client.get_files("stopped", &query).await;
     assert_eq!(code(&stopped.err().unwrap()), Some(ErrorCode::InvalidState));

@@ -35,6 +35,21 @@ pub struct FileArchive {
     end: Pin<Box<dyn Future<Output = Result<(), ExecError>> + Send + Sync>>,
 }
 
+/// Where the header of an entry has its type, tar(5).
+const TYPE_OFFSET: usize = 156;
+
+impl FileArchive {
+    /// Returns whether the first entry is a directory; `None` if its header is not the first one, as for
+    /// a name of more than 100 bytes. A guest can send anything.
+    pub fn is_dir(&self) -> Option<bool> {
+        match self.first.get_ref().get(TYPE_OFFSET)? {
+            b'5' => Some(true),
+            0 | b'0'..=b'7' => Some(false),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Debug for FileArchive {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FileArchive").finish_non_exhaustive()

@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::IntoResponse;
+use axum::response::{AppendHeaders, IntoResponse};
 use futures::StreamExt;
 use tokio::io::AsyncRead;
 use tokio::sync::OwnedSemaphorePermit;
@@ -21,6 +21,10 @@ use crate::service::{ApiError, ApiState, extract};
 use crate::wire::{ErrorCode, ErrorResponse, GetFilesQuery, PutFilesQuery};
 
 const TAR: &str = "application/x-tar";
+
+/// Whether the archive was made of a directory, for a copy as `docker cp` does it. Clients of the public
+/// API read it; its document does not have it.
+const SOURCE_IS_DIR: &str = "x-boxlite-source-is-dir";
 
 /// How many bytes of an archive are read at once.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -135,11 +139,15 @@ pub(super) async fn get(
     let spec = GetSpec::new(checked_path(query.path)?).follow_symlinks(query.follow_symlinks);
     let permit = permit(&api)?;
     let archive = api.runtime.get(&id, spec).await?;
+    let is_dir = archive
+        .is_dir()
+        .map(|is_dir| AppendHeaders([(SOURCE_IS_DIR, is_dir.to_string())]));
     let chunks = ReaderStream::with_capacity(archive, CHUNK_BYTES).inspect(move |_| {
         // Held until the stream is dropped.
         let _ = &permit;
     });
-    Ok(([(header::CONTENT_TYPE, TAR)], Body::from_stream(chunks)))
+    let content_type = AppendHeaders([(header::CONTENT_TYPE, TAR)]);
+    Ok((content_type, is_dir, Body::from_stream(chunks)))
 }
 
 /// Shared with the readers of events, which also keep a connection for long.
