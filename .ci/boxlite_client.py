@@ -1,11 +1,13 @@
-"""Runs commands in a box through the client of the public API. The argument is the URL of a daemon."""
+"""Runs commands in a box, and copies files to a guest and out of it, through the client of the public API. The argument is the URL of a daemon."""
 
 import asyncio
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 from boxlite import ApiKeyCredential, Boxlite, BoxliteRestOptions, BoxOptions, ExecutionError
-from boxlite import AlreadyExistsError
+from boxlite import AlreadyExistsError, CopyOptions
 
 
 def equal(actual, expected):
@@ -23,9 +25,7 @@ async def finish(execution):
     return out, err, (await execution.wait()).exit_code
 
 
-async def main(url):
-    key = ApiKeyCredential(os.environ["SHIMD_TOKEN"])
-    runtime = Boxlite.rest(BoxliteRestOptions(url=url, credential=key))
+async def run_commands(runtime):
     box = await runtime.create(BoxOptions(image="idle"), name="client")
 
     # The first command starts the box.
@@ -79,7 +79,69 @@ async def main(url):
         assert "not found" in str(error), error
 
     await runtime.remove("client", force=True)
-    print("the client of the public API has run its commands")
+
+
+async def copy_files(runtime):
+    box = await runtime.create(BoxOptions(image="guest"), name="guest")
+
+    async def shell(script):
+        out, err, code = await finish(await box.exec("sh", ["-c", script]))
+        equal((err, code), ("", 0))
+        return out
+
+    async def refused(copy, text):
+        try:
+            await copy
+        except Exception as error:
+            assert text in str(error), error
+        else:
+            raise AssertionError("the copy was not refused")
+
+    # The first command starts the box.
+    equal(await shell("echo booted"), "booted\n")
+    with tempfile.TemporaryDirectory() as dir:
+        source = Path(dir, "source")
+        source.joinpath("sub").mkdir(parents=True)
+        source.joinpath("sub", "data").write_bytes(bytes(range(256)) * 4096)
+        source.joinpath("script").write_text("echo ran")
+        source.joinpath("script").chmod(0o751)
+        source.joinpath("link").symlink_to("script")
+        options = CopyOptions(recursive=True, overwrite=True, follow_symlinks=False)
+
+        # To a new name, into a directory that exists, and its contents only.
+        await box.copy_in(str(source), "/new", options)
+        equal(await shell("sh /new/link; stat -c '%a %F' /new/script /new/sub"),
+              "ran\n751 regular file\n755 directory\n")
+        await box.copy_in(str(source), "/new", options)
+        equal(await shell("sh /new/source/script"), "ran\n")
+        await box.copy_in(f"{source}/.", "/contents", options)
+        equal(await shell("sh /contents/script"), "ran\n")
+        # A file, to a new name and into a directory.
+        await box.copy_in(str(source / "script"), "/renamed", options)
+        await box.copy_in(str(source / "script"), "/bin/", options)
+        equal(await shell("sh /renamed; sh /bin/script"), "ran\nran\n")
+
+        # The client extracts a directory below its name.
+        data = source.joinpath("sub", "data").read_bytes()
+        back = Path(dir, "back")
+        await box.copy_out("/contents/sub", str(back), options)
+        equal(back.joinpath("sub", "data").read_bytes(), data)
+        await box.copy_out("/contents/sub/.", str(back), options)
+        equal(back.joinpath("data").read_bytes(), data)
+        file = Path(dir, "file")
+        for target in file, back:
+            await box.copy_out("/contents/script", str(target), options)
+        equal((file.read_text(), back.joinpath("script").read_text()), ("echo ran", "echo ran"))
+        await refused(box.copy_out("/nonexistent", str(file), options), "not found")
+    await runtime.remove("guest", force=True)
+
+
+async def main(url):
+    key = ApiKeyCredential(os.environ["SHIMD_TOKEN"])
+    runtime = Boxlite.rest(BoxliteRestOptions(url=url, credential=key))
+    await run_commands(runtime)
+    await copy_files(runtime)
+    print("the client of the public API has run its commands and copied its files")
 
 
 asyncio.run(main(sys.argv[1]))
