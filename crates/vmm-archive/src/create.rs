@@ -2,10 +2,10 @@ use std::ffi::OsStr;
 use std::fs::{self, File, Metadata, OpenOptions, ReadDir};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, major, minor};
 use tar::{Builder, Header};
 
 use crate::ArchiveError;
@@ -147,6 +147,13 @@ impl<W: Write> Writer<'_, W> {
             return self.add_file(path, name).map(|()| None);
         }
         let mut header = self.header(metadata);
+        if kind.is_char_device() || kind.is_block_device() {
+            let device = metadata.rdev();
+            header
+                .set_device_major(major(device))
+                .and_then(|()| header.set_device_minor(minor(device)))
+                .map_err(ArchiveError::Write)?;
+        }
         if kind.is_dir() {
             let entries = fs::read_dir(path).map_err(ArchiveError::of("read", path))?;
             self.append(&mut header, name, io::empty())?;

@@ -4,10 +4,12 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use rustix::io::Errno;
 use tempfile::TempDir;
 use vmm_archive::{ArchiveError, CreateOptions, ExtractOptions, create, extract};
 
@@ -241,4 +243,52 @@ fn the_stream_is_read_to_its_end() {
     let target = dir.path().join("target");
     extract(&mut stream, &target, &ExtractOptions::default()).unwrap();
     assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn owners_privileged_bits_and_devices_are_kept_on_request() {
+    if !rustix::process::geteuid().is_root() {
+        let is_ci = std::env::var_os("CI").is_some();
+        assert!(!is_ci, "this test needs root");
+        eprintln!("SKIPPED: this test needs root");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("tool"), "tool").unwrap();
+    chown(source.join("tool"), Some(33), Some(34)).unwrap();
+    fs::set_permissions(source.join("tool"), Permissions::from_mode(0o6751)).unwrap();
+    let device = makedev(1, 3);
+    let mode = Mode::from_raw_mode(0o622);
+    let made = mknodat(
+        CWD,
+        source.join("null"),
+        FileType::CharacterDevice,
+        mode,
+        device,
+    );
+    if made == Err(Errno::PERM) {
+        // In a user namespace.
+        eprintln!("SKIPPED: this test needs the right to create devices");
+        return;
+    }
+    made.unwrap();
+
+    let copy = dir.path().join("copy");
+    let preserve = ExtractOptions::default().preserve(true);
+    extract(&archive_of(&source.join("."))[..], &copy, &preserve).unwrap();
+    let tool = fs::metadata(copy.join("tool")).unwrap();
+    assert_eq!(
+        (tool.uid(), tool.gid(), tool.mode() & 0o7777),
+        (33, 34, 0o6751)
+    );
+    assert_eq!(fs::metadata(copy.join("null")).unwrap().rdev(), device);
+
+    let owner = CreateOptions::default().owner(7, 8);
+    let mut archive = Vec::new();
+    create(&source.join("tool"), &mut archive, &owner).unwrap();
+    extract(&archive[..], &copy, &preserve).unwrap();
+    let tool = fs::metadata(copy.join("tool")).unwrap();
+    assert_eq!((tool.uid(), tool.gid()), (7, 8));
 }
