@@ -92,20 +92,12 @@ async fn the_last_signal_is_sent_although_the_execution_is_dropped() {
 /// How much memory buffers and the tests that run beside this one may take.
 const MAX_GROWTH_KIB: u64 = 16 << 10;
 
-/// How much output a slow reader takes: 1 GiB with `VMM_LONG_TESTS`.
-fn slow_reader_bytes() -> u64 {
-    match std::env::var_os("VMM_LONG_TESTS") {
-        Some(_) => 1 << 30,
-        None => 64 << 20,
-    }
-}
-
 #[tokio::test]
 async fn much_output_and_a_slow_reader_do_not_grow_memory() {
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;
     let bx = start_box(&runtime, sleeping()).await;
-    let total = slow_reader_bytes();
+    let total = common::stream_bytes();
     let resident_kib = || {
         let of = |pid| Stat::of(pid).unwrap().unwrap().rss_pages * 4;
         of(std::process::id()) + of(bx.pid.unwrap())

@@ -144,3 +144,11 @@ pub fn kernel_is_at_least(major: u32, minor: u32) -> bool {
         .map_while(|number| number.parse::<u32>().ok());
     (numbers.next().unwrap(), numbers.next().unwrap()) >= (major, minor)
 }
+
+/// Returns how many bytes a test sends to a slow reader: 1 GiB with `VMM_LONG_TESTS`.
+pub fn stream_bytes() -> u64 {
+    match std::env::var_os("VMM_LONG_TESTS") {
+        Some(_) => 1 << 30,
+        None => 64 << 20,
+    }
+}

@@ -242,6 +242,13 @@ async fn archives_are_sent_and_received_over_http() {
     drop(reader);
     eventually("it has ended", async || transfers("--get\0") == 0).await;
 
+    // So does one that stops reading.
+    let mut stalled = UnixStream::connect(guest.home.path().join("shimd.sock")).unwrap();
+    let request = b"GET /v1/boxes/vm/files?path=/put/data HTTP/1.1\r\nhost: x\r\n\r\n";
+    stalled.write_all(request).unwrap();
+    eventually("it runs", async || transfers("--get\0") == 1).await;
+    eventually("it has ended", async || transfers("--get\0") == 0).await;
+
     // Whether it is a directory, as clients of the public API need it.
     let head = |path: &str| {
         let mut socket = UnixStream::connect(guest.home.path().join("shimd.sock")).unwrap();
