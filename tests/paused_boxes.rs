@@ -6,11 +6,11 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use common::boxes::{open_runtime, script, start_box};
+use common::boxes::{next_event, open_runtime, script, start_box, wait_for_status};
 use common::{eventually, pause};
 use futures::StreamExt;
-use vmm_protocol::ControlGroup;
 use vmm_protocol::frames::{Frame, HostMessage, VERSION};
+use vmm_protocol::{BoxDir, ControlGroup};
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
     BoxChange, BoxInfo, BoxSpec, BoxStatus, ExecError, ExecSpec, HealthCheckOptions, HealthState,
@@ -196,12 +196,44 @@ async fn a_box_whose_pause_the_runtime_does_not_know_is_resumed() {
         return;
     }
     runtime.resume(id).await.unwrap();
-    // As after a recovery that could not read whether the payload is frozen.
     pause_behind_the_runtime(&bx).await;
-    let info = runtime.info(id).await.unwrap();
-    assert_eq!(info.status, BoxStatus::Running);
+    wait_for_status(&runtime, id, BoxStatus::Paused).await;
+    // As after a recovery that could not read whether the payload is frozen.
+    BoxDir::new(&bx.dir).write_paused(false).unwrap();
+    wait_for_status(&runtime, id, BoxStatus::Running).await;
     let paused_at = ticks(&bx);
     runtime.resume(id).await.unwrap();
     eventually("the payload continues", || ticks(&bx) != paused_at).await;
     runtime.remove(id, Removal::Force).await.unwrap();
+}
+
+/// As the shim does when QEMU reports that it has stopped the guest.
+#[tokio::test]
+async fn a_payload_that_is_paused_without_a_request_is_shown_as_paused() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let bx = start_box(&runtime, ticking()).await;
+    let id = bx.id.as_str();
+    let mut events = runtime.events();
+    let record = BoxDir::new(&bx.dir);
+    for _ in 0..2 {
+        record.write_paused(true).unwrap();
+        let event = next_event(&mut events).await;
+        assert_eq!(event.change, BoxChange::Paused);
+        assert_eq!(event.info.status, BoxStatus::Paused);
+        record.write_paused(false).unwrap();
+        assert_eq!(next_event(&mut events).await.change, BoxChange::Resumed);
+    }
+    let info = runtime.info(id).await.unwrap();
+    assert_eq!(info.status, BoxStatus::Running);
+
+    // The next run is watched, too. Its stop lets it continue, which is not a change.
+    runtime.stop(id).await.unwrap();
+    runtime.start(id).await.unwrap();
+    let mut events = runtime.events();
+    record.write_paused(true).unwrap();
+    assert_eq!(next_event(&mut events).await.change, BoxChange::Paused);
+    runtime.stop(id).await.unwrap();
+    assert_eq!(next_event(&mut events).await.change, BoxChange::Stopped);
+    assert!(!record.is_paused());
 }

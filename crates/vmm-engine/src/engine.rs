@@ -9,7 +9,7 @@ use vmm_protocol::{
     UnappliedRule,
 };
 
-use crate::{EngineError, Helper};
+use crate::{EngineError, Helper, Pause};
 
 /// The code that starts one kind of payload.
 ///
@@ -145,25 +145,6 @@ pub trait ControlChannel {
     /// [`RequestError`]. With the kind `NotReady`, such as that of a guest that boots, the shim asks again
     /// for the next request.
     fn open(&self) -> Result<OwnedFd, RequestError>;
-}
-
-/// A payload that can be paused. [`Payload::stop`] and [`Payload::kill`] end a paused payload, too.
-///
-/// The requests of all clients wait for these methods, which must return within a few seconds.
-pub trait Pause {
-    /// Freezes the payload. Succeeds if it is frozen.
-    ///
-    /// # Errors
-    ///
-    /// [`RequestError`] with the cause. The payload is then not frozen.
-    fn pause(&self) -> Result<(), RequestError>;
-
-    /// Lets the payload continue. Succeeds if it is not frozen.
-    ///
-    /// # Errors
-    ///
-    /// [`RequestError`] with the cause.
-    fn resume(&self) -> Result<(), RequestError>;
 }
 
 /// How a payload ended, as observed by its engine.

@@ -37,14 +37,16 @@ pub mod descendants;
 mod engine;
 mod error;
 mod helper;
+mod pause;
 mod process;
 mod qemu;
 pub mod signals;
 mod sys;
 
-pub use engine::{ControlChannel, Engine, Pause, Payload, PayloadExit};
+pub use engine::{ControlChannel, Engine, Payload, PayloadExit};
 pub use error::EngineError;
 pub use helper::Helper;
+pub use pause::Pause;
 pub use pidfd_spawn::Command;
 pub use process::Process;
 pub use qemu::{Accelerator, Disk, DiskAccess, Qemu, QemuOptions, Share};

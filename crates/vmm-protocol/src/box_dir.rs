@@ -37,7 +37,7 @@ pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
 /// | `console.log`, `console.log.1`, … | the shim, with the payload's output | false output of the payload |
 /// | `console.dropped` | the shim | a false number of deleted bytes |
 /// | `notify.sock` | the shim | the start fails |
-/// | `paused` | the shim | the next runtime shows the box as paused until it is resumed |
+/// | `paused` | the shim | the runtime shows the box as paused, and does not probe its health, until it is resumed |
 /// | `control.sock` | the shim | no client can run a command in the box |
 ///
 /// A directory in place of a file of a run or of a log makes every later start of the box fail, until

@@ -17,6 +17,7 @@ use crate::driver::Driver;
 use crate::event::EventBus;
 use crate::health::ProbeRunner;
 use crate::home::{Home, HomeLock};
+use crate::pause_watcher::PauseWatcher;
 use crate::process::{
     CleanupTarget, OrphanCleaner, ZombieCounter, keep_reaping, process_wide_reaper,
 };
@@ -52,6 +53,8 @@ pub(crate) struct Core {
     pub(crate) warm_shims: Arc<WarmShims>,
     pub(crate) reaper: ShimReaper,
     pub(crate) probes: ProbeRunner,
+    /// `None` if the user has no inotify instance left.
+    pub(crate) pauses: Option<PauseWatcher>,
     pub(crate) orphans: Arc<OrphanCleaner>,
     pub(crate) zombies: ZombieCounter,
     pub(crate) events: Arc<EventBus>,
@@ -97,6 +100,11 @@ impl Core {
             .shutdown_token(reaper_token.child_token())
             .start_on(driver.handle());
         let probes = ProbeRunner::new(program.clone());
+        let pauses = PauseWatcher::start(&driver)
+            .inspect_err(|error| {
+                tracing::warn!(%error, "boxes that are paused by other programs are shown as running");
+            })
+            .ok();
         let warm_shims = Arc::new(WarmShims::new(
             reaper.clone(),
             program.clone(),
@@ -119,6 +127,7 @@ impl Core {
             zombies: ZombieCounter::new(),
             reaper,
             probes,
+            pauses,
             events: Arc::new(EventBus::new(metrics.clone())),
             due: Arc::default(),
             metrics,

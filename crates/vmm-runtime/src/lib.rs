@@ -91,6 +91,7 @@ mod images;
 mod lifecycle;
 mod metrics;
 mod options;
+mod pause_watcher;
 mod process;
 mod queries;
 mod remove_tree;
@@ -99,6 +100,7 @@ mod runtime;
 mod serde_millis;
 pub mod shim;
 mod shutdown_task;
+mod sys;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod workers;

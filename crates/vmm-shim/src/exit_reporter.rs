@@ -1,5 +1,5 @@
 use std::cell::RefCell;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::process;
@@ -200,7 +200,7 @@ impl ExitReporter {
             let _ = writeln!(io::stderr(), "vmm-shim: {message}");
         }
         if let Some(dir) = self.box_dir.get() {
-            let _ = fs::remove_file(dir.control_socket_path());
+            let _ = dir.delete_transient_files();
         }
         self.report(&Report::Failed(record));
         process::exit(code)

@@ -178,6 +178,10 @@ fn run_payload(
     engine.validate(&spec.payload, &spec.policy)?;
     let payload: Arc<dyn Payload> = engine.start(&spec, dir.path())?.into();
     reporter.set_payload(Arc::clone(&payload));
+    if let Some(pause) = payload.pause() {
+        let reporter = Arc::clone(reporter);
+        pause.observe(Box::new(move |is_paused| reporter.record_paused(is_paused)));
+    }
     let helpers = Helpers::start(&*payload, &dir, reporter);
     let is_end_requested = control.payload_started();
     let helpers = match helpers {

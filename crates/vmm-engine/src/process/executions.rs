@@ -9,11 +9,12 @@ use std::thread;
 use pidfd_spawn::{Command, SpawnError};
 use vmm_agent::{Backend, Children, RequestError, Server};
 use vmm_protocol::frames::{ExecSpec, RequestErrorKind, Strictness};
-use vmm_protocol::{ControlGroup, Ending, InstanceSpec, with_causes};
+use vmm_protocol::{ControlGroup, Ending, FileError, InstanceSpec, with_causes};
 
 use super::command;
 use super::confinement::Confinement;
 use super::payload::has_run_out_of_memory;
+use crate::pause::PauseObserver;
 use crate::{ControlChannel, Pause};
 
 /// The commands that clients run beside a payload. The first client starts their thread.
@@ -21,6 +22,7 @@ use crate::{ControlChannel, Pause};
 pub(super) struct Executions {
     backend: Arc<BoxBackend>,
     children: OnceLock<Arc<Children>>,
+    pause_observer: PauseObserver,
 }
 
 /// Starts commands with the environment and the limits of the payload.
@@ -40,6 +42,7 @@ impl Executions {
                 confinement,
             }),
             children: OnceLock::new(),
+            pause_observer: PauseObserver::default(),
         }
     }
 
@@ -64,6 +67,7 @@ impl Executions {
                 if let Some(group) = ControlGroup::of_this_process() {
                     group.thaw();
                 }
+                self.pause_observer.notify(false);
             });
         }
     }
@@ -106,7 +110,11 @@ impl Pause for Executions {
             kind: RequestErrorKind::Failed,
             message: format!("cannot pause the payload: {error}"),
         })?;
-        let freeze = || ControlGroup::freeze_payload(&self.backend.dir);
+        let freeze = || {
+            ControlGroup::freeze_payload(&self.backend.dir)?;
+            self.pause_observer.notify(true);
+            Ok::<_, FileError>(())
+        };
         children.pause(freeze).map_err(|error| RequestError {
             kind: match error.source.kind() {
                 io::ErrorKind::TimedOut | io::ErrorKind::QuotaExceeded => RequestErrorKind::Failed,
@@ -118,6 +126,10 @@ impl Pause for Executions {
                 with_causes(&error)
             ),
         })
+    }
+
+    fn observe(&self, observer: Box<dyn Fn(bool) + Send + Sync>) {
+        self.pause_observer.set(observer);
     }
 
     fn resume(&self) -> Result<(), RequestError> {

@@ -96,7 +96,8 @@ use crate::{Engine, EngineError, Payload, process};
 ///
 /// # Pause
 ///
-/// QEMU stops the CPUs of the guest, on any kernel of the host. A stop lets a paused guest continue.
+/// QEMU stops the CPUs of the guest, on any kernel of the host. It reports each pause, also one that was
+/// not requested. A stop lets a paused guest continue.
 ///
 /// # How a guest ends
 ///

@@ -12,6 +12,7 @@ use vmm_agent::RequestError;
 use vmm_protocol::frames::RequestErrorKind;
 use vmm_protocol::truncate_text;
 
+use crate::pause::PauseObserver;
 use crate::{EngineError, Pause};
 
 /// The longest message that is read; a longer one is skipped. A compromised QEMU cannot make the shim
@@ -32,11 +33,15 @@ pub(super) struct Monitor {
     changed: Condvar,
     /// The id of the last request. Locked until its response: one request at a time.
     last_request: Mutex<u64>,
+    /// Called with the state locked, so that it learns of every change in order.
+    pause_observer: PauseObserver,
 }
 
 #[derive(Debug, Default)]
 struct State {
     is_running: bool,
+    /// Whether QEMU has stopped the virtual CPUs.
+    is_paused: bool,
     is_closed: bool,
     shutdown: Shutdown,
     /// The response to a request: its id, and the message of an error.
@@ -84,6 +89,7 @@ impl Monitor {
                 state: Mutex::default(),
                 changed: Condvar::new(),
                 last_request: Mutex::default(),
+                pause_observer: PauseObserver::default(),
             });
             monitor.execute("qmp_capabilities")?;
             let of_thread = Arc::clone(&monitor);
@@ -193,6 +199,8 @@ impl Monitor {
             state.response = Some((id, response));
         }
         match message.event.as_deref() {
+            Some("STOP") => self.set_paused(&mut state, true),
+            Some("RESUME") => self.set_paused(&mut state, false),
             Some("GUEST_PANICKED") => state.shutdown = Shutdown::Panicked,
             Some("SHUTDOWN") if state.shutdown == Shutdown::Unknown => {
                 state.shutdown = match message.data["reason"].as_str() {
@@ -209,6 +217,13 @@ impl Monitor {
         self.changed.notify_all();
     }
 
+    fn set_paused(&self, state: &mut State, is_paused: bool) {
+        if state.is_paused != is_paused {
+            state.is_paused = is_paused;
+            self.pause_observer.notify(is_paused);
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -222,6 +237,14 @@ impl Pause for Monitor {
 
     fn resume(&self) -> Result<(), RequestError> {
         self.request("cont")
+    }
+
+    fn observe(&self, observer: Box<dyn Fn(bool) + Send + Sync>) {
+        let state = self.state();
+        self.pause_observer.set(observer);
+        if state.is_paused {
+            self.pause_observer.notify(true);
+        }
     }
 }
 
@@ -284,6 +307,22 @@ mod tests {
         let commands = commands.join().unwrap();
         assert_eq!(commands[1], "{\"execute\":\"stop\",\"id\":1}");
         assert_eq!(commands[2], "{\"execute\":\"cont\",\"id\":2}");
+    }
+
+    #[test]
+    fn the_observer_learns_of_each_pause_whatever_the_cause() {
+        let (here, mut qemu) = UnixStream::pair().unwrap();
+        let monitor = Monitor::start(here).unwrap();
+        let mut send = |event| writeln!(qemu, "{{\"event\":\"{event}\"}}").unwrap();
+        send("STOP");
+        let (report, reports) = std::sync::mpsc::channel();
+        let wait = || reports.recv_timeout(Duration::from_secs(60)).unwrap();
+        monitor.observe(Box::new(move |is_paused| report.send(is_paused).unwrap()));
+        assert!(wait(), "paused before the observer was set, or after");
+        for event in ["RESUME", "RESUME", "STOP"] {
+            send(event);
+        }
+        assert_eq!((wait(), wait()), (false, true));
     }
 
     #[test]

@@ -263,18 +263,18 @@ impl State {
         }
     }
 
-    /// Stores whether the payload of the shim is frozen. Returns false if it was so before, or if the
-    /// shim does not run any more.
+    /// Stores whether the payload of the shim is frozen. Returns whether that changes what
+    /// [`is_paused`](Self::is_paused) returns.
     pub(super) fn set_paused(&mut self, of: &Arc<ShimHandler>, paused: bool) -> bool {
-        match &mut self.phase {
-            Phase::Running {
-                shim, is_paused, ..
-            } if Arc::ptr_eq(shim, of) && *is_paused != paused => {
-                *is_paused = paused;
-                true
-            }
-            _ => false,
+        let was_paused = self.is_paused();
+        if let Phase::Running {
+            shim, is_paused, ..
+        } = &mut self.phase
+            && Arc::ptr_eq(shim, of)
+        {
+            *is_paused = paused;
         }
+        self.is_paused() != was_paused
     }
 
     /// Marks the exit of a running shim as requested, and returns the shim.

@@ -7,6 +7,7 @@ use vmm_protocol::with_causes;
 
 use crate::boxes::MicroBox;
 use crate::core::Core;
+use crate::pause_watcher::PauseWatcher;
 use crate::{RuntimeError, ShimHandler, health};
 
 /// The backoff between attempts of a cleanup.
@@ -21,11 +22,13 @@ pub(crate) fn supervise(core: &Arc<Core>, bx: &Arc<MicroBox>, shim: Arc<ShimHand
         let core = Arc::clone(core);
         async move {
             let health_checks = check_health(&core, &bx, &shim);
+            let pauses = follow_pauses(&core, &bx, &shim);
             tokio::select! {
                 biased;
                 () = core.closing.cancelled() => return,
                 _ = shim.wait() => {}
                 () = health_checks => {}
+                () = pauses => {}
             }
             // Registered before the check: a concurrent shutdown either waits for it or ends it
             // here.
@@ -124,6 +127,22 @@ pub(super) async fn save(core: &Core, bx: &Arc<MicroBox>) -> Result<(), RuntimeE
 async fn cleanup_locked(core: &Core, bx: &Arc<MicroBox>) -> Result<(), RuntimeError> {
     let _operation = bx.operation_lock.lock().await;
     cleanup(core, bx).await
+}
+
+/// Stores when the payload pauses or continues without a request. Never returns.
+async fn follow_pauses(core: &Core, bx: &MicroBox, shim: &Arc<ShimHandler>) {
+    // Without a watch, only requests change the status.
+    let watch = |pauses: &PauseWatcher| pauses.watch(bx.dir().path()).ok();
+    if let Some(mut changes) = core.pauses.as_ref().and_then(watch) {
+        let dir = bx.dir().clone();
+        if let Ok(true) = core.inspect(move || dir.is_paused()).await {
+            bx.set_paused(shim, true);
+        }
+        while let Some(is_paused) = changes.next().await {
+            bx.set_paused(shim, is_paused);
+        }
+    }
+    std::future::pending().await
 }
 
 /// Runs the health check of the box. Never returns.

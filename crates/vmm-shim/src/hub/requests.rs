@@ -157,7 +157,7 @@ impl Hub {
         client.send(stream, PayloadMessage::Done);
     }
 
-    /// Freezes the payload, or lets it continue. Records it for the next runtime.
+    /// Freezes the payload, or lets it continue.
     fn set_paused(&mut self, client_id: u64, stream: u32, paused: bool) {
         let request = if paused { "pause" } else { "resume" };
         let result = self.payload().and_then(|payload| {
@@ -173,10 +173,7 @@ impl Hub {
             return;
         };
         match result {
-            Ok(()) => {
-                self.reporter.record_paused(paused);
-                client.send(stream, PayloadMessage::Done);
-            }
+            Ok(()) => client.send(stream, PayloadMessage::Done),
             Err(error) => client.send_error(stream, error.kind, error.message),
         }
     }

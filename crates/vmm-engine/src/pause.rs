@@ -1,0 +1,51 @@
+use std::fmt;
+use std::sync::OnceLock;
+
+use vmm_agent::RequestError;
+
+/// A payload that can be paused. [`Payload::stop`](crate::Payload::stop) and
+/// [`Payload::kill`](crate::Payload::kill) end a paused payload, too.
+///
+/// The requests of all clients wait for these methods, which must return within a few seconds.
+pub trait Pause {
+    /// Freezes the payload. Succeeds if it is frozen.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`] with the cause. The payload is then not frozen.
+    fn pause(&self) -> Result<(), RequestError>;
+
+    /// Lets the payload continue. Succeeds if it is not frozen.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`] with the cause.
+    fn resume(&self) -> Result<(), RequestError>;
+
+    /// Sets the function that the payload calls with true when it is frozen, and with false when it
+    /// continues, whatever the cause. A guest can be paused without a request, for example by an error
+    /// of its disk. The shim calls this once, right after the start.
+    fn observe(&self, observer: Box<dyn Fn(bool) + Send + Sync>);
+}
+
+/// The function of [`Pause::observe`], once it is set.
+#[derive(Default)]
+pub(crate) struct PauseObserver(OnceLock<Box<dyn Fn(bool) + Send + Sync>>);
+
+impl PauseObserver {
+    pub(crate) fn set(&self, observer: Box<dyn Fn(bool) + Send + Sync>) {
+        let _ = self.0.set(observer);
+    }
+
+    pub(crate) fn notify(&self, is_paused: bool) {
+        if let Some(observer) = self.0.get() {
+            observer(is_paused);
+        }
+    }
+}
+
+impl fmt::Debug for PauseObserver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PauseObserver")
+    }
+}
