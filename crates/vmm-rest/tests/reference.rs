@@ -88,7 +88,7 @@ const MISSING_PROPERTIES: [(&str, &[&str]); 4] = [
 const ADDED_PROPERTIES: [(&str, &[&str]); 7] = [
     ("ExecRequest", &["stdin"]),
     ("BootTiming", &["agent_ms", "kernel_ms", "vmm_ms"]),
-    ("BoxMetrics", &["cpu_time_ms"]),
+    ("BoxMetrics", &["cpu_time_ms", "guest"]),
     ("CreateBoxRequest", &["auto_remove", "restart_policy"]),
     (
         "Box",

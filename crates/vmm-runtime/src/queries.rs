@@ -20,8 +20,15 @@ use crate::{
 pub struct BoxStats {
     /// What the host counts. For a guest, this includes the VMM.
     pub usage: BoxUsage,
-    /// What the guest reports; `None` for a payload that is not a guest.
+    /// What the guest reports; `None` while it is paused, and for a payload that is not a guest.
     pub guest: Option<GuestStats>,
+}
+
+impl From<BoxUsage> for BoxStats {
+    /// Creates the statistics of a box whose guest does not report any.
+    fn from(usage: BoxUsage) -> Self {
+        Self { usage, guest: None }
+    }
 }
 
 /// How long reading the state of a box waits for an exit to be saved.
@@ -180,12 +187,15 @@ impl VmmRuntime {
     /// # Errors
     ///
     /// Those of [`usage`](Self::usage); [`RuntimeError::NotRunning`]; [`RuntimeError::Exec`] if the
-    /// guest does not respond, as while it is paused.
+    /// guest cannot respond. Waits for a guest that is slow.
     ///
     /// # Cancel safety
     ///
     /// Reads only.
     pub async fn stats(&self, id_or_name: &str) -> Result<BoxStats, RuntimeError> {
+        if self.core().boxes.find(id_or_name)?.is_paused() {
+            return Ok(self.usage(id_or_name).await?.into());
+        }
         let guest = self
             .request_shim(id_or_name, |_, dir| exec::guest_stats(dir))
             .await?;

@@ -211,6 +211,15 @@ async fn archives_are_sent_and_received_over_http() {
         .await;
     assert_eq!(code(&missing.err().unwrap()), Some(ErrorCode::NotFound));
 
+    let metrics = async || client.box_metrics("vm").await.unwrap();
+    let of_guest = metrics().await.guest.unwrap();
+    assert!((1..50).contains(&of_guest.processes), "{of_guest:?}");
+    assert!(of_guest.memory_available_bytes < of_guest.memory_total_bytes);
+    run_shimd(&guest.home, &["pause", "vm"]).out();
+    let paused = metrics().await;
+    assert!(paused.guest.is_none() && paused.memory_bytes.is_some());
+    run_shimd(&guest.home, &["unpause", "vm"]).out();
+
     // A client that leaves in the middle of an archive ends the transfer, and so does one that stalls.
     let [leaving, mut stalled] = ["/a", "/b"].map(|path| {
         let mut socket = UnixStream::connect(guest.home.path().join("shimd.sock")).unwrap();

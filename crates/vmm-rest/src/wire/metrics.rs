@@ -4,7 +4,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 #[cfg(feature = "server")]
-use vmm_runtime::{BootTimes, BoxUsage, ExecutionMetrics, RuntimeMetrics};
+use vmm_runtime::{BootTimes, BoxStats, ExecutionMetrics, GuestStats, RuntimeMetrics};
 
 /// The resource usage of a box. A server omits the values that it cannot determine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -34,6 +34,37 @@ pub struct BoxMetricsResponse {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub boot_timing: Option<BootTiming>,
+    /// What the guest reports about itself, unless it is paused or does not respond.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub guest: Option<GuestMetrics>,
+}
+
+/// What a guest uses, as its own kernel counts it. A guest can report anything.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct GuestMetrics {
+    /// The memory of the guest, without what its kernel reserves.
+    pub memory_total_bytes: u64,
+    /// How much memory programs of the guest can still use.
+    pub memory_available_bytes: u64,
+    /// The load average of the last minute.
+    pub load_average: f64,
+    /// The number of processes, without threads and kernel threads.
+    pub processes: u64,
+}
+
+#[cfg(feature = "server")]
+impl From<GuestStats> for GuestMetrics {
+    fn from(stats: GuestStats) -> Self {
+        Self {
+            memory_total_bytes: stats.memory_total_bytes,
+            memory_available_bytes: stats.memory_available_bytes,
+            load_average: stats.load_average,
+            processes: stats.processes,
+        }
+    }
 }
 
 /// How long a guest took to boot, in milliseconds.
@@ -70,10 +101,11 @@ impl From<BootTimes> for BootTiming {
 }
 
 #[cfg(feature = "server")]
-impl From<(BoxUsage, ExecutionMetrics, Option<BootTimes>)> for BoxMetricsResponse {
+impl From<(BoxStats, ExecutionMetrics, Option<BootTimes>)> for BoxMetricsResponse {
     fn from(
-        (usage, executions, boot_times): (BoxUsage, ExecutionMetrics, Option<BootTimes>),
+        (stats, executions, boot_times): (BoxStats, ExecutionMetrics, Option<BootTimes>),
     ) -> Self {
+        let usage = stats.usage;
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Self {
             commands_executed_total: executions.started,
@@ -83,6 +115,7 @@ impl From<(BoxUsage, ExecutionMetrics, Option<BootTimes>)> for BoxMetricsRespons
             cpu_percent: usage.cpu_percent,
             cpu_time_ms: usage.cpu_time.map(millis),
             memory_bytes: usage.memory_bytes,
+            guest: stats.guest.map(GuestMetrics::from),
             boot_timing: boot_times.map(BootTiming::from),
         }
     }
@@ -214,7 +247,7 @@ mod tests {
             agent_ms: 20,
         };
         let metrics = BoxMetricsResponse::from((
-            BoxUsage::default(),
+            BoxStats::default(),
             ExecutionMetrics::default(),
             Some(times),
         ));

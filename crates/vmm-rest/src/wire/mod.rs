@@ -41,7 +41,7 @@ pub(crate) use execution::{SIGNALS, exit_code};
 pub use files::{GetFilesQuery, PutFilesQuery};
 pub use image::{ImageInfo, ListImagesQuery, ListImagesResponse};
 pub use list_boxes::{ListBoxesQuery, ListBoxesResponse};
-pub use metrics::{BootTiming, BoxMetricsResponse, RuntimeMetricsResponse};
+pub use metrics::{BootTiming, BoxMetricsResponse, GuestMetrics, RuntimeMetricsResponse};
 pub use server_info::{
     Principal, PrincipalType, Readiness, ServerCapabilities, ServerConfig, ServerDefaults,
 };

@@ -1,14 +1,19 @@
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
+use tokio::time::timeout;
 
 use super::boxes::BoxIdParam;
 use crate::service::openmetrics::{CONTENT_TYPE, MetricsSnapshot};
 use crate::service::{ApiError, ApiState, extract};
 use crate::wire::{BoxMetricsResponse, ErrorCode, ErrorResponse, RuntimeMetricsResponse};
+
+/// How long a guest may take to report what it uses.
+const GUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Returns the metrics of the VMM runtime.
 #[utoipa::path(
@@ -32,10 +37,14 @@ pub(super) async fn of_box(
     State(api): State<ApiState>,
     extract::Path(id): extract::Path<String>,
 ) -> Result<Json<BoxMetricsResponse>, ApiError> {
-    let usage = api.runtime.usage(&id).await?;
     let executions = api.runtime.execution_metrics(&id)?;
+    let stats = match timeout(GUEST_TIMEOUT, api.runtime.stats(&id)).await {
+        Ok(Ok(stats)) => stats,
+        // The box does not run, or its guest does not respond.
+        _ => api.runtime.usage(&id).await?.into(),
+    };
     let boot_times = api.runtime.info(&id).await?.boot_times;
-    Ok(Json((usage, executions, boot_times).into()))
+    Ok(Json((stats, executions, boot_times).into()))
 }
 
 /// Returns the metrics of the VMM runtime as OpenMetrics text, for Prometheus.
