@@ -91,7 +91,8 @@ impl Monitor {
                 last_request: Mutex::default(),
                 pause_observer: PauseObserver::default(),
             });
-            monitor.execute("qmp_capabilities")?;
+            // Fails if QEMU has ended, which the thread reports.
+            let _ = monitor.execute("qmp_capabilities");
             let of_thread = Arc::clone(&monitor);
             thread::Builder::new()
                 .name("shim-qmp".to_owned())
@@ -278,6 +279,15 @@ mod tests {
             let both = after(&format!("{greeting}{panic}{event}"));
             assert_eq!(both, (true, Shutdown::Panicked));
         }
+    }
+
+    #[test]
+    fn a_qemu_that_has_ended_before_the_handshake_is_closed() {
+        let (here, qemu) = UnixStream::pair().unwrap();
+        drop(qemu);
+        let monitor = Monitor::start(here).unwrap();
+        assert!(!monitor.wait_running());
+        assert!(monitor.wait_closed(Duration::from_secs(60)));
     }
 
     #[test]
