@@ -1,12 +1,15 @@
-//! QEMU, the shim or the virtiofsd of a guest is killed, in every state of the box.
+//! QEMU, the shim, the agent or the virtiofsd of a guest is killed, in every state of the box.
 
 use std::fs;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use tokio::io::AsyncReadExt;
 use vmm_protocol::procfs;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxInfo, BoxStatus, Ending, Removal, VmmRuntime};
+use vmm_runtime::{
+    BoxInfo, BoxStatus, Ending, ExecError, ExecSpec, Execution, GuestEvent, Removal, VmmRuntime,
+};
 use vmm_shim::{QemuOptions, Share};
 
 use crate::common::boxes::wait_for_info;
@@ -15,21 +18,44 @@ use crate::guest::{GuestFiles, open_runtime, spec};
 use crate::shares;
 
 /// The state of the box when the process is killed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum State {
     Starting,
     Running,
+    /// Running, with a command beside the payload.
+    Executing,
+    Paused,
     Stopping,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Victim {
     Qemu,
     Shim,
+    /// The first process of the guest.
+    Agent,
     Virtiofsd,
 }
 
-/// The processes of a run.
+const KILLED: Ending = Ending::Signaled { signal: 9 };
+
+/// The kernel of a guest panics when its first process ends.
+const PANICKED: Ending = Ending::Guest {
+    event: GuestEvent::Panicked,
+};
+
+/// Overwrites the code of the first process, which no signal ends.
+const KILL_AGENT: &str = "
+while read -r range permissions rest; do
+    case $permissions in
+    r-x*)
+        start=$((0x${range%-*} / 4096)) end=$((0x${range#*-} / 4096))
+        busybox dd if=/dev/zero of=/proc/1/mem bs=4096 seek=$start count=$((end - start)) conv=notrunc
+        break
+    esac
+done </proc/1/maps";
+
+/// The processes of a run on this host.
 struct Processes {
     shim: u32,
     qemu: u32,
@@ -57,6 +83,8 @@ impl Processes {
         let pid = match victim {
             Victim::Qemu => self.qemu,
             Victim::Shim => self.shim,
+            // The guest kills it.
+            Victim::Agent => return,
             Victim::Virtiofsd => self.virtiofsd.unwrap(),
         };
         kill(pid, Signal::SIGKILL);
@@ -78,9 +106,25 @@ async fn child_of(parent: u32, name: &str) -> u32 {
     child.unwrap()
 }
 
+/// Starts a command that kills the agent when it reads a line, or when it is asked to end.
+async fn start_command(runtime: &VmmRuntime, id: &str) -> Execution {
+    let script = format!(
+        "kill_agent() {{ {KILL_AGENT}
+         }}; trap kill_agent TERM; echo up
+         read -r line; kill_agent; while :; do sleep 1; done"
+    );
+    let mut command = ExecSpec::new("", ["sh", "-c", &script]);
+    command.stdin = true;
+    let mut execution = runtime.exec(id, command).await.unwrap();
+    let mut up = [0; 3];
+    let stdout = execution.stdout.as_mut().unwrap();
+    stdout.read_exact(&mut up).await.unwrap();
+    execution
+}
+
 /// Starts the box, and kills the process in the state.
 async fn kill_in(runtime: &VmmRuntime, id: &str, state: State, victim: Victim) -> Processes {
-    if let State::Starting = state {
+    if state == State::Starting {
         let kill = async {
             let is_starting = |bx: &BoxInfo| bx.status == BoxStatus::Starting && bx.pid.is_some();
             let processes = Processes::of(&wait_for_info(runtime, id, is_starting).await).await;
@@ -92,56 +136,100 @@ async fn kill_in(runtime: &VmmRuntime, id: &str, state: State, victim: Victim) -
         return processes;
     }
     let processes = Processes::of(&runtime.start(id).await.unwrap()).await;
-    if let State::Running = state {
-        processes.kill(victim);
+    let execution = if state == State::Executing || victim == Victim::Agent {
+        Some(start_command(runtime, id).await)
+    } else {
+        None
+    };
+    if state == State::Stopping {
+        let kill = async {
+            wait_for_info(runtime, id, |bx| bx.stopping).await;
+            processes.kill(victim);
+        };
+        let (stopped, ()) = tokio::join!(runtime.stop(id), kill);
+        stopped.unwrap();
         return processes;
     }
-    let kill = async {
-        wait_for_info(runtime, id, |bx| bx.stopping).await;
-        processes.kill(victim);
-    };
-    let (stopped, ()) = tokio::join!(runtime.stop(id), kill);
-    stopped.unwrap();
+    if state == State::Paused {
+        runtime.pause(id).await.unwrap();
+    }
+    processes.kill(victim);
+    if let Some(mut execution) = execution {
+        // Closes its stdin, which is a line for the command.
+        drop(execution.stdin.take());
+        let ended = execution.wait().await;
+        match victim {
+            Victim::Shim => assert!(matches!(ended, Err(ExecError::Interrupted)), "{ended:?}"),
+            _ => assert!(matches!(ended, Ok(Ending::Failed { .. })), "{ended:?}"),
+        }
+    }
     processes
 }
 
 #[tokio::test]
-async fn a_killed_qemu_or_shim_ends_its_box_in_every_state_and_leaves_nothing() {
+async fn a_killed_qemu_shim_or_agent_ends_its_box_in_every_state_and_leaves_nothing() {
     let (Some(files), Some(agent_files)) = (GuestFiles::find(), GuestFiles::find()) else {
         return;
     };
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;
-    let runs = files.guest("sleep 1000");
-    // An agent that does not become ready.
-    let mut boots = agent_files.guest("sleep 1000");
-    boots.agent = true;
-    for (state, victim, status, signal) in [
-        (State::Starting, Victim::Qemu, BoxStatus::Failed, Some(9)),
-        (State::Starting, Victim::Shim, BoxStatus::Failed, Some(9)),
-        (State::Running, Victim::Qemu, BoxStatus::Failed, Some(9)),
-        (State::Running, Victim::Shim, BoxStatus::Failed, Some(9)),
+    let without_agent = files.guest("sleep 1000");
+    let mut never_ready = agent_files.guest("sleep 1000");
+    never_ready.agent = true;
+    let with_agent = agent_files.guest_with_agent();
+    for (state, victim, status, ending) in [
+        (State::Starting, Victim::Qemu, BoxStatus::Failed, KILLED),
+        (State::Starting, Victim::Shim, BoxStatus::Failed, KILLED),
+        (State::Running, Victim::Qemu, BoxStatus::Failed, KILLED),
+        (State::Running, Victim::Shim, BoxStatus::Failed, KILLED),
+        (State::Executing, Victim::Qemu, BoxStatus::Failed, KILLED),
+        (State::Executing, Victim::Shim, BoxStatus::Failed, KILLED),
+        (State::Executing, Victim::Agent, BoxStatus::Failed, PANICKED),
+        (State::Paused, Victim::Qemu, BoxStatus::Failed, KILLED),
+        (State::Paused, Victim::Shim, BoxStatus::Failed, KILLED),
         // The guest ignores the stop.
-        (State::Stopping, Victim::Qemu, BoxStatus::Stopped, Some(9)),
-        (State::Stopping, Victim::Shim, BoxStatus::Stopped, Some(9)),
+        (State::Stopping, Victim::Qemu, BoxStatus::Stopped, KILLED),
+        (State::Stopping, Victim::Shim, BoxStatus::Stopped, KILLED),
+        (State::Stopping, Victim::Agent, BoxStatus::Failed, PANICKED),
     ] {
-        let guest = match state {
-            State::Starting => &boots,
-            _ => &runs,
+        let guest = match (state, victim) {
+            (State::Starting, _) => &never_ready,
+            (State::Executing, _) | (_, Victim::Agent) => &with_agent,
+            _ => &without_agent,
         };
-        let spec = spec(guest).stop_grace(Duration::from_secs(600));
-        let id = runtime.create(spec).await.unwrap().id;
-        let processes = kill_in(&runtime, id.as_str(), state, victim).await;
-        let ended = runtime.wait(&id).await.unwrap();
-        let case = format!("{victim:?} killed while {state:?}: {ended:?}");
-        assert_eq!((ended.status, ended.signal), (status, signal), "{case}");
-        let Processes { shim, qemu, .. } = processes;
-        eventually("the shim is reaped", || is_gone(shim)).await;
-        // If the shim was killed, QEMU is a child of init, which reaps it.
-        assert!(is_gone(qemu) || is_zombie(qemu), "{case}");
-        runtime.remove(&id, Removal::Force).await.unwrap();
-        assert!(!ended.dir.exists(), "{case}");
+        check_kill(&runtime, guest, (state, victim), status, &ending).await;
     }
+}
+
+async fn check_kill(
+    runtime: &VmmRuntime,
+    guest: &QemuOptions,
+    (state, victim): (State, Victim),
+    status: BoxStatus,
+    ending: &Ending,
+) {
+    let spec = spec(guest).stop_grace(Duration::from_secs(600));
+    let id = runtime.create(spec).await.unwrap().id;
+    let processes = kill_in(runtime, id.as_str(), state, victim).await;
+    let ended = runtime.wait(&id).await.unwrap();
+    let case = format!("{victim:?} killed while {state:?}: {ended:?}");
+    // A shim that was killed, or a start that failed, has no ending of its own.
+    let found = ended.ending.clone().map(|ending| match ending {
+        Ending::EndedEarly { exit } => *exit,
+        ending => ending,
+    });
+    let found = found.or(ended.signal.map(|signal| Ending::Signaled { signal }));
+    assert_eq!(
+        (ended.status, found.as_ref()),
+        (status, Some(ending)),
+        "{case}"
+    );
+    let Processes { shim, qemu, .. } = processes;
+    eventually("the shim is reaped", || is_gone(shim)).await;
+    // If the shim was killed, QEMU is a child of init, which reaps it.
+    assert!(is_gone(qemu) || is_zombie(qemu), "{case}");
+    runtime.remove(&id, Removal::Force).await.unwrap();
+    assert!(!ended.dir.exists(), "{case}");
 }
 
 #[tokio::test]
