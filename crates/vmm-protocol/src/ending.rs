@@ -128,6 +128,18 @@ pub enum FailureKind {
     Engine,
 }
 
+impl FailureKind {
+    /// Returns the exit code of docker: 127 if the program does not exist, 126 if it cannot be
+    /// executed, and 125 for all other failures.
+    pub fn shell_code(self) -> i32 {
+        match self {
+            Self::NotFound => 127,
+            Self::NotExecutable => 126,
+            _ => 125,
+        }
+    }
+}
+
 impl Ending {
     /// Returns whether a helper process ended first, also before the payload was ready.
     pub fn is_of_helper(&self) -> bool {
@@ -159,11 +171,7 @@ impl Ending {
                 0 => 125,
                 code => code,
             },
-            Self::Failed { kind, .. } => match kind {
-                FailureKind::NotFound => 127,
-                FailureKind::NotExecutable => 126,
-                _ => 125,
-            },
+            Self::Failed { kind, .. } => kind.shell_code(),
         }
     }
 

@@ -85,7 +85,8 @@ const MISSING_PROPERTIES: [(&str, &[&str]); 4] = [
 ];
 
 /// The properties that this server adds; clients of the public API ignore them.
-const ADDED_PROPERTIES: [(&str, &[&str]); 7] = [
+const ADDED_PROPERTIES: [(&str, &[&str]); 8] = [
+    ("ErrorModel", &["exit_code"]),
     ("ExecRequest", &["stdin"]),
     ("BootTiming", &["agent_ms", "kernel_ms", "vmm_ms"]),
     ("BoxMetrics", &["cpu_time_ms", "guest"]),

@@ -94,4 +94,13 @@ impl ClientError {
             _ => None,
         }
     }
+
+    /// Returns the exit code for a command that the server could not start; `None` for all other errors.
+    /// See [`ErrorModel::exit_code`].
+    pub fn exit_code(&self) -> Option<u8> {
+        match self {
+            Self::Refused { error, .. } => error.exit_code,
+            _ => None,
+        }
+    }
 }

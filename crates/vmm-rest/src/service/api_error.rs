@@ -119,8 +119,15 @@ impl From<RuntimeError> for ApiError {
             RuntimeError::Closed => ErrorCode::Stopped,
             _ => ErrorCode::Internal,
         };
-        let api_error = Self::new(code, with_causes(&error));
+        let mut api_error = Self::new(code, with_causes(&error));
         match error {
+            RuntimeError::Exec {
+                source: ExecError::Start { kind, .. },
+                ..
+            } => {
+                api_error.model.exit_code = u8::try_from(kind.shell_code()).ok();
+                api_error
+            }
             // A retry can succeed, with this server after a restart or with another one.
             RuntimeError::Closed => api_error.with_status(StatusCode::SERVICE_UNAVAILABLE),
             _ => api_error,

@@ -106,6 +106,11 @@ pub struct ErrorModel {
     pub type_name: String,
     /// The machine-readable kind of the error.
     pub code: ErrorCode,
+    /// The exit code of docker for a command that could not be started: 127 if it was not found, 126 if
+    /// it cannot be executed, and 125 for any other cause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub exit_code: Option<u8>,
     /// The id of the request, as in the response header `X-Request-Id` and the server's log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
@@ -119,6 +124,7 @@ impl ErrorModel {
             message: message.into(),
             type_name: code.type_name().to_owned(),
             code,
+            exit_code: None,
             request_id: None,
         }
     }

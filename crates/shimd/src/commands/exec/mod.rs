@@ -6,7 +6,7 @@ mod terminal;
 use std::process::ExitCode;
 
 use clap::Args;
-use vmm_rest::wire::{ErrorCode, ExecRequest};
+use vmm_rest::wire::ExecRequest;
 use vmm_rest::{Client, ClientError};
 
 pub(crate) use self::attach::Attach;
@@ -94,12 +94,7 @@ async fn start(client: &Client, id: &str, request: &ExecRequest) -> Result<Strin
 
 /// Prints why a command could not be started, and returns the exit code of docker.
 fn start_failed(error: ClientError) -> ExitCode {
-    let code = match error.code() {
-        // The API has one code for both.
-        Some(ErrorCode::ExecutionFailed) if error.to_string().contains("not found") => 127,
-        Some(ErrorCode::ExecutionFailed) => 126,
-        _ => EXIT_SHIMD_FAILED,
-    };
+    let code = error.exit_code().unwrap_or(EXIT_SHIMD_FAILED);
     print_error(Failure::from(error).with_causes());
     ExitCode::from(code)
 }
