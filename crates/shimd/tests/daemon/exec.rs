@@ -52,9 +52,13 @@ async fn failures_of_exec_have_the_exit_codes_of_docker() {
     let home = PerTestBoxHome::new();
     let daemon = start_box(&home).await;
     run_shimd(&home, &["create", "--name", "idle", "idle"]).out();
+    let not_executable = home.path().join("not found");
+    fs::write(&not_executable, "").unwrap();
+    let not_executable = not_executable.to_str().unwrap();
     for (args, code, message) in [
         (&["nap", "/nonexistent"][..], 127, "not found"),
         (&["nap", "/etc/passwd"], 126, "/etc/passwd"),
+        (&["nap", not_executable], 126, not_executable),
         (&["nap", "sh", "-c", "kill -9 $$"], 137, ""),
         (&["missing", "true"], 125, "missing"),
         (&["idle", "true"], 125, "shimd start idle"),
@@ -199,6 +203,12 @@ async fn a_shell_in_a_terminal_is_interrupted_resized_left_and_attached_again() 
         return;
     };
     let daemon = start_box(&home).await;
+    drive_shell(&home, &daemon, &terminal).await;
+    daemon.shut_down().await;
+}
+
+/// Uses a shell of the box `nap` as a user does, in a terminal of 80 columns and 24 rows.
+pub(crate) async fn drive_shell(home: &PerTestBoxHome, daemon: &Daemon, terminal: &Terminal) {
     let program = env!("CARGO_BIN_EXE_shimd");
     let at_home = format!("{program} --home {}", home.path().display());
     terminal.enter(&format!("{at_home} exec -it -e PS1='box> ' nap sh"));
@@ -239,7 +249,7 @@ async fn a_shell_in_a_terminal_is_interrupted_resized_left_and_attached_again() 
     terminal
         .wait_for("the message", |text| text.contains("detached"))
         .await;
-    assert_eq!(status(&daemon).await, ExecutionStatus::Running);
+    assert_eq!(status(daemon).await, ExecutionStatus::Running);
     terminal.enter(&format!("clear; {at_home} attach nap; echo code $?"));
     terminal.enter("echo again $((40 + 2))");
     terminal
@@ -254,7 +264,6 @@ async fn a_shell_in_a_terminal_is_interrupted_resized_left_and_attached_again() 
     terminal
         .wait_for("the restored terminal", |text| text.contains(" echo "))
         .await;
-    daemon.shut_down().await;
 }
 
 #[tokio::test]

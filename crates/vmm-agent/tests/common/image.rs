@@ -61,7 +61,8 @@ pub(crate) fn build_image(files: &Path, dir: &Path) -> GuestFiles {
     }
     fs::copy(files.join("busybox"), root.join("bin/busybox")).unwrap();
     for applet in [
-        "sh", "echo", "cat", "stty", "id", "sleep", "tail", "kill", "touch", "stat", "ls", "sync",
+        "sh", "echo", "cat", "clear", "stty", "id", "sleep", "tail", "kill", "touch", "stat", "ls",
+        "sync",
     ] {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
