@@ -65,6 +65,7 @@ mod json_line;
 mod payload_spec;
 mod pid_record;
 pub mod pidfd;
+pub mod pod;
 pub mod procfs;
 mod report;
 mod runtime_process;
