@@ -5,13 +5,14 @@
 //! guest off when the host requests it, or at SIGINT, SIGTERM or SIGUSR2.
 //!
 //! `vmm-agent --put` and `--get` are the processes of file transfers, which the agent starts.
-//!
+//! `vmm-agent container` runs the processes of containers in a guest.
 //! `vmm-agent --stdin` does not prepare a guest, and serves the host at the other end of its stdin.
 
 #![forbid(unsafe_code)]
 
 mod backend;
 mod boot;
+mod container;
 mod error;
 mod init;
 mod kernel_command_line;
@@ -38,6 +39,10 @@ use init::Init;
 fn main() -> ExitCode {
     if let Some(code) = transfer::run_if_requested() {
         return code;
+    }
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|command| command == "container") {
+        return container::main(args);
     }
     match run() {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,129 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::libc::SIGKILL;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use vmm_protocol::pod::{ContainerStats, Resources};
+
+use super::error::ContainerError;
+use crate::boot::wait_for;
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// How long the processes of a container may take to die of SIGKILL.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The control group of a container, version 2.
+pub(super) struct ContainerGroup {
+    dir: PathBuf,
+}
+
+impl ContainerGroup {
+    pub(super) fn of(id: &str) -> Self {
+        Self {
+            dir: Path::new(ROOT).join(id),
+        }
+    }
+
+    /// Creates the group with its limits.
+    pub(super) fn create(&self, resources: &Resources) -> Result<(), ContainerError> {
+        for controller in ["+cpu", "+memory", "+pids"] {
+            // A limit that needs a controller which the kernel lacks is reported below.
+            let _ = fs::write(Path::new(ROOT).join("cgroup.subtree_control"), controller);
+        }
+        fs::create_dir(&self.dir).map_err(ContainerError::system("create a control group"))?;
+        let Resources { memory, pids, cpu } = resources;
+        if let Some(bytes) = memory {
+            self.write("memory.max", &bytes.to_string())?;
+        }
+        if let Some(count) = pids {
+            self.write("pids.max", &count.to_string())?;
+        }
+        if let Some((quota, period)) = cpu {
+            self.write("cpu.max", &format!("{quota} {period}"))?;
+        }
+        Ok(())
+    }
+
+    /// Moves this process into the group.
+    pub(super) fn join(&self) -> Result<(), ContainerError> {
+        self.write("cgroup.procs", "0")
+    }
+
+    /// Sends a signal to all processes of the group.
+    pub(super) fn signal(&self, signal: i32) -> Result<(), ContainerError> {
+        if signal == SIGKILL {
+            return self.write("cgroup.kill", "1");
+        }
+        let signal = Signal::try_from(signal).map_err(ContainerError::system("send a signal"))?;
+        for pid in self.read("cgroup.procs")?.lines() {
+            if let Ok(pid) = pid.parse() {
+                match kill(Pid::from_raw(pid), signal) {
+                    Ok(()) | Err(Errno::ESRCH) => {}
+                    Err(error) => return Err(ContainerError::system("send a signal")(error)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_frozen(&self, is_frozen: bool) -> Result<(), ContainerError> {
+        self.write("cgroup.freeze", if is_frozen { "1" } else { "0" })
+    }
+
+    /// Kills all processes of the group, and removes it.
+    pub(super) fn remove(&self) -> Result<(), ContainerError> {
+        if !self.dir.exists() {
+            return Ok(());
+        }
+        self.write("cgroup.kill", "1")?;
+        let remove = || fs::remove_dir(&self.dir);
+        wait_for(KILL_TIMEOUT, || remove().ok())
+            .map_or_else(remove, Ok)
+            .map_err(ContainerError::system("remove a control group"))
+    }
+
+    /// Prints what the processes use, as JSON.
+    pub(super) fn print_stats(&self) -> Result<(), ContainerError> {
+        let cpu = self.read("cpu.stat")?;
+        let events = self.read("memory.events").unwrap_or_default();
+        let value = |text: &str, key: &str| {
+            let values = text.lines().filter_map(|line| line.split_once(' '));
+            let mut values = values.filter(|(name, _)| *name == key);
+            values
+                .find_map(|(_, value)| value.parse().ok())
+                .unwrap_or(0)
+        };
+        // The files of a controller that the kernel lacks do not exist.
+        let number = |name| {
+            let text = self.read(name).unwrap_or_default();
+            text.trim().parse().unwrap_or(0)
+        };
+        let mut stats = ContainerStats::default();
+        stats.memory = number("memory.current");
+        stats.pids = number("pids.current");
+        stats.cpu_micros = value(&cpu, "usage_usec");
+        stats.cpu_user_micros = value(&cpu, "user_usec");
+        stats.cpu_system_micros = value(&cpu, "system_usec");
+        stats.oom_kills = value(&events, "oom_kill");
+        let text = serde_json::to_string(&stats);
+        let text = text.map_err(ContainerError::system("format the statistics"))?;
+        println!("{text}");
+        Ok(())
+    }
+
+    fn write(&self, name: &str, value: &str) -> Result<(), ContainerError> {
+        let path = self.dir.join(name);
+        let error = ContainerError::system(format!("write {value} to {}", path.display()));
+        fs::write(&path, value).map_err(error)
+    }
+
+    fn read(&self, name: &str) -> Result<String, ContainerError> {
+        let path = self.dir.join(name);
+        let error = ContainerError::system(format!("read {}", path.display()));
+        fs::read_to_string(&path).map_err(error)
+    }
+}

@@ -1,0 +1,86 @@
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::sethostname;
+use rustix::mount::{MountPropagationFlags, mount_change};
+
+use super::error::ContainerError;
+use crate::boot::wait_for;
+
+/// The namespaces that the processes of a container share, and the names of their files.
+const NAMESPACES: [(CloneFlags, &str); 3] = [
+    (CloneFlags::CLONE_NEWIPC, "ipc"),
+    (CloneFlags::CLONE_NEWUTS, "uts"),
+    // Last: it replaces `/proc`.
+    (CloneFlags::CLONE_NEWNS, "mnt"),
+];
+
+/// How long the first process of a container may take to prepare it.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The record of the first process of a container, which is written when the container is ready.
+pub(super) struct OwnerRecord(File);
+
+/// Creates the namespaces of a container for this process.
+pub(super) fn create(id: &str, hostname: Option<&str>) -> Result<OwnerRecord, ContainerError> {
+    let path = owner_file(id);
+    // Opened now, because it is not below the root of the container.
+    let open = || -> io::Result<File> {
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir)?;
+        }
+        File::create(&path)
+    };
+    let record = open().map_err(ContainerError::system(format!("open {}", path.display())))?;
+    let flags = NAMESPACES.map(|(flag, _)| flag).into_iter().collect();
+    unshare(flags).map_err(ContainerError::system("create namespaces"))?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private).map_err(ContainerError::system("make the mounts private"))?;
+    if let Some(name) = hostname {
+        sethostname(name).map_err(ContainerError::system("set the host name"))?;
+    }
+    Ok(OwnerRecord(record))
+}
+
+impl OwnerRecord {
+    /// Records that this process has prepared the container.
+    pub(super) fn write(mut self) -> Result<(), ContainerError> {
+        let pid = process::id().to_string();
+        let written = self.0.write_all(pid.as_bytes());
+        written.map_err(ContainerError::system(
+            "record the process of the container",
+        ))
+    }
+}
+
+/// Waits until the container is ready, and returns the pid of its first process.
+pub(super) fn wait_ready(id: &str) -> Result<String, ContainerError> {
+    let path = owner_file(id);
+    let read = || fs::read_to_string(&path).ok().filter(|pid| !pid.is_empty());
+    wait_for(READY_TIMEOUT, read).ok_or(ContainerError::NotReady)
+}
+
+/// Joins the namespaces of a container whose first process has this pid, and enters its root.
+pub(super) fn join(owner: &str) -> Result<(), ContainerError> {
+    let error = || ContainerError::system("find the first process of the container");
+    let open = |(flag, name)| Ok((flag, File::open(format!("/proc/{owner}/ns/{name}"))?));
+    let files: io::Result<Vec<_>> = NAMESPACES.into_iter().map(open).collect();
+    for (flag, file) in files.map_err(error())? {
+        setns(file, flag).map_err(ContainerError::system("join a namespace"))?;
+    }
+    Ok(())
+}
+
+/// Removes the record of a container that has ended.
+pub(super) fn forget(id: &str) {
+    let _ = fs::remove_file(owner_file(id));
+}
+
+/// The file with the pid of the first process of a container.
+fn owner_file(id: &str) -> PathBuf {
+    PathBuf::from("/run/vmm/containers").join(id)
+}
