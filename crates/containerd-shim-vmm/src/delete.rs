@@ -1,0 +1,85 @@
+use std::env;
+use std::time::Duration;
+
+use containerd_shim_protos::api::{DeleteResponse, ShutdownRequest};
+use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::shim_async::{Client, TaskClient};
+use containerd_shim_protos::ttrpc::context;
+use tokio::time::{Instant, sleep};
+use vmm_runtime::RuntimeError;
+
+use crate::args::Args;
+use crate::bundle::Bundle;
+use crate::error::ShimError;
+use crate::events::timestamp;
+use crate::process::Exit;
+use crate::state_dir::StateDir;
+use crate::{guest, rootfs};
+
+/// How long a server that still runs may take to end.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(20);
+
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Cleans up after the server of a container has ended or was killed. Returns how the container ended.
+pub(crate) fn delete(args: &Args) -> Result<DeleteResponse, ShimError> {
+    let bundle = match &args.bundle {
+        Some(path) => path.clone(),
+        None => env::current_dir().map_err(ShimError::file("find the working directory", "."))?,
+    };
+    let bundle = Bundle::new(bundle);
+    let state = bundle.address()?.as_deref().and_then(StateDir::of_address);
+    if let Some(state) = state.filter(|state| state.path().exists()) {
+        // A further container of a pod shares the server with the sandbox, whose `delete` ends the guest.
+        let is_member = bundle
+            .spec()
+            .is_ok_and(|spec| bundle.sandbox(&spec).is_some());
+        if is_member {
+            rootfs::unmount_all(&state.pod().container(&args.id))?;
+        } else {
+            clean_up(&state, &args.id)?;
+        }
+    }
+    let (exit, pid) = bundle.exit().unwrap_or((Exit::killed(), 0));
+    let mut response = DeleteResponse::new();
+    response.pid = pid;
+    response.exit_status = exit.code;
+    response.exited_at = MessageField::some(timestamp(exit.at));
+    Ok(response)
+}
+
+/// Ends the guest of a pod, and removes everything that it has left.
+fn clean_up(state: &StateDir, id: &str) -> Result<(), ShimError> {
+    let tokio_runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(ShimError::file("start a tokio runtime", "/"))?;
+    tokio_runtime.block_on(async {
+        request_shutdown(state, id).await;
+        let deadline = Instant::now() + SHUTDOWN_TIMEOUT;
+        loop {
+            match guest::clean_up(state).await {
+                Ok(()) => break,
+                Err(RuntimeError::Locked { .. }) if Instant::now() < deadline => {
+                    sleep(POLL_INTERVAL).await;
+                }
+                Err(RuntimeError::Locked { .. }) => return Err(ShimError::StillServed),
+                Err(error) => return Err(ShimError::Guest(error)),
+            }
+        }
+        rootfs::unmount_all(state.pod().path())?;
+        state.remove()
+    })
+}
+
+/// Asks a server to end, if one still runs.
+async fn request_shutdown(state: &StateDir, id: &str) {
+    let Ok(client) = Client::connect(&state.address()).await else {
+        return;
+    };
+    let mut request = ShutdownRequest::new();
+    request.id = id.to_owned();
+    request.now = true;
+    let context = context::with_duration(SHUTDOWN_TIMEOUT);
+    let _ = TaskClient::new(client).shutdown(context, &request).await;
+}

@@ -1,0 +1,175 @@
+use std::time::Duration;
+
+use tokio::sync::OnceCell;
+use vmm_protocol::HostPolicy;
+use vmm_protocol::frames::ExecSpec;
+use vmm_protocol::pod::{ContainerStats, PodDir};
+use vmm_runtime::{
+    BoxSpec, Execution, Image, Removal, RuntimeError, RuntimeOptions, TerminalSize, VmmRuntime,
+};
+use vmm_shim::{Qemu, QemuOptions, Share, Shim};
+
+use crate::error::ShimError;
+use crate::state_dir::StateDir;
+
+/// The program of the guest's agent, which runs the processes of containers.
+const AGENT: &str = "/proc/self/exe";
+
+/// How long a guest may take to boot, also without KVM on a loaded host.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long the shutdown of the VMM runtime may take.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The size of a terminal before the client sets it.
+const DEFAULT_SIZE: TerminalSize = TerminalSize { rows: 24, cols: 80 };
+
+/// The guest of a pod: a box of a VMM runtime.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    runtime: VmmRuntime,
+    image: Image,
+    dir: PodDir,
+    booted: OnceCell<Booted>,
+}
+
+#[derive(Debug)]
+struct Booted {
+    box_id: String,
+    pid: u32,
+}
+
+impl Guest {
+    /// Opens the VMM runtime. The guest boots when it is first needed.
+    pub(crate) async fn open(image: Image, state: &StateDir) -> Result<Self, ShimError> {
+        let runtime = open_runtime(state).await.map_err(ShimError::Guest)?;
+        Ok(Self {
+            runtime,
+            image,
+            dir: state.pod(),
+            booted: OnceCell::new(),
+        })
+    }
+
+    /// Returns the pid of the virtual machine, after it has booted.
+    pub(crate) async fn pid(&self) -> Result<u32, ShimError> {
+        Ok(self.booted().await?.pid)
+    }
+
+    async fn booted(&self) -> Result<&Booted, ShimError> {
+        let boot = async || -> Result<Booted, RuntimeError> {
+            let created = self.runtime.create(BoxSpec::of(self.payload()?)).await?;
+            let started = self.runtime.start(&created.id).await?;
+            Ok(Booted {
+                box_id: started.id.to_string(),
+                pid: started.payload_pid.or(started.pid).unwrap_or_default(),
+            })
+        };
+        let booted = self.booted.get_or_try_init(boot).await;
+        booted.map_err(ShimError::Guest)
+    }
+
+    /// Returns the payload: the guest of the configuration, with the directory of the pod.
+    fn payload(&self) -> Result<vmm_protocol::PayloadSpec, RuntimeError> {
+        let mut payload = self.image.payload(None, None);
+        payload.cpus = self.image.cpus;
+        payload.memory_mib = self.image.memory_mib;
+        let mut options =
+            QemuOptions::of(&payload).map_err(|error| RuntimeError::InvalidPayload {
+                engine: payload.engine.clone(),
+                source: Box::new(error),
+            })?;
+        let mut share = Share::new(PodDir::TAG, self.dir.path());
+        share.target = Some(PodDir::IN_GUEST.into());
+        options.shares.push(share);
+        payload.options = options.to_payload().options;
+        Ok(payload)
+    }
+
+    /// Starts a process of a container: the first one if `exec_id` is empty.
+    pub(crate) async fn start(
+        &self,
+        container: &str,
+        exec_id: &str,
+        terminal: bool,
+        stdin: bool,
+    ) -> Result<Execution, ShimError> {
+        let action = if exec_id.is_empty() { "init" } else { "exec" };
+        let mut spec = ExecSpec::new("", [AGENT, "container", action, container, exec_id]);
+        if exec_id.is_empty() {
+            spec.command.pop();
+        }
+        spec.terminal = terminal.then_some(DEFAULT_SIZE);
+        spec.stdin = stdin;
+        self.exec(spec).await
+    }
+
+    /// Runs a command of the agent for a container, and returns its output.
+    pub(crate) async fn command(
+        &self,
+        action: &'static str,
+        container: &str,
+        argument: Option<&str>,
+    ) -> Result<Vec<u8>, ShimError> {
+        let command = [AGENT, "container", action, container];
+        let command = command.into_iter().chain(argument);
+        let execution = self.exec(ExecSpec::new("", command)).await?;
+        let failed = |message| ShimError::Agent { action, message };
+        let output = execution.output().await;
+        let output = output.map_err(|error| failed(error.to_string()))?;
+        if output.ending.shell_code() == 0 {
+            return Ok(output.stdout);
+        }
+        let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Err(failed(message))
+    }
+
+    /// Returns what the processes of a container use.
+    pub(crate) async fn stats(&self, container: &str) -> Result<ContainerStats, ShimError> {
+        let output = self.command("stats", container, None).await?;
+        serde_json::from_slice(&output).map_err(|error| ShimError::Agent {
+            action: "stats",
+            message: error.to_string(),
+        })
+    }
+
+    async fn exec(&self, spec: ExecSpec) -> Result<Execution, ShimError> {
+        let booted = self.booted().await?;
+        let started = self.runtime.exec(&booted.box_id, spec).await;
+        started.map_err(ShimError::Guest)
+    }
+
+    /// Kills the guest with everything that belongs to it.
+    pub(crate) async fn kill(&self) {
+        remove_boxes(&self.runtime).await;
+        self.runtime.shutdown(SHUTDOWN_TIMEOUT).await;
+    }
+}
+
+/// Ends what a server that was killed has left of its guest.
+pub(crate) async fn clean_up(state: &StateDir) -> Result<(), RuntimeError> {
+    if !state.home().exists() {
+        return Ok(());
+    }
+    let runtime = open_runtime(state).await?;
+    remove_boxes(&runtime).await;
+    runtime.shutdown(SHUTDOWN_TIMEOUT).await;
+    Ok(())
+}
+
+async fn open_runtime(state: &StateDir) -> Result<VmmRuntime, RuntimeError> {
+    let shim = || Shim::new().engine(Qemu);
+    let (validator, cleaner) = (shim(), shim());
+    let options = RuntimeOptions::new(state.home())
+        .start_timeout(BOOT_TIMEOUT)
+        .payload_check(move |payload| validator.validate(payload, &HostPolicy::default()))
+        .payload_cleanup(move |payload, dir| cleaner.cleanup(payload, dir));
+    VmmRuntime::open(options).await
+}
+
+async fn remove_boxes(runtime: &VmmRuntime) {
+    for info in runtime.list().await {
+        // What is left is reported by the shutdown, and found by `delete`.
+        let _ = runtime.remove(&info.id, Removal::Force).await;
+    }
+}

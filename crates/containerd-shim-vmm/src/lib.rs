@@ -1,0 +1,100 @@
+//! The containerd runtime `io.containerd.vmm.v1`: runs each pod in a virtual machine.
+//!
+//! containerd starts the program `containerd-shim-vmm-v1` for each pod. The program serves the containerd Task
+//! API, and runs one guest as a box of `vmm-runtime`. All containers of the pod run in that guest.
+//!
+//! ```text
+//! containerd ── ttrpc ──► containerd-shim-vmm-v1 ── vmm-runtime ──► vmm-shim ──► QEMU
+//!     ▲                      │            ▲                            │
+//!     └────── events ◄───────┘            └──── control frames ────────┴──► vmm-agent ──► containers
+//! ```
+//!
+//! Use the program through containerd: `ctr run --runtime io.containerd.vmm.v1`, or a Kubernetes
+//! RuntimeClass. The [README](https://docs.rs/crate/containerd-shim-vmm) describes the installation. Use
+//! `vmm-runtime` to run guests without containerd.
+//!
+//! # Reaping
+//!
+//! The program waits for its children only through `shim-reaper`, by pidfd. It has no handler for SIGCHLD, and
+//! never waits for any child.
+
+#![forbid(unsafe_code)]
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("containerd-shim-vmm needs Linux");
+
+mod args;
+mod bundle;
+mod config;
+mod container;
+mod delete;
+mod error;
+mod events;
+mod guest;
+mod oci;
+mod pod;
+mod process;
+mod rootfs;
+mod serve;
+mod service;
+mod start;
+mod state_dir;
+mod stats;
+mod stdio;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
+use vmm_protocol::with_causes;
+
+use args::{Action, Args};
+use error::ShimError;
+
+/// The name of the runtime.
+const RUNTIME: &str = "io.containerd.vmm.v1";
+
+/// Runs the program with the arguments of this process. Call `vmm_shim::Shim::run_if_shim` before: the program
+/// is its own shim program.
+pub fn run() -> ExitCode {
+    let result = Args::parse(std::env::args().skip(1)).and_then(|args| run_action(&args));
+    match result {
+        Ok(output) => match io::stdout().write_all(&output) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        },
+        Err(error) => {
+            let _ = writeln!(
+                io::stderr(),
+                "containerd-shim-vmm-v1: {}",
+                with_causes(&error)
+            );
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Carries out an action. Returns what it prints.
+fn run_action(args: &Args) -> Result<Vec<u8>, ShimError> {
+    match args.action {
+        Action::Version => Ok(format!("{RUNTIME} {}\n", vmm_shim::VERSION).into_bytes()),
+        Action::Info => encode(&info()),
+        Action::Start => start::start(args),
+        Action::Delete => encode(&delete::delete(args)?),
+        Action::Serve => serve::serve(args).map(|()| Vec::new()),
+    }
+}
+
+fn info() -> RuntimeInfo {
+    let mut version = RuntimeVersion::new();
+    version.version = vmm_shim::VERSION.to_owned();
+    let mut info = RuntimeInfo::new();
+    info.name = RUNTIME.to_owned();
+    info.version = Some(version).into();
+    info
+}
+
+fn encode(message: &impl Message) -> Result<Vec<u8>, ShimError> {
+    message.write_to_bytes().map_err(ShimError::Encode)
+}

@@ -1,0 +1,350 @@
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use containerd_shim_protos::api::CreateTaskRequest;
+use containerd_shim_protos::events::task::{
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused,
+    TaskResumed, TaskStart,
+};
+use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::topics::*;
+use oci_spec::runtime::Process as OciProcess;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use vmm_protocol::pod::{ContainerStats, PodDir};
+use vmm_protocol::{Ending, with_causes, write_file_unsynced};
+
+use crate::bundle::Bundle;
+use crate::config::Config;
+use crate::container::Container;
+use crate::error::ShimError;
+use crate::events::{EventQueue, timestamp};
+use crate::guest::Guest;
+use crate::process::{Exit, Process, ProcessState};
+use crate::state_dir::StateDir;
+use crate::stdio::StdioPaths;
+use crate::{oci, rootfs, start};
+
+/// How long containerd may take to acknowledge the last events of a pod.
+const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(10);
+
+const SIGKILL: u32 = 9;
+
+/// The containers of a pod, and the guest in which they run.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    dir: PodDir,
+    guest: Guest,
+    events: Arc<EventQueue>,
+    containers: Mutex<BTreeMap<String, Arc<Container>>>,
+    shutdown: CancellationToken,
+}
+
+impl Pod {
+    pub(crate) async fn open(
+        config: Config,
+        state: StateDir,
+        namespace: &str,
+    ) -> Result<Arc<Self>, ShimError> {
+        let dir = state.pod();
+        std::fs::create_dir_all(dir.path()).map_err(ShimError::file("create", dir.path()))?;
+        let events = Arc::new(EventQueue::create(state.events(), namespace)?);
+        let address = std::env::var(start::TTRPC_ADDRESS).unwrap_or_default();
+        let queue = Arc::clone(&events);
+        tokio::spawn(async move { queue.forward(&address).await });
+        Ok(Arc::new(Self {
+            guest: Guest::open(config.guest, &state).await?,
+            dir,
+            events,
+            containers: Mutex::default(),
+            shutdown: CancellationToken::new(),
+        }))
+    }
+
+    /// Returns the pid of the virtual machine, which stands for every process in it.
+    pub(crate) async fn pid(&self) -> Result<u32, ShimError> {
+        self.guest.pid().await
+    }
+
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, ShimError> {
+        let container = self.containers().get(id).cloned();
+        container.ok_or_else(|| ShimError::not_found("container", id))
+    }
+
+    /// Creates a container, and boots the guest if it is the first one. Returns the pid.
+    pub(crate) async fn create(&self, request: CreateTaskRequest) -> Result<u32, ShimError> {
+        let id = &request.id;
+        if self.containers().contains_key(id) {
+            let (what, id) = ("container", id.clone());
+            return Err(ShimError::Exists { what, id });
+        }
+        let stdio = StdioPaths {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
+        let bundle = Bundle::new(&request.bundle);
+        let pid = match self.prepare(&request, &bundle).await {
+            Ok(pid) => pid,
+            Err(error) => {
+                let _ = rootfs::unmount_all(&self.dir.container(id));
+                return Err(error);
+            }
+        };
+        let container = Container::new(id, bundle, Process::new(stdio));
+        self.containers().insert(id.clone(), Arc::new(container));
+        let mut io = TaskIO::new();
+        io.stdin = request.stdin;
+        io.stdout = request.stdout;
+        io.stderr = request.stderr;
+        io.terminal = request.terminal;
+        let mut event = TaskCreate::new();
+        event.container_id = request.id;
+        event.bundle = request.bundle;
+        event.rootfs = request.rootfs;
+        event.io = MessageField::some(io);
+        event.pid = pid;
+        self.events.publish(TASK_CREATE_EVENT_TOPIC, &event);
+        Ok(pid)
+    }
+
+    /// Prepares what the guest needs for a container.
+    async fn prepare(
+        &self,
+        request: &CreateTaskRequest,
+        bundle: &Bundle,
+    ) -> Result<u32, ShimError> {
+        let id = &request.id;
+        let spec = bundle.spec()?;
+        let (container, sources) = oci::container(&spec);
+        let process = spec.process().as_ref();
+        let process = process.ok_or_else(|| ShimError::Spec("it has no process".to_owned()))?;
+        let root = bundle.root(&spec);
+        rootfs::mount_all(&self.dir, id, &root, &request.rootfs, &sources)?;
+        write(&self.dir.container_spec(id), &container)?;
+        write(&self.dir.process_spec(id, ""), &oci::process(process)?)?;
+        self.guest.pid().await
+    }
+
+    /// Adds a process to a container.
+    pub(crate) fn add(
+        &self,
+        id: &str,
+        exec_id: &str,
+        process: &OciProcess,
+        stdio: StdioPaths,
+    ) -> Result<(), ShimError> {
+        let container = self.container(id)?;
+        container.add(exec_id, Process::new(stdio))?;
+        let spec = oci::process(process);
+        let written = spec.and_then(|spec| write(&self.dir.process_spec(id, exec_id), &spec));
+        written.inspect_err(|_| container.remove(exec_id))?;
+        let mut event = TaskExecAdded::new();
+        event.container_id = id.to_owned();
+        event.exec_id = exec_id.to_owned();
+        self.events.publish(TASK_EXEC_ADDED_EVENT_TOPIC, &event);
+        Ok(())
+    }
+
+    /// Starts a process: the first one of the container if `exec_id` is empty. Returns the pid.
+    pub(crate) async fn start(self: &Arc<Self>, id: &str, exec_id: &str) -> Result<u32, ShimError> {
+        let container = self.container(id)?;
+        let process = container.process(exec_id)?;
+        if process.state() != ProcessState::Created {
+            return Err(ShimError::State("was started already"));
+        }
+        let pid = self.guest.pid().await?;
+        let stdio = process.stdio.open()?;
+        let StdioPaths {
+            terminal, stdin, ..
+        } = &process.stdio;
+        let mut execution = self
+            .guest
+            .start(id, exec_id, *terminal, !stdin.is_empty())
+            .await?;
+        let streams = stdio.connect(&mut execution);
+        let execution = process.mark_running(execution, streams);
+        self.publish_start(id, exec_id, pid);
+        let pod = Arc::clone(self);
+        let exec_id = exec_id.to_owned();
+        tokio::spawn(async move {
+            let ending = execution.wait().await.ok();
+            pod.finish(&container, &exec_id, &process, ending).await;
+        });
+        Ok(pid)
+    }
+
+    /// Reports the end of a process once. `None` is the end of its guest.
+    async fn finish(
+        &self,
+        container: &Container,
+        exec_id: &str,
+        process: &Process,
+        ending: Option<Ending>,
+    ) {
+        let exit = Exit::now(ending.as_ref());
+        let pid = self.guest.pid().await.unwrap_or_default();
+        if exec_id.is_empty() {
+            if ending == Some(Ending::OutOfMemory) {
+                let mut event = TaskOOM::new();
+                event.container_id.clone_from(&container.id);
+                self.events.publish(TASK_OOM_EVENT_TOPIC, &event);
+            }
+            // The other processes of the container end with its first one.
+            if ending.is_some() {
+                log_error(self.guest.command("remove", &container.id, None).await);
+            }
+            log_error(container.bundle.set_exit(exit, pid));
+        }
+        if process.mark_exited(exit) {
+            self.publish_exit(&container.id, exec_id, pid, exit);
+        }
+    }
+
+    /// Sends a signal to a process, or to all of a container.
+    pub(crate) async fn kill(
+        self: &Arc<Self>,
+        id: &str,
+        exec_id: &str,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), ShimError> {
+        let container = self.container(id)?;
+        let process = container.process(exec_id)?;
+        match process.state() {
+            ProcessState::Created => {
+                self.finish(&container, exec_id, &process, None).await;
+                return Ok(());
+            }
+            ProcessState::Exited(_) if !all => return Err(ShimError::Finished),
+            _ => {}
+        }
+        if all {
+            let signal = signal.to_string();
+            let sent = self.guest.command("signal", id, Some(&signal)).await;
+            return sent.map(drop);
+        }
+        process.signal(signal.cast_signed())?;
+        if signal == SIGKILL {
+            tokio::spawn(async move { process.end_output().await });
+        }
+        Ok(())
+    }
+
+    /// Removes a process that does not run. Returns how it ended, and the pid.
+    pub(crate) async fn delete(&self, id: &str, exec_id: &str) -> Result<(Exit, u32), ShimError> {
+        let container = self.container(id)?;
+        let process = container.process(exec_id)?;
+        let exit = match process.state() {
+            ProcessState::Running => return Err(ShimError::State("still runs")),
+            ProcessState::Created => Exit {
+                code: 0,
+                ..Exit::killed()
+            },
+            ProcessState::Exited(exit) => exit,
+        };
+        let pid = self.guest.pid().await.unwrap_or_default();
+        container.remove(exec_id);
+        if exec_id.is_empty() {
+            rootfs::unmount_all(&self.dir.container(id))?;
+            self.containers().remove(id);
+        }
+        let mut event = TaskDelete::new();
+        event.container_id = id.to_owned();
+        event.id = exec_id.to_owned();
+        event.pid = pid;
+        event.exit_status = exit.code;
+        event.exited_at = MessageField::some(timestamp(exit.at));
+        self.events.publish(TASK_DELETE_EVENT_TOPIC, &event);
+        Ok((exit, pid))
+    }
+
+    /// Freezes all processes of a container, or lets them continue.
+    pub(crate) async fn set_paused(&self, id: &str, is_paused: bool) -> Result<(), ShimError> {
+        let container = self.container(id)?;
+        let action = if is_paused { "freeze" } else { "thaw" };
+        self.guest.command(action, id, None).await?;
+        container.is_paused.store(is_paused, Ordering::Release);
+        let container_id = id.to_owned();
+        if is_paused {
+            let mut event = TaskPaused::new();
+            event.container_id = container_id;
+            self.events.publish(TASK_PAUSED_EVENT_TOPIC, &event);
+        } else {
+            let mut event = TaskResumed::new();
+            event.container_id = container_id;
+            self.events.publish(TASK_RESUMED_EVENT_TOPIC, &event);
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn stats(&self, id: &str) -> Result<ContainerStats, ShimError> {
+        self.container(id)?;
+        self.guest.stats(id).await
+    }
+
+    /// Requests the end of the pod, if no container is left, or by force.
+    pub(crate) fn request_shutdown(&self, now: bool) {
+        if now || self.containers().is_empty() {
+            self.shutdown.cancel();
+        }
+    }
+
+    /// Waits for a requested shutdown, and ends the guest. Returns when containerd has the last event.
+    pub(crate) async fn shut_down(&self) {
+        self.shutdown.cancelled().await;
+        self.guest.kill().await;
+        log_error(rootfs::unmount_all(self.dir.path()));
+        self.events.wait_empty(LAST_EVENTS_TIMEOUT).await;
+    }
+
+    fn publish_start(&self, id: &str, exec_id: &str, pid: u32) {
+        if exec_id.is_empty() {
+            let mut event = TaskStart::new();
+            event.container_id = id.to_owned();
+            event.pid = pid;
+            self.events.publish(TASK_START_EVENT_TOPIC, &event);
+        } else {
+            let mut event = TaskExecStarted::new();
+            event.container_id = id.to_owned();
+            event.exec_id = exec_id.to_owned();
+            event.pid = pid;
+            self.events.publish(TASK_EXEC_STARTED_EVENT_TOPIC, &event);
+        }
+    }
+
+    fn publish_exit(&self, id: &str, exec_id: &str, pid: u32, exit: Exit) {
+        let mut event = TaskExit::new();
+        event.container_id = id.to_owned();
+        // That of a first process is the container's.
+        event.id = if exec_id.is_empty() { id } else { exec_id }.to_owned();
+        event.pid = pid;
+        event.exit_status = exit.code;
+        event.exited_at = MessageField::some(timestamp(exit.at));
+        self.events.publish(TASK_EXIT_EVENT_TOPIC, &event);
+    }
+
+    fn containers(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Container>>> {
+        self.containers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn write(path: &std::path::Path, value: &impl Serialize) -> Result<(), ShimError> {
+    let write = || -> io::Result<()> {
+        let text = serde_json::to_vec(value)?;
+        write_file_unsynced(path, &text).map_err(io::Error::other)
+    };
+    write().map_err(ShimError::file("write", path))
+}
+
+fn log_error<T>(result: Result<T, ShimError>) {
+    if let Err(error) = result {
+        let _ = writeln!(io::stderr(), "{}", with_causes(&error));
+    }
+}

@@ -1,0 +1,73 @@
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use ulid::Ulid;
+use vmm_protocol::pod::PodDir;
+
+use crate::error::ShimError;
+
+const SCHEME: &str = "unix://";
+
+/// The directory of a pod. Its path is short, because that of a socket must be: that of a bundle is too long.
+#[derive(Clone, Debug)]
+pub(crate) struct StateDir {
+    path: PathBuf,
+}
+
+impl StateDir {
+    /// Creates the directory of a new pod.
+    pub(crate) fn create(parent: &Path) -> Result<Self, ShimError> {
+        let path = parent.join(Ulid::generate().to_string());
+        let mut builder = DirBuilder::new();
+        let created = builder.recursive(true).mode(0o700).create(&path);
+        created.map_err(ShimError::file("create", &path))?;
+        Ok(Self { path })
+    }
+
+    /// Returns the directory whose server has this address.
+    pub(crate) fn of_address(address: &str) -> Option<Self> {
+        let path = Path::new(address.strip_prefix(SCHEME)?).parent()?;
+        Some(Self {
+            path: path.to_owned(),
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The address of the server.
+    pub(crate) fn address(&self) -> String {
+        format!("{SCHEME}{}", self.socket().display())
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.path.join("s")
+    }
+
+    /// The home of the VMM runtime, whose only box is the guest.
+    pub(crate) fn home(&self) -> PathBuf {
+        self.path.join("home")
+    }
+
+    /// The events that containerd has not acknowledged.
+    pub(crate) fn events(&self) -> PathBuf {
+        self.path.join("events")
+    }
+
+    /// What the guest sees of the host.
+    pub(crate) fn pod(&self) -> PodDir {
+        PodDir::new(self.path.join("pod"))
+    }
+
+    /// Removes the directory. The caller has removed the mounts in it.
+    pub(crate) fn remove(&self) -> Result<(), ShimError> {
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(ShimError::file("remove", &self.path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}

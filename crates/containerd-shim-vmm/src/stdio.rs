@@ -1,0 +1,144 @@
+use std::io;
+use std::path::Path;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy};
+use tokio::net::unix::pipe;
+use tokio_util::sync::CancellationToken;
+use vmm_runtime::Execution;
+
+use crate::error::ShimError;
+
+/// Where the streams of a process go: the FIFOs of containerd, or nowhere if a path is empty.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StdioPaths {
+    pub(crate) stdin: String,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) terminal: bool,
+}
+
+/// The opened streams of a process.
+#[derive(Debug, Default)]
+pub(crate) struct Stdio {
+    stdin: Option<pipe::Receiver>,
+    /// Keeps the stdin open while no client has it.
+    stdin_keeper: Option<pipe::Sender>,
+    stdout: Option<Output>,
+    stderr: Option<Output>,
+}
+
+#[derive(Debug)]
+enum Output {
+    Fifo(pipe::Sender),
+    File(tokio::fs::File),
+}
+
+/// What can be done with connected streams.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    stdin_keeper: Option<pipe::Sender>,
+    discard: CancellationToken,
+}
+
+impl StdioPaths {
+    pub(crate) fn open(&self) -> Result<Stdio, ShimError> {
+        let mut stdio = Stdio::default();
+        if !self.stdin.is_empty() {
+            let open = || -> io::Result<_> {
+                let receiver = pipe::OpenOptions::new().open_receiver(&self.stdin)?;
+                let keeper = pipe::OpenOptions::new().open_sender(&self.stdin)?;
+                Ok((receiver, keeper))
+            };
+            let (stdin, keeper) = open().map_err(ShimError::file("open", &self.stdin))?;
+            (stdio.stdin, stdio.stdin_keeper) = (Some(stdin), Some(keeper));
+        }
+        stdio.stdout = open_output(&self.stdout)?;
+        if !self.terminal {
+            stdio.stderr = open_output(&self.stderr)?;
+        }
+        Ok(stdio)
+    }
+}
+
+fn open_output(path: &str) -> Result<Option<Output>, ShimError> {
+    let output = match path.split_once("://") {
+        _ if path.is_empty() => return Ok(None),
+        Some(("file", path)) => {
+            let mut options = std::fs::OpenOptions::new();
+            let file = options.create(true).append(true).open(path);
+            file.map(|file| Output::File(file.into()))
+        }
+        Some(_) => {
+            return Err(ShimError::Unsupported(
+                "the output of a container can go to a FIFO or a file, and not to a logging program",
+            ));
+        }
+        // With a reader of its own, the FIFO stays open while no client has it.
+        None => pipe::OpenOptions::new()
+            .read_write(true)
+            .open_sender(Path::new(path))
+            .map(Output::Fifo),
+    };
+    output.map(Some).map_err(ShimError::file("open", path))
+}
+
+impl Stdio {
+    /// Moves the data of an execution, until its streams end.
+    pub(crate) fn connect(self, execution: &mut Execution) -> Streams {
+        let discard = CancellationToken::new();
+        if let (Some(mut stdin), Some(mut input)) = (self.stdin, execution.stdin.take()) {
+            tokio::spawn(async move {
+                let _ = copy(&mut stdin, &mut input).await;
+                let _ = input.shutdown().await;
+            });
+        }
+        forward(execution.stdout.take(), self.stdout, &discard);
+        forward(execution.stderr.take(), self.stderr, &discard);
+        Streams {
+            stdin_keeper: self.stdin_keeper,
+            discard,
+        }
+    }
+}
+
+/// Copies an output. Without a destination it is discarded.
+fn forward(
+    source: Option<impl AsyncRead + Unpin + Send + 'static>,
+    destination: Option<Output>,
+    discard: &CancellationToken,
+) {
+    let (Some(source), Some(destination)) = (source, destination) else {
+        return;
+    };
+    let discard = discard.clone();
+    tokio::spawn(async move {
+        match destination {
+            Output::Fifo(fifo) => copy_output(source, fifo, discard).await,
+            Output::File(file) => copy_output(source, file, discard).await,
+        }
+    });
+}
+
+async fn copy_output(
+    mut source: impl AsyncRead + Unpin,
+    mut destination: impl AsyncWrite + Unpin,
+    discard: CancellationToken,
+) {
+    tokio::select! {
+        _ = copy(&mut source, &mut destination) => {}
+        () = discard.cancelled() => {}
+    }
+    let _ = destination.flush().await;
+}
+
+impl Streams {
+    /// Lets the stdin end when its last client has closed it.
+    pub(crate) fn close_stdin(&mut self) {
+        self.stdin_keeper = None;
+    }
+
+    /// Discards all output from now on. A process cannot end while it waits for a client that does not read.
+    pub(crate) fn discard_output(&self) {
+        self.discard.cancel();
+    }
+}

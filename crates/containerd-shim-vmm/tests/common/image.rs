@@ -1,0 +1,1 @@
+../../../vmm-agent/tests/common/image.rs
