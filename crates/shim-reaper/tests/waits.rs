@@ -128,7 +128,7 @@ async fn blocked_threads_get_the_exit(builder: ReaperBuilder) {
 
 async fn a_blocked_thread_keeps_no_descriptor(builder: ReaperBuilder) {
     let fixture = Fixture::new(builder);
-    let mut handle = fixture.reaper.spawn(exits_on_eof(5)).unwrap();
+    let handle = fixture.reaper.spawn(exits_on_eof(5)).unwrap();
     let stdin = handle.take_stdin();
     let waiter = handle.clone();
     let thread = thread::spawn(move || waiter.wait_blocking().map(|_| waiter));
