@@ -77,6 +77,7 @@ async fn a_persistent_disk_can_be_used_after_its_shim_was_killed() {
     })
     .await;
     kill(started.pid.unwrap(), Signal::SIGKILL);
+    runtime.wait(&bx.id).await.unwrap();
     // The old QEMU has ended when the box is started again: it would have the lock of the disk.
     let restarted = runtime.start(&bx.id).await.unwrap();
     eventually("the guest reads what it has written", || {
