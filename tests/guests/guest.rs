@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use vmm_image::CpioArchive;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxInfo, BoxSpec, HostPolicy, RuntimeOptions, VmmRuntime};
-use vmm_shim::{Disk, Qemu, QemuOptions, Shim};
+use vmm_shim::{Accelerator, Disk, Qemu, QemuOptions, Shim};
 
 use crate::common::boxes::options;
 use crate::common::pause;
@@ -41,6 +41,7 @@ impl GuestFiles {
         options.disks.push(Disk::read_only(image.root()));
         options.cmdline = vmm_image::GuestFiles::KERNEL_PARAMETERS.to_owned();
         options.agent = true;
+        options.accelerator = Accelerator::Tcg;
         options
     }
 
@@ -50,6 +51,7 @@ impl GuestFiles {
         options.initrd = Some(self.initrd(script));
         // Prints no messages of the kernel but those of a panic.
         options.cmdline = "quiet".to_owned();
+        options.accelerator = Accelerator::Tcg;
         options
     }
 

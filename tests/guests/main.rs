@@ -5,6 +5,7 @@ mod common;
 #[path = "../../crates/vmm-agent/tests/common/image.rs"]
 mod image;
 
+mod accelerators;
 mod agent;
 mod boot_times;
 mod confinement;

@@ -56,6 +56,14 @@ pub enum EngineError {
         /// The overlay.
         path: PathBuf,
     },
+    /// A guest that demands KVM cannot be started.
+    #[error(
+        "KVM cannot be used: {reason}; repair it, or set the option `accelerator` to `auto` or `tcg`"
+    )]
+    KvmUnusable {
+        /// What the check of KVM has found.
+        reason: String,
+    },
     /// The agent of a guest cannot start the workload.
     #[error("cannot start the workload in the guest: {message}")]
     Workload {

@@ -1,6 +1,9 @@
-//! Wraps the system calls that no crate wraps.
+//! Wraps the system calls that no crate wraps, and those of KVM.
 
 #![allow(unsafe_code)]
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod kvm;
 
 use std::io;
 use std::mem;

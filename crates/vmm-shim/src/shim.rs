@@ -117,6 +117,7 @@ impl Shim {
     /// A shim whose stdin is a device, such as a terminal, was not started by a runtime. It exits
     /// with code 64.
     pub fn run_if_shim(self) {
+        vmm_engine::run_if_kvm_probe();
         match Invocation::of_this_process() {
             None => vmm_protocol::declare_shim_program(),
             Some(invocation) => instance::run(&invocation, &self),

@@ -17,7 +17,8 @@ use super::confinement::Confinement;
 use super::notify_socket::NotifySocket;
 use crate::EngineError;
 
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const DEFAULT_PATH: &str =
+    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const DEFAULT_DIR: &str = "/";
 
 /// The soft limit of file descriptors of a payload: `select(2)` does not support higher

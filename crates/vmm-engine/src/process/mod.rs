@@ -12,6 +12,7 @@ use std::path::Path;
 use pidfd_spawn::Command;
 use vmm_protocol::{BoxDir, HostPolicy, InstanceSpec, PayloadSpec, Ready};
 
+pub(crate) use self::command::DEFAULT_PATH;
 use self::confinement::Confinement;
 use self::console::Console;
 use self::executions::Executions;

@@ -6,7 +6,10 @@ use super::files::{DiskFiles, GuestFiles};
 use super::options::{Accelerator, DiskAccess, QemuOptions};
 use super::shares::{MAX_SHARES, Share};
 
-const PROGRAM: &str = "qemu-system-x86_64";
+pub(super) const PROGRAM: &str = "qemu-system-x86_64";
+
+/// The filter of system calls: QEMU starts no program, and gains no privileges.
+pub(super) const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny";
 
 /// The descriptor of QEMU's monitor in QEMU.
 pub(super) const QMP_FD: i32 = 3;
@@ -60,8 +63,8 @@ fn arguments(spec: &InstanceSpec, options: &QemuOptions, files: &GuestFiles) -> 
     let cpus = spec.payload.cpus.unwrap_or(DEFAULT_CPUS);
     let has_workload = !spec.payload.command.is_empty();
     let accelerator = match options.accelerator {
-        Accelerator::Tcg => format!("tcg,tb-size={TRANSLATION_MIB}"),
         Accelerator::Kvm => "kvm".to_owned(),
+        Accelerator::Tcg | Accelerator::Auto => format!("tcg,tb-size={TRANSLATION_MIB}"),
     };
     let mut arguments: Vec<String> = [PROGRAM, "-nodefaults", "-no-user-config"]
         .map(str::to_owned)
@@ -82,8 +85,7 @@ fn arguments(spec: &InstanceSpec, options: &QemuOptions, files: &GuestFiles) -> 
     add("-display", "none".to_owned());
     add("-action", "reboot=shutdown,panic=shutdown".to_owned());
     if spec.policy.applies(ConfinementRule::Seccomp) {
-        let filter = "on,obsolete=deny,elevateprivileges=deny,spawn=deny";
-        add("-sandbox", filter.to_owned());
+        add("-sandbox", SANDBOX.to_owned());
     }
     add("-chardev", format!("socket,id=qmp,fd={QMP_FD}"));
     add("-mon", "chardev=qmp,mode=control".to_owned());
@@ -125,8 +127,8 @@ fn arguments(spec: &InstanceSpec, options: &QemuOptions, files: &GuestFiles) -> 
     }
     // On a loaded host, the kernel may find its emulated timer too slow, and panic.
     let for_accelerator = match options.accelerator {
-        Accelerator::Tcg => "no_timer_check ",
         Accelerator::Kvm => "",
+        Accelerator::Tcg | Accelerator::Auto => "no_timer_check ",
     };
     // The console log is that of the workload. A later `loglevel` in `cmdline` counts.
     let for_workload = if has_workload { "quiet " } else { "" };

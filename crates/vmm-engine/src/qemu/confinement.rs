@@ -46,8 +46,7 @@ pub(super) struct Confinement {
 }
 
 impl Confinement {
-    /// Prepares the confinement of a guest with this spec and these options. Writes to stderr which rules
-    /// are not applied.
+    /// Prepares the confinement of a guest with this spec and these options.
     pub(super) fn prepare(spec: &InstanceSpec, options: &QemuOptions) -> Result<Self, EngineError> {
         let mut confinement = Self::default();
         let mut apply = |rule| {
@@ -112,11 +111,15 @@ impl Confinement {
     }
 
     fn note_unapplied(&mut self, rule: ConfinementRule, reason: String) {
-        let _ = writeln!(
-            io::stderr(),
-            "vmm-shim: the rule {rule} is not applied to QEMU: {reason}"
-        );
         self.unapplied.push(UnappliedRule { rule, reason });
+    }
+
+    /// Writes to stderr which rules are not applied.
+    pub(super) fn report(&self) {
+        for UnappliedRule { rule, reason } in &self.unapplied {
+            let message = format!("the rule {rule} is not applied to QEMU: {reason}");
+            let _ = writeln!(io::stderr(), "vmm-shim: {message}");
+        }
     }
 
     /// Returns the user of QEMU, if it is that of the box.

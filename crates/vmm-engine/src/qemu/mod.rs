@@ -1,3 +1,4 @@
+mod accelerator;
 mod agent;
 mod cleanup;
 mod command_line;
@@ -18,6 +19,7 @@ use std::time::Instant;
 
 use vmm_protocol::{HostPolicy, InstanceSpec, PayloadSpec};
 
+pub use self::accelerator::run_if_kvm_probe;
 use self::agent::{Agent, GuestEnvironment, Workload};
 use self::command_line::{AGENT_FD, FIRST_FILE_FD, FIRST_SHARE_FD, QMP_FD};
 use self::confinement::Confinement;
@@ -40,6 +42,14 @@ use crate::{Engine, EngineError, Payload, process};
 /// command of the engine [`Process`](crate::Process) does. A control group or, without one, a data
 /// limit allows it 512 MiB beyond the memory of the guest. The shim talks to QEMU through
 /// sockets that have no name, so a run leaves no file behind.
+///
+/// # KVM
+///
+/// With [`Accelerator::Auto`], QEMU uses KVM if a check succeeds: a process executes one instruction in a virtual
+/// machine of KVM, and a QEMU boots a sector, within 5 s and 10 s. The result counts until the host boots again or
+/// QEMU is replaced; it is in [`InstanceSpec::cache_dir`], whose file `kvm.json` can be deleted. If the check
+/// fails, the shim writes the reason to `shim.stderr`, and QEMU translates the instructions. With
+/// [`Accelerator::Kvm`], the start fails then with [`EngineError::KvmUnusable`].
 ///
 /// # Shared directories
 ///
@@ -129,8 +139,10 @@ impl Engine for Qemu {
     }
 
     fn start(&self, spec: &InstanceSpec, dir: &Path) -> Result<Box<dyn Payload>, EngineError> {
-        let options = QemuOptions::of(&spec.payload)?;
+        let mut options = QemuOptions::of(&spec.payload)?;
+        options.accelerator = accelerator::choose(spec, &options)?;
         let confinement = Confinement::prepare(spec, &options)?;
+        confinement.report();
         let files = files::open(&options, dir, FIRST_FILE_FD, confinement.uid())?;
         let (helpers, sockets) = shares::serve(&options.shares, dir)?;
         let socket_error = || EngineError::system("create a socket to QEMU");

@@ -90,10 +90,12 @@ pub enum DiskAccess {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Accelerator {
-    /// QEMU translates them. Works on every host.
+    /// The processor does if KVM works on the host, and QEMU otherwise.
     #[default]
+    Auto,
+    /// QEMU translates them. Works on every host.
     Tcg,
-    /// The processor does, through `/dev/kvm`.
+    /// The processor does, through `/dev/kvm`. A guest cannot start where KVM does not work.
     Kvm,
 }
 

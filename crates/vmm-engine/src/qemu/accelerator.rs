@@ -1,0 +1,336 @@
+//! Decides whether KVM executes the instructions of a guest.
+//!
+//! `/dev/kvm` proves little: on some hosts it can be opened, and a guest hangs, or QEMU aborts. So a process
+//! runs one instruction in a virtual machine of KVM, and a QEMU boots a sector, each with a deadline. The
+//! result is kept for the host.
+
+use std::env;
+use std::fs::{self, File};
+use std::io::{self, PipeReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::libc::SIGKILL;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use pidfd_spawn::{Child, Command, Stdio};
+use serde::{Deserialize, Serialize};
+use vmm_protocol::{
+    ConfinementRule, FileError, InstanceSpec, ProcessIdentity, read_file, with_causes,
+    write_file_unsynced,
+};
+
+use super::command_line::{PROGRAM, SANDBOX};
+use super::confinement::Confinement;
+use super::options::{Accelerator, QemuOptions};
+use crate::EngineError;
+use crate::process::DEFAULT_PATH;
+#[cfg(target_arch = "x86_64")]
+use crate::sys;
+
+/// The first argument of a process that only probes KVM.
+const PROBE_ARGV0: &str = "vmm-kvm-probe";
+
+/// How long one instruction may take, with the start of the process.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long QEMU may take to boot a sector. It takes less than a second.
+const TRIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a process may take to die. One that KVM keeps in the kernel survives SIGKILL.
+const KILL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What a process may print as the cause of its failure.
+const MAX_OUTPUT_BYTES: u64 = 4096;
+
+/// The record of the check in the cache directory.
+const RECORD: &str = "kvm.json";
+const MAX_RECORD_BYTES: u64 = 16 << 10;
+
+/// The descriptor of the boot sector in QEMU.
+const SECTOR_FD: i32 = 3;
+
+/// Writes 0x10 to the port of `isa-debug-exit`, and halts.
+const SECTOR: [u8; 5] = [0xb0, 0x10, 0xe6, 0xf4, 0xf4];
+const SECTOR_SIGNATURE: [u8; 2] = [0x55, 0xaa];
+
+/// The size of the disk with the sector. The firmware boots from no smaller one.
+const DISK_BYTES: u64 = 1 << 20;
+
+/// The exit code of QEMU for the value that the sector writes: (value << 1) | 1.
+const TRIAL_CODE: i32 = 0x21;
+
+/// Probes KVM and exits, if this process was started for that. Otherwise returns immediately.
+///
+/// A program with the engine [`Qemu`](crate::Qemu) calls it first in `main`; `vmm_shim::Shim::run_if_shim`
+/// does.
+pub fn run_if_kvm_probe() {
+    if env::args_os().next().is_none_or(|name| name != PROBE_ARGV0) {
+        return;
+    }
+    let code = match halt() {
+        Ok(()) => 0,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "{error}");
+            1
+        }
+    };
+    std::process::exit(code)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn halt() -> io::Result<()> {
+    sys::kvm::halt()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn halt() -> io::Result<()> {
+    let message = "this host has not the architecture of the guests, x86-64";
+    Err(io::Error::new(io::ErrorKind::Unsupported, message))
+}
+
+/// Returns [`Accelerator::Kvm`] or [`Accelerator::Tcg`] for the guest of a spec.
+///
+/// # Errors
+///
+/// [`EngineError::KvmUnusable`] if the options demand KVM, and it cannot be used.
+pub(super) fn choose(
+    spec: &InstanceSpec,
+    options: &QemuOptions,
+) -> Result<Accelerator, EngineError> {
+    let record = spec.cache_dir.as_ref().map(|dir| dir.join(RECORD));
+    decide(options.accelerator, record, Host::this(), || {
+        run(probe(), PROBE_TIMEOUT)
+            .and_then(|exit| exit.expect_code(0))
+            .map_err(|reason| {
+                format!("a virtual machine cannot execute an instruction: {reason}")
+            })?;
+        trial(spec)
+            .and_then(|trial| run(trial, TRIAL_TIMEOUT))
+            .and_then(|exit| exit.expect_code(TRIAL_CODE))
+            .map_err(|reason| format!("QEMU cannot boot a sector: {reason}"))
+    })
+}
+
+/// Decides by the record of an earlier check on this host, or by `check`, whose result it records.
+fn decide(
+    requested: Accelerator,
+    record: Option<PathBuf>,
+    host: Host,
+    check: impl FnOnce() -> Result<(), String>,
+) -> Result<Accelerator, EngineError> {
+    if requested == Accelerator::Tcg {
+        return Ok(Accelerator::Tcg);
+    }
+    let known = record.as_ref().and_then(|path| Record::read(path, &host));
+    let failure = match known {
+        // The operator may have repaired what an explicit request needs.
+        Some(failure) if requested == Accelerator::Auto || failure.is_none() => failure,
+        _ => {
+            let failure = check().err();
+            if let Some(path) = record
+                && let Err(error) = (Record {
+                    host,
+                    failure: failure.clone(),
+                })
+                .write(&path)
+            {
+                let _ = writeln!(io::stderr(), "vmm-shim: {}", with_causes(&error));
+            }
+            failure
+        }
+    };
+    match (failure, requested) {
+        (None, _) => Ok(Accelerator::Kvm),
+        (Some(reason), Accelerator::Auto) => {
+            let _ = writeln!(
+                io::stderr(),
+                "vmm-shim: the guest runs without KVM: {reason}"
+            );
+            Ok(Accelerator::Tcg)
+        }
+        (Some(reason), _) => Err(EngineError::KvmUnusable { reason }),
+    }
+}
+
+/// What a check is valid for: a boot of the host, and a program of QEMU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Host {
+    boot_id: Option<String>,
+    /// The inode, the size, and the time of the last change of the program.
+    qemu: Option<(u64, u64, i64)>,
+}
+
+impl Host {
+    fn this() -> Self {
+        let identity = ProcessIdentity::of(std::process::id());
+        let mut dirs = env::split_paths(DEFAULT_PATH);
+        let program = dirs.find_map(|dir| fs::metadata(dir.join(PROGRAM)).ok());
+        Self {
+            boot_id: identity.ok().flatten().map(|identity| identity.boot_id),
+            qemu: program.map(|program| (program.ino(), program.len(), program.mtime())),
+        }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    host: Host,
+    /// Why KVM cannot be used.
+    failure: Option<String>,
+}
+
+impl Record {
+    /// Returns the result for this host, if there is one.
+    fn read(path: &Path, host: &Host) -> Option<Option<String>> {
+        let json = read_file(path, MAX_RECORD_BYTES).ok()?;
+        let record: Self = serde_json::from_slice(&json).ok()?;
+        (record.host == *host).then_some(record.failure)
+    }
+
+    fn write(&self, path: &Path) -> Result<(), FileError> {
+        let write_error = |error| FileError::new("write", path, error);
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir).map_err(write_error)?;
+        }
+        let json = serde_json::to_vec(self).map_err(|error| write_error(error.into()))?;
+        write_file_unsynced(path, &json)
+    }
+}
+
+/// Returns the command that executes one instruction.
+fn probe() -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(PROBE_ARGV0).env_clear();
+    command
+}
+
+/// Returns the command of a QEMU with KVM that boots a sector, with the confinement of the guest's.
+fn trial(spec: &InstanceSpec) -> Result<Command, String> {
+    let mut options = QemuOptions::new("/dev/null");
+    options.accelerator = Accelerator::Kvm;
+    let mut command = trial_command("kvm", spec.policy.applies(ConfinementRule::Seccomp))?;
+    let confinement = Confinement::prepare(spec, &options).map_err(|error| with_causes(&error))?;
+    confinement.apply(&mut command);
+    Ok(command)
+}
+
+fn trial_command(accelerator: &str, has_filter: bool) -> Result<Command, String> {
+    let disk = || -> io::Result<File> {
+        let mut disk = tempfile::tempfile()?;
+        let mut sector = [0; 512];
+        sector[..SECTOR.len()].copy_from_slice(&SECTOR);
+        sector[510..].copy_from_slice(&SECTOR_SIGNATURE);
+        disk.write_all(&sector)?;
+        disk.set_len(DISK_BYTES)?;
+        Ok(disk)
+    };
+    let disk = disk().map_err(|error| format!("cannot write the sector: {error}"))?;
+    let mut command = Command::new(PROGRAM);
+    command
+        .args(["-nodefaults", "-no-user-config", "-machine", "q35"])
+        .args(["-accel", accelerator, "-cpu", "max", "-m", "32"])
+        .args(["-display", "none", "-no-reboot"])
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
+        .args(["-add-fd", &format!("fd={SECTOR_FD},set={SECTOR_FD}")])
+        .args([
+            "-blockdev",
+            &format!(
+                "driver=raw,node-name=sector,file.driver=file,file.filename=/dev/fdset/{SECTOR_FD}"
+            ),
+        ])
+        .args(["-device", "virtio-blk-pci,drive=sector,bootindex=0"])
+        .env_clear()
+        .env("PATH", DEFAULT_PATH)
+        .fd(SECTOR_FD, OwnedFd::from(disk));
+    if has_filter {
+        command.args(["-sandbox", SANDBOX]);
+    }
+    Ok(command)
+}
+
+/// How a process ended, and what it printed to stderr.
+#[derive(Debug)]
+struct Exit {
+    status: ExitStatus,
+    output: String,
+}
+
+impl Exit {
+    fn expect_code(self, code: i32) -> Result<(), String> {
+        if self.status.code() == Some(code) {
+            return Ok(());
+        }
+        let output = self.output.trim();
+        let how = match self.status.signal() {
+            Some(signal) => format!("signal {signal}"),
+            None => format!("exit code {}", self.status.code().unwrap_or(255)),
+        };
+        Err(if output.is_empty() {
+            how
+        } else {
+            format!("{output} ({how})")
+        })
+    }
+}
+
+/// Runs a command that dies with this process. Kills it after the timeout.
+fn run(mut command: Command, timeout: Duration) -> Result<Exit, String> {
+    let to_text = |error: io::Error| error.to_string();
+    let (output, writer) = io::pipe().map_err(to_text)?;
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(OwnedFd::from(writer))
+        .reset_ignored_signals(true)
+        .parent_death_signal(SIGKILL);
+    let child = command.spawn();
+    // This process has no other write end then.
+    drop(command);
+    let mut child = child.map_err(|error| to_text(error.into()))?;
+    let has_ended = wait_for(&child, timeout).map_err(to_text)?;
+    if !has_ended {
+        let _ = child.kill();
+        if !wait_for(&child, KILL_TIMEOUT).map_err(to_text)? {
+            return Err(format!("no end within {timeout:?}, and after SIGKILL"));
+        }
+    }
+    let status = child.wait().map_err(to_text)?;
+    if !has_ended {
+        return Err(format!("no end within {timeout:?}"));
+    }
+    Ok(Exit {
+        status,
+        output: read_output(output),
+    })
+}
+
+/// Reads what a process that has ended has printed.
+fn read_output(output: PipeReader) -> String {
+    let mut text = Vec::new();
+    // Without a descendant that has the pipe, the end of it follows.
+    let _ = output.take(MAX_OUTPUT_BYTES).read_to_end(&mut text);
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// Returns whether the child ends within the timeout. Leaves it waitable.
+fn wait_for(child: &Child, timeout: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut fds = [PollFd::new(child.pidfd(), PollFlags::POLLIN)];
+        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut fds, left) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,41 @@
+//! Guests on hosts where KVM works, and where it does not.
+
+use vmm_runtime::testing::PerTestBoxHome;
+use vmm_runtime::{Ending, GuestEvent, with_causes};
+use vmm_shim::Accelerator;
+
+use crate::guest::{GuestFiles, open_runtime, run, spec};
+
+#[tokio::test]
+async fn a_guest_boots_whether_or_not_the_host_has_kvm() {
+    let Some(files) = GuestFiles::find() else {
+        return;
+    };
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let mut guest = files.guest("poweroff -f");
+    guest.accelerator = Accelerator::Auto;
+    let ended = run(&runtime, &guest).await;
+    let event = GuestEvent::PoweredOff;
+    assert_eq!(ended.ending, Some(Ending::Guest { event }), "{ended:?}");
+    // The next box uses the result.
+    assert!(home.path().join("cache/kvm.json").exists());
+}
+
+#[tokio::test]
+async fn a_guest_that_demands_kvm_runs_or_its_start_fails_with_the_reason() {
+    let Some(files) = GuestFiles::find() else {
+        return;
+    };
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let mut guest = files.guest("poweroff -f");
+    guest.accelerator = Accelerator::Kvm;
+    let bx = runtime.create(spec(&guest)).await.unwrap();
+    if let Err(error) = runtime.start(&bx.id).await {
+        let message = with_causes(&error);
+        assert!(message.contains("KVM cannot be used: "), "{message}");
+    } else {
+        runtime.wait(&bx.id).await.unwrap();
+    }
+}
