@@ -77,7 +77,7 @@ impl<K: ProcessTable> Shared<K> {
             let reaped_here = matches!(before, WaitResult::Exited(_) | WaitResult::Running)
                 && matches!(peek(&pidfd), WaitResult::NotWaitable);
             let rusage = match before {
-                WaitResult::Exited(exit) if reaped_here => Some(exit.usage),
+                WaitResult::Exited(exit) if reaped_here => exit.usage,
                 _ => None,
             };
             let collected_by = if reaped_here {

@@ -41,7 +41,8 @@ pub struct ShimExit {
     /// Whose wait reaped the shim.
     pub collected_by: CollectedBy,
     /// Resource usage of the shim and of the descendants that it waited for. `None` if other code
-    /// reaped the shim before the reaper could read it.
+    /// reaped the shim before the reaper could read it, or the kernel through
+    /// [io_uring](crate::ReaperBuilder::io_uring).
     pub rusage: Option<ResourceUsage>,
 }
 

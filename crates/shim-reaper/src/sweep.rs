@@ -1,6 +1,7 @@
 use std::process::ExitStatus;
 use std::sync::Arc;
 
+use crate::directory::Check;
 use crate::judge::{Case, Trigger, Verdict, judge};
 use crate::kernel::{MAX_READY_EVENTS, ProcessTable, Until};
 use crate::missing_pidfd::open_missing_pidfd;
@@ -125,6 +126,7 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         if let Some(report) = &self.registry.closed {
             return report.clone();
         }
+        self.shared.kernel.stop_reaping();
         let unconfirmed = self.registry.take_unconfirmed();
         while self.read_events() > 0 {}
         self.admit();
@@ -185,7 +187,20 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
 
     fn admit(&mut self) {
         for pending in self.shared.directory.take_pending() {
+            if pending.check == Check::OnEvent {
+                self.reap_on_exit(&pending.shim);
+            }
             self.registry.admit(pending);
+        }
+    }
+
+    /// Lets the kernel reap a shim as it exits, unless other code may wait for it. A leader holds the number
+    /// of its group until it is reaped under the lock of its state.
+    fn reap_on_exit(&self, shim: &Shim<K::Pidfd>) {
+        let state = shim.state();
+        let is_shared = state.role != Role::Owned || state.tokio_child.is_some();
+        if let (Some(pidfd), false) = (&state.pidfd, is_shared || shim.leads_group) {
+            self.shared.kernel.reap_on_exit(pidfd, shim.id);
         }
     }
 
@@ -243,7 +258,7 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
                     pid: shim.pid,
                     status: Some(exit.status),
                     collected_by: CollectedBy::Reaper,
-                    rusage: Some(exit.usage),
+                    rusage: exit.usage,
                 };
                 self.finish(&shim, state, ReaperCounter::Reaped, exit);
             }
@@ -303,7 +318,7 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
                 pid: shim.pid,
                 status: Some(exit.status),
                 collected_by: CollectedBy::Owner,
-                rusage: Some(exit.usage),
+                rusage: exit.usage,
             };
             self.outbox
                 .resolve(&self.shared.subscribers, &mut state, exit);
@@ -349,7 +364,10 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
                 self.shared.kernel.unwatch(&pidfd);
                 state.group_pidfd = Some(pidfd);
             }
-            Some(pidfd) => self.outbox.close(pidfd),
+            Some(pidfd) => {
+                let pidfd = self.shared.kernel.release(pidfd);
+                pidfd.into_iter().for_each(|pidfd| self.outbox.close(pidfd));
+            }
             None => {}
         }
         self.outbox

@@ -5,6 +5,7 @@
 
 mod early_pidfd;
 pub(crate) mod init;
+mod ring;
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -25,6 +26,7 @@ use tokio::io::unix::AsyncFd;
 #[cfg(any(test, fuzzing))]
 pub(crate) use early_pidfd::parse_descriptor_table_size;
 pub(crate) use early_pidfd::{receive_report, report_before_exec};
+pub(crate) use ring::{Completion, Ring};
 
 use crate::{ResourceUsage, Signal};
 
@@ -40,7 +42,8 @@ pub(crate) enum WaitFor<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ChildExit {
     pub(crate) status: ExitStatus,
-    pub(crate) usage: ResourceUsage,
+    /// `None` if io_uring has reaped it, which does not report it.
+    pub(crate) usage: Option<ResourceUsage>,
 }
 
 /// Opens a pidfd, which is close-on-exec: `pidfd_open(2)`, Linux 5.3.
@@ -186,20 +189,23 @@ pub(crate) fn waitid(target: WaitFor<'_>, keep_zombie: bool) -> io::Result<Optio
     // SAFETY: zeroed memory is a valid siginfo_t and a valid rusage (integers and padding), and
     // the kernel overwrites them with valid ones.
     let (info, usage) = unsafe { (info.assume_init(), usage.assume_init()) };
+    Ok(exit_status(&info).map(|status| ChildExit {
+        status,
+        usage: Some(ResourceUsage::from_raw(&usage)),
+    }))
+}
+
+/// Returns the wait status that `waitid(2)` has written, or `None` if no child has exited.
+fn exit_status(info: &libc::siginfo_t) -> Option<ExitStatus> {
     // SAFETY: waitid(2) fills the SIGCHLD members, and sets si_pid to 0 if no child has exited.
     let (pid, value) = unsafe { (info.si_pid(), info.si_status()) };
-    if pid == 0 {
-        return Ok(None);
-    }
     let raw = match info.si_code {
+        _ if pid == 0 => return None,
         libc::CLD_EXITED => value << 8,
         libc::CLD_DUMPED => value | 0x80,
         _ => value,
     };
-    Ok(Some(ChildExit {
-        status: ExitStatus::from_raw(raw),
-        usage: ResourceUsage::from_raw(&usage),
-    }))
+    Some(ExitStatus::from_raw(raw))
 }
 
 /// Returns whether any child has exited. Leaves it waitable, and does not return which: the only use of

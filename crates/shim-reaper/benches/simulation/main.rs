@@ -1,10 +1,10 @@
 //! Runs the reaper on a simulated kernel, in random histories that a seed determines.
 //!
 //! ```text
-//! cargo bench -p shim-reaper --features simulation --bench simulation -- [--steps 1000000] [--seed 1]
+//! cargo bench -p shim-reaper --features simulation --bench simulation -- [--steps 1000000] [--seed 1] [--io-uring]
 //! ```
 //!
-//! Prints the seed first. If a history violates a promise, prints the shortest such history that it
+//! With `--io-uring`, the kernel reaps the shims. Prints the seed first. If a history violates a promise, prints the shortest such history that it
 //! finds, and the command that performs it again.
 
 #![allow(clippy::panic)]
@@ -16,16 +16,21 @@ use std::time::{Duration, Instant};
 
 use shim_reaper::simulation::simulate;
 
+/// Makes the reaper use io_uring.
+const IO_URING: &str = "--io-uring";
+
 fn main() -> ExitCode {
     // Cargo passes `--bench` to a benchmark, and no argument when it runs it as a test.
     let args: Vec<String> = env::args().skip(1).collect();
     let default = if args.is_empty() { 20_000 } else { 1_000_000 };
     let steps = option(&args, "--steps").unwrap_or(default);
     let seed = option(&args, "--seed").unwrap_or_else(|| fastrand::u64(..1 << 32));
-    println!("simulation: {steps} steps, seed {seed}");
+    let io_uring = args.iter().any(|arg| arg == IO_URING);
+    let mode = if io_uring { IO_URING } else { "" };
+    println!("simulation: {steps} steps, seed {seed} {mode}");
 
     let mut progress = Progress::new(steps);
-    let result = simulate(seed, steps, |done| progress.show(done));
+    let result = simulate(seed, steps, io_uring, |done| progress.show(done));
     progress.end();
     match result {
         Ok(done) => {
@@ -38,7 +43,7 @@ fn main() -> ExitCode {
         Err(violation) => {
             println!("{}", violation.history);
             println!(
-                "FAILED after {} steps and {:.1?}; perform it again with --seed {} --steps 1",
+                "FAILED after {} steps and {:.1?}; perform it again with --seed {} --steps 1 {mode}",
                 progress.done,
                 progress.start.elapsed(),
                 violation.seed

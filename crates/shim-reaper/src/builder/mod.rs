@@ -22,7 +22,7 @@ const MAX_DURATION: Duration = Duration::from_secs(1 << 32);
 /// | [`shutdown_token`](Self::shutdown_token), [`shutdown_stopping_token`](Self::shutdown_stopping_token) | none |
 /// | [`metrics`](Self::metrics), [`metrics_sink`](Self::metrics_sink) | none |
 /// | [`pidfd`](Self::pidfd), [`early_pidfd`](Self::early_pidfd) | on |
-/// | [`subreaper`](Self::subreaper) | off |
+/// | [`subreaper`](Self::subreaper), [`io_uring`](Self::io_uring) | off |
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -53,6 +53,7 @@ pub struct ReaperBuilder {
     pidfd: bool,
     early_pidfds: bool,
     subreaper: bool,
+    io_uring: bool,
 }
 
 impl ShimReaper {
@@ -103,6 +104,7 @@ impl ReaperBuilder {
             pidfd: true,
             early_pidfds: true,
             subreaper: false,
+            io_uring: false,
         }
     }
 
@@ -336,6 +338,42 @@ impl ReaperBuilder {
     /// checks the dead ones and up to 512 running ones; the next sweep goes on with the others.
     pub fn subreaper(mut self, on: bool) -> Self {
         self.subreaper = on;
+        self
+    }
+
+    /// Sets whether the kernel reaps shims as they exit, through io_uring, on Linux 6.7 or later. Off by default.
+    /// It has an effect only on a [dedicated thread](Self::start_dedicated).
+    ///
+    /// A zombie then lives a little shorter, because no system call of the thread is between the exit and
+    /// the wait. In return, the thread does not learn the resource usage: [`ShimExit::rusage`] is `None` for
+    /// shims that the kernel has reaped.
+    ///
+    /// The kernel reaps only shims that no other code may wait for: those from [`spawn`](ShimReaper::spawn) and
+    /// [`register_child`](ShimReaper::register_child), except children of tokio and leaders of a
+    /// [process group](crate::SpawnOptions::process_group). The thread reaps the others as without this
+    /// option, and also all whose exit the kernel does not report in time. If io_uring is not available or
+    /// fails, a warning is logged and the reaper goes on without it. `/proc/sys/kernel/io_uring_disabled`
+    /// and the seccomp filters of many containers forbid io_uring.
+    ///
+    /// | memory of a shim | off | on |
+    /// |---|---|---|
+    /// | kernel | about 200 bytes | about 510 bytes |
+    /// | heap | about 220 bytes | about 400 bytes |
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use shim_reaper::{Command, ShimReaper};
+    ///
+    /// let reaper = ShimReaper::builder().io_uring(true).start_dedicated()?;
+    /// let shim = reaper.spawn(Command::new("true"))?;
+    /// assert!(shim.wait_blocking()?.success());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// [`ShimExit::rusage`]: crate::ShimExit::rusage
+    pub fn io_uring(mut self, on: bool) -> Self {
+        self.io_uring = on;
         self
     }
 }

@@ -102,7 +102,7 @@ impl ReaperBuilder {
             }
         };
         let mut shared = Shared::new(
-            Linux::new(self.pidfd),
+            Linux::new(self.pidfd, self.io_uring),
             Counters::new(self.metrics),
             token,
             self.sweep_interval,

@@ -5,6 +5,7 @@ mod linux;
 mod orphans;
 mod process_table;
 pub(crate) mod procfs;
+mod reap_requests;
 #[cfg(any(test, feature = "simulation"))]
 pub(crate) mod simulated;
 mod watches;
@@ -16,4 +17,5 @@ pub(crate) use process_table::{
     WaitResult,
 };
 pub(crate) use procfs::{ProcStat, children_of, pid_of_pidfd};
+pub(crate) use reap_requests::ReapRequests;
 pub(crate) use watches::Watches;

@@ -65,6 +65,20 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
     /// Removes a watch. Closing the pidfd does so too.
     fn unwatch(&self, pidfd: &Self::Pidfd);
 
+    /// Makes the kernel reap a child as it exits, if it can, in place of a watch. [`ready`](Self::ready)
+    /// then returns `token` once, and [`reap`](Self::reap) the status, without the usage.
+    fn reap_on_exit(&self, _pidfd: &Self::Pidfd, _token: u64) {}
+
+    /// Returns the pidfd of a finished child for closing, or `None` if the kernel still needs it for
+    /// [`reap_on_exit`](Self::reap_on_exit), and it is closed later.
+    fn release(&self, pidfd: Self::Pidfd) -> Option<Self::Pidfd> {
+        Some(pidfd)
+    }
+
+    /// Ends all of [`reap_on_exit`](Self::reap_on_exit): of what exits from now on, the kernel reaps
+    /// nothing. [`reap`](Self::reap) returns the status of what it has reaped.
+    fn stop_reaping(&self) {}
+
     /// Appends up to [`MAX_READY_EVENTS`] tokens of watches that have an event, and returns how
     /// many events there were.
     fn ready(&self, tokens: &mut VecDeque<u64>) -> io::Result<usize>;
@@ -72,7 +86,8 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
     /// Checks whether a child has exited, and leaves the zombie waitable.
     fn peek(&self, target: Target<'_, Self::Pidfd>) -> WaitResult;
 
-    /// Reaps a child if it has exited.
+    /// Reaps a child if it has exited, or returns the status with which the kernel
+    /// [has reaped](Self::reap_on_exit) it.
     fn reap(&self, target: Target<'_, Self::Pidfd>) -> WaitResult;
 
     /// Returns the wait status of a process that any wait has reaped, or `None` if the kernel does

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -20,7 +21,7 @@ pub(crate) struct Watches {
     ticked: AtomicBool,
     /// Whether the wake event was readable since [`take_woken`](Self::take_woken).
     woken: AtomicBool,
-    /// The tokens of events that [`block`](Self::block) has read.
+    /// The tokens of events that [`block`](Self::block) has read, or that were [reported](Self::report).
     fetched: Mutex<VecDeque<u64>>,
 }
 
@@ -32,7 +33,7 @@ const WAKE_TOKEN: u64 = u64::MAX;
 
 impl Watches {
     /// Returns the epoll descriptor, which is readable when a watch has an event.
-    pub(super) fn fd(&self) -> io::Result<BorrowedFd<'_>> {
+    pub(crate) fn fd(&self) -> io::Result<BorrowedFd<'_>> {
         self.epoll().map(|epoll| epoll.0.as_fd())
     }
 
@@ -64,7 +65,11 @@ impl Watches {
             Until::Reaped => EpollFlags::EPOLLONESHOT,
         };
         let mut event = EpollEvent::new(flags, token);
-        Ok(self.epoll()?.modify(pidfd, &mut event)?)
+        match self.epoll()?.modify(pidfd, &mut event) {
+            // An io_uring has watched it since.
+            Err(Errno::ENOENT) => Ok(self.epoll()?.add(pidfd, event)?),
+            result => Ok(result?),
+        }
     }
 
     pub(super) fn remove(&self, pidfd: BorrowedFd<'_>) {
@@ -138,6 +143,11 @@ impl Watches {
         let mut events = [EpollEvent::empty(); MAX_READY_EVENTS];
         let found = epoll.wait(&mut events, EpollTimeout::ZERO)?;
         Ok(self.sort(&events[..found], tokens))
+    }
+
+    /// Makes the next call of [`ready`](Self::ready) return these tokens.
+    pub(crate) fn report(&self, tokens: VecDeque<u64>) {
+        self.fetched().extend(tokens);
     }
 
     fn fetched(&self) -> MutexGuard<'_, VecDeque<u64>> {

@@ -9,6 +9,7 @@ mod directory;
 mod exit_slot;
 mod exits;
 mod outbox;
+mod reap_requests;
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;

@@ -117,6 +117,8 @@ pub(super) enum Action {
     Stall {
         millis: u32,
     },
+    /// io_uring reaps the children that have exited, and the worker has not noticed it.
+    ReapInKernel,
     /// The tokio runtime of the worker is dropped, and a thread takes over, if it can be started.
     DropRuntime,
 

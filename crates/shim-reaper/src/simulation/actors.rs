@@ -86,6 +86,7 @@ impl Simulation {
                     self.poll_worker();
                 }
             }
+            Action::ReapInKernel => kernel.reap_in_kernel(),
             Action::Advance { .. } | Action::Stall { .. } => {}
             Action::DropRuntime => self.drop_runtime(),
             Action::LimitDescriptors { free } => kernel.limit_descriptors(free),

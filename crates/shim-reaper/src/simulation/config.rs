@@ -65,7 +65,8 @@ pub(super) enum Recycling {
 }
 
 impl Config {
-    pub(super) fn random(rng: &mut Rng) -> Self {
+    /// Returns a random configuration. With `io_uring`, the reaper uses it where the kernel has it.
+    pub(super) fn random(rng: &mut Rng, io_uring: bool) -> Self {
         // The oldest, and each that adds an interface.
         let age = rng.u32(0..6);
         let features = Features {
@@ -76,6 +77,7 @@ impl Config {
             events: true,
             subreaper: rng.bool(),
             reaps_children: rng.u32(0..12) == 0,
+            io_uring: io_uring && age > 1,
         };
         let exhausts_descriptors = rng.u32(0..4) == 0;
         let spawning = [

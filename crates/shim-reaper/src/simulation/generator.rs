@@ -124,6 +124,9 @@ impl Simulation {
         if let Some(action) = self.end_of_spawned(rng) {
             return Some(action);
         }
+        if self.kernel().has_due_request() && rng.u32(0..3) == 0 {
+            return Some(Action::ReapInKernel);
+        }
         for _ in 0..8 {
             let kind = choose_kind(rng, is_interrupt);
             if !self.config.has(kind) {

@@ -24,9 +24,9 @@ pub(super) struct History {
 
 impl History {
     /// Performs a random history. A seed always gives the same one.
-    pub(super) fn random(seed: u64) -> Self {
+    pub(super) fn random(seed: u64, io_uring: bool) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let config = Config::random(&mut rng);
+        let config = Config::random(&mut rng, io_uring);
         let length = rng.usize(20..400);
         Self::perform(config, Some(rng.fork()), |simulation| {
             let mut left = length;
@@ -301,9 +301,9 @@ async fn finish(simulation: &Simulation) {
 }
 
 /// Performs a history, and minimizes it if it fails. A panic is a failure too.
-pub(super) fn run(seed: u64) -> Result<u64, String> {
+pub(super) fn run(seed: u64, io_uring: bool) -> Result<u64, String> {
     let run = || {
-        let history = History::random(seed);
+        let history = History::random(seed, io_uring);
         if history.violation.is_none() {
             return Ok(history.len());
         }

@@ -38,16 +38,21 @@ pub struct Violation {
 }
 
 /// Performs histories until they have `steps` actions in total: one at least. Calls `progress` with
-/// the number of actions after each history.
+/// the number of actions after each history. With `io_uring`, the kernel reaps the shims.
 ///
 /// # Errors
 ///
 /// Returns the first history that violates an invariant.
-pub fn simulate(seed: u64, steps: u64, mut progress: impl FnMut(u64)) -> Result<u64, Violation> {
+pub fn simulate(
+    seed: u64,
+    steps: u64,
+    io_uring: bool,
+    mut progress: impl FnMut(u64),
+) -> Result<u64, Violation> {
     let mut done = 0;
     let mut seed = seed;
     loop {
-        done += history::run(seed).map_err(|history| Violation { seed, history })?;
+        done += history::run(seed, io_uring).map_err(|history| Violation { seed, history })?;
         progress(done);
         if done >= steps {
             return Ok(done);

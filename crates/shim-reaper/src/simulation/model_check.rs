@@ -8,13 +8,13 @@
 #[path = "../../tests/common/own_process.rs"]
 mod own_process;
 
+mod fork;
 mod view;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -24,14 +24,8 @@ use self::view::{View, kind, result};
 use super::action::{Action, ForkedBy, Name};
 use super::history::History;
 use crate::Signal;
-use crate::kernel::simulated::{Descriptor, Features, Parent, ProcessState, Simulated};
+use crate::kernel::simulated::{Descriptor, Features, ProcessState, Simulated};
 use crate::kernel::{Linux, ProcessTable, Target, Until, WaitResult};
-
-/// Exits with the code that it reads.
-const CHILD: &str = "read code; exit $code";
-
-/// Also starts a child of its own, which reads its code from the descriptor 2, and prints its pid.
-const PARENT: &str = "(read code <&2; exit $code) & echo $!; exec >&-; read code; exit $code";
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -73,7 +67,7 @@ fn simulated_kernel_agrees_with_the_running_one() {
         set_child_subreaper(true).unwrap();
         let features = running_features();
         for seed in 0..HISTORIES {
-            Kernels::new(features).play(&History::random(seed).actions(), seed);
+            Kernels::new(features).play(&History::random(seed, false).actions(), seed);
         }
     });
 }
@@ -105,7 +99,7 @@ fn running_features() -> Features {
 impl Kernels {
     fn new(features: Features) -> Self {
         Self {
-            real: Linux::new(true),
+            real: Linux::new(true, false),
             simulated: Simulated::new(features),
             processes: BTreeMap::new(),
             names: BTreeMap::new(),
@@ -217,53 +211,6 @@ impl Kernels {
         if let Some(process) = self.processes.get_mut(&pid) {
             process.owned |= owned;
         }
-    }
-
-    fn fork(&mut self) -> u32 {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut command = Command::new("sh");
-        let child = command.args(["-c", CHILD]).stdin(OwnedFd::from(theirs));
-        let pid = child.spawn().unwrap().id();
-        let index = self.simulated.fork(pid);
-        self.add(pid, index, ours, None);
-        pid
-    }
-
-    /// Returns the pids of a child and of its child.
-    fn fork_parent(&mut self) -> (u32, u32) {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let (ours_of_child, theirs_of_child) = UnixStream::pair().unwrap();
-        let mut parent = Command::new("sh")
-            .args(["-c", PARENT])
-            .stdin(OwnedFd::from(theirs))
-            .stderr(OwnedFd::from(theirs_of_child))
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        let mut output = BufReader::new(parent.stdout.take().unwrap());
-        output.read_line(&mut line).unwrap();
-        let child = line.trim().parse().unwrap();
-        let pid = parent.id();
-        let parent = self.simulated.fork(pid);
-        self.add(pid, parent, ours, None);
-        let index = self.simulated.add(child, Parent::Process(parent), None);
-        self.add(child, index, ours_of_child, Some(parent));
-        (pid, child)
-    }
-
-    fn add(&mut self, pid: u32, index: usize, commands: UnixStream, parent: Option<usize>) {
-        let process = Process {
-            pid,
-            index,
-            commands,
-            parent,
-            pidfds: None,
-            token: u64::from(pid),
-            watched: false,
-            owned: false,
-        };
-        self.processes.insert(pid, process);
     }
 
     fn is_running(&self, pid: u32) -> bool {

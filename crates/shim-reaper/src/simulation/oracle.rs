@@ -47,7 +47,7 @@ impl Simulation {
                     let has_owner = registrations().any(|one| one.was_child);
                     is_closing || !has_owner || is_older_than(self.config.grace)
                 }
-                Some(Role::Owned) => true,
+                Some(Role::Owned) => !self.is_closed(),
             }
         };
         if is_orphan {
@@ -180,7 +180,8 @@ impl Simulation {
             + stats.observed_total
             + stats.foreign_waits_total
             + stats.unknown_total;
-        let agree = stats.reaped_total == world.reaped
+        let reaped = stats.reaped_total + self.kernel().unreported_reaps();
+        let agree = reaped == world.reaped
             && stats.orphans_reaped_total == world.orphans_reaped
             && stats.respawns_total == world.panics
             && (sum == total || (is_closed && sum < total && stats.registered == 0))
@@ -188,7 +189,7 @@ impl Simulation {
             && stats.vanished_total == reasons;
         if !agree {
             let counted = (
-                stats.reaped_total,
+                reaped,
                 stats.orphans_reaped_total,
                 stats.respawns_total,
                 sum,
@@ -198,6 +199,9 @@ impl Simulation {
                 "(reaped, orphans, respawns, registrations) are counted as {counted:?}, but \
                  were {history:?}"
             ));
+        }
+        if self.kernel().has_lost_pidfd() {
+            world.fail("a pidfd was closed before its request had ended".into());
         }
         // After a shutdown the handles keep them, to send signals.
         let count = self.kernel().pidfd_count() - world.kept_pidfds();

@@ -9,16 +9,20 @@ use crate::kernel::simulated::{Failure, Features};
 
 #[test]
 fn random_histories_keep_every_promise() {
-    if let Err(violation) = simulate(1, 20_000, |_| {}) {
-        panic!("seed {}: {}", violation.seed, violation.history);
+    for io_uring in [false, true] {
+        if let Err(violation) = simulate(1, 20_000, io_uring, |_| {}) {
+            panic!("seed {}: {}", violation.seed, violation.history);
+        }
     }
 }
 
 #[test]
 fn seed_always_gives_the_same_history() {
     for seed in 0..50 {
-        let history = History::random(seed);
-        assert_eq!(history.to_string(), History::random(seed).to_string());
+        let io_uring = seed % 2 == 0;
+        let history = History::random(seed, io_uring);
+        let again = History::random(seed, io_uring);
+        assert_eq!(history.to_string(), again.to_string());
         assert_eq!(history.to_string(), history.replay().to_string());
     }
 }

@@ -181,6 +181,7 @@ impl Simulation {
             && stats.without_pidfd == 0
             && self.kernel().pidfd_count() == self.world().kept_pidfds()
             && self.kernel().watch_count() == 0
+            && self.kernel().request_count() == 0
             && self.core.inspect_registry(Registry::size) == Some(0)
             && self.core.shared.directory.pids().is_empty()
     }

@@ -11,6 +11,7 @@
 pub mod control_group;
 pub mod forks;
 pub mod groups;
+pub mod io_uring;
 pub mod log_counter;
 pub mod main_thread;
 pub mod own_process;

@@ -21,7 +21,14 @@ impl<'a> SimulatedEvents<'a> {
             has_timer: false,
         };
         events.retry_setup(sweep_interval);
+        kernel.open_requests();
         events
+    }
+}
+
+impl Drop for SimulatedEvents<'_> {
+    fn drop(&mut self) {
+        self.kernel.close_requests();
     }
 }
 
@@ -59,10 +66,18 @@ impl KernelEvents for SimulatedEvents<'_> {
     }
 
     fn poll_event(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.has_epoll {
-            self.kernel.table().epoll.poll_event(cx)
-        } else {
-            Poll::Pending
+        if !self.has_epoll {
+            return Poll::Pending;
         }
+        self.kernel.leave();
+        if self.kernel.take_news() {
+            // The epoll may have events too, which the next call reports.
+            return Poll::Ready(());
+        }
+        let poll = self.kernel.table().epoll.poll_event(cx);
+        if poll.is_pending() {
+            self.kernel.enter();
+        }
+        poll
     }
 }

@@ -53,6 +53,7 @@ impl Drop for Descriptor {
     fn drop(&mut self) {
         let mut table = lock(&self.table);
         table.epoll.close(self.number);
+        table.requests.note_closed(self.number);
         table.descriptors -= 1;
     }
 }

@@ -5,8 +5,10 @@ mod epoll;
 mod events;
 mod kernel;
 mod process;
+mod requests;
 mod system_calls;
 mod table;
+mod waits;
 
 pub(crate) use epoll::Disturbance;
 pub(crate) use events::SimulatedEvents;

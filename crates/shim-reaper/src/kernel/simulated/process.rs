@@ -21,6 +21,8 @@ pub(crate) struct Features {
     pub(crate) subreaper: bool,
     /// SIGCHLD is ignored, so that the kernel reaps the children of this process as they exit.
     pub(crate) reaps_children: bool,
+    /// io_uring with `IORING_OP_WAITID`, Linux 6.7, and a reaper that uses it.
+    pub(crate) io_uring: bool,
 }
 
 #[cfg(test)]
@@ -33,6 +35,7 @@ impl Features {
         events: true,
         subreaper: true,
         reaps_children: false,
+        io_uring: false,
     };
 }
 

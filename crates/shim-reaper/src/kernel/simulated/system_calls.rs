@@ -7,63 +7,20 @@ use std::time::{Duration, Instant};
 use nix::libc;
 
 use super::kernel::{Descriptor, Simulated};
-use super::process::{Parent, Process, ProcessState, ReapedBy, wait_status};
+use super::process::{Parent, Process, ProcessState, wait_status};
 use super::table::{Failure, no_descriptor};
+use crate::Signal;
 use crate::command::sealed::CommandRef;
 use crate::kernel::{
     ForkedChildren, Member, NoPidfd, Orphan, Orphans, ProcStat, ProcessTable, Spawned, Target,
     Until, WaitResult,
 };
 use crate::pipes::Pipes;
-use crate::sys::ChildExit;
-use crate::{ResourceUsage, Signal};
 
 /// How often a thread that waits for an exit checks it.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 impl Simulated {
-    fn wait(&self, target: &Target<'_, Descriptor>, reap: bool, is_orphan: bool) -> WaitResult {
-        self.interrupt("waitid");
-        let by_pidfd = self.features().wait_by_pidfd;
-        if let (Target::Pidfd(_, pidfd), false) = (target, by_pidfd) {
-            if self.process(pidfd.process).state.is_reaped() {
-                return WaitResult::NotWaitable;
-            }
-            self.interrupt("waitid by pid");
-        }
-        let mut table = self.table();
-        let index = match target {
-            Target::Pidfd(_, pidfd) if by_pidfd => Some(pidfd.process),
-            Target::Pidfd(pid, _) | Target::Pid(pid) => table.find(*pid),
-        };
-        let Some(index) = index else {
-            return WaitResult::NotWaitable;
-        };
-        let process = &mut table.processes[index];
-        let pid = process.pid;
-        let code = match process.state {
-            _ if process.parent != Parent::This => return WaitResult::NotWaitable,
-            ProcessState::Running | ProcessState::Traced(_) => return WaitResult::Running,
-            ProcessState::BeingReaped(_) | ProcessState::Reaped(_) => {
-                return WaitResult::NotWaitable;
-            }
-            ProcessState::Zombie(code) => code,
-        };
-        if reap {
-            process.reaped_by = Some(ReapedBy::Reaper);
-            table.set(index, ProcessState::Reaped(code));
-            table.reaped_by_reaper.push(pid);
-        }
-        drop(table);
-        if let (true, Some(interrupts)) = (reap, self.interrupts()) {
-            interrupts.reaped(index, is_orphan);
-        }
-        WaitResult::Exited(ChildExit {
-            status: wait_status(code),
-            usage: ResourceUsage::default(),
-        })
-    }
-
     fn kill(&self, process: usize, signal: Signal) -> io::Result<()> {
         let mut table = self.table();
         let Process {
@@ -218,6 +175,22 @@ impl ProcessTable for Simulated {
     fn unwatch(&self, pidfd: &Descriptor) {
         // Without an interrupt, which may panic: the reaper is about to publish an exit.
         self.table().epoll.close(pidfd.number);
+    }
+
+    fn reap_on_exit(&self, pidfd: &Descriptor, token: u64) {
+        if self.features().io_uring {
+            self.add_request(pidfd, token);
+        }
+    }
+
+    fn release(&self, pidfd: Descriptor) -> Option<Descriptor> {
+        self.release_pidfd(pidfd)
+    }
+
+    fn stop_reaping(&self) {
+        if self.features().io_uring {
+            self.stop_requests();
+        }
     }
 
     fn ready(&self, tokens: &mut VecDeque<u64>) -> io::Result<usize> {

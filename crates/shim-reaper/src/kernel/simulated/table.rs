@@ -6,6 +6,8 @@ use nix::libc;
 
 use super::epoll::Epoll;
 use super::process::{Features, Parent, Process, ProcessState, ReapedBy, Resistance};
+use super::requests::Requests;
+use crate::kernel::MAX_READY_EVENTS;
 
 /// A call of the kernel that fails once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,6 +39,7 @@ pub(super) struct Table {
     /// The process that has each pid.
     by_pid: BTreeMap<u32, usize>,
     pub(super) epoll: Epoll,
+    pub(super) requests: Requests,
     pub(super) descriptor_limit: usize,
     pub(super) descriptors: usize,
     pub(super) failures: BTreeSet<Failure>,
@@ -53,6 +56,7 @@ impl Table {
             processes: Vec::new(),
             by_pid: BTreeMap::new(),
             epoll: Epoll::default(),
+            requests: Requests::default(),
             descriptor_limit: usize::MAX,
             descriptors: 0,
             failures: BTreeSet::new(),
@@ -110,7 +114,7 @@ impl Table {
             }
             _ => {}
         }
-        self.epoll.raise(&self.processes, self.features, self.now);
+        self.raise();
     }
 
     fn reparent_children(&mut self, dead: usize) {
@@ -160,6 +164,17 @@ impl Table {
 
     pub(super) fn raise(&mut self) {
         self.epoll.raise(&self.processes, self.features, self.now);
+        if self.requests.is_due(&self.processes) {
+            self.epoll.report_event();
+        }
+    }
+
+    /// Closes descriptors.
+    pub(super) fn close_all(&mut self, descriptors: &[u64]) {
+        for descriptor in descriptors {
+            self.epoll.close(*descriptor);
+        }
+        self.descriptors -= descriptors.len();
     }
 
     /// Creates the epoll on first use.
@@ -174,6 +189,11 @@ impl Table {
     }
 
     pub(super) fn take_events(&mut self, tokens: &mut VecDeque<u64>) -> usize {
+        let count = self.requests.tokens.len().min(MAX_READY_EVENTS);
+        if count > 0 {
+            tokens.extend(self.requests.tokens.drain(..count));
+            return count;
+        }
         self.epoll
             .take_events(tokens, &self.processes, self.features, self.now)
     }

@@ -1,3 +1,5 @@
+mod backend;
+
 use std::cell::Cell;
 use std::future::Future;
 use std::io;
@@ -8,16 +10,16 @@ use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::epoll::EpollTimeout;
 use tokio::time::Instant;
 
+use self::backend::Backend;
 use crate::core::Core;
 use crate::kernel::{Linux, Watches};
 use crate::readiness::{Alarm, Host, KernelEvents};
 use crate::wake_event::WakeEvent;
 
-/// Runs the worker on a thread of its own, which blocks in the epoll of pidfds. The worker of a tokio
-/// runtime needs a second epoll, that of tokio, which adds a wake-up and a system call to every exit.
+/// Runs the worker on a thread of its own, which blocks in the epoll of pidfds or in an io_uring. The worker
+/// of a tokio runtime needs a second epoll, that of tokio, which adds a wake-up and a system call to every exit.
 #[derive(Debug)]
 pub(crate) struct Parker {
     core: Arc<Core<Linux>>,
@@ -55,24 +57,21 @@ impl Parker {
         let waker = Waker::from(Arc::clone(&self.wake_event));
         let mut cx = Context::from_waker(&waker);
         let mut future = pin!(future);
+        let mut backend = Backend::new(&self.core.shared.kernel, &self.wake_event);
         loop {
             self.deadline.set(None);
             if let Poll::Ready(value) = future.as_mut().poll(&mut cx) {
                 return value;
             }
-            self.park();
+            self.park(&mut backend);
         }
     }
 
     /// Blocks until the kernel has an event, the waker is woken or the deadline has passed.
-    fn park(&self) {
-        let timeout = self.deadline.get().map_or(EpollTimeout::NONE, |deadline| {
-            let left = deadline.saturating_duration_since(Instant::now());
-            // Rounded up, so that the thread does not wake before the deadline.
-            let left = left + Duration::from_nanos(999_999);
-            EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX)
-        });
-        match self.watches().block(timeout) {
+    fn park(&self, backend: &mut Backend<'_>) {
+        let now = Instant::now();
+        let left = |deadline: Instant| deadline.saturating_duration_since(now);
+        match backend.block(self.deadline.get().map(left)) {
             // The worker may not have taken the events of an earlier call.
             Ok(found) => self.has_events.set(self.has_events.get() || found),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -175,7 +174,7 @@ mod tests {
 
     fn parker() -> Parker {
         let core = Core::new(Shared::new(
-            Linux::new(true),
+            Linux::new(true, false),
             Counters::default(),
             CancellationToken::new(),
             INTERVAL,
@@ -189,6 +188,7 @@ mod tests {
     #[test]
     fn an_interval_is_reported_once() {
         let parker = parker();
+        let mut backend = Backend::Epoll(parker.watches());
         let mut events = ParkedEvents {
             parker: &parker,
             has_timer: false,
@@ -197,7 +197,7 @@ mod tests {
         events.retry_setup(Duration::from_millis(1));
         assert!(events.has_timer());
         while !events.has_ticked() {
-            parker.park();
+            parker.park(&mut backend);
         }
         assert!(events.take_tick() && !events.take_tick());
     }
@@ -206,15 +206,16 @@ mod tests {
     #[allow(clippy::zombie_processes)] // The reaper waits for it.
     fn a_wake_up_hides_no_event() {
         let parker = parker();
+        let mut backend = Backend::Epoll(parker.watches());
         let core = &parker.core;
         let child = Command::new("true").spawn().unwrap();
         core.shared.register(child.id(), Role::Owned).unwrap();
         parker.has_events.set(false);
         while !parker.has_events.get() {
-            parker.park();
+            parker.park(&mut backend);
         }
         parker.wake_event.wake_by_ref();
-        parker.park();
+        parker.park(&mut backend);
         let is_awake = sys::pidfd_has_exited(parker.wake_event.as_fd());
         assert!(!is_awake, "one wake-up ends one wait");
         assert!(parker.has_events.get());

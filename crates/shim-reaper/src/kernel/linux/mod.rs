@@ -1,35 +1,29 @@
+mod spawn;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::panic::{self, AssertUnwindSafe};
-use std::process::{Child, Command, ExitStatus};
+use std::process::ExitStatus;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal;
-use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use super::orphans::OrphanSearch;
 use super::procfs;
 use super::{
-    ForkedChildren, Member, NoPidfd, Orphan, Orphans, ProcStat, ProcessTable, Spawned, Target,
-    Until, WaitResult, Watches,
+    ForkedChildren, Member, NoPidfd, Orphan, Orphans, ProcStat, ProcessTable, ReapRequests,
+    Spawned, Target, Until, WaitResult, Watches,
 };
 use crate::Signal;
 use crate::command::sealed::CommandRef;
-use crate::pipes::Pipes;
 use crate::sys::{self, ChildExit, WaitFor};
 use crate::thread::spawn_thread;
-
-/// The most descriptors that std opens for a spawn with a fork: three pipes, and a pair of sockets.
-const MAX_DESCRIPTORS_OF_STD: usize = 8;
 
 /// The running kernel.
 #[derive(Debug)]
@@ -41,22 +35,29 @@ pub(crate) struct Linux {
     /// Whether the kernel has `P_PIDFD`.
     wait_by_pidfd: AtomicBool,
     watches: Watches,
+    /// `None` unless the embedder wants io_uring.
+    reap_requests: Option<ReapRequests>,
     orphans: OrphanSearch,
 }
 
 impl Linux {
-    pub(crate) fn new(pidfds: bool) -> Self {
+    pub(crate) fn new(pidfds: bool, io_uring: bool) -> Self {
         Self {
             pidfds: AtomicBool::new(pidfds),
             pidfd_failure: OnceLock::new(),
             wait_by_pidfd: AtomicBool::new(true),
             watches: Watches::default(),
+            reap_requests: io_uring.then(ReapRequests::default),
             orphans: OrphanSearch::default(),
         }
     }
 
     pub(crate) fn watches(&self) -> &Watches {
         &self.watches
+    }
+
+    pub(crate) fn reap_requests(&self) -> Option<&ReapRequests> {
+        self.reap_requests.as_ref()
     }
 
     /// Returns the epoll descriptor, which is readable when a watch has an event. Returns `None`
@@ -68,88 +69,15 @@ impl Linux {
         self.watches.fd().ok()
     }
 
-    /// Spawns a child with `pidfd-spawn`, which returns its pidfd.
-    fn spawn_native(&self, command: &mut pidfd_spawn::Command) -> io::Result<Spawned<OwnedFd>> {
-        let child = command.spawn()?.into_parts();
-        Ok(Spawned {
-            pid: child.pid,
-            pidfd: self.accept(child.pidfd),
-            pipes: Pipes {
-                stdin: child.stdin,
-                stdout: child.stdout,
-                stderr: child.stderr,
-            },
-        })
-    }
-
-    fn spawn_std(
-        &self,
-        command: &mut Command,
-        process_group: Option<i32>,
-        early_pidfd: bool,
-    ) -> io::Result<Spawned<OwnedFd>> {
-        let early_pidfd = self.pidfds.load(Ordering::Relaxed)
-            && (early_pidfd || sys::kernel_reaps_children())
-            // Without a `fork`, std reports a directory that the child cannot enter without a wait
-            // for the child. The path with a dot needs the permission to search the directory.
-            && command.get_current_dir().is_none_or(|dir| dir.join(".").is_dir());
-        if let Some(sockets) = early_pidfd.then(report_sockets).flatten() {
-            return self.spawn_with_early_pidfd(command, process_group, sockets);
-        }
-        if let Some(pgroup) = process_group {
-            command.process_group(pgroup);
-        }
-        let child = catch_panic(command)?;
-        Ok(Spawned {
-            pid: child.id(),
-            pidfd: self.open(child.id()),
-            pipes: child.into(),
-        })
-    }
-
-    /// Spawns a child that opens its own pidfd before it executes the program, so that no wait can
-    /// reap it before its pidfd is open.
-    fn spawn_with_early_pidfd(
-        &self,
-        command: &mut Command,
-        mut process_group: Option<i32>,
-        (receiver, sender): (UnixStream, UnixStream),
-    ) -> io::Result<Spawned<OwnedFd>> {
-        // Creating a group cannot fail, so std does it: before the closures of the command, which may
-        // make the group the foreground group of a terminal.
-        if let Some(new_group) = process_group.take_if(|pgroup| *pgroup == 0) {
-            command.process_group(new_group);
-        }
-        let sender = Arc::new(sender);
-        sys::report_before_exec(command, process_group, &sender);
-        let child = catch_panic(command)?;
-        drop(sender);
-        let report = sys::receive_report(&receiver);
-        let pid = child.id();
-        let pidfd = report.pidfd.map_or_else(|| self.open(pid), Ok);
-        if let Some(error) = report.exec_error {
-            self.reap_exiting(pid, pidfd.ok());
-            return Err(error);
-        }
-        Ok(Spawned {
-            pid,
-            pidfd,
-            pipes: child.into(),
-        })
-    }
-
-    /// Waits until a child that is about to exit has exited, and reaps it.
-    fn reap_exiting(&self, pid: u32, pidfd: Option<OwnedFd>) {
-        if let Some(pidfd) = pidfd {
-            sys::pidfd_await_exit(pidfd.as_fd(), None);
-            self.reap(Target::Pidfd(pid, &pidfd));
-            return;
-        }
-        // Any other error means that a foreign wait has reaped it.
-        while waitpid(as_pid(pid), None) == Err(Errno::EINTR) {}
-    }
-
     fn wait(&self, target: Target<'_, OwnedFd>, keep_zombie: bool) -> WaitResult {
+        let requests = match &target {
+            Target::Pidfd(_, pidfd) => self.reap_requests().map(|found| (found, pidfd.as_fd())),
+            Target::Pid(_) => None,
+        };
+        let reaped = requests.and_then(|(found, pidfd)| found.status(pidfd, keep_zombie));
+        if let Some(status) = reaped {
+            return reaped_by_kernel(status);
+        }
         let found = match target {
             Target::Pid(pid) => sys::waitid(WaitFor::Pid(pid), keep_zombie),
             Target::Pidfd(pid, pidfd) if self.wait_by_pidfd.load(Ordering::Relaxed) => {
@@ -166,28 +94,17 @@ impl Linux {
         match found {
             Ok(Some(exit)) => WaitResult::Exited(exit),
             Ok(None) => WaitResult::Running,
-            Err(_) => WaitResult::NotWaitable,
+            Err(_) => requests
+                .and_then(|(found, pidfd)| found.status_of_reaped(pidfd, keep_zombie))
+                .map_or(WaitResult::NotWaitable, reaped_by_kernel),
         }
     }
 }
 
-/// Returns sockets for the report of a child, unless std would lack descriptors for its spawn. It needs
-/// none for a plain spawn without a report.
-fn report_sockets() -> Option<(UnixStream, UnixStream)> {
-    let sockets = UnixStream::pair().ok()?;
-    let spare = (0..MAX_DESCRIPTORS_OF_STD).map(|_| sockets.0.try_clone());
-    let spare: io::Result<Vec<_>> = spare.collect();
-    spare.is_ok().then_some(sockets)
-}
-
-/// Spawns a child with std, which waits for a child that it cannot prepare, for example because of its
-/// user ID, and panics if another wait has reaped that child.
-fn catch_panic(command: &mut Command) -> io::Result<Child> {
-    panic::catch_unwind(AssertUnwindSafe(|| command.spawn())).unwrap_or_else(|_| {
-        Err(io::Error::other(
-            "cannot prepare the process, and it was reaped by a foreign wait or because SIGCHLD is \
-             ignored; use shim_reaper::Command",
-        ))
+fn reaped_by_kernel(status: ExitStatus) -> WaitResult {
+    WaitResult::Exited(ChildExit {
+        status,
+        usage: None,
     })
 }
 
@@ -291,6 +208,26 @@ impl ProcessTable for Linux {
         self.watches.remove(pidfd.as_fd());
     }
 
+    fn reap_on_exit(&self, pidfd: &OwnedFd, token: u64) {
+        let requests = self.reap_requests.as_ref();
+        if requests.is_some_and(|requests| requests.add(pidfd.as_fd(), token)) {
+            self.watches.remove(pidfd.as_fd());
+        }
+    }
+
+    fn release(&self, pidfd: OwnedFd) -> Option<OwnedFd> {
+        match &self.reap_requests {
+            Some(requests) => requests.release(pidfd),
+            None => Some(pidfd),
+        }
+    }
+
+    fn stop_reaping(&self) {
+        if let Some(requests) = &self.reap_requests {
+            requests.stop();
+        }
+    }
+
     fn ready(&self, tokens: &mut VecDeque<u64>) -> io::Result<usize> {
         self.watches.ready(tokens)
     }
@@ -380,12 +317,16 @@ fn as_pid(pid: u32) -> Pid {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+    use std::sync::Arc;
+
     use super::*;
+    use crate::wake_event::WakeEvent;
 
     #[test]
     #[cfg_attr(miri, ignore = "makes system calls")]
     fn one_exited_process_among_running_ones_is_noticed() {
-        let kernel = Linux::new(true);
+        let kernel = Linux::new(true, false);
         let start = |program: &mut Command| {
             let child = program.spawn().unwrap();
             let pidfd = kernel.open(child.id()).unwrap();
@@ -401,5 +342,17 @@ mod tests {
         running.kill().unwrap();
         running.wait().unwrap();
         assert!(!before && found && found_reaped);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls")]
+    fn kernel_takes_no_request_after_it_was_told_to_stop() {
+        let kernel = Linux::new(true, true);
+        let requests = kernel.reap_requests().unwrap();
+        requests.open(&Arc::new(WakeEvent::new().unwrap()));
+        assert!(requests.enter().is_some());
+        requests.leave(&[], &mut VecDeque::new());
+        kernel.stop_reaping();
+        assert!(requests.enter().is_none());
     }
 }
