@@ -2,10 +2,10 @@
 //! the intended ones.
 //!
 //! ```text
-//! cargo bench -p shim-reaper --bench chaos -- [--seconds 60 | --lifecycles 100000] [--seed 1]
+//! cargo bench -p shim-reaper --bench chaos -- [--seconds 60 | --lifecycles 100000] [--seed 1] [--io-uring]
 //! ```
 //!
-//! Runs for a time, or until that many children have ended. Prints the seed first and a table last.
+//! With `--io-uring`, the kernel reaps the shims of a dedicated thread. Runs for a time, or until that many children have ended. Prints the seed first and a table last.
 //! Fails if an exit was lost, stolen from its owner or reported wrongly, or if a zombie or a
 //! descriptor was left. A seed determines what each round does, but not how the kernel schedules it.
 
@@ -31,6 +31,9 @@ use crate::random::Random;
 use crate::round::Round;
 use crate::tally::Tally;
 
+/// Makes the reapers use io_uring.
+const IO_URING: &str = "--io-uring";
+
 /// The number of rounds before the first count of descriptors and memory.
 const WARM_UP_ROUNDS: u64 = 10;
 
@@ -49,7 +52,9 @@ fn main() -> ExitCode {
         }
     };
     let seed = option(&args, "--seed").unwrap_or_else(random::seed);
-    println!("chaos: {limit:?}, seed {seed}");
+    let io_uring = args.iter().any(|arg| arg == IO_URING);
+    let mode = if io_uring { IO_URING } else { "" };
+    println!("chaos: {limit:?}, seed {seed} {mode}");
     trouble::hide_injected_panics();
     trouble::reset_dispositions();
 
@@ -57,7 +62,7 @@ fn main() -> ExitCode {
     let mut random = Random::new(seed);
     let keeps_statuses = child::kernel_keeps_statuses();
     let mut run_round = |number| {
-        let round = Round::random(number, keeps_statuses, &mut random);
+        let round = Round::random(number, keeps_statuses, io_uring, &mut random);
         round.run(&mut random.fork(), &tally);
     };
     let start = Instant::now();
@@ -81,7 +86,7 @@ fn main() -> ExitCode {
     if tally.is_clean() && !has_leaked {
         ExitCode::SUCCESS
     } else {
-        println!("FAILED; run it again with --seed {seed}");
+        println!("FAILED; run it again with --seed {seed} {mode}");
         ExitCode::FAILURE
     }
 }

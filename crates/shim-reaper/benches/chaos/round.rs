@@ -83,6 +83,7 @@ pub(crate) struct Round {
     pub(crate) ending: Ending,
     trouble: Trouble,
     pidfd: bool,
+    io_uring: bool,
     subreaper: bool,
     interval: Duration,
     /// Of a stop of all shims.
@@ -91,7 +92,12 @@ pub(crate) struct Round {
 }
 
 impl Round {
-    pub(crate) fn random(number: u64, keeps_statuses: bool, random: &mut Random) -> Self {
+    pub(crate) fn random(
+        number: u64,
+        keeps_statuses: bool,
+        io_uring: bool,
+        random: &mut Random,
+    ) -> Self {
         let ending = random.pick(&Ending::ALL);
         let trouble = Trouble::random(random);
         let reaps_children = trouble.reaps_children();
@@ -117,6 +123,7 @@ impl Round {
             ending,
             trouble,
             pidfd,
+            io_uring,
             subreaper,
             interval: Duration::from_millis(random.pick(intervals)),
             stop_grace: random.millis(40),
@@ -191,6 +198,7 @@ impl Round {
         };
         let mut builder = ShimReaper::builder()
             .pidfd(self.pidfd)
+            .io_uring(self.io_uring)
             .early_pidfd(self.rules.reaper_only)
             .sweep_interval(self.interval)
             .owner_grace(Duration::from_millis(grace_millis))

@@ -56,10 +56,20 @@ impl Ours {
 
     /// With the reaper on a thread of its own.
     pub(crate) fn dedicated() -> Self {
+        Self::on_thread(false, Column::Dedicated)
+    }
+
+    /// With the reaper on a thread of its own, which uses io_uring.
+    pub(crate) fn io_uring() -> Self {
+        Self::on_thread(true, Column::IoUring)
+    }
+
+    fn on_thread(io_uring: bool, column: Column) -> Self {
+        let builder = ShimReaper::builder().io_uring(io_uring);
         Self {
-            reaper: ShimReaper::builder().start_dedicated().unwrap(),
+            reaper: builder.start_dedicated().unwrap(),
             runtime: PeerRuntime::new(),
-            column: Column::Dedicated,
+            column,
         }
     }
 }

@@ -158,6 +158,7 @@ impl Row {
 pub(crate) enum Column {
     Ours,
     Dedicated,
+    IoUring,
     /// This crate, which spawns a command of std.
     OursOfStd,
     TokioAwaited,
@@ -170,9 +171,10 @@ pub(crate) enum Column {
 }
 
 impl Column {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Ours,
         Self::Dedicated,
+        Self::IoUring,
         Self::OursOfStd,
         Self::TokioAwaited,
         Self::TokioDroppedBusy,
@@ -186,6 +188,7 @@ impl Column {
         match self {
             Self::Ours => "shim-reaper",
             Self::Dedicated => "shim-reaper, dedicated",
+            Self::IoUring => "shim-reaper, io_uring",
             Self::OursOfStd => "shim-reaper, command of std",
             Self::TokioAwaited => "tokio, awaited",
             Self::TokioDroppedBusy => "tokio, dropped, busy",

@@ -15,10 +15,12 @@ const SEVERAL_SWEEPS: Duration = Duration::from_secs(1);
 
 pub(super) fn run(_: &Effort, report: &mut Report) {
     let ours = per_child(&Ours::new());
+    let io_uring = per_child(&Ours::io_uring());
     let tokio = per_child(&TokioAwaited::new());
     report
         .row("Heap per live shim, of 10,000", Unit::Bytes)
         .set(Column::Ours, ours)
+        .set(Column::IoUring, io_uring)
         .set(Column::TokioAwaited, tokio)
         .goal("250 bytes", ours / MAX_BYTES, Limit::AtMost(1.0));
 }

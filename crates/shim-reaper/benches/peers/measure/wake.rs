@@ -15,9 +15,10 @@ const VICTIMS: usize = 200;
 pub(super) fn run(effort: &Effort, report: &mut Report) {
     let ours = Ours::new();
     let dedicated = Ours::dedicated();
+    let io_uring = Ours::io_uring();
     let tokio = TokioAwaited::new();
-    let peers: [&dyn Peer; 4] = [&ours, &dedicated, &tokio, &ThreadPerChild];
-    let mut samples: [Samples; 4] = Default::default();
+    let peers: [&dyn Peer; 5] = [&ours, &dedicated, &io_uring, &tokio, &ThreadPerChild];
+    let mut samples: [Samples; 5] = Default::default();
     for _ in 0..effort.times(BLOCKS) {
         let (sender, receiver) = mpsc::channel();
         let victims = peers.map(|peer| {
@@ -51,7 +52,7 @@ pub(super) fn run(effort: &Effort, report: &mut Report) {
             report.row(label, Unit::Time).set(peer.column(), value);
         }
     }
-    let [ours, dedicated, tokio, ..] = &samples;
+    let [ours, dedicated, io_uring, tokio, ..] = &samples;
     for (label, q, limit) in [("Wake, p50", MEDIAN, 0.98), ("Wake, p99", P99, 1.2)] {
         report
             .row(label, Unit::Time)
@@ -63,6 +64,11 @@ pub(super) fn run(effort: &Effort, report: &mut Report) {
             .goal(
                 "tokio awaited, dedicated",
                 dedicated.ratio_to(tokio, q),
+                Limit::AtMost(limit),
+            )
+            .goal(
+                "tokio awaited, io_uring",
+                io_uring.ratio_to(tokio, q),
                 Limit::AtMost(limit),
             );
     }

@@ -33,9 +33,17 @@ pub(super) fn run(effort: &Effort, report: &mut Report) {
     let processors = Processors::divide();
     let ours = Ours::new();
     let dedicated = Ours::dedicated();
+    let io_uring = Ours::io_uring();
     let tokio = TokioAwaited::new();
-    let peers: [&dyn Peer; 5] = [&ours, &dedicated, &tokio, &AsyncProcess, &ThreadPerChild];
-    let mut samples: [Samples; 5] = Default::default();
+    let peers: [&dyn Peer; 6] = [
+        &ours,
+        &dedicated,
+        &io_uring,
+        &tokio,
+        &AsyncProcess,
+        &ThreadPerChild,
+    ];
+    let mut samples: [Samples; 6] = Default::default();
     for _ in 0..effort.times(BLOCKS) {
         let mut populations = peers.map(|peer| Population::new(peer, WARM_UP + VICTIMS));
         thread::sleep(SETTLE);
@@ -52,7 +60,7 @@ pub(super) fn run(effort: &Effort, report: &mut Report) {
     for (peer, samples) in peers.iter().zip(&samples) {
         set(report, peer.column(), samples);
     }
-    let [ours, dedicated, tokio, ..] = &samples;
+    let [ours, dedicated, io_uring, tokio, ..] = &samples;
     for (label, q, limit) in [(LABELS[0], MEDIAN, 0.9), (LABELS[1], P99, 1.2)] {
         report
             .row(label, Unit::Time)
@@ -64,6 +72,11 @@ pub(super) fn run(effort: &Effort, report: &mut Report) {
             .goal(
                 "tokio awaited, dedicated",
                 dedicated.ratio_to(tokio, q),
+                Limit::AtMost(limit),
+            )
+            .goal(
+                "tokio awaited, io_uring",
+                io_uring.ratio_to(tokio, q),
                 Limit::AtMost(limit),
             );
     }
