@@ -358,7 +358,7 @@ impl ReaperBuilder {
     /// | memory of a shim | off | on |
     /// |---|---|---|
     /// | kernel | about 200 bytes | about 510 bytes |
-    /// | heap | about 220 bytes | about 400 bytes |
+    /// | heap | about 270 bytes | about 470 bytes |
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

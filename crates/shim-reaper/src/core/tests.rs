@@ -11,8 +11,9 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use super::{CLOSE_TIMEOUT, Core};
 use crate::kernel::ProcessTable;
-use crate::kernel::simulated::{Failure, Features, ProcessState, Simulated};
+use crate::kernel::simulated::{Failure, Features, ProcessState, Simulated, SimulatedEvents};
 use crate::metrics::MetricsReporter;
+use crate::readiness::KernelEvents;
 use crate::shared::Shared;
 use crate::shim::Role;
 use crate::simulation::fixture::{INTERVAL, LATEST, core, counts, register, sweep};
@@ -193,4 +194,26 @@ fn blocking_close_times_out_while_the_registry_is_locked() {
     assert_eq!(core.close_blocking().still_running, [7]);
     assert!(core.shared.kernel.now() >= start + CLOSE_TIMEOUT);
     assert!(locked.closed.is_none());
+}
+
+#[test]
+fn kernel_reaps_nothing_after_the_final_drain() {
+    let core = core(Features {
+        io_uring: true,
+        ..LATEST
+    });
+    let kernel = &core.shared.kernel;
+    let events = SimulatedEvents::new(kernel, INTERVAL);
+    let process = kernel.fork(7);
+    register(&core, 7, Role::Owned);
+    sweep(&core);
+    // The worker waits in the kernel.
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    while events.poll_event(&mut cx).is_ready() {
+        sweep(&core);
+    }
+    assert_eq!(core.try_close().unwrap().still_running, [7]);
+    kernel.set(7, ProcessState::Zombie(3));
+    kernel.reap_in_kernel();
+    assert!(!kernel.process(process).state.is_reaped());
 }
