@@ -165,7 +165,12 @@ fn the_pidfd_of_a_child_is_kept_without_a_descriptor_for_the_epoll() {
     in_own_process(
         "the_pidfd_of_a_child_is_kept_without_a_descriptor_for_the_epoll",
         || {
-            block_on(async {
+            // The worker cannot run, and take the descriptor, before the spawn.
+            let tokio = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            tokio.block_on(async {
                 ignore_sigchld();
                 let mut command = pidfd_spawn::Command::new("sh");
                 command.args(["-c", "read line <&3; exit 7"]);
