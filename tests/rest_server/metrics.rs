@@ -94,6 +94,8 @@ async fn the_openmetrics_exposition_has_the_same_numbers() {
         "vmm_box_start_duration_seconds_bucket{le=\"+Inf\"} 1",
         "vmm_box_start_duration_seconds_count 1",
         "vmm_guest_boot_duration_seconds_count{phase=\"kernel\"} 0",
+        "vmm_helper_processes_running 0",
+        "vmm_helper_process_failures_total 0",
         "vmm_shim_reaped_total 0",
         "vmm_shim_reaper_registered 1",
         "vmm_shim_reaper_foreign_waits_total 0",
@@ -122,7 +124,7 @@ async fn the_openmetrics_exposition_has_the_same_numbers() {
     }
     let parsed = openmetrics_parser::openmetrics::parse_openmetrics(&reply.text);
     let families = parsed.unwrap_or_else(|error| panic!("{error}:\n{}", reply.text));
-    assert_eq!(families.families.len(), 28);
+    assert_eq!(families.families.len(), 30);
     service.client.remove(&bx.box_id, true).await.unwrap();
     service.shut_down().await;
 }
