@@ -12,11 +12,11 @@
 
 mod bare_guest;
 #[allow(dead_code, reason = "the benchmark of boxes uses the rest")]
-#[path = "../../crates/vmm-runtime/benches/boxes/host.rs"]
+#[path = "../../../crates/vmm-runtime/benches/boxes/host.rs"]
 mod host;
-#[path = "../../crates/vmm-agent/tests/common/image.rs"]
+#[path = "../../../crates/vmm-agent/tests/common/image.rs"]
 mod image;
-#[path = "../../crates/vmm-runtime/benches/boxes/pairs.rs"]
+#[path = "../../../crates/vmm-runtime/benches/boxes/pairs.rs"]
 mod pairs;
 
 use std::path::Path;
