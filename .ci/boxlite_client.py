@@ -64,7 +64,9 @@ async def run_commands(runtime):
     equal((await text(output)).split(), ["50", "100"])
     equal((await command.wait()).exit_code, 5)
 
-    command = await box.exec("sleep", ["1000"])
+    command = await box.exec("sh", ["-c", "echo ready; exec sleep 1000"])
+    # The client attaches in the background.
+    equal(await anext(command.stdout()), "ready\n")
     try:
         await box.attach(command.id())
         raise AssertionError("a second client is attached")
