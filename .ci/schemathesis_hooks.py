@@ -6,6 +6,8 @@ import schemathesis
 KEY = "Idempotency-Key"
 UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
+schemathesis.serializer.alias("application/x-tar", "application/octet-stream")
+
 
 @schemathesis.hook
 def before_call(_context, case, _kwargs):
