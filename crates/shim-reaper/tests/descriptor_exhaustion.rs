@@ -9,6 +9,8 @@ use std::time::Duration;
 use common::log_counter::LogCounter;
 use common::own_process::{block_on, exhaust_descriptors, ignore_sigchld, in_own_process};
 use common::{Fixture, eventually, exits_on_eof, is_gone, kernel_is_at_least};
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
 use shim_reaper::{ShimExit, ShimReaper};
 
 const SHIMS: usize = 10;
@@ -174,7 +176,7 @@ fn the_pidfd_of_a_child_is_kept_without_a_descriptor_for_the_epoll() {
                 ignore_sigchld();
                 let mut command = pidfd_spawn::Command::new("sh");
                 command.args(["-c", "read line <&3; exit 7"]);
-                let (reader, writer) = std::io::pipe().unwrap();
+                let (reader, writer) = pipe2(OFlag::O_CLOEXEC).unwrap();
                 command.fd(3, reader);
                 let mut files = exhaust_descriptors();
                 let fixture = Fixture::new(ShimReaper::builder());
