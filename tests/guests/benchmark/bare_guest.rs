@@ -1,6 +1,6 @@
 //! A guest without a box.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -11,6 +11,7 @@ use pidfd_spawn::{Child, Command, Stdio};
 use vmm_protocol::frames::{
     ExecSpec, Frame, FrameReader, HostMessage, PayloadMessage, Strictness, VERSION,
 };
+use vmm_shim::QemuOptions;
 
 /// The descriptors of the monitor and of the agent in QEMU, as its arguments name them.
 const QMP_FD: i32 = 3;
@@ -24,20 +25,48 @@ pub struct BareGuest {
     _monitor: UnixStream,
 }
 
-/// Returns the command line of a running QEMU.
-pub fn arguments_of(pid: u32) -> Vec<String> {
-    let command_line = fs::read_to_string(format!("/proc/{pid}/cmdline")).expect("QEMU runs");
-    let arguments = command_line.split_terminator('\0');
-    arguments.map(str::to_owned).collect()
+/// How a QEMU was started.
+pub struct Invocation {
+    arguments: Vec<String>,
+    /// The files that the arguments name by their descriptors.
+    files: Vec<(i32, File)>,
+}
+
+impl Invocation {
+    /// Returns that of a running QEMU, which boots a guest with these options.
+    pub fn of(pid: u32, guest: &QemuOptions) -> Self {
+        let command_line = fs::read_to_string(format!("/proc/{pid}/cmdline")).expect("QEMU runs");
+        let arguments = command_line.split_terminator('\0');
+        let arguments: Vec<_> = arguments.map(str::to_owned).collect();
+        let numbers = |prefix| {
+            let numbers = arguments.iter().filter_map(move |argument| {
+                let number = argument.strip_prefix(prefix)?.split(",set=").next();
+                number?.parse().ok()
+            });
+            numbers.collect::<Vec<i32>>()
+        };
+        let boot_files = [Some(&guest.kernel), guest.initrd.as_ref()];
+        let disks = guest.disks.iter().map(|disk| &disk.path);
+        let files = numbers("/proc/self/fd/").into_iter().chain(numbers("fd="));
+        let files = files.zip(boot_files.into_iter().flatten().chain(disks));
+        let open = |(number, path)| (number, File::open(path).expect("a file of the guest"));
+        let files = files.map(open).collect();
+        Self { arguments, files }
+    }
 }
 
 impl BareGuest {
     /// Starts QEMU, and waits until the agent is ready.
-    pub fn boot(arguments: &[String]) -> Self {
+    pub fn boot(invocation: &Invocation) -> Self {
         let (port, port_of_qemu) = UnixStream::pair().expect("a socket");
         let (monitor, monitor_of_qemu) = UnixStream::pair().expect("a socket");
-        let qemu = Command::new(&arguments[0])
-            .args(&arguments[1..])
+        let (program, arguments) = invocation.arguments.split_first().expect("a program");
+        let mut command = Command::new(program);
+        for (number, file) in &invocation.files {
+            command.fd(*number, file.try_clone().expect("a descriptor"));
+        }
+        let qemu = command
+            .args(arguments)
             .fd(QMP_FD, OwnedFd::from(monitor_of_qemu))
             .fd(AGENT_FD, OwnedFd::from(port_of_qemu))
             .stdin(Stdio::null())

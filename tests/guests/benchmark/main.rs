@@ -22,7 +22,7 @@ mod pairs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use bare_guest::BareGuest;
+use bare_guest::{BareGuest, Invocation};
 use pairs::{Pairs, median, met};
 use tempfile::TempDir;
 use vmm_runtime::{BoxInfo, BoxSpec, Ending, ExecSpec, Removal, RuntimeOptions, VmmRuntime};
@@ -69,21 +69,21 @@ async fn run(short: bool, shim: Option<&Path>, files: &Path) {
     println!("| | box | by hand | ratio | target | met |\n|---|---|---|---|---|---|");
 
     let (bx, _) = boot(&runtime, &guest).await;
-    let arguments = bare_guest::arguments_of(bx.payload_pid.expect("QEMU"));
+    let invocation = Invocation::of(bx.payload_pid.expect("QEMU"), &guest);
     remove(&runtime, &bx).await;
     let mut starts = Pairs::default();
     for number in 0..boots {
         // Each is first in half of the pairs.
-        let first = (number % 2 == 0).then(|| boot_bare(&arguments).1);
+        let first = (number % 2 == 0).then(|| boot_bare(&invocation).1);
         let (bx, box_start) = boot(&runtime, &guest).await;
         remove(&runtime, &bx).await;
-        let bare_start = first.unwrap_or_else(|| boot_bare(&arguments).1);
+        let bare_start = first.unwrap_or_else(|| boot_bare(&invocation).1);
         starts.add(box_start, bare_start);
     }
     starts.print("boot to ready", Some(MAX_BOOT_RATIO));
 
     let (bx, _) = boot(&runtime, &guest).await;
-    let (mut bare, _) = boot_bare(&arguments);
+    let (mut bare, _) = boot_bare(&invocation);
     let mut round_trips_of_port = Pairs::default();
     let mut execs = Pairs::default();
     for _ in 0..round_trips {
@@ -148,9 +148,9 @@ async fn remove(runtime: &VmmRuntime, bx: &BoxInfo) {
     removed.expect("a removal");
 }
 
-fn boot_bare(arguments: &[String]) -> (BareGuest, Duration) {
+fn boot_bare(invocation: &Invocation) -> (BareGuest, Duration) {
     let start = Instant::now();
-    let guest = BareGuest::boot(arguments);
+    let guest = BareGuest::boot(invocation);
     (guest, start.elapsed())
 }
 
