@@ -286,7 +286,7 @@ fn ring_is_closed_when_the_last_shim_of_a_dropped_reaper_has_ended() {
     );
 }
 
-/// Without the option, there is no ring.
+/// Without the option, the reaper creates no ring.
 #[test]
 fn io_uring_is_off_by_default() {
     in_own_process("io_uring_is_off_by_default", || {
