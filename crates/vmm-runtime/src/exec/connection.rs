@@ -45,8 +45,17 @@ impl ShimConnection {
         let socket = connect(dir)
             .await
             .map_err(|source| ExecError::Connect { path, source })?;
+        let mut connection = Self::new(socket);
+        let hello = HostMessage::Hello { version: VERSION };
+        match connection.request(0, hello).await? {
+            PayloadMessage::Ready { .. } => Ok(connection),
+            _ => Err(ExecError::Interrupted),
+        }
+    }
+
+    pub(super) fn new(socket: UnixStream) -> Self {
         let (read, write) = socket.into_split();
-        let mut connection = Self {
+        Self {
             input: FrameInput {
                 socket: read,
                 reader: FrameReader::new(Strictness::Strict),
@@ -55,11 +64,6 @@ impl ShimConnection {
                 socket: write,
                 pending: Vec::new(),
             },
-        };
-        let hello = HostMessage::Hello { version: VERSION };
-        match connection.request(0, hello).await? {
-            PayloadMessage::Ready { .. } => Ok(connection),
-            _ => Err(ExecError::Interrupted),
         }
     }
 

@@ -134,9 +134,23 @@ impl ExecutionTask {
                 read = read(&mut self.stdin, &mut data[..window]), if may_read => {
                     self.forward_input(&data[..read.unwrap_or(0)])?;
                 }
-                written = self.output.flush(), if self.output.has_pending() => written.ok()?,
+                written = self.output.flush(), if self.output.has_pending() => {
+                    if written.is_err() {
+                        return self.receive_rest().await;
+                    }
+                }
                 count = self.stdout.write(), if !self.stdout.is_empty() => self.consume(count)?,
                 count = self.stderr.write(), if !self.stderr.is_empty() => self.consume(count)?,
+            }
+        }
+    }
+
+    /// Receives what a shim has sent that does not read any more, because it ends.
+    async fn receive_rest(&mut self) -> Option<Ending> {
+        loop {
+            let message = self.input.receive().await.ok()??;
+            if let Some(ending) = self.handle(message) {
+                return Some(ending);
             }
         }
     }
@@ -249,5 +263,44 @@ impl OutputPipe {
             self.write().await;
         }
         self.pipe = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::Shutdown;
+
+    use tokio::net::UnixStream;
+    use vmm_protocol::frames::Frame;
+
+    use super::super::execution::execution_with_task;
+    use super::*;
+
+    #[tokio::test]
+    async fn ending_is_received_from_a_shim_that_does_not_read_any_more() {
+        let (client, shim) = UnixStream::pair().unwrap();
+        let mut shim = shim.into_std().unwrap();
+        shim.shutdown(Shutdown::Read).unwrap();
+        let connection = ShimConnection::new(client);
+        let counters = Arc::default();
+        let (mut execution, task) =
+            execution_with_task(connection, "exec-1".to_owned(), INITIAL_CREDIT, counters);
+        let task = tokio::spawn(task.run(None));
+        // Cannot be written to the shim.
+        execution.stdin = None;
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        let ending = Ending::Exited { code: 3 };
+        let message = PayloadMessage::Exited {
+            ending: ending.clone(),
+        };
+        let mut frame = Vec::new();
+        Frame::new(STREAM, message).encode(&mut frame).unwrap();
+        shim.write_all(&frame).unwrap();
+        assert_eq!(execution.wait().await.unwrap(), ending);
+        drop(execution);
+        task.await.unwrap();
     }
 }
