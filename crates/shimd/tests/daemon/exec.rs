@@ -234,7 +234,7 @@ pub(crate) async fn drive_shell(home: &PerTestBoxHome, daemon: &Daemon, terminal
         panic!("{}", terminal.text());
     };
     resized("30 100").await;
-    terminal.enter("clear; sleep 1000");
+    terminal.enter("sleep 1000");
     terminal
         .wait_for("the sleep", |text| text.contains("sleep 1000"))
         .await;
