@@ -106,12 +106,13 @@ async fn child_of(parent: u32, name: &str) -> u32 {
     child.unwrap()
 }
 
-/// Starts a command that kills the agent when it reads a line, or when it is asked to end.
+/// Starts a command that kills the agent when its stdin ends, or when it is asked to end. A signal that comes
+/// before the `wait` interrupts it too, which is not true of `read`.
 async fn start_command(runtime: &VmmRuntime, id: &str) -> Execution {
     let script = format!(
         "kill_agent() {{ {KILL_AGENT}
-         }}; trap kill_agent TERM; echo up
-         read -r line; kill_agent; while :; do sleep 1; done"
+         }}; trap kill_agent TERM; exec 3<&0; read -r line <&3 & echo up
+         wait $!; kill_agent; while :; do sleep 1; done"
     );
     let mut command = ExecSpec::new("", ["sh", "-c", &script]);
     command.stdin = true;
@@ -155,7 +156,7 @@ async fn kill_in(runtime: &VmmRuntime, id: &str, state: State, victim: Victim) -
     }
     processes.kill(victim);
     if let Some(mut execution) = execution {
-        // Closes its stdin, which is a line for the command.
+        // Closes its stdin.
         drop(execution.stdin.take());
         let ended = execution.wait().await;
         match victim {
