@@ -118,6 +118,14 @@ async fn a_stop_can_override_the_grace_period() {
     let stopped = runtime.stop_within(&bx.id, grace).await.unwrap();
     assert_eq!(stopped.status, BoxStatus::Stopped);
     assert_eq!(stopped.ending, Some(Ending::Signaled { signal: 9 }));
+    // The command also ignores SIGTERM while it sleeps.
+    let slow = script("trap 'sleep 0.5; exit 7' TERM; echo up; while :; do sleep 0.05; done")
+        .stop_grace(Duration::ZERO);
+    let bx = start_box(&runtime, slow).await;
+    wait_for_console(&home, &bx.id).await;
+    let grace = Duration::from_secs(60);
+    let stopped = runtime.stop_within(&bx.id, grace).await.unwrap();
+    assert_eq!(stopped.ending, Some(Ending::Exited { code: 7 }));
 }
 
 #[tokio::test]

@@ -126,15 +126,16 @@ async fn a_stop_presses_the_power_button() {
 }
 
 #[tokio::test]
-async fn a_guest_that_ignores_its_power_button_is_stopped_within_the_grace_period() {
+async fn a_guest_that_ignores_its_power_button_is_stopped_within_the_grace_period_of_the_stop() {
     let Some(files) = GuestFiles::find() else {
         return;
     };
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;
-    let spec = spec(&files.guest(SLEEP)).stop_grace(Duration::from_secs(12));
+    let spec = spec(&files.guest(SLEEP)).stop_grace(Duration::from_secs(3600));
     let bx = start_up(&runtime, spec).await;
-    let ended = runtime.stop(&bx.id).await.unwrap();
+    let grace = Duration::from_secs(12);
+    let ended = runtime.stop_within(&bx.id, grace).await.unwrap();
     // SIGTERM, which lets QEMU write its disks, and not SIGKILL at the end of the period.
     assert_eq!((ended.status, ended.signal), (BoxStatus::Stopped, Some(15)));
     assert!(is_gone(bx.payload_pid.unwrap()));

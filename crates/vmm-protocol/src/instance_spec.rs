@@ -19,8 +19,8 @@ pub struct InstanceSpec {
     /// Whether the shim has no watchdog, and so outlives the runtime.
     #[serde(default)]
     pub detached: bool,
-    /// The grace period, in milliseconds: how long the payload may take to stop after the watchdog
-    /// has hung up, and how long a start may continue after a request to stop.
+    /// The grace period, in milliseconds: how long the payload may take to stop, and how long a start
+    /// may continue after that request. A [request](crate::stop_signal) can have another one.
     #[serde(default = "default_stop_grace_ms")]
     pub stop_grace_ms: u64,
     /// What the operator of the host decides for all payloads.

@@ -69,6 +69,7 @@ pub mod pod;
 pub mod procfs;
 mod report;
 mod runtime_process;
+pub mod stop_signal;
 
 pub use assignment::Assignment;
 pub use boot_times::BootTimes;

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 
 use vmm_engine::Payload;
+use vmm_protocol::stop_signal::grace_of;
 use vmm_protocol::{Ending, FailureKind, KILL_SIGNAL, RuntimeExited, RuntimeProcess};
 
 use crate::exit_reporter::ExitReporter;
@@ -47,7 +48,7 @@ struct State {
     socket: Option<ControlSocket>,
     /// Closes when clients have what the payload has sent before its end; since the first client.
     hub: Option<Receiver<()>>,
-    /// How long the payload may take to stop.
+    /// How long the payload may take to stop, unless the request sets another grace period.
     grace: Duration,
 }
 
@@ -219,8 +220,8 @@ impl Control {
             }
             if has_hung_up {
                 if let HangUpSource::Watchdog(_) = source {
-                    let deadline = Instant::now() + self.state().grace;
-                    stop = self.stop(stop, Some(deadline));
+                    let grace = self.state().grace;
+                    stop = self.stop(stop, grace, Some(Instant::now() + grace));
                 }
                 let mut state = self.state();
                 let watchdog = state.watchdog.take();
@@ -229,7 +230,7 @@ impl Control {
             }
             if has_signal {
                 match signals.read_signal() {
-                    Ok(Some(info)) => stop = self.handle_signal(stop, info.ssi_signo),
+                    Ok(Some(info)) => stop = self.handle_signal(stop, &info),
                     Ok(None) | Err(Errno::EINTR) => {}
                     Err(error) => return error,
                 }
@@ -246,18 +247,22 @@ impl Control {
         }
     }
 
-    fn handle_signal(&self, stop: StopState, signal: u32) -> StopState {
-        match Signal::try_from(signal.cast_signed()) {
+    fn handle_signal(&self, stop: StopState, info: &siginfo) -> StopState {
+        match Signal::try_from(info.ssi_signo.cast_signed()) {
             Ok(KILL_SIGNAL) => self.kill(stop),
-            Ok(Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP) => self.stop(stop, None),
+            Ok(Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP) => {
+                let requested = grace_of(info.ssi_code, info.ssi_int);
+                let grace = requested.unwrap_or_else(|| self.state().grace);
+                self.stop(stop, grace, None)
+            }
             _ => stop,
         }
     }
 
-    /// Asks the payload to stop. A deadline that is already set remains.
-    fn stop(&self, stop: StopState, deadline: Option<Instant>) -> StopState {
-        let grace = self.state().grace;
-        let start_deadline = self.request_end(Signal::SIGTERM, move |payload| payload.stop(grace));
+    /// Asks the payload to stop within the grace period. A deadline that is already set remains.
+    fn stop(&self, stop: StopState, grace: Duration, deadline: Option<Instant>) -> StopState {
+        let is_starting = self.request_end(Signal::SIGTERM, move |payload| payload.stop(grace));
+        let start_deadline = is_starting.then(|| Instant::now() + grace);
         match (stop, deadline.or(start_deadline)) {
             (StopState::KillingUntil(_) | StopState::StoppingUntil(_), _) => stop,
             (_, Some(deadline)) => StopState::StoppingUntil(deadline),
@@ -273,13 +278,12 @@ impl Control {
         }
     }
 
-    /// Passes a request on, depending on the phase. While the payload starts, returns the deadline
-    /// for the start.
+    /// Passes a request on, depending on the phase. Returns whether the payload is starting.
     fn request_end(
         &self,
         signal: Signal,
         call: impl Fn(&dyn Payload) + Send + Copy + 'static,
-    ) -> Option<Instant> {
+    ) -> bool {
         let state = self.state();
         self.reporter.mark_end_requested();
         match state.phase {
@@ -287,10 +291,10 @@ impl Control {
             Phase::AwaitingSpec { .. } => self.reporter.exit(Ending::Signaled {
                 signal: signal as i32,
             }),
-            Phase::Starting => Some(Instant::now() + state.grace),
+            Phase::Starting => true,
             Phase::Running => {
                 self.reporter.call_payload(call);
-                None
+                false
             }
         }
     }

@@ -38,14 +38,13 @@
 //!
 //! | signal | effect |
 //! |---|---|
-//! | SIGTERM, SIGINT, SIGHUP | The shim asks the payload to stop, and exits after it. |
+//! | SIGTERM, SIGINT, SIGHUP | The shim asks the payload to stop, and exits after it. The grace period is [that of the signal](stop_signal), or else that of the spec. |
 //! | [`KILL_SIGNAL`] | The shim kills the payload and its descendants, and exits. |
 //! | SIGKILL | The kernel kills the payload with the shim, with the exceptions below. There is no exit record, and output that is still in the pipe is lost. |
 //!
 //! A signal that arrives before the spec ends the shim immediately. If a signal arrives while the
 //! engine starts the payload, the shim kills the payload after the start. If the start takes longer
-//! than [`stop_grace_ms`](InstanceSpec::stop_grace_ms), the shim kills what the engine has started,
-//! and exits.
+//! than the grace period, the shim kills what the engine has started, and exits.
 //!
 //! The kernel kills the payload of the engine [`Process`] when its shim dies (`PR_SET_PDEATHSIG`),
 //! unless the payload has changed its credentials or executed a set-user-ID program, `prctl(2)`. It
@@ -97,7 +96,7 @@ pub use vmm_protocol::{
     ARGV0, Assignment, BOX_DIR_VARIABLE, BoxDir, BoxFiles, ConsoleOptions, ControlGroup, Ending,
     ExitRecord, FILES, FailureKind, FileError, GuestEvent, InstanceSpec, Invocation, KILL_SIGNAL,
     PayloadSpec, PidLookup, PidRecord, ProcessIdentity, Ready, Report, RuntimeProcess, can_be_shim,
-    is_resource_exhaustion, open_log, read_file, truncate_text, write_file,
+    is_resource_exhaustion, open_log, read_file, stop_signal, truncate_text, write_file,
 };
 
 /// The version of this crate. A daemon compares it with the output of `vmm-shim --version` before it

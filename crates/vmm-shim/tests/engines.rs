@@ -1,19 +1,27 @@
 //! A program with its own engines that is its own shim. It has no test harness, because a shim must
 //! take over in `main`.
-#![allow(clippy::panic, clippy::unwrap_used, clippy::zombie_processes)]
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::zombie_processes,
+    unsafe_code
+)]
 
 #[macro_use]
 mod support;
 
 use std::path::Path;
 use std::process::Command;
+use std::ptr;
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 use std::{env, fs, io, thread};
 
+use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use support::{LOOP, Shim, eventually, is_running, sh, spec};
+use vmm_shim::stop_signal::value_of_grace;
 use vmm_shim::{
     Ending, Engine, EngineError, FILES, InstanceSpec, KILL_SIGNAL, Payload, PayloadExit, Process,
     Report,
@@ -249,6 +257,32 @@ fn a_payload_learns_how_long_it_may_take_to_stop() {
     assert_eq!(shim.wait().code(), Some(60));
 }
 
+/// Sends SIGTERM with a grace period, as a runtime does. The shim is not reaped, so its pid is its own.
+fn request_stop(shim: &Shim, grace: Duration) {
+    let value = usize::try_from(value_of_grace(grace)).unwrap();
+    let value = libc::sigval {
+        sival_ptr: ptr::without_provenance_mut(value),
+    };
+    let pid = shim.child.id().cast_signed();
+    // SAFETY: takes integers and touches no memory of this process.
+    assert_eq!(unsafe { libc::sigqueue(pid, libc::SIGTERM, value) }, 0);
+}
+
+fn a_request_to_stop_can_have_another_grace_period() {
+    let mut shim = start_on("exits-with-grace", LONG);
+    assert!(matches!(shim.report(), Report::Ready { .. }));
+    request_stop(&shim, Duration::from_secs(7));
+    assert_eq!(shim.wait().code(), Some(7));
+}
+
+fn a_start_that_exceeds_the_grace_period_of_a_request_is_killed() {
+    let mut shim = start_on("slow", LONG * 60);
+    let orphan = orphan(&shim);
+    request_stop(&shim, SHORT);
+    assert_eq!(shim.wait().code(), Some(137));
+    assert!(!is_running(orphan));
+}
+
 fn a_shim_that_cannot_handle_signals_exits() {
     let mut shim = start_on("few-descriptors", LONG);
     assert!(matches!(shim.report(), Report::Ready { .. }));
@@ -303,6 +337,8 @@ fn main() {
         a_start_that_exceeds_the_grace_period_is_killed,
         a_hanging_payload_does_not_outlive_the_watchdog,
         a_payload_learns_how_long_it_may_take_to_stop,
+        a_request_to_stop_can_have_another_grace_period,
+        a_start_that_exceeds_the_grace_period_of_a_request_is_killed,
         a_shim_that_cannot_handle_signals_exits,
         repeated_kill_signals_do_not_postpone_the_exit,
         a_changed_directory_does_not_misplace_the_exit_record,

@@ -4,7 +4,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use shim_reaper::{ReaperClosed, ShimExit, ShimHandle, Signal};
+use vmm_protocol::stop_signal::value_of_grace;
 use vmm_protocol::{KILL_SIGNAL, procfs};
+
+use crate::sys::queue_signal;
 
 /// How long a shim may take to kill its payload before the runtime kills the shim. Longer than the
 /// shim waits for its payload to die: a large payload takes seconds, and its ending must be
@@ -17,7 +20,7 @@ const EXIT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Sends SIGTERM, waits for up to `grace`, then [kills](kill) the shim.
 pub(crate) async fn stop(shim: &ShimHandle, grace: Duration) -> Result<ShimExit, ReaperClosed> {
-    signal(shim, Signal::SIGTERM);
+    request_stop(shim, grace);
     match shim.wait_timeout(grace).await? {
         Some(exit) => Ok(exit),
         None => kill(shim).await,
@@ -69,6 +72,17 @@ pub(super) fn kill_in_background(shim: ShimHandle) {
     };
     if thread::Builder::new().spawn(run).is_err() {
         signal(&shim, Signal::SIGKILL);
+    }
+}
+
+/// Requests that the shim stop its payload within the grace period. Without a pidfd, or if a sandbox
+/// forbids signals with a value, the shim applies the grace period of its spec.
+fn request_stop(shim: &ShimHandle, grace: Duration) {
+    let queued = shim
+        .pidfd()
+        .and_then(|pidfd| queue_signal(pidfd, Signal::SIGTERM.as_raw(), value_of_grace(grace)));
+    if queued.is_err() {
+        signal(shim, Signal::SIGTERM);
     }
 }
 
