@@ -1,10 +1,11 @@
-//! Files and statistics of boxes whose payload is not a guest.
+//! Files, statistics and engine-specific requests of boxes whose payload is not a guest.
 
 mod common;
 
 use common::boxes::{open_runtime, script, sleeping, start_box};
 use common::control_groups::groups_of;
 use common::eventually;
+use serde_json::json;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
     ExecError, GetSpec, PutSpec, Removal, RequestErrorKind, RuntimeError, with_causes,
@@ -28,7 +29,7 @@ fn assert_unsupported(error: &RuntimeError) {
 }
 
 #[tokio::test]
-async fn a_process_box_transfers_no_files() {
+async fn a_process_box_transfers_no_files_and_takes_no_engine_specific_request() {
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;
     let id = start_box(&runtime, sleeping()).await.id;
@@ -37,6 +38,8 @@ async fn a_process_box_transfers_no_files() {
         assert_unsupported(&put.await.unwrap_err());
         let get = runtime.get(&id, GetSpec::new("/etc/passwd"));
         assert_unsupported(&get.await.unwrap_err());
+        let call = runtime.call(&id, json!({"execute": "query-status"}));
+        assert_unsupported(&call.await.unwrap_err());
     }
     // The refusals are not executions.
     assert!(runtime.executions(&id).await.unwrap().is_empty());
@@ -44,6 +47,8 @@ async fn a_process_box_transfers_no_files() {
     runtime.stop(&id).await.unwrap();
     let get = runtime.get(&id, GetSpec::new("/etc/passwd")).await;
     assert!(matches!(get, Err(RuntimeError::NotRunning { .. })));
+    let call = runtime.call(&id, json!(null)).await;
+    assert!(matches!(call, Err(RuntimeError::NotRunning { .. })));
     let get = runtime.get("unknown", GetSpec::new("/etc/passwd")).await;
     assert!(matches!(get, Err(RuntimeError::NotFound { .. })));
 }

@@ -9,7 +9,7 @@ use vmm_protocol::{
     UnappliedRule,
 };
 
-use crate::{EngineError, Helper, Pause};
+use crate::{Call, EngineError, Helper, Pause};
 
 /// The code that starts one kind of payload.
 ///
@@ -116,6 +116,11 @@ pub trait Payload: Send + Sync {
 
     /// Returns how the payload is paused, if it can be.
     fn pause(&self) -> Option<&dyn Pause> {
+        None
+    }
+
+    /// Returns how the payload handles requests that only its engine knows, if there are any.
+    fn calls(&self) -> Option<&dyn Call> {
         None
     }
 

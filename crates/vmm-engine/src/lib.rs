@@ -33,6 +33,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("vmm-engine needs Linux");
 
+mod call;
 pub mod descendants;
 mod engine;
 mod error;
@@ -43,6 +44,7 @@ mod qemu;
 pub mod signals;
 mod sys;
 
+pub use call::Call;
 pub use engine::{ControlChannel, Engine, Payload, PayloadExit};
 pub use error::EngineError;
 pub use helper::Helper;

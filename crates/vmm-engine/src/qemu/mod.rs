@@ -9,6 +9,7 @@ mod payload;
 mod power_off;
 mod qcow2;
 mod qmp;
+mod queries;
 mod shares;
 
 use std::os::fd::OwnedFd;
@@ -108,6 +109,12 @@ use crate::{Engine, EngineError, Payload, process};
 ///
 /// QEMU stops the CPUs of the guest, on any kernel of the host. It reports each pause, also one that was
 /// not requested. A stop lets a paused guest continue.
+///
+/// # Requests
+///
+/// `VmmRuntime::call` takes some commands of the QEMU Machine Protocol that change nothing, and returns what
+/// QEMU returns: `{"execute": QUERY}` with `query-status`, `query-version`, `query-kvm`, `query-cpus-fast`,
+/// `query-memory-size-summary`, `query-block` or `query-blockstats`.
 ///
 /// # How a guest ends
 ///

@@ -10,7 +10,7 @@ use super::agent::Agent;
 use super::power_off::PowerOff;
 use super::qmp::{Monitor, Shutdown};
 use crate::process::ProcessPayload;
-use crate::{ControlChannel, EngineError, Helper, Pause, Payload, PayloadExit};
+use crate::{Call, ControlChannel, EngineError, Helper, Pause, Payload, PayloadExit};
 
 /// How long to wait for what a QEMU that has exited had sent last.
 const LAST_MESSAGES_TIMEOUT: Duration = Duration::from_secs(1);
@@ -78,6 +78,10 @@ impl Payload for QemuPayload {
     }
 
     fn pause(&self) -> Option<&dyn Pause> {
+        Some(&*self.monitor)
+    }
+
+    fn calls(&self) -> Option<&dyn Call> {
         Some(&*self.monitor)
     }
 

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde_json::Value;
 use vmm_agent::RequestError;
 use vmm_protocol::frames::RequestErrorKind;
 use vmm_protocol::truncate_text;
@@ -44,8 +45,8 @@ struct State {
     is_paused: bool,
     is_closed: bool,
     shutdown: Shutdown,
-    /// The response to a request: its id, and the message of an error.
-    response: Option<(u64, Result<(), String>)>,
+    /// The response to a request: its id, and its value or the message of an error.
+    response: Option<(u64, Result<Value, String>)>,
 }
 
 /// Why QEMU ends, as its events report it.
@@ -65,11 +66,11 @@ pub(super) enum Shutdown {
 #[serde(default)]
 struct Message {
     #[serde(rename = "return")]
-    response: Option<serde_json::Value>,
+    response: Option<Value>,
     error: ResponseError,
     id: Option<u64>,
     event: Option<String>,
-    data: serde_json::Value,
+    data: Value,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -138,7 +139,7 @@ impl Monitor {
     }
 
     /// Sends a command, and waits for its response.
-    fn request(&self, command: &str) -> Result<(), RequestError> {
+    pub(super) fn request(&self, command: &str) -> Result<Value, RequestError> {
         let failed = |cause: &str| {
             let mut message = format!("QEMU did not carry out `{command}`: {cause}");
             truncate_text(&mut message);
@@ -196,8 +197,7 @@ impl Monitor {
         // QEMU responds when its main loop runs, and so does the guest.
         state.is_running |= message.response.is_some();
         if let Some(id) = message.id {
-            let response = message.response.map(drop).ok_or(message.error.desc);
-            state.response = Some((id, response));
+            state.response = Some((id, message.response.ok_or(message.error.desc)));
         }
         match message.event.as_deref() {
             Some("STOP") => self.set_paused(&mut state, true),
@@ -233,11 +233,11 @@ impl Monitor {
 /// QEMU stops the virtual CPUs of the guest. QEMU itself and its helpers go on.
 impl Pause for Monitor {
     fn pause(&self) -> Result<(), RequestError> {
-        self.request("stop")
+        self.request("stop").map(drop)
     }
 
     fn resume(&self) -> Result<(), RequestError> {
-        self.request("cont")
+        self.request("cont").map(drop)
     }
 
     fn observe(&self, observer: Box<dyn Fn(bool) + Send + Sync>) {

@@ -3,6 +3,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::body::{Message, STDERR, STDIN, STDOUT};
 use super::{GetSpec, GuestStats, INITIAL_CREDIT, PutSpec, RequestErrorKind};
@@ -69,6 +70,11 @@ pub enum HostMessage {
     Resume,
     /// Requests what the guest uses. The response is `Stats` or `Error`.
     Stats,
+    /// A request that only some engines know. The response is `CallResult` or `Error`.
+    Call {
+        /// The request, whose form the engine defines.
+        request: Value,
+    },
     /// Extracts the tar stream that follows as `Stdin` in the guest. See [`PutSpec`].
     Put(PutSpec),
     /// Requests files of the guest as a tar stream, sent as `Stdout`. See [`GetSpec`].
@@ -139,6 +145,11 @@ pub enum PayloadMessage {
     Done,
     /// The response to `Stats`.
     Stats(GuestStats),
+    /// The response to `Call`.
+    CallResult {
+        /// The result, whose form the engine defines.
+        result: Value,
+    },
     /// The response to `Ping`.
     Pong {
         /// The number of the ping.

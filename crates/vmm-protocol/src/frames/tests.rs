@@ -12,6 +12,12 @@ fn host_frames() -> Vec<Frame<HostMessage>> {
         Frame::new(1, HostMessage::Stdin(vec![0; MAX_BODY])),
         Frame::new(1, HostMessage::Stdin(b"VM\0".to_vec())),
         Frame::new(1, HostMessage::CloseStdin),
+        Frame::new(
+            0,
+            HostMessage::Call {
+                request: serde_json::json!({"execute": "query-status"}),
+            },
+        ),
         Frame::new(1, HostMessage::Signal { signal: 9 }),
         Frame::new(u32::MAX, HostMessage::Credit { bytes: u32::MAX }),
     ]
@@ -49,6 +55,12 @@ fn a_payload_reports_output_and_the_end() {
     let frames = [
         Frame::new(3, PayloadMessage::Stdout(b"out".to_vec())),
         Frame::new(3, PayloadMessage::Stderr(Vec::new())),
+        Frame::new(
+            0,
+            PayloadMessage::CallResult {
+                result: serde_json::json!([null, {"running": true}]),
+            },
+        ),
         Frame::new(
             3,
             PayloadMessage::Exited {

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, duplex};
 use tokio::sync::{mpsc, watch};
 use vmm_protocol::frames::{
@@ -261,6 +262,18 @@ pub(crate) async fn guest_stats(dir: BoxDir) -> Result<Option<GuestStats>, ExecE
         }) => Ok(None),
         Ok(_) => Err(ExecError::Interrupted),
         Err(error) => Err(error),
+    }
+}
+
+/// Sends a request to the engine of the box with this directory, and returns the result.
+pub(crate) async fn call(dir: BoxDir, request: Value) -> Result<Value, ExecError> {
+    let mut connection = ShimConnection::open(&dir).await?;
+    match connection
+        .request(STREAM, HostMessage::Call { request })
+        .await?
+    {
+        PayloadMessage::CallResult { result } => Ok(result),
+        _ => Err(ExecError::Interrupted),
     }
 }
 

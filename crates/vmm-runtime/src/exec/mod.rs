@@ -17,7 +17,9 @@ mod transfer;
 
 pub use error::ExecError;
 pub use execution::{ExecOutput, Execution};
-pub(crate) use execution::{attach, exec, forget, guest_stats, list, send, set_paused, start};
+pub(crate) use execution::{
+    attach, call, exec, forget, guest_stats, list, send, set_paused, start,
+};
 pub use streams::{ExecutionInput, ExecutionOutput};
 pub use transfer::FileArchive;
 pub(crate) use transfer::{receive_archive, send_archive, start_transfer};

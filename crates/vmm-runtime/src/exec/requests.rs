@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use serde_json::Value;
 use ulid::Ulid;
 use vmm_protocol::BoxDir;
 use vmm_protocol::frames::HostMessage;
@@ -10,7 +11,7 @@ use crate::{
     ExecError, ExecSpec, Execution, ExecutionInfo, RuntimeError, TerminalSize, VmmRuntime, exec,
 };
 
-/// Commands in boxes.
+/// Commands in boxes, and other requests to their shims.
 impl VmmRuntime {
     /// Runs a command in a box, beside its payload: with its environment and limits, and, in a
     /// guest, inside the guest. An empty [`ExecSpec::id`] is replaced by a new one.
@@ -179,6 +180,34 @@ impl VmmRuntime {
     ) -> Result<(), RuntimeError> {
         let execution = execution.to_owned();
         self.request_shim(id_or_name, |_, dir| exec::forget(dir, execution))
+            .await
+    }
+
+    /// Sends a box a request that only its engine knows, and returns the result. The engine `qemu` takes
+    /// queries of the QEMU Machine Protocol, also while the guest is paused; the engine `process` takes no request.
+    ///
+    /// ```no_run
+    /// # use vmm_runtime::VmmRuntime;
+    /// # async fn example(runtime: VmmRuntime) -> Result<(), Box<dyn std::error::Error>> {
+    /// let request = serde_json::json!({"execute": "query-status"});
+    /// let result = runtime.call("web", request).await?;
+    /// println!("{}", result["status"]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::NotFound`], [`RuntimeError::Ambiguous`], [`RuntimeError::NotRunning`],
+    /// [`RuntimeError::Starting`] until the payload is ready; [`RuntimeError::Exec`] with
+    /// [`ExecError::Refused`](crate::ExecError::Refused) of the kind `Unsupported` if the engine takes no
+    /// request, `Invalid` if it does not know this one, or `Failed` with the cause.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the request may be carried out all the same.
+    pub async fn call(&self, id_or_name: &str, request: Value) -> Result<Value, RuntimeError> {
+        self.request_shim(id_or_name, |_, dir| exec::call(dir, request))
             .await
     }
 

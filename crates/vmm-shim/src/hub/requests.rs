@@ -1,4 +1,5 @@
 use nix::libc::SIGKILL;
+use serde_json::Value;
 use vmm_engine::{Payload, RequestError};
 use vmm_protocol::frames::{
     Connection, ExecSpec, Frame, HostMessage, PayloadMessage, RequestErrorKind, Strictness, VERSION,
@@ -35,6 +36,7 @@ impl Hub {
             HostMessage::Forget { id } => self.forget(client_id, stream, &id),
             HostMessage::Pause => self.set_paused(client_id, stream, true),
             HostMessage::Resume => self.set_paused(client_id, stream, false),
+            HostMessage::Call { request } => self.call(client_id, stream, &request),
             HostMessage::Put(_) => self.start_transfer(client_id, stream, Transfer::Put, message),
             HostMessage::Get(_) => self.start_transfer(client_id, stream, Transfer::Get, message),
             HostMessage::Stats | HostMessage::Shutdown { .. } => {
@@ -174,6 +176,23 @@ impl Hub {
         };
         match result {
             Ok(()) => client.send(stream, PayloadMessage::Done),
+            Err(error) => client.send_error(stream, error.kind, error.message),
+        }
+    }
+
+    /// Carries out a request that only the engine knows.
+    fn call(&mut self, client_id: u64, stream: u32, request: &Value) {
+        let result = self.payload().and_then(|payload| {
+            let calls = payload.calls();
+            calls
+                .ok_or_else(|| RequestError::unsupported("call"))?
+                .call(request)
+        });
+        let Some(client) = self.clients.get_mut(&client_id) else {
+            return;
+        };
+        match result {
+            Ok(result) => client.send(stream, PayloadMessage::CallResult { result }),
             Err(error) => client.send_error(stream, error.kind, error.message),
         }
     }
