@@ -187,7 +187,7 @@ impl Core {
             .await?
     }
 
-    /// Runs `work`, which reads `/proc`, on a disk thread.
+    /// Runs `work`, which reads `/proc` or output, on a disk thread.
     pub(crate) async fn inspect<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,

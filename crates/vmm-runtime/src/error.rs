@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use vmm_protocol::FileError;
 
-use crate::{BoxId, ExecError, RestartPolicy, ShimProgramError, StartError};
+use crate::{BoxId, ConsoleError, ExecError, RestartPolicy, ShimProgramError, StartError};
 
 /// An error of a [`VmmRuntime`](crate::VmmRuntime): it could not be opened, or an operation on a
 /// box failed.
@@ -183,6 +183,14 @@ pub enum RuntimeError {
         id: BoxId,
         /// The cause.
         source: ExecError,
+    },
+    /// The output of the box cannot be read.
+    #[error("the output of box {id} is not available")]
+    Console {
+        /// The id of the box.
+        id: BoxId,
+        /// The cause.
+        source: ConsoleError,
     },
     /// The box could not be started. Its shim has ended and has been reaped.
     #[error("cannot start box {id}")]

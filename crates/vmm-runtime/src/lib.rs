@@ -106,7 +106,7 @@ pub mod testing;
 mod workers;
 
 pub use boxes::{BoxCounts, BoxId, BoxInfo, BoxSpec, BoxStatus, InvalidBoxId, ListOptions};
-pub use console::{ConsoleError, ConsoleReader};
+pub use console::{ConsoleError, ConsoleQuery, ConsoleReader, ConsoleStream};
 pub use error::RuntimeError;
 pub use event::{BoxChange, BoxEvent, Events};
 pub use exec::{ExecError, ExecOutput, Execution, ExecutionInput, ExecutionOutput, FileArchive};

@@ -10,8 +10,8 @@ use crate::boxes::MicroBox;
 use crate::lifecycle;
 use crate::process::{count_zombies, measure_usage};
 use crate::{
-    BoxCounts, BoxInfo, BoxUsage, ConsoleReader, Events, ExecutionMetrics, GuestStats, ListOptions,
-    RuntimeError, RuntimeMetrics, VmmRuntime, exec,
+    BoxCounts, BoxInfo, BoxUsage, ConsoleQuery, ConsoleStream, Events, ExecutionMetrics,
+    GuestStats, ListOptions, RuntimeError, RuntimeMetrics, VmmRuntime, exec,
 };
 
 /// What a box uses, from [`VmmRuntime::stats`].
@@ -128,15 +128,41 @@ impl VmmRuntime {
         counts
     }
 
-    /// Returns a reader of the output of a box, which a new run of the box replaces. The output is
-    /// bounded by the [console options](crate::BoxSpec::console) of the box.
+    /// Returns the output of a box, from the first byte that is kept. The output is bounded by the
+    /// [console options](crate::BoxSpec::console) of the box, and a new run replaces it.
+    ///
+    /// With `true`, new output follows as the payload writes it, while the shim rotates the files, until the
+    /// box has ended and is not restarted, is removed, or the runtime shuts down. A reader that is slower than
+    /// the payload misses output that the rotation deletes.
+    ///
+    /// ```no_run
+    /// # use futures::StreamExt;
+    /// # use vmm_runtime::{ConsoleQuery, VmmRuntime};
+    /// # async fn example(runtime: VmmRuntime) -> Result<(), Box<dyn std::error::Error>> {
+    /// let query = ConsoleQuery::default().follow(true).tail(10);
+    /// let mut output = runtime.console("web", query).await?;
+    /// while let Some(chunk) = output.next().await {
+    ///     print!("{}", String::from_utf8_lossy(&chunk?));
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`RuntimeError::NotFound`], [`RuntimeError::Ambiguous`].
-    pub fn console(&self, id_or_name: &str) -> Result<ConsoleReader, RuntimeError> {
+    /// [`RuntimeError::NotFound`], [`RuntimeError::Ambiguous`], [`RuntimeError::Console`] if the last lines
+    /// cannot be found, [`RuntimeError::Closed`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Reads only. Between two chunks, the stream can be polled by any task.
+    pub async fn console(
+        &self,
+        id_or_name: &str,
+        query: impl Into<ConsoleQuery>,
+    ) -> Result<ConsoleStream, RuntimeError> {
         let bx = self.core().boxes.find(id_or_name)?;
-        Ok(ConsoleReader::new(bx.dir().clone()))
+        ConsoleStream::open(Arc::clone(self.core()), bx, query.into()).await
     }
 
     /// Returns the counters of the runtime and its reaper.

@@ -115,7 +115,7 @@ impl From<RuntimeError> for ApiError {
                 ErrorCode::ResourceExhausted
             }
             RuntimeError::Damaged { .. } => ErrorCode::MetadataError,
-            RuntimeError::File(_) => ErrorCode::StorageError,
+            RuntimeError::File(_) | RuntimeError::Console { .. } => ErrorCode::StorageError,
             RuntimeError::Closed => ErrorCode::Stopped,
             _ => ErrorCode::Internal,
         };

@@ -2,5 +2,7 @@
 
 mod lines;
 mod reader;
+mod stream;
 
 pub use reader::{ConsoleError, ConsoleReader};
+pub use stream::{ConsoleQuery, ConsoleStream};

@@ -1,18 +1,16 @@
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Extension, State};
 use axum::http::{Method, header};
 use axum::response::IntoResponse;
-use futures::stream;
+use futures::{StreamExt, stream};
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::task::spawn_blocking;
-use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use utoipa::IntoParams;
-use vmm_runtime::{BoxId, BoxStatus, ConsoleError, ConsoleReader, with_causes};
+use vmm_runtime::{ConsoleError, ConsoleQuery, ConsoleStream};
 
 use super::boxes::BoxIdParam;
 use super::events::{client_left, close_on_shutdown};
@@ -51,15 +49,11 @@ pub(super) async fn logs(
     closer: Option<Extension<ConnectionCloser>>,
     client: Option<Extension<Weak<Connection>>>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let id = api.runtime.info(&id).await?.id;
-    let mut reader = api.runtime.console(&id)?;
-    if let Some(lines) = query.tail {
-        let skip = move || reader.skip_to_last_lines(lines.into()).map(|()| reader);
-        reader = run_blocking(skip)
-            .await
-            .map_err(|error| ApiError::new(ErrorCode::StorageError, with_causes(&error)))?;
-    }
     let follow = query.follow && method != Method::HEAD;
+    let console = ConsoleQuery::default()
+        .follow(follow)
+        .tail(query.tail.map(u64::from));
+    let console = api.runtime.console(&id, console).await?;
     // Shared with the readers of events, which also keep a connection for long.
     let permit = follow.then(|| Arc::clone(&api.event_readers).try_acquire_owned());
     let Ok(permit) = permit.transpose() else {
@@ -67,31 +61,21 @@ pub(super) async fn logs(
         return Err(ApiError::new(ErrorCode::ResourceExhausted, message));
     };
     let follower = Follower {
+        console,
         _close_task: close_on_shutdown(closer.map(|Extension(closer)| closer), &api.closing),
+        closing: api.closing,
         client: client.map(|Extension(client)| client),
-        api,
-        id,
-        reader,
-        follow,
         _permit: permit,
     };
-    let output = stream::try_unfold(follower, Follower::next);
+    let output = stream::unfold(follower, Follower::next);
     let content_type = [(header::CONTENT_TYPE, "application/octet-stream")];
     Ok((content_type, Body::from_stream(output)))
 }
 
-/// The pause before the next read when there is no new output.
-const POLL_INTERVAL: Duration = Duration::from_millis(50);
-
-/// The longest chunk of a response.
-const CHUNK_BYTES: usize = 1 << 16;
-
 /// A client that reads the output of a box.
 struct Follower {
-    api: ApiState,
-    id: BoxId,
-    reader: ConsoleReader,
-    follow: bool,
+    console: ConsoleStream,
+    closing: CancellationToken,
     /// `None` on a connection of another application's server.
     client: Option<Weak<Connection>>,
     _close_task: Option<AbortOnDropHandle<()>>,
@@ -100,50 +84,15 @@ struct Follower {
 
 impl Follower {
     /// Returns the next output, or `None` at its end.
-    async fn next(mut self) -> Result<Option<(Bytes, Self)>, ConsoleError> {
-        loop {
-            // Checked before the read, so that a last read follows the end of the box.
-            let is_last = !self.follow || self.api.closing.is_cancelled() || self.has_ended().await;
-            let mut reader = self.reader;
-            let read = move || {
-                let mut chunk = vec![0; CHUNK_BYTES];
-                let length = reader.read(&mut chunk)?;
-                chunk.truncate(length);
-                Ok((reader, chunk))
-            };
-            let (reader, chunk) = run_blocking(read).await?;
-            self.reader = reader;
-            if !chunk.is_empty() {
-                return Ok(Some((chunk.into(), self)));
+    async fn next(mut self) -> Option<(Result<Bytes, ConsoleError>, Self)> {
+        let chunk = tokio::select! {
+            chunk = self.console.next() => chunk,
+            () = self.closing.cancelled() => {
+                self.console.stop_following();
+                self.console.next().await
             }
-            if is_last {
-                return Ok(None);
-            }
-            tokio::select! {
-                () = sleep(POLL_INTERVAL) => {}
-                () = self.api.closing.cancelled() => {}
-                () = client_left(self.client.as_ref()) => return Ok(None),
-            }
-        }
-    }
-
-    async fn has_ended(&self) -> bool {
-        match self.api.runtime.info(&self.id).await {
-            Ok(info) => {
-                matches!(info.status, BoxStatus::Stopped | BoxStatus::Failed) && !info.restarting
-            }
-            // It was removed.
-            Err(_) => true,
-        }
-    }
-}
-
-/// Runs `work`, which blocks on the disk.
-async fn run_blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ConsoleError> + Send + 'static,
-) -> Result<T, ConsoleError> {
-    match spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(ConsoleError::Read(error.into())),
+            () = client_left(self.client.as_ref()) => None,
+        };
+        Some((chunk?.map(Bytes::from), self))
     }
 }

@@ -1,0 +1,85 @@
+//! The output of boxes, as a stream.
+
+mod common;
+
+use common::DEADLINE;
+use common::boxes::{open_runtime, script, send_go, sleeping, start_box};
+use futures::StreamExt;
+use tokio::time::timeout;
+use vmm_runtime::testing::PerTestBoxHome;
+use vmm_runtime::{ConsoleOptions, ConsoleQuery, ConsoleStream, RuntimeError};
+
+/// Reads until the output ends with `end`, or the stream has ended.
+async fn read_until(stream: &mut ConsoleStream, end: Option<&str>) -> String {
+    let mut output = Vec::new();
+    let read = async {
+        while end.is_none_or(|end| !output.ends_with(end.as_bytes())) {
+            let Some(chunk) = stream.next().await else {
+                return;
+            };
+            output.extend(chunk.unwrap());
+        }
+    };
+    timeout(DEADLINE, read).await.unwrap();
+    String::from_utf8(output).unwrap()
+}
+
+fn numbers(range: std::ops::RangeInclusive<u32>) -> String {
+    range.map(|number| format!("{number}\n")).collect()
+}
+
+#[tokio::test]
+async fn output_is_followed_over_rotations_until_the_box_has_ended() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    // 470 KiB, of which all is kept.
+    let spec =
+        script("seq 1 40000; until [ -e $VMM_BOX_DIR/go ]; do sleep 0.01; done; seq 40001 80000")
+            .console(ConsoleOptions::default().max_bytes(64 << 10).files(10));
+    let bx = start_box(&runtime, spec).await;
+    let mut followed = runtime.console(&bx.id, true).await.unwrap();
+    let first = read_until(&mut followed, Some("\n40000\n")).await;
+    assert_eq!(first, numbers(1..=40000));
+    let tail = ConsoleQuery::default().follow(true).tail(2);
+    let mut tail = runtime.console(&bx.id, tail).await.unwrap();
+    send_go(&home, &bx.id);
+    assert_eq!(
+        read_until(&mut followed, None).await,
+        numbers(40001..=80000)
+    );
+    assert_eq!(read_until(&mut tail, None).await, numbers(39999..=80000));
+
+    assert!(
+        bx.dir.join("console.log.3").exists(),
+        "the files were rotated"
+    );
+    let mut kept = runtime.console(&bx.id, false).await.unwrap();
+    assert_eq!(read_until(&mut kept, None).await, numbers(1..=80000));
+    let mut last = runtime
+        .console(&bx.id, ConsoleQuery::default().tail(3))
+        .await
+        .unwrap();
+    assert_eq!(read_until(&mut last, None).await, numbers(79998..=80000));
+}
+
+#[tokio::test]
+async fn a_stream_of_a_box_that_runs_ends_when_it_is_not_followed_any_more() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let bx = start_box(&runtime, script("echo up; sleep 1000")).await;
+    let mut stream = runtime.console(&bx.id, true).await.unwrap();
+    assert_eq!(read_until(&mut stream, Some("up\n")).await, "up\n");
+    stream.stop_following();
+    assert_eq!(read_until(&mut stream, None).await, "");
+
+    let removed = runtime.create(sleeping()).await.unwrap();
+    let mut stream = runtime.console(&removed.id, true).await.unwrap();
+    runtime.remove(&removed.id, false).await.unwrap();
+    assert_eq!(read_until(&mut stream, None).await, "");
+    let unknown = runtime.console(&removed.id, false).await;
+    assert!(matches!(unknown, Err(RuntimeError::NotFound { .. })));
+
+    let mut stream = runtime.console(&bx.id, true).await.unwrap();
+    runtime.shutdown(DEADLINE).await;
+    assert_eq!(read_until(&mut stream, None).await, "up\n");
+}
