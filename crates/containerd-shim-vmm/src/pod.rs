@@ -220,7 +220,8 @@ impl Pod {
                 self.finish(&container, exec_id, &process, None).await;
                 return Ok(());
             }
-            ProcessState::Exited(_) if !all => return Err(ShimError::Finished),
+            // The other processes of the container have ended with its first one.
+            ProcessState::Exited(_) => return Err(ShimError::Finished),
             _ => {}
         }
         if all {
