@@ -7,10 +7,8 @@ use serde::{Deserialize, Serialize};
 use vmm_protocol::write_file_unsynced;
 
 use crate::error::ShimError;
+use crate::oci;
 use crate::process::Exit;
-
-const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
-const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 
 /// The directory that containerd has made for a container, and removes.
 #[derive(Clone, Debug)]
@@ -54,11 +52,7 @@ impl Bundle {
 
     /// Returns the bundle of the sandbox that the container belongs to, unless it is a sandbox itself.
     pub(crate) fn sandbox(&self, spec: &Spec) -> Option<Self> {
-        let annotations = spec.annotations().as_ref()?;
-        let is_container = annotations
-            .get(CONTAINER_TYPE)
-            .is_some_and(|kind| kind == "container");
-        let id = annotations.get(SANDBOX_ID).filter(|_| is_container)?;
+        let id = oci::sandbox(spec)?;
         Some(Self::new(self.path.parent()?.join(id)))
     }
 

@@ -8,10 +8,23 @@ use vmm_protocol::pod::{ContainerMount, ContainerSpec, ProcessLimit, ProcessSpec
 
 use crate::error::ShimError;
 
+/// The annotations of the CRI plugin.
+const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+
+/// Returns the ID of the sandbox that a container belongs to, unless it is a sandbox itself.
+pub(crate) fn sandbox(spec: &Spec) -> Option<&String> {
+    let annotations = spec.annotations().as_ref()?;
+    let kind = annotations.get(CONTAINER_TYPE);
+    let is_container = kind.is_some_and(|kind| kind == "container");
+    annotations.get(SANDBOX_ID).filter(|_| is_container)
+}
+
 /// Returns the container, and the files and directories of the host that are mounted into it, by the number of
 /// the mount.
 pub(crate) fn container(spec: &Spec) -> (ContainerSpec, Vec<(usize, PathBuf)>) {
     let mut container = ContainerSpec::default();
+    container.sandbox = sandbox(spec).cloned();
     container.hostname.clone_from(spec.hostname());
     container.read_only = spec.root().as_ref().and_then(|root| root.readonly()) == Some(true);
     container.resources = resources(spec);

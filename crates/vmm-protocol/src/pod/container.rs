@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ContainerSpec {
+    /// The container whose host name and IPC objects this one shares: the sandbox of its pod.
+    pub sandbox: Option<String>,
     /// The host name; that of the guest by default.
     pub hostname: Option<String>,
     /// Whether the root file system is read-only.

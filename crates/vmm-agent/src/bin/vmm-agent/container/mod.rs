@@ -80,7 +80,7 @@ fn init(id: &str, group: &ContainerGroup) -> Result<(), ContainerError> {
     let process: ProcessSpec = read_spec(&dir.process_spec(id, ""))?;
     group.create(&container.resources)?;
     group.join()?;
-    let record = namespaces::create(id, container.hostname.as_deref())?;
+    let record = namespaces::create(id, &container)?;
     mounts::enter_root(&dir, id, &container)?;
     record.write()?;
     process::exec(&process)

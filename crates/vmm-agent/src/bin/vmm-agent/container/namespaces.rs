@@ -7,17 +7,22 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::sethostname;
 use rustix::mount::{MountPropagationFlags, mount_change};
+use vmm_protocol::pod::ContainerSpec;
 
 use super::error::ContainerError;
 use crate::boot::wait_for;
 
-/// The namespaces that the processes of a container share, and the names of their files.
-const NAMESPACES: [(CloneFlags, &str); 3] = [
+/// A namespace, and the name of its file.
+type Namespace = (CloneFlags, &'static str);
+
+/// The namespaces that the containers of a pod share.
+const OF_POD: [Namespace; 2] = [
     (CloneFlags::CLONE_NEWIPC, "ipc"),
     (CloneFlags::CLONE_NEWUTS, "uts"),
-    // Last: it replaces `/proc`.
-    (CloneFlags::CLONE_NEWNS, "mnt"),
 ];
+
+/// The namespace that the processes of a container share.
+const OF_CONTAINER: Namespace = (CloneFlags::CLONE_NEWNS, "mnt");
 
 /// How long the first process of a container may take to prepare it.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -25,8 +30,8 @@ const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// The record of the first process of a container, which is written when the container is ready.
 pub(super) struct OwnerRecord(File);
 
-/// Creates the namespaces of a container for this process.
-pub(super) fn create(id: &str, hostname: Option<&str>) -> Result<OwnerRecord, ContainerError> {
+/// Creates the namespaces of a container for this process, or joins those of its sandbox.
+pub(super) fn create(id: &str, container: &ContainerSpec) -> Result<OwnerRecord, ContainerError> {
     let path = owner_file(id);
     // Opened now, because it is not below the root of the container.
     let open = || -> io::Result<File> {
@@ -36,11 +41,15 @@ pub(super) fn create(id: &str, hostname: Option<&str>) -> Result<OwnerRecord, Co
         File::create(&path)
     };
     let record = open().map_err(ContainerError::system(format!("open {}", path.display())))?;
-    let flags = NAMESPACES.map(|(flag, _)| flag).into_iter().collect();
+    let mut flags = OF_CONTAINER.0;
+    match &container.sandbox {
+        Some(sandbox) => enter(&wait_ready(sandbox)?, &OF_POD)?,
+        None => flags.extend(OF_POD.map(|(flag, _)| flag)),
+    }
     unshare(flags).map_err(ContainerError::system("create namespaces"))?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(ContainerError::system("make the mounts private"))?;
-    if let Some(name) = hostname {
+    if let Some(name) = &container.hostname {
         sethostname(name).map_err(ContainerError::system("set the host name"))?;
     }
     Ok(OwnerRecord(record))
@@ -66,9 +75,14 @@ pub(super) fn wait_ready(id: &str) -> Result<String, ContainerError> {
 
 /// Joins the namespaces of a container whose first process has this pid, and enters its root.
 pub(super) fn join(owner: &str) -> Result<(), ContainerError> {
+    // That of the container is the last, because it replaces `/proc`.
+    enter(owner, &[OF_POD[0], OF_POD[1], OF_CONTAINER])
+}
+
+fn enter(owner: &str, namespaces: &[Namespace]) -> Result<(), ContainerError> {
     let error = || ContainerError::system("find the first process of the container");
-    let open = |(flag, name)| Ok((flag, File::open(format!("/proc/{owner}/ns/{name}"))?));
-    let files: io::Result<Vec<_>> = NAMESPACES.into_iter().map(open).collect();
+    let open = |(flag, name): &_| Ok((*flag, File::open(format!("/proc/{owner}/ns/{name}"))?));
+    let files: io::Result<Vec<_>> = namespaces.iter().map(open).collect();
     for (flag, file) in files.map_err(error())? {
         setns(file, flag).map_err(ContainerError::system("join a namespace"))?;
     }
