@@ -1,10 +1,10 @@
 //! A containerd with directories and sockets of its own, for one test.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+mod busybox;
 mod image;
 
 use std::fs::{self, File};
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
@@ -16,17 +16,49 @@ use tempfile::TempDir;
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The image that the tests run: busybox.
-pub(crate) const IMAGE: &str = "test/busybox:latest";
+pub(crate) const IMAGE: &str = "docker.io/test/busybox:latest";
+
+/// The namespace of the CRI plugin.
+const CRI_NAMESPACE: &str = "k8s.io";
 
 /// A containerd, and the configuration of the runtime.
 pub(crate) struct Containerd {
     dir: TempDir,
+    /// That of the images and containers.
+    namespace: &'static str,
     process: Option<Child>,
 }
 
 impl Containerd {
     /// Starts a containerd; `None`, after a message, if this host cannot. In CI, it must.
     pub(crate) fn start() -> Option<Self> {
+        Self::start_with("default", |_| {
+            "disabled_plugins = ['io.containerd.grpc.v1.cri']\n".to_owned()
+        })
+    }
+
+    /// Starts a containerd with the CRI plugin, whose runtime handler is that of `dist/`.
+    pub(crate) fn start_with_cri() -> Option<Self> {
+        Self::start_with(CRI_NAMESPACE, |dir| {
+            let handler = include_str!("../../dist/containerd-1.toml");
+            let handler = handler.replace("version = 2\n", "");
+            let dir = dir.display();
+            format!(
+                "{handler}\n\
+                 [plugins.'io.containerd.grpc.v1.cri']\n\
+                 sandbox_image = '{IMAGE}'\n\
+                 stream_server_address = '127.0.0.1'\n\
+                 [plugins.'io.containerd.grpc.v1.cri'.containerd]\n\
+                 snapshotter = 'native'\n\
+                 [plugins.'io.containerd.grpc.v1.cri'.cni]\n\
+                 bin_dir = '/usr/lib/cni'\n\
+                 conf_dir = '{dir}/cni'\n"
+            )
+        })
+    }
+
+    /// Starts a containerd with an image in this namespace, and with plugins that are configured like this.
+    fn start_with(namespace: &'static str, plugins: impl FnOnce(&Path) -> String) -> Option<Self> {
         let files = image::find_files()?;
         let is_installed = |program: &str| Command::new(program).arg("--version").output().is_ok();
         let lacking = if rustix::process::geteuid().is_root() {
@@ -59,19 +91,27 @@ impl Containerd {
         fs::write(dir.path().join("runtime.json"), config.to_string()).unwrap();
         let root = dir.path().display();
         let config = format!(
-            "version = 2\nroot = '{root}/root'\nstate = '{root}/state'\n\
-             disabled_plugins = ['io.containerd.grpc.v1.cri']\n\
-             [grpc]\naddress = '{root}/containerd.sock'\n"
+            "version = 2\nroot = '{root}/root'\nstate = '{root}/state'\n{}\
+             [grpc]\naddress = '{root}/containerd.sock'\n",
+            plugins(dir.path())
         );
         fs::write(dir.path().join("config.toml"), config).unwrap();
-        let mut containerd = Self { dir, process: None };
+        let mut containerd = Self {
+            dir,
+            namespace,
+            process: None,
+        };
         containerd.restart();
-        containerd.import_image(&files);
+        busybox::import(&containerd, &files);
         Some(containerd)
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.path("containerd.sock")
     }
 
     /// The directory with a directory for each pod.
@@ -121,7 +161,8 @@ impl Containerd {
         let mut command = Command::new("ctr");
         command
             .arg("--address")
-            .arg(self.path("containerd.sock"))
+            .arg(self.socket())
+            .args(["--namespace", self.namespace])
             .args(args);
         command.stdin(Stdio::null());
         command
@@ -209,50 +250,6 @@ impl Containerd {
             arguments.ends_with(b"\0serve\0")
         });
         servers.next().expect("a server runs")
-    }
-
-    fn import_image(&self, files: &Path) {
-        let (layout, bundle) = (self.path("layout"), self.path("bundle"));
-        let name = format!("{}:latest", layout.display());
-        run(Command::new("umoci")
-            .arg("init")
-            .arg("--layout")
-            .arg(&layout));
-        run(Command::new("umoci").args(["new", "--image", &name]));
-        run(Command::new("umoci")
-            .args(["unpack", "--image", &name])
-            .arg(&bundle));
-        let root = bundle.join("rootfs");
-        for dir in ["bin", "etc", "tmp"] {
-            fs::create_dir_all(root.join(dir)).unwrap();
-        }
-        fs::copy(files.join("busybox"), root.join("bin/busybox")).unwrap();
-        for applet in [
-            "sh", "echo", "cat", "stty", "id", "sleep", "kill", "uname", "env", "pwd", "ls",
-            "true", "trap", "tty", "hostname", "mount", "head", "grep", "touch",
-        ] {
-            symlink("busybox", root.join("bin").join(applet)).unwrap();
-        }
-        run(Command::new("umoci")
-            .args(["repack", "--image", &name])
-            .arg(&bundle));
-        let archive = self.path("image.tar");
-        run(Command::new("tar")
-            .arg("-C")
-            .arg(&layout)
-            .arg("-cf")
-            .arg(&archive)
-            .arg("."));
-        let import = [
-            "image",
-            "import",
-            "--snapshotter",
-            "native",
-            "--index-name",
-            IMAGE,
-        ];
-        let mut command = self.ctr_command(import);
-        assert_success(&command.arg(&archive).output().unwrap());
     }
 }
 

@@ -1,0 +1,118 @@
+//! Pods of several containers, through the CRI plugin of the real containerd, as a kubelet runs them.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod client;
+#[path = "../common/mod.rs"]
+mod common;
+mod pod;
+
+use std::fs;
+
+use serde_json::json;
+
+use common::{Containerd, eventually};
+use pod::{Pod, namespaces};
+
+#[test]
+fn the_containers_of_a_pod_share_a_volume_and_a_guest() {
+    let Some(containerd) = Containerd::start_with_cri() else {
+        return;
+    };
+    let volume = containerd.path("volume");
+    fs::create_dir(&volume).unwrap();
+    let mounts = json!([{"host_path": volume, "container_path": "/data"}]);
+    let pod = Pod::run(&containerd, "web");
+    let script = "echo hello >/data/file; touch /own; sleep infinity";
+    let writer = pod.start("writer", script, json!({"mounts": mounts}));
+    let script =
+        "while ! cat /data/file 2>/dev/null; do sleep 0.1; done; echo done >&2; sleep infinity";
+    let reader = pod.start("reader", script, json!({"mounts": mounts}));
+
+    eventually("the log is complete", || pod.log("reader").len() == 2);
+    assert_eq!(pod.log("reader"), ["stdout F hello", "stderr F done"]);
+    // The first is that of the kernel, the others are those of the pod.
+    let script = "cat /proc/sys/kernel/random/boot_id; readlink /proc/self/ns/ipc; hostname; cat /etc/resolv.conf";
+    let shared = pod.output(&reader, script);
+    assert_eq!(pod.output(&writer, script), shared);
+    assert!(
+        shared.ends_with("web\nsearch example.org\nnameserver 192.0.2.53\n"),
+        "{shared}"
+    );
+    let host = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    assert!(!shared.contains(&host));
+    // Each has a root file system of its own.
+    assert_eq!(pod.output(&writer, "ls /own"), "/own\n");
+    let (_, error, code) = pod.exec(&reader, "ls /own");
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("No such file"), "{error}");
+
+    pod.remove();
+    containerd.assert_nothing_left();
+}
+
+#[test]
+fn a_container_of_a_pod_restarts_beside_the_others() {
+    let Some(containerd) = Containerd::start_with_cri() else {
+        return;
+    };
+    let pod = Pod::run(&containerd, "restart");
+    let script = "trap 'exit 7' TERM; while :; do sleep 0.1; done";
+    let stable = pod.start("stable", script, json!({}));
+    let failed = pod.start("app", "exit 42", json!({}));
+    assert_eq!(pod.wait(&failed, "CONTAINER_EXITED")["exitCode"], 42);
+    pod.client
+        .call("RemoveContainer", &json!({"container_id": failed}));
+    let options = json!({"metadata": {"name": "app", "attempt": 1}});
+    let restarted = pod.start("app", "sleep infinity", options);
+    assert_eq!(pod.output(&restarted, "echo up"), "up\n");
+
+    let stats = pod
+        .client
+        .call("ContainerStats", &json!({"container_id": restarted}));
+    let memory = &stats["stats"]["memory"]["workingSetBytes"]["value"];
+    assert!(memory.as_str().is_some_and(|bytes| bytes != "0"), "{stats}");
+    let request = json!({"pod_sandbox_id": pod.id});
+    let status = &pod.client.call("PodSandboxStatus", &request)["status"];
+    assert_eq!(status["runtimeHandler"], "vmm", "{status}");
+
+    let request = json!({"container_id": stable, "timeout": 60});
+    pod.client.call("StopContainer", &request);
+    assert_eq!(pod.wait(&stable, "CONTAINER_EXITED")["exitCode"], 7);
+    assert_eq!(pod.output(&restarted, "echo up"), "up\n");
+    pod.remove();
+    containerd.assert_nothing_left();
+}
+
+#[test]
+fn a_container_has_the_user_and_the_limits_of_its_configuration() {
+    let Some(containerd) = Containerd::start_with_cri() else {
+        return;
+    };
+    let pod = Pod::run(&containerd, "limits");
+    let options = json!({
+        "working_dir": "/tmp",
+        "envs": [{"key": "COLOR", "value": "blue"}],
+        "linux": {
+            "resources": {"memory_limit_in_bytes": 64 << 20},
+            "security_context": {
+                "namespace_options": namespaces(),
+                "run_as_user": {"value": 33},
+                "run_as_group": {"value": 34},
+                "supplemental_groups": [44],
+                "readonly_rootfs": true,
+                "no_new_privs": true,
+                "capabilities": {"drop_capabilities": ["ALL"]},
+            },
+        },
+    });
+    let container = pod.start("limited", "sleep infinity", options);
+    let script = "id; pwd; echo $COLOR; touch /tmp/x || echo read-only; \
+                  cat /sys/fs/cgroup/*/memory.max | grep -v max; \
+                  grep -E 'CapBnd|NoNewPrivs' /proc/self/status";
+    let expected = "uid=33 gid=34 groups=34,44\n/tmp\nblue\nread-only\n67108864\n\
+                    CapBnd:\t0000000000000000\nNoNewPrivs:\t1\n";
+    assert_eq!(pod.output(&container, script), expected);
+    pod.remove();
+    containerd.assert_nothing_left();
+}
