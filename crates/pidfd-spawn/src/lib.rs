@@ -94,7 +94,7 @@
 //! | `clone3(2)` | 5.3 | `clone(2)` |
 //! | `waitid(2)` with `P_PIDFD` | 5.4 | required |
 //! | `CLONE_CLEAR_SIGHAND` | 5.5 | the child resets each signal handler |
-//! | `CLONE_INTO_CGROUP` | 5.7 | the child writes to `cgroup.procs` |
+//! | `CLONE_INTO_CGROUP` | 5.7 | the child writes to `cgroup.procs`, or `tasks` of version 1 |
 //! | `landlock_restrict_self(2)` | 5.13 | a command with [rules](Command::landlock) does not start |
 //! | `PIDFD_INFO_EXIT` | 6.15 | the exit status is unknown if other code has reaped the child |
 

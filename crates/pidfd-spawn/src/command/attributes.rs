@@ -137,7 +137,7 @@ impl Command {
     /// `cgroups(7)` in which the child is to be in a group: version 1 has several.
     ///
     /// The child is in the group from its first instruction (`CLONE_INTO_CGROUP`, Linux 5.7). On an older
-    /// kernel, and for directories of version 1, it writes to `cgroup.procs` before all other steps.
+    /// kernel, and for directories of version 1, it moves itself there before all other steps.
     ///
     /// The spawn blocks while the group is frozen. If the group, or one above it, has `memory.oom.group`
     /// set, the child [is forked](crate#when-the-child-is-forked).

@@ -5,7 +5,7 @@
 //! in which other threads hold locks forever.
 
 use std::convert::Infallible;
-use std::ffi::c_int;
+use std::ffi::{CStr, c_int};
 use std::hint;
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -125,8 +125,17 @@ fn join_cgroups(attributes: &Attributes, birth: &Birth) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Moves the child, which has one thread. Version 1 has `tasks`, whose writer does not wait for an RCU grace
+/// period when it moves itself, as a writer to `cgroup.procs` does (`cgroup_procs_write_start`, Linux 5.5).
 fn join_cgroup(cgroup: RawFd) -> Result<(), Errno> {
-    let (file, own_pid) = (c"cgroup.procs", b"0");
+    match write_own_pid(cgroup, c"tasks") {
+        Err(libc::ENOENT) => write_own_pid(cgroup, c"cgroup.procs"),
+        result => result,
+    }
+}
+
+fn write_own_pid(cgroup: RawFd, file: &CStr) -> Result<(), Errno> {
+    let own_pid = b"0";
     // SAFETY: the name is a C string, and the buffer has the given length.
     unsafe {
         let fd = call(
