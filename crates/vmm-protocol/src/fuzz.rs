@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 
 use crate::bounds::MAX_TEXT_BYTES;
 use crate::control_group::find::parse_group_name;
-use crate::control_group::hierarchy::{Hierarchy, proc_path};
+use crate::control_group::hierarchy::{Hierarchies, proc_path};
 use crate::frames::{
     Frame, FrameError, FrameReader, HostMessage, Message, PayloadMessage, Strictness,
 };
@@ -204,8 +204,9 @@ pub fn procfs(input: &[u8]) {
 
     // `cgroup` and `mountinfo`, separated by an empty line.
     let (groups, mounts) = text.split_once("\n\n").unwrap_or((&text, ""));
+    let hierarchies = Hierarchies::new(groups, mounts);
     for controller in [Controller::Cpu, Controller::Memory, Controller::Pids] {
-        if let Some(hierarchy) = Hierarchy::find(controller, groups, mounts) {
+        if let Some(hierarchy) = hierarchies.of(controller) {
             let has_parent = |path: &PathBuf| path.iter().any(|name| name == "..");
             let from_mount = mounts.contains("..");
             assert!(

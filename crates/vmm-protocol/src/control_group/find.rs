@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::cgroupfs::{child_groups, is_control_group};
 use super::controller::Controller;
 use super::group::{ControlGroup, group_name};
-use super::hierarchy::{Hierarchy, proc_path};
+use super::hierarchy::{Hierarchies, proc_path};
 use crate::procfs::read_own;
 use crate::{BoxDir, FileError, is_resource_exhaustion};
 
@@ -122,15 +122,16 @@ pub(crate) fn parse_group_name(group: &str) -> Option<(&str, u32)> {
 
 /// Returns the groups in which shims started by this process create theirs.
 fn parents() -> Result<Vec<PathBuf>, FileError> {
-    let hierarchies = Hierarchy::of_each(Controller::ALL);
-    let hierarchies = unless_exhausted(hierarchies, Path::new("/proc/self/cgroup"))?;
-    let mut parents: Vec<_> = hierarchies
+    let hierarchies = match Hierarchies::read() {
+        Ok(hierarchies) => hierarchies,
+        Err(error) if is_resource_exhaustion(&error.source) => return Err(error),
+        Err(_) => return Ok(Vec::new()),
+    };
+    let mut parents: Vec<_> = Controller::ALL
         .into_iter()
-        .flatten()
-        .filter_map(|hierarchy| hierarchy.parent().map(Path::to_owned))
+        .filter_map(|controller| hierarchies.of(controller)?.parent().map(Path::to_owned))
+        .chain(hierarchies.freezer_parent())
         .collect();
-    let freezer = unless_exhausted(Hierarchy::freezer_parent(), Path::new("/proc/self/cgroup"))?;
-    parents.extend(freezer.flatten());
     parents.sort_unstable();
     parents.dedup();
     Ok(parents)

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::cgroupfs::{PROCS_FILE, write_setting};
 use super::group::{ControlGroup, group_name};
-use super::hierarchy::Hierarchy;
+use super::hierarchy::Hierarchies;
 use crate::pidfd::{self, has_exited};
 use crate::procfs::MAX_TREE_PROCESSES;
 use crate::{BoxDir, FileError, procfs};
@@ -64,12 +64,10 @@ impl ControlGroup {
 
     /// Creates a group for the freezer, beside those that limit the payload.
     fn create_freezer(dir: &Path, mut own: Self) -> Result<PathBuf, FileError> {
-        let find_error =
-            |source| FileError::new("find a place to freeze in", "/proc/self/cgroup", source);
-        let parent = Hierarchy::freezer_parent().map_err(find_error)?;
-        let parent = parent.ok_or_else(|| {
+        let parent = Hierarchies::read()?.freezer_parent().ok_or_else(|| {
             let message = "no hierarchy of version 2 is mounted, or it is not delegated";
-            find_error(io::Error::new(io::ErrorKind::Unsupported, message))
+            let source = io::Error::new(io::ErrorKind::Unsupported, message);
+            FileError::new("find a place to freeze in", "/proc/self/cgroup", source)
         })?;
         let group = parent.join(group_name(dir, process::id()));
         own.dirs.push(group.clone());

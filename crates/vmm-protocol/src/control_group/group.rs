@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::cgroupfs::{PROCS_FILE, is_removed, write_setting};
 use super::controller::{Controller, Version};
+use super::hierarchy::Hierarchies;
 use super::new_group::NewGroup;
 use super::walk::{read_at, walk};
 use crate::{BoxDir, FileError};
@@ -69,7 +70,9 @@ impl ControlGroup {
             (Controller::Memory, 1 << 30),
             (Controller::Pids, 1),
         ];
-        let groups = limits.map(|(controller, _)| NewGroup::locate(controller, &name));
+        let hierarchies = Hierarchies::read()?;
+        let groups =
+            limits.map(|(controller, _)| NewGroup::locate(&hierarchies, controller, &name));
         for (group, (controller, amount)) in groups.into_iter().zip(limits) {
             let group = group?;
             let created = group.create(controller, amount);
@@ -89,7 +92,7 @@ impl ControlGroup {
     ///
     /// # Errors
     ///
-    /// [`FileError`] if the record cannot be written.
+    /// [`FileError`] if the hierarchies cannot be read, or if the record cannot be written.
     pub fn create(
         dir: &Path,
         limits: &[(Controller, u64)],
@@ -97,8 +100,9 @@ impl ControlGroup {
         let name = group_name(dir, process::id());
         let mut failures = Vec::new();
         let mut new_groups = Vec::new();
+        let hierarchies = Hierarchies::read()?;
         for (controller, amount) in limits.iter().copied() {
-            match NewGroup::locate(controller, &name) {
+            match NewGroup::locate(&hierarchies, controller, &name) {
                 Ok(group) => new_groups.push((group, controller, amount)),
                 Err(error) => failures.push((controller, error)),
             }

@@ -8,47 +8,45 @@ use super::controller::{Controller, Version};
 use crate::FileError;
 use crate::procfs::read_own;
 
-/// The hierarchy that has one controller, and the place for new groups in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Hierarchy {
-    pub(super) version: Version,
-    /// The group of the calling process.
-    pub(crate) own_group: PathBuf,
+/// The mounted hierarchies, and the group of the calling process in each.
+pub(crate) struct Hierarchies {
+    /// The contents of `/proc/self/cgroup`.
+    groups: String,
+    /// The contents of `/proc/self/mountinfo`.
+    mounts: String,
 }
 
-impl Hierarchy {
-    /// Returns the hierarchy that has this controller.
-    pub(super) fn of(controller: Controller) -> io::Result<Self> {
-        let hierarchy = Self::of_each([controller])?.next();
-        hierarchy.ok_or_else(|| {
-            let message = format!(
-                "no mounted hierarchy has the controller {}",
-                controller.name()
-            );
-            io::Error::new(io::ErrorKind::NotFound, message)
+impl Hierarchies {
+    pub(super) fn read() -> Result<Self, FileError> {
+        let read = |file| {
+            let path = Path::new("/proc/self").join(file);
+            read_own(file).map_err(|source| FileError::new("read", path, source))
+        };
+        Ok(Self {
+            groups: read("cgroup")?,
+            mounts: read("mountinfo")?,
         })
     }
 
-    /// Returns the hierarchies that have these controllers. Omits controllers without one.
-    pub(super) fn of_each(
-        controllers: impl IntoIterator<Item = Controller>,
-    ) -> io::Result<impl Iterator<Item = Self>> {
-        let (groups, mounts) = (read_own("cgroup")?, read_own("mountinfo")?);
-        let controllers = controllers.into_iter();
-        Ok(controllers.filter_map(move |controller| Self::find(controller, &groups, &mounts)))
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn new(groups: &str, mounts: &str) -> Self {
+        Self {
+            groups: groups.to_owned(),
+            mounts: mounts.to_owned(),
+        }
     }
 
-    pub(crate) fn find(controller: Controller, groups: &str, mounts: &str) -> Option<Self> {
-        Self::locate(Some(controller.name()), groups, mounts)
+    /// Returns the hierarchy that has this controller, or `None` if none is mounted.
+    pub(crate) fn of(&self, controller: Controller) -> Option<Hierarchy> {
+        self.locate(Some(controller.name()))
     }
 
     /// Returns the hierarchy that has the controller with this name, or that of version 2.
-    fn locate(name: Option<&str>, groups: &str, mounts: &str) -> Option<Self> {
+    fn locate(&self, name: Option<&str>) -> Option<Hierarchy> {
         // The format is hierarchy:controllers:path, or 0::path in version 2.
         let lines = || {
-            groups
-                .lines()
-                .filter_map(|line| line.split_once(':')?.1.split_once(':'))
+            let lines = self.groups.lines();
+            lines.filter_map(|line| line.split_once(':')?.1.split_once(':'))
         };
         let v1_line = name.and_then(|name| {
             let (_, path) = lines().find(|(controllers, _)| list_contains(controllers, name))?;
@@ -61,7 +59,7 @@ impl Hierarchy {
                 (Version::V2, path)
             }
         };
-        let own_group = mounts.lines().find_map(|line| {
+        let own_group = self.mounts.lines().find_map(|line| {
             let (mount, file_system) = line.split_once(" - ")?;
             let mut mount = mount.split(' ').skip(3);
             let (root, point) = (mount.next()?, mount.next()?);
@@ -78,9 +76,33 @@ impl Hierarchy {
             let is_mounted = !below.iter().any(|name| name == "..");
             (is_match && is_mounted).then(|| Path::new(point).join(below))
         })?;
-        Some(Self { version, own_group })
+        Some(Hierarchy { version, own_group })
     }
 
+    /// Returns the parent for new groups of version 2 that need no controller, or `None` if none can be
+    /// created.
+    pub(super) fn freezer_parent(&self) -> Option<PathBuf> {
+        let hierarchy = self.locate(None)?;
+        // Without controllers, also a group that contains processes can have children.
+        let has_controllers = |group: &Path| {
+            fs::read_to_string(group.join("cgroup.controllers"))
+                .is_ok_and(|list| !list.trim().is_empty())
+        };
+        let parent = hierarchy.parent().map(Path::to_owned);
+        let own_group = hierarchy.own_group;
+        parent.or_else(|| (!has_controllers(&own_group)).then_some(own_group))
+    }
+}
+
+/// The hierarchy that has one controller, and the place for new groups in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hierarchy {
+    pub(super) version: Version,
+    /// The group of the calling process.
+    pub(crate) own_group: PathBuf,
+}
+
+impl Hierarchy {
     /// Returns the parent for new groups, or `None` if none can be created.
     ///
     /// In version 2, a group that contains processes cannot enable controllers for its children,
@@ -92,23 +114,6 @@ impl Hierarchy {
             (Version::V2, Some(parent)) if is_delegated(parent) => Some(parent),
             (Version::V2, _) => is_root(&self.own_group).then_some(self.own_group.as_path()),
         }
-    }
-
-    /// Returns the parent for new groups of version 2 that need no controller, or `None` if none can be
-    /// created.
-    pub(super) fn freezer_parent() -> io::Result<Option<PathBuf>> {
-        let (groups, mounts) = (read_own("cgroup")?, read_own("mountinfo")?);
-        let Some(hierarchy) = Self::locate(None, &groups, &mounts) else {
-            return Ok(None);
-        };
-        // Without controllers, also a group that contains processes can have children.
-        let has_controllers = |group: &Path| {
-            fs::read_to_string(group.join("cgroup.controllers"))
-                .is_ok_and(|list| !list.trim().is_empty())
-        };
-        let parent = hierarchy.parent().map(Path::to_owned);
-        let own_group = hierarchy.own_group;
-        Ok(parent.or_else(|| (!has_controllers(&own_group)).then_some(own_group)))
     }
 
     /// Enables the controller for new groups, and returns their [`parent`](Self::parent).
@@ -181,7 +186,7 @@ mod tests {
 ";
 
     fn find(controller: Controller, groups: &str) -> Option<(Version, PathBuf)> {
-        let hierarchy = Hierarchy::find(controller, groups, MOUNTS)?;
+        let hierarchy = Hierarchies::new(groups, MOUNTS).of(controller)?;
         Some((hierarchy.version, hierarchy.own_group))
     }
 
@@ -211,7 +216,7 @@ mod tests {
         assert_eq!(find(Controller::Cpu, ""), None);
         // A group outside of the cgroup namespace, cgroup_namespaces(7).
         assert_eq!(find(Controller::Memory, "0::/../a\n"), None);
-        let unmounted = Hierarchy::find(Controller::Cpu, "0::/\n", "");
+        let unmounted = Hierarchies::new("0::/\n", "").of(Controller::Cpu);
         assert_eq!(unmounted, None);
     }
 
@@ -221,7 +226,9 @@ mod tests {
         const COUNT: &str = "VMM_TEST_HIERARCHIES";
         const TEST: &str = "control_group::hierarchy::tests::\
                             a_mount_point_that_is_not_utf_8_does_not_hide_the_hierarchies";
-        let found = Hierarchy::of_each(Controller::ALL).unwrap().count();
+        let hierarchies = Hierarchies::read().unwrap();
+        let found = Controller::ALL.map(|controller| hierarchies.of(controller));
+        let found = found.iter().flatten().count();
         if let Some(expected) = env::var_os(COUNT) {
             assert_eq!(found.to_string().as_str(), expected);
             return;

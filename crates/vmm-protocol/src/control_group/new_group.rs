@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::cgroupfs::write_setting;
 use super::controller::{Controller, Version, nesting_settings};
-use super::hierarchy::Hierarchy;
+use super::hierarchy::Hierarchies;
 use crate::FileError;
 
 /// A control group to be created.
@@ -15,9 +15,17 @@ pub(super) struct NewGroup {
 
 impl NewGroup {
     /// Finds the directory for a group with this controller, and enables the controller there.
-    pub(super) fn locate(controller: Controller, name: &str) -> Result<Self, FileError> {
-        let hierarchy = Hierarchy::of(controller)
-            .map_err(|source| FileError::new("find a hierarchy in", "/proc/self/cgroup", source))?;
+    pub(super) fn locate(
+        hierarchies: &Hierarchies,
+        controller: Controller,
+        name: &str,
+    ) -> Result<Self, FileError> {
+        let hierarchy = hierarchies.of(controller).ok_or_else(|| {
+            let name = controller.name();
+            let message = format!("no mounted hierarchy has the controller {name}");
+            let source = io::Error::new(io::ErrorKind::NotFound, message);
+            FileError::new("find a hierarchy in", "/proc/self/cgroup", source)
+        })?;
         Ok(Self {
             version: hierarchy.version,
             dir: hierarchy.prepare(controller)?.join(name),
