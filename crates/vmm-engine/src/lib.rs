@@ -41,7 +41,6 @@ mod helper;
 mod pause;
 mod process;
 mod qemu;
-pub mod signals;
 mod sys;
 
 pub use call::Call;

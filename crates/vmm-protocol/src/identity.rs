@@ -1,6 +1,7 @@
 use std::fs;
 use std::io;
 use std::process;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -78,10 +79,14 @@ impl ProcessIdentity {
     }
 }
 
+/// Reads the file once: its content is the same as long as the process lives.
 fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
-        .trim()
-        .to_owned())
+    static BOOT_ID: OnceLock<String> = OnceLock::new();
+    if let Some(boot_id) = BOOT_ID.get() {
+        return Ok(boot_id.clone());
+    }
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(BOOT_ID.get_or_init(|| text.trim().to_owned()).clone())
 }
 
 #[cfg(test)]

@@ -2,15 +2,14 @@ use std::env;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufReader, Write};
 use std::os::fd::IntoRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::panic::{self, AssertUnwindSafe};
 use std::process;
 use std::sync::Arc;
 
-use nix::libc::SIGCHLD;
 use nix::sys::prctl;
 use nix::unistd::setsid;
 
-use vmm_engine::signals::stop_ignoring;
 use vmm_engine::{Engine, EngineError, Payload, PayloadExit};
 use vmm_protocol::{
     BoxDir, Ending, FailureKind, InstanceSpec, Invocation, PidRecord, Report, RuntimeExited,
@@ -83,7 +82,7 @@ fn set_up(reporter: &Arc<ExitReporter>, invocation: &Invocation) -> Result<SetUp
 fn set_up_process(reporter: &ExitReporter) -> Result<(BufReader<File>, PidRecord), Ending> {
     control::block_signals().map_err(system_error("block signals"))?;
     // A process that ignores SIGCHLD cannot get the exit statuses of its children, wait(2).
-    stop_ignoring([SIGCHLD]).map_err(system_error("reset SIGCHLD"))?;
+    sys::reset_sigchld().map_err(system_error("reset SIGCHLD"))?;
     // The payload must not inherit descriptors that the runtime has left open.
     close_fds::set_fds_cloexec(3, &[]);
     // Ctrl-C in a terminal must reach only the runtime. The call fails for a process group leader,
@@ -133,7 +132,8 @@ const OTHER_THREADS: &str = "this program has started threads before it called r
 
 /// Returns false also if this cannot be determined.
 fn has_other_threads() -> bool {
-    fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() > 1)
+    // The directory has a link for itself, one for its parent, and one per thread.
+    fs::metadata("/proc/self/task").is_ok_and(|threads| threads.nlink() > 3)
 }
 
 /// Locks the box directory. Two shims in one box would overwrite each other's files.

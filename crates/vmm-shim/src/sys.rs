@@ -1,10 +1,20 @@
-//! Keeps the memory of a shim small, because a host runs thousands of them. Does nothing with another C
-//! library than glibc.
+//! System calls and calls of the C library that are unsafe.
 
 #![allow(unsafe_code)]
 
+use std::io;
+
+use nix::sys::signal::{SigHandler, Signal, signal};
+
+/// Resets SIGCHLD, which this process may have inherited as ignored.
+pub(crate) fn reset_sigchld() -> io::Result<()> {
+    // SAFETY: installs no handler.
+    unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
+    Ok(())
+}
+
 /// Makes all threads allocate from one heap. By default, each thread has one of its own. Call it before
-/// any thread is started.
+/// any thread is started. Does nothing with another C library than glibc.
 pub(crate) fn use_one_heap() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes integers, and affects only from where later allocations come.
@@ -13,7 +23,7 @@ pub(crate) fn use_one_heap() {
     }
 }
 
-/// Returns the free pages of the heap to the kernel.
+/// Returns the free pages of the heap to the kernel. Does nothing with another C library than glibc.
 pub(crate) fn release_free_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes an integer. No allocation is in these pages.

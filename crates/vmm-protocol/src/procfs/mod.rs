@@ -197,19 +197,6 @@ pub fn process_tree(pid: u32) -> io::Result<Vec<u32>> {
     Ok(tree)
 }
 
-/// Returns the signals that the calling process ignores, one bit per signal, starting with signal 1:
-/// `SigIgn` in `/proc/<pid>/status`, `proc_pid_status(5)`.
-///
-/// # Errors
-///
-/// If `/proc` cannot be read.
-pub fn ignored_signals() -> io::Result<u64> {
-    let status = read_own("status")?;
-    field_of(&status, "SigIgn")
-        .and_then(|mask| u64::from_str_radix(mask, 16).ok())
-        .ok_or_else(|| io::Error::other("/proc/self/status has no valid line SigIgn"))
-}
-
 /// Returns a field of `/proc/<pid>/status`, `proc_pid_status(5)`. Returns `None` if it cannot be
 /// read. [`Stat`] has the state, the parent and the session as values.
 ///
@@ -362,7 +349,6 @@ mod tests {
         let this = process::id();
         let pid = status_field(this, "Pid").unwrap();
         assert_eq!(pid, Some(this.to_string()));
-        ignored_signals().unwrap();
         assert_eq!(status_field(u32::MAX, "Pid").unwrap(), None);
     }
 }
