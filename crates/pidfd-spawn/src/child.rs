@@ -192,7 +192,7 @@ impl Child {
     /// Fails with `ESRCH` if the child has been reaped, with `EINVAL` if the number is not that of a signal,
     /// and with `EPERM` as for [`kill`](Self::kill) (`pidfd_send_signal(2)`).
     pub fn send_signal(&self, signal: i32) -> io::Result<()> {
-        sys::send_signal(self.pidfd(), signal)
+        sys::pidfd_send_signal(self.pidfd(), signal, 0)
     }
 
     /// Waits for the child to exit, reaps it, and returns its exit status. Later calls return the same

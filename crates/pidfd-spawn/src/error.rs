@@ -237,7 +237,12 @@ impl Failure {
     pub(crate) fn of(step: Step, error: &io::Error) -> Self {
         Self {
             step,
-            errno: error.raw_os_error().unwrap_or(libc::EINVAL),
+            errno: errno_of(error),
         }
     }
+}
+
+/// Returns the error number, or `EINVAL` for an error that is not that of a system call.
+pub(crate) fn errno_of(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EINVAL)
 }

@@ -119,6 +119,16 @@ pub use error::{SpawnError, Step};
 pub use resource::Resource;
 pub use stdio::Stdio;
 
+/// System calls that `shim-reaper` makes too. Not part of the API, and not for other crates. Published
+/// versions of `shim-reaper` use it, so change it only compatibly.
+#[doc(hidden)]
+pub mod __private {
+    pub use crate::sys::{
+        PIDFD_INFO_EXIT, PidfdInfo, Received, WaitFor, exit_status, pidfd_open, pidfd_send_signal,
+        receive, send, waitid,
+    };
+}
+
 /// Compiles the code of the README.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -1,5 +1,5 @@
 //! All `unsafe` code: the Linux system calls that neither std nor nix wraps, and the registration
-//! of borrowed descriptors with tokio.
+//! of borrowed descriptors with tokio. Those that `pidfd-spawn` makes too are there.
 
 #![allow(unsafe_code)]
 
@@ -9,8 +9,7 @@ mod ring;
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
+use std::os::fd::BorrowedFd;
 use std::process::ExitStatus;
 use std::ptr;
 use std::time::{Duration, Instant};
@@ -20,6 +19,8 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
+use pidfd_spawn::__private::{self, PIDFD_INFO_EXIT, PidfdInfo};
+pub(crate) use pidfd_spawn::__private::{WaitFor, pidfd_open};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -30,14 +31,6 @@ pub(crate) use ring::{Completion, Ring};
 
 use crate::{ResourceUsage, Signal};
 
-/// The children that a [`waitid`] call waits for: never any child.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum WaitFor<'a> {
-    Pid(u32),
-    Pidfd(BorrowedFd<'a>),
-    Group(u32),
-}
-
 /// The exit of a child, as `waitid(2)` reports it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ChildExit {
@@ -46,54 +39,21 @@ pub(crate) struct ChildExit {
     pub(crate) usage: Option<ResourceUsage>,
 }
 
-/// Opens a pidfd, which is close-on-exec: `pidfd_open(2)`, Linux 5.3.
-pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
-    // SAFETY: takes two integers and touches no memory of this process.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    let fd = i32::try_from(fd).map_err(io::Error::other)?;
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just created this descriptor and no other code has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
 /// Sends a signal: `pidfd_send_signal(2)`, Linux 5.1. With `None` it only checks that the process
 /// has not been reaped.
 pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Option<Signal>) -> io::Result<()> {
-    send_signal(pidfd, signal, 0)
+    __private::pidfd_send_signal(pidfd, signal.map_or(0, Signal::as_raw), 0)
 }
 
 /// Sends a signal to every process in the process group that the process leads or has led:
 /// `PIDFD_SIGNAL_PROCESS_GROUP`, Linux 6.9. With `None` it only checks that there is one. Fails with
 /// `EINVAL` on older kernels.
 pub(crate) fn pidfd_signal_group(leader: BorrowedFd<'_>, signal: Option<Signal>) -> io::Result<()> {
-    send_signal(leader, signal, PIDFD_SIGNAL_PROCESS_GROUP)
+    let signal = signal.map_or(0, Signal::as_raw);
+    __private::pidfd_send_signal(leader, signal, PIDFD_SIGNAL_PROCESS_GROUP)
 }
 
 const PIDFD_SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
-
-fn send_signal(
-    pidfd: BorrowedFd<'_>,
-    signal: Option<Signal>,
-    flags: libc::c_uint,
-) -> io::Result<()> {
-    let signal = signal.map_or(0, Signal::as_raw);
-    // SAFETY: with a null siginfo pointer the kernel fills it in as kill(2) does.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_raw_fd(),
-            signal,
-            ptr::null::<libc::siginfo_t>(),
-            flags,
-        )
-    };
-    if done < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
 
 /// Sends a signal by pid: `kill(2)`.
 pub(crate) fn kill(pid: u32, signal: Signal) -> io::Result<()> {
@@ -156,67 +116,20 @@ pub(crate) fn await_event(
     }
 }
 
-/// Waits for an exited child without blocking: `waitid(2)`; `P_PIDFD` needs Linux 5.4.
-///
-/// With `keep_zombie` the zombie stays waitable (`WNOWAIT`). Uses the raw system call, because libc's
-/// wrapper does not return the resource usage.
+/// Waits for an exited child without blocking. With `keep_zombie` the zombie stays waitable (`WNOWAIT`).
 pub(crate) fn waitid(target: WaitFor<'_>, keep_zombie: bool) -> io::Result<Option<ChildExit>> {
-    let (id_type, id) = match target {
-        WaitFor::Pid(pid) => (libc::P_PID, pid),
-        WaitFor::Pidfd(pidfd) => (libc::P_PIDFD, pidfd.as_raw_fd() as u32),
-        WaitFor::Group(pgid) => (libc::P_PGID, pgid),
-    };
-    let mut flags = libc::WEXITED | libc::WNOHANG;
-    if keep_zombie {
-        flags |= libc::WNOWAIT;
-    }
-    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
-    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
-    // SAFETY: both pointers are valid for writes of their types for the length of the call.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_waitid,
-            id_type,
-            id,
-            info.as_mut_ptr(),
-            flags,
-            usage.as_mut_ptr(),
-        )
-    };
-    if done < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: zeroed memory is a valid siginfo_t and a valid rusage (integers and padding), and
-    // the kernel overwrites them with valid ones.
-    let (info, usage) = unsafe { (info.assume_init(), usage.assume_init()) };
-    Ok(exit_status(&info).map(|status| ChildExit {
+    let flags = if keep_zombie { libc::WNOWAIT } else { 0 };
+    let found = __private::waitid(target, flags | libc::WNOHANG)?;
+    Ok(found.map(|(status, usage)| ChildExit {
         status,
         usage: Some(ResourceUsage::from_raw(&usage)),
     }))
 }
 
-/// Returns the wait status that `waitid(2)` has written, or `None` if no child has exited.
-fn exit_status(info: &libc::siginfo_t) -> Option<ExitStatus> {
-    // SAFETY: waitid(2) fills the SIGCHLD members, and sets si_pid to 0 if no child has exited.
-    let (pid, value) = unsafe { (info.si_pid(), info.si_status()) };
-    let raw = match info.si_code {
-        _ if pid == 0 => return None,
-        libc::CLD_EXITED => value << 8,
-        libc::CLD_DUMPED => value | 0x80,
-        _ => value,
-    };
-    Some(ExitStatus::from_raw(raw))
-}
-
-/// Returns whether any child has exited. Leaves it waitable, and does not return which: the only use of
-/// `P_ALL`.
+/// Returns whether any child has exited. Leaves it waitable, and does not return which: the only wait for
+/// any child.
 pub(crate) fn has_zombie() -> bool {
-    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
-    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-    // SAFETY: the pointer is valid for a write during the call.
-    let done = unsafe { libc::waitid(libc::P_ALL, 0, info.as_mut_ptr(), flags) };
-    // SAFETY: zeroed memory is a valid siginfo_t; waitid(2) sets si_pid to 0 if no child has exited.
-    done == 0 && unsafe { info.assume_init().si_pid() } != 0
+    matches!(waitid(WaitFor::Any, true), Ok(Some(_)))
 }
 
 /// Returns the time since boot in the unit of start times: `proc_pid_stat(5)`.
@@ -231,32 +144,10 @@ pub(crate) fn ticks_since_boot() -> u64 {
     seconds * per_second + nanos * per_second / 1_000_000_000
 }
 
-/// The first version of `struct pidfd_info`. Newer kernels accept it and fill this prefix only.
-#[repr(C)]
-#[derive(Default)]
-struct PidfdInfo {
-    mask: u64,
-    cgroupid: u64,
-    pid: u32,
-    tgid: u32,
-    other_ids: [u32; 9],
-    exit_code: i32,
-}
-
-const PIDFD_INFO_EXIT: u64 = 1 << 3;
-
-nix::ioctl_readwrite!(pidfd_get_info, 0xFF, 11, PidfdInfo);
-
 /// Returns the wait status of a process that any wait has reaped: `PIDFD_GET_INFO` with
 /// `PIDFD_INFO_EXIT`, Linux 6.15. Returns `None` before that, and on older kernels.
 pub(crate) fn pidfd_exit_status(pidfd: BorrowedFd<'_>) -> Option<ExitStatus> {
-    let mut info = PidfdInfo {
-        mask: PIDFD_INFO_EXIT,
-        ..PidfdInfo::default()
-    };
-    // SAFETY: `info` has the size that is encoded in the request and is valid for the call.
-    unsafe { pidfd_get_info(pidfd.as_raw_fd(), &raw mut info) }.ok()?;
-    (info.mask & PIDFD_INFO_EXIT != 0).then(|| ExitStatus::from_raw(info.exit_code))
+    PidfdInfo::get(pidfd, PIDFD_INFO_EXIT).ok()?.exit_status()
 }
 
 /// Returns the pid of a process: `PIDFD_GET_INFO`, Linux 6.13. Fails with ESRCH if it has been
@@ -268,12 +159,10 @@ pub(crate) fn pidfd_pid(pidfd: BorrowedFd<'_>) -> Option<io::Result<u32>> {
         return Some(Err(io::ErrorKind::InvalidInput.into()));
     }
     // The kernel returns the pids without a request for them.
-    let mut info = PidfdInfo::default();
-    // SAFETY: as in `pidfd_exit_status`.
-    match unsafe { pidfd_get_info(pidfd.as_raw_fd(), &raw mut info) } {
-        Ok(_) if info.pid == info.tgid => Some(Ok(info.pid)),
+    match PidfdInfo::get(pidfd, 0) {
+        Ok(info) if info.pid == info.tgid => Some(Ok(info.pid)),
         Ok(_) => Some(Err(io::ErrorKind::InvalidInput.into())),
-        Err(Errno::ESRCH) => Some(Err(Errno::ESRCH.into())),
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Some(Err(error)),
         Err(_) => None,
     }
 }

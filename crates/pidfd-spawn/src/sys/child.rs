@@ -13,7 +13,7 @@ use super::call::{Arg, Errno, NULL, call, prctl};
 use super::signals::{self, Mask};
 use super::{credentials, dumpable};
 use crate::Resource;
-use crate::error::{Failure, Step};
+use crate::error::{Failure, Step, errno_of};
 use crate::plan::{Attributes, Plan, PreExec, Rlimit};
 
 /// The memory in which the steps run.
@@ -354,7 +354,7 @@ pub(super) fn die_with(parent: u32, signal: c_int) -> Result<(), Errno> {
 
 fn run_closures(closures: &mut [PreExec]) -> Result<(), Errno> {
     for closure in closures {
-        closure().map_err(|error| error.raw_os_error().unwrap_or(libc::EINVAL))?;
+        closure().map_err(|error| errno_of(&error))?;
     }
     Ok(())
 }

@@ -9,15 +9,16 @@ use std::ffi::c_void;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process;
 
 use super::call::{Errno, call, prctl};
 use super::child::{self, Birth, Memory};
+use super::message::{receive, send};
 use super::pidfd::{self, Born};
 use super::signals::Blocked;
-use crate::error::{Failure, Step};
+use crate::error::{Failure, Step, errno_of};
 use crate::plan::Plan;
 
 pub(super) fn spawn(plan: &mut Plan<'_>) -> Result<Born, Failure> {
@@ -32,7 +33,7 @@ pub(super) fn spawn(plan: &mut Plan<'_>) -> Result<Born, Failure> {
     birth.mask = blocked.previous();
     // SAFETY: the child makes system calls, and runs closures that promise to be async-signal-safe.
     match unsafe { libc::fork() } {
-        0 => begin(plan, &birth, theirs.as_raw_fd()),
+        0 => begin(plan, &birth, theirs.as_fd()),
         -1 => Err(Failure::of(Step::Clone, &io::Error::last_os_error())),
         pid => {
             drop(blocked);
@@ -44,7 +45,7 @@ pub(super) fn spawn(plan: &mut Plan<'_>) -> Result<Born, Failure> {
 
 /// Follows a new child until it executes its program or fails.
 fn follow(pid: u32, socket: UnixStream) -> Result<Born, Failure> {
-    let pidfd = match receive_pidfd(socket.as_raw_fd()) {
+    let pidfd = match receive_pidfd(socket.as_fd()) {
         Ok(pidfd) => pidfd,
         Err(error) => {
             // The child ends, because no confirmation will come.
@@ -55,7 +56,7 @@ fn follow(pid: u32, socket: UnixStream) -> Result<Born, Failure> {
         }
     };
     // Fails if the child has been killed, which its exit status shows.
-    let _ = send(socket.as_raw_fd(), &0_u8, None);
+    let _ = send(socket.as_fd(), &0_u8, None);
     if let Some(failure) = receive_failure(socket.as_raw_fd()) {
         pidfd::reap(&pidfd);
         return Err(failure);
@@ -64,7 +65,7 @@ fn follow(pid: u32, socket: UnixStream) -> Result<Born, Failure> {
 }
 
 /// Runs in the child. Async-signal-safe, except for the closures of the plan.
-fn begin(plan: &mut Plan<'_>, birth: &Birth, socket: RawFd) -> ! {
+fn begin(plan: &mut Plan<'_>, birth: &Birth, socket: BorrowedFd<'_>) -> ! {
     let _guard = AbortOnUnwind;
     let failure = match announce(socket, birth.parent) {
         Ok(()) => child::run(plan, birth),
@@ -87,25 +88,21 @@ impl Drop for AbortOnUnwind {
 }
 
 /// Sends the pidfd of this process, and waits until the parent has it.
-fn announce(socket: RawFd, parent: u32) -> Result<(), Errno> {
+fn announce(socket: BorrowedFd<'_>, parent: u32) -> Result<(), Errno> {
     // The socket does not show the parent's death: this process and other children have its end.
     child::die_with(parent, libc::SIGKILL)?;
-    // SAFETY: take integers.
-    let pidfd = unsafe {
-        let pid = call(libc::SYS_getpid, [])?;
-        call(libc::SYS_pidfd_open, [pid.into(), 0.into()])
-    };
-    let sent = send(socket, &0_u8, pidfd.ok().map(|pidfd| pidfd as RawFd));
-    // SAFETY: this process has just opened it.
-    unsafe { call(libc::SYS_close, [pidfd?.into()]) }?;
-    sent?;
+    let pidfd = pidfd::pidfd_open(process::id());
+    let sent = send(socket, &0_u8, pidfd.as_ref().ok().map(AsFd::as_fd));
+    // Closes it.
+    drop(pidfd.map_err(|error| errno_of(&error))?);
+    sent.map_err(|error| errno_of(&error))?;
     let mut confirmation = 0_u8;
     // SAFETY: the buffer has room for one byte. Signals are blocked.
     let received = unsafe {
         call(
             libc::SYS_read,
             [
-                socket.into(),
+                socket.as_raw_fd().into(),
                 (&raw mut confirmation).into(),
                 size_of_val(&confirmation).into(),
             ],
@@ -118,89 +115,17 @@ fn announce(socket: RawFd, parent: u32) -> Result<(), Errno> {
     Ok(())
 }
 
-/// A buffer for one control message with one descriptor, aligned for its header.
-#[repr(C)]
-union Control {
-    _aligned: libc::cmsghdr,
-    bytes: [u8; 64],
-}
-
-/// Sends the bytes of a value, with a descriptor if there is one. Async-signal-safe.
-fn send<T: Copy>(socket: RawFd, value: &T, fd: Option<RawFd>) -> Result<(), Errno> {
-    let mut control = Control { bytes: [0; 64] };
-    let mut part = libc::iovec {
-        iov_base: (value as *const T).cast_mut().cast(),
-        iov_len: size_of::<T>(),
-    };
-    let mut message = message(&mut part, &mut control);
-    // SAFETY: the control buffer has room for one header and one descriptor behind it. All that the
-    // message points to is valid for the call, which does not write to it.
-    unsafe {
-        match fd {
-            None => message.msg_controllen = 0,
-            Some(fd) => {
-                message.msg_controllen = libc::CMSG_SPACE(size_of::<RawFd>() as u32) as _;
-                let header = libc::CMSG_FIRSTHDR(&raw const message);
-                (*header).cmsg_level = libc::SOL_SOCKET;
-                (*header).cmsg_type = libc::SCM_RIGHTS;
-                (*header).cmsg_len = libc::CMSG_LEN(size_of::<RawFd>() as u32) as _;
-                libc::CMSG_DATA(header).cast::<RawFd>().write_unaligned(fd);
-            }
-        }
-        call(
-            libc::SYS_sendmsg,
-            [
-                socket.into(),
-                (&raw const message).into(),
-                libc::MSG_NOSIGNAL.into(),
-            ],
-        )?;
-    }
-    Ok(())
-}
-
 /// Receives the message of [`announce`].
-fn receive_pidfd(socket: RawFd) -> io::Result<OwnedFd> {
-    let mut control = Control { bytes: [0; 64] };
-    let mut byte = 0_u8;
-    let mut part = libc::iovec {
-        iov_base: (&raw mut byte).cast(),
-        iov_len: 1,
-    };
-    let mut message = message(&mut part, &mut control);
-    // SAFETY: all that the message points to is valid for writes during the call.
-    while unsafe { libc::recvmsg(socket, &raw mut message, libc::MSG_CMSG_CLOEXEC) } < 0 {
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
-    // SAFETY: the kernel has filled the control buffer with whole messages, if any; an SCM_RIGHTS
-    // message carries a descriptor that this process owns from now on.
-    unsafe {
-        let header = libc::CMSG_FIRSTHDR(&raw const message);
-        if !header.is_null() && (*header).cmsg_type == libc::SCM_RIGHTS {
-            let fd = libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned();
-            return Ok(OwnedFd::from_raw_fd(fd));
-        }
-    }
-    // The kernel drops the descriptor if this process has no number for it.
-    let errno = if message.msg_flags & libc::MSG_CTRUNC != 0 {
+fn receive_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let received = receive(socket)?;
+    let errno = if received.lost_fd {
         libc::EMFILE
     } else {
         libc::ESRCH
     };
-    Err(io::Error::from_raw_os_error(errno))
-}
-
-fn message(part: &mut libc::iovec, control: &mut Control) -> libc::msghdr {
-    // SAFETY: all-zero is a valid msghdr: empty, with null pointers.
-    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
-    message.msg_iov = part;
-    message.msg_iovlen = 1;
-    message.msg_control = (control as *mut Control).cast();
-    message.msg_controllen = size_of::<Control>() as _;
-    message
+    received
+        .fd
+        .ok_or_else(|| io::Error::from_raw_os_error(errno))
 }
 
 /// Blocks until the child executes its program, or ends, and returns why it failed if it did.

@@ -9,14 +9,19 @@ mod credentials;
 mod dumpable;
 mod entry;
 mod fork;
+mod message;
 mod oom_group;
 mod pidfd;
 mod signals;
+mod wait;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-pub(crate) use pidfd::{Born, Wait, send_signal, wait};
+pub use message::{Received, receive, send};
+pub(crate) use pidfd::{Born, Wait, wait};
+pub use pidfd::{PIDFD_INFO_EXIT, PidfdInfo, pidfd_open, pidfd_send_signal};
+pub use wait::{WaitFor, exit_status, waitid};
 
 use crate::error::Failure;
 use crate::plan::Plan;

@@ -1,9 +1,10 @@
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::ptr;
+
+use super::wait::{WaitFor, waitid};
 
 /// A child that executes its program.
 pub(crate) struct Born {
@@ -17,8 +18,25 @@ pub(crate) enum Wait {
     NonBlocking,
 }
 
-/// Sends a signal: `pidfd_send_signal(2)`, Linux 5.1.
-pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+/// Opens a pidfd, which is close-on-exec: `pidfd_open(2)`, Linux 5.3. Async-signal-safe.
+pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: takes two integers and touches no memory of this process.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just created this descriptor, whose number fits into an int, and no other
+    // code has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as _) })
+}
+
+/// Sends a signal: `pidfd_send_signal(2)`, Linux 5.1. Signal 0 only checks that the process has not been
+/// reaped.
+pub fn pidfd_send_signal(
+    pidfd: BorrowedFd<'_>,
+    signal: i32,
+    flags: libc::c_uint,
+) -> io::Result<()> {
     let no_info = ptr::null::<libc::siginfo_t>();
     // SAFETY: with a null siginfo pointer the kernel fills it in as kill(2) does.
     let sent = unsafe {
@@ -27,7 +45,7 @@ pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> 
             pidfd.as_raw_fd(),
             signal,
             no_info,
-            0,
+            flags,
         )
     };
     if sent < 0 {
@@ -39,54 +57,27 @@ pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> 
 /// Reaps a child and returns its exit status. A non-blocking wait returns `None` if the child has not
 /// exited, and while another wait reaps it.
 pub(crate) fn wait(pidfd: BorrowedFd<'_>, wait: Wait) -> io::Result<Option<ExitStatus>> {
-    match waitid(libc::P_PIDFD, pidfd.as_raw_fd() as libc::id_t, wait) {
+    let flags = match wait {
+        Wait::Blocking => 0,
+        Wait::NonBlocking => libc::WNOHANG,
+    };
+    match waitid(WaitFor::Pidfd(pidfd), flags) {
         Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {
             status_from_another_wait(pidfd, wait).map_err(|Unknown| error)
         }
-        result => result,
+        result => Ok(result?.map(|(status, _)| status)),
     }
 }
 
 /// Reaps a child that is about to exit, whether or not another wait does so first.
 pub(super) fn reap(pidfd: &OwnedFd) {
     // It fails with ECHILD if another wait or the kernel has reaped the child.
-    let _ = waitid(
-        libc::P_PIDFD,
-        pidfd.as_raw_fd() as libc::id_t,
-        Wait::Blocking,
-    );
+    let _ = waitid(WaitFor::Pidfd(pidfd.as_fd()), 0);
 }
 
 /// Reaps a child that has no pidfd.
 pub(super) fn reap_pid(pid: u32) {
-    let _ = waitid(libc::P_PID, pid, Wait::Blocking);
-}
-
-fn waitid(id_type: libc::idtype_t, id: libc::id_t, wait: Wait) -> io::Result<Option<ExitStatus>> {
-    let mut flags = libc::WEXITED;
-    if wait == Wait::NonBlocking {
-        flags |= libc::WNOHANG;
-    }
-    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
-    // SAFETY: the pointer is valid for writes of its type.
-    while unsafe { libc::waitid(id_type, id, info.as_mut_ptr(), flags) } < 0 {
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
-    // SAFETY: zeroed memory is a valid siginfo_t, and the kernel overwrites it with a valid one.
-    let info = unsafe { info.assume_init() };
-    // SAFETY: waitid(2) fills the SIGCHLD members, and sets si_pid to 0 if no child has exited.
-    let (pid, value) = unsafe { (info.si_pid(), info.si_status()) };
-    if pid == 0 {
-        return Ok(None);
-    }
-    Ok(Some(ExitStatus::from_raw(match info.si_code {
-        libc::CLD_EXITED => value << 8,
-        libc::CLD_DUMPED => value | 0x80,
-        _ => value,
-    })))
+    let _ = waitid(WaitFor::Pid(pid), 0);
 }
 
 /// The kernel cannot report the status of a child that another wait has reaped.
@@ -131,30 +122,50 @@ fn poll_reaped(pidfd: BorrowedFd<'_>, wait: Wait) -> Result<bool, Unknown> {
     }
 }
 
-/// The first version of `struct pidfd_info`. Newer kernels accept it and fill this prefix only.
+/// What the kernel reports about the process of a pidfd: the first version of `struct pidfd_info`. Newer
+/// kernels accept it and fill this prefix only.
 #[repr(C)]
-#[derive(Default)]
-struct PidfdInfo {
+#[derive(Debug, Default)]
+pub struct PidfdInfo {
     mask: u64,
     cgroupid: u64,
-    ids: [u32; 11],
+    /// The id of the thread that the pidfd refers to.
+    pub pid: u32,
+    /// The id of its process.
+    pub tgid: u32,
+    other_ids: [u32; 9],
     exit_code: i32,
 }
 
 /// `_IOWR(0xFF, 11, struct pidfd_info)`.
 const PIDFD_GET_INFO: u32 = 3 << 30 | (size_of::<PidfdInfo>() as u32) << 16 | 0xFF << 8 | 11;
-const PIDFD_INFO_EXIT: u64 = 1 << 3;
 
-/// Returns the exit status of a reaped process: `PIDFD_INFO_EXIT`, Linux 6.15. Returns `None` while
-/// it has not been reaped.
-fn exit_status(pidfd: BorrowedFd<'_>) -> Result<Option<ExitStatus>, Unknown> {
-    let mut info = PidfdInfo {
-        mask: PIDFD_INFO_EXIT,
-        ..PidfdInfo::default()
-    };
-    // SAFETY: `info` has the size that is encoded in the request and is valid for the call.
-    if unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO as _, &raw mut info) } < 0 {
-        return Err(Unknown);
+/// Requests the exit status of a reaped process: Linux 6.15.
+pub const PIDFD_INFO_EXIT: u64 = 1 << 3;
+
+impl PidfdInfo {
+    /// Makes a `PIDFD_GET_INFO`, Linux 6.13. Fails with `ESRCH` for a reaped process, unless `mask` is
+    /// [`PIDFD_INFO_EXIT`].
+    pub fn get(pidfd: BorrowedFd<'_>, mask: u64) -> io::Result<Self> {
+        let mut info = Self {
+            mask,
+            ..Self::default()
+        };
+        // SAFETY: `info` has the size that is encoded in the request and is valid for the call.
+        if unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO as _, &raw mut info) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(info)
     }
-    Ok((info.mask & PIDFD_INFO_EXIT != 0).then(|| ExitStatus::from_raw(info.exit_code)))
+
+    /// Returns the exit status, if it was requested and the process has been reaped.
+    pub fn exit_status(&self) -> Option<ExitStatus> {
+        (self.mask & PIDFD_INFO_EXIT != 0).then(|| ExitStatus::from_raw(self.exit_code))
+    }
+}
+
+/// Returns the exit status of a reaped process. Returns `None` while it has not been reaped.
+fn exit_status(pidfd: BorrowedFd<'_>) -> Result<Option<ExitStatus>, Unknown> {
+    let info = PidfdInfo::get(pidfd, PIDFD_INFO_EXIT).map_err(|_| Unknown)?;
+    Ok(info.exit_status())
 }

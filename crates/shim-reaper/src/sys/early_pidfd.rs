@@ -1,15 +1,14 @@
 //! The pidfd of a child of std, which cannot open it when it creates the child: the child does so itself.
 
 use std::io::{self, Read};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{self, Command};
 use std::sync::Arc;
 
-use nix::errno::Errno;
 use nix::libc;
+use pidfd_spawn::__private::{pidfd_open, receive, send};
 
 /// Makes the child report through `socket`, just before it executes the program: it sends its pidfd,
 /// and if it cannot join the process group or execute the program, the error. [`receive_report`]
@@ -28,7 +27,7 @@ pub(crate) fn report_before_exec(
     unsafe {
         command.pre_exec(move || {
             if let Some(socket) = socket.upgrade() {
-                if send_own_pidfd(socket.as_raw_fd()) {
+                if send_own_pidfd(socket.as_fd()) {
                     redirect_exec_error(socket.as_raw_fd());
                 }
                 if let Some(pgroup) = join_group {
@@ -49,45 +48,11 @@ pub(crate) struct Report {
     pub(crate) exec_error: Option<io::Error>,
 }
 
-/// A buffer for one control message with one descriptor, aligned for its header.
-#[repr(C)]
-union Control {
-    _aligned: libc::cmsghdr,
-    bytes: [u8; 64],
-}
-
 /// Sends one byte, with a pidfd of the calling process if it can open one. Async-signal-safe.
-fn send_own_pidfd(socket: RawFd) -> bool {
-    // SAFETY: takes and returns integers.
-    let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
-    let pidfd = match RawFd::try_from(pidfd) {
-        Ok(pidfd @ 0..) => Some(pidfd),
-        _ => None,
-    };
-    let mut control = Control { bytes: [0; 64] };
-    with_message(&mut control, |message| {
-        message.msg_controllen = 0;
-        // SAFETY: all that the message points to is valid, and it has room for one header and one
-        // descriptor behind it.
-        unsafe {
-            if let Some(pidfd) = pidfd {
-                message.msg_controllen = libc::CMSG_SPACE(size_of::<RawFd>() as u32) as _;
-                let header = libc::CMSG_FIRSTHDR(message);
-                (*header).cmsg_level = libc::SOL_SOCKET;
-                (*header).cmsg_type = libc::SCM_RIGHTS;
-                (*header).cmsg_len = libc::CMSG_LEN(size_of::<RawFd>() as u32) as _;
-                libc::CMSG_DATA(header)
-                    .cast::<RawFd>()
-                    .write_unaligned(pidfd);
-            }
-            let sent = libc::sendmsg(socket, message, libc::MSG_NOSIGNAL);
-            if let Some(pidfd) = pidfd {
-                // Leaves a descriptor for the file that `redirect_exec_error` opens.
-                libc::close(pidfd);
-            }
-            sent == 1
-        }
-    })
+fn send_own_pidfd(socket: BorrowedFd<'_>) -> bool {
+    let pidfd = pidfd_open(process::id()).ok();
+    // Closes the pidfd, which leaves a descriptor for the file that `redirect_exec_error` opens.
+    send(socket, &0_u8, pidfd.as_ref().map(AsFd::as_fd)).is_ok()
 }
 
 /// Makes std write the error of a later step of the child to `socket`. Async-signal-safe.
@@ -160,49 +125,16 @@ fn is_seqpacket_closed_on_exec(fd: RawFd) -> bool {
 /// Receives what a child has sent. Returns when it has executed its program or ended.
 pub(crate) fn receive_report(mut socket: &UnixStream) -> Report {
     let mut report = Report::default();
-    let mut control = Control { bytes: [0; 64] };
-    let received = with_message(&mut control, |message| {
-        let received = loop {
-            // SAFETY: all that the message points to is valid for writes during the call.
-            let received =
-                unsafe { libc::recvmsg(socket.as_raw_fd(), message, libc::MSG_CMSG_CLOEXEC) };
-            if received >= 0 || Errno::last() != Errno::EINTR {
-                break received;
-            }
-        };
-        // SAFETY: the kernel has filled the control buffer with whole messages, if any; an
-        // SCM_RIGHTS message carries descriptors that this process owns from now on.
-        unsafe {
-            let header = libc::CMSG_FIRSTHDR(message);
-            if received == 1 && !header.is_null() && (*header).cmsg_type == libc::SCM_RIGHTS {
-                let fd = libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned();
-                report.pidfd = Some(OwnedFd::from_raw_fd(fd));
-            }
-        }
-        received
-    });
+    let Ok(received) = receive(socket.as_fd()) else {
+        return report;
+    };
+    report.pidfd = received.fd;
     // std sends the error number in network order, and a footer.
     let mut error = [0; 8];
-    if received == 1 && socket.read_exact(&mut error).is_ok() {
+    if !received.is_end && socket.read_exact(&mut error).is_ok() {
         let [a, b, c, d, ..] = error;
         let errno = i32::from_be_bytes([a, b, c, d]);
         report.exec_error = Some(io::Error::from_raw_os_error(errno));
     }
     report
-}
-
-/// Calls `call` with a message of one byte and the control buffer.
-fn with_message<T>(control: &mut Control, call: impl FnOnce(&mut libc::msghdr) -> T) -> T {
-    let mut byte = 0_u8;
-    let mut part = libc::iovec {
-        iov_base: (&raw mut byte).cast(),
-        iov_len: 1,
-    };
-    // SAFETY: all-zero is a valid msghdr: empty, with null pointers.
-    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
-    message.msg_iov = &raw mut part;
-    message.msg_iovlen = 1;
-    message.msg_control = (control as *mut Control).cast();
-    message.msg_controllen = size_of::<Control>() as _;
-    call(&mut message)
 }

@@ -12,8 +12,7 @@ use std::time::Duration;
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue};
 use nix::libc;
-
-use super::exit_status;
+use pidfd_spawn::__private::exit_status;
 
 /// The user data of the request that polls a descriptor which is not a pidfd.
 const POLL: u64 = u64::MAX;
