@@ -83,8 +83,8 @@
 //!
 //! # Kernel requirements
 //!
-//! Linux 5.4. The crate detects newer interfaces at run time, also if a seccomp filter refuses them,
-//! and has a fallback for each:
+//! Linux 5.4. The crate detects newer interfaces at each spawn, also if a seccomp filter of the calling
+//! thread refuses them, and has a fallback for each:
 //!
 //! | interface | since | without it |
 //! |---|---|---|

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::thread;
 
 use common::own_process::in_own_process;
 use common::seccomp::{Refuse, When, refuse};
@@ -95,6 +96,54 @@ fn without_control_groups(errno: Errno) -> Refuse {
         when: When::SecondIs(88),
         with: errno,
     }
+}
+
+/// The last thread fails unless it uses what the filters of the others refuse.
+#[test]
+fn a_filter_of_another_thread_does_not_keep_a_child_from_clone3() {
+    const TEST: &str = "a_filter_of_another_thread_does_not_keep_a_child_from_clone3";
+    in_own_process(TEST, || {
+        let spawn = || assert!(Command::new("/bin/true").status().unwrap().success());
+        for errno in [Errno::ENOSYS, Errno::EPERM, Errno::EINVAL] {
+            in_thread(&[without_clone3(errno), without_clone_pidfd(errno)], spawn);
+        }
+        // Also without a fork.
+        let without_clone = Refuse {
+            call: libc::SYS_clone,
+            when: When::Always,
+            with: Errno::EAGAIN,
+        };
+        in_thread(&[without_clone], spawn);
+    });
+}
+
+#[test]
+fn a_filter_of_another_thread_does_not_keep_a_child_from_its_control_group() {
+    const TEST: &str = "a_filter_of_another_thread_does_not_keep_a_child_from_its_control_group";
+    in_own_process(TEST, || {
+        for errno in [Errno::E2BIG, Errno::EINVAL] {
+            in_thread(&[without_control_groups(errno)], expect_control_group);
+        }
+        let without_other_clones = [
+            Refuse {
+                call: libc::SYS_clone3,
+                when: When::SecondIs(64),
+                with: Errno::EAGAIN,
+            },
+            without_clone_pidfd(Errno::EAGAIN),
+        ];
+        in_thread(&without_other_clones, expect_control_group);
+    });
+}
+
+/// Calls `run` in a thread whose filter refuses these system calls.
+fn in_thread(rules: &[Refuse], run: impl FnOnce() + Send) {
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            refuse(rules);
+            run();
+        });
+    });
 }
 
 #[test]

@@ -103,7 +103,8 @@ impl Command {
         error
     }
 
-    fn launch<T>(
+    /// Prepares the plan, and starts the child with it.
+    pub(crate) fn launch<T>(
         &mut self,
         defaults: &Defaults,
         start: impl FnOnce(&mut Plan<'_>) -> Result<T, Failure>,

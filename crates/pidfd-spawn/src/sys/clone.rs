@@ -3,7 +3,6 @@
 use std::ffi::c_int;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::process;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::call::Errno;
 use super::child::{self, Birth, Memory};
@@ -23,28 +22,32 @@ const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
 /// Creates the child in a control group: Linux 5.7.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
-/// A feature of the kernel. It is used until a system call shows that it does not exist.
-struct Feature(AtomicBool);
-
-impl Feature {
-    const fn new() -> Self {
-        Self(AtomicBool::new(true))
-    }
-
-    fn may_exist(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    fn rule_out(&self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
+/// What the kernel and the seccomp filter of the calling thread allow, as far as the system calls of one
+/// spawn have shown.
+///
+/// The next spawn starts again with all features. A filter belongs to a thread, so that its errors say
+/// nothing about other threads, and a refused system call takes less than a hundredth of a spawn.
+#[derive(Clone, Copy)]
+struct Features {
+    clone3: bool,
+    clear_sighand: bool,
+    into_cgroup: bool,
 }
 
-/// `clone(2)` with [`FLAGS`].
-static CLONE: Feature = Feature::new();
-static CLONE3: Feature = Feature::new();
-static CLEAR_SIGHAND: Feature = Feature::new();
-static INTO_CGROUP: Feature = Feature::new();
+impl Features {
+    const ALL: Self = Self {
+        clone3: true,
+        clear_sighand: true,
+        into_cgroup: true,
+    };
+
+    /// Those of `clone(2)`.
+    const NONE: Self = Self {
+        clone3: false,
+        clear_sighand: false,
+        into_cgroup: false,
+    };
+}
 
 /// The argument of [`begin`], which the parent and the child share.
 struct Start<'a, 'b> {
@@ -58,9 +61,10 @@ struct Start<'a, 'b> {
 /// Spawns a child in shared memory. Returns `None` if the kernel or a seccomp filter refuses it: the
 /// child must then be forked.
 pub(super) fn spawn(plan: &mut Plan<'_>) -> Result<Option<Born>, Failure> {
-    if !CLONE.may_exist() {
-        return Ok(None);
-    }
+    spawn_with(plan, Features::ALL)
+}
+
+fn spawn_with(plan: &mut Plan<'_>, features: Features) -> Result<Option<Born>, Failure> {
     let _protection = plan
         .attributes
         .change_user()
@@ -74,7 +78,7 @@ pub(super) fn spawn(plan: &mut Plan<'_>) -> Result<Option<Born>, Failure> {
     let created = {
         let blocked = Blocked::new();
         start.birth.mask = blocked.previous();
-        create(&mut start)
+        create(&mut start, features)
     };
     let Some(pid) = created? else {
         return Ok(None);
@@ -101,36 +105,31 @@ fn no_pidfds() -> Failure {
     }
 }
 
-/// Creates the child with the best system call that exists. Returns its pid.
-fn create(start: &mut Start<'_, '_>) -> Result<Option<u32>, Failure> {
+/// Creates the child with the best system call that is allowed. Returns its pid, or `None` if none is.
+fn create(start: &mut Start<'_, '_>, mut features: Features) -> Result<Option<u32>, Failure> {
     let cgroups = &start.plan.attributes.cgroups;
     // The first control group that may be of version 2.
     let mut index = 0;
     loop {
-        let uses_clone3 = CLONE3.may_exist();
-        let clears = uses_clone3 && CLEAR_SIGHAND.may_exist();
-        let cgroup = cgroups
-            .get(index)
-            .filter(|_| uses_clone3 && INTO_CGROUP.may_exist())
-            .map(AsRawFd::as_raw_fd);
+        let clears = features.clear_sighand;
+        let cgroup = cgroups.get(index).filter(|_| features.into_cgroup);
+        let cgroup = cgroup.map(AsRawFd::as_raw_fd);
         start.birth.handlers_are_reset = clears;
         start.birth.cgroup = cgroup.map(|_| index);
 
-        let result = if uses_clone3 {
+        let result = if features.clone3 {
             clone3(start, clears, cgroup)
         } else {
             clone(start)
         };
-        // A feature may be refused by the kernel, or by a seccomp filter.
         match result {
-            Err(libc::E2BIG | libc::EINVAL) if cgroup.is_some() => INTO_CGROUP.rule_out(),
+            Err(libc::E2BIG | libc::EINVAL) if cgroup.is_some() => features.into_cgroup = false,
             Err(libc::EBADF) if cgroup.is_some() => index += 1,
-            Err(libc::EINVAL) if clears => CLEAR_SIGHAND.rule_out(),
-            Err(libc::ENOSYS | libc::EPERM | libc::EINVAL) if uses_clone3 => CLONE3.rule_out(),
-            Err(libc::ENOSYS | libc::EPERM | libc::EINVAL) => {
-                CLONE.rule_out();
-                return Ok(None);
+            Err(libc::EINVAL) if clears => features.clear_sighand = false,
+            Err(libc::ENOSYS | libc::EPERM | libc::EINVAL) if features.clone3 => {
+                features = Features::NONE;
             }
+            Err(libc::ENOSYS | libc::EPERM | libc::EINVAL) => return Ok(None),
             Err(errno) => {
                 let step = if cgroup.is_some() && is_of_cgroup(errno) {
                     Step::Cgroup
@@ -237,14 +236,24 @@ unsafe extern "C" fn begin(start: *mut Start<'_, '_>) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Child, Command, SpawnError, Stdio};
 
     /// Seccomp filters, which force the other fallbacks, do not see the flags of `clone3`.
     #[test]
     fn a_child_can_be_created_without_clear_sighand() {
-        CLEAR_SIGHAND.rule_out();
-        let mut command = crate::Command::new("/bin/true");
-        assert!(command.status().unwrap().success());
-        let error = crate::Command::new("/nonexistent").spawn().unwrap_err();
-        assert_eq!(error.step(), Step::Exec);
+        let spawn = |program| -> Result<Child, SpawnError> {
+            let features = Features {
+                clear_sighand: false,
+                ..Features::ALL
+            };
+            let mut command = Command::new(program);
+            let inherited = [Stdio::INHERIT, Stdio::INHERIT, Stdio::INHERIT];
+            let (born, streams) = command.launch(&inherited, |plan| {
+                spawn_with(plan, features).map(Option::unwrap)
+            })?;
+            Ok(Child::new(born.pid, born.pidfd, streams))
+        };
+        assert!(spawn("/bin/true").unwrap().wait().unwrap().success());
+        assert_eq!(spawn("/nonexistent").unwrap_err().step(), Step::Exec);
     }
 }
