@@ -232,7 +232,6 @@ impl Step {
     }
 
     /// Returns its action, and those that interrupt it.
-    #[cfg(test)]
     pub(super) fn actions(&self) -> Vec<Action> {
         let nested = self.interrupts.iter().flat_map(|(_, one)| match one {
             Interrupt::Panic => Vec::new(),

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
+use super::Options;
 use crate::kernel::simulated::Features;
 
 /// The sweep interval. Short, because the simulation runs once for every simulated millisecond.
@@ -65,8 +66,8 @@ pub(super) enum Recycling {
 }
 
 impl Config {
-    /// Returns a random configuration. With `io_uring`, the reaper uses it where the kernel has it.
-    pub(super) fn random(rng: &mut Rng, io_uring: bool) -> Self {
+    /// Returns a random configuration.
+    pub(super) fn random(rng: &mut Rng, options: Options) -> Self {
         // The oldest, and each that adds an interface.
         let age = rng.u32(0..6);
         let features = Features {
@@ -77,7 +78,8 @@ impl Config {
             events: true,
             subreaper: rng.bool(),
             reaps_children: rng.u32(0..12) == 0,
-            io_uring: io_uring && age > 1,
+            io_uring: options.io_uring && age > 1,
+            switched_off: options.switched_off,
         };
         let exhausts_descriptors = rng.u32(0..4) == 0;
         let spawning = [

@@ -8,7 +8,7 @@ use super::run::{Simulation, lock};
 use crate::core::Core;
 use crate::drive::{Drive, restart_on_panic};
 use crate::kernel::ProcessTable;
-use crate::kernel::simulated::{Simulated, SimulatedEvents};
+use crate::kernel::simulated::{Mechanism, Simulated, SimulatedEvents};
 use crate::readiness::{Alarm, Host, KernelEvents, TokioAlarm};
 
 /// How often the worker may run without a pause. A sweep yields after each of its slices.
@@ -106,13 +106,16 @@ impl Simulation {
         };
         let woken = self.worker_flag.take();
         let mut poll = Poll::Pending;
+        let panics = self.world().panics;
         if woken {
             self.set_runs_worker(true);
             let waker = Waker::from(Arc::clone(&self.worker_flag));
             poll = task.as_mut().poll(&mut Context::from_waker(&waker));
             self.set_runs_worker(false);
         }
-        if poll.is_pending() {
+        let has_died =
+            self.config.features.lacks(Mechanism::Restart) && self.world().panics > panics;
+        if poll.is_pending() && !has_died {
             *lock(&self.worker) = Some(task);
         }
         woken

@@ -6,6 +6,7 @@ use fastrand::Rng;
 use super::action::{Action, Step};
 use super::config::Config;
 use super::run::Simulation;
+use super::{Coverage, Options};
 use crate::kernel::simulated::ProcessState;
 
 /// How many times a failing history is replayed to find a shorter one.
@@ -20,13 +21,14 @@ pub(super) struct History {
     config: Config,
     steps: Vec<Step>,
     pub(super) violation: Option<String>,
+    coverage: Coverage,
 }
 
 impl History {
     /// Performs a random history. A seed always gives the same one.
-    pub(super) fn random(seed: u64, io_uring: bool) -> Self {
+    pub(super) fn random(seed: u64, options: Options) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let config = Config::random(&mut rng, io_uring);
+        let config = Config::random(&mut rng, options);
         let length = rng.usize(20..400);
         Self::perform(config, Some(rng.fork()), |simulation| {
             let mut left = length;
@@ -63,6 +65,7 @@ impl History {
             config,
             steps: Vec::new(),
             violation: None,
+            coverage: Coverage::default(),
         };
         history.with_steps(steps)
     }
@@ -104,11 +107,13 @@ impl History {
                 simulation.check_second_stream();
             }
             let violation = simulation.world().violation.take();
+            let coverage = Coverage::of(&simulation, &steps);
             simulation.drop_worker();
             Self {
                 config,
                 steps,
                 violation,
+                coverage,
             }
         })
     }
@@ -300,20 +305,44 @@ async fn finish(simulation: &Simulation) {
     }
 }
 
-/// Performs a history, and minimizes it if it fails. A panic is a failure too.
-pub(super) fn run(seed: u64, io_uring: bool) -> Result<u64, String> {
-    let run = || {
-        let history = History::random(seed, io_uring);
-        if history.violation.is_none() {
-            return Ok(history.len());
-        }
+/// Performs a history. Returns what it covers, or why it fails: it violates an invariant, or panics.
+pub(super) fn run(seed: u64, options: Options) -> Result<Coverage, Failure> {
+    let history = catch(|| History::random(seed, options))?;
+    if history.violation.is_some() {
+        return Err(Failure::Violation(Box::new(history)));
+    }
+    Ok(Coverage {
+        steps: history.len(),
+        ..history.coverage
+    })
+}
+
+/// How a history fails.
+#[derive(Debug)]
+pub(super) enum Failure {
+    Violation(Box<History>),
+    Panic(String),
+}
+
+impl Failure {
+    /// Returns the shortest history that is found to fail too.
+    pub(super) fn minimize(self) -> String {
+        let history = match self {
+            Self::Violation(history) => history,
+            Self::Panic(message) => return format!("panicked: {message}"),
+        };
         let length = history.len();
-        let minimal = history.minimize();
-        Err(format!("{} of {length} actions:\n{minimal}", minimal.len()))
-    };
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        match catch(|| history.minimize()) {
+            Ok(minimal) => format!("{} of {length} actions:\n{minimal}", minimal.len()),
+            Err(failure) => failure.minimize(),
+        }
+    }
+}
+
+fn catch<T>(run: impl FnOnce() -> T) -> Result<T, Failure> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
         let message = panic.downcast_ref::<&str>().map(ToString::to_string);
         let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
-        Err(format!("panicked: {message:?}"))
+        Failure::Panic(message.unwrap_or_default())
     })
 }

@@ -6,6 +6,7 @@
 mod action;
 mod actors;
 mod config;
+mod coverage;
 mod driver;
 mod frame;
 mod generator;
@@ -28,17 +29,38 @@ mod model_check;
 #[cfg(test)]
 mod tests;
 
+pub use coverage::{Coverage, Threat};
+
+pub use crate::kernel::simulated::Mechanism;
+
+/// What a simulation performs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Whether the reaper uses io_uring where the simulated kernel has it.
+    pub io_uring: bool,
+    /// What does not work, so that a history has to fail.
+    pub switched_off: Option<Mechanism>,
+}
+
 /// A history that violates an invariant.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Violation {
     /// The seed of the history. [`simulate`] with this seed performs it again.
     pub seed: u64,
-    /// The shortest history that was found, and what it violates.
-    pub history: String,
+    /// What the histories before it cover.
+    pub before: Coverage,
+    failure: history::Failure,
 }
 
-/// Performs histories until they have `steps` actions in total: one at least. Calls `progress` with
-/// the number of actions after each history. With `io_uring`, the kernel reaps the shims.
+impl Violation {
+    /// Returns the shortest history that is found to fail too, and what it violates.
+    pub fn minimal_history(self) -> String {
+        self.failure.minimize()
+    }
+}
+
+/// Performs histories until they have `steps` actions in total: one at least. Calls `progress` after each
+/// history.
 ///
 /// # Errors
 ///
@@ -46,15 +68,20 @@ pub struct Violation {
 pub fn simulate(
     seed: u64,
     steps: u64,
-    io_uring: bool,
-    mut progress: impl FnMut(u64),
-) -> Result<u64, Violation> {
-    let mut done = 0;
+    options: Options,
+    mut progress: impl FnMut(&Coverage),
+) -> Result<Coverage, Violation> {
+    let mut done = Coverage::default();
     let mut seed = seed;
     loop {
-        done += history::run(seed, io_uring).map_err(|history| Violation { seed, history })?;
-        progress(done);
-        if done >= steps {
+        let history = history::run(seed, options).map_err(|failure| Violation {
+            seed,
+            before: done,
+            failure,
+        })?;
+        done.add(&history);
+        progress(&done);
+        if done.steps >= steps {
             return Ok(done);
         }
         seed = seed.wrapping_add(1);

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use nix::sys::prctl::set_child_subreaper;
 
 use self::view::{View, kind, result};
+use super::Options;
 use super::action::{Action, ForkedBy, Name};
 use super::history::History;
 use crate::Signal;
@@ -67,7 +68,7 @@ fn simulated_kernel_agrees_with_the_running_one() {
         set_child_subreaper(true).unwrap();
         let features = running_features();
         for seed in 0..HISTORIES {
-            Kernels::new(features).play(&History::random(seed, false).actions(), seed);
+            Kernels::new(features).play(&History::random(seed, Options::default()).actions(), seed);
         }
     });
 }

@@ -221,6 +221,10 @@ impl Simulation {
         };
         let kernel = self.kernel();
         let mut world = self.world();
+        let requests = kernel.request_count();
+        if requests > 0 {
+            world.fail(format!("the final drain left {requests} requests"));
+        }
         let unresolved = world.registrations.iter().filter(|one| one.exit.is_none());
         let mut pids: Vec<u32> = unresolved.map(|one| one.shim.pid).collect();
         pids.sort_unstable();

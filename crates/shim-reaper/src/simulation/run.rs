@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use super::config::{Config, INTERVAL, Spawning, long_grace};
 use super::frame::Frame;
 use super::world::{Flag, PIDS, World};
 use crate::core::Core;
-use crate::kernel::simulated::{Interrupts, Simulated};
+use crate::kernel::simulated::{Interrupts, Mechanism, Simulated};
 use crate::shared::{Shared, StopRequest};
 use crate::stats::Counters;
 
@@ -61,7 +62,11 @@ impl Simulation {
             Counters::default(),
             CancellationToken::new(),
             INTERVAL,
-            config.grace,
+            if config.features.lacks(Mechanism::OwnerGrace) {
+                Duration::ZERO
+            } else {
+                config.grace
+            },
             config.spawning == Spawning::EarlyStd,
             Some(StopRequest {
                 token: CancellationToken::new(),
@@ -127,6 +132,10 @@ impl Simulation {
         let step = self.end(step.action);
         self.run_tasks();
         self.check();
+        if self.config.features.lacks(Mechanism::ForeignWaitDetection) {
+            let seen = &self.core.shared.foreign_wait_seen;
+            seen.store(false, Ordering::Relaxed);
+        }
         step
     }
 

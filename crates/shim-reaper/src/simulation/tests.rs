@@ -3,25 +3,45 @@ use std::time::Duration;
 use super::action::{Action, ForkedBy, Interrupt, Step};
 use super::config::{Config, Disturbances, Recycling, Spawning};
 use super::history::History;
-use super::simulate;
+use super::{Mechanism, Options, simulate};
 use crate::Signal;
 use crate::kernel::simulated::{Failure, Features};
 
 #[test]
 fn random_histories_keep_every_promise() {
     for io_uring in [false, true] {
-        if let Err(violation) = simulate(1, 20_000, io_uring, |_| {}) {
-            panic!("seed {}: {}", violation.seed, violation.history);
+        let options = Options {
+            io_uring,
+            ..Options::default()
+        };
+        if let Err(violation) = simulate(1, 20_000, options, |_| {}) {
+            let seed = violation.seed;
+            panic!("seed {seed}: {}", violation.minimal_history());
         }
+    }
+}
+
+#[test]
+fn a_mechanism_that_does_not_work_is_noticed() {
+    for mechanism in Mechanism::ALL {
+        let options = Options {
+            io_uring: mechanism.needs_io_uring(),
+            switched_off: Some(mechanism),
+        };
+        let result = simulate(1, 100_000, options, |_| {});
+        assert!(result.is_err(), "without {mechanism:?}");
     }
 }
 
 #[test]
 fn seed_always_gives_the_same_history() {
     for seed in 0..50 {
-        let io_uring = seed % 2 == 0;
-        let history = History::random(seed, io_uring);
-        let again = History::random(seed, io_uring);
+        let options = Options {
+            io_uring: seed % 2 == 0,
+            ..Options::default()
+        };
+        let history = History::random(seed, options);
+        let again = History::random(seed, options);
         assert_eq!(history.to_string(), again.to_string());
         assert_eq!(history.to_string(), history.replay().to_string());
     }

@@ -3,6 +3,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use super::mechanism::Mechanism;
 use super::process::Features;
 use super::table::{Table, no_descriptor};
 use crate::Signal;
@@ -86,6 +87,20 @@ impl Simulated {
 
     pub(crate) fn features(&self) -> Features {
         self.table().features
+    }
+
+    pub(super) fn lacks(&self, mechanism: Mechanism) -> bool {
+        self.features().lacks(mechanism)
+    }
+
+    /// Begins to report no exits, without [`Mechanism::FinalDrain`].
+    pub(super) fn note_final_drain(&self) {
+        let mut table = self.table();
+        table.is_blind |= table.features.lacks(Mechanism::FinalDrain);
+    }
+
+    pub(super) fn is_blind(&self) -> bool {
+        self.table().is_blind
     }
 
     /// Does what `pidfd_open` does, at once.

@@ -2,6 +2,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Instant;
 
+use super::mechanism::Mechanism;
 use crate::Signal;
 
 /// The kernel interfaces that the simulation offers.
@@ -23,6 +24,14 @@ pub(crate) struct Features {
     pub(crate) reaps_children: bool,
     /// io_uring with `IORING_OP_WAITID`, Linux 6.7, and a reaper that uses it.
     pub(crate) io_uring: bool,
+    /// What the kernel does not do, although the reaper relies on it.
+    pub(crate) switched_off: Option<Mechanism>,
+}
+
+impl Features {
+    pub(crate) fn lacks(self, mechanism: Mechanism) -> bool {
+        self.switched_off == Some(mechanism)
+    }
 }
 
 #[cfg(test)]
@@ -36,6 +45,7 @@ impl Features {
         subreaper: true,
         reaps_children: false,
         io_uring: false,
+        switched_off: None,
     };
 }
 

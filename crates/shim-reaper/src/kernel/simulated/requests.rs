@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::mem;
 
 use super::kernel::{Descriptor, Simulated};
+use super::mechanism::Mechanism;
 use super::process::{Parent, Process, ProcessState, ReapedBy, wait_status};
 use crate::kernel::WaitResult;
 use crate::sys::ChildExit;
@@ -21,6 +22,8 @@ pub(super) struct Requests {
     has_news: bool,
     /// Whether a pidfd was closed while its request was in flight.
     pub(super) lost_pidfd: bool,
+    /// Whether a request has reaped a child.
+    has_reaped: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -187,6 +190,7 @@ impl Simulated {
             process.reaped_by = Some(ReapedBy::Reaper);
             table.set(index, ProcessState::Reaped(code));
             table.reaped_by_reaper.push(pid);
+            table.requests.has_reaped = true;
         }
         if let Some(request) = table.requests.by_descriptor.get_mut(&number) {
             request.state = RequestState::Ended(code);
@@ -222,6 +226,10 @@ impl Simulated {
         self.table().requests.by_descriptor.len()
     }
 
+    pub(crate) fn has_reaped_for_request(&self) -> bool {
+        self.table().requests.has_reaped
+    }
+
     pub(crate) fn has_lost_pidfd(&self) -> bool {
         self.table().requests.lost_pidfd
     }
@@ -249,6 +257,9 @@ impl Simulated {
 
     pub(super) fn release_pidfd(&self, pidfd: Descriptor) -> Option<Descriptor> {
         let mut table = self.table();
+        if table.features.lacks(Mechanism::RequestPidfds) {
+            return Some(pidfd);
+        }
         let requests = &mut table.requests.by_descriptor;
         if let Some(request) = requests.get_mut(&pidfd.number) {
             if matches!(
@@ -275,6 +286,9 @@ impl Simulated {
     }
 
     pub(super) fn status_of(&self, pidfd: &Descriptor, keep: bool) -> Option<WaitResult> {
+        if self.lacks(Mechanism::RequestStatus) {
+            return None;
+        }
         self.table().requests.status(pidfd.number, keep)
     }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use nix::libc;
 
 use super::kernel::{Descriptor, Simulated};
+use super::mechanism::Mechanism;
 use super::process::{Parent, Process, ProcessState, wait_status};
 use super::table::{Failure, no_descriptor};
 use crate::Signal;
@@ -128,6 +129,7 @@ impl ProcessTable for Simulated {
         let pid = self.process(process).pid;
         // Otherwise the child may be reaped before its pidfd is open.
         let is_early = is_native || early_pidfd || self.features().reaps_children;
+        let is_early = is_early && !self.lacks(Mechanism::PidfdFromBirth);
         Ok(Spawned {
             pid,
             pidfd: if is_early {
@@ -188,7 +190,8 @@ impl ProcessTable for Simulated {
     }
 
     fn stop_reaping(&self) {
-        if self.features().io_uring {
+        self.note_final_drain();
+        if self.features().io_uring && !self.lacks(Mechanism::RequestsEnd) {
             self.stop_requests();
         }
     }
@@ -196,6 +199,9 @@ impl ProcessTable for Simulated {
     fn ready(&self, tokens: &mut VecDeque<u64>) -> io::Result<usize> {
         self.interrupt("epoll_wait");
         self.fails(Failure::Ready)?;
+        if self.is_blind() {
+            return Ok(0);
+        }
         Ok(self.table().take_events(tokens))
     }
 
@@ -222,7 +228,11 @@ impl ProcessTable for Simulated {
         if let (true, ProcessState::BeingReaped(code)) = (finish, state) {
             table.set(pidfd.process, ProcessState::Reaped(code));
         }
-        !state.is_running()
+        !state.is_running() && !table.is_blind
+    }
+
+    fn any_has_exited(&self, pidfds: &[&Descriptor]) -> bool {
+        !self.lacks(Mechanism::SpotCheck) && pidfds.iter().any(|pidfd| self.has_exited(pidfd))
     }
 
     fn await_exit(&self, pidfd: &Descriptor, deadline: Instant) -> bool {
@@ -237,11 +247,17 @@ impl ProcessTable for Simulated {
 
     fn is_reaped(&self, pidfd: &Descriptor) -> bool {
         self.interrupt("pidfd_send_signal 0");
+        if self.lacks(Mechanism::PidfdInChecks) {
+            return false;
+        }
         self.process(pidfd.process).state.is_reaped()
     }
 
     fn signal(&self, pidfd: &Descriptor, signal: Signal) -> io::Result<()> {
         self.interrupt("pidfd_send_signal");
+        if self.lacks(Mechanism::PidfdInSignals) {
+            return self.signal_pid(self.process(pidfd.process).pid, signal);
+        }
         self.kill(pidfd.process, signal)
     }
 
@@ -312,8 +328,9 @@ impl ProcessTable for Simulated {
             }
             _ => None,
         };
+        let has_start_time = !table.features.lacks(Mechanism::StartTime);
         Ok(Some(ProcStat {
-            start_time: index as u64,
+            start_time: if has_start_time { index as u64 } else { 0 },
             exited: !process.state.is_running(),
             status,
         }))

@@ -46,6 +46,8 @@ pub(super) struct Table {
     pub(super) reaped_by_reaper: Vec<u32>,
     /// A foreign wait in progress completes just before the next poll of a pidfd.
     pub(super) finish_reaping_before_poll: bool,
+    /// Whether no call reports an exit.
+    pub(super) is_blind: bool,
 }
 
 impl Table {
@@ -62,6 +64,7 @@ impl Table {
             failures: BTreeSet::new(),
             reaped_by_reaper: Vec::new(),
             finish_reaping_before_poll: false,
+            is_blind: false,
         }
     }
 

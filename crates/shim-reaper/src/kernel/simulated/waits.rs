@@ -1,4 +1,5 @@
 use super::kernel::{Descriptor, Simulated};
+use super::mechanism::Mechanism;
 use super::process::{Parent, ProcessState, ReapedBy, wait_status};
 use crate::ResourceUsage;
 use crate::kernel::{Target, WaitResult};
@@ -28,7 +29,11 @@ impl Simulated {
 
     fn waitid(&self, target: &Target<'_, Descriptor>, reap: bool, is_orphan: bool) -> WaitResult {
         self.interrupt("waitid");
-        let by_pidfd = self.features().wait_by_pidfd;
+        if self.is_blind() {
+            return WaitResult::Running;
+        }
+        let features = self.features();
+        let by_pidfd = features.wait_by_pidfd;
         if let (Target::Pidfd(_, pidfd), false) = (target, by_pidfd) {
             if self.process(pidfd.process).state.is_reaped() {
                 return WaitResult::NotWaitable;
@@ -37,7 +42,9 @@ impl Simulated {
         }
         let mut table = self.table();
         let index = match target {
-            Target::Pidfd(_, pidfd) if by_pidfd => Some(pidfd.process),
+            Target::Pidfd(_, pidfd) if by_pidfd && !features.lacks(Mechanism::PidfdInWaits) => {
+                Some(pidfd.process)
+            }
             Target::Pidfd(pid, _) | Target::Pid(pid) => table.find(*pid),
         };
         let Some(index) = index else {
