@@ -8,9 +8,9 @@ use std::process::Command;
 use super::{Containerd, IMAGE, assert_success, run};
 
 /// The commands of the image.
-const APPLETS: [&str; 19] = [
+const APPLETS: [&str; 20] = [
     "cat", "echo", "env", "grep", "head", "hostname", "id", "kill", "ls", "mount", "pwd", "sh",
-    "sleep", "stty", "touch", "trap", "true", "tty", "uname",
+    "sleep", "stty", "tail", "touch", "trap", "true", "tty", "uname",
 ];
 
 /// Builds an image with umoci, and imports it.

@@ -3,6 +3,7 @@
 
 mod busybox;
 mod image;
+pub(crate) mod terminal;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
