@@ -126,9 +126,22 @@ impl Guest {
 
     /// Returns what the processes of a container use.
     pub(crate) async fn stats(&self, container: &str) -> Result<ContainerStats, ShimError> {
-        let output = self.command("stats", container, None).await?;
+        self.stats_of("stats", container).await
+    }
+
+    /// Ends all processes of a container. Returns what they have used.
+    pub(crate) async fn remove(&self, container: &str) -> Result<ContainerStats, ShimError> {
+        self.stats_of("remove", container).await
+    }
+
+    async fn stats_of(
+        &self,
+        action: &'static str,
+        container: &str,
+    ) -> Result<ContainerStats, ShimError> {
+        let output = self.command(action, container, None).await?;
         serde_json::from_slice(&output).map_err(|error| ShimError::Agent {
-            action: "stats",
+            action,
             message: error.to_string(),
         })
     }

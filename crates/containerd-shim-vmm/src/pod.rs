@@ -189,14 +189,12 @@ impl Pod {
         let exit = Exit::now(ending.as_ref());
         let pid = self.guest.pid().await.unwrap_or_default();
         if exec_id.is_empty() {
-            if ending == Some(Ending::OutOfMemory) {
-                let mut event = TaskOOM::new();
-                event.container_id.clone_from(&container.id);
-                self.events.publish(TASK_OOM_EVENT_TOPIC, &event);
-            }
             // The other processes of the container end with its first one.
             if ending.is_some() {
-                log_error(self.guest.command("remove", &container.id, None).await);
+                match self.guest.remove(&container.id).await {
+                    Ok(stats) if stats.oom_kills > 0 => self.publish_oom(&container.id),
+                    result => log_error(result),
+                }
             }
             log_error(container.bundle.set_exit(exit, pid));
         }
@@ -301,6 +299,12 @@ impl Pod {
         self.guest.kill().await;
         log_error(rootfs::unmount_all(self.dir.path()));
         self.events.wait_empty(LAST_EVENTS_TIMEOUT).await;
+    }
+
+    fn publish_oom(&self, id: &str) {
+        let mut event = TaskOOM::new();
+        event.container_id = id.to_owned();
+        self.events.publish(TASK_OOM_EVENT_TOPIC, &event);
     }
 
     fn publish_start(&self, id: &str, exec_id: &str, pid: u32) {

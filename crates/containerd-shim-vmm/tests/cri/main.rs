@@ -113,6 +113,14 @@ fn a_container_has_the_user_and_the_limits_of_its_configuration() {
     let expected = "uid=33 gid=34 groups=34,44\n/tmp\nblue\nread-only\n67108864\n\
                     CapBnd:\t0000000000000000\nNoNewPrivs:\t1\n";
     assert_eq!(pod.output(&container, script), expected);
+
+    let options = json!({"linux": {
+        "resources": {"memory_limit_in_bytes": 16 << 20},
+        "security_context": {"namespace_options": namespaces()},
+    }});
+    let greedy = pod.start("greedy", "tail /dev/zero; exit 1", options);
+    let status = pod.wait(&greedy, "CONTAINER_EXITED");
+    assert_eq!(status["reason"], "OOMKilled", "{status}");
     pod.remove();
     containerd.assert_nothing_left();
 }

@@ -88,7 +88,7 @@ impl ContainerGroup {
 
     /// Prints what the processes use, as JSON.
     pub(super) fn print_stats(&self) -> Result<(), ContainerError> {
-        let cpu = self.read("cpu.stat")?;
+        let cpu = self.read("cpu.stat").unwrap_or_default();
         let events = self.read("memory.events").unwrap_or_default();
         let value = |text: &str, key: &str| {
             let values = text.lines().filter_map(|line| line.split_once(' '));
@@ -97,7 +97,7 @@ impl ContainerGroup {
                 .find_map(|(_, value)| value.parse().ok())
                 .unwrap_or(0)
         };
-        // The files of a controller that the kernel lacks do not exist.
+        // The files of a controller that the kernel lacks do not exist, nor those of a group that was not created.
         let number = |name| {
             let text = self.read(name).unwrap_or_default();
             text.trim().parse().unwrap_or(0)

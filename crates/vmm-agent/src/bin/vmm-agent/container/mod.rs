@@ -53,6 +53,7 @@ fn run(args: &[&str]) -> Result<(), ContainerError> {
     match action {
         "init" => return init(id, &group),
         "remove" => {
+            group.print_stats()?;
             group.remove()?;
             namespaces::forget(id);
             return Ok(());
