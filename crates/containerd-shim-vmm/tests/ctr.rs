@@ -27,6 +27,32 @@ fn a_container_prints_from_inside_a_guest() {
 }
 
 #[test]
+fn a_container_has_the_root_file_system_of_an_overlay() {
+    let Some(containerd) = Containerd::start() else {
+        return;
+    };
+    let plugins = stdout(&containerd.ctr(["plugins", "ls"]));
+    let is_usable = |line: &str| line.contains("overlayfs") && line.ends_with("ok");
+    if !plugins.lines().map(str::trim_end).any(is_usable) {
+        eprintln!("SKIPPED: this test needs the snapshotter overlayfs");
+        return;
+    }
+    let options = ["--detach", "--snapshotter", "overlayfs"];
+    assert_success(&containerd.run("c", &options, &["sleep", "infinity"]));
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let pods = containerd.pods().display().to_string();
+    let mut roots = mounts.lines().filter(|line| line.contains(&pods));
+    assert!(roots.any(|line| line.contains(" - overlay ")), "{mounts}");
+    let script = "echo new >/etc/file && cat /etc/file && ls /bin/busybox";
+    let exec = ["task", "exec", "--exec-id", "e", "c", "sh", "-c", script];
+    let output = containerd.ctr(exec);
+    assert_success(&output);
+    assert_eq!(stdout(&output), "new\n/bin/busybox\n");
+    containerd.remove_container("c");
+    containerd.assert_nothing_left();
+}
+
+#[test]
 fn the_exit_code_of_a_container_is_that_of_its_command() {
     let Some(containerd) = Containerd::start() else {
         return;

@@ -175,6 +175,7 @@ impl Containerd {
     }
 
     pub(crate) fn run_command(&self, id: &str, options: &[&str], command: &[&str]) -> Command {
+        // The last of two snapshotters counts.
         let args = [
             "run",
             "--runtime",
