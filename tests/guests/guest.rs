@@ -1,7 +1,8 @@
 //! Guests for tests: a kernel of Debian with busybox as its initial RAM file system.
 
+use std::env;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -12,10 +13,10 @@ use vmm_shim::{Accelerator, Disk, Qemu, QemuOptions, Shim};
 
 use crate::common::boxes::options;
 use crate::common::pause;
-use crate::image::{build_image, find_files};
+use crate::image::{build_image, find_files, static_agent};
 
 /// How long a boot may take. It takes 2 s on an idle machine.
-const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
+pub const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The files that guests boot, and a directory for initial RAM file systems.
 pub struct GuestFiles {
@@ -28,8 +29,13 @@ impl GuestFiles {
     ///
     /// With `CI` set, such a machine fails the test.
     pub fn find() -> Option<Self> {
+        Self::find_in(&env::temp_dir())
+    }
+
+    /// Does what [`find`](Self::find) does, with files in the directory. For a process that is killed.
+    pub fn find_in(dir: &Path) -> Option<Self> {
         let files = find_files()?;
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir_in(dir).unwrap();
         Some(Self { files, dir })
     }
 
@@ -52,6 +58,26 @@ impl GuestFiles {
         // Prints no messages of the kernel but those of a panic.
         options.cmdline = "quiet".to_owned();
         options.accelerator = Accelerator::Tcg;
+        options
+    }
+
+    /// Returns the options of a guest with an agent, whose initial RAM file system runs a script as its
+    /// init first. The script finds busybox, and ends with `exec /agent`.
+    pub fn guest_with_agent_after(&self, script: &str) -> QemuOptions {
+        let mut options = self.guest_with_agent();
+        let mut archive = CpioArchive::new();
+        archive.add_dir("bin");
+        let busybox = fs::read(self.files.join("busybox")).unwrap();
+        archive.add_file("bin/busybox", 0o755, &busybox);
+        archive.add_file("agent", 0o755, &fs::read(static_agent()).unwrap());
+        let init = format!("#!/bin/busybox sh\n{script}\n");
+        archive.add_file("init", 0o755, init.as_bytes());
+        // The kernel extracts one archive after the other.
+        let mut initrd = fs::read(options.initrd.unwrap()).unwrap();
+        initrd.extend(archive.finish());
+        let path = self.path("initrd");
+        fs::write(&path, initrd).unwrap();
+        options.initrd = Some(path);
         options
     }
 
@@ -83,9 +109,14 @@ impl GuestFiles {
 
 /// Returns options whose runtime checks payloads when a box is created, and cleans up after them.
 pub fn checking_options(home: &PerTestBoxHome) -> RuntimeOptions {
+    with_engine(options(home.path()))
+}
+
+/// Adds what a runtime needs for guests.
+pub fn with_engine(options: RuntimeOptions) -> RuntimeOptions {
     let shim = || Shim::new().engine(Qemu);
     let (validator, cleaner) = (shim(), shim());
-    options(home.path())
+    options
         .start_timeout(BOOT_TIMEOUT)
         .payload_check(move |payload| validator.validate(payload, &HostPolicy::default()))
         .payload_cleanup(move |payload, dir| cleaner.cleanup(payload, dir))

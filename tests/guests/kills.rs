@@ -3,12 +3,15 @@
 use std::fs;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::stream::{self, StreamExt};
 use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt;
 use vmm_protocol::procfs;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
-    BoxInfo, BoxStatus, Ending, ExecError, ExecSpec, Execution, GuestEvent, Removal, VmmRuntime,
+    BoxInfo, BoxSpec, BoxStatus, Ending, ExecError, ExecSpec, Execution, GuestEvent, Removal,
+    VmmRuntime,
 };
 use vmm_shim::{QemuOptions, Share};
 
@@ -37,6 +40,9 @@ enum Victim {
     Virtiofsd,
 }
 
+/// How many guests run at a time.
+const GUESTS_AT_ONCE: usize = 3;
+
 const KILLED: Ending = Ending::Signaled { signal: 9 };
 
 /// The kernel of a guest panics when its first process ends.
@@ -44,16 +50,16 @@ const PANICKED: Ending = Ending::Guest {
     event: GuestEvent::Panicked,
 };
 
-/// Overwrites the code of the first process, which no signal ends.
+/// Overwrites the code of the first process, which no signal ends. The variable `proc` is where `/proc` is.
 const KILL_AGENT: &str = "
 while read -r range permissions rest; do
     case $permissions in
     r-x*)
         start=$((0x${range%-*} / 4096)) end=$((0x${range#*-} / 4096))
-        busybox dd if=/dev/zero of=/proc/1/mem bs=4096 seek=$start count=$((end - start)) conv=notrunc
+        busybox dd if=/dev/zero of=$proc/1/mem bs=4096 seek=$start count=$((end - start)) conv=notrunc
         break
     esac
-done </proc/1/maps";
+done <$proc/1/maps";
 
 /// The processes of a run on this host.
 struct Processes {
@@ -92,7 +98,7 @@ impl Processes {
 }
 
 /// Waits until the process has a child whose name begins so.
-async fn child_of(parent: u32, name: &str) -> u32 {
+pub async fn child_of(parent: u32, name: &str) -> u32 {
     let mut child = None;
     eventually("the child runs", || {
         let children = procfs::children(parent).unwrap_or_default();
@@ -110,7 +116,7 @@ async fn child_of(parent: u32, name: &str) -> u32 {
 /// before the `wait` interrupts it too, which is not true of `read`.
 async fn start_command(runtime: &VmmRuntime, id: &str) -> Execution {
     let script = format!(
-        "kill_agent() {{ {KILL_AGENT}
+        "proc=/proc; kill_agent() {{ {KILL_AGENT}
          }}; trap kill_agent TERM; exec 3<&0; read -r line <&3 & echo up
          wait $!; kill_agent; while :; do sleep 1; done"
     );
@@ -123,12 +129,35 @@ async fn start_command(runtime: &VmmRuntime, id: &str) -> Execution {
     execution
 }
 
+/// Returns the options of a guest whose agent dies when it has opened its port.
+fn agent_that_dies(files: &GuestFiles) -> QemuOptions {
+    files.guest_with_agent_after(&format!(
+        "proc=/processes
+         busybox mknod /dev/null c 1 3; busybox mknod /dev/zero c 1 5
+         busybox mkdir $proc; busybox mount -t proc proc $proc
+         {{
+             until busybox ls -l $proc/1/fd | busybox grep -q vport; do busybox usleep 10000; done
+             {KILL_AGENT}
+         }} >/dev/null 2>&1 &
+         exec /agent"
+    ))
+}
+
 /// Starts the box, and kills the process in the state.
 async fn kill_in(runtime: &VmmRuntime, id: &str, state: State, victim: Victim) -> Processes {
     if state == State::Starting {
         let kill = async {
             let is_starting = |bx: &BoxInfo| bx.status == BoxStatus::Starting && bx.pid.is_some();
-            let processes = Processes::of(&wait_for_info(runtime, id, is_starting).await).await;
+            let bx = wait_for_info(runtime, id, is_starting).await;
+            let processes = Processes::of(&bx).await;
+            if victim == Victim::Agent {
+                // The shim cannot report that the box is ready before the agent has died.
+                let started = bx.dir.join(vmm_protocol::FILES.payload_pid);
+                eventually("the shim has started QEMU", || started.exists()).await;
+                kill(processes.shim, Signal::SIGSTOP);
+                eventually("QEMU has ended", || is_zombie(processes.qemu)).await;
+                kill(processes.shim, Signal::SIGCONT);
+            }
             processes.kill(victim);
             processes
         };
@@ -158,6 +187,9 @@ async fn kill_in(runtime: &VmmRuntime, id: &str, state: State, victim: Victim) -
     if let Some(mut execution) = execution {
         // Closes its stdin.
         drop(execution.stdin.take());
+        if state == State::Paused && victim == Victim::Agent {
+            runtime.resume(id).await.unwrap();
+        }
         let ended = execution.wait().await;
         match victim {
             Victim::Shim => assert!(matches!(ended, Err(ExecError::Interrupted)), "{ended:?}"),
@@ -169,7 +201,8 @@ async fn kill_in(runtime: &VmmRuntime, id: &str, state: State, victim: Victim) -
 
 #[tokio::test]
 async fn a_killed_qemu_shim_or_agent_ends_its_box_in_every_state_and_leaves_nothing() {
-    let (Some(files), Some(agent_files)) = (GuestFiles::find(), GuestFiles::find()) else {
+    let find = GuestFiles::find;
+    let (Some(files), Some(agent_files), Some(dying_files)) = (find(), find(), find()) else {
         return;
     };
     let home = PerTestBoxHome::new();
@@ -178,9 +211,11 @@ async fn a_killed_qemu_shim_or_agent_ends_its_box_in_every_state_and_leaves_noth
     let mut never_ready = agent_files.guest("sleep 1000");
     never_ready.agent = true;
     let with_agent = agent_files.guest_with_agent();
-    for (state, victim, status, ending) in [
+    let dies_early = agent_that_dies(&dying_files);
+    let cases = [
         (State::Starting, Victim::Qemu, BoxStatus::Failed, KILLED),
         (State::Starting, Victim::Shim, BoxStatus::Failed, KILLED),
+        (State::Starting, Victim::Agent, BoxStatus::Failed, PANICKED),
         (State::Running, Victim::Qemu, BoxStatus::Failed, KILLED),
         (State::Running, Victim::Shim, BoxStatus::Failed, KILLED),
         (State::Executing, Victim::Qemu, BoxStatus::Failed, KILLED),
@@ -188,28 +223,42 @@ async fn a_killed_qemu_shim_or_agent_ends_its_box_in_every_state_and_leaves_noth
         (State::Executing, Victim::Agent, BoxStatus::Failed, PANICKED),
         (State::Paused, Victim::Qemu, BoxStatus::Failed, KILLED),
         (State::Paused, Victim::Shim, BoxStatus::Failed, KILLED),
+        // Nothing runs in a paused guest: the agent dies when the guest is resumed.
+        (State::Paused, Victim::Agent, BoxStatus::Failed, PANICKED),
         // The guest ignores the stop.
         (State::Stopping, Victim::Qemu, BoxStatus::Stopped, KILLED),
         (State::Stopping, Victim::Shim, BoxStatus::Stopped, KILLED),
         (State::Stopping, Victim::Agent, BoxStatus::Failed, PANICKED),
-    ] {
-        let guest = match (state, victim) {
-            (State::Starting, _) => &never_ready,
-            (State::Executing, _) | (_, Victim::Agent) => &with_agent,
-            _ => &without_agent,
+    ];
+    let check = |(state, victim, status, ending)| {
+        let spec = match (state, victim) {
+            (State::Starting, Victim::Agent) => {
+                let mut spec = spec(&dies_early);
+                spec.payload.command = vec!["sleep".to_owned(), "1000".to_owned()];
+                spec
+            }
+            (State::Starting, _) => spec(&never_ready),
+            (State::Executing, _) | (_, Victim::Agent) => spec(&with_agent),
+            _ => spec(&without_agent),
         };
-        check_kill(&runtime, guest, (state, victim), status, &ending).await;
-    }
+        // On the heap, because the stack of a test is small.
+        check_kill(&runtime, spec, (state, victim), status, ending).boxed_local()
+    };
+    let checks = stream::iter(cases).map(check);
+    checks
+        .buffer_unordered(GUESTS_AT_ONCE)
+        .collect::<()>()
+        .await;
 }
 
 async fn check_kill(
     runtime: &VmmRuntime,
-    guest: &QemuOptions,
+    spec: BoxSpec,
     (state, victim): (State, Victim),
     status: BoxStatus,
-    ending: &Ending,
+    ending: Ending,
 ) {
-    let spec = spec(guest).stop_grace(Duration::from_secs(600));
+    let spec = spec.stop_grace(Duration::from_secs(600));
     let id = runtime.create(spec).await.unwrap().id;
     let processes = kill_in(runtime, id.as_str(), state, victim).await;
     let ended = runtime.wait(&id).await.unwrap();
@@ -222,7 +271,7 @@ async fn check_kill(
     let found = found.or(ended.signal.map(|signal| Ending::Signaled { signal }));
     assert_eq!(
         (ended.status, found.as_ref()),
-        (status, Some(ending)),
+        (status, Some(&ending)),
         "{case}"
     );
     let Processes { shim, qemu, .. } = processes;

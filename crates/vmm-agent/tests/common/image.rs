@@ -26,7 +26,7 @@ pub(crate) fn find_files() -> Option<PathBuf> {
 }
 
 /// Builds the agent as a static program, as an image has it.
-fn static_agent() -> PathBuf {
+pub(crate) fn static_agent() -> PathBuf {
     let target = "x86_64-unknown-linux-gnu";
     let flags = "-C target-feature=+crt-static -C relocation-model=static";
     // That of the test or benchmark.
