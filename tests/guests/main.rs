@@ -14,6 +14,7 @@ mod example;
 mod failed_starts;
 mod files;
 mod guest;
+mod killed_runtimes;
 mod kills;
 mod many;
 mod pause;

@@ -33,12 +33,15 @@ pub(crate) struct Control {
     reporter: Arc<ExitReporter>,
 }
 
-/// The file descriptors that show an attached shim that its runtime is gone.
+/// The file descriptors that show a shim that its runtime is gone: an attached shim at any time, a
+/// detached one until its payload is ready.
 pub(crate) struct Watchdog {
-    /// The read end of a pipe. It hangs up when the runtime releases the watchdog, or exits.
+    /// One end of a pipe. It hangs up when the runtime closes the other one, or exits.
     pipe: OwnedFd,
     /// A pidfd of the runtime, because a forked child of the runtime can hold the pipe open.
     runtime: Option<OwnedFd>,
+    /// Whether the shim is detached.
+    is_detached: bool,
 }
 
 struct State {
@@ -51,6 +54,9 @@ struct State {
     /// How long the payload may take to stop, unless the request sets another grace period.
     grace: Duration,
 }
+
+/// Why the start of a detached box failed.
+pub(crate) const RUNTIME_EXITED: &str = "the runtime exited before the payload was ready";
 
 /// The phase of the shim, which determines who handles a request.
 enum Phase {
@@ -219,9 +225,18 @@ impl Control {
                 self.start_hub(socket);
             }
             if has_hung_up {
-                if let HangUpSource::Watchdog(_) = source {
-                    let grace = self.state().grace;
-                    stop = self.stop(stop, grace, Some(Instant::now() + grace));
+                match &source {
+                    HangUpSource::Watchdog(watchdog) if !watchdog.is_detached => {
+                        let grace = self.state().grace;
+                        stop = self.stop(stop, grace, Some(Instant::now() + grace));
+                    }
+                    // A start ends with the runtime that requested it: another one would take the
+                    // payload for one that is ready.
+                    HangUpSource::Watchdog(_) if !self.reporter.has_reported() => {
+                        let ending = Ending::failed(FailureKind::Engine, RUNTIME_EXITED);
+                        self.reporter.kill_and_exit(ending)
+                    }
+                    _ => {}
                 }
                 let mut state = self.state();
                 let watchdog = state.watchdog.take();
@@ -301,13 +316,29 @@ impl Control {
 }
 
 impl Watchdog {
-    /// Creates a watchdog from the read end of its pipe, and the runtime if its process is known.
-    pub(crate) fn new(
+    /// Creates the watchdog of an attached shim from the read end of its pipe, and the runtime if its
+    /// process is known.
+    pub(crate) fn attached(
         pipe: OwnedFd,
         runtime: Option<&RuntimeProcess>,
     ) -> Result<Self, RuntimeExited> {
         let runtime = runtime.map(RuntimeProcess::watch).transpose()?.flatten();
-        Ok(Self { pipe, runtime })
+        Ok(Self {
+            pipe,
+            runtime,
+            is_detached: false,
+        })
+    }
+
+    /// Creates the watchdog of a detached shim from the write end of the pipe for its report.
+    pub(crate) fn detached(
+        pipe: OwnedFd,
+        runtime: Option<&RuntimeProcess>,
+    ) -> Result<Self, RuntimeExited> {
+        Ok(Self {
+            is_detached: true,
+            ..Self::attached(pipe, runtime)?
+        })
     }
 }
 
@@ -315,7 +346,7 @@ impl HangUpSource {
     fn poll_fds(&self) -> impl Iterator<Item = PollFd<'_>> {
         let (pipe, runtime) = match self {
             Self::SpecRead(pipe) => (Some(pipe.as_fd()), None),
-            Self::Watchdog(Watchdog { pipe, runtime }) => (Some(pipe.as_fd()), runtime.as_ref()),
+            Self::Watchdog(watchdog) => (Some(watchdog.pipe.as_fd()), watchdog.runtime.as_ref()),
             Self::None => (None, None),
         };
         // poll(2) always reports a hang-up.

@@ -1,6 +1,7 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,6 +47,20 @@ impl ExitReporter {
     /// Sets the pipe to the runtime.
     pub(crate) fn set_runtime(&self, pipe: File) {
         *self.runtime() = Some(pipe);
+    }
+
+    /// Returns another descriptor of the pipe to the runtime, until the shim has sent its report.
+    pub(crate) fn clone_pipe(&self) -> io::Result<Option<OwnedFd>> {
+        let runtime = self.runtime();
+        let cloned = runtime
+            .as_ref()
+            .map(|pipe| pipe.as_fd().try_clone_to_owned());
+        cloned.transpose()
+    }
+
+    /// Returns whether the shim has sent its report, or sends it.
+    pub(crate) fn has_reported(&self) -> bool {
+        self.runtime().is_none()
     }
 
     /// Sets the box directory. Before this call, an ending is only reported, and not recorded.

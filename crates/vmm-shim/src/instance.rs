@@ -16,7 +16,7 @@ use vmm_protocol::{
     with_causes,
 };
 
-use crate::control::{self, Control, Watchdog};
+use crate::control::{self, Control, RUNTIME_EXITED, Watchdog};
 use crate::exit_reporter::ExitReporter;
 use crate::helpers::Helpers;
 use crate::hub::ControlSocket;
@@ -166,13 +166,19 @@ fn run_payload(
     if spec.detached {
         reporter.set_detached();
     }
-    let watchdog = (!spec.detached)
-        .then(|| Watchdog::new(stdin.into_inner().into(), runtime.as_ref()))
-        .transpose()
-        .map_err(|RuntimeExited| {
-            let message = "the runtime exited before the payload was started";
-            Ending::failed(FailureKind::Engine, message)
-        })?;
+    let watchdog = if spec.detached {
+        let pipe = reporter
+            .clone_pipe()
+            .map_err(system_error("watch its runtime"))?;
+        pipe.map(|pipe| Watchdog::detached(pipe, runtime.as_ref()))
+    } else {
+        let stdin = stdin.into_inner().into();
+        Some(Watchdog::attached(stdin, runtime.as_ref()))
+    };
+    let watchdog = watchdog.transpose().map_err(|RuntimeExited| {
+        let message = "the runtime exited before the payload was started";
+        Ending::failed(FailureKind::Engine, message)
+    })?;
     control.begin_start(watchdog, bind_control_socket(), spec.stop_grace());
     let engine = find_engine(shim, &spec.payload.engine)?;
     engine.validate(&spec.payload, &spec.policy)?;
@@ -276,7 +282,6 @@ fn await_ready(
     } else {
         // A start ends with the runtime that requested it, even if the shim is detached: no other
         // runtime knows about the payload.
-        let message = "the runtime exited before the payload was ready";
-        Err(EngineError::Other(message.to_owned()))
+        Err(EngineError::Other(RUNTIME_EXITED.to_owned()))
     }
 }

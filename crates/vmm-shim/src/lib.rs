@@ -32,7 +32,8 @@
 //! The *watchdog* is the stdin of an attached shim, which stays open after the spec. It hangs up
 //! when the runtime exits or releases it. An attached shim also ends when the [process of the
 //! runtime](RuntimeProcess) exits, because a forked child of the runtime may hold the pipe open. A
-//! detached shim has no watchdog.
+//! detached shim has no watchdog. Until its payload is ready, it ends when the runtime closes the pipe for
+//! its report, or exits.
 //!
 //! # Signals
 //!
