@@ -54,6 +54,13 @@ async fn commands_run_in_the_guest_and_a_stop_powers_it_off() {
     assert_eq!(output.stdout, b"7 70\r\n");
     assert_eq!(output.ending, Ending::Signaled { signal: 9 });
 
+    // `tail` keeps a line that never ends. The kernel of the guest kills it, and nothing else.
+    let hungry = ExecSpec::new("", ["tail", "-n", "1", "/dev/zero"]);
+    let execution = runtime.exec(&id, hungry).await.unwrap();
+    assert_eq!(execution.wait().await.unwrap(), Ending::OutOfMemory);
+    let info = runtime.info(&id).await.unwrap();
+    assert_eq!(info.status, BoxStatus::Running, "{info:?}");
+
     let stopped = runtime.stop(&id).await.unwrap();
     let event = GuestEvent::PoweredOff;
     assert_eq!(stopped.ending, Some(Ending::Guest { event }), "{stopped:?}");

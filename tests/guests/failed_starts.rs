@@ -3,6 +3,7 @@
 use std::fs;
 
 use serde_json::json;
+use vmm_protocol::frames::{Frame, PayloadMessage, VERSION};
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxSpec, BoxStatus, Ending, FailureKind, GuestEvent, RuntimeError, with_causes};
 
@@ -109,4 +110,44 @@ async fn a_corrupt_initrd_is_a_failure_whose_cause_is_in_the_console() {
     assert_eq!(ended.status, BoxStatus::Failed);
     let console = console(&ended);
     assert!(console.contains("Kernel panic"), "{console}");
+}
+
+#[tokio::test]
+async fn an_agent_of_another_version_fails_the_start_and_leaves_nothing() {
+    let Some(files) = GuestFiles::find() else {
+        return;
+    };
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let ready = PayloadMessage::Ready {
+        version: VERSION + 1,
+        boot: Vec::new(),
+    };
+    let mut frame = Vec::new();
+    Frame::new(0, ready).encode(&mut frame).unwrap();
+    let frame: String = frame.iter().map(|byte| format!("\\{byte:03o}")).collect();
+    // A program that says only that it is ready.
+    let guest = files.guest_with_agent_after(&format!(
+        "busybox mount -t devtmpfs dev /dev
+         while read -r module; do busybox insmod /modules/$module; done </modules/order
+         until [ -c /dev/vport0p1 ]; do busybox usleep 10000; done
+         busybox printf '{frame}' >/dev/vport0p1
+         busybox sleep 1000"
+    ));
+    let bx = runtime.create(spec(&guest)).await.unwrap();
+    let error = with_causes(&runtime.start(&bx.id).await.unwrap_err());
+    let other = format!("version {}", VERSION + 1);
+    assert!(
+        error.contains(&other) && error.contains("build the image again"),
+        "{error}"
+    );
+    let failed = runtime.info(&bx.id).await.unwrap();
+    let Some(Ending::Failed { kind, .. }) = failed.ending else {
+        panic!("{failed:?}");
+    };
+    assert_eq!(
+        (failed.status, kind),
+        (BoxStatus::Failed, FailureKind::Engine)
+    );
+    assert_eq!((failed.pid, failed.payload_pid), (None, None));
 }
