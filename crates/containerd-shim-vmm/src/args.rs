@@ -24,6 +24,8 @@ pub(crate) enum Action {
     Delete,
     /// Serves the Task API on the socket that is its stdin.
     Serve,
+    /// Sends the events that a server has left in the directory of its pod, which is given as the bundle.
+    Forward,
     Version,
     Info,
 }
@@ -38,6 +40,7 @@ impl Args {
                     "start" => Action::Start,
                     "delete" => Action::Delete,
                     "serve" => Action::Serve,
+                    "forward" => Action::Forward,
                     _ => return Err(ShimError::Usage(arg)),
                 };
                 return Ok(parsed);

@@ -3,12 +3,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use vmm_protocol::write_file_unsynced;
+use vmm_protocol::{PidRecord, write_file_unsynced};
 
 use crate::error::ShimError;
 use crate::oci;
 use crate::process::Exit;
+
+/// The files that this program adds to a bundle.
+const EXIT: &str = "vmm-exit.json";
+const CONTAINERD: &str = "vmm-containerd.json";
 
 /// The directory that containerd has made for a container, and removes.
 #[derive(Clone, Debug)]
@@ -17,11 +22,13 @@ pub(crate) struct Bundle {
 }
 
 /// How the first process of a container ended, as it is kept for `delete`.
-#[derive(Debug, Serialize, Deserialize)]
-struct ExitFile {
-    code: u32,
-    at: jiff::Timestamp,
-    pid: u32,
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct ExitRecord {
+    #[serde(flatten)]
+    pub(crate) exit: Exit,
+    pub(crate) pid: u32,
+    /// Whether the event of the exit was added to a queue.
+    pub(crate) is_published: bool,
 }
 
 impl Bundle {
@@ -52,8 +59,7 @@ impl Bundle {
 
     /// Returns the bundle of the sandbox that the container belongs to, unless it is a sandbox itself.
     pub(crate) fn sandbox(&self, spec: &Spec) -> Option<Self> {
-        let id = oci::sandbox(spec)?;
-        Some(Self::new(self.path.parent()?.join(id)))
+        self.sibling(oci::sandbox(spec)?)
     }
 
     /// Reads the address of the server; `None` if none was started.
@@ -71,17 +77,39 @@ impl Bundle {
     }
 
     /// Keeps how the first process of the container ended.
-    pub(crate) fn set_exit(&self, exit: Exit, pid: u32) -> Result<(), ShimError> {
-        let Exit { code, at } = exit;
-        let text = serde_json::to_vec(&ExitFile { code, at, pid });
-        self.write("vmm-exit.json", &text.unwrap_or_default())
+    pub(crate) fn set_exit(&self, record: &ExitRecord) -> Result<(), ShimError> {
+        self.write_json(EXIT, record)
     }
 
-    /// Returns how the first process of the container ended, and its pid, if it has ended.
-    pub(crate) fn exit(&self) -> Option<(Exit, u32)> {
-        let text = fs::read(self.path.join("vmm-exit.json")).ok()?;
-        let ExitFile { code, at, pid } = serde_json::from_slice(&text).ok()?;
-        Some((Exit { code, at }, pid))
+    /// Returns how the first process of the container ended, if it has ended.
+    pub(crate) fn exit(&self) -> Option<ExitRecord> {
+        self.read_json(EXIT)
+    }
+
+    /// Records the containerd that knows the container as a task.
+    pub(crate) fn set_containerd(&self, process: &PidRecord) -> Result<(), ShimError> {
+        self.write_json(CONTAINERD, process)
+    }
+
+    /// Returns the containerd that knows the container as a task. It publishes the exit itself after `delete`.
+    pub(crate) fn containerd(&self) -> Option<PidRecord> {
+        self.read_json(CONTAINERD)
+    }
+
+    /// Returns the bundle of another container of the same namespace.
+    pub(crate) fn sibling(&self, id: &str) -> Option<Self> {
+        Some(Self::new(self.path.parent()?.join(id)))
+    }
+
+    fn read_json<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        let text = fs::read(self.path.join(name)).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), ShimError> {
+        let text = serde_json::to_vec(value).map_err(io::Error::other);
+        let text = text.map_err(ShimError::file("write", self.path.join(name)))?;
+        self.write(name, &text)
     }
 
     fn write(&self, name: &str, contents: &[u8]) -> Result<(), ShimError> {

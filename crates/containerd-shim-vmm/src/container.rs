@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bundle::Bundle;
 use crate::error::ShimError;
+use crate::idle::InUse;
 use crate::process::{Process, ProcessState};
 
 /// A container of a pod.
@@ -12,17 +13,20 @@ pub(crate) struct Container {
     pub(crate) id: String,
     pub(crate) bundle: Bundle,
     pub(crate) is_paused: AtomicBool,
+    /// Keeps the server running.
+    _in_use: InUse,
     /// By exec ID; that of the first process is empty.
     processes: Mutex<BTreeMap<String, Arc<Process>>>,
 }
 
 impl Container {
     /// Creates a container with its first process.
-    pub(crate) fn new(id: &str, bundle: Bundle, init: Process) -> Self {
+    pub(crate) fn new(id: &str, bundle: Bundle, init: Process, in_use: InUse) -> Self {
         Self {
             id: id.to_owned(),
             bundle,
             is_paused: AtomicBool::new(false),
+            _in_use: in_use,
             processes: Mutex::new(BTreeMap::from([(String::new(), Arc::new(init))])),
         }
     }

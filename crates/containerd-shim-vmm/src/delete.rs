@@ -12,9 +12,8 @@ use crate::args::Args;
 use crate::bundle::Bundle;
 use crate::error::ShimError;
 use crate::events::timestamp;
-use crate::process::Exit;
 use crate::state_dir::StateDir;
-use crate::{guest, rootfs};
+use crate::{guest, leftover_events, rootfs, tokio_runtime};
 
 /// How long a server that still runs may take to end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -29,47 +28,43 @@ pub(crate) fn delete(args: &Args) -> Result<DeleteResponse, ShimError> {
     };
     let bundle = Bundle::new(bundle);
     let state = bundle.address()?.as_deref().and_then(StateDir::of_address);
-    if let Some(state) = state.filter(|state| state.path().exists()) {
-        // A further container of a pod shares the server with the sandbox, whose `delete` ends the guest.
-        let is_member = bundle
-            .spec()
-            .is_ok_and(|spec| bundle.sandbox(&spec).is_some());
-        if is_member {
-            rootfs::unmount_all(&state.pod().container(&args.id))?;
-        } else {
-            clean_up(&state, &args.id)?;
+    // A further container of a pod shares the server with the sandbox, whose `delete` ends the guest.
+    let is_member = bundle
+        .spec()
+        .is_ok_and(|spec| bundle.sandbox(&spec).is_some());
+    let record = tokio_runtime()?.block_on(async {
+        if let Some(state) = state.as_ref().filter(|state| state.path().exists()) {
+            if is_member {
+                rootfs::unmount_all(&state.pod().container(&args.id))?;
+            } else {
+                clean_up(state, &args.id).await?;
+            }
         }
-    }
-    let (exit, pid) = bundle.exit().unwrap_or((Exit::killed(), 0));
+        leftover_events::settle(args, &bundle, state.as_ref(), is_member).await
+    })?;
     let mut response = DeleteResponse::new();
-    response.pid = pid;
-    response.exit_status = exit.code;
-    response.exited_at = MessageField::some(timestamp(exit.at));
+    response.pid = record.pid;
+    response.exit_status = record.exit.code;
+    response.exited_at = MessageField::some(timestamp(record.exit.at));
     Ok(response)
 }
 
-/// Ends the guest of a pod, and removes everything that it has left.
-fn clean_up(state: &StateDir, id: &str) -> Result<(), ShimError> {
-    let tokio_runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(ShimError::file("start a tokio runtime", "/"))?;
-    tokio_runtime.block_on(async {
-        request_shutdown(state, id).await;
-        let deadline = Instant::now() + SHUTDOWN_TIMEOUT;
-        loop {
-            match guest::clean_up(state).await {
-                Ok(()) => break,
-                Err(RuntimeError::Locked { .. }) if Instant::now() < deadline => {
-                    sleep(POLL_INTERVAL).await;
-                }
-                Err(RuntimeError::Locked { .. }) => return Err(ShimError::StillServed),
-                Err(error) => return Err(ShimError::Guest(error)),
+/// Ends the guest of a pod, and removes everything that it has left but its events.
+async fn clean_up(state: &StateDir, id: &str) -> Result<(), ShimError> {
+    request_shutdown(state, id).await;
+    let deadline = Instant::now() + SHUTDOWN_TIMEOUT;
+    loop {
+        match guest::clean_up(state).await {
+            Ok(()) => break,
+            Err(RuntimeError::Locked { .. }) if Instant::now() < deadline => {
+                sleep(POLL_INTERVAL).await;
             }
+            Err(RuntimeError::Locked { .. }) => return Err(ShimError::StillServed),
+            Err(error) => return Err(ShimError::Guest(error)),
         }
-        rootfs::unmount_all(state.pod().path())?;
-        state.remove()
-    })
+    }
+    rootfs::unmount_all(state.pod().path())?;
+    state.remove_all_but_events()
 }
 
 /// Asks a server to end, if one still runs.

@@ -48,6 +48,8 @@ pub(crate) enum ShimError {
     Exists { what: &'static str, id: String },
     #[error("the process {0}")]
     State(&'static str),
+    #[error("containerd ended before the container was created")]
+    Abandoned,
     #[error("the process has finished already")]
     Finished,
     #[error("{0}")]

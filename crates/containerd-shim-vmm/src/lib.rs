@@ -31,6 +31,8 @@ mod delete;
 mod error;
 mod events;
 mod guest;
+mod idle;
+mod leftover_events;
 mod oci;
 mod pod;
 mod process;
@@ -83,6 +85,7 @@ fn run_action(args: &Args) -> Result<Vec<u8>, ShimError> {
         Action::Start => start::start(args),
         Action::Delete => encode(&delete::delete(args)?),
         Action::Serve => serve::serve(args).map(|()| Vec::new()),
+        Action::Forward => leftover_events::forward(args).map(|()| Vec::new()),
     }
 }
 
@@ -93,6 +96,14 @@ fn info() -> RuntimeInfo {
     info.name = RUNTIME.to_owned();
     info.version = Some(version).into();
     info
+}
+
+/// Returns a tokio runtime of this thread.
+fn tokio_runtime() -> Result<tokio::runtime::Runtime, ShimError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(ShimError::file("start a tokio runtime", "/"))
 }
 
 fn encode(message: &impl Message) -> Result<Vec<u8>, ShimError> {

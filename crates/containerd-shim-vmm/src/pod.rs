@@ -5,31 +5,29 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use containerd_shim_protos::api::CreateTaskRequest;
-use containerd_shim_protos::events::task::{
-    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused,
-    TaskResumed, TaskStart,
-};
-use containerd_shim_protos::protobuf::MessageField;
-use containerd_shim_protos::topics::*;
 use oci_spec::runtime::Process as OciProcess;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use vmm_protocol::pod::{ContainerStats, PodDir};
-use vmm_protocol::{Ending, with_causes, write_file_unsynced};
+use vmm_protocol::{Ending, PidLookup, PidRecord, with_causes, write_file_unsynced};
 
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, ExitRecord};
 use crate::config::Config;
 use crate::container::Container;
 use crate::error::ShimError;
-use crate::events::{EventQueue, timestamp};
+use crate::events::EventQueue;
 use crate::guest::Guest;
+use crate::idle::UseCount;
 use crate::process::{Exit, Process, ProcessState};
 use crate::state_dir::StateDir;
 use crate::stdio::StdioPaths;
 use crate::{oci, rootfs, start};
 
-/// How long containerd may take to acknowledge the last events of a pod.
-const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the last events of a pod are kept for a containerd that is away.
+pub(crate) const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How long a server without a container runs. containerd creates one at once after `start`, unless it is killed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 const SIGKILL: u32 = 9;
 
@@ -40,6 +38,9 @@ pub(crate) struct Pod {
     guest: Guest,
     events: Arc<EventQueue>,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
+    /// The containerd that has connected last.
+    containerd: Mutex<Option<PidRecord>>,
+    use_count: UseCount,
     shutdown: CancellationToken,
 }
 
@@ -51,7 +52,7 @@ impl Pod {
     ) -> Result<Arc<Self>, ShimError> {
         let dir = state.pod();
         std::fs::create_dir_all(dir.path()).map_err(ShimError::file("create", dir.path()))?;
-        let events = Arc::new(EventQueue::create(state.events(), namespace)?);
+        let events = Arc::new(EventQueue::open(state.events(), namespace)?);
         let address = std::env::var(start::TTRPC_ADDRESS).unwrap_or_default();
         let queue = Arc::clone(&events);
         tokio::spawn(async move { queue.forward(&address).await });
@@ -60,8 +61,21 @@ impl Pod {
             dir,
             events,
             containers: Mutex::default(),
+            containerd: Mutex::default(),
+            use_count: UseCount::default(),
             shutdown: CancellationToken::new(),
         }))
+    }
+
+    /// Records that the containerd with this pid has connected. It knows the containers as tasks.
+    pub(crate) fn note_containerd(&self, pid: u32) {
+        let process = PidRecord::of(pid).ok().flatten();
+        for container in self.containers().values() {
+            if let Some(process) = &process {
+                log_error(container.bundle.set_containerd(process));
+            }
+        }
+        *self.containerd() = process;
     }
 
     /// Returns the pid of the virtual machine, which stands for every process in it.
@@ -88,27 +102,27 @@ impl Pod {
             terminal: request.terminal,
         };
         let bundle = Bundle::new(&request.bundle);
-        let pid = match self.prepare(&request, &bundle).await {
-            Ok(pid) => pid,
-            Err(error) => {
+        let containerd = self.containerd().clone();
+        if let Some(process) = &containerd {
+            log_error(bundle.set_containerd(process));
+        }
+        let in_use = self.use_count.begin();
+        let prepared = self.prepare(&request, &bundle).await;
+        let is_wanted = containerd.as_ref().is_none_or(is_alive);
+        let pid = match prepared {
+            Ok(pid) if is_wanted => pid,
+            prepared => {
                 let _ = rootfs::unmount_all(&self.dir.container(id));
-                return Err(error);
+                if !is_wanted {
+                    // The next containerd does not know the container, and would leave it.
+                    self.request_shutdown(false);
+                }
+                return Err(prepared.err().unwrap_or(ShimError::Abandoned));
             }
         };
-        let container = Container::new(id, bundle, Process::new(stdio));
+        let container = Container::new(id, bundle, Process::new(stdio), in_use);
         self.containers().insert(id.clone(), Arc::new(container));
-        let mut io = TaskIO::new();
-        io.stdin = request.stdin;
-        io.stdout = request.stdout;
-        io.stderr = request.stderr;
-        io.terminal = request.terminal;
-        let mut event = TaskCreate::new();
-        event.container_id = request.id;
-        event.bundle = request.bundle;
-        event.rootfs = request.rootfs;
-        event.io = MessageField::some(io);
-        event.pid = pid;
-        self.events.publish(TASK_CREATE_EVENT_TOPIC, &event);
+        self.events.publish_create(request, pid);
         Ok(pid)
     }
 
@@ -143,10 +157,7 @@ impl Pod {
         let spec = oci::process(process);
         let written = spec.and_then(|spec| write(&self.dir.process_spec(id, exec_id), &spec));
         written.inspect_err(|_| container.remove(exec_id))?;
-        let mut event = TaskExecAdded::new();
-        event.container_id = id.to_owned();
-        event.exec_id = exec_id.to_owned();
-        self.events.publish(TASK_EXEC_ADDED_EVENT_TOPIC, &event);
+        self.events.publish_exec_added(id, exec_id);
         Ok(())
     }
 
@@ -168,7 +179,7 @@ impl Pod {
             .await?;
         let streams = stdio.connect(&mut execution);
         let execution = process.mark_running(execution, streams);
-        self.publish_start(id, exec_id, pid);
+        self.events.publish_start(id, exec_id, pid);
         let pod = Arc::clone(self);
         let exec_id = exec_id.to_owned();
         tokio::spawn(async move {
@@ -192,15 +203,14 @@ impl Pod {
             // The other processes of the container end with its first one.
             if ending.is_some() {
                 match self.guest.remove(&container.id).await {
-                    Ok(stats) if stats.oom_kills > 0 => self.publish_oom(&container.id),
+                    Ok(stats) if stats.oom_kills > 0 => {
+                        self.events.publish_out_of_memory(&container.id);
+                    }
                     result => log_error(result),
                 }
             }
-            log_error(container.bundle.set_exit(exit, pid));
         }
-        if process.mark_exited(exit) {
-            self.publish_exit(&container.id, exec_id, pid, exit);
-        }
+        self.publish_exit(container, exec_id, process, exit, pid);
     }
 
     /// Sends a signal to a process, or to all of a container.
@@ -249,16 +259,16 @@ impl Pod {
         let pid = self.guest.pid().await.unwrap_or_default();
         container.remove(exec_id);
         if exec_id.is_empty() {
+            // Also of a process that was not started, of which there is no event.
+            log_error(container.bundle.set_exit(&ExitRecord {
+                exit,
+                pid,
+                is_published: true,
+            }));
             rootfs::unmount_all(&self.dir.container(id))?;
             self.containers().remove(id);
         }
-        let mut event = TaskDelete::new();
-        event.container_id = id.to_owned();
-        event.id = exec_id.to_owned();
-        event.pid = pid;
-        event.exit_status = exit.code;
-        event.exited_at = MessageField::some(timestamp(exit.at));
-        self.events.publish(TASK_DELETE_EVENT_TOPIC, &event);
+        self.events.publish_delete(id, exec_id, pid, exit);
         Ok((exit, pid))
     }
 
@@ -268,16 +278,7 @@ impl Pod {
         let action = if is_paused { "freeze" } else { "thaw" };
         self.guest.command(action, id, None).await?;
         container.is_paused.store(is_paused, Ordering::Release);
-        let container_id = id.to_owned();
-        if is_paused {
-            let mut event = TaskPaused::new();
-            event.container_id = container_id;
-            self.events.publish(TASK_PAUSED_EVENT_TOPIC, &event);
-        } else {
-            let mut event = TaskResumed::new();
-            event.container_id = container_id;
-            self.events.publish(TASK_RESUMED_EVENT_TOPIC, &event);
-        }
+        self.events.publish_paused(id, is_paused);
         Ok(())
     }
 
@@ -293,44 +294,45 @@ impl Pod {
         }
     }
 
-    /// Waits for a requested shutdown, and ends the guest. Returns when containerd has the last event.
+    /// Waits for a requested shutdown, or until no container has existed for a while, and ends the guest. Returns
+    /// when containerd has the last event.
     pub(crate) async fn shut_down(&self) {
-        self.shutdown.cancelled().await;
+        tokio::select! {
+            () = self.shutdown.cancelled() => {}
+            () = self.use_count.wait_idle(IDLE_TIMEOUT) => {}
+        }
         self.guest.kill().await;
         log_error(rootfs::unmount_all(self.dir.path()));
         self.events.wait_empty(LAST_EVENTS_TIMEOUT).await;
     }
 
-    fn publish_oom(&self, id: &str) {
-        let mut event = TaskOOM::new();
-        event.container_id = id.to_owned();
-        self.events.publish(TASK_OOM_EVENT_TOPIC, &event);
-    }
-
-    fn publish_start(&self, id: &str, exec_id: &str, pid: u32) {
-        if exec_id.is_empty() {
-            let mut event = TaskStart::new();
-            event.container_id = id.to_owned();
-            event.pid = pid;
-            self.events.publish(TASK_START_EVENT_TOPIC, &event);
-        } else {
-            let mut event = TaskExecStarted::new();
-            event.container_id = id.to_owned();
-            event.exec_id = exec_id.to_owned();
-            event.pid = pid;
-            self.events.publish(TASK_EXEC_STARTED_EVENT_TOPIC, &event);
+    /// Reports the exit of a process, unless it has been reported. For `delete`, that of a first process is
+    /// recorded before the event is added: if this program is killed between the two, `delete` adds the event.
+    fn publish_exit(
+        &self,
+        container: &Container,
+        exec_id: &str,
+        process: &Process,
+        exit: Exit,
+        pid: u32,
+    ) {
+        if !process.mark_exited(exit) {
+            return;
         }
-    }
-
-    fn publish_exit(&self, id: &str, exec_id: &str, pid: u32, exit: Exit) {
-        let mut event = TaskExit::new();
-        event.container_id = id.to_owned();
-        // That of a first process is the container's.
-        event.id = if exec_id.is_empty() { id } else { exec_id }.to_owned();
-        event.pid = pid;
-        event.exit_status = exit.code;
-        event.exited_at = MessageField::some(timestamp(exit.at));
-        self.events.publish(TASK_EXIT_EVENT_TOPIC, &event);
+        let id = &container.id;
+        let record = |is_published| {
+            let record = ExitRecord {
+                exit,
+                pid,
+                is_published,
+            };
+            if exec_id.is_empty() {
+                log_error(container.bundle.set_exit(&record));
+            }
+        };
+        record(false);
+        self.events.publish_exit(id, exec_id, pid, exit);
+        record(true);
     }
 
     fn containers(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Container>>> {
@@ -338,6 +340,19 @@ impl Pod {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn containerd(&self) -> MutexGuard<'_, Option<PidRecord>> {
+        self.containerd
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns whether a process still runs, as far as is known.
+fn is_alive(process: &PidRecord) -> bool {
+    process
+        .lookup()
+        .is_ok_and(|found| matches!(found, PidLookup::Alive(_)))
 }
 
 fn write(path: &std::path::Path, value: &impl Serialize) -> Result<(), ShimError> {

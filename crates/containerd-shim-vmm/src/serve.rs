@@ -2,11 +2,15 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use containerd_shim_protos::shim_async::create_task;
 use containerd_shim_protos::ttrpc::r#async::{Server, Service};
 use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
+use futures_core::Stream;
+use tokio::net::UnixStream;
 
 use crate::args::Args;
 use crate::bundle::Bundle;
@@ -15,17 +19,14 @@ use crate::error::ShimError;
 use crate::pod::Pod;
 use crate::service::TaskService;
 use crate::state_dir::StateDir;
+use crate::tokio_runtime;
 
 /// The names of the Task API: of containerd 1.6 and 1.7, and of 2.x. Their messages are the same.
 const SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
 
 /// Serves the Task API until containerd shuts the pod down.
 pub(crate) fn serve(args: &Args) -> Result<(), ShimError> {
-    let tokio_runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(ShimError::file("start a tokio runtime", "/"))?;
-    tokio_runtime.block_on(run(args))
+    tokio_runtime()?.block_on(run(args))
 }
 
 async fn run(args: &Args) -> Result<(), ShimError> {
@@ -38,7 +39,7 @@ async fn run(args: &Args) -> Result<(), ShimError> {
         None => listening_dir()?,
     };
     let pod = Pod::open(Config::load()?, state.clone(), &args.namespace).await?;
-    let mut server = Server::new().add_listener(listener()?);
+    let mut server = Server::new().add_listener(listener(&pod)?);
     for name in SERVICES {
         server = server.register_service(service(name, &pod));
     }
@@ -77,9 +78,27 @@ fn listening_dir() -> Result<StateDir, ShimError> {
         .ok_or_else(|| ShimError::Usage("serve".to_owned()))
 }
 
-fn listener() -> Result<Listener, ShimError> {
+fn listener(pod: &Arc<Pod>) -> Result<Listener, ShimError> {
     let listener = inherited_socket().and_then(tokio::net::UnixListener::from_std);
-    listener
-        .map(Listener::from)
-        .map_err(ShimError::file("listen on", "/dev/stdin"))
+    let listener = listener.map_err(ShimError::file("listen on", "/dev/stdin"))?;
+    let pod = Arc::clone(pod);
+    Ok(Listener::new(Connections { listener, pod }))
+}
+
+/// The connections of containerd, which connects again after a restart.
+struct Connections {
+    listener: tokio::net::UnixListener,
+    pod: Arc<Pod>,
+}
+
+impl Stream for Connections {
+    type Item = io::Result<UnixStream>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let (stream, _) = ready!(self.listener.poll_accept(context))?;
+        if let Some(pid) = stream.peer_cred().ok().and_then(|peer| peer.pid()) {
+            self.pod.note_containerd(pid.cast_unsigned());
+        }
+        Poll::Ready(Some(Ok(stream)))
+    }
 }

@@ -1,4 +1,5 @@
 use std::fs::{self, DirBuilder};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -25,12 +26,15 @@ impl StateDir {
         Ok(Self { path })
     }
 
+    /// Returns the directory at this path.
+    pub(crate) fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
     /// Returns the directory whose server has this address.
     pub(crate) fn of_address(address: &str) -> Option<Self> {
         let path = Path::new(address.strip_prefix(SCHEME)?).parent()?;
-        Some(Self {
-            path: path.to_owned(),
-        })
+        Some(Self::new(path))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -61,10 +65,34 @@ impl StateDir {
         PodDir::new(self.path.join("pod"))
     }
 
+    /// Removes all but the events. The caller has removed the mounts in the directory.
+    pub(crate) fn remove_all_but_events(&self) -> Result<(), ShimError> {
+        let remove = || -> io::Result<()> {
+            for entry in fs::read_dir(&self.path)? {
+                let path = entry?.path();
+                if path == self.events() {
+                    continue;
+                }
+                if path.is_dir() {
+                    fs::remove_dir_all(path)?;
+                } else {
+                    fs::remove_file(path)?;
+                }
+            }
+            Ok(())
+        };
+        match remove() {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(ShimError::file("remove", &self.path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Removes the directory. The caller has removed the mounts in it.
     pub(crate) fn remove(&self) -> Result<(), ShimError> {
         match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(ShimError::file("remove", &self.path)(error))
             }
             _ => Ok(()),

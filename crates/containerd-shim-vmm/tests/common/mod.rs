@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 mod busybox;
+pub(crate) mod events;
 mod image;
 pub(crate) mod terminal;
 
@@ -145,6 +146,11 @@ impl Containerd {
         });
     }
 
+    /// Returns the pid of containerd.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.as_ref().expect("containerd runs").id()
+    }
+
     /// Kills containerd.
     pub(crate) fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
@@ -239,7 +245,8 @@ impl Containerd {
         pids.filter(|pid| Some(*pid) != own)
             .filter(|pid| {
                 let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-                String::from_utf8_lossy(&arguments).contains(&dir)
+                let is_client = arguments.starts_with(b"ctr\0");
+                !is_client && String::from_utf8_lossy(&arguments).contains(&dir)
             })
             .collect()
     }
