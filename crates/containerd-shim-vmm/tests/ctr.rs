@@ -103,6 +103,17 @@ fn a_detached_container_runs_commands_and_is_paused_signalled_and_deleted() {
     assert_success(&containerd.ctr(["task", "resume", "web"]));
     assert_eq!(containerd.task_status("web").as_deref(), Some("RUNNING"));
 
+    // The pid of each process is that of the virtual machine.
+    let list = stdout(&containerd.ctr(["task", "ls"]));
+    let pid = list
+        .lines()
+        .last()
+        .and_then(|line| line.split_whitespace().nth(1));
+    let processes = stdout(&containerd.ctr(["task", "ps", "web"]));
+    let pids = processes.lines().skip(1);
+    let pids: Vec<_> = pids.map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(pids, [pid], "{processes}");
+
     let metrics = containerd.ctr(["task", "metrics", "web"]);
     assert!(
         stdout(&metrics).contains("memory.usage"),
