@@ -32,6 +32,11 @@ const DEFAULT_MEMORY_MIB: u32 = 256;
 /// The memory for translated instructions. QEMU itself would take up to 1 GiB.
 const TRANSLATION_MIB: u32 = 256;
 
+/// The CPU whose instructions QEMU translates. A kernel that finds `erms` clears and copies memory with one
+/// instruction, which QEMU carries out byte by byte. With `la57`, page tables have a fifth level, which QEMU
+/// walks after each switch of processes.
+const TRANSLATED_CPU: &str = "max,-erms,-la57";
+
 /// What QEMU may need beyond the memory of the guest: translated instructions, devices, stacks.
 const OVERHEAD_MIB: u32 = TRANSLATION_MIB + 256;
 
@@ -62,9 +67,11 @@ fn arguments(spec: &InstanceSpec, options: &QemuOptions, files: &GuestFiles) -> 
     let memory_mib = memory_mib(spec);
     let cpus = spec.payload.cpus.unwrap_or(DEFAULT_CPUS);
     let has_workload = !spec.payload.command.is_empty();
-    let accelerator = match options.accelerator {
-        Accelerator::Kvm => "kvm".to_owned(),
-        Accelerator::Tcg | Accelerator::Auto => format!("tcg,tb-size={TRANSLATION_MIB}"),
+    let (accelerator, cpu) = match options.accelerator {
+        Accelerator::Kvm => ("kvm".to_owned(), "max"),
+        Accelerator::Tcg | Accelerator::Auto => {
+            (format!("tcg,tb-size={TRANSLATION_MIB}"), TRANSLATED_CPU)
+        }
     };
     let mut arguments: Vec<String> = [PROGRAM, "-nodefaults", "-no-user-config"]
         .map(str::to_owned)
@@ -79,7 +86,7 @@ fn arguments(spec: &InstanceSpec, options: &QemuOptions, files: &GuestFiles) -> 
         add("-machine", "q35,memory-backend=memory".to_owned());
     }
     add("-accel", accelerator);
-    add("-cpu", "max".to_owned());
+    add("-cpu", cpu.to_owned());
     add("-smp", cpus.to_string());
     add("-m", memory_mib.to_string());
     add("-display", "none".to_owned());
@@ -224,5 +231,20 @@ mod tests {
         let append = process.command.last().unwrap();
         assert!(append.contains("quiet"), "{append}");
         assert!(!process.command.concat().contains("hunter2"));
+    }
+
+    #[test]
+    fn a_guest_without_kvm_gets_no_instructions_that_are_slow_to_translate() {
+        for (accelerator, expected) in [
+            (Accelerator::Kvm, "-accel kvm -cpu max -smp"),
+            (Accelerator::Tcg, "-cpu max,-erms,-la57 -smp"),
+        ] {
+            let mut options = QemuOptions::new("/k");
+            options.accelerator = accelerator;
+            let spec = InstanceSpec::new("b1", options.to_payload());
+            let command = qemu(&spec, &options, &files(Vec::new())).payload.command;
+            let command = command.join(" ");
+            assert!(command.contains(expected), "{command}");
+        }
     }
 }
