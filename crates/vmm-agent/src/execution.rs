@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::libc::SIGKILL;
 use nix::sys::signal::{Signal, killpg};
-use nix::unistd::{Pid, read, write};
+use nix::unistd::{Pid, write};
 use pidfd_spawn::{Child, Command, Stdio};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use vmm_protocol::frames::{ExecSpec, INITIAL_CREDIT, PayloadMessage, TerminalSize, Window};
@@ -290,12 +290,14 @@ impl Output {
     /// Reads what the window allows. Closes the output at its end, or, after the end of the command,
     /// when no output of it is left.
     fn read(&mut self, window: &mut Window, has_ended: bool) -> Option<PayloadMessage> {
-        let mut data = vec![0; READ_SIZE.min(window.bytes())];
-        let count = loop {
-            match read(self.fd.as_ref()?, &mut data) {
-                Ok(count) if count > 0 => break count,
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) if !has_ended => return None,
+        let fd = self.fd.as_ref()?;
+        // Not cleared: most reads find little or nothing.
+        let mut buffer = Box::<[u8]>::new_uninit_slice(READ_SIZE.min(window.bytes()));
+        let data = loop {
+            match rustix::io::read(fd, &mut *buffer) {
+                Ok((data, _)) if !data.is_empty() => break data,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) if !has_ended => return None,
                 // The end: of a terminal, EIO.
                 _ => {
                     self.fd = None;
@@ -304,12 +306,12 @@ impl Output {
             }
         };
         if has_ended {
-            self.left_after_end = self.left_after_end.saturating_sub(count);
+            self.left_after_end = self.left_after_end.saturating_sub(data.len());
             if self.left_after_end == 0 {
                 self.fd = None;
             }
         }
-        data.truncate(window.take(count));
-        Some((self.message)(data))
+        let count = window.take(data.len());
+        Some((self.message)(data[..count].to_vec()))
     }
 }

@@ -59,14 +59,14 @@ impl<B: Backend> Server<B> {
             if connection.is_hung_up() || (is_done && self.children.is_closed()) {
                 return Ok(());
             }
-            self.wait(&connection)?;
-            self.children.clear_wake();
-            connection.fill()?;
+            if self.wait(&connection)? {
+                connection.fill()?;
+            }
         }
     }
 
-    /// Blocks until there is something to do.
-    fn wait(&self, connection: &HostConnection) -> io::Result<()> {
+    /// Blocks until there is something to do. Returns whether the connection can be read.
+    fn wait(&self, connection: &HostConnection) -> io::Result<bool> {
         let mut events = PollFlags::POLLIN;
         events.set(PollFlags::POLLOUT, connection.has_pending());
         let mut fds = vec![
@@ -82,9 +82,16 @@ impl<B: Backend> Server<B> {
             }
         }
         match poll(&mut fds, self.timeout()) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(error) => Err(error.into()),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
         }
+        let has =
+            |fd: &PollFd<'_>, events| fd.revents().is_some_and(|found| found.intersects(events));
+        if has(&fds[1], PollFlags::POLLIN) {
+            self.children.clear_wake();
+        }
+        let readable = PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR;
+        Ok(has(&fds[0], readable))
     }
 
     /// Returns the time until the next deadline of an execution.

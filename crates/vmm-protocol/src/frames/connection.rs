@@ -2,6 +2,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, read, write};
 
@@ -9,6 +10,9 @@ use super::{Frame, FrameError, FrameReader, Message, Strictness};
 
 /// How many bytes of frames may wait to be written before [`Connection::has_room`] returns false.
 const MAX_PENDING: usize = 256 << 10;
+
+/// How many bytes are read at once.
+const READ_SIZE: usize = 64 << 10;
 
 /// A socket or serial port that carries frames: messages `In` to this end, `Out` to the other one.
 ///
@@ -62,10 +66,11 @@ impl<In: Message, Out: Message> Connection<In, Out> {
     ///
     /// The error of `read(2)`. A hang-up is not an error.
     pub fn fill(&mut self) -> io::Result<()> {
-        let mut buffer = [0; 64 << 10];
-        match read(&self.fd, &mut buffer) {
+        // Not cleared, which would take longer than to read a short frame.
+        let mut buffer = Vec::with_capacity(READ_SIZE);
+        match read(&self.fd, spare_capacity(&mut buffer)) {
             Ok(0) | Err(Errno::CONNRESET) => self.is_hung_up = true,
-            Ok(length) => self.reader.push(&buffer[..length]),
+            Ok(_) => self.reader.push(&buffer),
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
