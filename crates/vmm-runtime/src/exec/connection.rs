@@ -22,6 +22,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) struct ShimConnection {
     pub(super) input: FrameInput,
     pub(super) output: FrameOutput,
+    /// Whether the shim still has to respond to the greeting.
+    awaits_ready: bool,
 }
 
 /// What the shim sends.
@@ -39,7 +41,8 @@ pub(super) struct FrameOutput {
 }
 
 impl ShimConnection {
-    /// Connects to the shim of the box, and exchanges versions.
+    /// Connects to the shim of the box. The greeting is sent with the first request, so that both take one
+    /// round trip.
     pub(crate) async fn open(dir: &BoxDir) -> Result<Self, ExecError> {
         let path = dir.control_socket_path();
         let socket = connect(dir)
@@ -47,10 +50,9 @@ impl ShimConnection {
             .map_err(|source| ExecError::Connect { path, source })?;
         let mut connection = Self::new(socket);
         let hello = HostMessage::Hello { version: VERSION };
-        match connection.request(0, hello).await? {
-            PayloadMessage::Ready { .. } => Ok(connection),
-            _ => Err(ExecError::Interrupted),
-        }
+        connection.output.push(0, hello)?;
+        connection.awaits_ready = true;
+        Ok(connection)
     }
 
     pub(super) fn new(socket: UnixStream) -> Self {
@@ -64,6 +66,7 @@ impl ShimConnection {
                 socket: write,
                 pending: Vec::new(),
             },
+            awaits_ready: false,
         }
     }
 
@@ -90,6 +93,16 @@ impl ShimConnection {
                 .await
                 .map_err(|_| ExecError::Interrupted)?;
         }
+        if self.awaits_ready {
+            match self.response().await? {
+                PayloadMessage::Ready { .. } => self.awaits_ready = false,
+                _ => return Err(ExecError::Interrupted),
+            }
+        }
+        self.response().await
+    }
+
+    async fn response(&mut self) -> Result<PayloadMessage, ExecError> {
         let response = self.input.receive().await?;
         match response.ok_or(ExecError::Interrupted)? {
             PayloadMessage::Error { kind, message } => Err(ExecError::Refused { kind, message }),
@@ -173,12 +186,57 @@ mod tests {
         let listener = UnixListener::bind(dir.control_socket_path()).unwrap();
         let client = async {
             let start = tokio::time::Instant::now();
-            let error = ShimConnection::open(&dir).await.unwrap_err();
+            let mut connection = ShimConnection::open(&dir).await.unwrap();
+            let error = connection.request(0, HostMessage::List).await.unwrap_err();
             assert!(matches!(error, ExecError::Timeout), "{error:?}");
             assert!(start.elapsed() >= REQUEST_TIMEOUT);
         };
         // The stream stays open.
         let (accepted, ()) = tokio::join!(listener.accept(), client);
         accepted.unwrap();
+    }
+
+    #[tokio::test]
+    async fn greeting_and_first_request_take_one_round_trip() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = BoxDir::new(dir.path());
+        let listener = UnixListener::bind(dir.control_socket_path()).unwrap();
+        let client = async {
+            let mut connection = ShimConnection::open(&dir).await.unwrap();
+            for token in [7, 8] {
+                let response = connection.request(0, HostMessage::Ping { token }).await;
+                assert_eq!(response.unwrap(), PayloadMessage::Pong { token });
+            }
+        };
+        // Responds to nothing before the first request has arrived.
+        let shim = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut reader = FrameReader::new(Strictness::Strict);
+            let mut responses = Vec::new();
+            for _ in 0..3 {
+                let request = loop {
+                    if let Some(frame) = reader.next_frame::<HostMessage>().unwrap() {
+                        break frame.message;
+                    }
+                    let mut buffer = [0; 256];
+                    let length = socket.read(&mut buffer).await.unwrap();
+                    reader.push(&buffer[..length]);
+                };
+                let (version, boot) = (VERSION, Vec::new());
+                let (response, is_greeting) = match request {
+                    HostMessage::Hello { .. } => (PayloadMessage::Ready { version, boot }, true),
+                    HostMessage::Ping { token } => (PayloadMessage::Pong { token }, false),
+                    request => panic!("{request:?}"),
+                };
+                Frame::new(0, response).encode(&mut responses).unwrap();
+                if !is_greeting {
+                    socket.write_all(&responses).await.unwrap();
+                    responses.clear();
+                }
+            }
+        };
+        timeout(REQUEST_TIMEOUT, async { tokio::join!(client, shim) })
+            .await
+            .unwrap();
     }
 }

@@ -81,7 +81,7 @@ impl ExecutionTask {
         shared: Arc<Shared>,
         counters: Arc<ExecutionCounters>,
     ) -> Self {
-        let ShimConnection { input, output } = connection;
+        let ShimConnection { input, output, .. } = connection;
         Self {
             input,
             output,
