@@ -8,10 +8,13 @@ use std::time::{Duration, Instant};
 
 use nix::libc::SIGKILL;
 use pidfd_spawn::{Child, Command, Stdio};
+use vmm_protocol::Ending;
 use vmm_protocol::frames::{
     ExecSpec, Frame, FrameReader, HostMessage, PayloadMessage, Strictness, VERSION,
 };
 use vmm_shim::QemuOptions;
+
+use crate::guest_program;
 
 /// The descriptors of the monitor and of the agent in QEMU, as its arguments name them.
 const QMP_FD: i32 = 3;
@@ -97,10 +100,33 @@ impl BareGuest {
     /// Returns how long a command takes in the guest.
     pub fn exec(&mut self, command: &[&str]) -> Duration {
         let start = Instant::now();
+        self.output(command);
+        start.elapsed()
+    }
+
+    /// Returns how long a program in the guest takes to run the command, as that program measures it.
+    pub fn spawn_in_guest(&mut self, command: &[&str]) -> Duration {
+        let output = self.output(&[&[guest_program::PATH], command].concat());
+        let micros = String::from_utf8(output).expect("a number");
+        Duration::from_micros(micros.trim().parse().expect("a number"))
+    }
+
+    /// Runs a command in the guest, and returns what it prints.
+    fn output(&mut self, command: &[&str]) -> Vec<u8> {
         let spec = ExecSpec::new("exec-1", command.iter().copied());
         self.send(1, HostMessage::Exec(spec));
-        while !matches!(self.receive(), PayloadMessage::Exited { .. }) {}
-        start.elapsed()
+        let mut output = Vec::new();
+        loop {
+            match self.receive() {
+                PayloadMessage::Stdout(data) | PayloadMessage::Stderr(data) => output.extend(data),
+                PayloadMessage::Exited { ending } => {
+                    let printed = String::from_utf8_lossy(&output);
+                    assert_eq!(ending, Ending::Exited { code: 0 }, "{printed}");
+                    return output;
+                }
+                _ => {}
+            }
+        }
     }
 
     fn send(&mut self, stream: u32, message: HostMessage) {
