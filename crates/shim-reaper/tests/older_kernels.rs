@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::thread;
+
 use common::own_process::{block_on, in_own_process};
 use common::seccomp::{Argument::Equals, refuse};
 use common::{Fixture, as_pid, eventually, exits_with, is_gone, kernel_is_at_least, sleeper};
@@ -44,6 +46,31 @@ fn children_are_reaped_by_pid_before_waits_by_pidfd_exist() {
             });
         },
     );
+}
+
+/// A sweep opens the pidfd of the first child, on a thread without the filter.
+#[test]
+fn filter_of_one_thread_does_not_keep_the_reaper_from_pidfds() {
+    const TEST: &str = "filter_of_one_thread_does_not_keep_the_reaper_from_pidfds";
+    in_own_process(TEST, || {
+        block_on(async {
+            let fixture = Fixture::new(ShimReaper::builder());
+            let start = || std::process::Command::new("sleep").arg("1000").spawn();
+            let (child, reaper) = (start().unwrap(), fixture.reaper.clone());
+            let register = thread::spawn(move || {
+                refuse(libc::SYS_pidfd_open, 1, Equals(0), Errno::EPERM);
+                reaper.register_child(child).unwrap()
+            });
+            let first = register.join().unwrap();
+            let second = fixture.reaper.register_child(start().unwrap()).unwrap();
+            let has_pidfds = || fixture.reaper.stats().without_pidfd == 0;
+            eventually("both shims have pidfds", has_pidfds).await;
+            for shim in [first, second] {
+                assert_eq!(shim.kill().await.unwrap().signal(), Some(9));
+            }
+            fixture.expect(2, 0, 0).await;
+        });
+    });
 }
 
 /// A native child has a pidfd even then, but the reaper has no use for it.

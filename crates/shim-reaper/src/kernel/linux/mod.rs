@@ -141,7 +141,10 @@ impl ProcessTable for Linux {
         sys::pidfd_open(pid).map_err(|error| match error.raw_os_error() {
             Some(libc::ESRCH | libc::EINVAL | libc::ENOENT) => NoPidfd::NoProcess,
             Some(libc::ENOSYS | libc::EPERM | libc::ENODEV) => {
-                self.pidfds.store(false, Ordering::Relaxed);
+                // EPERM is that of a seccomp filter, which may be a filter of this thread only.
+                if error.raw_os_error() != Some(libc::EPERM) {
+                    self.pidfds.store(false, Ordering::Relaxed);
+                }
                 // Not logged here: the caller may hold a lock.
                 let _ = self.pidfd_failure.set(error);
                 NoPidfd::Unsupported
