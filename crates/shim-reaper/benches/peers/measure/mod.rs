@@ -16,8 +16,10 @@ use crate::samples::Effort;
 /// The name that selects a measurement, and its function.
 type Measure = (&'static str, fn(&Effort, &mut Report));
 
-/// All measurements. Those that make tokio handle SIGCHLD come last.
+/// All measurements. The memory comes first, because threads of the others free memory after their end. Those
+/// that make tokio handle SIGCHLD come last.
 pub(crate) const ALL: [Measure; 12] = [
+    ("memory", memory::run),
     ("zombie", zombie::run),
     ("wake", wake::run),
     ("cpu", cpu::run),
@@ -26,7 +28,6 @@ pub(crate) const ALL: [Measure; 12] = [
     ("spawn", spawn::run),
     ("spawn-call", spawn_call::run),
     ("register", register::run),
-    ("memory", memory::run),
     ("zombie", zombie::run_dropped),
     ("cpu", cpu::run_dropped),
     ("spawn-call", spawn_call::run_ignored),
