@@ -5,7 +5,8 @@ use vmm_protocol::HostPolicy;
 use vmm_protocol::frames::ExecSpec;
 use vmm_protocol::pod::{ContainerStats, PodDir};
 use vmm_runtime::{
-    BoxSpec, Execution, Image, Removal, RuntimeError, RuntimeOptions, TerminalSize, VmmRuntime,
+    BoxSpec, BoxUsage, Execution, Image, Removal, RuntimeError, RuntimeOptions, TerminalSize,
+    VmmRuntime,
 };
 use vmm_shim::{Qemu, QemuOptions, Share, Shim};
 
@@ -132,6 +133,13 @@ impl Guest {
     /// Ends all processes of a container. Returns what they have used.
     pub(crate) async fn remove(&self, container: &str) -> Result<ContainerStats, ShimError> {
         self.stats_of("remove", container).await
+    }
+
+    /// Returns what the guest uses on the host: its QEMU, the helper processes and their shim.
+    pub(crate) async fn usage(&self) -> Result<BoxUsage, ShimError> {
+        let booted = self.booted().await?;
+        let usage = self.runtime.usage(&booted.box_id).await;
+        usage.map_err(ShimError::Guest)
     }
 
     async fn stats_of(

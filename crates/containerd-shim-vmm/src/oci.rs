@@ -20,6 +20,13 @@ pub(crate) fn sandbox(spec: &Spec) -> Option<&String> {
     annotations.get(SANDBOX_ID).filter(|_| is_container)
 }
 
+/// Returns whether the container is a sandbox of a pod of several containers.
+pub(crate) fn is_sandbox(spec: &Spec) -> bool {
+    let annotations = spec.annotations().as_ref();
+    let kind = annotations.and_then(|annotations| annotations.get(CONTAINER_TYPE));
+    kind.is_some_and(|kind| kind == "sandbox")
+}
+
 /// Returns the container, and the files and directories of the host that are mounted into it, by the number of
 /// the mount.
 pub(crate) fn container(spec: &Spec) -> (ContainerSpec, Vec<(usize, PathBuf)>) {

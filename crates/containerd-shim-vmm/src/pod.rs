@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use containerd_shim_protos::api::CreateTaskRequest;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use oci_spec::runtime::Process as OciProcess;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
-use vmm_protocol::pod::{ContainerStats, PodDir};
+use vmm_protocol::pod::PodDir;
 use vmm_protocol::{Ending, PidLookup, PidRecord, with_causes, write_file_unsynced};
 
 use crate::bundle::{Bundle, ExitRecord};
@@ -21,7 +22,7 @@ use crate::idle::UseCount;
 use crate::process::{Exit, Process, ProcessState};
 use crate::state_dir::StateDir;
 use crate::stdio::StdioPaths;
-use crate::{oci, rootfs, start};
+use crate::{oci, rootfs, start, stats};
 
 /// How long the last events of a pod are kept for a containerd that is away.
 pub(crate) const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(600);
@@ -282,9 +283,14 @@ impl Pod {
         Ok(())
     }
 
-    pub(crate) async fn stats(&self, id: &str) -> Result<ContainerStats, ShimError> {
-        self.container(id)?;
-        self.guest.stats(id).await
+    /// Returns what a container uses: in the guest, or on the host for the sandbox, which stands for the guest.
+    pub(crate) async fn metrics(&self, id: &str) -> Result<Any, ShimError> {
+        let container = self.container(id)?;
+        if oci::is_sandbox(&container.bundle.spec()?) {
+            stats::of_host(&self.guest.usage().await?)
+        } else {
+            stats::of_guest(&self.guest.stats(id).await?)
+        }
     }
 
     /// Requests the end of the pod, if no container is left, or by force.

@@ -19,7 +19,6 @@ use crate::error::ShimError;
 use crate::events::timestamp;
 use crate::pod::Pod;
 use crate::process::ProcessState;
-use crate::stats::metrics;
 use crate::stdio::StdioPaths;
 
 /// The Task API of containerd: converts requests to calls of the [`Pod`].
@@ -182,9 +181,8 @@ impl Task for TaskService {
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        let stats = self.pod.stats(&request.id).await?;
         let mut response = StatsResponse::new();
-        response.stats = MessageField::some(metrics(&stats)?);
+        response.stats = MessageField::some(self.pod.metrics(&request.id).await?);
         Ok(response)
     }
 

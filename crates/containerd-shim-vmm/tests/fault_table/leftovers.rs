@@ -17,9 +17,9 @@ pub(crate) struct Baseline {
 }
 
 impl Baseline {
-    pub(crate) fn take(fixture: &Fixture) -> Self {
+    pub(crate) fn take(fixture: &Fixture, runtime: Runtime) -> Self {
         Self {
-            entries: find(fixture),
+            entries: find(fixture, runtime),
         }
     }
 
@@ -33,7 +33,7 @@ impl Baseline {
     ) -> Vec<String> {
         let start = Instant::now();
         loop {
-            let mut found = find(fixture);
+            let mut found = find(fixture, runtime);
             found.extend(processes_in_group_of(id).into_iter().map(show_process));
             let groups = groups.iter().filter(|group| group.exists());
             found.extend(groups.map(|group| format!("cgroup {}", group.display())));
@@ -47,7 +47,7 @@ impl Baseline {
 }
 
 /// Returns what there is of containers.
-fn find(fixture: &Fixture) -> BTreeSet<String> {
+fn find(fixture: &Fixture, runtime: Runtime) -> BTreeSet<String> {
     let containerd = &fixture.containerd;
     let processes = containerd.processes().into_iter().map(show_process);
     let mut found: BTreeSet<String> = processes.collect();
@@ -56,14 +56,14 @@ fn find(fixture: &Fixture) -> BTreeSet<String> {
     let mounts = mounts.lines().filter_map(|line| line.split(' ').nth(4));
     let of_containerd = mounts.filter(|point| Path::new(point).starts_with(&dir));
     found.extend(of_containerd.map(|point| format!("mount {point}")));
-    let dirs = [
+    let mut dirs = vec![
         containerd.pods(),
         containerd.path("state/io.containerd.runtime.v2.task/default"),
-        // Sockets and state of runc, and network namespaces.
-        "/run/containerd/s".into(),
-        "/run/containerd/runc/default".into(),
-        "/run/netns".into(),
     ];
+    if runtime == Runtime::Runc {
+        // Its sockets and its state are in directories of the whole host.
+        dirs.extend(["/run/containerd/s", "/run/containerd/runc/default"].map(PathBuf::from));
+    }
     let files = dirs.iter().flat_map(|dir| entries(dir));
     found.extend(files.map(|path| format!("file {}", path.display())));
     found

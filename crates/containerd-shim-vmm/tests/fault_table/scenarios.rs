@@ -56,7 +56,7 @@ impl Fault {
     /// Lets it happen to a container of this runtime.
     pub(crate) fn run(self, fixture: &mut Fixture, runtime: Runtime) -> Row {
         let mut row = Row::new(self.to_string(), runtime);
-        let baseline = Baseline::take(fixture);
+        let baseline = Baseline::take(fixture, runtime);
         let (id, groups) = match self {
             Self::Kill(victim, state) => kill(fixture, &mut row, victim, state),
             Self::Stall { exits } => exits_during_stall(fixture, &mut row, exits),
