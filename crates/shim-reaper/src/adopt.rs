@@ -11,7 +11,7 @@ use crate::shim::{Groups, Role, Shim};
 use crate::tokio_child::TokioChild;
 use crate::{CollectedBy, ReaperClosed, ReaperCounter, RegisterErrorKind, ShimExit};
 
-/// The owner of a child, who gives it up to the reaper.
+/// The owner of a child, which passes it to the reaper.
 pub(crate) trait Owner<P> {
     /// Waits as the owner does: returns the status from an earlier wait, or reaps the child if it has
     /// exited.

@@ -17,7 +17,7 @@ use crate::{Exits, ReaperStats};
 /// | you have | use | the reaper |
 /// |---|---|---|
 /// | a `Command` | [`spawn`](Self::spawn) | creates the child, and reaps it when it exits |
-/// | a `Child` that you give up | [`register_child`](Self::register_child) | reaps it when it exits |
+/// | a `Child` that only the reaper waits for | [`register_child`](Self::register_child) | reaps it when it exits |
 /// | a pid or pidfd whose `Child` an owner may hold | [`register`](Self::register) | reaps it if the owner does not wait for it within the grace period |
 /// | a pid or pidfd that is not your child | [`attach`](Self::attach) | observes its exit, never waits for it |
 ///

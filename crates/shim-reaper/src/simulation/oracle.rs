@@ -43,7 +43,7 @@ impl Simulation {
             match role {
                 None | Some(Role::Attached) => false,
                 Some(Role::Shared) => {
-                    // Nobody holds the `Child` of what became a child later, as an orphan.
+                    // No owner holds the `Child` of what became a child later, as an orphan.
                     let has_owner = registrations().any(|one| one.was_child);
                     is_closing || !has_owner || is_older_than(self.config.grace)
                 }

@@ -111,7 +111,7 @@ impl Simulation {
         }
     }
 
-    /// The owner gives up its `Child`.
+    /// The owner passes its `Child` to the reaper.
     pub(super) fn adopt(&self, name: Name, has_pidfd: bool) {
         let Some(known) = self.known(name).filter(|known| known.has_owner) else {
             return;

@@ -77,7 +77,7 @@ pub(super) struct Spawn {
 pub(super) struct Known {
     pub(super) process: usize,
     pub(super) pid: u32,
-    /// Whether somebody holds its `Child`.
+    /// Whether an owner holds its `Child`.
     pub(super) has_owner: bool,
     /// What the `Child` has cached.
     pub(super) cached: Option<ExitStatus>,

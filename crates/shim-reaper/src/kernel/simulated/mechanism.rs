@@ -18,7 +18,7 @@ pub enum Mechanism {
     PidfdInSignals,
     /// A pidfd shows that its process has been reaped.
     PidfdInChecks,
-    /// The start time tells apart processes that have no pidfd.
+    /// The start time distinguishes processes that have no pidfd.
     StartTime,
     /// Sweeps check a few watched shims in turn.
     SpotCheck,
