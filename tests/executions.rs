@@ -5,7 +5,8 @@ mod common;
 use std::time::Instant;
 
 use common::boxes::{open_runtime, script, sleeping, start_box};
-use common::{DEADLINE, eventually, is_gone, pause};
+use common::{DEADLINE, eventually, is_gone, kill, pause};
+use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use vmm_protocol::procfs::Stat;
 use vmm_runtime::testing::PerTestBoxHome;
@@ -311,4 +312,17 @@ async fn the_list_shows_which_execution_has_timed_out() {
         assert_eq!(listed.timed_out, timeout_millis.is_some());
     }
     runtime.remove(&id, Removal::Force).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_command_whose_shim_is_killed_is_interrupted() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let bx = start_box(&runtime, sleeping()).await;
+    let execution = runtime.exec(&bx.id, shell("sleep 1000")).await.unwrap();
+    kill(bx.pid.unwrap(), Signal::SIGKILL);
+    let ended = execution.wait().await;
+    assert!(matches!(ended, Err(ExecError::Interrupted)), "{ended:?}");
+    // Then the command does not run any more either.
+    runtime.wait(&bx.id).await.unwrap();
 }
