@@ -68,9 +68,13 @@ impl Fault {
     }
 
     /// Whether containerd reports an exit again that it has reported: it does when the shim of a task that it
-    /// knows has ended.
+    /// knows has ended. One that is restarted knows a task whose deletion it had begun.
     pub(crate) fn may_repeat(self) -> bool {
-        matches!(self, Self::Kill(Victim::Shim, state) if state.has_exited())
+        match self {
+            Self::Kill(Victim::Shim, state) => state.has_exited(),
+            Self::Kill(Victim::Containerd, state) => state == State::Deleting,
+            _ => false,
+        }
     }
 }
 
