@@ -23,6 +23,9 @@ pub struct HostPolicy {
     /// Whether a spec can add arguments to the command line of a VMM. Such an argument can give the
     /// guest any file of the host. False by default.
     pub allow_arguments: bool,
+    /// Whether a spec can connect a guest to a network namespace of the host. The guest then receives what
+    /// arrives there, and sends any frame. False by default.
+    pub allow_network: bool,
 }
 
 impl HostPolicy {
@@ -47,6 +50,13 @@ impl HostPolicy {
     #[must_use]
     pub fn allow_arguments(mut self, allow: bool) -> Self {
         self.allow_arguments = allow;
+        self
+    }
+
+    /// Sets [`allow_network`](Self::allow_network).
+    #[must_use]
+    pub fn allow_network(mut self, allow: bool) -> Self {
+        self.allow_network = allow;
         self
     }
 }

@@ -62,6 +62,7 @@ mod identity;
 mod instance_spec;
 mod invocation;
 mod json_line;
+pub mod network;
 mod payload_spec;
 mod pid_record;
 pub mod pidfd;

@@ -9,6 +9,7 @@ use super::body::{Message, STDERR, STDIN, STDOUT};
 use super::{GetSpec, GuestStats, INITIAL_CREDIT, PutSpec, RequestErrorKind};
 use crate::Ending;
 use crate::bounds;
+use crate::network::GuestNetwork;
 
 /// A message of the host: of the VMM runtime to a shim, or of a shim to a guest agent.
 ///
@@ -79,6 +80,8 @@ pub enum HostMessage {
     Put(PutSpec),
     /// Requests files of the guest as a tar stream, sent as `Stdout`. See [`GetSpec`].
     Get(GetSpec),
+    /// Configures the network of the guest. The response is `Done` or `Error`.
+    ConfigureNetwork(GuestNetwork),
     /// Requests a `Pong` with the same number.
     Ping {
         /// Any number.
