@@ -24,7 +24,7 @@ fn status_of(pid: u32, name: &str) -> Vec<String> {
     words.map(str::to_owned).collect()
 }
 
-fn network_namespace(pid: u32) -> u64 {
+pub fn network_namespace(pid: u32) -> u64 {
     let path = format!("/proc/{pid}/ns/net");
     fs::metadata(path).unwrap().ino()
 }
@@ -52,7 +52,7 @@ fn lacks_landlock(unapplied: &[UnappliedRule]) -> bool {
 }
 
 /// Returns options whose runtime lets specs add arguments.
-fn options_with_policy(home: &PerTestBoxHome, policy: HostPolicy) -> RuntimeOptions {
+pub fn options_with_policy(home: &PerTestBoxHome, policy: HostPolicy) -> RuntimeOptions {
     let shim = Shim::new().engine(Qemu);
     let of_checks = policy.clone();
     checking_options(home)

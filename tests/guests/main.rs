@@ -4,6 +4,8 @@
 mod common;
 #[path = "../../crates/vmm-agent/tests/common/image.rs"]
 mod image;
+#[path = "../../crates/vmm-network/tests/common/namespace.rs"]
+mod namespace;
 
 mod accelerators;
 mod agent;
@@ -17,6 +19,7 @@ mod guest;
 mod killed_runtimes;
 mod kills;
 mod many;
+mod network;
 mod pause;
 mod persistent_disks;
 mod recovery;

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use pidfd_spawn::{Command, SpawnError, Step};
 use vmm_protocol::frames::{BootPhase, ExecSpec, GetSpec, GuestStats, PutSpec, RequestErrorKind};
+use vmm_protocol::network::GuestNetwork;
 use vmm_protocol::{Ending, FailureKind, with_causes};
 
 /// What differs between a guest and a shim that run commands beside their payload.
@@ -59,6 +60,15 @@ pub trait Backend {
         Err(RequestError::unsupported("stats"))
     }
 
+    /// Configures the network of the guest.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`]; by default, that it is not supported.
+    fn configure_network(&self, _network: &GuestNetwork) -> Result<(), RequestError> {
+        Err(RequestError::unsupported("configure_network"))
+    }
+
     /// Returns how long the phases of the boot took, in the order in which they ended.
     fn boot_phases(&self) -> Vec<BootPhase> {
         Vec::new()
@@ -97,6 +107,10 @@ impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
 
     fn stats(&self) -> Result<GuestStats, RequestError> {
         (**self).stats()
+    }
+
+    fn configure_network(&self, network: &GuestNetwork) -> Result<(), RequestError> {
+        (**self).configure_network(network)
     }
 
     fn boot_phases(&self) -> Vec<BootPhase> {

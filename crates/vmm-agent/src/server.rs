@@ -159,6 +159,9 @@ impl<B: Backend> Server<B> {
                 Ok(stats) => send(connection, stream, PayloadMessage::Stats(stats)),
                 Err(error) => send_error(connection, stream, error),
             },
+            HostMessage::ConfigureNetwork(network) => {
+                respond(connection, stream, self.backend.configure_network(&network));
+            }
             HostMessage::Shutdown { grace_millis } => {
                 let grace = Duration::from_millis(grace_millis);
                 respond(connection, stream, self.backend.shut_down(grace));

@@ -1,6 +1,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use vmm_network::NetworkError;
 use vmm_protocol::{Ending, FailureKind, FileError, with_causes};
 
 /// The error of an engine that cannot run a payload.
@@ -86,6 +87,12 @@ pub enum EngineError {
         /// The error of the start.
         source: io::Error,
     },
+    /// The guest cannot be connected to its network namespace.
+    #[error("cannot connect the guest to its network")]
+    Network(#[from] NetworkError),
+    /// The agent cannot configure the network of the guest.
+    #[error("cannot configure the network in the guest: {0}")]
+    GuestNetwork(String),
     /// The payload ended before it was ready.
     #[error("the payload ended before it was ready")]
     EndedEarly,
@@ -116,7 +123,9 @@ impl From<EngineError> for Ending {
             EngineError::NotExecutable { .. } => FailureKind::NotExecutable,
             EngineError::Workload { kind, .. } => kind,
             EngineError::File(_) | EngineError::BaseChanged { .. } => FailureKind::Storage,
-            EngineError::DiskInUse { .. } => FailureKind::InUse,
+            EngineError::DiskInUse { .. } | EngineError::Network(NetworkError::InUse { .. }) => {
+                FailureKind::InUse
+            }
             EngineError::Spec(_) | EngineError::GuestFile { .. } => FailureKind::Spec,
             _ => FailureKind::Engine,
         };

@@ -50,7 +50,9 @@ pub use helper::Helper;
 pub use pause::Pause;
 pub use pidfd_spawn::Command;
 pub use process::Process;
-pub use qemu::{Accelerator, Disk, DiskAccess, Qemu, QemuOptions, Share, run_if_kvm_probe};
+pub use qemu::{
+    Accelerator, Disk, DiskAccess, Network, Qemu, QemuOptions, Share, run_if_kvm_probe,
+};
 pub use vmm_agent::RequestError;
 
 /// Compiles the code of the README.

@@ -13,8 +13,8 @@ const REQUIRED_MODULES: [&str; 5] = [
 ];
 
 /// What a guest uses if its kernel has it: reports of a panic, the checksums of ext4, shared
-/// directories.
-const OPTIONAL_MODULES: [&str; 3] = ["pvpanic_mmio", "crc32c_generic", "virtiofs"];
+/// directories, network interfaces.
+const OPTIONAL_MODULES: [&str; 4] = ["pvpanic_mmio", "crc32c_generic", "virtiofs", "virtio_net"];
 
 /// Returns an initial RAM file system with an agent, and with the modules of a kernel that it loads.
 pub(crate) fn build(agent: &Path, modules: &Path) -> Result<Vec<u8>, BuildError> {

@@ -91,7 +91,7 @@ mod warm;
 pub use shim::{Shim, run_if_shim};
 pub use vmm_engine::{
     Accelerator, Call, Command, ControlChannel, Disk, DiskAccess, Engine, EngineError, Helper,
-    Pause, Payload, PayloadExit, Process, Qemu, QemuOptions, RequestError, Share,
+    Network, Pause, Payload, PayloadExit, Process, Qemu, QemuOptions, RequestError, Share,
 };
 pub use vmm_protocol::{
     ARGV0, Assignment, BOX_DIR_VARIABLE, BoxDir, BoxFiles, ConsoleOptions, ControlGroup, Ending,

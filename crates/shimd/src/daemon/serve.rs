@@ -62,6 +62,10 @@ pub(crate) struct Serve {
     /// that QEMU may open
     #[arg(long)]
     allow_qemu_arguments: bool,
+    /// Let specs of boxes connect guests to network namespaces of the host, which must not be that of the
+    /// daemon. A guest receives what arrives there, and can send any frame
+    #[arg(long)]
+    allow_network: bool,
     /// Format of the log, which goes to stderr
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
@@ -243,7 +247,9 @@ impl Serve {
     fn policy(&self) -> HostPolicy {
         let rules = self.disable_confinement.iter().copied();
         let policy = rules.map(ConfinementRule::from).fold(
-            HostPolicy::default().allow_arguments(self.allow_qemu_arguments),
+            HostPolicy::default()
+                .allow_arguments(self.allow_qemu_arguments)
+                .allow_network(self.allow_network),
             HostPolicy::disable,
         );
         for rule in &policy.disabled_rules {

@@ -1,8 +1,10 @@
 //! The command line of QEMU.
 
+use vmm_protocol::network::MacAddress;
 use vmm_protocol::{ConfinementRule, InstanceSpec, Ready};
 
 use super::files::{DiskFiles, GuestFiles};
+use super::network::MAX_INTERFACES;
 use super::options::{Accelerator, DiskAccess, QemuOptions};
 use super::shares::{MAX_SHARES, Share};
 
@@ -20,8 +22,11 @@ pub(super) const AGENT_FD: i32 = 4;
 /// The descriptor of the connection to the server of the first share, in QEMU. The others follow.
 pub(super) const FIRST_SHARE_FD: i32 = 5;
 
+/// The descriptor of the first tap device in QEMU. The others follow.
+pub(super) const FIRST_NETWORK_FD: i32 = FIRST_SHARE_FD + MAX_SHARES as i32;
+
 /// The first descriptor of the files of the guest, in QEMU.
-pub(super) const FIRST_FILE_FD: i32 = FIRST_SHARE_FD + MAX_SHARES as i32;
+pub(super) const FIRST_FILE_FD: i32 = FIRST_NETWORK_FD + MAX_INTERFACES as i32;
 
 /// The name of the serial port at which a guest finds its agent's connection.
 const AGENT_PORT: &str = "org.vmm.agent.0";
@@ -43,12 +48,18 @@ const OVERHEAD_MIB: u32 = TRANSLATION_MIB + 256;
 /// What the server of a share may need, without the files in its cache.
 const SHARE_MIB: u32 = 64;
 
-/// Returns the spec of the process that runs the guest of `spec`.
-pub(super) fn qemu(spec: &InstanceSpec, options: &QemuOptions, files: &GuestFiles) -> InstanceSpec {
+/// Returns the spec of the process that runs the guest of `spec`, with network interfaces that have these
+/// hardware addresses.
+pub(super) fn qemu(
+    spec: &InstanceSpec,
+    options: &QemuOptions,
+    files: &GuestFiles,
+    macs: &[MacAddress],
+) -> InstanceSpec {
     let memory_mib = memory_mib(spec);
     let mut process = spec.clone();
     // The command of the box, with its environment, runs in the guest.
-    process.payload.command = arguments(spec, options, files);
+    process.payload.command = arguments(spec, options, files, macs);
     process.payload.env.clear();
     process.payload.working_dir = None;
     process.payload.stdin = None;
@@ -63,7 +74,12 @@ fn memory_mib(spec: &InstanceSpec) -> u32 {
     spec.payload.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB)
 }
 
-fn arguments(spec: &InstanceSpec, options: &QemuOptions, files: &GuestFiles) -> Vec<String> {
+fn arguments(
+    spec: &InstanceSpec,
+    options: &QemuOptions,
+    files: &GuestFiles,
+    macs: &[MacAddress],
+) -> Vec<String> {
     let memory_mib = memory_mib(spec);
     let cpus = spec.payload.cpus.unwrap_or(DEFAULT_CPUS);
     let has_workload = !spec.payload.command.is_empty();
@@ -127,6 +143,12 @@ fn arguments(spec: &InstanceSpec, options: &QemuOptions, files: &GuestFiles) -> 
             "-device",
             format!("vhost-user-fs-pci,chardev=share{fd},tag={tag}"),
         );
+    }
+    for (fd, mac) in (FIRST_NETWORK_FD..).zip(macs) {
+        add("-netdev", format!("tap,id=net{fd},fd={fd}"));
+        // Without `romfile`, QEMU reads a program that boots from the network.
+        let device = format!("virtio-net-pci,netdev=net{fd},mac={mac},romfile=");
+        add("-device", device);
     }
     add("-kernel", format!("/proc/self/fd/{}", files.kernel));
     if let Some(initrd) = files.initrd {
@@ -203,7 +225,9 @@ mod tests {
             overlay: Some(12),
             access: DiskAccess::Persistent,
         };
-        let command = qemu(&spec, &options, &files(vec![disk])).payload.command;
+        let command = qemu(&spec, &options, &files(vec![disk]), &[])
+            .payload
+            .command;
         let command = command.join(" ");
         for expected in [
             "-kernel /proc/self/fd/10",
@@ -225,7 +249,7 @@ mod tests {
         payload.working_dir = Some("/only/in/the/guest".into());
         payload.stdin = Some("hunter2".into());
         let spec = InstanceSpec::new("b1", payload);
-        let process = qemu(&spec, &options, &files(Vec::new())).payload;
+        let process = qemu(&spec, &options, &files(Vec::new()), &[]).payload;
         assert_eq!((process.working_dir, process.stdin), (None, None));
         assert!(process.env.is_empty());
         let append = process.command.last().unwrap();
@@ -242,7 +266,9 @@ mod tests {
             let mut options = QemuOptions::new("/k");
             options.accelerator = accelerator;
             let spec = InstanceSpec::new("b1", options.to_payload());
-            let command = qemu(&spec, &options, &files(Vec::new())).payload.command;
+            let command = qemu(&spec, &options, &files(Vec::new()), &[])
+                .payload
+                .command;
             let command = command.join(" ");
             assert!(command.contains(expected), "{command}");
         }

@@ -4,6 +4,7 @@ mod cleanup;
 mod command_line;
 mod confinement;
 mod files;
+mod network;
 mod options;
 mod payload;
 mod power_off;
@@ -22,8 +23,9 @@ use vmm_protocol::{HostPolicy, InstanceSpec, PayloadSpec};
 
 pub use self::accelerator::run_if_kvm_probe;
 use self::agent::{Agent, GuestEnvironment, Workload};
-use self::command_line::{AGENT_FD, FIRST_FILE_FD, FIRST_SHARE_FD, QMP_FD};
+use self::command_line::{AGENT_FD, FIRST_FILE_FD, FIRST_NETWORK_FD, FIRST_SHARE_FD, QMP_FD};
 use self::confinement::Confinement;
+pub use self::network::Network;
 pub use self::options::{Accelerator, Disk, DiskAccess, QemuOptions};
 use self::payload::QemuPayload;
 use self::power_off::PowerOff;
@@ -34,7 +36,7 @@ use crate::{Engine, EngineError, Payload, process};
 /// The engine for virtual machines: the payload is a guest, which QEMU runs.
 ///
 /// [`PayloadSpec::options`] has the [`QemuOptions`]. The fields `cpus` and `memory_mib` of the spec
-/// are the virtual machine's; without them it has 1 CPU and 256 MiB. The guest has no network. Needs
+/// are the virtual machine's; without them it has 1 CPU and 256 MiB. Needs
 /// `qemu-system-x86_64` of version 6.0 or newer in the default `PATH`.
 ///
 /// # Processes
@@ -59,6 +61,15 @@ use crate::{Engine, EngineError, Payload, process};
 /// directory. If it ends, the guest ends with it. It has 64 MiB of the memory limit. Needs root, and
 /// virtiofsd: `/usr/libexec/virtiofsd` of at least version 1.11, or that of QEMU before 8.0. The kernel
 /// of the guest needs the module `virtiofs`.
+///
+/// # Network
+///
+/// A guest with the option [`network`](QemuOptions::network) takes over the interfaces of a network namespace;
+/// any other guest has only a loopback interface. The shim creates a tap device in the namespace for each
+/// interface, and a filter of traffic control redirects the frames of both to each other. QEMU gets the
+/// descriptors of the devices, and stays in a namespace of its own. The agent configures the interfaces. Needs
+/// a shim with the privilege `CAP_NET_ADMIN`, a kernel of the host with `cls_u32`, `act_mirred` and `tun`, and
+/// one of the guest with the module `virtio_net`.
 ///
 /// # Confinement
 ///
@@ -152,11 +163,13 @@ impl Engine for Qemu {
         let confinement = Confinement::prepare(spec, &options)?;
         confinement.report();
         let files = files::open(&options, dir, FIRST_FILE_FD, confinement.uid())?;
+        // First, because it is dropped last: after the tap devices.
+        let (attachment, taps, network) = network::attach(options.network.as_ref())?;
         let (helpers, sockets) = shares::serve(&options.shares, dir)?;
         let socket_error = || EngineError::system("create a socket to QEMU");
         let (monitor, monitor_of_qemu) = UnixStream::pair().map_err(socket_error())?;
         let (agent, agent_of_qemu) = UnixStream::pair().map_err(socket_error())?;
-        let command = command_line::qemu(spec, &options, &files);
+        let command = command_line::qemu(spec, &options, &files, &taps.macs);
         let mut workload = None;
         let mut unapplied_rules = Vec::new();
         let spawned = Instant::now();
@@ -164,7 +177,9 @@ impl Engine for Qemu {
             command
                 .fd(QMP_FD, OwnedFd::from(monitor_of_qemu))
                 .fd(AGENT_FD, OwnedFd::from(agent_of_qemu));
-            for (fd, file) in (FIRST_SHARE_FD..).zip(sockets).chain(files.fds) {
+            let taps = (FIRST_NETWORK_FD..).zip(taps.fds);
+            let sockets = (FIRST_SHARE_FD..).zip(sockets);
+            for (fd, file) in taps.chain(sockets).chain(files.fds) {
                 command.fd(fd, file);
             }
             unapplied_rules = confinement.apply(command);
@@ -176,7 +191,7 @@ impl Engine for Qemu {
             let monitor = Monitor::start(monitor)?;
             let power_off = PowerOff::new(Arc::clone(&process), Arc::clone(&monitor));
             let agent = if options.agent {
-                let environment = GuestEnvironment::new(spec, options.user);
+                let environment = GuestEnvironment::new(spec, options.user, network);
                 let on_exit = {
                     let power_off = Arc::clone(&power_off);
                     move || power_off.begin_by_agent(grace)
@@ -202,7 +217,7 @@ impl Engine for Qemu {
             ))
         };
         match connect() {
-            Ok(payload) => Ok(Box::new(payload)),
+            Ok(payload) => Ok(Box::new(payload.in_network(attachment))),
             Err(error) => {
                 process.kill();
                 let _ = process.wait();
@@ -210,7 +225,12 @@ impl Engine for Qemu {
             }
         }
     }
-    fn cleanup(&self, _: &PayloadSpec, dir: &Path) -> Result<(), EngineError> {
-        cleanup::remove_files(dir)
+
+    fn cleanup(&self, payload: &PayloadSpec, dir: &Path) -> Result<(), EngineError> {
+        cleanup::remove_files(dir)?;
+        match QemuOptions::of(payload)?.network {
+            Some(network) => network::clean_up(&network.namespace),
+            None => Ok(()),
+        }
     }
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use vmm_protocol::{HostPolicy, PayloadSpec, Ready};
 
+use super::network::Network;
 use super::shares::{self, Share};
 use crate::EngineError;
 
@@ -38,6 +39,9 @@ pub struct QemuOptions {
     /// The directories of the host that the guest shares.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shares: Vec<Share>,
+    /// The network of the guest. Without, it has only a loopback interface.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
     /// What executes the instructions of the guest.
     #[serde(default)]
     pub accelerator: Accelerator,
@@ -117,6 +121,7 @@ impl QemuOptions {
             cmdline: String::new(),
             disks: Vec::new(),
             shares: Vec::new(),
+            network: None,
             accelerator: Accelerator::default(),
             agent: false,
             user: None,
@@ -181,6 +186,9 @@ impl QemuOptions {
             return Err(format!("disks: a guest has at most {MAX_DISKS}"));
         }
         shares::check(&self.shares, self.agent)?;
+        if let Some(network) = &self.network {
+            network.check(self.agent)?;
+        }
         if self.cmdline.contains('\0') {
             return Err("cmdline contains a NUL byte".to_owned());
         }
@@ -200,11 +208,15 @@ impl QemuOptions {
 
     /// Checks what the operator of the host has to permit.
     pub(super) fn check_policy(&self, policy: &HostPolicy) -> Result<(), EngineError> {
-        if self.arguments.is_empty() || policy.allow_arguments {
+        let message = if !self.arguments.is_empty() && !policy.allow_arguments {
+            "arguments: the operator of this host does not permit them; remove them, or permit them with \
+             `shimd serve --allow-qemu-arguments`"
+        } else if self.network.is_some() && !policy.allow_network {
+            "network: the operator of this host does not permit it; remove it, or permit it with \
+             `shimd serve --allow-network`"
+        } else {
             return Ok(());
-        }
-        let message = "arguments: the operator of this host does not permit them; remove them, or permit \
-            them with `shimd serve --allow-qemu-arguments`";
+        };
         Err(EngineError::Spec(message.to_owned()))
     }
 
@@ -253,6 +265,7 @@ mod tests {
         options.initrd = Some("/initrd".into());
         options.disks = vec![Disk::read_only("/disk").access(DiskAccess::Overlay)];
         options.shares = vec![Share::new("data", "/srv/data")];
+        options.network = Some(Network::new("/run/netns/pod"));
         options.agent = true;
         let payload = options.to_payload();
         assert_eq!(payload.engine, "qemu");
@@ -282,6 +295,14 @@ mod tests {
             (
                 json!({"kernel": "/k", "shares": [{"tag": "a b", "path": "/d"}]}),
                 "the tag \"a b\"",
+            ),
+            (
+                json!({"kernel": "/k", "network": {"namespace": "/n", "mac": "02:00:00:00:00:01"}}),
+                "unknown field `mac`",
+            ),
+            (
+                json!({"kernel": "/k", "network": {"namespace": "/n"}}),
+                "network: the agent",
             ),
         ] {
             let error = QemuOptions::of(&payload(options)).unwrap_err().to_string();
@@ -351,5 +372,15 @@ mod tests {
         let error = options.check_policy(&policy).unwrap_err().to_string();
         assert!(error.contains("--allow-qemu-arguments"), "{error}");
         options.check_policy(&policy.allow_arguments(true)).unwrap();
+    }
+
+    #[test]
+    fn a_network_needs_the_permission_of_the_operator() {
+        let mut options = QemuOptions::new("/k");
+        options.network = Some(Network::new("/run/netns/pod"));
+        let policy = HostPolicy::default();
+        let error = options.check_policy(&policy).unwrap_err().to_string();
+        assert!(error.contains("--allow-network"), "{error}");
+        options.check_policy(&policy.allow_network(true)).unwrap();
     }
 }

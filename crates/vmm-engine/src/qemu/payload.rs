@@ -7,6 +7,7 @@ use nix::libc::SIGTERM;
 use vmm_protocol::{BootTimes, GuestEvent, UnappliedRule};
 
 use super::agent::Agent;
+use super::network::Attachment;
 use super::power_off::PowerOff;
 use super::qmp::{Monitor, Shutdown};
 use crate::process::ProcessPayload;
@@ -26,6 +27,8 @@ pub(super) struct QemuPayload {
     /// The servers of the shares, until the shim has started them.
     helpers: Mutex<Vec<Helper>>,
     unapplied_rules: Vec<UnappliedRule>,
+    /// The network of the guest, until QEMU has ended.
+    attachment: Mutex<Option<Attachment>>,
 }
 
 impl QemuPayload {
@@ -44,7 +47,14 @@ impl QemuPayload {
             power_off,
             helpers: Mutex::new(helpers),
             unapplied_rules,
+            attachment: Mutex::default(),
         }
+    }
+
+    /// Keeps the attachment to a network until QEMU has ended.
+    pub(super) fn in_network(self, attachment: Option<Attachment>) -> Self {
+        let attachment = Mutex::new(attachment);
+        Self { attachment, ..self }
     }
 }
 
@@ -106,6 +116,11 @@ impl Payload for QemuPayload {
             let agent = self.agent.as_ref();
             workload = agent.and_then(|agent| agent.finish(LAST_MESSAGES_TIMEOUT));
         })?;
+        let mut attachment = self
+            .attachment
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *attachment = None;
         self.monitor.wait_closed(LAST_MESSAGES_TIMEOUT);
         let guest = exit_of_guest(exit, self.monitor.shutdown());
         Ok(exit_of_workload(workload, guest))

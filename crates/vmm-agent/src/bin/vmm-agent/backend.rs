@@ -10,11 +10,12 @@ use pidfd_spawn::Command;
 use serde::Serialize;
 use vmm_agent::{Backend, RequestError};
 use vmm_protocol::frames::{BootPhase, ExecSpec, GetSpec, GuestStats, PutSpec, RequestErrorKind};
+use vmm_protocol::network::GuestNetwork;
 use vmm_protocol::{Ending, FailureKind};
 
 use crate::oom_log::OomLog;
 use crate::users::User;
-use crate::{stats, transfer};
+use crate::{network, stats, transfer};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -105,6 +106,10 @@ impl Backend for GuestBackend {
     fn has_run_out_of_memory(&self, pid: u32) -> bool {
         let mut log = self.oom_log.lock().unwrap_or_else(PoisonError::into_inner);
         log.take(pid)
+    }
+
+    fn configure_network(&self, network: &GuestNetwork) -> Result<(), RequestError> {
+        network::configure(network)
     }
 
     fn boot_phases(&self) -> Vec<BootPhase> {

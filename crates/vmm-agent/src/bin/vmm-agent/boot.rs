@@ -33,6 +33,8 @@ pub(crate) fn boot() -> Result<(OwnedFd, Vec<BootPhase>), AgentError> {
     mounts::mount_kernel_file_systems()?;
     phases.end("mounts");
     load_modules();
+    // Fails on a kernel without networking.
+    let _ = vmm_network::bring_up_loopback();
     phases.end("modules");
     let command_line = fs::read_to_string("/proc/cmdline")
         .map_err(AgentError::system("read the kernel command line"))?;

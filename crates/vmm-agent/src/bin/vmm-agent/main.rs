@@ -17,6 +17,7 @@ mod error;
 mod init;
 mod kernel_command_line;
 mod mounts;
+mod network;
 mod oom_log;
 mod port;
 mod root;

@@ -3,22 +3,31 @@ use std::path::PathBuf;
 
 use vmm_protocol::InstanceSpec;
 use vmm_protocol::frames::ExecSpec;
+use vmm_protocol::network::GuestNetwork;
 
-/// What the workload of a guest and all executions beside it have in common.
+/// What a guest gets through its agent: its network, and what the workload and all executions beside it
+/// have in common.
 pub(in crate::qemu) struct GuestEnvironment {
     env: BTreeMap<String, String>,
     working_dir: Option<PathBuf>,
     user: Option<String>,
+    /// Until the agent is asked to configure it.
+    pub(super) network: Option<GuestNetwork>,
 }
 
 impl GuestEnvironment {
-    pub(in crate::qemu) fn new(spec: &InstanceSpec, user: Option<String>) -> Self {
+    pub(in crate::qemu) fn new(
+        spec: &InstanceSpec,
+        user: Option<String>,
+        network: Option<GuestNetwork>,
+    ) -> Self {
         let mut env = spec.payload.env.clone();
         env.insert("VMM_BOX_ID".to_owned(), spec.id.clone());
         Self {
             env,
             working_dir: spec.payload.working_dir.clone(),
             user,
+            network,
         }
     }
 
@@ -52,7 +61,7 @@ mod tests {
         }
         payload.working_dir = Some("/box".into());
         let spec = InstanceSpec::new("b1", payload);
-        let environment = GuestEnvironment::new(&spec, Some("www".to_owned()));
+        let environment = GuestEnvironment::new(&spec, Some("www".to_owned()), None);
 
         let mut plain = ExecSpec::new("", ["true"]);
         environment.apply(&mut plain);

@@ -14,7 +14,7 @@ use vmm_protocol::frames::{
     VERSION,
 };
 
-use super::workload::{Event, WORKLOAD_STREAM};
+use super::workload::{Event, NETWORK_STREAM, WORKLOAD_STREAM};
 use super::{GuestEnvironment, Request, Shared, Start, Workload};
 use crate::{EngineError, PayloadExit};
 
@@ -40,6 +40,8 @@ pub(super) struct Relay {
     on_exit: Option<Box<dyn FnOnce() + Send>>,
     /// How long the guest took to boot, once its agent is ready.
     boot: Option<BootTimes>,
+    /// Whether the agent is configuring the network.
+    awaits_network: bool,
     is_shutting_down: bool,
 }
 
@@ -63,6 +65,7 @@ impl Relay {
             workload,
             on_exit: Some(on_exit),
             boot: None,
+            awaits_network: false,
             is_shutting_down: false,
         })
     }
@@ -203,6 +206,16 @@ impl Relay {
     fn handle(&mut self, Frame { stream, message }: Frame<PayloadMessage>) {
         match message {
             PayloadMessage::Ready { version, boot } => self.handle_ready(version, &boot),
+            PayloadMessage::Done if self.awaits_network && stream == NETWORK_STREAM => {
+                self.awaits_network = false;
+                self.start_workload();
+            }
+            // An agent that does not know the request responds on stream 0.
+            PayloadMessage::Error { message, .. }
+                if self.awaits_network && [0, NETWORK_STREAM].contains(&stream) =>
+            {
+                self.fail_start(EngineError::GuestNetwork(message));
+            }
             message if stream == WORKLOAD_STREAM => {
                 let workload = self.workload.as_mut();
                 match workload.and_then(|workload| workload.handle(message, &mut self.port)) {
@@ -221,7 +234,7 @@ impl Relay {
         }
     }
 
-    /// Starts the workload, unless the guest is to be shut down already.
+    /// Lets the agent configure the network, and starts the workload after that.
     fn handle_ready(&mut self, version: u32, phases: &[BootPhase]) {
         if self.boot.is_some() {
             return;
@@ -233,6 +246,18 @@ impl Relay {
             )));
         }
         self.boot = Some(BootTimes::new(self.spawned.elapsed(), phases));
+        let Some(network) = self.environment.network.take() else {
+            return self.start_workload();
+        };
+        self.awaits_network = true;
+        let request = HostMessage::ConfigureNetwork(network);
+        if let Err(error) = self.port.send(NETWORK_STREAM, request) {
+            self.fail_start(EngineError::GuestNetwork(error.to_string()));
+        }
+    }
+
+    /// Starts the workload, unless the guest is to be shut down already.
+    fn start_workload(&mut self) {
         match &self.workload {
             None => self.mark_ready(),
             Some(_) if self.is_shutting_down => {}

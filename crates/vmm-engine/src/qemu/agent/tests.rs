@@ -7,9 +7,10 @@ use std::thread;
 use vmm_protocol::frames::{
     BootPhase, ExecSpec, Frame, FrameReader, HostMessage, PayloadMessage, Strictness, VERSION,
 };
+use vmm_protocol::network::GuestNetwork;
 use vmm_protocol::{Ending, FailureKind, InstanceSpec, PayloadSpec};
 
-use super::workload::WORKLOAD_STREAM;
+use super::workload::{NETWORK_STREAM, WORKLOAD_STREAM};
 use super::*;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -86,13 +87,17 @@ impl Shim {
 }
 
 fn connect(payload: PayloadSpec) -> (Shim, Guest) {
+    connect_with(payload, None)
+}
+
+fn connect_with(payload: PayloadSpec, network: Option<GuestNetwork>) -> (Shim, Guest) {
     let (port, of_guest) = UnixStream::pair().unwrap();
     of_guest.set_read_timeout(Some(TIMEOUT)).unwrap();
     let (console, output) = std::io::pipe().unwrap();
     let (sender, exited) = mpsc::channel();
     let workload = Workload::new(&payload, output);
     let spec = InstanceSpec::new("b1", payload);
-    let environment = GuestEnvironment::new(&spec, None);
+    let environment = GuestEnvironment::new(&spec, None, network);
     let on_exit = move || sender.send(()).unwrap();
     let agent = Agent::start(port, Instant::now(), environment, workload, on_exit).unwrap();
     let guest = Guest {
@@ -134,6 +139,36 @@ fn an_agent_of_another_version_is_an_error_that_names_both() {
         error.contains(&other) && error.contains("build the image again"),
         "{error}"
     );
+}
+
+#[test]
+fn the_workload_starts_after_the_agent_has_configured_the_network() {
+    let (shim, mut guest) = connect_with(echo(), Some(GuestNetwork::default()));
+    guest.get_ready(VERSION);
+    let request = HostMessage::ConfigureNetwork(GuestNetwork::default());
+    assert_eq!(guest.receive(), Frame::new(NETWORK_STREAM, request));
+    guest.send(NETWORK_STREAM, PayloadMessage::Done);
+    // A guest that repeats itself starts its workload once.
+    guest.send(NETWORK_STREAM, PayloadMessage::Done);
+    guest.start_workload();
+    shim.agent.wait_ready().unwrap();
+    guest.end_workload(Ending::Exited { code: 0 });
+    let shutdown = HostMessage::Shutdown { grace_millis: 0 };
+    assert_eq!(guest.receive().message, shutdown);
+}
+
+#[test]
+fn an_agent_that_cannot_configure_the_network_fails_the_start() {
+    // An agent of an earlier version responds on stream 0.
+    for stream in [NETWORK_STREAM, 0] {
+        let (shim, mut guest) = connect_with(echo(), Some(GuestNetwork::default()));
+        guest.get_ready(VERSION);
+        guest.receive();
+        let (kind, message) = (RequestErrorKind::Failed, "no virtio_net".to_owned());
+        guest.send(stream, PayloadMessage::Error { kind, message });
+        let error = shim.agent.wait_ready().unwrap_err();
+        assert!(matches!(&error, EngineError::GuestNetwork(message) if message == "no virtio_net"));
+    }
 }
 
 #[test]

@@ -12,6 +12,9 @@ use crate::{EngineError, PayloadExit};
 /// The stream of the workload. The hub of a shim numbers its streams from 1.
 pub(super) const WORKLOAD_STREAM: u32 = u32::MAX;
 
+/// The stream of the request to configure the network.
+pub(super) const NETWORK_STREAM: u32 = WORKLOAD_STREAM - 1;
+
 /// The command of a box, which the agent runs in the guest.
 pub(in crate::qemu) struct Workload {
     command: Vec<String>,
