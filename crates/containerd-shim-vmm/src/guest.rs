@@ -1,3 +1,4 @@
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
@@ -8,7 +9,7 @@ use vmm_runtime::{
     BoxSpec, BoxUsage, Execution, Image, Removal, RuntimeError, RuntimeOptions, TerminalSize,
     VmmRuntime,
 };
-use vmm_shim::{Qemu, QemuOptions, Share, Shim};
+use vmm_shim::{Network, Qemu, QemuOptions, Share, Shim};
 
 use crate::error::ShimError;
 use crate::state_dir::StateDir;
@@ -30,6 +31,7 @@ const DEFAULT_SIZE: TerminalSize = TerminalSize { rows: 24, cols: 80 };
 pub(crate) struct Guest {
     runtime: VmmRuntime,
     image: Image,
+    network: Option<Network>,
     dir: PodDir,
     booted: OnceCell<Booted>,
 }
@@ -41,12 +43,18 @@ struct Booted {
 }
 
 impl Guest {
-    /// Opens the VMM runtime. The guest boots when it is first needed.
-    pub(crate) async fn open(image: Image, state: &StateDir) -> Result<Self, ShimError> {
+    /// Opens the VMM runtime. The guest boots when it is first needed, with the interfaces of the network
+    /// namespace, or without any.
+    pub(crate) async fn open(
+        image: Image,
+        namespace: Option<PathBuf>,
+        state: &StateDir,
+    ) -> Result<Self, ShimError> {
         let runtime = open_runtime(state).await.map_err(ShimError::Guest)?;
         Ok(Self {
             runtime,
             image,
+            network: namespace.map(Network::new),
             dir: state.pod(),
             booted: OnceCell::new(),
         })
@@ -70,7 +78,7 @@ impl Guest {
         booted.map_err(ShimError::Guest)
     }
 
-    /// Returns the payload: the guest of the configuration, with the directory of the pod.
+    /// Returns the payload: the guest of the configuration, with the directory and the network of the pod.
     fn payload(&self) -> Result<vmm_protocol::PayloadSpec, RuntimeError> {
         let mut payload = self.image.payload(None, None);
         payload.cpus = self.image.cpus;
@@ -83,6 +91,7 @@ impl Guest {
         let mut share = Share::new(PodDir::TAG, self.dir.path());
         share.target = Some(PodDir::IN_GUEST.into());
         options.shares.push(share);
+        options.network.clone_from(&self.network);
         payload.options = options.to_payload().options;
         Ok(payload)
     }
@@ -181,9 +190,12 @@ pub(crate) async fn clean_up(state: &StateDir) -> Result<(), RuntimeError> {
 async fn open_runtime(state: &StateDir) -> Result<VmmRuntime, RuntimeError> {
     let shim = || Shim::new().engine(Qemu);
     let (validator, cleaner) = (shim(), shim());
+    // containerd hands the namespaces over.
+    let policy = HostPolicy::default().allow_network(true);
     let options = RuntimeOptions::new(state.home())
+        .policy(policy.clone())
         .start_timeout(BOOT_TIMEOUT)
-        .payload_check(move |payload| validator.validate(payload, &HostPolicy::default()))
+        .payload_check(move |payload| validator.validate(payload, &policy))
         .payload_cleanup(move |payload, dir| cleaner.cleanup(payload, dir));
     VmmRuntime::open(options).await
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxCapabilities, Process, Spec};
+use oci_spec::runtime::{LinuxCapabilities, LinuxNamespaceType, Process, Spec};
 use rustix::thread::CapabilitySet;
 use vmm_protocol::pod::{ContainerMount, ContainerSpec, ProcessLimit, ProcessSpec, Resources};
 
@@ -53,6 +53,14 @@ pub(crate) fn container(spec: &Spec) -> (ContainerSpec, Vec<(usize, PathBuf)>) {
         });
     }
     (container, sources)
+}
+
+/// Returns the network namespace of a container; `None` if it shares that of the host.
+pub(crate) fn network_namespace(spec: &Spec) -> Option<PathBuf> {
+    let namespaces = spec.linux().as_ref()?.namespaces().iter().flatten();
+    let mut networks =
+        namespaces.filter(|namespace| namespace.typ() == LinuxNamespaceType::Network);
+    networks.next()?.path().clone()
 }
 
 fn resources(spec: &Spec) -> Resources {

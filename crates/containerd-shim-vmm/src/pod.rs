@@ -46,9 +46,11 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
+    /// Opens the pod whose first container has this bundle.
     pub(crate) async fn open(
         config: Config,
         state: StateDir,
+        bundle: &Bundle,
         namespace: &str,
     ) -> Result<Arc<Self>, ShimError> {
         let dir = state.pod();
@@ -57,8 +59,9 @@ impl Pod {
         let address = std::env::var(start::TTRPC_ADDRESS).unwrap_or_default();
         let queue = Arc::clone(&events);
         tokio::spawn(async move { queue.forward(&address).await });
+        let network = oci::network_namespace(&bundle.spec()?);
         Ok(Arc::new(Self {
-            guest: Guest::open(config.guest, &state).await?,
+            guest: Guest::open(config.guest, network, &state).await?,
             dir,
             events,
             containers: Mutex::default(),

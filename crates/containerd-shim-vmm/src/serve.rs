@@ -38,7 +38,7 @@ async fn run(args: &Args) -> Result<(), ShimError> {
         // `start` writes the address after the server runs.
         None => listening_dir()?,
     };
-    let pod = Pod::open(Config::load()?, state.clone(), &args.namespace).await?;
+    let pod = Pod::open(Config::load()?, state.clone(), &bundle, &args.namespace).await?;
     let mut server = Server::new().add_listener(listener(&pod)?);
     for name in SERVICES {
         server = server.register_service(service(name, &pod));

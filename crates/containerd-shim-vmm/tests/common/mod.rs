@@ -4,6 +4,7 @@
 mod busybox;
 pub(crate) mod events;
 mod image;
+pub(crate) mod namespace;
 pub(crate) mod terminal;
 
 use std::fs::{self, File};
@@ -296,6 +297,11 @@ pub(crate) fn assert_success(output: &Output) {
         stdout(output),
         stderr(output)
     );
+}
+
+/// The directory with the files that guests boot.
+pub(crate) fn guest_files() -> PathBuf {
+    image::find_files().expect("containerd was started with them")
 }
 
 /// Waits until the condition holds.

@@ -1,0 +1,1 @@
+../../../vmm-network/tests/common/namespace.rs
