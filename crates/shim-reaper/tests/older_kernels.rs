@@ -55,7 +55,7 @@ fn filter_of_one_thread_does_not_keep_the_reaper_from_pidfds() {
     in_own_process(TEST, || {
         block_on(async {
             let fixture = Fixture::new(ShimReaper::builder());
-            let start = || std::process::Command::new("sleep").arg("1000").spawn();
+            let start = || sleeper().spawn();
             let (child, reaper) = (start().unwrap(), fixture.reaper.clone());
             let register = thread::spawn(move || {
                 refuse(libc::SYS_pidfd_open, 1, Equals(0), Errno::EPERM);

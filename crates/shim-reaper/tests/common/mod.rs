@@ -160,7 +160,9 @@ pub fn sleeper() -> Command {
     command
         .arg("1000")
         .stdin(Stdio::null())
-        .stdout(Stdio::null());
+        .stdout(Stdio::null())
+        // A test in its own process that fails would otherwise wait for its children.
+        .stderr(Stdio::null());
     command
 }
 
