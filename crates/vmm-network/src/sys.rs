@@ -16,7 +16,7 @@ pub(crate) fn create_tap(file: &File, pattern: &str) -> io::Result<String> {
     // The last byte stays 0.
     let name = request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1);
     for (byte, source) in name.zip(pattern.bytes()) {
-        *byte = source.cast_signed();
+        *byte = source as libc::c_char;
     }
     request.ifr_ifru.ifru_flags =
         (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
@@ -24,7 +24,7 @@ pub(crate) fn create_tap(file: &File, pattern: &str) -> io::Result<String> {
     if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    let bytes = request.ifr_name.map(i8::cast_unsigned);
+    let bytes = request.ifr_name.map(|byte| byte as u8);
     let name = CStr::from_bytes_until_nul(&bytes).map_err(io::Error::other)?;
     Ok(name.to_string_lossy().into_owned())
 }
