@@ -33,6 +33,7 @@ mod events;
 mod guest;
 mod idle;
 mod leftover_events;
+mod logger;
 mod oci;
 mod pod;
 mod process;

@@ -19,6 +19,7 @@ use crate::error::ShimError;
 use crate::events::EventQueue;
 use crate::guest::Guest;
 use crate::idle::UseCount;
+use crate::logger::Loggers;
 use crate::process::{Exit, Process, ProcessState};
 use crate::state_dir::StateDir;
 use crate::stdio::StdioPaths;
@@ -38,6 +39,7 @@ pub(crate) struct Pod {
     dir: PodDir,
     guest: Guest,
     events: Arc<EventQueue>,
+    loggers: Loggers,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
     /// The containerd that has connected last.
     containerd: Mutex<Option<PidRecord>>,
@@ -64,6 +66,7 @@ impl Pod {
             guest: Guest::open(config.guest, network, &state).await?,
             dir,
             events,
+            loggers: Loggers::new(namespace),
             containers: Mutex::default(),
             containerd: Mutex::default(),
             use_count: UseCount::default(),
@@ -173,7 +176,7 @@ impl Pod {
             return Err(ShimError::State("was started already"));
         }
         let pid = self.guest.pid().await?;
-        let stdio = process.stdio.open()?;
+        let stdio = process.stdio.open(&self.loggers, id).await?;
         let StdioPaths {
             terminal, stdin, ..
         } = &process.stdio;
@@ -312,6 +315,7 @@ impl Pod {
         }
         self.guest.kill().await;
         log_error(rootfs::unmount_all(self.dir.path()));
+        self.loggers.end().await;
         self.events.wait_empty(LAST_EVENTS_TIMEOUT).await;
     }
 

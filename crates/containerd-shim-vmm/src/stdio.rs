@@ -3,12 +3,14 @@ use std::path::Path;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy};
 use tokio::net::unix::pipe;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use vmm_runtime::Execution;
 
 use crate::error::ShimError;
+use crate::logger::Loggers;
 
-/// Where the streams of a process go: the FIFOs of containerd, or nowhere if a path is empty.
+/// Where the streams of a process go: the FIFOs of containerd, the URI of a file or of a logging program, or
+/// nowhere if a path is empty.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct StdioPaths {
     pub(crate) stdin: String,
@@ -25,11 +27,12 @@ pub(crate) struct Stdio {
     stdin_keeper: Option<pipe::Sender>,
     stdout: Option<Output>,
     stderr: Option<Output>,
+    logger: Option<DropGuard>,
 }
 
 #[derive(Debug)]
 enum Output {
-    Fifo(pipe::Sender),
+    Pipe(pipe::Sender),
     File(tokio::fs::File),
 }
 
@@ -38,10 +41,17 @@ enum Output {
 pub(crate) struct Streams {
     stdin_keeper: Option<pipe::Sender>,
     discard: CancellationToken,
+    /// Dropped with the streams when the process has ended.
+    _logger: Option<DropGuard>,
 }
 
 impl StdioPaths {
-    pub(crate) fn open(&self) -> Result<Stdio, ShimError> {
+    /// Opens the streams of a process of this container.
+    pub(crate) async fn open(
+        &self,
+        loggers: &Loggers,
+        container: &str,
+    ) -> Result<Stdio, ShimError> {
         let mut stdio = Stdio::default();
         if !self.stdin.is_empty() {
             let open = || -> io::Result<_> {
@@ -51,6 +61,14 @@ impl StdioPaths {
             };
             let (stdin, keeper) = open().map_err(ShimError::file("open", &self.stdin))?;
             (stdio.stdin, stdio.stdin_keeper) = (Some(stdin), Some(keeper));
+        }
+        // A logging program of the stdout receives the stderr, too.
+        if self.stdout.starts_with("binary://") {
+            let logger = loggers.start(&self.stdout, container).await?;
+            stdio.stdout = Some(Output::Pipe(logger.stdout));
+            stdio.stderr = Some(Output::Pipe(logger.stderr));
+            stdio.logger = Some(logger.process_end);
+            return Ok(stdio);
         }
         stdio.stdout = open_output(&self.stdout)?;
         if !self.terminal {
@@ -70,14 +88,14 @@ fn open_output(path: &str) -> Result<Option<Output>, ShimError> {
         }
         Some(_) => {
             return Err(ShimError::Unsupported(
-                "the output of a container can go to a FIFO or a file, and not to a logging program",
+                "the output of a container can go to a FIFO, to file://PATH, or both streams to binary://PATH",
             ));
         }
         // With a reader of its own, the FIFO stays open while no client has it.
         None => pipe::OpenOptions::new()
             .read_write(true)
             .open_sender(Path::new(path))
-            .map(Output::Fifo),
+            .map(Output::Pipe),
     };
     output.map(Some).map_err(ShimError::file("open", path))
 }
@@ -97,6 +115,7 @@ impl Stdio {
         Streams {
             stdin_keeper: self.stdin_keeper,
             discard,
+            _logger: self.logger,
         }
     }
 }
@@ -113,7 +132,7 @@ fn forward(
     let discard = discard.clone();
     tokio::spawn(async move {
         match destination {
-            Output::Fifo(fifo) => copy_output(source, fifo, discard).await,
+            Output::Pipe(pipe) => copy_output(source, pipe, discard).await,
             Output::File(file) => copy_output(source, file, discard).await,
         }
     });
