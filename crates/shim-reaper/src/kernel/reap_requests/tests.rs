@@ -112,6 +112,31 @@ fn stop_waits_until_the_thread_has_left_the_kernel() {
 
 #[test]
 #[cfg_attr(miri, ignore = "makes system calls")]
+fn status_that_the_kernel_is_taking_is_awaited() {
+    for is_cancelling in [false, true] {
+        let (requests, wake_event) = open();
+        let pidfd = descriptor();
+        let status = ExitStatus::from_raw(3 << 8);
+        requests.add(pidfd.as_fd(), 7);
+        requests.enter();
+        if is_cancelling {
+            leave(&requests, &[]);
+            requests.enter_to_cancel();
+        }
+        let taken = thread::scope(|scope| {
+            let take = scope.spawn(|| requests.status_of_reaped(pidfd.as_fd(), false));
+            assert!(pidfd_await_exit(wake_event.as_fd(), Some(deadline())));
+            assert!(!take.is_finished());
+            let ended = Completion::Ended(pidfd.as_raw_fd(), Some(status));
+            assert_eq!(leave(&requests, &[ended]), [7]);
+            take.join().unwrap()
+        });
+        assert_eq!(taken, Some(status));
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "makes system calls")]
 fn requests_that_the_kernel_has_not_ended_are_reported_when_the_ring_is_closed() {
     let (requests, _wake_event) = open();
     let pidfds = [descriptor(), descriptor()];
