@@ -266,7 +266,7 @@ impl Pod {
         let pid = self.guest.pid().await.unwrap_or_default();
         container.remove(exec_id);
         if exec_id.is_empty() {
-            // Also of a process that was not started, of which there is no event.
+            // Also of a process that was not started: no event reports its exit.
             log_error(container.bundle.set_exit(&ExitRecord {
                 exit,
                 pid,
