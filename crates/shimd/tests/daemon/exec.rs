@@ -234,9 +234,10 @@ pub(crate) async fn drive_shell(home: &PerTestBoxHome, daemon: &Daemon, terminal
         panic!("{}", terminal.text());
     };
     resized("30 100").await;
-    terminal.enter("sleep 1000");
+    // Its output proves that the foreground process is this one: Ctrl-C reaches nothing else.
+    terminal.enter("sh -c 'echo $((50 + 5)) seconds; exec sleep 1000'");
     terminal
-        .wait_for("the sleep", |text| text.contains("sleep 1000"))
+        .wait_for("the sleep", |text| text.contains("55 seconds"))
         .await;
     terminal.press("C-c");
     terminal.enter("echo still $((40 + 2))");
