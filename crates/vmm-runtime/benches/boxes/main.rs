@@ -28,6 +28,7 @@ const BOXES: usize = 200;
 const AT_REST: usize = 300;
 const WARM: usize = 2;
 const MAX_PSS_KIB: f64 = 100.0;
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 
 fn main() {
     vmm_shim::run_if_shim();
@@ -59,54 +60,76 @@ async fn run(short: bool, shim: Option<&Path>) {
     println!("Shim program: {program}. File system: {file_system}.\n");
     println!("| | box | bare spawn + wait | ratio | target | met |\n|---|---|---|---|---|---|");
 
-    for warm in [0, WARM] {
-        let kind = if warm > 0 { "warm" } else { "cold" };
+    let open = |warm: usize| {
         let mut options = RuntimeOptions::new(home.path()).warm_shims(warm);
         options.shim_program = shim.map(Path::to_owned);
-        let runtime = VmmRuntime::open(options).await.expect("a runtime");
-        let mut starts = Pairs::default();
-        let mut lives = Pairs::default();
-        for _ in 0..single {
-            while runtime.metrics().await.warm_shims < warm as u64 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            let (box_start, box_life_time) = box_life(&runtime).await;
-            let (child_start, child_life_time) = child_life().await;
-            starts.add(box_start, child_start);
-            lives.add(box_life_time, child_life_time);
-        }
-        let [start_target, life_target] = if warm > 0 {
-            [Some(3.0), None]
-        } else {
-            [Some(8.0), Some(11.0)]
-        };
-        starts.print(&format!("start to running, {kind}"), start_target);
-        lives.print(
-            &format!("created, started, killed, gone, {kind}"),
-            life_target,
-        );
-
-        let mut churn = Pairs::default();
-        let mut cpu = [0.0; 2];
-        for _ in 0..churns {
-            let (start, used) = (Instant::now(), cpu_milliseconds());
-            join_all((0..boxes).map(|_| box_life(&runtime))).await;
-            let with_runtime = start.elapsed();
-            let (start, used_by_boxes) = (Instant::now(), cpu_milliseconds());
-            join_all((0..boxes).map(|_| child_life())).await;
-            churn.add(with_runtime, start.elapsed());
-            cpu[0] += used_by_boxes - used;
-            cpu[1] += cpu_milliseconds() - used_by_boxes;
-        }
-        churn.print(&format!("the same, {boxes} at once, {kind}"), Some(6.0));
-        let [of_box, of_child] = cpu.map(|cpu| cpu / (churns * boxes) as f64);
-        let ratio = of_box / of_child;
-        println!("| CPU per life, {kind} | {of_box:.2} ms | {of_child:.2} ms | {ratio:.1} | | |");
-        if warm == 0 {
-            print_memory(&runtime, at_rest, shim).await;
-        }
-        runtime.shutdown(Duration::from_secs(10)).await;
+        async { VmmRuntime::open(options).await.expect("a runtime") }
+    };
+    // Thousands of removals make later creations slow on some file systems: single boxes come first.
+    for warm in [0, WARM] {
+        let runtime = open(warm).await;
+        compare_single(&runtime, warm, single).await;
+        runtime.shutdown(SHUTDOWN_GRACE).await;
     }
+    for warm in [0, WARM] {
+        let runtime = open(warm).await;
+        compare_many(&runtime, warm, churns, boxes).await;
+        runtime.shutdown(SHUTDOWN_GRACE).await;
+    }
+    let runtime = open(0).await;
+    print_memory(&runtime, at_rest, shim).await;
+    runtime.shutdown(SHUTDOWN_GRACE).await;
+}
+
+/// Compares one box with one child, again and again.
+async fn compare_single(runtime: &VmmRuntime, warm: usize, count: usize) {
+    let mut starts = Pairs::default();
+    let mut lives = Pairs::default();
+    for _ in 0..count {
+        while runtime.metrics().await.warm_shims < warm as u64 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let (box_start, box_life_time) = box_life(runtime).await;
+        let (child_start, child_life_time) = child_life().await;
+        starts.add(box_start, child_start);
+        lives.add(box_life_time, child_life_time);
+    }
+    let [start_target, life_target] = if warm > 0 {
+        [Some(3.0), None]
+    } else {
+        [Some(8.0), Some(11.0)]
+    };
+    let kind = kind(warm);
+    starts.print(&format!("start to running, {kind}"), start_target);
+    lives.print(
+        &format!("created, started, killed, gone, {kind}"),
+        life_target,
+    );
+}
+
+/// Compares a number of boxes at once with the same number of children.
+async fn compare_many(runtime: &VmmRuntime, warm: usize, churns: usize, boxes: usize) {
+    let mut churn = Pairs::default();
+    let mut cpu = [0.0; 2];
+    for _ in 0..churns {
+        let (start, used) = (Instant::now(), cpu_milliseconds());
+        join_all((0..boxes).map(|_| box_life(runtime))).await;
+        let with_runtime = start.elapsed();
+        let (start, used_by_boxes) = (Instant::now(), cpu_milliseconds());
+        join_all((0..boxes).map(|_| child_life())).await;
+        churn.add(with_runtime, start.elapsed());
+        cpu[0] += used_by_boxes - used;
+        cpu[1] += cpu_milliseconds() - used_by_boxes;
+    }
+    let kind = kind(warm);
+    churn.print(&format!("the same, {boxes} at once, {kind}"), Some(6.0));
+    let [of_box, of_child] = cpu.map(|cpu| cpu / (churns * boxes) as f64);
+    let ratio = of_box / of_child;
+    println!("| CPU per life, {kind} | {of_box:.2} ms | {of_child:.2} ms | {ratio:.1} | | |");
+}
+
+fn kind(warm: usize) -> &'static str {
+    if warm > 0 { "warm" } else { "cold" }
 }
 
 /// Prints the memory of shims and of idle payloads while this number of boxes runs.
