@@ -26,13 +26,21 @@ const MAX_CAUSE_BYTES: u64 = 1 << 10;
 /// A tar archive of files in a guest, from [`VmmRuntime::get`](crate::VmmRuntime::get).
 ///
 /// A transfer that fails later, or is interrupted, is an error of a read: what ends without an error
-/// is complete. The guest waits while this is not read. Dropping this value ends the transfer.
+/// is complete. Each read after the end returns the end of the file, or an error, again. The guest waits while this is not read. Dropping this value ends the transfer.
 #[pin_project]
 pub struct FileArchive {
     first: io::Cursor<Vec<u8>>,
     #[pin]
     stdout: ExecutionOutput,
-    end: Pin<Box<dyn Future<Output = Result<(), ExecError>> + Send + Sync>>,
+    end: End,
+}
+
+/// The end of a transfer.
+enum End {
+    Awaited(Pin<Box<dyn Future<Output = Result<(), ExecError>> + Send + Sync>>),
+    Complete,
+    /// A read has returned the cause.
+    Failed,
 }
 
 /// Where the header of an entry has its type, tar(5).
@@ -71,7 +79,16 @@ impl AsyncRead for FileArchive {
         if buffer.filled().len() > length || buffer.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        this.end.as_mut().poll(cx).map_err(io::Error::other)
+        let result = match this.end {
+            End::Awaited(end) => ready!(end.as_mut().poll(cx)).map_err(io::Error::other),
+            End::Complete => Ok(()),
+            End::Failed => Err(io::Error::other("the file transfer has failed")),
+        };
+        *this.end = match result {
+            Ok(()) => End::Complete,
+            Err(_) => End::Failed,
+        };
+        Poll::Ready(result)
     }
 }
 
@@ -148,7 +165,7 @@ pub(crate) async fn receive_archive(mut transfer: Execution) -> Result<FileArchi
     Ok(FileArchive {
         first: io::Cursor::new(first),
         stdout,
-        end,
+        end: End::Awaited(end),
     })
 }
 
@@ -172,4 +189,44 @@ async fn outcome(ending: Ending, stderr: Option<ExecutionOutput>) -> Result<(), 
         _ => failed("the file transfer ended early".to_owned()),
     };
     Err(ExecError::Refused { kind, message })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    fn archive(result: Result<(), ExecError>) -> FileArchive {
+        // The other end is closed: the archive has no more data than the first.
+        let (stream, _) = duplex(1);
+        FileArchive {
+            first: io::Cursor::new(b"tar".to_vec()),
+            stdout: ExecutionOutput {
+                stream,
+                _requests: mpsc::unbounded_channel().0,
+            },
+            end: End::Awaited(Box::pin(async { result })),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_read_after_the_end_returns_the_end_again() {
+        let mut archive = archive(Ok(()));
+        let mut data = Vec::new();
+        for _ in 0..3 {
+            archive.read_to_end(&mut data).await.unwrap();
+        }
+        assert_eq!(data, b"tar");
+    }
+
+    #[tokio::test]
+    async fn a_read_after_a_failure_fails_again() {
+        let mut archive = archive(Err(ExecError::Interrupted));
+        let mut data = Vec::new();
+        for _ in 0..3 {
+            archive.read_to_end(&mut data).await.unwrap_err();
+        }
+    }
 }
