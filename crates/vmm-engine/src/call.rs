@@ -3,8 +3,8 @@ use vmm_agent::RequestError;
 
 /// A payload with requests that only its engine knows. The engine defines their form.
 pub trait Call {
-    /// Carries out a request, and returns its result. The requests of all clients wait for this method,
-    /// which must return within a few seconds.
+    /// Carries out a request, and returns its result. The shim calls this method and those of
+    /// [`Pause`](crate::Pause) one at a time, in the order of the requests. A client waits up to 30 s.
     ///
     /// # Errors
     ///

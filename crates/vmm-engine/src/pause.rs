@@ -6,7 +6,8 @@ use vmm_agent::RequestError;
 /// A payload that can be paused. [`Payload::stop`](crate::Payload::stop) and
 /// [`Payload::kill`](crate::Payload::kill) end a paused payload, too.
 ///
-/// The requests of all clients wait for these methods, which must return within a few seconds.
+/// The shim calls these methods and [`Call::call`](crate::Call::call) one at a time, in the order of the
+/// requests. A client waits up to 30 s.
 pub trait Pause {
     /// Freezes the payload. Succeeds if it is frozen.
     ///

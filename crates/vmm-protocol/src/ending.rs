@@ -207,16 +207,23 @@ impl Ending {
 
     /// Truncates the messages to the length that a reader keeps.
     #[must_use]
-    pub fn truncated(mut self) -> Self {
+    pub fn truncated(self) -> Self {
+        self.truncated_to(bounds::MAX_TEXT_BYTES)
+    }
+
+    /// Truncates each text to at most `bytes`, at a character boundary.
+    #[must_use]
+    pub fn truncated_to(mut self, bytes: usize) -> Self {
+        let truncate = |text: &mut String| text.truncate(text.floor_char_boundary(bytes));
         match &mut self {
             Self::Panicked { message, location } => {
-                truncate_text(message);
-                location.iter_mut().for_each(truncate_text);
+                truncate(message);
+                location.iter_mut().for_each(truncate);
             }
             Self::Failed { message, .. } | Self::Helper { name: message, .. } => {
-                truncate_text(message);
+                truncate(message);
             }
-            Self::EndedEarly { exit } => **exit = exit.as_ref().clone().truncated(),
+            Self::EndedEarly { exit } => **exit = exit.as_ref().clone().truncated_to(bytes),
             _ => {}
         }
         self

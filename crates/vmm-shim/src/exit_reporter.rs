@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use vmm_engine::{Payload, descendants};
+use vmm_engine::{Payload, RequestError, descendants};
+use vmm_protocol::frames::RequestErrorKind;
 use vmm_protocol::{BoxDir, ControlGroup, Ending, ExitRecord, Report, panic_message, with_causes};
 
 /// How long [`ExitReporter::kill_and_exit`] waits for [`Payload::kill`] to return.
@@ -114,9 +115,13 @@ impl ExitReporter {
         let _ = self.payload.set(payload);
     }
 
-    /// Returns the payload, once it has been started.
-    pub(crate) fn payload(&self) -> Option<&dyn Payload> {
-        self.payload.get().map(|payload| &**payload)
+    /// Returns the payload, or the error of a request before the payload has been started.
+    pub(crate) fn started_payload(&self) -> Result<&dyn Payload, RequestError> {
+        let payload = self.payload.get().map(|payload| &**payload);
+        payload.ok_or_else(|| RequestError {
+            kind: RequestErrorKind::NotReady,
+            message: "the payload is not started yet; wait until the box is running".to_owned(),
+        })
     }
 
     /// Records in the box directory whether the payload is paused.

@@ -5,6 +5,7 @@
 #[macro_use]
 mod support;
 
+use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -12,15 +13,15 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use serde_json::Value;
 use support::client::Client;
 use support::{Shim, sh, spec};
 use vmm_protocol::frames::{
     ExecSpec, Frame, FrameReader, HostMessage, INITIAL_CREDIT, MAX_BODY, PayloadMessage, Strictness,
 };
-use vmm_protocol::procfs::status_field;
 use vmm_shim::{
-    ControlChannel, Ending, Engine, EngineError, InstanceSpec, Payload, PayloadExit, Report,
-    RequestError,
+    Call, ControlChannel, Ending, Engine, EngineError, FailureKind, InstanceSpec, Payload,
+    PayloadExit, Report, RequestError,
 };
 
 const FLOOD_BYTES: usize = 64 << 20;
@@ -54,6 +55,10 @@ impl Payload for Hostile {
         Some(self)
     }
 
+    fn calls(&self) -> Option<&dyn Call> {
+        Some(self)
+    }
+
     fn stop(&self, _grace: Duration) {}
 
     fn kill(&self) {}
@@ -62,6 +67,15 @@ impl Payload for Hostile {
         loop {
             thread::park();
         }
+    }
+}
+
+impl Call for Hostile {
+    /// Responds once the file `respond` exists.
+    fn call(&self, _: &Value) -> Result<Value, RequestError> {
+        fs::write("called", "").unwrap();
+        support::eventually("the response", || Path::new("respond").exists());
+        Ok(Value::Bool(true))
     }
 }
 
@@ -107,6 +121,7 @@ impl Guest {
             "garbage" => self.send_garbage(stream),
             "flood" => self.flood(stream),
             "repeat" => self.repeat(stream),
+            "explain" => self.explain(stream),
             _ => self.run(stream),
         }
     }
@@ -159,6 +174,13 @@ impl Guest {
         self.send(stream, exited(5));
         self.send(stream, PayloadMessage::Stdout(b"late".to_vec()));
         self.send(stream, exited(6));
+    }
+
+    /// Fails with the longest message that a host reads.
+    fn explain(&mut self, stream: u32) {
+        self.send(stream, started());
+        let ending = Ending::failed(FailureKind::Engine, "\u{1}".repeat(4 << 10));
+        self.send(stream, PayloadMessage::Exited { ending });
     }
 
     fn run(&mut self, stream: u32) {
@@ -221,15 +243,11 @@ fn output_beyond_the_credit_is_dropped_and_takes_no_memory() {
     let (shim, mut client) = start();
     // The hub and its threads have started.
     assert_eq!(client.list(), []);
-    let memory = || -> u64 {
-        let peak = status_field(shim.child.id(), "VmHWM").unwrap().unwrap();
-        peak.trim_end_matches(" kB").trim().parse().unwrap()
-    };
-    let before = memory();
+    let before = shim.peak_memory_kib();
     exec(&mut client, 1, "flood");
     // The client does not read yet.
     assert_serves(&shim);
-    let growth = memory() - before;
+    let growth = shim.peak_memory_kib() - before;
     let (output, dropped, ending) = client.finish(1);
     assert_eq!(ending, Ending::Exited { code: 4 });
     assert!(
@@ -252,9 +270,41 @@ fn messages_on_other_streams_and_after_the_end_are_ignored() {
     assert!(endings.any(|ending| ending == Some(Ending::Exited { code: 5 })));
 }
 
+fn executions_with_long_messages_are_listed() {
+    let (_shim, mut client) = start();
+    for stream in 1..=70 {
+        exec(&mut client, stream, "explain");
+        client.finish(stream);
+    }
+    let listed = client.list();
+    assert!(listed.len() >= 64, "{}", listed.len());
+    for execution in listed {
+        let Some(Ending::Failed { message, .. }) = execution.ending else {
+            panic!("{execution:?}");
+        };
+        assert_eq!(message.len(), 256);
+    }
+}
+
+fn a_request_that_takes_long_delays_no_other_client() {
+    let (shim, mut client) = start();
+    let request = Value::Null;
+    client.send(7, HostMessage::Call { request });
+    support::eventually("the engine has the request", || {
+        shim.path("called").exists()
+    });
+    assert_serves(&shim);
+    assert_eq!(client.list().len(), 1);
+    fs::write(shim.path("respond"), "").unwrap();
+    let result = Value::Bool(true);
+    assert_eq!(client.response(7), PayloadMessage::CallResult { result });
+}
+
 fn main() {
     vmm_shim::Shim::new().engine(Hostile).run_if_shim();
     run![
+        executions_with_long_messages_are_listed,
+        a_request_that_takes_long_delays_no_other_client,
         bytes_that_are_not_frames_are_skipped,
         output_beyond_the_credit_is_dropped_and_takes_no_memory,
         messages_on_other_streams_and_after_the_end_are_ignored,

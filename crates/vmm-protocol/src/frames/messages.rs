@@ -143,6 +143,9 @@ pub enum PayloadMessage {
     Executions {
         /// The executions that run, and those that have ended and are not forgotten.
         executions: Vec<Execution>,
+        /// Whether a frame with more executions follows, because one cannot hold them all.
+        #[serde(default)]
+        more: bool,
     },
     /// The request was carried out.
     Done,

@@ -81,6 +81,12 @@ impl ShimConnection {
         response.unwrap_or(Err(ExecError::Timeout))
     }
 
+    /// Returns the message that follows the response to a request.
+    pub(super) async fn next_response(&mut self) -> Result<PayloadMessage, ExecError> {
+        let response = timeout(REQUEST_TIMEOUT, self.response()).await;
+        response.unwrap_or(Err(ExecError::Timeout))
+    }
+
     async fn exchange(
         &mut self,
         stream: u32,

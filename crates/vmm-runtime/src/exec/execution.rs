@@ -355,8 +355,14 @@ pub(super) fn execution_with_task(
 /// Returns the executions of the box with this directory.
 pub(crate) async fn list(dir: BoxDir) -> Result<Vec<ExecutionInfo>, ExecError> {
     let mut connection = ShimConnection::open(&dir).await?;
-    match connection.request(0, HostMessage::List).await? {
-        PayloadMessage::Executions { executions } => Ok(executions),
-        _ => Err(ExecError::Interrupted),
+    let mut response = connection.request(0, HostMessage::List).await?;
+    let mut all = Vec::new();
+    while let PayloadMessage::Executions { executions, more } = response {
+        all.extend(executions);
+        if !more {
+            return Ok(all);
+        }
+        response = connection.next_response().await?;
     }
+    Err(ExecError::Interrupted)
 }

@@ -98,7 +98,8 @@ impl VmmRuntime {
         .await
     }
 
-    /// Returns the executions of a box: those that run, and the last 64 that have ended.
+    /// Returns the executions of a box: those that run, whose output is being read or waits for a client, and
+    /// the last 64 others.
     ///
     /// # Errors
     ///

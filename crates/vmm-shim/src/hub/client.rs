@@ -10,14 +10,24 @@ use vmm_protocol::frames::{
 #[derive(Debug)]
 pub(super) struct Client {
     connection: Connection<HostMessage, PayloadMessage>,
+    /// Whether frames may have been read that are not handled.
+    has_unhandled: bool,
     /// The executions of its open streams.
-    pub(super) streams: BTreeMap<u32, String>,
+    streams: BTreeMap<u32, String>,
 }
+
+/// How many streams of a client are open at once. Each of its executions has one.
+const MAX_STREAMS: usize = 1024;
+
+/// The error if the client has as many open streams.
+pub(super) const TOO_MANY_STREAMS: &str =
+    "too many streams of the connection are open; use another connection";
 
 impl Client {
     pub(super) fn new(fd: OwnedFd) -> io::Result<Self> {
         Ok(Self {
             connection: Connection::new(fd, Strictness::Strict)?,
+            has_unhandled: false,
             streams: BTreeMap::new(),
         })
     }
@@ -30,12 +40,44 @@ impl Client {
         self.connection.has_pending()
     }
 
+    /// Returns whether frames that were read wait until the client has room for the responses.
+    pub(super) fn has_unhandled(&self) -> bool {
+        self.has_unhandled
+    }
+
     pub(super) fn fill(&mut self) -> io::Result<()> {
+        self.has_unhandled = true;
         self.connection.fill()
     }
 
     pub(super) fn next_frame(&mut self) -> Result<Option<Frame<HostMessage>>, FrameError> {
-        self.connection.next_frame()
+        let frame = self.connection.next_frame();
+        self.has_unhandled = !matches!(frame, Ok(None));
+        frame
+    }
+
+    /// Returns the execution of an open stream.
+    pub(super) fn execution_of(&self, stream: u32) -> Option<&String> {
+        self.streams.get(&stream)
+    }
+
+    /// Opens a stream for an execution. Returns false if too many are open.
+    pub(super) fn open_stream(&mut self, stream: u32, execution: String) -> bool {
+        let has_room = self.streams.len() < MAX_STREAMS || self.streams.contains_key(&stream);
+        if has_room {
+            self.streams.insert(stream, execution);
+        }
+        has_room
+    }
+
+    pub(super) fn close_stream(&mut self, stream: u32) {
+        self.streams.remove(&stream);
+    }
+
+    /// Returns the open streams of an execution.
+    pub(super) fn streams_of(&self, execution: &str) -> Vec<u32> {
+        let streams = self.streams.iter().filter(|(_, of)| *of == execution);
+        streams.map(|(stream, _)| *stream).collect()
     }
 
     /// Writes what the client takes. Returns false once the client has gone.

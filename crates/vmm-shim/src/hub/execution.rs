@@ -14,6 +14,9 @@ use super::relay::PayloadConnection;
 /// How much memory the output of an execution takes while no client reads it, in bytes.
 const KEPT_OUTPUT: usize = 64 << 10;
 
+/// How much of each text in an ending is kept, in bytes.
+const MAX_MESSAGE_BYTES: usize = 256;
+
 /// How long a command that was started without a client waits for one before output is dropped.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -160,6 +163,11 @@ impl Execution {
         self.keeps_until.is_some_and(|until| until > Instant::now())
     }
 
+    /// Returns whether it runs, or its output is being read or waits for a client.
+    pub(super) fn is_active(&self) -> bool {
+        self.ending.is_none() || self.reader.is_some() || self.awaits_reader()
+    }
+
     /// Returns when output is dropped that no client has read, if the command waits for that.
     pub(super) fn drop_deadline(&self) -> Option<Instant> {
         let keeps_until = self.keeps_until?;
@@ -184,13 +192,16 @@ impl Execution {
         self.pid = Some(pid);
     }
 
-    /// Stores how the execution ended. One that has not started is not listed.
-    pub(super) fn set_ending(&mut self, ending: Ending) {
+    /// Stores how the execution ended, and returns what is stored. One that has not started is not
+    /// listed.
+    pub(super) fn set_ending(&mut self, ending: Ending) -> Ending {
+        let ending = ending.truncated_to(MAX_MESSAGE_BYTES);
         if self.pid.is_none() {
             self.is_forgotten = true;
             self.keeps_until = None;
         }
-        self.ending = Some((ending, Instant::now()));
+        self.ending = Some((ending.clone(), Instant::now()));
+        ending
     }
 
     /// Adds output of the command. Drops what exceeds the credit of the stream, which a guest may

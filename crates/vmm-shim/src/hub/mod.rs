@@ -11,6 +11,7 @@
 //! its ending stay here. The hub starts with the first client.
 
 mod client;
+mod engine_requests;
 mod execution;
 mod listener;
 mod output_buffer;

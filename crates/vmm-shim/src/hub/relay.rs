@@ -11,8 +11,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_protocol::frames::{
     Connection, Frame, FrameError, HostMessage, PayloadMessage, RequestErrorKind,
 };
+use vmm_protocol::{Ending, FailureKind};
 
 use super::client::Client;
+use super::execution::Execution;
 use super::listener::ControlSocket;
 use super::table::ExecutionTable;
 use crate::exit_reporter::ExitReporter;
@@ -23,8 +25,8 @@ pub(super) type PayloadConnection = Connection<PayloadMessage, HostMessage>;
 /// How long clients may take to read what is left when the payload has ended.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// How much of a message of the payload is kept.
-const MAX_MESSAGE_CHARS: usize = 256;
+/// How many clients are connected at once. Others wait in the queue of the socket.
+const MAX_CLIENTS: usize = 512;
 
 /// How long the hub accepts no client after the kernel had no descriptor or memory for one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -36,12 +38,15 @@ pub(crate) struct Hub {
     accept_pause_end: Option<Instant>,
     pub(super) reporter: Arc<ExitReporter>,
     pub(super) connection: Option<PayloadConnection>,
+    /// The connection to the thread that carries out requests to the engine.
+    pub(super) engine: Option<PayloadConnection>,
     /// The stream of the next request to the payload.
     pub(super) next_stream: u32,
     pub(super) clients: BTreeMap<u64, Client>,
     next_client: u64,
     pub(super) executions: ExecutionTable,
-    /// Requests to the payload that are not executions, by stream: the client, and its stream.
+    /// Requests to the payload and its engine that are not executions, by stream: the client, and its
+    /// stream.
     pub(super) requests: BTreeMap<u32, (u64, u32)>,
 }
 
@@ -57,6 +62,7 @@ impl Hub {
             accept_pause_end: None,
             reporter,
             connection: None,
+            engine: None,
             next_stream: 1,
             clients: BTreeMap::new(),
             next_client: 0,
@@ -80,6 +86,7 @@ impl Hub {
             self.wait_and_fill(timeout)?;
             self.accept();
             self.receive_from_clients();
+            self.receive_from_engine()?;
             let is_over = self.receive_from_payload();
             self.advance();
             self.flush();
@@ -90,8 +97,14 @@ impl Hub {
     }
 
     /// Returns the time until an execution drops output that no client has read, or until clients
-    /// are accepted again.
+    /// are accepted again. Returns zero if frames that were read can be handled now.
     fn timeout(&mut self) -> PollTimeout {
+        let mut clients = self.clients.values();
+        if self.payload_has_room()
+            && clients.any(|client| client.has_unhandled() && client.has_room())
+        {
+            return PollTimeout::ZERO;
+        }
         let executions = self.executions.all();
         let deadlines = executions.filter_map(|execution| execution.drop_deadline());
         let deadline = deadlines.chain(self.accept_pause_end).min();
@@ -111,14 +124,15 @@ impl Hub {
             events.set(PollFlags::POLLOUT, has_pending);
             events
         };
-        let payload_has_room = self.connection.as_ref().is_none_or(Connection::has_room);
-        let accepts = events(self.accept_pause_end.is_none(), false);
-        let mut fds = vec![PollFd::new(self.socket.as_fd(), accepts)];
+        let payload_has_room = self.payload_has_room();
+        let accepts = self.accept_pause_end.is_none() && self.clients.len() < MAX_CLIENTS;
+        let mut fds = vec![PollFd::new(self.socket.as_fd(), events(accepts, false))];
         fds.extend(self.clients.values().map(|client| {
-            let may_read = payload_has_room && client.has_room();
+            let may_read = payload_has_room && client.has_room() && !client.has_unhandled();
             PollFd::new(client.as_fd(), events(may_read, client.has_pending()))
         }));
-        fds.extend(self.connection.iter().map(|connection| {
+        let connections = self.connection.iter().chain(&self.engine);
+        fds.extend(connections.map(|connection| {
             PollFd::new(connection.as_fd(), events(true, connection.has_pending()))
         }));
         match poll(&mut fds, timeout) {
@@ -140,8 +154,10 @@ impl Hub {
                 gone.push(*id);
             }
         }
-        if let (Some(connection), Some(true)) = (&mut self.connection, is_readable.next()) {
-            connection.fill()?;
+        for connection in self.connection.iter_mut().chain(&mut self.engine) {
+            if is_readable.next() == Some(true) {
+                connection.fill()?;
+            }
         }
         gone.into_iter().for_each(|id| self.disconnect(id));
         Ok(())
@@ -155,7 +171,7 @@ impl Hub {
             return;
         }
         self.accept_pause_end = None;
-        loop {
+        while self.clients.len() < MAX_CLIENTS {
             match self
                 .socket
                 .accept()
@@ -175,10 +191,18 @@ impl Hub {
         }
     }
 
+    fn payload_has_room(&self) -> bool {
+        self.connection.as_ref().is_none_or(Connection::has_room)
+    }
+
+    /// Handles the frames of the clients, each client's until it has no room for another response.
     fn receive_from_clients(&mut self) {
         let ids: Vec<_> = self.clients.keys().copied().collect();
         for id in ids {
-            while let Some(client) = self.clients.get_mut(&id) {
+            while self.payload_has_room()
+                && let Some(client) = self.clients.get_mut(&id)
+                && client.has_room()
+            {
                 match client.next_frame() {
                     Ok(Some(frame)) => self.handle_request(id, frame),
                     Ok(None) => break,
@@ -189,6 +213,19 @@ impl Hub {
                 }
             }
         }
+    }
+
+    /// Handles what the thread for requests to the engine has sent.
+    fn receive_from_engine(&mut self) -> io::Result<()> {
+        while let Some(engine) = &mut self.engine {
+            match engine.next_frame().map_err(io::Error::other)? {
+                Some(frame) => self.handle_response(frame),
+                // The engine has panicked.
+                None if engine.is_hung_up() => return Err(io::ErrorKind::BrokenPipe.into()),
+                None => break,
+            }
+        }
+        Ok(())
     }
 
     /// Handles what the payload has sent. Returns true once it has hung up.
@@ -227,20 +264,17 @@ impl Hub {
                 PayloadMessage::Stdout(data) => return execution.add_output(false, &data),
                 PayloadMessage::Stderr(data) => return execution.add_output(true, &data),
                 PayloadMessage::Credit { bytes } => return execution.grant_input(bytes),
-                PayloadMessage::Exited { ending } => {
-                    execution.set_ending(ending.clone());
-                    PayloadMessage::Exited { ending }
-                }
+                PayloadMessage::Exited { ending } => PayloadMessage::Exited {
+                    ending: execution.set_ending(ending),
+                },
                 PayloadMessage::Error { kind, message } if execution.transfer().is_some() => {
-                    let message = message.chars().take(MAX_MESSAGE_CHARS).collect();
                     return self.refuse_transfer(stream, kind, message);
                 }
                 PayloadMessage::Error { message, .. } => {
-                    let kind = vmm_protocol::FailureKind::Engine;
-                    let message = message.chars().take(MAX_MESSAGE_CHARS).collect::<String>();
-                    let ending = vmm_protocol::Ending::failed(kind, message);
-                    execution.set_ending(ending.clone());
-                    PayloadMessage::Exited { ending }
+                    let ending = Ending::failed(FailureKind::Engine, message);
+                    PayloadMessage::Exited {
+                        ending: execution.set_ending(ending),
+                    }
                 }
                 _ => return,
             };
@@ -250,7 +284,7 @@ impl Hub {
                 && let Some(client) = self.clients.get_mut(&client)
             {
                 if let PayloadMessage::Started { .. } = response {
-                    client.streams.insert(client_stream, id);
+                    client.open_stream(client_stream, id);
                 }
                 client.send(client_stream, response);
             } else if let PayloadMessage::Exited { .. } = response {
@@ -269,11 +303,9 @@ impl Hub {
         let reader = execution.and_then(|execution| execution.reader());
         let reader = reader.map(|reader| (reader.client, reader.stream));
         for (client_id, client) in &mut self.clients {
-            let streams = client.streams.iter().filter(|(_, of)| *of == id);
-            let streams = streams.map(|(stream, _)| *stream);
-            for stream in streams.collect::<Vec<_>>() {
+            for stream in client.streams_of(id) {
                 if reader != Some((*client_id, stream)) {
-                    client.streams.remove(&stream);
+                    client.close_stream(stream);
                     client.send(stream, ending.clone());
                 }
             }
@@ -300,7 +332,7 @@ impl Hub {
             if is_finished {
                 execution.detach();
                 if let (Some(client), Some((_, stream))) = (client, reader) {
-                    client.streams.remove(&stream);
+                    client.close_stream(stream);
                 }
             }
             if execution.is_forgotten()
@@ -323,8 +355,8 @@ impl Hub {
             .filter_map(|(id, client)| (!client.flush()).then_some(*id))
             .collect();
         gone.into_iter().for_each(|id| self.disconnect(id));
-        if let Some(connection) = &mut self.connection {
-            // `receive_from_payload` handles a hang-up.
+        for connection in self.connection.iter_mut().chain(&mut self.engine) {
+            // What receives from the connection handles a hang-up.
             let _ = connection.flush();
         }
     }
@@ -346,18 +378,15 @@ impl Hub {
         for execution in self.executions.all() {
             if execution.ending().is_none() {
                 let message = "the payload has ended";
-                let kind = vmm_protocol::FailureKind::Engine;
-                execution.set_ending(vmm_protocol::Ending::failed(kind, message));
+                execution.set_ending(Ending::failed(FailureKind::Engine, message));
             }
         }
         let deadline = Instant::now() + FLUSH_TIMEOUT;
         loop {
             self.advance();
             self.flush();
-            let is_waiting = self
-                .executions
-                .all()
-                .any(|execution| execution.reader().is_some())
+            let has_reader = |execution: &mut Execution| execution.reader().is_some();
+            let is_waiting = self.executions.all().any(has_reader)
                 || self.clients.values().any(Client::has_pending);
             let left = deadline.saturating_duration_since(Instant::now());
             if !is_waiting || left.is_zero() {

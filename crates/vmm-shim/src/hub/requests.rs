@@ -1,12 +1,19 @@
 use nix::libc::SIGKILL;
-use serde_json::Value;
-use vmm_engine::{Payload, RequestError};
+use vmm_engine::RequestError;
 use vmm_protocol::frames::{
     Connection, ExecSpec, Frame, HostMessage, PayloadMessage, RequestErrorKind, Strictness, VERSION,
 };
 
+use super::client::TOO_MANY_STREAMS;
+use super::engine_requests;
 use super::execution::{Execution, Transfer};
 use super::relay::{Hub, PayloadConnection};
+
+/// How many executions a frame lists. Such a frame is short enough, whatever a guest has sent.
+const LISTED_IN_FRAME: usize = 16;
+
+/// How many requests wait for a response of the payload or its engine at once.
+const MAX_REQUESTS: usize = 256;
 
 /// What clients request.
 impl Hub {
@@ -27,20 +34,28 @@ impl Hub {
                     .executions
                     .all()
                     .filter(|execution| !execution.is_forgotten());
-                let executions = listed.map(|execution| execution.listed()).collect();
-                client.send(stream, PayloadMessage::Executions { executions });
+                let listed: Vec<_> = listed.map(|execution| execution.listed()).collect();
+                let mut chunks = listed.chunks(LISTED_IN_FRAME).peekable();
+                loop {
+                    let executions = chunks.next().unwrap_or_default().to_vec();
+                    let more = chunks.peek().is_some();
+                    client.send(stream, PayloadMessage::Executions { executions, more });
+                    if !more {
+                        break;
+                    }
+                }
             }
             HostMessage::Exec(spec) => self.start_execution(client_id, stream, spec, true),
             HostMessage::Start(spec) => self.start_execution(client_id, stream, spec, false),
             HostMessage::Attach { id, output } => self.attach(client_id, stream, &id, output),
             HostMessage::Forget { id } => self.forget(client_id, stream, &id),
-            HostMessage::Pause => self.set_paused(client_id, stream, true),
-            HostMessage::Resume => self.set_paused(client_id, stream, false),
-            HostMessage::Call { request } => self.call(client_id, stream, &request),
+            HostMessage::Pause | HostMessage::Resume | HostMessage::Call { .. } => {
+                self.pass_on(client_id, stream, message, Self::connect_to_engine)
+            }
             HostMessage::Put(_) => self.start_transfer(client_id, stream, Transfer::Put, message),
             HostMessage::Get(_) => self.start_transfer(client_id, stream, Transfer::Get, message),
             HostMessage::Stats | HostMessage::Shutdown { .. } => {
-                self.pass_on(client_id, stream, message)
+                self.pass_on(client_id, stream, message, Self::connect)
             }
             message => self.handle_in_stream(client_id, stream, message),
         }
@@ -51,7 +66,7 @@ impl Hub {
         let Some(client) = self.clients.get_mut(&client_id) else {
             return;
         };
-        let id = client.streams.get(&stream);
+        let id = client.execution_of(stream);
         let execution = id.and_then(|id| self.executions.get(id));
         let (Some(execution), Some(connection)) = (execution, &mut self.connection) else {
             // The execution has ended meanwhile, or belongs to another version.
@@ -98,19 +113,25 @@ impl Hub {
         if let Some(RequestError { kind, message }) = error {
             return client.send_error(stream, kind, message);
         }
+        if attach && !client.open_stream(stream, spec.id.clone()) {
+            return client.send_error(
+                stream,
+                RequestErrorKind::Failed,
+                TOO_MANY_STREAMS.to_owned(),
+            );
+        }
         let mut execution = Execution::new(&spec, self.next_stream);
+        if let Some(connection) = &mut self.connection
+            && let Err(error) = connection.send(self.next_stream, HostMessage::Exec(spec))
+        {
+            client.close_stream(stream);
+            return client.send_error(stream, RequestErrorKind::Invalid, error.to_string());
+        }
         if attach {
             execution.attach(client_id, stream);
-            client.streams.insert(stream, spec.id.clone());
         } else {
             execution.await_reader();
             self.requests.insert(self.next_stream, (client_id, stream));
-        }
-        if let Some(connection) = &mut self.connection {
-            let sent = connection.send(self.next_stream, HostMessage::Exec(spec));
-            if let Err(error) = sent {
-                return client.send_error(stream, RequestErrorKind::Invalid, error.to_string());
-            }
         }
         self.next_stream += 1;
         self.executions.insert(execution);
@@ -129,13 +150,20 @@ impl Hub {
             let message = format!("another client is attached to execution {id}");
             return client.send_error(stream, RequestErrorKind::InUse, message);
         }
-        client.streams.insert(stream, id.to_owned());
+        if !client.open_stream(stream, id.to_owned()) {
+            return client.send_error(
+                stream,
+                RequestErrorKind::Failed,
+                TOO_MANY_STREAMS.to_owned(),
+            );
+        }
         let pid = execution.pid().unwrap_or(0);
         let input_credit = execution.input_credit();
         client.send(stream, PayloadMessage::Started { pid, input_credit });
         if output {
             execution.attach(client_id, stream);
         } else if let Some(ending) = execution.ending().cloned() {
+            client.close_stream(stream);
             client.send(stream, PayloadMessage::Exited { ending });
         }
     }
@@ -159,55 +187,22 @@ impl Hub {
         client.send(stream, PayloadMessage::Done);
     }
 
-    /// Freezes the payload, or lets it continue.
-    fn set_paused(&mut self, client_id: u64, stream: u32, paused: bool) {
-        let request = if paused { "pause" } else { "resume" };
-        let result = self.payload().and_then(|payload| {
-            let pause = payload.pause();
-            let pause = pause.ok_or_else(|| RequestError::unsupported(request))?;
-            if paused {
-                pause.pause()
-            } else {
-                pause.resume()
-            }
-        });
-        let Some(client) = self.clients.get_mut(&client_id) else {
-            return;
-        };
-        match result {
-            Ok(()) => client.send(stream, PayloadMessage::Done),
-            Err(error) => client.send_error(stream, error.kind, error.message),
-        }
-    }
-
-    /// Carries out a request that only the engine knows.
-    fn call(&mut self, client_id: u64, stream: u32, request: &Value) {
-        let result = self.payload().and_then(|payload| {
-            let calls = payload.calls();
-            calls
-                .ok_or_else(|| RequestError::unsupported("call"))?
-                .call(request)
-        });
-        let Some(client) = self.clients.get_mut(&client_id) else {
-            return;
-        };
-        match result {
-            Ok(result) => client.send(stream, PayloadMessage::CallResult { result }),
-            Err(error) => client.send_error(stream, error.kind, error.message),
-        }
-    }
-
-    fn payload(&self) -> Result<&dyn Payload, RequestError> {
-        self.reporter.payload().ok_or_else(|| RequestError {
-            kind: RequestErrorKind::NotReady,
-            message: "the payload is not started yet; wait until the box is running".to_owned(),
-        })
-    }
-
-    /// Passes a request on to the payload, and its response back.
-    fn pass_on(&mut self, client_id: u64, stream: u32, message: HostMessage) {
+    /// Passes a request on to the payload or its engine, and its response back.
+    fn pass_on(
+        &mut self,
+        client_id: u64,
+        stream: u32,
+        message: HostMessage,
+        connect: fn(&mut Self) -> Result<&mut PayloadConnection, RequestError>,
+    ) {
         let to_payload = self.next_stream;
-        let result = self.connect().and_then(|connection| {
+        let has_room = self.requests.len() < MAX_REQUESTS;
+        let result = connect(self).and_then(|connection| {
+            if !has_room || !connection.has_room() {
+                let message = "too many requests wait for a response; try again later".to_owned();
+                let kind = RequestErrorKind::Failed;
+                return Err(RequestError { kind, message });
+            }
             connection
                 .send(to_payload, message)
                 .map_err(|error| RequestError {
@@ -225,10 +220,13 @@ impl Hub {
         self.next_stream += 1;
     }
 
-    /// Connects to the payload, unless too many executions run.
+    /// Connects to the payload, unless too many executions are active.
     pub(super) fn prepare_execution(&mut self) -> Result<(), RequestError> {
         if !self.executions.has_room() {
-            let message = "too many executions run in the box; wait until one has ended".to_owned();
+            let message =
+                "too many executions of the box run, or wait until their output is read; \
+                           read it, or wait until one has ended"
+                    .to_owned();
             let kind = RequestErrorKind::Failed;
             return Err(RequestError { kind, message });
         }
@@ -240,7 +238,7 @@ impl Hub {
         let connection = match self.connection.take() {
             Some(connection) => connection,
             None => {
-                let channel = self.payload()?.control_channel();
+                let channel = self.reporter.started_payload()?.control_channel();
                 let channel = channel.ok_or_else(|| RequestError::unsupported("exec"))?;
                 Connection::new(channel.open()?, Strictness::Resynchronize).map_err(|error| {
                     RequestError {
@@ -251,6 +249,18 @@ impl Hub {
             }
         };
         Ok(self.connection.insert(connection))
+    }
+
+    /// Returns the connection to the thread for requests to the engine, which starts with the first one.
+    fn connect_to_engine(&mut self) -> Result<&mut PayloadConnection, RequestError> {
+        let connection = match self.engine.take() {
+            Some(connection) => connection,
+            None => engine_requests::connect(&self.reporter).map_err(|error| RequestError {
+                kind: RequestErrorKind::Failed,
+                message: format!("cannot send requests to the engine: {error}"),
+            })?,
+        };
+        Ok(self.engine.insert(connection))
     }
 }
 

@@ -7,8 +7,8 @@ use super::execution::Execution;
 /// How many executions that have ended are kept, for clients that ask later.
 const KEPT_EXECUTIONS: usize = 64;
 
-/// How many executions run at once. With those that are kept, the list fits into a frame.
-const MAX_RUNNING: usize = 256;
+/// How many executions [are active](Execution::is_active) at once.
+const MAX_ACTIVE: usize = 256;
 
 /// The executions of a box, by id and by their stream to the payload.
 #[derive(Debug, Default)]
@@ -61,18 +61,17 @@ impl ExecutionTable {
         self.by_id.values_mut()
     }
 
-    /// Returns whether one more execution may run.
+    /// Returns whether one more execution may be started.
     pub(super) fn has_room(&self) -> bool {
         let executions = self.by_id.values();
-        let running = executions.filter(|execution| execution.ending().is_none());
-        running.count() < MAX_RUNNING
+        let active = executions.filter(|execution| execution.is_active());
+        active.count() < MAX_ACTIVE
     }
 
-    /// Removes the executions that ended first, if too many are kept.
+    /// Removes the executions that were started first, if too many that are not active are kept.
     pub(super) fn trim(&mut self) {
-        let is_kept =
-            |execution: &Execution| execution.ending().is_none() || execution.reader().is_some();
-        let ended = self.ids.values().filter(|id| !is_kept(&self.by_id[*id]));
+        let ids = self.ids.values();
+        let ended = ids.filter(|id| !self.by_id[*id].is_active());
         let ended: Vec<_> = ended.cloned().collect();
         // Streams are numbered in the order of the starts.
         for id in &ended[..ended.len().saturating_sub(KEPT_EXECUTIONS)] {

@@ -2,6 +2,7 @@ use nix::libc::SIGKILL;
 use vmm_engine::RequestError;
 use vmm_protocol::frames::{HostMessage, PayloadMessage, RequestErrorKind};
 
+use super::client::TOO_MANY_STREAMS;
 use super::execution::{Execution, Transfer};
 use super::relay::Hub;
 
@@ -22,14 +23,21 @@ impl Hub {
         if let Err(RequestError { kind, message }) = prepared {
             return client.send_error(stream, kind, message);
         }
+        let mut transfer = Execution::of_transfer(transfer, self.next_stream);
+        if !client.open_stream(stream, transfer.id().to_owned()) {
+            return client.send_error(
+                stream,
+                RequestErrorKind::Failed,
+                TOO_MANY_STREAMS.to_owned(),
+            );
+        }
         if let Some(connection) = &mut self.connection
             && let Err(error) = connection.send(self.next_stream, request)
         {
+            client.close_stream(stream);
             return client.send_error(stream, RequestErrorKind::Invalid, error.to_string());
         }
-        let mut transfer = Execution::of_transfer(transfer, self.next_stream);
         transfer.attach(client_id, stream);
-        client.streams.insert(stream, transfer.id().to_owned());
         self.next_stream += 1;
         self.executions.insert(transfer);
     }
@@ -44,7 +52,7 @@ impl Hub {
             && let Some(client) = self.clients.get_mut(&reader.client)
         {
             client.send(reader.stream, PayloadMessage::Error { kind, message });
-            client.streams.remove(&reader.stream);
+            client.close_stream(reader.stream);
         }
         self.executions.remove(&id);
     }

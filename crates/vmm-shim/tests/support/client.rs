@@ -1,8 +1,12 @@
 //! A client of a shim.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 use vmm_protocol::frames::{
     ExecSpec, Execution, Frame, FrameReader, HostMessage, INITIAL_CREDIT, PayloadMessage,
     RequestErrorKind, Strictness,
@@ -28,9 +32,32 @@ impl Client {
     }
 
     pub fn send(&mut self, stream: u32, message: HostMessage) {
+        self.send_repeated(1, stream, message).unwrap();
+    }
+
+    /// Sends the same message many times at once.
+    pub fn send_repeated(
+        &mut self,
+        count: usize,
+        stream: u32,
+        message: HostMessage,
+    ) -> io::Result<()> {
         let mut wire = Vec::new();
         Frame::new(stream, message).encode(&mut wire).unwrap();
-        self.stream.write_all(&wire).unwrap();
+        self.stream.write_all(&wire.repeat(count))
+    }
+
+    /// Returns another client with the same connection.
+    pub fn try_clone(&self) -> Self {
+        Self {
+            stream: self.stream.try_clone().unwrap(),
+            reader: FrameReader::new(Strictness::Strict),
+        }
+    }
+
+    /// Closes the connection, also for the clones.
+    pub fn shut_down(&self) {
+        self.stream.shutdown(Shutdown::Both).unwrap();
     }
 
     pub fn exec(&mut self, stream: u32, id: &str, script: &str) {
@@ -53,6 +80,14 @@ impl Client {
                 Err(error) => panic!("{error}"),
             }
         }
+    }
+
+    /// Returns whether a message waits to be received.
+    pub fn has_response(&self) -> bool {
+        self.stream.set_nonblocking(true).unwrap();
+        let peeked = recv(self.stream.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK);
+        self.stream.set_nonblocking(false).unwrap();
+        peeked != Err(Errno::EAGAIN)
     }
 
     pub fn receive(&mut self) -> Frame<PayloadMessage> {
@@ -88,9 +123,13 @@ impl Client {
 
     pub fn list(&mut self) -> Vec<Execution> {
         self.send(0, HostMessage::List);
+        let mut all = Vec::new();
         loop {
-            if let PayloadMessage::Executions { executions } = self.receive().message {
-                return executions;
+            if let PayloadMessage::Executions { executions, more } = self.receive().message {
+                all.extend(executions);
+                if !more {
+                    return all;
+                }
             }
         }
     }

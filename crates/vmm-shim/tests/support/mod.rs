@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+use vmm_protocol::procfs::status_field;
 use vmm_shim::{
     ARGV0, Ending, ExitRecord, FILES, FailureKind, InstanceSpec, Invocation, KILL_SIGNAL,
     PayloadSpec, PidRecord, ProcessIdentity, Report,
@@ -169,6 +170,12 @@ impl Shim {
             status.is_some()
         });
         status.unwrap()
+    }
+
+    /// Returns the most memory that the shim has used, in KiB.
+    pub fn peak_memory_kib(&self) -> u64 {
+        let peak = status_field(self.child.id(), "VmHWM").unwrap().unwrap();
+        peak.trim_end_matches(" kB").trim().parse().unwrap()
     }
 
     /// Reads the exit record.
