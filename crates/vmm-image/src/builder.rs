@@ -2,6 +2,8 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use vmm_protocol::remove_tree;
+
 use crate::kernel::Kernel;
 use crate::{BuildError, GuestFiles, initrd, root};
 
@@ -92,7 +94,9 @@ impl ImageBuilder {
         let unpacked = dir.join("rootfs.unpacked");
         root::unpack(&self.root, &unpacked)?;
         root::create(&unpacked, image)?;
-        fs::remove_dir_all(&unpacked).map_err(BuildError::write(&unpacked))
+        // The archive may have directories that their owner cannot write.
+        remove_tree(&unpacked, || false)?;
+        Ok(())
     }
 }
 

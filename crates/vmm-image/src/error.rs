@@ -1,6 +1,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use vmm_protocol::FileError;
+
 /// Why an image could not be built.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -21,6 +23,9 @@ pub enum BuildError {
         /// The error of the system.
         source: io::Error,
     },
+    /// What was unpacked cannot be removed.
+    #[error(transparent)]
+    Remove(#[from] FileError),
     /// A program of the host cannot be started.
     #[error("cannot run {program}; install the package {package}")]
     ToolMissing {

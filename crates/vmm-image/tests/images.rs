@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
+use nix::unistd::{geteuid, setfsuid};
 use vmm_image::{BuildError, GuestFiles, ImageBuilder};
 
 /// A directory with a kernel, modules, an agent and a root file system.
@@ -117,6 +119,83 @@ fn an_archive_keeps_its_owners_for_root_and_loses_its_devices() {
     assert!(!devices.contains("node"), "{devices}");
     let names = fs::read_dir(parts.path("image")).unwrap();
     assert_eq!(names.count(), 3);
+}
+
+#[test]
+fn an_archive_with_a_read_only_directory_is_removed_without_root() {
+    let parts = Parts::new();
+    let bin = parts.path("root/bin");
+    fs::set_permissions(&bin, Permissions::from_mode(0o555)).unwrap();
+    let is_root = geteuid().is_root();
+    let user = if is_root { 65534 } else { geteuid().as_raw() };
+    let status = Command::new("tar")
+        .arg("--create")
+        .arg(format!("--owner={user}"))
+        .arg("--file")
+        .arg(parts.path("root.tar"))
+        .arg("--directory")
+        .arg(parts.path("root"))
+        .arg(".")
+        .status();
+    assert!(status.unwrap().success());
+    fs::create_dir(parts.path("image")).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            if is_root {
+                for dir in [parts.path(""), parts.path("image")] {
+                    chown(&dir, Some(user), None).unwrap();
+                }
+                // Only this thread then lacks the privileges of root over files, capabilities(7).
+                setfsuid(user.into());
+            }
+            let files = parts.build("root.tar").unwrap();
+            assert!(inspect(&files.root(), "stat /bin").contains("Mode:  0555"));
+        });
+    });
+    let names = fs::read_dir(parts.path("image")).unwrap();
+    assert_eq!(names.count(), 3);
+    fs::set_permissions(&bin, Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn an_image_of_a_container_becomes_a_root_file_system() {
+    let parts = Parts::new();
+    let layout = parts.path("layout");
+    let tagged = format!("{}:latest", layout.display());
+    for args in [
+        vec!["init", "--layout", layout.to_str().unwrap()],
+        vec!["new", "--image", &tagged],
+        vec![
+            "insert",
+            "--image",
+            &tagged,
+            parts.path("root").to_str().unwrap(),
+            "/",
+        ],
+        vec![
+            "unpack",
+            "--rootless",
+            "--image",
+            &tagged,
+            parts.path("bundle").to_str().unwrap(),
+        ],
+    ] {
+        let Ok(output) = Command::new("umoci").args(&args).output() else {
+            let is_ci = std::env::var_os("CI").is_some();
+            assert!(!is_ci, "this test needs umoci");
+            return eprintln!("SKIPPED: this test needs umoci");
+        };
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args:?}: {error}");
+    }
+    for (wrong, remedy) in [("layout", "umoci unpack"), ("bundle", "rootfs")] {
+        let error = parts.build(wrong).unwrap_err().to_string();
+        assert!(error.contains(remedy), "{error}");
+    }
+    let files = parts.build("bundle/rootfs").unwrap();
+    assert_eq!(inspect(&files.root(), "cat /bin/tool"), "tool");
+    let tool = inspect(&files.root(), "stat /bin/tool");
+    assert!(tool.contains("Mode:  04751"), "{tool}");
 }
 
 #[test]

@@ -68,6 +68,7 @@ mod pid_record;
 pub mod pidfd;
 pub mod pod;
 pub mod procfs;
+mod remove_tree;
 mod report;
 mod runtime_process;
 pub mod stop_signal;
@@ -92,6 +93,7 @@ pub use invocation::{ARGV0, Invocation, can_be_shim, declare_shim_program};
 pub use json_line::{read_line, to_line};
 pub use payload_spec::{PayloadSpec, PayloadSpecError, Ready};
 pub use pid_record::{PidLookup, PidRecord};
+pub use remove_tree::{RemovalProgress, remove_tree};
 pub use report::{KILL_SIGNAL, Report};
 pub use runtime_process::{RuntimeExited, RuntimeProcess};
 

@@ -10,7 +10,10 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use ulid::{Generator, Ulid};
-use vmm_protocol::{FileError, HostPolicy, is_resource_exhaustion, panic_message, with_causes};
+use vmm_protocol::{
+    FileError, HostPolicy, RemovalProgress, is_resource_exhaustion, panic_message, remove_tree,
+    with_causes,
+};
 
 use crate::boxes::{BoxUids, Boxes, MicroBox};
 use crate::driver::Driver;
@@ -21,7 +24,6 @@ use crate::pause_watcher::PauseWatcher;
 use crate::process::{
     CleanupTarget, OrphanCleaner, ZombieCounter, keep_reaping, process_wide_reaper,
 };
-use crate::remove_tree::{Progress, remove_tree};
 use crate::restart::DueBoxes;
 use crate::shim::WarmShims;
 use crate::{
@@ -235,7 +237,7 @@ impl Core {
                 };
                 let progress = core.driver.removal.run(part).await;
                 match progress.and_then(|progress| Ok(progress?)) {
-                    Ok(Progress::Stopped) if !core.closing.is_cancelled() => {}
+                    Ok(RemovalProgress::Stopped) if !core.closing.is_cancelled() => {}
                     Ok(_) => return,
                     Err(RuntimeError::File(error))
                         if is_resource_exhaustion(&error.source)

@@ -94,7 +94,6 @@ mod options;
 mod pause_watcher;
 mod process;
 mod queries;
-mod remove_tree;
 mod restart;
 mod runtime;
 mod serde_millis;

@@ -8,11 +8,10 @@ use jiff::Timestamp;
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat, renameat_with, syncfs};
 use rustix::io::Errno;
 use ulid::Ulid;
-use vmm_protocol::{FileError, write_file};
+use vmm_protocol::{FileError, remove_tree, write_file};
 
 use super::table::{parse, read_file};
 use super::{Image, ImageError, ImageInfo};
-use crate::remove_tree::remove_tree;
 
 /// The images that were built on this host: a directory with a subdirectory `NAME` for each.
 ///

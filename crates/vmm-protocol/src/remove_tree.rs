@@ -12,11 +12,13 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use rustix::path::Arg;
-use vmm_protocol::FileError;
 
-/// The progress of a removal.
+use crate::FileError;
+
+/// The progress of [`remove_tree`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Progress {
+pub enum RemovalProgress {
+    /// Nothing is left.
     Removed,
     /// `stop` returned true. The next call continues.
     Stopped,
@@ -38,10 +40,10 @@ const MAX_ATTEMPTS: u32 = 3;
 ///
 /// Returns a [`FileError`] that names the first entry that cannot be removed. The other entries are
 /// removed.
-pub(crate) fn remove_tree(path: &Path, stop: impl Fn() -> bool) -> Result<Progress, FileError> {
+pub fn remove_tree(path: &Path, stop: impl Fn() -> bool) -> Result<RemovalProgress, FileError> {
     let to_error = |errno: Errno| FileError::new("remove", path, errno.into());
     let Entry::Filled = unlink(CWD, path).map_err(to_error)? else {
-        return Ok(Progress::Removed);
+        return Ok(RemovalProgress::Removed);
     };
     let root = open_dir(CWD, path).and_then(Dir::new).map_err(to_error)?;
     let mut tree = Tree {
@@ -57,13 +59,13 @@ pub(crate) fn remove_tree(path: &Path, stop: impl Fn() -> bool) -> Result<Progre
         tree.failure = None;
         tree.empty().map_err(to_error)?;
         if (tree.stop)() {
-            return Ok(Progress::Stopped);
+            return Ok(RemovalProgress::Stopped);
         }
         if let Some(failure) = tree.failure.take() {
             return Err(failure);
         }
         if let Entry::Gone = unlink(CWD, path).map_err(to_error)? {
-            return Ok(Progress::Removed);
+            return Ok(RemovalProgress::Removed);
         }
     }
     Err(to_error(Errno::NOTEMPTY))

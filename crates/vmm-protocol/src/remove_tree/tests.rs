@@ -21,7 +21,7 @@ fn tree() -> (TempDir, PathBuf) {
 }
 
 fn assert_removed(dir: &TempDir, path: &Path) {
-    assert_eq!(remove_tree(path, never).unwrap(), Progress::Removed);
+    assert_eq!(remove_tree(path, never).unwrap(), RemovalProgress::Removed);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
@@ -111,8 +111,8 @@ fn the_next_call_continues_a_stopped_removal() {
         let entries = std::cell::Cell::new(0);
         let stop = || entries.replace(entries.get() + 1) >= 30;
         match remove_tree(&path, stop).unwrap() {
-            Progress::Stopped => {}
-            Progress::Removed => break,
+            RemovalProgress::Stopped => {}
+            RemovalProgress::Removed => break,
         }
     }
     assert!(calls > 1);
@@ -135,7 +135,7 @@ fn a_removal_in_slices_moves_each_directory_up_once() {
         calls += 1;
         let checks = std::cell::Cell::new(0);
         let stop = || checks.replace(checks.get() + 1) >= CHECKS;
-        if remove_tree(&path, stop).unwrap() == Progress::Removed {
+        if remove_tree(&path, stop).unwrap() == RemovalProgress::Removed {
             break;
         }
     }
