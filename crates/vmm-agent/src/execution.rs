@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, write};
 use pidfd_spawn::{Child, Command, Stdio};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::ioctl_fionread;
 use vmm_protocol::frames::{ExecSpec, INITIAL_CREDIT, PayloadMessage, TerminalSize, Window};
 use vmm_protocol::{Ending, FailureKind};
 
@@ -19,8 +20,8 @@ use crate::children::{Children, NotSpawned};
 use crate::terminal;
 use crate::{HostConnection, send};
 
-/// How many bytes a pipe holds, pipe(7). A terminal holds less.
-const PIPE_CAPACITY: usize = 64 << 10;
+/// More than the kernel keeps of what is written to a terminal, in bytes.
+const TERMINAL_CAPACITY: usize = 64 << 10;
 
 /// How many bytes are read from an output at once.
 const READ_SIZE: usize = 16 << 10;
@@ -49,9 +50,9 @@ pub(crate) struct Execution {
 struct Output {
     /// `None` once all of it has been read.
     fd: Option<OwnedFd>,
-    /// How much may be read after the end of the command: another process may hold the other end for
-    /// longer, and write to it.
-    left_after_end: usize,
+    /// After the end of the command, how much of it is left to read: another process may hold the other
+    /// end for longer, and write to it.
+    left_after_end: Option<usize>,
     message: fn(Vec<u8>) -> PayloadMessage,
 }
 
@@ -64,6 +65,8 @@ impl Execution {
         children: &Children,
     ) -> Result<Self, Ending> {
         command.setsid(true);
+        // The pipe of both outputs.
+        let mut merged = None;
         let master = if let Some(size) = spec.terminal {
             let (master, slave) = terminal::open(size).map_err(terminal_error)?;
             let second = || slave.try_clone();
@@ -77,10 +80,16 @@ impl Execution {
             } else {
                 Stdio::null()
             };
-            command
-                .stdin(stdin)
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped());
+            command.stdin(stdin);
+            if spec.merge_output {
+                let (reader, writer) = io::pipe().map_err(pipe_error)?;
+                let (reader, writer) = (OwnedFd::from(reader), OwnedFd::from(writer));
+                command.stdout(writer.try_clone().map_err(pipe_error)?);
+                command.stderr(writer);
+                merged = Some(reader);
+            } else {
+                command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            }
             None
         };
         let spawned = children.spawn(&mut command);
@@ -95,7 +104,7 @@ impl Execution {
             Some(master) => (master.try_clone().ok(), master.try_clone().ok()),
             None => (
                 child.stdin.take().map(OwnedFd::from),
-                child.stdout.take().map(OwnedFd::from),
+                merged.or_else(|| child.stdout.take().map(OwnedFd::from)),
             ),
         };
         let stderr = child.stderr.take().map(OwnedFd::from);
@@ -186,6 +195,9 @@ impl Execution {
     /// Stores how the command ended.
     pub(crate) fn set_status(&mut self, status: ExitStatus, backend: &impl Backend) {
         self.stdin = None;
+        for output in &mut self.outputs {
+            output.end(self.is_terminal);
+        }
         self.ending = Some(match status.signal() {
             Some(SIGKILL) if !self.is_killed && backend.has_run_out_of_memory(self.pid()) => {
                 Ending::OutOfMemory
@@ -222,7 +234,7 @@ impl Execution {
             if self.window.bytes() == 0 || !connection.has_room() {
                 break;
             }
-            if let Some(message) = output.read(&mut self.window, self.ending.is_some()) {
+            if let Some(message) = output.read(&mut self.window) {
                 send(connection, stream, message);
                 has_sent = true;
             }
@@ -278,26 +290,55 @@ fn terminal_error(error: io::Error) -> Ending {
     Ending::failed(FailureKind::Engine, message)
 }
 
+fn pipe_error(error: io::Error) -> Ending {
+    let message = format!("cannot create a pipe: {error}");
+    Ending::failed(FailureKind::Engine, message)
+}
+
 impl Output {
     fn new(fd: Option<OwnedFd>, message: fn(Vec<u8>) -> PayloadMessage) -> Self {
         Self {
             fd,
-            left_after_end: PIPE_CAPACITY,
+            left_after_end: None,
             message,
+        }
+    }
+
+    /// Handles the end of the command, which has written all of its output.
+    fn end(&mut self, is_terminal: bool) {
+        let left = self.fd.as_ref().map_or(0, |fd| {
+            if is_terminal {
+                // The kernel does not count what it has not processed yet.
+                return TERMINAL_CAPACITY;
+            }
+            // Also of a pipe that the command has enlarged, fcntl(2).
+            let pending = ioctl_fionread(fd).unwrap_or_default();
+            usize::try_from(pending).unwrap_or(usize::MAX)
+        });
+        self.left_after_end = Some(left);
+        self.close_if_read();
+    }
+
+    /// Closes the output if all that the command has written is read.
+    fn close_if_read(&mut self) {
+        if self.left_after_end == Some(0) {
+            self.fd = None;
         }
     }
 
     /// Reads what the window allows. Closes the output at its end, or, after the end of the command,
     /// when no output of it is left.
-    fn read(&mut self, window: &mut Window, has_ended: bool) -> Option<PayloadMessage> {
+    fn read(&mut self, window: &mut Window) -> Option<PayloadMessage> {
         let fd = self.fd.as_ref()?;
+        let size = READ_SIZE.min(window.bytes());
+        let size = self.left_after_end.map_or(size, |left| size.min(left));
         // Not cleared: most reads find little or nothing.
-        let mut buffer = Box::<[u8]>::new_uninit_slice(READ_SIZE.min(window.bytes()));
+        let mut buffer = Box::<[u8]>::new_uninit_slice(size);
         let data = loop {
             match rustix::io::read(fd, &mut *buffer) {
                 Ok((data, _)) if !data.is_empty() => break data,
                 Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) if !has_ended => return None,
+                Err(rustix::io::Errno::AGAIN) if self.left_after_end.is_none() => return None,
                 // The end: of a terminal, EIO.
                 _ => {
                     self.fd = None;
@@ -305,13 +346,12 @@ impl Output {
                 }
             }
         };
-        if has_ended {
-            self.left_after_end = self.left_after_end.saturating_sub(data.len());
-            if self.left_after_end == 0 {
-                self.fd = None;
-            }
-        }
         let count = window.take(data.len());
-        Some((self.message)(data[..count].to_vec()))
+        let message = (self.message)(data[..count].to_vec());
+        if let Some(left) = &mut self.left_after_end {
+            *left = left.saturating_sub(count);
+        }
+        self.close_if_read();
+        Some(message)
     }
 }

@@ -5,9 +5,11 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::Host;
+use common::guest::eventually;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vmm_protocol::frames::{
@@ -36,6 +38,44 @@ fn output_and_error_output_arrive_apart_and_before_the_end() {
     assert_eq!(outcome.stdout, b"out\n");
     assert_eq!(outcome.stderr, b"err\n");
     assert_eq!(*outcome.ending(), Ending::Exited { code: 42 });
+}
+
+#[test]
+fn merged_output_arrives_in_its_order() {
+    let mut host = Host::new();
+    let script = "for i in $(seq 200); do echo out $i; echo err $i >&2; done";
+    let mut spec = ExecSpec::new("exec-1", ["sh", "-c", script]);
+    spec.merge_output = true;
+    host.send(1, HostMessage::Exec(spec));
+    let outcome = host.finish(1);
+    let expected: String = (1..=200).map(|i| format!("out {i}\nerr {i}\n")).collect();
+    assert_eq!(outcome.text(), expected);
+    assert_eq!(outcome.stderr, b"");
+}
+
+#[test]
+fn all_that_a_command_has_written_to_an_enlarged_pipe_arrives_after_its_end() {
+    const SIZE: usize = 1 << 20;
+    let mut host = Host::new();
+    let script = format!(
+        "import fcntl, os; fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, {SIZE}); os.write(1, bytes({SIZE}))"
+    );
+    host.exec(1, &["python3", "-c", &script]);
+    let mut received = 0;
+    let mut pid = 0;
+    while received < INITIAL_CREDIT as usize {
+        match host.receive().message {
+            PayloadMessage::Started { pid: child, .. } => pid = child,
+            PayloadMessage::Stdout(data) => received += data.len(),
+            message => panic!("{message:?}"),
+        }
+    }
+    // The rest is in the pipe.
+    eventually(|| (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()));
+    host.grant(1, SIZE);
+    let outcome = host.finish(1);
+    assert_eq!(*outcome.ending(), Ending::Exited { code: 0 });
+    assert_eq!(received + outcome.stdout.len(), SIZE);
 }
 
 #[test]

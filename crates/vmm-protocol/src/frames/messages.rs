@@ -192,6 +192,9 @@ pub struct ExecSpec {
     pub terminal: Option<TerminalSize>,
     /// Whether the command gets a stdin; `/dev/null` by default.
     pub stdin: bool,
+    /// Whether stdout and stderr are one pipe, which keeps their order and arrives as stdout; two pipes by
+    /// default. A terminal is always one stream.
+    pub merge_output: bool,
     /// After how many milliseconds the command is killed; never by default.
     pub timeout_millis: Option<u64>,
 }
@@ -219,6 +222,7 @@ impl fmt::Debug for ExecSpec {
             .field("user", &self.user)
             .field("terminal", &self.terminal)
             .field("stdin", &self.stdin)
+            .field("merge_output", &self.merge_output)
             .field("timeout_millis", &self.timeout_millis)
             .finish_non_exhaustive()
     }

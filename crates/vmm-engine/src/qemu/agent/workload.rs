@@ -63,6 +63,8 @@ impl Workload {
     ) -> Result<(), EngineError> {
         let mut exec = ExecSpec::new("workload", self.command.iter().cloned());
         exec.stdin = self.input.is_some();
+        // As a command on the host has the console log for both.
+        exec.merge_output = true;
         environment.apply(&mut exec);
         let sent = port.send(WORKLOAD_STREAM, HostMessage::Exec(exec));
         sent.map_err(|error| EngineError::Spec(format!("command and env of a guest: {error}")))
