@@ -27,7 +27,8 @@ mod users;
 
 use std::io;
 use std::os::fd::AsFd;
-use std::process::ExitCode;
+use std::panic;
+use std::process::{self, ExitCode};
 use std::sync::Arc;
 
 use vmm_agent::Children;
@@ -37,6 +38,9 @@ use backend::{GuestBackend, Shutdown};
 use error::AgentError;
 use init::Init;
 
+/// The exit code of every Rust program that panics.
+const PANIC_CODE: i32 = 101;
+
 fn main() -> ExitCode {
     if let Some(code) = transfer::run_if_requested() {
         return code;
@@ -45,6 +49,7 @@ fn main() -> ExitCode {
     if args.next().is_some_and(|command| command == "container") {
         return container::main(args);
     }
+    exit_on_panic();
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -53,6 +58,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Ends the agent when one of its threads panics: the others alone do not serve a guest. The kernel of the guest
+/// then panics, which its host reports.
+fn exit_on_panic() {
+    let print = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        print(info);
+        process::exit(PANIC_CODE);
+    }));
 }
 
 fn run() -> Result<(), AgentError> {
@@ -87,4 +102,33 @@ fn run() -> Result<(), AgentError> {
         init::power_off();
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::env;
+    use std::process::Command;
+    use std::thread;
+
+    use super::*;
+
+    /// Set in a process of this test that stands for the agent.
+    const IS_AGENT: &str = "VMM_AGENT_TEST_PANIC";
+
+    #[test]
+    fn a_panic_of_any_thread_ends_the_agent() {
+        if env::var_os(IS_AGENT).is_some() {
+            exit_on_panic();
+            let server = thread::spawn(|| panic!("the server"));
+            server.join().unwrap_err();
+            return;
+        }
+        let mut agent = Command::new(env::current_exe().unwrap());
+        agent.args(["--exact", "tests::a_panic_of_any_thread_ends_the_agent"]);
+        let output = agent.args(["--nocapture"]).env(IS_AGENT, "").output();
+        let output = output.unwrap();
+        assert_eq!(output.status.code(), Some(PANIC_CODE), "{output:?}");
+        let messages = String::from_utf8_lossy(&output.stderr);
+        assert!(messages.contains("the server"), "{messages}");
+    }
 }
