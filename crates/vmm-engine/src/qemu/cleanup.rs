@@ -16,7 +16,11 @@ const TEMPORARY_PREFIX: &[u8] = b".tmp";
 pub(super) fn remove_files(dir: &Path) -> Result<(), EngineError> {
     let remove = || -> rustix::io::Result<()> {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let dir = openat(CWD, dir, flags, Mode::empty())?;
+        let dir = match openat(CWD, dir, flags, Mode::empty()) {
+            // The box is removed.
+            Err(Errno::NOENT) => return Ok(()),
+            opened => opened?,
+        };
         accept_missing(unlinkat(&dir, shares::SOCKET, AtFlags::empty()))?;
         let overlays = match openat(&dir, files::OVERLAYS, flags, Mode::empty()) {
             Err(Errno::NOENT) => return Ok(()),
@@ -51,6 +55,7 @@ mod tests {
     fn only_the_temporary_files_of_a_run_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         remove_files(dir.path()).unwrap();
+        remove_files(&dir.path().join("removed")).unwrap();
         let path = |name: &str| dir.path().join(name);
         fs::create_dir(path("overlays")).unwrap();
         let left = ["virtiofsd.sock", "overlays/.tmpaB3xyz"];

@@ -228,8 +228,8 @@ impl Engine for Qemu {
 
     fn cleanup(&self, payload: &PayloadSpec, dir: &Path) -> Result<(), EngineError> {
         cleanup::remove_files(dir)?;
-        match QemuOptions::of(payload)?.network {
-            Some(network) => network::clean_up(&network.namespace),
+        match Network::namespace_of(payload) {
+            Some(namespace) => network::clean_up(namespace),
             None => Ok(()),
         }
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use vmm_network::{Namespace, NetworkError};
 use vmm_protocol::network::{Dns, GuestNetwork, MacAddress};
-use vmm_protocol::with_causes;
+use vmm_protocol::{PayloadSpec, with_causes};
 
 use crate::EngineError;
 
@@ -48,6 +48,12 @@ impl Network {
             hostname: None,
             dns: None,
         }
+    }
+
+    /// Returns the namespace of the guest of a payload. Another version may have checked the other options.
+    pub(super) fn namespace_of(payload: &PayloadSpec) -> Option<&Path> {
+        let network = payload.options.get("network")?;
+        network.get("namespace")?.as_str().map(Path::new)
     }
 
     /// Checks the network of a guest, which has an agent or not.
@@ -168,6 +174,20 @@ mod tests {
         });
         let error = network.check(true).unwrap_err();
         assert!(error.contains("dns"), "{error}");
+    }
+
+    #[test]
+    fn the_namespace_of_a_payload_with_options_of_another_version_is_found() {
+        let mut options = crate::QemuOptions::new("/vmlinuz");
+        options.network = Some(Network::new("/run/netns/pod"));
+        options.agent = true;
+        let mut payload = options.to_payload();
+        payload.options.insert("renamed".to_owned(), true.into());
+        crate::QemuOptions::of(&payload).unwrap_err();
+        let namespace = Network::namespace_of(&payload);
+        assert_eq!(namespace, Some(Path::new("/run/netns/pod")));
+        payload.options.remove("network");
+        assert_eq!(Network::namespace_of(&payload), None);
     }
 
     #[test]
