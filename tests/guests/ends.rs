@@ -58,7 +58,10 @@ async fn a_guest_whose_kernel_panics_has_failed() {
         (BoxStatus::Failed, Some(1))
     );
     let error = ended.error.unwrap();
-    assert_eq!(error, "the kernel of the guest panicked");
+    assert!(
+        error.starts_with("the kernel of the guest panicked"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -134,7 +137,8 @@ async fn a_guest_that_ignores_its_power_button_is_stopped_within_the_grace_perio
     let runtime = open_runtime(&home).await;
     let spec = spec(&files.guest(SLEEP)).stop_grace(Duration::from_secs(3600));
     let bx = start_up(&runtime, spec).await;
-    let grace = Duration::from_secs(12);
+    // QEMU has a quarter of it for SIGTERM, also on a loaded machine.
+    let grace = Duration::from_secs(30);
     let ended = runtime.stop_within(&bx.id, grace).await.unwrap();
     // SIGTERM, which lets QEMU write its disks, and not SIGKILL at the end of the period.
     assert_eq!((ended.status, ended.signal), (BoxStatus::Stopped, Some(15)));

@@ -84,12 +84,15 @@ async fn memory_beyond_that_of_the_host_fails_the_start() {
     let runtime = open_runtime(&home).await;
     let spec = spec(&files.guest("true")).memory_mib(1 << 20);
     let bx = runtime.create(spec).await.unwrap();
-    runtime.start(&bx.id).await.unwrap_err();
+    let error = with_causes(&runtime.start(&bx.id).await.unwrap_err());
     let failed = runtime.info(&bx.id).await.unwrap();
     let exit = Box::new(Ending::Exited { code: 1 });
     assert_eq!(failed.ending, Some(Ending::EndedEarly { exit }));
-    let output = failed.last_output.unwrap();
-    assert!(output.contains("Cannot allocate memory"), "{output}");
+    // QEMU has printed it.
+    for text in [error, failed.error.unwrap(), failed.last_output.unwrap()] {
+        assert!(text.contains("Cannot allocate memory"), "{text}");
+    }
+    assert_eq!((failed.pid, failed.payload_pid), (None, None));
 }
 
 #[tokio::test]
@@ -108,8 +111,35 @@ async fn a_corrupt_initrd_is_a_failure_whose_cause_is_in_the_console() {
     let event = GuestEvent::Reset;
     assert_eq!(ended.ending, Some(Ending::Guest { event }), "{ended:?}");
     assert_eq!(ended.status, BoxStatus::Failed);
+    let error = ended.error.as_ref().unwrap();
+    assert!(error.contains("see console.log"), "{error}");
     let console = console(&ended);
     assert!(console.contains("Kernel panic"), "{console}");
+}
+
+#[tokio::test]
+async fn a_corrupt_initrd_of_a_guest_with_an_agent_fails_the_start_with_the_panic() {
+    let Some(files) = GuestFiles::find() else {
+        return;
+    };
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let mut guest = files.guest_with_agent();
+    // The first half of an archive.
+    let initrd = fs::read(guest.initrd.unwrap()).unwrap();
+    let corrupt = files.path("corrupt");
+    fs::write(&corrupt, &initrd[..initrd.len() / 2]).unwrap();
+    guest.initrd = Some(corrupt);
+    let bx = runtime.create(spec(&guest)).await.unwrap();
+    let error = with_causes(&runtime.start(&bx.id).await.unwrap_err());
+    let failed = runtime.info(&bx.id).await.unwrap();
+    let event = GuestEvent::Reset;
+    let exit = Box::new(Ending::Guest { event });
+    assert_eq!(failed.ending, Some(Ending::EndedEarly { exit }));
+    for text in [error, failed.error.unwrap(), failed.last_output.unwrap()] {
+        assert!(text.contains("Kernel panic"), "{text}");
+    }
+    assert_eq!((failed.pid, failed.payload_pid), (None, None));
 }
 
 #[tokio::test]

@@ -21,6 +21,9 @@ pub(crate) fn ending_of_status(status: ExitStatus) -> Option<Ending> {
     }
 }
 
+/// Where the kernel of a guest has printed the cause.
+const SEE_CONSOLE: &str = "see console.log in the box directory";
+
 /// Describes an ending for a person.
 pub(crate) fn describe_ending(ending: Option<&Ending>) -> String {
     match ending {
@@ -33,8 +36,8 @@ pub(crate) fn describe_ending(ending: Option<&Ending>) -> String {
         Some(Ending::OutOfMemory) => "killed because it exceeded its memory limit".to_owned(),
         Some(Ending::Guest { event }) => match event {
             GuestEvent::PoweredOff => "the guest powered off".to_owned(),
-            GuestEvent::Reset => "the guest reset its machine".to_owned(),
-            GuestEvent::Panicked => "the kernel of the guest panicked".to_owned(),
+            GuestEvent::Reset => format!("the guest reset its machine; {SEE_CONSOLE}"),
+            GuestEvent::Panicked => format!("the kernel of the guest panicked; {SEE_CONSOLE}"),
             other => format!("the guest ended its machine: {other:?}"),
         },
         Some(Ending::Helper { name, exit }) => format!(
