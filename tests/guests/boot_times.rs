@@ -30,5 +30,7 @@ async fn the_metrics_have_the_phases_of_the_boot_of_a_guest() {
     let of_box = bx.boot_times.unwrap();
     let kernel = std::time::Duration::from_millis(of_box.kernel_ms);
     assert_eq!(boots.kernel.sum, kernel, "{of_box:?}");
+    let start = u128::from(bx.start_ms.unwrap());
+    assert_eq!(start, metrics.box_starts.sum.as_millis());
     runtime.remove(&bx.id, Removal::Force).await.unwrap();
 }

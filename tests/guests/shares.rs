@@ -8,7 +8,9 @@ use nix::unistd::geteuid;
 use tempfile::TempDir;
 use vmm_protocol::procfs;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxInfo, BoxStatus, Ending, ExecSpec, Removal, VmmRuntime, with_causes};
+use vmm_runtime::{
+    BoxInfo, BoxStatus, Ending, ExecSpec, HelperCounts, Removal, VmmRuntime, with_causes,
+};
 use vmm_shim::{QemuOptions, Share};
 
 use crate::common::{is_gone, is_zombie, kill};
@@ -122,7 +124,7 @@ async fn a_killed_virtiofsd_ends_the_guest_and_is_the_cause() {
     let (guest, _dir) = sharing(&files);
     let bx = start(&runtime, &guest).await;
     let server = virtiofsd(&bx);
-    assert_eq!(runtime.count_boxes().await.helpers, 1);
+    assert_eq!(runtime.count_boxes().await.helpers.running, 1);
     assert_eq!(runtime.metrics().await.helper_failures_total, 0);
     kill(server, Signal::SIGKILL);
     let ended = runtime.wait(&bx.id).await.unwrap();
@@ -131,7 +133,7 @@ async fn a_killed_virtiofsd_ends_the_guest_and_is_the_cause() {
         exit: Box::new(Ending::Signaled { signal: 9 }),
     };
     assert_eq!(ended.ending, Some(expected));
-    assert_eq!(runtime.count_boxes().await.helpers, 0);
+    assert_eq!(runtime.count_boxes().await.helpers.running, 0);
     assert_eq!(runtime.metrics().await.helper_failures_total, 1);
     assert_eq!(ended.status, BoxStatus::Failed);
     let error = ended.error.unwrap();
@@ -158,9 +160,12 @@ async fn the_next_runtime_counts_the_helper_processes_of_a_detached_guest() {
     runtime.start(&id).await.unwrap();
     drop(runtime);
     let runtime = open_runtime(&home).await;
-    assert_eq!(runtime.count_boxes().await.helpers, 1);
+    assert_eq!(runtime.count_boxes().await.helpers.running, 1);
+    runtime.pause(&id).await.unwrap();
+    let helpers = runtime.count_boxes().await.helpers;
+    assert_eq!((helpers.running, helpers.paused), (0, 1));
     runtime.remove(&id, Removal::Force).await.unwrap();
-    assert_eq!(runtime.count_boxes().await.helpers, 0);
+    assert_eq!(runtime.count_boxes().await.helpers, HelperCounts::default());
 }
 
 #[tokio::test]

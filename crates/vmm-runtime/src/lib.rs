@@ -104,7 +104,9 @@ mod sys;
 pub mod testing;
 mod workers;
 
-pub use boxes::{BoxCounts, BoxId, BoxInfo, BoxSpec, BoxStatus, InvalidBoxId, ListOptions};
+pub use boxes::{
+    BoxCounts, BoxId, BoxInfo, BoxSpec, BoxStatus, HelperCounts, InvalidBoxId, ListOptions,
+};
 pub use console::{ConsoleError, ConsoleQuery, ConsoleReader, ConsoleStream};
 pub use error::RuntimeError;
 pub use event::{BoxChange, BoxEvent, Events};

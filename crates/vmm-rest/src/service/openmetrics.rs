@@ -12,7 +12,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
-use vmm_runtime::{DurationHistogram, RuntimeMetrics, VmmRuntime};
+use vmm_runtime::{DurationHistogram, HelperCounts, RuntimeMetrics, VmmRuntime};
 
 use crate::wire::{BoxChange, BoxStatus};
 
@@ -23,7 +23,7 @@ pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 pub(crate) struct MetricsSnapshot {
     runtime: RuntimeMetrics,
     by_status: [(&'static str, u64); 7],
-    helpers: u64,
+    helpers: HelperCounts,
     accept_failures: u64,
 }
 
@@ -55,6 +55,16 @@ impl MetricsSnapshot {
             boxes.get_or_create(&vec![("status", *status)]).set(*count);
         }
         registry.register("boxes", "Boxes by their status", boxes);
+        let helpers = Family::<Vec<(&str, &str)>, Gauge<u64, AtomicU64>>::default();
+        for (state, count) in [
+            (BoxStatus::Running.name(), self.helpers.running),
+            (BoxStatus::Stopping.name(), self.helpers.stopping),
+            (BoxStatus::Paused.name(), self.helpers.paused),
+        ] {
+            helpers.get_or_create(&vec![("state", state)]).set(count);
+        }
+        let help = "Helper processes by the status of their boxes";
+        registry.register("helper_processes", help, helpers);
         registry.register_collector(Box::new(self));
         let mut text = String::new();
         text::encode(&mut text, &registry)?;
@@ -159,11 +169,6 @@ impl Collector for MetricsSnapshot {
                 "boxes_running",
                 "Boxes that are running now.",
                 runtime.num_running_boxes,
-            ),
-            (
-                "helper_processes_running",
-                "Helper processes of the boxes that are running now.",
-                self.helpers,
             ),
             (
                 "executions_running",

@@ -4,7 +4,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 #[cfg(feature = "server")]
-use vmm_runtime::{BootTimes, BoxStats, ExecutionMetrics, GuestStats, RuntimeMetrics};
+use vmm_runtime::{BootTimes, BoxInfo, BoxStats, ExecutionMetrics, GuestStats, RuntimeMetrics};
 
 /// The resource usage of a box. A server omits the values that it cannot determine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -72,6 +72,8 @@ impl From<GuestStats> for GuestMetrics {
 #[serde(default)]
 #[non_exhaustive]
 pub struct BootTiming {
+    /// From the request to start the box until it was ready.
+    pub total_create_ms: Option<u64>,
     /// From the spawn of the VMM until the agent was ready: the sum of the others.
     pub guest_boot_ms: Option<u64>,
     /// From the spawn of the VMM until the kernel ran.
@@ -83,8 +85,8 @@ pub struct BootTiming {
 }
 
 #[cfg(feature = "server")]
-impl From<BootTimes> for BootTiming {
-    fn from(times: BootTimes) -> Self {
+impl BootTiming {
+    fn new(total_create_ms: Option<u64>, times: BootTimes) -> Self {
         let BootTimes {
             vmm_ms,
             kernel_ms,
@@ -92,6 +94,7 @@ impl From<BootTimes> for BootTiming {
         } = times;
         let sum = vmm_ms.saturating_add(kernel_ms).saturating_add(agent_ms);
         Self {
+            total_create_ms,
             guest_boot_ms: Some(sum),
             vmm_ms: Some(vmm_ms),
             kernel_ms: Some(kernel_ms),
@@ -101,10 +104,11 @@ impl From<BootTimes> for BootTiming {
 }
 
 #[cfg(feature = "server")]
-impl From<(BoxStats, ExecutionMetrics, Option<BootTimes>)> for BoxMetricsResponse {
-    fn from(
-        (stats, executions, boot_times): (BoxStats, ExecutionMetrics, Option<BootTimes>),
-    ) -> Self {
+impl BoxMetricsResponse {
+    pub(crate) fn new(stats: BoxStats, executions: ExecutionMetrics, info: &BoxInfo) -> Self {
+        let boot_timing = info
+            .boot_times
+            .map(|times| BootTiming::new(info.start_ms, times));
         let usage = stats.usage;
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Self {
@@ -116,7 +120,7 @@ impl From<(BoxStats, ExecutionMetrics, Option<BootTimes>)> for BoxMetricsRespons
             cpu_time_ms: usage.cpu_time.map(millis),
             memory_bytes: usage.memory_bytes,
             guest: stats.guest.map(GuestMetrics::from),
-            boot_timing: boot_times.map(BootTiming::from),
+            boot_timing,
         }
     }
 }
@@ -246,12 +250,8 @@ mod tests {
             kernel_ms: 400,
             agent_ms: 20,
         };
-        let metrics = BoxMetricsResponse::from((
-            BoxStats::default(),
-            ExecutionMetrics::default(),
-            Some(times),
-        ));
-        let timing = metrics.boot_timing.unwrap();
+        let timing = BootTiming::new(Some(600), times);
+        assert_eq!(timing.total_create_ms, Some(600));
         assert_eq!(
             (timing.guest_boot_ms, timing.kernel_ms),
             (Some(500), Some(400))

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -37,6 +38,9 @@ pub struct BoxInfo {
     /// How long the guest took to boot, while the box is running, if this runtime started it and its
     /// guest has an agent.
     pub boot_times: Option<BootTimes>,
+    /// How long the start took until the payload was ready, in milliseconds, while the box is running,
+    /// if this runtime started it.
+    pub start_ms: Option<u64>,
     /// The user of the VMM of a guest, if the box has one of its own.
     pub uid: Option<u32>,
     /// The confinement rules that are not applied to the payload while the box is running; `None` if
@@ -109,10 +113,12 @@ impl State {
     /// Adds the box to the counts.
     pub(super) fn count(&self, counts: &mut BoxCounts) {
         let shown = self.shown();
-        counts.add(self.status_of(shown), self.is_stopping(shown));
-        if let Shown::Running(shim) = shown {
-            counts.helpers += u64::from(shim.helpers());
-        }
+        let helpers = match shown {
+            Shown::Running(shim) => shim.helpers(),
+            _ => 0,
+        };
+        let (status, stopping) = (self.status_of(shown), self.is_stopping(shown));
+        counts.add(status, stopping, helpers.into());
     }
 
     /// An end shows when it is reported.
@@ -163,10 +169,11 @@ impl State {
             spec,
             ..
         } = &self.record;
-        let boot_times = match shown {
-            Shown::Running(shim) => shim.boot_times(),
-            _ => None,
+        let (boot_times, start_duration) = match shown {
+            Shown::Running(shim) => (shim.boot_times(), shim.start_duration()),
+            _ => (None, None),
         };
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let (pid, payload_pid, last) = match shown {
             Shown::Starting(shim) => (shim.map(ShimHandle::id), None, None),
             Shown::Running(shim) => (Some(shim.pid()), shim.payload_pid(), None),
@@ -188,6 +195,7 @@ impl State {
             pid,
             payload_pid,
             boot_times,
+            start_ms: start_duration.map(millis),
             uid: self.record.uid,
             unapplied_rules,
             exit_code: ending.map(Ending::shell_code),

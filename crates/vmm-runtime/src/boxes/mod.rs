@@ -25,5 +25,5 @@ pub(crate) use micro_box::MicroBox;
 pub(crate) use outcome::Outcome;
 pub(crate) use record::BoxRecord;
 pub use spec::BoxSpec;
-pub use status::{BoxCounts, BoxStatus};
+pub use status::{BoxCounts, BoxStatus, HelperCounts};
 pub(crate) use uids::BoxUids;

@@ -38,13 +38,30 @@ pub struct BoxCounts {
     pub stopped: u64,
     /// The boxes that are [`Failed`](BoxStatus::Failed).
     pub failed: u64,
-    /// The helper processes of the boxes that are running, stopping or paused.
-    pub helpers: u64,
+    /// The helper processes of boxes.
+    pub helpers: HelperCounts,
+}
+
+/// The number of helper processes, by the status of their boxes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HelperCounts {
+    /// Those of boxes that are [`Running`](BoxStatus::Running), without those that are stopping.
+    pub running: u64,
+    /// Those of boxes that are [about to end](crate::BoxInfo::stopping).
+    pub stopping: u64,
+    /// Those of boxes that are [`Paused`](BoxStatus::Paused).
+    pub paused: u64,
 }
 
 impl BoxCounts {
-    /// Counts one box.
-    pub(super) fn add(&mut self, status: BoxStatus, stopping: bool) {
+    /// Counts one box and its helper processes.
+    pub(super) fn add(&mut self, status: BoxStatus, stopping: bool, helpers: u64) {
+        match status {
+            BoxStatus::Running if stopping => self.helpers.stopping += helpers,
+            BoxStatus::Paused => self.helpers.paused += helpers,
+            _ => self.helpers.running += helpers,
+        }
         let count = match status {
             BoxStatus::Configured => &mut self.configured,
             BoxStatus::Starting => &mut self.starting,

@@ -80,9 +80,10 @@ async fn launch(
             bx.set_spawned(shim);
         })
         .await?;
-    let shim = Arc::new(shim);
+    let duration = begun.elapsed();
+    let shim = Arc::new(shim.with_start_duration(duration));
     if bx.mark_started(&shim) {
-        core.events.box_started(begun.elapsed(), shim.boot_times());
+        core.events.box_started(duration, shim.boot_times());
         Ok(shim)
     } else {
         // Whether it ends or is stuck, it no longer belongs to the box.

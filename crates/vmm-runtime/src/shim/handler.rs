@@ -19,6 +19,7 @@ pub struct ShimHandler {
     handle: ShimHandle,
     payload_pid: Option<u32>,
     boot: Option<BootTimes>,
+    start_duration: Option<Duration>,
     helpers: u32,
     unapplied_rules: Option<Vec<UnappliedRule>>,
     keepalive: Mutex<Option<Keepalive>>,
@@ -42,6 +43,7 @@ impl ShimHandler {
             handle,
             payload_pid,
             boot,
+            start_duration: None,
             helpers,
             unapplied_rules: Some(unapplied_rules),
             keepalive: Mutex::new(keepalive),
@@ -86,6 +88,7 @@ impl ShimHandler {
                 handle,
                 payload_pid: None,
                 boot: None,
+                start_duration: None,
                 helpers: 0,
                 unapplied_rules: None,
                 keepalive: Mutex::new(None),
@@ -99,6 +102,13 @@ impl ShimHandler {
     pub(crate) fn with_payload(mut self, pid: Option<u32>, helpers: u32) -> Self {
         self.payload_pid = pid;
         self.helpers = helpers;
+        self
+    }
+
+    /// Sets how long the start took.
+    #[must_use]
+    pub(crate) fn with_start_duration(mut self, duration: Duration) -> Self {
+        self.start_duration = Some(duration);
         self
     }
 
@@ -126,6 +136,11 @@ impl ShimHandler {
     /// and only if the guest has an agent.
     pub fn boot_times(&self) -> Option<BootTimes> {
         self.boot
+    }
+
+    /// Returns how long the start took. Only the runtime that has started the box knows it.
+    pub(crate) fn start_duration(&self) -> Option<Duration> {
+        self.start_duration
     }
 
     /// Returns the confinement rules that are not applied to the payload. Only the runtime that has

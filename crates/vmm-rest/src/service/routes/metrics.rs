@@ -43,8 +43,8 @@ pub(super) async fn of_box(
         // The box does not run, or its guest does not respond.
         _ => api.runtime.usage(&id).await?.into(),
     };
-    let boot_times = api.runtime.info(&id).await?.boot_times;
-    Ok(Json((stats, executions, boot_times).into()))
+    let info = api.runtime.info(&id).await?;
+    Ok(Json(BoxMetricsResponse::new(stats, executions, &info)))
 }
 
 /// Returns the metrics of the VMM runtime as OpenMetrics text, for Prometheus.
