@@ -1,15 +1,17 @@
 use futures::StreamExt;
 use ratatui::style::Stylize;
 use ratatui::text::Line;
-use vmm_rest::wire::{ExecutionInfo, ExecutionStatus};
+use vmm_rest::wire::{ExecutionInfo, ExecutionStatus, GuestMetrics};
 use vmm_rest::{Client, ClientError};
 
-use crate::output::{format_age, plain};
+use crate::output::{format_age, format_memory, plain};
 
-/// The executions of a box, and the end of its output.
+/// What a guest uses, the executions of a box, and the end of its output.
 #[derive(Clone, Debug)]
 pub(super) struct Details {
     pub(super) box_id: String,
+    /// `None` without an agent.
+    guest: Option<GuestMetrics>,
     executions: Vec<ExecutionInfo>,
     output: Vec<String>,
 }
@@ -24,6 +26,7 @@ impl Details {
     /// Requests the details of a box from the daemon.
     pub(super) async fn request(client: &Client, box_id: &str) -> Result<Self, ClientError> {
         let executions = client.executions(box_id).await?;
+        let guest = client.box_metrics(box_id).await?.guest;
         let mut chunks = client.logs(box_id, false, Some(OUTPUT_LINES)).await?;
         let mut output = Vec::new();
         while let Some(chunk) = chunks.next().await {
@@ -34,15 +37,18 @@ impl Details {
         let output = String::from_utf8_lossy(&output);
         Ok(Self {
             box_id: box_id.to_owned(),
+            guest,
             executions,
             output: output.lines().map(plain).collect(),
         })
     }
 
-    /// Returns the newest executions, and below them the last lines of output, in `height` lines.
+    /// Returns what the guest uses, the newest executions, and below them the last lines of output, in
+    /// `height` lines.
     pub(super) fn lines(&self, height: usize) -> Vec<Line<'static>> {
+        let mut lines: Vec<_> = self.guest.iter().map(describe_guest).collect();
         let executions = self.executions.iter().rev().take(height / 3);
-        let mut lines = vec![heading("EXECUTIONS", self.executions.len())];
+        lines.push(heading("EXECUTIONS", self.executions.len()));
         lines.extend(executions.map(|execution| Line::from(describe(execution))));
         lines.push(Line::from("OUTPUT".bold()));
         let left = height.saturating_sub(lines.len());
@@ -54,6 +60,19 @@ impl Details {
 
 fn heading(title: &'static str, count: usize) -> Line<'static> {
     Line::from(vec![title.bold(), format!(" {count}").into()])
+}
+
+fn describe_guest(guest: &GuestMetrics) -> Line<'static> {
+    let total = guest.memory_total_bytes;
+    let used = total.saturating_sub(guest.memory_available_bytes);
+    let text = format!(
+        " memory {} of {}, load {:.2}, {} processes",
+        format_memory(used),
+        format_memory(total),
+        guest.load_average,
+        guest.processes
+    );
+    Line::from(vec!["GUEST".bold(), text.into()])
 }
 
 fn describe(execution: &ExecutionInfo) -> String {

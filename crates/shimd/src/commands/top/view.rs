@@ -13,7 +13,7 @@ use vmm_rest::wire::{BoxResponse, BoxStatus, RuntimeMetricsResponse};
 use super::column::Column;
 use super::snapshot::{Shown, Snapshot};
 use crate::failure::Failure;
-use crate::output::{format_age, plain, wants_colours};
+use crate::output::{format_age, format_memory, plain, wants_colours};
 
 /// The content of the screen.
 #[derive(Debug)]
@@ -323,7 +323,8 @@ impl View {
             }
             Column::Memory => {
                 let bytes = load(bx).memory_bytes;
-                bytes.map(format_memory).unwrap_or_default().into()
+                let text = bytes.map(|bytes| format!("{:>6}", format_memory(bytes)));
+                text.unwrap_or_default().into()
             }
             Column::Age => format_age(bx.created_at).into(),
             Column::Remark => match (&bx.error, bx.exit_code) {
@@ -374,16 +375,4 @@ impl View {
             Severity::Good => text,
         }
     }
-}
-
-/// Formats a number of bytes in at most 6 characters, right-aligned.
-fn format_memory(bytes: u64) -> String {
-    const MIB: f64 = 1048576.0;
-    let mib = bytes as f64 / MIB;
-    let text = if mib < 1000.0 {
-        format!("{mib:.1}M")
-    } else {
-        format!("{:.1}G", mib / 1024.0)
-    };
-    format!("{text:>6}")
 }
