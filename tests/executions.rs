@@ -5,10 +5,10 @@ mod common;
 use std::time::Instant;
 
 use common::boxes::{open_runtime, script, sleeping, start_box};
+use common::slow_reader::assert_memory_is_flat;
 use common::{DEADLINE, eventually, is_gone, kill, pause};
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use vmm_protocol::procfs::Stat;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
     Ending, ExecError, ExecSpec, FailureKind, Removal, RequestErrorKind, RuntimeError,
@@ -90,46 +90,12 @@ async fn the_last_signal_is_sent_although_the_execution_is_dropped() {
     runtime.remove(&id, Removal::Force).await.unwrap();
 }
 
-/// How much memory buffers and the tests that run beside this one may take.
-const MAX_GROWTH_KIB: u64 = 16 << 10;
-
 #[tokio::test]
 async fn much_output_and_a_slow_reader_do_not_grow_memory() {
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;
     let bx = start_box(&runtime, sleeping()).await;
-    let total = common::stream_bytes();
-    let resident_kib = || {
-        let of = |pid| Stat::of(pid).unwrap().unwrap().rss_pages * 4;
-        of(std::process::id()) + of(bx.pid.unwrap())
-    };
-    let before = resident_kib();
-    let spec = shell(&format!("head -c {total} /dev/zero"));
-    let mut execution = runtime.exec(&bx.id, spec).await.unwrap();
-    let mut stdout = execution.stdout.take().unwrap();
-    let mut buffer = vec![0; 64 << 10];
-    let (mut received, mut peak) = (0, 0);
-    loop {
-        // At first so slow that all of it could arrive meanwhile.
-        let size = if received < 100 << 10 {
-            1 << 10
-        } else {
-            64 << 10
-        };
-        let length = stdout.read(&mut buffer[..size]).await.unwrap();
-        if length == 0 {
-            break;
-        }
-        received += length as u64;
-        if size == 1 << 10 || received % (1 << 20) < length as u64 {
-            pause().await;
-            peak = peak.max(resident_kib());
-        }
-    }
-    assert_eq!(received, total);
-    let growth = peak.saturating_sub(before);
-    assert!(growth < MAX_GROWTH_KIB, "{growth} KiB");
-    assert_eq!(execution.wait().await.unwrap(), Ending::Exited { code: 0 });
+    assert_memory_is_flat(&runtime, &bx).await;
     runtime.remove(&bx.id, Removal::Force).await.unwrap();
 }
 

@@ -7,6 +7,7 @@ pub mod frozen_process;
 pub mod log_counter;
 pub mod own_process;
 pub mod recycled_pid;
+pub mod slow_reader;
 pub mod work;
 
 use std::io;

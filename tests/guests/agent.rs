@@ -8,11 +8,12 @@ use vmm_protocol::BoxDir;
 use vmm_protocol::frames::{Frame, FrameReader, HostMessage, PayloadMessage, Strictness};
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
-    BoxStatus, Ending, ExecSpec, GuestEvent, Removal, RequestErrorKind, TerminalSize, VmmRuntime,
+    BoxStatus, Ending, ExecError, ExecSpec, Execution, GuestEvent, Removal, RequestErrorKind,
+    RuntimeError, TerminalSize, VmmRuntime,
 };
 
 use crate::common::boxes::wait_for_info;
-use crate::common::pause;
+use crate::common::{DEADLINE, pause};
 use crate::guest::{GuestFiles, open_runtime, spec};
 
 fn shell(script: &str) -> ExecSpec {
@@ -172,5 +173,60 @@ async fn a_command_in_a_detached_guest_outlives_the_runtime() {
     let output = execution.output().await.unwrap();
     assert_eq!(output.stdout, b"got a line\n");
     assert_eq!(output.ending, Ending::Exited { code: 0 });
+    runtime.remove(&id, Removal::Force).await.unwrap();
+}
+
+/// Attaches as soon as the shim has noticed that the previous client is gone.
+async fn attach(runtime: &VmmRuntime, id: &str, execution: &str) -> Execution {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        match runtime.attach(id, execution).await {
+            Err(RuntimeError::Exec {
+                source:
+                    ExecError::Refused {
+                        kind: RequestErrorKind::InUse,
+                        ..
+                    },
+                ..
+            }) => assert!(Instant::now() < deadline, "{execution} is in use"),
+            attached => return attached.unwrap(),
+        }
+        pause().await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_disconnects_attaches_again_and_gets_the_output_of_meanwhile() {
+    let Some(files) = GuestFiles::find() else {
+        return;
+    };
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let id = boot(&runtime, &files).await;
+    let mut command = shell(
+        "read line; echo got $line
+         until [ -e /go ]; do sleep 0.01; done; echo meanwhile; touch /written
+         read line; echo got $line; exit 3",
+    );
+    command.stdin = true;
+    let mut execution = runtime.exec(&id, command).await.unwrap();
+    let execution_id = execution.id().to_owned();
+    let stdin = execution.stdin.as_mut().unwrap();
+    stdin.write_all(b"one\n").await.unwrap();
+    let mut line = [0; 8];
+    let stdout = execution.stdout.as_mut().unwrap();
+    stdout.read_exact(&mut line).await.unwrap();
+    assert_eq!(&line, b"got one\n");
+    drop(execution);
+
+    let wait = shell("touch /go; until [ -e /written ]; do sleep 0.01; done");
+    let other = runtime.exec(&id, wait).await.unwrap();
+    assert_eq!(other.wait().await.unwrap(), Ending::Exited { code: 0 });
+    let mut execution = attach(&runtime, &id, &execution_id).await;
+    let stdin = execution.stdin.as_mut().unwrap();
+    stdin.write_all(b"two\n").await.unwrap();
+    let output = execution.output().await.unwrap();
+    assert_eq!(output.stdout, b"meanwhile\ngot two\n");
+    assert_eq!(output.ending, Ending::Exited { code: 3 });
     runtime.remove(&id, Removal::Force).await.unwrap();
 }

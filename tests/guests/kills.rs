@@ -274,50 +274,68 @@ async fn check_kill(
         (status, Some(&ending)),
         "{case}"
     );
-    let Processes { shim, qemu, .. } = processes;
+    let Processes {
+        shim,
+        qemu,
+        virtiofsd,
+    } = processes;
     eventually("the shim is reaped", || is_gone(shim)).await;
-    // If the shim was killed, QEMU is a child of init, which reaps it.
-    assert!(is_gone(qemu) || is_zombie(qemu), "{case}");
+    // If the shim was killed, they are children of init, which reaps them.
+    for pid in [Some(qemu), virtiofsd].into_iter().flatten() {
+        assert!(is_gone(pid) || is_zombie(pid), "{case}");
+    }
     runtime.remove(&id, Removal::Force).await.unwrap();
     assert!(!ended.dir.exists(), "{case}");
 }
 
 #[tokio::test]
-async fn a_killed_virtiofsd_ends_its_box_in_every_state_and_leaves_nothing() {
-    let (Some(files), Some(agent_files)) = (shares::find_files(), shares::find_files()) else {
+async fn a_guest_with_a_share_ends_with_its_virtiofsd_in_every_state_and_leaves_nothing() {
+    let find = shares::find_files;
+    let (Some(files), Some(agent_files), Some(silent_files)) = (find(), find(), find()) else {
         return;
     };
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;
     let dir = tempfile::tempdir().unwrap();
-    let mut runs = files.guest("sleep 1000");
-    runs.shares.push(Share::new("data", dir.path()));
-    // An agent that does not become ready.
-    let mut boots = agent_files.guest("sleep 1000");
-    boots.agent = true;
-    boots.shares.clone_from(&runs.shares);
-    let killed = Ending::Helper {
-        name: "virtiofsd of the share data".to_owned(),
-        exit: Box::new(Ending::Signaled { signal: 9 }),
+    let sharing = |mut guest: QemuOptions| {
+        guest.shares.push(Share::new("data", dir.path()));
+        guest
     };
-    for (state, guest, ending) in [
-        (State::Starting, &boots, Ending::ended_early(killed.clone())),
-        (State::Running, &runs, killed.clone()),
-        // The guest ignores the stop.
-        (State::Stopping, &runs, killed.clone()),
-    ] {
-        let spec = spec(guest).stop_grace(Duration::from_secs(600));
-        let id = runtime.create(spec).await.unwrap().id;
-        let processes = kill_in(&runtime, id.as_str(), state, Victim::Virtiofsd).await;
-        let ended = runtime.wait(&id).await.unwrap();
-        let case = format!("killed while {state:?}: {ended:?}");
-        assert_eq!(ended.ending, Some(ending), "{case}");
-        // Also while it stops: the guest may not have written its data.
-        assert_eq!(ended.status, BoxStatus::Failed, "{case}");
-        let virtiofsd = processes.virtiofsd.unwrap();
-        let pids = [processes.shim, processes.qemu, virtiofsd];
-        assert!(pids.into_iter().all(is_gone), "{case}");
-        runtime.remove(&id, Removal::Force).await.unwrap();
-        assert!(!ended.dir.exists(), "{case}");
-    }
+    let without_agent = sharing(files.guest("sleep 1000"));
+    let mut never_ready = sharing(silent_files.guest("sleep 1000"));
+    never_ready.agent = true;
+    let with_agent = sharing(agent_files.guest_with_agent());
+    let helper = Ending::Helper {
+        name: "virtiofsd of the share data".to_owned(),
+        exit: Box::new(KILLED),
+    };
+    let cases = [
+        (State::Starting, Victim::Virtiofsd),
+        (State::Running, Victim::Virtiofsd),
+        (State::Executing, Victim::Virtiofsd),
+        (State::Paused, Victim::Virtiofsd),
+        // The guest ignores the stop, and may not have written its data.
+        (State::Stopping, Victim::Virtiofsd),
+        (State::Starting, Victim::Qemu),
+        (State::Running, Victim::Qemu),
+        (State::Paused, Victim::Qemu),
+    ];
+    let check = |(state, victim)| {
+        let guest = match state {
+            State::Starting => &never_ready,
+            State::Executing => &with_agent,
+            _ => &without_agent,
+        };
+        let ending = match victim {
+            Victim::Virtiofsd => helper.clone(),
+            _ => KILLED,
+        };
+        let case = (state, victim);
+        check_kill(&runtime, spec(guest), case, BoxStatus::Failed, ending).boxed_local()
+    };
+    let checks = stream::iter(cases).map(check);
+    checks
+        .buffer_unordered(GUESTS_AT_ONCE)
+        .collect::<()>()
+        .await;
 }

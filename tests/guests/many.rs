@@ -8,6 +8,8 @@ use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxStatus, Ending, ExecSpec, GuestEvent, Removal, RestartPolicy, VmmRuntime};
 
 use crate::common::boxes::wait_for_info;
+use crate::common::own_process::{block_on, in_own_process};
+use crate::common::slow_reader::assert_memory_is_flat;
 use crate::guest::{GuestFiles, open_runtime, run, spec};
 
 const GUESTS: usize = 10;
@@ -80,4 +82,26 @@ async fn many_short_commands_in_one_guest_end_with_their_own_codes() {
     let expected: Vec<_> = codes.map(|code| Ending::Exited { code }).collect();
     assert_eq!(endings, expected);
     runtime.remove(&id, Removal::Force).await.unwrap();
+}
+
+#[test]
+fn much_output_of_a_guest_and_a_slow_reader_do_not_grow_memory() {
+    let test = "many::much_output_of_a_guest_and_a_slow_reader_do_not_grow_memory";
+    // In a process of its own, which has only the memory of this test.
+    let run = || {
+        block_on(async {
+            let Some(files) = GuestFiles::find() else {
+                return;
+            };
+            let home = PerTestBoxHome::new();
+            let runtime = open_runtime(&home).await;
+            let bx = runtime.create(spec(&files.guest_with_agent())).await;
+            let bx = runtime.start(&bx.unwrap().id).await.unwrap();
+            assert_memory_is_flat(&runtime, &bx).await;
+            runtime.remove(&bx.id, Removal::Force).await.unwrap();
+        });
+    };
+    if let Some(output) = in_own_process(test, run) {
+        eprint!("{}", String::from_utf8_lossy(&output.stderr));
+    }
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
 use vmm_image::{GuestFiles, ImageBuilder};
 
@@ -25,8 +26,13 @@ pub(crate) fn find_files() -> Option<PathBuf> {
     None
 }
 
-/// Builds the agent as a static program, as an image has it.
+/// Builds the agent as a static program, as an image has it: once in a process.
 pub(crate) fn static_agent() -> PathBuf {
+    static AGENT: LazyLock<PathBuf> = LazyLock::new(build_static_agent);
+    AGENT.clone()
+}
+
+fn build_static_agent() -> PathBuf {
     let target = "x86_64-unknown-linux-gnu";
     let flags = "-C target-feature=+crt-static -C relocation-model=static";
     // That of the test or benchmark.
@@ -61,8 +67,8 @@ pub(crate) fn build_image(files: &Path, dir: &Path) -> GuestFiles {
     }
     fs::copy(files.join("busybox"), root.join("bin/busybox")).unwrap();
     for applet in [
-        "sh", "echo", "cat", "clear", "stty", "id", "sleep", "tail", "kill", "touch", "stat", "ls",
-        "sync",
+        "sh", "echo", "cat", "clear", "dd", "stty", "id", "sleep", "tail", "kill", "touch", "stat",
+        "ls", "sync",
     ] {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
