@@ -14,7 +14,8 @@ const USAGE: &str = "usage: guest KERNEL INITRD ROOT COMMAND...
   KERNEL  a Linux kernel, such as /boot/vmlinuz
   INITRD  an initial RAM file system whose init is vmm-agent
   ROOT    an image of the root file system
-Needs qemu-system-x86_64. crates/vmm-agent/README.md shows how to make the files.";
+Needs qemu-system-x86_64. `shimd image build` makes the files kernel, initrd and rootfs, in images/NAME of the home of
+shimd; README.md shows how.";
 
 /// Without KVM, a boot takes seconds.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
