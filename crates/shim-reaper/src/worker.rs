@@ -95,7 +95,7 @@ impl Worker {
 
     /// Does what the worker does for this shim, in case the worker does not run.
     pub(crate) fn check_blocking(&self, shim: &Arc<Shim<OwnedFd>>) {
-        if shim.state().pidfd.is_none() {
+        if !shim.state().is_watched {
             self.shared().directory.lock().request_check(shim);
         }
         self.core.reap_ready_blocking();
