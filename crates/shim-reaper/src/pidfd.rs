@@ -140,8 +140,7 @@ impl Pidfd {
     /// # }
     /// ```
     pub fn is_reaped(&self) -> bool {
-        let probe = sys::pidfd_send_signal(self.fd.as_fd(), None);
-        probe.is_err_and(|error| error.raw_os_error() == Some(Errno::ESRCH as i32))
+        sys::pidfd_is_reaped(self.fd.as_fd())
     }
 
     /// Returns the wait status, if the kernel reports it: from `/proc` while the process is a

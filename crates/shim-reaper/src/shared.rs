@@ -34,7 +34,7 @@ pub(crate) struct Shared<K: ProcessTable> {
     /// Whether every spawned child opens its own pidfd, not only after a foreign wait.
     pub(crate) early_pidfd: bool,
     shortage_logged: AtomicBool,
-    /// Whether it is logged that the kernel has no pidfds.
+    /// Whether it is logged that pidfds cannot be opened.
     pidfd_failure_logged: AtomicBool,
     /// Cancelled by the embedder to stop every shim and then shut down.
     pub(crate) stop_request: Option<StopRequest>,
@@ -118,7 +118,7 @@ impl<K: ProcessTable> Shared<K> {
     pub(crate) fn log_deferred(&self) {
         if let Some(error) = self.kernel.pidfd_failure() {
             if !self.pidfd_failure_logged.swap(true, Ordering::Relaxed) {
-                tracing::warn!(%error, "pidfds are unavailable; only interval sweeps check the shims");
+                tracing::warn!(%error, "a pidfd cannot be opened; only interval sweeps check the shims without one");
             }
         }
         self.counters.metrics.log_panics();

@@ -45,6 +45,12 @@ pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Option<Signal>) -
     __private::pidfd_send_signal(pidfd, signal.map_or(0, Signal::as_raw), 0)
 }
 
+/// Returns whether the process has been reaped. A process that may not be signalled has not.
+pub(crate) fn pidfd_is_reaped(pidfd: BorrowedFd<'_>) -> bool {
+    let sent = pidfd_send_signal(pidfd, None);
+    sent.is_err_and(|error| error.raw_os_error() == Some(libc::ESRCH))
+}
+
 /// Sends a signal to every process in the process group that the process leads or has led:
 /// `PIDFD_SIGNAL_PROCESS_GROUP`, Linux 6.9. With `None` it only checks that there is one. Fails with
 /// `EINVAL` on older kernels.
@@ -80,6 +86,17 @@ pub(crate) fn kill_group(pgid: u32, signal: Option<Signal>) -> io::Result<()> {
 pub(crate) fn pidfd_has_exited(pidfd: BorrowedFd<'_>) -> bool {
     let mut polled = [PollFd::new(pidfd, PollFlags::POLLIN)];
     poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
+/// Returns whether the kernel reports the exit of a process by its pidfd: Linux 5.3. A pidfd of Linux 5.2
+/// looks always ready, also for writing, as a file does that cannot be polled.
+pub(crate) fn pidfd_can_be_polled(pidfd: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::new(pidfd, PollFlags::POLLOUT)];
+    let ready = poll(&mut polled, PollTimeout::ZERO);
+    let is_writable = polled[0]
+        .revents()
+        .is_some_and(|events| events.contains(PollFlags::POLLOUT));
+    ready.is_ok() && !is_writable
 }
 
 /// Returns whether [`pidfd_has_exited`] may be true for one of the pidfds, with one system call.
@@ -187,6 +204,9 @@ pub(crate) fn poll_readable(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<BorrowedFd
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
     use super::*;
 
     #[test]
@@ -194,6 +214,16 @@ mod tests {
     fn signal_to_a_group_that_does_not_exist_fails() {
         let sent = kill_group(i32::MAX as u32, None);
         assert_eq!(sent.unwrap_err().raw_os_error(), Some(libc::ESRCH));
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls")]
+    fn pidfd_can_be_polled_unlike_a_file() {
+        let pidfd = pidfd_open(std::process::id()).unwrap();
+        assert!(pidfd_can_be_polled(pidfd.as_fd()));
+        // As the kernel treats a pidfd of Linux 5.2.
+        let file = File::open("/proc/self/stat").unwrap();
+        assert!(!pidfd_can_be_polled(file.as_fd()));
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
 
     fn open(&self, pid: u32) -> Result<Self::Pidfd, NoPidfd>;
 
-    /// Returns the error that showed that the kernel has no pidfds, if [`open`](Self::open) got it.
+    /// Returns why the kernel, or a seccomp filter, did not let [`open`](Self::open) open a pidfd.
     fn pidfd_failure(&self) -> Option<&io::Error> {
         None
     }

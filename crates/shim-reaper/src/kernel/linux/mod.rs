@@ -5,7 +5,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitStatus;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,12 +27,13 @@ use crate::thread::spawn_thread;
 /// The running kernel.
 #[derive(Debug)]
 pub(crate) struct Linux {
-    /// Whether the kernel has pidfds and the embedder allows them.
-    pidfds: AtomicBool,
-    /// Why the kernel has no pidfds.
+    /// Whether the embedder allows pidfds.
+    pidfds: bool,
+    /// Whether the kernel can poll pidfds.
+    polls_pidfds: OnceLock<bool>,
+    /// Why a pidfd could not be opened: the kernel has none, or a seccomp filter denies the call. A filter
+    /// belongs to a thread, so that this says nothing about other threads.
     pidfd_failure: OnceLock<io::Error>,
-    /// Whether the kernel has `P_PIDFD`.
-    wait_by_pidfd: AtomicBool,
     watches: Watches,
     /// `None` unless the embedder wants io_uring.
     reap_requests: Option<ReapRequests>,
@@ -43,9 +43,9 @@ pub(crate) struct Linux {
 impl Linux {
     pub(crate) fn new(pidfds: bool, io_uring: bool) -> Self {
         Self {
-            pidfds: AtomicBool::new(pidfds),
+            pidfds,
+            polls_pidfds: OnceLock::new(),
             pidfd_failure: OnceLock::new(),
-            wait_by_pidfd: AtomicBool::new(true),
             watches: Watches::default(),
             reap_requests: io_uring.then(ReapRequests::default),
             orphans: OrphanSearch::default(),
@@ -63,10 +63,7 @@ impl Linux {
     /// Returns the epoll descriptor, which is readable when a watch has an event. Returns `None`
     /// without pidfds, and if the epoll cannot be created.
     pub(crate) fn readiness_fd(&self) -> Option<BorrowedFd<'_>> {
-        if !self.pidfds.load(Ordering::Relaxed) {
-            return None;
-        }
-        self.watches.fd().ok()
+        self.pidfds.then(|| self.watches.fd().ok()).flatten()
     }
 
     fn wait(&self, target: Target<'_, OwnedFd>, keep_zombie: bool) -> WaitResult {
@@ -80,16 +77,14 @@ impl Linux {
         }
         let found = match target {
             Target::Pid(pid) => sys::waitid(WaitFor::Pid(pid), keep_zombie),
-            Target::Pidfd(pid, pidfd) if self.wait_by_pidfd.load(Ordering::Relaxed) => {
+            Target::Pidfd(pid, pidfd) => {
                 match sys::waitid(WaitFor::Pidfd(pidfd.as_fd()), keep_zombie) {
                     Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                        self.wait_by_pidfd.store(false, Ordering::Relaxed);
                         wait_by_guarded_pid(pid, pidfd, keep_zombie)
                     }
                     found => found,
                 }
             }
-            Target::Pidfd(pid, pidfd) => wait_by_guarded_pid(pid, pidfd, keep_zombie),
         };
         match found {
             Ok(Some(exit)) => WaitResult::Exited(exit),
@@ -115,7 +110,9 @@ fn wait_by_guarded_pid(
     pidfd: &OwnedFd,
     keep_zombie: bool,
 ) -> io::Result<Option<ChildExit>> {
-    sys::pidfd_send_signal(pidfd.as_fd(), None)?;
+    if sys::pidfd_is_reaped(pidfd.as_fd()) {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
     sys::waitid(WaitFor::Pid(pid), keep_zombie)
 }
 
@@ -135,16 +132,12 @@ impl ProcessTable for Linux {
     }
 
     fn open(&self, pid: u32) -> Result<OwnedFd, NoPidfd> {
-        if !self.pidfds.load(Ordering::Relaxed) {
+        if !self.pidfds {
             return Err(NoPidfd::Unsupported);
         }
         sys::pidfd_open(pid).map_err(|error| match error.raw_os_error() {
             Some(libc::ESRCH | libc::EINVAL | libc::ENOENT) => NoPidfd::NoProcess,
             Some(libc::ENOSYS | libc::EPERM | libc::ENODEV) => {
-                // EPERM is that of a seccomp filter, which may be a filter of this thread only.
-                if error.raw_os_error() != Some(libc::EPERM) {
-                    self.pidfds.store(false, Ordering::Relaxed);
-                }
                 // Not logged here: the caller may hold a lock.
                 let _ = self.pidfd_failure.set(error);
                 NoPidfd::Unsupported
@@ -162,7 +155,8 @@ impl ProcessTable for Linux {
     }
 
     fn accept(&self, pidfd: OwnedFd) -> Result<OwnedFd, NoPidfd> {
-        if self.pidfds.load(Ordering::Relaxed) {
+        let can_poll = || sys::pidfd_can_be_polled(pidfd.as_fd());
+        if self.pidfds && *self.polls_pidfds.get_or_init(can_poll) {
             Ok(pidfd)
         } else if self.is_reaped(&pidfd) {
             Err(NoPidfd::NoProcess)
@@ -260,8 +254,7 @@ impl ProcessTable for Linux {
     }
 
     fn is_reaped(&self, pidfd: &OwnedFd) -> bool {
-        sys::pidfd_send_signal(pidfd.as_fd(), None)
-            .is_err_and(|error| error.raw_os_error() == Some(libc::ESRCH))
+        sys::pidfd_is_reaped(pidfd.as_fd())
     }
 
     fn signal(&self, pidfd: &OwnedFd, signal: Signal) -> io::Result<()> {

@@ -5,7 +5,6 @@ use std::os::unix::process::CommandExt;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::{Child, Command};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
 use nix::sys::wait::waitpid;
@@ -42,7 +41,7 @@ impl Linux {
         process_group: Option<i32>,
         early_pidfd: bool,
     ) -> io::Result<Spawned<OwnedFd>> {
-        let early_pidfd = self.pidfds.load(Ordering::Relaxed)
+        let early_pidfd = self.pidfds
             && (early_pidfd || sys::kernel_reaps_children())
             // Without a `fork`, std reports a directory that the child cannot enter without a wait
             // for the child. The path with a dot needs the permission to search the directory.
