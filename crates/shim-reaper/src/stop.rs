@@ -8,7 +8,7 @@ use nix::libc;
 use tokio::sync::oneshot;
 
 use crate::core::Core;
-use crate::group::{Group, GroupError};
+use crate::group::{self, End, Group, GroupError};
 use crate::kernel::{ProcessTable, WaitResult};
 use crate::shim::Shim;
 use crate::{ShutdownReport, Signal, StopReport};
@@ -169,15 +169,15 @@ fn kill_at<K: ProcessTable>(
 ) -> StopReport {
     let kernel = &core.shared.kernel;
     let count = children.len();
-    let left = await_ends(kernel, children, deadline);
+    let left = await_ends(kernel, children, deadline, End::Await);
     // A shutdown in the meantime leaves its shims running.
     let (released, left): (Shims<K>, Shims<K>) =
         left.into_iter().partition(|shim| shim.state().is_closed());
     before_kill(&pids(&left));
     let (killed, refused) = signal_all(kernel, left, Signal::SIGKILL);
     let killed_pids = pids(&killed);
-    let mut still_running = await_kills(kernel, killed, after(kernel, KILL_TIMEOUT));
-    still_running.extend(await_ends(kernel, refused, kernel.now()));
+    let mut still_running = await_ends(kernel, killed, after(kernel, KILL_TIMEOUT), End::Kill);
+    still_running.extend(await_ends(kernel, refused, kernel.now(), End::Await));
     still_running.extend(released);
     let still_running = pids(&still_running);
     core.reap_ready_blocking();
@@ -241,37 +241,18 @@ fn pids<P>(shims: &[Arc<Shim<P>>]) -> Vec<u32> {
 
 /// Waits until the processes have exited and the groups of the shims are empty, and returns those that
 /// still run at `deadline`.
-fn await_ends<K: ProcessTable>(kernel: &K, mut shims: Shims<K>, deadline: Instant) -> Shims<K> {
-    shims.retain(|shim| {
-        let await_empty = |mut group: Group<'_, K>| group.await_empty(deadline);
-        !await_exit(kernel, shim, deadline) || !end_group(kernel, shim, await_empty)
-    });
-    shims
-}
-
-/// Waits like [`await_ends`] for shims that were sent SIGKILL, and kills what joins their groups.
-fn await_kills<K: ProcessTable>(kernel: &K, mut shims: Shims<K>, deadline: Instant) -> Shims<K> {
-    shims.retain(|shim| {
-        let kill = |mut group: Group<'_, K>| group.kill(deadline).map(|()| true);
-        !await_exit(kernel, shim, deadline) || !end_group(kernel, shim, kill)
-    });
-    shims
-}
-
-/// Returns whether the group of a shim, if there is one, has ended, as far as the kernel can tell.
-fn end_group<K: ProcessTable>(
+fn await_ends<K: ProcessTable>(
     kernel: &K,
-    shim: &Shim<K::Pidfd>,
-    end: impl FnOnce(Group<'_, K>) -> Result<bool, GroupError>,
-) -> bool {
-    match Group::of(kernel, shim).map(end) {
-        None => true,
-        Some(Ok(has_ended)) => has_ended,
-        Some(Err(error)) => {
-            tracing::warn!(pid = shim.pid, ?error, "cannot end the group of the shim");
-            matches!(error, GroupError::Unidentified { .. })
-        }
-    }
+    shims: Shims<K>,
+    deadline: Instant,
+    how: End,
+) -> Shims<K> {
+    // One after another: the wait for the last ends when all have exited.
+    let (exited, mut running): (Shims<K>, Shims<K>) = shims
+        .into_iter()
+        .partition(|shim| await_exit(kernel, shim, deadline));
+    running.extend(group::end_all(kernel, exited, deadline, how));
+    running
 }
 
 fn await_exit<K: ProcessTable>(kernel: &K, shim: &Shim<K::Pidfd>, deadline: Instant) -> bool {
@@ -288,3 +269,6 @@ fn await_exit<K: ProcessTable>(kernel: &K, shim: &Shim<K::Pidfd>, deadline: Inst
     }
     true
 }
+
+#[cfg(test)]
+mod tests;

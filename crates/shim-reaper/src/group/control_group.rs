@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use nix::poll::PollFlags;
 
-use super::GroupError;
+use super::{End, GroupError};
 use crate::{Signal, sys};
 
 /// How long to wait before the next SIGKILL, for processes that are moved into the group.
@@ -77,6 +77,13 @@ impl<'a> ControlGroup<'a> {
             Err(error) => Err(error),
         };
         is_empty.map_err(|source| self.error(source))
+    }
+
+    pub(super) fn end(&self, deadline: Instant, how: End) -> Result<bool, GroupError> {
+        match how {
+            End::Await => self.await_empty(deadline),
+            End::Kill => self.kill(deadline).map(|()| true),
+        }
     }
 
     /// Kills all members at once, forks in flight included: `cgroup.kill`, Linux 5.14.

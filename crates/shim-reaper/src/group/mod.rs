@@ -5,10 +5,13 @@ mod control_group;
 mod error;
 mod process_group;
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Instant;
 
 use control_group::ControlGroup;
 pub use error::GroupError;
+pub(crate) use process_group::End;
 use process_group::ProcessGroup;
 
 use crate::Signal;
@@ -77,4 +80,36 @@ impl<'a, K: ProcessTable> Group<'a, K> {
             let _ = self.shim.signal(self.kernel, signal);
         }
     }
+}
+
+/// Waits until the groups of the shims have no process but zombies, or `deadline` has passed. Returns the
+/// shims whose groups have not ended, as far as the kernel can tell.
+pub(crate) fn end_all<K: ProcessTable>(
+    kernel: &K,
+    mut shims: Vec<Arc<Shim<K::Pidfd>>>,
+    deadline: Instant,
+    how: End,
+) -> Vec<Arc<Shim<K::Pidfd>>> {
+    let mut left = BTreeSet::new();
+    let mut report = |shim: &Shim<K::Pidfd>, ended: Result<bool, GroupError>| {
+        let has_ended = ended.unwrap_or_else(|error| {
+            tracing::warn!(pid = shim.pid, ?error, "cannot end the group of the shim");
+            matches!(error, GroupError::Unidentified { .. })
+        });
+        if !has_ended {
+            left.insert(shim.id);
+        }
+    };
+    let mut process_groups = Vec::new();
+    for shim in &shims {
+        match Group::of(kernel, shim).map(|group| group.kind) {
+            None => {}
+            Some(Kind::Control(group)) => report(shim, group.end(deadline, how)),
+            Some(Kind::Process(group)) => process_groups.push(group),
+        }
+    }
+    let process_groups = process_groups.iter_mut().collect();
+    process_group::end_all(kernel, process_groups, deadline, how, report);
+    shims.retain(|shim| left.contains(&shim.id));
+    shims
 }

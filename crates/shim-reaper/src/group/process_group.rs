@@ -29,6 +29,67 @@ pub(super) struct ProcessGroup<'a, K: ProcessTable> {
     members: Option<Vec<Member>>,
 }
 
+/// How the processes of a group end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// By themselves.
+    Await,
+    /// By SIGKILL, which is repeated until none is left.
+    Kill,
+}
+
+/// Waits until the groups have no process but zombies, or `deadline` has passed, and reports for each
+/// whether it has none. The processes of the system are listed once for all groups, and not at all
+/// for a group that the kernel reports as empty.
+pub(super) fn end_all<'a, K: ProcessTable>(
+    kernel: &K,
+    mut groups: Vec<&mut ProcessGroup<'a, K>>,
+    deadline: Instant,
+    how: End,
+    mut report: impl FnMut(&'a Shim<K::Pidfd>, Result<bool, GroupError>),
+) {
+    let signal = (how == End::Kill).then_some(Signal::SIGKILL);
+    // A list of processes that fork and exit can miss all of them, until they have been killed.
+    let mut is_list_complete = how == End::Await;
+    // Again, because a process can join a group after the list and the signal.
+    loop {
+        // Members that fork and exit do not extend the wait.
+        let is_last = kernel.now() >= deadline;
+        let mut is_left = |group: &ProcessGroup<'a, K>, ended: Option<_>| {
+            let is_left = ended.is_none();
+            ended
+                .into_iter()
+                .for_each(|ended| report(group.leader, ended));
+            is_left
+        };
+        groups.retain(|group| is_left(group, group.end_without_list()));
+        if groups.is_empty() {
+            return;
+        }
+        let pgids = groups.iter().map(|group| group.leader.pid).collect();
+        let listed = kernel.group_members(&pgids);
+        let mut retries = false;
+        groups.retain_mut(|group| {
+            let ended = match group.find_members(&listed, signal) {
+                Ok(has_members) => (!has_members && is_list_complete).then_some(Ok(true)),
+                // No descriptor is free.
+                Err(GroupError::Io { .. }) if !is_last => {
+                    retries = true;
+                    None
+                }
+                Err(error) => Some(Err(error)),
+            };
+            is_left(group, ended)
+        });
+        if retries {
+            kernel.sleep(POLL_INTERVAL);
+            continue;
+        }
+        groups.retain(|group| is_left(group, group.await_members(deadline, how, is_last)));
+        is_list_complete = true;
+    }
+}
+
 impl<'a, K: ProcessTable> ProcessGroup<'a, K> {
     pub(super) fn new(kernel: &'a K, leader: &'a Shim<K::Pidfd>) -> Self {
         Self {
@@ -43,65 +104,48 @@ impl<'a, K: ProcessTable> ProcessGroup<'a, K> {
     }
 
     pub(super) fn kill(&mut self, deadline: Instant) -> Result<(), GroupError> {
-        // A list of processes that fork and exit can miss all of them, until they have been killed.
-        let mut is_first = true;
-        // Again, because a process can join the group after a signal.
-        loop {
-            let is_last = self.kernel.now() >= deadline;
-            let members = self.find_members_by(deadline, Some(Signal::SIGKILL))?;
-            if members.is_empty() && !is_first {
-                return Ok(());
-            }
-            is_first = false;
-            for member in members {
-                if !self.await_member(member, deadline, true)? || is_last {
-                    return Err(GroupError::StillRunning { pid: member.pid });
-                }
-            }
-        }
+        self.end(deadline, End::Kill).map(drop)
     }
 
     pub(super) fn await_empty(&mut self, deadline: Instant) -> Result<bool, GroupError> {
-        loop {
-            // Members that fork and exit do not extend the wait.
-            let is_last = self.kernel.now() >= deadline;
-            let members = self.find_members_by(deadline, None)?;
-            if members.is_empty() {
-                return Ok(true);
+        self.end(deadline, End::Await)
+    }
+
+    fn end(&mut self, deadline: Instant, how: End) -> Result<bool, GroupError> {
+        let mut result = Ok(true);
+        end_all(self.kernel, vec![self], deadline, how, |_, ended| {
+            result = ended;
+        });
+        result
+    }
+
+    /// Returns the result if no list of processes is needed for it.
+    fn end_without_list(&self) -> Option<Result<bool, GroupError>> {
+        match self.send(None) {
+            Err(GroupError::Empty { .. }) => Some(Ok(true)),
+            Err(error @ GroupError::Unidentified { .. }) if self.members.is_none() => {
+                Some(Err(error))
             }
-            // One after another: the wait for the last ends when all have exited.
-            for member in members {
-                if !self.await_member(member, deadline, false)? || is_last {
-                    return Ok(false);
-                }
-            }
+            _ => None,
         }
     }
 
-    /// Does what [`find_members`](Self::find_members) does, and repeats it until `deadline` while no
-    /// descriptor is free.
-    fn find_members_by(
+    /// Signals the group, and finds the members that were running before. Returns whether there are any.
+    fn find_members(
         &mut self,
-        deadline: Instant,
+        listed: &io::Result<Vec<Member>>,
         signal: Option<Signal>,
-    ) -> Result<Vec<Member>, GroupError> {
-        loop {
-            match self.find_members(signal) {
-                Err(GroupError::Io { .. }) if self.kernel.now() < deadline => {
-                    self.kernel.sleep(POLL_INTERVAL);
+    ) -> Result<bool, GroupError> {
+        let members: Vec<Member> = match (self.send(signal), &self.members) {
+            (Ok(()) | Err(GroupError::Denied { .. }), _) => match listed {
+                Ok(listed) => {
+                    let listed = listed.iter().copied();
+                    listed
+                        .filter(|member| member.group == self.leader.pid)
+                        .collect()
                 }
-                found => return found,
-            }
-        }
-    }
-
-    /// Signals the group, and returns the members that were running before.
-    fn find_members(&mut self, signal: Option<Signal>) -> Result<Vec<Member>, GroupError> {
-        let running = self.kernel.group_members(self.leader.pid);
-        let members = match (self.send(signal), &self.members) {
-            (Ok(()) | Err(GroupError::Denied { .. }), _) => {
-                running.map_err(|source| self.error(source))?
-            }
+                Err(error) => return Err(self.error(copy_error(error))),
+            },
             (Err(GroupError::Empty { .. }), _) => Vec::new(),
             // The leader has been reaped in the meantime. Pid and start time identify the members.
             (Err(GroupError::Unidentified { .. }), Some(known)) => {
@@ -110,8 +154,30 @@ impl<'a, K: ProcessTable> ProcessGroup<'a, K> {
             }
             (Err(error), _) => return Err(error),
         };
-        self.members = Some(members.clone());
-        Ok(members)
+        let has_members = !members.is_empty();
+        self.members = Some(members);
+        Ok(has_members)
+    }
+
+    /// Waits until the members have exited, one after another: the wait for the last ends when all have
+    /// exited. Returns the result if the last round has found members, or one still runs at `deadline`.
+    fn await_members(
+        &self,
+        deadline: Instant,
+        how: End,
+        is_last: bool,
+    ) -> Option<Result<bool, GroupError>> {
+        for member in self.members.iter().flatten() {
+            match (self.await_member(*member, deadline, how), how) {
+                (Ok(true), _) if !is_last => {}
+                (Ok(_), End::Await) => return Some(Ok(false)),
+                (Ok(_), End::Kill) => {
+                    return Some(Err(GroupError::StillRunning { pid: member.pid }));
+                }
+                (Err(error), _) => return Some(Err(error)),
+            }
+        }
+        None
     }
 
     /// Signals all members, or with `None` checks that there is one.
@@ -155,7 +221,7 @@ impl<'a, K: ProcessTable> ProcessGroup<'a, K> {
         &self,
         member: Member,
         deadline: Instant,
-        kill: bool,
+        how: End,
     ) -> Result<bool, GroupError> {
         loop {
             let pidfd = self.kernel.open(member.pid);
@@ -163,7 +229,7 @@ impl<'a, K: ProcessTable> ProcessGroup<'a, K> {
             if matches!(pidfd, Err(NoPidfd::NoProcess)) || !self.is_running(member) {
                 return Ok(true);
             }
-            if kill {
+            if how == End::Kill {
                 self.kill_member(member, pidfd.as_ref().ok())?;
             }
             if let Ok(pidfd) = pidfd {
@@ -206,6 +272,11 @@ impl<'a, K: ProcessTable> ProcessGroup<'a, K> {
         let pid = self.leader.pid;
         GroupError::Io { pid, source }
     }
+}
+
+fn copy_error(error: &io::Error) -> io::Error {
+    let code = error.raw_os_error();
+    code.map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }
 
 #[cfg(test)]

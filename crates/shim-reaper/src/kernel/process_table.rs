@@ -120,8 +120,8 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
     /// Does what [`signal_group`](Self::signal_group) does, for the group that has this number.
     fn signal_group_number(&self, pgid: u32, signal: Option<Signal>) -> io::Result<()>;
 
-    /// Returns the processes in the group that has this number, without zombies.
-    fn group_members(&self, pgid: u32) -> io::Result<Vec<Member>>;
+    /// Returns the processes in the groups that have these numbers, without zombies.
+    fn group_members(&self, pgids: &BTreeSet<u32>) -> io::Result<Vec<Member>>;
 
     /// Returns `None` if no process has this pid.
     fn stat(&self, pid: u32) -> io::Result<Option<ProcStat>>;
@@ -182,6 +182,7 @@ pub(crate) enum Orphans<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
     pub(crate) pid: u32,
+    pub(crate) group: u32,
     pub(crate) start_time: u64,
 }
 

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -36,15 +37,17 @@ impl ProcStat {
     }
 }
 
-/// Returns the processes in a process group, without zombies.
-pub(crate) fn group_members(pgid: u32) -> io::Result<Vec<Member>> {
+/// Returns the processes in the process groups, without zombies.
+pub(crate) fn group_members(pgids: &BTreeSet<u32>) -> io::Result<Vec<Member>> {
     let mut members = Vec::new();
     for pid in numbers_in("/proc")? {
         let stat = read_stat(pid)?;
         // A thread group whose first thread has exited looks like a zombie, but for its threads.
-        let is_member = |stat: &Stat| stat.group == pgid && (!stat.exited || stat.threads > 1);
+        let is_running = |stat: &Stat| !stat.exited || stat.threads > 1;
+        let is_member = |stat: &Stat| pgids.contains(&stat.group) && is_running(stat);
         members.extend(stat.filter(is_member).map(|stat| Member {
             pid,
+            group: stat.group,
             start_time: stat.start_time,
         }));
     }

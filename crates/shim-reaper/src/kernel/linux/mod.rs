@@ -1,6 +1,6 @@
 mod spawn;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitStatus;
@@ -273,8 +273,8 @@ impl ProcessTable for Linux {
         sys::kill_group(pgid, signal)
     }
 
-    fn group_members(&self, pgid: u32) -> io::Result<Vec<Member>> {
-        procfs::group_members(pgid)
+    fn group_members(&self, pgids: &BTreeSet<u32>) -> io::Result<Vec<Member>> {
+        procfs::group_members(pgids)
     }
 
     fn stat(&self, pid: u32) -> io::Result<Option<ProcStat>> {

@@ -1,4 +1,4 @@
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::mem;
 use std::process::ExitStatus;
@@ -293,19 +293,22 @@ impl ProcessTable for Simulated {
         self.kill_group(pgid, signal)
     }
 
-    fn group_members(&self, pgid: u32) -> io::Result<Vec<Member>> {
+    fn group_members(&self, pgids: &BTreeSet<u32>) -> io::Result<Vec<Member>> {
         self.interrupt("read /proc");
         self.fails(Failure::Procfs)?;
         let table = self.table();
         if !table.has_free_descriptor() {
             return Err(no_descriptor());
         }
-        let members = table.group_members(pgid).into_iter();
-        let members = members.map(|index| (index, table.processes[index]));
-        let running = members.filter(|(_, process)| process.state.is_running());
+        let members = pgids.iter().flat_map(|pgid| {
+            let members = table.group_members(*pgid).into_iter();
+            members.map(|index| (*pgid, index, table.processes[index]))
+        });
+        let running = members.filter(|(.., process)| process.state.is_running());
         Ok(running
-            .map(|(index, process)| Member {
+            .map(|(group, index, process)| Member {
                 pid: process.pid,
+                group,
                 start_time: index as u64,
             })
             .collect())
