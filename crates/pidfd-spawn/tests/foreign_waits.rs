@@ -7,7 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 
 use common::own_process::in_own_process;
 use common::seccomp::{Refuse, When, refuse};
-use common::{Repeat, eventually, exists, kernel_is_at_least, shell};
+use common::{Repeat, eventually, exists, kernel_is_at_least, shell, skip};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -20,7 +20,7 @@ const CHILDREN: i32 = 200;
 fn kernel_reports_lost_statuses() -> bool {
     let reports = kernel_is_at_least(6, 15);
     if !reports {
-        eprintln!("SKIPPED: before Linux 6.15 the status of a reaped process is lost");
+        skip("before Linux 6.15 the status of a reaped process is lost");
     }
     reports
 }

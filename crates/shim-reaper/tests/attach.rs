@@ -11,7 +11,7 @@ use common::main_thread::end_main_thread;
 use common::own_process::in_own_process;
 use common::{
     Fixture, eventually, eventually_blocking, exits_on_eof, is_gone, is_zombie, kernel_is_at_least,
-    kill,
+    kill, skip,
 };
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
 use nix::unistd::{Uid, setresuid};
@@ -210,7 +210,7 @@ fn the_exit_code_of_a_process_that_may_not_be_inspected_is_unknown_until_it_is_r
         "the_exit_code_of_a_process_that_may_not_be_inspected_is_unknown_until_it_is_reaped",
         || {
             if !Uid::effective().is_root() {
-                return eprintln!("SKIPPED: this needs root");
+                return skip("this needs root");
             }
             let mut child = exits_on_eof(7).spawn().unwrap();
             let (root, user) = (Uid::from_raw(0), Uid::from_raw(65534));

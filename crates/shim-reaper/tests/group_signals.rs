@@ -16,7 +16,7 @@ use common::recycled_pid::sleeper_with_pid;
 use common::seccomp::{Argument::HasBits, refuse};
 use common::{
     DEADLINE, Fixture, KillOnDrop, as_pid, eventually, is_gone, is_zombie, kernel_is_at_least,
-    kill, shell, sleeper, state_of,
+    kill, shell, skip, sleeper, state_of,
 };
 use futures::poll;
 use nix::errno::Errno;
@@ -183,7 +183,7 @@ async fn a_stop_of_all_stops_the_groups(builder: ReaperBuilder) {
 #[tokio::test]
 async fn a_stop_of_all_waits_for_members_that_outlive_their_leader() {
     if !kernel_is_at_least(6, 9) {
-        return eprintln!("SKIPPED: before Linux 6.9 such a group cannot be identified");
+        return skip("before Linux 6.9 such a group cannot be identified");
     }
     let fixture = Fixture::new(ShimReaper::builder());
     let script = "sh -c 'trap \"sleep 0.3; exit\" TERM; sleep 1000' & exec sleep 1000";
@@ -274,7 +274,7 @@ fn a_fork_bomb_is_gone_after_the_kill() {
 #[tokio::test]
 async fn the_rest_of_the_group_of_an_ended_shim_is_signalled() {
     if !kernel_is_at_least(6, 9) {
-        return eprintln!("SKIPPED: before Linux 6.9 such a group cannot be identified");
+        return skip("before Linux 6.9 such a group cannot be identified");
     }
     let fixture = Fixture::new(ShimReaper::builder());
     let leader = spawn_group(&fixture, 3, false).await;
@@ -343,7 +343,7 @@ async fn a_member_that_leaves_the_group_is_not_signalled() {
 fn a_member_that_cannot_be_signalled_is_named() {
     in_own_process("a_member_that_cannot_be_signalled_is_named", || {
         if !Uid::effective().is_root() {
-            return eprintln!("SKIPPED: this needs root");
+            return skip("this needs root");
         }
         block_on(async {
             for pidfd in [true, false] {
@@ -402,7 +402,7 @@ fn program_that_ends_its_main_thread() {
 #[tokio::test]
 async fn a_member_whose_main_thread_has_exited_is_running() {
     if !kernel_is_at_least(6, 9) {
-        return eprintln!("SKIPPED: before Linux 6.9 such a group cannot be identified");
+        return skip("before Linux 6.9 such a group cannot be identified");
     }
     let fixture = Fixture::new(ShimReaper::builder());
     let mut children = KillOnDrop::default();

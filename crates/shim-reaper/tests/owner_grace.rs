@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::{
     DEADLINE, Fixture, eventually, exits_on_eof, exits_with, is_gone, is_waitable, is_zombie,
-    kernel_is_at_least, sleeper, spawn_and_forget,
+    kernel_is_at_least, skip, sleeper, spawn_and_forget,
 };
 use shim_reaper::{CollectedBy, ReaperBuilder, ShimReaper};
 
@@ -59,8 +59,7 @@ async fn a_wait_by_the_owner_removes_the_entry_without_a_sweep() {
     drop(child.stdin.take());
     assert_eq!(handle.await.unwrap().code(), Some(42));
     if !kernel_is_at_least(6, 9) {
-        eprintln!("SKIPPED: before Linux 6.9 the kernel does not report that a process was reaped");
-        return;
+        return skip("before Linux 6.9 the kernel does not report that a process was reaped");
     }
     assert_eq!(child.wait().unwrap().code(), Some(42));
     fixture.expect(0, 1, 0).await;

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use common::forks::IdleChildren;
 use common::own_process::{block_on, in_own_process};
-use common::{DEADLINE, Fixture, KillOnDrop, as_pid, eventually, is_gone, is_zombie, sleeper};
+use common::{
+    DEADLINE, Fixture, KillOnDrop, as_pid, eventually, is_gone, is_zombie, skip, sleeper,
+};
 use futures::StreamExt;
 use nix::libc;
 use nix::sys::wait::waitpid;
@@ -62,8 +64,7 @@ async fn examines_in_sweeps_only() {
     let mut tracers = IdleChildren(Vec::new());
     for handle in &handles {
         let Some(tracer) = tracer_of(handle.id()) else {
-            eprintln!("SKIPPED: this test needs permission to trace other processes");
-            return;
+            return skip("this test needs permission to trace other processes");
         };
         tracers.0.push(tracer);
         handle.start_kill().unwrap();

@@ -19,6 +19,7 @@ pub mod recorder;
 pub mod recycled_pid;
 pub mod seccomp;
 
+use std::env;
 use std::fs;
 use std::io;
 use std::process::{Child, Command, Stdio};
@@ -35,6 +36,12 @@ use recorder::{Recorder, sums_of};
 /// The time limit of every wait. It is far longer than any step takes on a busy machine, so that
 /// only a failing test reaches it.
 pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Reports that a test cannot test here. Fails in CI, where it must.
+pub fn skip(why: &str) {
+    assert!(env::var_os("CI").is_none(), "cannot test: {why}");
+    eprintln!("SKIPPED: {why}");
+}
 
 /// Runs an async test of a [`ReaperBuilder`] twice: with pidfds, and as on a kernel without them.
 #[macro_export]
