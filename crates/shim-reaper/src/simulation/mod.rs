@@ -5,6 +5,7 @@
 
 mod action;
 mod actors;
+mod claims;
 mod config;
 mod coverage;
 mod driver;

@@ -1,13 +1,11 @@
 //! The invariants. Each compares the reaper with what the simulated kernel knows.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::config::long_grace;
 use super::run::Simulation;
 use super::world::Registration;
-use crate::kernel::simulated::{Process, ProcessState, ReapedBy};
 use crate::shim::Role;
-use crate::{CollectedBy, ShimExit};
 
 impl Simulation {
     /// Checks what must be true after every step.
@@ -16,6 +14,7 @@ impl Simulation {
         self.check_streams();
         self.check_waiters();
         self.check_counters();
+        self.check_reasons();
         self.check_zombies();
         self.check_promptness();
         self.check_close();
@@ -51,7 +50,7 @@ impl Simulation {
             }
         };
         if is_orphan {
-            world.orphans_reaped += 1;
+            world.orphans.insert(index);
         } else {
             world.reaped += 1;
         }
@@ -59,96 +58,6 @@ impl Simulation {
             world.fail(format!(
                 "process {name:?} was reaped at the age of {age:?}, as {role:?}"
             ));
-        }
-    }
-
-    /// Each registration resolves once, and truthfully.
-    fn check_exits(&self) {
-        let mut world = self.world();
-        let mut found = None;
-        for registration in &mut world.registrations {
-            let exit = registration.shim.state().exit();
-            if exit == registration.exit {
-                continue;
-            }
-            let process = registration
-                .process
-                .map(|index| self.kernel().process(index));
-            if registration.exit.is_some() {
-                found = Some(format!("{:?} became {exit:?}", registration.exit));
-            }
-            registration.exit = exit;
-            if let Some(Err(lie)) = exit.map(|exit| self.check_truth(registration, &exit, process))
-            {
-                let state = process.map(|process| (process.state, process.reaped_by));
-                found = Some(format!("{exit:?}, but {lie}: {state:?}"));
-            }
-        }
-        if let Some(found) = found {
-            world.fail(found);
-        }
-    }
-
-    fn check_truth(
-        &self,
-        registration: &Registration,
-        exit: &ShimExit,
-        process: Option<Process>,
-    ) -> Result<(), &'static str> {
-        let Some(process) = process else {
-            return match exit.status {
-                Some(_) => Err("there was no such process"),
-                None => Ok(()),
-            };
-        };
-        if exit.status.is_some() {
-            if exit.status != process.state.status() {
-                return Err("that is not its status");
-            }
-            let by_reaper = process.reaped_by == Some(ReapedBy::Reaper);
-            if exit.collected_by == CollectedBy::Reaper && !by_reaper {
-                return Err("the reaper has not reaped it");
-            }
-            return Ok(());
-        }
-        match process.state {
-            ProcessState::Running
-                if registration.was_child || registration.role == Role::Attached =>
-            {
-                Err("it is running")
-            }
-            ProcessState::Running => Ok(()),
-            _ if self.may_miss_status(registration, &process) => Ok(()),
-            _ => Err("the kernel could report its status"),
-        }
-    }
-
-    /// Returns whether the kernel may be unable to report the status of a dead process.
-    fn may_miss_status(&self, registration: &Registration, process: &Process) -> bool {
-        let kernel = self.kernel();
-        let end = process.reaped_at.unwrap_or_else(|| kernel.time());
-        let took = |begin: Option<Instant>| begin.map_or(Duration::ZERO, |begin| end - begin);
-        let grace = self.config.grace;
-        let is_slow_reap = process.reap_began_at.is_some() && took(process.reap_began_at) >= grace;
-        let is_late_reap = took(process.died_at) >= long_grace(grace);
-        // The final drain awaits neither.
-        let was_slow = match (process.reap_began_at, process.inspectable) {
-            (None, true) => false,
-            _ if self.core.shared.is_closing() => true,
-            (_, false) => is_slow_reap || is_late_reap,
-            (Some(_), true) => is_slow_reap,
-        };
-        let is_kept = kernel.features().exit_info && registration.had_pidfd && !was_slow;
-        let is_attached = registration.role == Role::Attached;
-        // Without a free descriptor, procfs cannot be read.
-        let can_read = process.inspectable && !self.config.exhausts_descriptors;
-        match process.state {
-            // Only the registration of an attached process could tell.
-            _ if !is_attached && !registration.was_child => true,
-            ProcessState::BeingReaped(_) if is_attached && !can_read => true,
-            ProcessState::Reaped(_) if is_attached && self.config.exhausts_descriptors => true,
-            ProcessState::Reaped(_) | ProcessState::BeingReaped(_) => !is_kept,
-            _ => is_attached && !can_read,
         }
     }
 
@@ -175,18 +84,14 @@ impl Simulation {
         let is_closed = self.is_closed() || (self.core.shared.is_closing() && self.has_worker());
         let mut world = self.world();
         let total = world.registrations.len() as u64;
+        let orphans_reaped = world.orphans.len() as u64;
         let sum = stats.reaped_total + stats.vanished_total + stats.registered;
-        let reasons = stats.owner_reaped_total
-            + stats.observed_total
-            + stats.foreign_waits_total
-            + stats.unknown_total;
         let reaped = stats.reaped_total + self.kernel().unreported_reaps();
         let agree = reaped == world.reaped
-            && stats.orphans_reaped_total == world.orphans_reaped
+            && stats.orphans_reaped_total == orphans_reaped
             && stats.respawns_total == world.panics
             && (sum == total || (is_closed && sum < total && stats.registered == 0))
-            && stats.without_pidfd <= stats.registered
-            && stats.vanished_total == reasons;
+            && stats.without_pidfd <= stats.registered;
         if !agree {
             let counted = (
                 reaped,
@@ -194,7 +99,7 @@ impl Simulation {
                 stats.respawns_total,
                 sum,
             );
-            let history = (world.reaped, world.orphans_reaped, world.panics, total);
+            let history = (world.reaped, orphans_reaped, world.panics, total);
             world.fail(format!(
                 "(reaped, orphans, respawns, registrations) are counted as {counted:?}, but \
                  were {history:?}"

@@ -4,7 +4,7 @@ use std::task::Waker;
 use super::action::Name;
 use super::config::{INTERVAL, Spawning};
 use super::run::Simulation;
-use super::world::{Flag, Registration, Spawn, Waiter};
+use super::world::{Adoption, Flag, Registration, Spawn, Waiter};
 use crate::Signal;
 use crate::command::sealed::CommandRef;
 use crate::kernel::simulated::{Descriptor, Parent};
@@ -141,19 +141,26 @@ impl Simulation {
                 known.has_owner = false;
             }
         }
+        let mut adoption = Adoption::Running;
         let mut try_wait = || {
-            known.cached.or_else(|| {
-                let status = kernel.wait_elsewhere(known.process)?;
-                kernel.mark_reaped_by_reaper(known.process);
-                Some(status)
-            })
+            if known.cached.is_some() {
+                adoption = Adoption::WaitedFor;
+                return known.cached;
+            }
+            let status = kernel.wait_elsewhere(known.process)?;
+            kernel.mark_reaped_by_reaper(known.process);
+            adoption = Adoption::Reaped;
+            Some(status)
         };
         match self.core.shared.adopt(known.pid, pidfd, &mut try_wait) {
             Ok(shim) => {
-                let published = shim.state().exit();
+                let id = shim.id;
                 self.note_registration(shim, Role::Owned, Some(known.process), None);
-                if published.is_some_and(|exit| exit.collected_by == crate::CollectedBy::Reaper) {
-                    self.world().reaped += 1;
+                let mut world = self.world();
+                world.reaped += u64::from(adoption == Adoption::Reaped);
+                let mut registrations = world.registrations.iter_mut();
+                if let Some(adopted) = registrations.find(|one| one.shim.id == id) {
+                    adopted.adoption = Some(adoption);
                 }
             }
             Err(_) => self.expect_closing("register_child"),
@@ -194,6 +201,7 @@ impl Simulation {
             let was_attached = known.role == Role::Attached && role > known.role;
             if role > known.role {
                 known.role = role;
+                known.was_shared |= role == Role::Shared;
                 known.at = at;
             }
             let registered = known.process;
@@ -227,6 +235,8 @@ impl Simulation {
             process,
             was_child: parent == Some(Parent::This),
             role,
+            was_shared: role == Role::Shared,
+            adoption: None,
             had_pidfd,
             at,
             exit: None,

@@ -57,7 +57,8 @@ pub(super) struct World {
     pub(super) recent_panics: u32,
     pub(super) sweeps_at_panic: u64,
     pub(super) reaped: u64,
-    pub(super) orphans_reaped: u64,
+    /// The processes that the reaper has reaped as orphans.
+    pub(super) orphans: BTreeSet<usize>,
     /// The step in which the final drain began.
     pub(super) closed_at: Option<u64>,
     pub(super) violation: Option<String>,
@@ -90,6 +91,10 @@ pub(super) struct Registration {
     /// `None` if no process had the pid.
     pub(super) process: Option<usize>,
     pub(super) role: Role,
+    /// Whether the reaper had to leave it to its owner, before it was adopted or always.
+    pub(super) was_shared: bool,
+    /// What became of it when its owner passed it to the reaper.
+    pub(super) adoption: Option<Adoption>,
     pub(super) had_pidfd: bool,
     /// Whether it was a child of this process when it was registered.
     pub(super) was_child: bool,
@@ -97,6 +102,17 @@ pub(super) struct Registration {
     pub(super) at: Instant,
     pub(super) exit: Option<ShimExit>,
     pub(super) is_published: bool,
+}
+
+/// How the wait ends that the reaper makes as the owner of a child that it adopts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Adoption {
+    /// It has not exited, or was registered before.
+    Running,
+    /// The wait reaps it.
+    Reaped,
+    /// The owner had waited for it.
+    WaitedFor,
 }
 
 #[derive(Debug)]
@@ -176,7 +192,7 @@ impl World {
             recent_panics: 0,
             sweeps_at_panic: 0,
             reaped: 0,
-            orphans_reaped: 0,
+            orphans: BTreeSet::new(),
             closed_at: None,
             violation: None,
         }

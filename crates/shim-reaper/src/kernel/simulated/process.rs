@@ -107,6 +107,8 @@ pub(crate) struct Process {
     pub(crate) inspectable: bool,
     pub(crate) resistance: Resistance,
     pub(crate) state: ProcessState,
+    /// Whether a tracer has held its zombie.
+    pub(crate) was_traced: bool,
     pub(crate) died_at: Option<Instant>,
     /// When a wait in two steps began.
     pub(crate) reap_began_at: Option<Instant>,

@@ -83,6 +83,7 @@ impl Table {
             inspectable: true,
             resistance: Resistance::None,
             state: ProcessState::Running,
+            was_traced: false,
             died_at: None,
             reap_began_at: None,
             reaped_at: None,
@@ -101,6 +102,7 @@ impl Table {
             state => state,
         };
         process.state = state;
+        process.was_traced |= matches!(state, ProcessState::Traced(_));
         if state != ProcessState::Running && process.died_at.is_none() {
             process.died_at = Some(self.now);
             self.reparent_children(index);
