@@ -17,6 +17,7 @@
 mod progress;
 
 use std::env;
+use std::panic;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -75,6 +76,8 @@ fn perform(seed: u64, steps: u64, options: Options) -> ExitCode {
         }
         Err(violation) => {
             let Violation { seed, before, .. } = violation;
+            // A history that panics is performed many times.
+            panic::set_hook(Box::new(|_| {}));
             println!("{}", violation.minimal_history());
             println!(
                 "FAILED after {} steps and {time:.1?}; perform it again with --seed {seed} --steps 1{mode}",

@@ -14,38 +14,49 @@ impl Simulation {
     /// Each registration resolves once, and truthfully.
     pub(super) fn check_exits(&self) {
         let mut world = self.world();
-        let World {
-            registrations,
-            orphans,
-            ..
-        } = &mut *world;
-        let mut found = None;
-        for registration in registrations {
+        for number in 0..world.registrations.len() {
+            let registration = &world.registrations[number];
             let exit = registration.shim.state().exit();
             if exit == registration.exit {
                 continue;
             }
-            let process = registration
-                .process
-                .map(|index| self.kernel().process(index));
-            if registration.exit.is_some() {
-                found = Some(format!("{:?} became {exit:?}", registration.exit));
-            }
-            registration.exit = exit;
-            let is_reaped_orphan = registration
-                .process
-                .is_some_and(|index| orphans.contains(&index));
+            let truth = self.truth(registration, &world);
+            let mut found = registration
+                .exit
+                .map(|before| format!("{before:?} became {exit:?}"));
             let check = |exit: ShimExit| {
-                self.check_status(registration, &exit, process)?;
-                registration.check_collector(&exit, process, is_reaped_orphan)
+                self.check_status(registration, &exit, truth.process)?;
+                registration.check_collector(&exit, &truth)
             };
             if let Some(Err(lie)) = exit.map(check) {
-                let state = process.map(|process| (process.state, process.reaped_by));
+                let state = truth.process.map(|one| (one.state, one.reaped_by));
                 found = Some(format!("{exit:?}, but {lie}: {state:?}"));
             }
+            world.registrations[number].exit = exit;
+            if let Some(found) = found {
+                world.fail(found);
+            }
         }
-        if let Some(found) = found {
-            world.fail(found);
+    }
+
+    fn truth(&self, registration: &Registration, world: &World) -> Truth {
+        let process = registration
+            .process
+            .map(|index| self.kernel().process(index));
+        let index = registration.process.unwrap_or(usize::MAX);
+        let by_reaper = process.is_some_and(|one| one.reaped_by == Some(ReapedBy::Reaper))
+            && !world.orphans.contains(&index);
+        let is_late =
+            process.is_none_or(|one| one.reaped_at.is_some_and(|at| at <= registration.at));
+        // Without a free descriptor, the reaper cannot tell that it has registered a process before.
+        let has_another =
+            || self.config.exhausts_descriptors && world.registrations_of(index).count() > 1;
+        let was_adopted_late = is_late && registration.adoption.is_some();
+        Truth {
+            process,
+            is_late,
+            by_reaper,
+            is_for_another: by_reaper && (was_adopted_late || has_another()),
         }
     }
 
@@ -113,23 +124,20 @@ impl Simulation {
         // The final drain does not count the shims that it leaves.
         let has_counted_all = stats.registered == 0 && !self.core.shared.is_closing();
         let mut world = self.world();
+        let ends = world.registrations.iter();
+        let ends: Vec<_> = ends.map(|one| self.possible_ends(one, &world)).collect();
         for (counter, count) in [
             (ReaperCounter::OwnerReaped, stats.owner_reaped_total),
             (ReaperCounter::Observed, stats.observed_total),
             (ReaperCounter::ForeignWaits, stats.foreign_waits_total),
             (ReaperCounter::Unknown, stats.unknown_total),
         ] {
-            let (mut least, mut most) = (0, 0);
-            for registration in &world.registrations {
-                let ends = self.possible_ends(registration, &world);
-                most += u64::from(ends.contains(&counter));
-                least += u64::from(ends == [counter]);
-            }
+            let least = ends.iter().filter(|ends| **ends == [counter]).count() as u64;
+            let most = ends.iter().filter(|ends| ends.contains(&counter)).count() as u64;
             if count > most || (has_counted_all && count < least) {
                 world.fail(format!(
                     "{counter:?} is counted {count} times, but was {least} to {most} times"
                 ));
-                return;
             }
         }
     }
@@ -147,7 +155,8 @@ impl Simulation {
             Some(Adoption::Running) | None => {}
         }
         let role = registration.role;
-        let Some(index) = registration.process else {
+        let truth = self.truth(registration, world);
+        let Some(process) = truth.process else {
             return match role {
                 Role::Owned => &[ForeignWaits],
                 // Without a free descriptor, procfs cannot show that no process has the pid.
@@ -156,14 +165,12 @@ impl Simulation {
                 Role::Shared | Role::Attached => &[Unknown],
             };
         };
-        let process = self.kernel().process(index);
-        let is_late = registration.is_late(&process);
-        let by_reaper =
-            process.reaped_by == Some(ReapedBy::Reaper) && !world.orphans.contains(&index);
-        // Without a free descriptor, the reaper cannot tell that it has registered a process before.
-        let is_one_of_two = by_reaper
-            && self.config.exhausts_descriptors
-            && world.registrations_of(index).count() > 1;
+        let Truth {
+            is_late,
+            by_reaper,
+            is_for_another,
+            ..
+        } = truth;
         match (role, process.state) {
             (Role::Attached, ProcessState::Running) => &[],
             (Role::Attached, _) if is_late => &[Observed, Unknown],
@@ -172,11 +179,8 @@ impl Simulation {
             (Role::Shared, _) if !registration.was_child => &[Reaped, OwnerReaped, Unknown],
             (_, ProcessState::Running | ProcessState::Zombie(_) | ProcessState::Traced(_)) => &[],
             (Role::Shared, _) if is_late => &[Reaped, OwnerReaped, Unknown],
-            (Role::Shared, _) if is_one_of_two => &[Reaped, OwnerReaped],
-            (Role::Owned, _) if is_one_of_two => &[Reaped, ForeignWaits],
-            (Role::Owned, _) if is_late && registration.adoption.is_some() => {
-                &[Reaped, ForeignWaits]
-            }
+            (Role::Shared, _) if is_for_another => &[Reaped, OwnerReaped],
+            (Role::Owned, _) if is_for_another => &[Reaped, ForeignWaits],
             _ if by_reaper => &[Reaped],
             (Role::Owned, _) => &[ForeignWaits],
             (Role::Shared, _) => &[OwnerReaped],
@@ -184,36 +188,35 @@ impl Simulation {
     }
 }
 
-impl Registration {
-    /// Returns whether the process may have been reaped before the registration.
-    fn is_late(&self, process: &Process) -> bool {
-        process.reaped_at.is_some_and(|at| at <= self.at)
-    }
+/// What the history has of the process of a registration.
+#[derive(Debug)]
+struct Truth {
+    process: Option<Process>,
+    /// Whether the process may have been reaped before the registration.
+    is_late: bool,
+    /// Whether the reaper has reaped it, and not as an orphan.
+    by_reaper: bool,
+    /// Whether that may have been for another registration of the same process.
+    is_for_another: bool,
+}
 
+impl Registration {
     /// The wait that an exit names is the one that has reaped the process, or may still reap it.
-    fn check_collector(
-        &self,
-        exit: &ShimExit,
-        process: Option<Process>,
-        is_orphan: bool,
-    ) -> Result<(), &'static str> {
-        let is_late = process.is_none_or(|process| self.is_late(&process));
-        let by_reaper =
-            !is_orphan && process.is_some_and(|one| one.reaped_by == Some(ReapedBy::Reaper));
+    fn check_collector(&self, exit: &ShimExit, truth: &Truth) -> Result<(), &'static str> {
+        let Truth {
+            process, by_reaper, ..
+        } = *truth;
         let is_owned = self.role == Role::Owned;
         let is_attached = self.role == Role::Attached;
         let is_true = match exit.collected_by {
             CollectedBy::Reaper => exit.status.is_some() && by_reaper,
             // Its wait may follow, and is that of the reaper after the grace period.
             CollectedBy::Owner => self.was_shared || self.adoption == Some(Adoption::WaitedFor),
-            // The reaper may have reaped it for an earlier registration.
-            CollectedBy::ForeignWait => {
-                is_owned && (!by_reaper || (is_late && self.adoption.is_some()))
-            }
+            CollectedBy::ForeignWait => is_owned && (!by_reaper || truth.is_for_another),
             CollectedBy::Observed => is_attached || !self.was_child,
             CollectedBy::Unknown => {
                 let was_traced = process.is_some_and(|process| process.was_traced);
-                (is_owned && was_traced) || (is_attached && is_late)
+                (is_owned && was_traced) || (is_attached && truth.is_late)
             }
         };
         if is_true {

@@ -1,10 +1,11 @@
 use std::collections::VecDeque;
 
-use super::action::Interrupt;
+use super::action::{Action, Interrupt};
 
 /// A step that is being performed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Frame {
+    pub(super) action: Action,
     pub(super) runs_worker: bool,
     pub(super) calls: u32,
     pub(super) planned: VecDeque<(u32, Interrupt)>,

@@ -258,7 +258,8 @@ impl Simulation {
             },
             Kind::Event => self.event(rng)?,
             Kind::Failure => {
-                let mut failures = vec![Failure::Fork, Failure::Thread];
+                let mut failures =
+                    vec![Failure::Fork, Failure::Thread, Failure::Wait, Failure::Poll];
                 if self.config.loses_events() && self.config.features.pidfds {
                     failures.extend([Failure::Ready, Failure::Watch, Failure::Rearm]);
                 }

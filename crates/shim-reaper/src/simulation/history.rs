@@ -1,5 +1,4 @@
 use std::fmt::{self, Display, Formatter};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use fastrand::Rng;
 
@@ -103,8 +102,11 @@ impl History {
             let simulation = Simulation::new(config, rng);
             let steps = run(simulation.clone()).await;
             if simulation.world().violation.is_none() {
-                finish(&simulation).await;
-                simulation.check_second_stream();
+                let end = async {
+                    finish(&simulation).await;
+                    simulation.check_second_stream();
+                };
+                simulation.catch_panic(end).await;
             }
             let violation = simulation.world().violation.take();
             let coverage = Coverage::of(&simulation, &steps);
@@ -118,8 +120,15 @@ impl History {
         })
     }
 
+    /// Returns the shortest history that is found to fail too.
+    pub(super) fn describe_minimal(self) -> String {
+        let length = self.len();
+        let minimal = self.minimize();
+        format!("{} of {length} actions:\n{minimal}", minimal.len())
+    }
+
     /// Removes what the violation does not need.
-    pub(super) fn minimize(mut self) -> Self {
+    fn minimize(mut self) -> Self {
         let mut replays = MAX_REPLAYS;
         loop {
             let complexity = self.complexity();
@@ -305,44 +314,14 @@ async fn finish(simulation: &Simulation) {
     }
 }
 
-/// Performs a history. Returns what it covers, or why it fails: it violates an invariant, or panics.
-pub(super) fn run(seed: u64, options: Options) -> Result<Coverage, Failure> {
-    let history = catch(|| History::random(seed, options))?;
+/// Performs a history. Returns what it covers, or the history if it violates an invariant.
+pub(super) fn run(seed: u64, options: Options) -> Result<Coverage, Box<History>> {
+    let history = History::random(seed, options);
     if history.violation.is_some() {
-        return Err(Failure::Violation(Box::new(history)));
+        return Err(Box::new(history));
     }
     Ok(Coverage {
         steps: history.len(),
         ..history.coverage
-    })
-}
-
-/// How a history fails.
-#[derive(Debug)]
-pub(super) enum Failure {
-    Violation(Box<History>),
-    Panic(String),
-}
-
-impl Failure {
-    /// Returns the shortest history that is found to fail too.
-    pub(super) fn minimize(self) -> String {
-        let history = match self {
-            Self::Violation(history) => history,
-            Self::Panic(message) => return format!("panicked: {message}"),
-        };
-        let length = history.len();
-        match catch(|| history.minimize()) {
-            Ok(minimal) => format!("{} of {length} actions:\n{minimal}", minimal.len()),
-            Err(failure) => failure.minimize(),
-        }
-    }
-}
-
-fn catch<T>(run: impl FnOnce() -> T) -> Result<T, Failure> {
-    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
-        let message = panic.downcast_ref::<&str>().map(ToString::to_string);
-        let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
-        Failure::Panic(message.unwrap_or_default())
     })
 }

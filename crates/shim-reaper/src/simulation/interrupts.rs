@@ -23,17 +23,33 @@ const MAX_CALLS: u32 = 100_000;
 impl Simulation {
     pub(super) fn begin(&self, step: &Step) {
         lock(&self.frames).push(Frame {
+            action: step.action,
+            runs_worker: false,
+            calls: 0,
             planned: step.interrupts.iter().cloned().collect(),
-            ..Frame::default()
+            performed: Vec::new(),
         });
     }
 
     pub(super) fn end(&self, action: Action) -> Step {
-        let frame = lock(&self.frames).pop().unwrap_or_default();
+        let frame = lock(&self.frames).pop();
         Step {
             action,
-            interrupts: frame.performed,
+            interrupts: frame.map_or_else(Vec::new, |frame| frame.performed),
         }
+    }
+
+    /// Ends all steps in progress. Returns the outermost one.
+    pub(super) fn end_all(&self) -> Option<Step> {
+        let frames = std::mem::take(&mut *lock(&self.frames));
+        frames.into_iter().rev().fold(None, |inner, frame| {
+            let mut interrupts = frame.performed;
+            interrupts.extend(inner.map(|step| (frame.calls, Interrupt::Step(step))));
+            Some(Step {
+                action: frame.action,
+                interrupts,
+            })
+        })
     }
 
     pub(super) fn set_runs_worker(&self, runs_worker: bool) {

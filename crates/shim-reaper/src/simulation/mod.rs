@@ -43,20 +43,20 @@ pub struct Options {
     pub switched_off: Option<Mechanism>,
 }
 
-/// A history that violates an invariant.
+/// A history that violates an invariant, or panics.
 #[derive(Debug)]
 pub struct Violation {
     /// The seed of the history. [`simulate`] with this seed performs it again.
     pub seed: u64,
     /// What the histories before it cover.
     pub before: Coverage,
-    failure: history::Failure,
+    history: Box<history::History>,
 }
 
 impl Violation {
     /// Returns the shortest history that is found to fail too, and what it violates.
     pub fn minimal_history(self) -> String {
-        self.failure.minimize()
+        self.history.describe_minimal()
     }
 }
 
@@ -75,10 +75,10 @@ pub fn simulate(
     let mut done = Coverage::default();
     let mut seed = seed;
     loop {
-        let history = history::run(seed, options).map_err(|failure| Violation {
+        let history = history::run(seed, options).map_err(|history| Violation {
             seed,
             before: done,
-            failure,
+            history,
         })?;
         done.add(&history);
         progress(&done);

@@ -1,9 +1,11 @@
+use std::any::Any;
 use std::collections::VecDeque;
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -50,6 +52,13 @@ impl std::fmt::Debug for Simulation {
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Describes a panic by what [`catch_unwind`] returns for it.
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let message = panic.downcast_ref::<&str>().copied();
+    let message = message.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("panicked: {}", message.unwrap_or("without a message"))
 }
 
 impl Simulation {
@@ -104,8 +113,33 @@ impl Simulation {
         lock(&self.world)
     }
 
-    /// Performs a step of the history. Returns it with the interrupts that took place.
+    /// Performs a step of the history. Returns it with the interrupts that took place. A panic is a
+    /// violation.
     pub(super) async fn run(&self, step: Step) -> Step {
+        let action = step.action;
+        match self.catch_panic(self.perform_step(step)).await {
+            Some(step) => step,
+            None => self.end_all().unwrap_or_else(|| Step::new(action)),
+        }
+    }
+
+    /// Returns `None`, and notes a violation, if the future panics.
+    pub(super) async fn catch_panic<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        let mut future = pin!(future);
+        poll_fn(|cx| {
+            let poll = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
+            poll.map_or_else(
+                |panic| {
+                    self.world().fail(panic_message(&*panic));
+                    Poll::Ready(None)
+                },
+                |poll| poll.map(Some),
+            )
+        })
+        .await
+    }
+
+    async fn perform_step(&self, step: Step) -> Step {
         {
             let mut world = self.world();
             world.step += 1;

@@ -57,7 +57,7 @@ impl Simulated {
     pub(crate) fn fails(&self, failure: Failure) -> io::Result<()> {
         if self.table().failures.remove(&failure) {
             let errno = match failure {
-                Failure::Ready => libc::EINTR,
+                Failure::Ready | Failure::Wait | Failure::Poll => libc::EINTR,
                 Failure::Watch => libc::ENOSPC,
                 Failure::Rearm => libc::ENOMEM,
                 Failure::Thread | Failure::Fork => libc::EAGAIN,
@@ -228,11 +228,18 @@ impl ProcessTable for Simulated {
         if let (true, ProcessState::BeingReaped(code)) = (finish, state) {
             table.set(pidfd.process, ProcessState::Reaped(code));
         }
+        if state.is_running() {
+            table.failures.remove(&Failure::Poll);
+        }
         !state.is_running() && !table.is_blind
     }
 
     fn any_has_exited(&self, pidfds: &[&Descriptor]) -> bool {
-        !self.lacks(Mechanism::SpotCheck) && pidfds.iter().any(|pidfd| self.has_exited(pidfd))
+        let may_have_exited = || {
+            // As in `Linux`, a poll that fails shows nothing.
+            self.fails(Failure::Poll).is_err() || pidfds.iter().any(|pidfd| self.has_exited(pidfd))
+        };
+        !self.lacks(Mechanism::SpotCheck) && may_have_exited()
     }
 
     fn await_exit(&self, pidfd: &Descriptor, deadline: Instant) -> bool {

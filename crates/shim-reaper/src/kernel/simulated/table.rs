@@ -14,6 +14,10 @@ use crate::kernel::MAX_READY_EVENTS;
 pub(crate) enum Failure {
     /// `epoll_wait` with EINTR.
     Ready,
+    /// `waitid` with EINTR, which its caller repeats.
+    Wait,
+    /// `poll` with EINTR, which the kernel returns only while no pidfd has an event.
+    Poll,
     /// `epoll_ctl` with ENOMEM or ENOSPC.
     Watch,
     Rearm,

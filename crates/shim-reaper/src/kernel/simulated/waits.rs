@@ -1,6 +1,7 @@
 use super::kernel::{Descriptor, Simulated};
 use super::mechanism::Mechanism;
 use super::process::{Parent, ProcessState, ReapedBy, wait_status};
+use super::table::Failure;
 use crate::ResourceUsage;
 use crate::kernel::{Target, WaitResult};
 use crate::sys::ChildExit;
@@ -29,6 +30,9 @@ impl Simulated {
 
     fn waitid(&self, target: &Target<'_, Descriptor>, reap: bool, is_orphan: bool) -> WaitResult {
         self.interrupt("waitid");
+        if self.fails(Failure::Wait).is_err() {
+            self.interrupt("waitid after EINTR");
+        }
         if self.is_blind() {
             return WaitResult::Running;
         }
