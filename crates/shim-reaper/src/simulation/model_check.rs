@@ -30,6 +30,7 @@ use crate::kernel::{Linux, ProcessTable, Target, Until, WaitResult};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// How many histories are played that are always the same, and how many that are new.
 const HISTORIES: u64 = 40;
 
 /// The number of actions of a history that are played.
@@ -67,7 +68,9 @@ fn simulated_kernel_agrees_with_the_running_one() {
     own_process::in_own_process(test, || {
         set_child_subreaper(true).unwrap();
         let features = running_features();
-        for seed in 0..HISTORIES {
+        let random = fastrand::u64(HISTORIES..1 << 32);
+        println!("the first random seed is {random}");
+        for seed in (0..HISTORIES).chain(random..random + HISTORIES) {
             Kernels::new(features).play(&History::random(seed, Options::default()).actions(), seed);
         }
     });
