@@ -19,7 +19,7 @@ use crate::control_group::hierarchy::{Hierarchies, proc_path};
 use crate::frames::{
     Frame, FrameError, FrameReader, HostMessage, Message, PayloadMessage, Strictness,
 };
-use crate::procfs::{Stat, field_of, parse_arguments, parse_control_groups, parse_pids};
+use crate::procfs::{Mount, Stat, field_of, parse_arguments, parse_control_groups, parse_pids};
 use crate::{
     Assignment, BootTimes, BoxDir, ConfinementRule, ConsoleOptions, ControlGroup, Controller,
     Ending, ExitRecord, FILES, FailureKind, InstanceSpec, Invocation, PayloadSpec, PidRecord,
@@ -215,7 +215,8 @@ pub fn procfs(input: &[u8]) {
             );
         }
     }
-    let _ = proc_path(Path::new("/sys/fs/cgroup/a"), mounts);
+    let mounts = Mount::parse_all(mounts.as_bytes());
+    let _ = proc_path(Path::new("/sys/fs/cgroup/a"), &mounts);
 }
 
 /// Returns whether the process of a line in `/proc/<pid>/stat` has exited, and its start time.

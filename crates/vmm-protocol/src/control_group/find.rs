@@ -7,7 +7,7 @@ use super::cgroupfs::{child_groups, is_control_group};
 use super::controller::Controller;
 use super::group::{ControlGroup, group_name};
 use super::hierarchy::{Hierarchies, proc_path};
-use crate::procfs::read_own;
+use crate::procfs::mounts;
 use crate::{BoxDir, FileError, is_resource_exhaustion};
 
 /// How a runtime finds the groups that shims have created.
@@ -102,7 +102,7 @@ impl ControlGroup {
         groups: impl IntoIterator<Item = (&'a Self, T)>,
     ) -> Result<HashMap<PathBuf, T>, FileError> {
         let path = Path::new("/proc/self/mountinfo");
-        let mounts = unless_exhausted(read_own("mountinfo"), path)?.unwrap_or_default();
+        let mounts = unless_exhausted(mounts(), path)?.unwrap_or_default();
         let mut by_path = HashMap::new();
         for (group, value) in groups {
             let paths = group.dirs.iter().filter_map(|dir| proc_path(dir, &mounts));

@@ -6,25 +6,24 @@ use std::path::{Path, PathBuf};
 use super::cgroupfs::write_setting;
 use super::controller::{Controller, Version};
 use crate::FileError;
-use crate::procfs::read_own;
+use crate::procfs::{Mount, mounts, read_own};
 
 /// The mounted hierarchies, and the group of the calling process in each.
 pub(crate) struct Hierarchies {
     /// The contents of `/proc/self/cgroup`.
     groups: String,
-    /// The contents of `/proc/self/mountinfo`.
-    mounts: String,
+    mounts: Vec<Mount>,
 }
 
 impl Hierarchies {
     pub(super) fn read() -> Result<Self, FileError> {
-        let read = |file| {
+        let error = |file| {
             let path = Path::new("/proc/self").join(file);
-            read_own(file).map_err(|source| FileError::new("read", path, source))
+            |source| FileError::new("read", path, source)
         };
         Ok(Self {
-            groups: read("cgroup")?,
-            mounts: read("mountinfo")?,
+            groups: read_own("cgroup").map_err(error("cgroup"))?,
+            mounts: mounts().map_err(error("mountinfo"))?,
         })
     }
 
@@ -32,7 +31,7 @@ impl Hierarchies {
     pub(crate) fn new(groups: &str, mounts: &str) -> Self {
         Self {
             groups: groups.to_owned(),
-            mounts: mounts.to_owned(),
+            mounts: Mount::parse_all(mounts.as_bytes()),
         }
     }
 
@@ -59,22 +58,18 @@ impl Hierarchies {
                 (Version::V2, path)
             }
         };
-        let own_group = self.mounts.lines().find_map(|line| {
-            let (mount, file_system) = line.split_once(" - ")?;
-            let mut mount = mount.split(' ').skip(3);
-            let (root, point) = (mount.next()?, mount.next()?);
-            let mut file_system = file_system.split(' ');
+        let own_group = self.mounts.iter().find_map(|mount| {
             let is_match = match version {
                 Version::V1 => {
-                    file_system.next()? == "cgroup" && list_contains(file_system.nth(1)?, name?)
+                    mount.kind == "cgroup" && list_contains(mount.options.to_str()?, name?)
                 }
-                Version::V2 => file_system.next()? == "cgroup2",
+                Version::V2 => mount.kind == "cgroup2",
             };
             // A container may mount only its own part of the hierarchy.
-            let below = Path::new(path).strip_prefix(root).ok()?;
+            let below = Path::new(path).strip_prefix(&mount.root).ok()?;
             // A group outside of the cgroup namespace is not mounted, cgroup_namespaces(7).
             let is_mounted = !below.iter().any(|name| name == "..");
-            (is_match && is_mounted).then(|| Path::new(point).join(below))
+            (is_match && is_mounted).then(|| mount.point.join(below))
         })?;
         Some(Hierarchy { version, own_group })
     }
@@ -140,14 +135,11 @@ impl Hierarchy {
 }
 
 /// Returns the path of the group in `dir` as `/proc/<pid>/cgroup` shows it.
-pub(crate) fn proc_path(dir: &Path, mounts: &str) -> Option<PathBuf> {
-    mounts.lines().find_map(|line| {
-        let (mount, file_system) = line.split_once(" - ")?;
-        let mut mount = mount.split(' ').skip(3);
-        let (root, point) = (mount.next()?, mount.next()?);
-        let below = dir.strip_prefix(point).ok()?;
-        let is_hierarchy = matches!(file_system.split(' ').next()?, "cgroup" | "cgroup2");
-        is_hierarchy.then(|| Path::new(root).join(below))
+pub(crate) fn proc_path(dir: &Path, mounts: &[Mount]) -> Option<PathBuf> {
+    mounts.iter().find_map(|mount| {
+        let below = dir.strip_prefix(&mount.point).ok()?;
+        let is_hierarchy = mount.kind == "cgroup" || mount.kind == "cgroup2";
+        is_hierarchy.then(|| mount.root.join(below))
     })
 }
 
@@ -258,7 +250,8 @@ mod tests {
 
     #[test]
     fn a_directory_has_the_path_that_proc_shows() {
-        let path = |dir: &str| proc_path(Path::new(dir), MOUNTS);
+        let mounts = Mount::parse_all(MOUNTS.as_bytes());
+        let path = |dir: &str| proc_path(Path::new(dir), &mounts);
         let group_dir = |point: &str| format!("/sys/fs/cgroup/{point}/vmm-box-a.1/b");
         for (dir, expected) in [
             (group_dir("cpu,cpuacct"), "/vmm-box-a.1/b"),

@@ -1,4 +1,4 @@
-//! Reads processes from `/proc`, `proc(5)`.
+//! Reads processes and mounts from `/proc`, `proc(5)`.
 //!
 //! A payload chooses its name, its arguments, its environment, and the names of the control groups
 //! within its own. No function therefore expects UTF-8, and every read is bounded.
@@ -9,6 +9,7 @@
 //! The functions report resource exhaustion as an error, because it means nothing for the process.
 //! A process that has exited, or that this process may not inspect, is not an error.
 
+mod mounts;
 mod stat;
 
 use std::ffi::{OsStr, OsString};
@@ -19,6 +20,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process;
 
+pub use mounts::{Mount, mounts};
 pub use stat::Stat;
 
 use crate::is_resource_exhaustion;
