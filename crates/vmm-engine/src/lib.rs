@@ -35,6 +35,7 @@ compile_error!("vmm-engine needs Linux");
 
 mod call;
 pub mod descendants;
+mod detached_mount;
 mod engine;
 mod error;
 mod helper;
@@ -44,6 +45,7 @@ mod qemu;
 mod sys;
 
 pub use call::Call;
+pub use detached_mount::{DetachedMount, MountPropagation};
 pub use engine::{ControlChannel, Engine, Payload, PayloadExit};
 pub use error::EngineError;
 pub use helper::Helper;

@@ -90,8 +90,9 @@ mod warm;
 
 pub use shim::{Shim, run_if_shim};
 pub use vmm_engine::{
-    Accelerator, Call, Command, ControlChannel, Disk, DiskAccess, Engine, EngineError, Helper,
-    Network, Pause, Payload, PayloadExit, Process, Qemu, QemuOptions, RequestError, Share,
+    Accelerator, Call, Command, ControlChannel, DetachedMount, Disk, DiskAccess, Engine,
+    EngineError, Helper, MountPropagation, Network, Pause, Payload, PayloadExit, Process, Qemu,
+    QemuOptions, RequestError, Share,
 };
 pub use vmm_protocol::{
     ARGV0, Assignment, BOX_DIR_VARIABLE, BoxDir, BoxFiles, ConsoleOptions, ControlGroup, Ending,

@@ -10,11 +10,9 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 use pidfd_spawn::Command;
-use rustix::fs::CWD;
-use rustix::mount::{OpenTreeFlags, open_tree};
 use serde::{Deserialize, Serialize};
 
-use crate::{EngineError, Helper, sys};
+use crate::{DetachedMount, EngineError, Helper};
 
 /// A directory of the host that a guest shares, over virtiofs. Everything in it belongs to the guest:
 /// root of the guest can create files of any owner and mode there.
@@ -228,13 +226,10 @@ fn open_directory(share: &Share) -> Result<OwnedFd, EngineError> {
 /// Returns a read-only mount of the directory, which is part of no mount namespace and ends with the last
 /// descriptor. The virtiofsd of QEMU has no option for that.
 fn read_only_mount(path: &Path) -> Result<OwnedFd, EngineError> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_RECURSIVE;
-    let mount = || {
-        let mount = open_tree(CWD, path, flags)?;
-        sys::set_read_only(&mount)?;
-        Ok(mount)
+    let mount = || -> io::Result<OwnedFd> {
+        let mount = DetachedMount::copy_all(path)?;
+        mount.set_read_only()?;
+        Ok(mount.into())
     };
     mount().map_err(EngineError::system(
         "mount a shared directory read-only, which needs root and Linux 5.12",
