@@ -12,8 +12,9 @@ use crate::args::Args;
 use crate::bundle::Bundle;
 use crate::error::ShimError;
 use crate::events::timestamp;
+use crate::pod_share::PodShare;
 use crate::state_dir::StateDir;
-use crate::{guest, leftover_events, rootfs, tokio_runtime};
+use crate::{guest, leftover_events, tokio_runtime};
 
 /// How long a server that still runs may take to end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -35,7 +36,7 @@ pub(crate) fn delete(args: &Args) -> Result<DeleteResponse, ShimError> {
     let record = tokio_runtime()?.block_on(async {
         if let Some(state) = state.as_ref().filter(|state| state.path().exists()) {
             if is_member {
-                rootfs::unmount_all(&state.pod().container(&args.id))?;
+                PodShare::of(state).remove_container(&args.id)?;
             } else {
                 clean_up(state, &args.id).await?;
             }
@@ -63,7 +64,6 @@ async fn clean_up(state: &StateDir, id: &str) -> Result<(), ShimError> {
             Err(error) => return Err(ShimError::Guest(error)),
         }
     }
-    rootfs::unmount_all(state.pod().path())?;
     state.remove_all_but_events()
 }
 

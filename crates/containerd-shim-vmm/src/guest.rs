@@ -12,6 +12,7 @@ use vmm_runtime::{
 use vmm_shim::{Network, Qemu, QemuOptions, Share, Shim};
 
 use crate::error::ShimError;
+use crate::pod_share::PodShare;
 use crate::state_dir::StateDir;
 
 /// The program of the guest's agent, which runs the processes of containers.
@@ -32,7 +33,7 @@ pub(crate) struct Guest {
     runtime: VmmRuntime,
     image: Image,
     network: Option<Network>,
-    dir: PodDir,
+    share: PodShare,
     booted: OnceCell<Booted>,
 }
 
@@ -55,7 +56,7 @@ impl Guest {
             runtime,
             image,
             network: namespace.map(Network::new),
-            dir: state.pod(),
+            share: PodShare::of(state),
             booted: OnceCell::new(),
         })
     }
@@ -88,7 +89,7 @@ impl Guest {
                 engine: payload.engine.clone(),
                 source: Box::new(error),
             })?;
-        let mut share = Share::new(PodDir::TAG, self.dir.path());
+        let mut share = Share::new(PodDir::TAG, self.share.path());
         share.target = Some(PodDir::IN_GUEST.into());
         options.shares.push(share);
         options.network.clone_from(&self.network);

@@ -34,8 +34,10 @@ mod guest;
 mod idle;
 mod leftover_events;
 mod logger;
+mod mount_points;
 mod oci;
 mod pod;
+mod pod_share;
 mod process;
 mod rootfs;
 mod serve;
@@ -44,6 +46,7 @@ mod start;
 mod state_dir;
 mod stats;
 mod stdio;
+mod unmount;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

@@ -7,10 +7,8 @@ use std::time::Duration;
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use oci_spec::runtime::Process as OciProcess;
-use serde::Serialize;
 use tokio_util::sync::CancellationToken;
-use vmm_protocol::pod::PodDir;
-use vmm_protocol::{Ending, PidLookup, PidRecord, with_causes, write_file_unsynced};
+use vmm_protocol::{Ending, PidLookup, PidRecord, with_causes};
 
 use crate::bundle::{Bundle, ExitRecord};
 use crate::config::Config;
@@ -20,10 +18,11 @@ use crate::events::EventQueue;
 use crate::guest::Guest;
 use crate::idle::UseCount;
 use crate::logger::Loggers;
+use crate::pod_share::{ContainerFiles, PodShare};
 use crate::process::{Exit, Process, ProcessState};
 use crate::state_dir::StateDir;
 use crate::stdio::StdioPaths;
-use crate::{oci, rootfs, start, stats};
+use crate::{oci, start, stats};
 
 /// How long the last events of a pod are kept for a containerd that is away.
 pub(crate) const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(600);
@@ -36,7 +35,7 @@ const SIGKILL: u32 = 9;
 /// The containers of a pod, and the guest in which they run.
 #[derive(Debug)]
 pub(crate) struct Pod {
-    dir: PodDir,
+    share: PodShare,
     guest: Guest,
     events: Arc<EventQueue>,
     loggers: Loggers,
@@ -55,8 +54,8 @@ impl Pod {
         bundle: &Bundle,
         namespace: &str,
     ) -> Result<Arc<Self>, ShimError> {
-        let dir = state.pod();
-        std::fs::create_dir_all(dir.path()).map_err(ShimError::file("create", dir.path()))?;
+        let share = PodShare::of(&state);
+        share.create()?;
         let events = Arc::new(EventQueue::open(state.events(), namespace)?);
         let address = std::env::var(start::TTRPC_ADDRESS).unwrap_or_default();
         let queue = Arc::clone(&events);
@@ -64,7 +63,7 @@ impl Pod {
         let network = oci::network_namespace(&bundle.spec()?);
         Ok(Arc::new(Self {
             guest: Guest::open(config.guest, network, &state).await?,
-            dir,
+            share,
             events,
             loggers: Loggers::new(namespace),
             containers: Mutex::default(),
@@ -119,7 +118,7 @@ impl Pod {
         let pid = match prepared {
             Ok(pid) if is_wanted => pid,
             prepared => {
-                let _ = rootfs::unmount_all(&self.dir.container(id));
+                log_error(self.remove_container(id).await);
                 if !is_wanted {
                     // The next containerd does not know the container, and would leave it.
                     self.request_shutdown(false);
@@ -139,15 +138,18 @@ impl Pod {
         request: &CreateTaskRequest,
         bundle: &Bundle,
     ) -> Result<u32, ShimError> {
-        let id = &request.id;
         let spec = bundle.spec()?;
         let (container, sources) = oci::container(&spec);
         let process = spec.process().as_ref();
         let process = process.ok_or_else(|| ShimError::Spec("it has no process".to_owned()))?;
-        let root = bundle.root(&spec);
-        rootfs::mount_all(&self.dir, id, &root, &request.rootfs, &sources)?;
-        write(&self.dir.container_spec(id), &container)?;
-        write(&self.dir.process_spec(id, ""), &oci::process(process)?)?;
+        let process = oci::process(process)?;
+        let files = ContainerFiles {
+            rootfs: request.rootfs.clone(),
+            root: bundle.root(&spec),
+            sources,
+        };
+        let (share, id) = (self.share.clone(), request.id.clone());
+        run_blocking(move || share.add_container(&id, &container, &process, &files)).await?;
         self.guest.pid().await
     }
 
@@ -162,7 +164,7 @@ impl Pod {
         let container = self.container(id)?;
         container.add(exec_id, Process::new(stdio))?;
         let spec = oci::process(process);
-        let written = spec.and_then(|spec| write(&self.dir.process_spec(id, exec_id), &spec));
+        let written = spec.and_then(|spec| self.share.add_process(id, exec_id, &spec));
         written.inspect_err(|_| container.remove(exec_id))?;
         self.events.publish_exec_added(id, exec_id);
         Ok(())
@@ -264,7 +266,6 @@ impl Pod {
             ProcessState::Exited(exit) => exit,
         };
         let pid = self.guest.pid().await.unwrap_or_default();
-        container.remove(exec_id);
         if exec_id.is_empty() {
             // Also of a process that was not started: no event reports its exit.
             log_error(container.bundle.set_exit(&ExitRecord {
@@ -272,9 +273,11 @@ impl Pod {
                 pid,
                 is_published: true,
             }));
-            rootfs::unmount_all(&self.dir.container(id))?;
+            self.remove_container(id).await?;
             self.containers().remove(id);
         }
+        self.share.remove_process(id, exec_id);
+        container.remove(exec_id);
         self.events.publish_delete(id, exec_id, pid, exit);
         Ok((exit, pid))
     }
@@ -314,7 +317,6 @@ impl Pod {
             () = self.use_count.wait_idle(IDLE_TIMEOUT) => {}
         }
         self.guest.kill().await;
-        log_error(rootfs::unmount_all(self.dir.path()));
         self.loggers.end().await;
         self.events.wait_empty(LAST_EVENTS_TIMEOUT).await;
     }
@@ -348,6 +350,11 @@ impl Pod {
         record(true);
     }
 
+    async fn remove_container(&self, id: &str) -> Result<(), ShimError> {
+        let (share, id) = (self.share.clone(), id.to_owned());
+        run_blocking(move || share.remove_container(&id)).await
+    }
+
     fn containers(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Container>>> {
         self.containers
             .lock()
@@ -368,12 +375,13 @@ fn is_alive(process: &PidRecord) -> bool {
         .is_ok_and(|found| matches!(found, PidLookup::Alive(_)))
 }
 
-fn write(path: &std::path::Path, value: &impl Serialize) -> Result<(), ShimError> {
-    let write = || -> io::Result<()> {
-        let text = serde_json::to_vec(value)?;
-        write_file_unsynced(path, &text).map_err(io::Error::other)
-    };
-    write().map_err(ShimError::file("write", path))
+/// Runs system calls that can take long, such as mounts, beside the server.
+async fn run_blocking<T: Send + 'static>(
+    action: impl FnOnce() -> Result<T, ShimError> + Send + 'static,
+) -> Result<T, ShimError> {
+    let result = tokio::task::spawn_blocking(action).await;
+    result
+        .map_err(|error| ShimError::file("run a thread of", "/proc/self")(io::Error::from(error)))?
 }
 
 fn log_error<T>(result: Result<T, ShimError>) {

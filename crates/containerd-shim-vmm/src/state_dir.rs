@@ -7,6 +7,7 @@ use ulid::Ulid;
 use vmm_protocol::pod::PodDir;
 
 use crate::error::ShimError;
+use crate::unmount::unmount_all;
 
 const SCHEME: &str = "unix://";
 
@@ -65,8 +66,14 @@ impl StateDir {
         PodDir::new(self.path.join("pod"))
     }
 
-    /// Removes all but the events. The caller has removed the mounts in the directory.
+    /// The files in it, as the host writes them.
+    pub(crate) fn files(&self) -> PodDir {
+        PodDir::new(self.path.join("files"))
+    }
+
+    /// Removes the mounts in the directory, and all but the events.
     pub(crate) fn remove_all_but_events(&self) -> Result<(), ShimError> {
+        unmount_all(&self.path)?;
         let remove = || -> io::Result<()> {
             for entry in fs::read_dir(&self.path)? {
                 let path = entry?.path();
@@ -89,8 +96,9 @@ impl StateDir {
         }
     }
 
-    /// Removes the directory. The caller has removed the mounts in it.
+    /// Removes the mounts in the directory, and the directory.
     pub(crate) fn remove(&self) -> Result<(), ShimError> {
+        unmount_all(&self.path)?;
         match fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(ShimError::file("remove", &self.path)(error))

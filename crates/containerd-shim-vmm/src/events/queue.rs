@@ -201,11 +201,29 @@ impl QueueState {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use containerd_shim_protos::events::task::TaskExit;
     use tempfile::TempDir;
 
     use super::*;
     use crate::events::decode;
+
+    /// Opens a queue that this test has closed. A process that another test starts has the lock until it executes its
+    /// program.
+    fn open(dir: &TempDir, max_events: usize) -> EventQueue {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            match EventQueue::with_max(dir.path().to_owned(), "default", max_events) {
+                Err(ShimError::File { source, .. })
+                    if source.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline =>
+                {
+                    std::thread::yield_now();
+                }
+                queue => return queue.unwrap(),
+            }
+        }
+    }
 
     fn publish(queue: &EventQueue, code: u32) {
         let mut exit = TaskExit::new();
@@ -222,14 +240,13 @@ mod tests {
     #[test]
     fn events_of_a_process_that_was_killed_are_kept_in_their_order() {
         let dir = TempDir::new().unwrap();
-        let open = || EventQueue::open(dir.path().to_owned(), "default").unwrap();
-        let queue = open();
+        let queue = open(&dir, 100);
         (0..12).for_each(|code| publish(&queue, code));
         let first = queue.pending()[0].0;
         queue.remove(first);
         drop(queue);
         fs::write(dir.path().join(".00000000000000000012.tmp"), "half").unwrap();
-        let queue = open();
+        let queue = open(&dir, 100);
         publish(&queue, 12);
         assert_eq!(codes(&queue), (1..13).collect::<Vec<_>>());
     }
@@ -237,12 +254,11 @@ mod tests {
     #[test]
     fn the_oldest_events_beyond_the_bound_are_dropped_and_counted() {
         let dir = TempDir::new().unwrap();
-        let open = || EventQueue::with_max(dir.path().to_owned(), "default", 3).unwrap();
-        let queue = open();
+        let queue = open(&dir, 3);
         (0..5).for_each(|code| publish(&queue, code));
         assert_eq!(codes(&queue), [2, 3, 4]);
         drop(queue);
-        let queue = open();
+        let queue = open(&dir, 3);
         publish(&queue, 5);
         assert_eq!(codes(&queue), [3, 4, 5]);
         assert_eq!(queue.with_state(|state| state.dropped), 3);
@@ -251,10 +267,9 @@ mod tests {
     #[test]
     fn one_process_at_a_time_has_the_queue_open() {
         let dir = TempDir::new().unwrap();
-        let open = || EventQueue::open(dir.path().to_owned(), "default");
-        let queue = open().unwrap();
-        assert!(open().is_err());
+        let queue = open(&dir, 100);
+        assert!(EventQueue::open(dir.path().to_owned(), "default").is_err());
         drop(queue);
-        assert!(open().is_ok());
+        open(&dir, 100);
     }
 }

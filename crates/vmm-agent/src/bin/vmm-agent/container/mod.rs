@@ -11,7 +11,6 @@ mod namespaces;
 mod process;
 
 use std::ffi::OsString;
-use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -103,12 +102,5 @@ fn exec(
 fn read_spec<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ContainerError> {
     let error = || ContainerError::system(format!("read {}", path.display()));
     let text = read_file(path, MAX_SPEC_BYTES).map_err(error())?;
-    // It can contain secrets, and one process needs it once.
-    if path
-        .file_name()
-        .is_some_and(|name| name != "container.json")
-    {
-        let _ = fs::remove_file(path);
-    }
     serde_json::from_slice(&text).map_err(|source| error()(source.into()))
 }
