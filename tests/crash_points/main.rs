@@ -1,6 +1,7 @@
 //! Kills the runtime, or a shim, at each system call that changes something while a box is created,
 //! started, stopped, removed or recovered, and makes each call on a file fail once. After every fault
-//! the home is opened again: each box is in a state that its history allows, and nothing is left.
+//! the home is opened again: each box is in a state that its history allows, and nothing is left. What
+//! has succeeded must be on disk.
 //!
 //! By default it tests a sample of the points, which a printed seed selects. `--all` tests all,
 //! `--point` one. Other arguments select the series whose names contain them.
@@ -12,6 +13,7 @@ mod common;
 mod leftovers;
 
 mod calls;
+mod durability;
 mod oracle;
 mod point;
 mod subject;

@@ -170,6 +170,9 @@ impl History {
         if let Some(error) = self.reported("second") {
             return Err(format!("the fault lasts: {error}"));
         }
+        if self.report.is_some() {
+            self.seen.durability.check()?;
+        }
         let mut boxes = runtime.list().await;
         self.eventually_settled(&runtime, &mut boxes).await;
         let mut names = vec![BOX, IDLE];

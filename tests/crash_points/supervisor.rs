@@ -9,6 +9,7 @@ use std::io;
 use std::mem::zeroed;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +23,7 @@ use vmm_protocol::procfs::status_field;
 
 use crate::calls::{BEGIN, CALLS, END, Kind, MARK};
 use crate::common::{as_pid, eventually_blocking};
+use crate::durability::Durability;
 use crate::point::{Fault, Point, Target};
 
 /// The descriptor of a subject's listener until the supervisor has taken it.
@@ -89,6 +91,8 @@ pub struct Seen {
     pub calls: usize,
     /// The call at the point, if there was one.
     pub call: Option<String>,
+    /// What the calls of the runtime have made of the names in its home.
+    pub durability: Durability,
 }
 
 /// A thread that supervises a subject and its descendants until all of them have ended.
@@ -187,7 +191,10 @@ impl Worker {
             if events.contains(PollFlags::POLLIN) {
                 if let Some(call) = self.receive() {
                     match self.decide(&call) {
-                        Response::Continue => self.respond(&call, None),
+                        Response::Continue => {
+                            self.note(&call);
+                            self.respond(&call, None);
+                        }
                         Response::Fail(errno) => self.respond(&call, Some(errno)),
                         Response::None => {}
                     }
@@ -253,6 +260,21 @@ impl Worker {
             }
             Fault::Error(errno) => Response::Fail(errno),
         }
+    }
+
+    /// Notes a call of the runtime that is about to take effect.
+    fn note(&mut self, call: &seccomp_notif) {
+        if self.target_of(call.pid).0 != self.subject {
+            return;
+        }
+        let (name, kind) = kind_of(call);
+        let path = match kind {
+            Kind::Entry { path } => text_at(call.pid, call.data.args[path]).unwrap_or_default(),
+            Kind::Descriptor if name == "fsync" => file_of(call),
+            _ => return,
+        };
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.durability.add(name, Path::new(&path));
     }
 
     /// Returns whether the call counts: for a kill those that change something, for an error those on

@@ -204,7 +204,15 @@ fn open_for_writing(path: &Path) -> io::Result<File> {
     open_regular_file(path, &mut options)
 }
 
-fn sync_parent_directory(path: &Path) -> io::Result<()> {
+/// Syncs the name of a file or directory to disk, by a sync of the directory that contains it.
+/// Blocks until the disk has stored it.
+///
+/// Succeeds on a file system that cannot sync directories.
+///
+/// # Errors
+///
+/// The error of the operating system.
+pub fn sync_parent_directory(path: &Path) -> io::Result<()> {
     let parent = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),

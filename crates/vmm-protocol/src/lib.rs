@@ -83,8 +83,8 @@ pub use console_options::ConsoleOptions;
 pub use control_group::{ControlGroup, Controller, GroupUsage, Members, PROCS_FILE};
 pub use ending::{Ending, ExitRecord, FailureKind, GuestEvent, panic_message};
 pub use files::{
-    FileError, is_resource_exhaustion, open_log, read_file, reserve_space, write_file,
-    write_file_unsynced,
+    FileError, is_resource_exhaustion, open_log, read_file, reserve_space, sync_parent_directory,
+    write_file, write_file_unsynced,
 };
 pub use host_policy::{ConfinementRule, HostPolicy, UnappliedRule};
 pub use identity::ProcessIdentity;

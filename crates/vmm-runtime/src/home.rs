@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{getegid, geteuid};
 use tokio_util::sync::CancellationToken;
-use vmm_protocol::{BoxDir, FileError, procfs};
+use vmm_protocol::{BoxDir, FileError, procfs, sync_parent_directory};
 
 use crate::{BoxId, RuntimeError};
 
@@ -268,31 +268,33 @@ impl Home {
             .and_then(|()| fill(&BoxDir::new(&partial)))
             .and_then(|()| {
                 fs::rename(&partial, &dir)
-                    .and_then(|()| File::open(self.boxes())?.sync_all())
+                    .and_then(|()| sync_parent_directory(&dir))
                     .map_err(|source| FileError::new("create the directory", &dir, source))
             });
         if result.is_err() {
+            // First, so that a kill leaves no part of a box under its name.
+            let _ = fs::rename(&dir, &partial);
             // No payload has written to it, so it is small.
             let _ = fs::remove_dir_all(&partial);
-            let _ = fs::remove_dir_all(&dir);
         }
         result
     }
 
     /// Renames the directory of a box to a name that marks it for removal, and returns the new
-    /// path. Returns `None` if the directory does not exist.
+    /// path. The new name is on disk when this returns. Returns `None` if the directory does not
+    /// exist.
     pub(crate) fn set_aside(&self, id: &str) -> Result<Option<PathBuf>, FileError> {
         let dir = self.boxes().join(id);
         let remnant = self.boxes().join(format!("{REMOVING_PREFIX}{id}"));
-        match fs::rename(&dir, &remnant) {
+        let renamed = match fs::rename(&dir, &remnant) {
             // An earlier attempt renamed it and then failed to sync, or the user removed it by hand.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(remnant.exists().then_some(remnant));
-            }
-            renamed => renamed.and_then(|()| File::open(self.boxes())?.sync_all()),
-        }
-        .map_err(|source| FileError::new("remove", &dir, source))?;
-        Ok(Some(remnant))
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            renamed => renamed,
+        };
+        renamed
+            .and_then(|()| sync_parent_directory(&dir))
+            .map_err(|source| FileError::new("remove", &dir, source))?;
+        Ok(remnant.exists().then_some(remnant))
     }
 
     /// Lists the boxes and the remnants that earlier runtimes left.
@@ -341,7 +343,19 @@ fn open_dir(path: &Path) -> io::Result<File> {
     Ok(File::from(dir))
 }
 
-/// Creates a directory and its missing parents, accessible to the owner only.
+/// Creates a directory and its missing parents, accessible to the owner only, and syncs their names
+/// to disk.
 fn create_private_dir(dir: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+    let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
+    let missing: Vec<_> = dir.ancestors().skip(1).take_while(is_missing).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    // That of `dir` also if it exists: the process that created it may have been killed.
+    for created in missing.into_iter().chain([dir]) {
+        match sync_parent_directory(created) {
+            // This user cannot have created anything there.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            synced => synced?,
+        }
+    }
+    Ok(())
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
+use vmm_protocol::sync_parent_directory;
 
 /// The entries after which the file is written again without those that are too old.
 const MAX_APPENDED: usize = 16_384;
@@ -148,9 +149,7 @@ fn rewrite(path: &Path, entries: &[JournalEntry]) -> io::Result<File> {
     file.sync_all()?;
     fs::rename(&temporary, path)?;
     // Without the new name, a power cut would lose all that is appended later.
-    if let Some(directory) = path.parent() {
-        File::open(directory)?.sync_all()?;
-    }
+    sync_parent_directory(path)?;
     Ok(file)
 }
 
