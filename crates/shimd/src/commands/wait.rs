@@ -22,18 +22,63 @@ pub(crate) struct Wait {
     server: ServerArgs,
 }
 
+/// A box that this command waits for.
+struct Waited {
+    bx: BoxResponse,
+    /// Whether its end was seen, or the box was removed.
+    is_over: bool,
+}
+
+impl Waited {
+    /// Stores the current state, unless the end was seen before: the box may have been started again.
+    fn update(&mut self, bx: BoxResponse) {
+        if !self.is_over {
+            self.is_over = !bx.is_alive();
+            self.bx = bx;
+        }
+    }
+}
+
 impl Wait {
     pub(crate) async fn run(self, home: Home) -> Result<ExitCode, Failure> {
         let client = self.server.client(&home).await?;
-        let mut result = ExitCode::SUCCESS;
+        // Before the states are read, so that no end is missed.
+        let mut events = client.events().await?;
+        let mut boxes = Vec::new();
         for name in &self.boxes {
-            match wait(&client, name).await {
-                Ok(bx) => match bx.exit_code {
+            let bx = client.inspect(name).await.map_err(Failure::from);
+            boxes.push(bx.map(|bx| Waited {
+                is_over: !bx.is_alive(),
+                bx,
+            }));
+        }
+        let mut result = ExitCode::SUCCESS;
+        for index in 0..boxes.len() {
+            while let Some(Ok(waited)) = boxes.get(index)
+                && !waited.is_over
+            {
+                let id = waited.bx.box_id.clone();
+                let all = boxes.iter_mut().flatten();
+                match events.next().await {
+                    Some(Ok(event)) => all
+                        .filter(|waited| waited.bx.box_id == event.state.box_id)
+                        .for_each(|waited| waited.update(event.state.clone())),
+                    Some(Err(ClientError::EventsMissed { .. })) => {
+                        for waited in all {
+                            update(&client, waited).await?;
+                        }
+                    }
+                    Some(Err(error)) => return Err(error.into()),
+                    None => return Err(Failure::DaemonEnded { id }),
+                }
+            }
+            match &boxes[index] {
+                Ok(Waited { bx, .. }) => match bx.exit_code {
                     Some(code) => print(format_args!("{code}\n"))?,
                     None => print("-\n")?,
                 },
-                Err(failure) => {
-                    print_error(failure.with_causes());
+                Err(error) => {
+                    print_error(error.with_causes());
                     result = ExitCode::FAILURE;
                 }
             }
@@ -42,21 +87,11 @@ impl Wait {
     }
 }
 
-async fn wait(client: &Client, name: &str) -> Result<BoxResponse, Failure> {
-    // Before the state is read, so that no end is missed.
-    let mut events = client.events().await?;
-    let mut bx = client.inspect(name).await?;
-    while bx.is_alive() {
-        match events.next().await {
-            Some(Ok(event)) if event.state.box_id == bx.box_id => bx = event.state,
-            Some(Ok(_)) => {}
-            Some(Err(ClientError::EventsMissed { .. })) => match client.inspect(&bx.box_id).await {
-                Err(error) if error.code() == Some(ErrorCode::NotFound) => break,
-                current => bx = current?,
-            },
-            Some(Err(error)) => return Err(error.into()),
-            None => return Err(Failure::DaemonEnded { id: bx.box_id }),
-        }
+/// Reads the state of a box again.
+async fn update(client: &Client, waited: &mut Waited) -> Result<(), Failure> {
+    match client.inspect(&waited.bx.box_id).await {
+        Err(error) if error.code() == Some(ErrorCode::NotFound) => waited.is_over = true,
+        current => waited.update(current?),
     }
-    Ok(bx)
+    Ok(())
 }

@@ -172,6 +172,43 @@ async fn wait_lasts_through_a_start_to_the_end_of_the_run() {
 }
 
 #[tokio::test]
+async fn wait_prints_the_exit_code_of_a_box_that_is_removed_while_it_waits_for_another() {
+    let home = PerTestBoxHome::new();
+    let daemon = Daemon::start(&home).await;
+    run_shimd(&home, &["run", "--name", "ended", "idle", "true"]).out();
+    let start = |args: &[&str], code: u8| {
+        let script = format!("until [ -e $VMM_BOX_DIR/go ]; do sleep 0.01; done; exit {code}");
+        let run = ["run", "-d"].iter().chain(args);
+        let run: Vec<_> = run.copied().chain(["idle", "sh", "-c", &script]).collect();
+        let id = run_shimd(&home, &run).out();
+        home.path().join("boxes").join(id.trim())
+    };
+    let long = start(&["--name", "long"], 3);
+    let short = start(&["--rm", "--name", "short"], 7);
+    let mut waiter = shimd(&home)
+        .args(["wait", "ended", "long", "short"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It has read the states of all.
+    let mut first = [0; 2];
+    let output = waiter.stdout.as_mut().unwrap();
+    output.read_exact(&mut first).unwrap();
+    std::fs::write(short.join("go"), "").unwrap();
+    eventually("the box is removed", async || {
+        daemon.client.inspect("short").await.is_err()
+    })
+    .await;
+    std::fs::write(long.join("go"), "").unwrap();
+    assert!(wait_for_exit(&mut waiter).await.success());
+    let mut rest = String::new();
+    let mut output = waiter.stdout.unwrap();
+    output.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "3\n7\n");
+    daemon.shut_down().await;
+}
+
+#[tokio::test]
 async fn a_unique_prefix_of_an_id_is_enough() {
     let home = PerTestBoxHome::new();
     let daemon = Daemon::start(&home).await;
