@@ -194,7 +194,11 @@ async fn a_stop_that_cannot_be_saved_fails_and_is_saved_later() {
     for id in &boxes {
         // Not even root can write to a directory as to a file.
         let obstacle = box_dir(&home, id).join(".box.json.tmp");
-        fs::create_dir(&obstacle).unwrap();
+        // A save may be in progress.
+        eventually("the obstacle is there", || {
+            fs::create_dir(&obstacle).is_ok()
+        })
+        .await;
         for _ in 0..2 {
             let refused = runtime.stop(id).await;
             let Err(RuntimeError::File(error)) = refused else {
