@@ -11,8 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use ulid::{Generator, Ulid};
 use vmm_protocol::{
-    FileError, HostPolicy, RemovalProgress, is_resource_exhaustion, panic_message, remove_tree,
-    with_causes,
+    FileError, HostPolicy, RemovalProgress, panic_message, remove_tree, with_causes,
 };
 
 use crate::boxes::{BoxUids, Boxes, MicroBox};
@@ -32,10 +31,11 @@ use crate::{
 };
 
 /// How long the removal of one directory may run before the next queued removal gets its turn.
-const REMOVAL_SLICE: Duration = Duration::from_secs(1);
+const REMOVAL_SLICE: Duration = Duration::from_millis(100);
 
-/// The pause between attempts to remove a directory when no descriptor is left.
-const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
+/// The backoff between attempts to remove a directory.
+const MIN_REMOVAL_PAUSE: Duration = Duration::from_millis(100);
+const MAX_REMOVAL_PAUSE: Duration = Duration::from_secs(600);
 
 /// The state that the handles of a runtime and its tasks share.
 #[derive(Debug)]
@@ -69,6 +69,8 @@ pub(crate) struct Core {
     reaper_token: CancellationToken,
     /// The operations in progress, all of which may change the home.
     pub(crate) operations: TaskTracker,
+    /// The removals of directories that no longer belong to a box.
+    pub(crate) removals: TaskTracker,
     driver: Driver,
     ids: Mutex<Generator>,
     lock: Mutex<Option<HomeLock>>,
@@ -136,6 +138,7 @@ impl Core {
             closing: CancellationToken::new(),
             reaper_token,
             operations: TaskTracker::new(),
+            removals: TaskTracker::new(),
             driver,
             ids: Mutex::new(Generator::new()),
             lock: Mutex::new(Some(lock)),
@@ -223,12 +226,13 @@ impl Core {
         done.map_err(io::Error::other)?
     }
 
-    /// Spawns the removal of a directory that no longer belongs to a box. The task ends when the
-    /// directory is removed, when the removal fails, or when the runtime closes; the next runtime
-    /// then retries.
+    /// Spawns the removal of a directory that no longer belongs to a box. The task retries with
+    /// backoff until the directory is removed. It ends early when the runtime closes, after it has
+    /// removed what takes less than [`REMOVAL_SLICE`]; the next runtime removes the rest.
     pub(crate) fn remove_remnant(self: &Arc<Self>, path: PathBuf) -> JoinHandle<()> {
         let core = Arc::clone(self);
-        self.spawn(async move {
+        self.spawn(self.removals.track_future(async move {
+            let mut pause = MIN_REMOVAL_PAUSE;
             loop {
                 let path = path.clone();
                 let part = move || {
@@ -237,21 +241,21 @@ impl Core {
                 };
                 let progress = core.driver.removal.run(part).await;
                 match progress.and_then(|progress| Ok(progress?)) {
-                    Ok(RemovalProgress::Stopped) if !core.closing.is_cancelled() => {}
-                    Ok(_) => return,
-                    Err(RuntimeError::File(error))
-                        if is_resource_exhaustion(&error.source)
-                            && !core.closing.is_cancelled() =>
-                    {
-                        sleep(SHORTAGE_PAUSE).await;
-                    }
+                    Ok(RemovalProgress::Removed) | Err(RuntimeError::Closed) => return,
+                    Ok(RemovalProgress::Stopped) if core.closing.is_cancelled() => return,
+                    Ok(RemovalProgress::Stopped) => {}
                     Err(error) => {
-                        tracing::warn!(error = %with_causes(&error), "cannot remove the directory of a removed box");
-                        return;
+                        tracing::warn!(error = %with_causes(&error), "cannot remove the directory of a removed box; retrying");
+                        tokio::select! {
+                            biased;
+                            () = core.closing.cancelled() => return,
+                            () = sleep(pause) => {}
+                        }
+                        pause = (pause * 2).min(MAX_REMOVAL_PAUSE);
                     }
                 }
             }
-        })
+        }))
     }
 
     /// Returns a new box id. Ids sort by creation.

@@ -261,11 +261,13 @@ impl VmmRuntime {
             .await
     }
 
-    /// Removes a box. With [`Removal::Force`] or `true`, first kills a running box. Returns when
-    /// the shim is gone from `/proc` and the files are gone from the disk, with two exceptions. The
-    /// zombie of a re-attached shim, which only its parent can reap, is awaited for 2 s,
-    /// and not at all once that parent was slow. A directory that takes longer than 10 s to remove
-    /// is removed in the background.
+    /// Removes a box. With [`Removal::Force`], first kills a running box. Returns when no process of
+    /// the box is running, its shim is gone from `/proc`, and the removal is on disk: no later runtime
+    /// finds the box, and its name is free. The runtime deletes the files afterwards, and the next
+    /// runtime those that a shutdown leaves.
+    ///
+    /// The zombie of a re-attached shim, which only its parent can reap, is awaited for 2 s, and not
+    /// at all once that parent was slow.
     ///
     /// # Errors
     ///

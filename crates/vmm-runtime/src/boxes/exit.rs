@@ -1,6 +1,6 @@
 //! How a box learns of the end of a run, saves it and reports it.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use shim_reaper::ShimHandle;
@@ -25,18 +25,24 @@ fn payload_survives(shim: &ShimHandler) -> bool {
 impl MicroBox {
     /// Marks the start as failed, and adds to the error what the payload printed last. The caller
     /// cleans up, and then calls [`cancel_start`](Self::cancel_start) if the start was interrupted.
+    /// Blocks on the disk.
     pub(crate) fn mark_start_failed(&self, error: StartError) -> StartError {
         // The next runtime needs to know which shim failed.
         let record = self.dir().shim_record();
-        let mut state = self.state();
+        let starting = self.state().starting_shim();
         let mut output = None;
+        let mut may_be_left = None;
         // Without a shim nothing can be left.
-        if let Some((shim, console_start)) = state.starting_shim() {
+        if let Some((shim, console_start)) = starting {
             if !self.has_recorded_ending(&shim, &error) || self.has_control_group(shim.id()) {
-                let target = self.cleanup_target_of(Some(shim.id()), state.run_since);
-                state.set_cleanup_target(Some(target));
+                may_be_left = Some(shim.id());
             }
             output = self.dir().last_console_lines(console_start);
+        }
+        let mut state = self.state();
+        if may_be_left.is_some() {
+            let target = self.cleanup_target_of(may_be_left, state.run_since);
+            state.set_cleanup_target(Some(target));
         }
         if let StartError::Interrupted = error {
             return error;
@@ -129,15 +135,10 @@ impl MicroBox {
         Ok(())
     }
 
-    /// Moves from `Running` to `Exited` if the shim has exited.
-    pub(super) fn note_exit(&self) -> Result<(), FileError> {
-        let mut state = self.state();
-        let Phase::Running {
-            shim,
-            stop_requested,
-            ..
-        } = &state.phase
-        else {
+    /// Moves from `Running` to `Exited` if the shim has exited. Holds no lock while it blocks on the
+    /// disk: a disk that hangs must not delay the other boxes.
+    fn note_exit(&self) -> Result<(), FileError> {
+        let Some(shim) = self.shim() else {
             return Ok(());
         };
         let Some(exit) = shim.try_exit() else {
@@ -146,23 +147,26 @@ impl MicroBox {
         let record = match exit.status {
             // No exit record matches death by signal.
             Some(status) if status.code().is_none() => Ok(None),
-            _ => match self.dir().exit_record() {
-                Err(error) if is_resource_exhaustion(&error.source) => return Err(error),
-                record => record,
-            },
+            _ => self.dir().exit_record(),
         };
-        let shim = Arc::clone(shim);
-        let outcome = Outcome::of_exit(
-            Some(shim.record().clone()),
-            exit.status,
-            record,
-            *stop_requested,
-        );
-        if outcome.may_leave_orphans
-            || state.record.spec.has_command_probe()
-            || self.has_control_group(shim.pid())
-            || payload_survives(&shim)
-        {
+        let may_be_left = self.has_control_group(shim.pid()) || payload_survives(&shim);
+        let mut state = self.state();
+        let Some(stop_requested) = state.is_stop_requested(&shim) else {
+            return Ok(());
+        };
+        let of_record = |record| {
+            let id = shim.record().clone();
+            Outcome::of_exit(Some(id), exit.status, record, stop_requested)
+        };
+        let outcome = match record {
+            Err(error) if is_resource_exhaustion(&error.source) => {
+                state.set_unread_exit(of_record(Err(&error)));
+                return Err(error);
+            }
+            Err(error) => of_record(Err(&error)),
+            Ok(record) => of_record(Ok(record)),
+        };
+        if outcome.may_leave_orphans || state.record.spec.has_command_probe() || may_be_left {
             let target = self.cleanup_target_of(Some(shim.pid()), state.run_since);
             state.set_cleanup_target(Some(target));
         }

@@ -107,62 +107,7 @@ enum Shown<'a> {
 impl State {
     /// Returns the info of the box.
     pub(super) fn info(&self, dir: &Path) -> BoxInfo {
-        self.info_of(dir, self.shown())
-    }
-
-    /// Adds the box to the counts.
-    pub(super) fn count(&self, counts: &mut BoxCounts) {
         let shown = self.shown();
-        let helpers = match shown {
-            Shown::Running(shim) => shim.helpers(),
-            _ => 0,
-        };
-        let (status, stopping) = (self.status_of(shown), self.is_stopping(shown));
-        counts.add(status, stopping, helpers.into());
-    }
-
-    /// An end shows when it is reported.
-    fn shown(&self) -> Shown<'_> {
-        match &self.phase {
-            Phase::Starting { shim, .. } => Shown::Starting(shim.as_ref()),
-            Phase::Running { shim, .. }
-            | Phase::Exited {
-                shim: Some(shim), ..
-            } => Shown::Running(shim),
-            Phase::Exited { shim: None, .. } => Shown::Starting(None),
-            Phase::Idle => Shown::Ended(self.record.last.as_ref()),
-        }
-    }
-
-    fn status_of(&self, shown: Shown<'_>) -> BoxStatus {
-        match shown {
-            Shown::Starting(_) => BoxStatus::Starting,
-            Shown::Running(_) if self.is_paused() => BoxStatus::Paused,
-            Shown::Running(_) => BoxStatus::Running,
-            Shown::Ended(None) if self.damage.is_some() => BoxStatus::Failed,
-            Shown::Ended(None) => BoxStatus::Configured,
-            Shown::Ended(Some(last)) => last.status,
-        }
-    }
-
-    fn is_stopping(&self, shown: Shown<'_>) -> bool {
-        matches!(shown, Shown::Running(_))
-            && match self.phase {
-                Phase::Running {
-                    stop_requested,
-                    watchdog_lost,
-                    ..
-                } => stop_requested || watchdog_lost,
-                _ => true,
-            }
-    }
-
-    /// Returns the info of the box as if its last run had ended with `outcome`.
-    pub(super) fn info_with_outcome(&self, dir: &Path, outcome: &Outcome) -> BoxInfo {
-        self.info_of(dir, Shown::Ended(Some(outcome)))
-    }
-
-    fn info_of(&self, dir: &Path, shown: Shown<'_>) -> BoxInfo {
         let BoxRecord {
             id,
             created_at,
@@ -219,5 +164,57 @@ impl State {
             updated_at: self.updated_at,
             started_at: self.started_at,
         }
+    }
+
+    /// Adds the box to the counts.
+    pub(super) fn count(&self, counts: &mut BoxCounts) {
+        let shown = self.shown();
+        let helpers = match shown {
+            Shown::Running(shim) => shim.helpers(),
+            _ => 0,
+        };
+        let (status, stopping) = (self.status_of(shown), self.is_stopping(shown));
+        counts.add(status, stopping, helpers.into());
+    }
+
+    /// An end shows when it is reported. If the exit record cannot be read because descriptors or
+    /// memory are exhausted, what the kernel reports shows.
+    fn shown(&self) -> Shown<'_> {
+        match &self.phase {
+            Phase::Starting { shim, .. } => Shown::Starting(shim.as_ref()),
+            Phase::Running {
+                unread_exit: Some(outcome),
+                ..
+            } => Shown::Ended(Some(outcome)),
+            Phase::Running { shim, .. }
+            | Phase::Exited {
+                shim: Some(shim), ..
+            } => Shown::Running(shim),
+            Phase::Exited { shim: None, .. } => Shown::Starting(None),
+            Phase::Idle => Shown::Ended(self.record.last.as_ref()),
+        }
+    }
+
+    fn status_of(&self, shown: Shown<'_>) -> BoxStatus {
+        match shown {
+            Shown::Starting(_) => BoxStatus::Starting,
+            Shown::Running(_) if self.is_paused() => BoxStatus::Paused,
+            Shown::Running(_) => BoxStatus::Running,
+            Shown::Ended(None) if self.damage.is_some() => BoxStatus::Failed,
+            Shown::Ended(None) => BoxStatus::Configured,
+            Shown::Ended(Some(last)) => last.status,
+        }
+    }
+
+    fn is_stopping(&self, shown: Shown<'_>) -> bool {
+        matches!(shown, Shown::Running(_))
+            && match self.phase {
+                Phase::Running {
+                    stop_requested,
+                    watchdog_lost,
+                    ..
+                } => stop_requested || watchdog_lost,
+                _ => true,
+            }
     }
 }

@@ -11,9 +11,7 @@ use tokio_util::sync::CancellationToken;
 use vmm_protocol::{BoxDir, FileError, PayloadSpec};
 
 use super::state::{Gate, Phase, State};
-use super::{
-    BoxCounts, BoxId, BoxInfo, BoxRecord, Outcome, ShutdownTarget, StartDecision, StartRequest,
-};
+use super::{BoxCounts, BoxId, BoxInfo, BoxRecord, ShutdownTarget, StartDecision, StartRequest};
 use crate::event::EventBus;
 use crate::metrics::ExecutionCounters;
 use crate::restart::DueBoxes;
@@ -85,27 +83,9 @@ impl MicroBox {
     }
 
     /// Returns the info of the box. An exit shows once [`observe_exit`](Self::observe_exit) has
-    /// reported it. If the exit record cannot be read because descriptors or memory are exhausted,
-    /// the info shows what the kernel reports.
+    /// reported it.
     pub(crate) fn info(&self) -> BoxInfo {
-        let observed = self.note_exit();
-        let state = self.state();
-        match (observed, &state.phase) {
-            (
-                Err(short),
-                Phase::Running {
-                    shim,
-                    stop_requested,
-                    ..
-                },
-            ) => {
-                let status = shim.try_exit().and_then(|exit| exit.status);
-                let shim = Some(shim.record().clone());
-                let outcome = Outcome::of_exit(shim, status, Err(short), *stop_requested);
-                state.info_with_outcome(self.dir.path(), &outcome)
-            }
-            _ => self.info_of(&state),
-        }
+        self.info_of(&self.state())
     }
 
     /// Adds the box to the counts.
@@ -191,9 +171,9 @@ impl MicroBox {
         Ok(decision)
     }
 
-    /// Stores the shim of the start in progress, before it runs the payload, and publishes that.
-    pub(crate) fn set_spawned(&self, shim: &ShimHandle) {
-        let console_size = self.dir.console_size();
+    /// Stores the shim of the start in progress, before it runs the payload, and the size of the
+    /// console before its run, and publishes that.
+    pub(crate) fn set_spawned(&self, shim: &ShimHandle, console_size: u64) {
         let mut state = self.state();
         state.set_spawned(shim, console_size);
         self.publish(BoxChange::Starting, &state);
@@ -309,8 +289,6 @@ impl MicroBox {
 
     /// Marks the exit of the running shim as requested and returns the shim, if there is one.
     pub(crate) fn request_stop(&self) -> Result<Option<Arc<ShimHandler>>, RuntimeError> {
-        // An exit before this request was not requested. A failure to read it is retried later.
-        let _ = self.note_exit();
         let mut state = self.state();
         if state.gate == Gate::Removed {
             return Err(state.not_found());
@@ -323,7 +301,6 @@ impl MicroBox {
         &self,
         force: bool,
     ) -> Result<Option<Arc<ShimHandler>>, RuntimeError> {
-        let _ = self.note_exit();
         let mut state = self.state();
         let awaited_restart = state.awaits_restart();
         let shim = state.begin_removal(force)?;
@@ -348,7 +325,6 @@ impl MicroBox {
     /// Lets no other operation begin because the runtime shuts down. Returns the shim that must end
     /// with it, if there is one.
     pub(crate) fn begin_shutdown(&self) -> Option<ShutdownTarget> {
-        let _ = self.note_exit();
         self.state().begin_shutdown()
     }
 

@@ -46,12 +46,12 @@ impl Outcome {
     pub(crate) fn of_exit(
         shim: Option<PidRecord>,
         status: Option<ExitStatus>,
-        record: Result<Option<ExitRecord>, FileError>,
+        record: Result<Option<ExitRecord>, &FileError>,
         stop_requested: bool,
     ) -> Self {
         let (record, unreadable) = match record {
             Ok(record) => (record, None),
-            Err(error) => (None, Some(with_causes(&error))),
+            Err(error) => (None, Some(with_causes(error))),
         };
         // A record of an earlier run does not count.
         let record =
@@ -147,7 +147,7 @@ mod tests {
 
     use super::*;
 
-    fn record(requested: bool, ending: Ending) -> Result<Option<ExitRecord>, FileError> {
+    fn record(requested: bool, ending: Ending) -> Result<Option<ExitRecord>, &'static FileError> {
         Ok(Some(ExitRecord {
             pid: 7,
             requested,
@@ -231,8 +231,12 @@ mod tests {
     #[test]
     fn an_unreadable_record_is_reported_and_the_exit_status_counts() {
         let torn = FileError::new("read", "/b/exit", std::io::Error::other("torn"));
-        let outcome =
-            Outcome::of_exit(shim(), Some(ExitStatus::from_raw(3 << 8)), Err(torn), false);
+        let outcome = Outcome::of_exit(
+            shim(),
+            Some(ExitStatus::from_raw(3 << 8)),
+            Err(&torn),
+            false,
+        );
         assert_eq!(outcome.ending, Some(Ending::Exited { code: 3 }));
         assert_eq!(outcome.error.unwrap(), "cannot read /b/exit: torn");
     }

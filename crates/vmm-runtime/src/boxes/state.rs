@@ -67,6 +67,9 @@ pub(super) enum Phase {
         watchdog_lost: bool,
         /// Whether the payload is frozen.
         is_paused: bool,
+        /// What the kernel reports of the exit, while no descriptor or memory is left to read its
+        /// record.
+        unread_exit: Option<Outcome>,
     },
     /// The run has ended, and the exit is not reported yet. It is saved before it is reported.
     Exited {
@@ -242,6 +245,7 @@ impl State {
             stop_requested: false,
             watchdog_lost,
             is_paused: false,
+            unread_exit: None,
         };
         // Not saved: if the runtime dies, it is due again.
         self.record.restart.due = false;
@@ -275,6 +279,26 @@ impl State {
             *is_paused = paused;
         }
         self.is_paused() != was_paused
+    }
+
+    /// Returns whether the end of this shim was requested; `None` if the box is not in the phase
+    /// `Running` with it.
+    pub(super) fn is_stop_requested(&self, of: &Arc<ShimHandler>) -> Option<bool> {
+        match &self.phase {
+            Phase::Running {
+                shim,
+                stop_requested,
+                ..
+            } if Arc::ptr_eq(shim, of) => Some(*stop_requested),
+            _ => None,
+        }
+    }
+
+    /// Stores how the running shim has exited, although its exit record cannot be read yet.
+    pub(super) fn set_unread_exit(&mut self, outcome: Outcome) {
+        if let Phase::Running { unread_exit, .. } = &mut self.phase {
+            *unread_exit = Some(outcome);
+        }
     }
 
     /// Marks the exit of a running shim as requested, and returns the shim.
@@ -357,7 +381,7 @@ impl State {
                 shim,
                 stop_requested,
                 ..
-            } if !detached => {
+            } if !detached && shim.try_exit().is_none() => {
                 *stop_requested = true;
                 Some(ShutdownTarget {
                     shim: shim.handle().clone(),

@@ -64,14 +64,18 @@ pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
             LastShim::Dead(record) => Err(record),
             LastShim::Unreadable(error) => {
                 tracing::error!(id = bx.id().as_str(), error = %with_causes(&error), "cannot read shim.pid; no shim is running");
-                let outcome = Outcome::of_exit(None, None, read_exit_record(&bx)?, false);
+                let record = read_exit_record(&bx)?;
+                let outcome =
+                    Outcome::of_exit(None, None, record.as_ref().map(Option::clone), false);
                 bx.mark_exited_offline(outcome.with_error(&error));
                 exited.push(bx);
                 continue;
             }
         };
-        if let Err(record) = shim {
-            let outcome = Outcome::of_exit(Some(record), None, read_exit_record(&bx)?, false);
+        if let Err(shim) = shim {
+            let record = read_exit_record(&bx)?;
+            let outcome =
+                Outcome::of_exit(Some(shim), None, record.as_ref().map(Option::clone), false);
             match &outcome.error {
                 Some(error) => {
                     tracing::warn!(

@@ -1,5 +1,4 @@
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::timeout;
 
@@ -9,9 +8,6 @@ use crate::boxes::MicroBox;
 use crate::core::Core;
 use crate::process::{SIGKILL_TIMEOUT, wait_until_reaped};
 use crate::{RuntimeError, ShimHandler};
-
-/// How long to wait for the removal of a directory: a payload can fill it without limit.
-const REMOVAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Whether a removal ends a running box.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -30,8 +26,9 @@ impl From<bool> for Removal {
     }
 }
 
-/// Removes a box. Returns when no process and no file of the box is left, except for a zombie that
-/// another process must reap, and files that take long to remove.
+/// Removes a box. Returns when no process of the box is left, except for a zombie that another
+/// process must reap, and its directory has a name on disk that marks it for removal. A background
+/// task deletes the directory: a payload can fill it without limit.
 pub(crate) async fn remove(
     core: Arc<Core>,
     bx: Arc<MicroBox>,
@@ -81,19 +78,11 @@ async fn remove_contents(
             move || home.set_aside(&id)
         })
         .await?;
-    if let Some(remnant) = remnant
-        && timeout(REMOVAL_TIMEOUT, core.remove_remnant(remnant))
-            .await
-            .is_err()
-    {
-        let id = bx.id().as_str();
-        tracing::warn!(
-            id,
-            "the directory of the removed box is large; removing it in the background"
-        );
-    }
     core.boxes.remove(bx.id());
     core.uids.release(bx.uid());
     bx.mark_removed();
+    if let Some(remnant) = remnant {
+        drop(core.remove_remnant(remnant));
+    }
     Ok(())
 }

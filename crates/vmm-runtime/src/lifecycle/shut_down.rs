@@ -25,7 +25,7 @@ pub struct RuntimeShutdown {
     pub reaper: ShutdownReport,
 }
 
-/// How long a hung disk may delay the shutdown, at each of two points.
+/// How long a hung disk may delay the shutdown, at each of three points.
 const DISK_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The longest timeout: short enough to be added to an instant.
@@ -78,6 +78,10 @@ pub(crate) async fn shut_down(core: &Core, limit: Duration) -> RuntimeShutdown {
     for bx in &boxes {
         // Even if the disk has refused to save it.
         bx.report_exit();
+    }
+    core.removals.close();
+    if timeout(DISK_TIMEOUT, core.removals.wait()).await.is_err() {
+        tracing::warn!("timed out removing directories; the next runtime removes them");
     }
     core.release_home();
     report

@@ -68,7 +68,7 @@ async fn launch(
     spec: &InstanceSpec,
     interrupt: &CancellationToken,
 ) -> Result<Arc<ShimHandler>, StartError> {
-    delete_run_files(core, bx).await?;
+    let console_size = prepare_dir(core, bx).await?;
     let mut spec = spec.clone();
     spec.policy = core.policy.clone();
     spec.cache_dir = Some(core.home.cache());
@@ -77,7 +77,7 @@ async fn launch(
         .controller
         .start_cancellable(interrupt, bx.dir().path(), &spec, |shim| {
             core.zombies.watch(shim);
-            bx.set_spawned(shim);
+            bx.set_spawned(shim, console_size);
         })
         .await?;
     let duration = begun.elapsed();
@@ -99,11 +99,18 @@ async fn handle_failed_start(
     request: StartRequest,
     error: StartError,
 ) -> RuntimeError {
-    let error = bx.mark_start_failed(error);
+    let marked = core.inspect({
+        let bx = Arc::clone(bx);
+        move || bx.mark_start_failed(error)
+    });
+    let error = match marked.await {
+        Ok(error) => error,
+        Err(error) => return error,
+    };
     let _ = cleanup(core, bx).await;
     if let StartError::Interrupted = error {
         // Restores the state before the start. The cleanup has already read these files.
-        let _ = delete_run_files(core, bx).await;
+        let _ = prepare_dir(core, bx).await;
         bx.cancel_start(request);
     }
     retry_cleanup(core, Arc::clone(bx));
@@ -119,11 +126,14 @@ fn start_error(bx: &MicroBox, source: StartError) -> RuntimeError {
 }
 
 /// Deletes the files of the previous run, which would otherwise be taken for those of this run.
-async fn delete_run_files(core: &Core, bx: &MicroBox) -> Result<(), StartError> {
+/// Returns the size of the console, which is kept.
+async fn prepare_dir(core: &Core, bx: &MicroBox) -> Result<u64, StartError> {
     let dir = bx.dir().clone();
-    let result = core.run_on_disk(move || dir.delete_run_files()).await;
-    result.map_err(|error| match error {
-        RuntimeError::File(error) => StartError::File(error),
-        _ => StartError::Interrupted,
-    })
+    let prepare = move || dir.delete_run_files().map(|()| dir.console_size());
+    core.run_on_disk(prepare)
+        .await
+        .map_err(|error| match error {
+            RuntimeError::File(error) => StartError::File(error),
+            _ => StartError::Interrupted,
+        })
 }
