@@ -77,7 +77,7 @@ async fn dropping_a_spawned_shim_kills_it_and_a_handler_does_not() {
     let mut spawned = SpawnedShim::spawn(&reaper, &program, &spec, dir.path())
         .await
         .unwrap();
-    spawned.tell(&spec).await.unwrap();
+    spawned.send_spec(&spec).await.unwrap();
     spawned.ready().await.unwrap();
     let handler = ShimHandler::from_spawned(spawned);
     assert!(handler.payload_pid().is_some());

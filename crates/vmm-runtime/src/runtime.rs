@@ -311,8 +311,8 @@ impl VmmRuntime {
             shim.wait().await.map_err(|_| RuntimeError::Closed)?;
         }
         let core = self.core();
-        let settled = lifecycle::settle(Arc::clone(core), Arc::clone(&bx));
-        match core.run_detached(settled).await {
+        let finished = lifecycle::finish_run(Arc::clone(core), Arc::clone(&bx));
+        match core.run_detached(finished).await {
             // A shutdown reports the end of every box.
             Ok(()) | Err(RuntimeError::Closed) => bx.end_reported().await,
             Err(error) => return Err(error),

@@ -19,4 +19,4 @@ pub(crate) use shut_down::shut_down;
 pub(crate) use start::start;
 pub(crate) use stop::stop;
 use supervise::retry_cleanup;
-pub(crate) use supervise::{cleanup, observe_exit, settle, supervise};
+pub(crate) use supervise::{cleanup, finish_run, observe_exit, supervise};

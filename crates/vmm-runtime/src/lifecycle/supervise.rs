@@ -97,7 +97,7 @@ pub(crate) async fn observe_exit(core: &Core, bx: &Arc<MicroBox>) -> Result<(), 
 
 /// Reports the exit of a box, and cleans up after its last run. Returns early if the runtime shuts
 /// down, which then does both.
-pub(crate) async fn settle(core: Arc<Core>, bx: Arc<MicroBox>) -> Result<(), RuntimeError> {
+pub(crate) async fn finish_run(core: Arc<Core>, bx: Arc<MicroBox>) -> Result<(), RuntimeError> {
     while observe_exit(&core, &bx).await.is_err() {
         if core.closing.is_cancelled() {
             return Ok(());

@@ -114,7 +114,7 @@ impl ShimController {
         let ready = async {
             // If the shim ended before it read its spec, how it ended says more than the broken
             // pipe.
-            let sent = shim.tell(spec).await;
+            let sent = shim.send_spec(spec).await;
             shim.ready().await.and(sent)
         };
         tokio::select! {

@@ -116,7 +116,7 @@ impl SpawnedShim {
         Ok(Self::new(process, dir, None, spec))
     }
 
-    /// Gives this box to a warm shim. [`tell`](Self::tell) sends the assignment.
+    /// Gives this box to a warm shim. [`send_spec`](Self::send_spec) sends the assignment.
     pub(super) fn from_warm(process: ShimProcess, spec: &InstanceSpec, dir: &Path) -> Self {
         let assignment = Assignment {
             id: spec.id.clone(),
@@ -167,7 +167,7 @@ impl SpawnedShim {
     /// # Cancel safety
     ///
     /// Not cancel-safe: a shim that receives part of the spec fails. Drop the shim with the future.
-    pub async fn tell(&mut self, spec: &InstanceSpec) -> Result<(), StartError> {
+    pub async fn send_spec(&mut self, spec: &InstanceSpec) -> Result<(), StartError> {
         let pid = self.handle().id();
         let to_error = |source| StartError::SendSpec { pid, source };
         let lines = || {
