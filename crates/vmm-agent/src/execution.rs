@@ -43,6 +43,8 @@ pub(crate) struct Execution {
     is_killed: bool,
     deadline: Option<Instant>,
     ending: Option<Ending>,
+    /// Whether the host knows the ending, and not yet all output.
+    is_ending_sent: bool,
 }
 
 /// The stdout or stderr of a command.
@@ -129,6 +131,7 @@ impl Execution {
                 .timeout_millis
                 .and_then(|millis| Instant::now().checked_add(Duration::from_millis(millis))),
             ending: None,
+            is_ending_sent: false,
         })
     }
 
@@ -180,6 +183,12 @@ impl Execution {
             // A real-time signal, which nix cannot send.
             Err(_) => drop(self.child.send_signal(signal)),
         });
+    }
+
+    /// Sends a signal to the command, unless it has been reaped.
+    pub(crate) fn signal_command(&mut self, signal: i32, children: &Children) {
+        self.is_killed |= signal == SIGKILL;
+        children.if_running(self.pid(), || drop(self.child.send_signal(signal)));
     }
 
     /// Kills the command if its time is over. Returns true then.
@@ -246,10 +255,15 @@ impl Execution {
         has_sent
     }
 
-    /// Returns how the command ended once all its output has been sent.
-    pub(crate) fn take_ending(&mut self) -> Option<Ending> {
-        let is_sent = self.outputs.iter().all(|output| output.fd.is_none());
-        self.ending.take_if(|_| is_sent)
+    /// Returns the message with how the command ended: `Exited` once all its output has been sent, and before,
+    /// if output is left, `Ended` once.
+    pub(crate) fn next_ending(&mut self) -> Option<PayloadMessage> {
+        let ending = self.ending.clone()?;
+        if self.outputs.iter().all(|output| output.fd.is_none()) {
+            return Some(PayloadMessage::Exited { ending });
+        }
+        let is_sent = std::mem::replace(&mut self.is_ending_sent, true);
+        (!is_sent).then_some(PayloadMessage::Ended { ending })
     }
 
     fn write_input(&mut self) {

@@ -188,7 +188,14 @@ impl<B: Backend> Server<B> {
                 }
             }
             (HostMessage::CloseStdin, Some(execution)) => execution.close_input(),
-            (HostMessage::Signal { signal }, Some(execution)) => {
+            (
+                HostMessage::Signal {
+                    signal,
+                    only_command,
+                },
+                Some(execution),
+            ) if only_command => execution.signal_command(signal, &self.children),
+            (HostMessage::Signal { signal, .. }, Some(execution)) => {
                 execution.signal(signal, &self.children);
             }
             (HostMessage::Resize(size), Some(execution)) => execution.resize(size),
@@ -278,11 +285,11 @@ impl<B: Backend> Server<B> {
             }
         }
         self.executions.retain(|stream, execution| {
-            let ending = execution.take_ending();
-            let is_over = ending.is_some();
-            if let Some(ending) = ending {
-                send(connection, *stream, PayloadMessage::Exited { ending });
-            }
+            let Some(message) = execution.next_ending() else {
+                return true;
+            };
+            let is_over = matches!(message, PayloadMessage::Exited { .. });
+            send(connection, *stream, message);
             !is_over
         });
     }

@@ -168,9 +168,16 @@ fn output_that_the_host_does_not_read_stops_its_command_only() {
         host.receive(),
         Frame::new(1, PayloadMessage::Stdout(b"y\ny\ny\ny\ny\n".to_vec()))
     );
-    host.send(1, HostMessage::Signal { signal: 15 });
+    host.send(1, HostMessage::signal(15));
+    let ending = Ending::Signaled { signal: 15 };
+    let ended = PayloadMessage::Ended {
+        ending: ending.clone(),
+    };
+    assert_eq!(host.receive(), Frame::new(1, ended), "before the output");
     host.grant(1, 1 << 20);
-    assert_eq!(*host.finish(1).ending(), Ending::Signaled { signal: 15 });
+    let outcome = host.finish(1);
+    assert!(!outcome.stdout.is_empty());
+    assert_eq!(*outcome.ending(), ending);
 }
 
 #[test]
@@ -183,7 +190,7 @@ fn a_command_that_always_writes_to_stdout_is_also_heard_on_stderr() {
         match host.receive().message {
             PayloadMessage::Stdout(data) => credit -= data.len(),
             PayloadMessage::Stderr(data) => {
-                host.send(1, HostMessage::Signal { signal: 9 });
+                host.send(1, HostMessage::signal(9));
                 return assert_eq!(data, b"err\n");
             }
             _ => {}
@@ -217,7 +224,7 @@ fn commands_that_always_write_take_turns_on_a_slow_connection() {
         }
     }
     for stream in streams {
-        host.send(stream, HostMessage::Signal { signal: 9 });
+        host.send(stream, HostMessage::signal(9));
     }
 }
 
@@ -227,15 +234,37 @@ fn a_signal_reaches_the_process_group_of_the_command() {
     let script = "sleep 1000 & trap 'wait; exit 3' TERM; echo ready; wait; wait";
     host.exec(1, &["sh", "-c", script]);
     while !matches!(host.receive().message, PayloadMessage::Stdout(_)) {}
-    host.send(1, HostMessage::Signal { signal: 15 });
+    host.send(1, HostMessage::signal(15));
     assert_eq!(*host.finish(1).ending(), Ending::Exited { code: 3 });
+}
+
+#[test]
+fn a_signal_to_a_command_does_not_reach_its_process_group() {
+    let mut host = Host::new();
+    // A process that is stopped keeps a signal pending. SIGTERM is bit 14.
+    let script = "sleep 1000 & c=$!; kill -STOP $c; \
+                  trap 'grep -c ^ShdPnd.*4000 /proc/$c/status; kill -9 $c; exit 3' TERM; \
+                  echo ready; while :; do sleep 0.01; done";
+    host.exec(1, &["sh", "-c", script]);
+    while !matches!(host.receive().message, PayloadMessage::Stdout(_)) {}
+    let (signal, only_command) = (15, true);
+    host.send(
+        1,
+        HostMessage::Signal {
+            signal,
+            only_command,
+        },
+    );
+    let outcome = host.finish(1);
+    assert_eq!(outcome.text(), "0\n");
+    assert_eq!(*outcome.ending(), Ending::Exited { code: 3 });
 }
 
 #[test]
 fn a_real_time_signal_is_sent() {
     let mut host = Host::new();
     host.exec(1, &["sleep", "1000"]);
-    host.send(1, HostMessage::Signal { signal: 40 });
+    host.send(1, HostMessage::signal(40));
     assert_eq!(*host.finish(1).ending(), Ending::Signaled { signal: 40 });
 }
 

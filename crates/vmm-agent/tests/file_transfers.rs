@@ -131,7 +131,7 @@ fn a_transfer_waits_for_a_slow_reader_and_can_be_killed() {
     host.send(0, HostMessage::Ping { token: 1 });
     assert_eq!(host.receive().message, PayloadMessage::Pong { token: 1 });
 
-    host.send(1, HostMessage::Signal { signal: 9 });
+    host.send(1, HostMessage::signal(9));
     host.grant(1, 8 << 20);
     assert_eq!(*host.finish(1).ending(), Ending::Signaled { signal: 9 });
     eventually(|| (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()));

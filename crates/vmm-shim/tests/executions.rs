@@ -149,7 +149,7 @@ fn one_client_at_a_time_gets_the_output_and_others_send_signals() {
             output: false,
         },
     );
-    second.send(2, HostMessage::Signal { signal: 15 });
+    second.send(2, HostMessage::signal(15));
     assert_eq!(
         first.finish(1),
         ("trapped\n".into(), 0, Ending::Exited { code: 6 })
@@ -179,6 +179,36 @@ fn a_client_that_does_not_read_stops_its_own_command_only() {
         next,
         Frame::new(1, PayloadMessage::Stdout(b"y\ny\n".to_vec()))
     );
+}
+
+#[test]
+fn the_end_of_a_command_is_reported_while_a_client_does_not_read_its_output() {
+    let shim = Shim::start_loop("");
+    let mut slow = Client::connect(&shim);
+    slow.exec(1, "exec-1", "exec yes");
+    let mut received = 0;
+    while received < INITIAL_CREDIT as usize {
+        if let PayloadMessage::Stdout(data) = slow.receive().message {
+            received += data.len();
+        }
+    }
+    let mut other = Client::connect(&shim);
+    let (id, output) = ("exec-1".to_owned(), false);
+    other.send(1, HostMessage::Attach { id, output });
+    other.send(1, HostMessage::signal(15));
+    let ending = Ending::Signaled { signal: 15 };
+    let exited = PayloadMessage::Exited {
+        ending: ending.clone(),
+    };
+    while other.receive().message != exited {}
+    let ended = PayloadMessage::Ended {
+        ending: ending.clone(),
+    };
+    assert_eq!(slow.receive(), Frame::new(1, ended));
+    slow.send(1, HostMessage::Credit { bytes: 1 << 20 });
+    let (output, dropped, last) = slow.finish(1);
+    assert!(output.contains('y'));
+    assert_eq!((dropped, last), (0, ending));
 }
 
 #[test]

@@ -153,7 +153,9 @@ impl Host {
                     outcome.stderr.extend(data);
                 }
                 PayloadMessage::Exited { ending } => outcome.ending = Some(ending),
-                PayloadMessage::Started { .. } | PayloadMessage::Credit { .. } => {}
+                PayloadMessage::Started { .. }
+                | PayloadMessage::Credit { .. }
+                | PayloadMessage::Ended { .. } => {}
                 message => panic!("{message:?}"),
             }
         }

@@ -57,6 +57,10 @@ pub enum HostMessage {
         /// The signal number, 1 to 64, as in `signal(7)`.
         #[serde(deserialize_with = "bounds::deserialize_signal")]
         signal: i32,
+        /// Whether only the command gets the signal. An agent that does not know the field sends it to the
+        /// process group.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        only_command: bool,
     },
     /// Resizes the terminal of the command.
     Resize(TerminalSize),
@@ -132,6 +136,12 @@ pub enum PayloadMessage {
         /// The number of bytes.
         bytes: u32,
     },
+    /// The command or file transfer of the stream has ended, before all its output has been sent. The rest
+    /// follows, then `Exited`. Sent only if the output waits for credit.
+    Ended {
+        /// How it ended.
+        ending: Ending,
+    },
     /// The command or file transfer of the stream has ended, and all its output has been sent. Closes
     /// the stream.
     Exited {
@@ -197,6 +207,17 @@ pub struct ExecSpec {
     pub merge_output: bool,
     /// After how many milliseconds the command is killed; never by default.
     pub timeout_millis: Option<u64>,
+}
+
+impl HostMessage {
+    /// Creates a signal for a command and its process group.
+    pub fn signal(signal: i32) -> Self {
+        let only_command = false;
+        Self::Signal {
+            signal,
+            only_command,
+        }
+    }
 }
 
 impl ExecSpec {

@@ -35,12 +35,12 @@
 //! use vmm_protocol::frames::{Frame, FrameReader, HostMessage, Strictness};
 //!
 //! let mut wire = Vec::new();
-//! Frame::new(7, HostMessage::Signal { signal: 15 }).encode(&mut wire)?;
+//! Frame::new(7, HostMessage::signal(15)).encode(&mut wire)?;
 //!
 //! let mut reader = FrameReader::new(Strictness::Strict);
 //! reader.push(&wire);
 //! let frame: Frame<HostMessage> = reader.next_frame()?.expect("the frame is complete");
-//! assert_eq!(frame, Frame::new(7, HostMessage::Signal { signal: 15 }));
+//! assert_eq!(frame, Frame::new(7, HostMessage::signal(15)));
 //! # Ok::<(), vmm_protocol::frames::FrameError>(())
 //! ```
 

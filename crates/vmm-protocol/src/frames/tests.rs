@@ -18,7 +18,14 @@ fn host_frames() -> Vec<Frame<HostMessage>> {
                 request: serde_json::json!({"execute": "query-status"}),
             },
         ),
-        Frame::new(1, HostMessage::Signal { signal: 9 }),
+        Frame::new(1, HostMessage::signal(9)),
+        Frame::new(
+            1,
+            HostMessage::Signal {
+                signal: 9,
+                only_command: true,
+            },
+        ),
         Frame::new(u32::MAX, HostMessage::Credit { bytes: u32::MAX }),
     ]
 }
@@ -63,6 +70,12 @@ fn a_payload_reports_output_and_the_end() {
         ),
         Frame::new(
             3,
+            PayloadMessage::Ended {
+                ending: Ending::Exited { code: 42 },
+            },
+        ),
+        Frame::new(
+            3,
             PayloadMessage::Exited {
                 ending: Ending::Exited { code: 42 },
             },
@@ -71,6 +84,14 @@ fn a_payload_reports_output_and_the_end() {
     let mut reader = FrameReader::new(Strictness::Strict);
     reader.push(&encode(&frames));
     assert_eq!(read_all::<PayloadMessage>(&mut reader), frames);
+}
+
+#[test]
+fn a_signal_to_a_process_group_is_sent_as_earlier_versions_sent_it() {
+    let text = serde_json::to_string(&HostMessage::signal(15)).unwrap();
+    assert_eq!(text, r#"{"type":"signal","signal":15}"#);
+    let parsed: HostMessage = serde_json::from_str(&text).unwrap();
+    assert_eq!(parsed, HostMessage::signal(15));
 }
 
 #[test]

@@ -57,7 +57,7 @@ impl Execution {
 
     /// Waits until the command has ended, and returns how.
     ///
-    /// Does not wait until its output is read, but the command cannot end while it waits for that.
+    /// Does not wait until its output is read, but a command that writes can wait for that before it ends.
     ///
     /// # Errors
     ///
@@ -122,7 +122,20 @@ impl Execution {
     ///
     /// [`ExecError::Ended`].
     pub fn signal(&self, signal: i32) -> Result<(), ExecError> {
-        self.request(HostMessage::Signal { signal })
+        self.request(HostMessage::signal(signal))
+    }
+
+    /// Sends a signal, 1 to 64, to the command, and not to the other processes of its process group. Has no
+    /// effect on a command that has ended.
+    ///
+    /// # Errors
+    ///
+    /// [`ExecError::Ended`].
+    pub fn signal_command(&self, signal: i32) -> Result<(), ExecError> {
+        self.request(HostMessage::Signal {
+            signal,
+            only_command: true,
+        })
     }
 
     /// Resizes the terminal of the command. Has no effect on a command without one.

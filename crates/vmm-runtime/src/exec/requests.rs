@@ -129,7 +129,7 @@ impl VmmRuntime {
         execution: &str,
         signal: i32,
     ) -> Result<(), RuntimeError> {
-        let message = HostMessage::Signal { signal };
+        let message = HostMessage::signal(signal);
         self.send_to_execution(id_or_name, execution, message).await
     }
 

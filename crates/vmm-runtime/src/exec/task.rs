@@ -109,7 +109,7 @@ impl ExecutionTask {
         {
             running.end(ending);
         }
-        self.outcome.send_replace(Some(ending));
+        self.set_outcome(ending);
         // The readers take what is left. They see the end when the pipes are dropped.
         let _ = tokio::join!(self.stdout.drain(), self.stderr.drain());
         running
@@ -197,6 +197,15 @@ impl ExecutionTask {
         self.send(HostMessage::Credit { bytes })
     }
 
+    /// Reports how the execution ended. The first report counts: a connection can be lost after the ending is known.
+    fn set_outcome(&self, ending: Option<Ending>) {
+        self.outcome.send_if_modified(|outcome| {
+            let is_first = outcome.is_none();
+            outcome.get_or_insert(ending);
+            is_first
+        });
+    }
+
     /// Handles a message of the shim. Returns the ending if it is the last one.
     fn handle(&mut self, message: PayloadMessage) -> Option<Ending> {
         match message {
@@ -214,6 +223,7 @@ impl ExecutionTask {
                     .fetch_add(bytes, Ordering::Release);
             }
             PayloadMessage::Credit { bytes } => self.stdin_window.grant(bytes),
+            PayloadMessage::Ended { ending } => self.set_outcome(Some(ending)),
             PayloadMessage::Exited { ending } => return Some(ending),
             _ => {}
         }
@@ -277,6 +287,9 @@ mod tests {
     use super::super::execution::execution_with_task;
     use super::*;
 
+    /// More than the pipe to the user holds.
+    const OUTPUT_LEN: usize = 48 << 10;
+
     #[tokio::test]
     async fn ending_is_received_from_a_shim_that_does_not_read_any_more() {
         let (client, shim) = UnixStream::pair().unwrap();
@@ -302,5 +315,36 @@ mod tests {
         assert_eq!(execution.wait().await.unwrap(), ending);
         drop(execution);
         task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_ending_is_known_before_the_output_is_read_and_stays_if_the_shim_is_lost() {
+        let (client, shim) = UnixStream::pair().unwrap();
+        let mut shim = shim.into_std().unwrap();
+        let connection = ShimConnection::new(client);
+        let counters = Arc::default();
+        let (mut execution, task) =
+            execution_with_task(connection, "exec-1".to_owned(), INITIAL_CREDIT, counters);
+        let task = tokio::spawn(task.run(None));
+        let ending = Ending::Signaled { signal: 15 };
+        let output = vec![b'x'; OUTPUT_LEN];
+        let mut frames = Vec::new();
+        for message in [
+            PayloadMessage::Stdout(output.clone()),
+            PayloadMessage::Ended {
+                ending: ending.clone(),
+            },
+        ] {
+            Frame::new(STREAM, message).encode(&mut frames).unwrap();
+        }
+        shim.write_all(&frames).unwrap();
+        assert_eq!(execution.wait().await.unwrap(), ending);
+        drop(shim);
+        let mut read = Vec::new();
+        let stdout = execution.stdout.as_mut().unwrap();
+        stdout.read_to_end(&mut read).await.unwrap();
+        assert_eq!(read, output);
+        task.await.unwrap();
+        assert_eq!(execution.wait().await.unwrap(), ending);
     }
 }

@@ -42,6 +42,8 @@ pub(super) struct Execution {
     /// The client that gets the output.
     reader: Option<Reader>,
     ending: Option<(Ending, Instant)>,
+    /// Whether the payload has sent all output.
+    is_complete: bool,
     /// Whether a client has removed it.
     is_forgotten: bool,
     transfer: Option<Transfer>,
@@ -62,6 +64,8 @@ pub(super) struct Reader {
     pub(super) client: u64,
     pub(super) stream: u32,
     window: Window,
+    /// Whether it knows how the command ended.
+    has_ending: bool,
     /// The number of bytes of input since the last credit for the client.
     consumed: u32,
 }
@@ -85,6 +89,7 @@ impl Execution {
             is_input_complete: false,
             reader: None,
             ending: None,
+            is_complete: false,
             is_forgotten: false,
             transfer: None,
         }
@@ -113,11 +118,17 @@ impl Execution {
         self.pid
     }
 
+    /// Returns how the command ended. Output can follow until it [is complete](Self::is_complete).
     pub(super) fn ending(&self) -> Option<&Ending> {
         self.ending.as_ref().map(|(ending, _)| ending)
     }
 
-    /// Removes it from the list. It is dropped once it has ended.
+    /// Returns whether the command has ended, and the payload has sent all its output.
+    pub(super) fn is_complete(&self) -> bool {
+        self.is_complete
+    }
+
+    /// Removes it from the list. It is dropped once it is complete.
     pub(super) fn forget(&mut self) {
         self.is_forgotten = true;
     }
@@ -165,7 +176,7 @@ impl Execution {
 
     /// Returns whether it runs, or its output is being read or waits for a client.
     pub(super) fn is_active(&self) -> bool {
-        self.ending.is_none() || self.reader.is_some() || self.awaits_reader()
+        !self.is_complete || self.reader.is_some() || self.awaits_reader()
     }
 
     /// Returns when output is dropped that no client has read, if the command waits for that.
@@ -180,6 +191,7 @@ impl Execution {
             client,
             stream,
             window: Window::new(),
+            has_ending: false,
             consumed: 0,
         });
     }
@@ -192,16 +204,22 @@ impl Execution {
         self.pid = Some(pid);
     }
 
-    /// Stores how the execution ended, and returns what is stored. One that has not started is not
-    /// listed.
+    /// Stores how the execution ended, unless that is known, and returns what is stored.
     pub(super) fn set_ending(&mut self, ending: Ending) -> Ending {
-        let ending = ending.truncated_to(MAX_MESSAGE_BYTES);
+        let now = Instant::now();
+        let new = || (ending.truncated_to(MAX_MESSAGE_BYTES), now);
+        self.ending.get_or_insert_with(new).0.clone()
+    }
+
+    /// Stores how the execution ended, and that no output follows, and returns what is stored. One that has
+    /// not started is not listed.
+    pub(super) fn complete(&mut self, ending: Ending) -> Ending {
         if self.pid.is_none() {
             self.is_forgotten = true;
             self.keeps_until = None;
         }
-        self.ending = Some((ending.clone(), Instant::now()));
-        ending
+        self.is_complete = true;
+        self.set_ending(ending)
     }
 
     /// Adds output of the command. Drops what exceeds the credit of the stream, which a guest may
@@ -298,10 +316,14 @@ impl Execution {
                     client.send(reader.stream, message);
                 }
                 consumed = before - self.output.len();
-                if let (Some((ending, _)), true) = (&self.ending, self.output.is_empty()) {
+                if let Some((ending, _)) = &self.ending {
                     let ending = ending.clone();
-                    client.send(reader.stream, PayloadMessage::Exited { ending });
-                    is_finished = true;
+                    if self.is_complete && self.output.is_empty() {
+                        client.send(reader.stream, PayloadMessage::Exited { ending });
+                        is_finished = true;
+                    } else if !std::mem::replace(&mut reader.has_ending, true) {
+                        client.send(reader.stream, PayloadMessage::Ended { ending });
+                    }
                 }
             }
             _ if awaits_reader => {}
@@ -311,7 +333,10 @@ impl Execution {
                 self.dropped += consumed as u64;
             }
         }
-        if let (Some(payload), true, None) = (payload, consumed > 0, &self.ending) {
+        if let Some(payload) = payload
+            && consumed > 0
+            && !self.is_complete
+        {
             let bytes = u32::try_from(consumed).unwrap_or(u32::MAX);
             let _ = payload.send(self.stream, HostMessage::Credit { bytes });
         }

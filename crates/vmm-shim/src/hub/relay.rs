@@ -248,7 +248,7 @@ impl Hub {
         if let Some(execution) = self.executions.of_stream(stream) {
             let response = match message {
                 // A guest may send anything, at any time.
-                _ if execution.ending().is_some() => return,
+                _ if execution.is_complete() => return,
                 PayloadMessage::Started { .. } if execution.pid().is_some() => return,
                 PayloadMessage::Started { pid, .. } => {
                     execution.set_started(pid);
@@ -264,8 +264,16 @@ impl Hub {
                 PayloadMessage::Stdout(data) => return execution.add_output(false, &data),
                 PayloadMessage::Stderr(data) => return execution.add_output(true, &data),
                 PayloadMessage::Credit { bytes } => return execution.grant_input(bytes),
+                PayloadMessage::Ended { ending } => {
+                    if execution.pid().is_none() || execution.ending().is_some() {
+                        return;
+                    }
+                    PayloadMessage::Exited {
+                        ending: execution.set_ending(ending),
+                    }
+                }
                 PayloadMessage::Exited { ending } => PayloadMessage::Exited {
-                    ending: execution.set_ending(ending),
+                    ending: execution.complete(ending),
                 },
                 PayloadMessage::Error { kind, message } if execution.transfer().is_some() => {
                     return self.refuse_transfer(stream, kind, message);
@@ -273,7 +281,7 @@ impl Hub {
                 PayloadMessage::Error { message, .. } => {
                     let ending = Ending::failed(FailureKind::Engine, message);
                     PayloadMessage::Exited {
-                        ending: execution.set_ending(ending),
+                        ending: execution.complete(ending),
                     }
                 }
                 _ => return,
@@ -336,7 +344,7 @@ impl Hub {
                 }
             }
             if execution.is_forgotten()
-                && execution.ending().is_some()
+                && execution.is_complete()
                 && execution.reader().is_none()
                 && !execution.awaits_reader()
             {
@@ -376,9 +384,9 @@ impl Hub {
     fn finish(&mut self) -> io::Result<()> {
         self.connection = None;
         for execution in self.executions.all() {
-            if execution.ending().is_none() {
+            if !execution.is_complete() {
                 let message = "the payload has ended";
-                execution.set_ending(Ending::failed(FailureKind::Engine, message));
+                execution.complete(Ending::failed(FailureKind::Engine, message));
             }
         }
         let deadline = Instant::now() + FLUSH_TIMEOUT;

@@ -180,7 +180,7 @@ impl Hub {
         if execution.ending().is_none()
             && let Some(connection) = &mut self.connection
         {
-            let kill = HostMessage::Signal { signal: SIGKILL };
+            let kill = HostMessage::signal(SIGKILL);
             let _ = connection.send(execution.stream(), kill);
         }
         execution.forget();

@@ -68,7 +68,7 @@ impl Hub {
             if reader.is_some_and(|reader| reader.client == client_id) {
                 let end = match execution.transfer() {
                     Some(Transfer::Put) => HostMessage::CloseStdin,
-                    Some(Transfer::Get) => HostMessage::Signal { signal: SIGKILL },
+                    Some(Transfer::Get) => HostMessage::signal(SIGKILL),
                     None => continue,
                 };
                 let _ = connection.send(execution.stream(), end);

@@ -115,7 +115,9 @@ impl Client {
                 PayloadMessage::Exited { ending } => {
                     return (String::from_utf8(output).unwrap(), dropped, ending);
                 }
-                PayloadMessage::Started { .. } | PayloadMessage::Credit { .. } => {}
+                PayloadMessage::Started { .. }
+                | PayloadMessage::Credit { .. }
+                | PayloadMessage::Ended { .. } => {}
                 message => panic!("{message:?}"),
             }
         }
