@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bundle::Bundle;
@@ -13,6 +13,8 @@ pub(crate) struct Container {
     pub(crate) id: String,
     pub(crate) bundle: Bundle,
     pub(crate) is_paused: AtomicBool,
+    /// Whether the first process has ended, and the others are being ended.
+    is_ending: AtomicBool,
     /// Keeps the server running.
     _in_use: InUse,
     /// By exec ID; that of the first process is empty.
@@ -26,6 +28,7 @@ impl Container {
             id: id.to_owned(),
             bundle,
             is_paused: AtomicBool::new(false),
+            is_ending: AtomicBool::new(false),
             _in_use: in_use,
             processes: Mutex::new(BTreeMap::from([(String::new(), Arc::new(init))])),
         }
@@ -50,13 +53,46 @@ impl Container {
         self.processes().remove(exec_id);
     }
 
-    /// Returns the exec IDs of the processes that run.
-    pub(crate) fn running(&self) -> Vec<String> {
+    /// Returns all processes, by exec ID.
+    pub(crate) fn all(&self) -> Vec<(String, Arc<Process>)> {
         let processes = self.processes();
-        let running = processes
-            .iter()
-            .filter(|(_, process)| process.state() == ProcessState::Running);
-        running.map(|(id, _)| id.clone()).collect()
+        let all = processes.iter();
+        all.map(|(id, process)| (id.clone(), Arc::clone(process)))
+            .collect()
+    }
+
+    /// Fails unless the first process runs, so that commands can be carried out in the container.
+    pub(crate) fn check_runs(&self) -> Result<(), ShimError> {
+        match self.process("")?.state() {
+            ProcessState::Running if !self.is_ending.load(Ordering::Acquire) => Ok(()),
+            ProcessState::Running | ProcessState::Exited(_) => {
+                Err(ShimError::ContainerState("has ended"))
+            }
+            _ => Err(ShimError::ContainerState("has not been started")),
+        }
+    }
+
+    /// Fails if no process can be added: the container has ended, or is paused.
+    pub(crate) fn check_takes_processes(&self) -> Result<(), ShimError> {
+        if self.is_paused.load(Ordering::Acquire) {
+            return Err(ShimError::ContainerState("is paused; resume it first"));
+        }
+        match self.process("")?.state() {
+            ProcessState::Exited(_) => Err(ShimError::ContainerState("has ended")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets no further process start, after the first one has ended. Returns those that have been started.
+    pub(crate) fn begin_end(&self) -> Vec<(String, Arc<Process>)> {
+        self.is_ending.store(true, Ordering::Release);
+        let mut others = self.all();
+        others.retain(|(exec_id, process)| {
+            let state = process.state();
+            !exec_id.is_empty()
+                && matches!(state, ProcessState::Starting(_) | ProcessState::Running)
+        });
+        others
     }
 
     fn processes(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Process>>> {

@@ -48,6 +48,12 @@ pub(crate) enum ShimError {
     Exists { what: &'static str, id: String },
     #[error("the process {0}")]
     State(&'static str),
+    #[error("the container {0}")]
+    ContainerState(&'static str),
+    #[error("{0} is not a signal; use 0 to 64")]
+    Signal(u32),
+    #[error("the server of the pod shuts down")]
+    Closed,
     #[error("containerd ended before the container was created")]
     Abandoned,
     #[error("the process has finished already")]
@@ -81,8 +87,9 @@ impl From<ShimError> for ttrpc::Error {
         let code = match error {
             ShimError::NotFound { .. } | ShimError::Finished => Code::NOT_FOUND,
             ShimError::Exists { .. } => Code::ALREADY_EXISTS,
-            ShimError::State(_) => Code::FAILED_PRECONDITION,
-            ShimError::Spec(_) => Code::INVALID_ARGUMENT,
+            ShimError::State(_) | ShimError::ContainerState(_) => Code::FAILED_PRECONDITION,
+            ShimError::Spec(_) | ShimError::Signal(_) => Code::INVALID_ARGUMENT,
+            ShimError::Closed => Code::UNAVAILABLE,
             ShimError::Unsupported(_) => Code::UNIMPLEMENTED,
             _ => Code::UNKNOWN,
         };

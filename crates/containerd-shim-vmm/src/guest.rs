@@ -6,8 +6,8 @@ use vmm_protocol::HostPolicy;
 use vmm_protocol::frames::ExecSpec;
 use vmm_protocol::pod::{ContainerStats, PodDir};
 use vmm_runtime::{
-    BoxSpec, BoxUsage, Execution, Image, Removal, RuntimeError, RuntimeOptions, TerminalSize,
-    VmmRuntime,
+    BoxSpec, BoxUsage, ExecOutput, Execution, Image, Removal, RuntimeError, RuntimeOptions,
+    TerminalSize, VmmRuntime,
 };
 use vmm_shim::{Network, Qemu, QemuOptions, Share, Shim};
 
@@ -122,27 +122,22 @@ impl Guest {
         container: &str,
         argument: Option<&str>,
     ) -> Result<Vec<u8>, ShimError> {
-        let command = [AGENT, "container", action, container];
-        let command = command.into_iter().chain(argument);
-        let execution = self.exec(ExecSpec::new("", command)).await?;
-        let failed = |message| ShimError::Agent { action, message };
-        let output = execution.output().await;
-        let output = output.map_err(|error| failed(error.to_string()))?;
-        if output.ending.shell_code() == 0 {
-            return Ok(output.stdout);
-        }
-        let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        Err(failed(message))
+        let output = self.output(action, container, argument).await?;
+        check(action, &output)?;
+        Ok(output.stdout)
     }
 
     /// Returns what the processes of a container use.
     pub(crate) async fn stats(&self, container: &str) -> Result<ContainerStats, ShimError> {
-        self.stats_of("stats", container).await
+        parse_stats("stats", &self.command("stats", container, None).await?)
     }
 
-    /// Ends all processes of a container. Returns what they have used.
-    pub(crate) async fn remove(&self, container: &str) -> Result<ContainerStats, ShimError> {
-        self.stats_of("remove", container).await
+    /// Ends all processes of a container. Returns what they have used, and whether they have ended.
+    pub(crate) async fn remove(
+        &self,
+        container: &str,
+    ) -> Result<(ContainerStats, Result<(), ShimError>), ShimError> {
+        parse_removal(&self.output("remove", container, None).await?)
     }
 
     /// Returns what the guest uses on the host: its QEMU, the helper processes and their shim.
@@ -152,13 +147,18 @@ impl Guest {
         usage.map_err(ShimError::Guest)
     }
 
-    async fn stats_of(
+    /// Runs a command of the agent for a container to its end.
+    async fn output(
         &self,
         action: &'static str,
         container: &str,
-    ) -> Result<ContainerStats, ShimError> {
-        let output = self.command(action, container, None).await?;
-        serde_json::from_slice(&output).map_err(|error| ShimError::Agent {
+        argument: Option<&str>,
+    ) -> Result<ExecOutput, ShimError> {
+        let command = [AGENT, "container", action, container];
+        let command = command.into_iter().chain(argument);
+        let execution = self.exec(ExecSpec::new("", command)).await?;
+        let output = execution.output().await;
+        output.map_err(|error| ShimError::Agent {
             action,
             message: error.to_string(),
         })
@@ -175,6 +175,33 @@ impl Guest {
         remove_boxes(&self.runtime).await;
         self.runtime.shutdown(SHUTDOWN_TIMEOUT).await;
     }
+}
+
+/// Fails if a command of the agent has failed.
+fn check(action: &'static str, output: &ExecOutput) -> Result<(), ShimError> {
+    if output.ending.shell_code() == 0 {
+        return Ok(());
+    }
+    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(ShimError::Agent { action, message })
+}
+
+/// Parses the output of a removal, which begins with what the processes have used, also if it fails then.
+fn parse_removal(
+    output: &ExecOutput,
+) -> Result<(ContainerStats, Result<(), ShimError>), ShimError> {
+    let removed = check("remove", output);
+    match (parse_stats("remove", &output.stdout), removed) {
+        (Ok(stats), removed) => Ok((stats, removed)),
+        (Err(_), Err(error)) | (Err(error), Ok(())) => Err(error),
+    }
+}
+
+fn parse_stats(action: &'static str, output: &[u8]) -> Result<ContainerStats, ShimError> {
+    serde_json::from_slice(output).map_err(|error| ShimError::Agent {
+        action,
+        message: error.to_string(),
+    })
 }
 
 /// Ends what a server that was killed has left of its guest.
@@ -205,5 +232,30 @@ async fn remove_boxes(runtime: &VmmRuntime) {
     for info in runtime.list().await {
         // What is left is reported by the shutdown, and found by `delete`.
         let _ = runtime.remove(&info.id, Removal::Force).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmm_protocol::Ending;
+
+    use super::*;
+
+    #[test]
+    fn a_removal_that_fails_reports_what_the_container_has_used() {
+        let output = |stdout: &[u8], code| ExecOutput {
+            ending: Ending::Exited { code },
+            stdout: stdout.to_vec(),
+            stderr: b"vmm-agent: it is busy\n".to_vec(),
+        };
+        let stats = br#"{"memory":0,"pids":0,"cpu_micros":0,"cpu_user_micros":0,"cpu_system_micros":0,"oom_kills":2}"#;
+        let (used, removed) = parse_removal(&output(stats, 125)).unwrap();
+        assert_eq!(used.oom_kills, 2);
+        let error = removed.unwrap_err().to_string();
+        assert!(error.ends_with("it is busy"), "{error}");
+        let (used, removed) = parse_removal(&output(stats, 0)).unwrap();
+        assert!(used.oom_kills == 2 && removed.is_ok());
+        let error = parse_removal(&output(b"", 125)).unwrap_err().to_string();
+        assert!(error.ends_with("it is busy"), "{error}");
     }
 }

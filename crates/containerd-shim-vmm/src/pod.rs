@@ -7,8 +7,9 @@ use std::time::Duration;
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use oci_spec::runtime::Process as OciProcess;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use vmm_protocol::{Ending, PidLookup, PidRecord, with_causes};
+use vmm_protocol::{PidLookup, PidRecord, with_causes};
 
 use crate::bundle::{Bundle, ExitRecord};
 use crate::config::Config;
@@ -19,7 +20,7 @@ use crate::guest::Guest;
 use crate::idle::UseCount;
 use crate::logger::Loggers;
 use crate::pod_share::{ContainerFiles, PodShare};
-use crate::process::{Exit, Process, ProcessState};
+use crate::process::{Exit, Process};
 use crate::state_dir::StateDir;
 use crate::stdio::StdioPaths;
 use crate::{oci, start, stats};
@@ -30,15 +31,16 @@ pub(crate) const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a server without a container runs. containerd creates one at once after `start`, unless it is killed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-const SIGKILL: u32 = 9;
+/// How long the output of a process that has ended may wait for its reader. The same as in containerd-shim-runc-v2.
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The containers of a pod, and the guest in which they run.
 #[derive(Debug)]
 pub(crate) struct Pod {
     share: PodShare,
-    guest: Guest,
-    events: Arc<EventQueue>,
-    loggers: Loggers,
+    pub(crate) guest: Guest,
+    pub(crate) events: Arc<EventQueue>,
+    pub(crate) loggers: Loggers,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
     /// The containerd that has connected last.
     containerd: Mutex<Option<PidRecord>>,
@@ -112,7 +114,7 @@ impl Pod {
         if let Some(process) = &containerd {
             log_error(bundle.set_containerd(process));
         }
-        let in_use = self.use_count.begin();
+        let in_use = self.use_count.begin().ok_or(ShimError::Closed)?;
         let prepared = self.prepare(&request, &bundle).await;
         let is_wanted = containerd.as_ref().is_none_or(is_alive);
         let pid = match prepared {
@@ -162,6 +164,7 @@ impl Pod {
         stdio: StdioPaths,
     ) -> Result<(), ShimError> {
         let container = self.container(id)?;
+        container.check_takes_processes()?;
         container.add(exec_id, Process::new(stdio))?;
         let spec = oci::process(process);
         let written = spec.and_then(|spec| self.share.add_process(id, exec_id, &spec));
@@ -170,103 +173,18 @@ impl Pod {
         Ok(())
     }
 
-    /// Starts a process: the first one of the container if `exec_id` is empty. Returns the pid.
-    pub(crate) async fn start(self: &Arc<Self>, id: &str, exec_id: &str) -> Result<u32, ShimError> {
-        let container = self.container(id)?;
-        let process = container.process(exec_id)?;
-        if process.state() != ProcessState::Created {
-            return Err(ShimError::State("was started already"));
-        }
-        let pid = self.guest.pid().await?;
-        let stdio = process.stdio.open(&self.loggers, id).await?;
-        let StdioPaths {
-            terminal, stdin, ..
-        } = &process.stdio;
-        let mut execution = self
-            .guest
-            .start(id, exec_id, *terminal, !stdin.is_empty())
-            .await?;
-        let streams = stdio.connect(&mut execution);
-        let execution = process.mark_running(execution, streams);
-        self.events.publish_start(id, exec_id, pid);
-        let pod = Arc::clone(self);
-        let exec_id = exec_id.to_owned();
-        tokio::spawn(async move {
-            let ending = execution.wait().await.ok();
-            pod.finish(&container, &exec_id, &process, ending).await;
-        });
-        Ok(pid)
-    }
-
-    /// Reports the end of a process once. `None` is the end of its guest.
-    async fn finish(
-        &self,
-        container: &Container,
-        exec_id: &str,
-        process: &Process,
-        ending: Option<Ending>,
-    ) {
-        let exit = Exit::now(ending.as_ref());
-        let pid = self.guest.pid().await.unwrap_or_default();
-        if exec_id.is_empty() {
-            // The other processes of the container end with its first one.
-            if ending.is_some() {
-                match self.guest.remove(&container.id).await {
-                    Ok(stats) if stats.oom_kills > 0 => {
-                        self.events.publish_out_of_memory(&container.id);
-                    }
-                    result => log_error(result),
-                }
-            }
-        }
-        self.publish_exit(container, exec_id, process, exit, pid);
-    }
-
-    /// Sends a signal to a process, or to all of a container.
-    pub(crate) async fn kill(
-        self: &Arc<Self>,
-        id: &str,
-        exec_id: &str,
-        signal: u32,
-        all: bool,
-    ) -> Result<(), ShimError> {
-        let container = self.container(id)?;
-        let process = container.process(exec_id)?;
-        match process.state() {
-            ProcessState::Created => {
-                self.finish(&container, exec_id, &process, None).await;
-                return Ok(());
-            }
-            // The other processes of the container have ended with its first one.
-            ProcessState::Exited(_) => return Err(ShimError::Finished),
-            _ => {}
-        }
-        if all {
-            let signal = signal.to_string();
-            let sent = self.guest.command("signal", id, Some(&signal)).await;
-            return sent.map(drop);
-        }
-        process.signal(signal.cast_signed())?;
-        if signal == SIGKILL {
-            tokio::spawn(async move { process.end_output().await });
-        }
-        Ok(())
-    }
-
     /// Removes a process that does not run. Returns how it ended, and the pid.
     pub(crate) async fn delete(&self, id: &str, exec_id: &str) -> Result<(Exit, u32), ShimError> {
         let container = self.container(id)?;
         let process = container.process(exec_id)?;
-        let exit = match process.state() {
-            ProcessState::Running => return Err(ShimError::State("still runs")),
-            ProcessState::Created => Exit {
-                code: 0,
-                ..Exit::killed()
-            },
-            ProcessState::Exited(exit) => exit,
-        };
+        let exit = process.begin_delete()?;
+        let deadline = Instant::now() + OUTPUT_TIMEOUT;
+        process.end_output(deadline).await;
         let pid = self.guest.pid().await.unwrap_or_default();
         if exec_id.is_empty() {
+            for (_, process) in container.all() {
+                process.end_output(deadline).await;
+            }
             // Also of a process that was not started: no event reports its exit.
             log_error(container.bundle.set_exit(&ExitRecord {
                 exit,
@@ -275,18 +193,27 @@ impl Pod {
             }));
             self.remove_container(id).await?;
             self.containers().remove(id);
+            self.events.publish_delete(id, pid, exit);
         }
         self.share.remove_process(id, exec_id);
         container.remove(exec_id);
-        self.events.publish_delete(id, exec_id, pid, exit);
         Ok((exit, pid))
     }
 
     /// Freezes all processes of a container, or lets them continue.
     pub(crate) async fn set_paused(&self, id: &str, is_paused: bool) -> Result<(), ShimError> {
         let container = self.container(id)?;
+        if container.is_paused.load(Ordering::Acquire) == is_paused {
+            let state = if is_paused {
+                "is paused already"
+            } else {
+                "is not paused"
+            };
+            return Err(ShimError::ContainerState(state));
+        }
         let action = if is_paused { "freeze" } else { "thaw" };
-        self.guest.command(action, id, None).await?;
+        self.command(&container, self.guest.command(action, id, None))
+            .await?;
         container.is_paused.store(is_paused, Ordering::Release);
         self.events.publish_paused(id, is_paused);
         Ok(())
@@ -298,7 +225,8 @@ impl Pod {
         if oci::is_sandbox(&container.bundle.spec()?) {
             stats::of_host(&self.guest.usage().await?)
         } else {
-            stats::of_guest(&self.guest.stats(id).await?)
+            let used = self.command(&container, self.guest.stats(id)).await?;
+            stats::of_guest(&used)
         }
     }
 
@@ -313,41 +241,24 @@ impl Pod {
     /// when containerd has the last event.
     pub(crate) async fn shut_down(&self) {
         tokio::select! {
-            () = self.shutdown.cancelled() => {}
-            () = self.use_count.wait_idle(IDLE_TIMEOUT) => {}
+            () = self.shutdown.cancelled() => self.use_count.close(),
+            () = self.use_count.close_when_idle(IDLE_TIMEOUT) => {}
         }
         self.guest.kill().await;
+        self.end_output().await;
         self.loggers.end().await;
         self.events.wait_empty(LAST_EVENTS_TIMEOUT).await;
     }
 
-    /// Reports the exit of a process, unless it has been reported. For `delete`, that of a first process is
-    /// recorded before the event is added: if this program is killed between the two, `delete` adds the event.
-    fn publish_exit(
-        &self,
-        container: &Container,
-        exec_id: &str,
-        process: &Process,
-        exit: Exit,
-        pid: u32,
-    ) {
-        if !process.mark_exited(exit) {
-            return;
-        }
-        let id = &container.id;
-        let record = |is_published| {
-            let record = ExitRecord {
-                exit,
-                pid,
-                is_published,
-            };
-            if exec_id.is_empty() {
-                log_error(container.bundle.set_exit(&record));
+    /// Waits until the output of all processes is copied, for a while.
+    async fn end_output(&self) {
+        let deadline = Instant::now() + OUTPUT_TIMEOUT;
+        let containers: Vec<_> = self.containers().values().cloned().collect();
+        for container in containers {
+            for (_, process) in container.all() {
+                process.end_output(deadline).await;
             }
-        };
-        record(false);
-        self.events.publish_exit(id, exec_id, pid, exit);
-        record(true);
+        }
     }
 
     async fn remove_container(&self, id: &str) -> Result<(), ShimError> {
@@ -384,7 +295,7 @@ async fn run_blocking<T: Send + 'static>(
         .map_err(|error| ShimError::file("run a thread of", "/proc/self")(io::Error::from(error)))?
 }
 
-fn log_error<T>(result: Result<T, ShimError>) {
+pub(crate) fn log_error<T>(result: Result<T, ShimError>) {
     if let Err(error) = result {
         let _ = writeln!(io::stderr(), "{}", with_causes(&error));
     }

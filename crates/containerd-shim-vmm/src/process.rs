@@ -1,29 +1,28 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::Instant;
 use vmm_protocol::Ending;
 use vmm_protocol::frames::TerminalSize;
 use vmm_runtime::Execution;
 
 use crate::error::ShimError;
+use crate::signal::{SignalEffect, SignalRequest};
 use crate::stdio::{StdioPaths, Streams};
 
 /// The exit code of a process whose guest ended first: that of SIGKILL, which is what happened to it.
 const KILLED: u32 = 128 + 9;
 
-/// How long a killed process may wait for a client that reads its output.
-const OUTPUT_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// A process of a container: its first one, or one that was added.
 ///
 /// ```text
-/// Created ── start ──► Running ── exit ──► Exited
-///    └────────────── kill ───────────────────▲
+///    ┌── not started ──┐
+///    ▼                 │
+/// Created ── start ──► Starting ──► Running ── exit ──► Exited
+///    └─────────────── signal, delete ─────────────────────▲
 /// ```
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -34,9 +33,11 @@ pub(crate) struct Process {
     is_stdin_closed: AtomicBool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ProcessState {
     Created,
+    /// With the signals that the process gets when it runs.
+    Starting(Vec<SignalRequest>),
     Running,
     Exited(Exit),
 }
@@ -67,10 +68,12 @@ impl Exit {
 
     /// A process that was killed, now.
     pub(crate) fn killed() -> Self {
-        Self {
-            code: KILLED,
-            at: Timestamp::now(),
-        }
+        Self::with_code(KILLED)
+    }
+
+    fn with_code(code: u32) -> Self {
+        let at = Timestamp::now();
+        Self { code, at }
     }
 }
 
@@ -85,11 +88,31 @@ impl Process {
     }
 
     pub(crate) fn state(&self) -> ProcessState {
-        *self.state.borrow()
+        self.state.borrow().clone()
     }
 
-    /// Marks the process as running. Returns its execution.
-    pub(crate) fn mark_running(&self, execution: Execution, streams: Streams) -> Arc<Execution> {
+    /// Marks the process as being started. Fails unless it is created.
+    pub(crate) fn begin_start(&self) -> Result<(), ShimError> {
+        let is_created = self.change(|state| match state {
+            ProcessState::Created => Some(ProcessState::Starting(Vec::new())),
+            _ => None,
+        });
+        is_created
+            .map(drop)
+            .ok_or(ShimError::State("was started already"))
+    }
+
+    /// Marks the process as created again, because it could not be started. Returns the signals that it should have got.
+    pub(crate) fn cancel_start(&self) -> Vec<SignalRequest> {
+        self.end_start(ProcessState::Created)
+    }
+
+    /// Marks the process as running. Returns its execution, and the signals that it gets now.
+    pub(crate) fn mark_running(
+        &self,
+        execution: Execution,
+        streams: Streams,
+    ) -> (Arc<Execution>, Vec<SignalRequest>) {
         let execution = Arc::new(execution);
         *self.running() = Some(Running {
             execution: Arc::clone(&execution),
@@ -98,20 +121,71 @@ impl Process {
         if self.is_stdin_closed.load(Ordering::Acquire) {
             self.close_stdin();
         }
-        self.state.send_replace(ProcessState::Running);
-        execution
+        (execution, self.end_start(ProcessState::Running))
+    }
+
+    fn end_start(&self, next: ProcessState) -> Vec<SignalRequest> {
+        match self.change(|state| matches!(state, ProcessState::Starting(_)).then_some(next)) {
+            Some(ProcessState::Starting(signals)) => signals,
+            _ => Vec::new(),
+        }
     }
 
     /// Marks the process as ended. Returns false if it has been already.
     pub(crate) fn mark_exited(&self, exit: Exit) -> bool {
-        *self.running() = None;
-        self.state.send_if_modified(|state| match state {
-            ProcessState::Exited(_) => false,
-            _ => {
-                *state = ProcessState::Exited(exit);
-                true
+        self.close_stdin();
+        let before = self.change(|state| match state {
+            ProcessState::Exited(_) => None,
+            _ => Some(ProcessState::Exited(exit)),
+        });
+        before.is_some()
+    }
+
+    /// Returns how the process ended, before it is deleted. One that is created can no longer be started then.
+    pub(crate) fn begin_delete(&self) -> Result<Exit, ShimError> {
+        self.change(|state| match state {
+            ProcessState::Created => Some(ProcessState::Exited(Exit::with_code(0))),
+            _ => None,
+        });
+        match self.state() {
+            ProcessState::Exited(exit) => Ok(exit),
+            _ => Err(ShimError::State("still runs")),
+        }
+    }
+
+    /// Takes a signal of a client. One that is created ends with a signal that ends processes by default, as the
+    /// process does which waits in a container of runc.
+    pub(crate) fn take_signal(&self, request: SignalRequest) -> Result<SignalEffect, ShimError> {
+        let before = self.change(|state| match state {
+            ProcessState::Created if request.is_deadly() => {
+                let code = 128 + request.signal.unsigned_abs();
+                Some(ProcessState::Exited(Exit::with_code(code)))
             }
-        })
+            ProcessState::Starting(signals) => {
+                signals.push(request);
+                None
+            }
+            _ => None,
+        });
+        match (before, self.state()) {
+            (Some(_), ProcessState::Exited(exit)) => Ok(SignalEffect::Ended(exit)),
+            (None, ProcessState::Exited(_)) => Err(ShimError::Finished),
+            (None, ProcessState::Running) if request.signal != 0 => Ok(SignalEffect::Send),
+            _ => Ok(SignalEffect::None),
+        }
+    }
+
+    /// Changes the state to what the function returns. Returns the state before, if it was changed.
+    fn change(
+        &self,
+        next: impl FnOnce(&mut ProcessState) -> Option<ProcessState>,
+    ) -> Option<ProcessState> {
+        let mut before = None;
+        self.state.send_if_modified(|state| {
+            before = next(state).map(|next| std::mem::replace(state, next));
+            before.is_some()
+        });
+        before
     }
 
     /// Waits until the process has ended.
@@ -137,16 +211,15 @@ impl Process {
         let running = running.as_ref().ok_or(ShimError::Finished)?;
         running
             .execution
-            .signal(signal)
+            .signal_command(signal)
             .map_err(|_| ShimError::Finished)
     }
 
-    /// Discards the output of a process that was killed and does not end.
-    pub(crate) async fn end_output(&self) {
-        if timeout(OUTPUT_TIMEOUT, self.wait()).await.is_err()
-            && let Some(running) = self.running().as_ref()
-        {
-            running.streams.discard_output();
+    /// Waits until the output of a process that has ended is copied, and discards what is left then.
+    pub(crate) async fn end_output(&self, deadline: Instant) {
+        let running = self.running().take();
+        if let Some(running) = running {
+            running.streams.end_output(deadline).await;
         }
     }
 

@@ -47,7 +47,7 @@ impl Task for TaskService {
         response.stderr.clone_from(&process.stdio.stderr);
         response.terminal = process.stdio.terminal;
         let status = match process.state() {
-            ProcessState::Created => Status::CREATED,
+            ProcessState::Created | ProcessState::Starting(_) => Status::CREATED,
             ProcessState::Running if container.is_paused.load(Ordering::Acquire) => Status::PAUSED,
             ProcessState::Running => Status::RUNNING,
             ProcessState::Exited(exit) => {
@@ -92,7 +92,9 @@ impl Task for TaskService {
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
         let container = self.pod.container(&request.id)?;
         let pid = self.pod.pid().await?;
-        let processes = container.running().into_iter().map(|_| {
+        let running = container.all().into_iter();
+        let running = running.filter(|(_, process)| process.state() == ProcessState::Running);
+        let processes = running.map(|_| {
             let mut process = ProcessInfo::new();
             process.pid = pid;
             process

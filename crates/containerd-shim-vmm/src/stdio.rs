@@ -1,9 +1,12 @@
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy};
 use tokio::net::unix::pipe;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
 use vmm_runtime::Execution;
 
 use crate::error::ShimError;
@@ -40,9 +43,9 @@ enum Output {
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
     stdin_keeper: Option<pipe::Sender>,
+    /// The tasks that copy output.
+    copies: TaskTracker,
     discard: CancellationToken,
-    /// Dropped with the streams when the process has ended.
-    _logger: Option<DropGuard>,
 }
 
 impl StdioPaths {
@@ -103,39 +106,22 @@ fn open_output(path: &str) -> Result<Option<Output>, ShimError> {
 impl Stdio {
     /// Moves the data of an execution, until its streams end.
     pub(crate) fn connect(self, execution: &mut Execution) -> Streams {
-        let discard = CancellationToken::new();
         if let (Some(mut stdin), Some(mut input)) = (self.stdin, execution.stdin.take()) {
             tokio::spawn(async move {
                 let _ = copy(&mut stdin, &mut input).await;
                 let _ = input.shutdown().await;
             });
         }
-        forward(execution.stdout.take(), self.stdout, &discard);
-        forward(execution.stderr.take(), self.stderr, &discard);
-        Streams {
+        let streams = Streams {
             stdin_keeper: self.stdin_keeper,
-            discard,
-            _logger: self.logger,
-        }
+            ..Streams::default()
+        };
+        // Dropped with the last copy.
+        let logger = Arc::new(self.logger);
+        streams.forward(execution.stdout.take(), self.stdout, &logger);
+        streams.forward(execution.stderr.take(), self.stderr, &logger);
+        streams
     }
-}
-
-/// Copies an output. Without a destination it is discarded.
-fn forward(
-    source: Option<impl AsyncRead + Unpin + Send + 'static>,
-    destination: Option<Output>,
-    discard: &CancellationToken,
-) {
-    let (Some(source), Some(destination)) = (source, destination) else {
-        return;
-    };
-    let discard = discard.clone();
-    tokio::spawn(async move {
-        match destination {
-            Output::Pipe(pipe) => copy_output(source, pipe, discard).await,
-            Output::File(file) => copy_output(source, file, discard).await,
-        }
-    });
 }
 
 async fn copy_output(
@@ -156,8 +142,33 @@ impl Streams {
         self.stdin_keeper = None;
     }
 
-    /// Discards all output from now on. A process cannot end while it waits for a client that does not read.
-    pub(crate) fn discard_output(&self) {
-        self.discard.cancel();
+    /// Copies an output. Without a destination it is discarded.
+    fn forward(
+        &self,
+        source: Option<impl AsyncRead + Unpin + Send + 'static>,
+        destination: Option<Output>,
+        logger: &Arc<Option<DropGuard>>,
+    ) {
+        let (Some(source), Some(destination)) = (source, destination) else {
+            return;
+        };
+        let (discard, logger) = (self.discard.clone(), Arc::clone(logger));
+        self.copies.spawn(async move {
+            match destination {
+                Output::Pipe(pipe) => copy_output(source, pipe, discard).await,
+                Output::File(file) => copy_output(source, file, discard).await,
+            }
+            drop(logger);
+        });
+    }
+
+    /// Waits until all output of a process that has ended is copied. Discards what is left at the deadline, because its
+    /// reader does not read.
+    pub(crate) async fn end_output(self, deadline: Instant) {
+        self.copies.close();
+        if timeout_at(deadline, self.copies.wait()).await.is_err() {
+            self.discard.cancel();
+            self.copies.wait().await;
+        }
     }
 }

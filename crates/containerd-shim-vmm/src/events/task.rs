@@ -78,10 +78,10 @@ impl EventQueue {
         }
     }
 
-    pub(crate) fn publish_delete(&self, id: &str, exec_id: &str, pid: u32, exit: Exit) {
+    /// Adds the event of a deleted container. That of another process has none.
+    pub(crate) fn publish_delete(&self, id: &str, pid: u32, exit: Exit) {
         let mut event = TaskDelete::new();
         event.container_id = id.to_owned();
-        event.id = exec_id.to_owned();
         event.pid = pid;
         event.exit_status = exit.code;
         event.exited_at = MessageField::some(timestamp(exit.at));

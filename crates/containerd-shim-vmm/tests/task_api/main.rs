@@ -1,0 +1,9 @@
+//! The Task API of the program, as its clients call it, without a containerd.
+
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod fixture;
+#[path = "../common/image.rs"]
+mod image;
+mod processes;
+mod protocol;

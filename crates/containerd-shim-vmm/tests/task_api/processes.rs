@@ -1,0 +1,175 @@
+//! Starts, signals and ends of processes, and the order of their events.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use containerd_shim_protos::api::{PauseRequest, StateRequest, StatsRequest, Status};
+use containerd_shim_protos::ttrpc::Code;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+use crate::fixture::{TestPod, code, eventually, timeout};
+
+/// Ends with 7 if its child has not got SIGTERM, else with 8. A process that is stopped keeps a signal pending.
+const PARENT: &str = "sleep 1000 & c=$!; kill -STOP $c; \
+     trap 'grep -q ^ShdPnd.*4000 /proc/$c/status && exit 8; exit 7' TERM; \
+     echo ready >/ready; while :; do sleep 0.1; done";
+
+/// What a request may take that is refused at once. A wait in the guest for a container takes 30 s.
+const AT_ONCE: Duration = Duration::from_secs(20);
+
+#[test]
+fn a_process_that_is_killed_while_it_starts_does_not_run_on() {
+    let Some(pod) = TestPod::start() else { return };
+    let (logger, go) = (pod.path("logger"), pod.path("go"));
+    let begun = pod.path("begun");
+    let script = format!(
+        "#!/bin/sh\ntouch {}\nwhile [ ! -e {} ]; do sleep 0.05; done\nexec 5>&-\ncat <&3\n",
+        begun.display(),
+        go.display()
+    );
+    fs::write(&logger, script).unwrap();
+    fs::set_permissions(&logger, fs::Permissions::from_mode(0o700)).unwrap();
+    let uri = format!("binary://{}", logger.display());
+    pod.create("c", &["sleep", "1000"], &uri);
+    thread::scope(|scope| {
+        let started = scope.spawn(|| pod.start_process("c", ""));
+        eventually("the logging program starts", || begun.exists());
+        assert_eq!(code(pod.start_process("c", "")), Code::FAILED_PRECONDITION);
+        assert_eq!(code(pod.delete("c", "")), Code::FAILED_PRECONDITION);
+        pod.kill("c", 9).unwrap();
+        fs::write(&go, "").unwrap();
+        started.join().unwrap().unwrap();
+    });
+    pod.wait_for("exit c 137");
+    pod.delete("c", "").unwrap();
+    pod.wait_for("delete c 137");
+    let events = pod.events();
+    let of_c: Vec<_> = events
+        .iter()
+        .filter(|event| event.contains(" c "))
+        .collect();
+    assert_eq!(of_c, ["start c 0", "exit c 137", "delete c 137"]);
+}
+
+#[test]
+fn a_created_container_ends_with_signals_that_end_processes_by_default() {
+    let Some(pod) = TestPod::start() else { return };
+    let status = |id: &str| {
+        let mut request = StateRequest::new();
+        request.id = id.to_owned();
+        pod.client().state(timeout(), &request).unwrap().status()
+    };
+    pod.create("c", &["sh", "-c", PARENT], "");
+    // SIGCHLD, SIGCONT, SIGWINCH, and the question whether it exists.
+    for signal in [0, 17, 18, 28] {
+        pod.kill("c", signal).unwrap();
+    }
+    assert_eq!(code(pod.kill("c", 65)), Code::INVALID_ARGUMENT);
+    assert_eq!(status("c"), Status::CREATED);
+    pod.create("d", &["sleep", "1000"], "");
+    pod.kill("d", 15).unwrap();
+    pod.wait_for("exit d 143");
+    assert_eq!(code(pod.start_process("d", "")), Code::FAILED_PRECONDITION);
+    assert_eq!(code(pod.kill("d", 15)), Code::NOT_FOUND);
+    assert_eq!(pod.delete("d", "").unwrap().exit_status, 143);
+    assert_eq!(pod.count("start d"), 0);
+
+    // One signal, to one process.
+    pod.start_process("c", "").unwrap();
+    eventually("the signal is trapped", || {
+        pod.run_exec("c", &["cat", "/ready"]) == 0
+    });
+    pod.kill("c", 0).unwrap();
+    pod.kill("c", 15).unwrap();
+    eventually("the exit", || pod.count("exit c ") == 1);
+    assert_eq!(pod.count("exit c 7"), 1, "{:?}", pod.events());
+}
+
+#[test]
+fn an_exit_does_not_wait_for_a_reader_of_the_output() {
+    let Some(pod) = TestPod::start() else { return };
+    let fifo = pod.path("stdout");
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::from_bits_retain(0o600), 0).unwrap();
+    // With a reader that never reads.
+    let reader = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&fifo)
+        .unwrap();
+    let script = "echo $$ >/pid; exec yes";
+    pod.run("c", &["sh", "-c", script], fifo.to_str().unwrap());
+    pod.exec("c", "e", &["sleep", "1000"]).unwrap();
+    pod.start_process("c", "e").unwrap();
+    let is_stalled = || {
+        let length = || rustix::io::ioctl_fionread(&reader).unwrap();
+        length() == 64 << 10
+    };
+    eventually("the FIFO is full", is_stalled);
+    // All buffers up to the pipe of the command: it has called write(2), whose number is 1, again and again.
+    let mut blocked = 0;
+    eventually("the command waits", || {
+        let waits = "grep -q '^1 ' /proc/$(cat /pid)/syscall";
+        blocked = if pod.run_exec("c", &["sh", "-c", waits]) == 0 {
+            blocked + 1
+        } else {
+            0
+        };
+        blocked == 5
+    });
+    pod.kill("c", 15).unwrap();
+    pod.wait_for("exit c 143");
+    let events = pod.events();
+    let position = |event: &str| events.iter().position(|found| found == event);
+    assert!(position("exit e 137").is_some(), "{events:?}");
+    assert!(
+        position("exit e 137") < position("exit c 143"),
+        "{events:?}"
+    );
+    // The rest of the output is discarded then.
+    pod.delete("c", "e").unwrap();
+    pod.delete("c", "").unwrap();
+    pod.wait_for("delete c 143");
+    assert_eq!(pod.count("delete "), 1, "{:?}", pod.events());
+}
+
+#[test]
+fn requests_that_a_container_cannot_carry_out_are_refused_at_once() {
+    let Some(pod) = TestPod::start() else { return };
+    let stats = |id: &str| {
+        let mut request = StatsRequest::new();
+        request.id = id.to_owned();
+        pod.client().stats(timeout(), &request)
+    };
+    let pause = |id: &str| {
+        let mut request = PauseRequest::new();
+        request.id = id.to_owned();
+        pod.client().pause(timeout(), &request)
+    };
+    pod.create("c", &["sleep", "1000"], "");
+    let begin = Instant::now();
+    pod.exec("c", "early", &["sleep", "1000"]).unwrap();
+    let refused = Code::FAILED_PRECONDITION;
+    assert_eq!(code(pod.start_process("c", "early")), refused);
+    assert_eq!(code(stats("c")), refused);
+    assert_eq!(code(pause("c")), refused);
+    assert!(begin.elapsed() < AT_ONCE, "{:?}", begin.elapsed());
+
+    pod.start_process("c", "").unwrap();
+    stats("c").unwrap();
+    pause("c").unwrap();
+    assert_eq!(code(pause("c")), refused);
+    assert_eq!(code(pod.exec("c", "paused", &["sleep", "1000"])), refused);
+    assert_eq!(code(pod.start_process("c", "early")), refused);
+    pod.kill("c", 9).unwrap();
+    pod.wait_for("exit c 137");
+
+    let begin = Instant::now();
+    assert_eq!(code(pod.exec("c", "late", &["sleep", "1000"])), refused);
+    assert_eq!(code(pod.start_process("c", "early")), refused);
+    assert_eq!(code(stats("c")), refused);
+    assert_eq!(code(pause("c")), refused);
+    assert_eq!(code(pod.kill("c", 15)), Code::NOT_FOUND);
+    assert!(begin.elapsed() < AT_ONCE, "{:?}", begin.elapsed());
+}

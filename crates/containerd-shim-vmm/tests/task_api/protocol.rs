@@ -1,0 +1,54 @@
+//! What the program prints, and the names under which it serves.
+
+use std::process::Command;
+
+use containerd_shim_protos::api::{ConnectRequest, ConnectResponse};
+use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
+use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::ttrpc::{Code, Request};
+use containerd_shim_protos::types::introspection::RuntimeInfo;
+use containerd_shim_protos::{Client, ttrpc};
+
+use crate::fixture::{POD, SHIM, TestPod, code};
+
+/// Calls `Connect` of a service.
+fn connect(pod: &TestPod, service: &str) -> ttrpc::Result<ConnectResponse> {
+    let mut connect = ConnectRequest::new();
+    connect.id = POD.to_owned();
+    let mut request = Request::new();
+    request.service = service.to_owned();
+    request.method = "Connect".to_owned();
+    request.payload = connect.write_to_bytes().unwrap();
+    let response = Client::connect(pod.address()).unwrap().request(request)?;
+    Ok(ConnectResponse::parse_from_bytes(&response.payload).unwrap())
+}
+
+#[test]
+fn one_server_has_both_versions_of_the_task_api_for_containerd_2() {
+    let pod = TestPod::start_with(|_, events| {
+        let mut params = BootstrapParams::new();
+        params.instance_id = POD.to_owned();
+        params.containerd_ttrpc_address = events.to_owned();
+        params.write_to_bytes().unwrap()
+    });
+    let Some(pod) = pod else { return };
+    let v2 = connect(&pod, "containerd.task.v2.Task").unwrap();
+    let v3 = connect(&pod, "containerd.task.v3.Task").unwrap();
+    assert_ne!(v2.shim_pid, 0);
+    assert_eq!(v2.shim_pid, v3.shim_pid);
+    let unknown = connect(&pod, "containerd.task.v4.Task");
+    assert_eq!(code(unknown), Code::INVALID_ARGUMENT);
+
+    let result = BootstrapResult::parse_from_bytes(&pod.printed).unwrap();
+    assert_eq!((result.version, result.protocol.as_str()), (3, "ttrpc"));
+    assert_eq!(result.address, pod.address());
+}
+
+#[test]
+fn the_program_describes_itself() {
+    let output = Command::new(SHIM).arg("-info").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let info = RuntimeInfo::parse_from_bytes(&output.stdout).unwrap();
+    assert_eq!(info.name, "io.containerd.vmm.v1");
+    assert!(!info.version.version.is_empty());
+}
