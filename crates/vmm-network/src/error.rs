@@ -32,8 +32,8 @@ pub enum NetworkError {
     },
     /// Something handles the packets of an interface already, such as another guest.
     #[error(
-        "the interface {interface} has an ingress qdisc already; use a namespace without other guests, or \
-         remove the qdisc with `tc qdisc del dev {interface} ingress`"
+        "another program handles the frames of the interface {interface}; use a namespace without other guests, or \
+         remove its filters with `tc qdisc del dev {interface} ingress`"
     )]
     InUse {
         /// The name of the interface.

@@ -29,6 +29,9 @@ mod namespace;
 mod redirect;
 mod socket;
 mod sys;
+#[cfg(test)]
+#[path = "../tests/common/namespace.rs"]
+mod test_namespace;
 
 pub use configure::{bring_up_loopback, configure};
 pub use error::NetworkError;

@@ -78,7 +78,7 @@ impl Namespace {
     }
 
     /// Removes what is left of [`attach`](Self::attach) after the tap devices are gone. Leaves those of
-    /// another guest.
+    /// another guest, and the filters of other programs.
     ///
     /// # Errors
     ///

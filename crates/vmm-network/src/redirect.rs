@@ -21,6 +21,9 @@ pub(crate) const TAP_PREFIX: &str = "vmmtap";
 const INGRESS_HANDLE: u32 = 0xffff_0000;
 const INGRESS_PARENT: u32 = 0xffff_fff1;
 
+/// The length of `struct tcmsg`.
+const TCMSG_LEN: usize = 20;
+
 /// The preference of the filters, by which they are recognized. The protocol is `ETH_P_ALL`.
 const FILTER_INFO: u32 = (0x564d << 16) | (libc::ETH_P_ALL as u16).to_be() as u32;
 
@@ -79,12 +82,20 @@ impl TapDevice {
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::AlreadyExists`] if the interface has an ingress qdisc. Nothing has changed then.
+    /// [`io::ErrorKind::AlreadyExists`] if another program handles the frames of the interface. Nothing has
+    /// changed then, nor after any other error.
     pub(crate) fn exchange_frames(&self, socket: &mut Socket, interface: u32) -> io::Result<()> {
-        add_ingress(socket, interface)?;
-        add_ingress(socket, self.index)?;
-        redirect(socket, interface, self.index)?;
-        redirect(socket, self.index, interface)
+        take_ingress(socket, interface)?;
+        let mut redirect_both = || -> io::Result<()> {
+            add_ingress(socket, self.index)?;
+            redirect(socket, interface, self.index)?;
+            redirect(socket, self.index, interface)
+        };
+        redirect_both().inspect_err(|_| {
+            // The first error counts.
+            let _ = remove_to(socket, interface, self.index);
+            let _ = remove_unused_ingress(socket, interface);
+        })
     }
 }
 
@@ -106,6 +117,41 @@ fn add_ingress(socket: &mut Socket, index: u32) -> io::Result<()> {
     let fixed = [index, INGRESS_HANDLE, INGRESS_PARENT, 0];
     let message = message(libc::RTM_NEWQDISC, CREATE, fixed);
     socket.request(message.attribute(libc::TCA_KIND, b"ingress\0"))
+}
+
+/// Adds the ingress qdisc of an interface, unless it has one without filters: a program has added it and was killed
+/// before it used it.
+fn take_ingress(socket: &mut Socket, index: u32) -> io::Result<()> {
+    match add_ingress(socket, index) {
+        Err(error)
+            if error.kind() == io::ErrorKind::AlreadyExists
+                && has_ingress(socket, index)?
+                && filters(socket, index)?.is_empty() =>
+        {
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+/// Returns whether an interface has a qdisc of the kind `ingress`, and not `clsact`, which has the same handle.
+fn has_ingress(socket: &mut Socket, index: u32) -> io::Result<bool> {
+    let fixed = [index, 0, 0, 0];
+    let qdiscs = socket.dump(&message(libc::RTM_GETQDISC, libc::NLM_F_DUMP, fixed))?;
+    Ok(qdiscs.iter().any(|qdisc| {
+        let kind = || Attributes(qdisc.get(TCMSG_LEN..)?).find(libc::TCA_KIND);
+        read_u32(qdisc, 4) == Some(index)
+            && read_u32(qdisc, 8) == Some(INGRESS_HANDLE)
+            && kind() == Some(b"ingress\0")
+    }))
+}
+
+/// Removes the ingress qdisc of an interface if it has no filters.
+fn remove_unused_ingress(socket: &mut Socket, index: u32) -> io::Result<()> {
+    if filters(socket, index)?.is_empty() {
+        remove_ingress(socket, index)?;
+    }
+    Ok(())
 }
 
 fn remove_ingress(socket: &mut Socket, index: u32) -> io::Result<()> {
@@ -149,24 +195,81 @@ fn redirect(socket: &mut Socket, from: u32, to: u32) -> io::Result<()> {
 /// Removes the redirection of an interface to a device that does not exist any more. Leaves what other
 /// programs have added, and the redirection to a device that exists.
 pub(crate) fn remove_dead(socket: &mut Socket, index: u32) -> io::Result<()> {
-    let fixed = [index, 0, INGRESS_HANDLE, 0];
-    let filters = socket.dump(&message(libc::RTM_GETTFILTER, libc::NLM_F_DUMP, fixed))?;
-    if filters.iter().any(|filter| is_dead(filter, index)) {
-        remove_ingress(socket, index)?;
+    // The kernel resets the target when it is removed.
+    if remove_to(socket, index, 0)? {
+        remove_unused_ingress(socket, index)?;
     }
     Ok(())
 }
 
-/// Returns whether this crate has added the filter, and its target is gone.
-fn is_dead(filter: &[u8], index: u32) -> bool {
-    let target = || {
-        let options = Attributes(filter.get(20..)?).find(libc::TCA_OPTIONS)?;
-        let actions = Attributes(options).find(TCA_U32_ACT)?;
-        let options = Attributes(Attributes(actions).find(1)?).find(TCA_ACT_OPTIONS)?;
-        let mirred = Attributes(options).find(TCA_MIRRED_PARMS)?;
-        read_u32(mirred, MIRRED_IFINDEX)
-    };
-    read_u32(filter, 4) == Some(index)
-        && read_u32(filter, 16) == Some(FILTER_INFO)
-        && target() == Some(0)
+/// Removes the filters of this crate that redirect the frames of an interface to another one. Returns whether there
+/// were any.
+fn remove_to(socket: &mut Socket, index: u32, target: u32) -> io::Result<bool> {
+    let mut filters = filters(socket, index)?;
+    filters.retain(|filter| is_own(filter) && target_of(filter) == Some(target));
+    for filter in &filters {
+        let handle = read_u32(filter, 8).unwrap_or(0);
+        let fixed = [index, handle, INGRESS_HANDLE, FILTER_INFO];
+        let message = message(libc::RTM_DELTFILTER, libc::NLM_F_ACK, fixed);
+        socket.request(message.attribute(libc::TCA_KIND, b"u32\0"))?;
+    }
+    Ok(!filters.is_empty())
+}
+
+/// Returns the filters of the frames that an interface receives.
+fn filters(socket: &mut Socket, index: u32) -> io::Result<Vec<Vec<u8>>> {
+    let fixed = [index, 0, INGRESS_HANDLE, 0];
+    let mut filters = socket.dump(&message(libc::RTM_GETTFILTER, libc::NLM_F_DUMP, fixed))?;
+    filters.retain(|filter| read_u32(filter, 4) == Some(index));
+    Ok(filters)
+}
+
+/// Returns whether this crate has added the filter.
+fn is_own(filter: &[u8]) -> bool {
+    read_u32(filter, 16) == Some(FILTER_INFO)
+}
+
+/// Returns the interface to which a filter redirects frames.
+fn target_of(filter: &[u8]) -> Option<u32> {
+    let options = Attributes(filter.get(TCMSG_LEN..)?).find(libc::TCA_OPTIONS)?;
+    let actions = Attributes(options).find(TCA_U32_ACT)?;
+    let options = Attributes(Attributes(actions).find(1)?).find(TCA_ACT_OPTIONS)?;
+    let mirred = Attributes(options).find(TCA_MIRRED_PARMS)?;
+    read_u32(mirred, MIRRED_IFINDEX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+    use super::*;
+    use crate::test_namespace::TestNamespace;
+
+    #[test]
+    fn the_qdisc_is_removed_if_frames_cannot_be_redirected() {
+        let Some(namespace) = TestNamespace::create() else {
+            return;
+        };
+        let namespace = File::open(namespace.path()).unwrap();
+        let thread = std::thread::spawn(move || {
+            let kind = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(namespace.as_fd(), kind).unwrap();
+            let mut socket = Socket::open().unwrap();
+            let loopback = socket.index_of("lo").unwrap();
+            // No interface has this index.
+            let (fd, index) = (File::open("/dev/null").unwrap().into(), 9999);
+            let device = TapDevice { fd, index };
+            device.exchange_frames(&mut socket, loopback).unwrap_err();
+            assert!(!has_ingress(&mut socket, loopback).unwrap());
+            // A qdisc without filters is what a program leaves that is killed.
+            add_ingress(&mut socket, loopback).unwrap();
+            take_ingress(&mut socket, loopback).unwrap();
+            redirect(&mut socket, loopback, loopback).unwrap();
+            let error = take_ingress(&mut socket, loopback).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        });
+        thread.join().unwrap();
+    }
 }

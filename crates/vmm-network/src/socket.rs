@@ -8,6 +8,9 @@ use crate::message::{HEADER_LEN, Message, aligned, read_u16, read_u32};
 /// How much a kernel sends at most at once: `NLMSG_GOODSIZE` of a dump.
 const BUFFER_LEN: usize = 32 << 10;
 
+/// How often a dump is repeated because the configuration has changed meanwhile.
+const MAX_DUMPS: usize = 32;
+
 /// A connection to the network configuration of the namespace of the thread that opens it.
 #[derive(Debug)]
 pub(crate) struct Socket {
@@ -42,13 +45,12 @@ impl Socket {
     }
 
     /// Sends a request with `NLM_F_DUMP`. Returns the messages of the response, without their headers.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::WouldBlock`] if other programs change the configuration during each of [`MAX_DUMPS`] attempts.
     pub(crate) fn dump(&mut self, message: &Message) -> io::Result<Vec<Vec<u8>>> {
-        loop {
-            let response = self.exchange(message.clone())?;
-            if !response.is_inconsistent {
-                return Ok(response.bodies);
-            }
-        }
+        consistent(|| self.exchange(message.clone()))
     }
 
     fn exchange(&mut self, message: Message) -> io::Result<Response> {
@@ -66,6 +68,18 @@ impl Socket {
             }
         }
     }
+}
+
+/// Repeats a dump until its response is consistent.
+fn consistent(mut dump: impl FnMut() -> io::Result<Response>) -> io::Result<Vec<Vec<u8>>> {
+    for _ in 0..MAX_DUMPS {
+        let response = dump()?;
+        if !response.is_inconsistent {
+            return Ok(response.bodies);
+        }
+    }
+    let message = "the network configuration changes all the time";
+    Err(io::Error::new(io::ErrorKind::WouldBlock, message))
 }
 
 impl Response {
@@ -96,4 +110,25 @@ impl Response {
 fn error(body: &[u8]) -> Option<io::Error> {
     let number = read_u32(body, 0).map_or(libc::EBADMSG, |number| -(number as i32));
     (number != 0).then(|| io::Error::from_raw_os_error(number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dump_is_repeated_while_the_configuration_changes_but_not_for_ever() {
+        let response = |is_inconsistent| Response {
+            bodies: vec![vec![1]],
+            is_inconsistent,
+        };
+        let mut dumps = 0;
+        let bodies = consistent(|| {
+            dumps += 1;
+            Ok(response(dumps < 3))
+        });
+        assert_eq!((bodies.unwrap(), dumps), (vec![vec![1]], 3));
+        let error = consistent(|| Ok(response(true))).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
 }

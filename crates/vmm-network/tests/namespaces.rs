@@ -151,6 +151,37 @@ fn the_filters_of_other_programs_stay() {
 }
 
 #[test]
+fn the_filters_that_other_programs_add_beside_the_redirection_stay() {
+    let Some((pod, _network)) = TestNamespace::create_pod() else {
+        return;
+    };
+    let namespace = Namespace::open(&pod.path()).unwrap();
+    let taps = namespace.attach().unwrap();
+    pod.run("tc filter add dev eth0 parent ffff: protocol all pref 7 u32 match u8 0 0 flowid 1:1");
+    drop(taps);
+    namespace.clean_up().unwrap();
+    let filters = pod.run("tc filter show dev eth0 ingress");
+    assert!(filters.contains("pref 7"), "{filters}");
+    assert!(!filters.contains("mirred"), "{filters}");
+}
+
+#[test]
+fn a_qdisc_that_a_killed_program_has_left_is_not_in_use() {
+    let Some((pod, _network)) = TestNamespace::create_pod() else {
+        return;
+    };
+    pod.run("tc qdisc add dev eth0 ingress");
+    let namespace = Namespace::open(&pod.path()).unwrap();
+    drop(namespace.attach().unwrap());
+    namespace.clean_up().unwrap();
+    assert!(!pod.state().contains("ingress"), "{}", pod.state());
+
+    pod.run("tc qdisc add dev eth0 clsact");
+    let error = namespace.attach().unwrap_err();
+    assert!(matches!(error, NetworkError::InUse { .. }), "{error}");
+}
+
+#[test]
 fn what_is_not_the_namespace_of_a_guest_is_refused() {
     let open = |path: &str| Namespace::open(Path::new(path)).unwrap_err();
     let error = open("/proc/self/ns/net");
