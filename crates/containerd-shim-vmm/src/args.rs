@@ -26,6 +26,8 @@ pub(crate) enum Action {
     Serve,
     /// Sends the events that a server has left in the directory of its pod, which is given as the bundle.
     Forward,
+    /// Continues the cleanup of `delete` in the directory of a pod, which is given as the bundle, then sends its events.
+    Finish,
     Version,
     Info,
 }
@@ -41,6 +43,7 @@ impl Args {
                     "delete" => Action::Delete,
                     "serve" => Action::Serve,
                     "forward" => Action::Forward,
+                    "finish" => Action::Finish,
                     _ => return Err(ShimError::Usage(arg)),
                 };
                 return Ok(parsed);

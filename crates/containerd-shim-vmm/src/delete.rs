@@ -5,19 +5,28 @@ use containerd_shim_protos::api::{DeleteResponse, ShutdownRequest};
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::shim_async::{Client, TaskClient};
 use containerd_shim_protos::ttrpc::context;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
+use vmm_protocol::with_causes;
 use vmm_runtime::RuntimeError;
 
 use crate::args::Args;
 use crate::bundle::Bundle;
 use crate::error::ShimError;
 use crate::events::timestamp;
+use crate::leftover_events::{self, Leftover};
 use crate::pod_share::PodShare;
 use crate::state_dir::StateDir;
-use crate::{guest, leftover_events, tokio_runtime};
+use crate::{guest, log, tokio_runtime};
+
+/// How long the cleanup may take before another process continues it. containerd kills `delete` after 5 s, and the events
+/// need up to 2 s.
+const CLEANUP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a server that still runs may take to end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a server may take to respond.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -29,20 +38,24 @@ pub(crate) fn delete(args: &Args) -> Result<DeleteResponse, ShimError> {
     };
     let bundle = Bundle::new(bundle);
     let state = bundle.address()?.as_deref().and_then(StateDir::of_address);
-    // A further container of a pod shares the server with the sandbox, whose `delete` ends the guest.
-    let is_member = bundle
-        .spec()
-        .is_ok_and(|spec| bundle.sandbox(&spec).is_some());
-    let record = tokio_runtime()?.block_on(async {
-        if let Some(state) = state.as_ref().filter(|state| state.path().exists()) {
-            if is_member {
+    let runtime = tokio_runtime()?;
+    let record = runtime.block_on(async {
+        let leftover = match &state {
+            None => Leftover::Nothing,
+            // A further container of a pod shares the server with the sandbox, whose `delete` ends the guest.
+            Some(state) if is_member(args, &bundle, state)? => {
                 PodShare::of(state).remove_container(&args.id)?;
-            } else {
-                clean_up(state, &args.id).await?;
+                Leftover::OfMember(state)
             }
-        }
-        leftover_events::settle(args, &bundle, state.as_ref(), is_member).await
+            Some(state) => {
+                let is_clean = clean_up_in_time(state, &args.id).await;
+                Leftover::OfPod { state, is_clean }
+            }
+        };
+        leftover_events::settle(args, &bundle, leftover).await
     })?;
+    // A cleanup that has not ended in time ends with this process.
+    runtime.shutdown_background();
     let mut response = DeleteResponse::new();
     response.pid = record.pid;
     response.exit_status = record.exit.code;
@@ -50,8 +63,43 @@ pub(crate) fn delete(args: &Args) -> Result<DeleteResponse, ShimError> {
     Ok(response)
 }
 
+/// Continues the cleanup of a pod, whose directory is given as the bundle, and sends its events.
+pub(crate) fn finish(args: &Args) -> Result<(), ShimError> {
+    let state = args.bundle.as_deref().map(StateDir::new);
+    let state = state.ok_or_else(|| ShimError::Usage("no bundle".to_owned()))?;
+    tokio_runtime()?.block_on(clean_up(&state, &args.id))?;
+    leftover_events::forward(args)
+}
+
+/// Returns whether the container belongs to a pod whose sandbox is another container.
+///
+/// # Errors
+///
+/// If it is not known. The caller must not end the pod then.
+fn is_member(args: &Args, bundle: &Bundle, state: &StateDir) -> Result<bool, ShimError> {
+    match state.owner() {
+        Some(owner) => Ok(owner != args.id),
+        None => Ok(bundle.sandbox(&bundle.spec()?).is_some()),
+    }
+}
+
+/// Returns whether the cleanup has succeeded in time.
+async fn clean_up_in_time(state: &StateDir, id: &str) -> bool {
+    match timeout(CLEANUP_TIMEOUT, clean_up(state, id)).await {
+        Ok(Ok(())) => true,
+        Ok(Err(error)) => {
+            log(with_causes(&error));
+            false
+        }
+        Err(_) => false,
+    }
+}
+
 /// Ends the guest of a pod, and removes everything that it has left but its events.
 async fn clean_up(state: &StateDir, id: &str) -> Result<(), ShimError> {
+    if !state.path().exists() {
+        return Ok(());
+    }
     request_shutdown(state, id).await;
     let deadline = Instant::now() + SHUTDOWN_TIMEOUT;
     loop {
@@ -75,6 +123,6 @@ async fn request_shutdown(state: &StateDir, id: &str) {
     let mut request = ShutdownRequest::new();
     request.id = id.to_owned();
     request.now = true;
-    let context = context::with_duration(SHUTDOWN_TIMEOUT);
+    let context = context::with_duration(REQUEST_TIMEOUT);
     let _ = TaskClient::new(client).shutdown(context, &request).await;
 }

@@ -10,6 +10,7 @@ use std::os::unix::process::parent_id;
 use std::time::Duration;
 
 use containerd_shim_protos::events::task::{TaskDelete, TaskExit};
+use containerd_shim_protos::shim::event::Envelope;
 use pidfd_spawn::{Command, Stdio};
 use tokio::time::{Instant, sleep};
 use vmm_protocol::PidRecord;
@@ -17,7 +18,7 @@ use vmm_protocol::PidRecord;
 use crate::args::Args;
 use crate::bundle::{Bundle, ExitRecord};
 use crate::error::ShimError;
-use crate::events::{EventQueue, decode};
+use crate::events::{EventQueue, decode, has_event};
 use crate::pod::LAST_EVENTS_TIMEOUT;
 use crate::process::Exit;
 use crate::start::TTRPC_ADDRESS;
@@ -32,52 +33,78 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// The time in which clients of a containerd that has just started subscribe to its events again.
 const SUBSCRIBE_TIME: Duration = Duration::from_secs(2);
 
-/// Lets each exit of a container be reported once: by containerd, or by an event. Sends what a sandbox has left.
-/// Returns how the container ended.
+/// What a server has left when it ended or was killed.
+#[derive(Clone, Copy)]
+pub(crate) enum Leftover<'a> {
+    /// No server was started.
+    Nothing,
+    /// A container of this pod, whose sandbox is another one.
+    OfMember(&'a StateDir),
+    /// A pod, with nothing but its events if it is clean.
+    OfPod { state: &'a StateDir, is_clean: bool },
+}
+
+/// Lets each exit of a container be reported once: by containerd, or by an event. Sends what a sandbox has left, and
+/// starts a process for what takes longer. Returns how the container ended.
 pub(crate) async fn settle(
     args: &Args,
     bundle: &Bundle,
-    state: Option<&StateDir>,
-    is_member: bool,
+    leftover: Leftover<'_>,
 ) -> Result<ExitRecord, ShimError> {
     let mut record = bundle.exit().unwrap_or_else(|| ExitRecord {
         exit: Exit::killed(),
         pid: 0,
         is_published: false,
     });
-    let (Some(state), Some(containerd)) = (state, bundle.containerd()) else {
-        // It was not created, so there is nothing to report.
+    let (state, is_clean) = match leftover {
+        Leftover::Nothing => return Ok(record),
+        Leftover::OfMember(state) => (state, true),
+        Leftover::OfPod { state, is_clean } => (state, is_clean),
+    };
+    // Without it, the container was not created, and there is nothing to report.
+    let containerd = bundle.containerd();
+    let is_known = containerd.is_some() && PidRecord::of(parent_id()).ok().flatten() == containerd;
+    let is_unreported =
+        containerd.is_some() && !is_known && !record.is_published && !is_queued(state, &args.id);
+    let own = match leftover {
+        Leftover::OfMember(_) if !is_unreported => return Ok(record),
+        // The `delete` of the sandbox removes the directory of the pod.
+        Leftover::OfMember(_) => StateDir::create(state.path().parent().unwrap_or(state.path()))?,
+        _ => state.clone(),
+    };
+    if !own.path().exists() {
         return Ok(record);
-    };
-    let is_known = PidRecord::of(parent_id()).ok().flatten() == Some(containerd);
-    let own = if is_member {
-        // The `delete` of the sandbox removes the directory.
-        let parent = state.path().parent();
-        (!is_known && !record.is_published)
-            .then(|| StateDir::create(parent.unwrap_or(state.path())))
-            .transpose()?
-    } else {
-        Some(state.clone()).filter(|state| state.path().exists())
-    };
-    let Some(own) = own else { return Ok(record) };
-    let Some(queue) = open(&own, args).await? else {
-        spawn_forward(args, &own)?;
-        return Ok(record);
-    };
-    if is_known {
-        withdraw_exits(&queue, bundle)?;
-    } else if !record.is_published {
-        queue.publish_exit(&args.id, "", record.pid, record.exit);
-        record.is_published = true;
-        bundle.set_exit(&record)?;
     }
-    if send(&queue, FORWARD_TIMEOUT).await {
-        own.remove()?;
-    } else {
-        drop(queue);
-        spawn_forward(args, &own)?;
+    let is_sent = match open(&own, args).await? {
+        None => false,
+        Some(queue) => {
+            if is_known {
+                withdraw_exits(&queue, bundle)?;
+            } else if is_unreported {
+                queue.publish_exit(&args.id, "", record.pid, record.exit);
+                record.is_published = true;
+                bundle.set_exit(&record)?;
+            }
+            send(&queue, FORWARD_TIMEOUT).await
+        }
+    };
+    match (is_clean, is_sent) {
+        (true, true) => own.remove()?,
+        (true, false) => spawn(args, &own, "forward")?,
+        (false, _) => spawn(args, &own, "finish")?,
     }
     Ok(record)
+}
+
+/// Returns whether the queue of a pod has the exit of a container. A server can be killed after it has added the event,
+/// and before it has recorded that.
+fn is_queued(state: &StateDir, id: &str) -> bool {
+    let is_exit = |envelope: &Envelope| {
+        let event = decode::<TaskExit>(envelope);
+        event.is_some_and(|event| event.container_id == id && event.id == id)
+    };
+    // An exit that is reported twice is better than one that is not.
+    has_event(&state.events(), is_exit).unwrap_or(false)
 }
 
 /// Opens the queue of a pod, unless a process that still runs sends its events.
@@ -136,15 +163,15 @@ async fn send(queue: &EventQueue, limit: Duration) -> bool {
     }
 }
 
-/// Starts a process that waits for a containerd that is away.
-fn spawn_forward(args: &Args, state: &StateDir) -> Result<(), ShimError> {
+/// Starts a process that continues after this one, for example until containerd runs again.
+fn spawn(args: &Args, state: &StateDir, action: &str) -> Result<(), ShimError> {
     let program =
         env::current_exe().map_err(ShimError::file("find the program", "/proc/self/exe"))?;
     let mut command = Command::new(program);
     command
-        .args(["-namespace", &args.namespace, "-bundle"])
+        .args(["-namespace", &args.namespace, "-id", &args.id, "-bundle"])
         .arg(state.path())
-        .arg("forward")
+        .arg(action)
         .current_dir("/")
         .setsid(true)
         .stdin(Stdio::null())

@@ -50,6 +50,7 @@ mod stats;
 mod stdio;
 mod unmount;
 
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -73,11 +74,10 @@ pub fn run() -> ExitCode {
             Err(_) => ExitCode::FAILURE,
         },
         Err(error) => {
-            let _ = writeln!(
-                io::stderr(),
+            log(format_args!(
                 "containerd-shim-vmm-v1: {}",
                 with_causes(&error)
-            );
+            ));
             ExitCode::FAILURE
         }
     }
@@ -92,6 +92,7 @@ fn run_action(args: &Args) -> Result<Vec<u8>, ShimError> {
         Action::Delete => encode(&delete::delete(args)?),
         Action::Serve => serve::serve(args).map(|()| Vec::new()),
         Action::Forward => leftover_events::forward(args).map(|()| Vec::new()),
+        Action::Finish => delete::finish(args).map(|()| Vec::new()),
     }
 }
 
@@ -102,6 +103,12 @@ fn info() -> RuntimeInfo {
     info.name = RUNTIME.to_owned();
     info.version = Some(version).into();
     info
+}
+
+/// Writes a line to the log, which containerd reads.
+fn log(line: impl Display) {
+    // Without a reader, there is no log.
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Returns a tokio runtime of this thread.

@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,7 +23,7 @@ use crate::pod_share::{ContainerFiles, PodShare};
 use crate::process::{Exit, Process};
 use crate::state_dir::StateDir;
 use crate::stdio::StdioPaths;
-use crate::{oci, start, stats};
+use crate::{log, oci, start, stats};
 
 /// How long the last events of a pod are kept for a containerd that is away.
 pub(crate) const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(600);
@@ -116,7 +116,7 @@ impl Pod {
         }
         let in_use = self.use_count.begin().ok_or(ShimError::Closed)?;
         let prepared = self.prepare(&request, &bundle).await;
-        let is_wanted = containerd.as_ref().is_none_or(is_alive);
+        let is_wanted = !containerd.as_ref().is_some_and(has_ended);
         let pid = match prepared {
             Ok(pid) if is_wanted => pid,
             prepared => {
@@ -279,11 +279,10 @@ impl Pod {
     }
 }
 
-/// Returns whether a process still runs, as far as is known.
-fn is_alive(process: &PidRecord) -> bool {
-    process
-        .lookup()
-        .is_ok_and(|found| matches!(found, PidLookup::Alive(_)))
+/// Returns whether a process has ended. One that cannot be looked up, for example while no descriptor is free, has not.
+fn has_ended(process: &PidRecord) -> bool {
+    let found = process.lookup();
+    found.is_ok_and(|found| matches!(found, PidLookup::NotFound | PidLookup::Reused))
 }
 
 /// Runs system calls that can take long, such as mounts, beside the server.
@@ -297,6 +296,6 @@ async fn run_blocking<T: Send + 'static>(
 
 pub(crate) fn log_error<T>(result: Result<T, ShimError>) {
     if let Err(error) = result {
-        let _ = writeln!(io::stderr(), "{}", with_causes(&error));
+        log(with_causes(&error));
     }
 }

@@ -76,6 +76,7 @@ fn start_server(
     let state = StateDir::create(&config.state_dir)?;
     let address = state.address();
     let spawn = || -> Result<(), ShimError> {
+        state.set_owner(&args.id)?;
         let socket = state.socket();
         let listener = UnixListener::bind(&socket).map_err(ShimError::file("bind", &socket))?;
         let program =

@@ -11,6 +11,9 @@ use crate::unmount::unmount_all;
 
 const SCHEME: &str = "unix://";
 
+/// The file with the ID of the container for which the pod was started.
+const OWNER: &str = "owner";
+
 /// The directory of a pod. Its path is short, because that of a socket must be: that of a bundle is too long.
 #[derive(Clone, Debug)]
 pub(crate) struct StateDir {
@@ -49,6 +52,18 @@ impl StateDir {
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.path.join("s")
+    }
+
+    /// Records the container whose `delete` ends the pod.
+    pub(crate) fn set_owner(&self, id: &str) -> Result<(), ShimError> {
+        let path = self.path.join(OWNER);
+        fs::write(&path, id).map_err(ShimError::file("write", path))
+    }
+
+    /// Returns the container whose `delete` ends the pod, if it is recorded.
+    pub(crate) fn owner(&self) -> Option<String> {
+        let owner = fs::read_to_string(self.path.join(OWNER)).ok()?;
+        Some(owner).filter(|owner| !owner.is_empty())
     }
 
     /// The home of the VMM runtime, whose only box is the guest.

@@ -4,10 +4,11 @@ use containerd_shim_protos::api::ForwardRequest;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
-use containerd_shim_protos::ttrpc::{self, context};
+use containerd_shim_protos::ttrpc::{self, Code, context};
 use tokio::time::sleep;
 
 use super::EventQueue;
+use crate::log;
 
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
@@ -18,8 +19,9 @@ const NO_TIMEOUT: i64 = 0;
 impl EventQueue {
     /// Sends the events to the ttrpc address of containerd, in their order. Never returns.
     ///
-    /// An event is sent again after the connection has failed. A containerd that does not respond, but keeps
-    /// the connection, has the event in its socket: sent again, it would be reported twice.
+    /// An event is sent again after the connection has failed, and after an error of containerd, which can be passing.
+    /// A containerd that does not respond, but keeps the connection, has the event in its socket: sent again, it would
+    /// be reported twice. An event that containerd finds invalid would keep back all later ones: it is removed.
     ///
     /// # Cancel safety
     ///
@@ -28,19 +30,37 @@ impl EventQueue {
         let address = format!("unix://{}", address.trim_start_matches("unix://"));
         let mut backoff = MIN_BACKOFF;
         let mut client = None;
+        let mut refused = None;
         loop {
             let (number, envelope) = self.first().await;
-            match send(&address, &mut client, envelope).await {
+            let topic = envelope.topic.clone();
+            let error = match send(&address, &mut client, envelope).await {
                 Ok(()) => {
                     self.remove(number);
                     backoff = MIN_BACKOFF;
+                    continue;
                 }
-                Err(_) => {
-                    client = None;
-                    sleep(backoff).await;
-                    backoff = (backoff * 2).min(MAX_BACKOFF);
+                Err(error) => error,
+            };
+            if let ttrpc::Error::RpcStatus(status) = &error {
+                let message = &status.message;
+                if status.code() == Code::INVALID_ARGUMENT {
+                    log(format_args!(
+                        "containerd rejects the event {topic}: {message}"
+                    ));
+                    self.remove(number);
+                    continue;
+                }
+                if refused.replace(number) != Some(number) {
+                    log(format_args!(
+                        "containerd does not take the event {topic}, which is sent again: {message}"
+                    ));
                 }
             }
+            client = None;
+            self.retry_save();
+            sleep(backoff).await;
+            backoff = (backoff * 2).min(MAX_BACKOFF);
         }
     }
 }
@@ -58,4 +78,62 @@ async fn send(
     request.envelope = MessageField::some(envelope);
     let context = context::with_timeout(NO_TIMEOUT);
     client.forward(context, &request).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use async_trait::async_trait;
+    use containerd_shim_protos::api::Empty;
+    use containerd_shim_protos::shim_async::{Events, create_events};
+    use containerd_shim_protos::ttrpc::r#async::{Server, TtrpcContext};
+
+    use super::*;
+
+    /// A containerd that rejects one topic, and fails once with each other event.
+    #[derive(Default)]
+    struct Containerd {
+        requests: Mutex<Vec<String>>,
+    }
+
+    const INVALID: &str = "/tasks/oom";
+
+    #[async_trait]
+    impl Events for Containerd {
+        async fn forward(&self, _: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
+            let topic = request.envelope.topic.clone();
+            let mut requests = self.requests.lock().unwrap();
+            let is_first = !requests.contains(&topic);
+            requests.push(topic.clone());
+            let code = match (topic == INVALID, is_first) {
+                (true, _) => Code::INVALID_ARGUMENT,
+                (false, true) => Code::UNKNOWN,
+                (false, false) => return Ok(Empty::new()),
+            };
+            Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, "no")))
+        }
+    }
+
+    #[tokio::test]
+    async fn an_event_that_containerd_rejects_is_removed_and_others_are_sent_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = format!("unix://{}", dir.path().join("s").display());
+        let containerd = Arc::new(Containerd::default());
+        let mut server = Server::new()
+            .bind(&address)
+            .unwrap()
+            .register_service(create_events(containerd.clone()));
+        server.start().await.unwrap();
+        let queue = EventQueue::open(dir.path().join("events"), "default").unwrap();
+        queue.publish_out_of_memory("c");
+        queue.publish_paused("c", true);
+        tokio::select! {
+            is_empty = queue.wait_empty(Duration::from_secs(60)) => assert!(is_empty),
+            () = queue.forward(&address) => {}
+        }
+        let requests = containerd.requests.lock().unwrap().clone();
+        assert_eq!(requests, [INVALID, "/tasks/paused", "/tasks/paused"]);
+        server.shutdown().await.unwrap();
+    }
 }

@@ -1,5 +1,6 @@
 //! The events of a pod, in files until containerd has acknowledged them.
 
+mod files;
 mod forward;
 mod queue;
 mod task;
@@ -8,6 +9,7 @@ use containerd_shim_protos::protobuf::MessageFull;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim_protos::shim::event::Envelope;
 
+pub(crate) use files::has_event;
 pub(crate) use queue::EventQueue;
 
 /// Returns the event in an envelope, if it is of this type.
