@@ -12,6 +12,7 @@ use vmm_runtime::{
 use vmm_shim::{Network, Qemu, QemuOptions, Share, Shim};
 
 use crate::error::ShimError;
+use crate::oom_score;
 use crate::pod_share::PodShare;
 use crate::state_dir::StateDir;
 
@@ -33,6 +34,8 @@ pub(crate) struct Guest {
     runtime: VmmRuntime,
     image: Image,
     network: Option<Network>,
+    /// The score of the processes of the guest; that of the server by default.
+    oom_score: Option<i32>,
     share: PodShare,
     booted: OnceCell<Booted>,
 }
@@ -40,15 +43,18 @@ pub(crate) struct Guest {
 #[derive(Debug)]
 struct Booted {
     box_id: String,
+    /// The pid of its shim, whose descendants are QEMU and the helper processes.
+    shim: Option<u32>,
     pid: u32,
 }
 
 impl Guest {
     /// Opens the VMM runtime. The guest boots when it is first needed, with the interfaces of the network
-    /// namespace, or without any.
+    /// namespace, or without any. Its processes have the `oom_score_adj` of the sandbox.
     pub(crate) async fn open(
         image: Image,
         namespace: Option<PathBuf>,
+        oom_score: Option<i32>,
         state: &StateDir,
     ) -> Result<Self, ShimError> {
         let runtime = open_runtime(state).await.map_err(ShimError::Guest)?;
@@ -56,6 +62,7 @@ impl Guest {
             runtime,
             image,
             network: namespace.map(Network::new),
+            oom_score,
             share: PodShare::of(state),
             booted: OnceCell::new(),
         })
@@ -72,11 +79,18 @@ impl Guest {
             let started = self.runtime.start(&created.id).await?;
             Ok(Booted {
                 box_id: started.id.to_string(),
+                shim: started.pid,
                 pid: started.payload_pid.or(started.pid).unwrap_or_default(),
             })
         };
-        let booted = self.booted.get_or_try_init(boot).await;
-        booted.map_err(ShimError::Guest)
+        let boot = async || -> Result<Booted, ShimError> {
+            let booted = boot().await.map_err(ShimError::Guest)?;
+            if let (Some(score), Some(shim)) = (self.oom_score, booted.shim) {
+                oom_score::set_tree(shim, score)?;
+            }
+            Ok(booted)
+        };
+        self.booted.get_or_try_init(boot).await
     }
 
     /// Returns the payload: the guest of the configuration, with the directory and the network of the pod.

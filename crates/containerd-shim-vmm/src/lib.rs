@@ -37,6 +37,7 @@ mod lifecycle;
 mod logger;
 mod mount_points;
 mod oci;
+mod oom_score;
 mod pod;
 mod pod_share;
 mod process;

@@ -63,6 +63,11 @@ pub(crate) fn network_namespace(spec: &Spec) -> Option<PathBuf> {
     networks.next()?.path().clone()
 }
 
+/// Returns the `oom_score_adj` of a container, if it has one.
+pub(crate) fn oom_score(spec: &Spec) -> Option<i32> {
+    spec.process().as_ref()?.oom_score_adj()
+}
+
 fn resources(spec: &Spec) -> Resources {
     let linux = spec.linux().as_ref();
     let Some(limits) = linux.and_then(|linux| linux.resources().as_ref()) else {

@@ -62,9 +62,11 @@ impl Pod {
         let address = std::env::var(start::TTRPC_ADDRESS).unwrap_or_default();
         let queue = Arc::clone(&events);
         tokio::spawn(async move { queue.forward(&address).await });
-        let network = oci::network_namespace(&bundle.spec()?);
+        let spec = bundle.spec()?;
+        let network = oci::network_namespace(&spec);
+        let oom_score = oci::oom_score(&spec);
         Ok(Arc::new(Self {
-            guest: Guest::open(config.guest, network, &state).await?,
+            guest: Guest::open(config.guest, network, oom_score, &state).await?,
             share,
             events,
             loggers: Loggers::new(namespace),

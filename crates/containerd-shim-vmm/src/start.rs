@@ -13,9 +13,9 @@ use rustix::fs::OFlags;
 use crate::args::Args;
 use crate::bundle::Bundle;
 use crate::config::Config;
-use crate::encode;
 use crate::error::ShimError;
 use crate::state_dir::StateDir;
+use crate::{encode, oom_score};
 
 /// The environment variable with the ttrpc address of containerd.
 pub(crate) const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
@@ -92,6 +92,8 @@ fn start_server(
             .stdin(OwnedFd::from(listener))
             .stdout(Stdio::null())
             .stderr(open_log(bundle));
+        // The server inherits it.
+        oom_score::raise_above_parent()?;
         if let Some(params) = params {
             command.env(TTRPC_ADDRESS, &params.containerd_ttrpc_address);
         }

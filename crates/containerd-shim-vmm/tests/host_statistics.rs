@@ -37,3 +37,19 @@ fn the_metrics_of_a_sandbox_are_those_of_its_guest_on_the_host() {
     containerd.remove_container("one");
     containerd.assert_nothing_left();
 }
+
+#[test]
+fn the_kernel_prefers_the_server_of_a_pod_to_containerd_when_memory_is_short() {
+    let Some(containerd) = Containerd::start() else {
+        return;
+    };
+    containerd.start_container("c", &["sleep", "infinity"]);
+    let score = |pid: u32| -> i32 {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+        text.trim().parse().unwrap()
+    };
+    let expected = (score(containerd.pid()) + 1).min(1000);
+    assert_eq!(score(containerd.server_pid()), expected);
+    containerd.remove_container("c");
+    containerd.assert_nothing_left();
+}
