@@ -3,7 +3,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc::SIGKILL;
@@ -42,6 +43,9 @@ pub(crate) struct ProcessPayload {
 /// How often to reap orphans while the payload is not ready.
 const REAP_INTERVAL_MILLIS: u16 = 500;
 
+/// How long to wait for a descriptor of the payload.
+const RETRY_INTERVAL: Duration = Duration::from_millis(10);
+
 impl ProcessPayload {
     pub(super) fn new(
         child: Child,
@@ -68,6 +72,30 @@ impl ProcessPayload {
         match &*self.child() {
             Some(child) => child.pidfd().try_clone_to_owned(),
             None => Err(Errno::ECHILD.into()),
+        }
+    }
+
+    /// Waits until the payload has exited, for at most `timeout`. Returns whether it has.
+    pub(crate) fn wait_exited(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.pidfd() {
+                Ok(pidfd) => {
+                    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+                    let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+                    let _ = poll(&mut fds, timeout);
+                    if has_exited(&pidfd) {
+                        return true;
+                    }
+                }
+                Err(error) if error.raw_os_error() == Some(Errno::ECHILD as i32) => return true,
+                // No descriptor is left.
+                Err(_) => thread::sleep(left.min(RETRY_INTERVAL)),
+            }
+            if left.is_zero() {
+                return false;
+            }
         }
     }
 

@@ -63,16 +63,44 @@ impl PowerOff {
     }
 
     fn run(&self, button: Duration, grace: Duration) {
-        if self.monitor.wait_closed(button) {
+        // A QEMU that has closed its monitor can still run.
+        if self.process.wait_exited(button) {
             return;
         }
         self.monitor.power_down();
-        if self.monitor.wait_closed(grace * 6 / 8 - button) {
+        if self.process.wait_exited(grace * 6 / 8 - button) {
             return;
         }
         self.process.terminate();
-        if !self.monitor.wait_closed(grace * 2 / 8) {
+        if !self.process.wait_exited(grace * 2 / 8) {
             self.process.kill();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use vmm_protocol::{InstanceSpec, PayloadSpec};
+
+    use super::*;
+    use crate::process;
+
+    #[test]
+    fn a_qemu_that_closes_its_monitor_and_stays_is_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        // The process ignores SIGTERM in one case.
+        for script in ["exec sleep 1000", "trap '' TERM; exec sleep 1000"] {
+            let spec = InstanceSpec::new("b1", PayloadSpec::command(["sh", "-c", script]));
+            let process = Arc::new(process::spawn(&spec, dir.path(), |_, _| {}).unwrap());
+            let (here, qemu) = UnixStream::pair().unwrap();
+            drop(qemu);
+            let monitor = Monitor::start(here).unwrap();
+            assert!(monitor.wait_closed(Duration::from_secs(60)));
+            assert!(!process.wait_exited(Duration::ZERO));
+            PowerOff::new(Arc::clone(&process), monitor).begin(Duration::from_millis(200));
+            assert!(process.wait_exited(Duration::from_secs(60)));
         }
     }
 }
