@@ -13,6 +13,9 @@ pub(super) const PROGRAM: &str = "qemu-system-x86_64";
 /// The filter of system calls: QEMU starts no program, and gains no privileges.
 pub(super) const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny";
 
+/// QEMU exits at each end of its guest.
+const ACTIONS: &str = "reboot=shutdown,shutdown=poweroff,panic=shutdown";
+
 /// The descriptor of QEMU's monitor in QEMU.
 pub(super) const QMP_FD: i32 = 3;
 
@@ -106,7 +109,6 @@ fn arguments(
     add("-smp", cpus.to_string());
     add("-m", memory_mib.to_string());
     add("-display", "none".to_owned());
-    add("-action", "reboot=shutdown,panic=shutdown".to_owned());
     if spec.policy.applies(ConfinementRule::Seccomp) {
         add("-sandbox", SANDBOX.to_owned());
     }
@@ -169,6 +171,8 @@ fn arguments(
         format!("console=ttyS0 panic=-1 {for_accelerator}{for_workload}{shares}{cmdline}"),
     );
     arguments.extend(options.arguments.iter().cloned());
+    // Last, so that it wins: a QEMU that resets its guest, or stays, would run for ever.
+    arguments.extend(["-action", ACTIONS].map(str::to_owned));
     arguments
 }
 
@@ -252,9 +256,24 @@ mod tests {
         let process = qemu(&spec, &options, &files(Vec::new()), &[]).payload;
         assert_eq!((process.working_dir, process.stdin), (None, None));
         assert!(process.env.is_empty());
-        let append = process.command.last().unwrap();
-        assert!(append.contains("quiet"), "{append}");
+        let append = process
+            .command
+            .iter()
+            .find(|text| text.contains("console="));
+        assert!(append.unwrap().contains("quiet"), "{append:?}");
         assert!(!process.command.concat().contains("hunter2"));
+    }
+
+    #[test]
+    fn further_arguments_do_not_keep_qemu_after_its_guest() {
+        let mut options = QemuOptions::new("/k");
+        options.arguments = vec!["-action".into(), "reboot=reset".into()];
+        let spec = InstanceSpec::new("b1", options.to_payload());
+        let command = qemu(&spec, &options, &files(Vec::new()), &[])
+            .payload
+            .command;
+        let expected = ["-action", "reboot=reset", "-action", ACTIONS];
+        assert!(command.ends_with(&expected.map(str::to_owned)));
     }
 
     #[test]
