@@ -74,6 +74,8 @@ async fn a_guest_reads_and_writes_a_shared_directory() {
     let (guest, dir) = sharing(&files);
     let bx = start(&runtime, &guest).await;
     let server = virtiofsd(&bx);
+    let network_of = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).unwrap();
+    assert_ne!(network_of(&server.to_string()), network_of("self"));
     let script = "cat /mnt/data/greeting; echo hello from the guest > /mnt/data/reply";
     let (output, errors) = run(&runtime, &bx, script).await;
     assert_eq!((&*output, &*errors), ("hello from the host\n", ""));

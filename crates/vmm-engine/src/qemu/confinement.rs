@@ -127,6 +127,17 @@ impl Confinement {
         self.uid
     }
 
+    /// Makes the command start a helper process in the network namespace of QEMU. The other rules are for
+    /// QEMU only.
+    pub(super) fn apply_to_helper(&self, command: &mut Command) -> Result<(), EngineError> {
+        if let Some(namespace) = &self.network_namespace {
+            let namespace = namespace.try_clone();
+            let namespace = namespace.map_err(EngineError::system("confine a helper process"))?;
+            command.network_namespace(namespace);
+        }
+        Ok(())
+    }
+
     /// Makes the command start QEMU with the confinement. Returns the rules that are not applied.
     pub(super) fn apply(self, command: &mut Command) -> Vec<UnappliedRule> {
         command.no_new_privs(true);

@@ -80,8 +80,8 @@ use crate::{Engine, EngineError, Payload, process};
 /// * `landlock` permits it to read the kernel and the initrd, and to read and execute the files in `/usr`. The
 ///   shim opens the disks and overlays for it. It cannot signal or trace other processes, or use TCP. Needs
 ///   Linux 6.12 for all of this, and Linux 5.13 for the files.
-/// * `network_namespace`: one without interfaces keeps it from the network. Needs a shim with the privilege
-///   `CAP_SYS_ADMIN`.
+/// * `network_namespace`: one without interfaces keeps it and the servers of shared directories from the
+///   network. Needs a shim with the privilege `CAP_SYS_ADMIN`.
 /// * `user`: it has the user and the group [`InstanceSpec::uid`], no privileges, and no other group but that of
 ///   `/dev/kvm` for KVM. Every user must be able to read the kernel and the initrd, whose directories can be
 ///   private. The servers of shared directories keep the user of the shim.
@@ -165,7 +165,7 @@ impl Engine for Qemu {
         let files = files::open(&options, dir, FIRST_FILE_FD, confinement.uid())?;
         // First, because it is dropped last: after the tap devices.
         let (attachment, taps, network) = network::attach(options.network.as_ref())?;
-        let (helpers, sockets) = shares::serve(&options.shares, dir)?;
+        let (helpers, sockets) = shares::serve(&options.shares, dir, &confinement)?;
         let socket_error = || EngineError::system("create a socket to QEMU");
         let (monitor, monitor_of_qemu) = UnixStream::pair().map_err(socket_error())?;
         let (agent, agent_of_qemu) = UnixStream::pair().map_err(socket_error())?;

@@ -12,6 +12,7 @@ use nix::fcntl::OFlag;
 use pidfd_spawn::Command;
 use serde::{Deserialize, Serialize};
 
+use super::confinement::Confinement;
 use crate::{DetachedMount, EngineError, Helper};
 
 /// A directory of the host that a guest shares, over virtiofs. Everything in it belongs to the guest:
@@ -136,6 +137,7 @@ pub(super) fn check(shares: &[Share], has_agent: bool) -> Result<(), String> {
 pub(super) fn serve(
     shares: &[Share],
     dir: &Path,
+    confinement: &Confinement,
 ) -> Result<(Vec<Helper>, Vec<OwnedFd>), EngineError> {
     let servers = shares.iter().map(|share| {
         let program = find_program(&PROGRAMS)?;
@@ -143,6 +145,7 @@ pub(super) fn serve(
             .map_err(EngineError::system("create a socket to virtiofsd"))?;
         let mut command = program.command(share)?;
         command.fd(SOCKET_FD, listener);
+        confinement.apply_to_helper(&mut command)?;
         let name = format!("virtiofsd of the share {}", share.tag);
         Ok((Helper::new(name, command), socket))
     });
