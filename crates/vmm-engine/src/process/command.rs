@@ -48,6 +48,10 @@ pub(super) fn validate(payload: &PayloadSpec) -> Result<PathBuf, EngineError> {
         let message = "cpus, memory_mib and pids must be at least 1";
         return Err(EngineError::Spec(message.to_owned()));
     }
+    if let Some(name) = payload.options.keys().next() {
+        let message = format!("the engine process has no option {name:?}; remove it");
+        return Err(EngineError::Spec(message));
+    }
     Ok(program.into())
 }
 

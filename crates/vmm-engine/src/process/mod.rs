@@ -121,6 +121,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_option_is_rejected_before_the_start() {
+        let mut payload = PayloadSpec::command(["true"]);
+        payload.options.insert("kernel".to_owned(), "linux".into());
+        let error = Process
+            .validate(&payload, &HostPolicy::default())
+            .unwrap_err();
+        assert!(error.to_string().contains("\"kernel\""), "{error}");
+    }
+
+    #[test]
     fn a_limit_of_zero_is_rejected_before_the_start() {
         let limits: [fn(&mut PayloadSpec); 3] = [
             |payload| payload.cpus = Some(0),
