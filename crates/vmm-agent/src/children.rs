@@ -12,16 +12,19 @@ use pidfd_spawn::{Child, Command, SpawnError};
 /// children.
 ///
 /// That thread is the main thread of a shim, or pid 1 of a guest. It reaps orphans too, so it waits
-/// for any child, and [reports](Self::report) each exit status here before it discards it.
+/// for any child, and stores each exit status here: it [reports](Self::report) a status before it reaps the
+/// child, or [reaps](Self::reap) the child here.
 #[derive(Debug)]
 pub struct Children {
-    /// By pid. `None` while the child runs.
-    exits: Mutex<HashMap<u32, Option<ExitStatus>>>,
+    exits: Mutex<Exits>,
     is_closed: AtomicBool,
     is_paused: AtomicBool,
     /// Readable when a child of an execution has been reaped.
     wake: EventFd,
 }
+
+/// The exit status of each child by its pid; `None` while the child runs.
+type Exits = HashMap<u32, Option<ExitStatus>>;
 
 /// Why a command is not started.
 #[derive(Debug)]
@@ -48,10 +51,34 @@ impl Children {
         })
     }
 
-    /// Stores the exit status of a child that the calling thread has reaped. Returns false for a
+    /// Stores the exit status of a child that the calling thread is about to reap. Returns false for a
     /// child that no execution has started.
+    ///
+    /// No signal is sent to the child after this has returned: once it is reaped, the kernel can use its pid
+    /// again.
     pub fn report(&self, pid: u32, status: ExitStatus) -> bool {
+        self.store(&mut self.exits(), pid, status)
+    }
+
+    /// Calls the function, which reaps any child that has ended, and stores the exit status. No signal is
+    /// sent to a child meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// The error of the function.
+    pub fn reap<E>(
+        &self,
+        wait: impl FnOnce() -> Result<Option<(u32, ExitStatus)>, E>,
+    ) -> Result<Option<u32>, E> {
         let mut exits = self.exits();
+        let reaped = wait()?;
+        if let Some((pid, status)) = reaped {
+            self.store(&mut exits, pid, status);
+        }
+        Ok(reaped.map(|(pid, _)| pid))
+    }
+
+    fn store(&self, exits: &mut Exits, pid: u32, status: ExitStatus) -> bool {
         let Some(exit) = exits.get_mut(&pid) else {
             return false;
         };
@@ -136,7 +163,7 @@ impl Children {
         let _ = self.wake.read();
     }
 
-    fn exits(&self) -> MutexGuard<'_, HashMap<u32, Option<ExitStatus>>> {
+    fn exits(&self) -> MutexGuard<'_, Exits> {
         self.exits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

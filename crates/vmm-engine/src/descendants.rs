@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rustix::process::{WaitOptions, waitpid};
+use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, WaitOptions, waitid, waitpid};
 use vmm_protocol::procfs;
 
 /// How long to wait for killed processes. A process in an uninterruptible sleep can take longer.
@@ -93,8 +93,10 @@ pub(crate) fn reap_all_except(except: Pid, mut report: impl FnMut(u32, ExitStatu
     reaped.count() > 0
 }
 
-/// Reaps a child if it is a zombie, and passes its exit status to `report`. Returns false if it still
-/// runs.
+/// Reaps a child if it is a zombie. Returns false if it still runs.
+///
+/// Passes the exit status to `report` before that: when the child is reaped, the kernel can use its pid
+/// again, and a signal that another thread sends would reach another process.
 ///
 /// # Errors
 ///
@@ -103,11 +105,24 @@ pub(crate) fn reap(
     child: Pid,
     report: &mut impl FnMut(u32, ExitStatus),
 ) -> rustix::io::Result<bool> {
-    let status = try_wait(&mut kept(), child)?;
-    if let Some(status) = status {
-        report(child.as_raw().cast_unsigned(), status);
-    }
-    Ok(status.is_some())
+    let mut kept = kept();
+    let pid = rustix::process::Pid::from_raw(child.as_raw()).ok_or(rustix::io::Errno::CHILD)?;
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let Some(status) = waitid(WaitId::Pid(pid), options)? else {
+        return Ok(false);
+    };
+    report(child.as_raw().cast_unsigned(), exit_status(&status));
+    Ok(try_wait(&mut kept, child)?.is_some())
+}
+
+fn exit_status(status: &WaitIdStatus) -> ExitStatus {
+    const CORE_DUMPED: i32 = 0x80;
+    let raw = match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => (code & 0xff) << 8,
+        (None, Some(signal)) if status.dumped() => signal | CORE_DUMPED,
+        (None, signal) => signal.unwrap_or_default(),
+    };
+    ExitStatus::from_raw(raw)
 }
 
 /// Reaps a child if it is a zombie, and keeps its status if it is to be kept. The caller holds the lock,
@@ -130,4 +145,37 @@ fn children() -> impl Iterator<Item = Pid> {
     children
         .into_iter()
         .map(|pid| Pid::from_raw(pid.cast_signed()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_status_is_reported_before_the_child_is_reaped() {
+        for script in ["exit 42", "kill -9 $$", "kill -40 $$"] {
+            let mut child = Command::new("sh").args(["-c", script]).spawn().unwrap();
+            let pid = Pid::from_raw(child.id().cast_signed());
+            let mut reported = None;
+            while reap(pid, &mut |reaped, status| {
+                assert_eq!(reaped, child.id());
+                assert_eq!(kill(pid, None), Ok(()));
+                reported = Some(status);
+            }) == Ok(false)
+            {
+                thread::sleep(POLL_INTERVAL);
+            }
+            let status = reported.unwrap();
+            let expected = match script {
+                "exit 42" => (Some(42), None),
+                "kill -9 $$" => (None, Some(9)),
+                _ => (None, Some(40)),
+            };
+            assert_eq!((status.code(), status.signal()), expected);
+            assert_eq!(kill(pid, None), Err(Errno::ESRCH));
+            assert!(child.try_wait().is_err());
+        }
+    }
 }

@@ -107,12 +107,15 @@ impl Init {
     /// Reaps all children that have ended. Returns true if no child is left.
     fn reap(&self) -> bool {
         loop {
-            match wait(WaitOptions::NOHANG) {
-                Ok(Some((pid, status))) => {
+            let reaped = self.children.reap(|| {
+                let reaped = wait(WaitOptions::NOHANG)?;
+                Ok(reaped.map(|(pid, status)| {
                     let pid = pid.as_raw_pid().cast_unsigned();
-                    let status = ExitStatus::from_raw(status.as_raw());
-                    self.children.report(pid, status);
-                }
+                    (pid, ExitStatus::from_raw(status.as_raw()))
+                }))
+            });
+            match reaped {
+                Ok(Some(_)) => {}
                 Ok(None) => return false,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(_) => return true,
