@@ -25,9 +25,16 @@ pub trait Backend {
         Ending::failed(kind, with_causes(&error))
     }
 
-    /// Returns whether the kernel has killed the command with this pid for lack of memory. The server
-    /// asks once, after SIGKILL has ended a command that it did not kill.
-    fn has_run_out_of_memory(&self, _pid: u32) -> bool {
+    /// Returns how many processes the kernel has killed for lack of memory, if the backend knows only their
+    /// number. The server calls this before it starts a command.
+    fn oom_kills(&self) -> u64 {
+        0
+    }
+
+    /// Returns whether the kernel has killed the command with this pid for lack of memory; `kills_before` is
+    /// what [`oom_kills`](Self::oom_kills) returned before its start. The server calls this once, after
+    /// SIGKILL has ended a command that it did not kill.
+    fn has_run_out_of_memory(&self, _pid: u32, _kills_before: u64) -> bool {
         false
     }
 
@@ -93,8 +100,12 @@ impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
         (**self).spawn_error(spec, error)
     }
 
-    fn has_run_out_of_memory(&self, pid: u32) -> bool {
-        (**self).has_run_out_of_memory(pid)
+    fn oom_kills(&self) -> u64 {
+        (**self).oom_kills()
+    }
+
+    fn has_run_out_of_memory(&self, pid: u32, kills_before: u64) -> bool {
+        (**self).has_run_out_of_memory(pid, kills_before)
     }
 
     fn put_command(&self, spec: &PutSpec) -> Result<Command, RequestError> {

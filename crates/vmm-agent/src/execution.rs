@@ -41,6 +41,8 @@ pub(crate) struct Execution {
     window: Window,
     is_terminal: bool,
     is_killed: bool,
+    /// The number of processes that the kernel had killed for lack of memory before the start.
+    oom_kills_before: u64,
     deadline: Option<Instant>,
     ending: Option<Ending>,
     /// Whether the host knows the ending, and not yet all output.
@@ -94,6 +96,7 @@ impl Execution {
             }
             None
         };
+        let oom_kills_before = backend.oom_kills();
         let spawned = children.spawn(&mut command);
         let mut child = spawned.map_err(|error| match error {
             NotSpawned::Closed => Ending::failed(FailureKind::Engine, "the payload has ended"),
@@ -127,6 +130,7 @@ impl Execution {
             window: Window::new(),
             is_terminal: master.is_some(),
             is_killed: false,
+            oom_kills_before,
             deadline: spec
                 .timeout_millis
                 .and_then(|millis| Instant::now().checked_add(Duration::from_millis(millis))),
@@ -208,7 +212,10 @@ impl Execution {
             output.end(self.is_terminal);
         }
         self.ending = Some(match status.signal() {
-            Some(SIGKILL) if !self.is_killed && backend.has_run_out_of_memory(self.pid()) => {
+            Some(SIGKILL)
+                if !self.is_killed
+                    && backend.has_run_out_of_memory(self.pid(), self.oom_kills_before) =>
+            {
                 Ending::OutOfMemory
             }
             Some(signal) => Ending::Signaled { signal },

@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 
 use nix::sys::stat::Mode;
 use nix::unistd::{geteuid, mkfifo};
+use support::client::Client;
 use support::{LOOP, Shim, eventually, invocation, is_running, printed_value, sh, spec};
 use vmm_shim::{ARGV0, ControlGroup, Ending, FILES, FailureKind, KILL_SIGNAL, PayloadSpec, Report};
 
@@ -138,6 +139,22 @@ fn a_payload_that_exceeds_its_memory_limit_ends() {
     assert_eq!((shim.record().ending, code), expected);
     let remaining = ControlGroup::of_box(shim.dir.path()).unwrap();
     assert_eq!(remaining, None);
+}
+
+#[test]
+fn only_the_process_that_the_kernel_has_killed_is_out_of_memory() {
+    let Some((mut shim, _)) = start_in_groups("") else {
+        return;
+    };
+    let mut client = Client::connect(&shim);
+    client.exec(1, "exec-1", "exec tail /dev/zero");
+    assert_eq!(client.finish(1).2, Ending::OutOfMemory);
+    client.exec(2, "exec-2", "kill -9 $$");
+    assert_eq!(client.finish(2).2, Ending::Signaled { signal: 9 });
+    let payload = shim.payload_pid();
+    client.exec(3, "exec-3", &format!("kill -9 {payload}"));
+    shim.wait();
+    assert_eq!(shim.record().ending, Ending::Signaled { signal: 9 });
 }
 
 #[test]

@@ -13,7 +13,7 @@ use vmm_protocol::{ControlGroup, Ending, FileError, InstanceSpec, with_causes};
 
 use super::command;
 use super::confinement::Confinement;
-use super::payload::has_run_out_of_memory;
+use super::oom_kills::OomKills;
 use crate::pause::PauseObserver;
 use crate::{ControlChannel, Pause};
 
@@ -31,6 +31,7 @@ struct BoxBackend {
     spec: InstanceSpec,
     dir: PathBuf,
     confinement: Confinement,
+    oom_kills: OomKills,
 }
 
 impl Executions {
@@ -40,6 +41,7 @@ impl Executions {
                 spec,
                 dir,
                 confinement,
+                oom_kills: OomKills::default(),
             }),
             children: OnceLock::new(),
             pause_observer: PauseObserver::default(),
@@ -51,6 +53,10 @@ impl Executions {
         if let Some(children) = self.children.get() {
             children.report(pid, status);
         }
+    }
+
+    pub(super) fn oom_kills(&self) -> &OomKills {
+        &self.backend.oom_kills
     }
 
     /// Ends the thread, after all output has been sent.
@@ -149,8 +155,11 @@ impl Backend for BoxBackend {
         command::start_error(&self.spec.payload, program, error).into()
     }
 
-    // The control groups count the kills of the whole box.
-    fn has_run_out_of_memory(&self, _pid: u32) -> bool {
-        has_run_out_of_memory()
+    fn oom_kills(&self) -> u64 {
+        OomKills::count()
+    }
+
+    fn has_run_out_of_memory(&self, _pid: u32, kills_before: u64) -> bool {
+        self.oom_kills.attribute_to_execution(kills_before)
     }
 }

@@ -4,6 +4,7 @@ mod console;
 mod console_log;
 mod executions;
 mod notify_socket;
+mod oom_kills;
 mod payload;
 
 use std::io::PipeWriter;

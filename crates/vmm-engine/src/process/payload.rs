@@ -14,7 +14,6 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use pidfd_spawn::Child;
-use vmm_protocol::ControlGroup;
 use vmm_protocol::pidfd::has_exited;
 
 use super::console::Console;
@@ -161,6 +160,7 @@ impl ProcessPayload {
     /// ended, for a caller that adds to the console log.
     pub(crate) fn wait_after(&self, before_log_ends: impl FnOnce()) -> io::Result<PayloadExit> {
         self.wait_for_exit()?;
+        let is_out_of_memory = self.has_run_out_of_memory();
         // An execution that starts after this would outlive the cleanup.
         self.executions.close();
         // The kernel cannot reuse the id of the process group until the payload is reaped.
@@ -180,16 +180,21 @@ impl ProcessPayload {
             console.finish();
         }
         Ok(match status.signal() {
-            Some(SIGKILL) if self.has_run_out_of_memory() => PayloadExit::OutOfMemory,
+            Some(SIGKILL) if is_out_of_memory => PayloadExit::OutOfMemory,
             Some(signal) => PayloadExit::Signal(signal),
             None => PayloadExit::Code(status.code().unwrap_or(255)),
         })
     }
 
-    /// Returns true if the kernel has killed any process of the payload for lack of memory, and the
-    /// shim has not killed the payload.
+    /// Returns true if SIGKILL has ended the payload, which was not sent by the shim, and the kernel has
+    /// killed a process of it for lack of memory.
     fn has_run_out_of_memory(&self) -> bool {
-        !self.is_killed.load(Ordering::Relaxed) && has_run_out_of_memory()
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+        let status = waitid(Id::Pid(self.pid), flags);
+        let is_sigkilled = matches!(status, Ok(WaitStatus::Signaled(_, Signal::SIGKILL, _)));
+        is_sigkilled
+            && !self.is_killed.load(Ordering::Relaxed)
+            && self.executions.oom_kills().attribute_to_payload()
     }
 
     /// Sends SIGTERM to the payload, and lets it continue if it is frozen or stopped.
@@ -212,11 +217,6 @@ impl ProcessPayload {
             Err(error) => error == Errno::EINVAL,
         }
     }
-}
-
-/// Returns true if the kernel has killed any process of the payload for lack of memory.
-pub(super) fn has_run_out_of_memory() -> bool {
-    ControlGroup::of_this_process().is_some_and(|group| group.has_run_out_of_memory())
 }
 
 impl Payload for ProcessPayload {

@@ -211,19 +211,20 @@ impl ControlGroup {
         }
     }
 
-    /// Returns true if the kernel has killed a process in the groups because their memory limit was
+    /// Returns how many processes in the groups the kernel has killed because their memory limit was
     /// reached. Needs Linux 4.13.
-    pub fn has_run_out_of_memory(&self) -> bool {
+    pub fn oom_kills(&self) -> u64 {
         let files = [Version::V1, Version::V2].map(Controller::oom_kills_file);
         let counters = self
             .dirs
             .iter()
             .flat_map(|dir| files.map(|file| dir.join(file)))
             .filter_map(|path| fs::read_to_string(path).ok());
-        counters.into_iter().any(|text| {
+        let kills = counters.into_iter().filter_map(|text| {
             let kills = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
-            kills.is_some_and(|kills| kills.trim() != "0")
-        })
+            kills.and_then(|kills| kills.trim().parse::<u64>().ok())
+        });
+        kills.sum()
     }
 
     /// Removes the groups, and all groups that the payload has created within. Waits for up to one

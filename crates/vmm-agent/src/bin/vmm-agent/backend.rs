@@ -103,7 +103,7 @@ impl Backend for GuestBackend {
         })
     }
 
-    fn has_run_out_of_memory(&self, pid: u32) -> bool {
+    fn has_run_out_of_memory(&self, pid: u32, _: u64) -> bool {
         let mut log = self.oom_log.lock().unwrap_or_else(PoisonError::into_inner);
         log.take(pid)
     }
