@@ -101,7 +101,13 @@ impl ShimConnection {
         }
         if self.awaits_ready {
             match self.response().await? {
-                PayloadMessage::Ready { .. } => self.awaits_ready = false,
+                PayloadMessage::Ready {
+                    version: VERSION, ..
+                } => self.awaits_ready = false,
+                PayloadMessage::Ready { version, .. } => {
+                    let (shim, runtime) = (version, VERSION);
+                    return Err(ExecError::Version { shim, runtime });
+                }
                 _ => return Err(ExecError::Interrupted),
             }
         }
@@ -244,5 +250,24 @@ mod tests {
         timeout(REQUEST_TIMEOUT, async { tokio::join!(client, shim) })
             .await
             .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_shim_of_another_version_is_an_error_with_both_versions() {
+        let (here, mut shim) = UnixStream::pair().unwrap();
+        let version = VERSION + 1;
+        let boot = Vec::new();
+        let mut wire = Vec::new();
+        Frame::new(0, PayloadMessage::Ready { version, boot })
+            .encode(&mut wire)
+            .unwrap();
+        shim.write_all(&wire).await.unwrap();
+        let mut connection = ShimConnection::new(here);
+        connection.awaits_ready = true;
+        let error = connection.request(0, HostMessage::List).await.unwrap_err();
+        let ExecError::Version { shim, runtime } = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!((shim, runtime), (version, VERSION));
     }
 }

@@ -38,6 +38,17 @@ pub enum ExecError {
     /// The shim has not responded for 30 s. The request may be carried out later.
     #[error("the shim does not respond; wait, or stop the box")]
     Timeout,
+    /// The shim is of another version of the runtime, which started the box.
+    #[error(
+        "the shim of the box speaks version {shim} of the control frames, and this runtime version \
+         {runtime}; restart the box"
+    )]
+    Version {
+        /// The version of the shim.
+        shim: u32,
+        /// The version of this runtime.
+        runtime: u32,
+    },
     /// The shim sent what is not a frame.
     #[error("the shim does not speak the protocol of this runtime; start the box again")]
     Protocol(#[source] FrameError),

@@ -4,12 +4,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use vmm_protocol::frames::{
     Connection, Frame, FrameError, HostMessage, PayloadMessage, RequestErrorKind, Strictness,
+    VERSION,
 };
 
 /// A client of the shim.
 #[derive(Debug)]
 pub(super) struct Client {
     connection: Connection<HostMessage, PayloadMessage>,
+    /// The version of the frames that the client speaks.
+    pub(super) version: u32,
     /// Whether frames may have been read that are not handled.
     has_unhandled: bool,
     /// The executions of its open streams.
@@ -27,6 +30,7 @@ impl Client {
     pub(super) fn new(fd: OwnedFd) -> io::Result<Self> {
         Ok(Self {
             connection: Connection::new(fd, Strictness::Strict)?,
+            version: VERSION,
             has_unhandled: false,
             streams: BTreeMap::new(),
         })

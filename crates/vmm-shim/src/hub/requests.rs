@@ -23,10 +23,19 @@ impl Hub {
         };
         let Frame { stream, message } = frame;
         match message {
-            HostMessage::Hello { .. } => {
+            HostMessage::Hello { version } => {
+                client.version = version;
                 let boot = Vec::new();
                 let version = VERSION;
                 client.send(stream, PayloadMessage::Ready { version, boot });
+            }
+            _ if client.version != VERSION => {
+                let message = format!(
+                    "the client speaks version {} of the control frames, and the shim of the box \
+                     version {VERSION}; restart the box",
+                    client.version
+                );
+                client.send_error(stream, RequestErrorKind::Unsupported, message);
             }
             HostMessage::Ping { token } => client.send(stream, PayloadMessage::Pong { token }),
             HostMessage::List => {

@@ -82,6 +82,15 @@ impl Client {
         }
     }
 
+    /// Returns whether the shim closes the connection, in place of a response.
+    pub fn is_refused(&mut self) -> bool {
+        let mut wire = Vec::new();
+        let ping = Frame::new(0, HostMessage::Ping { token: 0 });
+        ping.encode(&mut wire).unwrap();
+        let sent = self.stream.write_all(&wire);
+        sent.is_err() || !matches!(self.stream.read(&mut [0; 64]), Ok(1..))
+    }
+
     /// Returns whether a message waits to be received.
     pub fn has_response(&self) -> bool {
         self.stream.set_nonblocking(true).unwrap();
