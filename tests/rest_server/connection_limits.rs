@@ -43,7 +43,7 @@ async fn the_highest_limits_are_accepted() {
         .request_timeout(Duration::MAX)
         .write_timeout(Duration::MAX)
         .connections(usize::MAX)
-        .event_readers(usize::MAX)
+        .streams(usize::MAX)
         .reaper_stall_timeout(Duration::MAX)
         .drain_timeout(Duration::MAX);
     let service = TestServer::with_limits(limits).await;
@@ -301,7 +301,7 @@ async fn a_thousand_concurrent_requests_get_responses() {
 
 #[tokio::test]
 async fn excess_event_readers_are_rejected() {
-    let service = TestServer::with_limits(Limits::default().event_readers(1)).await;
+    let service = TestServer::with_limits(Limits::default().streams(1)).await;
     let first = service.client.events().await.unwrap();
     let error = service.client.events().await.unwrap_err();
     assert_eq!(error.code(), Some(ErrorCode::ResourceExhausted));
@@ -325,7 +325,7 @@ async fn excess_event_readers_are_rejected() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn event_readers_that_disconnect_free_their_slots() {
-    let service = TestServer::with_limits(Limits::default().event_readers(64)).await;
+    let service = TestServer::with_limits(Limits::default().streams(64)).await;
     let token = BearerToken::new(TOKEN).unwrap();
     let bearer = vmm_rest::Client::tcp(&service.url, Some(token)).unwrap();
     // Several times the limit. No event is sent to these readers.
@@ -339,7 +339,7 @@ async fn event_readers_that_disconnect_free_their_slots() {
 
 #[tokio::test]
 async fn a_new_event_reader_waits_for_a_free_slot() {
-    let service = TestServer::with_limits(Limits::default().event_readers(1)).await;
+    let service = TestServer::with_limits(Limits::default().streams(1)).await;
     let deadline = std::time::Instant::now() + DEADLINE;
     // The server waits briefly, so a slow test retries.
     loop {
@@ -370,7 +370,7 @@ async fn is_admitted(stream: &mut UnixStream) -> bool {
 
 #[tokio::test]
 async fn a_half_closed_event_reader_frees_its_slot() {
-    let service = TestServer::with_limits(Limits::default().event_readers(1)).await;
+    let service = TestServer::with_limits(Limits::default().streams(1)).await;
     let mut reader = service.send_raw(EVENTS).await;
     reader.readable().await.unwrap();
     reader.shutdown().await.unwrap();
@@ -384,7 +384,7 @@ async fn a_half_closed_event_reader_frees_its_slot() {
 #[tokio::test]
 async fn stalled_event_readers_free_their_slots() {
     let limits = Limits::default()
-        .event_readers(1)
+        .streams(1)
         .write_timeout(Duration::from_millis(100));
     let service = TestServer::with_limits(limits).await;
     let stalled = service.send_raw(EVENTS).await;

@@ -80,7 +80,7 @@ async fn the_stream_is_server_sent_events() {
 
 #[tokio::test]
 async fn a_head_request_is_not_an_event_reader() {
-    let service = TestServer::with_limits(Limits::default().event_readers(1)).await;
+    let service = TestServer::with_limits(Limits::default().streams(1)).await;
     let reader = service.client.events().await.unwrap();
     let head = service.send(Method::HEAD, "/v1/events", "").await;
     assert_eq!((head.status, head.text.as_str()), (200, ""));

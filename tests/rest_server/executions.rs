@@ -1,6 +1,6 @@
 //! Commands that run in boxes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use reqwest::Method;
@@ -252,6 +252,24 @@ async fn an_execution_is_killed_when_its_timeout_is_over() {
     let info = service.client.execution(&id, &execution).await.unwrap();
     assert_eq!(info.status, ExecutionStatus::TimedOut);
     assert_eq!(info.exit_code, Some(-9));
+    service.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_command_that_no_client_could_attach_to_is_not_started() {
+    let service = TestServer::with_limits(Limits::default().streams(1)).await;
+    let id = start_box(&service).await;
+    let reader = service.client.events().await.unwrap();
+    let error = service.client.exec(&id, &shell("")).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::ResourceExhausted));
+    assert_eq!(service.client.executions(&id).await.unwrap(), []);
+    drop(reader);
+    let deadline = Instant::now() + DEADLINE;
+    // Until the server notices that the reader is gone.
+    while let Err(error) = service.client.exec(&id, &shell("")).await {
+        assert!(Instant::now() < deadline, "{error}");
+        pause().await;
+    }
     service.shut_down().await;
 }
 

@@ -35,9 +35,10 @@ pub struct Limits {
     /// The value is capped at a quarter of the process's file descriptor limit, which leaves half of
     /// the descriptors to the shims.
     pub connections: usize,
-    /// The maximum number of concurrent readers of events; 256 by default. Further readers are
-    /// rejected.
-    pub event_readers: usize,
+    /// The maximum number of streams, which last as long as their client: of events, of a log that is
+    /// followed, of an execution, of the files of a guest; 256 by default. Further ones are rejected, and
+    /// so are new executions while no client could attach to them.
+    pub streams: usize,
     /// How long a client that is attached to an execution may send nothing, not even the response to a
     /// ping, before the server closes its connection; 45 s by default, as the public API defines. The
     /// server sends three pings in that time. A client that has not read all output yet may be silent
@@ -65,7 +66,7 @@ impl Default for Limits {
             request_timeout: Duration::from_secs(90),
             write_timeout: Duration::from_secs(30),
             connections: 512,
-            event_readers: 256,
+            streams: 256,
             attach_timeout: Duration::from_secs(45),
             reaper_stall_timeout: Duration::from_secs(10),
             apply_default_limits: true,
@@ -117,10 +118,10 @@ impl Limits {
         self
     }
 
-    /// Sets [`event_readers`](Self::event_readers).
+    /// Sets [`streams`](Self::streams).
     #[must_use]
-    pub fn event_readers(mut self, count: usize) -> Self {
-        self.event_readers = count;
+    pub fn streams(mut self, count: usize) -> Self {
+        self.streams = count;
         self
     }
 

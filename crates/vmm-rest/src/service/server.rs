@@ -73,13 +73,13 @@ impl Server {
         limits: Limits,
         shutdown: &CancellationToken,
     ) -> Self {
-        let event_readers = limits.event_readers.min(Semaphore::MAX_PERMITS);
+        let streams = limits.streams.min(Semaphore::MAX_PERMITS);
         let state = ApiState {
             runtime: runtime.clone(),
             images: Arc::new(images),
             events: Arc::new(EventHub::new(runtime.events())),
             attach_timeout: limits.attach_timeout,
-            event_readers: Arc::new(Semaphore::new(event_readers)),
+            streams: Arc::new(Semaphore::new(streams)),
             accept_failures: Arc::default(),
             reaper_stall_timeout: limits.reaper_stall_timeout,
             apply_default_limits: limits.apply_default_limits,

@@ -3,12 +3,13 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use futures::StreamExt;
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use vmm_runtime::{Events, ImageTable, VmmRuntime};
 
-use crate::wire::BoxEvent;
+use super::ApiError;
+use crate::wire::{BoxEvent, ErrorCode};
 
 /// The state that the handlers share.
 #[derive(Clone, Debug)]
@@ -16,8 +17,8 @@ pub(crate) struct ApiState {
     pub(crate) runtime: VmmRuntime,
     pub(crate) images: Arc<ImageTable>,
     pub(crate) events: Arc<EventHub>,
-    /// One permit per event reader.
-    pub(crate) event_readers: Arc<Semaphore>,
+    /// One permit per [stream](super::Limits::streams).
+    pub(crate) streams: Arc<Semaphore>,
     /// [`Limits::attach_timeout`](super::Limits::attach_timeout).
     pub(crate) attach_timeout: Duration,
     /// Times that the server could not accept a connection.
@@ -28,6 +29,20 @@ pub(crate) struct ApiState {
     pub(crate) apply_default_limits: bool,
     /// Cancelled when the server shuts down.
     pub(crate) closing: CancellationToken,
+}
+
+impl ApiState {
+    /// Returns the permit for a stream.
+    pub(crate) fn stream_permit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let permit = Arc::clone(&self.streams).try_acquire_owned();
+        permit.map_err(|_| Self::too_many_streams())
+    }
+
+    pub(crate) fn too_many_streams() -> ApiError {
+        let message = "too many clients read events or logs, are attached to executions, or transfer \
+                       files; try again later";
+        ApiError::new(ErrorCode::ResourceExhausted, message)
+    }
 }
 
 /// Distributes the events of the VMM runtime to all event readers, which share one bounded buffer.

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::service::{ApiError, ApiState, Connection, ConnectionCloser};
-use crate::wire::{BoxEvent, ErrorCode, ErrorResponse, EventsLost};
+use crate::wire::{BoxEvent, ErrorResponse, EventsLost};
 
 /// Streams the changes of all boxes from now on as server-sent events. The name of an event is the
 /// change, or `lagged` if the reader was too slow and has missed events. The stream ends when the
@@ -25,7 +25,7 @@ use crate::wire::{BoxEvent, ErrorCode, ErrorResponse, EventsLost};
     responses(
         (status = 200, description = "Events, each with the state of a box", body = BoxEvent,
             content_type = "text/event-stream"),
-        (status = 429, description = "Too many clients are reading events", body = ErrorResponse),
+        (status = 429, description = "Too many streams are open", body = ErrorResponse),
     ),
 )]
 pub(super) async fn stream(
@@ -80,10 +80,9 @@ impl Reader {
         closer: Option<ConnectionCloser>,
         client: Option<Weak<Connection>>,
     ) -> Result<Self, ApiError> {
-        let permit = Arc::clone(&api.event_readers).acquire_owned();
+        let permit = Arc::clone(&api.streams).acquire_owned();
         let Ok(Ok(permit)) = timeout(READER_SLOT_TIMEOUT, permit).await else {
-            let message = "too many clients are reading events";
-            return Err(ApiError::new(ErrorCode::ResourceExhausted, message));
+            return Err(ApiState::too_many_streams());
         };
         let closing = api.closing.clone();
         Ok(Self {

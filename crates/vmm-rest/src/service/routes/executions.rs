@@ -1,6 +1,5 @@
 //! Commands that run in boxes.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -67,6 +66,8 @@ const DEFAULT_TERMINAL: TerminalSize = TerminalSize { rows: 24, cols: 80 };
         (status = 415, description = "The Content-Type is not JSON", body = ErrorResponse),
         (status = 422, description = "The box or the command could not be started",
             body = ErrorResponse),
+        (status = 429, description = "Too many streams are open for a client to attach",
+            body = ErrorResponse),
     ),
 )]
 pub(super) async fn start(
@@ -77,6 +78,8 @@ pub(super) async fn start(
     extract::Json(request): extract::Json<ExecRequest>,
 ) -> Result<impl IntoResponse, ApiError> {
     let spec = exec_spec(request)?;
+    // The client could not attach to the execution before it has ended.
+    drop(api.stream_permit()?);
     let bx = api.runtime.start(&id).await?;
     let execution_id = api.runtime.start_execution(bx.id.as_str(), spec).await?;
     let of_box = uri.path().trim_end_matches("/exec");
@@ -155,7 +158,7 @@ pub(super) async fn kill(
         (status = 400, description = "The request is not that of a WebSocket", body = ErrorResponse),
         (status = 404, description = "The box or execution was not found", body = ErrorResponse),
         (status = 409, description = "Another client is attached", body = ErrorResponse),
-        (status = 429, description = "Too many clients are following boxes", body = ErrorResponse),
+        (status = 429, description = "Too many streams are open", body = ErrorResponse),
     ),
 )]
 pub(super) async fn attach(
@@ -173,12 +176,7 @@ pub(super) async fn attach(
             return Err(ApiError::invalid(rejection.body_text()));
         }
     };
-    // Shared with the readers of events, which also keep a connection for long.
-    let permit = Arc::clone(&api.event_readers).try_acquire_owned();
-    let permit = permit.map_err(|_| {
-        let message = "too many clients are following boxes";
-        ApiError::new(ErrorCode::ResourceExhausted, message)
-    })?;
+    let permit = api.stream_permit()?;
     let execution = attach_to(&api, &id, &execution).await?;
     if let Some(Extension(write_timeout)) = write_timeout {
         // A command waits for as long as its reader does.

@@ -2,7 +2,6 @@
 
 use std::error::Error;
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -11,7 +10,6 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{AppendHeaders, IntoResponse};
 use futures::StreamExt;
 use tokio::io::AsyncRead;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tokio_util::io::{ReaderStream, StreamReader};
 use vmm_runtime::{GetSpec, PutSpec, RuntimeError};
@@ -51,7 +49,7 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
         (status = 415, description = "The Content-Type is not application/x-tar",
             body = ErrorResponse),
         (status = 422, description = "The guest could not write the files", body = ErrorResponse),
-        (status = 429, description = "Too many clients are following boxes", body = ErrorResponse),
+        (status = 429, description = "Too many streams are open", body = ErrorResponse),
     ),
 )]
 pub(super) async fn put(
@@ -89,7 +87,7 @@ async fn extract_archive(
     let spec = PutSpec::new(checked_path(query.path)?)
         .overwrite(query.overwrite)
         .rename_root(query.source_is_dir.is_some());
-    let _permit = permit(api)?;
+    let _permit = api.stream_permit()?;
     let result = api.runtime.put(id, spec, archive).await;
     result.map_err(|error| {
         if is_timeout(&error) {
@@ -128,7 +126,7 @@ fn is_timeout(error: &RuntimeError) -> bool {
         (status = 404, description = "The box or file was not found", body = ErrorResponse),
         (status = 409, description = "The box is not running", body = ErrorResponse),
         (status = 422, description = "The guest could not read the files", body = ErrorResponse),
-        (status = 429, description = "Too many clients are following boxes", body = ErrorResponse),
+        (status = 429, description = "Too many streams are open", body = ErrorResponse),
     ),
 )]
 pub(super) async fn get(
@@ -137,7 +135,7 @@ pub(super) async fn get(
     extract::Query(query): extract::Query<GetFilesQuery>,
 ) -> Result<impl IntoResponse, ApiError> {
     let spec = GetSpec::new(checked_path(query.path)?).follow_symlinks(query.follow_symlinks);
-    let permit = permit(&api)?;
+    let permit = api.stream_permit()?;
     let archive = api.runtime.get(&id, spec).await?;
     let is_dir = archive
         .is_dir()
@@ -148,15 +146,6 @@ pub(super) async fn get(
     });
     let content_type = AppendHeaders([(header::CONTENT_TYPE, TAR)]);
     Ok((content_type, is_dir, Body::from_stream(chunks)))
-}
-
-/// Shared with the readers of events, which also keep a connection for long.
-fn permit(api: &ApiState) -> Result<OwnedSemaphorePermit, ApiError> {
-    let permit = Arc::clone(&api.event_readers).try_acquire_owned();
-    permit.map_err(|_| {
-        let message = "too many clients are following boxes";
-        ApiError::new(ErrorCode::ResourceExhausted, message)
-    })
 }
 
 fn checked_path(path: String) -> Result<String, ApiError> {

@@ -1,4 +1,4 @@
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Extension, State};
@@ -15,7 +15,7 @@ use vmm_runtime::{ConsoleError, ConsoleQuery, ConsoleStream};
 use super::boxes::BoxIdParam;
 use super::events::{client_left, close_on_shutdown};
 use crate::service::{ApiError, ApiState, Connection, ConnectionCloser, extract};
-use crate::wire::{ErrorCode, ErrorResponse};
+use crate::wire::ErrorResponse;
 
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default)]
@@ -38,7 +38,7 @@ pub(super) struct LogsQuery {
             content_type = "application/octet-stream"),
         (status = 400, description = "The query is malformed", body = ErrorResponse),
         (status = 404, description = "The box was not found", body = ErrorResponse),
-        (status = 429, description = "Too many clients are following boxes", body = ErrorResponse),
+        (status = 429, description = "Too many streams are open", body = ErrorResponse),
     ),
 )]
 pub(super) async fn logs(
@@ -54,12 +54,7 @@ pub(super) async fn logs(
         .follow(follow)
         .tail(query.tail.map(u64::from));
     let console = api.runtime.console(&id, console).await?;
-    // Shared with the readers of events, which also keep a connection for long.
-    let permit = follow.then(|| Arc::clone(&api.event_readers).try_acquire_owned());
-    let Ok(permit) = permit.transpose() else {
-        let message = "too many clients are following boxes";
-        return Err(ApiError::new(ErrorCode::ResourceExhausted, message));
-    };
+    let permit = follow.then(|| api.stream_permit()).transpose()?;
     let follower = Follower {
         console,
         _close_task: close_on_shutdown(closer.map(|Extension(closer)| closer), &api.closing),
