@@ -87,7 +87,7 @@ fn judge_child<K: ProcessTable>(
         }
         WaitResult::Running => RUNNING,
         WaitResult::Exited(exit) if owner_comes_first => Verdict::DeferToOwner(Some(exit)),
-        WaitResult::Exited(exit) => Verdict::Reaped(exit),
+        WaitResult::Exited(exit) => case.reaped(exit),
         WaitResult::NotWaitable => judge_not_waitable(kernel, case, pidfd),
     }
 }
@@ -144,7 +144,7 @@ fn judge_child_by_pid<K: ProcessTable>(kernel: &K, case: &Case<'_, K::Pidfd>) ->
             Ok(None) => vanished,
             _ if case.owner_comes_first() => Verdict::DeferToOwner(Some(exit)),
             _ => match case.reap(kernel) {
-                WaitResult::Exited(exit) => Verdict::Reaped(exit),
+                WaitResult::Exited(exit) => case.reaped(exit),
                 WaitResult::Running | WaitResult::NotWaitable => vanished,
             },
         },
@@ -209,6 +209,16 @@ impl<P> Case<'_, P> {
             child.reap();
         }
         result
+    }
+
+    /// Returns the verdict on a child that [`reap`](Self::reap) has found dead.
+    fn reaped(&self, exit: ChildExit) -> Verdict {
+        let child = self.state.tokio_child.as_ref();
+        if child.is_some_and(|child| !child.is_reaped()) {
+            // A foreign wait came first, and its status is that of the zombie.
+            return Verdict::Vanished(Some(exit.status), self.other_wait());
+        }
+        Verdict::Reaped(exit)
     }
 
     fn owner_comes_first(&self) -> bool {

@@ -25,6 +25,11 @@ impl TokioChild {
         }
     }
 
+    /// Returns whether [`reap`](Self::reap) has reaped the child.
+    pub(crate) fn is_reaped(&self) -> bool {
+        self.0.borrow().is_none()
+    }
+
     /// Returns a running child to tokio.
     pub(crate) fn release(self) {
         drop(self.0.take());

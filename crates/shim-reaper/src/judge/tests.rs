@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+
 use super::*;
 use crate::kernel::simulated::{Descriptor, Features, ProcessState, Simulated};
 use crate::shim::Shim;
+use crate::tokio_child::TokioChild;
 
 const GRACE: Duration = Duration::from_millis(250);
 
@@ -18,6 +22,7 @@ struct Check<'a> {
     trigger: Trigger,
     owner_grace: Duration,
     compare_identity: bool,
+    tokio_child: Option<TokioChild>,
 }
 
 impl<'a> Check<'a> {
@@ -32,6 +37,7 @@ impl<'a> Check<'a> {
             trigger: Trigger::Event,
             owner_grace: GRACE,
             compare_identity: false,
+            tokio_child: None,
         }
     }
 
@@ -51,7 +57,8 @@ impl<'a> Check<'a> {
     fn with_case<T>(self, run: impl FnOnce(&Case<'_, Descriptor>) -> T) -> T {
         let pidfd = self.kernel.open(7).ok().filter(|_| self.has_pidfd);
         let shim = Shim::new(7, 1, false, self.role, pidfd, self.start_time);
-        let state = shim.state();
+        let mut state = shim.state();
+        state.tokio_child = self.tokio_child;
         let case = Case {
             pid: 7,
             state: &state,
@@ -348,5 +355,25 @@ fn reason_why_a_process_was_not_reaped_depends_on_its_registration() {
             expected,
             "{role:?}, {phase:?}"
         );
+    }
+}
+
+/// tokio waits for the child, and finds that other code has reaped it.
+#[tokio::test]
+#[cfg_attr(miri, ignore = "makes system calls")]
+async fn child_of_tokio_that_a_foreign_wait_reaps_during_the_check_has_its_status() {
+    for has_pidfd in [true, false] {
+        let child = tokio::process::Command::new("true").spawn().unwrap();
+        waitpid(Pid::from_raw(child.id().unwrap() as i32), None).unwrap();
+        let kernel = kernel_with_child(ProcessState::Zombie(3));
+        let check = Check {
+            has_pidfd,
+            tokio_child: Some(TokioChild::new(child)),
+            ..Check::by_pid(&kernel, Role::Owned)
+        };
+        assert!(matches!(
+            check.verdict(),
+            Verdict::Vanished(Some(status), CollectedBy::ForeignWait) if status.code() == Some(3)
+        ));
     }
 }
