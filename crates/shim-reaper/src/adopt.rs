@@ -17,6 +17,11 @@ pub(crate) trait Owner<P> {
     /// exited.
     fn try_wait(&mut self) -> io::Result<Option<ExitStatus>>;
 
+    /// Returns whether the child is new, so that no earlier registration can be that of the child.
+    fn is_new(&self) -> bool {
+        false
+    }
+
     /// Returns whether the owner has a pidfd of its own.
     fn has_pidfd(&self) -> bool {
         false
@@ -39,6 +44,19 @@ pub(crate) struct NoOwner;
 impl<P> Owner<P> for NoOwner {
     fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
         Ok(None)
+    }
+}
+
+/// The reaper itself, which has just spawned the child.
+pub(crate) struct Spawner;
+
+impl<P> Owner<P> for Spawner {
+    fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        Ok(None)
+    }
+
+    fn is_new(&self) -> bool {
+        true
     }
 }
 

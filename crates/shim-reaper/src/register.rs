@@ -2,7 +2,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::adopt::{NoOwner, Owner};
+use crate::adopt::{NoOwner, Owner, Spawner};
 use crate::command::sealed::CommandRef;
 use crate::directory::{Check, Entries};
 use crate::kernel::{NoPidfd, ProcessTable, Spawned, Target, WaitResult};
@@ -71,7 +71,7 @@ impl<K: ProcessTable> Shared<K> {
         let Spawned { pid, pidfd, pipes } =
             self.kernel.spawn(command, process_group, early_pidfd)?;
         let (role, check) = (Role::Owned, Check::OnEvent);
-        match self.insert(pid, role, groups, pidfd, check) {
+        match self.insert_child(pid, role, groups, pidfd, check, &mut Spawner) {
             Ok(shim) => Ok((shim, pipes)),
             Err(Refused(pidfd)) => {
                 // The reaper shut down in the meantime: undo the spawn.
@@ -138,7 +138,8 @@ impl<K: ProcessTable> Shared<K> {
             if self.is_refusing() {
                 return Err(Refused(pidfd));
             }
-            if let Some(entry) = self.find_same(&entries, pid, role, pidfd.as_ref(), start_time) {
+            let find_same = || self.find_same(&entries, pid, role, pidfd.as_ref(), start_time);
+            if let Some(entry) = (!owner.is_new()).then(find_same).flatten() {
                 let mut state = entry.state();
                 if let Some(child) = owner.take_tokio_child() {
                     state.tokio_child = Some(child);

@@ -48,3 +48,19 @@ fn missing_process_shows_a_foreign_wait_only_if_the_reaper_owns_it() {
     register(&core, 9, Role::Owned);
     assert!(is_seen());
 }
+
+/// Without a pidfd, pid and start time identify a process, and the pid can be recycled within a tick.
+#[test]
+fn spawned_child_is_new_although_an_earlier_one_had_its_pid_and_start_time() {
+    let core = core(Features {
+        pidfds: false,
+        ..LATEST
+    });
+    core.shared.kernel.fork(7);
+    let earlier = register(&core, 7, Role::Shared);
+    let (groups, pidfd) = (Groups::default(), core.shared.kernel.open(7));
+    let spawned =
+        core.shared
+            .insert_child(7, Role::Owned, groups, pidfd, Check::OnEvent, &mut Spawner);
+    assert!(!Arc::ptr_eq(&earlier, &spawned.unwrap()));
+}
