@@ -7,7 +7,16 @@ use crate::shared::Shared;
 /// because they may be children that the embedder forked and waits for. Skips registered
 /// processes.
 pub(crate) fn reap_orphans<K: ProcessTable>(shared: &Shared<K>, registry: &mut Registry<K::Pidfd>) {
+    if !shared.reap_all_orphans && registry.orphaned_groups.is_empty() {
+        registry.forget_orphans();
+        return;
+    }
     let kernel = &shared.kernel;
+    if !kernel.adopts_orphans() {
+        registry.orphaned_groups.clear();
+        registry.forget_orphans();
+        return;
+    }
     // Checked first: the number may already belong to another group.
     registry
         .orphaned_groups

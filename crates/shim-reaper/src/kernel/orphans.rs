@@ -1,8 +1,6 @@
 use std::collections::HashSet;
-use std::process;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use nix::sys::prctl::get_child_subreaper;
 use nix::unistd::{Pid, getpgid};
 
 use super::procfs::Children;
@@ -21,10 +19,6 @@ pub(super) struct OrphanSearch {
 
 impl OrphanSearch {
     pub(super) fn find_dead(&self, among: Orphans<'_>, forked: &mut ForkedChildren) -> Vec<Orphan> {
-        let is_subreaper = process::id() == 1 || get_child_subreaper().unwrap_or(false);
-        if !is_subreaper {
-            return Vec::new();
-        }
         // While no child is dead, the children do not have to be listed.
         if matches!(among, Orphans::All) && !sys::has_zombie() {
             return Vec::new();

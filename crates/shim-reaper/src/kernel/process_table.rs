@@ -126,8 +126,11 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
     /// Returns `None` if no process has this pid.
     fn stat(&self, pid: u32) -> io::Result<Option<ProcStat>>;
 
-    /// Returns zombies that may be orphans reparented to this process. The list is empty if the kernel
-    /// reparents no orphans to it. Of all orphans, one call may return only a part.
+    /// Returns whether the kernel reparents orphans to this process: it is pid 1 or a subreaper.
+    fn adopts_orphans(&self) -> bool;
+
+    /// Returns zombies that may be orphans reparented to this process. Of all orphans, one call may return
+    /// only a part.
     ///
     /// `forked` keeps the children that this process certainly forked from one call to the next, so
     /// that the list leaves them out even after the thread that forked them has exited.

@@ -3,13 +3,14 @@ mod spawn;
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::ExitStatus;
+use std::process::{self, ExitStatus};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::prctl::get_child_subreaper;
 use nix::sys::signal;
 use nix::unistd::Pid;
 
@@ -279,6 +280,10 @@ impl ProcessTable for Linux {
 
     fn stat(&self, pid: u32) -> io::Result<Option<ProcStat>> {
         ProcStat::read(pid)
+    }
+
+    fn adopts_orphans(&self) -> bool {
+        process::id() == 1 || get_child_subreaper().unwrap_or(false)
     }
 
     fn dead_orphans(&self, among: Orphans<'_>, forked: &mut ForkedChildren) -> Vec<Orphan> {

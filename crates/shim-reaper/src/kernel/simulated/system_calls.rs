@@ -346,11 +346,15 @@ impl ProcessTable for Simulated {
         }))
     }
 
+    fn adopts_orphans(&self) -> bool {
+        self.features().subreaper
+    }
+
     fn dead_orphans(&self, among: Orphans<'_>, _: &mut ForkedChildren) -> Vec<Orphan> {
         self.interrupt("read children");
         let fails = self.fails(Failure::Procfs).is_err();
         let table = self.table();
-        if fails || !table.features.subreaper || !table.has_free_descriptor() {
+        if fails || !table.has_free_descriptor() {
             return Vec::new();
         }
         let processes = table.processes.iter().enumerate();
