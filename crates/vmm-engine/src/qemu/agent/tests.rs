@@ -196,7 +196,10 @@ fn the_exit_of_the_workload_is_kept_and_shuts_the_guest_down() {
     ] {
         let (shim, mut guest) = connect(echo());
         guest.get_ready(VERSION);
-        assert_eq!(guest.start_workload().command, ["echo", "hello"]);
+        let exec = guest.start_workload();
+        assert_eq!(exec.command, ["echo", "hello"]);
+        // The console log has the lines in their order.
+        assert!(exec.merge_output);
         shim.agent.wait_ready().unwrap();
         guest.end_workload(ending);
         shim.exited.recv_timeout(TIMEOUT).unwrap();
