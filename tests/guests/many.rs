@@ -14,13 +14,7 @@ use crate::guest::{GuestFiles, open_runtime, run, spec};
 
 const GUESTS: usize = 10;
 
-/// As many as the suite has time for; 1,000 with `VMM_LONG_TESTS`.
-fn commands() -> i32 {
-    match std::env::var_os("VMM_LONG_TESTS") {
-        Some(_) => 1000,
-        None => 200,
-    }
-}
+const COMMANDS: i32 = 1000;
 
 #[tokio::test]
 async fn ten_guests_run_at_once() {
@@ -73,7 +67,7 @@ async fn many_short_commands_in_one_guest_end_with_their_own_codes() {
     let runtime = open_runtime(&home).await;
     let bx = runtime.create(spec(&files.guest_with_agent())).await;
     let id = runtime.start(&bx.unwrap().id).await.unwrap().id.to_string();
-    let codes = (0..commands()).map(|n| n % 256);
+    let codes = (0..COMMANDS).map(|n| n % 256);
     let endings = stream::iter(codes.clone())
         .map(|code| exit_code(&runtime, &id, code))
         .buffered(64)
