@@ -88,3 +88,30 @@ fn describe(execution: &ExecutionInfo) -> String {
     );
     format!("{id:<32} {status:<10} {age:>4}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn details_begin_with_what_the_guest_uses() {
+        let mut guest = GuestMetrics::default();
+        guest.memory_total_bytes = 200 << 20;
+        guest.memory_available_bytes = 155 << 20;
+        guest.load_average = 0.25;
+        guest.processes = 12;
+        let mut details = Details {
+            box_id: String::new(),
+            guest: Some(guest),
+            executions: Vec::new(),
+            output: vec!["first".to_owned(), "last".to_owned()],
+        };
+        let text = |details: &Details| -> Vec<_> {
+            details.lines(4).iter().map(Line::to_string).collect()
+        };
+        let guest = "GUEST memory 45.0M of 200.0M, load 0.25, 12 processes";
+        assert_eq!(text(&details), [guest, "EXECUTIONS 0", "OUTPUT", "last"]);
+        details.guest = None;
+        assert_eq!(text(&details), ["EXECUTIONS 0", "OUTPUT", "first", "last"]);
+    }
+}
