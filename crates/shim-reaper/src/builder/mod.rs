@@ -362,7 +362,7 @@ impl ReaperBuilder {
     /// | memory of a shim | off | on |
     /// |---|---|---|
     /// | kernel | about 200 bytes | about 510 bytes |
-    /// | heap | about 270 bytes | about 470 bytes |
+    /// | heap | about 200 bytes | about 400 bytes |
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

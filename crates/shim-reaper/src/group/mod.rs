@@ -83,7 +83,7 @@ impl<'a, K: ProcessTable> Group<'a, K> {
 }
 
 /// Waits until the groups of the shims have no process but zombies, or `deadline` has passed. Returns the
-/// shims whose groups have not ended, as far as the kernel can tell.
+/// shims whose groups have not ended, as far as the kernel reports.
 pub(crate) fn end_all<K: ProcessTable>(
     kernel: &K,
     mut shims: Vec<Arc<Shim<K::Pidfd>>>,

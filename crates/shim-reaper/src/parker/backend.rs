@@ -32,7 +32,7 @@ pub(super) struct IoUring<'a> {
     watches: &'a Watches,
     /// Whether the ring polls the epoll.
     polls_epoll: bool,
-    /// What the kernel has reported. Kept for its memory.
+    /// What the kernel has reported. Empty between two calls, which share its allocation.
     completions: Vec<Completion>,
 }
 

@@ -48,7 +48,7 @@ impl Simulation {
             && !world.orphans.contains(&index);
         let is_late =
             process.is_none_or(|one| one.reaped_at.is_some_and(|at| at <= registration.at));
-        // Without a free descriptor, the reaper cannot tell that it has registered a process before.
+        // Without a free descriptor, the reaper cannot know that it has registered a process before.
         let has_another =
             || self.config.exhausts_descriptors && world.registrations_of(index).count() > 1;
         let was_adopted_late = is_late && registration.adoption.is_some();
@@ -110,7 +110,7 @@ impl Simulation {
         // Without a free descriptor, procfs cannot be read.
         let can_read = process.inspectable && !self.config.exhausts_descriptors;
         match process.state {
-            // Only the registration of an attached process could tell.
+            // Only the registration of an attached process could show the status.
             _ if !is_attached && !registration.was_child => true,
             ProcessState::BeingReaped(_) if is_attached && !can_read => true,
             ProcessState::Reaped(_) if is_attached && self.config.exhausts_descriptors => true,

@@ -57,7 +57,7 @@ pub(super) enum Disturbances {
 pub(super) enum Recycling {
     /// Between any two system calls.
     Immediate,
-    /// Not while the reaper runs: without a pidfd, it cannot tell two processes apart between two of
+    /// Not while the reaper runs: without a pidfd, it cannot distinguish two processes between two of
     /// its calls.
     BetweenSteps,
     /// Not before a sweep has seen that the process is gone: without a pidfd and without procfs, the

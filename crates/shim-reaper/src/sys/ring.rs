@@ -165,7 +165,7 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        // The kernel may still write there.
+        // A wait that is still in flight writes its `siginfo_t` when the process exits.
         mem::forget(mem::take(&mut self.exits));
     }
 }

@@ -33,7 +33,7 @@ pub(crate) struct Linux {
     /// Whether the kernel can poll pidfds.
     polls_pidfds: OnceLock<bool>,
     /// Why a pidfd could not be opened: the kernel has none, or a seccomp filter denies the call. A filter
-    /// belongs to a thread, so that this says nothing about other threads.
+    /// belongs to a thread, so that this does not hold for other threads.
     pidfd_failure: OnceLock<io::Error>,
     watches: Watches,
     /// `None` unless the embedder wants io_uring.
