@@ -31,16 +31,26 @@ pub(crate) fn is_running(pid: u32) -> bool {
     fs::exists(format!("/proc/{pid}")).unwrap() && !is_zombie(pid)
 }
 
-/// Kills and reaps all remaining children before the next round. Returns how many were zombies.
-pub(crate) fn kill_remaining() -> u64 {
+/// The number of children that a round has left.
+pub(crate) struct Remaining {
+    pub(crate) zombies: u64,
+    pub(crate) running: u64,
+}
+
+/// Kills and reaps all remaining children before the next round.
+pub(crate) fn kill_remaining() -> Remaining {
     let remaining = children();
-    let zombies = remaining.iter().filter(|pid| is_zombie(**pid)).count();
-    for pid in remaining {
+    let (zombies, running): (Vec<u32>, Vec<u32>) =
+        remaining.into_iter().partition(|pid| is_zombie(*pid));
+    for &pid in zombies.iter().chain(&running) {
         let pid = Pid::from_raw(pid as i32);
         let _ = kill(pid, Signal::SIGKILL);
         let _ = waitpid(pid, None);
     }
-    zombies as u64
+    Remaining {
+        zombies: zombies.len() as u64,
+        running: running.len() as u64,
+    }
 }
 
 pub(crate) fn descriptors() -> usize {

@@ -67,12 +67,9 @@ impl Round {
         let stolen = got_status.filter(|got| !got).count() as u64;
         tally.count(Loss::Stolen, stolen, self, "from their owners");
         census::wait_until(|| census::children().is_empty());
-        tally.count(
-            Loss::Zombie,
-            census::kill_remaining(),
-            self,
-            "after the round",
-        );
+        let remaining = census::kill_remaining();
+        tally.count(Loss::Zombie, remaining.zombies, self, "after the round");
+        tally.count(Loss::Running, remaining.running, self, "after the round");
     }
 
     fn check_handles(&self, ended: &[&Registered], tally: &Tally) {

@@ -5,9 +5,12 @@
 //! cargo bench -p shim-reaper --bench chaos -- [--seconds 60 | --lifecycles 100000] [--seed 1] [--io-uring]
 //! ```
 //!
-//! With `--io-uring`, the kernel reaps the shims of a dedicated thread. Runs for a time, or until that many children have ended. Prints the seed first and a table last.
-//! Fails if an exit was lost, stolen from its owner or reported wrongly, or if a zombie or a
-//! descriptor was left. A seed determines what each round does, but not how the kernel schedules it.
+//! With `--io-uring`, the kernel reaps the shims of a dedicated thread. Runs for a time, or until that many
+//! children have ended. Prints the seed first and a table last.
+//!
+//! Fails if an exit was lost, stolen from its owner or reported wrongly, if a zombie, a running child or a
+//! descriptor was left, or if the resident memory has grown by more than [`MAX_GROWTH_KIB`]. A seed
+//! determines what each round does, but not how the kernel schedules it.
 
 #![allow(clippy::panic, clippy::unwrap_used)]
 
@@ -36,6 +39,9 @@ const IO_URING: &str = "--io-uring";
 
 /// The number of rounds before the first count of descriptors and memory.
 const WARM_UP_ROUNDS: u64 = 10;
+
+/// By how much the resident memory may grow. The heaps of threads that have ended are not a leak.
+const MAX_GROWTH_KIB: u64 = 16 << 10;
 
 fn main() -> ExitCode {
     // Cargo passes `--bench` to a benchmark, and no argument when it runs it as a test.
@@ -83,7 +89,8 @@ fn main() -> ExitCode {
         census::descriptors(),
         census::resident_kib()
     );
-    if tally.is_clean() && !has_leaked {
+    let has_grown = census::resident_kib() > resident + MAX_GROWTH_KIB;
+    if tally.is_clean() && !has_leaked && !has_grown {
         ExitCode::SUCCESS
     } else {
         println!("FAILED; run it again with --seed {seed} {mode}");

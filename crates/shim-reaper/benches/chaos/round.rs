@@ -167,7 +167,7 @@ impl Round {
         let reaper = self.start(&runtime, &token, sink.clone());
         let streams = (Reader::start(reaper.exits()), reaper.exits());
         let population = Arc::new(Population::new(self.rules, main_thread));
-        let trouble = Some(self.trouble.begin(random));
+        let trouble = Some(self.trouble.begin(runtime.handle(), random));
         let tasks = (0..=random.below(400))
             .map(|_| Lifecycle {
                 population: Arc::clone(&population),

@@ -6,7 +6,7 @@ use crate::round::Round;
 #[derive(Default)]
 pub(crate) struct Tally {
     lifecycles: AtomicU64,
-    losses: [AtomicU64; 4],
+    losses: [AtomicU64; 5],
     events: [AtomicU64; 4],
 }
 
@@ -30,6 +30,8 @@ pub(crate) enum Loss {
     Wrong,
     /// No wait reaped the child.
     Zombie,
+    /// The child did not exit, and the round did not know of it.
+    Running,
 }
 
 impl Tally {
@@ -59,14 +61,15 @@ impl Tally {
     }
 
     pub(crate) fn table(&self) -> String {
-        let [lost, stolen, wrong, zombies] = self.losses.each_ref().map(|loss| loss.load(Relaxed));
+        let [lost, stolen, wrong, zombies, running] =
+            self.losses.each_ref().map(|loss| loss.load(Relaxed));
         let [foreign, restarts, recycled, orphans] =
             self.events.each_ref().map(|event| event.load(Relaxed));
         let lifecycles = self.lifecycles();
         format!(
-            "| lifecycles | exits lost | stolen | wrong | zombies left |\n\
-             |---|---|---|---|---|\n\
-             | {lifecycles} | {lost} | {stolen} | {wrong} | {zombies} |\n\
+            "| lifecycles | exits lost | stolen | wrong | zombies left | left running |\n\
+             |---|---|---|---|---|---|\n\
+             | {lifecycles} | {lost} | {stolen} | {wrong} | {zombies} | {running} |\n\
              with {foreign} foreign waits, {restarts} worker restarts, {recycled} recycled pids, \
              {orphans} orphans"
         )

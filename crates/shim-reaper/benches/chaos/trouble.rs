@@ -8,6 +8,7 @@ use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::wait::{WaitPidFlag, waitpid};
+use tokio::runtime::Handle;
 
 use crate::census;
 use crate::child::Fate;
@@ -25,7 +26,12 @@ pub(crate) enum Trouble {
     LowDescriptors,
     /// The worker panics now and then.
     WorkerPanics,
+    /// Tasks block all threads of the tokio runtime for a while, again and again.
+    BlockedRuntime,
 }
+
+/// For how many milliseconds a task blocks a thread of the tokio runtime at most.
+const MAX_BLOCKED_MILLIS: u64 = 100;
 
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -40,6 +46,7 @@ impl Trouble {
             Self::IgnoredSigchld,
             Self::LowDescriptors,
             Self::WorkerPanics,
+            Self::BlockedRuntime,
         ]);
         if trouble == Self::WorkerPanics && cfg!(not(feature = "failpoints")) {
             return Self::None;
@@ -47,12 +54,12 @@ impl Trouble {
         trouble
     }
 
-    /// Returns whether only the reaper can tell the status of a child.
+    /// Returns whether only the reaper can know the status of a child.
     pub(crate) fn reaps_children(self) -> bool {
         matches!(self, Self::ForeignWaits | Self::IgnoredSigchld)
     }
 
-    pub(crate) fn begin(self, random: &mut Random) -> TroubleMaker {
+    pub(crate) fn begin(self, runtime: &Handle, random: &mut Random) -> TroubleMaker {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let mut random = random.fork();
@@ -79,6 +86,10 @@ impl Trouble {
             Self::WorkerPanics => {
                 set_worker_panics(true);
                 None
+            }
+            Self::BlockedRuntime => {
+                let runtime = runtime.clone();
+                Some(Box::new(move || block_workers(&runtime, &mut random)))
             }
         };
         TroubleMaker {
@@ -137,6 +148,15 @@ fn exhaust_descriptors((soft, hard): (libc::rlim_t, libc::rlim_t), random: &mut 
     setrlimit(Resource::RLIMIT_NOFILE, limit, hard).unwrap();
     thread::sleep(PAUSE);
     setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+}
+
+/// Blocks the threads of the tokio runtime, and then lets them run for as long.
+fn block_workers(runtime: &Handle, random: &mut Random) {
+    let time = random.millis(MAX_BLOCKED_MILLIS);
+    for _ in 0..runtime.metrics().num_workers() {
+        drop(runtime.spawn(async move { thread::sleep(time) }));
+    }
+    thread::sleep(2 * time);
 }
 
 /// Prints no panic that a fail point has injected.

@@ -12,6 +12,8 @@ pub(crate) struct Report {
     rows: Vec<Row>,
     /// The measurements during which other processes used too much of the CPUs, and how much.
     disturbed: Vec<(&'static str, f64)>,
+    /// The measurements for which that is unknown.
+    unknown: Vec<&'static str>,
 }
 
 impl Report {
@@ -19,6 +21,7 @@ impl Report {
         Self {
             rows: Vec::new(),
             disturbed: Vec::new(),
+            unknown: Vec::new(),
         }
     }
 
@@ -40,6 +43,11 @@ impl Report {
         }
     }
 
+    /// Records that the share is unknown.
+    pub(crate) fn set_unknown_cpu(&mut self, measure: &'static str) {
+        self.unknown.push(measure);
+    }
+
     pub(crate) fn table(&self) -> String {
         let mut titles = vec![""];
         titles.extend(Column::ALL.map(Column::title));
@@ -59,6 +67,12 @@ impl Report {
                 "\n**Does not count**, because other processes used more than {:.0} % of the CPUs: {}.\n",
                 MAX_FOREIGN_CPU * 100.0,
                 disturbed.join(", ")
+            );
+        }
+        if !self.unknown.is_empty() {
+            table += &format!(
+                "\nUnknown, how much of the CPUs other processes used: {}.\n",
+                self.unknown.join(", ")
             );
         }
         table

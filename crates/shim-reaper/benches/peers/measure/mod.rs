@@ -13,24 +13,44 @@ use std::time::Duration;
 use crate::report::Report;
 use crate::samples::Effort;
 
-/// The name that selects a measurement, and its function.
-type Measure = (&'static str, fn(&Effort, &mut Report));
+/// A measurement, and the name that selects it.
+pub(crate) struct Measure {
+    pub(crate) name: &'static str,
+    pub(crate) run: fn(&Effort, &mut Report),
+    /// Whether the kernel adds the CPU time of the children to that of this process. Otherwise it looks like that of
+    /// other processes.
+    pub(crate) accounts_for_children: bool,
+}
+
+impl Measure {
+    const fn new(name: &'static str, run: fn(&Effort, &mut Report)) -> Self {
+        Self {
+            name,
+            run,
+            accounts_for_children: true,
+        }
+    }
+}
 
 /// All measurements. The memory comes first, because threads of the others free memory after their end. Those
 /// that make tokio handle SIGCHLD come last.
 pub(crate) const ALL: [Measure; 12] = [
-    ("memory", memory::run),
-    ("zombie", zombie::run),
-    ("wake", wake::run),
-    ("cpu", cpu::run),
-    ("idle", idle::run),
-    ("burst", burst::run),
-    ("spawn", spawn::run),
-    ("spawn-call", spawn_call::run),
-    ("register", register::run),
-    ("zombie", zombie::run_dropped),
-    ("cpu", cpu::run_dropped),
-    ("spawn-call", spawn_call::run_ignored),
+    Measure::new("memory", memory::run),
+    Measure::new("zombie", zombie::run),
+    Measure::new("wake", wake::run),
+    Measure::new("cpu", cpu::run),
+    Measure::new("idle", idle::run),
+    Measure::new("burst", burst::run),
+    Measure::new("spawn", spawn::run),
+    Measure::new("spawn-call", spawn_call::run),
+    Measure::new("register", register::run),
+    Measure::new("zombie", zombie::run_dropped),
+    Measure::new("cpu", cpu::run_dropped),
+    // The kernel reaps the children itself.
+    Measure {
+        accounts_for_children: false,
+        ..Measure::new("spawn-call-ignored", spawn_call::run_ignored)
+    },
 ];
 
 /// Lets new processes and threads settle, including their first periodic work.
