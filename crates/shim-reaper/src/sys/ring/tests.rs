@@ -67,6 +67,14 @@ fn more_exits_than_a_ring_has_entries_are_all_reported() {
 
 #[test]
 #[cfg_attr(miri, ignore = "makes system calls")]
+fn a_wait_that_times_out_succeeds() {
+    let Some(mut ring) = ring(2) else { return };
+    ring.wait(Some(Duration::from_millis(1))).unwrap();
+    assert!(!ring.take_completions(|_| panic!("nothing was requested")));
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "makes system calls")]
 fn cancelled_requests_leave_the_children_to_other_waits() {
     // It has 4 entries for completions.
     let Some(mut ring) = ring(2) else { return };
