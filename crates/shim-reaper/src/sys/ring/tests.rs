@@ -55,6 +55,7 @@ fn more_exits_than_a_ring_has_entries_are_all_reported() {
         ring.reap_on_exit(pidfd.as_raw_fd()).unwrap();
     }
     ring.wait(Some(Duration::ZERO)).unwrap();
+    assert!(ring.is_reaping());
     for (child, pidfd) in &mut children {
         end(child, pidfd);
     }
