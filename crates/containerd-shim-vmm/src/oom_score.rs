@@ -9,6 +9,7 @@ use std::process;
 use vmm_protocol::procfs;
 
 use crate::error::ShimError;
+use crate::log;
 
 const MAX_SCORE: i32 = 1000;
 
@@ -24,7 +25,8 @@ pub(crate) fn raise_above_parent() -> Result<(), ShimError> {
     set_tree(process::id(), (score + 1).min(MAX_SCORE))
 }
 
-/// Sets the score of a process and of its descendants.
+/// Sets the score of a process and of its descendants. They keep a higher score where this process lacks `CAP_SYS_RESOURCE`,
+/// which is needed to lower it, and a line in the log reports that.
 pub(crate) fn set_tree(pid: u32, score: i32) -> Result<(), ShimError> {
     let tree =
         || procfs::process_tree(pid).map_err(ShimError::file("list the processes in", "/proc"));
@@ -32,17 +34,24 @@ pub(crate) fn set_tree(pid: u32, score: i32) -> Result<(), ShimError> {
     let dirs: Vec<_> = tree()?.into_iter().filter_map(open).collect();
     // Another process can have the pid of one that ended before its directory was opened.
     let current = tree()?;
+    let mut is_refused = false;
     for (pid, dir) in dirs.iter().filter(|(pid, _)| current.contains(pid)) {
         let path = format!("/proc/self/fd/{}/oom_score_adj", dir.as_raw_fd());
         match fs::write(path, score.to_string()) {
             // It has ended.
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => is_refused = true,
             written => written.map_err(ShimError::file(
                 "write",
                 format!("/proc/{pid}/oom_score_adj"),
             ))?,
         }
+    }
+    if is_refused {
+        log(format_args!(
+            "processes keep a higher oom_score_adj than {score}: this program lacks CAP_SYS_RESOURCE"
+        ));
     }
     Ok(())
 }
@@ -50,12 +59,34 @@ pub(crate) fn set_tree(pid: u32, score: i32) -> Result<(), ShimError> {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
-    use std::process::{Command, Stdio};
+    use std::process::{Child, Command, Stdio};
 
     use super::*;
 
     #[test]
     fn the_descendants_of_a_process_have_its_score() {
+        let mut shell = start_shell_with_a_child();
+        set_tree(shell.id(), 321).unwrap();
+        let scores = scores(shell.id());
+        assert!(scores.len() > 1);
+        assert!(scores.iter().all(|score| score == "321"), "{scores:?}");
+        shell.kill().unwrap();
+        shell.wait().unwrap();
+    }
+
+    #[test]
+    fn a_process_that_may_not_lower_the_score_keeps_it() {
+        let mut shell = start_shell_with_a_child();
+        let before = scores(shell.id());
+        let lowered = vec!["-999".to_owned(); before.len()];
+        set_tree(shell.id(), -999).unwrap();
+        let after = scores(shell.id());
+        assert!(after == before || after == lowered, "{after:?}");
+        shell.kill().unwrap();
+        shell.wait().unwrap();
+    }
+
+    fn start_shell_with_a_child() -> Child {
         let script = "exec 3<&0; (echo; read line <&3) & wait";
         let mut shell = Command::new("sh");
         let mut shell = shell
@@ -65,14 +96,14 @@ mod tests {
             .spawn()
             .unwrap();
         shell.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
-        set_tree(shell.id(), 321).unwrap();
-        let tree = procfs::process_tree(shell.id()).unwrap();
-        assert!(tree.len() > 1);
-        for pid in tree {
-            let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
-            assert_eq!(score.trim(), "321");
-        }
-        shell.kill().unwrap();
-        shell.wait().unwrap();
+        shell
+    }
+
+    fn scores(pid: u32) -> Vec<String> {
+        let tree = procfs::process_tree(pid).unwrap();
+        let score = |pid| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+        tree.into_iter()
+            .map(|pid| score(pid).trim().to_owned())
+            .collect()
     }
 }
