@@ -1,5 +1,5 @@
 //! A [`Command`] for Linux that creates a child together with its pidfd, in its control group and
-//! with its resource limits, and does not fork.
+//! with its resource limits. It does not fork, except in [a few cases](#when-the-child-is-forked).
 //!
 //! A program that supervises processes needs three things that [`std::process::Command`] does not
 //! have on stable Rust:
