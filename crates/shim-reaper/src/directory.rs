@@ -8,7 +8,7 @@ use crate::sync::{Mutex, MutexGuard};
 /// The registered shims by pid. A registration is complete once its shim is in here.
 ///
 /// A plain mutex protects it, held no longer than a system call takes. The registry's async mutex
-/// does not fit: `register_child` cannot await, and a future that is queued for that fair mutex and
+/// does not fit: a registration does not await, and a future that is queued for that fair mutex and
 /// never polled again would block the sweep.
 #[derive(Debug)]
 pub(crate) struct Directory<P>(Mutex<Entries<P>>);

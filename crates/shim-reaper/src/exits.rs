@@ -45,7 +45,6 @@ use crate::wake_all::wake_all;
 /// # }
 /// ```
 #[derive(Debug)]
-#[must_use = "streams do nothing unless polled"]
 pub struct Exits {
     reader: Arc<Reader>,
 }

@@ -92,8 +92,8 @@ impl ShimHandle {
     ///
     /// # Cancel safety
     ///
-    /// Once the future has been polled, a thread does all this, even if the future is dropped. If no
-    /// thread can be started, the future blocks the calling thread.
+    /// Once the future has been polled, a thread of its own does all this, even if the future is dropped. If
+    /// no thread can be started, the future blocks the calling thread.
     pub async fn kill_group(&self) -> Result<ShimExit, GroupError> {
         self.run_on_thread(|handle| {
             let kernel = handle.kernel();

@@ -88,7 +88,7 @@
 //! All are off by default.
 //!
 //! * `failpoints`: named fail points for fault-injection tests (`shim_reaper::work`,
-//!   `shim_reaper::collect`, `shim_reaper::pass`, `shim_reaper::examine`), through the `fail` crate.
+//!   `shim_reaper::reap`, `shim_reaper::pass`, `shim_reaper::examine`), through the `fail` crate.
 //! * `metrics`: `MetricsFacade`, [`Metrics`] that report to the global recorder of the `metrics` crate.
 //! * `serde`: `Serialize` and `Deserialize` for [`ShimExit`], [`CollectedBy`], [`ResourceUsage`],
 //!   [`ReaperStats`], [`ShutdownReport`] and [`StopReport`]. The fields have the names that they have

@@ -21,7 +21,7 @@ pub(crate) struct Registry<P> {
     pub(crate) ready: VecDeque<u64>,
     /// The shim from [`ready`](Self::ready) that is being checked. It is still set afterwards only
     /// if the check panicked.
-    in_flight: Option<u64>,
+    unconfirmed: Option<u64>,
     /// Shims whose exit only an interval sweep finds: without a pidfd or a watch, or held by a tracer.
     sweep_only: BTreeSet<u64>,
     /// Dead shims in their grace period, by the end of it.
@@ -73,7 +73,7 @@ impl<P> Registry<P> {
         Self {
             shims: BTreeMap::new(),
             ready: VecDeque::new(),
-            in_flight: None,
+            unconfirmed: None,
             sweep_only: BTreeSet::new(),
             deferred: BTreeSet::new(),
             orphaned_groups: BTreeSet::new(),
@@ -153,17 +153,17 @@ impl<P> Registry<P> {
 
     /// Takes the next shim to check; [`finish_ready`](Self::finish_ready) confirms the check.
     pub(crate) fn next_ready(&mut self) -> Option<u64> {
-        self.in_flight = self.ready.pop_front();
-        self.in_flight
+        self.unconfirmed = self.ready.pop_front();
+        self.unconfirmed
     }
 
     pub(crate) fn finish_ready(&mut self) {
-        self.in_flight = None;
+        self.unconfirmed = None;
     }
 
     /// Takes the shim whose check panicked, if any.
     pub(crate) fn take_unconfirmed(&mut self) -> Option<u64> {
-        self.in_flight.take()
+        self.unconfirmed.take()
     }
 
     pub(crate) fn has_deferred(&self) -> bool {

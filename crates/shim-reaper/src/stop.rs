@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use tokio::sync::oneshot;
 
+use crate::builder::MAX_DURATION;
 use crate::core::Core;
 use crate::group::{self, End, Group, GroupError};
 use crate::kernel::{ProcessTable, WaitResult};
@@ -16,9 +17,6 @@ use crate::{ShutdownReport, Signal, StopReport};
 /// How long a shim that was sent SIGKILL is waited for. It may be stuck in the kernel, and a large
 /// process takes long to release its memory.
 pub(crate) const KILL_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Longer than the life of any process, and short enough to be added to an instant.
-const MAX_GRACE: Duration = Duration::from_secs(1 << 32);
 
 /// How often a process without a pidfd is checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
@@ -136,7 +134,7 @@ pub(crate) async fn run_on_thread<T: Send + 'static>(
 /// not shorten that of the shutdown, or the requested one.
 fn grace_of_begun_stop<K: ProcessTable>(core: &Core<K>) -> Option<Duration> {
     if core.shared.has_begun_stop() {
-        return Some(MAX_GRACE);
+        return Some(MAX_DURATION);
     }
     let request = core.shared.stop_request.as_ref();
     let requested = request.filter(|request| request.token.is_cancelled());
@@ -144,7 +142,7 @@ fn grace_of_begun_stop<K: ProcessTable>(core: &Core<K>) -> Option<Duration> {
 }
 
 pub(crate) fn after(kernel: &impl ProcessTable, time: Duration) -> Instant {
-    kernel.now() + time.min(MAX_GRACE)
+    kernel.now() + time.min(MAX_DURATION)
 }
 
 /// Returns the running children. A pid that `register` got may not be that of a child, which the

@@ -57,7 +57,7 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         if self.registry.closed.is_some() {
             return Progress::Done;
         }
-        fail_point!("shim_reaper::collect");
+        fail_point!("shim_reaper::reap");
         let unconfirmed = self.registry.take_unconfirmed();
         let events = self.read_events();
         // After the events: a shim is in the directory before its watch can report an event.

@@ -16,7 +16,7 @@ fn a_panic_at_any_fail_point_replaces_the_worker() {
     in_own_process("a_panic_at_any_fail_point_replaces_the_worker", || {
         let log = LogCounter::install();
         let mut panics = 0;
-        for point in ["work", "collect", "pass", "examine"] {
+        for point in ["work", "reap", "pass", "examine"] {
             for pidfd in [true, false] {
                 block_on(survives_a_panic_at(point, pidfd));
                 panics += 1;
@@ -96,7 +96,7 @@ fn repeated_panics_back_off_until_they_stop() {
             let interval = Duration::from_millis(50);
             let fixture = Fixture::new(ShimReaper::builder().sweep_interval(interval));
             let handle = fixture.reaper.spawn(exits_with(6)).unwrap();
-            fail::cfg("shim_reaper::collect", "panic(injected)").unwrap();
+            fail::cfg("shim_reaper::reap", "panic(injected)").unwrap();
             let start = Instant::now();
             eventually("six panics", || fixture.reaper.stats().respawns_total >= 6).await;
             // The backoff is zero, then 1, 2, 4 and 8 intervals.
@@ -104,7 +104,7 @@ fn repeated_panics_back_off_until_they_stop() {
                 start.elapsed() >= interval * 15,
                 "the replacements do not back off"
             );
-            fail::remove("shim_reaper::collect");
+            fail::remove("shim_reaper::reap");
             assert_eq!(handle.await.unwrap().code(), Some(6));
             fixture.sweeps(2).await;
             let stats = fixture.reaper.stats();
@@ -120,7 +120,7 @@ fn a_shutdown_during_backoff_drains_at_once() {
         block_on(async {
             let interval = Duration::from_secs(3_600);
             let fixture = Fixture::new(ShimReaper::builder().sweep_interval(interval));
-            fail::cfg("shim_reaper::collect", "panic(injected)").unwrap();
+            fail::cfg("shim_reaper::reap", "panic(injected)").unwrap();
             let handle = fixture.reaper.spawn(exits_with(6)).unwrap();
             eventually("the worker panics", || {
                 fixture.reaper.stats().respawns_total >= 1

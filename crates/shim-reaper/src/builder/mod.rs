@@ -11,7 +11,7 @@ use crate::{Metrics, MetricsSink, ShimReaper};
 const MIN_SWEEP_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Longer than the life of any process, and short enough to be added to an instant.
-const MAX_DURATION: Duration = Duration::from_secs(1 << 32);
+pub(crate) const MAX_DURATION: Duration = Duration::from_secs(1 << 32);
 
 /// Configures and starts a [`ShimReaper`]; [`ShimReaper::builder`] returns it.
 ///
@@ -51,7 +51,7 @@ pub struct ReaperBuilder {
     /// `Some` if the token stops the shims.
     stop_grace: Option<Duration>,
     pidfd: bool,
-    early_pidfds: bool,
+    early_pidfd: bool,
     subreaper: bool,
     io_uring: bool,
 }
@@ -102,7 +102,7 @@ impl ReaperBuilder {
             shutdown_token: CancellationToken::new(),
             stop_grace: None,
             pidfd: true,
-            early_pidfds: true,
+            early_pidfd: true,
             subreaper: false,
             io_uring: false,
         }
@@ -287,7 +287,7 @@ impl ReaperBuilder {
     /// # }
     /// ```
     pub fn early_pidfd(mut self, on: bool) -> Self {
-        self.early_pidfds = on;
+        self.early_pidfd = on;
         self
     }
 

@@ -107,7 +107,7 @@ impl ReaperBuilder {
             token,
             self.sweep_interval,
             self.owner_grace.unwrap_or(self.sweep_interval),
-            self.early_pidfds,
+            self.early_pidfd,
             stop_request,
         );
         shared.reap_all_orphans = self.subreaper;

@@ -10,14 +10,11 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use nix::poll::PollFlags;
 
-use super::{End, GroupError};
+use super::{End, GroupError, POLL_INTERVAL};
 use crate::{Signal, sys};
 
 /// How long to wait before the next SIGKILL, for processes that are moved into the group.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
-
-/// How often a group of version 1, which reports no event, is checked.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The number of pidfds open at once.
 const MAX_OPEN_PIDFDS: usize = 64;

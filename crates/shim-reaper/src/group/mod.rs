@@ -7,7 +7,7 @@ mod process_group;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use control_group::ControlGroup;
 pub use error::GroupError;
@@ -17,6 +17,10 @@ use process_group::ProcessGroup;
 use crate::Signal;
 use crate::kernel::ProcessTable;
 use crate::shim::Shim;
+
+/// How often processes are checked of which no event is known: members without a pidfd, and control groups
+/// of version 1.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The group of one shim.
 #[derive(Debug)]

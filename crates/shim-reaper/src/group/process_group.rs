@@ -1,15 +1,12 @@
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::libc;
 
-use super::GroupError;
+use super::{GroupError, POLL_INTERVAL};
 use crate::Signal;
 use crate::kernel::{Member, NoPidfd, ProcessTable};
 use crate::shim::{Shim, State};
-
-/// How often a member without a pidfd is checked.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The process group that a shim leads, or has led. Its number is the pid of the shim.
 ///

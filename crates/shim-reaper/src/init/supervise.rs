@@ -10,10 +10,8 @@ use nix::unistd::{self, Pid};
 
 use super::terminal;
 use crate::kernel::children_of;
+use crate::stop::KILL_TIMEOUT;
 use crate::sys::init as sys;
-
-/// How long the init waits for processes that it has sent SIGKILL.
-const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Does the work of the init until the program has ended, and returns the exit code.
 pub(super) fn supervise(program: Pid, forward_to_group: bool, stop_grace: Option<Duration>) -> i32 {

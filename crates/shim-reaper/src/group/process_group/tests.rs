@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use super::*;
 use crate::kernel::simulated::{Features, Interrupts, ProcessState, Resistance, Simulated};
