@@ -23,7 +23,10 @@ const EXTRA_STATUSES: [(&str, &[&str]); 22] = [
     ("get /v1/boxes/{box_id}/metrics", &["400", "401"]),
     ("post /v1/boxes/{box_id}/start", &["400", "401", "422"]),
     ("post /v1/boxes/{box_id}/stop", &["400", "401", "422"]),
-    ("post /v1/boxes/{box_id}/exec", &["401", "415", "422"]),
+    (
+        "post /v1/boxes/{box_id}/exec",
+        &["401", "415", "422", "429"],
+    ),
     (
         "get /v1/boxes/{box_id}/executions/{exec_id}",
         &["400", "401"],
