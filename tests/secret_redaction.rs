@@ -12,7 +12,7 @@ use vmm_protocol::procfs::{self, Stat};
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxSpec, PayloadSpec, VmmRuntime};
 
-/// The payload gets this secret on its stdin, and its engine as an option. It must appear nowhere.
+/// The payload gets this secret on its stdin, and an engine as an option. It must appear nowhere.
 const STDIN_SECRET: &str = "hunter2-said";
 /// The payload gets this secret in its environment. It must appear only there.
 const ENV_SECRET: &str = "hunter2-set";
@@ -25,9 +25,6 @@ fn env_secret() -> String {
 fn spec_with_secrets(text: &str) -> BoxSpec {
     let mut payload = PayloadSpec::command(["sh", "-c", text]);
     payload.stdin = Some(STDIN_SECRET.to_owned());
-    payload
-        .options
-        .insert("key".to_owned(), STDIN_SECRET.into());
     payload.env.insert("TOKEN".to_owned(), env_secret());
     BoxSpec::of(payload)
 }
@@ -85,10 +82,16 @@ fn a_secret_appears_in_no_argument_environment_or_log() {
 async fn check_errors(runtime: &VmmRuntime) {
     let mut no_engine = spec_with_secrets("true");
     no_engine.payload.engine = "warp".to_owned();
+    let mut with_option = spec_with_secrets("true");
+    for spec in [&mut no_engine, &mut with_option] {
+        let options = &mut spec.payload.options;
+        options.insert("key".to_owned(), STDIN_SECRET.into());
+    }
     let mut no_program = spec_with_secrets("true");
     no_program.payload.command = vec!["no-such-program".to_owned(), STDIN_SECRET.to_owned()];
     for spec in [
         no_engine,
+        with_option,
         no_program,
         spec_with_secrets("true").working_dir("/no"),
     ] {
