@@ -315,6 +315,24 @@ fn a_client_that_attaches_again_learns_how_much_input_it_may_send() {
 }
 
 #[test]
+fn a_client_that_attaches_during_the_start_gets_one_response() {
+    let shim = Shim::start_loop("");
+    let mut client = Client::connect(&shim);
+    for n in 0..20 {
+        let id = format!("exec-{n}");
+        let spec = ExecSpec::new(&id, ["true"]);
+        client.send(1, HostMessage::Start(spec));
+        client.send(7, HostMessage::Attach { id, output: true });
+        let mut responses = 0;
+        while let PayloadMessage::Started { pid, .. } = client.response(7) {
+            assert!(pid > 0);
+            responses += 1;
+        }
+        assert_eq!(responses, 1);
+    }
+}
+
+#[test]
 fn a_command_that_cannot_be_started_is_not_listed() {
     let shim = Shim::start_loop("");
     let mut client = Client::connect(&shim);

@@ -166,9 +166,13 @@ impl Hub {
                 TOO_MANY_STREAMS.to_owned(),
             );
         }
-        let pid = execution.pid().unwrap_or(0);
-        let input_credit = execution.input_credit();
-        client.send(stream, PayloadMessage::Started { pid, input_credit });
+        let pid = execution.pid();
+        // The payload's response to the start is also that to a reader that attaches before it.
+        if pid.is_some() || !output || execution.ending().is_some() {
+            let pid = pid.unwrap_or(0);
+            let input_credit = execution.input_credit();
+            client.send(stream, PayloadMessage::Started { pid, input_credit });
+        }
         if output {
             execution.attach(client_id, stream);
         } else if let Some(ending) = execution.ending().cloned() {
