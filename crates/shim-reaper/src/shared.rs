@@ -91,9 +91,9 @@ impl<K: ProcessTable> Shared<K> {
         }
     }
 
-    /// Returns a future that is ready after `time`, if the worker runs.
-    pub(crate) fn sleep(&self, time: Duration) -> Sleep<'_> {
-        Sleep::new(&self.timers, &self.wake_worker, time)
+    /// Returns a future that is ready at `deadline` of the clock of the worker, if that runs.
+    pub(crate) fn sleep_until(&self, deadline: Option<tokio::time::Instant>) -> Sleep<'_> {
+        Sleep::new(&self.timers, &self.wake_worker, deadline)
     }
 
     pub(crate) fn warn_without_pidfd(&self, pid: u32, error: &io::Error) {

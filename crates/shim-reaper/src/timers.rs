@@ -4,7 +4,6 @@ use std::mem;
 use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -57,11 +56,15 @@ pub(crate) struct Sleep<'a> {
 }
 
 impl<'a> Sleep<'a> {
-    pub(crate) fn new(timers: &'a Timers, wake_worker: &'a Notify, time: Duration) -> Self {
+    pub(crate) fn new(
+        timers: &'a Timers,
+        wake_worker: &'a Notify,
+        deadline: Option<Instant>,
+    ) -> Self {
         Self {
             timers,
             wake_worker,
-            deadline: Instant::now().checked_add(time),
+            deadline,
             key: None,
         }
     }
@@ -112,6 +115,8 @@ impl Drop for Sleep<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use futures::poll;
 
     use super::*;
@@ -119,7 +124,11 @@ mod tests {
     #[tokio::test]
     async fn a_dropped_timer_is_forgotten() {
         let (timers, wake_worker) = (Timers::default(), Notify::new());
-        let mut sleep = Sleep::new(&timers, &wake_worker, Duration::from_secs(60));
+        let mut sleep = Sleep::new(
+            &timers,
+            &wake_worker,
+            Some(Instant::now() + Duration::from_secs(60)),
+        );
         assert!(poll!(&mut sleep).is_pending());
         assert_eq!(timers.next_deadline(), sleep.deadline);
         drop(sleep);
@@ -129,7 +138,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn timers_with_the_same_deadline_expire_at_that_time() {
         let (timers, wake_worker) = (Timers::default(), Notify::new());
-        let sleep = || Sleep::new(&timers, &wake_worker, Duration::ZERO);
+        let sleep = || Sleep::new(&timers, &wake_worker, Some(Instant::now()));
         let mut sleeps = [sleep(), sleep()];
         for sleep in &mut sleeps {
             assert!(poll!(sleep).is_pending());

@@ -92,7 +92,7 @@ impl ShimHandle {
     /// As for [`wait`](Self::wait).
     pub async fn wait_timeout(&self, timeout: Duration) -> Result<Option<ShimExit>, ReaperClosed> {
         let mut exit = pin!(self.wait());
-        let mut expired = pin!(self.worker.shared().sleep(timeout));
+        let mut expired = pin!(self.worker.sleep(timeout));
         poll_fn(|cx| match exit.as_mut().poll(cx) {
             Poll::Ready(exit) => Poll::Ready(exit.map(Some)),
             Poll::Pending => expired.as_mut().poll(cx).map(|()| Ok(None)),

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 use crate::ReaperCounter;
 use crate::core::Core;
@@ -19,6 +20,7 @@ use crate::shared::Shared;
 use crate::shim::Shim;
 use crate::stop;
 use crate::thread::spawn_thread;
+use crate::timers::Sleep;
 
 /// The longest pause between two attempts of the dedicated thread to create its descriptors.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_millis(250);
@@ -105,6 +107,20 @@ impl Worker {
     pub(crate) fn runtime(&self) -> io::Result<Handle> {
         let runtime = self.tokio_runtime().clone();
         runtime.map_or_else(|| self.pipe_runtime.start(), Ok)
+    }
+
+    /// Returns a future that is ready after `time` by the clock of the worker. That of its tokio runtime, or of
+    /// the runtime of the caller, may be paused.
+    pub(crate) fn sleep(&self, time: Duration) -> Sleep<'_> {
+        let runtime = self.tokio_runtime().clone();
+        let now = runtime.map_or_else(
+            || std::time::Instant::now().into(),
+            |runtime| {
+                let _entered = runtime.enter();
+                Instant::now()
+            },
+        );
+        self.shared().sleep_until(now.checked_add(time))
     }
 
     /// Moves the worker to a dedicated thread if its tokio runtime was dropped. The caller's tokio
