@@ -84,7 +84,7 @@ impl Drop for Family {
 }
 
 async fn an_attached_handle_resolves_with_the_exit_code(builder: ReaperBuilder) {
-    let pidfds = format!("{builder:?}").contains("pidfd: true");
+    let pidfds = format!("{builder:?}").contains(" pidfd: true");
     let fixture = Fixture::new(builder.sweep_interval(Duration::from_millis(20)));
     let mut family = Family::new(33);
     let handle = fixture.reaper.attach(family.pid).unwrap();

@@ -146,7 +146,7 @@ async fn shutdown_does_not_cancel_the_token_of_the_caller(builder: ReaperBuilder
 }
 
 async fn shutdown_drains_exited_shims(builder: ReaperBuilder) {
-    let pidfds = format!("{builder:?}").contains("pidfd: true");
+    let pidfds = format!("{builder:?}").contains(" pidfd: true");
     let fixture = Fixture::new(builder.sweep_interval(NEVER));
     eventually("the first sweep completes", || {
         fixture.reaper.stats().sweeps_completed == 1

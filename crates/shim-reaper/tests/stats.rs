@@ -191,7 +191,7 @@ async fn reapers_that_share_a_sink_add_to_it(builder: ReaperBuilder) {
 }
 
 async fn without_pidfd_counts_the_shims_without_a_pidfd(builder: ReaperBuilder) {
-    let pidfds = format!("{builder:?}").contains("pidfd: true");
+    let pidfds = format!("{builder:?}").contains(" pidfd: true");
     allow_descriptors(1_000);
     let fixture = Fixture::new(builder.owner_grace(Duration::ZERO));
     let mut idle = IdleChildren::fork(100);
