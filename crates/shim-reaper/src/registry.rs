@@ -62,8 +62,6 @@ pub(crate) struct SweepCursor {
     /// The first id whose identity it compares. Kept over several sweeps, so that all get a turn.
     compare_from: u64,
     compared: usize,
-    /// Whether this sweep has found an exit whose event was lost, and checks all shims.
-    pub(crate) spot_checks_all: bool,
     /// Set when opening a pidfd has failed in this sweep.
     pub(crate) pidfds_exhausted: bool,
 }
@@ -221,19 +219,6 @@ impl<P> Registry<P> {
             _ => 0,
         };
         ids
-    }
-
-    /// Makes the spot checks of this sweep go on until all shims have been checked.
-    pub(crate) fn spot_check_all(&mut self) {
-        self.cursor.spot_checks_all = true;
-        self.spot_check_from = 0;
-    }
-
-    /// Returns whether only an event of its watch makes the registry check this shim.
-    pub(crate) fn awaits_event(&self, id: u64) -> bool {
-        let entry = self.shims.get(&id);
-        let is_alive = entry.is_some_and(|entry| entry.phase == Phase::Alive);
-        is_alive && !self.sweep_only.contains(&id)
     }
 
     /// Forgets the grace periods of orphans.

@@ -49,7 +49,7 @@ pub struct ReaperStats {
     /// children that it does not own.
     pub foreign_waits_total: u64,
     /// Number of registrations of a pid that no process had, or whose process was not a child of
-    /// this process, or that a tracer still held at the shutdown although its exit was known. Monotonic. An exit does not always show it as
+    /// this process. Monotonic. An exit does not always show it as
     /// [`CollectedBy::Unknown`](crate::CollectedBy::Unknown): the owner may have reaped the process of
     /// a pid from [`register`](crate::ShimReaper::register) before the registration.
     pub unknown_total: u64,

@@ -93,42 +93,20 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         if ids.len() == MAX_CHECKS_PER_SLICE {
             return Progress::More;
         }
-        if self.spot_check() == Progress::More {
-            return Progress::More;
-        }
         self.registry.end_sweep();
+        self.spot_check();
         reap_orphans(self.shared, self.registry);
         self.shared.counters.add_sweep();
         Progress::Done
     }
 
-    /// Checks the next few watched shims, in case an event was lost. If one was, checks all, a slice at a
-    /// time.
-    fn spot_check(&mut self) -> Progress {
-        let checks_all = self.registry.cursor.spot_checks_all;
-        let count = if checks_all {
-            MAX_CHECKS_PER_SLICE
-        } else {
-            SPOT_CHECKS_PER_SWEEP
-        };
-        let ids = self.registry.next_spot_checks(count);
-        let has_more = checks_all && ids.len() == count;
-        let mut is_event_lost = false;
+    /// Checks the next few watched shims, in case an event was lost.
+    fn spot_check(&mut self) {
+        let ids = self.registry.next_spot_checks(SPOT_CHECKS_PER_SWEEP);
         if self.has_exited_shim(&ids) {
             for id in ids {
-                let awaited_event = self.registry.awaits_event(id);
                 self.examine(id, Trigger::Sweep);
-                is_event_lost |= awaited_event && !self.registry.awaits_event(id);
             }
-        }
-        if is_event_lost && !checks_all {
-            self.registry.spot_check_all();
-            return Progress::More;
-        }
-        if has_more {
-            Progress::More
-        } else {
-            Progress::Done
         }
     }
 
@@ -166,13 +144,9 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         self.registry.forget_orphans();
         let mut still_running = Vec::new();
         for shim in self.registry.take_all() {
-            let counters = &self.shared.counters;
             let mut state = shim.state();
             if state.close(&mut self.outbox.wakers) {
                 still_running.push(shim.pid);
-            } else {
-                // Its exit is known, and a tracer holds it.
-                counters.increment(ReaperCounter::Unknown);
             }
             let without_pidfd = state.pidfd.is_none();
             let tokio_child = state.tokio_child.take();
@@ -180,6 +154,7 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
             if let Some(child) = tokio_child {
                 child.release();
             }
+            let counters = &self.shared.counters;
             if without_pidfd {
                 counters.adjust(ReaperGauge::WithoutPidfd, -1);
             }

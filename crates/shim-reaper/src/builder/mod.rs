@@ -113,7 +113,7 @@ impl ReaperBuilder {
     /// Without pidfds, the interval is the longest lifetime of a zombie. With pidfds, an event reports each exit.
     /// The kernel loses none, but a forked child that shares the epoll can take one. For that case each sweep also
     /// checks 8 of the shims, in turn: of N shims, one whose event was lost is found after at most N / 8 + 1
-    /// intervals, and the sweep that finds it checks all others at once.
+    /// intervals.
     ///
     /// Up to 16 pidfds of ended shims stay open until the next sweep.
     ///

@@ -1,7 +1,6 @@
 //! Event orders that a real kernel does not produce on demand.
 
 mod interrupts;
-mod lost_events;
 mod orphaned_groups;
 mod tracers;
 
@@ -13,7 +12,7 @@ use crate::CollectedBy;
 use crate::core::Core;
 use crate::directory::Check;
 use crate::kernel::ProcessTable;
-use crate::kernel::simulated::{Descriptor, Failure, Features, ProcessState, Simulated};
+use crate::kernel::simulated::{Failure, Features, ProcessState, Simulated};
 use crate::outbox::Outbox;
 use crate::shim::{Role, Shim};
 use crate::simulation::fixture::{INTERVAL, LATEST, core, counts, exit_of, register, sweep};
@@ -90,6 +89,31 @@ fn foreign_wait_that_never_completes_is_awaited_for_one_grace_period() {
     sweep(&core);
     assert_eq!(exit_of(&shim), Some((None, CollectedBy::ForeignWait)));
     assert_eq!(counts(&core), (0, 1, 0));
+}
+
+#[test]
+fn spot_checks_find_exits_whose_events_were_lost() {
+    let core = core(Features {
+        events: false,
+        ..LATEST
+    });
+    let shims: Vec<_> = (1..=100)
+        .map(|i| {
+            core.shared.kernel.fork(i + 1_000_000);
+            register(&core, i + 1_000_000, Role::Owned)
+        })
+        .collect();
+    sweep(&core);
+    for shim in &shims {
+        core.shared.kernel.set(shim.pid, ProcessState::Zombie(1));
+    }
+    for _ in 0..30 {
+        sweep(&core);
+    }
+    for shim in &shims {
+        assert_eq!(exit_of(shim), Some((Some(1), CollectedBy::Reaper)));
+    }
+    assert_eq!(counts(&core), (100, 0, 0));
 }
 
 #[test]

@@ -85,17 +85,3 @@ fn zombie_held_by_a_tracer_resolves_when_another_wait_reaps_it() {
     assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::Unknown)));
     assert_eq!(counts(&core), (0, 1, 0));
 }
-
-#[test]
-fn zombie_that_a_tracer_holds_at_the_shutdown_is_counted() {
-    let core = core(LATEST);
-    core.shared.kernel.fork(7);
-    let shim = register(&core, 7, Role::Owned);
-    core.shared.kernel.set(7, ProcessState::Traced(3));
-    sweep(&core);
-    assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::Unknown)));
-    let report = core.try_close().unwrap();
-    assert!(report.still_running.is_empty());
-    assert_eq!(counts(&core), (0, 1, 0));
-    assert_eq!(core.shared.counters.snapshot(true).unknown_total, 1);
-}
