@@ -222,8 +222,14 @@ impl Simulation {
         let by_handle = world.signalled.iter().filter_map(|(index, signal)| {
             (*signal == Signal::SIGKILL).then_some(self.kernel().process(*index).pid)
         });
-        let by_group = world.killed_groups.iter();
-        let by_group = by_group.map(|index| self.kernel().process(*index).pid);
+        let kernel = self.kernel();
+        let is_killed = |index: &usize| {
+            let leader = kernel.group_leader(*index);
+            leader.is_some_and(|leader| world.killed_groups.contains(&leader))
+        };
+        let members = (0..kernel.process_count()).filter(is_killed);
+        let by_group = members.chain(world.killed_groups.iter().copied());
+        let by_group = by_group.map(|index| kernel.process(index).pid);
         let killed: BTreeSet<u32> = by_handle
             .chain(by_group)
             .chain(world.stops.killed.iter().copied())
