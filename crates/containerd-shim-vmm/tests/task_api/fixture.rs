@@ -222,15 +222,15 @@ impl TestPod {
         self.client().exec(timeout(), &request).map(drop)
     }
 
-    /// Runs a further process of a container to its end. Returns the exit code.
+    /// Runs a further process of a container to its end, and deletes it. Returns the exit code.
     pub(crate) fn run_exec(&self, id: &str, command: &[&str]) -> u32 {
         let exec_id = format!("exec-{}", self.events().len());
         self.exec(id, &exec_id, command).unwrap();
         self.start_process(id, &exec_id).unwrap();
         let mut request = WaitRequest::new();
-        (request.id, request.exec_id) = (id.to_owned(), exec_id);
-        let ended = self.client().wait(timeout(), &request).unwrap();
-        ended.exit_status
+        (request.id, request.exec_id) = (id.to_owned(), exec_id.clone());
+        self.client().wait(timeout(), &request).unwrap();
+        self.delete(id, &exec_id).unwrap().exit_status
     }
 
     pub(crate) fn kill(&self, id: &str, signal: u32) -> ttrpc::Result<()> {
@@ -252,6 +252,21 @@ impl TestPod {
         events
             .map(|(topic, process, code)| format!("{topic} {process} {code}"))
             .collect()
+    }
+
+    /// Returns the processes of the pod that run the program: its server, and the shim of its guest.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        let program = fs::canonicalize(SHIM).unwrap();
+        let dir = self.dir.path().to_string_lossy().into_owned();
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(|pid| {
+            let executable = fs::read_link(format!("/proc/{pid}/exe"));
+            let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            executable.is_ok_and(|executable| executable == program)
+                && String::from_utf8_lossy(&arguments).contains(&dir)
+        })
+        .collect()
     }
 
     /// Waits for an event.

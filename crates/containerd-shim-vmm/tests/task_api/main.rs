@@ -5,5 +5,6 @@
 mod fixture;
 #[path = "../common/image.rs"]
 mod image;
+mod memory;
 mod processes;
 mod protocol;
