@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use namespace::TestNamespace;
+
 /// How long anything in a test may take. A guest boots in 2 s on an idle machine.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(180);
 
@@ -29,20 +31,31 @@ pub(crate) struct Containerd {
     dir: TempDir,
     /// That of the images and containers.
     namespace: &'static str,
+    /// The network namespace of containerd, if it is not that of the host.
+    network: Option<PathBuf>,
     process: Option<Child>,
 }
 
 impl Containerd {
     /// Starts a containerd; `None`, after a message, if this host cannot. In CI, it must.
     pub(crate) fn start() -> Option<Self> {
-        Self::start_with("default", |_| {
+        Self::start_with("default", None, |_| {
             "disabled_plugins = ['io.containerd.grpc.v1.cri']\n".to_owned()
         })
     }
 
     /// Starts a containerd with the CRI plugin, whose runtime handler is that of `dist/`.
     pub(crate) fn start_with_cri() -> Option<Self> {
-        Self::start_with(CRI_NAMESPACE, |dir| {
+        Self::start_cri(None)
+    }
+
+    /// Starts a containerd with the CRI plugin in a network namespace, where plugins of CNI configure networks.
+    pub(crate) fn start_with_cri_in(network: &TestNamespace) -> Option<Self> {
+        Self::start_cri(Some(network.path()))
+    }
+
+    fn start_cri(network: Option<PathBuf>) -> Option<Self> {
+        Self::start_with(CRI_NAMESPACE, network, |dir| {
             let handler = include_str!("../../dist/containerd-1.toml");
             let handler = handler.replace("version = 2\n", "");
             let dir = dir.display();
@@ -50,6 +63,7 @@ impl Containerd {
                 "{handler}\n\
                  [plugins.'io.containerd.grpc.v1.cri']\n\
                  sandbox_image = '{IMAGE}'\n\
+                 netns_mounts_under_state_dir = true\n\
                  stream_server_address = '127.0.0.1'\n\
                  [plugins.'io.containerd.grpc.v1.cri'.containerd]\n\
                  snapshotter = 'native'\n\
@@ -61,7 +75,11 @@ impl Containerd {
     }
 
     /// Starts a containerd with an image in this namespace, and with plugins that are configured like this.
-    fn start_with(namespace: &'static str, plugins: impl FnOnce(&Path) -> String) -> Option<Self> {
+    fn start_with(
+        namespace: &'static str,
+        network: Option<PathBuf>,
+        plugins: impl FnOnce(&Path) -> String,
+    ) -> Option<Self> {
         let files = image::find_files()?;
         let is_installed = |program: &str| Command::new(program).arg("--version").output().is_ok();
         let lacking = if rustix::process::geteuid().is_root() {
@@ -102,6 +120,7 @@ impl Containerd {
         let mut containerd = Self {
             dir,
             namespace,
+            network,
             process: None,
         };
         containerd.restart();
@@ -132,7 +151,16 @@ impl Containerd {
             .append(true)
             .open(self.path("containerd.log"))
             .unwrap();
-        let process = Command::new("containerd")
+        let mut command = match &self.network {
+            None => Command::new("containerd"),
+            Some(network) => {
+                let mut enter = Command::new("nsenter");
+                enter.arg(format!("--net={}", network.display()));
+                enter.arg("containerd");
+                enter
+            }
+        };
+        let process = command
             .arg("--config")
             .arg(self.path("config.toml"))
             .env("PATH", path)

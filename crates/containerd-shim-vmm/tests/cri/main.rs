@@ -8,11 +8,16 @@ mod common;
 mod pod;
 
 use std::fs;
+use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use common::{Containerd, eventually};
+use common::namespace::TestNamespace;
+use common::{Containerd, eventually, guest_files};
 use pod::{Pod, namespaces};
+
+/// From the package `containernetworking-plugins` of Debian.
+const CNI_PLUGIN: &str = "/usr/lib/cni/ptp";
 
 #[test]
 fn the_containers_of_a_pod_share_a_volume_and_a_guest() {
@@ -123,4 +128,75 @@ fn a_container_has_the_user_and_the_limits_of_its_configuration() {
     assert_eq!(status["reason"], "OOMKilled", "{status}");
     pod.remove();
     containerd.assert_nothing_left();
+}
+
+/// The network of the CNI plugin `ptp`: a pair of veth devices for each pod.
+fn network(dir: &Path) -> Value {
+    let ranges = json!([[{"subnet": "10.88.0.0/24"}]]);
+    json!({
+        "cniVersion": "0.4.0",
+        "name": "test",
+        "plugins": [{
+            "type": "ptp",
+            "mtu": 1400,
+            "ipam": {
+                "type": "host-local",
+                "dataDir": dir.join("ipam"),
+                "ranges": ranges,
+                "routes": [{"dst": "0.0.0.0/0"}],
+            },
+        }],
+    })
+}
+
+#[test]
+fn a_pod_with_the_network_of_a_cni_plugin_serves_and_connects() {
+    if !Path::new(CNI_PLUGIN).exists() {
+        let is_ci = std::env::var_os("CI").is_some();
+        assert!(!is_ci, "this test needs {CNI_PLUGIN}");
+        eprintln!("SKIPPED: this test needs {CNI_PLUGIN}");
+        return;
+    }
+    let Some(host) = TestNamespace::create() else {
+        return;
+    };
+    let Some(containerd) = Containerd::start_with_cri_in(&host) else {
+        return;
+    };
+    let conf = containerd.path("cni");
+    fs::create_dir_all(&conf).unwrap();
+    let network = network(&containerd.path(""));
+    fs::write(conf.join("10-test.conflist"), network.to_string()).unwrap();
+    let client = client::CriClient::connect(&containerd.socket());
+    eventually("containerd has read the network", || {
+        let status = client.call("Status", &json!({}));
+        let conditions = status["status"]["conditions"].as_array().unwrap().iter();
+        let mut network = conditions.filter(|condition| condition["type"] == "NetworkReady");
+        network
+            .next()
+            .is_some_and(|condition| condition["status"] == true)
+    });
+    let pod = Pod::run_in_network(&containerd, "net");
+    let status = client.call("PodSandboxStatus", &json!({"pod_sandbox_id": pod.id}));
+    let ip = status["status"]["network"]["ip"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(ip.starts_with("10.88.0."), "{status}");
+
+    let serve = "echo from the pod >/tmp/index.html; exec busybox httpd -f -p 80 -h /tmp";
+    let web = pod.start("web", serve, json!({}));
+    let busybox = guest_files().join("busybox");
+    let get = format!("{} wget -qO- http://{ip}/ || true", busybox.display());
+    eventually("the port of the pod responds", || {
+        host.run(&get) == "from the pod\n"
+    });
+    let inside = "busybox ip -o -4 addr show eth0 | busybox awk '{ print $4 }'; \
+                  cat /sys/class/net/eth0/mtu; \
+                  busybox ping -c 1 10.88.0.1 | grep -o '1 packets received'";
+    let expected = format!("{ip}/24\n1400\n1 packets received\n");
+    assert_eq!(pod.output(&web, inside), expected);
+    pod.remove();
+    containerd.assert_nothing_left();
+    assert!(!host.run("ip -o link").contains("veth"));
 }

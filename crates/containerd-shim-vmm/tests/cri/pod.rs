@@ -21,6 +21,19 @@ pub(crate) struct Pod {
 impl Pod {
     /// Starts a pod without a network of its own.
     pub(crate) fn run(containerd: &Containerd, name: &str) -> Self {
+        Self::run_in(containerd, name, namespaces())
+    }
+
+    /// Starts a pod with the network that plugins of CNI configure.
+    pub(crate) fn run_in_network(containerd: &Containerd, name: &str) -> Self {
+        Self::run_in(
+            containerd,
+            name,
+            json!({"network": "POD", "pid": "CONTAINER"}),
+        )
+    }
+
+    fn run_in(containerd: &Containerd, name: &str, namespaces: Value) -> Self {
         let client = CriClient::connect(&containerd.socket());
         let logs = containerd.path("logs");
         let config = json!({
@@ -28,7 +41,7 @@ impl Pod {
             "hostname": name,
             "log_directory": logs,
             "dns_config": {"servers": ["192.0.2.53"], "searches": ["example.org"]},
-            "linux": {"security_context": {"namespace_options": namespaces()}},
+            "linux": {"security_context": {"namespace_options": namespaces}},
         });
         let request = json!({"config": config, "runtime_handler": "vmm"});
         let response = client.call("RunPodSandbox", &request);
@@ -47,7 +60,7 @@ impl Pod {
             "image": {"image": IMAGE},
             "command": ["sh", "-c", script],
             "log_path": format!("{name}.log"),
-            "linux": {"security_context": {"namespace_options": namespaces()}},
+            "linux": self.config["linux"],
         });
         let (Value::Object(config_fields), Value::Object(options)) = (&mut config, options) else {
             panic!("the options are an object");
