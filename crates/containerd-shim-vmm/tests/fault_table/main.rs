@@ -31,7 +31,7 @@ use scenarios::{Fault, State, Victim};
 /// The kills of the short form.
 const SHORT: [(Victim, State); 4] = [
     (Victim::Containerd, State::Running),
-    (Victim::Shim, State::Starting),
+    (Victim::Shim, State::Running),
     (Victim::Shim, State::Unreported),
     (Victim::Both, State::Running),
 ];
