@@ -226,11 +226,10 @@ impl Operator {
             self.account.lose(Column::EventsLost, details);
         }
         let id = self.ids.last().map_or("", String::as_str);
-        for path in [id.to_owned(), format!(".removing-{id}")] {
-            let path = self.shared.boxes.join(path);
-            if path.exists() {
-                self.account.lose(Column::FilesLeft, path);
-            }
+        // What is renamed is deleted behind the removal; the end of the program checks that.
+        let path = self.shared.boxes.join(id);
+        if path.exists() {
+            self.account.lose(Column::FilesLeft, path);
         }
         self.removed();
     }
