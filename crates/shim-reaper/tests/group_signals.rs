@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::fs;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::pin::pin;
 use std::process::{Command, Stdio};
@@ -188,8 +189,13 @@ async fn a_stop_of_all_waits_for_members_that_outlive_their_leader() {
     let fixture = Fixture::new(ShimReaper::builder());
     let script = "sh -c 'trap \"sleep 0.3; exit\" TERM; sleep 1000' & exec sleep 1000";
     let leader = spawn_leader(&fixture, shell(script));
+    // A shell that has forked and not yet executed `sleep` would lose the SIGTERM.
+    let is_sleep = |pid: &u32| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n")
+    };
     eventually("all members run", || {
-        running_members(leader.id()).len() == 3
+        let members = running_members(leader.id());
+        members.len() == 3 && members.iter().filter(|pid| is_sleep(pid)).count() == 2
     })
     .await;
     let report = fixture.reaper.stop_all(DEADLINE).await;
