@@ -167,7 +167,7 @@ async fn a_command_in_a_detached_guest_outlives_the_runtime() {
     let runtime = open_runtime(&home).await;
     let listed = runtime.executions(&id).await.unwrap();
     assert_eq!(listed.len(), 1, "{listed:?}");
-    let mut execution = runtime.attach(&id, "reader").await.unwrap();
+    let mut execution = attach(&runtime, &id, "reader").await;
     let mut stdin = execution.stdin.take().unwrap();
     stdin.write_all(b"a line\n").await.unwrap();
     let output = execution.output().await.unwrap();
