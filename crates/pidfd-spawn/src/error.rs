@@ -36,7 +36,8 @@ pub enum Step {
     Cgroup,
     /// The child joins its network namespace.
     NetworkNamespace,
-    /// Standard streams and other descriptors get their numbers in the child.
+    /// Standard streams and other descriptors get their numbers in the child, which leaves the table of its
+    /// parent before all other steps if it [inherits no descriptors](crate::Command::inherit_descriptors).
     Descriptors,
     /// A resource limit is set.
     Rlimit,

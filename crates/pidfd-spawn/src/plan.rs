@@ -42,6 +42,8 @@ pub(crate) struct Attributes {
     pub(crate) no_new_privs: bool,
     pub(crate) landlock: Option<OwnedFd>,
     pub(crate) parent_death_signal: Option<i32>,
+    /// Whether the child inherits no descriptors but those that the command gives it.
+    pub(crate) hide_descriptors: bool,
     pub(crate) inherit_signal_mask: bool,
     pub(crate) reset_ignored_signals: bool,
 }

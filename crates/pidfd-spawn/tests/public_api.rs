@@ -67,6 +67,7 @@ fn commands_have_what_shims_need(fd: OwnedFd, [cgroup, namespace, ruleset]: [Fil
         .parent_death_signal(9)
         .no_new_privs(true)
         .fd(3, fd)
+        .inherit_descriptors(false)
         .inherit_signal_mask(false)
         .reset_ignored_signals(true)
         .controlling_terminal(false)

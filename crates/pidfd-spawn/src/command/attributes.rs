@@ -319,6 +319,31 @@ impl Command {
         self
     }
 
+    /// Sets whether the child inherits the descriptors of this process that are not close-on-exec, as with
+    /// [`std::process::Command`]. On by default.
+    ///
+    /// Turn it off in a process that has many descriptors open. The child then gets only its standard
+    /// streams and those of [`fd`](Self::fd), and the cost of the spawn does not depend on how many this
+    /// process has: the kernel does not copy them for the child, and has none to close at `exec`. That is so
+    /// unless the child is [forked](crate#when-the-child-is-forked), has a control group, a network
+    /// namespace, rules of Landlock or more than seven descriptors, or other threads do the same at the
+    /// same time. From the first such spawn on, this process keeps eight descriptors of `/dev/null`.
+    ///
+    /// ```
+    /// # use pidfd_spawn::Command;
+    /// let output = Command::new("ls")
+    ///     .arg("/proc/self/fd")
+    ///     .inherit_descriptors(false)
+    ///     .output()?;
+    /// // ls itself opens the directory.
+    /// assert_eq!(output.stdout, b"0\n1\n2\n3\n");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn inherit_descriptors(&mut self, inherit: bool) -> &mut Self {
+        self.attributes.hide_descriptors = !inherit;
+        self
+    }
+
     /// Adds a closure that the child runs before `exec`, after all other steps. Closures run in the order
     /// in which they were added. If one returns an error, the spawn fails with the error number of it in
     /// [`Step::PreExec`](crate::Step::PreExec), and with `EINVAL` if it has none.

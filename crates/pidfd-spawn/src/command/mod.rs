@@ -22,7 +22,7 @@ use crate::stdio::Stdio;
 /// |---|---|
 /// | create the child in a control group | [`cgroup`](Self::cgroup) |
 /// | limit its resources, its CPUs, its priority | [`rlimit`](Self::rlimit), [`affinity`](Self::affinity), [`nice`](Self::nice) |
-/// | give it a descriptor under a chosen number | [`fd`](Self::fd) |
+/// | give it a descriptor under a chosen number, and no others | [`fd`](Self::fd), [`inherit_descriptors`](Self::inherit_descriptors) |
 /// | set its supplementary groups, start a session with a terminal | [`groups`](Self::groups), [`setsid`](Self::setsid), [`controlling_terminal`](Self::controlling_terminal) |
 /// | forbid that it gains privileges | [`no_new_privs`](Self::no_new_privs) |
 /// | end it with the thread that spawned it | [`parent_death_signal`](Self::parent_death_signal) |

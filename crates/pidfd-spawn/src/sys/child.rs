@@ -11,7 +11,8 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use super::call::{Arg, Errno, NULL, call, prctl};
 use super::signals::{self, Mask};
-use super::{credentials, dumpable};
+use super::slots::Slots;
+use super::{credentials, dumpable, inheritance};
 use crate::Resource;
 use crate::error::{Failure, Step, errno_of};
 use crate::plan::{Attributes, Plan, PreExec, Rlimit};
@@ -38,6 +39,8 @@ pub(super) struct Birth {
     pub(super) handlers_are_reset: bool,
     /// The index of the control group in which the kernel has created the child.
     pub(super) cgroup: Option<usize>,
+    /// What the child gets, if it shares the table of descriptors with its parent.
+    pub(super) slots: Option<Slots>,
 }
 
 impl Birth {
@@ -49,6 +52,7 @@ impl Birth {
             // `exec` itself resets them.
             handlers_are_reset: memory == Memory::Own,
             cgroup: None,
+            slots: None,
         }
     }
 }
@@ -69,11 +73,14 @@ pub(super) fn exit() -> ! {
 
 fn try_run(plan: &mut Plan<'_>, birth: &Birth) -> Result<Infallible, Failure> {
     let attributes = plan.attributes;
+    if let Some(slots) = &birth.slots {
+        check(Step::Descriptors, inheritance::leave_shared_table(slots))?;
+    }
     check(Step::Signals, reset_signals(attributes, birth))?;
     check(Step::Cgroup, join_cgroups(attributes, birth))?;
     check(Step::NetworkNamespace, join_network_namespace(attributes))?;
     // Before the limits, which may forbid the numbers.
-    check(Step::Descriptors, place_descriptors(plan))?;
+    check(Step::Descriptors, place_descriptors(plan, birth))?;
     // Before the user changes, because it may need privileges.
     check(Step::Rlimit, set_rlimits(&attributes.rlimits))?;
     check(Step::Affinity, set_affinity(attributes))?;
@@ -166,8 +173,10 @@ fn join_network_namespace(attributes: &Attributes) -> Result<(), Errno> {
     Ok(())
 }
 
-fn place_descriptors(plan: &Plan<'_>) -> Result<(), Errno> {
-    for planned in plan.descriptors.moves() {
+fn place_descriptors(plan: &Plan<'_>, birth: &Birth) -> Result<(), Errno> {
+    let planned = plan.descriptors.moves();
+    let moves = birth.slots.as_ref().map_or(planned, Slots::moves);
+    for planned in moves {
         // Both clear close-on-exec.
         let (number, args) = if planned.from == planned.to {
             (libc::SYS_fcntl, [planned.to, libc::F_SETFD, 0])
@@ -177,6 +186,9 @@ fn place_descriptors(plan: &Plan<'_>) -> Result<(), Errno> {
         // SAFETY: the child has a table of descriptors of its own, and no code that owns one of them
         // runs in the child.
         unsafe { call(number, args.map(Arg::from)) }?;
+    }
+    if plan.attributes.hide_descriptors {
+        inheritance::hide_others(moves)?;
     }
     Ok(())
 }

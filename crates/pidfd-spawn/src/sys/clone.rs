@@ -10,11 +10,19 @@ use super::dumpable;
 use super::entry::clone_in_shared_memory;
 use super::pidfd::{self, Born};
 use super::signals::Blocked;
+use super::slots::Slots;
 use crate::error::{Failure, Step};
 use crate::plan::Plan;
 
 /// The flags of every child here. The parent is suspended until the child has executed its program.
 const FLAGS: u64 = (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD) as u64;
+
+fn flags(birth: &Birth) -> u64 {
+    match birth.slots {
+        Some(_) => FLAGS | libc::CLONE_FILES as u64,
+        None => FLAGS,
+    }
+}
 
 /// Resets the signals that are handled: Linux 5.5.
 const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
@@ -75,6 +83,7 @@ fn spawn_with(plan: &mut Plan<'_>, features: Features) -> Result<Option<Born>, F
         pidfd: -1,
         failure: None,
     };
+    start.birth.slots = Slots::fill(start.plan);
     let created = {
         let blocked = Blocked::new();
         start.birth.mask = blocked.previous();
@@ -174,7 +183,7 @@ const SIZE_WITHOUT_CGROUP: usize = 64;
 
 fn clone3(start: &mut Start<'_, '_>, clears: bool, cgroup: Option<RawFd>) -> Result<u32, Errno> {
     let mut args = CloneArgs {
-        flags: FLAGS,
+        flags: flags(&start.birth),
         pidfd: (&raw mut start.pidfd) as u64,
         exit_signal: libc::SIGCHLD as u64,
         ..CloneArgs::default()
@@ -198,7 +207,7 @@ fn clone3(start: &mut Start<'_, '_>, clears: bool, cgroup: Option<RawFd>) -> Res
 /// Uses the older system call, with `CLONE_PIDFD` of Linux 5.2. It stores the pidfd through its third
 /// argument, `parent_tid`.
 fn clone(start: &mut Start<'_, '_>) -> Result<u32, Errno> {
-    let flags = FLAGS as usize | libc::SIGCHLD as usize;
+    let flags = flags(&start.birth) as usize | libc::SIGCHLD as usize;
     create_with(
         libc::SYS_clone,
         [flags, 0, (&raw mut start.pidfd) as usize, 0, 0],

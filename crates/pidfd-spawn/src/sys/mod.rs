@@ -9,10 +9,12 @@ mod credentials;
 mod dumpable;
 mod entry;
 mod fork;
+mod inheritance;
 mod message;
 mod oom_group;
 mod pidfd;
 mod signals;
+mod slots;
 mod wait;
 
 use std::io;

@@ -87,6 +87,7 @@ async fn run_command(command: &[String], dir: &Path, probes: &ProbeRunner) -> io
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
+        .inherit_descriptors(false)
         .reset_ignored_signals(true)
         .parent_death_signal(SIGKILL);
     probes.program.remove_private_env(&mut command);

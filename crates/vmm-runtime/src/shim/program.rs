@@ -71,7 +71,12 @@ impl ShimProgram {
     /// Returns the command of a shim, with its standard streams not yet set.
     pub(super) fn command(&self, invocation: &Invocation, dir: &Path) -> Command {
         let mut command = Command::new(&self.path);
-        command.arg0(ARGV0).args(invocation.args()).current_dir(dir);
+        // The runtime has several descriptors per box.
+        command
+            .arg0(ARGV0)
+            .args(invocation.args())
+            .current_dir(dir)
+            .inherit_descriptors(false);
         self.remove_private_env(&mut command);
         command
     }

@@ -1,0 +1,199 @@
+//! Children that inherit only the descriptors that their command gives them.
+#![allow(clippy::panic, clippy::unwrap_used, unsafe_code)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::thread;
+
+use common::own_process::in_own_process;
+use common::seccomp::{Refuse, When, refuse};
+use common::{open_descriptors, own_children, shell, stdout_of};
+use nix::errno::Errno;
+use nix::libc;
+use pidfd_spawn::{Command, Stdio};
+
+/// More descriptors than a table of its first size has.
+const OPEN: usize = 300;
+
+/// Opens a file, and makes it inheritable.
+fn open_inheritable() -> OwnedFd {
+    let file = OwnedFd::from(File::open("/dev/zero").unwrap());
+    // SAFETY: changes only this descriptor.
+    let changed = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) };
+    assert_eq!(changed, 0);
+    file
+}
+
+/// The descriptors of a child besides the standard streams.
+fn descriptors_of_child(command: &mut Command) -> BTreeSet<RawFd> {
+    let listing = stdout_of(command);
+    let links = listing.lines().filter_map(|line| line.split_once(" -> "));
+    // ls itself opens the directory.
+    let links = links.filter(|(_, target)| !target.ends_with("/fd"));
+    let numbers = links.map(|(link, _)| link.rsplit(' ').next().unwrap().parse().unwrap());
+    numbers.filter(|number| *number > 2).collect()
+}
+
+fn lister() -> Command {
+    let mut command = Command::new("/bin/ls");
+    command
+        .args(["-l", "/proc/self/fd"])
+        .inherit_descriptors(false);
+    command
+}
+
+/// Expects that a child has only what its command gives it, with and without as many as there are slots.
+fn expect_only_given() {
+    let _inheritable: Vec<_> = (0..OPEN).map(|_| open_inheritable()).collect();
+    assert_eq!(descriptors_of_child(&mut lister()), BTreeSet::new());
+    for targets in [3..7, 3..20, 250..254] {
+        let mut command = lister();
+        for target in targets.clone() {
+            command.fd(target, File::open("/dev/full").unwrap());
+        }
+        assert_eq!(descriptors_of_child(&mut command), targets.collect());
+    }
+    expect_streams();
+}
+
+fn expect_streams() {
+    let mut command = shell("read line; echo $line; echo $line >&2; exit 7");
+    let mut child = command
+        .inherit_descriptors(false)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The other ends hang up, so this process has kept none of those of the child.
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"hello\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(7));
+    assert_eq!(output.stdout, b"hello\n");
+    assert_eq!(output.stderr, b"hello\n");
+}
+
+#[test]
+fn a_child_gets_only_what_its_command_gives_it() {
+    in_own_process(
+        "a_child_gets_only_what_its_command_gives_it",
+        expect_only_given,
+    );
+}
+
+#[test]
+fn a_forked_child_gets_only_what_its_command_gives_it() {
+    in_own_process("a_forked_child_gets_only_what_its_command_gives_it", || {
+        let _inheritable = open_inheritable();
+        let mut command = lister();
+        // SAFETY: the closure does nothing.
+        unsafe { command.pre_exec(|| Ok(())) };
+        assert_eq!(descriptors_of_child(&mut command), BTreeSet::new());
+    });
+}
+
+#[test]
+fn a_child_gets_only_that_on_older_kernels() {
+    in_own_process("a_child_gets_only_that_on_older_kernels", || {
+        refuse(&[Refuse {
+            call: libc::SYS_close_range,
+            when: When::Always,
+            with: Errno::ENOSYS,
+        }]);
+        expect_only_given();
+    });
+}
+
+#[test]
+fn an_inherited_descriptor_is_the_default() {
+    in_own_process("an_inherited_descriptor_is_the_default", || {
+        let inheritable = open_inheritable();
+        let mut command = lister();
+        command.inherit_descriptors(true);
+        assert!(descriptors_of_child(&mut command).contains(&inheritable.as_raw_fd()));
+    });
+}
+
+/// The kernel neither copies the descriptors of this process for the child, nor closes them at `exec`.
+#[test]
+fn a_child_does_not_start_with_the_descriptors_of_its_parent() {
+    const TEST: &str = "a_child_does_not_start_with_the_descriptors_of_its_parent";
+    in_own_process(TEST, || {
+        assert!(
+            Command::new("true")
+                .inherit_descriptors(false)
+                .status()
+                .is_ok()
+        );
+        let sizes = [true, false].map(|inherit| {
+            let _open: Vec<_> = (0..OPEN)
+                .map(|_| File::open("/dev/zero").unwrap())
+                .collect();
+            let mut command = Command::new("/bin/cat");
+            command
+                .arg("/proc/self/status")
+                .inherit_descriptors(inherit);
+            let status = stdout_of(&mut command);
+            let size = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
+            size.unwrap().trim().parse::<usize>().unwrap()
+        });
+        assert!(sizes[0] > OPEN, "{sizes:?}");
+        assert!(sizes[1] < OPEN, "{sizes:?}");
+    });
+}
+
+#[test]
+fn concurrent_spawns_do_not_mix_their_descriptors() {
+    in_own_process("concurrent_spawns_do_not_mix_their_descriptors", || {
+        assert!(
+            Command::new("true")
+                .inherit_descriptors(false)
+                .status()
+                .is_ok()
+        );
+        let before = open_descriptors();
+        thread::scope(|scope| {
+            for thread in 0..8 {
+                scope.spawn(move || {
+                    for round in 0..20 {
+                        let id = format!("{thread}-{round}");
+                        let (mut reader, writer) = UnixStream::pair().unwrap();
+                        let mut command = shell(&format!("echo {id}; echo {id} >&5"));
+                        command.inherit_descriptors(false).fd(5, writer);
+                        assert_eq!(stdout_of(&mut command), id);
+                        drop(command);
+                        let mut written = String::new();
+                        reader.read_to_string(&mut written).unwrap();
+                        assert_eq!(written.trim_end(), id);
+                    }
+                });
+            }
+        });
+        assert_eq!(own_children(), []);
+        assert_eq!(open_descriptors(), before);
+    });
+}
+
+#[test]
+fn a_failed_spawn_leaves_the_descriptors_of_its_parent_alone() {
+    in_own_process(
+        "a_failed_spawn_leaves_the_descriptors_of_its_parent_alone",
+        || {
+            let spawn = || {
+                let mut command = Command::new("/nonexistent");
+                command.inherit_descriptors(false).stdout(Stdio::piped());
+                assert!(command.spawn().is_err());
+            };
+            spawn();
+            let before = open_descriptors();
+            spawn();
+            assert_eq!(open_descriptors(), before);
+        },
+    );
+}
