@@ -172,7 +172,7 @@ pub(crate) fn hide_injected_panics() {
 
 #[cfg(feature = "failpoints")]
 fn set_worker_panics(on: bool) {
-    for point in ["work", "collect", "pass", "examine"] {
+    for point in ["work", "reap", "pass", "examine"] {
         let name = format!("shim_reaper::{point}");
         if on {
             fail::cfg(name, "3%panic").unwrap();
