@@ -11,7 +11,7 @@ use futures::StreamExt;
 use nix::sys::signal::{Signal::SIGKILL, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
-use shim_reaper::{CollectedBy, ShimReaper, SpawnOptions};
+use shim_reaper::{ReapedBy, ShimReaper, SpawnOptions};
 use tokio::time::sleep;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -91,8 +91,8 @@ async fn reap(count: usize) -> Result<ExitCode> {
             (_, Some(signal)) => format!("signal {signal}"),
             _ => "unknown".to_owned(),
         };
-        let reaped_by = match exit.collected_by {
-            CollectedBy::Reaper => "the reaper",
+        let reaped_by = match exit.reaped_by {
+            ReapedBy::Reaper => "the reaper",
             _ => "its owner",
         };
         println!(

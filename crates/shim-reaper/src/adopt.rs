@@ -9,7 +9,7 @@ use crate::register::Refused;
 use crate::shared::Shared;
 use crate::shim::{Groups, Role, Shim};
 use crate::tokio_child::TokioChild;
-use crate::{CollectedBy, ReaperClosed, ReaperCounter, RegisterErrorKind, ShimExit};
+use crate::{ReapedBy, ReaperClosed, ReaperCounter, RegisterErrorKind, ShimExit};
 
 /// The owner of a child, which passes it to the reaper.
 pub(crate) trait Owner<P> {
@@ -98,16 +98,16 @@ impl<K: ProcessTable> Shared<K> {
                 WaitResult::Exited(exit) if reaped_here => exit.usage,
                 _ => None,
             };
-            let collected_by = if reaped_here {
-                CollectedBy::Reaper
+            let reaped_by = if reaped_here {
+                ReapedBy::Reaper
             } else {
-                CollectedBy::Owner
+                ReapedBy::Owner
             };
             return self
                 .publish_ended(ShimExit {
                     pid,
                     status: Some(status),
-                    collected_by,
+                    reaped_by,
                     rusage,
                 })
                 .map_err(|ReaperClosed| RegisterErrorKind::Closed);
@@ -134,8 +134,8 @@ impl<K: ProcessTable> Shared<K> {
         }
         let id = entries.next_id();
         let shim = Arc::new(Shim::new(exit.pid, id, false, Role::Owned, None, None));
-        let counter = match exit.collected_by {
-            CollectedBy::Reaper => ReaperCounter::Reaped,
+        let counter = match exit.reaped_by {
+            ReapedBy::Reaper => ReaperCounter::Reaped,
             _ => ReaperCounter::OwnerReaped,
         };
         self.counters.count(counter);
@@ -163,7 +163,7 @@ mod tests {
         let mut owner = || kernel.wait_elsewhere(process);
         let shim = core.shared.adopt(7, None, &mut owner).unwrap();
         let exit = shim.state().exit().unwrap();
-        assert_eq!(exit.collected_by, CollectedBy::Reaper);
+        assert_eq!(exit.reaped_by, ReapedBy::Reaper);
         assert!(exit.rusage.is_some());
     }
 
@@ -177,7 +177,7 @@ mod tests {
         let mut owner = || Some(ExitStatus::from_raw(3 << 8));
         let shim = core.shared.adopt(7, None, &mut owner).unwrap();
         let exit = shim.state().exit().unwrap();
-        assert_eq!(exit.collected_by, CollectedBy::Owner);
+        assert_eq!(exit.reaped_by, ReapedBy::Owner);
         assert_eq!((exit.code(), exit.rusage), (Some(3), None));
         assert!(!kernel.process(process).state.is_reaped());
     }

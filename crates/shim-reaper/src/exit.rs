@@ -12,7 +12,7 @@ use crate::serde_time::micros;
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use shim_reaper::{CollectedBy, ShimReaper};
+/// use shim_reaper::{ReapedBy, ShimReaper};
 ///
 /// let reaper = ShimReaper::start();
 /// let mut shim = std::process::Command::new("sh");
@@ -20,7 +20,7 @@ use crate::serde_time::micros;
 ///
 /// let exit = reaper.spawn(shim)?.await?;
 /// assert_eq!(exit.code(), Some(3));
-/// assert_eq!(exit.collected_by, CollectedBy::Reaper);
+/// assert_eq!(exit.reaped_by, ReapedBy::Reaper);
 /// # Ok(())
 /// # }
 /// ```
@@ -29,7 +29,7 @@ use crate::serde_time::micros;
 /// if the status is unknown.
 ///
 /// ```json
-/// {"pid":7,"code":null,"signal":11,"core_dumped":true,"collected_by":"reaper","rusage":null}
+/// {"pid":7,"code":null,"signal":11,"core_dumped":true,"reaped_by":"reaper","rusage":null}
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -39,7 +39,7 @@ pub struct ShimExit {
     /// The wait status, or `None` if no interface of the running kernel could report it.
     pub status: Option<ExitStatus>,
     /// Whose wait reaped the shim.
-    pub collected_by: CollectedBy,
+    pub reaped_by: ReapedBy,
     /// Resource usage of the shim and of the descendants that it waited for. `None` if other code
     /// reaped the shim before the reaper could read it, or the kernel through
     /// [io_uring](crate::ReaperBuilder::io_uring).
@@ -126,7 +126,7 @@ impl ShimExit {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
-pub enum CollectedBy {
+pub enum ReapedBy {
     /// The reaper reaped the shim.
     Reaper,
     /// The reaper left the zombie to its owner, or another wait reaped a shim from

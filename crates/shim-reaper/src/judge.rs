@@ -5,7 +5,7 @@ use crate::kernel::{ProcessTable, Target, WaitResult};
 use crate::registry::Phase;
 use crate::shim::{Role, State};
 use crate::sys::ChildExit;
-use crate::{CollectedBy, ReaperCounter};
+use crate::{ReapedBy, ReaperCounter};
 
 /// What [`judge`] has to know about a shim.
 #[derive(Debug)]
@@ -45,14 +45,14 @@ pub(crate) enum Verdict {
     /// Reaped by [`judge`].
     Reaped(ChildExit),
     /// Reaped by another wait, or not a child of this process.
-    Vanished(Option<ExitStatus>, CollectedBy),
+    Vanished(Option<ExitStatus>, ReapedBy),
 }
 
 /// Decides what to do with a shim. Reaps its zombie unless its owner may still wait for it; has no
 /// other effect.
 pub(crate) fn judge<K: ProcessTable>(kernel: &K, case: &Case<'_, K::Pidfd>) -> Verdict {
     match (case.phase, case.state.role, &case.state.pidfd) {
-        (Phase::NotFound, Role::Attached, _) => Verdict::Vanished(None, CollectedBy::Unknown),
+        (Phase::NotFound, Role::Attached, _) => Verdict::Vanished(None, ReapedBy::Unknown),
         (Phase::NotFound, ..) => Verdict::Vanished(None, case.other_wait()),
         (_, Role::Attached, Some(pidfd)) => judge_attached(kernel, case, pidfd),
         (_, Role::Attached, None) => judge_attached_by_pid(kernel, case),
@@ -115,7 +115,7 @@ fn judge_not_waitable<K: ProcessTable>(
     }
     let alive = case.phase != Phase::Deferred && !kernel.has_exited(pidfd);
     if alive {
-        Verdict::Vanished(None, CollectedBy::Observed)
+        Verdict::Vanished(None, ReapedBy::Observed)
     } else if case.trigger == Trigger::GraceExpired {
         Verdict::Vanished(None, case.other_wait())
     } else {
@@ -129,7 +129,7 @@ fn judge_child_by_pid<K: ProcessTable>(kernel: &K, case: &Case<'_, K::Pidfd>) ->
         WaitResult::NotWaitable if case.phase == Phase::Deferred => vanished,
         WaitResult::NotWaitable => match kernel.stat(case.pid) {
             Ok(Some(stat)) if case.state.is_same_process(&stat) && !stat.exited => {
-                Verdict::Vanished(None, CollectedBy::Observed)
+                Verdict::Vanished(None, ReapedBy::Observed)
             }
             _ => vanished,
         },
@@ -159,18 +159,16 @@ fn judge_attached<K: ProcessTable>(
     let stat = kernel.stat(case.pid);
     // Checked after `stat`: if it is not reaped now, the pid was its own then.
     if kernel.is_reaped(pidfd) {
-        return Verdict::Vanished(kernel.exit_status(pidfd), CollectedBy::Observed);
+        return Verdict::Vanished(kernel.exit_status(pidfd), ReapedBy::Observed);
     }
     match stat {
         Ok(Some(stat)) if !stat.exited => RUNNING,
         Ok(Some(stat)) if stat.status.is_some() => {
-            Verdict::Vanished(stat.status, CollectedBy::Observed)
+            Verdict::Vanished(stat.status, ReapedBy::Observed)
         }
         // Out of descriptors.
         Err(_) if case.trigger == Trigger::Sweep || !kernel.has_exited(pidfd) => RUNNING,
-        _ if case.trigger == Trigger::GraceExpired => {
-            Verdict::Vanished(None, CollectedBy::Observed)
-        }
+        _ if case.trigger == Trigger::GraceExpired => Verdict::Vanished(None, ReapedBy::Observed),
         _ => Verdict::DeferToOwner(None),
     }
 }
@@ -179,13 +177,13 @@ fn judge_attached_by_pid<K: ProcessTable>(kernel: &K, case: &Case<'_, K::Pidfd>)
     match kernel.stat(case.pid) {
         Ok(Some(stat)) if case.state.is_same_process(&stat) => {
             if stat.exited {
-                Verdict::Vanished(stat.status, CollectedBy::Observed)
+                Verdict::Vanished(stat.status, ReapedBy::Observed)
             } else {
                 RUNNING
             }
         }
         Err(_) => RUNNING,
-        Ok(_) => Verdict::Vanished(None, CollectedBy::Observed),
+        Ok(_) => Verdict::Vanished(None, ReapedBy::Observed),
     }
 }
 
@@ -228,22 +226,22 @@ impl<P> Case<'_, P> {
     }
 
     /// Returns whose wait it was, if another one has reaped the process.
-    fn other_wait(&self) -> CollectedBy {
+    fn other_wait(&self) -> ReapedBy {
         if self.state.role == Role::Owned {
-            CollectedBy::ForeignWait
+            ReapedBy::ForeignWait
         } else {
-            CollectedBy::Owner
+            ReapedBy::Owner
         }
     }
 
     /// Returns the counter of a shim that has vanished.
-    pub(crate) fn counter(&self, collected_by: CollectedBy) -> ReaperCounter {
-        match collected_by {
-            CollectedBy::ForeignWait => ReaperCounter::ForeignWaits,
+    pub(crate) fn counter(&self, reaped_by: ReapedBy) -> ReaperCounter {
+        match reaped_by {
+            ReapedBy::ForeignWait => ReaperCounter::ForeignWaits,
             _ if self.phase == Phase::NotFound => ReaperCounter::Unknown,
-            CollectedBy::Observed if self.state.role == Role::Attached => ReaperCounter::Observed,
-            CollectedBy::Observed | CollectedBy::Unknown => ReaperCounter::Unknown,
-            CollectedBy::Owner | CollectedBy::Reaper => ReaperCounter::OwnerReaped,
+            ReapedBy::Observed if self.state.role == Role::Attached => ReaperCounter::Observed,
+            ReapedBy::Observed | ReapedBy::Unknown => ReaperCounter::Unknown,
+            ReapedBy::Owner | ReapedBy::Reaper => ReaperCounter::OwnerReaped,
         }
     }
 

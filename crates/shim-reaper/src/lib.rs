@@ -90,7 +90,7 @@
 //! * `failpoints`: named fail points for fault-injection tests (`shim_reaper::work`,
 //!   `shim_reaper::reap`, `shim_reaper::pass`, `shim_reaper::examine`), through the `fail` crate.
 //! * `metrics`: `MetricsFacade`, [`Metrics`] that report to the global recorder of the `metrics` crate.
-//! * `serde`: `Serialize` and `Deserialize` for [`ShimExit`], [`CollectedBy`], [`ResourceUsage`],
+//! * `serde`: `Serialize` and `Deserialize` for [`ShimExit`], [`ReapedBy`], [`ResourceUsage`],
 //!   [`ReaperStats`], [`ShutdownReport`] and [`StopReport`]. The fields have the names that they have
 //!   here, except where the docs of the type say otherwise. A later version may add fields. A missing
 //!   field of stats and reports is read as its default.
@@ -181,7 +181,7 @@ pub use child::ChildProcess;
 pub use command::SpawnCommand;
 pub use drop_guard::DropGuard;
 pub use error::{ReaperClosed, RegisterError, RegisterErrorKind};
-pub use exit::{CollectedBy, ResourceUsage, ShimExit};
+pub use exit::{ReapedBy, ResourceUsage, ShimExit};
 pub use exits::Exits;
 pub use group::GroupError;
 pub use handle::ShimHandle;

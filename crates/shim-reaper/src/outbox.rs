@@ -88,7 +88,7 @@ impl LogLine {
                 pid = exit.pid,
                 code = exit.code(),
                 signal = exit.signal(),
-                collected_by = ?exit.collected_by,
+                reaped_by = ?exit.reaped_by,
                 "shim ended"
             ),
             Self::ForeignWait { pid } => tracing::warn!(

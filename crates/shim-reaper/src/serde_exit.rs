@@ -6,7 +6,7 @@ use std::process::ExitStatus;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{CollectedBy, ResourceUsage, ShimExit};
+use crate::{ReapedBy, ResourceUsage, ShimExit};
 
 /// Without `code` and `signal`, the status is unknown.
 #[derive(Debug, Serialize, Deserialize)]
@@ -18,7 +18,7 @@ struct Exit {
     signal: Option<u8>,
     #[serde(default)]
     core_dumped: bool,
-    collected_by: CollectedBy,
+    reaped_by: ReapedBy,
     #[serde(default)]
     rusage: Option<ResourceUsage>,
 }
@@ -54,7 +54,7 @@ impl From<ShimExit> for Exit {
             code: exit.code().and_then(byte),
             signal: exit.signal().and_then(byte),
             core_dumped: exit.status.is_some_and(|status| status.core_dumped()),
-            collected_by: exit.collected_by,
+            reaped_by: exit.reaped_by,
             rusage: exit.rusage,
         }
     }
@@ -77,7 +77,7 @@ impl TryFrom<Exit> for ShimExit {
         Ok(Self {
             pid: exit.pid,
             status: raw.map(ExitStatus::from_raw),
-            collected_by: exit.collected_by,
+            reaped_by: exit.reaped_by,
             rusage: exit.rusage,
         })
     }

@@ -50,7 +50,7 @@ pub struct ReaperStats {
     pub foreign_waits_total: u64,
     /// Number of registrations of a pid that no process had, or whose process was not a child of
     /// this process. Monotonic. An exit does not always show it as
-    /// [`CollectedBy::Unknown`](crate::CollectedBy::Unknown): the owner may have reaped the process of
+    /// [`ReapedBy::Unknown`](crate::ReapedBy::Unknown): the owner may have reaped the process of
     /// a pid from [`register`](crate::ShimReaper::register) before the registration.
     pub unknown_total: u64,
     /// Number of orphans that the reaper reaped: in the process groups of ended shims, and as a

@@ -12,7 +12,7 @@ use crate::shared::Shared;
 use crate::shim::{Role, Shim, State};
 use crate::sync::MutexGuard;
 use crate::sys::ChildExit;
-use crate::{CollectedBy, ReaperCounter, ReaperGauge, ShimExit, ShutdownReport};
+use crate::{ReapedBy, ReaperCounter, ReaperGauge, ShimExit, ShutdownReport};
 
 /// The maximum number of shims without a pidfd that a slice checks before it releases the lock and
 /// yields.
@@ -257,17 +257,17 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
                 let exit = ShimExit {
                     pid: shim.pid,
                     status: Some(exit.status),
-                    collected_by: CollectedBy::Reaper,
+                    reaped_by: ReapedBy::Reaper,
                     rusage: exit.usage,
                 };
                 self.finish(&shim, state, ReaperCounter::Reaped, exit);
             }
-            Verdict::Vanished(status, collected_by) => {
-                let counter = case.counter(collected_by);
+            Verdict::Vanished(status, reaped_by) => {
+                let counter = case.counter(reaped_by);
                 let exit = ShimExit {
                     pid: shim.pid,
                     status,
-                    collected_by,
+                    reaped_by,
                     rusage: None,
                 };
                 self.finish(&shim, state, counter, exit);
@@ -285,15 +285,15 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         status: Option<ExitStatus>,
     ) {
         if status.is_some() {
-            let collected_by = match state.role {
+            let reaped_by = match state.role {
                 // Reaped later, by the reaper or by a foreign wait.
-                Role::Owned => CollectedBy::Unknown,
-                Role::Shared | Role::Attached => CollectedBy::Owner,
+                Role::Owned => ReapedBy::Unknown,
+                Role::Shared | Role::Attached => ReapedBy::Owner,
             };
             let exit = ShimExit {
                 pid: shim.pid,
                 status,
-                collected_by,
+                reaped_by,
                 rusage: None,
             };
             self.outbox
@@ -317,7 +317,7 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
             let exit = ShimExit {
                 pid: shim.pid,
                 status: Some(exit.status),
-                collected_by: CollectedBy::Owner,
+                reaped_by: ReapedBy::Owner,
                 rusage: exit.usage,
             };
             self.outbox

@@ -15,7 +15,7 @@ use common::{
 };
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
 use nix::unistd::{Uid, setresuid};
-use shim_reaper::{CollectedBy, Pidfd, ReaperBuilder};
+use shim_reaper::{Pidfd, ReapedBy, ReaperBuilder};
 
 in_both_modes!(
     an_attached_handle_resolves_with_the_exit_code,
@@ -100,7 +100,7 @@ async fn an_attached_handle_resolves_with_the_exit_code(builder: ReaperBuilder) 
         "the parent reaps its child undisturbed"
     );
     let exit = handle.await.unwrap();
-    assert_eq!(exit.collected_by, CollectedBy::Observed);
+    assert_eq!(exit.reaped_by, ReapedBy::Observed);
     // On older kernels the code is lost unless a sweep finds the zombie.
     if pidfds && kernel_is_at_least(6, 15) {
         assert_eq!(exit.code(), Some(33));
@@ -118,10 +118,7 @@ async fn an_attached_zombie_stays_for_its_parent(builder: ReaperBuilder) {
     family.end_child();
 
     let exit = handle.await.unwrap();
-    assert_eq!(
-        (exit.code(), exit.collected_by),
-        (Some(5), CollectedBy::Observed)
-    );
+    assert_eq!((exit.code(), exit.reaped_by), (Some(5), ReapedBy::Observed));
     fixture.expect(0, 1, 0).await;
     fixture.sweeps(3).await;
     assert!(is_zombie(family.pid), "the parent has not waited yet");
@@ -136,10 +133,7 @@ async fn an_attached_own_child_is_only_observed(builder: ReaperBuilder) {
     let handle = fixture.reaper.attach(child.id()).unwrap();
     drop(child.stdin.take());
     let exit = handle.await.unwrap();
-    assert_eq!(
-        (exit.code(), exit.collected_by),
-        (Some(6), CollectedBy::Observed)
-    );
+    assert_eq!((exit.code(), exit.reaped_by), (Some(6), ReapedBy::Observed));
     fixture.sweeps(5).await;
     assert!(is_zombie(child.id()));
     assert_eq!(child.wait().unwrap().code(), Some(6));
@@ -153,10 +147,7 @@ async fn attaching_to_a_missing_process_resolves_as_vanished(builder: ReaperBuil
         .attach(u32::try_from(i32::MAX).unwrap())
         .unwrap();
     let exit = handle.await.unwrap();
-    assert_eq!(
-        (exit.status, exit.collected_by),
-        (None, CollectedBy::Unknown)
-    );
+    assert_eq!((exit.status, exit.reaped_by), (None, ReapedBy::Unknown));
     eventually("the entry is removed", || {
         fixture.reaper.stats().registered == 0
     })

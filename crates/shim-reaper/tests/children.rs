@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::{Fixture, eventually, is_gone, is_zombie, state_of};
 use nix::sys::signal::Signal::SIGKILL;
 use shim_reaper::{
-    ChildProcess, CollectedBy, ReaperBuilder, RegisterErrorKind, ShimHandle, ShimReaper,
+    ChildProcess, ReapedBy, ReaperBuilder, RegisterErrorKind, ShimHandle, ShimReaper,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -49,7 +49,7 @@ async fn greet(handle: ShimHandle) {
     assert_eq!(output, "hello world\n");
     let exit = handle.wait().await.unwrap();
     assert_eq!(exit.code(), Some(7));
-    assert_eq!(exit.collected_by, CollectedBy::Reaper);
+    assert_eq!(exit.reaped_by, ReapedBy::Reaper);
     assert!(exit.rusage.is_some());
     assert!(is_gone(handle.id()));
 }
@@ -86,7 +86,7 @@ async fn dead_children_of_every_type_are_reaped(builder: ReaperBuilder) {
     ] {
         let exit = handle.try_wait().unwrap().unwrap();
         assert_eq!(exit.code(), Some(5));
-        assert_eq!(exit.collected_by, CollectedBy::Reaper);
+        assert_eq!(exit.reaped_by, ReapedBy::Reaper);
         assert!(is_gone(handle.id()));
     }
     fixture.expect(3, 0, 0).await;
@@ -100,7 +100,7 @@ async fn children_whose_pid_is_registered_are_taken_over(builder: ReaperBuilder)
         for handle in [by_pid, handle] {
             let exit = handle.wait().await.unwrap();
             assert_eq!(exit.signal(), Some(SIGKILL as i32));
-            assert_eq!(exit.collected_by, CollectedBy::Reaper);
+            assert_eq!(exit.reaped_by, ReapedBy::Reaper);
         }
     }
     let builder = builder.owner_grace(Duration::from_secs(1000));
@@ -157,10 +157,7 @@ async fn children_that_were_waited_for_are_published_or_refused() {
         fixture.reaper.register_child(std).unwrap(),
     ] {
         let exit = handle.await.unwrap();
-        assert_eq!(
-            (exit.code(), exit.collected_by),
-            (Some(5), CollectedBy::Owner)
-        );
+        assert_eq!((exit.code(), exit.reaped_by), (Some(5), ReapedBy::Owner));
     }
     // Its pid is not known any more.
     let mut tokio = tokio_child("exit 5");

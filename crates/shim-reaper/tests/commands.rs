@@ -14,7 +14,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::getpgid;
 use shim_reaper::pidfd_spawn::{SpawnError, Step};
-use shim_reaper::{CollectedBy, Command, ReaperClosed, ShimReaper, SpawnCommand, SpawnOptions};
+use shim_reaper::{Command, ReapedBy, ReaperClosed, ShimReaper, SpawnCommand, SpawnOptions};
 use tokio::io::AsyncReadExt;
 
 /// Reads a line, writes the greeting, and exits with 7.
@@ -62,7 +62,7 @@ async fn greet(fixture: &Fixture, command: impl SpawnCommand) {
     assert_eq!(output, "hello world\n");
     let exit = handle.wait().await.unwrap();
     assert_eq!(exit.code(), Some(7));
-    assert_eq!(exit.collected_by, CollectedBy::Reaper);
+    assert_eq!(exit.reaped_by, ReapedBy::Reaper);
     assert!(is_gone(handle.id()));
 }
 

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal::SIGCHLD;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
-use shim_reaper::{CollectedBy, Command, ShimReaper};
+use shim_reaper::{Command, ReapedBy, ShimReaper};
 
 const ROUNDS: i32 = 400;
 
@@ -54,7 +54,7 @@ fn spawn_short_lived_children() {
             let mut command = Command::new("sh");
             command.args(["-c", &format!("exit {code}")]);
             let exit = fixture.reaper.spawn(command).unwrap().await.unwrap();
-            let reaped_elsewhere = exit.collected_by == CollectedBy::ForeignWait;
+            let reaped_elsewhere = exit.reaped_by == ReapedBy::ForeignWait;
             // Older kernels do not keep the status for the pidfd.
             if !reaped_elsewhere || kernel_is_at_least(6, 15) {
                 assert_eq!(exit.code(), Some(code), "round {round}: {exit:?}");

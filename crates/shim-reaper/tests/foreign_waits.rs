@@ -21,7 +21,7 @@ use common::{Fixture, eventually, exits_on_eof, is_gone, kernel_is_at_least};
 use nix::errno::Errno;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
-use shim_reaper::{CollectedBy, ShimExit, ShimReaper, SpawnOptions};
+use shim_reaper::{ReapedBy, ShimExit, ShimReaper, SpawnOptions};
 
 const SHIMS: i32 = 200;
 
@@ -41,7 +41,7 @@ fn foreign_waits_that_win_every_race_lose_no_exit_code() {
                 assert_eq!(stats.owner_reaped_total, SHIMS as u64 / 2);
                 for (i, exit) in exits.iter().enumerate() {
                     assert_eq!(exit.code(), code_after_reaping(i), "shim {i}: {exit:?}");
-                    assert_eq!(exit.collected_by, other_wait(i), "shim {i}");
+                    assert_eq!(exit.reaped_by, other_wait(i), "shim {i}");
                 }
             });
         },
@@ -55,7 +55,7 @@ fn without_pidfds_foreign_waits_count_as_vanished() {
             let (fixture, exits) = lose_every_race(false).await;
             fixture.expect(0, SHIMS as u64, 0).await;
             for (i, exit) in exits.iter().enumerate() {
-                assert_eq!((exit.status, exit.collected_by), (None, other_wait(i)));
+                assert_eq!((exit.status, exit.reaped_by), (None, other_wait(i)));
             }
         });
     });
@@ -173,7 +173,7 @@ fn racing_foreign_waits_lose_no_exit_code() {
                 .expect(SHIMS as u64 - reaped_by_waiter, reaped_by_waiter, 0)
                 .await;
             for (i, exit) in exits.iter().enumerate() {
-                if exit.collected_by == CollectedBy::Reaper {
+                if exit.reaped_by == ReapedBy::Reaper {
                     assert_eq!(exit.code(), Some(i as i32 % 250));
                 } else {
                     assert_eq!(exit.code(), code_after_reaping(i), "shim {i}: {exit:?}");
@@ -229,7 +229,7 @@ fn without_early_pidfds_only_the_first_foreign_wait_can_lose_an_exit_code() {
             block_on(async {
                 let fixture = Fixture::new(ShimReaper::builder().early_pidfd(false));
                 // Until the reaper notices the foreign wait.
-                while spawn_short_lived(&fixture, 0).await.collected_by == CollectedBy::Reaper {}
+                while spawn_short_lived(&fixture, 0).await.reaped_by == ReapedBy::Reaper {}
                 for i in 0..SHIMS {
                     check_short_lived(&fixture, i).await;
                 }
@@ -343,7 +343,7 @@ fn wait_for_any_child() {
 
 async fn check_short_lived(fixture: &Fixture, i: i32) {
     let exit = spawn_short_lived(fixture, i).await;
-    if exit.collected_by == CollectedBy::ForeignWait {
+    if exit.reaped_by == ReapedBy::ForeignWait {
         assert_eq!(exit.code(), code_after_reaping(i as usize), "shim {i}");
     } else {
         assert_eq!(exit.code(), Some(i % 250));
@@ -356,11 +356,11 @@ async fn spawn_short_lived(fixture: &Fixture, i: i32) -> ShimExit {
 }
 
 /// Returns whose wait has reaped shim `i` of [`end_all`], if the reaper has not.
-fn other_wait(i: usize) -> CollectedBy {
+fn other_wait(i: usize) -> ReapedBy {
     if i % 2 == 0 {
-        CollectedBy::Owner
+        ReapedBy::Owner
     } else {
-        CollectedBy::ForeignWait
+        ReapedBy::ForeignWait
     }
 }
 

@@ -18,7 +18,7 @@ use futures::executor::block_on;
 use nix::libc;
 use nix::sys::signal::Signal::{SIGABRT, SIGKILL};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use shim_reaper::{CollectedBy, ShimHandle, ShimReaper, SpawnOptions};
+use shim_reaper::{ReapedBy, ShimHandle, ShimReaper, SpawnOptions};
 
 #[test]
 fn kernel_reaps_shims_and_reports_their_statuses() {
@@ -39,7 +39,7 @@ fn kernel_reaps_shims_and_reports_their_statuses() {
     assert_eq!(exits[1].signal(), Some(6));
     assert_eq!(exits[2].code(), Some(12));
     for exit in exits {
-        assert_eq!(exit.collected_by, CollectedBy::Reaper);
+        assert_eq!(exit.reaped_by, ReapedBy::Reaper);
         assert_eq!(exit.rusage, None, "io_uring does not report it");
     }
     assert!(shims[2].is_running());
@@ -109,7 +109,7 @@ fn foreign_wait_that_comes_first_hides_no_status() {
             shims.iter().for_each(|shim| kill(shim.id(), SIGKILL));
             for shim in &shims {
                 let exit = block_on(shim.wait()).unwrap();
-                if exit.collected_by == CollectedBy::Reaper || kernel_is_at_least(6, 15) {
+                if exit.reaped_by == ReapedBy::Reaper || kernel_is_at_least(6, 15) {
                     assert_eq!(exit.signal(), Some(9));
                 }
             }
@@ -128,7 +128,7 @@ fn owner_of_a_registered_child_comes_first() {
     drop(spawn_sleepers(&reaper, 0));
     child.kill().unwrap();
     let exit = block_on(shim).unwrap();
-    assert_eq!(exit.collected_by, CollectedBy::Owner);
+    assert_eq!(exit.reaped_by, ReapedBy::Owner);
     assert_eq!(child.wait().unwrap().code(), None);
 }
 

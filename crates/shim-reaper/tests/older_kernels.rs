@@ -15,7 +15,7 @@ use nix::libc;
 use nix::sys::signal::{self, Signal::SIGKILL};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Uid, setresuid};
-use shim_reaper::{CollectedBy, Command, ShimReaper, Stdio};
+use shim_reaper::{Command, ReapedBy, ShimReaper, Stdio};
 
 /// Linux 5.3 has pidfds but cannot wait by them.
 #[test]
@@ -34,7 +34,7 @@ fn children_are_reaped_by_pid_before_waits_by_pidfd_exist() {
                         .await
                         .unwrap();
                     assert_eq!(exit.code(), Some(code));
-                    assert_eq!(exit.collected_by, CollectedBy::Reaper);
+                    assert_eq!(exit.reaped_by, ReapedBy::Reaper);
                 }
                 let shim = fixture.reaper.spawn(sleeper()).unwrap();
                 fixture.sweeps(2).await;
@@ -43,7 +43,7 @@ fn children_are_reaped_by_pid_before_waits_by_pidfd_exist() {
                 // Unless the reaper comes first.
                 let _ = waitpid(as_pid(shim.id()), None);
                 let exit = shim.await.unwrap();
-                if exit.collected_by == CollectedBy::Reaper || kernel_is_at_least(6, 15) {
+                if exit.reaped_by == ReapedBy::Reaper || kernel_is_at_least(6, 15) {
                     assert_eq!(exit.signal(), Some(9));
                 }
             });
@@ -130,7 +130,7 @@ fn native_child_has_its_pidfd_where_no_pidfd_can_be_opened() {
             // Unless the reaper comes first.
             let _ = waitpid(as_pid(stolen.id()), None);
             let exit = stolen.await.unwrap();
-            if exit.collected_by == CollectedBy::Reaper || kernel_is_at_least(6, 15) {
+            if exit.reaped_by == ReapedBy::Reaper || kernel_is_at_least(6, 15) {
                 assert_eq!(exit.signal(), Some(9));
             }
         });

@@ -9,7 +9,7 @@ use common::{
     DEADLINE, Fixture, eventually, exits_on_eof, exits_with, is_gone, is_waitable, is_zombie,
     kernel_is_at_least, skip, sleeper, spawn_and_forget,
 };
-use shim_reaper::{CollectedBy, ReaperBuilder, ShimReaper};
+use shim_reaper::{ReapedBy, ReaperBuilder, ShimReaper};
 
 in_both_modes!(
     an_owner_that_waits_in_time_gets_the_exit_code_and_so_does_the_handle,
@@ -33,10 +33,7 @@ async fn an_owner_that_waits_in_time_gets_the_exit_code_and_so_does_the_handle(
 
     // The handle resolves at once, before the owner waits.
     let exit = handle.await.unwrap();
-    assert_eq!(
-        (exit.code(), exit.collected_by),
-        (Some(42), CollectedBy::Owner)
-    );
+    assert_eq!((exit.code(), exit.reaped_by), (Some(42), ReapedBy::Owner));
     fixture.sweeps(10).await;
     assert!(
         is_zombie(child.id()),
@@ -109,10 +106,7 @@ async fn a_child_that_the_reaper_owns_is_reaped_at_once(builder: ReaperBuilder) 
     for handle in [spawned, registered] {
         handle.start_kill().unwrap();
         let exit = handle.await.unwrap();
-        assert_eq!(
-            (exit.signal(), exit.collected_by),
-            (Some(9), CollectedBy::Reaper)
-        );
+        assert_eq!((exit.signal(), exit.reaped_by), (Some(9), ReapedBy::Reaper));
         assert!(is_gone(exit.pid));
     }
     fixture.expect(2, 0, 0).await;
@@ -124,10 +118,7 @@ async fn without_a_grace_period_the_reaper_reaps_at_once(builder: ReaperBuilder)
     let handle = fixture.reaper.register(child.id()).unwrap();
     drop(child.stdin.take());
     let exit = handle.await.unwrap();
-    assert_eq!(
-        (exit.code(), exit.collected_by),
-        (Some(9), CollectedBy::Reaper)
-    );
+    assert_eq!((exit.code(), exit.reaped_by), (Some(9), ReapedBy::Reaper));
     assert!(is_gone(child.id()));
 }
 

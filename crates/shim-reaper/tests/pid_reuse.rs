@@ -10,7 +10,7 @@ use common::{Fixture, as_pid, eventually, is_zombie, kill, sleeper, state_of};
 use nix::errno::Errno;
 use nix::sys::signal::Signal::SIGTERM;
 use nix::sys::wait::{WaitStatus, waitpid};
-use shim_reaper::{CollectedBy, ReaperBuilder, ShimHandle, Signal};
+use shim_reaper::{ReapedBy, ReaperBuilder, ShimHandle, Signal};
 
 in_both_modes!(
     a_live_process_with_a_reused_pid_is_neither_signalled_nor_reaped,
@@ -45,7 +45,7 @@ async fn a_live_process_with_a_reused_pid_is_neither_signalled_nor_reaped(builde
         assert_eq!(error.raw_os_error(), Some(Errno::ESRCH as i32));
     }
     let exit = old.clone().await.unwrap();
-    assert_eq!((exit.pid, exit.collected_by), (pid, CollectedBy::Owner));
+    assert_eq!((exit.pid, exit.reaped_by), (pid, ReapedBy::Owner));
     assert!(
         matches!(exit.signal(), None | Some(9)),
         "the exit of the old shim: {exit:?}"
@@ -111,10 +111,7 @@ async fn a_child_whose_owner_waited_is_not_confused_with_its_successor(builder: 
     eventually("the successor exits", || is_zombie(pid)).await;
 
     let exit = fixture.reaper.register_child(child).unwrap().await.unwrap();
-    assert_eq!(
-        (exit.signal(), exit.collected_by),
-        (Some(9), CollectedBy::Owner)
-    );
+    assert_eq!((exit.signal(), exit.reaped_by), (Some(9), ReapedBy::Owner));
     fixture.sweeps(5).await;
     let status = waitpid(as_pid(pid), None).unwrap();
     assert_eq!(status, WaitStatus::Exited(as_pid(pid), 42));

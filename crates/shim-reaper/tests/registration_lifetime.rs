@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::{Fixture, KillOnDrop, eventually, is_gone, is_zombie, kill, sleeper};
 use nix::sys::signal::Signal::SIGKILL;
-use shim_reaper::{CollectedBy, ReaperBuilder};
+use shim_reaper::{ReapedBy, ReaperBuilder};
 
 in_both_modes!(
     register_is_idempotent_and_survives_prior_cleanup,
@@ -35,7 +35,7 @@ async fn register_is_idempotent_and_survives_prior_cleanup(builder: ReaperBuilde
     // A late registration resolves although the process is gone.
     let late = fixture.reaper.register(pid).unwrap();
     let exit = late.await.unwrap();
-    assert_eq!((exit.status, exit.collected_by), (None, CollectedBy::Owner));
+    assert_eq!((exit.status, exit.reaped_by), (None, ReapedBy::Owner));
     fixture.expect(0, 2, 0).await;
 }
 
@@ -94,10 +94,7 @@ async fn registering_a_child_after_its_pid_keeps_one_entry(builder: ReaperBuilde
     kill(pid, SIGKILL);
     for handle in [shared, owned] {
         let exit = handle.await.unwrap();
-        assert_eq!(
-            (exit.signal(), exit.collected_by),
-            (Some(9), CollectedBy::Reaper)
-        );
+        assert_eq!((exit.signal(), exit.reaped_by), (Some(9), ReapedBy::Reaper));
     }
     fixture.expect(1, 0, 0).await;
     assert!(is_gone(pid));

@@ -20,7 +20,7 @@ async fn an_exit_has_its_code_and_its_resource_usage() {
         "code": 3,
         "signal": null,
         "core_dumped": false,
-        "collected_by": "reaper",
+        "reaped_by": "reaper",
         "rusage": {
             "user_time_us": rusage.user_time.as_micros() as u64,
             "system_time_us": rusage.system_time.as_micros() as u64,
@@ -67,27 +67,27 @@ async fn an_unknown_status_has_neither_code_nor_signal() {
 fn the_format_of_an_exit_is_stable() {
     for (text, code, signal) in [
         (
-            r#"{"pid":7,"code":255,"signal":null,"core_dumped":false,"collected_by":"owner","rusage":null}"#,
+            r#"{"pid":7,"code":255,"signal":null,"core_dumped":false,"reaped_by":"owner","rusage":null}"#,
             Some(255),
             None,
         ),
         (
-            r#"{"pid":7,"code":null,"signal":11,"core_dumped":true,"collected_by":"reaper","rusage":null}"#,
+            r#"{"pid":7,"code":null,"signal":11,"core_dumped":true,"reaped_by":"reaper","rusage":null}"#,
             None,
             Some(11),
         ),
         (
-            r#"{"pid":7,"code":null,"signal":null,"core_dumped":false,"collected_by":"observed","rusage":null}"#,
+            r#"{"pid":7,"code":null,"signal":null,"core_dumped":false,"reaped_by":"observed","rusage":null}"#,
             None,
             None,
         ),
         (
-            r#"{"pid":7,"code":0,"signal":null,"core_dumped":false,"collected_by":"foreign_wait","rusage":null}"#,
+            r#"{"pid":7,"code":0,"signal":null,"core_dumped":false,"reaped_by":"foreign_wait","rusage":null}"#,
             Some(0),
             None,
         ),
         (
-            r#"{"pid":7,"code":0,"signal":null,"core_dumped":false,"collected_by":"unknown","rusage":null}"#,
+            r#"{"pid":7,"code":0,"signal":null,"core_dumped":false,"reaped_by":"unknown","rusage":null}"#,
             Some(0),
             None,
         ),
@@ -100,7 +100,7 @@ fn the_format_of_an_exit_is_stable() {
 
 #[test]
 fn an_exit_may_lack_all_that_is_unknown_and_have_unknown_fields() {
-    let text = r#"{"pid":7,"collected_by":"owner","field_of_a_later_version":1}"#;
+    let text = r#"{"pid":7,"reaped_by":"owner","field_of_a_later_version":1}"#;
     let exit: ShimExit = from_str(text).unwrap();
     assert_eq!((exit.pid, exit.status, exit.rusage), (7, None, None));
 }
@@ -114,7 +114,7 @@ fn an_exit_that_no_process_can_have_is_refused() {
         (r#""code":256"#, "256"),
         (r#""code":-1"#, "-1"),
     ] {
-        let text = format!(r#"{{"pid":7,"collected_by":"owner",{fields}}}"#);
+        let text = format!(r#"{{"pid":7,"reaped_by":"owner",{fields}}}"#);
         let error = from_str::<ShimExit>(&text).unwrap_err();
         assert!(error.to_string().contains(reason), "{error}");
     }

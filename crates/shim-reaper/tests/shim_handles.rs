@@ -16,9 +16,7 @@ use common::{
 };
 use nix::errno::Errno;
 use nix::sys::signal::Signal::SIGTERM;
-use shim_reaper::{
-    CollectedBy, Exits, ReaperBuilder, ShimHandle, ShimReaper, Signal, SpawnOptions,
-};
+use shim_reaper::{Exits, ReapedBy, ReaperBuilder, ShimHandle, ShimReaper, Signal, SpawnOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 in_both_modes!(
@@ -275,7 +273,7 @@ async fn exit_codes_and_signals_are_distinguished(builder: ReaperBuilder) {
         let handle = fixture.reaper.spawn(shell(script)).unwrap();
         let exit = handle.clone().await.unwrap();
         assert_eq!(exit.pid, handle.id());
-        assert_eq!(exit.collected_by, CollectedBy::Reaper);
+        assert_eq!(exit.reaped_by, ReapedBy::Reaper);
         assert_eq!(
             (exit.code(), exit.signal(), exit.shell_code()),
             (code, signal, shell_code)

@@ -13,7 +13,7 @@ use common::{Fixture, eventually, eventually_blocking, is_gone};
 use nix::libc;
 use nix::sys::signal::Signal::SIGTERM;
 use nix::sys::wait::{WaitStatus, waitpid};
-use shim_reaper::{CollectedBy, ShimReaper};
+use shim_reaper::{ReapedBy, ShimReaper};
 use tokio::process::{Child, Command};
 
 fn spawn(script: &str) -> Child {
@@ -44,7 +44,7 @@ fn a_tokio_child_that_a_foreign_wait_has_reaped_is_not_killed_by_pid() {
                 return;
             };
             let exit = runtime.block_on(handle.wait()).unwrap();
-            assert_eq!(exit.collected_by, CollectedBy::ForeignWait);
+            assert_eq!(exit.reaped_by, ReapedBy::ForeignWait);
             runtime.block_on(fixture.expect(0, 1, 0));
             drop((handle, fixture, runtime));
             common::kill(other, SIGTERM);
@@ -106,10 +106,7 @@ async fn tokio_children_are_reaped_through_tokio_without_pidfds() {
     let pid = child.id().unwrap();
     let handle = fixture.reaper.register_child(child).unwrap();
     let exit = handle.await.unwrap();
-    assert_eq!(
-        (exit.code(), exit.collected_by),
-        (Some(6), CollectedBy::Reaper)
-    );
+    assert_eq!((exit.code(), exit.reaped_by), (Some(6), ReapedBy::Reaper));
     eventually("it is gone", || is_gone(pid)).await;
     fixture.expect(1, 0, 0).await;
 }

@@ -96,8 +96,8 @@ fn kernel_with_recycled_pid(state: ProcessState) -> Simulated {
     kernel
 }
 
-fn is_vanished(verdict: &Verdict, by: CollectedBy) -> bool {
-    matches!(verdict, Verdict::Vanished(None, collected_by) if *collected_by == by)
+fn is_vanished(verdict: &Verdict, by: ReapedBy) -> bool {
+    matches!(verdict, Verdict::Vanished(None, reaped_by) if *reaped_by == by)
 }
 
 #[test]
@@ -143,10 +143,7 @@ fn start_time_of_a_running_child_without_a_pidfd_is_compared_in_turn() {
         assert!(expected, "{verdict:?}");
     }
     let verdict = compare(&kernel, Some(0));
-    assert!(
-        is_vanished(&verdict, CollectedBy::ForeignWait),
-        "{verdict:?}"
-    );
+    assert!(is_vanished(&verdict, ReapedBy::ForeignWait), "{verdict:?}");
 }
 
 #[test]
@@ -157,7 +154,7 @@ fn live_process_that_is_not_a_child_is_only_observed() {
         Check::by_pid(&kernel, Role::Shared),
     ] {
         let verdict = check.verdict();
-        assert!(is_vanished(&verdict, CollectedBy::Observed), "{verdict:?}");
+        assert!(is_vanished(&verdict, ReapedBy::Observed), "{verdict:?}");
     }
 }
 
@@ -166,7 +163,7 @@ fn another_wait_has_reaped_a_child_whose_pid_another_process_has() {
     let kernel = kernel_with_child(ProcessState::Reaped(3));
     kernel.add_foreign(7, true);
     let verdict = Check::by_pid(&kernel, Role::Shared).verdict();
-    assert!(is_vanished(&verdict, CollectedBy::Owner), "{verdict:?}");
+    assert!(is_vanished(&verdict, ReapedBy::Owner), "{verdict:?}");
 }
 
 #[test]
@@ -182,7 +179,7 @@ fn another_wait_has_reaped_a_child_that_was_dead_before() {
             ..check
         }
         .verdict();
-        assert!(is_vanished(&verdict, CollectedBy::Owner), "{verdict:?}");
+        assert!(is_vanished(&verdict, ReapedBy::Owner), "{verdict:?}");
     }
 }
 
@@ -191,17 +188,14 @@ fn dead_process_that_cannot_be_waited_for_is_not_observed() {
     let kernel = kernel_with_foreign_process();
     kernel.set(7, ProcessState::Zombie(3));
     let verdict = Check::by_pid(&kernel, Role::Shared).verdict();
-    assert!(is_vanished(&verdict, CollectedBy::Owner), "{verdict:?}");
+    assert!(is_vanished(&verdict, ReapedBy::Owner), "{verdict:?}");
 }
 
 #[test]
 fn zombie_with_a_recycled_pid_is_never_reaped() {
     let kernel = kernel_with_recycled_pid(ProcessState::Zombie(3));
     let verdict = Check::by_pid(&kernel, Role::Owned).verdict();
-    assert!(
-        is_vanished(&verdict, CollectedBy::ForeignWait),
-        "{verdict:?}"
-    );
+    assert!(is_vanished(&verdict, ReapedBy::ForeignWait), "{verdict:?}");
     assert!(kernel.reaped_by_reaper().is_empty());
 }
 
@@ -245,7 +239,7 @@ fn attached_zombie_has_ended() {
         let check = Check::by_pid(&kernel, Role::Attached);
         let verdict = Check { has_pidfd, ..check }.verdict();
         assert!(
-            matches!(&verdict, Verdict::Vanished(Some(status), CollectedBy::Observed) if status.code() == Some(3)),
+            matches!(&verdict, Verdict::Vanished(Some(status), ReapedBy::Observed) if status.code() == Some(3)),
             "{verdict:?}"
         );
         assert!(kernel.reaped_by_reaper().is_empty());
@@ -256,7 +250,7 @@ fn attached_zombie_has_ended() {
 fn attached_process_whose_pid_another_process_has_is_gone() {
     let kernel = kernel_with_recycled_pid(ProcessState::Running);
     let verdict = Check::by_pid(&kernel, Role::Attached).verdict();
-    assert!(is_vanished(&verdict, CollectedBy::Observed), "{verdict:?}");
+    assert!(is_vanished(&verdict, ReapedBy::Observed), "{verdict:?}");
 }
 
 #[test]
@@ -275,7 +269,7 @@ fn foreign_wait_shows_only_for_children_that_only_the_reaper_may_wait_for() {
         };
         case.shows_foreign_wait(&verdict)
     };
-    let vanished = || Verdict::Vanished(None, CollectedBy::ForeignWait);
+    let vanished = || Verdict::Vanished(None, ReapedBy::ForeignWait);
     assert!(shows(Role::Owned, true, vanished()));
     assert!(shows(Role::Owned, true, Verdict::DeferToOwner(None)));
     assert!(!shows(Role::Owned, true, RUNNING));
@@ -299,59 +293,59 @@ fn attached_zombie_that_procfs_cannot_show_is_checked_again_after_its_grace_peri
 #[test]
 fn reason_why_a_process_was_not_reaped_depends_on_its_registration() {
     let kernel = kernel_with_child(ProcessState::Running);
-    let reason = |role, phase, collected_by| {
+    let reason = |role, phase, reaped_by| {
         let check = Check {
             phase,
             ..Check::new(&kernel, role)
         };
-        check.with_case(|case| case.counter(collected_by))
+        check.with_case(|case| case.counter(reaped_by))
     };
-    for (role, phase, collected_by, expected) in [
+    for (role, phase, reaped_by, expected) in [
         (
             Role::Owned,
             Phase::NotFound,
-            CollectedBy::ForeignWait,
+            ReapedBy::ForeignWait,
             ReaperCounter::ForeignWaits,
         ),
         (
             Role::Owned,
             Phase::Alive,
-            CollectedBy::Observed,
+            ReapedBy::Observed,
             ReaperCounter::Unknown,
         ),
         (
             Role::Shared,
             Phase::Alive,
-            CollectedBy::Owner,
+            ReapedBy::Owner,
             ReaperCounter::OwnerReaped,
         ),
         (
             Role::Shared,
             Phase::NotFound,
-            CollectedBy::Owner,
+            ReapedBy::Owner,
             ReaperCounter::Unknown,
         ),
         (
             Role::Shared,
             Phase::Alive,
-            CollectedBy::Observed,
+            ReapedBy::Observed,
             ReaperCounter::Unknown,
         ),
         (
             Role::Attached,
             Phase::Alive,
-            CollectedBy::Observed,
+            ReapedBy::Observed,
             ReaperCounter::Observed,
         ),
         (
             Role::Attached,
             Phase::NotFound,
-            CollectedBy::Unknown,
+            ReapedBy::Unknown,
             ReaperCounter::Unknown,
         ),
     ] {
         assert_eq!(
-            reason(role, phase, collected_by),
+            reason(role, phase, reaped_by),
             expected,
             "{role:?}, {phase:?}"
         );
@@ -373,7 +367,7 @@ async fn child_of_tokio_that_a_foreign_wait_reaps_during_the_check_has_its_statu
         };
         assert!(matches!(
             check.verdict(),
-            Verdict::Vanished(Some(status), CollectedBy::ForeignWait) if status.code() == Some(3)
+            Verdict::Vanished(Some(status), ReapedBy::ForeignWait) if status.code() == Some(3)
         ));
     }
 }

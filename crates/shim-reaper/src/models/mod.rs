@@ -21,7 +21,7 @@ use futures::Stream;
 use futures::task::noop_waker_ref;
 
 use crate::shim::{Role, Shim};
-use crate::{CollectedBy, Exits, ReaperClosed, ShimExit};
+use crate::{Exits, ReapedBy, ReaperClosed, ShimExit};
 
 type PollExit = Poll<Result<ShimExit, ReaperClosed>>;
 
@@ -33,7 +33,7 @@ fn exit_with(code: i32) -> ShimExit {
     ShimExit {
         pid: 7,
         status: Some(ExitStatus::from_raw(code << 8)),
-        collected_by: CollectedBy::Reaper,
+        reaped_by: ReapedBy::Reaper,
         rusage: None,
     }
 }

@@ -198,7 +198,7 @@ impl ShimReaper {
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// use shim_reaper::{CollectedBy, ShimReaper, Signal};
+    /// use shim_reaper::{ReapedBy, ShimReaper, Signal};
     ///
     /// # let script = "sleep 60 > /dev/null 2>&1 & echo $!";
     /// # let output = std::process::Command::new("sh").args(["-c", script]).output()?;
@@ -208,7 +208,7 @@ impl ShimReaper {
     /// let reaper = ShimReaper::start();
     /// let shim = reaper.attach(pid)?;
     /// shim.send_signal(Signal::SIGKILL)?;
-    /// assert_eq!(shim.await?.collected_by, CollectedBy::Observed);
+    /// assert_eq!(shim.await?.reaped_by, ReapedBy::Observed);
     /// # Ok(())
     /// # }
     /// ```

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use super::config::long_grace;
 use super::run::Simulation;
 use super::world::{Adoption, Registration, World};
-use crate::kernel::simulated::{Process, ProcessState, ReapedBy};
+use crate::kernel::simulated::{Process, ProcessState, Wait};
 use crate::shim::Role;
-use crate::{CollectedBy, ReaperCounter, ShimExit};
+use crate::{ReapedBy, ReaperCounter, ShimExit};
 
 impl Simulation {
     /// Each registration resolves once, and truthfully.
@@ -26,7 +26,7 @@ impl Simulation {
                 .map(|before| format!("{before:?} became {exit:?}"));
             let check = |exit: ShimExit| {
                 self.check_status(registration, &exit, truth.process)?;
-                registration.check_collector(&exit, &truth)
+                registration.check_wait(&exit, &truth)
             };
             if let Some(Err(lie)) = exit.map(check) {
                 let state = truth.process.map(|one| (one.state, one.reaped_by));
@@ -44,7 +44,7 @@ impl Simulation {
             .process
             .map(|index| self.kernel().process(index));
         let index = registration.process.unwrap_or(usize::MAX);
-        let by_reaper = process.is_some_and(|one| one.reaped_by == Some(ReapedBy::Reaper))
+        let by_reaper = process.is_some_and(|one| one.reaped_by == Some(Wait::Reaper))
             && !world.orphans.contains(&index);
         let is_late =
             process.is_none_or(|one| one.reaped_at.is_some_and(|at| at <= registration.at));
@@ -202,19 +202,19 @@ struct Truth {
 
 impl Registration {
     /// The wait that an exit names is the one that has reaped the process, or may still reap it.
-    fn check_collector(&self, exit: &ShimExit, truth: &Truth) -> Result<(), &'static str> {
+    fn check_wait(&self, exit: &ShimExit, truth: &Truth) -> Result<(), &'static str> {
         let Truth {
             process, by_reaper, ..
         } = *truth;
         let is_owned = self.role == Role::Owned;
         let is_attached = self.role == Role::Attached;
-        let is_true = match exit.collected_by {
-            CollectedBy::Reaper => exit.status.is_some() && by_reaper,
+        let is_true = match exit.reaped_by {
+            ReapedBy::Reaper => exit.status.is_some() && by_reaper,
             // Its wait may follow, and is that of the reaper after the grace period.
-            CollectedBy::Owner => self.was_shared || self.adoption == Some(Adoption::WaitedFor),
-            CollectedBy::ForeignWait => is_owned && (!by_reaper || truth.is_for_another),
-            CollectedBy::Observed => is_attached || !self.was_child,
-            CollectedBy::Unknown => {
+            ReapedBy::Owner => self.was_shared || self.adoption == Some(Adoption::WaitedFor),
+            ReapedBy::ForeignWait => is_owned && (!by_reaper || truth.is_for_another),
+            ReapedBy::Observed => is_attached || !self.was_child,
+            ReapedBy::Unknown => {
                 let was_traced = process.is_some_and(|process| process.was_traced);
                 (is_owned && was_traced) || (is_attached && truth.is_late)
             }

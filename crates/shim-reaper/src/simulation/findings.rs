@@ -9,7 +9,7 @@ use crate::kernel::simulated::{Failure, Features, Parent, ProcessState};
 use crate::outbox::Outbox;
 use crate::shim::{Groups, Role};
 use crate::simulation::fixture::{INTERVAL, LATEST, core, counts, exit_of, register, sweep};
-use crate::{CollectedBy, Signal};
+use crate::{ReapedBy, Signal};
 
 #[test]
 fn final_drain_reaps_a_zombie_whose_event_was_lost() {
@@ -72,7 +72,7 @@ fn registration_of_no_process_is_not_that_of_a_new_process_with_its_pid() {
         let new = register(&core, 1_000_007, Role::Shared);
         assert_ne!(old.id, new.id);
         sweep(&core);
-        assert_eq!(exit_of(&old), Some((None, CollectedBy::Owner)));
+        assert_eq!(exit_of(&old), Some((None, ReapedBy::Owner)));
         assert_eq!(exit_of(&new), None);
     }
 }
@@ -92,7 +92,7 @@ fn process_that_is_reaped_before_its_watch_fails_keeps_its_identity() {
     };
     let shim = insert().unwrap();
     sweep(&core);
-    assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::ForeignWait)));
+    assert_eq!(exit_of(&shim), Some((Some(3), ReapedBy::ForeignWait)));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::executor::block_on;
 use tokio_util::sync::CancellationToken;
 
-use crate::CollectedBy;
+use crate::ReapedBy;
 use crate::core::Core;
 use crate::kernel::simulated::{Descriptor, Features, Simulated};
 use crate::outbox::Outbox;
@@ -50,7 +50,7 @@ pub(crate) fn counts(core: &Core<Simulated>) -> (u64, u64, u64) {
 }
 
 /// Returns the exit code, and whose wait reaped the process, if its exit is known.
-pub(crate) fn exit_of(shim: &Shim<Descriptor>) -> Option<(Option<i32>, CollectedBy)> {
+pub(crate) fn exit_of(shim: &Shim<Descriptor>) -> Option<(Option<i32>, ReapedBy)> {
     let exit = shim.state().exit()?;
-    Some((exit.code(), exit.collected_by))
+    Some((exit.code(), exit.reaped_by))
 }

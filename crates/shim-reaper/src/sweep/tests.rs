@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use futures::executor::block_on;
 
-use crate::CollectedBy;
+use crate::ReapedBy;
 use crate::core::Core;
 use crate::directory::Check;
 use crate::kernel::ProcessTable;
@@ -39,15 +39,15 @@ fn foreign_wait_leaves_no_status_on_kernels_that_do_not_keep_it() {
     let shim = register(&core, 7, Role::Owned);
     core.shared.kernel.set(7, ProcessState::Reaped(3));
     sweep(&core);
-    assert_eq!(exit_of(&shim), Some((None, CollectedBy::ForeignWait)));
+    assert_eq!(exit_of(&shim), Some((None, ReapedBy::ForeignWait)));
     assert_eq!(counts(&core), (0, 1, 0));
 }
 
 #[test]
 fn status_is_awaited_while_a_foreign_wait_is_in_progress() {
-    for (role, collected_by) in [
-        (Role::Owned, CollectedBy::ForeignWait),
-        (Role::Shared, CollectedBy::Owner),
+    for (role, reaped_by) in [
+        (Role::Owned, ReapedBy::ForeignWait),
+        (Role::Shared, ReapedBy::Owner),
     ] {
         let core = core(LATEST);
         core.shared.kernel.fork(7);
@@ -62,7 +62,7 @@ fn status_is_awaited_while_a_foreign_wait_is_in_progress() {
         );
         core.shared.kernel.set(7, ProcessState::Reaped(3));
         sweep(&core);
-        assert_eq!(exit_of(&shim), Some((Some(3), collected_by)));
+        assert_eq!(exit_of(&shim), Some((Some(3), reaped_by)));
         assert_eq!(counts(&core), (0, 1, 0));
     }
 }
@@ -75,7 +75,7 @@ fn foreign_wait_that_completes_during_a_check_yields_the_status() {
     core.shared.kernel.set(7, ProcessState::BeingReaped(3));
     core.shared.kernel.finish_reaping_before_next_poll();
     sweep(&core);
-    assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::ForeignWait)));
+    assert_eq!(exit_of(&shim), Some((Some(3), ReapedBy::ForeignWait)));
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn foreign_wait_that_never_completes_is_awaited_for_one_grace_period() {
     sweep(&core);
     core.shared.kernel.pass_time(INTERVAL);
     sweep(&core);
-    assert_eq!(exit_of(&shim), Some((None, CollectedBy::ForeignWait)));
+    assert_eq!(exit_of(&shim), Some((None, ReapedBy::ForeignWait)));
     assert_eq!(counts(&core), (0, 1, 0));
 }
 
@@ -111,7 +111,7 @@ fn spot_checks_find_exits_whose_events_were_lost() {
         sweep(&core);
     }
     for shim in &shims {
-        assert_eq!(exit_of(shim), Some((Some(1), CollectedBy::Reaper)));
+        assert_eq!(exit_of(shim), Some((Some(1), ReapedBy::Reaper)));
     }
     assert_eq!(counts(&core), (100, 0, 0));
 }
@@ -126,7 +126,7 @@ fn owners_wait_is_noticed_at_the_end_of_the_grace_period_without_hangups() {
     let shim = register(&core, 7, Role::Shared);
     core.shared.kernel.set(7, ProcessState::Zombie(3));
     sweep(&core);
-    assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::Owner)));
+    assert_eq!(exit_of(&shim), Some((Some(3), ReapedBy::Owner)));
     core.shared.kernel.set(7, ProcessState::Reaped(3));
     // Another child gets the recycled pid, and dies too.
     core.shared.kernel.fork(7);
@@ -147,7 +147,7 @@ fn exit_code_of_an_uninspectable_attached_process_is_known_once_it_is_reaped() {
     assert_eq!(exit_of(&shim), None);
     core.shared.kernel.set(7, ProcessState::Reaped(3));
     sweep(&core);
-    assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::Observed)));
+    assert_eq!(exit_of(&shim), Some((Some(3), ReapedBy::Observed)));
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn unreaped_uninspectable_attached_process_ends_without_a_code() {
     sweep(&core);
     core.shared.kernel.pass_time(INTERVAL);
     sweep(&core);
-    assert_eq!(exit_of(&shim), Some((None, CollectedBy::Observed)));
+    assert_eq!(exit_of(&shim), Some((None, ReapedBy::Observed)));
     assert!(core.shared.kernel.reaped_by_reaper().is_empty());
 }
 
@@ -174,14 +174,14 @@ fn recycled_pid_is_a_new_process_while_the_old_entry_is_unfinished() {
     assert_ne!(old.id, new.id);
     assert_eq!(core.shared.directory.pids(), [7]);
     sweep(&core);
-    assert_eq!(exit_of(&old), Some((Some(3), CollectedBy::Owner)));
+    assert_eq!(exit_of(&old), Some((Some(3), ReapedBy::Owner)));
     assert_eq!(exit_of(&new), None);
     assert_eq!(core.shared.directory.pids(), [7]);
     core.shared.kernel.set(7, ProcessState::Zombie(4));
     sweep(&core);
     core.shared.kernel.pass_time(INTERVAL);
     sweep(&core);
-    assert_eq!(exit_of(&new), Some((Some(4), CollectedBy::Owner)));
+    assert_eq!(exit_of(&new), Some((Some(4), ReapedBy::Owner)));
     assert_eq!(counts(&core), (1, 1, 0));
     assert_eq!(core.shared.kernel.reaped_by_reaper(), [7]);
 }
@@ -299,7 +299,7 @@ fn pidfd_is_not_opened_for_another_process_with_the_pid() {
     kernel.set(7, ProcessState::Reaped(3));
     kernel.fork(7);
     sweep(&core);
-    assert_eq!(exit_of(&shim), Some((None, CollectedBy::ForeignWait)));
+    assert_eq!(exit_of(&shim), Some((None, ReapedBy::ForeignWait)));
 }
 
 #[test]
@@ -312,7 +312,7 @@ fn pidfd_is_kept_although_its_watch_fails() {
     assert_eq!(core.shared.counters.snapshot(true).without_pidfd, 0);
     kernel.set(7, ProcessState::Reaped(3));
     sweep(&core);
-    assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::ForeignWait)));
+    assert_eq!(exit_of(&shim), Some((Some(3), ReapedBy::ForeignWait)));
 }
 
 #[test]

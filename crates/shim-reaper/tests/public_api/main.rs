@@ -16,7 +16,7 @@ use std::process;
 
 use shim_reaper::init::{Init, InitError};
 use shim_reaper::{
-    CollectedBy, DropGuard, Exits, GroupError, InvalidSignal, MetricsSink, Pidfd, ReaperBuilder,
+    DropGuard, Exits, GroupError, InvalidSignal, MetricsSink, Pidfd, ReapedBy, ReaperBuilder,
     ReaperClosed, ReaperCounter, ReaperGauge, ReaperStats, RegisterError, RegisterErrorKind,
     ResourceUsage, ShimExit, ShimHandle, ShimReaper, ShutdownReport, Signal, SpawnOptions,
     StopReport, Wait,
@@ -62,7 +62,7 @@ fn errors_can_be_boxed() {
 #[test]
 fn values_can_be_copied_and_compared() {
     is_value::<ShimExit>();
-    is_value::<CollectedBy>();
+    is_value::<ReapedBy>();
     is_value::<ResourceUsage>();
     is_value::<ReaperStats>();
     is_value::<ReaperCounter>();

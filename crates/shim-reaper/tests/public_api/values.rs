@@ -4,23 +4,23 @@ use std::process::ExitStatus;
 use std::time::{Duration, SystemTime};
 
 use shim_reaper::{
-    CollectedBy, InvalidSignal, ReaperStats, ResourceUsage, ShimExit, ShutdownReport, Signal,
+    InvalidSignal, ReapedBy, ReaperStats, ResourceUsage, ShimExit, ShutdownReport, Signal,
     StopReport,
 };
 
-fn exits_have_a_status_and_a_collector(exit: ShimExit) -> Option<ResourceUsage> {
+fn exits_have_a_status_and_name_the_wait(exit: ShimExit) -> Option<ResourceUsage> {
     let _: u32 = exit.pid;
     let _: Option<ExitStatus> = exit.status;
     let _: Option<i32> = exit.code();
     let _: Option<i32> = exit.signal();
     let _: bool = exit.success();
     let _: Option<i32> = exit.shell_code();
-    match exit.collected_by {
-        CollectedBy::Reaper
-        | CollectedBy::Owner
-        | CollectedBy::ForeignWait
-        | CollectedBy::Observed
-        | CollectedBy::Unknown => exit.rusage,
+    match exit.reaped_by {
+        ReapedBy::Reaper
+        | ReapedBy::Owner
+        | ReapedBy::ForeignWait
+        | ReapedBy::Observed
+        | ReapedBy::Unknown => exit.rusage,
         _ => unreachable!("the list has all variants"),
     }
 }
@@ -117,7 +117,7 @@ const SIGNALS: [Signal; 30] = [
 fn values_can_be_serialized() {
     fn is_serialized<T: serde::Serialize + serde::de::DeserializeOwned>() {}
     is_serialized::<ShimExit>();
-    is_serialized::<CollectedBy>();
+    is_serialized::<ReapedBy>();
     is_serialized::<ResourceUsage>();
     is_serialized::<ReaperStats>();
     is_serialized::<ShutdownReport>();

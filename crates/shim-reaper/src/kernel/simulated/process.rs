@@ -69,9 +69,9 @@ pub(crate) enum Parent {
     Init,
 }
 
-/// The code that has reaped a process.
+/// Whose wait has reaped a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ReapedBy {
+pub(crate) enum Wait {
     Reaper,
     Other,
 }
@@ -113,7 +113,7 @@ pub(crate) struct Process {
     /// When a wait in two steps began.
     pub(crate) reap_began_at: Option<Instant>,
     pub(crate) reaped_at: Option<Instant>,
-    pub(crate) reaped_by: Option<ReapedBy>,
+    pub(crate) reaped_by: Option<Wait>,
 }
 
 impl ProcessState {

@@ -32,9 +32,9 @@ fn zombie_held_by_a_tracer_is_checked_by_sweeps_only() {
 #[test]
 fn handles_of_a_zombie_held_by_a_tracer_resolve_before_it_is_reaped() {
     for events in [true, false] {
-        for (role, collected_by) in [
-            (Role::Owned, CollectedBy::Unknown),
-            (Role::Shared, CollectedBy::Owner),
+        for (role, reaped_by) in [
+            (Role::Owned, ReapedBy::Unknown),
+            (Role::Shared, ReapedBy::Owner),
         ] {
             let core = core(Features { events, ..LATEST });
             core.shared.kernel.fork(7);
@@ -43,7 +43,7 @@ fn handles_of_a_zombie_held_by_a_tracer_resolve_before_it_is_reaped() {
             sweep(&core);
             core.shared.kernel.set(7, ProcessState::Traced(3));
             sweep(&core);
-            assert_eq!(exit_of(&shim), Some((Some(3), collected_by)));
+            assert_eq!(exit_of(&shim), Some((Some(3), reaped_by)));
             assert_eq!(counts(&core), (0, 0, 1));
             core.shared.kernel.set(7, ProcessState::Zombie(3));
             sweep(&core);
@@ -69,7 +69,7 @@ fn status_of_an_uninspectable_zombie_held_by_a_tracer_is_known_once_it_is_reaped
     assert_eq!(exit_of(&shim), None);
     core.shared.kernel.set(7, ProcessState::Zombie(3));
     sweep(&core);
-    assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::Reaper)));
+    assert_eq!(exit_of(&shim), Some((Some(3), ReapedBy::Reaper)));
     assert_eq!(counts(&core), (1, 0, 0));
 }
 
@@ -82,6 +82,6 @@ fn zombie_held_by_a_tracer_resolves_when_another_wait_reaps_it() {
     sweep(&core);
     core.shared.kernel.set(7, ProcessState::Reaped(3));
     block_on(core.reap_ready(&mut Outbox::new()));
-    assert_eq!(exit_of(&shim), Some((Some(3), CollectedBy::Unknown)));
+    assert_eq!(exit_of(&shim), Some((Some(3), ReapedBy::Unknown)));
     assert_eq!(counts(&core), (0, 1, 0));
 }
