@@ -155,6 +155,7 @@ impl<K: ProcessTable> Core<K> {
             tracing::info!(
                 drained = report.drained,
                 still_running = report.still_running.len(),
+                held_by_tracer = report.held_by_tracer.len(),
                 "reaper shut down"
             );
         }
@@ -184,6 +185,7 @@ impl<K: ProcessTable> Core<K> {
                     drained: 0,
                     stopped: self.shared.count_stopped(),
                     still_running: self.shared.directory.pids(),
+                    held_by_tracer: Vec::new(),
                     killed: self.shared.take_killed_pids(),
                 };
             }

@@ -78,6 +78,9 @@ pub struct ReaperStats {
 /// Result of a shutdown; [`ShimReaper::shutdown`](crate::ShimReaper::shutdown) and
 /// [`shutdown_stopping`](crate::ShimReaper::shutdown_stopping) return it.
 ///
+/// Each shim that was registered before the final drain is in `drained`, in `still_running` or in
+/// `held_by_tracer`.
+///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -105,6 +108,9 @@ pub struct ShutdownReport {
     /// They include the children of tokio that the shutdown kills because of `kill_on_drop`: see
     /// [`register_child`](crate::ShimReaper::register_child).
     pub still_running: Vec<u32>,
+    /// Pids of the shims that have exited, and whose handles have resolved, but that stay zombies because
+    /// a tracer (`ptrace(2)`) has not waited for them, sorted. The reaper does not reap them.
+    pub held_by_tracer: Vec<u32>,
     /// Pids of the shims that [`shutdown_stopping`](crate::ShimReaper::shutdown_stopping) sent
     /// SIGKILL, sorted.
     pub killed: Vec<u32>,

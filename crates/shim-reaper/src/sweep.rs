@@ -143,10 +143,13 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         self.registry.orphaned_groups.clear();
         self.registry.forget_orphans();
         let mut still_running = Vec::new();
+        let mut held_by_tracer = Vec::new();
         for shim in self.registry.take_all() {
             let mut state = shim.state();
             if state.close(&mut self.outbox.wakers) {
                 still_running.push(shim.pid);
+            } else {
+                held_by_tracer.push(shim.pid);
             }
             let without_pidfd = state.pidfd.is_none();
             let tokio_child = state.tokio_child.take();
@@ -164,10 +167,12 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         // No exit can follow: the registry is empty, and locked.
         self.shared.subscribers.close(&mut self.outbox.wakers);
         still_running.sort_unstable();
+        held_by_tracer.sort_unstable();
         let report = ShutdownReport {
             drained: self.finished,
             stopped: self.shared.count_stopped(),
             still_running,
+            held_by_tracer,
             killed: self.shared.take_killed_pids(),
         };
         self.registry.closed = Some(report.clone());

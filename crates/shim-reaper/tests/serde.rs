@@ -159,7 +159,13 @@ async fn reports_are_read_back() {
     let shim = reaper.spawn_with(sleeper(), options).unwrap();
     let report = reaper.shutdown().await;
     let value = to_value(&report).unwrap();
-    let expected = json!({"drained": 0, "stopped": 0, "still_running": [shim.id()], "killed": []});
+    let expected = json!({
+        "drained": 0,
+        "stopped": 0,
+        "still_running": [shim.id()],
+        "held_by_tracer": [],
+        "killed": [],
+    });
     assert_eq!(value, expected);
     assert_eq!(from_value::<ShutdownReport>(value).unwrap(), report);
 

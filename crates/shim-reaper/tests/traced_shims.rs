@@ -1,5 +1,5 @@
 //! A dead shim whose tracer has not waited for it costs no CPU time. Its handles resolve at once, and
-//! the reaper reaps it when the tracer is gone.
+//! the reaper reaps it when the tracer is gone. The report of a shutdown lists it.
 #![allow(
     clippy::panic,
     clippy::unwrap_used,
@@ -102,6 +102,31 @@ async fn examines_in_sweeps_only() {
     assert_eq!(exits.count().await, 3, "each exit is published once");
     parent.kill().unwrap();
     parent.wait().unwrap();
+}
+
+#[tokio::test]
+async fn a_shutdown_reports_a_dead_shim_that_is_traced() {
+    let reaper = ShimReaper::start();
+    let options = SpawnOptions::new().kill_on_drop(true);
+    let shim = reaper.spawn_with(sleeper(), options).unwrap();
+    let Some(tracer) = tracer_of(shim.id()) else {
+        return skip("this test needs permission to trace other processes");
+    };
+    let mut tracers = IdleChildren(vec![tracer]);
+    let exit = timeout(DEADLINE, shim.kill()).await.unwrap().unwrap();
+    let report = reaper.shutdown().await;
+    assert_eq!(
+        (exit.signal(), report.held_by_tracer),
+        (Some(9), vec![shim.id()])
+    );
+    assert_eq!((report.drained, report.still_running), (0, Vec::new()));
+    for tracer in tracers.kill(1) {
+        waitpid(as_pid(tracer), None).unwrap();
+    }
+    assert_eq!(
+        waitpid(as_pid(shim.id()), None).unwrap().pid(),
+        Some(as_pid(shim.id()))
+    );
 }
 
 fn first_line(stdout: impl std::io::Read) -> u32 {

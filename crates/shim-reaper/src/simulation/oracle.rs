@@ -136,6 +136,21 @@ impl Simulation {
         if pids != report.still_running {
             world.fail(format!("{report:?}, but {pids:?} are unresolved"));
         }
+        let was_traced = |pid: &u32| {
+            let mut processes = world.registrations.iter().filter_map(|one| one.process);
+            processes.any(|index| {
+                let process = kernel.process(index);
+                process.pid == *pid && process.was_traced
+            })
+        };
+        let stats = self.core.shared.counters.snapshot(true);
+        let left = report.still_running.len() + report.held_by_tracer.len();
+        let sum = stats.reaped_total + stats.vanished_total + left as u64;
+        let total = world.registrations.len() as u64;
+        if sum != total || !report.held_by_tracer.iter().all(was_traced) {
+            let failure = format!("{report:?} counts {sum} of {total} shims, or not its tracers");
+            world.fail(failure);
+        }
         let left = world.registrations.iter().find_map(|registration| {
             let index = registration.process?;
             let zombie_at = world.names.get(&world.name_of(index)?)?.zombie_at_step?;

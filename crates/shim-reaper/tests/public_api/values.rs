@@ -60,11 +60,12 @@ fn stats_are_numbers_and_times(stats: ReaperStats) -> ([u64; 11], Option<SystemT
     )
 }
 
-fn reports_list_pids(shutdown: ShutdownReport, stop: StopReport) -> ([u64; 3], [Vec<u32>; 4]) {
+fn reports_list_pids(shutdown: ShutdownReport, stop: StopReport) -> ([u64; 3], [Vec<u32>; 5]) {
     (
         [shutdown.drained, shutdown.stopped, stop.stopped],
         [
             shutdown.still_running,
+            shutdown.held_by_tracer,
             shutdown.killed,
             stop.killed,
             stop.still_running,

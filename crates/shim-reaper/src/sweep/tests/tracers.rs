@@ -85,3 +85,22 @@ fn zombie_held_by_a_tracer_resolves_when_another_wait_reaps_it() {
     assert_eq!(exit_of(&shim), Some((Some(3), ReapedBy::Unknown)));
     assert_eq!(counts(&core), (0, 1, 0));
 }
+
+#[test]
+fn final_drain_reports_a_zombie_held_by_a_tracer() {
+    let core = core(LATEST);
+    for pid in [9, 8, 7] {
+        core.shared.kernel.fork(pid);
+        register(&core, pid, Role::Owned);
+    }
+    core.shared.kernel.set(9, ProcessState::Traced(3));
+    core.shared.kernel.set(8, ProcessState::Traced(3));
+    sweep(&core);
+    core.shared.kernel.set(8, ProcessState::Zombie(3));
+    let report = core.try_close().unwrap();
+    assert_eq!(report.drained, 1);
+    assert_eq!(
+        (report.still_running, report.held_by_tracer),
+        (vec![7], vec![9])
+    );
+}
