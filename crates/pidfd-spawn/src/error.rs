@@ -25,7 +25,8 @@ pub enum Step {
     /// The pipes of [`Stdio::piped`](crate::Stdio::piped), `/dev/null`, and the descriptors that
     /// must be duplicated are opened.
     Stdio,
-    /// The process is created, after the descriptors that this takes.
+    /// The process is created, and before it the sockets that a [fork](crate#when-the-child-is-forked)
+    /// needs.
     Clone,
     /// The pidfd of the process is opened. This is part of [`Clone`](Self::Clone) unless the child is
     /// [forked](crate#when-the-child-is-forked).

@@ -140,7 +140,9 @@ pub enum ReapedBy {
     /// [`spawn`](crate::ShimReaper::spawn) or [`register_child`](crate::ShimReaper::register_child),
     /// for which only the reaper may wait.
     ForeignWait,
-    /// The process is not a child of this process; the reaper only observed its exit.
+    /// The process is not a child of this process, so that another process reaps it. The reaper observed
+    /// the exit of an [attached](crate::ShimReaper::attach) process, or
+    /// [`register`](crate::ShimReaper::register) got a process that may still run.
     Observed,
     /// No wait is known: no process had the pid that was attached, or a tracer held the zombie of a
     /// shim without an owner when the reaper saw the exit. The counters of

@@ -80,7 +80,10 @@
 //! | `pidfd_open(2)` | 5.3 | pid and start time identify a process; the interval sweep finds exits |
 //! | `waitid(2)` with `P_PIDFD` | 5.4 | the reaper waits by pid, after the pidfd has proved that the pid is not recycled |
 //! | `CLONE_PIDFD`, and both of these | 5.4 | [`Command`]s of this crate fail to spawn; those of std and tokio do not |
+//! | `cgroup.kill` | 5.14 | SIGKILL for a control group goes to each process in it, while the group is frozen |
+//! | `IORING_OP_WAITID` | 6.7 | [`io_uring`](ReaperBuilder::io_uring) has no effect |
 //! | `POLLHUP` when a pidfd's process is reaped | 6.9 | the reaper notices the owner's wait when the grace period ends |
+//! | `PIDFD_SIGNAL_PROCESS_GROUP` | 6.9 | a process group is signalled by its number, only while the shim that leads it is not reaped |
 //! | `PIDFD_GET_INFO` with `PIDFD_INFO_EXIT` | 6.15 | the exit status is unknown if other code reaped the process |
 //!
 //! # Features

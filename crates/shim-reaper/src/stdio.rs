@@ -13,7 +13,9 @@ impl ShimHandle {
     /// Awaiting the handle does not close the pipe. If the shim reads stdin to the end, take the
     /// pipe and drop it.
     ///
-    /// The tokio runtime of the caller drives the pipe, or that of the reaper if the caller is not in one.
+    /// The tokio runtime of the caller drives the pipe, or that of the reaper if the caller is not in one. If
+    /// neither can, for example because no descriptor is free, this logs the error, closes the pipe and
+    /// returns `None`.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]

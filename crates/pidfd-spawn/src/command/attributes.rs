@@ -114,8 +114,6 @@ impl Command {
     /// [`setsid`](Self::setsid), and with the terminal's end of a `pty(7)` as
     /// [`stdin`](Self::stdin).
     ///
-    /// # Errors
-    ///
     /// The spawn fails in [`Step::ControllingTerminal`](crate::Step::ControllingTerminal): with `ENOTTY`
     /// if the stdin is not a terminal, and with `EPERM` if the child does not lead a session, or if
     /// the terminal belongs to another one.

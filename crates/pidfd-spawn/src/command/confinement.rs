@@ -40,16 +40,17 @@ impl Command {
         self
     }
 
-    /// Restricts the child and its descendants by the rules of this ruleset of `landlock(7)`, which the
-    /// crate [`landlock`](https://docs.rs/landlock) creates.
+    /// Restricts the child and its descendants by the rules of this ruleset of `landlock(7)` (Linux 5.13),
+    /// which the crate [`landlock`](https://docs.rs/landlock) creates.
     ///
     /// The rules apply from the `exec` of the program on: they must permit to execute it, and to read
     /// its libraries. They restrict descriptors that the child opens, not those that it gets.
     ///
     /// The spawn fails in [`Step::Landlock`](crate::Step::Landlock): with `EPERM` without
-    /// [`no_new_privs`](Self::no_new_privs) and without the privilege (`CAP_SYS_ADMIN`), and with
-    /// `EBADFD` if the descriptor is not a ruleset. If a rule forbids the program, it fails with
-    /// `EACCES` in [`Step::Exec`](crate::Step::Exec).
+    /// [`no_new_privs`](Self::no_new_privs) and without the privilege (`CAP_SYS_ADMIN`), with `EBADFD` if
+    /// the descriptor is not a ruleset, with `ENOSYS` on an older kernel, and with `EOPNOTSUPP` if Landlock
+    /// is not enabled. If a rule forbids the program, it fails with `EACCES` in
+    /// [`Step::Exec`](crate::Step::Exec).
     ///
     /// ```
     /// # use std::fs::File;

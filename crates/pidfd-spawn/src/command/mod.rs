@@ -24,7 +24,8 @@ use crate::stdio::Stdio;
 /// | limit its resources, its CPUs, its priority | [`rlimit`](Self::rlimit), [`affinity`](Self::affinity), [`nice`](Self::nice) |
 /// | give it a descriptor under a chosen number, and no others | [`fd`](Self::fd), [`inherit_descriptors`](Self::inherit_descriptors) |
 /// | set its supplementary groups, start a session with a terminal | [`groups`](Self::groups), [`setsid`](Self::setsid), [`controlling_terminal`](Self::controlling_terminal) |
-/// | forbid that it gains privileges | [`no_new_privs`](Self::no_new_privs) |
+/// | forbid that it gains privileges, restrict what it can open | [`no_new_privs`](Self::no_new_privs), [`landlock`](Self::landlock) |
+/// | move it to a network namespace | [`network_namespace`](Self::network_namespace) |
 /// | end it with the thread that spawned it | [`parent_death_signal`](Self::parent_death_signal) |
 /// | choose the signals that it blocks and ignores | [`inherit_signal_mask`](Self::inherit_signal_mask), [`reset_ignored_signals`](Self::reset_ignored_signals) |
 ///

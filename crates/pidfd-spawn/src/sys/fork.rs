@@ -93,7 +93,7 @@ fn announce(socket: BorrowedFd<'_>, parent: u32) -> Result<(), Errno> {
     child::die_with(parent, libc::SIGKILL)?;
     let pidfd = pidfd::pidfd_open(process::id());
     let sent = send(socket, &0_u8, pidfd.as_ref().ok().map(AsFd::as_fd));
-    // Closes the copy of this process, because the child executes its program next.
+    // Closed here, because the closures of the plan must not find it.
     drop(pidfd.map_err(|error| errno_of(&error))?);
     sent.map_err(|error| errno_of(&error))?;
     let mut confirmation = 0_u8;

@@ -185,6 +185,7 @@ fn blocking_sweep_finds_every_exit() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "polls 40,000 times, which takes minutes")]
 fn blocking_close_times_out_while_the_registry_is_locked() {
     let core = core(LATEST);
     core.shared.kernel.fork(7);

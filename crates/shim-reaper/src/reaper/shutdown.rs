@@ -59,8 +59,7 @@ impl ShimReaper {
         stop::stop_all(self.worker().core(), grace)
     }
 
-    /// Shuts down the reaper, and returns a report of the shims that are still running. Use
-    /// [`shutdown_stopping`](Self::shutdown_stopping) to end those too.
+    /// Shuts down the reaper, and returns a report of the shims that are still running.
     ///
     /// The reaper refuses new shims and reaps every registered shim that has exited, even in a
     /// grace period. The handles of the others resolve to [`ReaperClosed`](crate::ReaperClosed);
