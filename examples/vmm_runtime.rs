@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vmm_runtime::{BoxSpec, BoxStatus, RuntimeOptions, VmmRuntime};
+use vmm_runtime::{BoxSpec, BoxStatus, Removal, RuntimeOptions, VmmRuntime};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -38,7 +38,7 @@ fn main() -> Result<ExitCode> {
         // After Ctrl-C or an error, boxes may still run.
         let runtime = VmmRuntime::open(RuntimeOptions::new(home.path())).await?;
         for bx in runtime.list().await {
-            runtime.remove(&bx.id, true).await?;
+            runtime.remove(&bx.id, Removal::Force).await?;
         }
         runtime.shutdown(TIMEOUT).await;
         result
@@ -71,7 +71,7 @@ async fn run(home: &Path) -> Result<()> {
     runtime.wait("victim").await?;
     show("kill -9 to the shim of victim", &runtime).await;
 
-    runtime.remove("nap", true).await?;
+    runtime.remove("nap", Removal::Force).await?;
     show("nap is removed by force", &runtime).await;
 
     runtime.wait("crasher").await?;

@@ -7,7 +7,7 @@ use common::boxes::{open_runtime, script, send_go, sleeping, start_box};
 use futures::StreamExt;
 use tokio::time::timeout;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{ConsoleOptions, ConsoleQuery, ConsoleStream, RuntimeError};
+use vmm_runtime::{ConsoleOptions, ConsoleQuery, ConsoleStream, Removal, RuntimeError};
 
 /// Reads until the output ends with `end`, or the stream has ended.
 async fn read_until(stream: &mut ConsoleStream, end: Option<&str>) -> String {
@@ -74,7 +74,7 @@ async fn a_stream_of_a_box_that_runs_ends_when_it_is_not_followed_any_more() {
 
     let removed = runtime.create(sleeping()).await.unwrap();
     let mut stream = runtime.console(&removed.id, true).await.unwrap();
-    runtime.remove(&removed.id, false).await.unwrap();
+    runtime.remove(&removed.id, Removal::Ended).await.unwrap();
     assert_eq!(read_until(&mut stream, None).await, "");
     let unknown = runtime.console(&removed.id, false).await;
     assert!(matches!(unknown, Err(RuntimeError::NotFound { .. })));

@@ -12,8 +12,8 @@ use common::boxes::{
 use common::control_groups::{LEAVE_ORPHAN, groups_of, limited};
 use common::{DEADLINE, eventually, is_gone, kill};
 use nix::sys::signal::Signal::SIGKILL;
-use vmm_runtime::BoxStatus;
 use vmm_runtime::testing::PerTestBoxHome;
+use vmm_runtime::{BoxStatus, Removal};
 
 #[tokio::test]
 async fn stops_and_removals_remove_the_groups() {
@@ -27,7 +27,7 @@ async fn stops_and_removals_remove_the_groups() {
         .flatten()
         .collect();
     runtime.stop(&stopped.id).await.unwrap();
-    runtime.remove(&removed.id, true).await.unwrap();
+    runtime.remove(&removed.id, Removal::Force).await.unwrap();
     assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
     // The next run has a new group.
     let again = runtime.start(&stopped.id).await.unwrap();
@@ -56,7 +56,7 @@ async fn a_forged_group_record_does_not_affect_another_box() {
     .unwrap();
     kill(changed.pid.unwrap(), SIGKILL);
     wait_for_status(&runtime, &changed.id, BoxStatus::Failed).await;
-    runtime.remove(&changed.id, true).await.unwrap();
+    runtime.remove(&changed.id, Removal::Force).await.unwrap();
     assert_eq!(runtime.info(&other.id).await.unwrap().pid, other.pid);
     // The VMM runtime finds the groups of the box without the record.
     assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
@@ -77,7 +77,7 @@ async fn groups_that_a_payload_has_created_are_removed() {
     let orphan = orphan_of(&home, &bx.id).await;
     kill(bx.pid.unwrap(), SIGKILL);
     wait_for_status(&runtime, &bx.id, BoxStatus::Failed).await;
-    runtime.remove(&bx.id, false).await.unwrap();
+    runtime.remove(&bx.id, Removal::Ended).await.unwrap();
     eventually("the orphan exits", || is_gone(orphan)).await;
     assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
 }
@@ -108,7 +108,7 @@ os.execlp("sleep", "sleep", "1000")
     let orphan = orphan_of(&home, &bx.id).await;
     kill(bx.pid.unwrap(), SIGKILL);
     wait_for_status(&runtime, &bx.id, BoxStatus::Failed).await;
-    runtime.remove(&bx.id, false).await.unwrap();
+    runtime.remove(&bx.id, Removal::Ended).await.unwrap();
     eventually("the orphan exits", || is_gone(orphan)).await;
     assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
 }
@@ -147,15 +147,15 @@ async fn a_box_with_very_many_nested_groups_is_removed_and_delays_no_other() {
         kill(bx.pid.unwrap(), SIGKILL);
     }
     wait_for_status(&runtime, &nested.id, BoxStatus::Failed).await;
-    let first = runtime.remove(&nested.id, true);
-    let (first, others) = tokio::join!(first, runtime.remove(&other.id, true));
+    let first = runtime.remove(&nested.id, Removal::Force);
+    let (first, others) = tokio::join!(first, runtime.remove(&other.id, Removal::Force));
     others.unwrap();
     let deadline = Instant::now() + DEADLINE;
     // On a busy machine one attempt may time out.
     let mut removed = first;
     while let Err(error) = removed {
         assert!(Instant::now() < deadline, "{error}");
-        removed = runtime.remove(&nested.id, true).await;
+        removed = runtime.remove(&nested.id, Removal::Force).await;
     }
     eventually("the orphans exit", || orphans.into_iter().all(is_gone)).await;
     assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
@@ -180,5 +180,5 @@ async fn a_box_with_very_many_nested_groups_is_stopped_in_time() {
         dirs.iter().all(|dir| !dir.exists())
     })
     .await;
-    runtime.remove(&bx.id, true).await.unwrap();
+    runtime.remove(&bx.id, Removal::Force).await.unwrap();
 }

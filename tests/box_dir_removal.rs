@@ -15,7 +15,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Uid, setuid};
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{RuntimeOptions, VmmRuntime};
+use vmm_runtime::{Removal, RuntimeOptions, VmmRuntime};
 
 /// More levels than a recursive removal has stack for, or a process has descriptors for.
 const DEPTH: usize = 14_000;
@@ -49,7 +49,7 @@ fn a_box_with_a_deep_tree_is_removed_with_few_descriptors() {
                 let runtime = open_runtime(&home).await;
                 let id = runtime.create(sleeping()).await.unwrap().id;
                 make_deep_tree(&box_dir(&home, &id));
-                runtime.remove(&id, true).await.unwrap();
+                runtime.remove(&id, Removal::Force).await.unwrap();
                 let boxes = home.path().join("boxes");
                 eventually("the directory is gone", || is_empty(&boxes)).await;
                 runtime.shutdown(DEADLINE).await;
@@ -106,7 +106,7 @@ fn a_removal_skips_mounts() {
             bind(&dir.join("mounted"));
             bind(&dir.join("a/b/c/mounted"));
             fs::create_dir_all(dir.join("x/y/z")).unwrap();
-            runtime.remove(&id, true).await.unwrap();
+            runtime.remove(&id, Removal::Force).await.unwrap();
             assert!(runtime.list().await.is_empty());
             assert!(outside.path().join("kept").exists());
             let remnant = dir.with_file_name(format!(".removing-{id}"));
@@ -169,7 +169,7 @@ fn remove_without_permissions() {
         for path in ["a/b/c", "a/b", "a/d", "a", "e", ""] {
             fs::set_permissions(dir.join(path), Permissions::from_mode(0o000)).unwrap();
         }
-        runtime.remove(&id, true).await.unwrap();
+        runtime.remove(&id, Removal::Force).await.unwrap();
         eventually("the directory is gone", || is_empty(&home.join("boxes"))).await;
         runtime.shutdown(DEADLINE).await;
     });

@@ -9,7 +9,7 @@ use common::{kill, state_of};
 use futures::StreamExt;
 use nix::sys::signal::Signal;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxChange, BoxInfo, BoxSpec, BoxStatus, Ready, VmmRuntime};
+use vmm_runtime::{BoxChange, BoxInfo, BoxSpec, BoxStatus, Ready, Removal, VmmRuntime};
 
 /// Returns the processes that are running now. A zombie is not.
 fn running(pids: &[u32]) -> Vec<(u32, char)> {
@@ -64,7 +64,7 @@ async fn nothing_runs_when_the_end_of_a_killed_shim_is_reported() {
         });
         let ended = ended.await;
         assert_eq!((ended.status, ended.signal), (BoxStatus::Failed, Some(9)));
-        runtime.remove(&bx.id, false).await.unwrap();
+        runtime.remove(&bx.id, Removal::Ended).await.unwrap();
     }
 }
 

@@ -10,7 +10,7 @@ use common::boxes::{
 };
 use common::{is_gone, state_of};
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxChange, BoxStatus, Ending, RuntimeError};
+use vmm_runtime::{BoxChange, BoxStatus, Ending, Removal, RuntimeError};
 
 #[tokio::test]
 async fn a_box_is_created_started_stopped_restarted_and_removed() {
@@ -38,7 +38,7 @@ async fn a_box_is_created_started_stopped_restarted_and_removed() {
     assert_eq!((second.exit_code, second.signal), (None, None));
     assert_ne!(second.pid, first.pid);
     runtime.stop("nap").await.unwrap();
-    runtime.remove("nap", false).await.unwrap();
+    runtime.remove("nap", Removal::Ended).await.unwrap();
     assert!(!box_dir(&home, &bx.id).exists());
     assert!(runtime.list().await.is_empty());
     assert!(matches!(
@@ -60,9 +60,9 @@ async fn a_forced_removal_of_a_running_box_leaves_no_zombie() {
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;
     let bx = start_box(&runtime, sleeping()).await;
-    let refused = runtime.remove(&bx.id, false).await;
+    let refused = runtime.remove(&bx.id, Removal::Ended).await;
     assert!(matches!(refused, Err(RuntimeError::Running { .. })));
-    runtime.remove(&bx.id, true).await.unwrap();
+    runtime.remove(&bx.id, Removal::Force).await.unwrap();
     assert!(is_gone(bx.pid.unwrap()) && is_gone(bx.payload_pid.unwrap()));
     assert!(!box_dir(&home, &bx.id).exists());
 }
@@ -79,7 +79,7 @@ async fn a_forced_removal_ends_a_payload_that_ignores_signals_and_a_stopped_shim
     let stopped_shim = start_box(&runtime, sleeping()).await;
     common::kill(stopped_shim.pid.unwrap(), nix::sys::signal::Signal::SIGSTOP);
     for bx in [ignores_signals, stopped_shim] {
-        runtime.remove(&bx.id, true).await.unwrap();
+        runtime.remove(&bx.id, Removal::Force).await.unwrap();
         assert!(is_gone(bx.pid.unwrap()));
         common::eventually("the payload exits", || is_gone(bx.payload_pid.unwrap())).await;
     }
@@ -218,7 +218,7 @@ async fn names_and_ids_are_unique_and_both_address_a_box() {
     assert_eq!(runtime.info("web").await.unwrap().id, first.id);
     let listed: Vec<_> = runtime.list().await.into_iter().map(|i| i.id).collect();
     assert_eq!(listed, [first.id.clone(), second.id]);
-    runtime.remove("web", false).await.unwrap();
+    runtime.remove("web", Removal::Ended).await.unwrap();
     runtime.create(sleeping().name("web")).await.unwrap();
 }
 

@@ -17,7 +17,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal::SIGKILL;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
-    BoxId, BoxSpec, BoxStatus, ControlGroup, Ending, RuntimeError, VmmRuntime, with_causes,
+    BoxId, BoxSpec, BoxStatus, ControlGroup, Ending, Removal, RuntimeError, VmmRuntime, with_causes,
 };
 
 #[tokio::test]
@@ -109,7 +109,7 @@ async fn a_start_after_a_death_cleans_up_first() {
     let current = groups_of(&home, &bx.id).unwrap_or_default();
     groups.retain(|dir| !current.contains(dir) && dir.exists());
     assert_eq!(groups, Vec::<PathBuf>::new());
-    runtime.remove(&bx.id, true).await.unwrap();
+    runtime.remove(&bx.id, Removal::Force).await.unwrap();
 }
 
 #[test]
@@ -135,7 +135,7 @@ async fn kills_orphans_when_descriptors_are_available() {
     setrlimit(Resource::RLIMIT_NOFILE, 0, hard).unwrap();
     kill(bx.pid.unwrap(), SIGKILL);
     wait_for_status(&runtime, &bx.id, BoxStatus::Failed).await;
-    let removed = runtime.remove(&bx.id, false).await.unwrap_err();
+    let removed = runtime.remove(&bx.id, Removal::Ended).await.unwrap_err();
     setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
     assert!(
         matches!(removed, RuntimeError::CleanupFailed { .. }),
@@ -144,7 +144,7 @@ async fn kills_orphans_when_descriptors_are_available() {
     assert!(!is_gone(orphan), "{removed}");
     // The VMM runtime retries the cleanup by itself.
     eventually("the orphan exits", || is_gone(orphan)).await;
-    runtime.remove(&bx.id, false).await.unwrap();
+    runtime.remove(&bx.id, Removal::Ended).await.unwrap();
 }
 
 #[tokio::test]
@@ -173,7 +173,7 @@ async fn a_process_that_forks_and_exits_in_a_loop_is_killed() {
         dirs.iter().all(|dir| !dir.exists())
     })
     .await;
-    runtime.remove(&bx.id, false).await.unwrap();
+    runtime.remove(&bx.id, Removal::Ended).await.unwrap();
 }
 
 /// Every killed process is replaced by a new fork.
@@ -187,7 +187,7 @@ async fn a_removal_kills_a_fork_bomb() {
     let (id, _, dirs) = start_fork_bomb(&home, &runtime).await;
     let deadline = Instant::now() + DEADLINE;
     // On a busy machine one attempt may time out.
-    while let Err(error) = runtime.remove(&id, true).await {
+    while let Err(error) = runtime.remove(&id, Removal::Force).await {
         assert!(Instant::now() < deadline, "{error}");
     }
     assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
@@ -215,7 +215,7 @@ async fn kills_a_fork_bomb() {
         dirs.iter().all(|dir| !dir.exists())
     })
     .await;
-    runtime.remove(&id, false).await.unwrap();
+    runtime.remove(&id, Removal::Ended).await.unwrap();
 }
 
 /// Starts a box that reaches its process limit. Returns its id, the pid of its shim, and its groups.
@@ -254,7 +254,7 @@ async fn a_box_with_live_orphans_can_neither_start_nor_be_removed() {
         Ok(frozen) => frozen,
         Err(error) => {
             note_skipped(&error);
-            return runtime.remove(&bx.id, true).await.unwrap();
+            return runtime.remove(&bx.id, Removal::Force).await.unwrap();
         }
     };
     kill(bx.pid.unwrap(), SIGKILL);
@@ -265,7 +265,7 @@ async fn a_box_with_live_orphans_can_neither_start_nor_be_removed() {
         matches!(started, RuntimeError::CleanupFailed { .. }),
         "{started}"
     );
-    let removed = runtime.remove(id, true).await.unwrap_err();
+    let removed = runtime.remove(id, Removal::Force).await.unwrap_err();
     assert!(
         matches!(removed, RuntimeError::CleanupFailed { .. }),
         "{removed}"
@@ -277,5 +277,5 @@ async fn a_box_with_live_orphans_can_neither_start_nor_be_removed() {
     frozen.thaw();
     runtime.start(id).await.unwrap();
     eventually("the orphan exits", || is_gone(orphan)).await;
-    runtime.remove(id, true).await.unwrap();
+    runtime.remove(id, Removal::Force).await.unwrap();
 }

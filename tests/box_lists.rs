@@ -4,7 +4,7 @@ mod common;
 
 use common::boxes::{open_runtime, remove_all, script, sleeping, start_box};
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxId, BoxStatus, ListOptions, VmmRuntime};
+use vmm_runtime::{BoxId, BoxStatus, ListOptions, Removal, VmmRuntime};
 
 async fn ids(runtime: &VmmRuntime, options: &ListOptions) -> Vec<BoxId> {
     let boxes = runtime.list_with(options).await;
@@ -93,7 +93,7 @@ async fn pages_in_both_orders_have_every_box_once() {
     assert_eq!(ids(&runtime, &all()).await, created);
     assert!(ids(&runtime, &all().limit(0)).await.is_empty());
     // The box that the next page follows may have been removed.
-    runtime.remove(&created[1], false).await.unwrap();
+    runtime.remove(&created[1], Removal::Ended).await.unwrap();
     let next = all().after(created[1].clone()).limit(1);
     assert_eq!(ids(&runtime, &next).await, created[2..3]);
 }

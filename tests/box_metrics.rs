@@ -68,7 +68,7 @@ async fn every_box_and_every_shim_is_counted_once() {
     runtime.wait(&killed.id).await.unwrap();
     send_go(&home, &ended.id);
     runtime.wait(&ended.id).await.unwrap();
-    runtime.remove(&removed.id, true).await.unwrap();
+    runtime.remove(&removed.id, Removal::Force).await.unwrap();
     assert_eq!(boxes(&runtime.metrics().await), (5, 2, 3, 0));
     // A payload that could not start has not crashed.
     assert_eq!(runtime.metrics().await.boxes_crashed_total, 1);

@@ -19,7 +19,7 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::waitpid;
 use vmm_protocol::procfs;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxStatus, Ending, VmmRuntime};
+use vmm_runtime::{BoxStatus, Ending, Removal, VmmRuntime};
 
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -55,7 +55,7 @@ async fn a_recovered_box_can_be_stopped_and_removed() {
 
     let left = leave_running(&home, sleeping()).await;
     let runtime = open_runtime(&home).await;
-    runtime.remove(&left.id, true).await.unwrap();
+    runtime.remove(&left.id, Removal::Force).await.unwrap();
     assert!(is_gone(left.pid.unwrap()));
     assert!(!box_dir(&home, &left.id).exists());
 }
@@ -102,7 +102,7 @@ async fn a_process_with_a_reused_pid_is_left_alone() {
     let info = runtime.info(&bx.id).await.unwrap();
     assert_eq!((info.status, info.pid), (BoxStatus::Failed, None));
     runtime.stop(&bx.id).await.unwrap();
-    runtime.remove(&bx.id, true).await.unwrap();
+    runtime.remove(&bx.id, Removal::Force).await.unwrap();
     runtime.shutdown(SHUTDOWN_TIMEOUT).await;
     assert!(matches!(state_of(other), Some('S' | 'R')));
     kill(other, Signal::SIGKILL);
@@ -134,7 +134,7 @@ fn a_process_that_reuses_the_pid_during_recovery_is_left_alone() {
             fail::remove("vmm_runtime::attach");
             let info = runtime.info(&bx.id).await.unwrap();
             assert_eq!((info.status, info.pid), (BoxStatus::Failed, None));
-            runtime.remove(&bx.id, true).await.unwrap();
+            runtime.remove(&bx.id, Removal::Force).await.unwrap();
             runtime.shutdown(SHUTDOWN_TIMEOUT).await;
             let Some(other) = *new_process.lock().unwrap() else {
                 return;

@@ -8,7 +8,7 @@ use common::boxes::{box_dir, changes_up_to, open_runtime, sleeping, start_box};
 use common::{allow_descriptors, is_gone};
 use futures::future::join_all;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxChange, BoxStatus, RuntimeError};
+use vmm_runtime::{BoxChange, BoxStatus, Removal, RuntimeError};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hundred_boxes_start_and_are_removed_at_once() {
@@ -22,7 +22,9 @@ async fn two_hundred_boxes_start_and_are_removed_at_once() {
         (200, 200)
     );
     assert_eq!(metrics.shim_reaper_registered, 200);
-    let removals = running.iter().map(|info| runtime.remove(&info.id, true));
+    let removals = running
+        .iter()
+        .map(|info| runtime.remove(&info.id, Removal::Force));
     for removed in join_all(removals).await {
         removed.unwrap();
     }
@@ -51,7 +53,7 @@ async fn concurrent_starts_of_one_box_share_one_shim() {
     let starts = join_all((0..20).map(|_| runtime.start(&id))).await;
     let pids: Vec<_> = starts.into_iter().map(|info| info.unwrap().pid).collect();
     assert!(pids.windows(2).all(|pair| pair[0] == pair[1]), "{pids:?}");
-    runtime.remove(&id, true).await.unwrap();
+    runtime.remove(&id, Removal::Force).await.unwrap();
     assert_eq!(
         changes_up_to(&mut events, BoxChange::Removed).await,
         [
@@ -70,7 +72,7 @@ async fn one_of_concurrent_removals_succeeds_and_the_others_find_no_box() {
     let runtime = open_runtime(&home).await;
     let bx = start_box(&runtime, sleeping()).await;
     let removals = (0..10).map(|_| async {
-        let outcome = runtime.remove(&bx.id, true).await;
+        let outcome = runtime.remove(&bx.id, Removal::Force).await;
         // No removal returns before the shim is gone.
         assert!(is_gone(bx.pid.unwrap()));
         outcome
@@ -92,7 +94,7 @@ async fn a_forced_removal_does_not_wait_for_a_stop_with_a_long_grace_period() {
     let bx = start_box(&runtime, spec).await;
     let (stopped, removed) = tokio::join!(runtime.stop(&bx.id), async {
         common::pause().await;
-        runtime.remove(&bx.id, true).await
+        runtime.remove(&bx.id, Removal::Force).await
     });
     removed.unwrap();
     assert!(
@@ -129,7 +131,7 @@ async fn concurrent_operations_leave_a_box_consistent() {
         assert_eq!(info.status == BoxStatus::Running, info.pid.is_some());
         let running = runtime.metrics().await.num_running_boxes;
         assert_eq!(running, u64::from(info.pid.is_some()));
-        runtime.remove(&id, true).await.unwrap();
+        runtime.remove(&id, Removal::Force).await.unwrap();
     }
     assert_eq!(runtime.metrics().await.boxes_failed_total, 0);
 }

@@ -8,8 +8,8 @@ use common::own_process::{block_on, in_own_process};
 use common::work::reads;
 use futures::future::join_all;
 use nix::sys::signal::Signal;
-use vmm_runtime::VmmRuntime;
 use vmm_runtime::testing::PerTestBoxHome;
+use vmm_runtime::{Removal, VmmRuntime};
 
 /// Returns the reads that a crash of a box takes, with the cleanup: the fewest of some, because
 /// other tests start processes too.
@@ -20,7 +20,7 @@ async fn reads_of_a_crash(runtime: &VmmRuntime) -> u64 {
         let before = reads();
         kill(bx.pid.unwrap(), Signal::SIGKILL);
         runtime.wait(&bx.id).await.unwrap();
-        runtime.remove(&bx.id, false).await.unwrap();
+        runtime.remove(&bx.id, Removal::Ended).await.unwrap();
         fewest = fewest.min(reads() - before);
     }
     fewest

@@ -11,7 +11,7 @@ use futures::{StreamExt, stream};
 use nix::sys::signal::Signal;
 use vmm_protocol::procfs;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxInfo, BoxSpec, BoxStatus, RestartPolicy, VmmRuntime};
+use vmm_runtime::{BoxInfo, BoxSpec, BoxStatus, Removal, RestartPolicy, VmmRuntime};
 
 const BOXES: usize = 1000;
 
@@ -35,7 +35,7 @@ async fn crash_once(runtime: &VmmRuntime) {
         (ended.status, ended.restarting),
         (BoxStatus::Stopped, false)
     );
-    runtime.remove(&first.id, false).await.unwrap();
+    runtime.remove(&first.id, Removal::Ended).await.unwrap();
 }
 
 fn resident_kib() -> u64 {

@@ -11,7 +11,7 @@ use common::boxes::{
 use common::{KillOnDrop, eventually, is_gone, kill, sleeper};
 use nix::sys::signal::Signal;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxStatus, PidRecord, RuntimeError};
+use vmm_runtime::{BoxStatus, PidRecord, Removal, RuntimeError};
 
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -158,9 +158,9 @@ async fn a_box_with_an_invalid_spec_is_failed_and_does_not_affect_others() {
         }
         assert_eq!(fs::read_to_string(&file).unwrap(), text);
         runtime.start("whole").await.unwrap();
-        runtime.remove(&torn, false).await.unwrap();
+        runtime.remove(&torn, Removal::Ended).await.unwrap();
         assert_eq!(runtime.list().await.len(), 1);
-        runtime.remove(&whole, true).await.unwrap();
+        runtime.remove(&whole, Removal::Force).await.unwrap();
     }
 }
 

@@ -15,7 +15,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxStatus, RuntimeError, StartError, VmmRuntime, with_causes};
+use vmm_runtime::{BoxStatus, Removal, RuntimeError, StartError, VmmRuntime, with_causes};
 
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -108,13 +108,13 @@ fn a_full_disk_fails_only_operations_that_write() {
                 (BoxStatus::Stopped, Some(143))
             );
             // A removal needs no disk space.
-            runtime.remove(&victim.id, false).await.unwrap();
+            runtime.remove(&victim.id, Removal::Ended).await.unwrap();
 
             fs::remove_file(filler).unwrap();
             runtime.create(sleeping().name("new")).await.unwrap();
             let again = runtime.start(&idle).await.unwrap();
             assert_eq!(again.status, BoxStatus::Running);
-            runtime.remove(&idle, true).await.unwrap();
+            runtime.remove(&idle, Removal::Force).await.unwrap();
             assert!(is_gone(again.pid.unwrap()));
             runtime.shutdown(SHUTDOWN_TIMEOUT).await;
         });
@@ -153,7 +153,7 @@ fn a_full_disk_neither_blocks_nor_ends_a_printing_payload() {
                 });
                 let count: u64 = marker.unwrap().parse().unwrap();
                 assert!((2 << 20..4 << 20).contains(&count), "{count}");
-                runtime.remove(&id, true).await.unwrap();
+                runtime.remove(&id, Removal::Force).await.unwrap();
                 runtime.shutdown(SHUTDOWN_TIMEOUT).await;
             });
         },
@@ -226,11 +226,11 @@ async fn a_failed_removal_names_the_directory_and_keeps_the_box() {
     // A removal first renames the directory to this path.
     let obstacle = dir.with_file_name(format!(".removing-{id}"));
     fs::create_dir_all(obstacle.join("full")).unwrap();
-    let error = runtime.remove(&id, false).await.unwrap_err();
+    let error = runtime.remove(&id, Removal::Ended).await.unwrap_err();
     assert_names_file_below(&error, &dir);
     runtime.start(&id).await.unwrap();
     fs::remove_dir_all(&obstacle).unwrap();
-    runtime.remove(&id, true).await.unwrap();
+    runtime.remove(&id, Removal::Force).await.unwrap();
     assert!(!dir.exists());
 }
 
@@ -287,7 +287,7 @@ async fn fifos_in_place_of_box_files_block_no_operation() {
         runtime.shutdown(DEADLINE).await;
         let runtime = open_runtime(&home).await;
         for bx in runtime.list().await {
-            runtime.remove(&bx.id, true).await.unwrap();
+            runtime.remove(&bx.id, Removal::Force).await.unwrap();
         }
         runtime.shutdown(DEADLINE).await
     };
@@ -318,7 +318,7 @@ fn below_the_reserve_boxes_keep_running_but_no_further_ones_start() {
             assert_eq!(again.pid, running.pid);
             let stopped = runtime.stop(&running.id).await.unwrap();
             assert_eq!(stopped.status, BoxStatus::Stopped);
-            runtime.remove(&running.id, false).await.unwrap();
+            runtime.remove(&running.id, Removal::Ended).await.unwrap();
             runtime.shutdown(SHUTDOWN_TIMEOUT).await;
             refused.push(open().await.map(|_| ()));
             for result in refused {
@@ -329,7 +329,7 @@ fn below_the_reserve_boxes_keep_running_but_no_further_ones_start() {
             fs::remove_file(filler).unwrap();
             let runtime = open().await.unwrap();
             runtime.start(&created.id).await.unwrap();
-            runtime.remove(&created.id, true).await.unwrap();
+            runtime.remove(&created.id, Removal::Force).await.unwrap();
             runtime.shutdown(SHUTDOWN_TIMEOUT).await;
         });
     });

@@ -16,7 +16,7 @@ use common::{KillOnDrop, eventually, is_gone, is_zombie, kill, sleeper};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxChange, BoxStatus, Ending};
+use vmm_runtime::{BoxChange, BoxStatus, Ending, Removal};
 
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -46,7 +46,7 @@ async fn an_ending_is_on_disk_before_its_event() {
         kill(bx.pid.unwrap(), Signal::SIGKILL);
         changes_up_to(&mut events, BoxChange::Failed).await;
         assert_eq!(record_field(&home, &bx.id, "last")["status"], "failed");
-        runtime.remove(&bx.id, true).await.unwrap();
+        runtime.remove(&bx.id, Removal::Force).await.unwrap();
     }
 }
 
@@ -72,7 +72,7 @@ async fn an_ending_is_on_disk_before_it_is_shown() {
             "failed",
             "{round}"
         );
-        runtime.remove(&bx.id, true).await.unwrap();
+        runtime.remove(&bx.id, Removal::Force).await.unwrap();
     }
 }
 
@@ -154,7 +154,7 @@ async fn the_next_runtime_resumes_a_cleanup() {
     })
     .await;
     runtime.start(&bx.id).await.unwrap();
-    runtime.remove(&bx.id, true).await.unwrap();
+    runtime.remove(&bx.id, Removal::Force).await.unwrap();
 }
 
 #[tokio::test]
@@ -170,7 +170,7 @@ async fn a_cleanup_waits_for_a_process_that_dies_slowly() {
     kill(bx.pid.unwrap(), Signal::SIGKILL);
     let remove = tokio::spawn({
         let (runtime, id) = (runtime.clone(), bx.id.clone());
-        async move { runtime.remove(&id, true).await }
+        async move { runtime.remove(&id, Removal::Force).await }
     });
     tokio::time::sleep(Duration::from_secs(6)).await;
     frozen.thaw();
@@ -246,9 +246,9 @@ async fn removes_without_descriptors() {
     let boxes = home.path().join("boxes");
     let taken = exhaust_descriptors();
     // It may fail before or after the directory is set aside, or not at all.
-    let _ = runtime.remove(&ended.id, true).await;
+    let _ = runtime.remove(&ended.id, Removal::Force).await;
     drop(taken);
-    let _ = runtime.remove(&ended.id, true).await;
+    let _ = runtime.remove(&ended.id, Removal::Force).await;
     eventually("the end of its files", || {
         fs::read_dir(&boxes).unwrap().count() == 0
     })

@@ -10,7 +10,7 @@ use futures::future::join_all;
 use futures::poll;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
-    BoxChange, BoxSpec, BoxStatus, Ending, FailureKind, Ready, RuntimeError, StartError,
+    BoxChange, BoxSpec, BoxStatus, Ending, FailureKind, Ready, Removal, RuntimeError, StartError,
     VmmRuntime, with_causes,
 };
 
@@ -147,7 +147,7 @@ async fn a_removal_during_a_start_leaves_no_process() {
         let start = runtime.start(&id);
         let remove = async {
             tokio::time::sleep(Duration::from_micros(delay * 400)).await;
-            runtime.remove(&id, true).await
+            runtime.remove(&id, Removal::Force).await
         };
         let (_, removed) = tokio::join!(start, remove);
         removed.unwrap();
@@ -168,10 +168,10 @@ async fn a_forced_removal_interrupts_a_start() {
         let pid_file = box_dir(&home, &id).join("shim.pid");
         eventually("the shim starts", || pid_file.exists()).await;
         assert!(matches!(
-            runtime.remove(&id, false).await,
+            runtime.remove(&id, Removal::Ended).await,
             Err(RuntimeError::Running { .. })
         ));
-        runtime.remove(&id, true).await
+        runtime.remove(&id, Removal::Force).await
     };
     let (started, removed) = tokio::join!(start, remove);
     assert!(matches!(
@@ -273,7 +273,7 @@ async fn a_start_continues_after_its_future_is_dropped() {
         assert!(poll!(start.as_mut()).is_pending());
     }
     common::boxes::wait_for_status(&runtime, &id, BoxStatus::Running).await;
-    runtime.remove(&id, true).await.unwrap();
+    runtime.remove(&id, Removal::Force).await.unwrap();
 }
 
 #[tokio::test]

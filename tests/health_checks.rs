@@ -10,7 +10,7 @@ use common::boxes::{
 use common::{eventually, kill};
 use nix::sys::signal::Signal;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxChange, BoxStatus, HealthCheckOptions, HealthState, VmmRuntime};
+use vmm_runtime::{BoxChange, BoxStatus, HealthCheckOptions, HealthState, Removal, VmmRuntime};
 
 /// Makes a check run often.
 fn often(check: HealthCheckOptions) -> HealthCheckOptions {
@@ -74,7 +74,7 @@ async fn a_probe_that_times_out_fails_and_is_killed_with_its_group() {
     let bx = start_box(&runtime, sleeping().health(check)).await;
     wait_for_health(&runtime, &bx.id, HealthState::Unhealthy).await;
     wait_until_first_child_is_gone(&home, &bx.id).await;
-    runtime.remove(&bx.id, true).await.unwrap();
+    runtime.remove(&bx.id, Removal::Force).await.unwrap();
 }
 
 /// Waits until the first child that a probe has started is gone. The box and its probes keep
@@ -96,7 +96,7 @@ async fn processes_left_by_a_probe_are_killed() {
     let bx = start_box(&runtime, sleeping().health(often(check))).await;
     wait_for_health(&runtime, &bx.id, HealthState::Healthy).await;
     wait_until_first_child_is_gone(&home, &bx.id).await;
-    runtime.remove(&bx.id, true).await.unwrap();
+    runtime.remove(&bx.id, Removal::Force).await.unwrap();
 }
 
 #[tokio::test]
@@ -108,7 +108,7 @@ async fn a_removal_kills_the_processes_of_probes() {
     let bx = start_box(&runtime, sleeping().health(check)).await;
     wait_for_health(&runtime, &bx.id, HealthState::Healthy).await;
     let children = std::fs::read_to_string(box_dir(&home, &bx.id).join("children")).unwrap();
-    runtime.remove(&bx.id, true).await.unwrap();
+    runtime.remove(&bx.id, Removal::Force).await.unwrap();
     for child in children.lines() {
         let state = common::state_of(child.parse().unwrap());
         assert!(state.is_none_or(|state| state == 'Z'), "{state:?}");

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use common::boxes::{HOME_VAR, in_two_processes, open_runtime, options, sleeping, start_box};
 use common::own_process::block_on;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{RuntimeError, VmmRuntime};
+use vmm_runtime::{Removal, RuntimeError, VmmRuntime};
 
 /// The variable that passes the pid of the holder to the second process.
 const HOLDER_VAR: &str = "SHIM_TEST_HOLDER_OF_THE_HOME";
@@ -45,7 +45,7 @@ async fn a_refused_runtime_does_not_affect_the_first_one() {
     let bx = start_box(&first, sleeping()).await;
     VmmRuntime::open(options(home.path())).await.unwrap_err();
     assert_eq!(first.info(&bx.id).await.unwrap(), bx);
-    first.remove(&bx.id, true).await.unwrap();
+    first.remove(&bx.id, Removal::Force).await.unwrap();
 }
 
 /// Between its fork and its exec a child has every descriptor of its parent.

@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use common::boxes::{open_runtime, sleeping, start_box};
 use common::{is_gone, own_process::block_on};
+use vmm_runtime::Removal;
 use vmm_runtime::testing::PerTestBoxHome;
 
 /// Drops the home, and returns the message of its panic.
@@ -90,7 +91,7 @@ fn a_test_that_leaves_no_process_passes() {
     block_on(async {
         let runtime = open_runtime(&home).await;
         let bx = start_box(&runtime, sleeping()).await;
-        runtime.remove(&bx.id, true).await.unwrap();
+        runtime.remove(&bx.id, Removal::Force).await.unwrap();
         // A shim that ends because its VMM runtime was dropped does not count.
         start_box(&runtime, sleeping()).await;
     });

@@ -12,7 +12,7 @@ use common::own_process::{block_on, in_own_process};
 use common::{DEADLINE, eventually, kill};
 use nix::sys::signal::Signal;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxStatus, RuntimeError, StartError};
+use vmm_runtime::{BoxStatus, Removal, RuntimeError, StartError};
 
 /// Longer than tokio keeps an idle thread of its blocking pool, which is 10 s.
 const IDLE_THREAD_TIMEOUT: Duration = Duration::from_secs(11);
@@ -106,7 +106,7 @@ fn without_threads_endings_are_recorded_and_starts_fail_cleanly() {
                 "{result:?}"
             );
             let bx = runtime.create(sleeping()).await.unwrap();
-            runtime.remove(&bx.id, false).await.unwrap();
+            runtime.remove(&bx.id, Removal::Ended).await.unwrap();
 
             limited.limit("max");
             runtime.start(&idle.id).await.unwrap();

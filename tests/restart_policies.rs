@@ -17,8 +17,8 @@ use futures::{StreamExt, poll};
 use nix::sys::signal::Signal;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
-    BoxChange, BoxEvent, BoxInfo, BoxSpec, BoxStatus, Events, Ready, RestartPolicy, RuntimeError,
-    VmmRuntime,
+    BoxChange, BoxEvent, BoxInfo, BoxSpec, BoxStatus, Events, Ready, Removal, RestartPolicy,
+    RuntimeError, VmmRuntime,
 };
 
 const ON_FAILURE: RestartPolicy = RestartPolicy::OnFailure { max: None };
@@ -168,7 +168,7 @@ async fn a_stop_ends_the_restarts_whenever_it_comes() {
         assert_eq!(runs(&home, &id), count);
         runtime.start(&id).await.unwrap();
     }
-    runtime.remove(&id, true).await.unwrap();
+    runtime.remove(&id, Removal::Force).await.unwrap();
     let running = start_box(&runtime, sleeping().restart(RestartPolicy::Always)).await;
     let stopped = runtime.stop(&running.id).await.unwrap();
     assert_eq!(
@@ -257,7 +257,7 @@ async fn a_box_that_waits_for_its_restart_can_be_removed() {
         .await
         .id;
     wait_for_info(&runtime, &id, |info| info.restarts >= 2).await;
-    runtime.remove(&id, true).await.unwrap();
+    runtime.remove(&id, Removal::Force).await.unwrap();
     assert!(!box_dir(&home, &id).exists());
     let last = last_event(&mut events).await.unwrap();
     assert_eq!(

@@ -15,7 +15,9 @@ use futures::StreamExt;
 use nix::sys::signal::Signal;
 use vmm_protocol::procfs;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxChange, BoxEvent, BoxStatus, Ending, HealthCheckOptions, HealthState};
+use vmm_runtime::{
+    BoxChange, BoxEvent, BoxStatus, Ending, HealthCheckOptions, HealthState, Removal,
+};
 
 #[tokio::test]
 async fn a_killed_shim_causes_exactly_one_event() {
@@ -37,7 +39,7 @@ async fn a_killed_shim_causes_exactly_one_event() {
     assert!(is_gone(bx.pid.unwrap()));
     eventually("the payload exits", || is_gone(bx.payload_pid.unwrap())).await;
     // The death of the shim causes no further event.
-    runtime.remove(&bx.id, false).await.unwrap();
+    runtime.remove(&bx.id, Removal::Ended).await.unwrap();
     assert_eq!(next_event(&mut events).await.change, BoxChange::Removed);
     let metrics = runtime.metrics().await;
     assert_eq!(metrics.boxes_failed_total, 1);
@@ -180,7 +182,7 @@ async fn an_orphan_that_executes_programs_in_a_loop_is_killed() {
         let bx = start_box(&runtime, spec).await;
         let orphan = orphan_of(&home, &bx.id).await;
         kill(bx.pid.unwrap(), Signal::SIGKILL);
-        runtime.remove(&bx.id, true).await.unwrap();
+        runtime.remove(&bx.id, Removal::Force).await.unwrap();
         orphans.push(orphan);
     }
     eventually("the orphans exit", || {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use common::boxes::{open_runtime, sleeping, start_box};
 use common::{KillOnDrop, eventually, is_gone};
+use vmm_runtime::Removal;
 use vmm_runtime::testing::PerTestBoxHome;
 
 #[tokio::test]
@@ -90,5 +91,5 @@ async fn a_detached_box_has_no_watchdog_and_outlives_its_runtime() {
     assert!(!is_gone(detached.pid.unwrap()));
     assert!(!is_gone(detached.payload_pid.unwrap()));
     let runtime = open_runtime(&home).await;
-    runtime.remove(&detached.id, true).await.unwrap();
+    runtime.remove(&detached.id, Removal::Force).await.unwrap();
 }

@@ -17,7 +17,7 @@ use common::{eventually, is_gone, kill};
 use nix::sys::signal::Signal;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
-    BoxSpec, BoxStatus, ControlGroup, Ending, PidRecord, Ready, RuntimeError, StartError,
+    BoxSpec, BoxStatus, ControlGroup, Ending, PidRecord, Ready, Removal, RuntimeError, StartError,
 };
 
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -128,7 +128,7 @@ async fn the_runtime_finds_groups_whose_record_the_payload_deleted() {
     let orphan = orphan_of(&home, &running.id).await;
     kill(running.pid.unwrap(), Signal::SIGKILL);
     wait_for_status(&runtime, &running.id, BoxStatus::Failed).await;
-    runtime.remove(&running.id, true).await.unwrap();
+    runtime.remove(&running.id, Removal::Force).await.unwrap();
     eventually("the orphan exits", || is_gone(orphan)).await;
     assert_gone(&groups);
 }
@@ -146,7 +146,7 @@ async fn the_next_runtime_finds_groups_whose_record_the_payload_deleted() {
     kill(running.pid.unwrap(), Signal::SIGKILL);
     eventually("the shim exits", || is_gone(running.pid.unwrap())).await;
     let runtime = open_runtime(&home).await;
-    runtime.remove(&running.id, true).await.unwrap();
+    runtime.remove(&running.id, Removal::Force).await.unwrap();
     eventually("the orphan exits", || is_gone(orphan)).await;
     assert_gone(&groups);
 }
@@ -254,10 +254,10 @@ async fn a_forged_pid_record_does_not_affect_the_shim_of_another_box() {
     let runtime = open_runtime(&home).await;
     let found = runtime.info(&forging.id).await.unwrap();
     assert_eq!((found.status, found.pid), (BoxStatus::Failed, None));
-    runtime.remove(&forging.id, true).await.unwrap();
+    runtime.remove(&forging.id, Removal::Force).await.unwrap();
     let found = runtime.info(&other.id).await.unwrap();
     assert_eq!((found.status, found.pid), (BoxStatus::Running, other.pid));
-    runtime.remove(&other.id, true).await.unwrap();
+    runtime.remove(&other.id, Removal::Force).await.unwrap();
 }
 
 #[tokio::test]
@@ -302,7 +302,7 @@ async fn a_record_with_symbolic_links_to_the_groups_of_another_box_is_ignored() 
     fs::write(dir.join("cgroup"), record).unwrap();
     kill(forging.pid.unwrap(), Signal::SIGKILL);
     wait_for_status(&runtime, &forging.id, BoxStatus::Failed).await;
-    runtime.remove(&forging.id, true).await.unwrap();
+    runtime.remove(&forging.id, Removal::Force).await.unwrap();
     assert_eq!(limit(), before);
     let other = runtime.info(&other.id).await.unwrap();
     assert_eq!(other.status, BoxStatus::Running);
@@ -320,7 +320,7 @@ async fn a_shim_whose_records_the_payload_removed_is_found_again() {
     let runtime = open_runtime(&home).await;
     let found = runtime.info(&bx.id).await.unwrap();
     assert_eq!((found.status, found.pid), (BoxStatus::Running, bx.pid));
-    runtime.remove(&bx.id, true).await.unwrap();
+    runtime.remove(&bx.id, Removal::Force).await.unwrap();
     assert!(is_gone(bx.pid.unwrap()) && is_gone(payload));
 }
 
@@ -348,7 +348,7 @@ async fn a_payload_with_the_arguments_of_a_shim_is_not_taken_for_one() {
     let ended = runtime.info(&victim.id).await.unwrap();
     assert_eq!(ended.exit_code, Some(7), "{ended:?}");
     for id in [&victim.id, &impostor.id] {
-        runtime.remove(id, true).await.unwrap();
+        runtime.remove(id, Removal::Force).await.unwrap();
     }
 }
 
@@ -384,5 +384,5 @@ async fn labels_are_bounded_also_where_the_payload_has_written_them() {
         damaged.labels.is_empty() && damaged.error.is_some(),
         "{damaged:?}"
     );
-    runtime.remove(&id, true).await.unwrap();
+    runtime.remove(&id, Removal::Force).await.unwrap();
 }

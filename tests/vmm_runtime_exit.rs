@@ -17,7 +17,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdout, fork};
 use tokio::runtime::Handle;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxSpec, BoxStatus, Ready, RuntimeOptions, VmmRuntime};
+use vmm_runtime::{BoxSpec, BoxStatus, Ready, Removal, RuntimeOptions, VmmRuntime};
 
 /// Returns a spec whose payload has a descendant outside its process group.
 fn with_descendant() -> BoxSpec {
@@ -63,7 +63,7 @@ fn check_only_detached_runs(home: &PerTestBoxHome) {
         wait_until_not_running(&runtime, "starting").await;
         let detached = runtime.info("detached").await.unwrap();
         assert_eq!(detached.status, BoxStatus::Running);
-        runtime.remove("detached", true).await.unwrap();
+        runtime.remove("detached", Removal::Force).await.unwrap();
         // It is a child of the init process, which may take its time to reap it.
         let shim = detached.pid.unwrap();
         eventually("the shim is reaped", || is_gone(shim)).await;
@@ -229,7 +229,7 @@ async fn a_dropped_vmm_runtime_ends_and_reaps_its_attached_shims() {
     let runtime = open_runtime(&home).await;
     wait_for_status(&runtime, &attached.id, BoxStatus::Stopped).await;
     wait_for_status(&runtime, &detached.id, BoxStatus::Running).await;
-    runtime.remove(&detached.id, true).await.unwrap();
+    runtime.remove(&detached.id, Removal::Force).await.unwrap();
 }
 
 /// A VMM runtime has a tokio runtime of its own, and operations continue there.
@@ -273,7 +273,7 @@ async fn the_home_of_a_dropped_vmm_runtime_can_be_opened_at_once() {
         let runtime = open_runtime(&home).await;
         let bx = start_box(&runtime, sleeping()).await;
         match round % 3 {
-            0 => runtime.remove(&bx.id, true).await.unwrap(),
+            0 => runtime.remove(&bx.id, Removal::Force).await.unwrap(),
             1 => kill(bx.pid.unwrap(), Signal::SIGKILL),
             _ => {
                 let mut shutdown = std::pin::pin!(runtime.shutdown(Duration::from_secs(60)));
@@ -284,7 +284,7 @@ async fn the_home_of_a_dropped_vmm_runtime_can_be_opened_at_once() {
     }
     let runtime = open_runtime(&home).await;
     for info in runtime.list().await {
-        runtime.remove(&info.id, true).await.unwrap();
+        runtime.remove(&info.id, Removal::Force).await.unwrap();
     }
 }
 
@@ -310,5 +310,5 @@ async fn an_aborted_task_of_the_caller_does_not_affect_its_boxes() {
     let _ = task.await;
     let info = runtime.info("kept").await.unwrap();
     assert_eq!(info.status, BoxStatus::Running);
-    runtime.remove("kept", true).await.unwrap();
+    runtime.remove("kept", Removal::Force).await.unwrap();
 }

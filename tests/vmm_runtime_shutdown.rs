@@ -9,7 +9,7 @@ use common::{eventually, is_gone};
 use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxChange, BoxStatus, Ready, RuntimeError, StartError, VmmRuntime};
+use vmm_runtime::{BoxChange, BoxStatus, Ready, Removal, RuntimeError, StartError, VmmRuntime};
 
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -36,7 +36,7 @@ async fn shutdown_stops_attached_boxes_and_leaves_detached_ones() {
     let runtime = open_runtime(&home).await;
     let info = runtime.info(&attached.id).await.unwrap();
     assert_eq!((info.status, info.signal), (BoxStatus::Stopped, Some(15)));
-    runtime.remove(&detached.id, true).await.unwrap();
+    runtime.remove(&detached.id, Removal::Force).await.unwrap();
 }
 
 #[tokio::test]
@@ -59,7 +59,7 @@ async fn all_callers_get_the_same_report_and_later_operations_are_rejected() {
         Err(RuntimeError::Closed)
     ));
     assert!(matches!(
-        runtime.remove(&id, true).await,
+        runtime.remove(&id, Removal::Force).await,
         Err(RuntimeError::Closed)
     ));
     // Queries still work.

@@ -15,7 +15,7 @@ use common::{eventually, kill, pause};
 use nix::sys::signal::Signal;
 use vmm_protocol::{ARGV0, FILES, Invocation, procfs};
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxStatus, VmmRuntime};
+use vmm_runtime::{BoxStatus, Removal, VmmRuntime};
 
 /// Opens a runtime, and waits until it has this number of warm shims.
 async fn open(home: &PerTestBoxHome, count: usize) -> VmmRuntime {
@@ -74,7 +74,7 @@ async fn a_runtime_has_no_warm_shims_by_default() {
     let running = start_box(&runtime, sleeping()).await;
     assert!(warm_shims(&home).is_empty());
     assert_eq!(runtime.metrics().await.warm_shims, 0);
-    runtime.remove(&running.id, true).await.unwrap();
+    runtime.remove(&running.id, Removal::Force).await.unwrap();
 }
 
 #[tokio::test]
@@ -154,7 +154,7 @@ async fn a_detached_box_in_a_once_warm_shim_is_found_by_its_arguments() {
     let found = runtime.info(&running.id).await.unwrap();
     assert_eq!((found.status, found.pid), (BoxStatus::Running, running.pid));
     assert_eq!(runtime.list().await.len(), 1);
-    runtime.remove(&running.id, true).await.unwrap();
+    runtime.remove(&running.id, Removal::Force).await.unwrap();
     runtime.shutdown(Duration::from_secs(10)).await;
 }
 

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use futures::StreamExt;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxChange, BoxEvent, BoxInfo, BoxSpec, BoxStatus, Events};
+use vmm_runtime::{BoxChange, BoxEvent, BoxInfo, BoxSpec, BoxStatus, Events, Removal};
 use vmm_runtime::{RuntimeOptions, VmmRuntime};
 
 use super::{DEADLINE, eventually, pause};
@@ -91,7 +91,7 @@ pub async fn leave_running(home: &PerTestBoxHome, spec: BoxSpec) -> BoxInfo {
 /// Removes all boxes by force.
 pub async fn remove_all(runtime: &VmmRuntime) {
     for info in runtime.list().await {
-        runtime.remove(&info.id, true).await.unwrap();
+        runtime.remove(&info.id, Removal::Force).await.unwrap();
     }
 }
 

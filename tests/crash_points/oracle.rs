@@ -8,7 +8,7 @@ use std::process::{Child, ExitStatus};
 use serde_json::Value;
 use vmm_protocol::ControlGroup;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxInfo, BoxStatus, Ending, RuntimeOptions, VmmRuntime, with_causes};
+use vmm_runtime::{BoxInfo, BoxStatus, Ending, Removal, RuntimeOptions, VmmRuntime, with_causes};
 
 use crate::common::{DEADLINE, eventually_blocking};
 use crate::leftovers;
@@ -211,7 +211,7 @@ impl History {
             }
         }
         for info in &boxes {
-            let removed = runtime.remove(&info.id, true).await;
+            let removed = runtime.remove(&info.id, Removal::Force).await;
             removed.map_err(|error| with_causes(&error))?;
         }
         runtime.shutdown(DEADLINE).await;

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getsid};
 use serde_json::{Value, json};
 use vmm_runtime::{
-    BoxInfo, BoxSpec, BoxStatus, RestartPolicy, RuntimeError, RuntimeOptions, VmmRuntime,
+    BoxInfo, BoxSpec, BoxStatus, Removal, RestartPolicy, RuntimeError, RuntimeOptions, VmmRuntime,
     with_causes,
 };
 
@@ -156,7 +156,7 @@ async fn operate(options: RuntimeOptions, series: Series) -> Value {
 }
 
 async fn remove(runtime: &VmmRuntime) -> Result<(), RuntimeError> {
-    match runtime.remove(BOX, true).await {
+    match runtime.remove(BOX, Removal::Force).await {
         // A removal that failed may have removed the box.
         Err(RuntimeError::NotFound { .. }) => Ok(()),
         result => result,

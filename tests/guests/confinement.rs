@@ -9,8 +9,8 @@ use std::process::Command;
 
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
-    BoxInfo, BoxSpec, ConfinementRule, HostPolicy, RuntimeError, RuntimeOptions, UnappliedRule,
-    VmmRuntime, with_causes,
+    BoxInfo, BoxSpec, ConfinementRule, HostPolicy, Removal, RuntimeError, RuntimeOptions,
+    UnappliedRule, VmmRuntime, with_causes,
 };
 use vmm_shim::{Disk, DiskAccess, Qemu, QemuOptions, Shim};
 
@@ -85,7 +85,7 @@ async fn qemu_has_a_seccomp_filter_and_gets_no_new_privileges() {
     assert_eq!(status_of(qemu, "NoNewPrivs:"), ["1"]);
     // SECCOMP_MODE_FILTER.
     assert_eq!(status_of(qemu, "Seccomp:"), ["2"]);
-    runtime.remove(&bx.id, true).await.unwrap();
+    runtime.remove(&bx.id, Removal::Force).await.unwrap();
 }
 
 #[tokio::test]
@@ -116,7 +116,7 @@ async fn each_qemu_has_a_user_and_a_network_namespace_of_its_own() {
         [&boxes[0], &boxes[1]].map(|bx| network_namespace(bx.payload_pid.unwrap()));
     assert_ne!(first, second);
     assert_ne!(first, network_namespace(std::process::id()));
-    runtime.remove(&boxes[0].id, true).await.unwrap();
+    runtime.remove(&boxes[0].id, Removal::Force).await.unwrap();
     drop(runtime);
 
     // The user of a guest that outlives its runtime is not that of a later box.
@@ -126,7 +126,7 @@ async fn each_qemu_has_a_user_and_a_network_namespace_of_its_own() {
         let later = runtime.create(spec(&guest)).await.unwrap();
         assert_ne!(later.uid, boxes[1].uid);
     }
-    runtime.remove(&boxes[1].id, true).await.unwrap();
+    runtime.remove(&boxes[1].id, Removal::Force).await.unwrap();
 }
 
 #[tokio::test]
@@ -153,7 +153,7 @@ async fn the_user_of_qemu_cannot_connect_to_a_socket_in_the_home() {
     assert_eq!(connect(0), "connected");
     let uid = &status_of(bx.payload_pid.unwrap(), "Uid:")[0];
     assert_eq!(connect(uid.parse().unwrap()), "Permission denied");
-    runtime.remove(&bx.id, true).await.unwrap();
+    runtime.remove(&bx.id, Removal::Force).await.unwrap();
 }
 
 #[tokio::test]
@@ -170,7 +170,7 @@ async fn landlock_keeps_qemu_from_a_file_that_its_user_can_read() {
     if lacks_landlock(bx.unapplied_rules.as_ref().unwrap()) {
         return;
     }
-    runtime.remove(&bx.id, true).await.unwrap();
+    runtime.remove(&bx.id, Removal::Force).await.unwrap();
     let bx = runtime
         .create(spec(&opens("/etc/passwd".as_ref(), guest)))
         .await
@@ -207,7 +207,7 @@ async fn rules_that_the_operator_disables_are_not_applied_and_are_shown() {
     let rules = unapplied.iter().map(|unapplied| unapplied.rule);
     assert_eq!(rules.collect::<Vec<_>>(), ConfinementRule::ALL);
     assert_eq!(unapplied[0].reason, "the operator has disabled the rule");
-    runtime.remove(&bx.id, true).await.unwrap();
+    runtime.remove(&bx.id, Removal::Force).await.unwrap();
 }
 
 #[tokio::test]
@@ -264,5 +264,5 @@ async fn confined_qemu_uses_writable_disks_and_leaves_no_overlay() {
     let is_overlay =
         |path: PathBuf| path.starts_with(&bx.dir) && path.to_string_lossy().ends_with("(deleted)");
     assert!(targets.any(is_overlay));
-    runtime.remove(&bx.id, true).await.unwrap();
+    runtime.remove(&bx.id, Removal::Force).await.unwrap();
 }

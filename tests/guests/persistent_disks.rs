@@ -4,7 +4,7 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxInfo, BoxSpec, Ending, FailureKind, VmmRuntime};
+use vmm_runtime::{BoxInfo, BoxSpec, Ending, FailureKind, Removal, VmmRuntime};
 use vmm_shim::{Disk, DiskAccess};
 
 use crate::common::{eventually, kill};
@@ -59,7 +59,7 @@ async fn a_persistent_disk_keeps_what_the_guest_has_written_and_leaves_its_base_
     };
     assert_eq!(kind, FailureKind::Storage);
     assert!(message.contains("has changed"), "{message}");
-    runtime.remove(&bx.id, false).await.unwrap();
+    runtime.remove(&bx.id, Removal::Ended).await.unwrap();
     assert!(!bx.dir.exists());
 }
 
@@ -84,5 +84,5 @@ async fn a_persistent_disk_can_be_used_after_its_shim_was_killed() {
         console(&restarted).contains("read changed")
     })
     .await;
-    runtime.remove(&bx.id, true).await.unwrap();
+    runtime.remove(&bx.id, Removal::Force).await.unwrap();
 }

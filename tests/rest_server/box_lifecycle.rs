@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use vmm_rest::wire::{BoxStatus, CreateBoxRequest, ErrorCode, StopBoxRequest};
 use vmm_rest::{ClientError, Limits};
-use vmm_runtime::{ControlGroup, Ready};
+use vmm_runtime::{ControlGroup, Ready, Removal};
 
 use crate::common::{DEADLINE, boxes, eventually, is_gone, kill, pause, state_of};
 use crate::fixture::{TestServer, ignores_stop, read_to_end, stop_request};
@@ -304,7 +304,7 @@ async fn a_detached_box_outlives_its_server() {
     let found = vmm_rest::wire::BoxResponse::from(runtime.info("keeper").await.unwrap());
     assert_eq!((found.pid, found.image.as_str()), (bx.pid, "idle"));
     assert!(found.detach);
-    runtime.remove("keeper", true).await.unwrap();
+    runtime.remove("keeper", Removal::Force).await.unwrap();
     runtime.shutdown(Duration::from_secs(10)).await;
 }
 

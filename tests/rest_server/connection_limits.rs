@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use vmm_rest::wire::{BoxStatus, CreateBoxRequest, ErrorCode, StopBoxRequest};
 use vmm_rest::{BearerToken, ImageTable, Limits, Listener, Server};
+use vmm_runtime::Removal;
 
 use crate::common::{DEADLINE, boxes, eventually};
 use crate::fixture::{HEALTH_REQUEST, NEVER, TOKEN, TestServer, read_to_end};
@@ -99,7 +100,11 @@ async fn a_request_that_times_out_leaves_its_operation_running() {
         // The start waits for the stop.
         let result = service.client.start(&bx.id).await;
         assert_eq!(result.unwrap_err().code(), Some(ErrorCode::Timeout));
-        service.runtime.remove(&bx.id, true).await.unwrap();
+        service
+            .runtime
+            .remove(&bx.id, Removal::Force)
+            .await
+            .unwrap();
     };
     let _ = tokio::join!(stopping, client);
     service.shut_down().await;

@@ -10,6 +10,7 @@ use vmm_rest::wire::{
     BoxStatus, CreateBoxRequest, ErrorCode, ExecRequest, ExecutionStatus, ResizeRequest,
 };
 use vmm_rest::{ClientError, ExecutionEvent, ExecutionEvents, ExecutionInput, Limits};
+use vmm_runtime::Removal;
 
 use crate::common::{DEADLINE, pause};
 use crate::fixture::TestServer;
@@ -387,7 +388,7 @@ async fn a_shutdown_ends_the_connection_and_an_execution_of_a_detached_box_goes_
         let listed = service.runtime.executions(&id).await.unwrap();
         assert_eq!((&listed[0].id, &listed[0].ending), (&execution, &None));
     }
-    service.runtime.remove(&id, true).await.unwrap();
+    service.runtime.remove(&id, Removal::Force).await.unwrap();
     service.shut_down().await;
 }
 

@@ -9,6 +9,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 use vmm_rest::wire::{BoxStatus, CreateBoxRequest, StopBoxRequest};
 use vmm_rest::{BearerToken, ClientError, Limits};
+use vmm_runtime::Removal;
 
 use crate::common::{DEADLINE, boxes, eventually};
 use crate::fixture::{
@@ -220,7 +221,11 @@ async fn shutdown_interrupts_requests_at_the_drain_timeout() {
         matches!(result, Err(ClientError::Interrupted { .. })),
         "{result:?}"
     );
-    service.runtime.remove(&bx.box_id, true).await.unwrap();
+    service
+        .runtime
+        .remove(&bx.box_id, Removal::Force)
+        .await
+        .unwrap();
     service.shut_down().await;
 }
 
@@ -287,6 +292,10 @@ async fn shutdown_finishes_a_request_with_a_key_that_timed_out() {
     stopping.await.unwrap().unwrap();
     let again = service.runtime.info(&bx.id).await.unwrap();
     assert_eq!(again.status, vmm_runtime::BoxStatus::Running);
-    service.runtime.remove(&bx.id, true).await.unwrap();
+    service
+        .runtime
+        .remove(&bx.id, Removal::Force)
+        .await
+        .unwrap();
     service.shut_down().await;
 }

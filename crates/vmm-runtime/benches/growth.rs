@@ -26,7 +26,9 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use vmm_protocol::procfs;
-use vmm_runtime::{BoxChange, BoxId, BoxInfo, BoxSpec, Events, RuntimeOptions, VmmRuntime};
+use vmm_runtime::{
+    BoxChange, BoxId, BoxInfo, BoxSpec, Events, Removal, RuntimeOptions, VmmRuntime,
+};
 
 /// The numbers of boxes, of samples, and of operations at a time.
 const COUNTS: [usize; 3] = [10, 1000, 4000];
@@ -228,7 +230,7 @@ async fn attached(home: &str, count: usize, samples: usize) {
         runtime.start(&id).await.expect("start");
         starts.push(milliseconds(start.elapsed()));
         let start = Instant::now();
-        runtime.remove(&id, true).await.expect("removal");
+        runtime.remove(&id, Removal::Force).await.expect("removal");
         removals.push(milliseconds(start.elapsed()));
     }
     report(START, median(starts));
@@ -252,7 +254,10 @@ async fn reattached(home: &str, samples: usize) {
     measure_crashes(&runtime, samples, " beside re-attached boxes").await;
     let first = runtime.list().await.into_iter().next().expect("a box").id;
     let start = Instant::now();
-    runtime.remove(&first, true).await.expect("a removal");
+    runtime
+        .remove(&first, Removal::Force)
+        .await
+        .expect("a removal");
     report(FIRST_REMOVAL, milliseconds(start.elapsed()));
     let each = remove_all(&runtime).await;
     report("removal of all other re-attached boxes, ms each", each);
@@ -262,7 +267,9 @@ async fn reattached(home: &str, samples: usize) {
 /// Removes many boxes at once, and measures the starts that follow.
 async fn measure_burst(runtime: &VmmRuntime, samples: usize) {
     let burst = start_boxes(runtime, BURST, false).await;
-    let removals = burst.iter().map(|bx| runtime.remove(&bx.id, true));
+    let removals = burst
+        .iter()
+        .map(|bx| runtime.remove(&bx.id, Removal::Force));
     for removed in join_all(removals).await {
         removed.expect("removal");
     }
@@ -274,7 +281,7 @@ async fn measure_burst(runtime: &VmmRuntime, samples: usize) {
         let start = Instant::now();
         runtime.start(&id).await.expect("start");
         starts.push(milliseconds(start.elapsed()));
-        runtime.remove(&id, true).await.expect("removal");
+        runtime.remove(&id, Removal::Force).await.expect("removal");
     }
     report(START_AFTER_BURST, median(starts));
     report(THREADS, threads as f64);
@@ -293,7 +300,7 @@ async fn measure_crashes(runtime: &VmmRuntime, samples: usize, beside: &str) {
         kill(pid, Signal::SIGKILL).expect("a crash");
         wait_for(&mut events, &id, BoxChange::Failed).await;
         delays.push(milliseconds(crash.elapsed()));
-        runtime.remove(&id, false).await.expect("removal");
+        runtime.remove(&id, Removal::Ended).await.expect("removal");
         costs.push(milliseconds(cpu_time() - cpu));
     }
     report(
@@ -346,7 +353,7 @@ async fn start_boxes(runtime: &VmmRuntime, count: usize, detached: bool) -> Vec<
 async fn remove_all(runtime: &VmmRuntime) -> f64 {
     let boxes = runtime.list().await;
     let start = Instant::now();
-    let removals = stream::iter(&boxes).map(|bx| runtime.remove(&bx.id, true));
+    let removals = stream::iter(&boxes).map(|bx| runtime.remove(&bx.id, Removal::Force));
     let removals = removals.buffer_unordered(AT_ONCE);
     removals
         .for_each(|removed| async { removed.expect("removal") })

@@ -278,14 +278,10 @@ impl VmmRuntime {
     /// # Cancel safety
     ///
     /// See [`VmmRuntime`].
-    pub async fn remove(
-        &self,
-        id_or_name: &str,
-        removal: impl Into<Removal>,
-    ) -> Result<(), RuntimeError> {
+    pub async fn remove(&self, id_or_name: &str, removal: Removal) -> Result<(), RuntimeError> {
         let core = self.core();
         let bx = core.boxes.find(id_or_name)?;
-        let removed = lifecycle::remove(Arc::clone(core), bx, removal.into());
+        let removed = lifecycle::remove(Arc::clone(core), bx, removal);
         core.run_detached(removed).await
     }
 

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use vmm_rest::{BearerToken, ImageTable, Limits, Listener, Server};
-use vmm_runtime::{RuntimeOptions, VmmRuntime};
+use vmm_runtime::{Removal, RuntimeOptions, VmmRuntime};
 
 use load::{Load, median};
 use wrk::Wrk;
@@ -79,7 +79,12 @@ async fn run(rounds: usize, duration: Duration) {
 async fn remove_all(runtime: &VmmRuntime) {
     let boxes = runtime.list().await;
     for chunk in boxes.chunks(CONCURRENCY) {
-        join_all(chunk.iter().map(|info| runtime.remove(&info.id, true))).await;
+        join_all(
+            chunk
+                .iter()
+                .map(|info| runtime.remove(&info.id, Removal::Force)),
+        )
+        .await;
     }
 }
 

@@ -20,7 +20,7 @@ use pairs::{Pairs, median, met};
 use tempfile::TempDir;
 use tokio::process::Command;
 use vmm_protocol::procfs::Stat;
-use vmm_runtime::{BoxSpec, RuntimeOptions, VmmRuntime};
+use vmm_runtime::{BoxSpec, Removal, RuntimeOptions, VmmRuntime};
 
 const SINGLE: usize = 200;
 const CHURNS: usize = 15;
@@ -153,7 +153,12 @@ async fn print_memory(runtime: &VmmRuntime, boxes: usize, idle: Option<&Path>) {
     let met = met(shims, MAX_PSS_KIB);
     println!("| PSS of a shim, {boxes} boxes | {shims:.0} KiB | | | {MAX_PSS_KIB} KiB | {met} |");
     println!("| PSS of an idle payload | {payloads:.0} KiB | | | | |");
-    join_all(started.iter().map(|bx| runtime.remove(&bx.id, true))).await;
+    join_all(
+        started
+            .iter()
+            .map(|bx| runtime.remove(&bx.id, Removal::Force)),
+    )
+    .await;
 }
 
 /// Returns the time until a box was running and the time until it was removed.
@@ -164,7 +169,10 @@ async fn box_life(runtime: &VmmRuntime) -> (Duration, Duration) {
     let start = Instant::now();
     runtime.start(&id).await.expect("a start");
     let started = start.elapsed();
-    runtime.remove(&id, true).await.expect("a removal");
+    runtime
+        .remove(&id, Removal::Force)
+        .await
+        .expect("a removal");
     (started, creation.elapsed())
 }
 

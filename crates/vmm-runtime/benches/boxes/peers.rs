@@ -11,7 +11,7 @@ use futures::future::join_all;
 use tempfile::TempDir;
 use tokio::process::Command;
 use vmm_protocol::procfs;
-use vmm_runtime::{BoxSpec, RuntimeOptions, VmmRuntime};
+use vmm_runtime::{BoxSpec, Removal, RuntimeOptions, VmmRuntime};
 
 use super::host::pss_kib;
 use super::{BOXES, median};
@@ -122,7 +122,10 @@ async fn measure_boxes(runtime: &VmmRuntime, payload: &Path, warm: usize) {
         let id = start().await.id;
         starts.push(begin.elapsed().as_secs_f64());
         let begin = Instant::now();
-        runtime.remove(&id, true).await.expect("a removal");
+        runtime
+            .remove(&id, Removal::Force)
+            .await
+            .expect("a removal");
         removals.push(begin.elapsed().as_secs_f64());
     }
     let begin = Instant::now();
@@ -130,7 +133,12 @@ async fn measure_boxes(runtime: &VmmRuntime, payload: &Path, warm: usize) {
     let at_once = begin.elapsed().as_secs_f64();
     let pss = boxes.iter().filter_map(|bx| pss_kib(bx.pid?));
     let pss = median(pss);
-    join_all(boxes.iter().map(|bx| runtime.remove(&bx.id, true))).await;
+    join_all(
+        boxes
+            .iter()
+            .map(|bx| runtime.remove(&bx.id, Removal::Force)),
+    )
+    .await;
     let name = if warm > 0 { "box, warm shims" } else { "box" };
     print_row(name, starts, at_once, removals, Some(pss));
 }

@@ -15,7 +15,7 @@ use super::{BoxCounts, BoxId, BoxInfo, BoxRecord, ShutdownTarget, StartDecision,
 use crate::event::EventBus;
 use crate::metrics::ExecutionCounters;
 use crate::restart::DueBoxes;
-use crate::{BoxChange, HealthCheckOptions, HealthState, RuntimeError, ShimHandler};
+use crate::{BoxChange, HealthCheckOptions, HealthState, Removal, RuntimeError, ShimHandler};
 
 /// A box: its spec, its current state, and the outcome of its last run.
 #[derive(Debug)]
@@ -299,11 +299,11 @@ impl MicroBox {
     /// Lets no other operation begin. Returns the shim that the removal must kill, if there is one.
     pub(crate) fn begin_removal(
         &self,
-        force: bool,
+        removal: Removal,
     ) -> Result<Option<Arc<ShimHandler>>, RuntimeError> {
         let mut state = self.state();
         let awaited_restart = state.awaits_restart();
-        let shim = state.begin_removal(force)?;
+        let shim = state.begin_removal(removal)?;
         if awaited_restart {
             self.publish(BoxChange::Cancelled, &state);
         }

@@ -43,7 +43,7 @@ use vmm_protocol::FileError;
 use super::{BoxRecord, Outcome, ShutdownTarget, StartDecision};
 use crate::process::{CleanupTarget, ticks_since_boot};
 use crate::shim::terminate;
-use crate::{HealthState, RuntimeError, ShimHandler};
+use crate::{HealthState, Removal, RuntimeError, ShimHandler};
 
 /// The phase of a box's shim.
 #[derive(Debug)]
@@ -328,10 +328,10 @@ impl State {
     /// Lets no other operation begin. Returns the shim that the removal must kill, if there is one.
     pub(super) fn begin_removal(
         &mut self,
-        force: bool,
+        removal: Removal,
     ) -> Result<Option<Arc<ShimHandler>>, RuntimeError> {
         self.check_gate()?;
-        if !force && self.is_busy() {
+        if removal != Removal::Force && self.is_busy() {
             return Err(RuntimeError::Running {
                 id: self.record.id.clone(),
             });

@@ -19,13 +19,6 @@ pub enum Removal {
     Force,
 }
 
-impl From<bool> for Removal {
-    /// Returns [`Removal::Force`] for `true`.
-    fn from(force: bool) -> Self {
-        if force { Self::Force } else { Self::Ended }
-    }
-}
-
 /// Removes a box. Returns when no process of the box is left, except for a zombie that another
 /// process must reap, and its directory has a name on disk that marks it for removal. A background
 /// task deletes the directory: a payload can fill it without limit.
@@ -35,7 +28,7 @@ pub(crate) async fn remove(
     removal: Removal,
 ) -> Result<(), RuntimeError> {
     let _removal = bx.removal_lock.lock().await;
-    let shim = bx.begin_removal(removal == Removal::Force)?;
+    let shim = bx.begin_removal(removal)?;
     let rollback = CancelRemovalOnDrop(&bx);
     remove_contents(&core, &bx, shim).await?;
     std::mem::forget(rollback);

@@ -8,6 +8,7 @@ use axum::http::{StatusCode, Uri, header};
 use axum::response::IntoResponse;
 use serde::Deserialize;
 use utoipa::IntoParams;
+use vmm_runtime::Removal;
 
 use crate::service::{ApiError, ApiState, box_spec, extract, paging, run_blocking};
 use crate::wire::{
@@ -133,7 +134,8 @@ pub(super) async fn exists(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Removes a box with its processes and files; responds when they are gone.
+/// Removes a box; responds when its processes are gone and its name is free. The server deletes its
+/// files afterwards.
 #[utoipa::path(
     delete, path = "/v1/boxes/{box_id}", tag = "Boxes", operation_id = "removeBox",
     params(BoxIdParam, RemoveQuery, IdempotencyKey),
@@ -149,7 +151,12 @@ pub(super) async fn remove(
     extract::Path(id): extract::Path<String>,
     extract::Query(query): extract::Query<RemoveQuery>,
 ) -> Result<StatusCode, ApiError> {
-    api.runtime.remove(&id, query.force).await?;
+    let removal = if query.force {
+        Removal::Force
+    } else {
+        Removal::Ended
+    };
+    api.runtime.remove(&id, removal).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
