@@ -5,6 +5,7 @@ mod common;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use common::boxes::{shim_program, sleeping, start_box};
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{RuntimeError, ShimProgramError, VmmRuntime};
 
@@ -56,4 +57,27 @@ async fn a_rejected_shim_program_leaves_the_home_free() {
     let home = PerTestBoxHome::new();
     VmmRuntime::open(home.options()).await.unwrap_err();
     common::boxes::open_runtime(&home).await;
+}
+
+#[tokio::test]
+async fn a_replaced_or_deleted_shim_program_does_not_affect_an_open_runtime() {
+    let home = PerTestBoxHome::new();
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("vmm-shim");
+    fs::copy(shim_program(), &program).unwrap();
+    let options = home.options().shim_program(&program);
+    let runtime = VmmRuntime::open(options).await.unwrap();
+
+    // As a package manager does.
+    let upgraded = dir.path().join("vmm-shim.new");
+    fs::copy("/bin/false", &upgraded).unwrap();
+    fs::rename(&upgraded, &program).unwrap();
+    let first = start_box(&runtime, sleeping()).await;
+    fs::remove_file(&program).unwrap();
+    let second = start_box(&runtime, sleeping()).await;
+    for started in [first, second] {
+        let name = fs::read_to_string(format!("/proc/{}/comm", started.pid.unwrap()));
+        assert_eq!(name.unwrap(), "vmm-shim\n");
+    }
+    runtime.shutdown(common::DEADLINE).await;
 }

@@ -42,7 +42,8 @@ pub struct RuntimeOptions {
     /// to write to it.
     pub home: PathBuf,
     /// The program that shims execute. By default the current program, whose `main` must then begin
-    /// with `vmm_shim::run_if_shim()`.
+    /// with `vmm_shim::run_if_shim()`. Either is opened once: an upgrade that replaces the file does
+    /// not affect an open runtime.
     pub shim_program: Option<PathBuf>,
     /// Environment variables of this process, such as secrets, that shims and health checks do not
     /// inherit.

@@ -80,6 +80,8 @@ fn set_up(reporter: &Arc<ExitReporter>, invocation: &Invocation) -> Result<SetUp
 
 /// Sets up what does not depend on the box. Returns stdin and the record of this process.
 fn set_up_process(reporter: &ExitReporter) -> Result<(BufReader<File>, PidRecord), Ending> {
+    // In process lists: the runtime may have executed a descriptor, whose number is then the name.
+    let _ = prctl::set_name(c"vmm-shim");
     control::block_signals().map_err(system_error("block signals"))?;
     // A process that ignores SIGCHLD cannot get the exit statuses of its children, wait(2).
     sys::reset_sigchld().map_err(system_error("reset SIGCHLD"))?;

@@ -1,21 +1,32 @@
 use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::unistd::{AccessFlags, access};
+use rustix::fs::{Mode, OFlags};
 use shim_reaper::Command;
 use vmm_protocol::{ARGV0, Invocation};
 
 use crate::ShimProgramError;
 
 /// The program that shims execute: the current program, or another one built with `vmm_shim`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// Remains the same program after an upgrade replaces or deletes its file: it is not opened by its
+/// path again. A file whose contents are overwritten in place is not protected.
+#[derive(Clone, Debug)]
 pub struct ShimProgram {
     path: PathBuf,
+    file: Option<Arc<OwnedFd>>,
     private_env: Vec<OsString>,
 }
 
-/// Remains the same program after an upgrade replaces or deletes its file.
 const THIS_PROGRAM: &str = "/proc/self/exe";
+
+/// The number under which a shim gets the file of its program, to execute it.
+const PROGRAM_FD: RawFd = 3;
 
 impl ShimProgram {
     /// Uses the current program.
@@ -25,7 +36,7 @@ impl ShimProgram {
     /// If the program has not called `vmm_shim::run_if_shim`: a copy of it would not run as a shim.
     pub fn this() -> Result<Self, ShimProgramError> {
         if vmm_protocol::can_be_shim() {
-            Ok(Self::new(THIS_PROGRAM.into()))
+            Ok(Self::new(THIS_PROGRAM.into(), None))
         } else {
             Err(ShimProgramError::NotAShimProgram)
         }
@@ -38,20 +49,27 @@ impl ShimProgram {
     /// If the file does not exist or is not executable.
     pub fn at(path: impl Into<PathBuf>) -> Result<Self, ShimProgramError> {
         let path = path.into();
-        let found = match path.canonicalize() {
-            Ok(found) => found,
-            Err(source) => return Err(ShimProgramError::Missing { path, source }),
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let file = match rustix::fs::open(&path, flags, Mode::empty()) {
+            Ok(file) => file,
+            Err(error) => {
+                let source = error.into();
+                return Err(ShimProgramError::Missing { path, source });
+            }
         };
-        if found.is_file() && access(&found, AccessFlags::X_OK).is_ok() {
-            Ok(Self::new(found))
+        let opened = fd_path(file.as_raw_fd());
+        let is_file = fs::metadata(&opened).is_ok_and(|found| found.is_file());
+        if is_file && access(&opened, AccessFlags::X_OK).is_ok() {
+            Ok(Self::new(path, Some(file)))
         } else {
             Err(ShimProgramError::NotExecutable { path })
         }
     }
 
-    fn new(path: PathBuf) -> Self {
+    fn new(path: PathBuf, file: Option<OwnedFd>) -> Self {
         Self {
             path,
+            file: file.map(Arc::new),
             private_env: Vec::new(),
         }
     }
@@ -63,14 +81,25 @@ impl ShimProgram {
         self
     }
 
-    /// Returns the path of the program.
+    /// Returns the path of the program, at which there may be another file now.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Returns the command of a shim, with its standard streams not yet set.
-    pub(super) fn command(&self, invocation: &Invocation, dir: &Path) -> Command {
-        let mut command = Command::new(&self.path);
+    ///
+    /// # Errors
+    ///
+    /// If no descriptor is left.
+    pub(super) fn command(&self, invocation: &Invocation, dir: &Path) -> io::Result<Command> {
+        let mut command = match &self.file {
+            Some(file) => {
+                let mut command = Command::new(fd_path(PROGRAM_FD));
+                command.fd(PROGRAM_FD, file.try_clone()?);
+                command
+            }
+            None => Command::new(&self.path),
+        };
         // The runtime has several descriptors per box.
         command
             .arg0(ARGV0)
@@ -78,7 +107,7 @@ impl ShimProgram {
             .current_dir(dir)
             .inherit_descriptors(false);
         self.remove_private_env(&mut command);
-        command
+        Ok(command)
     }
 
     /// Removes the private variables from the environment of a command.
@@ -87,4 +116,9 @@ impl ShimProgram {
             command.env_remove(name);
         }
     }
+}
+
+/// Returns the path of an open file of the process that uses the path.
+fn fd_path(fd: RawFd) -> PathBuf {
+    format!("/proc/self/fd/{fd}").into()
 }

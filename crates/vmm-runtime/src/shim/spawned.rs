@@ -106,7 +106,8 @@ impl SpawnedShim {
             id: spec.id.clone(),
             dir: dir.to_owned(),
         };
-        let mut command = program.command(&invocation, dir);
+        let command = program.command(&invocation, dir);
+        let mut command = command.map_err(StartError::Spawn)?;
         let dir = BoxDir::new(dir);
         command.stderr(dir.open_shim_stderr()?);
         command.stdin(Stdio::piped());
@@ -340,7 +341,7 @@ impl ShimProcess {
         let invocation = Invocation::Warm {
             dir: boxes.to_owned(),
         };
-        let mut command = program.command(&invocation, boxes);
+        let mut command = program.command(&invocation, boxes)?;
         // Without a box, it has no file for messages. The exit status shows that it has failed.
         command.stderr(Stdio::null());
         let runtime = RuntimeProcess::this()?;
