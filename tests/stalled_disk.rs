@@ -20,6 +20,7 @@ use nix::sys::fanotify::{
 };
 use nix::sys::signal::Signal;
 use tokio::time::timeout;
+use vmm_protocol::FILES;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxStatus, Ready, Removal, VmmRuntime, with_causes};
 
@@ -33,7 +34,7 @@ struct StalledOpens {
 }
 
 impl StalledOpens {
-    /// Returns `None`, after a note on stderr, where this is not permitted.
+    /// `dir` can also be a single file. Returns `None`, after a note on stderr, where this is not permitted.
     fn in_dir(dir: &Path) -> Option<Self> {
         let marked = Fanotify::init(InitFlags::FAN_CLASS_CONTENT, EventFFlags::O_RDONLY).and_then(
             |fanotify| {
@@ -178,6 +179,26 @@ async fn a_start_whose_files_cannot_be_read_delays_only_its_box() {
     assert_responsive(&runtime).await;
     drop(stalled);
     failing.await.unwrap().unwrap_err();
+    runtime.shutdown(DEADLINE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_that_cannot_open_the_stderr_of_its_shim_delays_only_its_box() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let bx = start_box(&runtime, sleeping()).await;
+    runtime.stop(&bx.id).await.unwrap();
+    let Some(stalled) = StalledOpens::in_dir(&bx.dir.join(FILES.shim_stderr)) else {
+        return;
+    };
+    let start = tokio::spawn({
+        let (runtime, id) = (runtime.clone(), bx.id.clone());
+        async move { runtime.start(&id).await }
+    });
+    stalled.eventually_waiting().await;
+    assert_responsive(&runtime).await;
+    drop(stalled);
+    start.await.unwrap().unwrap();
     runtime.shutdown(DEADLINE).await;
 }
 

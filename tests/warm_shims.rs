@@ -11,15 +11,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::boxes::{box_dir, exits_on_go, options, send_go, sleeping, start_box};
-use common::{eventually, kill, pause};
+use common::{DEADLINE, eventually, is_gone, kill, pause};
 use nix::sys::signal::Signal;
+use tokio::time::timeout;
 use vmm_protocol::{ARGV0, FILES, Invocation, procfs};
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxStatus, Removal, VmmRuntime};
+use vmm_runtime::{BoxSpec, BoxStatus, Ready, Removal, RuntimeOptions, VmmRuntime};
 
 /// Opens a runtime, and waits until it has this number of warm shims.
 async fn open(home: &PerTestBoxHome, count: usize) -> VmmRuntime {
-    let options = options(home.path()).warm_shims(count);
+    open_with(home, options(home.path()).warm_shims(count), count).await
+}
+
+async fn open_with(home: &PerTestBoxHome, options: RuntimeOptions, count: usize) -> VmmRuntime {
     let runtime = VmmRuntime::open(options).await.unwrap();
     eventually("the shims wait", || warm_shims(home).len() == count).await;
     runtime
@@ -104,6 +108,7 @@ async fn a_dead_warm_shim_is_not_used() {
     let running = start_box(&runtime, sleeping()).await;
     assert_ne!(running.pid, Some(dead));
     assert!(!procfs::exists(dead) || procfs::is_zombie(dead));
+    assert_eq!(runtime.metrics().await.warm_shim_failures_total, 1);
     runtime.shutdown(Duration::from_secs(10)).await;
 }
 
@@ -127,6 +132,41 @@ async fn a_warm_shim_that_dies_with_its_assignment_is_replaced_by_another_shim()
     let running = start.await.unwrap().unwrap();
     assert_eq!(running.status, BoxStatus::Running);
     assert_ne!(running.pid, Some(stopped));
+    runtime.shutdown(Duration::from_secs(10)).await;
+}
+
+#[tokio::test]
+async fn a_warm_shim_that_hangs_is_replaced_by_another_shim() {
+    let home = PerTestBoxHome::new();
+    let options = options(home.path()).start_timeout(Duration::from_secs(3600));
+    let runtime = open_with(&home, options.warm_shims(1), 1).await;
+    let stopped = warm_shims(&home)[0];
+    kill(stopped, Signal::SIGSTOP);
+    let id = runtime.create(sleeping()).await.unwrap().id;
+    let started = timeout(DEADLINE, runtime.start(&id)).await;
+    let running = started.expect("the start hangs").unwrap();
+    assert_eq!(running.status, BoxStatus::Running);
+    assert_ne!(running.pid, Some(stopped));
+    assert!(is_gone(stopped));
+    assert_eq!(runtime.metrics().await.warm_shim_failures_total, 1);
+    runtime.shutdown(Duration::from_secs(10)).await;
+}
+
+/// The timeout for a warm shim ends when it has taken its box.
+#[tokio::test]
+async fn a_payload_in_a_warm_shim_may_take_long_until_it_is_ready() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home, 1).await;
+    let waiting = warm_shims(&home);
+    let notify = "import os, socket, time
+time.sleep(2)
+to = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+to.sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])
+time.sleep(1000)";
+    let spec = BoxSpec::new(["python3", "-c", notify]).ready(Ready::Notified);
+    let running = start_box(&runtime, spec).await;
+    assert_eq!(waiting, [running.pid.unwrap()]);
+    assert_eq!(runtime.metrics().await.warm_shim_failures_total, 0);
     runtime.shutdown(Duration::from_secs(10)).await;
 }
 

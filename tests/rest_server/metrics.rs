@@ -97,6 +97,7 @@ async fn the_openmetrics_exposition_has_the_same_numbers() {
         "vmm_helper_processes{state=\"running\"} 0",
         "vmm_helper_processes{state=\"paused\"} 0",
         "vmm_helper_process_failures_total 0",
+        "vmm_warm_shim_failures_total 0",
         "vmm_shim_reaped_total 0",
         "vmm_shim_reaper_registered 1",
         "vmm_shim_reaper_foreign_waits_total 0",
@@ -125,7 +126,7 @@ async fn the_openmetrics_exposition_has_the_same_numbers() {
     }
     let parsed = openmetrics_parser::openmetrics::parse_openmetrics(&reply.text);
     let families = parsed.unwrap_or_else(|error| panic!("{error}:\n{}", reply.text));
-    assert_eq!(families.families.len(), 30);
+    assert_eq!(families.families.len(), 31);
     service.client.remove(&bx.box_id, true).await.unwrap();
     service.shut_down().await;
 }

@@ -114,9 +114,10 @@ impl Core {
             program.clone(),
             home.boxes(),
             options.warm_shims,
+            Arc::clone(&metrics.warm_shim_failures_total),
         ));
         let controller = ShimController::new(reaper.clone(), program, options.start_timeout)
-            .with_warm_shims(Arc::clone(&warm_shims));
+            .in_runtime(Arc::clone(&warm_shims), driver.disk.clone());
         Ok(Self {
             home,
             disk_reserve: options.disk_reserve,

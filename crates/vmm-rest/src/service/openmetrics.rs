@@ -142,6 +142,11 @@ impl Collector for MetricsSnapshot {
                 runtime.shim_reaper_respawns,
             ),
             (
+                "warm_shim_failures",
+                "Shims that were to take a box and had ended, or hung.",
+                runtime.warm_shim_failures_total,
+            ),
+            (
                 "helper_process_failures",
                 "Runs that failed because a helper process of the payload ended.",
                 runtime.helper_failures_total,

@@ -62,6 +62,9 @@ pub struct RuntimeMetrics {
     /// The number of shims that wait for a box, see
     /// [`RuntimeOptions::warm_shims`](crate::RuntimeOptions::warm_shims).
     pub warm_shims: u64,
+    /// The number of shims that were to take a box and had ended, or hung. Another shim was started in
+    /// place of each.
+    pub warm_shim_failures_total: u64,
     /// The number of shims that have exited and are not reaped. Stays above zero only if the reaper
     /// does not run.
     pub shim_zombies: u64,
@@ -111,6 +114,8 @@ pub struct RuntimeMetricsStorage {
     boots: Arc<BootCounters>,
     /// See [`RuntimeMetrics::executions`].
     pub(crate) executions: Arc<ExecutionCounters>,
+    /// See [`RuntimeMetrics::warm_shim_failures_total`].
+    pub warm_shim_failures_total: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::shim_reaped`].
     pub shim_reaped: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::shim_reaper_vanished`].
@@ -161,6 +166,7 @@ impl RuntimeMetricsStorage {
                 agent: self.boots.agent.snapshot(),
             },
             executions: self.executions.snapshot(),
+            warm_shim_failures_total: read(&self.warm_shim_failures_total),
             shim_reaped: read(&self.shim_reaped),
             shim_reaper_vanished: read(&self.shim_reaper_vanished),
             shim_reaper_registered: read(&self.shim_reaper_registered),

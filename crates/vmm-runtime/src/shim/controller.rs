@@ -6,7 +6,9 @@ use shim_reaper::{ShimHandle, ShimReaper};
 use tokio_util::sync::CancellationToken;
 use vmm_protocol::{InstanceSpec, with_causes};
 
+use super::disk_threads::DiskThreads;
 use super::{ShimHandler, ShimProgram, SpawnedShim, StartError, WarmShims};
+use crate::workers::Workers;
 
 /// A controller that starts shims with a reaper and a shim program.
 ///
@@ -30,6 +32,7 @@ pub struct ShimController {
     reaper: ShimReaper,
     program: ShimProgram,
     start_timeout: Duration,
+    disk: DiskThreads,
     warm: Option<Arc<WarmShims>>,
 }
 
@@ -40,13 +43,16 @@ impl ShimController {
             reaper,
             program,
             start_timeout,
+            disk: DiskThreads::Tokio,
             warm: None,
         }
     }
 
-    /// Makes starts take a warm shim where one waits.
-    pub(crate) fn with_warm_shims(mut self, warm: Arc<WarmShims>) -> Self {
+    /// Makes starts take a warm shim where one waits, and access files on the threads of a VMM
+    /// runtime.
+    pub(crate) fn in_runtime(mut self, warm: Arc<WarmShims>, disk: Workers) -> Self {
         self.warm = Some(warm);
+        self.disk = DiskThreads::Workers(disk);
         self
     }
 
@@ -66,7 +72,7 @@ impl ShimController {
 
     /// Starts a shim as [`start`](Self::start) does, until `interrupt` is cancelled. Passes the
     /// handle of the shim to `on_spawn` as soon as the shim belongs to the box: twice if a warm shim
-    /// ends before it has taken the box.
+    /// ends or hangs before it has taken the box.
     pub(crate) async fn start_cancellable(
         &self,
         interrupt: &CancellationToken,
@@ -77,23 +83,29 @@ impl ShimController {
         if interrupt.is_cancelled() {
             return Err(StartError::Interrupted);
         }
-        if let Some(process) = self.warm.as_ref().and_then(|warm| warm.take()) {
-            let mut shim = SpawnedShim::from_warm(process, spec, dir);
+        if let Some(warm) = &self.warm
+            && let Some(process) = warm.take()
+        {
+            let mut shim = SpawnedShim::from_warm(process, self.disk.clone(), spec, dir);
             on_spawn(shim.handle());
-            match self.wait_until_ready(&mut shim, interrupt, spec).await {
-                Ok(()) => return Ok(ShimHandler::from_spawned(shim)),
-                Err(error) if shim.has_box() || interrupt.is_cancelled() => {
-                    shim.end().await;
-                    return Err(error);
-                }
-                Err(error) => {
-                    let pid = shim.handle().id();
-                    tracing::warn!(pid, error = %with_causes(&error), "a warm shim has not taken its box");
-                    shim.end().await;
-                }
+            let takeover = shim.takeover();
+            let outcome = tokio::select! {
+                outcome = self.wait_until_ready(&mut shim, interrupt, spec) => outcome,
+                outcome = takeover.enforce() => outcome,
+            };
+            let Err(error) = outcome else {
+                return Ok(ShimHandler::from_spawned(shim));
+            };
+            let pid = shim.handle().id();
+            shim.end().await;
+            if takeover.is_done().await || interrupt.is_cancelled() {
+                return Err(error);
             }
+            tracing::warn!(pid, error = %with_causes(&error), "a warm shim has not taken its box");
+            warm.count_failure();
         }
-        let mut shim = SpawnedShim::spawn(&self.reaper, &self.program, spec, dir).await?;
+        let disk = self.disk.clone();
+        let mut shim = SpawnedShim::spawn_on(disk, &self.reaper, &self.program, spec, dir).await?;
         on_spawn(shim.handle());
         match self.wait_until_ready(&mut shim, interrupt, spec).await {
             Ok(()) => Ok(ShimHandler::from_spawned(shim)),

@@ -5,6 +5,7 @@
 //! of this.
 
 mod controller;
+mod disk_threads;
 mod ending;
 mod error;
 mod handler;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process;
 use std::time::Duration;
 
-use shim_reaper::{Command, ShimHandle, ShimReaper, Stdio};
+use shim_reaper::{Command, ShimHandle, ShimReaper, Signal, Stdio};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout};
 use tokio::time::{Instant, sleep};
@@ -13,22 +13,26 @@ use vmm_protocol::{
     Report, RuntimeProcess, UnappliedRule, is_resource_exhaustion, pidfd, to_line,
 };
 
+use super::disk_threads::DiskThreads;
 use super::{ShimProgram, StartError, ending_of_status, record_matches, terminate};
 use crate::process::SIGKILL_TIMEOUT;
 
 /// A spawned shim whose payload is not ready yet. It is registered with the reaper from birth, and
 /// is killed if this value is dropped.
 ///
-/// [`ShimController::start`](crate::ShimController::start) performs all steps from here to a
-/// [`ShimHandler`](crate::ShimHandler).
+/// [`ShimController::start`](super::ShimController::start) performs all steps from here to a
+/// [`ShimHandler`](super::ShimHandler).
 #[derive(Debug)]
 #[must_use = "a spawned shim is killed when it is dropped"]
 pub struct SpawnedShim {
     process: ShimProcess,
     dir: BoxDir,
+    disk: DiskThreads,
     /// What a warm shim has to read before the spec.
     assignment: Option<Assignment>,
     detached: bool,
+    /// Once the payload is ready.
+    record: Option<PidRecord>,
     payload_pid: Option<u32>,
     boot: Option<BootTimes>,
     helpers: u32,
@@ -52,7 +56,7 @@ struct KillOnDrop {
     owner: u32,
 }
 
-/// The parts of a [`ShimHandler`](crate::ShimHandler).
+/// The parts of a [`ShimHandler`](super::ShimHandler).
 pub(super) struct ShimParts {
     pub(super) handle: ShimHandle,
     pub(super) keepalive: Option<Keepalive>,
@@ -81,12 +85,16 @@ impl Keepalive {
 /// A longer line is not a report.
 const MAX_REPORT_BYTES: u64 = 1 << 20;
 
+/// How long a warm shim may take to take its box, which takes less than a millisecond.
+const TAKEOVER_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How long a shortage of descriptors may last before a failed start is reported without its record.
 const SHORTAGE_TIMEOUT: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 impl SpawnedShim {
-    /// Spawns the shim of the box with the directory `dir`.
+    /// Spawns the shim of the box with the directory `dir`. Uses the blocking threads of the current
+    /// tokio runtime for the files of the box.
     ///
     /// # Errors
     ///
@@ -102,6 +110,17 @@ impl SpawnedShim {
         spec: &InstanceSpec,
         dir: &Path,
     ) -> Result<Self, StartError> {
+        Self::spawn_on(DiskThreads::Tokio, reaper, program, spec, dir).await
+    }
+
+    /// Spawns a shim as [`spawn`](Self::spawn) does, and uses `disk` for the files of the box.
+    pub(super) async fn spawn_on(
+        disk: DiskThreads,
+        reaper: &ShimReaper,
+        program: &ShimProgram,
+        spec: &InstanceSpec,
+        dir: &Path,
+    ) -> Result<Self, StartError> {
         let invocation = Invocation::Box {
             id: spec.id.clone(),
             dir: dir.to_owned(),
@@ -109,34 +128,47 @@ impl SpawnedShim {
         let command = program.command(&invocation, dir);
         let mut command = command.map_err(StartError::Spawn)?;
         let dir = BoxDir::new(dir);
-        command.stderr(dir.open_shim_stderr()?);
+        let open_stderr = {
+            let dir = dir.clone();
+            move || dir.open_shim_stderr()
+        };
+        let stderr = disk.run(open_stderr).await;
+        command.stderr(stderr.ok_or(StartError::Interrupted)??);
         command.stdin(Stdio::piped());
         let process = RuntimeProcess::this()
             .and_then(|runtime| ShimProcess::spawn(reaper, command, dir.path(), runtime, None))
             .map_err(StartError::Spawn)?;
-        Ok(Self::new(process, dir, None, spec))
+        Ok(Self::new(process, dir, disk, None, spec))
     }
 
     /// Gives this box to a warm shim. [`send_spec`](Self::send_spec) sends the assignment.
-    pub(super) fn from_warm(process: ShimProcess, spec: &InstanceSpec, dir: &Path) -> Self {
+    pub(super) fn from_warm(
+        process: ShimProcess,
+        disk: DiskThreads,
+        spec: &InstanceSpec,
+        dir: &Path,
+    ) -> Self {
         let assignment = Assignment {
             id: spec.id.clone(),
             dir: dir.to_owned(),
         };
-        Self::new(process, BoxDir::new(dir), Some(assignment), spec)
+        Self::new(process, BoxDir::new(dir), disk, Some(assignment), spec)
     }
 
     fn new(
         process: ShimProcess,
         dir: BoxDir,
+        disk: DiskThreads,
         assignment: Option<Assignment>,
         spec: &InstanceSpec,
     ) -> Self {
         Self {
             process,
             dir,
+            disk,
             assignment,
             detached: spec.detached,
+            record: None,
             payload_pid: None,
             boot: None,
             helpers: 0,
@@ -144,14 +176,13 @@ impl SpawnedShim {
         }
     }
 
-    /// Returns false if this is a warm shim that has not taken its box: it has published no record
-    /// there.
-    pub(super) fn has_box(&self) -> bool {
-        self.assignment.is_none()
-            || match self.dir.shim_record() {
-                Ok(record) => record.is_some_and(|record| record.pid == self.handle().id()),
-                Err(_) => true,
-            }
+    /// Returns what shows whether this warm shim has taken its box.
+    pub(super) fn takeover(&self) -> Takeover {
+        Takeover {
+            handle: self.handle().clone(),
+            dir: self.dir.clone(),
+            disk: self.disk.clone(),
+        }
     }
 
     /// Returns the handle of the shim, to signal it or to await its exit.
@@ -206,6 +237,11 @@ impl SpawnedShim {
                 self.boot = boot;
                 self.helpers = helpers;
                 self.unapplied_rules = unapplied_rules;
+                self.record = match PidRecord::of(self.handle().id()) {
+                    Ok(Some(record)) => Some(record),
+                    // It has ended: before that, the payload may have changed the published record.
+                    _ => self.published_record().await,
+                };
                 Ok(())
             }
             Ok(Report::Failed(record)) => Err(self.exit_error(Some(record)).await),
@@ -245,16 +281,25 @@ impl SpawnedShim {
     async fn read_exit_record(&self) -> Result<Option<ExitRecord>, FileError> {
         let begun = Instant::now();
         loop {
-            match self.dir.exit_record() {
-                Err(error)
+            let dir = self.dir.clone();
+            match self.disk.run(move || dir.exit_record()).await {
+                Some(Err(error))
                     if is_resource_exhaustion(&error.source)
                         && begun.elapsed() < SHORTAGE_TIMEOUT =>
                 {
                     sleep(POLL_INTERVAL).await;
                 }
-                read => return read,
+                Some(read) => return read,
+                None => return Ok(None),
             }
         }
+    }
+
+    /// Returns the record that the shim has published.
+    async fn published_record(&self) -> Option<PidRecord> {
+        let (dir, pid) = (self.dir.clone(), self.handle().id());
+        let record = self.disk.run(move || dir.shim_record()).await;
+        record?.ok()?.filter(|record| record.pid == pid)
     }
 
     /// Kills the shim and waits until it is reaped.
@@ -269,17 +314,10 @@ impl SpawnedShim {
     /// Disarms the kill on drop and returns the parts of the shim.
     pub(super) fn into_parts(mut self) -> ShimParts {
         self.process.shim.armed = false;
-        let pid = self.handle().id();
-        // The published record counts only if the shim has ended: the payload may have changed the
-        // file.
-        let published = || self.dir.shim_record().ok().flatten();
-        let record = PidRecord::of(pid).ok().flatten();
-        let record = record
-            .or_else(|| published().filter(|record| record.pid == pid))
-            .unwrap_or(PidRecord {
-                pid,
-                identity: None,
-            });
+        let record = self.record.take().unwrap_or(PidRecord {
+            pid: self.handle().id(),
+            identity: None,
+        });
         let keepalive = match self.process.stdin.into_owned_fd() {
             Ok(pipe) if !self.detached => Some(Keepalive::new(pipe)),
             _ => None,
@@ -293,6 +331,39 @@ impl SpawnedShim {
             unapplied_rules: self.unapplied_rules,
             record,
         }
+    }
+}
+
+/// Whether a warm shim has taken the box that it was given: it publishes its record there.
+#[derive(Debug)]
+pub(super) struct Takeover {
+    handle: ShimHandle,
+    dir: BoxDir,
+    disk: DiskThreads,
+}
+
+impl Takeover {
+    /// Returns true also if that cannot be determined.
+    pub(super) async fn is_done(&self) -> bool {
+        let dir = self.dir.clone();
+        match self.disk.run(move || dir.shim_record()).await {
+            Some(Ok(record)) => record.is_some_and(|record| record.pid == self.handle.id()),
+            _ => true,
+        }
+    }
+
+    /// Kills the shim if it has not taken its box within [`TAKEOVER_TIMEOUT`]. Never returns.
+    pub(super) async fn enforce<T>(&self) -> T {
+        sleep(TAKEOVER_TIMEOUT).await;
+        if !self.is_done().await {
+            tracing::warn!(
+                pid = self.handle.id(),
+                "a warm shim does not take its box; killing it"
+            );
+            // The shim has nothing to clean up, and does not handle a request if it is stopped.
+            let _ = self.handle.send_signal(Signal::SIGKILL);
+        }
+        std::future::pending().await
     }
 }
 

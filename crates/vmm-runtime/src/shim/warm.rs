@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::future::join_all;
 use shim_reaper::ShimReaper;
@@ -22,6 +23,8 @@ pub(crate) struct WarmShims {
     target: usize,
     /// The oldest first. `None` after the runtime has closed.
     waiting: Mutex<Option<VecDeque<ShimProcess>>>,
+    /// See [`RuntimeMetrics::warm_shim_failures_total`](crate::RuntimeMetrics::warm_shim_failures_total).
+    failures: Arc<AtomicU64>,
 }
 
 impl WarmShims {
@@ -31,6 +34,7 @@ impl WarmShims {
         program: ShimProgram,
         boxes: PathBuf,
         target: usize,
+        failures: Arc<AtomicU64>,
     ) -> Self {
         Self {
             reaper,
@@ -38,6 +42,7 @@ impl WarmShims {
             boxes,
             target,
             waiting: Mutex::new(Some(VecDeque::new())),
+            failures,
         }
     }
 
@@ -66,8 +71,14 @@ impl WarmShims {
                 return Some(shim);
             }
             tracing::warn!(pid = shim.handle().id(), "a warm shim has died");
+            self.count_failure();
         }
         None
+    }
+
+    /// Counts a shim that has not taken its box.
+    pub(super) fn count_failure(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Returns the number of live shims, and what `read` returns while no shim is started or taken.
