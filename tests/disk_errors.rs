@@ -3,7 +3,8 @@
 mod common;
 
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,8 +35,13 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Mounts a small disk. Returns `None`, after a note on stderr, where mounting is not permitted.
+/// Mounts a disk of 1 MiB. Returns `None`, after a note on stderr, where mounting is not permitted.
 fn mount_small_disk() -> Option<SmallDisk> {
+    mount_disk("size=1m")
+}
+
+/// Mounts a tmpfs with this limit, as [`mount_small_disk`] does.
+fn mount_disk(limit: &str) -> Option<SmallDisk> {
     let dir = tempfile::tempdir().unwrap();
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     let result = unshare(CloneFlags::CLONE_NEWNS)
@@ -46,13 +52,14 @@ fn mount_small_disk() -> Option<SmallDisk> {
                 dir.path(),
                 Some("tmpfs"),
                 MsFlags::empty(),
-                Some("size=1m,mode=0700"),
+                Some(&*format!("{limit},mode=0700")),
             )
         });
     match result {
         Ok(()) => Some(SmallDisk(dir)),
         Err(error) => {
             eprintln!("SKIPPED: this test needs permission to mount: {error}");
+            assert!(std::env::var_os("CI").is_none(), "skipped in CI: {error}");
             None
         }
     }
@@ -63,6 +70,15 @@ fn fill(home: &Path) -> PathBuf {
     let path = home.join("filler");
     let mut file = fs::File::create(&path).unwrap();
     while file.write_all(&[0; 512]).is_ok() {}
+    path
+}
+
+/// Uses up the inodes of the disk with links in one directory, and returns its path.
+fn use_up_inodes(home: &Path) -> PathBuf {
+    let path = home.join("filler");
+    fs::create_dir(&path).unwrap();
+    let mut names = (0..).map(|number: u32| path.join(number.to_string()));
+    while symlink("/", names.next().unwrap()).is_ok() {}
     path
 }
 
@@ -303,34 +319,61 @@ fn below_the_reserve_boxes_keep_running_but_no_further_ones_start() {
         let Some(disk) = mount_small_disk() else {
             return;
         };
-        let home = disk.home();
-        let open = || VmmRuntime::open(options(&home).disk_reserve(256 << 10));
-        block_on(async {
-            let runtime = open().await.unwrap();
-            let running = start_box(&runtime, sleeping()).await;
-            let created = runtime.create(sleeping()).await.unwrap();
-            let filler = fill(&home);
-            let mut refused = vec![
-                runtime.create(sleeping()).await.map(|_| ()),
-                runtime.start(&created.id).await.map(|_| ()),
-            ];
-            let again = runtime.start(&running.id).await.unwrap();
-            assert_eq!(again.pid, running.pid);
-            let stopped = runtime.stop(&running.id).await.unwrap();
-            assert_eq!(stopped.status, BoxStatus::Stopped);
-            runtime.remove(&running.id, Removal::Ended).await.unwrap();
-            runtime.shutdown(SHUTDOWN_TIMEOUT).await;
-            refused.push(open().await.map(|_| ()));
-            for result in refused {
-                let is_full = matches!(result, Err(RuntimeError::DiskFull { .. }));
-                assert!(is_full, "{result:?}");
-            }
-
-            fs::remove_file(filler).unwrap();
-            let runtime = open().await.unwrap();
-            runtime.start(&created.id).await.unwrap();
-            runtime.remove(&created.id, Removal::Force).await.unwrap();
-            runtime.shutdown(SHUTDOWN_TIMEOUT).await;
-        });
+        block_on(check_reserve(
+            &disk.home(),
+            fill,
+            |path| fs::remove_file(path),
+            |error| matches!(error, RuntimeError::DiskFull { .. }),
+        ));
     });
+}
+
+#[test]
+fn the_reserve_has_inodes() {
+    in_own_process("the_reserve_has_inodes", || {
+        let Some(disk) = mount_disk("nr_inodes=100") else {
+            return;
+        };
+        block_on(check_reserve(
+            &disk.home(),
+            use_up_inodes,
+            |path| fs::remove_dir_all(path),
+            |error| matches!(error, RuntimeError::OutOfInodes { reserve: 16, .. }),
+        ));
+    });
+}
+
+/// Checks what is refused, and what is not, while `fill` leaves less than the reserve of the disk.
+async fn check_reserve(
+    home: &Path,
+    fill: fn(&Path) -> PathBuf,
+    remove_filler: fn(&Path) -> io::Result<()>,
+    is_expected: fn(&RuntimeError) -> bool,
+) {
+    let open = || VmmRuntime::open(options(home).disk_reserve(256 << 10));
+    let runtime = open().await.unwrap();
+    let running = start_box(&runtime, sleeping()).await;
+    let created = runtime.create(sleeping()).await.unwrap();
+    let filler = fill(home);
+    let mut refused = vec![
+        runtime.create(sleeping()).await.map(|_| ()),
+        runtime.start(&created.id).await.map(|_| ()),
+    ];
+    let again = runtime.start(&running.id).await.unwrap();
+    assert_eq!(again.pid, running.pid);
+    let stopped = runtime.stop(&running.id).await.unwrap();
+    assert_eq!(stopped.status, BoxStatus::Stopped);
+    runtime.remove(&running.id, Removal::Ended).await.unwrap();
+    runtime.shutdown(SHUTDOWN_TIMEOUT).await;
+    refused.push(open().await.map(|_| ()));
+    for result in refused {
+        let error = result.unwrap_err();
+        assert!(is_expected(&error), "{error:?}");
+    }
+
+    remove_filler(&filler).unwrap();
+    let runtime = open().await.unwrap();
+    runtime.start(&created.id).await.unwrap();
+    runtime.remove(&created.id, Removal::Force).await.unwrap();
+    runtime.shutdown(SHUTDOWN_TIMEOUT).await;
 }

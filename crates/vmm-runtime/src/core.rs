@@ -89,8 +89,7 @@ impl Core {
         // Later no thread may be left for it.
         process_wide_reaper().map_err(RuntimeError::Thread)?;
         let uids = BoxUids::new(options)?;
-        let (home, lock) = Home::open(&options.home)?;
-        home.check_free_space(options.disk_reserve)?;
+        let (home, lock) = Home::open(&options.home, options.disk_reserve)?;
         let metrics = RuntimeMetricsStorage::default();
         let reaper_token = CancellationToken::new();
         let sink = MetricsSink {

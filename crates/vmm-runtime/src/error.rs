@@ -108,6 +108,20 @@ pub enum RuntimeError {
         /// The reserve in bytes.
         reserve: u64,
     },
+    /// Fewer inodes than the [reserve](crate::RuntimeOptions::disk_reserve) has are free on the disk.
+    #[error(
+        "the disk of {} is full: {free} inodes are free, less than the reserve of {reserve}; remove \
+         files or boxes, or lower the reserve",
+        home.display(),
+    )]
+    OutOfInodes {
+        /// The home directory.
+        home: PathBuf,
+        /// The free inodes.
+        free: u64,
+        /// The reserve: one inode for every 16 KiB.
+        reserve: u64,
+    },
     /// No box has this id or name.
     #[error("box {wanted:?} not found; list the boxes to see their ids and names")]
     NotFound {

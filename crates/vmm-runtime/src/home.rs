@@ -19,6 +19,9 @@ use crate::{BoxId, RuntimeError};
 const CREATING_PREFIX: &str = ".creating-";
 const REMOVING_PREFIX: &str = ".removing-";
 
+/// The reserve has one inode for so many bytes: mkfs.ext4 creates that many by default.
+const BYTES_PER_INODE: u64 = 16 << 10;
+
 /// Bits of a file mode.
 const WRITE_BY_GROUP: u32 = 0o020;
 const WRITE_BY_OTHERS: u32 = 0o002;
@@ -98,8 +101,9 @@ fn locked_homes() -> MutexGuard<'static, Vec<PathBuf>> {
 }
 
 impl Home {
-    /// Creates the missing directories of a home and locks it.
-    pub(crate) fn open(root: &Path) -> Result<(Self, HomeLock), RuntimeError> {
+    /// Creates the missing directories of a home and locks it. Fails if less than `reserve` is free on
+    /// the disk.
+    pub(crate) fn open(root: &Path, reserve: u64) -> Result<(Self, HomeLock), RuntimeError> {
         let to_error = |source| FileError::new("create the directory", root, source);
         create_private_dir(root).map_err(to_error)?;
         // No symbolic links: the path is compared with the current directories of shims.
@@ -108,6 +112,8 @@ impl Home {
         };
         // After the creation, because any user could have created it before.
         home.check()?;
+        // Before the lock, whose file needs an inode.
+        home.check_free_space(reserve)?;
         let lock = home.lock()?;
         create_private_dir(&home.boxes())
             .map_err(|source| FileError::new("create the directory", home.boxes(), source))?;
@@ -220,22 +226,33 @@ impl Home {
         }
     }
 
-    /// Fails if less than `reserve` bytes are free on the disk.
+    /// Fails if less than `reserve` bytes, or inodes for them, are free on the disk.
     pub(crate) fn check_free_space(&self, reserve: u64) -> Result<(), RuntimeError> {
         if reserve == 0 {
             return Ok(());
         }
         let disk = rustix::fs::statvfs(&self.root)
             .map_err(|error| FileError::new("inspect the disk of", &self.root, error.into()))?;
+        let home = self.root.clone();
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        if free >= reserve {
-            return Ok(());
+        if free < reserve {
+            return Err(RuntimeError::DiskFull {
+                home,
+                free,
+                reserve,
+            });
         }
-        Err(RuntimeError::DiskFull {
-            home: self.root.clone(),
-            free,
-            reserve,
-        })
+        let (free, reserve) = (disk.f_favail, reserve / BYTES_PER_INODE);
+        // Some file systems, such as btrfs, create inodes as long as there is space.
+        let has_limit = disk.f_files > 0;
+        if has_limit && free < reserve {
+            return Err(RuntimeError::OutOfInodes {
+                home,
+                free,
+                reserve,
+            });
+        }
+        Ok(())
     }
 
     /// Returns the directory of the boxes.

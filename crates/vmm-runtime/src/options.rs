@@ -59,7 +59,8 @@ pub struct RuntimeOptions {
     pub sweep_interval: Duration,
     /// The space, in bytes, that must be free on the disk of the home to open the runtime, and to
     /// create or start a box; 0 by default. Boxes that run keep running when less is free, and can
-    /// be stopped and removed: the reserve is for their records.
+    /// be stopped and removed: the reserve is for their records. One inode for every 16 KiB must be
+    /// free, too.
     pub disk_reserve: u64,
     /// Checks the payload of a box that is created, usually `vmm_shim::Shim::validate`. By default the
     /// engine checks it only when the box is started.

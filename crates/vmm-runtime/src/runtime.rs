@@ -148,7 +148,7 @@ impl VmmRuntime {
     ///
     /// # Errors
     ///
-    /// [`RuntimeError::NameTaken`], [`RuntimeError::InvalidName`], [`RuntimeError::DiskFull`],
+    /// [`RuntimeError::NameTaken`], [`RuntimeError::InvalidName`], [`RuntimeError::DiskFull`], [`RuntimeError::OutOfInodes`],
     /// [`RuntimeError::RestartOfRemoved`], [`RuntimeError::Closed`], and
     /// [`RuntimeError::File`] if the disk refuses. A failed creation leaves no files.
     ///

@@ -46,8 +46,8 @@ pub(crate) struct Serve {
     /// Directory of image files; NAME.json is the image NAME
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
-    /// Space in MiB that must be free on the disk of --home to start the daemon, or to create or
-    /// start a box
+    /// Space in MiB that must be free on the disk of --home, with 64 inodes for each MiB, to start the
+    /// daemon, or to create or start a box
     #[arg(long, value_name = "MIB", default_value_t = 16)]
     disk_reserve: u32,
     /// Users of the guests: the VMM of each box has one of its own. The default is

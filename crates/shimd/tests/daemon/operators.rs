@@ -1,13 +1,13 @@
 //! What operators use to supervise boxes: restart policies, logs, waits, prefixes and filters.
 
 use std::io::Read;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 use vmm_rest::wire::{BoxStatus, CreateBoxRequest};
 use vmm_runtime::testing::PerTestBoxHome;
 
-use crate::fixture::{Daemon, run_shimd, shimd, words};
+use crate::fixture::{CommandOutput, Daemon, run_shimd, shimd, skip, words};
 use crate::process::{eventually, kill, wait_for_exit};
 
 #[tokio::test]
@@ -299,14 +299,50 @@ async fn idempotency_keys_survive_a_kill_of_the_daemon() {
     daemon.shut_down().await;
 }
 
+/// Mounts a tmpfs with the options `$1` on `$0`, fills it with the command `$2`, and runs the rest.
+const ON_FULL_DISK: &str = "
+    mount -t tmpfs -o mode=0700,$1 none \"$0\" || exit 77
+    cd \"$0\" && eval \"$2\" 2>/dev/null
+    shift 2 && exec timeout 60 \"$@\"";
+
+#[test]
+fn daemon_does_not_start_on_a_full_disk() {
+    for (limit, fill, cause) in [
+        ("size=20m", "head -c 30m /dev/zero >filler", "MiB are free"),
+        (
+            "nr_inodes=1100",
+            "for i in $(seq 1100); do ln -s . $i; done",
+            "inodes are free",
+        ),
+    ] {
+        let home = PerTestBoxHome::new();
+        let mut serve = shimd(&home);
+        serve.arg("serve");
+        // Only the daemon sees the mount.
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-c", ON_FULL_DISK])
+            .arg(home.path())
+            .args([limit, fill])
+            .arg(serve.get_program())
+            .args(serve.get_args());
+        for (name, _) in serve.get_envs().filter(|(_, value)| value.is_none()) {
+            command.env_remove(name);
+        }
+        let refused = CommandOutput::of(&mut command);
+        if refused.code == 77 || refused.err.starts_with("unshare:") {
+            return skip(&refused.err);
+        }
+        assert_eq!(refused.code, 1, "{refused:?}");
+        for part in ["is full", cause] {
+            assert!(refused.err.contains(part), "{refused:?}");
+        }
+    }
+}
+
 #[tokio::test]
-async fn daemon_does_not_start_on_a_full_disk() {
+async fn daemon_starts_without_a_reserve_of_the_disk() {
     let home = PerTestBoxHome::new();
-    let reserve = u32::MAX.to_string();
-    let refused = run_shimd(&home, &["serve", "--disk-reserve", &reserve]);
-    assert_eq!(refused.code, 1);
-    assert!(refused.err.contains("is full"), "{refused:?}");
-    // No limit.
     let mut command = crate::fixture::serve(&home);
     command.args(["--disk-reserve", "0"]);
     Daemon::spawn(&home, command).await.shut_down().await;

@@ -111,9 +111,9 @@ impl From<RuntimeError> for ApiError {
             RuntimeError::Stuck { .. } | RuntimeError::CleanupFailed { .. } => {
                 ErrorCode::EngineUnavailable
             }
-            RuntimeError::DiskFull { .. } | RuntimeError::NoFreeUid { .. } => {
-                ErrorCode::ResourceExhausted
-            }
+            RuntimeError::DiskFull { .. }
+            | RuntimeError::OutOfInodes { .. }
+            | RuntimeError::NoFreeUid { .. } => ErrorCode::ResourceExhausted,
             RuntimeError::Damaged { .. } => ErrorCode::MetadataError,
             RuntimeError::File(_) | RuntimeError::Console { .. } => ErrorCode::StorageError,
             RuntimeError::Closed => ErrorCode::Stopped,
