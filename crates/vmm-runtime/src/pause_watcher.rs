@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::Notify;
+use tokio::task::yield_now;
 use vmm_protocol::FILES;
 
 use crate::driver::Driver;
@@ -17,22 +18,23 @@ use crate::sys;
 /// request of this runtime, for example after an error of its disk.
 ///
 /// One inotify instance watches the directories of all boxes that run, so a box that is not paused
-/// costs no time.
+/// costs no time. A payload can create files in its directory all the time: events coalesce, and those
+/// of other boxes that the kernel drops for lack of room are made up for.
 #[derive(Clone, Debug)]
 pub(crate) struct PauseWatcher {
     inotify: Arc<AsyncFd<OwnedFd>>,
     watched: Arc<Mutex<Watched>>,
 }
 
-/// The receivers of the changes, by watch descriptor. A directory has one descriptor.
-type Watched = HashMap<i32, UnboundedSender<bool>>;
+/// What is notified of a change, by watch descriptor. A directory has one descriptor.
+type Watched = HashMap<i32, Arc<Notify>>;
 
 /// The changes of one box. Dropping it ends the watch.
 #[derive(Debug)]
 pub(crate) struct PauseChanges {
     watcher: PauseWatcher,
     descriptor: i32,
-    changes: UnboundedReceiver<bool>,
+    changed: Arc<Notify>,
 }
 
 impl PauseWatcher {
@@ -59,14 +61,14 @@ impl PauseWatcher {
             | WatchFlags::MOVED_TO
             | WatchFlags::ONLYDIR
             | WatchFlags::DONT_FOLLOW;
-        let (sender, changes) = unbounded_channel();
+        let changed = Arc::new(Notify::new());
         let mut watched = self.watched();
         let descriptor = inotify::add_watch(self.inotify.get_ref(), dir, flags)?;
-        watched.insert(descriptor, sender);
+        watched.insert(descriptor, Arc::clone(&changed));
         Ok(PauseChanges {
             watcher: self.clone(),
             descriptor,
-            changes,
+            changed,
         })
     }
 
@@ -79,18 +81,25 @@ impl PauseWatcher {
                 let event = match reader.next() {
                     Ok(event) => event,
                     Err(rustix::io::Errno::INTR) => continue,
-                    Err(rustix::io::Errno::AGAIN) => break,
+                    Err(rustix::io::Errno::AGAIN) => {
+                        ready.clear_ready();
+                        break;
+                    }
                     Err(error) => return Err(error.into()),
                 };
                 let name = event.file_name().map(|name| name.to_bytes());
-                if name == Some(FILES.paused.as_bytes())
-                    && let Some(sender) = self.watched().get(&event.wd())
-                {
-                    let exists = !event.events().contains(ReadFlags::DELETE);
-                    let _ = sender.send(exists);
+                if name == Some(FILES.paused.as_bytes()) {
+                    let watched = self.watched();
+                    watched.get(&event.wd()).inspect(|it| it.notify_one());
+                } else if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
+                    self.watched().values().for_each(|it| it.notify_one());
+                }
+                if reader.is_buffer_empty() {
+                    break;
                 }
             }
-            ready.clear_ready();
+            // Payloads that create files faster than this task reads must not occupy the thread.
+            yield_now().await;
         }
     }
 
@@ -100,27 +109,60 @@ impl PauseWatcher {
 }
 
 impl PauseChanges {
-    /// Waits for the next change. Returns `None` if there is none any more.
+    /// Waits until the record may have changed since the last call.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future loses no change.
-    pub(crate) async fn next(&mut self) -> Option<bool> {
-        self.changes.recv().await
+    pub(crate) async fn next(&self) {
+        self.changed.notified().await;
     }
 }
 
 impl Drop for PauseChanges {
     fn drop(&mut self) {
-        self.changes.close();
         let mut watched = self.watcher.watched();
-        // A later watch of the same directory has the same descriptor, and an open receiver.
-        let sender = watched.get(&self.descriptor);
-        if sender.is_some_and(UnboundedSender::is_closed) {
+        // A later watch of the same directory has the same descriptor.
+        let current = watched.get(&self.descriptor);
+        if current.is_some_and(|current| Arc::ptr_eq(current, &self.changed)) {
             watched.remove(&self.descriptor);
             let inotify = self.watcher.inotify.get_ref();
             // Fails if the directory has been removed.
             let _ = inotify::remove_watch(inotify, self.descriptor);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_change_is_reported_although_another_box_fills_the_queue_of_the_kernel() {
+        let driver = Driver::start().unwrap();
+        let watcher = PauseWatcher::start(&driver).unwrap();
+        let [paused, noisy] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let changes = watcher.watch(paused.path()).unwrap();
+        let _noise = watcher.watch(noisy.path()).unwrap();
+        // Nothing is read until then.
+        let (read, wait) = channel::<()>();
+        driver.handle().spawn(async move { wait.recv() });
+        let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+        let limit: u32 = limit.trim().parse().unwrap();
+        for number in 0..=limit / 2 {
+            let path = noisy.path().join(number.to_string());
+            File::create(&path).unwrap();
+            fs::remove_file(path).unwrap();
+        }
+        File::create(paused.path().join(FILES.paused)).unwrap();
+        drop(read);
+        let changed = timeout(Duration::from_secs(60), changes.next()).await;
+        changed.expect("the change is lost");
     }
 }

@@ -133,16 +133,23 @@ async fn cleanup_locked(core: &Core, bx: &Arc<MicroBox>) -> Result<(), RuntimeEr
 async fn follow_pauses(core: &Core, bx: &MicroBox, shim: &Arc<ShimHandler>) {
     // Without a watch, only requests change the status.
     let watch = |pauses: &PauseWatcher| pauses.watch(bx.dir().path()).ok();
-    if let Some(mut changes) = core.pauses.as_ref().and_then(watch) {
+    let Some(changes) = core.pauses.as_ref().and_then(watch) else {
+        return std::future::pending().await;
+    };
+    let is_paused = async || {
         let dir = bx.dir().clone();
-        if let Ok(true) = core.inspect(move || dir.is_paused()).await {
-            bx.set_paused(shim, true);
-        }
-        while let Some(is_paused) = changes.next().await {
+        core.inspect(move || dir.is_paused()).await
+    };
+    // A pause can be known without its record.
+    if let Ok(true) = is_paused().await {
+        bx.set_paused(shim, true);
+    }
+    loop {
+        changes.next().await;
+        if let Ok(is_paused) = is_paused().await {
             bx.set_paused(shim, is_paused);
         }
     }
-    std::future::pending().await
 }
 
 /// Runs the health check of the box. Never returns.
