@@ -66,11 +66,7 @@ fn kept() -> MutexGuard<'static, Kept> {
 pub fn kill_all_except(except: Option<Pid>, mut report: impl FnMut(u32, ExitStatus)) {
     let deadline = Instant::now() + EXIT_TIMEOUT;
     loop {
-        let children = children().filter(|child| Some(*child) != except);
-        // The children are not reaped yet, so the kernel cannot have reused their pids.
-        let killed: Vec<_> = children
-            .filter(|child| kill(*child, Signal::SIGKILL) != Err(Errno::EPERM))
-            .collect();
+        let killed = kill_children(except);
         let mut is_any_alive = false;
         for child in &killed {
             is_any_alive |= reap(*child, &mut report) == Ok(false);
@@ -82,6 +78,16 @@ pub fn kill_all_except(except: Option<Pid>, mut report: impl FnMut(u32, ExitStat
             thread::sleep(POLL_INTERVAL);
         }
     }
+}
+
+/// Kills all children of the calling process except one. Returns those that it is permitted to kill.
+fn kill_children(except: Option<Pid>) -> Vec<Pid> {
+    // No other thread reaps a child after it is listed, so the kernel cannot reuse its pid.
+    let _kept = kept();
+    children()
+        .filter(|child| Some(*child) != except)
+        .filter(|child| kill(*child, Signal::SIGKILL) != Err(Errno::EPERM))
+        .collect()
 }
 
 /// Reaps all zombies among the children of the calling process except one, and passes their exit
