@@ -123,9 +123,7 @@ pub use queries::BoxStats;
 pub use restart::{InvalidRestartPolicy, RestartPolicy};
 pub use runtime::VmmRuntime;
 pub use shim::{LastOutput, ShimProgramError, StartError};
-// Documented in the module `shim`.
-#[doc(hidden)]
-pub use shim::{ShimController, ShimHandler, ShimProgram, SpawnedShim};
+pub(crate) use shim::{ShimController, ShimHandler, ShimProgram};
 pub use vmm_protocol::frames::{
     ExecSpec, Execution as ExecutionInfo, GetSpec, GuestStats, PutSpec, RequestErrorKind,
     TerminalSize,

@@ -5,7 +5,7 @@ use std::thread;
 use futures::StreamExt;
 
 use super::*;
-use crate::wire::ErrorCode;
+use crate::wire::{ErrorCode, StopBoxRequest};
 
 const STREAM_IDLE_TIMEOUT: Duration = Duration::from_millis(50);
 

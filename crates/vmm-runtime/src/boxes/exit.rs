@@ -9,7 +9,8 @@ use vmm_protocol::{
     ControlGroup, Ending, ExitRecord, FileError, PidRecord, is_resource_exhaustion, with_causes,
 };
 
-use super::state::{Gate, Phase};
+use super::gate::Gate;
+use super::state::Phase;
 use super::{BoxStatus, MicroBox, Outcome};
 use crate::process::CleanupTarget;
 use crate::shim::record_matches;

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use super::state::{Gate, Phase, State};
+use super::gate::Gate;
+use super::state::{Phase, State};
 use super::{MicroBox, Outcome, StartRequest};
 use crate::restart::RestartState;
 use crate::{BoxStatus, RestartPolicy};

@@ -10,7 +10,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use vmm_protocol::{BoxDir, FileError, PayloadSpec};
 
-use super::state::{Gate, Phase, State};
+use super::gate::Gate;
+use super::state::{Phase, State};
 use super::{BoxCounts, BoxId, BoxInfo, BoxRecord, ShutdownTarget, StartDecision, StartRequest};
 use crate::event::EventBus;
 use crate::metrics::ExecutionCounters;

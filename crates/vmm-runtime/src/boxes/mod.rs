@@ -3,6 +3,7 @@
 mod decision;
 mod exit;
 mod follow_up;
+mod gate;
 mod id;
 mod index;
 mod info;

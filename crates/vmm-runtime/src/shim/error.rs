@@ -6,7 +6,7 @@ use vmm_protocol::{Ending, ExitRecord, FileError};
 
 use super::describe_ending;
 
-/// An error of a [`ShimProgram`](crate::ShimProgram).
+/// An error of a [`ShimProgram`](super::ShimProgram).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ShimProgramError {
