@@ -44,6 +44,28 @@ pub(crate) struct Watchdog {
     is_detached: bool,
 }
 
+/// The process of a runtime, with the pidfd that shows its exit, if it could be opened.
+pub(crate) struct WatchedRuntime {
+    process: RuntimeProcess,
+    pub(crate) pidfd: Option<OwnedFd>,
+}
+
+impl WatchedRuntime {
+    pub(crate) fn of(process: RuntimeProcess) -> Result<Self, RuntimeExited> {
+        let pidfd = process.watch()?;
+        Ok(Self { process, pidfd })
+    }
+
+    /// Returns `self`, or another process that the spec names as the runtime.
+    pub(crate) fn or_of(self, process: RuntimeProcess) -> Result<Self, RuntimeExited> {
+        if self.process == process {
+            Ok(self)
+        } else {
+            Self::of(process)
+        }
+    }
+}
+
 struct State {
     phase: Phase,
     watchdog: Option<Watchdog>,
@@ -318,27 +340,20 @@ impl Control {
 impl Watchdog {
     /// Creates the watchdog of an attached shim from the read end of its pipe, and the runtime if its
     /// process is known.
-    pub(crate) fn attached(
-        pipe: OwnedFd,
-        runtime: Option<&RuntimeProcess>,
-    ) -> Result<Self, RuntimeExited> {
-        let runtime = runtime.map(RuntimeProcess::watch).transpose()?.flatten();
-        Ok(Self {
+    pub(crate) fn attached(pipe: OwnedFd, runtime: Option<WatchedRuntime>) -> Self {
+        Self {
             pipe,
-            runtime,
+            runtime: runtime.and_then(|runtime| runtime.pidfd),
             is_detached: false,
-        })
+        }
     }
 
     /// Creates the watchdog of a detached shim from the write end of the pipe for its report.
-    pub(crate) fn detached(
-        pipe: OwnedFd,
-        runtime: Option<&RuntimeProcess>,
-    ) -> Result<Self, RuntimeExited> {
-        Ok(Self {
+    pub(crate) fn detached(pipe: OwnedFd, runtime: Option<WatchedRuntime>) -> Self {
+        Self {
             is_detached: true,
-            ..Self::attached(pipe, runtime)?
-        })
+            ..Self::attached(pipe, runtime)
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use vmm_protocol::{
     with_causes,
 };
 
-use crate::control::{self, Control, RUNTIME_EXITED, Watchdog};
+use crate::control::{self, Control, RUNTIME_EXITED, Watchdog, WatchedRuntime};
 use crate::exit_reporter::ExitReporter;
 use crate::helpers::Helpers;
 use crate::hub::ControlSocket;
@@ -54,27 +54,30 @@ struct SetUp {
     dir: BoxDir,
     stdin: BufReader<File>,
     control: Arc<Control>,
+    /// That of a shim that was warm.
+    runtime: Option<WatchedRuntime>,
 }
 
 /// Sets up the process and publishes its [`PidRecord`]. Handles requests to stop from then on; a
 /// warm shim, which has no box yet, handles them earlier.
 fn set_up(reporter: &Arc<ExitReporter>, invocation: &Invocation) -> Result<SetUp, Ending> {
     let (mut stdin, this) = set_up_process(reporter)?;
-    let (dir, control) = match invocation {
+    let (dir, control, runtime) = match invocation {
         Invocation::Box { .. } => {
             let dir = enter_box(reporter, &this)?;
-            (dir, start_control(reporter)?)
+            (dir, start_control(reporter)?, None)
         }
         Invocation::Warm { .. } => {
             let control = start_control(reporter)?;
-            warm::become_shim_of_box(&mut stdin)?;
-            (enter_box(reporter, &this)?, control)
+            let runtime = warm::become_shim_of_box(&mut stdin)?;
+            (enter_box(reporter, &this)?, control, Some(runtime))
         }
     };
     Ok(SetUp {
         dir,
         stdin,
         control,
+        runtime,
     })
 }
 
@@ -161,6 +164,7 @@ fn run_payload(
         dir,
         mut stdin,
         control,
+        runtime: watched,
     }: SetUp,
 ) -> Result<Ending, Ending> {
     let (spec, runtime) = InstanceSpec::read(&mut stdin)
@@ -168,19 +172,23 @@ fn run_payload(
     if spec.detached {
         reporter.set_detached();
     }
+    let runtime = match (watched, runtime) {
+        (Some(watched), Some(runtime)) => Some(watched.or_of(runtime)),
+        (None, Some(runtime)) => Some(WatchedRuntime::of(runtime)),
+        (_, None) => None,
+    };
+    let runtime = runtime.transpose().map_err(|RuntimeExited| {
+        let message = "the runtime exited before the payload was started";
+        Ending::failed(FailureKind::Engine, message)
+    })?;
     let watchdog = if spec.detached {
         let pipe = reporter
             .clone_pipe()
             .map_err(system_error("watch its runtime"))?;
-        pipe.map(|pipe| Watchdog::detached(pipe, runtime.as_ref()))
+        pipe.map(|pipe| Watchdog::detached(pipe, runtime))
     } else {
-        let stdin = stdin.into_inner().into();
-        Some(Watchdog::attached(stdin, runtime.as_ref()))
+        Some(Watchdog::attached(stdin.into_inner().into(), runtime))
     };
-    let watchdog = watchdog.transpose().map_err(|RuntimeExited| {
-        let message = "the runtime exited before the payload was started";
-        Ending::failed(FailureKind::Engine, message)
-    })?;
     control.begin_start(watchdog, bind_control_socket(), spec.stop_grace());
     let engine = find_engine(shim, &spec.payload.engine)?;
     engine.validate(&spec.payload, &spec.policy)?;

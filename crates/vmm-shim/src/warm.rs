@@ -12,15 +12,16 @@ use vmm_protocol::{
     Assignment, BoxDir, Ending, FailureKind, Invocation, RuntimeProcess, read_line, with_causes,
 };
 
+use crate::control::WatchedRuntime;
 use crate::instance::system_error;
 
 /// Waits for a box, and turns this process into what its runtime would have started for that box: it
 /// has the current directory, the stderr and the arguments of the shim of the box.
 ///
-/// Fails with exit code 0 if the runtime exits, or releases this shim.
-pub(crate) fn become_shim_of_box(stdin: &mut BufReader<File>) -> Result<(), Ending> {
+/// Returns the runtime. Fails with exit code 0 if the runtime exits, or releases this shim.
+pub(crate) fn become_shim_of_box(stdin: &mut BufReader<File>) -> Result<WatchedRuntime, Ending> {
     let assignment = wait(stdin).map_err(system_error("read which box it gets"))?;
-    let Some(Assignment { id, dir }) = assignment else {
+    let Some((Assignment { id, dir }, runtime)) = assignment else {
         return Err(Ending::Exited { code: 0 });
     };
     env::set_current_dir(&dir).map_err(system_error("enter the box directory"))?;
@@ -33,21 +34,24 @@ pub(crate) fn become_shim_of_box(stdin: &mut BufReader<File>) -> Result<(), Endi
     // A runtime that finds no record of the shim of a box searches for it by its arguments.
     Invocation::Box { id, dir }
         .replace_arguments()
-        .map_err(system_error("replace its arguments"))
+        .map_err(system_error("replace its arguments"))?;
+    Ok(runtime)
 }
 
 /// Waits for an assignment. Returns `None` if the runtime has exited or has released this shim.
-fn wait(stdin: &mut BufReader<File>) -> io::Result<Option<Assignment>> {
-    let Some(runtime) = read_line::<RuntimeProcess>(&mut *stdin)? else {
+fn wait(stdin: &mut BufReader<File>) -> io::Result<Option<(Assignment, WatchedRuntime)>> {
+    let Some(process) = read_line::<RuntimeProcess>(&mut *stdin)? else {
         return Ok(None);
     };
-    let Ok(runtime) = runtime.watch() else {
+    let Ok(runtime) = WatchedRuntime::of(process) else {
         return Ok(None);
     };
-    if stdin.buffer().is_empty() && !wait_for_input(stdin.get_ref(), runtime.as_ref())? {
+    let pidfd = runtime.pidfd.as_ref();
+    if stdin.buffer().is_empty() && !wait_for_input(stdin.get_ref(), pidfd)? {
         return Ok(None);
     }
-    read_line(stdin)
+    let assignment = read_line(stdin)?;
+    Ok(assignment.map(|assignment| (assignment, runtime)))
 }
 
 /// Waits until stdin is readable or at its end. Returns false if the runtime exits before: a child

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 /// The largest `mountinfo` that is read: more than 30,000 mounts of overlays, whose lines are the longest.
 const MAX_BYTES: u64 = 64 << 20;
 
+const PAGE_BYTES: usize = 4096;
+
 /// A mount in the mount namespace of the calling process, `proc_pid_mountinfo(5)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -36,7 +38,8 @@ pub struct Mount {
 /// If `/proc` cannot be read, or if there are too many mounts to read all: of the kind
 /// [`InvalidData`](io::ErrorKind::InvalidData).
 pub fn mounts() -> io::Result<Vec<Mount>> {
-    let mut text = Vec::new();
+    // The kernel returns a page at a time. Without it, the first reads are of 32 bytes.
+    let mut text = Vec::with_capacity(PAGE_BYTES);
     let file = File::open("/proc/self/mountinfo")?;
     let size = file.take(MAX_BYTES).read_to_end(&mut text)?;
     if size as u64 == MAX_BYTES {
