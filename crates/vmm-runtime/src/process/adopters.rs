@@ -31,8 +31,10 @@ pub(crate) fn adopt_orphans_of(shim: u32) -> io::Result<bool> {
 pub(super) struct Listing {
     /// The processes that may be orphans.
     pub(super) candidates: Vec<u32>,
-    /// All processes below the adopters that the listing has come across.
+    /// All processes below the adopters that the listing has come across, except shims.
     listed: HashSet<u32>,
+    /// The running shims among them, sorted. There may be thousands.
+    shims: Vec<u32>,
 }
 
 impl Listing {
@@ -53,6 +55,7 @@ impl Listing {
             return Ok(None);
         }
         listing.listed.clear();
+        listing.shims.clear();
         let own = is_adopter().then(process::id);
         // From the nearest: an orphan whose adopter dies moves to one that is listed later.
         for adopter in own.into_iter().chain(ancestors) {
@@ -63,18 +66,24 @@ impl Listing {
                 return Ok(None);
             }
         }
+        listing.shims.sort_unstable();
         Ok(Some(listing))
     }
 
     /// Returns whether `earlier` omitted no process: all that it came across have lived on.
     pub(super) fn confirms(&self, earlier: &Self) -> bool {
-        earlier.listed.is_subset(&self.listed)
+        let lists_shim = |shim| self.shims.binary_search(shim).is_ok();
+        earlier.listed.is_subset(&self.listed) && earlier.shims.iter().all(lists_shim)
     }
 
     /// Adds these processes and their descendants. Returns false if the kernel does not show them.
     fn add_below(&mut self, mut pids: Vec<u32>, since: u64, shims: &[u32]) -> io::Result<bool> {
         while let Some(pid) = pids.pop() {
-            if !self.listed.insert(pid) || shims.binary_search(&pid).is_ok() {
+            if shims.binary_search(&pid).is_ok() {
+                self.shims.push(pid);
+                continue;
+            }
+            if !self.listed.insert(pid) {
                 continue;
             }
             let stat = Stat::of(pid)?;
