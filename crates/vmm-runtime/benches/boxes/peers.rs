@@ -2,14 +2,16 @@
 //! process beside the payload, conmon with crun, and containerd (`ctr`) with runc.
 
 use std::fs;
-use std::io::{Read, Seek};
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::io::{self, Read, Seek};
+use std::path::Path;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use shim_reaper::{Command, ShimReaper, Stdio};
 use tempfile::TempDir;
-use tokio::process::Command;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::unix::pipe;
 use vmm_protocol::procfs;
 use vmm_runtime::{BoxSpec, Removal, RuntimeOptions, VmmRuntime};
 
@@ -25,7 +27,7 @@ const CONFIG: &str = r#"{
     "process": {
         "user": {"uid": 0, "gid": 0}, "args": ["/payload", "idle"], "env": [], "cwd": "/"
     },
-    "root": {"path": "rootfs", "readonly": true},
+    "root": {"path": "ROOTFS", "readonly": true},
     "mounts": [
         {"destination": "/proc", "type": "proc", "source": "proc"},
         {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}
@@ -34,7 +36,7 @@ const CONFIG: &str = r#"{
 }"#;
 
 /// A supervisor. Commands are lines of words, in which ID is the name of the container and DIR the
-/// directory of the bundle.
+/// directory of all bundles.
 struct Peer {
     name: &'static str,
     /// Fails if the peer is not installed.
@@ -49,14 +51,14 @@ const PEERS: [Peer; 4] = [
     Peer {
         name: "crun",
         check: "crun --version",
-        start: &["crun --cgroup-manager=disabled --root DIR/crun run --detach --bundle DIR ID"],
+        start: &["crun --cgroup-manager=disabled --root DIR/crun run --detach --bundle DIR/ID ID"],
         remove: &["crun --cgroup-manager=disabled --root DIR/crun delete --force ID"],
         supervisor: None,
     },
     Peer {
         name: "runc",
         check: "runc --version",
-        start: &["runc --root DIR/runc run --detach --bundle DIR ID"],
+        start: &["runc --root DIR/runc run --detach --bundle DIR/ID ID"],
         remove: &["runc --root DIR/runc delete --force ID"],
         supervisor: None,
     },
@@ -64,8 +66,9 @@ const PEERS: [Peer; 4] = [
         name: "conmon, crun",
         check: "conmon --version",
         start: &[
-            "conmon --api-version 1 --sync -c ID -u ID -r /usr/bin/crun -b DIR -p DIR/ID.pid -l \
-             k8s-file:DIR/ID.log --exit-dir DIR/exits --runtime-arg --cgroup-manager=disabled --runtime-arg --root --runtime-arg DIR/conmon",
+            "_OCI_SYNCPIPE=3 conmon --api-version 1 -c ID -u ID -r /usr/bin/crun -b DIR/ID -p DIR/ID/pid \
+             -l k8s-file:DIR/ID/log --exit-dir DIR/exits --socket-dir-path DIR/sockets --runtime-arg \
+             --cgroup-manager=disabled --runtime-arg --root --runtime-arg DIR/conmon",
             "crun --cgroup-manager=disabled --root DIR/conmon start ID",
         ],
         remove: &["crun --cgroup-manager=disabled --root DIR/conmon delete --force ID"],
@@ -145,29 +148,29 @@ async fn measure_boxes(runtime: &VmmRuntime, payload: &Path, warm: usize) {
 
 async fn measure_peer(peer: &Peer, payload: &Path) -> Result<(), String> {
     let dir = TempDir::new().map_err(|error| error.to_string())?;
-    prepare_bundle(dir.path(), payload).map_err(|error| error.to_string())?;
+    let name = |number| format!("bench-{number}");
+    let singles: Vec<_> = (0..STARTS).map(name).collect();
+    let at_once: Vec<_> = (STARTS..STARTS + BOXES).map(name).collect();
+    prepare(dir.path(), payload, singles.iter().chain(&at_once))
+        .map_err(|error| error.to_string())?;
     let (mut starts, mut removals) = (Vec::new(), Vec::new());
-    for number in 0..STARTS {
-        let id = format!("bench-{number}");
+    for id in &singles {
         let begin = Instant::now();
-        run(dir.path(), &id, peer.start).await?;
+        run(dir.path(), id, peer.start).await?;
         starts.push(begin.elapsed().as_secs_f64());
         let begin = Instant::now();
-        run(dir.path(), &id, peer.remove).await?;
+        run(dir.path(), id, peer.remove).await?;
         removals.push(begin.elapsed().as_secs_f64());
     }
-    let ids: Vec<_> = (0..BOXES)
-        .map(|number| format!("bench-at-once-{number}"))
-        .collect();
     let begin = Instant::now();
-    let started = join_all(ids.iter().map(|id| run(dir.path(), id, peer.start))).await;
-    let at_once = begin.elapsed().as_secs_f64();
+    let started = join_all(at_once.iter().map(|id| run(dir.path(), id, peer.start))).await;
+    let duration = begin.elapsed().as_secs_f64();
     let pss = peer.supervisor.map(|name| median(pss_of(name).into_iter()));
-    for id in &ids {
+    for id in &at_once {
         let _ = run(dir.path(), id, peer.remove).await;
     }
     started.into_iter().collect::<Result<(), _>>()?;
-    print_row(peer.name, starts, at_once, removals, pss);
+    print_row(peer.name, starts, duration, removals, pss);
     Ok(())
 }
 
@@ -178,43 +181,87 @@ fn print_row(name: &str, starts: Vec<f64>, at_once: f64, removals: Vec<f64>, pss
     println!("| {name} | {start:.2} ms | {at_once:.0} ms | {removal:.2} ms | {pss} |");
 }
 
-fn prepare_bundle(dir: &Path, payload: &Path) -> std::io::Result<()> {
-    let rootfs: PathBuf = dir.join("rootfs");
-    fs::create_dir_all(rootfs.join("proc"))?;
-    fs::create_dir_all(rootfs.join("dev"))?;
-    fs::create_dir(dir.join("exits"))?;
+/// Creates the root file system, and a bundle for each container.
+fn prepare<'a>(
+    dir: &Path,
+    payload: &Path,
+    ids: impl Iterator<Item = &'a String>,
+) -> io::Result<()> {
+    let rootfs = dir.join("rootfs");
+    for dir in ["rootfs/proc", "rootfs/dev", "exits", "sockets"].map(|name| dir.join(name)) {
+        fs::create_dir_all(dir)?;
+    }
     fs::copy(payload, rootfs.join("payload"))?;
-    fs::write(dir.join("config.json"), CONFIG)
+    let config = CONFIG.replace("ROOTFS", &rootfs.to_string_lossy());
+    for bundle in ids.map(|id| dir.join(id)) {
+        fs::create_dir(&bundle)?;
+        fs::write(bundle.join("config.json"), &config)?;
+    }
+    Ok(())
 }
 
 /// Runs commands one after the other.
 async fn run(dir: &Path, id: &str, lines: &[&str]) -> Result<(), String> {
     for line in lines {
-        let mut words = line.split_ascii_whitespace().map(|word| {
+        let words = line.split_ascii_whitespace().map(|word| {
             word.replace("DIR", &dir.to_string_lossy())
                 .replace("ID", id)
         });
-        let program = words.next().unwrap_or_default();
-        let mut command = Command::new(&program);
-        // A file, because a pipe would stay open as long as the payload runs.
-        let messages = tempfile::tempfile().map_err(|error| error.to_string())?;
-        let stderr = messages.try_clone().map_err(|error| error.to_string())?;
-        command
-            .args(words)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(stderr);
-        let status = command.status().await.map_err(|error| error.to_string())?;
-        if !status.success() {
-            let mut text = String::new();
-            let mut messages = messages;
-            let _ = messages
-                .rewind()
-                .and_then(|()| messages.read_to_string(&mut text));
-            return Err(format!("{program}: {}", text.trim().replace('\n', "; ")));
-        }
+        let words: Vec<_> = words.collect();
+        run_command(&words)
+            .await
+            .map_err(|error| error.to_string())?;
     }
     Ok(())
+}
+
+static REAPER: LazyLock<ShimReaper> = LazyLock::new(ShimReaper::start);
+
+/// The first word of a command that responds on this pipe once it has created its container, conmon(8).
+const SYNC_PIPE: (&str, &str) = ("_OCI_SYNCPIPE", "3");
+
+async fn run_command(words: &[String]) -> io::Result<()> {
+    let (name, value) = SYNC_PIPE;
+    let (responds, words) = match words {
+        [first, words @ ..] if *first == format!("{name}={value}") => (true, words),
+        words => (false, words),
+    };
+    let [program, args @ ..] = words else {
+        return Err(io::Error::other("an empty command"));
+    };
+    // A file, because a pipe would stay open as long as the payload runs.
+    let mut messages = tempfile::tempfile()?;
+    let mut command = Command::new(program);
+    command
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(messages.try_clone()?);
+    let (sender, receiver) = pipe::pipe()?;
+    if responds {
+        command.env(name, value).fd(3, sender.into_blocking_fd()?);
+    }
+    let exit = REAPER
+        .spawn(&mut command)?
+        .await
+        .map_err(io::Error::other)?;
+    drop(command);
+    let mut response = String::new();
+    if responds {
+        BufReader::new(receiver).read_line(&mut response).await?;
+    }
+    let is_created = !responds || !response.is_empty() && !response.contains("-1");
+    if is_created && exit.status.is_some_and(|status| status.success()) {
+        return Ok(());
+    }
+    let mut text = response;
+    messages.rewind()?;
+    messages.read_to_string(&mut text)?;
+    let status = exit
+        .status
+        .map_or("unknown status".to_owned(), |status| status.to_string());
+    let text = text.trim().replace('\n', "; ");
+    Err(io::Error::other(format!("{program}: {status}: {text}")))
 }
 
 /// Returns the PSS of all processes with this name, in KiB.

@@ -7,24 +7,28 @@
 
 #![allow(clippy::expect_used, missing_docs, unreachable_pub)]
 
+mod goals;
 #[allow(dead_code)]
-#[path = "boxes/host.rs"]
+#[path = "../boxes/host.rs"]
 mod host;
+mod usage;
 
 use std::env;
+use std::os::unix::process::parent_id;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use futures::{StreamExt, stream};
+use goals::{FIRST_REMOVAL, LIFE, REMOVAL, REMOVALS, START, START_AFTER_BURST, THREADS, verdict};
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
-use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+use usage::{cpu_time, cpu_time_with_children, resident_kib};
 use vmm_protocol::procfs;
 use vmm_runtime::{
     BoxChange, BoxId, BoxInfo, BoxSpec, Events, Removal, RuntimeOptions, VmmRuntime,
@@ -40,42 +44,6 @@ const BURST: usize = 200;
 
 /// The variable with the path of the program `vmm-shim`. Without it, shims execute this program.
 const SHIM_VARIABLE: &str = "GROWTH_SHIM";
-
-/// What a measurement is compared with.
-enum Goal {
-    /// The ratio of the last column to the first.
-    Flat(f64),
-    /// The ratio to another measurement in the last column.
-    Beside(&'static str, f64),
-    /// The value in the last column.
-    AtMost(f64),
-}
-
-const START: &str = "start of one box, ms";
-const REMOVAL: &str = "removal of one attached box, ms";
-const REMOVALS: &str = "removal of all attached boxes, ms each";
-
-/// The goals, by measurement.
-const GOALS: [(&str, Goal); 8] = [
-    (START, Goal::Flat(1.2)),
-    (START_AFTER_BURST, Goal::Beside(START, 1.2)),
-    (THREADS, Goal::Flat(1.2)),
-    ("CPU time of a crash, ms", Goal::Flat(1.2)),
-    ("what GET /metrics reads, ms", Goal::AtMost(1.0)),
-    (
-        "CPU time of a crash beside re-attached boxes, ms",
-        Goal::Flat(1.2),
-    ),
-    (FIRST_REMOVAL, Goal::Beside(REMOVAL, 2.0)),
-    (
-        "removal of all other re-attached boxes, ms each",
-        Goal::Beside(REMOVALS, 2.0),
-    ),
-];
-
-const START_AFTER_BURST: &str = "start of one box after 200 removals, ms";
-const THREADS: &str = "threads after 200 removals";
-const FIRST_REMOVAL: &str = "removal of the first re-attached box, ms";
 
 /// Named measurements.
 type Values = Vec<(String, f64)>;
@@ -128,25 +96,6 @@ fn print_table(counts: &[usize], samples: usize, shim: Option<&Path>) {
         let values = values.iter().map(|value| format!("{value:.3}"));
         println!("| {name} | {} | {verdict} |", join(values));
     }
-}
-
-/// Returns the last three cells of a row.
-fn verdict(name: &str, values: &[f64], last: &Values) -> String {
-    let (Some(first), Some(value)) = (values.first(), values.last()) else {
-        return String::new();
-    };
-    let (measured, limit, target) = match GOALS.iter().find(|(of, _)| *of == name) {
-        Some((_, Goal::Flat(limit))) => (value / first, *limit, format!("flat, {limit} x")),
-        Some((_, Goal::Beside(other, limit))) => {
-            let beside = last.iter().find(|(name, _)| name == other);
-            let beside = beside.map_or(f64::NAN, |(_, value)| *value);
-            (value / beside, *limit, format!("{limit} x of the {other}"))
-        }
-        Some((_, Goal::AtMost(limit))) => (*value, *limit, format!("at most {limit}")),
-        None => return format!("{:.2} | | ", value / first),
-    };
-    let met = if measured <= limit { "yes" } else { "**no**" };
-    format!("{measured:.2} | {target} | {met}")
 }
 
 fn join(values: impl Iterator<Item = impl ToString>) -> String {
@@ -223,8 +172,9 @@ async fn attached(home: &str, count: usize, samples: usize) {
         median(shims.filter_map(host::pss_kib)),
     );
 
-    let (mut starts, mut removals) = (Vec::new(), Vec::new());
+    let (mut starts, mut removals, mut lives) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..samples {
+        let cpu = cpu_time_with_children();
         let id = create(&runtime, false).await;
         let start = Instant::now();
         runtime.start(&id).await.expect("start");
@@ -232,9 +182,12 @@ async fn attached(home: &str, count: usize, samples: usize) {
         let start = Instant::now();
         runtime.remove(&id, Removal::Force).await.expect("removal");
         removals.push(milliseconds(start.elapsed()));
+        lives.push(milliseconds(cpu_time_with_children() - cpu));
     }
     report(START, median(starts));
     report(REMOVAL, median(removals));
+    report(LIFE, median(lives));
+    measure_bare_children(samples);
     measure_burst(&runtime, samples).await;
     measure_crashes(&runtime, samples, "").await;
     measure_scrapes(&runtime, samples).await;
@@ -252,6 +205,7 @@ async fn leave(home: &str, count: usize) {
 async fn reattached(home: &str, samples: usize) {
     let runtime = open(home).await;
     measure_crashes(&runtime, samples, " beside re-attached boxes").await;
+    measure_listings(samples);
     let first = runtime.list().await.into_iter().next().expect("a box").id;
     let start = Instant::now();
     runtime
@@ -285,6 +239,39 @@ async fn measure_burst(runtime: &VmmRuntime, samples: usize) {
     }
     report(START_AFTER_BURST, median(starts));
     report(THREADS, threads as f64);
+}
+
+/// Measures children of this process without a runtime: those that start with a copy of its descriptors,
+/// which the kernel closes when they execute their program, and those that do not.
+fn measure_bare_children(samples: usize) {
+    for (name, inherit) in [("a copy of", true), ("none of", false)] {
+        let mut costs = Vec::new();
+        for _ in 0..samples {
+            let mut command = shim_reaper::Command::new("/bin/true");
+            let cpu = cpu_time_with_children();
+            let status = command.inherit_descriptors(inherit).status();
+            costs.push(milliseconds(cpu_time_with_children() - cpu));
+            assert!(status.expect("a child").success());
+        }
+        let name = format!("CPU time of a bare child with {name} the descriptors, ms");
+        report(&name, median(costs));
+    }
+}
+
+/// Measures what the kernel takes for the two listings of the children of the process that adopts orphans.
+fn measure_listings(samples: usize) {
+    let mut costs = Vec::new();
+    for _ in 0..samples {
+        let cpu = cpu_time();
+        for _ in 0..2 {
+            procfs::children(parent_id()).expect("the children");
+        }
+        costs.push(milliseconds(cpu_time() - cpu));
+    }
+    report(
+        "CPU time of two listings of the re-attached shims, ms",
+        median(costs),
+    );
 }
 
 /// Measures the delay until the event of a crash, and the CPU time until all that it has left is
@@ -361,28 +348,8 @@ async fn remove_all(runtime: &VmmRuntime) -> f64 {
     milliseconds(start.elapsed()) / boxes.len() as f64
 }
 
-fn cpu_time() -> Duration {
-    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)
-        .expect("a clock")
-        .into()
-}
-
 fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
-}
-
-fn resident_kib(pid: u32) -> f64 {
-    field(&format!("/proc/{pid}/status"), "VmRSS:")
-}
-
-fn field(path: &str, name: &str) -> f64 {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    let value = text
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
-    value
-        .and_then(|value| value.parse().ok())
-        .unwrap_or(f64::NAN)
 }
 
 fn median(values: impl IntoIterator<Item = f64>) -> f64 {
