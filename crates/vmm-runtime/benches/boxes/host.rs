@@ -16,6 +16,7 @@ pub fn static_shim() -> Option<PathBuf> {
         .arg(target)
         .args(["--", "-C", "target-feature=+crt-static"])
         .args(["-C", "relocation-model=static"])
+        .args(["-C", "link-arg=-Wl,-z,separate-loadable-segments"])
         .env("CARGO_PROFILE_RELEASE_LTO", "true")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
         .current_dir(env!("CARGO_MANIFEST_DIR"))
