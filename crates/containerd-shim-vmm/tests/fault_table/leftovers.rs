@@ -59,6 +59,8 @@ fn find(fixture: &Fixture, runtime: Runtime) -> BTreeSet<String> {
     let mut dirs = vec![
         containerd.pods(),
         containerd.path("state/io.containerd.runtime.v2.task/default"),
+        // Each file keeps a network namespace.
+        PathBuf::from("/run/netns"),
     ];
     if runtime == Runtime::Runc {
         // Its sockets and its state are in directories of the whole host.

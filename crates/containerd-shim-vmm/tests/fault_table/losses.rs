@@ -8,7 +8,7 @@ pub(crate) struct Row {
     pub(crate) runtime: Runtime,
     /// The number of processes whose exit had to be reported.
     pub(crate) exits: usize,
-    /// Neither an event nor `ctr task delete` reports the exit.
+    /// No event reports the exit.
     pub(crate) lost: usize,
     /// A code is reported that is not the true one.
     pub(crate) wrong: usize,
@@ -40,7 +40,7 @@ impl Row {
     pub(crate) fn add(&mut self, events: &[u64], deleted: Option<u64>, code: u64) {
         self.exits += 1;
         let mut codes = events.iter().copied().chain(deleted);
-        self.lost += usize::from(codes.clone().count() == 0);
+        self.lost += usize::from(events.is_empty());
         self.wrong += usize::from(codes.any(|reported| reported != code));
         self.repeated += usize::from(events.len() > 1);
     }

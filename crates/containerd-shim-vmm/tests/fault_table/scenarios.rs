@@ -11,6 +11,9 @@ use crate::losses::Row;
 /// How long the consumer of events is stopped.
 const STALL: Duration = Duration::from_secs(3);
 
+/// How many more descriptors containerd may have after the last pod than after the first.
+const MAX_NEW_DESCRIPTORS: usize = 2;
+
 const CODE: u64 = 42;
 const KILLED: u64 = 137;
 const TERMINATED: u64 = 143;
@@ -63,7 +66,8 @@ impl Fault {
             Self::Sequence { pods } => pods_in_sequence(fixture, &mut row, pods),
         };
         fixture.remove(&id);
-        row.leftovers = baseline.leftovers(fixture, runtime, &id, &groups);
+        let leftovers = baseline.leftovers(fixture, runtime, &id, &groups);
+        row.leftovers.extend(leftovers);
         row
     }
 
@@ -186,17 +190,11 @@ fn kill(fixture: &mut Fixture, row: &mut Row, victim: Victim, state: State) -> (
         } else {
             CODE
         };
-        let start = Instant::now();
-        while fixture.log.codes(&id).is_empty()
-            && !matches!(
-                fixture.containerd.task_status(&id).as_deref(),
-                Some("STOPPED")
-            )
-            && start.elapsed() < runtime.timeout()
-        {
-            sleep(Duration::from_millis(100));
-        }
+        let is_reported = || !fixture.log.codes(&id).is_empty();
+        let is_stopped = || fixture.containerd.task_status(&id).as_deref() == Some("STOPPED");
+        wait_for(runtime, || is_reported() || is_stopped());
         let deleted = fixture.delete_task(&id).or(of_delete);
+        wait_for(runtime, is_reported);
         // A second event would come now.
         sleep(Duration::from_millis(500));
         row.add(&fixture.log.codes(&id), deleted, code);
@@ -221,10 +219,7 @@ fn exits_during_stall(fixture: &mut Fixture, row: &mut Row, exits: usize) -> (St
     fixture.open_gate(&id);
     sleep(STALL);
     signal(fixture.containerd.pid(), "CONT");
-    let start = Instant::now();
-    while fixture.log.of(&id).len() <= exits && start.elapsed() < runtime.timeout() {
-        sleep(Duration::from_millis(100));
-    }
+    wait_for(runtime, || fixture.log.of(&id).len() > exits);
     let reported = fixture.log.of(&id);
     for number in 0..exits {
         let exec_id = format!("e{number}");
@@ -253,15 +248,30 @@ fn pods_in_sequence(fixture: &mut Fixture, row: &mut Row, pods: usize) -> (Strin
         row.add(&fixture.log.codes(&id), deleted, CODE);
         at_first.get_or_insert_with(|| usage(fixture.containerd.pid()));
     }
-    let (first, last) = (
-        at_first.unwrap_or_default(),
-        usage(fixture.containerd.pid()),
-    );
+    let first = at_first.unwrap_or_default();
+    let mut last = first;
+    // Connections that have ended are closed a little later.
+    wait_for(runtime, || {
+        last = usage(fixture.containerd.pid());
+        last.0 <= first.0 + MAX_NEW_DESCRIPTORS
+    });
+    if last.0 > first.0 + MAX_NEW_DESCRIPTORS {
+        let leftover = format!("{} descriptors of containerd", last.0 - first.0);
+        row.leftovers.push(leftover);
+    }
     row.remark = format!(
         "containerd after the first and the last: {} and {} descriptors, {} and {} MiB",
         first.0, last.0, first.1, last.1
     );
     (id, groups)
+}
+
+/// Waits until the condition holds, at most for the time that this runtime has.
+fn wait_for(runtime: Runtime, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() && start.elapsed() < runtime.timeout() {
+        sleep(Duration::from_millis(100));
+    }
 }
 
 fn wait_stopped(fixture: &Fixture, id: &str) {
