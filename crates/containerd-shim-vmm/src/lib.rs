@@ -18,8 +18,6 @@
 //! The program waits for its children only through `shim-reaper`, by pidfd. It has no handler for SIGCHLD, and
 //! never waits for any child.
 
-#![forbid(unsafe_code)]
-
 #[cfg(not(target_os = "linux"))]
 compile_error!("containerd-shim-vmm needs Linux");
 
@@ -35,6 +33,7 @@ mod idle;
 mod leftover_events;
 mod lifecycle;
 mod logger;
+mod loop_device;
 mod mount_points;
 mod oci;
 mod oom_score;
@@ -49,6 +48,9 @@ mod start;
 mod state_dir;
 mod stats;
 mod stdio;
+mod sys;
+#[cfg(test)]
+mod test_mounts;
 mod unmount;
 
 use std::fmt::Display;

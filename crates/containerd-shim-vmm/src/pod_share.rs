@@ -228,38 +228,7 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-
-    /// Runs a test again in a mount namespace of its own, on file systems that are shared as those of systemd are.
-    /// Returns the directory of these, in the process that runs the test.
-    fn enter_namespace(test: &str) -> Option<PathBuf> {
-        const DIR: &str = "VMM_TEST_MOUNTS";
-        if let Some(dir) = std::env::var_os(DIR) {
-            return Some(dir.into());
-        }
-        if !rustix::process::geteuid().is_root() {
-            assert!(std::env::var_os("CI").is_none(), "this test needs root");
-            eprintln!("SKIPPED: this test needs root");
-            return None;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let script = "mount -t tmpfs tmpfs \"$1\" && mount --make-shared \"$1\" && \
-                      mkdir -p \"$1/my data/sub\" && mount -t tmpfs tmpfs \"$1/my data\" && \
-                      mkdir \"$1/my data/sub\" && mount -t tmpfs tmpfs \"$1/my data/sub\" && \
-                      mkdir \"$1/my data/late\" && touch \"$1/my data/sub/file\" && shift && exec \"$@\"";
-        let output = Command::new("unshare")
-            .args(["--mount", "sh", "-c", script, "sh"])
-            .args([dir.path(), &std::env::current_exe().unwrap()])
-            .args([&format!("pod_share::tests::{test}"), "--exact"])
-            .env(DIR, dir.path())
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(
-            output.status.success() && text.contains("1 passed"),
-            "{output:?}"
-        );
-        None
-    }
+    use crate::test_mounts::enter_namespace;
 
     /// Adds the container `c`, into which a directory of the host is mounted with these options.
     fn add_container(dir: &Path, options: &[&str], read_only: bool) -> PodShare {
@@ -299,7 +268,7 @@ mod tests {
 
     #[test]
     fn the_end_of_a_container_leaves_the_mounts_of_the_host() {
-        let name = "the_end_of_a_container_leaves_the_mounts_of_the_host";
+        let name = "pod_share::tests::the_end_of_a_container_leaves_the_mounts_of_the_host";
         let Some(dir) = enter_namespace(name) else {
             return;
         };
@@ -315,7 +284,8 @@ mod tests {
 
     #[test]
     fn a_mount_of_the_host_reaches_a_container_that_requests_it_only() {
-        let name = "a_mount_of_the_host_reaches_a_container_that_requests_it_only";
+        let name =
+            "pod_share::tests::a_mount_of_the_host_reaches_a_container_that_requests_it_only";
         let Some(dir) = enter_namespace(name) else {
             return;
         };
@@ -349,7 +319,7 @@ mod tests {
 
     #[test]
     fn what_a_container_can_only_read_is_read_only_on_the_host() {
-        let name = "what_a_container_can_only_read_is_read_only_on_the_host";
+        let name = "pod_share::tests::what_a_container_can_only_read_is_read_only_on_the_host";
         let Some(dir) = enter_namespace(name) else {
             return;
         };
