@@ -18,7 +18,7 @@ use vmm_protocol::PidRecord;
 use crate::args::Args;
 use crate::bundle::{Bundle, ExitRecord};
 use crate::error::ShimError;
-use crate::events::{EventQueue, decode, has_event};
+use crate::events::{EventQueue, SUBSCRIBE_TIME, decode, has_event};
 use crate::pod::LAST_EVENTS_TIMEOUT;
 use crate::process::Exit;
 use crate::start::TTRPC_ADDRESS;
@@ -29,9 +29,6 @@ use crate::tokio_runtime;
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(1);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-
-/// The time in which clients of a containerd that has just started subscribe to its events again.
-const SUBSCRIBE_TIME: Duration = Duration::from_secs(2);
 
 /// What a server has left when it ended or was killed.
 #[derive(Clone, Copy)]

@@ -13,6 +13,9 @@ use crate::log;
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
 
+/// The time in which clients of a containerd that has just started subscribe to its events again. It keeps no event for them.
+pub(crate) const SUBSCRIBE_TIME: Duration = Duration::from_secs(2);
+
 /// A request without a timeout, in nanoseconds.
 const NO_TIMEOUT: i64 = 0;
 
@@ -21,7 +24,8 @@ impl EventQueue {
     ///
     /// An event is sent again after the connection has failed, and after an error of containerd, which can be passing.
     /// A containerd that does not respond, but keeps the connection, has the event in its socket: sent again, it would
-    /// be reported twice. An event that containerd finds invalid would keep back all later ones: it is removed.
+    /// be reported twice. A new connection is that of a containerd that has been restarted: it gets the events after
+    /// [`SUBSCRIBE_TIME`]. An event that containerd finds invalid would keep back all later ones: it is removed.
     ///
     /// # Cancel safety
     ///
@@ -30,11 +34,17 @@ impl EventQueue {
         let address = format!("unix://{}", address.trim_start_matches("unix://"));
         let mut backoff = MIN_BACKOFF;
         let mut client = None;
+        let mut is_restart = false;
         let mut refused = None;
         loop {
             let (number, envelope) = self.first().await;
             let topic = envelope.topic.clone();
-            let error = match send(&address, &mut client, envelope).await {
+            let delay = if is_restart {
+                SUBSCRIBE_TIME
+            } else {
+                Duration::ZERO
+            };
+            let error = match send(&address, &mut client, delay, envelope).await {
                 Ok(()) => {
                     self.remove(number);
                     backoff = MIN_BACKOFF;
@@ -56,8 +66,10 @@ impl EventQueue {
                         "containerd does not take the event {topic}, which is sent again: {message}"
                     ));
                 }
+            } else {
+                client = None;
+                is_restart = true;
             }
-            client = None;
             self.retry_save();
             sleep(backoff).await;
             backoff = (backoff * 2).min(MAX_BACKOFF);
@@ -65,14 +77,20 @@ impl EventQueue {
     }
 }
 
+/// Sends an event. Waits for the delay after it has connected, if there is no connection.
 async fn send(
     address: &str,
     client: &mut Option<EventsClient>,
+    delay: Duration,
     envelope: Envelope,
 ) -> ttrpc::Result<()> {
     let client = match client {
         Some(client) => client,
-        None => client.insert(EventsClient::new(Client::connect(address).await?)),
+        None => {
+            let connection = Client::connect(address).await?;
+            sleep(delay).await;
+            client.insert(EventsClient::new(connection))
+        }
     };
     let mut request = ForwardRequest::new();
     request.envelope = MessageField::some(envelope);
@@ -82,7 +100,10 @@ async fn send(
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
     use std::sync::{Arc, Mutex};
+    use std::time::Instant;
 
     use async_trait::async_trait;
     use containerd_shim_protos::api::Empty;
@@ -96,6 +117,8 @@ mod tests {
     struct Containerd {
         requests: Mutex<Vec<String>>,
     }
+
+    const TIMEOUT: Duration = Duration::from_secs(60);
 
     const INVALID: &str = "/tasks/oom";
 
@@ -115,22 +138,53 @@ mod tests {
         }
     }
 
+    /// Serves a containerd at a path, in place of an earlier one.
+    async fn serve(path: &Path, containerd: &Arc<Containerd>) -> Server {
+        let _ = fs::remove_file(path);
+        let server = Server::new()
+            .bind(&format!("unix://{}", path.display()))
+            .unwrap();
+        let mut server = server.register_service(create_events(containerd.clone()));
+        server.start().await.unwrap();
+        server
+    }
+
+    #[tokio::test]
+    async fn a_containerd_that_was_restarted_gets_events_when_its_clients_have_subscribed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let containerd = Arc::new(Containerd::default());
+        let mut server = serve(&path, &containerd).await;
+        let queue = Arc::new(EventQueue::open(dir.path().join("events"), "default").unwrap());
+        let forward = tokio::spawn({
+            let (queue, path) = (Arc::clone(&queue), path.clone());
+            async move { queue.forward(path.to_str().unwrap()).await }
+        });
+        queue.publish_out_of_memory("c");
+        assert!(queue.wait_empty(TIMEOUT).await);
+        server.shutdown().await.unwrap();
+        queue.publish_out_of_memory("c");
+        let start = Instant::now();
+        let mut server = serve(&path, &containerd).await;
+        assert!(queue.wait_empty(TIMEOUT).await);
+        assert!(start.elapsed() >= SUBSCRIBE_TIME, "{:?}", start.elapsed());
+        assert_eq!(*containerd.requests.lock().unwrap(), [INVALID; 2]);
+        forward.abort();
+        server.shutdown().await.unwrap();
+    }
+
     #[tokio::test]
     async fn an_event_that_containerd_rejects_is_removed_and_others_are_sent_again() {
         let dir = tempfile::tempdir().unwrap();
-        let address = format!("unix://{}", dir.path().join("s").display());
+        let path = dir.path().join("s");
         let containerd = Arc::new(Containerd::default());
-        let mut server = Server::new()
-            .bind(&address)
-            .unwrap()
-            .register_service(create_events(containerd.clone()));
-        server.start().await.unwrap();
+        let mut server = serve(&path, &containerd).await;
         let queue = EventQueue::open(dir.path().join("events"), "default").unwrap();
         queue.publish_out_of_memory("c");
         queue.publish_paused("c", true);
         tokio::select! {
-            is_empty = queue.wait_empty(Duration::from_secs(60)) => assert!(is_empty),
-            () = queue.forward(&address) => {}
+            is_empty = queue.wait_empty(TIMEOUT) => assert!(is_empty),
+            () = queue.forward(path.to_str().unwrap()) => {}
         }
         let requests = containerd.requests.lock().unwrap().clone();
         assert_eq!(requests, [INVALID, "/tasks/paused", "/tasks/paused"]);

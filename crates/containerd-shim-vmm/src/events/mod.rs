@@ -10,6 +10,7 @@ use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim_protos::shim::event::Envelope;
 
 pub(crate) use files::has_event;
+pub(crate) use forward::SUBSCRIBE_TIME;
 pub(crate) use queue::EventQueue;
 
 /// Returns the event in an envelope, if it is of this type.
