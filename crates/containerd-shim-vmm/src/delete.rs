@@ -78,7 +78,7 @@ pub(crate) fn finish(args: &Args) -> Result<(), ShimError> {
 /// If it is not known. The caller must not end the pod then.
 fn is_member(args: &Args, bundle: &Bundle, state: &StateDir) -> Result<bool, ShimError> {
     match state.owner() {
-        Some(owner) => Ok(owner != args.id),
+        Some(owner) => Ok(owner.id != args.id),
         None => Ok(bundle.sandbox(&bundle.spec()?).is_some()),
     }
 }

@@ -22,7 +22,7 @@ use crate::events::{EventQueue, SUBSCRIBE_TIME, decode, has_event};
 use crate::pod::LAST_EVENTS_TIMEOUT;
 use crate::process::Exit;
 use crate::start::TTRPC_ADDRESS;
-use crate::state_dir::StateDir;
+use crate::state_dir::{Owner, StateDir};
 use crate::tokio_runtime;
 
 /// How long `delete` waits for containerd. One that starts does not receive events before `delete` has returned.
@@ -39,6 +39,24 @@ pub(crate) enum Leftover<'a> {
     OfMember(&'a StateDir),
     /// A pod, with nothing but its events if it is clean.
     OfPod { state: &'a StateDir, is_clean: bool },
+}
+
+/// What a process does that continues after this one.
+#[derive(Clone, Copy)]
+pub(crate) enum Continuation {
+    /// It sends the events of a pod that is clean.
+    Forward,
+    /// It cleans up after a pod, and sends its events.
+    Finish,
+}
+
+impl Continuation {
+    fn action(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Finish => "finish",
+        }
+    }
 }
 
 /// Lets each exit of a container be reported once: by containerd, or by an event. Sends what a sandbox has left, and
@@ -63,10 +81,13 @@ pub(crate) async fn settle(
     let is_known = containerd.is_some() && PidRecord::of(parent_id()).ok().flatten() == containerd;
     let is_unreported =
         containerd.is_some() && !is_known && !record.is_published && !is_queued(state, &args.id);
+    let owner = Owner::of(args, bundle);
     let own = match leftover {
         Leftover::OfMember(_) if !is_unreported => return Ok(record),
         // The `delete` of the sandbox removes the directory of the pod.
-        Leftover::OfMember(_) => StateDir::create(state.path().parent().unwrap_or(state.path()))?,
+        Leftover::OfMember(_) => {
+            StateDir::create(state.path().parent().unwrap_or(state.path()), &owner)?
+        }
         _ => state.clone(),
     };
     if !own.path().exists() {
@@ -87,8 +108,8 @@ pub(crate) async fn settle(
     };
     match (is_clean, is_sent) {
         (true, true) => own.remove()?,
-        (true, false) => spawn(args, &own, "forward")?,
-        (false, _) => spawn(args, &own, "finish")?,
+        (true, false) => spawn(&owner, &own, Continuation::Forward)?,
+        (false, _) => spawn(&owner, &own, Continuation::Finish)?,
     }
     Ok(record)
 }
@@ -161,20 +182,24 @@ async fn send(queue: &EventQueue, limit: Duration) -> bool {
 }
 
 /// Starts a process that continues after this one, for example until containerd runs again.
-fn spawn(args: &Args, state: &StateDir, action: &str) -> Result<(), ShimError> {
+pub(crate) fn spawn(
+    owner: &Owner,
+    state: &StateDir,
+    continuation: Continuation,
+) -> Result<(), ShimError> {
     let program =
         env::current_exe().map_err(ShimError::file("find the program", "/proc/self/exe"))?;
     let mut command = Command::new(program);
     command
-        .args(["-namespace", &args.namespace, "-id", &args.id, "-bundle"])
+        .args(["-namespace", &owner.namespace, "-id", &owner.id, "-bundle"])
         .arg(state.path())
-        .arg(action)
+        .arg(continuation.action())
         .current_dir("/")
         .setsid(true)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    command.spawn().map(drop).map_err(ShimError::Spawn)
+    state.spawn(&mut command)
 }
 
 /// Sends the events that are left in the directory of a pod, then removes it.

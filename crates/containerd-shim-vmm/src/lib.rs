@@ -21,6 +21,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("containerd-shim-vmm needs Linux");
 
+mod abandoned;
 mod args;
 mod bundle;
 mod config;

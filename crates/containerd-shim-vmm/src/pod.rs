@@ -282,7 +282,7 @@ impl Pod {
 }
 
 /// Returns whether a process has ended. One that cannot be looked up, for example while no descriptor is free, has not.
-fn has_ended(process: &PidRecord) -> bool {
+pub(crate) fn has_ended(process: &PidRecord) -> bool {
     let found = process.lookup();
     found.is_ok_and(|found| matches!(found, PidLookup::NotFound | PidLookup::Reused))
 }

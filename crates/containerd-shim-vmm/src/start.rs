@@ -14,8 +14,8 @@ use crate::args::Args;
 use crate::bundle::Bundle;
 use crate::config::Config;
 use crate::error::ShimError;
-use crate::state_dir::StateDir;
-use crate::{encode, oom_score};
+use crate::state_dir::{Owner, StateDir};
+use crate::{abandoned, encode, oom_score};
 
 /// The environment variable with the ttrpc address of containerd.
 pub(crate) const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
@@ -73,10 +73,9 @@ fn start_server(
     params: Option<&BootstrapParams>,
 ) -> Result<String, ShimError> {
     let config = Config::load()?;
-    let state = StateDir::create(&config.state_dir)?;
+    let state = StateDir::create(&config.state_dir, &Owner::of(args, bundle))?;
     let address = state.address();
     let spawn = || -> Result<(), ShimError> {
-        state.set_owner(&args.id)?;
         let socket = state.socket();
         let listener = UnixListener::bind(&socket).map_err(ShimError::file("bind", &socket))?;
         let program =
@@ -97,11 +96,12 @@ fn start_server(
         if let Some(params) = params {
             command.env(TTRPC_ADDRESS, &params.containerd_ttrpc_address);
         }
-        command.spawn().map(drop).map_err(ShimError::Spawn)
+        state.spawn(&mut command)
     };
     spawn().inspect_err(|_| {
         let _ = state.remove();
     })?;
+    abandoned::clean_up(&config.state_dir);
     Ok(address)
 }
 

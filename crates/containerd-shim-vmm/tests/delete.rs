@@ -58,7 +58,10 @@ impl Killed {
 
     /// Records that the server was started for this container.
     fn set_owner(&self, id: &str) {
-        fs::write(self.state().join("owner"), id).unwrap();
+        let owner = serde_json::json!({
+            "namespace": "default", "id": id, "bundle": self.bundle(),
+        });
+        fs::write(self.state().join("owner.json"), owner.to_string()).unwrap();
     }
 
     fn delete(&self, containerd: &str) -> Output {
@@ -112,7 +115,7 @@ fn a_container_without_a_readable_spec_does_not_end_the_pod_of_another() {
     assert!(killed.state().join("home").exists());
 
     // Whose pod it is, is not known.
-    fs::remove_file(killed.state().join("owner")).unwrap();
+    fs::remove_file(killed.state().join("owner.json")).unwrap();
     assert!(!killed.delete("").status.success());
     assert!(killed.state().join("home").exists());
 

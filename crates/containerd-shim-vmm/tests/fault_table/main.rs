@@ -29,8 +29,9 @@ use losses::Row;
 use scenarios::{Fault, State, Victim};
 
 /// The kills of the short form.
-const SHORT: [(Victim, State); 4] = [
+const SHORT: [(Victim, State); 5] = [
     (Victim::Containerd, State::Running),
+    (Victim::Shim, State::Starting),
     (Victim::Shim, State::Running),
     (Victim::Shim, State::Unreported),
     (Victim::Both, State::Running),
