@@ -12,9 +12,9 @@ use vmm_runtime::{
 use vmm_shim::{Network, Qemu, QemuOptions, Share, Shim};
 
 use crate::error::ShimError;
-use crate::oom_score;
 use crate::pod_share::PodShare;
 use crate::state_dir::StateDir;
+use crate::{log, oom_score};
 
 /// The program of the guest's agent, which runs the processes of containers.
 const AGENT: &str = "/proc/self/exe";
@@ -77,6 +77,13 @@ impl Guest {
         let boot = async || -> Result<Booted, RuntimeError> {
             let created = self.runtime.create(BoxSpec::of(self.payload()?)).await?;
             let started = self.runtime.start(&created.id).await?;
+            if let Some(times) = started.boot_times {
+                let (vmm, kernel, agent) = (times.vmm_ms, times.kernel_ms, times.agent_ms);
+                let all = vmm + kernel + agent;
+                log(format_args!(
+                    "the guest has booted in {all} ms: QEMU and firmware {vmm}, kernel {kernel}, agent {agent}"
+                ));
+            }
             Ok(Booted {
                 box_id: started.id.to_string(),
                 shim: started.pid,

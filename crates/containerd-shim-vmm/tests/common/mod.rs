@@ -4,6 +4,7 @@
 mod busybox;
 pub(crate) mod events;
 mod image;
+pub(crate) mod memory;
 pub(crate) mod namespace;
 pub(crate) mod terminal;
 
@@ -23,6 +24,9 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(180);
 /// The image that the tests run: busybox.
 pub(crate) const IMAGE: &str = "docker.io/test/busybox:latest";
 
+/// The program that cargo has built.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_containerd-shim-vmm-v1");
+
 /// The namespace of the CRI plugin.
 const CRI_NAMESPACE: &str = "k8s.io";
 
@@ -31,6 +35,8 @@ pub(crate) struct Containerd {
     dir: TempDir,
     /// That of the images and containers.
     namespace: &'static str,
+    /// The program of the runtime.
+    program: PathBuf,
     /// The network namespace of containerd, if it is not that of the host.
     network: Option<PathBuf>,
     process: Option<Child>,
@@ -39,7 +45,12 @@ pub(crate) struct Containerd {
 impl Containerd {
     /// Starts a containerd; `None`, after a message, if this host cannot. In CI, it must.
     pub(crate) fn start() -> Option<Self> {
-        Self::start_with("default", None, |_| {
+        Self::start_program(Path::new(PROGRAM))
+    }
+
+    /// Starts a containerd whose runtime is this program.
+    pub(crate) fn start_program(program: &Path) -> Option<Self> {
+        Self::start_with("default", program, None, |_| {
             "disabled_plugins = ['io.containerd.grpc.v1.cri']\n".to_owned()
         })
     }
@@ -55,7 +66,7 @@ impl Containerd {
     }
 
     fn start_cri(network: Option<PathBuf>) -> Option<Self> {
-        Self::start_with(CRI_NAMESPACE, network, |dir| {
+        Self::start_with(CRI_NAMESPACE, Path::new(PROGRAM), network, |dir| {
             let handler = include_str!("../../dist/containerd-1.toml");
             let handler = handler.replace("version = 2\n", "");
             let dir = dir.display();
@@ -77,6 +88,7 @@ impl Containerd {
     /// Starts a containerd with an image in this namespace, and with plugins that are configured like this.
     fn start_with(
         namespace: &'static str,
+        program: &Path,
         network: Option<PathBuf>,
         plugins: impl FnOnce(&Path) -> String,
     ) -> Option<Self> {
@@ -120,6 +132,7 @@ impl Containerd {
         let mut containerd = Self {
             dir,
             namespace,
+            program: program.to_owned(),
             network,
             process: None,
         };
@@ -143,9 +156,8 @@ impl Containerd {
 
     /// Starts containerd, again if it has been killed.
     pub(crate) fn restart(&mut self) {
-        let shim = Path::new(env!("CARGO_BIN_EXE_containerd-shim-vmm-v1"));
         let search = std::env::var("PATH").unwrap_or_default();
-        let path = format!("{}:{search}", shim.parent().unwrap().display());
+        let path = format!("{}:{search}", self.program.parent().unwrap().display());
         let log = File::options()
             .create(true)
             .append(true)

@@ -8,3 +8,5 @@ mod image;
 mod memory;
 mod processes;
 mod protocol;
+#[path = "../common/memory.rs"]
+mod smaps;

@@ -3,6 +3,7 @@
 use std::fs;
 
 use crate::fixture::{TestPod, eventually};
+use crate::smaps::Memory;
 
 /// The most that the server and the shim may have together, as the test profile builds them. Most of it are pages of the
 /// program, which is not optimized. `BENCHMARKS.md` has the figures of the release build.
@@ -16,27 +17,6 @@ const ROUNDS: usize = 10;
 
 /// What allocators may keep. A leak of 26 KiB for each round exceeds it.
 const MAX_GROWTH_KIB: u64 = 256;
-
-/// The memory of a process, as in `/proc/<pid>/smaps_rollup`, in KiB.
-#[derive(Debug)]
-struct Memory {
-    pss: u64,
-    anonymous: u64,
-}
-
-impl Memory {
-    fn of(pid: u32) -> Self {
-        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-        let value = |name: &str| -> u64 {
-            let line = text.lines().find(|line| line.starts_with(name)).unwrap();
-            line.split_whitespace().nth(1).unwrap().parse().unwrap()
-        };
-        Self {
-            pss: value("Pss:"),
-            anonymous: value("Pss_Anon:"),
-        }
-    }
-}
 
 #[test]
 fn the_memory_and_descriptors_of_a_pod_are_bounded_and_do_not_grow() {

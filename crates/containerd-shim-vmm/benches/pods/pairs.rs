@@ -1,0 +1,1 @@
+../../../vmm-runtime/benches/boxes/pairs.rs
