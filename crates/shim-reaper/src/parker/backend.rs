@@ -18,7 +18,7 @@ const MAX_CANCEL_INTERVALS: u32 = 20;
 
 /// How the dedicated thread blocks.
 #[derive(Debug)]
-pub(super) enum Backend<'a> {
+pub(crate) enum Backend<'a> {
     /// In the epoll of pidfds.
     Epoll(&'a Watches),
     /// In an io_uring, which reaps children as they exit and polls that epoll.
@@ -26,7 +26,7 @@ pub(super) enum Backend<'a> {
 }
 
 #[derive(Debug)]
-pub(super) struct IoUring<'a> {
+pub(crate) struct IoUring<'a> {
     ring: Ring,
     requests: &'a ReapRequests,
     watches: &'a Watches,
@@ -38,7 +38,7 @@ pub(super) struct IoUring<'a> {
 
 impl<'a> Backend<'a> {
     /// Selects io_uring if the embedder wants it and the kernel allows it.
-    pub(super) fn new(kernel: &'a Linux, wake_event: &Arc<WakeEvent>) -> Self {
+    pub(crate) fn new(kernel: &'a Linux, wake_event: &Arc<WakeEvent>) -> Self {
         let watches = kernel.watches();
         let Some(requests) = kernel.reap_requests() else {
             return Self::Epoll(watches);
@@ -63,7 +63,7 @@ impl<'a> Backend<'a> {
 
     /// Blocks until the kernel has an event, or `timeout` has passed. Returns whether it has one other than
     /// the wake event.
-    pub(super) fn block(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+    pub(crate) fn block(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
         match self {
             Self::Epoll(watches) => {
                 let timeout = timeout.map_or(EpollTimeout::NONE, |timeout| {

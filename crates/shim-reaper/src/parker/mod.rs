@@ -1,4 +1,4 @@
-mod backend;
+pub(crate) mod backend;
 
 use std::cell::Cell;
 use std::future::Future;

@@ -9,12 +9,14 @@
 mod own_process;
 
 mod fork;
+mod requests;
 mod view;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -27,10 +29,12 @@ use super::history::History;
 use crate::Signal;
 use crate::kernel::simulated::{Descriptor, Features, ProcessState, Simulated};
 use crate::kernel::{Linux, ProcessTable, Target, Until, WaitResult};
+use crate::parker::backend::Backend;
+use crate::wake_event::WakeEvent;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// How many histories are played that are always the same, and how many that are new.
+/// How many histories are played of each kind.
 const HISTORIES: u64 = 40;
 
 /// The number of actions of a history that are played.
@@ -52,8 +56,10 @@ struct Process {
     owned: bool,
 }
 
-struct Kernels {
-    real: Linux,
+struct Kernels<'a> {
+    real: &'a Linux,
+    /// Where the real kernel reaps children as they exit. The simulated one does so too then.
+    ring: Option<Backend<'a>>,
     simulated: Simulated,
     processes: BTreeMap<u32, Process>,
     /// The pids of the processes of a history.
@@ -65,22 +71,34 @@ struct Kernels {
 #[test]
 fn simulated_kernel_agrees_with_the_running_one() {
     let test = "simulation::model_check::simulated_kernel_agrees_with_the_running_one";
-    own_process::in_own_process(test, || {
-        set_child_subreaper(true).unwrap();
-        let features = running_features();
-        let random = fastrand::u64(HISTORIES..1 << 32);
-        println!("the first random seed is {random}");
-        for seed in (0..HISTORIES).chain(random..random + HISTORIES) {
-            Kernels::new(features).play(&History::random(seed, Options::default()).actions(), seed);
-        }
-    });
+    own_process::in_own_process(test, || play_histories(false));
+}
+
+/// Plays histories that are always the same, and new ones.
+fn play_histories(io_uring: bool) {
+    set_child_subreaper(true).unwrap();
+    let features = Features {
+        io_uring,
+        ..running_features()
+    };
+    let options = Options {
+        io_uring,
+        ..Options::default()
+    };
+    let random = fastrand::u64(HISTORIES..1 << 32);
+    println!("the first random seed is {random}");
+    for seed in (0..HISTORIES).chain(random..random + HISTORIES) {
+        let real = Linux::new(true, io_uring);
+        let actions = History::random(seed, options).actions();
+        Kernels::new(&real, features).play(&actions, seed);
+    }
 }
 
 /// Returns the interfaces of the running kernel that the histories use.
 fn running_features() -> Features {
-    let mut kernels = Kernels::new(Features::LATEST);
+    let real = Linux::new(true, false);
+    let mut kernels = Kernels::new(&real, Features::LATEST);
     let pid = kernels.fork();
-    let real = &kernels.real;
     let Ok(pidfd) = real.open(pid) else {
         return Features {
             pidfds: false,
@@ -90,7 +108,6 @@ fn running_features() -> Features {
     real.watch(&pidfd, 1).unwrap();
     real.watch_again(&pidfd, 1, Until::Reaped).unwrap();
     kernels.exit(pid, 0);
-    let real = &kernels.real;
     let by_pidfd = || Target::Pidfd(pid, &pidfd);
     assert!(matches!(real.reap(by_pidfd()), WaitResult::Exited(_)));
     Features {
@@ -100,11 +117,15 @@ fn running_features() -> Features {
     }
 }
 
-impl Kernels {
-    fn new(features: Features) -> Self {
+impl<'a> Kernels<'a> {
+    fn new(real: &'a Linux, features: Features) -> Self {
+        let simulated = Simulated::new(features);
+        simulated.open_requests();
+        let wake_event = Arc::new(WakeEvent::new().unwrap());
         Self {
-            real: Linux::new(true, false),
-            simulated: Simulated::new(features),
+            real,
+            ring: (features.io_uring).then(|| Backend::new(real, &wake_event)),
+            simulated,
             processes: BTreeMap::new(),
             names: BTreeMap::new(),
             unnamed: BTreeMap::new(),
@@ -123,10 +144,7 @@ impl Kernels {
             history.push(action);
             let (real, simulated) = self.look();
             assert_eq!(real, simulated, "seed {seed}: {history:#?}");
-            // Its pid may be recycled from now on.
-            let simulated = &self.simulated;
-            self.processes
-                .retain(|_, one| !simulated.process(one.index).state.is_reaped());
+            self.forget_reaped();
         }
         self.end();
     }
@@ -158,6 +176,9 @@ impl Kernels {
                 };
                 self.names.insert(name, pid);
                 self.register(pid, true);
+                if !leads_group {
+                    self.reap_on_exit(pid);
+                }
                 true
             }
             Action::Register { name } | Action::RegisterPidfd { name } => {
@@ -184,6 +205,7 @@ impl Kernels {
                 kernels.watch(pid, until_reaped);
             }),
             Action::PollWorker => {
+                self.reap_in_kernel();
                 let owned = self.processes.values().filter(|one| one.owned);
                 let pids: Vec<u32> = owned.map(|one| one.pid).collect();
                 for pid in &pids {
@@ -268,6 +290,8 @@ impl Kernels {
             assert!(Instant::now() < deadline, "process {pid} does not exit");
             sleep(Duration::from_micros(200));
         }
+        // A wait that finds the zombie comes after the kernel has notified all that wait for the exit.
+        self.real.peek(Target::Pid(pid));
     }
 
     fn open(&mut self, pid: u32) {
@@ -337,12 +361,12 @@ impl Kernels {
                 None => (None, None),
             };
             (
-                View::new(&self.real, process.pid, real),
+                View::new(self.real, process.pid, real),
                 View::new(&self.simulated, process.pid, simulated),
             )
         });
         let (mut real, mut simulated): (Vec<_>, Vec<_>) = views.unzip();
-        real.push(View::of_events(&self.real));
+        real.push(View::of_events(self.real));
         simulated.push(View::of_events(&self.simulated));
         (real, simulated)
     }
@@ -359,5 +383,6 @@ impl Kernels {
             self.wait(pid, true, false);
             assert!(self.real.stat(pid).unwrap().is_none());
         }
+        self.end_requests();
     }
 }

@@ -124,13 +124,13 @@ impl Requests {
 
 impl Simulated {
     /// Gives the worker a ring, if the kernel has one.
-    pub(super) fn open_requests(&self) {
+    pub(crate) fn open_requests(&self) {
         let mut table = self.table();
         table.requests.is_open = table.features.io_uring;
     }
 
     /// Lets the worker wait in the kernel, which starts the requests.
-    pub(super) fn enter(&self) {
+    pub(crate) fn enter(&self) {
         let mut table = self.table();
         if !table.requests.is_open || table.requests.is_stopped {
             return;
@@ -145,7 +145,7 @@ impl Simulated {
     }
 
     /// Lets the worker leave the kernel, which executes its requests before.
-    pub(super) fn leave(&self) {
+    pub(crate) fn leave(&self) {
         self.reap_in_kernel();
         let mut table = self.table();
         let closed = table.requests.leave();
@@ -158,7 +158,7 @@ impl Simulated {
         self.table().epoll.report_event();
     }
 
-    pub(super) fn close_requests(&self) {
+    pub(crate) fn close_requests(&self) {
         let mut table = self.table();
         let mut closed = table.requests.leave();
         closed.extend(table.requests.cancel());

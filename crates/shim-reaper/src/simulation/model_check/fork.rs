@@ -14,7 +14,7 @@ const CHILD: &str = "read code; exit $code";
 /// Also starts a child of its own, which reads its code from the descriptor 2, and prints its pid.
 const PARENT: &str = "(read code <&2; exit $code) & echo $!; exec >&-; read code; exit $code";
 
-impl Kernels {
+impl Kernels<'_> {
     pub(super) fn fork(&mut self) -> u32 {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut command = Command::new("sh");

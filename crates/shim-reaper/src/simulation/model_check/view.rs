@@ -31,18 +31,23 @@ impl View {
     }
 
     pub(super) fn of_events(kernel: &impl ProcessTable) -> Self {
-        let mut events = VecDeque::new();
-        kernel.ready(&mut events).unwrap();
-        let mut events = Vec::from(events);
-        events.sort_unstable();
         Self {
             pid: 0,
             waited: ("", None),
             stat: None,
             pidfd: None,
-            events,
+            events: events(kernel),
         }
     }
+}
+
+/// Returns the tokens of all events, sorted.
+pub(super) fn events(kernel: &impl ProcessTable) -> Vec<u64> {
+    let mut events = VecDeque::new();
+    while kernel.ready(&mut events).unwrap() > 0 {}
+    let mut events = Vec::from(events);
+    events.sort_unstable();
+    events
 }
 
 pub(super) fn result(result: &WaitResult) -> (&'static str, Option<ExitStatus>) {
