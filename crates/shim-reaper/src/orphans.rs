@@ -29,9 +29,11 @@ pub(crate) fn reap_orphans<K: ProcessTable>(shared: &Shared<K>, registry: &mut R
     } else {
         Orphans::InGroups(&registry.orphaned_groups)
     };
+    let found = kernel.dead_orphans(among, &mut registry.forked);
+    // After the search, during which they may have exited.
     let now = kernel.now();
     let deadline = now + shared.owner_grace.max(shared.sweep_interval);
-    for orphan in kernel.dead_orphans(among, &mut registry.forked) {
+    for orphan in found {
         registry.orphans.entry(orphan).or_insert(deadline);
     }
     registry.orphans.retain(|orphan, deadline| {
