@@ -169,6 +169,7 @@ fn a_shim_without_a_pidfd_is_reported_before_it_is_registered() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes minutes")]
 fn blocking_sweep_finds_every_exit() {
     let core = core(Features {
         pidfds: false,
@@ -185,7 +186,7 @@ fn blocking_sweep_finds_every_exit() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "polls 40,000 times, which takes minutes")]
+#[cfg_attr(miri, ignore = "takes minutes")]
 fn blocking_close_times_out_while_the_registry_is_locked() {
     let core = core(LATEST);
     core.shared.kernel.fork(7);

@@ -18,6 +18,7 @@ impl Interrupts for CountLists {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes minutes")]
 fn many_shims_with_groups_are_stopped_with_one_list_of_processes() {
     const SHIMS: u32 = 300;
     let core = core(LATEST);

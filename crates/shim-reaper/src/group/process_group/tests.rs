@@ -119,6 +119,7 @@ fn members_that_join_during_a_kill_are_killed() {
 
 /// Of 300 groups, every third has a member that survives its leader.
 #[test]
+#[cfg_attr(miri, ignore = "takes minutes")]
 fn processes_are_listed_once_for_all_groups() {
     for (has_members, lists) in [(true, 2), (false, 0)] {
         let kernel = Arc::new(Simulated::new(Features::LATEST));
@@ -171,6 +172,7 @@ fn member_that_no_list_shows_is_killed() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "takes minutes")]
 fn kill_and_wait_end_at_the_deadline_although_members_join() {
     const ENDLESS: u32 = 1_000;
     let fixture = Fixture::new(Features::LATEST, joins(ENDLESS));
