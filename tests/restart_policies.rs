@@ -182,6 +182,26 @@ async fn a_stop_ends_the_restarts_whenever_it_comes() {
 }
 
 #[tokio::test]
+async fn a_start_and_a_stop_are_saved_when_they_return() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let spec = sleeping().restart(RestartPolicy::UnlessStopped);
+    let id = runtime.create(spec).await.unwrap().id;
+    let assert_saved = |state: &str| {
+        let record = fs::read_to_string(box_dir(&home, &id).join("box.json")).unwrap();
+        assert!(record.contains(state), "no {state}: {record}");
+    };
+    for _ in 0..2 {
+        runtime.start(&id).await.unwrap();
+        assert_saved(r#""started": true"#);
+        assert_saved(r#""stopped": false"#);
+        runtime.stop(&id).await.unwrap();
+        assert_saved(r#""stopped": true"#);
+    }
+    remove_all(&runtime).await;
+}
+
+#[tokio::test]
 async fn a_stop_that_cannot_be_saved_fails_and_is_saved_later() {
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;
