@@ -1,15 +1,14 @@
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use pidfd_spawn::Command;
+use rustix::event::{PollFd, PollFlags};
 use vmm_protocol::frames::{
     ExecSpec, Frame, FrameError, HostMessage, INITIAL_CREDIT, PayloadMessage, RequestErrorKind,
-    Strictness, Turns, VERSION,
+    Strictness, Turns, VERSION, is_readable, wait_until,
 };
 
 use crate::backend::{Backend, RequestError};
@@ -67,51 +66,22 @@ impl<B: Backend> Server<B> {
 
     /// Blocks until there is something to do. Returns whether the connection can be read.
     fn wait(&self, connection: &HostConnection) -> io::Result<bool> {
-        let mut events = PollFlags::POLLIN;
-        events.set(PollFlags::POLLOUT, connection.has_pending());
-        let mut fds = vec![
-            PollFd::new(connection.as_fd(), events),
-            PollFd::new(self.children.wake_fd(), PollFlags::POLLIN),
-        ];
+        let wake = self.children.wake_fd();
+        let mut fds = vec![connection.poll_fd(true), PollFd::new(&wake, PollFlags::IN)];
         for execution in self.executions.values() {
             let inputs = execution.wants_write().into_iter();
-            fds.extend(inputs.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLOUT)));
+            fds.extend(inputs.map(|fd| PollFd::new(fd, PollFlags::OUT)));
             if connection.has_room() {
                 let outputs = execution.wants_read();
-                fds.extend(outputs.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
+                fds.extend(outputs.map(|fd| PollFd::new(fd, PollFlags::IN)));
             }
         }
-        match poll(&mut fds, self.timeout()) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let has =
-            |fd: &PollFd<'_>, events| fd.revents().is_some_and(|found| found.intersects(events));
-        if has(&fds[1], PollFlags::POLLIN) {
+        let executions = self.executions.values();
+        wait_until(&mut fds, executions.filter_map(Execution::deadline).min())?;
+        if is_readable(&fds[1]) {
             self.children.clear_wake();
         }
-        let readable = PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR;
-        Ok(has(&fds[0], readable))
-    }
-
-    /// Returns the time until the next deadline of an execution.
-    fn timeout(&self) -> PollTimeout {
-        let deadline = self
-            .executions
-            .values()
-            .filter_map(Execution::deadline)
-            .min();
-        deadline.map_or(PollTimeout::NONE, |deadline| {
-            // Rounded up, so that the deadline is over when the poll returns.
-            let left = deadline
-                .saturating_duration_since(Instant::now())
-                .as_millis()
-                + 1;
-            i32::try_from(left)
-                .unwrap_or(i32::MAX)
-                .try_into()
-                .unwrap_or(PollTimeout::MAX)
-        })
+        Ok(is_readable(&fds[0]))
     }
 
     fn receive(&mut self, connection: &mut HostConnection) -> io::Result<()> {

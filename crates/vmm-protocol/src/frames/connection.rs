@@ -3,6 +3,7 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, read, write};
 
@@ -16,7 +17,7 @@ const READ_SIZE: usize = 64 << 10;
 
 /// A socket or serial port that carries frames: messages `In` to this end, `Out` to the other one.
 ///
-/// Never blocks: poll the descriptor, call [`fill`](Self::fill) when it is readable and
+/// Never blocks: [poll](Self::poll_fd) the descriptor, call [`fill`](Self::fill) when it is readable and
 /// [`flush`](Self::flush) when it is writable.
 #[derive(Debug)]
 pub struct Connection<In, Out> {
@@ -44,7 +45,25 @@ impl<In: Message, Out: Message> Connection<In, Out> {
         })
     }
 
-    /// Returns whether the other end has closed the connection.
+    /// Returns what to poll: for input if the caller [may read](Self::fill) now, and for room if frames wait
+    /// to be written.
+    pub fn poll_fd(&self, may_read: bool) -> PollFd<'_> {
+        let mut events = PollFlags::empty();
+        events.set(PollFlags::IN, may_read);
+        events.set(PollFlags::OUT, self.has_pending());
+        PollFd::new(&self.fd, events)
+    }
+
+    /// Asks the kernel whether the other end has closed the connection in both directions. What it has sent before
+    /// may still have to be read.
+    pub fn is_closed_by_peer(&self) -> bool {
+        // A hang-up is always reported.
+        let mut fds = [PollFd::new(&self.fd, PollFlags::empty())];
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Returns whether the other end has closed the connection, and everything that it has sent is
+    /// [read](Self::fill).
     pub fn is_hung_up(&self) -> bool {
         self.is_hung_up
     }
@@ -134,12 +153,14 @@ mod tests {
         let (here, mut there) = UnixStream::pair().unwrap();
         let mut connection: Connection<PayloadMessage, HostMessage> =
             Connection::new(here.into(), Strictness::Strict).unwrap();
+        assert!(!connection.is_closed_by_peer());
         let pong = Frame::new(0, PayloadMessage::Pong { token: 7 });
         let mut wire = Vec::new();
         pong.encode(&mut wire).unwrap();
         there.write_all(&wire).unwrap();
         drop(there);
 
+        assert!(connection.is_closed_by_peer());
         connection.send(0, HostMessage::Pause).unwrap();
         connection.flush().unwrap();
         assert!(!connection.is_hung_up() && !connection.has_pending());

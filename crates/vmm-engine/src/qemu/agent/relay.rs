@@ -1,17 +1,15 @@
 use std::io::{self, Write};
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::event::{PollFd, PollFlags};
 use vmm_protocol::BootTimes;
 use vmm_protocol::frames::{
     BootPhase, Connection, Frame, HostMessage, PayloadMessage, RequestErrorKind, Strictness,
-    VERSION,
+    VERSION, is_readable, wait_until,
 };
 
 use super::workload::{Event, NETWORK_STREAM, WORKLOAD_STREAM};
@@ -110,29 +108,14 @@ impl Relay {
 
     /// Blocks until there is something to do, and reads what has arrived.
     fn wait(&mut self) -> io::Result<()> {
-        let events = |may_read: bool, has_pending: bool| {
-            let mut events = PollFlags::empty();
-            events.set(PollFlags::POLLIN, may_read);
-            events.set(PollFlags::POLLOUT, has_pending);
-            events
-        };
         let client_has_room = self.client.as_ref().is_none_or(Connection::has_room);
-        let of_port = events(client_has_room, self.port.has_pending());
         let mut fds = vec![
-            PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.port.as_fd(), of_port),
+            PollFd::new(&self.shared.wake, PollFlags::IN),
+            self.port.poll_fd(client_has_room),
         ];
-        fds.extend(self.client.iter().map(|client| {
-            let events = events(self.port.has_room(), client.has_pending());
-            PollFd::new(client.as_fd(), events)
-        }));
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let readable = PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR;
-        let is_readable =
-            |fd: &PollFd<'_>| fd.revents().is_some_and(|found| found.intersects(readable));
+        let client = self.client.iter();
+        fds.extend(client.map(|client| client.poll_fd(self.port.has_room())));
+        wait_until(&mut fds, None)?;
         let port_is_readable = is_readable(&fds[1]);
         let client_is_readable = fds.get(2).is_some_and(is_readable);
         let _ = self.shared.wake.read();
@@ -314,11 +297,8 @@ impl Drop for Relay {
         self.shared.update(|state| state.is_closed = true);
         // The client gets what is left, and then the hang-up.
         while let Some(client) = self.client.as_mut().filter(|client| client.has_pending()) {
-            let _ = poll(
-                &mut [PollFd::new(client.as_fd(), PollFlags::POLLOUT)],
-                PollTimeout::NONE,
-            );
-            if client.flush().is_err() {
+            let is_writable = wait_until(&mut [client.poll_fd(false)], None);
+            if is_writable.is_err() || client.flush().is_err() {
                 return;
             }
         }
