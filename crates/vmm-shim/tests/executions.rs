@@ -115,48 +115,6 @@ fn an_execution_goes_on_without_its_client_and_keeps_its_last_output() {
 }
 
 #[test]
-fn one_client_at_a_time_gets_the_output_and_others_send_signals() {
-    let shim = Shim::start_loop("");
-    let mut first = Client::connect(&shim);
-    first.exec(
-        1,
-        "exec-1",
-        // The signal also ends `sleep`, which the shell would report on stderr.
-        "exec 2>&-; trap 'echo trapped; exit 6' TERM; echo ready; while :; do sleep 0.01; done",
-    );
-    while !matches!(first.receive().message, PayloadMessage::Stdout(_)) {}
-    let mut second = Client::connect(&shim);
-    second.send(
-        1,
-        HostMessage::Attach {
-            id: "exec-1".into(),
-            output: true,
-        },
-    );
-    assert_eq!(second.error(), RequestErrorKind::InUse);
-    second.send(
-        1,
-        HostMessage::Attach {
-            id: "exec-2".into(),
-            output: true,
-        },
-    );
-    assert_eq!(second.error(), RequestErrorKind::NotFound);
-    second.send(
-        2,
-        HostMessage::Attach {
-            id: "exec-1".into(),
-            output: false,
-        },
-    );
-    second.send(2, HostMessage::signal(15));
-    assert_eq!(
-        first.finish(1),
-        ("trapped\n".into(), 0, Ending::Exited { code: 6 })
-    );
-}
-
-#[test]
 fn a_client_that_does_not_read_stops_its_own_command_only() {
     let shim = Shim::start_loop("");
     let mut slow = Client::connect(&shim);
@@ -268,68 +226,6 @@ fn each_exit_status_is_reported_once_beside_orphans_of_the_payload() {
         }
     }
     assert_eq!(ended.iter().max(), Some(&1));
-}
-
-#[test]
-fn a_client_that_attaches_again_learns_how_much_input_it_may_send() {
-    let shim = Shim::start_loop("");
-    let mut first = Client::connect(&shim);
-    first.exec(1, "exec-1", "sleep 1000");
-    let send = |client: &mut Client, stream, count: u32| {
-        for _ in 0..count / 1024 {
-            client.send(stream, HostMessage::Stdin(vec![0; 1024]));
-        }
-    };
-    // The payload takes this input, and the shim holds what follows.
-    send(&mut first, 1, INITIAL_CREDIT);
-    let mut granted = 0;
-    while granted < INITIAL_CREDIT {
-        if let PayloadMessage::Credit { bytes } = first.receive().message {
-            granted += bytes;
-        }
-    }
-    send(&mut first, 1, INITIAL_CREDIT);
-    first.send(0, HostMessage::Ping { token: 1 });
-    while first.receive().message != (PayloadMessage::Pong { token: 1 }) {}
-    drop(first);
-
-    let mut second = Client::connect(&shim);
-    let attach = || HostMessage::Attach {
-        id: "exec-1".into(),
-        output: true,
-    };
-    second.send(7, attach());
-    let credit = loop {
-        match second.receive().message {
-            PayloadMessage::Started { input_credit, .. } => break input_credit,
-            // The previous client is still attached.
-            PayloadMessage::Error { .. } => second.send(7, attach()),
-            message => panic!("{message:?}"),
-        }
-    };
-    assert!(credit < INITIAL_CREDIT, "{credit}");
-    send(&mut second, 7, credit);
-    second.send(0, HostMessage::Ping { token: 2 });
-    let next = second.receive();
-    assert_eq!(next, Frame::new(0, PayloadMessage::Pong { token: 2 }));
-}
-
-#[test]
-fn a_client_that_attaches_during_the_start_gets_one_response() {
-    let shim = Shim::start_loop("");
-    let mut client = Client::connect(&shim);
-    for n in 0..20 {
-        let id = format!("exec-{n}");
-        let spec = ExecSpec::new(&id, ["true"]);
-        client.send(1, HostMessage::Start(spec));
-        client.send(7, HostMessage::Attach { id, output: true });
-        let mut responses = 0;
-        while let PayloadMessage::Started { pid, .. } = client.response(7) {
-            assert!(pid > 0);
-            responses += 1;
-        }
-        assert_eq!(responses, 1);
-    }
 }
 
 #[test]

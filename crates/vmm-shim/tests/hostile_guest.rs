@@ -9,7 +9,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -114,14 +114,17 @@ impl Guest {
     }
 
     fn handle(&mut self, Frame { stream, message }: Frame<HostMessage>) {
-        let HostMessage::Exec(spec) = message else {
-            return;
+        let spec = match message {
+            HostMessage::Exec(spec) => spec,
+            HostMessage::CloseStdin => return fs::write("closed", "").unwrap(),
+            _ => return,
         };
         match spec.command[0].as_str() {
             "garbage" => self.send_garbage(stream),
             "flood" => self.flood(stream),
             "repeat" => self.repeat(stream),
             "explain" => self.explain(stream),
+            "stall" => self.stall(stream),
             _ => self.run(stream),
         }
     }
@@ -183,6 +186,12 @@ impl Guest {
         self.send(stream, PayloadMessage::Exited { ending });
     }
 
+    /// Reads nothing until the file `continue` exists.
+    fn stall(&mut self, stream: u32) {
+        self.send(stream, started());
+        support::eventually("the guest continues", || Path::new("continue").exists());
+    }
+
     fn run(&mut self, stream: u32) {
         self.send(stream, started());
         self.send(stream, PayloadMessage::Stdout(b"hello".to_vec()));
@@ -197,7 +206,10 @@ impl Guest {
 }
 
 fn started() -> PayloadMessage {
-    let input_credit = u32::MAX;
+    started_with_credit(u32::MAX)
+}
+
+fn started_with_credit(input_credit: u32) -> PayloadMessage {
     PayloadMessage::Started {
         pid: u32::MAX,
         input_credit,
@@ -300,6 +312,44 @@ fn a_request_that_takes_long_delays_no_other_client() {
     assert_eq!(client.response(7), PayloadMessage::CallResult { result });
 }
 
+fn input_of_a_client_that_has_left_waits_for_a_guest_that_does_not_read() {
+    const FRAMES: usize = INITIAL_CREDIT as usize / MAX_BODY;
+    let (shim, mut client) = start();
+    exec(&mut client, 1, "stall");
+    assert_eq!(client.response(1), started_with_credit(INITIAL_CREDIT));
+    // More than the shim and its socket to the guest hold. The rest is in the socket of the client.
+    for (stream, frames) in [(1, FRAMES), (2, FRAMES), (3, FRAMES / 2)] {
+        if stream > 1 {
+            exec(&mut client, stream, "stall");
+        }
+        let input = HostMessage::Stdin(vec![0; MAX_BODY]);
+        client.send_repeated(frames, stream, input).unwrap();
+    }
+    client.send(1, HostMessage::CloseStdin);
+    drop(client);
+    wait_until_hub_is_idle(&shim);
+    fs::write(shim.path("continue"), "").unwrap();
+    support::eventually("the guest gets the last frame", || {
+        shim.path("closed").exists()
+    });
+}
+
+/// Waits until the hub has noticed that a client has left, and waits for something else.
+fn wait_until_hub_is_idle(shim: &Shim) {
+    let threads = fs::read_dir(format!("/proc/{}/task", shim.child.id())).unwrap();
+    let mut threads = threads.map(|thread| thread.unwrap().path());
+    let is_hub = |thread: &PathBuf| fs::read(thread.join("comm")).unwrap() == b"shim-hub\n";
+    let status = threads.find(is_hub).unwrap().join("status");
+    let (mut before, mut unchanged) = (Vec::new(), 0);
+    support::eventually("the hub is idle", || {
+        // Has the number of context switches.
+        let now = fs::read(&status).unwrap();
+        unchanged = if now == before { unchanged + 1 } else { 0 };
+        before = now;
+        unchanged > 20
+    });
+}
+
 fn main() {
     vmm_shim::Shim::new().engine(Hostile).run_if_shim();
     run![
@@ -308,5 +358,6 @@ fn main() {
         bytes_that_are_not_frames_are_skipped,
         output_beyond_the_credit_is_dropped_and_takes_no_memory,
         messages_on_other_streams_and_after_the_end_are_ignored,
+        input_of_a_client_that_has_left_waits_for_a_guest_that_does_not_read,
     ];
 }

@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
+use rustix::event::PollFd;
 use vmm_protocol::frames::{
     Connection, Frame, FrameError, HostMessage, PayloadMessage, RequestErrorKind, Strictness,
     VERSION,
@@ -15,6 +16,8 @@ pub(super) struct Client {
     pub(super) version: u32,
     /// Whether frames may have been read that are not handled.
     has_unhandled: bool,
+    /// The next frame, if it was returned and cannot be handled yet.
+    postponed: Option<Frame<HostMessage>>,
     /// The executions of its open streams.
     streams: BTreeMap<u32, String>,
 }
@@ -32,12 +35,27 @@ impl Client {
             connection: Connection::new(fd, Strictness::Strict)?,
             version: VERSION,
             has_unhandled: false,
+            postponed: None,
             streams: BTreeMap::new(),
         })
     }
 
     pub(super) fn has_room(&self) -> bool {
         self.connection.has_room()
+    }
+
+    /// Returns whether there is something to poll: the client can send more, or has to receive something.
+    pub(super) fn is_open(&self) -> bool {
+        !self.connection.is_hung_up() || self.connection.has_pending()
+    }
+
+    /// Returns whether the client has closed its connection. Some of its frames may still have to be handled.
+    pub(super) fn has_left(&self) -> bool {
+        self.connection.is_closed_by_peer()
+    }
+
+    pub(super) fn poll_fd(&self, may_read: bool) -> PollFd<'_> {
+        self.connection.poll_fd(may_read)
     }
 
     pub(super) fn has_pending(&self) -> bool {
@@ -55,9 +73,17 @@ impl Client {
     }
 
     pub(super) fn next_frame(&mut self) -> Result<Option<Frame<HostMessage>>, FrameError> {
+        if let Some(frame) = self.postponed.take() {
+            return Ok(Some(frame));
+        }
         let frame = self.connection.next_frame();
         self.has_unhandled = !matches!(frame, Ok(None));
         frame
+    }
+
+    /// Makes this the next frame again.
+    pub(super) fn postpone(&mut self, frame: Frame<HostMessage>) {
+        self.postponed = Some(frame);
     }
 
     /// Returns the execution of an open stream.
@@ -84,9 +110,11 @@ impl Client {
         streams.map(|(stream, _)| *stream).collect()
     }
 
-    /// Writes what the client takes. Returns false once the client has gone.
+    /// Writes what the client takes. Returns false once the client has left, and its frames are handled, or
+    /// cannot be because it does not read the responses.
     pub(super) fn flush(&mut self) -> bool {
-        self.connection.flush().is_ok() && !self.connection.is_hung_up()
+        let can_handle = |client: &Self| client.has_unhandled && client.has_room();
+        self.connection.flush().is_ok() && (!self.connection.is_hung_up() || can_handle(self))
     }
 
     /// Sends a message, or an error if the message is longer than a frame.
@@ -101,11 +129,5 @@ impl Client {
 
     pub(super) fn send_error(&mut self, stream: u32, kind: RequestErrorKind, message: String) {
         self.send(stream, PayloadMessage::Error { kind, message });
-    }
-}
-
-impl AsFd for Client {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.connection.as_fd()
     }
 }

@@ -17,6 +17,7 @@ mod listener;
 mod output_buffer;
 mod relay;
 mod requests;
+mod responses;
 mod table;
 mod transfers;
 

@@ -1,15 +1,13 @@
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::event::{PollFd, PollFlags};
 use vmm_protocol::frames::{
-    Connection, Frame, FrameError, HostMessage, PayloadMessage, RequestErrorKind,
+    Connection, FrameError, HostMessage, PayloadMessage, RequestErrorKind, is_readable, wait_until,
 };
 use vmm_protocol::{Ending, FailureKind};
 
@@ -82,8 +80,8 @@ impl Hub {
 
     fn run(&mut self) -> io::Result<()> {
         loop {
-            let timeout = self.timeout();
-            self.wait_and_fill(timeout)?;
+            let deadline = self.deadline();
+            self.wait_and_fill(deadline)?;
             self.accept();
             self.receive_from_clients();
             self.receive_from_engine()?;
@@ -96,60 +94,43 @@ impl Hub {
         }
     }
 
-    /// Returns the time until an execution drops output that no client has read, or until clients
-    /// are accepted again. Returns zero if frames that were read can be handled now.
-    fn timeout(&mut self) -> PollTimeout {
+    /// Returns when the hub has something to do although no descriptor is ready: an execution drops output that
+    /// no client has read, clients are accepted again, or, at once, frames that were read can be handled.
+    fn deadline(&mut self) -> Option<Instant> {
         let mut clients = self.clients.values();
         if self.payload_has_room()
             && clients.any(|client| client.has_unhandled() && client.has_room())
         {
-            return PollTimeout::ZERO;
+            return Some(Instant::now());
         }
         let executions = self.executions.all();
         let deadlines = executions.filter_map(|execution| execution.drop_deadline());
-        let deadline = deadlines.chain(self.accept_pause_end).min();
-        deadline.map_or(PollTimeout::NONE, |deadline| {
-            // Rounded up, so that `poll` does not return before the deadline.
-            let left =
-                deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-        })
+        deadlines.chain(self.accept_pause_end).min()
     }
 
-    /// Blocks until a descriptor is ready, and reads what has arrived.
-    fn wait_and_fill(&mut self, timeout: PollTimeout) -> io::Result<()> {
-        let events = |may_read: bool, has_pending: bool| {
-            let mut events = PollFlags::empty();
-            events.set(PollFlags::POLLIN, may_read);
-            events.set(PollFlags::POLLOUT, has_pending);
-            events
-        };
+    /// Blocks until a descriptor is ready or the deadline is over, and reads what has arrived.
+    fn wait_and_fill(&mut self, deadline: Option<Instant>) -> io::Result<()> {
         let payload_has_room = self.payload_has_room();
         let accepts = self.accept_pause_end.is_none() && self.clients.len() < MAX_CLIENTS;
-        let mut fds = vec![PollFd::new(self.socket.as_fd(), events(accepts, false))];
-        fds.extend(self.clients.values().map(|client| {
-            let may_read = payload_has_room && client.has_room() && !client.has_unhandled();
-            PollFd::new(client.as_fd(), events(may_read, client.has_pending()))
+        let mut of_socket = PollFlags::empty();
+        of_socket.set(PollFlags::IN, accepts);
+        let mut fds = vec![PollFd::new(&self.socket, of_socket)];
+        // Without those that have hung up, which the kernel would report every time.
+        let open_clients = self.clients.values().filter(|client| client.is_open());
+        fds.extend(open_clients.map(|client| {
+            client.poll_fd(payload_has_room && client.has_room() && !client.has_unhandled())
         }));
         let connections = self.connection.iter().chain(&self.engine);
-        fds.extend(connections.map(|connection| {
-            PollFd::new(connection.as_fd(), events(true, connection.has_pending()))
-        }));
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let readable = PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR;
+        fds.extend(connections.map(|connection| connection.poll_fd(true)));
+        wait_until(&mut fds, deadline)?;
         let mut is_readable = fds[1..]
             .iter()
-            .map(|fd| {
-                fd.revents()
-                    .is_some_and(|events| events.intersects(readable))
-            })
+            .map(is_readable)
             .collect::<Vec<_>>()
             .into_iter();
         let mut gone = Vec::new();
-        for (id, client) in &mut self.clients {
+        let clients = self.clients.iter_mut();
+        for (id, client) in clients.filter(|(_, client)| client.is_open()) {
             if is_readable.next() == Some(true) && client.fill().is_err() {
                 gone.push(*id);
             }
@@ -204,7 +185,13 @@ impl Hub {
                 && client.has_room()
             {
                 match client.next_frame() {
-                    Ok(Some(frame)) => self.handle_request(id, frame),
+                    Ok(Some(frame)) => {
+                        if self.awaits_disconnect(id, &frame.message) {
+                            self.postpone(id, frame);
+                            break;
+                        }
+                        self.handle_request(id, frame);
+                    }
                     Ok(None) => break,
                     Err(FrameError::Header) => self.disconnect(id),
                     Err(error) => {
@@ -239,83 +226,6 @@ impl Hub {
                 Ok(None) => return connection.is_hung_up(),
                 // A frame of another version. The next one follows.
                 Err(_) => {}
-            }
-        }
-    }
-
-    fn handle_response(&mut self, frame: Frame<PayloadMessage>) {
-        let Frame { stream, message } = frame;
-        if let Some(execution) = self.executions.of_stream(stream) {
-            let response = match message {
-                // A guest may send anything, at any time.
-                _ if execution.is_complete() => return,
-                PayloadMessage::Started { .. } if execution.pid().is_some() => return,
-                PayloadMessage::Started { pid, .. } => {
-                    execution.set_started(pid);
-                    let input_credit = execution.input_credit();
-                    let started = PayloadMessage::Started { pid, input_credit };
-                    if let Some(reader) = execution.reader()
-                        && let Some(client) = self.clients.get_mut(&reader.client)
-                    {
-                        client.send(reader.stream, started.clone());
-                    }
-                    started
-                }
-                PayloadMessage::Stdout(data) => return execution.add_output(false, &data),
-                PayloadMessage::Stderr(data) => return execution.add_output(true, &data),
-                PayloadMessage::Credit { bytes } => return execution.grant_input(bytes),
-                PayloadMessage::Ended { ending } => {
-                    if execution.pid().is_none() || execution.ending().is_some() {
-                        return;
-                    }
-                    PayloadMessage::Exited {
-                        ending: execution.set_ending(ending),
-                    }
-                }
-                PayloadMessage::Exited { ending } => PayloadMessage::Exited {
-                    ending: execution.complete(ending),
-                },
-                PayloadMessage::Error { kind, message } if execution.transfer().is_some() => {
-                    return self.refuse_transfer(stream, kind, message);
-                }
-                PayloadMessage::Error { message, .. } => {
-                    let ending = Ending::failed(FailureKind::Engine, message);
-                    PayloadMessage::Exited {
-                        ending: execution.complete(ending),
-                    }
-                }
-                _ => return,
-            };
-            let id = execution.id().to_owned();
-            // The client that has started the execution without attaching to it.
-            if let Some((client, client_stream)) = self.requests.remove(&stream)
-                && let Some(client) = self.clients.get_mut(&client)
-            {
-                if let PayloadMessage::Started { .. } = response {
-                    client.open_stream(client_stream, id);
-                }
-                client.send(client_stream, response);
-            } else if let PayloadMessage::Exited { .. } = response {
-                self.send_ending(&id, &response);
-            }
-        } else if let Some((client, client_stream)) = self.requests.remove(&stream)
-            && let Some(client) = self.clients.get_mut(&client)
-        {
-            client.send(client_stream, message);
-        }
-    }
-
-    /// Sends the ending of an execution on the streams that do not have its output, and closes them.
-    fn send_ending(&mut self, id: &str, ending: &PayloadMessage) {
-        let execution = self.executions.get(id);
-        let reader = execution.and_then(|execution| execution.reader());
-        let reader = reader.map(|reader| (reader.client, reader.stream));
-        for (client_id, client) in &mut self.clients {
-            for stream in client.streams_of(id) {
-                if reader != Some((*client_id, stream)) {
-                    client.close_stream(stream);
-                    client.send(stream, ending.clone());
-                }
             }
         }
     }
@@ -396,11 +306,10 @@ impl Hub {
             let has_reader = |execution: &mut Execution| execution.reader().is_some();
             let is_waiting = self.executions.all().any(has_reader)
                 || self.clients.values().any(Client::has_pending);
-            let left = deadline.saturating_duration_since(Instant::now());
-            if !is_waiting || left.is_zero() {
+            if !is_waiting || deadline <= Instant::now() {
                 return Ok(());
             }
-            self.wait_and_fill(PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO))?;
+            self.wait_and_fill(Some(deadline))?;
             self.receive_from_clients();
         }
     }

@@ -4,7 +4,7 @@ use vmm_protocol::frames::{
     Connection, ExecSpec, Frame, HostMessage, PayloadMessage, RequestErrorKind, Strictness, VERSION,
 };
 
-use super::client::TOO_MANY_STREAMS;
+use super::client::{Client, TOO_MANY_STREAMS};
 use super::engine_requests;
 use super::execution::{Execution, Transfer};
 use super::relay::{Hub, PayloadConnection};
@@ -67,6 +67,28 @@ impl Hub {
                 self.pass_on(client_id, stream, message, Self::connect)
             }
             message => self.handle_in_stream(client_id, stream, message),
+        }
+    }
+
+    /// Returns whether a request must wait until another client is disconnected: the client takes over the output
+    /// of an execution from one that has left. What that one has sent is handled first.
+    pub(super) fn awaits_disconnect(&mut self, client_id: u64, request: &HostMessage) -> bool {
+        let HostMessage::Attach { id, output: true } = request else {
+            return false;
+        };
+        let execution = self.executions.attachable(id);
+        let Some(reader) = execution.and_then(|execution| execution.reader()) else {
+            return false;
+        };
+        let has_left = |client| self.clients.get(client).is_some_and(Client::has_left);
+        // Of two clients that have left, none waits for the other.
+        has_left(&reader.client) && !has_left(&client_id)
+    }
+
+    /// Handles the request again later, and those that follow after it.
+    pub(super) fn postpone(&mut self, client_id: u64, frame: Frame<HostMessage>) {
+        if let Some(client) = self.clients.get_mut(&client_id) {
+            client.postpone(frame);
         }
     }
 
