@@ -278,10 +278,14 @@ impl VmmRuntime {
     /// # Cancel safety
     ///
     /// See [`VmmRuntime`].
-    pub async fn remove(&self, id_or_name: &str, removal: Removal) -> Result<(), RuntimeError> {
+    pub async fn remove(
+        &self,
+        id_or_name: &str,
+        removal: impl Into<Removal>,
+    ) -> Result<(), RuntimeError> {
         let core = self.core();
         let bx = core.boxes.find(id_or_name)?;
-        let removed = lifecycle::remove(Arc::clone(core), bx, removal);
+        let removed = lifecycle::remove(Arc::clone(core), bx, removal.into());
         core.run_detached(removed).await
     }
 

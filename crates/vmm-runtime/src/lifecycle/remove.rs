@@ -19,6 +19,13 @@ pub enum Removal {
     Force,
 }
 
+impl From<bool> for Removal {
+    /// Returns [`Removal::Force`] for `true`: an option `--force`, for example.
+    fn from(force: bool) -> Self {
+        if force { Self::Force } else { Self::Ended }
+    }
+}
+
 /// Removes a box. Returns when no process of the box is left, except for a zombie that another
 /// process must reap, and its directory has a name on disk that marks it for removal. A background
 /// task deletes the directory: a payload can fill it without limit.

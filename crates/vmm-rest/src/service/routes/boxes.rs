@@ -8,7 +8,6 @@ use axum::http::{StatusCode, Uri, header};
 use axum::response::IntoResponse;
 use serde::Deserialize;
 use utoipa::IntoParams;
-use vmm_runtime::Removal;
 
 use crate::service::{ApiError, ApiState, box_spec, extract, paging, run_blocking};
 use crate::wire::{
@@ -151,12 +150,7 @@ pub(super) async fn remove(
     extract::Path(id): extract::Path<String>,
     extract::Query(query): extract::Query<RemoveQuery>,
 ) -> Result<StatusCode, ApiError> {
-    let removal = if query.force {
-        Removal::Force
-    } else {
-        Removal::Ended
-    };
-    api.runtime.remove(&id, removal).await?;
+    api.runtime.remove(&id, query.force).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
