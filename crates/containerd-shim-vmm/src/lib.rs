@@ -57,6 +57,7 @@ mod unmount;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
@@ -115,10 +116,14 @@ fn log(line: impl Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
+/// How long a thread for what can take long waits for the next task. Its stack is free then.
+const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(1);
+
 /// Returns a tokio runtime of this thread.
 fn tokio_runtime() -> Result<tokio::runtime::Runtime, ShimError> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .thread_keep_alive(THREAD_KEEP_ALIVE)
         .build()
         .map_err(ShimError::file("start a tokio runtime", "/"))
 }

@@ -62,9 +62,12 @@ impl Pod {
         let address = std::env::var(start::TTRPC_ADDRESS).unwrap_or_default();
         let queue = Arc::clone(&events);
         tokio::spawn(async move { queue.forward(&address).await });
-        let spec = bundle.spec()?;
-        let network = oci::network_namespace(&spec);
-        let oom_score = oci::oom_score(&spec);
+        let bundle = bundle.clone();
+        let of_spec = move || {
+            let spec = bundle.spec()?;
+            Ok((oci::network_namespace(&spec), oci::oom_score(&spec)))
+        };
+        let (network, oom_score) = run_blocking(of_spec).await?;
         Ok(Arc::new(Self {
             guest: Guest::open(config.guest, network, oom_score, &state).await?,
             share,
@@ -142,18 +145,23 @@ impl Pod {
         request: &CreateTaskRequest,
         bundle: &Bundle,
     ) -> Result<u32, ShimError> {
-        let spec = bundle.spec()?;
-        let (container, sources) = oci::container(&spec);
-        let process = spec.process().as_ref();
-        let process = process.ok_or_else(|| ShimError::Spec("it has no process".to_owned()))?;
-        let process = oci::process(process)?;
-        let files = ContainerFiles {
-            rootfs: request.rootfs.clone(),
-            root: bundle.root(&spec),
-            sources,
-        };
+        let (bundle, rootfs) = (bundle.clone(), request.rootfs.clone());
         let (share, id) = (self.share.clone(), request.id.clone());
-        run_blocking(move || share.add_container(&id, &container, &process, &files)).await?;
+        run_blocking(move || {
+            let spec = bundle.spec()?;
+            let (container, sources) = oci::container(&spec);
+            let process = spec.process().as_ref();
+            let process = process.ok_or_else(|| ShimError::Spec("it has no process".to_owned()))?;
+            let process = oci::process(process)?;
+            let root = bundle.root(&spec);
+            let files = ContainerFiles {
+                rootfs,
+                root,
+                sources,
+            };
+            share.add_container(&id, &container, &process, &files)
+        })
+        .await?;
         self.guest.pid().await
     }
 
@@ -287,7 +295,7 @@ pub(crate) fn has_ended(process: &PidRecord) -> bool {
     found.is_ok_and(|found| matches!(found, PidLookup::NotFound | PidLookup::Reused))
 }
 
-/// Runs system calls that can take long, such as mounts, beside the server.
+/// Runs what can take long, such as mounts, or needs much stack, such as reading an OCI spec, beside the server.
 async fn run_blocking<T: Send + 'static>(
     action: impl FnOnce() -> Result<T, ShimError> + Send + 'static,
 ) -> Result<T, ShimError> {

@@ -26,6 +26,7 @@ const SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task
 
 /// Serves the Task API until containerd shuts the pod down.
 pub(crate) fn serve(args: &Args) -> Result<(), ShimError> {
+    vmm_shim::use_one_heap();
     tokio_runtime()?.block_on(run(args))
 }
 

@@ -89,6 +89,7 @@ mod sys;
 mod warm;
 
 pub use shim::{Shim, run_if_shim};
+pub use sys::{release_free_memory, use_one_heap};
 pub use vmm_engine::{
     Accelerator, Call, Command, ControlChannel, DetachedMount, Disk, DiskAccess, Engine,
     EngineError, Helper, MountPropagation, Network, Pause, Payload, PayloadExit, Process, Qemu,

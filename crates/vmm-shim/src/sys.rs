@@ -13,9 +13,11 @@ pub(crate) fn reset_sigchld() -> io::Result<()> {
     Ok(())
 }
 
-/// Makes all threads allocate from one heap. By default, each thread has one of its own. Call it before
-/// any thread is started. Does nothing with another C library than glibc.
-pub(crate) fn use_one_heap() {
+/// Makes all threads of this process allocate from one heap, for a program of which a host runs many processes.
+///
+/// By default, glibc gives threads heaps of their own, which are faster for threads that allocate at the same time. Call it
+/// before any thread is started. Does nothing with another C library.
+pub fn use_one_heap() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes integers, and affects only from where later allocations come.
     unsafe {
@@ -23,8 +25,9 @@ pub(crate) fn use_one_heap() {
     }
 }
 
-/// Returns the free pages of the heap to the kernel. Does nothing with another C library than glibc.
-pub(crate) fn release_free_memory() {
+/// Returns the free pages of the heap to the kernel, for a process that waits after work that took more memory than what
+/// follows. Does nothing with another C library than glibc.
+pub fn release_free_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes an integer. No allocation is in these pages.
     unsafe {

@@ -3,6 +3,8 @@
 //! Each row alternates between the two and compares them in pairs, because machines drift. The program is the one that the
 //! README installs, which the benchmark builds. Needs root, containerd, runc, umoci, QEMU and the files that `.ci/guest-files`
 //! downloads.
+//!
+//! `-- --memory` measures the memory only. The benchmark fails if a pod has more than it may have.
 
 #![allow(
     clippy::expect_used,
@@ -22,12 +24,18 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use common::memory::Memory;
 use common::{Containerd, IMAGE, assert_success, eventually};
 use pairs::Pairs;
 use processes::{Role, print_memory};
 
 const PODS: usize = 15;
 const AT_REST: [usize; 2] = [1, 10];
+
+/// The PSS that both processes of the program may have beside QEMU and virtiofsd.
+const MAX_PSS_KIB: u64 = 6 << 10;
+/// The same for the only pod of a host, which shares no page of the program.
+const MAX_PSS_KIB_OF_ONE: u64 = 6 << 10;
 
 const VMM: &str = "io.containerd.vmm.v1";
 const RUNC: &str = "io.containerd.runc.v2";
@@ -43,13 +51,27 @@ fn main() {
         false => Containerd::start_program(&build_program()),
     };
     let Some(containerd) = containerd else { return };
-    compare_starts(&containerd, if is_short { 1 } else { PODS });
+    if !std::env::args().any(|arg| arg == "--memory") {
+        compare_starts(&containerd, if is_short { 1 } else { PODS });
+    }
     println!("\n| pods | process | PSS | anonymous |\n|---|---|---|---|");
     let counts: &[usize] = if is_short { &[1] } else { &AT_REST };
     for &pods in counts {
         let roles = [Role::Server, Role::GuestShim, Role::Qemu, Role::Virtiofsd];
-        measure_memory(&containerd, VMM, pods, &roles);
+        let own = measure_memory(&containerd, VMM, pods, &roles);
         measure_memory(&containerd, RUNC, pods, &[Role::RuncShim]);
+        if !is_short {
+            println!(
+                "| {pods} | **both processes of this program** | {} KiB | {} KiB |",
+                own.pss, own.anonymous
+            );
+            let max = if pods == 1 {
+                MAX_PSS_KIB_OF_ONE
+            } else {
+                MAX_PSS_KIB
+            };
+            assert!(own.pss <= max, "a pod of {pods} has more than {max} KiB");
+        }
     }
     containerd.assert_nothing_left();
 }
@@ -162,14 +184,15 @@ fn boots(containerd: &Containerd) -> Vec<Duration> {
     boots.map(Duration::from_millis).collect()
 }
 
-/// Prints the memory of the processes of pods that run at the same time.
-fn measure_memory(containerd: &Containerd, runtime: &str, pods: usize, roles: &[Role]) {
+/// Prints the memory of the processes of pods that run at the same time. Returns that of the program in one of them.
+fn measure_memory(containerd: &Containerd, runtime: &str, pods: usize, roles: &[Role]) -> Memory {
     let id = |number: usize| format!("rest-{number}");
     for number in 0..pods {
         start_pod(containerd, runtime, &id(number));
     }
-    print_memory(&containerd.processes(), pods, roles);
+    let own = print_memory(&containerd.processes(), pods, roles);
     for number in 0..pods {
         delete_pod(containerd, &id(number));
     }
+    own
 }

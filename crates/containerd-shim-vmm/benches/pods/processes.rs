@@ -42,9 +42,9 @@ impl Role {
     }
 }
 
-/// Prints the medians of the processes with each role, and of those of a pod that are the program. Children of the given
-/// processes belong to a pod, too.
-pub(crate) fn print_memory(pids: &[u32], pods: usize, roles: &[Role]) {
+/// Prints the medians of the processes with each role. Returns the memory of those of a pod that are the program. Children of
+/// the given processes belong to a pod, too.
+pub(crate) fn print_memory(pids: &[u32], pods: usize, roles: &[Role]) -> Memory {
     let trees = pids
         .iter()
         .filter_map(|pid| procfs::process_tree(*pid).ok());
@@ -73,8 +73,5 @@ pub(crate) fn print_memory(pids: &[u32], pods: usize, roles: &[Role]) {
             own.anonymous += anonymous;
         }
     }
-    if roles.contains(&Role::Server) {
-        let Memory { pss, anonymous } = own;
-        println!("| {pods} | server and shim of the guest | {pss} KiB | {anonymous} KiB |");
-    }
+    own
 }
