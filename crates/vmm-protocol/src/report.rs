@@ -5,10 +5,12 @@ use crate::{BootTimes, ExitRecord, UnappliedRule};
 
 /// The report of a shim to the runtime that started it, as one line of JSON on its stdout.
 ///
-/// A shim sends exactly one report.
+/// A shim sends exactly one report that its payload is ready or has failed. A warm shim sends [`Report::Taken`] before.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "report", rename_all = "snake_case")]
 pub enum Report {
+    /// A warm shim has taken its box, and can start the payload from now on.
+    Taken,
     /// The payload is ready.
     Ready {
         /// The pid of the payload, if it is a process of its own.

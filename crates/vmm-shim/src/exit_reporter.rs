@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use vmm_engine::{Payload, RequestError, descendants};
 use vmm_protocol::frames::RequestErrorKind;
-use vmm_protocol::{BoxDir, ControlGroup, Ending, ExitRecord, Report, panic_message, with_causes};
+use vmm_protocol::{
+    BoxDir, ControlGroup, Ending, ExitRecord, Report, panic_message, to_line, with_causes,
+};
 
 /// How long [`ExitReporter::kill_and_exit`] waits for [`Payload::kill`] to return.
 const KILL_CALL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -70,16 +72,17 @@ impl ExitReporter {
         let _ = self.box_dir.set(dir);
     }
 
-    /// Sends the report to the runtime. Returns false if the runtime does not receive it.
+    /// Reports to the runtime that this warm shim has taken its box.
+    pub(crate) fn report_taken(&self) {
+        if let Some(pipe) = &mut *self.runtime() {
+            let _ = send(pipe, &Report::Taken);
+        }
+    }
+
+    /// Sends the last report to the runtime. Returns false if the runtime does not receive it.
     pub(crate) fn report(&self, report: &Report) -> bool {
-        let Some(mut runtime) = self.runtime().take() else {
-            return false;
-        };
-        let Ok(mut line) = serde_json::to_vec(report) else {
-            return false;
-        };
-        line.push(b'\n');
-        runtime.write_all(&line).is_ok()
+        let pipe = self.runtime().take();
+        pipe.is_some_and(|mut pipe| send(&mut pipe, report).is_ok())
     }
 
     /// Marks the end of the shim as requested.
@@ -225,6 +228,11 @@ impl ExitReporter {
         self.report(&Report::Failed(record));
         process::exit(code)
     }
+}
+
+/// Writes a report as one line, which arrives as a whole.
+fn send(pipe: &mut File, report: &Report) -> io::Result<()> {
+    pipe.write_all(&to_line(report)?)
 }
 
 fn describe(info: &PanicHookInfo<'_>) -> Panic {

@@ -70,7 +70,9 @@ fn set_up(reporter: &Arc<ExitReporter>, invocation: &Invocation) -> Result<SetUp
         Invocation::Warm { .. } => {
             let control = start_control(reporter)?;
             let runtime = warm::become_shim_of_box(&mut stdin)?;
-            (enter_box(reporter, &this)?, control, Some(runtime))
+            let dir = enter_box(reporter, &this)?;
+            reporter.report_taken();
+            (dir, control, Some(runtime))
         }
     };
     Ok(SetUp {

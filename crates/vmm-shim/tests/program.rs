@@ -429,6 +429,7 @@ fn a_warm_shim_runs_the_box_that_it_gets() {
         dir: dir.path().canonicalize().unwrap(),
     };
     shim.send(&to_line(&assignment).unwrap());
+    assert_eq!(shim.report(), Report::Taken);
     shim.send(&spec(sh("echo $VMM_BOX_DIR; exit 3")).to_line().unwrap());
     assert!(matches!(shim.report(), Report::Ready { .. }));
     assert_eq!(shim.wait().code(), Some(3));

@@ -88,17 +88,16 @@ impl ShimController {
         {
             let mut shim = SpawnedShim::from_warm(process, self.disk.clone(), spec, dir);
             on_spawn(shim.handle());
-            let takeover = shim.takeover();
+            let takeover = shim.enforce_takeover();
             let outcome = tokio::select! {
                 outcome = self.wait_until_ready(&mut shim, interrupt, spec) => outcome,
-                outcome = takeover.enforce() => outcome,
+                error = takeover => Err(error),
             };
             let Err(error) = outcome else {
                 return Ok(ShimHandler::from_spawned(shim));
             };
             let pid = shim.handle().id();
-            shim.end().await;
-            if takeover.is_done().await || interrupt.is_cancelled() {
+            if shim.end_takeover().await || interrupt.is_cancelled() {
                 return Err(error);
             }
             tracing::warn!(pid, error = %with_causes(&error), "a warm shim has not taken its box");

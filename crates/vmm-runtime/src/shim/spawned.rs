@@ -2,12 +2,14 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use shim_reaper::{Command, ShimHandle, ShimReaper, Signal, Stdio};
+use shim_reaper::{Command, ShimHandle, ShimReaper, Stdio};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use vmm_protocol::{
     Assignment, BootTimes, BoxDir, ExitRecord, FileError, InstanceSpec, Invocation, PidRecord,
     Report, RuntimeProcess, UnappliedRule, is_resource_exhaustion, pidfd, to_line,
@@ -30,6 +32,8 @@ pub struct SpawnedShim {
     disk: DiskThreads,
     /// What a warm shim has to read before the spec.
     assignment: Option<Assignment>,
+    /// Whether the shim has the box: a warm one reports that it has taken it.
+    has_box: Arc<AtomicBool>,
     detached: bool,
     /// Once the payload is ready.
     record: Option<PidRecord>,
@@ -85,7 +89,7 @@ impl Keepalive {
 /// A longer line is not a report.
 const MAX_REPORT_BYTES: u64 = 1 << 20;
 
-/// How long a warm shim may take to take its box, which takes less than a millisecond.
+/// How long a warm shim may take to take its box. It takes less than a millisecond.
 const TAKEOVER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a shortage of descriptors may last before a failed start is reported without its record.
@@ -166,6 +170,7 @@ impl SpawnedShim {
             process,
             dir,
             disk,
+            has_box: Arc::new(AtomicBool::new(assignment.is_none())),
             assignment,
             detached: spec.detached,
             record: None,
@@ -176,12 +181,17 @@ impl SpawnedShim {
         }
     }
 
-    /// Returns what shows whether this warm shim has taken its box.
-    pub(super) fn takeover(&self) -> Takeover {
-        Takeover {
-            handle: self.handle().clone(),
-            dir: self.dir.clone(),
-            disk: self.disk.clone(),
+    /// Returns an error if this warm shim does not take its box in time, and does not return otherwise.
+    pub(super) fn enforce_takeover(&self) -> impl Future<Output = StartError> + use<> {
+        let has_box = Arc::clone(&self.has_box);
+        async move {
+            sleep(TAKEOVER_TIMEOUT).await;
+            if has_box.load(Ordering::Acquire) {
+                std::future::pending::<()>().await;
+            }
+            StartError::NotReady {
+                after: TAKEOVER_TIMEOUT,
+            }
         }
     }
 
@@ -222,12 +232,8 @@ impl SpawnedShim {
     ///
     /// Not cancel-safe: part of the report may have been read. Drop the shim with the future.
     pub async fn ready(&mut self) -> Result<(), StartError> {
-        let mut line = Vec::new();
-        let mut report = (&mut self.process.stdout).take(MAX_REPORT_BYTES);
-        // A read error has the same meaning as an empty line.
-        let _ = report.read_until(b'\n', &mut line).await;
-        match serde_json::from_slice(&line) {
-            Ok(Report::Ready {
+        match self.read_report().await {
+            Some(Report::Ready {
                 payload_pid,
                 boot,
                 helpers,
@@ -244,8 +250,22 @@ impl SpawnedShim {
                 };
                 Ok(())
             }
-            Ok(Report::Failed(record)) => Err(self.exit_error(Some(record)).await),
-            Err(_) => Err(self.exit_error(None).await),
+            Some(Report::Failed(record)) => Err(self.exit_error(Some(record)).await),
+            Some(Report::Taken) | None => Err(self.exit_error(None).await),
+        }
+    }
+
+    /// Reads a report that the payload is ready or has failed. Returns `None` if there is none.
+    async fn read_report(&mut self) -> Option<Report> {
+        loop {
+            let mut line = Vec::new();
+            let mut report = (&mut self.process.stdout).take(MAX_REPORT_BYTES);
+            // A read error has the same meaning as an empty line.
+            let _ = report.read_until(b'\n', &mut line).await;
+            match serde_json::from_slice(&line).ok()? {
+                Report::Taken => self.has_box.store(true, Ordering::Release),
+                report => return Some(report),
+            }
         }
     }
 
@@ -311,6 +331,14 @@ impl SpawnedShim {
         self.process.end().await;
     }
 
+    /// Ends the shim, and returns whether it had its box. If not, it has not started the payload.
+    pub(super) async fn end_takeover(mut self) -> bool {
+        self.process.kill().await;
+        // A process that the shim was creating can hold the pipe open.
+        let _ = timeout(SIGKILL_TIMEOUT, self.read_report()).await;
+        self.has_box.load(Ordering::Acquire)
+    }
+
     /// Disarms the kill on drop and returns the parts of the shim.
     pub(super) fn into_parts(mut self) -> ShimParts {
         self.process.shim.armed = false;
@@ -331,39 +359,6 @@ impl SpawnedShim {
             unapplied_rules: self.unapplied_rules,
             record,
         }
-    }
-}
-
-/// Whether a warm shim has taken the box that it was given: it publishes its record there.
-#[derive(Debug)]
-pub(super) struct Takeover {
-    handle: ShimHandle,
-    dir: BoxDir,
-    disk: DiskThreads,
-}
-
-impl Takeover {
-    /// Returns true also if that cannot be determined.
-    pub(super) async fn is_done(&self) -> bool {
-        let dir = self.dir.clone();
-        match self.disk.run(move || dir.shim_record()).await {
-            Some(Ok(record)) => record.is_some_and(|record| record.pid == self.handle.id()),
-            _ => true,
-        }
-    }
-
-    /// Kills the shim if it has not taken its box within [`TAKEOVER_TIMEOUT`]. Never returns.
-    pub(super) async fn enforce<T>(&self) -> T {
-        sleep(TAKEOVER_TIMEOUT).await;
-        if !self.is_done().await {
-            tracing::warn!(
-                pid = self.handle.id(),
-                "a warm shim does not take its box; killing it"
-            );
-            // The shim has nothing to clean up, and does not handle a request if it is stopped.
-            let _ = self.handle.send_signal(Signal::SIGKILL);
-        }
-        std::future::pending().await
     }
 }
 
@@ -437,8 +432,12 @@ impl ShimProcess {
 
     /// Kills the shim and waits until it is reaped.
     pub(super) async fn end(self) {
+        self.kill().await;
+    }
+
+    async fn kill(&self) {
         let exit = terminate::kill(self.handle());
-        if tokio::time::timeout(SIGKILL_TIMEOUT, exit).await.is_err() {
+        if timeout(SIGKILL_TIMEOUT, exit).await.is_err() {
             tracing::error!(pid = self.handle().id(), "the shim survived SIGKILL");
         }
     }
