@@ -301,16 +301,20 @@ impl Hub {
         }
         let deadline = Instant::now() + FLUSH_TIMEOUT;
         loop {
+            self.receive_from_clients();
             self.advance();
             self.flush();
             let has_reader = |execution: &mut Execution| execution.reader().is_some();
-            let is_waiting = self.executions.all().any(has_reader)
-                || self.clients.values().any(Client::has_pending);
+            let gets_response = |client: &Client| {
+                client.has_pending() || (client.has_unhandled() && client.has_room())
+            };
+            let is_waiting =
+                self.executions.all().any(has_reader) || self.clients.values().any(gets_response);
             if !is_waiting || deadline <= Instant::now() {
                 return Ok(());
             }
-            self.wait_and_fill(Some(deadline))?;
-            self.receive_from_clients();
+            let next = self.deadline().map_or(deadline, |next| next.min(deadline));
+            self.wait_and_fill(Some(next))?;
         }
     }
 }
