@@ -114,7 +114,7 @@ impl PauseChanges {
     /// # Cancel safety
     ///
     /// Dropping the future loses no change.
-    pub(crate) async fn next(&self) {
+    pub(crate) async fn changed(&self) {
         self.changed.notified().await;
     }
 }
@@ -162,7 +162,7 @@ mod tests {
         }
         File::create(paused.path().join(FILES.paused)).unwrap();
         drop(read);
-        let changed = timeout(Duration::from_secs(60), changes.next()).await;
+        let changed = timeout(Duration::from_secs(60), changes.changed()).await;
         changed.expect("the change is lost");
     }
 }

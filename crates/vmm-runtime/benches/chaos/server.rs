@@ -11,8 +11,8 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use vmm_runtime::{
-    BoxChange, BoxEvent, BoxInfo, BoxSpec, BoxStatus, Ending, Events, HealthState, Removal,
-    RuntimeError, RuntimeOptions, VmmRuntime, with_causes,
+    BoxChange, BoxEvent, BoxInfo, BoxSpec, BoxStatus, Ending, Events, HealthState, RuntimeError,
+    RuntimeOptions, VmmRuntime, with_causes,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -176,12 +176,7 @@ async fn perform(runtime: &VmmRuntime, op: Op) -> Result<Vec<View>, RuntimeError
         Op::Wait(name) => runtime.wait(&name).await?,
         Op::Info(name) => runtime.info(&name).await?,
         Op::Remove(name, force) => {
-            let removal = if force {
-                Removal::Force
-            } else {
-                Removal::Ended
-            };
-            runtime.remove(&name, removal).await?;
+            runtime.remove(&name, force).await?;
             return Ok(Vec::new());
         }
         Op::List => return Ok(runtime.list().await.into_iter().map(View::from).collect()),

@@ -145,7 +145,7 @@ async fn follow_pauses(core: &Core, bx: &MicroBox, shim: &Arc<ShimHandler>) {
         bx.set_paused(shim, true);
     }
     loop {
-        changes.next().await;
+        changes.changed().await;
         if let Ok(is_paused) = is_paused().await {
             bx.set_paused(shim, is_paused);
         }
