@@ -12,7 +12,7 @@ use std::thread;
 
 use common::own_process::in_own_process;
 use common::seccomp::{Refuse, When, refuse};
-use common::{open_descriptors, own_children, shell, stdout_of};
+use common::{DEADLINE, open_descriptors, own_children, shell, stdout_of};
 use nix::errno::Errno;
 use nix::libc;
 use pidfd_spawn::{Command, Stdio};
@@ -31,7 +31,17 @@ fn open_inheritable() -> OwnedFd {
 
 /// The descriptors of a child besides the standard streams.
 fn descriptors_of_child(command: &mut Command) -> BTreeSet<RawFd> {
-    let listing = stdout_of(command);
+    descriptors_in(&stdout_of(command))
+}
+
+/// The same of a child that std spawns, which inherits those of this process.
+fn descriptors_of_std_child() -> BTreeSet<RawFd> {
+    let mut command = std::process::Command::new("/bin/ls");
+    let output = command.args(["-l", "/proc/self/fd"]).output().unwrap();
+    descriptors_in(&String::from_utf8(output.stdout).unwrap())
+}
+
+fn descriptors_in(listing: &str) -> BTreeSet<RawFd> {
     let links = listing.lines().filter_map(|line| line.split_once(" -> "));
     // ls itself opens the directory.
     let links = links.filter(|(_, target)| !target.ends_with("/fd"));
@@ -151,6 +161,7 @@ fn a_child_does_not_start_with_the_descriptors_of_its_parent() {
 #[test]
 fn concurrent_spawns_do_not_mix_their_descriptors() {
     in_own_process("concurrent_spawns_do_not_mix_their_descriptors", || {
+        let inherited = descriptors_of_std_child();
         assert!(
             Command::new("true")
                 .inherit_descriptors(false)
@@ -174,6 +185,13 @@ fn concurrent_spawns_do_not_mix_their_descriptors() {
                     }
                 });
             }
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..20 {
+                        assert_eq!(descriptors_of_std_child(), inherited);
+                    }
+                });
+            }
         });
         assert_eq!(own_children(), []);
         assert_eq!(open_descriptors(), before);
@@ -186,9 +204,15 @@ fn a_failed_spawn_leaves_the_descriptors_of_its_parent_alone() {
         "a_failed_spawn_leaves_the_descriptors_of_its_parent_alone",
         || {
             let spawn = || {
+                let (reader, writer) = UnixStream::pair().unwrap();
                 let mut command = Command::new("/nonexistent");
-                command.inherit_descriptors(false).stdout(Stdio::piped());
+                command
+                    .inherit_descriptors(false)
+                    .stdout(Stdio::piped())
+                    .fd(5, writer);
                 assert!(command.spawn().is_err());
+                drop(command);
+                expect_hang_up(reader);
             };
             spawn();
             let before = open_descriptors();
@@ -196,4 +220,11 @@ fn a_failed_spawn_leaves_the_descriptors_of_its_parent_alone() {
             assert_eq!(open_descriptors(), before);
         },
     );
+}
+
+/// Expects that no process has the other end.
+fn expect_hang_up(mut reader: UnixStream) {
+    reader.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut written = Vec::new();
+    assert_eq!(reader.read_to_end(&mut written).unwrap(), 0);
 }
