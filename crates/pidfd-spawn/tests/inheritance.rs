@@ -12,9 +12,10 @@ use std::thread;
 
 use common::own_process::in_own_process;
 use common::seccomp::{Refuse, When, refuse};
-use common::{DEADLINE, open_descriptors, own_children, shell, stdout_of};
+use common::{DEADLINE, Repeat, open_descriptors, own_children, shell, stdout_of};
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pidfd_spawn::{Command, Stdio};
 
 /// More descriptors than a table of its first size has.
@@ -220,6 +221,34 @@ fn a_failed_spawn_leaves_the_descriptors_of_its_parent_alone() {
             assert_eq!(open_descriptors(), before);
         },
     );
+}
+
+/// The child is spawned below the limit, and its slot is above the lowered one when it is to be reset.
+#[test]
+fn a_limit_that_becomes_lower_during_a_spawn_keeps_no_descriptor_open() {
+    const TEST: &str = "a_limit_that_becomes_lower_during_a_spawn_keeps_no_descriptor_open";
+    in_own_process(TEST, || {
+        let first = u64::from(File::open("/dev/null").unwrap().as_raw_fd().unsigned_abs());
+        let spawn = |command: &mut Command| command.inherit_descriptors(false).status();
+        assert!(spawn(&mut Command::new("true")).is_ok());
+        let pairs: Vec<_> = (0..OPEN / 3).map(|_| UnixStream::pair().unwrap()).collect();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        // Between the numbers of the slots.
+        let limits = [first + 4, soft];
+        let changes = Repeat::start(move || {
+            for limit in limits {
+                setrlimit(Resource::RLIMIT_NOFILE, limit, hard).unwrap();
+                thread::yield_now();
+            }
+        });
+        for (reader, writer) in pairs {
+            // Fails if the limit is low at another step.
+            let _ = spawn(Command::new("/bin/true").fd(3, writer));
+            expect_hang_up(reader);
+        }
+        drop(changes);
+        assert_eq!(own_children(), []);
+    });
 }
 
 /// Expects that no process has the other end.

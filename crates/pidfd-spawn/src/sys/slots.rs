@@ -79,12 +79,12 @@ impl Slots {
 
 impl Drop for Slots {
     fn drop(&mut self) {
-        if let Some(null) = self.slots.first() {
-            for filled in &self.moves {
-                // A slot that keeps the end of a pipe would hide the hang-up of it. Fails only for
-                // numbers that are not open.
-                let _ = replace(filled.from, null.as_raw_fd());
-            }
+        let null = self.slots.first().map(AsRawFd::as_raw_fd);
+        let reset = |filled: &Move| null.is_some_and(|null| replace(filled.from, null).is_ok());
+        // A slot that keeps the end of a pipe would hide the hang-up of it. The reset fails if the limit of
+        // descriptors has become lower than the slot: then all are closed, and the next spawn reserves others.
+        if !self.moves.iter().all(reset) {
+            self.slots.clear();
         }
     }
 }
