@@ -95,7 +95,7 @@
 //! | `waitid(2)` with `P_PIDFD` | 5.4 | required |
 //! | `CLONE_CLEAR_SIGHAND` | 5.5 | the child resets each signal handler |
 //! | `CLONE_INTO_CGROUP` | 5.7 | the child writes to `cgroup.procs`, or `tasks` of version 1 |
-//! | `close_range(2)` with `CLOSE_RANGE_UNSHARE` | 5.9 | a child that [inherits no descriptors](Command::inherit_descriptors) starts with a copy of them |
+//! | `close_range(2)` with `CLOSE_RANGE_UNSHARE` | 5.9 | a child that [inherits no descriptors](Command::inherit_descriptors) starts with a copy of them, and if `unshare(2)` is refused too, the later ones of the calling thread are created with it |
 //! | `close_range(2)` with `CLOSE_RANGE_CLOEXEC` | 5.11 | that child hides the descriptors that `/proc/self/fd` lists |
 //! | `landlock_restrict_self(2)` | 5.13 | a command with [rules](Command::landlock) does not start |
 //! | `PIDFD_INFO_EXIT` | 6.15 | the exit status is unknown if other code has reaped the child |

@@ -12,7 +12,7 @@ use std::thread;
 
 use common::own_process::in_own_process;
 use common::seccomp::{Refuse, When, refuse};
-use common::{DEADLINE, Repeat, open_descriptors, own_children, shell, stdout_of};
+use common::{DEADLINE, Repeat, open_descriptors, own_children, shell, status_of, stdout_of};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -56,6 +56,13 @@ fn lister() -> Command {
         .args(["-l", "/proc/self/fd"])
         .inherit_descriptors(false);
     command
+}
+
+/// Makes the first spawn, which reserves low numbers.
+fn spawn_first() {
+    let mut command = Command::new("true");
+    let status = command.inherit_descriptors(false).status().unwrap();
+    assert!(status.success());
 }
 
 /// Expects that a child has only what its command gives it, with and without as many as there are slots.
@@ -121,6 +128,41 @@ fn a_child_gets_only_that_on_older_kernels() {
     });
 }
 
+/// A child that cannot leave the table of its parent starts with a copy of it, and so do the later children
+/// of the same thread.
+#[test]
+fn a_child_gets_only_that_where_a_filter_lets_it_share_the_table_only() {
+    const TEST: &str = "a_child_gets_only_that_where_a_filter_lets_it_share_the_table_only";
+    in_own_process(TEST, || {
+        spawn_first();
+        for errno in [Errno::ENOSYS, Errno::EPERM, Errno::EINVAL] {
+            in_thread(|| {
+                let rules = [libc::SYS_close_range, libc::SYS_unshare, libc::SYS_clone3];
+                refuse(&rules.map(|call| Refuse {
+                    call,
+                    when: When::Always,
+                    with: errno,
+                }));
+                expect_only_given();
+                refuse(&[Refuse {
+                    call: libc::SYS_clone,
+                    when: When::FirstHas(libc::CLONE_FILES as u32),
+                    with: Errno::EAGAIN,
+                }]);
+                expect_only_given();
+                assert_eq!(own_children(), []);
+            });
+        }
+        expect_small_table();
+    });
+}
+
+fn in_thread(run: impl FnOnce() + Send) {
+    thread::scope(|scope| {
+        scope.spawn(run);
+    });
+}
+
 #[test]
 fn an_inherited_descriptor_is_the_default() {
     in_own_process("an_inherited_descriptor_is_the_default", || {
@@ -131,44 +173,36 @@ fn an_inherited_descriptor_is_the_default() {
     });
 }
 
-/// The kernel neither copies the descriptors of this process for the child, nor closes them at `exec`.
 #[test]
 fn a_child_does_not_start_with_the_descriptors_of_its_parent() {
     const TEST: &str = "a_child_does_not_start_with_the_descriptors_of_its_parent";
     in_own_process(TEST, || {
-        assert!(
-            Command::new("true")
-                .inherit_descriptors(false)
-                .status()
-                .is_ok()
-        );
-        let sizes = [true, false].map(|inherit| {
-            let _open: Vec<_> = (0..OPEN)
-                .map(|_| File::open("/dev/zero").unwrap())
-                .collect();
-            let mut command = Command::new("/bin/cat");
-            command
-                .arg("/proc/self/status")
-                .inherit_descriptors(inherit);
-            let status = stdout_of(&mut command);
-            let size = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
-            size.unwrap().trim().parse::<usize>().unwrap()
-        });
-        assert!(sizes[0] > OPEN, "{sizes:?}");
-        assert!(sizes[1] < OPEN, "{sizes:?}");
+        spawn_first();
+        expect_small_table();
     });
+}
+
+/// Expects that the kernel neither copies the descriptors of this process for the child, nor closes them at
+/// `exec`.
+fn expect_small_table() {
+    let _open: Vec<_> = (0..OPEN)
+        .map(|_| File::open("/dev/zero").unwrap())
+        .collect();
+    let sizes = [true, false].map(|inherit| {
+        let status = status_of(|command| {
+            command.inherit_descriptors(inherit);
+        });
+        status["FDSize"].parse::<usize>().unwrap()
+    });
+    assert!(sizes[0] > OPEN, "{sizes:?}");
+    assert!(sizes[1] < OPEN, "{sizes:?}");
 }
 
 #[test]
 fn concurrent_spawns_do_not_mix_their_descriptors() {
     in_own_process("concurrent_spawns_do_not_mix_their_descriptors", || {
         let inherited = descriptors_of_std_child();
-        assert!(
-            Command::new("true")
-                .inherit_descriptors(false)
-                .status()
-                .is_ok()
-        );
+        spawn_first();
         let before = open_descriptors();
         thread::scope(|scope| {
             for thread in 0..8 {
@@ -229,8 +263,7 @@ fn a_limit_that_becomes_lower_during_a_spawn_keeps_no_descriptor_open() {
     const TEST: &str = "a_limit_that_becomes_lower_during_a_spawn_keeps_no_descriptor_open";
     in_own_process(TEST, || {
         let first = u64::from(File::open("/dev/null").unwrap().as_raw_fd().unsigned_abs());
-        let spawn = |command: &mut Command| command.inherit_descriptors(false).status();
-        assert!(spawn(&mut Command::new("true")).is_ok());
+        spawn_first();
         let pairs: Vec<_> = (0..OPEN / 3).map(|_| UnixStream::pair().unwrap()).collect();
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         // Between the numbers of the slots.
@@ -243,7 +276,9 @@ fn a_limit_that_becomes_lower_during_a_spawn_keeps_no_descriptor_open() {
         });
         for (reader, writer) in pairs {
             // Fails if the limit is low at another step.
-            let _ = spawn(Command::new("/bin/true").fd(3, writer));
+            let mut command = Command::new("/bin/true");
+            let _ = command.inherit_descriptors(false).fd(3, writer).status();
+            drop(command);
             expect_hang_up(reader);
         }
         drop(changes);

@@ -39,7 +39,7 @@ pub(super) struct Birth {
     pub(super) handlers_are_reset: bool,
     /// The index of the control group in which the kernel has created the child.
     pub(super) cgroup: Option<usize>,
-    /// What the child gets, if it shares the table of descriptors with its parent.
+    /// What the child gets, if it was created with the table of descriptors of its parent.
     pub(super) slots: Option<Slots>,
 }
 
@@ -73,9 +73,6 @@ pub(super) fn exit() -> ! {
 
 fn try_run(plan: &mut Plan<'_>, birth: &Birth) -> Result<Infallible, Failure> {
     let attributes = plan.attributes;
-    if let Some(slots) = &birth.slots {
-        check(Step::Descriptors, inheritance::leave_shared_table(slots))?;
-    }
     check(Step::Signals, reset_signals(attributes, birth))?;
     check(Step::Cgroup, join_cgroups(attributes, birth))?;
     check(Step::NetworkNamespace, join_network_namespace(attributes))?;

@@ -8,6 +8,7 @@ use super::call::Errno;
 use super::child::{self, Birth, Memory};
 use super::dumpable;
 use super::entry::clone_in_shared_memory;
+use super::inheritance;
 use super::pidfd::{self, Born};
 use super::signals::Blocked;
 use super::slots::Slots;
@@ -63,6 +64,9 @@ struct Start<'a, 'b> {
     birth: Birth,
     /// The child's pidfd, which the kernel stores before the child runs.
     pidfd: RawFd,
+    /// Whether the kernel or a seccomp filter has refused to let the child leave the shared table of
+    /// descriptors.
+    is_refused: bool,
     failure: Option<Failure>,
 }
 
@@ -81,6 +85,7 @@ fn spawn_with(plan: &mut Plan<'_>, features: Features) -> Result<Option<Born>, F
         plan,
         birth: Birth::new(Memory::Shared, process::id()),
         pidfd: -1,
+        is_refused: false,
         failure: None,
     };
     start.birth.slots = Slots::fill(start.plan);
@@ -101,7 +106,14 @@ fn spawn_with(plan: &mut Plan<'_>, features: Features) -> Result<Option<Born>, F
     let pidfd = unsafe { OwnedFd::from_raw_fd(start.pidfd) };
     if let Some(failure) = start.failure {
         pidfd::reap(&pidfd);
-        return Err(failure);
+        return match start.birth.slots {
+            Some(slots) if start.is_refused => {
+                slots.disable_in_thread();
+                // Without slots.
+                spawn_with(start.plan, features)
+            }
+            _ => Err(failure),
+        };
     }
     Ok(Some(Born { pid, pidfd }))
 }
@@ -234,12 +246,25 @@ fn create_with(
 unsafe extern "C" fn begin(start: *mut Start<'_, '_>) -> ! {
     // SAFETY: by the contract of this function.
     let start = unsafe { &mut *start };
-    start.failure = Some(if start.pidfd < 0 {
-        no_pidfds()
-    } else {
-        child::run(start.plan, &start.birth)
-    });
+    start.failure = Some(run(start));
     child::exit()
+}
+
+/// Takes the steps of the child. Returns only if one fails.
+fn run(start: &mut Start<'_, '_>) -> Failure {
+    if start.pidfd < 0 {
+        return no_pidfds();
+    }
+    if let Some(slots) = &start.birth.slots {
+        if let Err(errno) = inheritance::leave_shared_table(slots) {
+            start.is_refused = matches!(errno, libc::ENOSYS | libc::EPERM | libc::EINVAL);
+            return Failure {
+                step: Step::Descriptors,
+                errno,
+            };
+        }
+    }
+    child::run(start.plan, &start.birth)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! shares the table instead, and leaves it with `close_range(2)`, which copies only the descriptors below a
 //! number. The slots have such numbers, and hold what the child needs for the time of the spawn.
 
+use std::cell::Cell;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -21,6 +22,12 @@ const COUNT: usize = 8;
 /// spawn uses them.
 static SLOTS: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
 
+thread_local! {
+    /// Whether a child of this thread could not leave the shared table. That does not change: neither the
+    /// kernel nor a seccomp filter of a thread permits later what it has refused.
+    static IS_REFUSED: Cell<bool> = const { Cell::new(false) };
+}
+
 /// The descriptors of one child in the slots, until it is dropped.
 pub(super) struct Slots {
     slots: MutexGuard<'static, Vec<OwnedFd>>,
@@ -29,15 +36,15 @@ pub(super) struct Slots {
 
 impl Slots {
     /// Puts the descriptors of the child into slots. Returns `None` if the child must start with a copy of
-    /// the table: it inherits from it or has more descriptors than there are slots, or another spawn uses
-    /// the slots, or they cannot be opened.
+    /// the table: it inherits from it or has more descriptors than there are slots, or an earlier one could
+    /// not leave it, or another spawn uses the slots, or they cannot be opened.
     pub(super) fn fill(plan: &Plan<'_>) -> Option<Self> {
         let attributes = plan.attributes;
         // The child uses these descriptors in steps of their own.
         let needs_others = !attributes.cgroups.is_empty()
             || attributes.network_namespace.is_some()
             || plan.landlock.is_some();
-        if !attributes.hide_descriptors || needs_others {
+        if !attributes.hide_descriptors || needs_others || IS_REFUSED.get() {
             return None;
         }
         let mut slots = SLOTS.try_lock().ok()?;
@@ -63,6 +70,11 @@ impl Slots {
             });
         }
         Some(filled)
+    }
+
+    /// Resets the slots, and makes the later children of this thread start with a copy of the table.
+    pub(super) fn disable_in_thread(self) {
+        IS_REFUSED.set(true);
     }
 
     /// Returns what the child moves to where, after it has left the shared table.
