@@ -120,6 +120,7 @@ pub use command::Command;
 pub use error::{SpawnError, Step};
 pub use resource::Resource;
 pub use stdio::Stdio;
+pub use sys::reserve_descriptors;
 
 /// System calls that `shim-reaper` makes too. Not part of the API, and not for other crates. Published
 /// versions of `shim-reaper` use it, so change it only compatibly.

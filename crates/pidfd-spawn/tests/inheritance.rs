@@ -16,7 +16,7 @@ use common::{DEADLINE, Repeat, open_descriptors, own_children, shell, status_of,
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use pidfd_spawn::{Command, Stdio};
+use pidfd_spawn::{Command, Stdio, reserve_descriptors};
 
 /// More descriptors than a table of its first size has.
 const OPEN: usize = 300;
@@ -179,6 +179,19 @@ fn a_child_does_not_start_with_the_descriptors_of_its_parent() {
     in_own_process(TEST, || {
         spawn_first();
         expect_small_table();
+    });
+}
+
+/// The first spawn happens when the process has opened many files.
+#[test]
+fn reserved_descriptors_keep_low_numbers_for_later_children() {
+    const TEST: &str = "reserved_descriptors_keep_low_numbers_for_later_children";
+    in_own_process(TEST, || {
+        reserve_descriptors().unwrap();
+        let reserved = open_descriptors();
+        expect_small_table();
+        reserve_descriptors().unwrap();
+        assert_eq!(open_descriptors(), reserved);
     });
 }
 

@@ -15,7 +15,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{ChildStderr, ChildStdin, ChildStdout, ExitStatus, Output};
 
-use pidfd_spawn::{Child, ChildParts, Command, Resource, SpawnError, Stdio, Step};
+use pidfd_spawn::{
+    Child, ChildParts, Command, Resource, SpawnError, Stdio, Step, reserve_descriptors,
+};
 
 #[test]
 fn types_can_be_sent_and_shared() {
@@ -74,6 +76,10 @@ fn commands_have_what_shims_need(fd: OwnedFd, [cgroup, namespace, ruleset]: [Fil
         .network_namespace(namespace)
         .landlock(ruleset);
     command
+}
+
+fn descriptors_can_be_reserved() -> io::Result<()> {
+    reserve_descriptors()
 }
 
 fn commands_show_what_was_set(command: &Command) -> usize {

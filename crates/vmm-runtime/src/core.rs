@@ -4,6 +4,7 @@ use std::process;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use shim_reaper::pidfd_spawn::reserve_descriptors;
 use shim_reaper::{MetricsSink, ReaperStats, ShimReaper, ShutdownReport};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::sleep;
@@ -86,6 +87,10 @@ impl Core {
             None => ShimProgram::this()?,
         };
         let program = program.private_env(options.private_env.clone());
+        // Before the descriptors of the boxes take the low numbers.
+        if let Err(error) = reserve_descriptors() {
+            tracing::warn!(%error, "cannot reserve low descriptors; a start may take longer the more boxes there are");
+        }
         // Later no thread may be left for it.
         process_wide_reaper().map_err(RuntimeError::Thread)?;
         let uids = BoxUids::new(options)?;

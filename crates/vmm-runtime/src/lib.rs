@@ -42,7 +42,7 @@
 //!
 //! # Process-wide state
 //!
-//! Three statics belong to the process rather than to one [`VmmRuntime`]:
+//! Four statics belong to the process rather than to one [`VmmRuntime`]:
 //!
 //! * The process-wide reaper reaps the children that belong to no open runtime: commands of health
 //!   checks, and detached shims whose runtime has shut down. The first use starts it, on its own
@@ -53,6 +53,8 @@
 //!   home.
 //! * The list of locked homes holds the homes of the open runtimes. It distinguishes a home that
 //!   this process has open from the stale lock of an earlier process with the same pid.
+//! * The [reserved descriptors](shim_reaper::pidfd_spawn::reserve_descriptors) keep the cost of a start from
+//!   growing with the number of boxes. They stay open, and the process must not close them.
 //!
 //! The feature `testing` adds a list of the shims that this process has spawned.
 //!

@@ -1,7 +1,7 @@
 //! The methods that exist only on Unix or Linux.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::command::Command;
 use crate::plan::Rlimit;
@@ -290,55 +290,6 @@ impl Command {
     /// ```
     pub fn reset_ignored_signals(&mut self, reset: bool) -> &mut Self {
         self.attributes.reset_ignored_signals = reset;
-        self
-    }
-
-    /// Gives the child a descriptor under this number.
-    ///
-    /// `fd` stays open in this process until the command is dropped; the child does not inherit it under
-    /// its number in this process. `child_number` may be in use by this process or by another descriptor of
-    /// the command. The numbers 0 to 2 replace the standard streams.
-    ///
-    /// The spawn fails with `EBADF` in [`Step::Descriptors`](crate::Step::Descriptors) if the number is
-    /// negative or not below `RLIMIT_NOFILE` (`dup(2)`).
-    ///
-    /// ```
-    /// # use std::fs::File;
-    /// # use pidfd_spawn::Command;
-    /// let output = Command::new("cat")
-    ///     .arg("/proc/self/fd/7")
-    ///     .fd(7, File::open("/proc/sys/kernel/ostype")?)
-    ///     .output()?;
-    /// assert_eq!(output.stdout, b"Linux\n");
-    /// # Ok::<(), std::io::Error>(())
-    /// ```
-    pub fn fd(&mut self, child_number: RawFd, fd: impl Into<OwnedFd>) -> &mut Self {
-        self.descriptors.insert(child_number, fd.into());
-        self
-    }
-
-    /// Sets whether the child inherits the descriptors of this process that are not close-on-exec, as with
-    /// [`std::process::Command`]. On by default.
-    ///
-    /// Turn it off in a process that has many descriptors open. The child then gets only its standard
-    /// streams and those of [`fd`](Self::fd), and the cost of the spawn does not depend on how many this
-    /// process has: the kernel does not copy them for the child, and has none to close at `exec`. That is so
-    /// unless the child is [forked](crate#when-the-child-is-forked), has a control group, a network
-    /// namespace, rules of Landlock or more than seven descriptors, or other threads do the same at the
-    /// same time. From the first such spawn on, this process keeps eight descriptors of `/dev/null`.
-    ///
-    /// ```
-    /// # use pidfd_spawn::Command;
-    /// let output = Command::new("ls")
-    ///     .arg("/proc/self/fd")
-    ///     .inherit_descriptors(false)
-    ///     .output()?;
-    /// // ls itself opens the directory.
-    /// assert_eq!(output.stdout, b"0\n1\n2\n3\n");
-    /// # Ok::<(), std::io::Error>(())
-    /// ```
-    pub fn inherit_descriptors(&mut self, inherit: bool) -> &mut Self {
-        self.attributes.hide_descriptors = !inherit;
         self
     }
 

@@ -1,5 +1,6 @@
 mod attributes;
 mod confinement;
+mod descriptors;
 mod spawn;
 mod streams;
 

@@ -23,6 +23,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 pub use message::{Received, receive, send};
 pub(crate) use pidfd::{Born, Wait, wait};
 pub use pidfd::{PIDFD_INFO_EXIT, PidfdInfo, pidfd_open, pidfd_send_signal};
+pub use slots::reserve_descriptors;
 pub use wait::{WaitFor, exit_status, waitid};
 
 use crate::error::Failure;

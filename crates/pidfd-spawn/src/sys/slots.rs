@@ -18,8 +18,8 @@ use crate::plan::Plan;
 /// Three standard streams, and a few others.
 const COUNT: usize = 8;
 
-/// Reserved by the first spawn that needs them, when low numbers are likely to be free. `/dev/null` when no
-/// spawn uses them.
+/// Reserved by [`reserve_descriptors`], or by the first spawn that needs them. `/dev/null` when no spawn uses
+/// them.
 static SLOTS: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
 
 thread_local! {
@@ -48,9 +48,7 @@ impl Slots {
             return None;
         }
         let mut slots = SLOTS.try_lock().ok()?;
-        if slots.is_empty() {
-            *slots = reserve().ok()?;
-        }
+        reserve_in(&mut slots).ok()?;
         let mut filled = Self {
             slots,
             moves: Vec::new(),
@@ -101,14 +99,50 @@ impl Drop for Slots {
     }
 }
 
-fn reserve() -> io::Result<Vec<OwnedFd>> {
-    let null = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/null")?;
-    (0..COUNT)
-        .map(|_| null.as_fd().try_clone_to_owned())
-        .collect()
+/// Reserves low numbers for the descriptors of children that
+/// [inherit no others](crate::Command::inherit_descriptors).
+///
+/// Call it early in a program that opens many descriptors. The cost of a spawn depends on how high the
+/// reserved numbers are, and without this call the first spawn reserves those that are free then. Further
+/// calls do nothing.
+///
+/// Keeps eight descriptors of `/dev/null` open, which are close-on-exec. This process must not close them: see
+/// the restrictions of [`inherit_descriptors`](crate::Command::inherit_descriptors).
+///
+/// ```
+/// # use std::fs::File;
+/// # use pidfd_spawn::Command;
+/// pidfd_spawn::reserve_descriptors()?;
+/// let files: Vec<_> = (0..500).map(|_| File::open("/dev/zero")).collect::<Result<_, _>>()?;
+/// // Takes no longer with the files.
+/// let status = Command::new("true").inherit_descriptors(false).status()?;
+/// assert!(status.success());
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// Fails if `/dev/null` cannot be opened, or if no descriptors are left (`RLIMIT_NOFILE`). A later spawn tries
+/// again.
+pub fn reserve_descriptors() -> io::Result<()> {
+    // The thread that holds the lock spawns with reserved slots, or reserves them.
+    if let Ok(mut slots) = SLOTS.try_lock() {
+        reserve_in(&mut slots)?;
+    }
+    Ok(())
+}
+
+fn reserve_in(slots: &mut Vec<OwnedFd>) -> io::Result<()> {
+    if slots.is_empty() {
+        let null = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/null")?;
+        *slots = (0..COUNT)
+            .map(|_| null.as_fd().try_clone_to_owned())
+            .collect::<Result<_, _>>()?;
+    }
+    Ok(())
 }
 
 /// Makes the slot a duplicate of `source`, close-on-exec.
