@@ -78,7 +78,7 @@ pub struct ReaperStats {
 /// Result of a shutdown; [`ShimReaper::shutdown`](crate::ShimReaper::shutdown) and
 /// [`shutdown_stopping`](crate::ShimReaper::shutdown_stopping) return it.
 ///
-/// Each shim that was registered before the final drain is in `drained`, in `still_running` or in
+/// Each shim that is registered when the final drain begins is in `drained`, in `still_running` or in
 /// `held_by_tracer`.
 ///
 /// ```
@@ -106,7 +106,8 @@ pub struct ShutdownReport {
     pub stopped: u64,
     /// Pids of the registered shims that are still running, sorted. The reaper does not reap them.
     /// They include the children of tokio that the shutdown kills because of `kill_on_drop`: see
-    /// [`register_child`](crate::ShimReaper::register_child).
+    /// [`register_child`](crate::ShimReaper::register_child). Also has zombies that a tracer holds, if they
+    /// have no pidfd, or their status cannot be read.
     pub still_running: Vec<u32>,
     /// Pids of the shims that have exited, and whose handles have resolved, but that stay zombies because
     /// a tracer (`ptrace(2)`) has not waited for them, sorted. The reaper does not reap them.
