@@ -71,9 +71,7 @@ pub(crate) trait ProcessTable: Debug + Send + Sync + 'static {
 
     /// Returns the pidfd of a finished child for closing, or `None` if the kernel still needs it for
     /// [`reap_on_exit`](Self::reap_on_exit), and it is closed later.
-    fn release(&self, pidfd: Self::Pidfd) -> Option<Self::Pidfd> {
-        Some(pidfd)
-    }
+    fn release(&self, pidfd: Self::Pidfd) -> Option<Self::Pidfd>;
 
     /// Ends all of [`reap_on_exit`](Self::reap_on_exit): of what exits from now on, the kernel reaps
     /// nothing. [`reap`](Self::reap) returns the status of what it has reaped.
