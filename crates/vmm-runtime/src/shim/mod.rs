@@ -9,6 +9,7 @@ mod disk_threads;
 mod ending;
 mod error;
 mod handler;
+mod process;
 mod program;
 mod spawned;
 pub(crate) mod terminate;

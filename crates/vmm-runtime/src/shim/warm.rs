@@ -7,7 +7,7 @@ use futures::future::join_all;
 use shim_reaper::ShimReaper;
 
 use super::ShimProgram;
-use super::spawned::ShimProcess;
+use super::process::ShimProcess;
 
 /// The warm shims of a runtime: they have started and wait for a box.
 ///
