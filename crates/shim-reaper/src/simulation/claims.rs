@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::config::long_grace;
 use super::run::Simulation;
 use super::world::{Adoption, Registration, World};
-use crate::kernel::simulated::{Process, ProcessState, Wait};
+use crate::kernel::simulated::{Process, ProcessState, WaitBy};
 use crate::shim::Role;
 use crate::{ReapedBy, ReaperCounter, ShimExit};
 
@@ -44,7 +44,7 @@ impl Simulation {
             .process
             .map(|index| self.kernel().process(index));
         let index = registration.process.unwrap_or(usize::MAX);
-        let by_reaper = process.is_some_and(|one| one.reaped_by == Some(Wait::Reaper))
+        let by_reaper = process.is_some_and(|one| one.reaped_by == Some(WaitBy::Reaper))
             && !world.orphans.contains(&index);
         let is_late =
             process.is_none_or(|one| one.reaped_at.is_some_and(|at| at <= registration.at));

@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Formatter};
 
 use super::action::{Action, Step};
 use super::run::Simulation;
-use crate::kernel::simulated::Wait;
+use crate::kernel::simulated::WaitBy;
 use crate::shim::Role;
 
 /// How many histories a simulation has performed, and how many of them could break each promise.
@@ -61,7 +61,7 @@ impl Threat {
             Self::ForeignWait => {
                 let registered = world.registrations.iter().filter_map(|one| one.process);
                 let mut reapers = registered.map(|index| kernel.process(index).reaped_by);
-                reapers.any(|reaper| reaper == Some(Wait::Other))
+                reapers.any(|reaper| reaper == Some(WaitBy::Other))
             }
             Self::ReapInKernel => kernel.has_reaped_for_request(),
             Self::LostEvent => has_action(|action| {

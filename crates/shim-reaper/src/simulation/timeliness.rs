@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::config::{Config, Disturbances, INTERVAL, long_grace};
 use super::run::Simulation;
 use super::world::Registration;
-use crate::kernel::simulated::{Parent, Process, ProcessState, Wait};
+use crate::kernel::simulated::{Parent, Process, ProcessState, WaitBy};
 use crate::registry::Registry;
 use crate::shim::Role;
 
@@ -227,7 +227,7 @@ impl Registration {
                 };
                 due("its grace is over", process.died_at?, grace)
             }
-            ProcessState::Reaped(_) if process.reaped_by == Some(Wait::Other) => {
+            ProcessState::Reaped(_) if process.reaped_by == Some(WaitBy::Other) => {
                 let is_open = config.features.hangup && self.shim.state().pidfd.is_some();
                 due("other code reaped it", process.reaped_at?, Duration::ZERO).filter(|_| is_open)
             }

@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use super::epoll::Disturbance;
 use super::kernel::{Descriptor, Simulated};
-use super::process::{Parent, Process, ProcessState, Resistance, Wait, wait_status};
+use super::process::{Parent, Process, ProcessState, Resistance, WaitBy, wait_status};
 use super::table::Failure;
 
 /// What tests do with the processes and the kernel.
@@ -178,6 +178,6 @@ impl Simulated {
 
     /// Counts a wait that the code of the reaper makes outside of the sweep.
     pub(crate) fn mark_reaped_by_reaper(&self, index: usize) {
-        self.table().processes[index].reaped_by = Some(Wait::Reaper);
+        self.table().processes[index].reaped_by = Some(WaitBy::Reaper);
     }
 }

@@ -15,5 +15,5 @@ pub(crate) use epoll::Disturbance;
 pub(crate) use events::SimulatedEvents;
 pub(crate) use kernel::{Descriptor, Interrupts, Simulated};
 pub use mechanism::Mechanism;
-pub(crate) use process::{Features, Parent, Process, ProcessState, Resistance, Wait};
+pub(crate) use process::{Features, Parent, Process, ProcessState, Resistance, WaitBy};
 pub(crate) use table::Failure;

@@ -71,7 +71,7 @@ pub(crate) enum Parent {
 
 /// Whose wait has reaped a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wait {
+pub(crate) enum WaitBy {
     Reaper,
     Other,
 }
@@ -113,7 +113,7 @@ pub(crate) struct Process {
     /// When a wait in two steps began.
     pub(crate) reap_began_at: Option<Instant>,
     pub(crate) reaped_at: Option<Instant>,
-    pub(crate) reaped_by: Option<Wait>,
+    pub(crate) reaped_by: Option<WaitBy>,
 }
 
 impl ProcessState {

@@ -3,7 +3,7 @@ use std::mem;
 
 use super::kernel::{Descriptor, Simulated};
 use super::mechanism::Mechanism;
-use super::process::{Parent, Process, ProcessState, Wait, wait_status};
+use super::process::{Parent, Process, ProcessState, WaitBy, wait_status};
 use crate::kernel::WaitResult;
 use crate::sys::ChildExit;
 
@@ -187,7 +187,7 @@ impl Simulated {
             _ => None,
         };
         if let Some(code) = code {
-            process.reaped_by = Some(Wait::Reaper);
+            process.reaped_by = Some(WaitBy::Reaper);
             table.set(index, ProcessState::Reaped(code));
             table.reaped_by_reaper.push(pid);
             table.requests.has_reaped = true;

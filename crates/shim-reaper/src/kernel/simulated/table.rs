@@ -5,7 +5,7 @@ use std::time::Instant;
 use nix::libc;
 
 use super::epoll::Epoll;
-use super::process::{Features, Parent, Process, ProcessState, Resistance, Wait};
+use super::process::{Features, Parent, Process, ProcessState, Resistance, WaitBy};
 use super::requests::Requests;
 use crate::kernel::MAX_READY_EVENTS;
 
@@ -116,7 +116,7 @@ impl Table {
             ProcessState::BeingReaped(_) => process.reap_began_at = Some(self.now),
             ProcessState::Reaped(_) => {
                 process.reaped_at = Some(self.now);
-                process.reaped_by.get_or_insert(Wait::Other);
+                process.reaped_by.get_or_insert(WaitBy::Other);
                 if self.by_pid.get(&pid) == Some(&index) {
                     self.by_pid.remove(&pid);
                 }

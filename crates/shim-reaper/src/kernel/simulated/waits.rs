@@ -1,6 +1,6 @@
 use super::kernel::{Descriptor, Simulated};
 use super::mechanism::Mechanism;
-use super::process::{Parent, ProcessState, Wait, wait_status};
+use super::process::{Parent, ProcessState, WaitBy, wait_status};
 use super::table::Failure;
 use crate::ResourceUsage;
 use crate::kernel::{Target, WaitResult};
@@ -65,7 +65,7 @@ impl Simulated {
             ProcessState::Zombie(code) => code,
         };
         if reap {
-            process.reaped_by = Some(Wait::Reaper);
+            process.reaped_by = Some(WaitBy::Reaper);
             table.set(index, ProcessState::Reaped(code));
             table.reaped_by_reaper.push(pid);
         }
