@@ -170,4 +170,9 @@ impl Interrupts for Simulation {
     fn signalled(&self, process: usize, signal: Signal) {
         self.check_signal(process, signal);
     }
+
+    fn drain_begins(&self) {
+        // A panic of the worker can end a drain. Another one follows.
+        self.world().ended_before_drain = self.count_ended();
+    }
 }

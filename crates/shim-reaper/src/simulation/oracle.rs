@@ -136,6 +136,12 @@ impl Simulation {
         if pids != report.still_running {
             world.fail(format!("{report:?}, but {pids:?} are unresolved"));
         }
+        let ended = self.count_ended();
+        let drained = ended - world.ended_before_drain;
+        if drained != report.drained {
+            let failure = format!("{report:?}, but {drained} ended in the final drain");
+            world.fail(failure);
+        }
         let was_traced = |pid: &u32| {
             let mut processes = world.registrations.iter().filter_map(|one| one.process);
             processes.any(|index| {
@@ -143,9 +149,8 @@ impl Simulation {
                 process.pid == *pid && process.was_traced
             })
         };
-        let stats = self.core.shared.counters.snapshot(true);
         let left = report.still_running.len() + report.held_by_tracer.len();
-        let sum = stats.reaped_total + stats.vanished_total + left as u64;
+        let sum = ended + left as u64;
         let total = world.registrations.len() as u64;
         if sum != total || !report.held_by_tracer.iter().all(was_traced) {
             let failure = format!("{report:?} counts {sum} of {total} shims, or not its tracers");
@@ -161,6 +166,13 @@ impl Simulation {
         if let Some(left) = left {
             world.fail(left);
         }
+    }
+
+    /// Returns how many registrations have ended. [`check_counters`](Self::check_counters) compares the
+    /// counters with the history.
+    pub(super) fn count_ended(&self) -> u64 {
+        let stats = self.core.shared.counters.snapshot(true);
+        stats.reaped_total + stats.vanished_total
     }
 
     pub(super) fn is_closed(&self) -> bool {

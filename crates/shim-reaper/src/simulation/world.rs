@@ -61,6 +61,8 @@ pub(super) struct World {
     pub(super) orphans: BTreeSet<usize>,
     /// The step in which the final drain began.
     pub(super) closed_at: Option<u64>,
+    /// How many registrations had ended when the final drain began.
+    pub(super) ended_before_drain: u64,
     pub(super) violation: Option<String>,
 }
 
@@ -194,6 +196,7 @@ impl World {
             reaped: 0,
             orphans: BTreeSet::new(),
             closed_at: None,
+            ended_before_drain: 0,
             violation: None,
         }
     }

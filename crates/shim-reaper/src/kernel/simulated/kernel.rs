@@ -33,6 +33,9 @@ pub(crate) trait Interrupts: Debug + Send + Sync {
 
     /// Called when the reaper sends a signal to a process.
     fn signalled(&self, _process: usize, _signal: Signal) {}
+
+    /// Called when the reaper begins the final drain.
+    fn drain_begins(&self) {}
 }
 
 #[derive(Debug)]
@@ -95,6 +98,9 @@ impl Simulated {
 
     /// Begins to report no exits, without [`Mechanism::FinalDrain`].
     pub(super) fn note_final_drain(&self) {
+        if let Some(interrupts) = self.interrupts() {
+            interrupts.drain_begins();
+        }
         let mut table = self.table();
         table.is_blind |= table.features.lacks(Mechanism::FinalDrain);
     }
