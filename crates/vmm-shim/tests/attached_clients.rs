@@ -4,9 +4,8 @@
 mod support;
 
 use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use support::client::Client;
-use support::{Shim, pid};
+use support::Shim;
 use vmm_protocol::frames::{
     ExecSpec, HostMessage, INITIAL_CREDIT, PayloadMessage, RequestErrorKind,
 };
@@ -54,7 +53,7 @@ fn a_client_takes_over_an_execution_whose_client_has_just_left() {
         assert_eq!(second.response(0), PayloadMessage::Pong { token: 1 });
 
         // The shim gets the hang-up and the request at once.
-        stop(&shim);
+        shim.stop();
         // A process that another test forks can have a copy of the descriptor.
         first.shut_down();
         second.send(7, attach(&id, true));
@@ -63,13 +62,6 @@ fn a_client_takes_over_an_execution_whose_client_has_just_left() {
         let expected = ("got it\n".into(), 0, Ending::Exited { code: 7 });
         assert_eq!(second.finish(7), expected);
     }
-}
-
-/// Stops all threads of the shim.
-fn stop(shim: &Shim) {
-    shim.signal(Signal::SIGSTOP);
-    let status = waitpid(pid(shim.child.id()), Some(WaitPidFlag::WUNTRACED)).unwrap();
-    assert!(matches!(status, WaitStatus::Stopped(..)), "{status:?}");
 }
 
 #[test]

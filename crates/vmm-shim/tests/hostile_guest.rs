@@ -8,11 +8,12 @@ mod support;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use support::client::Client;
 use support::{Shim, sh, spec};
@@ -79,8 +80,14 @@ impl Call for Hostile {
     }
 }
 
+/// The socket at which a test waits to be the guest itself.
+const GUEST_SOCKET: &str = "guest.sock";
+
 impl ControlChannel for Hostile {
     fn open(&self) -> Result<OwnedFd, RequestError> {
+        if let Ok(host) = UnixStream::connect(GUEST_SOCKET) {
+            return Ok(host.into());
+        }
         let (host, guest) = UnixStream::pair().unwrap();
         thread::spawn(|| Guest::new(guest).serve());
         Ok(host.into())
@@ -334,6 +341,29 @@ fn input_of_a_client_that_has_left_waits_for_a_guest_that_does_not_read() {
     });
 }
 
+fn a_request_that_waits_for_another_client_to_leave_is_handled_although_the_guest_ends() {
+    let (shim, mut first) = start();
+    let listener = UnixListener::bind(shim.path(GUEST_SOCKET)).unwrap();
+    exec(&mut first, 1, "run");
+    let (port, _) = listener.accept().unwrap();
+    let mut guest = Guest::new(port);
+    guest.send(1, started());
+    assert!(matches!(first.response(1), PayloadMessage::Started { .. }));
+    let mut second = Client::connect(&shim);
+    assert_eq!(second.list().len(), 1);
+
+    // The shim gets the hang-ups of the client and of the guest, and the request, at once.
+    shim.stop();
+    // A process that another test forks can have a copy of the descriptor.
+    first.shut_down();
+    let (id, output) = ("exec-1".to_owned(), true);
+    second.send(7, HostMessage::Attach { id, output });
+    drop(guest);
+    shim.signal(Signal::SIGCONT);
+    let (_, _, ending) = second.finish(7);
+    assert!(matches!(ending, Ending::Failed { .. }), "{ending:?}");
+}
+
 /// Waits until the hub has noticed that a client has left, and waits for something else.
 fn wait_until_hub_is_idle(shim: &Shim) {
     let threads = fs::read_dir(format!("/proc/{}/task", shim.child.id())).unwrap();
@@ -359,5 +389,6 @@ fn main() {
         output_beyond_the_credit_is_dropped_and_takes_no_memory,
         messages_on_other_streams_and_after_the_end_are_ignored,
         input_of_a_client_that_has_left_waits_for_a_guest_that_does_not_read,
+        a_request_that_waits_for_another_client_to_leave_is_handled_although_the_guest_ends,
     ];
 }

@@ -29,6 +29,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use vmm_protocol::procfs::status_field;
@@ -160,6 +161,13 @@ impl Shim {
 
     pub fn signal(&self, signal: Signal) {
         kill(pid(self.child.id()), signal).unwrap();
+    }
+
+    /// Stops all threads of the shim.
+    pub fn stop(&self) {
+        self.signal(Signal::SIGSTOP);
+        let status = waitpid(pid(self.child.id()), Some(WaitPidFlag::WUNTRACED)).unwrap();
+        assert!(matches!(status, WaitStatus::Stopped(..)), "{status:?}");
     }
 
     /// Waits until the shim has exited, and reaps it.
