@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 use std::io;
-use std::mem::MaybeUninit;
+use std::mem::{self, MaybeUninit};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,6 +35,8 @@ pub(crate) struct PauseChanges {
     watcher: PauseWatcher,
     descriptor: i32,
     changed: Arc<Notify>,
+    /// Whether the record was there when it was read last.
+    was_recorded: bool,
 }
 
 impl PauseWatcher {
@@ -62,6 +64,8 @@ impl PauseWatcher {
             | WatchFlags::ONLYDIR
             | WatchFlags::DONT_FOLLOW;
         let changed = Arc::new(Notify::new());
+        // The record may be there already.
+        changed.notify_one();
         let mut watched = self.watched();
         let descriptor = inotify::add_watch(self.inotify.get_ref(), dir, flags)?;
         watched.insert(descriptor, Arc::clone(&changed));
@@ -69,6 +73,7 @@ impl PauseWatcher {
             watcher: self.clone(),
             descriptor,
             changed,
+            was_recorded: false,
         })
     }
 
@@ -117,6 +122,15 @@ impl PauseChanges {
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;
     }
+
+    /// Returns whether the payload is paused, if the record shows that.
+    ///
+    /// If it is missing, the payload continues only if it was there before: a shim cannot write it to a
+    /// full disk.
+    pub(crate) fn is_paused(&mut self, is_recorded: bool) -> Option<bool> {
+        let was_recorded = mem::replace(&mut self.was_recorded, is_recorded);
+        (is_recorded || was_recorded).then_some(is_recorded)
+    }
 }
 
 impl Drop for PauseChanges {
@@ -139,20 +153,24 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::time::Duration;
 
+    use tempfile::TempDir;
     use tokio::time::timeout;
 
     use super::*;
 
-    #[tokio::test]
-    async fn a_change_is_reported_although_another_box_fills_the_queue_of_the_kernel() {
-        let driver = Driver::start().unwrap();
-        let watcher = PauseWatcher::start(&driver).unwrap();
-        let [paused, noisy] = [(); 2].map(|()| tempfile::tempdir().unwrap());
-        let changes = watcher.watch(paused.path()).unwrap();
-        let _noise = watcher.watch(noisy.path()).unwrap();
-        // Nothing is read until then.
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    /// Makes a change after events of another directory have filled the queue of the kernel, which drops those
+    /// of the change.
+    fn change_during_overflow(driver: &Driver, noisy: &TempDir, change: impl Fn()) {
+        // The driver reads nothing until `read` is dropped.
         let (read, wait) = channel::<()>();
-        driver.handle().spawn(async move { wait.recv() });
+        let (blocks, is_blocked) = channel();
+        driver.handle().spawn(async move {
+            blocks.send(()).unwrap();
+            wait.recv()
+        });
+        is_blocked.recv().unwrap();
         let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
         let limit: u32 = limit.trim().parse().unwrap();
         for number in 0..=limit / 2 {
@@ -160,9 +178,36 @@ mod tests {
             File::create(&path).unwrap();
             fs::remove_file(path).unwrap();
         }
-        File::create(paused.path().join(FILES.paused)).unwrap();
+        change();
         drop(read);
-        let changed = timeout(Duration::from_secs(60), changes.changed()).await;
-        changed.expect("the change is lost");
+    }
+
+    #[tokio::test]
+    async fn a_change_is_reported_although_another_box_fills_the_queue_of_the_kernel() {
+        let driver = Driver::start().unwrap();
+        let watcher = PauseWatcher::start(&driver).unwrap();
+        let [paused, noisy] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let mut changes = watcher.watch(paused.path()).unwrap();
+        let _noise = watcher.watch(noisy.path()).unwrap();
+        let record = paused.path().join(FILES.paused);
+        let write = || drop(File::create(&record).unwrap());
+        let delete = || fs::remove_file(&record).unwrap();
+        let changes_of_record: [(&dyn Fn(), Option<bool>); 5] = [
+            // The shim could not write it, or has not paused its payload.
+            (&|| (), None),
+            (&write, Some(true)),
+            (&|| (), Some(true)),
+            (&delete, Some(false)),
+            (&|| (), None),
+        ];
+        // A new watch reports a change.
+        changes.changed().await;
+        assert_eq!(changes.is_paused(record.exists()), None);
+        for (change, is_paused) in changes_of_record {
+            change_during_overflow(&driver, &noisy, change);
+            let changed = timeout(DEADLINE, changes.changed()).await;
+            changed.expect("the change is lost");
+            assert_eq!(changes.is_paused(record.exists()), is_paused);
+        }
     }
 }

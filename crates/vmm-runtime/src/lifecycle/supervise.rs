@@ -133,20 +133,16 @@ async fn cleanup_locked(core: &Core, bx: &Arc<MicroBox>) -> Result<(), RuntimeEr
 async fn follow_pauses(core: &Core, bx: &MicroBox, shim: &Arc<ShimHandler>) {
     // Without a watch, only requests change the status.
     let watch = |pauses: &PauseWatcher| pauses.watch(bx.dir().path()).ok();
-    let Some(changes) = core.pauses.as_ref().and_then(watch) else {
+    let Some(mut changes) = core.pauses.as_ref().and_then(watch) else {
         return std::future::pending().await;
     };
-    let is_paused = async || {
-        let dir = bx.dir().clone();
-        core.inspect(move || dir.is_paused()).await
-    };
-    // A pause can be known without its record.
-    if let Ok(true) = is_paused().await {
-        bx.set_paused(shim, true);
-    }
     loop {
         changes.changed().await;
-        if let Ok(is_paused) = is_paused().await {
+        let dir = bx.dir().clone();
+        let is_recorded = core.inspect(move || dir.is_paused()).await;
+        if let Ok(is_recorded) = is_recorded
+            && let Some(is_paused) = changes.is_paused(is_recorded)
+        {
             bx.set_paused(shim, is_paused);
         }
     }
