@@ -6,8 +6,12 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use common::boxes::{shim_program, sleeping, start_box};
+use common::own_process::in_own_process;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use vmm_runtime::shim::ShimProgram;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{RuntimeError, ShimProgramError, VmmRuntime};
+use vmm_runtime::{RuntimeError, ShimProgramError, VmmRuntime, with_causes};
 
 #[tokio::test]
 async fn a_program_that_does_not_call_run_if_shim_cannot_be_its_own_shim() {
@@ -50,6 +54,40 @@ async fn a_shim_program_that_is_not_executable_is_named() {
             "{error}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_shim_program_that_the_kernel_does_not_execute_is_named() {
+    let home = PerTestBoxHome::new();
+    let file = home.path().join("vmm-shim");
+    fs::write(&file, "text").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    let options = home.options().shim_program(&file);
+    let runtime = VmmRuntime::open(options).await.unwrap();
+    let id = runtime.create(sleeping()).await.unwrap().id;
+    let error = with_causes(&runtime.start(&id).await.unwrap_err());
+    assert!(error.contains(&format!("cannot spawn {file:?}")), "{error}");
+    assert!(!error.contains("/proc/"), "{error}");
+}
+
+#[test]
+fn a_missing_procfs_is_named() {
+    in_own_process("a_missing_procfs_is_named", || {
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        let unmounted = unshare(CloneFlags::CLONE_NEWNS)
+            .and_then(|()| mount(None::<&str>, "/", None::<&str>, private, None::<&str>))
+            .and_then(|()| umount2("/proc", MntFlags::MNT_DETACH));
+        if let Err(error) = unmounted {
+            eprintln!("SKIPPED: this test needs permission to mount: {error}");
+            assert!(std::env::var_os("CI").is_none(), "skipped in CI: {error}");
+            return;
+        }
+        let error = ShimProgram::at("/bin/true").unwrap_err();
+        assert!(
+            matches!(error, ShimProgramError::NoProcfs { .. }),
+            "{error:?}"
+        );
+    });
 }
 
 #[tokio::test]

@@ -36,6 +36,18 @@ fn the_error_has_the_step_the_program_and_the_cause() {
 }
 
 #[test]
+fn the_error_has_the_program_if_another_file_is_executed() {
+    let mut command = Command::new("program");
+    let error = command.executable("/nonexistent").spawn().unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
+    assert_eq!(
+        error.to_string(),
+        "cannot spawn \"program\": cannot execute the program"
+    );
+    assert_eq!(command.get_program(), "program");
+}
+
+#[test]
 fn a_nul_byte_is_invalid_input() {
     let mut commands = [
         Command::new("a\0b"),

@@ -68,6 +68,7 @@ fn commands_have_what_shims_need(fd: OwnedFd, [cgroup, namespace, ruleset]: [Fil
         .nice(10)
         .parent_death_signal(9)
         .no_new_privs(true)
+        .executable("other")
         .fd(3, fd)
         .inherit_descriptors(false)
         .inherit_signal_mask(false)

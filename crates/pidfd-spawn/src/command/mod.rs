@@ -27,6 +27,7 @@ use crate::stdio::Stdio;
 /// | set its supplementary groups, start a session with a terminal | [`groups`](Self::groups), [`setsid`](Self::setsid), [`controlling_terminal`](Self::controlling_terminal) |
 /// | forbid that it gains privileges, restrict what it can open | [`no_new_privs`](Self::no_new_privs), [`landlock`](Self::landlock) |
 /// | move it to a network namespace | [`network_namespace`](Self::network_namespace) |
+/// | execute a file that is open, and name another one in errors | [`executable`](Self::executable) |
 /// | end it with the thread that spawned it | [`parent_death_signal`](Self::parent_death_signal) |
 /// | choose the signals that it blocks and ignores | [`inherit_signal_mask`](Self::inherit_signal_mask), [`reset_ignored_signals`](Self::reset_ignored_signals) |
 ///
@@ -66,6 +67,8 @@ use crate::stdio::Stdio;
 /// ```
 pub struct Command {
     program: OsString,
+    /// What the child executes in place of the program.
+    executable: Option<OsString>,
     arg0: Option<OsString>,
     args: Vec<OsString>,
     environment: Environment,
@@ -93,6 +96,7 @@ impl Command {
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         Self {
             program: program.as_ref().to_owned(),
+            executable: None,
             arg0: None,
             args: Vec::new(),
             environment: Environment::default(),
@@ -142,6 +146,28 @@ impl Command {
     /// ```
     pub fn arg0(&mut self, arg: impl AsRef<OsStr>) -> &mut Self {
         self.arg0 = Some(arg.as_ref().to_owned());
+        self
+    }
+
+    /// Sets what the child executes in place of the program, such as a file that is open. It is
+    /// [searched](Self#program-search) as a program is. Errors name the program all the same, and it stays the
+    /// default of [`arg0`](Self::arg0).
+    ///
+    /// ```
+    /// # use std::fs::File;
+    /// # use pidfd_spawn::Command;
+    /// let echo = File::open("/bin/echo")?;
+    /// // Also if another file has this path by now.
+    /// let output = Command::new("/bin/echo")
+    ///     .executable("/proc/self/fd/7")
+    ///     .fd(7, echo)
+    ///     .arg("hello")
+    ///     .output()?;
+    /// assert_eq!(output.stdout, b"hello\n");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn executable(&mut self, program: impl AsRef<OsStr>) -> &mut Self {
+        self.executable = Some(program.as_ref().to_owned());
         self
     }
 
@@ -320,6 +346,7 @@ impl fmt::Debug for Command {
         // `pre_exec` has no representation.
         f.debug_struct("Command")
             .field("program", &self.program)
+            .field("executable", &self.executable)
             .field("arg0", &self.arg0)
             .field("args", &self.args)
             .field("environment", &self.environment)

@@ -119,7 +119,8 @@ impl Command {
         start: impl FnOnce(&mut Plan<'_>) -> Result<T, Failure>,
     ) -> Result<(T, Streams), Cause> {
         let captured = self.environment.capture()?;
-        let candidates = path_search::candidates(&self.program, captured.path.as_deref())?;
+        let executable = self.executable.as_ref().unwrap_or(&self.program);
+        let candidates = path_search::candidates(executable, captured.path.as_deref())?;
         let arguments = self.argument_strings()?;
         let current_dir = self
             .current_dir

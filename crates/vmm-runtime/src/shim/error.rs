@@ -31,6 +31,12 @@ pub enum ShimProgramError {
         /// The path.
         path: PathBuf,
     },
+    /// Shims are executed by way of `/proc`, so that they are all of the file that was opened.
+    #[error("cannot execute shim program {}: /proc is not mounted; mount it", path.display())]
+    NoProcfs {
+        /// The path.
+        path: PathBuf,
+    },
 }
 
 /// An error of a start of a shim. The shim has ended and has been reaped.

@@ -46,7 +46,7 @@ impl ShimProgram {
     ///
     /// # Errors
     ///
-    /// If the file does not exist or is not executable.
+    /// If the file does not exist or is not executable, or if `/proc` is not mounted.
     pub fn at(path: impl Into<PathBuf>) -> Result<Self, ShimProgramError> {
         let path = path.into();
         let flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -58,7 +58,13 @@ impl ShimProgram {
             }
         };
         let opened = fd_path(file.as_raw_fd());
-        let is_file = fs::metadata(&opened).is_ok_and(|found| found.is_file());
+        let is_file = match fs::metadata(&opened) {
+            // The file is open.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(ShimProgramError::NoProcfs { path });
+            }
+            found => found.is_ok_and(|found| found.is_file()),
+        };
         if is_file && access(&opened, AccessFlags::X_OK).is_ok() {
             Ok(Self::new(path, Some(file)))
         } else {
@@ -92,14 +98,12 @@ impl ShimProgram {
     ///
     /// If no descriptor is left.
     pub(super) fn command(&self, invocation: &Invocation, dir: &Path) -> io::Result<Command> {
-        let mut command = match &self.file {
-            Some(file) => {
-                let mut command = Command::new(fd_path(PROGRAM_FD));
-                command.fd(PROGRAM_FD, file.try_clone()?);
-                command
-            }
-            None => Command::new(&self.path),
-        };
+        let mut command = Command::new(&self.path);
+        if let Some(file) = &self.file {
+            command
+                .executable(fd_path(PROGRAM_FD))
+                .fd(PROGRAM_FD, file.try_clone()?);
+        }
         // The runtime has several descriptors per box.
         command
             .arg0(ARGV0)
