@@ -15,7 +15,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Uid, setuid};
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{Removal, RuntimeOptions, VmmRuntime};
+use vmm_runtime::{Removal, RuntimeOptions, ShimProgram, VmmRuntime};
 
 /// More levels than a recursive removal has stack for, or a process has descriptors for.
 const DEPTH: usize = 14_000;
@@ -157,7 +157,7 @@ fn directories_without_permissions_are_removed() {
 fn remove_without_permissions() {
     let home = env::current_dir().unwrap().join("home");
     // This test starts no box.
-    let options = RuntimeOptions::new(&home).shim_program("/bin/true");
+    let options = RuntimeOptions::new(&home).shim_program(ShimProgram::at("/bin/true").unwrap());
     block_on(async {
         let runtime = VmmRuntime::open(options).await.unwrap();
         let id = runtime.create(sleeping()).await.unwrap().id;

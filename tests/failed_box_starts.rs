@@ -10,8 +10,8 @@ use futures::future::join_all;
 use futures::poll;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
-    BoxChange, BoxSpec, BoxStatus, Ending, FailureKind, Ready, Removal, RuntimeError, StartError,
-    VmmRuntime, with_causes,
+    BoxChange, BoxSpec, BoxStatus, Ending, FailureKind, Ready, Removal, RuntimeError, ShimProgram,
+    StartError, VmmRuntime, with_causes,
 };
 
 #[tokio::test]
@@ -113,7 +113,7 @@ async fn a_program_that_is_not_a_shim_is_killed() {
     for program in ["/bin/true", "/bin/cat", "/usr/bin/yes"] {
         let home = PerTestBoxHome::new();
         let options = vmm_runtime::RuntimeOptions::new(home.path())
-            .shim_program(program)
+            .shim_program(ShimProgram::at(program).unwrap())
             .start_timeout(Duration::from_millis(300));
         let runtime = VmmRuntime::open(options).await.unwrap();
         let id = runtime.create(sleeping()).await.unwrap().id;

@@ -1,4 +1,4 @@
-//! Opening a VMM runtime checks the shim program, before any box starts.
+//! The shim program is checked before any box starts.
 
 mod common;
 
@@ -9,9 +9,8 @@ use common::boxes::{shim_program, sleeping, start_box};
 use common::own_process::in_own_process;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
-use vmm_runtime::shim::ShimProgram;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{RuntimeError, ShimProgramError, VmmRuntime, with_causes};
+use vmm_runtime::{RuntimeError, ShimProgram, ShimProgramError, VmmRuntime, with_causes};
 
 #[tokio::test]
 async fn a_program_that_does_not_call_run_if_shim_cannot_be_its_own_shim() {
@@ -24,31 +23,22 @@ async fn a_program_that_does_not_call_run_if_shim_cannot_be_its_own_shim() {
     assert!(error.to_string().contains("run_if_shim"), "{error}");
 }
 
-#[tokio::test]
-async fn a_missing_shim_program_is_named() {
-    let home = PerTestBoxHome::new();
-    let options = home.options().shim_program("/no/such/vmm-shim");
-    let error = VmmRuntime::open(options).await.unwrap_err();
-    assert!(matches!(
-        error,
-        RuntimeError::ShimProgram(ShimProgramError::Missing { .. })
-    ));
+#[test]
+fn a_missing_shim_program_is_named() {
+    let error = ShimProgram::at("/no/such/vmm-shim").unwrap_err();
+    assert!(matches!(error, ShimProgramError::Missing { .. }));
     assert!(error.to_string().contains("/no/such/vmm-shim"), "{error}");
 }
 
-#[tokio::test]
-async fn a_shim_program_that_is_not_executable_is_named() {
-    let home = PerTestBoxHome::new();
-    let file = home.path().join("plain");
+#[test]
+fn a_shim_program_that_is_not_executable_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("plain");
     fs::write(&file, "").unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
-    for path in [file.as_path(), home.path()] {
-        let options = home.options().shim_program(path);
-        let error = VmmRuntime::open(options).await.unwrap_err();
-        assert!(matches!(
-            error,
-            RuntimeError::ShimProgram(ShimProgramError::NotExecutable { .. })
-        ));
+    for path in [file.as_path(), dir.path()] {
+        let error = ShimProgram::at(path).unwrap_err();
+        assert!(matches!(error, ShimProgramError::NotExecutable { .. }));
         assert!(
             error.to_string().contains(path.to_str().unwrap()),
             "{error}"
@@ -62,7 +52,7 @@ async fn a_shim_program_that_the_kernel_does_not_execute_is_named() {
     let file = home.path().join("vmm-shim");
     fs::write(&file, "text").unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
-    let options = home.options().shim_program(&file);
+    let options = home.options().shim_program(ShimProgram::at(&file).unwrap());
     let runtime = VmmRuntime::open(options).await.unwrap();
     let id = runtime.create(sleeping()).await.unwrap().id;
     let error = with_causes(&runtime.start(&id).await.unwrap_err());
@@ -103,7 +93,8 @@ async fn a_replaced_or_deleted_shim_program_does_not_affect_an_open_runtime() {
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("vmm-shim");
     fs::copy(shim_program(), &program).unwrap();
-    let options = home.options().shim_program(&program);
+    let opened = ShimProgram::at(&program).unwrap();
+    let options = home.options().shim_program(opened);
     let runtime = VmmRuntime::open(options).await.unwrap();
 
     // As a package manager does.

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use futures::StreamExt;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxChange, BoxEvent, BoxInfo, BoxSpec, BoxStatus, Events, Removal};
-use vmm_runtime::{RuntimeOptions, VmmRuntime};
+use vmm_runtime::{RuntimeOptions, ShimProgram, VmmRuntime};
 
 use super::{DEADLINE, eventually, pause};
 
@@ -36,7 +36,7 @@ pub fn shim_program() -> &'static Path {
 }
 
 pub fn options(home: &Path) -> RuntimeOptions {
-    RuntimeOptions::new(home).shim_program(shim_program())
+    RuntimeOptions::new(home).shim_program(ShimProgram::at(shim_program()).unwrap())
 }
 
 pub async fn open_runtime(home: &PerTestBoxHome) -> VmmRuntime {

@@ -34,8 +34,8 @@ use oracle::History;
 use point::{Operation, Point, Series};
 use supervisor::{Seen, Supervisor};
 use vmm_protocol::panic_message;
-use vmm_runtime::RuntimeOptions;
 use vmm_runtime::testing::PerTestBoxHome;
+use vmm_runtime::{RuntimeOptions, ShimProgram};
 
 /// The sample has one of so many points.
 const SAMPLED: usize = 10;
@@ -43,7 +43,9 @@ const SAMPLED: usize = 10;
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
     let args: Vec<_> = args.iter().map(String::as_str).collect();
-    let at = |home: &str, shim: &str| RuntimeOptions::new(home).shim_program(shim);
+    let at = |home: &str, shim: &str| {
+        RuntimeOptions::new(home).shim_program(ShimProgram::at(shim).unwrap())
+    };
     let failures = match args[..] {
         ["--leave-boxes", home, shim] => subject::leave_boxes(at(home, shim)),
         ["--subject", home, shim, series] => {

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use vmm_rest::wire::{CreateBoxRequest, ErrorCode, PrincipalType};
 use vmm_rest::{BearerToken, Client, ImageTable, Limits, RouterAccess, Server};
-use vmm_runtime::{RuntimeOptions, VmmRuntime};
+use vmm_runtime::{RuntimeOptions, ShimProgram, VmmRuntime};
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -33,7 +33,8 @@ impl Application {
     async fn start(access: RouterAccess) -> Self {
         let home = tempfile::tempdir().unwrap();
         // No test starts a box, so any program will do.
-        let options = RuntimeOptions::new(home.path()).shim_program("/bin/true");
+        let options =
+            RuntimeOptions::new(home.path()).shim_program(ShimProgram::at("/bin/true").unwrap());
         let runtime = VmmRuntime::open(options).await.unwrap();
         let shutdown = CancellationToken::new();
         let server = Server::new(

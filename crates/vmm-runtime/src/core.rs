@@ -83,7 +83,7 @@ impl Core {
     /// Opens the home and starts the reaper. Does not read any box yet.
     pub(crate) fn open(options: &RuntimeOptions, driver: Driver) -> Result<Self, RuntimeError> {
         let program = match &options.shim_program {
-            Some(path) => ShimProgram::at(path)?,
+            Some(program) => program.clone(),
             None => ShimProgram::this()?,
         };
         let program = program.private_env(options.private_env.clone());

@@ -124,8 +124,8 @@ pub use process::{BoxUsage, ProcessExit, ProcessMonitor};
 pub use queries::BoxStats;
 pub use restart::{InvalidRestartPolicy, RestartPolicy};
 pub use runtime::VmmRuntime;
-pub use shim::{LastOutput, ShimProgramError, StartError};
-pub(crate) use shim::{ShimController, ShimHandler, ShimProgram};
+pub use shim::{LastOutput, ShimProgram, ShimProgramError, StartError};
+pub(crate) use shim::{ShimController, ShimHandler};
 pub use vmm_protocol::frames::{
     ExecSpec, Execution as ExecutionInfo, GetSpec, GuestStats, PutSpec, RequestErrorKind,
     TerminalSize,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use vmm_protocol::{HostPolicy, PayloadSpec};
 
-use crate::RuntimeError;
+use crate::{RuntimeError, ShimProgram};
 
 /// A function that checks the payload of a box, see [`RuntimeOptions::payload_check`].
 #[derive(Clone)]
@@ -44,7 +44,7 @@ pub struct RuntimeOptions {
     /// The program that shims execute. By default the current program, whose `main` must then begin
     /// with `vmm_shim::run_if_shim()`. Either is opened once: an upgrade that replaces the file does
     /// not affect an open runtime.
-    pub shim_program: Option<PathBuf>,
+    pub shim_program: Option<ShimProgram>,
     /// Environment variables of this process, such as secrets, that shims and health checks do not
     /// inherit.
     pub private_env: Vec<OsString>,
@@ -109,8 +109,8 @@ impl RuntimeOptions {
 
     /// Sets [`shim_program`](Self::shim_program).
     #[must_use]
-    pub fn shim_program(mut self, path: impl Into<PathBuf>) -> Self {
-        self.shim_program = Some(path.into());
+    pub fn shim_program(mut self, program: ShimProgram) -> Self {
+        self.shim_program = Some(program);
         self
     }
 

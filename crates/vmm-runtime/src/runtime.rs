@@ -101,8 +101,8 @@ impl VmmRuntime {
     ///
     /// [`RuntimeError::Locked`] while another runtime has the home; [`RuntimeError::HomeOfAnother`]
     /// and [`RuntimeError::OpenHome`] if another user could change it; [`RuntimeError::Thread`] if
-    /// a thread cannot be started; [`RuntimeError::ShimProgram`] if the shim program cannot be
-    /// used; [`RuntimeError::File`] if the home cannot be read or written. A damaged box is not an
+    /// a thread cannot be started; [`RuntimeError::ShimProgram`] if the current program cannot be
+    /// its own shim; [`RuntimeError::File`] if the home cannot be read or written. A damaged box is not an
     /// error: it is listed as failed, with the reason.
     ///
     /// # Cancel safety

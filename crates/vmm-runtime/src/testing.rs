@@ -58,13 +58,14 @@ use crate::process::membership;
 /// ```ignore
 /// // tests/boxes.rs
 /// use vmm_runtime::testing::PerTestBoxHome;
-/// use vmm_runtime::{BoxSpec, VmmRuntime};
+/// use vmm_runtime::{BoxSpec, ShimProgram, VmmRuntime};
 ///
 /// #[tokio::test]
 /// async fn a_box_exits_with_the_code_of_its_command() {
 ///     // Before the runtime, so that it is dropped after it.
 ///     let home = PerTestBoxHome::new();
-///     let options = home.options().shim_program(env!("CARGO_BIN_EXE_my-daemon"));
+///     let shim = ShimProgram::at(env!("CARGO_BIN_EXE_my-daemon")).unwrap();
+///     let options = home.options().shim_program(shim);
 ///     let runtime = VmmRuntime::open(options).await.unwrap();
 ///
 ///     let spec = BoxSpec::new(["sh", "-c", "exit 3"]).name("job");

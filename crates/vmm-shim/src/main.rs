@@ -37,7 +37,7 @@ fn run() -> u8 {
             let _ = writeln!(
                 io::stderr(),
                 "vmm-shim {} is not for manual use: a VMM runtime starts it, once per box.\n\
-                 Pass its path to RuntimeOptions::shim_program.",
+                 Open it as a ShimProgram, and pass that to RuntimeOptions::shim_program.",
                 vmm_shim::VERSION,
             );
             64 // EX_USAGE, sysexits(3)

@@ -4,8 +4,8 @@
 mod support;
 
 use nix::sys::signal::Signal;
-use support::client::Client;
 use support::Shim;
+use support::client::Client;
 use vmm_protocol::frames::{
     ExecSpec, HostMessage, INITIAL_CREDIT, PayloadMessage, RequestErrorKind,
 };

@@ -26,7 +26,9 @@ use std::time::{Duration, Instant};
 use bare_guest::{BareGuest, Invocation};
 use pairs::{Pairs, median, met};
 use tempfile::TempDir;
-use vmm_runtime::{BoxInfo, BoxSpec, Ending, ExecSpec, Removal, RuntimeOptions, VmmRuntime};
+use vmm_runtime::{
+    BoxInfo, BoxSpec, Ending, ExecSpec, Removal, RuntimeOptions, ShimProgram, VmmRuntime,
+};
 use vmm_shim::{Disk, Qemu, QemuOptions, Shim};
 
 const BOOTS: usize = 15;
@@ -58,7 +60,7 @@ async fn run(short: bool, shim: Option<&Path>, files: &Path) {
     let dir = TempDir::new().expect("a directory");
     let guest = guest(files, dir.path());
     let mut options = RuntimeOptions::new(dir.path().join("home")).start_timeout(BOOT_TIMEOUT);
-    options.shim_program = shim.map(Path::to_owned);
+    options.shim_program = shim.map(|shim| ShimProgram::at(shim).expect("a shim program"));
     let runtime = VmmRuntime::open(options).await.expect("a runtime");
     let (boots, boxes, round_trips) = if short {
         (1, 1, 3)

@@ -13,8 +13,8 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Level;
 use vmm_rest::{BearerToken, Image, ImageTable, Limits, Listener, Server};
 use vmm_runtime::{
-    ConfinementRule, ControlGroup, HostPolicy, RuntimeOptions, RuntimeShutdown, VmmRuntime,
-    with_causes,
+    ConfinementRule, ControlGroup, HostPolicy, RuntimeOptions, RuntimeShutdown, ShimProgram,
+    VmmRuntime, with_causes,
 };
 
 use super::log_format::LogFormat;
@@ -149,7 +149,7 @@ impl Serve {
         let inherited = InheritedSockets::take()?;
         raise_descriptor_limit();
         let shim = shim_program::find();
-        let images = self.images(home, shim.as_deref())?;
+        let images = self.images(home, shim.as_ref().map(ShimProgram::path))?;
         let token = read_token(self.token_file.as_deref())?;
         tokio::runtime::Builder::new_multi_thread()
             .max_blocking_threads(BLOCKING_THREADS)
@@ -176,7 +176,7 @@ impl Serve {
     async fn serve(
         self,
         home: &Home,
-        shim: Option<PathBuf>,
+        shim: Option<ShimProgram>,
         inherited: InheritedSockets,
         images: ImageTable,
         token: Option<BearerToken>,

@@ -2,9 +2,8 @@
 //! the daemon itself.
 
 use std::env;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
+use vmm_runtime::{ShimProgram, ShimProgramError, with_causes};
 use vmm_shim::{Qemu, Shim};
 
 /// Returns the shim that this program can be. `vmm-shim` has the same engines.
@@ -14,17 +13,22 @@ pub(crate) fn shim() -> Shim {
 
 /// Returns the program `vmm-shim` in the directory of this program, if it has the version of this
 /// program.
-pub(super) fn find() -> Option<PathBuf> {
-    let program = env::current_exe().ok()?.with_file_name("vmm-shim");
-    if !program.is_file() {
-        return None;
-    }
+pub(super) fn find() -> Option<ShimProgram> {
+    let path = env::current_exe().ok()?.with_file_name("vmm-shim");
+    let program = match ShimProgram::at(path) {
+        Ok(program) => program,
+        Err(ShimProgramError::Missing { .. }) => return None,
+        Err(error) => {
+            tracing::warn!(error = %with_causes(&error), "the daemon is its own shim");
+            return None;
+        }
+    };
     let shown = version_of(&program)?;
     if shown == format!("vmm-shim {}\n", vmm_shim::VERSION).as_bytes() {
         return Some(program);
     }
     tracing::warn!(
-        program = %program.display(),
+        program = %program.path().display(),
         shown = %String::from_utf8_lossy(&shown).trim_end(),
         needed = vmm_shim::VERSION,
         "vmm-shim has another version; the daemon is its own shim, which starts more slowly"
@@ -33,14 +37,11 @@ pub(super) fn find() -> Option<PathBuf> {
 }
 
 /// Returns what `vmm-shim --version` prints.
-fn version_of(program: &Path) -> Option<Vec<u8>> {
-    let mut command = Command::new(program);
-    // Without the secrets in the environment.
-    command.arg("--version").env_clear().stdin(Stdio::null());
-    match command.output() {
+fn version_of(program: &ShimProgram) -> Option<Vec<u8>> {
+    match program.output(["--version"]) {
         Ok(output) => Some(output.stdout),
         Err(error) => {
-            tracing::warn!(program = %program.display(), %error, "cannot run vmm-shim");
+            tracing::warn!(error = %with_causes(&error), "cannot run vmm-shim");
             None
         }
     }

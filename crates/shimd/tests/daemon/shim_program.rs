@@ -1,4 +1,5 @@
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -43,13 +44,45 @@ async fn daemon_uses_the_program_vmm_shim_beside_it() {
     assert_eq!(programs, ["vmm-shim", "vmm-shim"].map(PathBuf::from));
 }
 
+/// Creates a program that is a shell script.
+fn script(path: &Path, text: &str) {
+    fs::write(path, format!("#!/bin/bash\n{text}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[tokio::test]
+async fn daemon_uses_the_file_of_vmm_shim_whose_version_it_has_checked() {
+    let home = PerTestBoxHome::new();
+    let [checked, other] = ["checked", "other"].map(|name| home.path().join(name));
+    let [wrapper, upgrade] = ["wrapper", "upgrade"].map(|name| home.path().join(name));
+    for program in [&checked, &other] {
+        fs::copy(env!("CARGO_BIN_EXE_shimd"), program).unwrap();
+    }
+    script(
+        &upgrade,
+        &format!("exec -a vmm-shim {} \"$@\"", other.display()),
+    );
+    // An upgrade replaces the file as soon as the check has begun.
+    script(
+        &wrapper,
+        &format!(
+            "if [ \"$1\" = --version ]; then\n  mv {} {}\n  echo vmm-shim {}\nelse\n  \
+             exec -a vmm-shim {} \"$@\"\nfi",
+            upgrade.display(),
+            home.path().join("bin/vmm-shim").display(),
+            vmm_shim::VERSION,
+            checked.display(),
+        ),
+    );
+    let [shim, _] = programs_beside(&home, &wrapper).await;
+    assert_eq!(shim, Path::new("checked"));
+}
+
 #[tokio::test]
 async fn daemon_does_not_use_a_vmm_shim_of_another_version() {
     let home = PerTestBoxHome::new();
     let other = home.path().join("other");
-    fs::write(&other, "#!/bin/sh\necho vmm-shim 0.0.0\n").unwrap();
-    let executable = fs::metadata(env!("CARGO_BIN_EXE_shimd")).unwrap();
-    fs::set_permissions(&other, executable.permissions()).unwrap();
+    script(&other, "echo vmm-shim 0.0.0");
     let programs = programs_beside(&home, &other).await;
     assert_eq!(programs, ["shimd", "shimd"].map(PathBuf::from));
     assert!(read_log(&home).contains("vmm-shim has another version"));

@@ -20,7 +20,7 @@ use pairs::{Pairs, median, met};
 use tempfile::TempDir;
 use tokio::process::Command;
 use vmm_protocol::procfs::Stat;
-use vmm_runtime::{BoxSpec, Removal, RuntimeOptions, VmmRuntime};
+use vmm_runtime::{BoxSpec, Removal, RuntimeOptions, ShimProgram, VmmRuntime};
 
 const SINGLE: usize = 200;
 const CHURNS: usize = 15;
@@ -62,7 +62,7 @@ async fn run(short: bool, shim: Option<&Path>) {
 
     let open = |warm: usize| {
         let mut options = RuntimeOptions::new(home.path()).warm_shims(warm);
-        options.shim_program = shim.map(Path::to_owned);
+        options.shim_program = shim.map(|shim| ShimProgram::at(shim).expect("a shim program"));
         async { VmmRuntime::open(options).await.expect("a runtime") }
     };
     // Thousands of removals make later creations slow on some file systems: single boxes come first.

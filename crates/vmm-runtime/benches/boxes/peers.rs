@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
 use vmm_protocol::procfs;
-use vmm_runtime::{BoxSpec, Removal, RuntimeOptions, VmmRuntime};
+use vmm_runtime::{BoxSpec, Removal, RuntimeOptions, ShimProgram, VmmRuntime};
 
 use super::host::pss_kib;
 use super::{BOXES, median};
@@ -91,7 +91,8 @@ pub async fn print_table(payload: &Path) {
     );
     for warm in [0, 2] {
         let home = TempDir::new().expect("a home");
-        let options = RuntimeOptions::new(home.path()).shim_program(payload);
+        let shim = ShimProgram::at(payload).expect("a shim program");
+        let options = RuntimeOptions::new(home.path()).shim_program(shim);
         let runtime = VmmRuntime::open(options.warm_shims(warm)).await;
         let runtime = runtime.expect("a runtime");
         measure_boxes(&runtime, payload, warm).await;

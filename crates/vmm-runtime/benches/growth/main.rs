@@ -31,7 +31,7 @@ use tempfile::TempDir;
 use usage::{cpu_time, cpu_time_with_children, resident_kib};
 use vmm_protocol::procfs;
 use vmm_runtime::{
-    BoxChange, BoxId, BoxInfo, BoxSpec, Events, Removal, RuntimeOptions, VmmRuntime,
+    BoxChange, BoxId, BoxInfo, BoxSpec, Events, Removal, RuntimeOptions, ShimProgram, VmmRuntime,
 };
 
 /// The numbers of boxes, of samples, and of operations at a time.
@@ -319,7 +319,8 @@ async fn wait_for(events: &mut Events, id: &str, change: BoxChange) {
 
 async fn open(home: &str) -> VmmRuntime {
     let mut options = RuntimeOptions::new(Path::new(home));
-    options.shim_program = env::var_os(SHIM_VARIABLE).map(Into::into);
+    let shim = env::var_os(SHIM_VARIABLE).map(ShimProgram::at);
+    options.shim_program = shim.map(|shim| shim.expect("a shim program"));
     VmmRuntime::open(options).await.expect("a runtime")
 }
 

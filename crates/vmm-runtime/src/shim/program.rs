@@ -1,8 +1,9 @@
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::process::Output;
 use std::sync::Arc;
 
 use nix::unistd::{AccessFlags, access};
@@ -13,6 +14,7 @@ use vmm_protocol::{ARGV0, Invocation};
 use crate::ShimProgramError;
 
 /// The program that shims execute: the current program, or another one built with `vmm_shim`.
+/// [`RuntimeOptions::shim_program`](crate::RuntimeOptions::shim_program) sets it.
 ///
 /// Remains the same program after an upgrade replaces or deletes its file: it is not opened by its
 /// path again. A file whose contents are overwritten in place is not protected.
@@ -92,18 +94,33 @@ impl ShimProgram {
         &self.path
     }
 
+    /// Runs the program with these arguments, not as a shim, and returns what it prints. It has no
+    /// environment variables. Blocks until it has exited.
+    ///
+    /// Use it to check the version of a program that an upgrade can replace at any time.
+    ///
+    /// ```
+    /// use vmm_runtime::ShimProgram;
+    ///
+    /// let program = ShimProgram::at("/bin/echo")?;
+    /// assert_eq!(program.output(["--check"])?.stdout, b"--check\n");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If the program cannot be executed, or its output cannot be read.
+    pub fn output(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> io::Result<Output> {
+        self.bare_command()?.args(args).env_clear().output()
+    }
+
     /// Returns the command of a shim, with its standard streams not yet set.
     ///
     /// # Errors
     ///
     /// If no descriptor is left.
     pub(super) fn command(&self, invocation: &Invocation, dir: &Path) -> io::Result<Command> {
-        let mut command = Command::new(&self.path);
-        if let Some(file) = &self.file {
-            command
-                .executable(fd_path(PROGRAM_FD))
-                .fd(PROGRAM_FD, file.try_clone()?);
-        }
+        let mut command = self.bare_command()?;
         // The runtime has several descriptors per box.
         command
             .arg0(ARGV0)
@@ -111,6 +128,16 @@ impl ShimProgram {
             .current_dir(dir)
             .inherit_descriptors(false);
         self.remove_private_env(&mut command);
+        Ok(command)
+    }
+
+    fn bare_command(&self) -> io::Result<Command> {
+        let mut command = Command::new(&self.path);
+        if let Some(file) = &self.file {
+            command
+                .executable(fd_path(PROGRAM_FD))
+                .fd(PROGRAM_FD, file.try_clone()?);
+        }
         Ok(command)
     }
 
