@@ -153,6 +153,30 @@ async fn a_warm_shim_that_hangs_is_replaced_by_another_shim() {
     runtime.shutdown(Duration::from_secs(10)).await;
 }
 
+#[tokio::test]
+async fn a_warm_shim_is_not_replaced_because_its_runtime_was_late_to_read_its_report() {
+    let home = PerTestBoxHome::new();
+    let runtime = open(&home, 1).await;
+    for _ in 0..6 {
+        eventually("a shim waits", || warm_shims(&home).len() == 1).await;
+        let waiting = warm_shims(&home);
+        let id = runtime.create(sleeping()).await.unwrap().id;
+        let start = tokio::spawn({
+            let (runtime, id) = (runtime.clone(), id.clone());
+            async move { runtime.start(&id).await }
+        });
+        while runtime.metrics().await.warm_shims > 0 {
+            pause().await;
+        }
+        // Blocks the only thread of the tokio runtime.
+        std::thread::sleep(Duration::from_millis(1100));
+        let running = start.await.unwrap().unwrap();
+        assert_eq!(waiting, [running.pid.unwrap()]);
+    }
+    assert_eq!(runtime.metrics().await.warm_shim_failures_total, 0);
+    runtime.shutdown(Duration::from_secs(10)).await;
+}
+
 /// The timeout for a warm shim ends when it has taken its box, whatever the payload does to its files.
 #[tokio::test]
 async fn a_payload_in_a_warm_shim_may_take_long_until_it_is_ready() {

@@ -9,7 +9,7 @@ use crate::{BootTimes, ExitRecord, UnappliedRule};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "report", rename_all = "snake_case")]
 pub enum Report {
-    /// A warm shim has taken its box, and can start the payload from now on.
+    /// A warm shim has read which box it gets, and can start the payload from now on.
     Taken,
     /// The payload is ready.
     Ready {

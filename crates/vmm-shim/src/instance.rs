@@ -69,9 +69,8 @@ fn set_up(reporter: &Arc<ExitReporter>, invocation: &Invocation) -> Result<SetUp
         }
         Invocation::Warm { .. } => {
             let control = start_control(reporter)?;
-            let runtime = warm::become_shim_of_box(&mut stdin)?;
+            let runtime = warm::become_shim_of_box(&mut stdin, reporter)?;
             let dir = enter_box(reporter, &this)?;
-            reporter.report_taken();
             (dir, control, Some(runtime))
         }
     };

@@ -13,17 +13,23 @@ use vmm_protocol::{
 };
 
 use crate::control::WatchedRuntime;
+use crate::exit_reporter::ExitReporter;
 use crate::instance::system_error;
 
 /// Waits for a box, and turns this process into what its runtime would have started for that box: it
 /// has the current directory, the stderr and the arguments of the shim of the box.
 ///
 /// Returns the runtime. Fails with exit code 0 if the runtime exits, or releases this shim.
-pub(crate) fn become_shim_of_box(stdin: &mut BufReader<File>) -> Result<WatchedRuntime, Ending> {
+pub(crate) fn become_shim_of_box(
+    stdin: &mut BufReader<File>,
+    reporter: &ExitReporter,
+) -> Result<WatchedRuntime, Ending> {
     let assignment = wait(stdin).map_err(system_error("read which box it gets"))?;
     let Some((Assignment { id, dir }, runtime)) = assignment else {
         return Err(Ending::Exited { code: 0 });
     };
+    // Before any use of the disk, whose delays are not those of a shim that hangs.
+    reporter.report_taken();
     env::set_current_dir(&dir).map_err(system_error("enter the box directory"))?;
     let stderr = BoxDir::new(&dir)
         .open_shim_stderr()

@@ -441,6 +441,19 @@ fn a_warm_shim_runs_the_box_that_it_gets() {
     assert_eq!(console.trim_end(), assignment.dir.to_str().unwrap());
 }
 
+/// The runtime replaces a shim that does not report it, but not one whose disk is slow.
+#[test]
+fn a_warm_shim_reports_that_it_knows_its_box_before_it_uses_the_disk() {
+    let mut shim = warm_shim(&RuntimeProcess::this().unwrap());
+    let missing = Assignment {
+        id: "b1".into(),
+        dir: shim.dir.path().join("missing"),
+    };
+    shim.send(&to_line(&missing).unwrap());
+    assert_eq!(shim.report(), Report::Taken);
+    assert!(matches!(shim.report(), Report::Failed(_)));
+}
+
 #[test]
 fn a_warm_shim_ends_with_its_watchdog() {
     let mut shim = warm_shim(&RuntimeProcess::this().unwrap());

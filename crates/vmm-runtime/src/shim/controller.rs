@@ -90,6 +90,8 @@ impl ShimController {
             on_spawn(shim.handle());
             let takeover = shim.enforce_takeover();
             let outcome = tokio::select! {
+                // Reads the report first if this task was not polled before the timeout.
+                biased;
                 outcome = self.wait_until_ready(&mut shim, interrupt, spec) => outcome,
                 error = takeover => Err(error),
             };
@@ -97,8 +99,11 @@ impl ShimController {
                 return Ok(ShimHandler::from_spawned(shim));
             };
             let pid = shim.handle().id();
-            if shim.end_takeover().await || interrupt.is_cancelled() {
+            if shim.end_takeover().await {
                 return Err(error);
+            }
+            if interrupt.is_cancelled() {
+                return Err(StartError::Interrupted);
             }
             tracing::warn!(pid, error = %with_causes(&error), "a warm shim has not taken its box");
             warm.count_failure();
