@@ -12,7 +12,7 @@ use common::boxes::{
     send_go, sleeping, start_box, wait_for_info, wait_for_status,
 };
 use common::own_process::block_on;
-use common::{DEADLINE, eventually, kill};
+use common::{DEADLINE, eventually, kill, pause};
 use futures::{StreamExt, poll};
 use nix::sys::signal::Signal;
 use vmm_runtime::testing::PerTestBoxHome;
@@ -163,8 +163,8 @@ async fn a_stop_ends_the_restarts_whenever_it_comes() {
         let last = last_event(&mut events).await.unwrap();
         assert_eq!(last.info, stopped, "{last:?}");
         let count = runs(&home, &id);
-        // The delay of the first restart passes.
-        tokio::time::sleep(Duration::from_millis(120)).await;
+        // Longer than the delay of the first two restarts, which is as many as a pause has.
+        tokio::time::sleep(Duration::from_millis(250)).await;
         assert_eq!(runs(&home, &id), count);
         runtime.start(&id).await.unwrap();
     }
@@ -359,6 +359,36 @@ fn restarts_survive_a_kill_of_the_runtime() {
             });
         },
     );
+}
+
+#[tokio::test]
+async fn what_follows_a_run_also_follows_a_power_cut_that_leaves_no_record_of_its_shim() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let restarted = start_box(&runtime, sleeping().restart(ON_FAILURE)).await;
+    let removed = start_box(&runtime, sleeping().auto_remove(true)).await;
+    let new = runtime.create(sleeping().auto_remove(true)).await.unwrap();
+    let records = [&restarted, &removed].map(|bx| {
+        let path = box_dir(&home, &bx.id).join("box.json");
+        (fs::read(&path).unwrap(), path)
+    });
+    runtime.shutdown(DEADLINE).await;
+    for (record, path) in records {
+        let dir = path.parent().unwrap();
+        fs::remove_dir_all(dir).unwrap();
+        fs::create_dir(dir).unwrap();
+        fs::write(&path, record).unwrap();
+    }
+
+    let runtime = open_runtime(&home).await;
+    let is_restarted = |info: &BoxInfo| info.status == BoxStatus::Running && info.restarts == 1;
+    wait_for_info(&runtime, &restarted.id, is_restarted).await;
+    while runtime.info(&removed.id).await.is_ok() {
+        pause().await;
+    }
+    let kept = runtime.info(&new.id).await.unwrap();
+    assert_eq!(kept.status, BoxStatus::Configured);
+    remove_all(&runtime).await;
 }
 
 #[test]

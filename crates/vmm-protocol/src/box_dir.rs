@@ -52,7 +52,7 @@ pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
 /// |---|---|---|
 /// | the home, and `boxes/` in it | the directory above each, when a runtime opens the home | without them, the boxes in them are lost |
 /// | `lock`, `cache/` in the home | no | the next runtime creates `lock` again, and an engine what it keeps in `cache/` |
-/// | `box.json` | file and directory, at each change | the box and how it ended must not be lost once they were reported |
+/// | `box.json` | file and directory, at each change | the box and how it ended must not be lost once they were reported; nor the start of a run, if a restart or an automatic removal follows its end |
 /// | the box directory itself | the directory above it, when it is created, and when it is renamed for removal | a reported creation or removal must last; the files of a removed box are deleted after that, and the next runtime deletes the rest |
 /// | `exit` of a detached shim | file and directory | it is the only record of an end until a runtime has saved that end, and there may be no runtime |
 /// | `exit` of an attached shim | file and directory, by the runtime, if it cannot save the end in `box.json` before it reports the end | otherwise `box.json` has the end |

@@ -24,9 +24,14 @@ impl State {
         self.record.spec.restart
     }
 
+    /// Returns whether something follows the end of a run, which must therefore be on disk when it
+    /// begins: a power cut can remove all other traces of it.
+    fn saves_runs(&self) -> bool {
+        !self.policy().is_no() || self.record.spec.auto_remove
+    }
+
     fn set_restart(&mut self, restart: RestartState) {
-        // The state of a box without a policy is not worth a write to the disk.
-        if !self.policy().is_no() && self.record.restart != restart {
+        if self.saves_runs() && self.record.restart != restart {
             self.record.restart = restart;
             self.version += 1;
         }
@@ -41,7 +46,15 @@ impl State {
         });
     }
 
-    /// Notes that an earlier runtime has started the box. It may have died before it saved that.
+    /// Notes that no launched run is left.
+    pub(super) fn note_no_run(&mut self) {
+        self.set_restart(RestartState {
+            running: false,
+            ..self.record.restart
+        });
+    }
+
+    /// Notes that an earlier runtime has started the box.
     ///
     /// With the policy `always` it may also have restarted the box after a stop, when it opened the
     /// home. With the others, a stop that is saved comes after the last start.
@@ -50,6 +63,7 @@ impl State {
         self.set_restart(RestartState {
             started: true,
             stopped,
+            running: true,
             ..self.record.restart
         });
     }
@@ -68,6 +82,7 @@ impl State {
             matches!(self.phase, Phase::Starting { .. }) && !self.record.restart.due;
         let is_shutdown = self.gate == Gate::Closed && outcome.requested;
         if is_first_start || is_shutdown {
+            self.note_no_run();
             return;
         }
         let ran = match self.phase {
@@ -105,10 +120,20 @@ impl State {
 }
 
 impl MicroBox {
-    /// Returns whether the box has a restart policy, whose state must be on disk when a start
+    /// Returns whether the box has a restart policy, whose state must be on disk when a stop
     /// returns.
     pub(crate) fn has_restart_policy(&self) -> bool {
         !self.state().policy().is_no()
+    }
+
+    /// Returns whether the launch of a run must be on disk before its payload runs.
+    pub(crate) fn saves_runs(&self) -> bool {
+        self.state().saves_runs()
+    }
+
+    /// Returns whether a run was launched of which an earlier runtime has not seen the end.
+    pub(crate) fn has_unfinished_run(&self) -> bool {
+        self.state().record.restart.running
     }
 
     /// Returns what is due for the box.

@@ -8,9 +8,7 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use tokio::time::timeout;
 use ulid::Ulid;
-use vmm_protocol::{
-    ExitRecord, FileError, PidLookup, PidRecord, is_resource_exhaustion, procfs, with_causes,
-};
+use vmm_protocol::{FileError, PidLookup, PidRecord, is_resource_exhaustion, procfs, with_causes};
 
 use super::pause::recover_pause;
 use super::{cleanup, retry_cleanup, supervise};
@@ -53,29 +51,28 @@ pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
         {
             tracing::warn!(id = bx.id().as_str(), %error, "name taken; the box can be found by its id only");
         }
-        let shim = match shim {
-            LastShim::None => {
-                if bx.resume_cleanup() {
-                    exited.push(bx);
-                }
-                continue;
-            }
-            LastShim::Alive(record) => reattach(&core, &bx, &record).await?,
-            LastShim::Dead(record) => Err(record),
-            LastShim::Unreadable(error) => {
-                tracing::error!(id = bx.id().as_str(), error = %with_causes(&error), "cannot read shim.pid; no shim is running");
-                let record = read_exit_record(&bx)?;
-                let outcome =
-                    Outcome::of_exit(None, None, record.as_ref().map(Option::clone), false);
-                bx.mark_exited_offline(outcome.with_error(&error));
+        let outcome = match shim {
+            LastShim::None if bx.resume_cleanup() => {
                 exited.push(bx);
                 continue;
             }
+            // The record of its shim is not synced, so that a power cut can remove it.
+            LastShim::None if bx.has_unfinished_run() => Some(read_outcome(&bx, None)?),
+            LastShim::None => None,
+            LastShim::Alive(record) => match attach(&core, &bx, &record).await? {
+                Some(shim) => {
+                    reattach(&core, &bx, shim).await?;
+                    None
+                }
+                None => Some(read_outcome(&bx, Some(record))?),
+            },
+            LastShim::Dead(record) => Some(read_outcome(&bx, Some(record))?),
+            LastShim::Unreadable(error) => {
+                tracing::error!(id = bx.id().as_str(), error = %with_causes(&error), "cannot read shim.pid; no shim is running");
+                Some(read_outcome(&bx, None)?.with_error(&error))
+            }
         };
-        if let Err(shim) = shim {
-            let record = read_exit_record(&bx)?;
-            let outcome =
-                Outcome::of_exit(Some(shim), None, record.as_ref().map(Option::clone), false);
+        if let Some(outcome) = outcome {
             match &outcome.error {
                 Some(error) => {
                     tracing::warn!(
@@ -108,18 +105,24 @@ pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
     Ok(())
 }
 
-/// Re-attaches to the shim of this record. Returns the record if the shim has ended.
+/// Attaches to the process of this record. Returns `None` if it has ended.
+async fn attach(
+    core: &Core,
+    bx: &MicroBox,
+    record: &PidRecord,
+) -> Result<Option<ShimHandler>, FileError> {
+    let attached = ShimHandler::from_pid(&core.reaper, record).await;
+    let attached = attached.map_err(|error| proc_error(record.pid, error))?;
+    Ok(attached.map(|shim| shim.with_payload(payload_pid(bx), bx.dir().helper_count())))
+}
+
+/// Continues to supervise a box of an earlier runtime.
 async fn reattach(
     core: &Arc<Core>,
     bx: &Arc<MicroBox>,
-    record: &PidRecord,
-) -> Result<Result<(), PidRecord>, RuntimeError> {
-    let attached = ShimHandler::from_pid(&core.reaper, record).await;
-    let shim = match attached.map_err(|error| proc_error(record.pid, error))? {
-        Some(shim) => shim.with_payload(payload_pid(bx), bx.dir().helper_count()),
-        None => return Ok(Err(record.clone())),
-    };
-    let since = start_of_run(&shim).map_err(|error| proc_error(record.pid, error))?;
+    shim: ShimHandler,
+) -> Result<(), FileError> {
+    let since = start_of_run(&shim).map_err(|error| proc_error(shim.pid(), error))?;
     let shim = bx.mark_recovered(shim, since);
     recover_pause(core, bx, &shim).await;
     tracing::info!(
@@ -128,7 +131,7 @@ async fn reattach(
         "re-attached to shim"
     );
     supervise(core, bx, shim);
-    Ok(Ok(()))
+    Ok(())
 }
 
 /// Returns when the shim started, if this process or its ancestors adopt its orphans.
@@ -146,12 +149,13 @@ fn payload_pid(bx: &MicroBox) -> Option<u32> {
     matches!(record.lookup(), Ok(PidLookup::Alive(_))).then_some(record.pid)
 }
 
-/// Reads the exit record. Resource exhaustion fails the opening, because it says nothing about how
-/// the box ended.
-fn read_exit_record(bx: &MicroBox) -> Result<Result<Option<ExitRecord>, FileError>, FileError> {
+/// Returns how the last run ended, by its exit record. Resource exhaustion fails the opening, because
+/// it says nothing about how the box ended.
+fn read_outcome(bx: &MicroBox, shim: Option<PidRecord>) -> Result<Outcome, FileError> {
     match bx.dir().exit_record() {
         Err(error) if is_resource_exhaustion(&error.source) => Err(error),
-        read => Ok(read),
+        Err(error) => Ok(Outcome::of_exit(shim, None, Err(&error), false)),
+        Ok(record) => Ok(Outcome::of_exit(shim, None, Ok(record), false)),
     }
 }
 

@@ -25,7 +25,7 @@ pub struct RuntimeShutdown {
     pub reaper: ShutdownReport,
 }
 
-/// How long a hung disk may delay the shutdown, at each of three points.
+/// How long a hung disk may delay the shutdown, at each of four points.
 const DISK_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The longest timeout: short enough to be added to an instant.

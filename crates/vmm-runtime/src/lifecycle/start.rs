@@ -47,9 +47,6 @@ pub(crate) async fn start(
                 return match shim {
                     Ok(shim) => {
                         supervise(&core, &bx, shim);
-                        if bx.has_restart_policy() && save(&core, &bx).await.is_err() {
-                            retry_cleanup(&core, Arc::clone(&bx));
-                        }
                         Ok(bx.info())
                     }
                     Err(error) => Err(handle_failed_start(&core, &bx, request, error).await),
@@ -64,11 +61,14 @@ pub(crate) async fn start(
 /// Spawns the shim and waits until the payload is ready.
 async fn launch(
     core: &Core,
-    bx: &MicroBox,
+    bx: &Arc<MicroBox>,
     spec: &InstanceSpec,
     interrupt: &CancellationToken,
 ) -> Result<Arc<ShimHandler>, StartError> {
     let console_size = prepare_dir(core, bx).await?;
+    if bx.saves_runs() {
+        save(core, bx).await.map_err(to_start_error)?;
+    }
     let mut spec = spec.clone();
     spec.policy = core.policy.clone();
     spec.cache_dir = Some(core.home.cache());
@@ -130,10 +130,13 @@ fn start_error(bx: &MicroBox, source: StartError) -> RuntimeError {
 async fn prepare_dir(core: &Core, bx: &MicroBox) -> Result<u64, StartError> {
     let dir = bx.dir().clone();
     let prepare = move || dir.delete_run_files().map(|()| dir.console_size());
-    core.run_on_disk(prepare)
-        .await
-        .map_err(|error| match error {
-            RuntimeError::File(error) => StartError::File(error),
-            _ => StartError::Interrupted,
-        })
+    core.run_on_disk(prepare).await.map_err(to_start_error)
+}
+
+/// Converts the error of an access to the disk.
+fn to_start_error(error: RuntimeError) -> StartError {
+    match error {
+        RuntimeError::File(error) => StartError::File(error),
+        _ => StartError::Interrupted,
+    }
 }

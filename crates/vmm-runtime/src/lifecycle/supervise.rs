@@ -84,7 +84,7 @@ pub(super) fn retry_cleanup(core: &Arc<Core>, bx: Arc<MicroBox>) {
 }
 
 /// Saves the exit of a box, if it has exited and the exit is not reported yet, and reports it,
-/// unless a [cleanup](cleanup) is due.
+/// unless a [`cleanup`] is due.
 ///
 /// Fails if the exit record cannot be read because descriptors or memory are exhausted.
 pub(crate) async fn observe_exit(core: &Core, bx: &Arc<MicroBox>) -> Result<(), RuntimeError> {
@@ -160,7 +160,8 @@ async fn check_health(core: &Core, bx: &MicroBox, shim: &Arc<ShimHandler>) {
 }
 
 /// Cleans up after a run: kills its orphans, removes what the shim has left, and reports the exit,
-/// also if an orphan cannot be killed. The caller holds the operation lock and calls again while the box is not
+/// also if an orphan cannot be killed. No start of the box is in progress: the caller holds the
+/// operation lock, or opens or closes the home. It calls again while the box is not
 /// [clean](MicroBox::is_clean).
 ///
 /// Saves that the cleanup is due before it begins, so that the next runtime resumes it.
