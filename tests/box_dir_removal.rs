@@ -87,7 +87,7 @@ fn a_removal_skips_mounts() {
         let result = unshare(CloneFlags::CLONE_NEWNS)
             .and_then(|()| mount(None::<&str>, "/", None::<&str>, private, None::<&str>));
         if let Err(error) = result {
-            eprintln!("SKIPPED: this test needs permission to mount: {error}");
+            common::skip(format_args!("this test needs permission to mount: {error}"));
             return;
         }
         // On the same file system, so that the device number is the same.

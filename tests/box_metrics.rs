@@ -208,7 +208,7 @@ fn zombies_are_counted_until_they_are_reaped() {
         let runtime = block_on(open_runtime(&home));
         let count = || futures::executor::block_on(runtime.count_zombies());
         if count().is_none() {
-            eprintln!("SKIPPED: the kernel does not list children");
+            common::skip("the kernel does not list children");
             return;
         }
         let mut running = KillOnDrop::default();

@@ -173,6 +173,7 @@ async fn a_cleanup_waits_for_a_process_that_dies_slowly() {
         async move { runtime.remove(&id, Removal::Force).await }
     });
     tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(!remove.is_finished(), "a process of the box is running");
     frozen.thaw();
     remove.await.unwrap().unwrap();
     eventually("the orphan exits", || is_gone(orphan)).await;

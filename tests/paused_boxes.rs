@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use common::boxes::{next_event, open_runtime, script, start_box, wait_for_status};
-use common::{eventually, pause};
+use common::{eventually, pause, skip};
 use futures::StreamExt;
 use vmm_protocol::frames::{Frame, HostMessage, VERSION};
 use vmm_protocol::{BoxDir, ControlGroup};
@@ -24,13 +24,6 @@ fn ticking() -> BoxSpec {
 
 fn ticks(bx: &BoxInfo) -> String {
     std::fs::read_to_string(bx.dir.join("ticks")).unwrap_or_default()
-}
-
-/// Reports that a test was skipped, on the real stderr, which the test harness does not capture. In
-/// CI, a skipped test is a failure.
-fn skip(why: &str) {
-    let _ = writeln!(std::io::stderr(), "SKIPPED {why}");
-    assert!(std::env::var_os("CI").is_none(), "skipped in CI: {why}");
 }
 
 /// Pauses a box. Returns `None` if this host cannot.

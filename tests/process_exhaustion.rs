@@ -48,9 +48,11 @@ impl LimitedProcesses {
             .and_then(|()| fs::write(group.join("cgroup.procs"), process::id().to_string()))
             .and_then(|()| fs::write(group.join("pids.max"), "max"));
         if let Err(error) = result {
-            eprintln!("SKIPPED: this test needs a control group that limits processes: {error}");
             let _ = fs::write(parent.join("cgroup.procs"), process::id().to_string());
             let _ = fs::remove_dir(&group);
+            common::skip(format_args!(
+                "this test needs a control group that limits processes: {error}"
+            ));
             return None;
         }
         Some(Self { group, parent })

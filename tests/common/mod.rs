@@ -10,7 +10,9 @@ pub mod recycled_pid;
 pub mod slow_reader;
 pub mod work;
 
-use std::io;
+use std::env;
+use std::fmt::Display;
+use std::io::{self, Write as _};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,13 @@ use vmm_protocol::procfs::Stat;
 /// The time limit of every wait. It is far longer than any step takes on a busy machine, so that
 /// only a failing test reaches it.
 pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Reports on the real stderr, which the test harness does not capture, that this host cannot run a
+/// test. In CI, a skipped test fails.
+pub fn skip(why: impl Display) {
+    let _ = writeln!(io::stderr(), "SKIPPED: {why}");
+    assert!(env::var_os("CI").is_none(), "skipped in CI: {why}");
+}
 
 /// Waits until `condition` holds; `what` describes it in the message of a failure.
 pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {

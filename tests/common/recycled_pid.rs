@@ -35,7 +35,7 @@ pub fn sleeper_with_pid(pid: u32) -> Option<u32> {
                 Some(libc::EPERM),
                 "clone3 with set_tid {pid}: {error}"
             );
-            eprintln!("SKIPPED: this test needs CAP_CHECKPOINT_RESTORE to choose a pid");
+            super::skip("this test needs CAP_CHECKPOINT_RESTORE to choose a pid");
             None
         }
         child => Some(u32::try_from(child).unwrap()),

@@ -226,14 +226,15 @@ impl VmmRuntime {
     }
 
     /// Pauses a box: freezes its payload with all processes, until it is [resumed](Self::resume).
-    /// Waits for a start in progress. Returns at once if the box is paused. A paused box is not probed, runs no further commands, and can
-    /// be stopped and removed.
+    /// Waits for a start in progress. Returns at once if the box is paused. A paused box is not probed,
+    /// runs no further commands, and can be stopped and removed.
     ///
     /// # Errors
     ///
     /// [`RuntimeError::NotRunning`]; [`RuntimeError::Exec`] if the engine or the host cannot freeze
     /// the payload: the engine `process` needs control groups of version 2 (Linux 5.2), also beside
-    /// those of version 1, the engine `qemu` needs neither; [`RuntimeError::NotFound`], [`RuntimeError::Closed`].
+    /// those of version 1, the engine `qemu` needs neither; [`RuntimeError::NotFound`],
+    /// [`RuntimeError::Closed`].
     ///
     /// # Cancel safety
     ///
@@ -262,12 +263,12 @@ impl VmmRuntime {
     }
 
     /// Removes a box. With [`Removal::Force`], first kills a running box. Returns when no process of
-    /// the box is running, its shim is gone from `/proc`, and the removal is on disk: no later runtime
-    /// finds the box, and its name is free. The runtime deletes the files afterwards, and the next
-    /// runtime those that a shutdown leaves.
+    /// the box is running, and the removal is on disk: no later runtime finds the box, and its name is
+    /// free. The runtime deletes the files afterwards, and the next runtime those that a shutdown
+    /// leaves.
     ///
-    /// The zombie of a re-attached shim, which only its parent can reap, is awaited for 2 s, and not
-    /// at all once that parent was slow.
+    /// A shim that this process spawned is also reaped by then. One of an earlier runtime can be a
+    /// zombie until its parent reaps it.
     ///
     /// # Errors
     ///
@@ -324,7 +325,7 @@ impl VmmRuntime {
     /// boxes are stopped, and killed after their grace period or `timeout`, whichever ends first.
     /// Detached boxes keep running. Then the reaper stops and the home is unlocked. Concurrent
     /// callers get the same report; the `timeout` of the first call applies. The shutdown takes at
-    /// most `timeout` plus 10 s for processes that survive SIGKILL, and 30 s more only if a disk
+    /// most `timeout` plus 20 s for processes that survive SIGKILL, and 60 s more only if a disk
     /// hangs.
     ///
     /// # Cancel safety

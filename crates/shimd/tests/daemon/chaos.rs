@@ -6,14 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
 use tokio::time::{sleep, timeout};
 use vmm_rest::wire::{BoxResponse, BoxStatus, CreateBoxRequest, StopBoxRequest};
 use vmm_rest::{Client, ClientError};
 use vmm_runtime::testing::PerTestBoxHome;
 
 use crate::fixture::Daemon;
-use crate::process::{TEST_TIMEOUT, eventually, kill};
+use crate::process::{TEST_TIMEOUT, eventually};
 
 const OPERATORS: usize = 20;
 const LIVES_OF_EACH: usize = 12;
@@ -114,7 +115,9 @@ async fn live(client: &Client, mark: &str, number: usize) {
                     };
                     let is_payload = String::from_utf8_lossy(&environment).contains(mark);
                     if is_payload {
-                        kill(payload, Signal::SIGUSR1);
+                        // It may have ended since.
+                        let pid = Pid::from_raw(payload.cast_signed());
+                        let _ = signal::kill(pid, Signal::SIGUSR1);
                     }
                     is_payload || has_ended(&inspect(client, name).await)
                 })

@@ -53,14 +53,15 @@ async fn boxes_are_restarted_also_after_a_kill_of_the_daemon() {
         listed.contains("failed (1), restarting")
     })
     .await;
+    let restarts = killed.client.inspect("looping").await.unwrap().restarts;
     killed.signal(Signal::SIGKILL);
     killed.wait().await;
 
     let daemon = Daemon::start(&home).await;
     daemon.wait_until("web", BoxStatus::Running).await;
-    eventually("all restarts of the other box are used up", async || {
+    eventually("the daemon has restarted the other box", async || {
         let bx = daemon.client.inspect("looping").await.unwrap();
-        bx.restarts > 3
+        bx.restarts > restarts.max(3)
     })
     .await;
     run_shimd(&home, &["rm", "--all", "--force"]).out();
