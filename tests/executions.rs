@@ -170,10 +170,7 @@ async fn executions_of_a_detached_box_go_on_without_a_runtime() {
     };
     assert!(matches!(
         source,
-        ExecError::Refused {
-            kind: RequestErrorKind::InUse,
-            ..
-        }
+        ExecError::Refused(error) if error.kind == RequestErrorKind::InUse
     ));
     let mut stdin = attached.stdin.take().unwrap();
     stdin.write_all(b"it\n").await.unwrap();

@@ -18,10 +18,7 @@ fn assert_unsupported(error: &RuntimeError) {
     assert!(
         matches!(
             source,
-            ExecError::Refused {
-                kind: RequestErrorKind::Unsupported,
-                ..
-            }
+            ExecError::Refused(error) if error.kind == RequestErrorKind::Unsupported
         ),
         "{}",
         with_causes(error)

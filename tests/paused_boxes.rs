@@ -30,14 +30,10 @@ fn ticks(bx: &BoxInfo) -> String {
 async fn pause_box(runtime: &VmmRuntime, bx: &BoxInfo) -> Option<BoxInfo> {
     match runtime.pause(bx.id.as_str()).await {
         Err(RuntimeError::Exec {
-            source:
-                ExecError::Refused {
-                    kind: RequestErrorKind::Unsupported,
-                    message,
-                },
+            source: ExecError::Refused(error),
             ..
-        }) => {
-            skip(&message);
+        }) if error.kind == RequestErrorKind::Unsupported => {
+            skip(&error.message);
             None
         }
         paused => Some(paused.unwrap()),

@@ -89,7 +89,7 @@ async fn a_shim_refuses_commands_until_its_guest_has_booted() {
     started.unwrap();
     let kind = RequestErrorKind::NotReady;
     assert!(
-        matches!(refusal, PayloadMessage::Error { kind: found, .. } if found == kind),
+        matches!(&refusal, PayloadMessage::Error(error) if error.kind == kind),
         "{refusal:?}"
     );
     // The same connection works later.
@@ -182,13 +182,11 @@ async fn attach(runtime: &VmmRuntime, id: &str, execution: &str) -> Execution {
     loop {
         match runtime.attach(id, execution).await {
             Err(RuntimeError::Exec {
-                source:
-                    ExecError::Refused {
-                        kind: RequestErrorKind::InUse,
-                        ..
-                    },
+                source: ExecError::Refused(error),
                 ..
-            }) => assert!(Instant::now() < deadline, "{execution} is in use"),
+            }) if error.kind == RequestErrorKind::InUse => {
+                assert!(Instant::now() < deadline, "{execution} is in use");
+            }
             attached => return attached.unwrap(),
         }
         pause().await;

@@ -48,11 +48,11 @@ async fn read_all(mut archive: impl AsyncRead + Unpin) -> Vec<u8> {
 fn kind_of(error: &RuntimeError) -> RequestErrorKind {
     match error {
         RuntimeError::Exec {
-            source: ExecError::Refused { kind, message },
+            source: ExecError::Refused(error),
             ..
         } => {
-            assert!(!message.is_empty());
-            *kind
+            assert!(!error.message.is_empty());
+            error.kind
         }
         error => panic!("{error:?}"),
     }

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use pidfd_spawn::{Command, SpawnError, Step};
-use vmm_protocol::frames::{BootPhase, ExecSpec, GetSpec, GuestStats, PutSpec, RequestErrorKind};
+use vmm_protocol::frames::{BootPhase, ExecSpec, GetSpec, GuestStats, PutSpec, RequestError};
 use vmm_protocol::network::GuestNetwork;
 use vmm_protocol::{Ending, FailureKind, with_causes};
 
@@ -39,7 +39,7 @@ pub trait Backend {
     }
 
     /// Returns a command that extracts the tar stream on its stdin. If that fails, the command writes
-    /// the cause to its stderr, and exits with [`RequestErrorKind::exit_code`].
+    /// the cause to its stderr, and exits with [`RequestErrorKind::exit_code`](vmm_protocol::frames::RequestErrorKind::exit_code).
     ///
     /// # Errors
     ///
@@ -130,25 +130,5 @@ impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
 
     fn shut_down(&self, grace: Duration) -> Result<(), RequestError> {
         (**self).shut_down(grace)
-    }
-}
-
-/// A request that was not carried out.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct RequestError {
-    /// The kind of failure, for programs.
-    pub kind: RequestErrorKind,
-    /// The cause, for people.
-    pub message: String,
-}
-
-impl RequestError {
-    /// Creates the error of a request that the payload cannot carry out.
-    pub fn unsupported(request: &str) -> Self {
-        Self {
-            kind: RequestErrorKind::Unsupported,
-            message: format!("the payload does not support the request {request}"),
-        }
     }
 }

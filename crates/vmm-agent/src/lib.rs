@@ -17,7 +17,7 @@ mod execution;
 mod server;
 mod terminal;
 
-pub use backend::{Backend, RequestError};
+pub use backend::Backend;
 pub use children::Children;
 pub use server::Server;
 

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use pidfd_spawn::Command;
 use rustix::event::{PollFd, PollFlags};
 use vmm_protocol::frames::{
-    ExecSpec, Frame, FrameError, HostMessage, INITIAL_CREDIT, PayloadMessage, RequestErrorKind,
-    Strictness, Turns, VERSION, is_readable, wait_until,
+    ExecSpec, Frame, FrameError, HostMessage, INITIAL_CREDIT, PayloadMessage, RequestError,
+    RequestErrorKind, Strictness, Turns, VERSION, is_readable, wait_until,
 };
 
-use crate::backend::{Backend, RequestError};
+use crate::backend::Backend;
 use crate::children::Children;
 use crate::execution::Execution;
 use crate::{HostConnection, send};
@@ -91,11 +91,8 @@ impl<B: Backend> Server<B> {
                 Ok(None) => return Ok(()),
                 Err(error @ FrameError::Header) => return Err(io::Error::other(error)),
                 Err(error) => {
-                    let error = RequestError {
-                        kind: RequestErrorKind::Invalid,
-                        message: error.to_string(),
-                    };
-                    send_error(connection, 0, error);
+                    let kind = RequestErrorKind::Invalid;
+                    send_error(connection, 0, RequestError::new(kind, error.to_string()));
                 }
             }
         }
@@ -151,9 +148,9 @@ impl<B: Backend> Server<B> {
         match (message, execution) {
             (HostMessage::Stdin(data), Some(execution)) => {
                 if !execution.add_input(&data) {
-                    let message = "the host has sent more input than its credit".to_owned();
-                    let kind = RequestErrorKind::Invalid;
-                    send_error(connection, stream, RequestError { kind, message });
+                    let message = "the host has sent more input than its credit";
+                    let error = RequestError::new(RequestErrorKind::Invalid, message);
+                    send_error(connection, stream, error);
                     execution.signal(nix::libc::SIGKILL, &self.children);
                 }
             }
@@ -211,14 +208,13 @@ impl<B: Backend> Server<B> {
         connection: &mut HostConnection,
     ) {
         if self.children.is_closed() {
-            let kind = RequestErrorKind::Failed;
-            let message = "the payload has ended".to_owned();
-            return send_error(connection, stream, RequestError { kind, message });
+            let error = RequestError::new(RequestErrorKind::Failed, "the payload has ended");
+            return send_error(connection, stream, error);
         }
         if self.executions.contains_key(&stream) {
             let message = format!("stream {stream} has an execution already");
-            let kind = RequestErrorKind::Invalid;
-            return send_error(connection, stream, RequestError { kind, message });
+            let error = RequestError::new(RequestErrorKind::Invalid, message);
+            return send_error(connection, stream, error);
         }
         match Execution::start(command, spec, &self.backend, &self.children) {
             Ok(execution) => {
@@ -273,6 +269,5 @@ fn respond(connection: &mut HostConnection, stream: u32, result: Result<(), Requ
 }
 
 fn send_error(connection: &mut HostConnection, stream: u32, error: RequestError) {
-    let RequestError { kind, message } = error;
-    send(connection, stream, PayloadMessage::Error { kind, message });
+    send(connection, stream, PayloadMessage::Error(error));
 }

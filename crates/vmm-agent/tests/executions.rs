@@ -13,7 +13,7 @@ use common::guest::eventually;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vmm_protocol::frames::{
-    ExecSpec, Frame, GetSpec, HostMessage, INITIAL_CREDIT, PayloadMessage, PutSpec,
+    ExecSpec, Frame, GetSpec, HostMessage, INITIAL_CREDIT, PayloadMessage, PutSpec, RequestError,
     RequestErrorKind, TerminalSize, VERSION,
 };
 use vmm_protocol::{Ending, FailureKind};
@@ -137,8 +137,8 @@ fn a_host_that_sends_more_than_its_credit_is_an_error() {
     }
     loop {
         match host.receive().message {
-            PayloadMessage::Error { kind, .. } => {
-                assert_eq!(kind, RequestErrorKind::Invalid);
+            PayloadMessage::Error(error) => {
+                assert_eq!(error.kind, RequestErrorKind::Invalid);
             }
             PayloadMessage::Exited { ending } => {
                 assert_eq!(ending, Ending::Signaled { signal: 9 });
@@ -414,7 +414,7 @@ fn requests_that_the_payload_does_not_support_are_errors() {
         host.send(stream, message);
         let frame = host.receive();
         assert_eq!(frame.stream, stream);
-        let PayloadMessage::Error { kind, message } = frame.message else {
+        let PayloadMessage::Error(RequestError { kind, message }) = frame.message else {
             panic!("{frame:?}");
         };
         assert_eq!(kind, RequestErrorKind::Unsupported, "{message}");

@@ -1,5 +1,5 @@
 use serde_json::Value;
-use vmm_agent::RequestError;
+use vmm_protocol::frames::RequestError;
 
 /// A payload with requests that only its engine knows. The engine defines their form.
 pub trait Call {

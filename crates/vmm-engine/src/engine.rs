@@ -3,7 +3,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use vmm_agent::RequestError;
+use vmm_protocol::frames::RequestError;
 use vmm_protocol::{
     BootTimes, Ending, FailureKind, GuestEvent, HostPolicy, InstanceSpec, PayloadSpec,
     UnappliedRule,

@@ -55,7 +55,7 @@ pub use process::Process;
 pub use qemu::{
     Accelerator, Disk, DiskAccess, Network, Qemu, QemuOptions, Share, run_if_kvm_probe,
 };
-pub use vmm_agent::RequestError;
+pub use vmm_protocol::frames::RequestError;
 
 /// Compiles the code of the README.
 #[cfg(doctest)]

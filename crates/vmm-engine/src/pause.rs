@@ -1,7 +1,7 @@
 use std::fmt;
 use std::sync::OnceLock;
 
-use vmm_agent::RequestError;
+use vmm_protocol::frames::RequestError;
 
 /// A payload that can be paused. [`Payload::stop`](crate::Payload::stop) and
 /// [`Payload::kill`](crate::Payload::kill) end a paused payload, too.

@@ -127,8 +127,8 @@ pub use runtime::VmmRuntime;
 pub use shim::{LastOutput, ShimProgram, ShimProgramError, StartError};
 pub(crate) use shim::{ShimController, ShimHandler};
 pub use vmm_protocol::frames::{
-    ExecSpec, Execution as ExecutionInfo, GetSpec, GuestStats, PutSpec, RequestErrorKind,
-    TerminalSize,
+    ExecSpec, Execution as ExecutionInfo, GetSpec, GuestStats, PutSpec, RequestError,
+    RequestErrorKind, TerminalSize,
 };
 pub use vmm_protocol::{
     BootTimes, BoxDir, ConfinementRule, ConsoleOptions, ControlGroup, Ending, ExitRecord,

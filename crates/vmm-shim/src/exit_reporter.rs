@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use vmm_engine::{Payload, RequestError, descendants};
-use vmm_protocol::frames::RequestErrorKind;
+use vmm_engine::{Payload, descendants};
+use vmm_protocol::frames::{RequestError, RequestErrorKind};
 use vmm_protocol::{
     BoxDir, ControlGroup, Ending, ExitRecord, Report, panic_message, to_line, with_causes,
 };
@@ -121,10 +121,8 @@ impl ExitReporter {
     /// Returns the payload, or the error of a request before the payload has been started.
     pub(crate) fn started_payload(&self) -> Result<&dyn Payload, RequestError> {
         let payload = self.payload.get().map(|payload| &**payload);
-        payload.ok_or_else(|| RequestError {
-            kind: RequestErrorKind::NotReady,
-            message: "the payload is not started yet; wait until the box is running".to_owned(),
-        })
+        let message = "the payload is not started yet; wait until the box is running";
+        payload.ok_or_else(|| RequestError::new(RequestErrorKind::NotReady, message))
     }
 
     /// Records in the box directory whether the payload is paused.

@@ -12,7 +12,7 @@ use rustix::process::Uid;
 use rustix::thread::set_thread_res_uid;
 use support::client::Client;
 use support::{Shim, skip};
-use vmm_protocol::frames::{HostMessage, PayloadMessage, RequestErrorKind, VERSION};
+use vmm_protocol::frames::{HostMessage, PayloadMessage, RequestError, RequestErrorKind, VERSION};
 use vmm_shim::FILES;
 
 #[test]
@@ -58,7 +58,7 @@ fn a_client_of_another_version_gets_both_versions_and_nothing_else() {
         "{ready:?}"
     );
     client.exec(1, "exec-1", "exit 0");
-    let PayloadMessage::Error { kind, message } = client.response(1) else {
+    let PayloadMessage::Error(RequestError { kind, message }) = client.response(1) else {
         panic!("not an error");
     };
     assert_eq!(kind, RequestErrorKind::Unsupported);

@@ -12,7 +12,7 @@ use support::client::Client;
 use support::{LOOP, Shim, eventually, sh};
 use vmm_protocol::ControlGroup;
 use vmm_protocol::frames::{
-    ExecSpec, Frame, HostMessage, INITIAL_CREDIT, PayloadMessage, RequestErrorKind,
+    ExecSpec, Frame, HostMessage, INITIAL_CREDIT, PayloadMessage, RequestError, RequestErrorKind,
 };
 use vmm_shim::{Ending, FILES};
 
@@ -260,7 +260,7 @@ fn a_paused_payload_and_its_executions_do_nothing_until_they_are_resumed() {
     let ticks = || fs::read_to_string(shim.path("ticks")).unwrap_or_default();
     eventually("the payload works", || ticks().len() > 1);
     client.send(9, HostMessage::Pause);
-    if let PayloadMessage::Error { message, .. } = client.response(9) {
+    if let PayloadMessage::Error(RequestError { message, .. }) = client.response(9) {
         return support::skip(&message);
     }
     let paused_at = ticks();
@@ -294,7 +294,7 @@ fn a_paused_payload_is_stopped_and_killed() {
         eventually("the payload is up", || shim.path("up").exists());
         let mut client = Client::connect(&shim);
         client.send(9, HostMessage::Pause);
-        if let PayloadMessage::Error { message, .. } = client.response(9) {
+        if let PayloadMessage::Error(RequestError { message, .. }) = client.response(9) {
             return support::skip(&message);
         }
         shim.signal(signal);

@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use pidfd_spawn::{Command, SpawnError};
-use vmm_agent::{Backend, Children, RequestError, Server};
-use vmm_protocol::frames::{ExecSpec, RequestErrorKind, Strictness};
+use vmm_agent::{Backend, Children, Server};
+use vmm_protocol::frames::{ExecSpec, RequestError, RequestErrorKind, Strictness};
 use vmm_protocol::{ControlGroup, Ending, FileError, InstanceSpec, with_causes};
 
 use super::command;
@@ -103,34 +103,35 @@ impl Executions {
 impl ControlChannel for Executions {
     /// Starts the thread, and returns the other end of its connection.
     fn open(&self) -> Result<OwnedFd, RequestError> {
-        self.start_server().map_err(|error| RequestError {
-            kind: RequestErrorKind::Failed,
-            message: format!("cannot start the thread for executions: {error}"),
+        self.start_server().map_err(|error| {
+            let message = format!("cannot start the thread for executions: {error}");
+            RequestError::new(RequestErrorKind::Failed, message)
         })
     }
 }
 
 impl Pause for Executions {
     fn pause(&self) -> Result<(), RequestError> {
-        let children = self.children().map_err(|error| RequestError {
-            kind: RequestErrorKind::Failed,
-            message: format!("cannot pause the payload: {error}"),
+        let children = self.children().map_err(|error| {
+            let message = format!("cannot pause the payload: {error}");
+            RequestError::new(RequestErrorKind::Failed, message)
         })?;
         let freeze = || {
             ControlGroup::freeze_payload(&self.backend.dir)?;
             self.pause_observer.notify(true);
             Ok::<_, FileError>(())
         };
-        children.pause(freeze).map_err(|error| RequestError {
-            kind: match error.source.kind() {
+        children.pause(freeze).map_err(|error| {
+            let kind = match error.source.kind() {
                 io::ErrorKind::TimedOut | io::ErrorKind::QuotaExceeded => RequestErrorKind::Failed,
                 _ => RequestErrorKind::Unsupported,
-            },
-            message: format!(
+            };
+            let message = format!(
                 "the payload cannot be paused, which needs control groups of version 2 (Linux 5.2): \
                  {}",
                 with_causes(&error)
-            ),
+            );
+            RequestError::new(kind, message)
         })
     }
 

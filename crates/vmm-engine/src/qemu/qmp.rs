@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
-use vmm_agent::RequestError;
-use vmm_protocol::frames::RequestErrorKind;
+use vmm_protocol::frames::{RequestError, RequestErrorKind};
 use vmm_protocol::truncate_text;
 
 use crate::pause::PauseObserver;
@@ -143,10 +142,7 @@ impl Monitor {
         let failed = |cause: &str| {
             let mut message = format!("QEMU did not carry out `{command}`: {cause}");
             truncate_text(&mut message);
-            RequestError {
-                kind: RequestErrorKind::Failed,
-                message,
-            }
+            RequestError::new(RequestErrorKind::Failed, message)
         };
         let last = self.last_request.lock();
         let mut last = last.unwrap_or_else(PoisonError::into_inner);

@@ -1,7 +1,6 @@
 use serde::Deserialize;
 use serde_json::Value;
-use vmm_agent::RequestError;
-use vmm_protocol::frames::RequestErrorKind;
+use vmm_protocol::frames::{RequestError, RequestErrorKind};
 
 use super::qmp::Monitor;
 use crate::Call;
@@ -28,12 +27,12 @@ impl Call for Monitor {
     fn call(&self, request: &Value) -> Result<Value, RequestError> {
         let query = Query::deserialize(request).ok();
         let query = query.filter(|query| QUERIES.contains(&&*query.execute));
-        let query = query.ok_or_else(|| RequestError {
-            kind: RequestErrorKind::Invalid,
-            message: format!(
+        let query = query.ok_or_else(|| {
+            let message = format!(
                 "the engine qemu takes the request {{\"execute\": QUERY}}, where QUERY is one of {}",
                 QUERIES.join(", ")
-            ),
+            );
+            RequestError::new(RequestErrorKind::Invalid, message)
         })?;
         self.request(&query.execute)
     }

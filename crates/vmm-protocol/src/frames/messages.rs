@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::body::{Message, STDERR, STDIN, STDOUT};
-use super::{GetSpec, GuestStats, INITIAL_CREDIT, PutSpec, RequestErrorKind};
+use super::{GetSpec, GuestStats, INITIAL_CREDIT, PutSpec, RequestError};
 use crate::Ending;
 use crate::bounds;
 use crate::network::GuestNetwork;
@@ -146,7 +146,7 @@ pub enum PayloadMessage {
     /// the stream.
     Exited {
         /// How it ended; `Failed` if it could not be started. A file transfer that failed has the
-        /// [code](RequestErrorKind::exit_code) of its error.
+        /// [code](super::RequestErrorKind::exit_code) of its error.
         ending: Ending,
     },
     /// The response to `List`.
@@ -172,13 +172,7 @@ pub enum PayloadMessage {
         token: u64,
     },
     /// The request of the stream was not carried out. Closes the stream.
-    Error {
-        /// The kind of failure, for programs.
-        kind: RequestErrorKind,
-        /// The cause, for people.
-        #[serde(deserialize_with = "bounds::deserialize_text")]
-        message: String,
-    },
+    Error(RequestError),
 }
 
 /// A command to run beside the payload of a box.

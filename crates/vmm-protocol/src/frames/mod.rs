@@ -68,7 +68,7 @@ pub use frame::Frame;
 pub use messages::{BootPhase, ExecSpec, Execution, HostMessage, PayloadMessage, TerminalSize};
 pub use poll::{is_readable, wait_until};
 pub use reader::{FrameReader, Strictness};
-pub use request_error::RequestErrorKind;
+pub use request_error::{RequestError, RequestErrorKind};
 pub use stats::GuestStats;
 pub use turns::Turns;
 pub use window::Window;

@@ -1,5 +1,36 @@
 use serde::{Deserialize, Serialize};
 
+use crate::bounds;
+
+/// A request that was not carried out, as the payload reports it to the host.
+///
+/// The message includes the causes: an error that was received from another process has no source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct RequestError {
+    /// The kind of failure, for programs.
+    pub kind: RequestErrorKind,
+    /// The cause, for people.
+    #[serde(deserialize_with = "bounds::deserialize_text")]
+    pub message: String,
+}
+
+impl RequestError {
+    /// Creates an error.
+    pub fn new(kind: RequestErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+        }
+    }
+
+    /// Creates the error of a request that the payload cannot carry out.
+    pub fn unsupported(request: &str) -> Self {
+        let message = format!("the payload does not support the request {request}");
+        Self::new(RequestErrorKind::Unsupported, message)
+    }
+}
+
 /// Why a request was not carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -172,7 +172,7 @@ fn exec_error_code(error: &ExecError) -> ErrorCode {
         ExecError::Connect { .. } | ExecError::Interrupted | ExecError::Ended => {
             ErrorCode::InvalidState
         }
-        ExecError::Refused { kind, .. } => match kind {
+        ExecError::Refused(error) => match error.kind {
             RequestErrorKind::Unsupported => ErrorCode::Unsupported,
             RequestErrorKind::NotFound => ErrorCode::NotFound,
             RequestErrorKind::InUse | RequestErrorKind::NotReady => ErrorCode::InvalidState,

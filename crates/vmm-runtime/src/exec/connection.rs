@@ -117,7 +117,7 @@ impl ShimConnection {
     async fn response(&mut self) -> Result<PayloadMessage, ExecError> {
         let response = self.input.receive().await?;
         match response.ok_or(ExecError::Interrupted)? {
-            PayloadMessage::Error { kind, message } => Err(ExecError::Refused { kind, message }),
+            PayloadMessage::Error(error) => Err(ExecError::Refused(error)),
             message => Ok(message),
         }
     }

@@ -2,7 +2,7 @@ use std::io;
 use std::path::PathBuf;
 
 use vmm_protocol::FailureKind;
-use vmm_protocol::frames::{FrameError, RequestErrorKind};
+use vmm_protocol::frames::{FrameError, RequestError};
 
 /// Why a request to the shim of a box failed, such as a command to run in the box.
 #[derive(Debug, thiserror::Error)]
@@ -25,13 +25,8 @@ pub enum ExecError {
         message: String,
     },
     /// The payload or its shim refused the request.
-    #[error("{message}")]
-    Refused {
-        /// The kind of failure.
-        kind: RequestErrorKind,
-        /// The cause.
-        message: String,
-    },
+    #[error(transparent)]
+    Refused(RequestError),
     /// The shim has ended, or has closed the connection.
     #[error("the shim closed the connection; the box has ended, or is being stopped")]
     Interrupted,

@@ -269,10 +269,7 @@ pub(crate) async fn guest_stats(dir: BoxDir) -> Result<Option<GuestStats>, ExecE
     let mut connection = ShimConnection::open(&dir).await?;
     match connection.request(STREAM, HostMessage::Stats).await {
         Ok(PayloadMessage::Stats(stats)) => Ok(Some(stats)),
-        Err(ExecError::Refused {
-            kind: RequestErrorKind::Unsupported,
-            ..
-        }) => Ok(None),
+        Err(ExecError::Refused(error)) if error.kind == RequestErrorKind::Unsupported => Ok(None),
         Ok(_) => Err(ExecError::Interrupted),
         Err(error) => Err(error),
     }

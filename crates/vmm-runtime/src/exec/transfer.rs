@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use pin_project::pin_project;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
-use vmm_protocol::frames::{HostMessage, PayloadMessage, RequestErrorKind};
+use vmm_protocol::frames::{HostMessage, PayloadMessage, RequestError, RequestErrorKind};
 use vmm_protocol::{BoxDir, Ending};
 
 use super::ExecError;
@@ -188,7 +188,7 @@ async fn outcome(ending: Ending, stderr: Option<ExecutionOutput>) -> Result<(), 
         Ending::Failed { message, .. } => failed(message),
         _ => failed("the file transfer ended early".to_owned()),
     };
-    Err(ExecError::Refused { kind, message })
+    Err(ExecError::Refused(RequestError::new(kind, message)))
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@ use std::os::fd::OwnedFd;
 
 use rustix::event::PollFd;
 use vmm_protocol::frames::{
-    Connection, Frame, FrameError, HostMessage, PayloadMessage, RequestErrorKind, Strictness,
-    VERSION,
+    Connection, Frame, FrameError, HostMessage, PayloadMessage, RequestError, RequestErrorKind,
+    Strictness, VERSION,
 };
 
 /// A client of the shim.
@@ -120,14 +120,20 @@ impl Client {
     /// Sends a message, or an error if the message is longer than a frame.
     pub(super) fn send(&mut self, stream: u32, message: PayloadMessage) {
         if let Err(error) = self.connection.send(stream, message) {
-            let (kind, message) = (RequestErrorKind::Failed, error.to_string());
-            let _ = self
-                .connection
-                .send(stream, PayloadMessage::Error { kind, message });
+            let error = RequestError::new(RequestErrorKind::Failed, error.to_string());
+            let _ = self.connection.send(stream, PayloadMessage::Error(error));
         }
     }
 
-    pub(super) fn send_error(&mut self, stream: u32, kind: RequestErrorKind, message: String) {
-        self.send(stream, PayloadMessage::Error { kind, message });
+    pub(super) fn send_error(
+        &mut self,
+        stream: u32,
+        kind: RequestErrorKind,
+        message: impl Into<String>,
+    ) {
+        self.send(
+            stream,
+            PayloadMessage::Error(RequestError::new(kind, message)),
+        );
     }
 }

@@ -5,9 +5,10 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
 
-use vmm_engine::{Payload, RequestError};
+use vmm_engine::Payload;
 use vmm_protocol::frames::{
-    Connection, Frame, FrameReader, HostMessage, PayloadMessage, RequestErrorKind, Strictness,
+    Connection, Frame, FrameReader, HostMessage, PayloadMessage, RequestError, RequestErrorKind,
+    Strictness,
 };
 
 use super::relay::PayloadConnection;
@@ -36,12 +37,11 @@ fn serve(mut hub: UnixStream, reporter: &ExitReporter) -> io::Result<()> {
             let result = reporter
                 .started_payload()
                 .and_then(|payload| carry_out(payload, &message));
-            let response = result.unwrap_or_else(error_message);
+            let response = result.unwrap_or_else(PayloadMessage::Error);
             let mut wire = Vec::new();
             if let Err(error) = Frame::new(stream, response).encode(&mut wire) {
-                let (kind, message) = (RequestErrorKind::Failed, error.to_string());
-                let response = error_message(RequestError { kind, message });
-                let encoded = Frame::new(stream, response).encode(&mut wire);
+                let error = RequestError::new(RequestErrorKind::Failed, error.to_string());
+                let encoded = Frame::new(stream, PayloadMessage::Error(error)).encode(&mut wire);
                 encoded.map_err(io::Error::other)?;
             }
             hub.write_all(&wire)?;
@@ -71,8 +71,4 @@ fn carry_out(payload: &dyn Payload, request: &HostMessage) -> Result<PayloadMess
         }
         _ => Err(RequestError::unsupported("this request")),
     }
-}
-
-fn error_message(RequestError { kind, message }: RequestError) -> PayloadMessage {
-    PayloadMessage::Error { kind, message }
 }

@@ -1,7 +1,7 @@
 use nix::libc::SIGKILL;
-use vmm_engine::RequestError;
 use vmm_protocol::frames::{
-    Connection, ExecSpec, Frame, HostMessage, PayloadMessage, RequestErrorKind, Strictness, VERSION,
+    Connection, ExecSpec, Frame, HostMessage, PayloadMessage, RequestError, RequestErrorKind,
+    Strictness, VERSION,
 };
 
 use super::client::{Client, TOO_MANY_STREAMS};
@@ -109,7 +109,7 @@ impl Hub {
         match message {
             HostMessage::Stdin(data) if has_output => {
                 if !execution.add_input(&data) {
-                    let message = "the client has sent more input than its credit".to_owned();
+                    let message = "the client has sent more input than its credit";
                     client.send_error(stream, RequestErrorKind::Invalid, message);
                 }
             }
@@ -119,7 +119,7 @@ impl Hub {
                 let _ = connection.send(execution.stream(), message);
             }
             _ => {
-                let message = "the stream does not have the output of the execution".to_owned();
+                let message = "the stream does not have the output of the execution";
                 client.send_error(stream, RequestErrorKind::Invalid, message);
             }
         }
@@ -133,23 +133,18 @@ impl Hub {
                  and `.`",
                 spec.id
             );
-            let kind = RequestErrorKind::Invalid;
-            Some(RequestError { kind, message })
+            Some(RequestError::new(RequestErrorKind::Invalid, message))
         } else {
             self.prepare_execution().err()
         };
         let Some(client) = self.clients.get_mut(&client_id) else {
             return;
         };
-        if let Some(RequestError { kind, message }) = error {
-            return client.send_error(stream, kind, message);
+        if let Some(error) = error {
+            return client.send(stream, PayloadMessage::Error(error));
         }
         if attach && !client.open_stream(stream, spec.id.clone()) {
-            return client.send_error(
-                stream,
-                RequestErrorKind::Failed,
-                TOO_MANY_STREAMS.to_owned(),
-            );
+            return client.send_error(stream, RequestErrorKind::Failed, TOO_MANY_STREAMS);
         }
         let mut execution = Execution::new(&spec, self.next_stream);
         if let Some(connection) = &mut self.connection
@@ -182,11 +177,7 @@ impl Hub {
             return client.send_error(stream, RequestErrorKind::InUse, message);
         }
         if !client.open_stream(stream, id.to_owned()) {
-            return client.send_error(
-                stream,
-                RequestErrorKind::Failed,
-                TOO_MANY_STREAMS.to_owned(),
-            );
+            return client.send_error(stream, RequestErrorKind::Failed, TOO_MANY_STREAMS);
         }
         let pid = execution.pid();
         // The payload's response to the start is also that to a reader that attaches before it.
@@ -234,23 +225,19 @@ impl Hub {
         let has_room = self.requests.len() < MAX_REQUESTS;
         let result = connect(self).and_then(|connection| {
             if !has_room || !connection.has_room() {
-                let message = "too many requests wait for a response; try again later".to_owned();
-                let kind = RequestErrorKind::Failed;
-                return Err(RequestError { kind, message });
+                let message = "too many requests wait for a response; try again later";
+                return Err(RequestError::new(RequestErrorKind::Failed, message));
             }
             connection
                 .send(to_payload, message)
-                .map_err(|error| RequestError {
-                    kind: RequestErrorKind::Invalid,
-                    message: error.to_string(),
-                })
+                .map_err(|error| RequestError::new(RequestErrorKind::Invalid, error.to_string()))
         });
         let Some(client) = self.clients.get_mut(&client_id) else {
             return;
         };
         match result {
             Ok(()) => drop(self.requests.insert(to_payload, (client_id, stream))),
-            Err(error) => client.send_error(stream, error.kind, error.message),
+            Err(error) => client.send(stream, PayloadMessage::Error(error)),
         }
         self.next_stream += 1;
     }
@@ -258,12 +245,9 @@ impl Hub {
     /// Connects to the payload, unless too many executions are active.
     pub(super) fn prepare_execution(&mut self) -> Result<(), RequestError> {
         if !self.executions.has_room() {
-            let message =
-                "too many executions of the box run, or wait until their output is read; \
-                           read it, or wait until one has ended"
-                    .to_owned();
-            let kind = RequestErrorKind::Failed;
-            return Err(RequestError { kind, message });
+            let message = "too many executions of the box run, or wait until their output is read; \
+                           read it, or wait until one has ended";
+            return Err(RequestError::new(RequestErrorKind::Failed, message));
         }
         self.connect().map(|_| ())
     }
@@ -276,10 +260,8 @@ impl Hub {
                 let channel = self.reporter.started_payload()?.control_channel();
                 let channel = channel.ok_or_else(|| RequestError::unsupported("exec"))?;
                 Connection::new(channel.open()?, Strictness::Resynchronize).map_err(|error| {
-                    RequestError {
-                        kind: RequestErrorKind::Failed,
-                        message: format!("cannot connect to the payload: {error}"),
-                    }
+                    let message = format!("cannot connect to the payload: {error}");
+                    RequestError::new(RequestErrorKind::Failed, message)
                 })?
             }
         };
@@ -290,9 +272,9 @@ impl Hub {
     fn connect_to_engine(&mut self) -> Result<&mut PayloadConnection, RequestError> {
         let connection = match self.engine.take() {
             Some(connection) => connection,
-            None => engine_requests::connect(&self.reporter).map_err(|error| RequestError {
-                kind: RequestErrorKind::Failed,
-                message: format!("cannot send requests to the engine: {error}"),
+            None => engine_requests::connect(&self.reporter).map_err(|error| {
+                let message = format!("cannot send requests to the engine: {error}");
+                RequestError::new(RequestErrorKind::Failed, message)
             })?,
         };
         Ok(self.engine.insert(connection))

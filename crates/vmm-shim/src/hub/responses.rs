@@ -37,11 +37,11 @@ impl Hub {
                 PayloadMessage::Exited { ending } => PayloadMessage::Exited {
                     ending: execution.complete(ending),
                 },
-                PayloadMessage::Error { kind, message } if execution.transfer().is_some() => {
-                    return self.refuse_transfer(stream, kind, message);
+                PayloadMessage::Error(error) if execution.transfer().is_some() => {
+                    return self.refuse_transfer(stream, error);
                 }
-                PayloadMessage::Error { message, .. } => {
-                    let ending = Ending::failed(FailureKind::Engine, message);
+                PayloadMessage::Error(error) => {
+                    let ending = Ending::failed(FailureKind::Engine, error.message);
                     PayloadMessage::Exited {
                         ending: execution.complete(ending),
                     }

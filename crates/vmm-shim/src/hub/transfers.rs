@@ -1,6 +1,5 @@
 use nix::libc::SIGKILL;
-use vmm_engine::RequestError;
-use vmm_protocol::frames::{HostMessage, PayloadMessage, RequestErrorKind};
+use vmm_protocol::frames::{HostMessage, PayloadMessage, RequestError, RequestErrorKind};
 
 use super::client::TOO_MANY_STREAMS;
 use super::execution::{Execution, Transfer};
@@ -20,16 +19,12 @@ impl Hub {
         let Some(client) = self.clients.get_mut(&client_id) else {
             return;
         };
-        if let Err(RequestError { kind, message }) = prepared {
-            return client.send_error(stream, kind, message);
+        if let Err(error) = prepared {
+            return client.send(stream, PayloadMessage::Error(error));
         }
         let mut transfer = Execution::of_transfer(transfer, self.next_stream);
         if !client.open_stream(stream, transfer.id().to_owned()) {
-            return client.send_error(
-                stream,
-                RequestErrorKind::Failed,
-                TOO_MANY_STREAMS.to_owned(),
-            );
+            return client.send_error(stream, RequestErrorKind::Failed, TOO_MANY_STREAMS);
         }
         if let Some(connection) = &mut self.connection
             && let Err(error) = connection.send(self.next_stream, request)
@@ -43,7 +38,7 @@ impl Hub {
     }
 
     /// Passes on that the payload has refused a file transfer.
-    pub(super) fn refuse_transfer(&mut self, stream: u32, kind: RequestErrorKind, message: String) {
+    pub(super) fn refuse_transfer(&mut self, stream: u32, error: RequestError) {
         let Some(transfer) = self.executions.of_stream(stream) else {
             return;
         };
@@ -51,7 +46,7 @@ impl Hub {
         if let Some(reader) = transfer.reader()
             && let Some(client) = self.clients.get_mut(&reader.client)
         {
-            client.send(reader.stream, PayloadMessage::Error { kind, message });
+            client.send(reader.stream, PayloadMessage::Error(error));
             client.close_stream(reader.stream);
         }
         self.executions.remove(&id);

@@ -157,8 +157,8 @@ impl Client {
 
     pub fn error(&mut self) -> RequestErrorKind {
         loop {
-            if let PayloadMessage::Error { kind, .. } = self.receive().message {
-                return kind;
+            if let PayloadMessage::Error(error) = self.receive().message {
+                return error.kind;
             }
         }
     }

@@ -8,8 +8,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pidfd_spawn::Command;
 use serde::Serialize;
-use vmm_agent::{Backend, RequestError};
-use vmm_protocol::frames::{BootPhase, ExecSpec, GetSpec, GuestStats, PutSpec, RequestErrorKind};
+use vmm_agent::Backend;
+use vmm_protocol::frames::{
+    BootPhase, ExecSpec, GetSpec, GuestStats, PutSpec, RequestError, RequestErrorKind,
+};
 use vmm_protocol::network::GuestNetwork;
 use vmm_protocol::{Ending, FailureKind};
 
@@ -97,9 +99,9 @@ impl Backend for GuestBackend {
     }
 
     fn stats(&self) -> Result<GuestStats, RequestError> {
-        stats::read().map_err(|error| RequestError {
-            kind: RequestErrorKind::Failed,
-            message: format!("cannot read /proc: {error}"),
+        stats::read().map_err(|error| {
+            let message = format!("cannot read /proc: {error}");
+            RequestError::new(RequestErrorKind::Failed, message)
         })
     }
 
@@ -138,10 +140,8 @@ fn new_command(program: impl AsRef<OsStr>) -> Command {
 
 /// Returns a command that runs this program again, for one file transfer.
 fn transfer_command(option: &str, spec: &impl Serialize) -> Result<Command, RequestError> {
-    let spec = serde_json::to_string(spec).map_err(|error| RequestError {
-        kind: RequestErrorKind::Invalid,
-        message: error.to_string(),
-    })?;
+    let spec = serde_json::to_string(spec)
+        .map_err(|error| RequestError::new(RequestErrorKind::Invalid, error.to_string()))?;
     // The file of the program is not in the root file system of a guest.
     let mut command = new_command("/proc/self/exe");
     command.args([option, &spec]);

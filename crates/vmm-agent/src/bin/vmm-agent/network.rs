@@ -3,17 +3,13 @@ use std::io;
 use std::path::Path;
 
 use nix::unistd::sethostname;
-use vmm_agent::RequestError;
-use vmm_protocol::frames::RequestErrorKind;
+use vmm_protocol::frames::{RequestError, RequestErrorKind};
 use vmm_protocol::network::GuestNetwork;
 use vmm_protocol::with_causes;
 
 /// Configures the interfaces, the host name and the resolution of names.
 pub(crate) fn configure(network: &GuestNetwork) -> Result<(), RequestError> {
-    let failed = |message| RequestError {
-        kind: RequestErrorKind::Failed,
-        message,
-    };
+    let failed = |message: String| RequestError::new(RequestErrorKind::Failed, message);
     vmm_network::configure(&network.interfaces).map_err(|error| failed(with_causes(&error)))?;
     configure_names(network).map_err(|error| failed(format!("cannot configure names: {error}")))
 }

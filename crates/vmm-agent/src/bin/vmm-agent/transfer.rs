@@ -1,4 +1,3 @@
-use std::error::Error;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -7,7 +6,7 @@ use std::process::ExitCode;
 
 use serde::de::DeserializeOwned;
 use vmm_archive::{ArchiveError, CreateOptions, ExtractOptions, create, extract};
-use vmm_protocol::frames::{GetSpec, PutSpec, RequestErrorKind};
+use vmm_protocol::frames::{GetSpec, PutSpec, RequestError, RequestErrorKind};
 use vmm_protocol::with_causes;
 
 /// The option that extracts the tar stream on stdin. Its value is a [`PutSpec`] as JSON.
@@ -32,7 +31,7 @@ pub(crate) fn run_if_requested() -> Option<ExitCode> {
     };
     Some(match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err((kind, message)) => {
+        Err(RequestError { kind, message }) => {
             // Without a reader, only the exit code remains.
             let _ = io::stderr().write_all(message.as_bytes());
             ExitCode::from(kind.exit_code())
@@ -40,38 +39,35 @@ pub(crate) fn run_if_requested() -> Option<ExitCode> {
     })
 }
 
-/// The error of a transfer, and its message.
-type Failure = (RequestErrorKind, String);
-
-fn put(spec: &OsString) -> Result<(), Failure> {
+fn put(spec: &OsString) -> Result<(), RequestError> {
     let spec: PutSpec = parse(spec)?;
     let options = ExtractOptions::default()
         .overwrite(spec.overwrite)
         .rename_root(spec.rename_root)
         .preserve(true);
-    extract(io::stdin().lock(), &spec.path, &options).map_err(failure)
+    extract(io::stdin().lock(), &spec.path, &options).map_err(request_error)
 }
 
-fn get(spec: &OsString) -> Result<(), Failure> {
+fn get(spec: &OsString) -> Result<(), RequestError> {
     let spec: GetSpec = parse(spec)?;
     let options = CreateOptions::default().follow_symlinks(spec.follow_symlinks);
     // Without the buffer of `io::stdout`, which ends at each line.
     let stdout = io::stdout().as_fd().try_clone_to_owned();
-    let stdout = stdout.map_err(ArchiveError::Write).map_err(failure)?;
+    let stdout = stdout.map_err(ArchiveError::Write).map_err(request_error)?;
     let stdout = BufWriter::with_capacity(WRITE_BYTES, File::from(stdout));
-    create(&spec.path, stdout, &options).map_err(failure)
+    create(&spec.path, stdout, &options).map_err(request_error)
 }
 
 /// How many bytes are written at once: as many as a pipe holds, pipe(7).
 const WRITE_BYTES: usize = 64 << 10;
 
-fn parse<T: DeserializeOwned>(spec: &OsString) -> Result<T, Failure> {
-    let invalid = |error: &dyn Error| (RequestErrorKind::Invalid, with_causes(error));
+fn parse<T: DeserializeOwned>(spec: &OsString) -> Result<T, RequestError> {
     let spec = spec.to_str().unwrap_or_default();
-    serde_json::from_str(spec).map_err(|error| invalid(&error))
+    serde_json::from_str(spec)
+        .map_err(|error| RequestError::new(RequestErrorKind::Invalid, with_causes(&error)))
 }
 
-fn failure(error: ArchiveError) -> Failure {
+fn request_error(error: ArchiveError) -> RequestError {
     let kind = match error {
         ArchiveError::NotFound(_) => RequestErrorKind::NotFound,
         ArchiveError::NotADirectory(_) => RequestErrorKind::NotADirectory,
@@ -79,5 +75,5 @@ fn failure(error: ArchiveError) -> Failure {
         ArchiveError::Escapes(_) | ArchiveError::Invalid(_) => RequestErrorKind::Invalid,
         _ => RequestErrorKind::Failed,
     };
-    (kind, with_causes(&error))
+    RequestError::new(kind, with_causes(&error))
 }

@@ -20,9 +20,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use vmm_agent::RequestError;
 use vmm_protocol::BootTimes;
-use vmm_protocol::frames::RequestErrorKind;
+use vmm_protocol::frames::{RequestError, RequestErrorKind};
 
 pub(super) use self::environment::GuestEnvironment;
 use self::relay::Relay;
@@ -156,14 +155,12 @@ impl ControlChannel for Agent {
     /// Opens a connection to the agent.
     fn open(&self) -> Result<OwnedFd, RequestError> {
         if !matches!(self.shared.state().start, Start::Ready(_)) {
-            return Err(RequestError {
-                kind: RequestErrorKind::NotReady,
-                message: "the guest still boots; wait until the box is running".to_owned(),
-            });
+            let message = "the guest still boots; wait until the box is running";
+            return Err(RequestError::new(RequestErrorKind::NotReady, message));
         }
-        let (client, relay) = UnixStream::pair().map_err(|error| RequestError {
-            kind: RequestErrorKind::Failed,
-            message: format!("cannot open a connection to the agent: {error}"),
+        let (client, relay) = UnixStream::pair().map_err(|error| {
+            let message = format!("cannot open a connection to the agent: {error}");
+            RequestError::new(RequestErrorKind::Failed, message)
         })?;
         self.request(Request::Serve(relay));
         Ok(client.into())

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use vmm_protocol::BootTimes;
 use vmm_protocol::frames::{
-    BootPhase, Connection, Frame, HostMessage, PayloadMessage, RequestErrorKind, Strictness,
-    VERSION, is_readable, wait_until,
+    BootPhase, Connection, Frame, HostMessage, PayloadMessage, RequestError, RequestErrorKind,
+    Strictness, VERSION, is_readable, wait_until,
 };
 
 use super::workload::{Event, NETWORK_STREAM, WORKLOAD_STREAM};
@@ -153,8 +153,8 @@ impl Relay {
                         message => message,
                     };
                     if let Err(error) = self.port.send(stream, message) {
-                        let (kind, message) = (RequestErrorKind::Invalid, error.to_string());
-                        let _ = client.send(stream, PayloadMessage::Error { kind, message });
+                        let error = RequestError::new(RequestErrorKind::Invalid, error.to_string());
+                        let _ = client.send(stream, PayloadMessage::Error(error));
                     }
                 }
                 Ok(None) if client.is_hung_up() => self.client = None,
@@ -194,10 +194,10 @@ impl Relay {
                 self.start_workload();
             }
             // An agent that does not know the request responds on stream 0.
-            PayloadMessage::Error { message, .. }
+            PayloadMessage::Error(error)
                 if self.awaits_network && [0, NETWORK_STREAM].contains(&stream) =>
             {
-                self.fail_start(EngineError::GuestNetwork(message));
+                self.fail_start(EngineError::GuestNetwork(error.message));
             }
             message if stream == WORKLOAD_STREAM => {
                 let workload = self.workload.as_mut();

@@ -164,8 +164,8 @@ fn an_agent_that_cannot_configure_the_network_fails_the_start() {
         let (shim, mut guest) = connect_with(echo(), Some(GuestNetwork::default()));
         guest.get_ready(VERSION);
         guest.receive();
-        let (kind, message) = (RequestErrorKind::Failed, "no virtio_net".to_owned());
-        guest.send(stream, PayloadMessage::Error { kind, message });
+        let error = RequestError::new(RequestErrorKind::Failed, "no virtio_net");
+        guest.send(stream, PayloadMessage::Error(error));
         let error = shim.agent.wait_ready().unwrap_err();
         assert!(matches!(&error, EngineError::GuestNetwork(message) if message == "no virtio_net"));
     }

@@ -108,8 +108,8 @@ impl Workload {
                 Ending::Failed { kind, message } => EngineError::Workload { kind, message },
                 _ => EngineError::Other("the agent ended a workload before its start".to_owned()),
             })),
-            (PayloadMessage::Error { message, .. }, false) => {
-                Some(Event::NotStarted(EngineError::Other(message)))
+            (PayloadMessage::Error(error), false) => {
+                Some(Event::NotStarted(EngineError::Other(error.message)))
             }
             (PayloadMessage::Exited { ending }, true) => Some(Event::Exited(exit_of(&ending))),
             (PayloadMessage::Stdout(data) | PayloadMessage::Stderr(data), true) => {

@@ -333,11 +333,5 @@ async fn attach_to(api: &ApiState, id: &str, execution: &str) -> Result<Executio
 }
 
 fn is_in_use(error: &ExecError) -> bool {
-    matches!(
-        error,
-        ExecError::Refused {
-            kind: RequestErrorKind::InUse,
-            ..
-        }
-    )
+    matches!(error, ExecError::Refused(error) if error.kind == RequestErrorKind::InUse)
 }
