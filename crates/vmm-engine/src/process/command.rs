@@ -13,7 +13,7 @@ use pidfd_spawn::{Command, Resource, SpawnError, Stdio, Step};
 use vmm_protocol::frames::ExecSpec;
 use vmm_protocol::{BOX_DIR_VARIABLE, InstanceSpec, PayloadSpec};
 
-use super::confinement::Confinement;
+use super::limits::Limits;
 use super::notify_socket::NotifySocket;
 use crate::EngineError;
 
@@ -70,12 +70,12 @@ pub(super) fn check_working_dir(payload: &PayloadSpec) -> Result<(), EngineError
 pub(super) fn payload_command(
     spec: &InstanceSpec,
     dir: &Path,
-    confinement: &Confinement,
+    limits: &Limits,
     notify: Option<&NotifySocket>,
     output: &PipeWriter,
 ) -> Result<Command, EngineError> {
     let payload = &spec.payload;
-    let mut command = confined_command(spec, dir, confinement, &payload.command)?;
+    let mut command = box_command(spec, dir, limits, &payload.command)?;
     let clone_output = || {
         let clone = output.try_clone().map(OwnedFd::from);
         clone.map_err(EngineError::system("prepare the payload"))
@@ -97,14 +97,14 @@ pub(super) fn payload_command(
 pub(super) fn execution_command(
     spec: &InstanceSpec,
     dir: &Path,
-    confinement: &Confinement,
+    limits: &Limits,
     exec: &ExecSpec,
 ) -> Result<Command, EngineError> {
     if exec.user.is_some() {
         let message = "the engine process runs commands as the user of the payload only";
         return Err(EngineError::Spec(message.to_owned()));
     }
-    let mut command = confined_command(spec, dir, confinement, &exec.command)?;
+    let mut command = box_command(spec, dir, limits, &exec.command)?;
     let dir = exec.working_dir.as_deref();
     command
         .current_dir(dir.unwrap_or_else(|| working_dir(&spec.payload)))
@@ -120,10 +120,10 @@ fn working_dir(payload: &PayloadSpec) -> &Path {
 }
 
 /// Returns a command with the environment and the limits of the box.
-fn confined_command(
+fn box_command(
     spec: &InstanceSpec,
     dir: &Path,
-    confinement: &Confinement,
+    limits: &Limits,
     argv: &[String],
 ) -> Result<Command, EngineError> {
     let (program, args) = argv.split_first().ok_or_else(empty_command)?;
@@ -141,7 +141,7 @@ fn confined_command(
         .reset_ignored_signals(true)
         .parent_death_signal(SIGKILL)
         .rlimit(Resource::Nofile, soft.min(MAX_DESCRIPTORS), hard);
-    confinement
+    limits
         .apply(&mut command)
         .map_err(EngineError::system("limit the payload"))?;
     Ok(command)

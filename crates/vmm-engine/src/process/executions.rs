@@ -12,7 +12,7 @@ use vmm_protocol::frames::{ExecSpec, RequestError, RequestErrorKind, Strictness}
 use vmm_protocol::{ControlGroup, Ending, FileError, InstanceSpec, with_causes};
 
 use super::command;
-use super::confinement::Confinement;
+use super::limits::Limits;
 use super::oom_kills::OomKills;
 use crate::pause::PauseObserver;
 use crate::{ControlChannel, Pause};
@@ -30,17 +30,17 @@ pub(super) struct Executions {
 struct BoxBackend {
     spec: InstanceSpec,
     dir: PathBuf,
-    confinement: Confinement,
+    limits: Limits,
     oom_kills: OomKills,
 }
 
 impl Executions {
-    pub(super) fn new(spec: InstanceSpec, dir: PathBuf, confinement: Confinement) -> Self {
+    pub(super) fn new(spec: InstanceSpec, dir: PathBuf, limits: Limits) -> Self {
         Self {
             backend: Arc::new(BoxBackend {
                 spec,
                 dir,
-                confinement,
+                limits,
                 oom_kills: OomKills::default(),
             }),
             children: OnceLock::new(),
@@ -147,8 +147,7 @@ impl Pause for Executions {
 
 impl Backend for BoxBackend {
     fn command(&self, exec: &ExecSpec) -> Result<Command, Ending> {
-        command::execution_command(&self.spec, &self.dir, &self.confinement, exec)
-            .map_err(Ending::from)
+        command::execution_command(&self.spec, &self.dir, &self.limits, exec).map_err(Ending::from)
     }
 
     fn spawn_error(&self, exec: &ExecSpec, error: SpawnError) -> Ending {

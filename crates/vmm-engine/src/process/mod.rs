@@ -1,8 +1,8 @@
 mod command;
-mod confinement;
 mod console;
 mod console_log;
 mod executions;
+mod limits;
 mod notify_socket;
 mod oom_kills;
 mod payload;
@@ -14,9 +14,9 @@ use pidfd_spawn::Command;
 use vmm_protocol::{BoxDir, HostPolicy, InstanceSpec, PayloadSpec, Ready};
 
 pub(crate) use self::command::DEFAULT_PATH;
-use self::confinement::Confinement;
 use self::console::Console;
 use self::executions::Executions;
+use self::limits::Limits;
 use self::notify_socket::NotifySocket;
 pub(crate) use self::payload::ProcessPayload;
 use crate::{Engine, EngineError, Payload};
@@ -96,9 +96,9 @@ pub(crate) fn spawn(
         Ready::Started => None,
         Ready::Notified => Some(NotifySocket::bind(&box_dir)?),
     };
-    let confinement = Confinement::prepare(spec, dir)?;
+    let limits = Limits::prepare(spec, dir)?;
     let (console, output) = Console::start(box_dir, spec.payload.console)?;
-    let command = command::payload_command(spec, dir, &confinement, notify.as_ref(), &output);
+    let command = command::payload_command(spec, dir, &limits, notify.as_ref(), &output);
     // The command, and with it this end of the pipe, is dropped before the console is finished.
     let spawned = command.and_then(move |mut command| {
         prepare(&mut command, output);
@@ -107,7 +107,7 @@ pub(crate) fn spawn(
     });
     match spawned {
         Ok(child) => {
-            let executions = Executions::new(spec.clone(), dir.to_owned(), confinement);
+            let executions = Executions::new(spec.clone(), dir.to_owned(), limits);
             Ok(ProcessPayload::new(child, notify, console, executions))
         }
         Err(error) => {

@@ -17,7 +17,7 @@ use crate::EngineError;
 /// The shim [prepares](Self::prepare) them, and [applies](Self::apply) them to the command that starts
 /// the payload.
 #[derive(Debug, Default)]
-pub(crate) struct Confinement {
+pub(crate) struct Limits {
     /// The directories of the control groups.
     groups: Vec<PathBuf>,
     /// The number of CPUs for the affinity, if there is no control group for CPU time.
@@ -33,7 +33,7 @@ const MAX_CPUS: u32 = 8192;
 /// The maximum number of processes on any kernel, which rejects a higher limit.
 const MAX_PIDS: u32 = 1 << 22;
 
-impl Confinement {
+impl Limits {
     /// Creates the control groups for the limits in the spec, and selects a substitute for each
     /// limit without a control group.
     pub(super) fn prepare(spec: &InstanceSpec, dir: &Path) -> Result<Self, EngineError> {
@@ -45,7 +45,7 @@ impl Confinement {
         } = spec.payload;
         let cpus = cpus.map(|cpus| cpus.min(MAX_CPUS));
         let memory_bytes = memory_mib.map(|mib| u64::from(mib) << 20);
-        let limits: Vec<_> = [
+        let amounts: Vec<_> = [
             (Controller::Cpu, cpus.map(u64::from)),
             (Controller::Memory, memory_bytes),
             (Controller::Pids, pids.map(|pids| pids.min(MAX_PIDS).into())),
@@ -53,22 +53,22 @@ impl Confinement {
         .into_iter()
         .filter_map(|(controller, amount)| Some((controller, amount?)))
         .collect();
-        if limits.is_empty() {
+        if amounts.is_empty() {
             return Ok(Self::default());
         }
-        let (group, failures) = ControlGroup::create(dir, &limits)?;
-        let mut confinement = Self {
+        let (group, failures) = ControlGroup::create(dir, &amounts)?;
+        let mut limits = Self {
             groups: group.into_dirs(),
             ..Self::default()
         };
         for (controller, error) in failures {
             let substitute = match controller {
                 Controller::Cpu => {
-                    confinement.cpus = cpus;
+                    limits.cpus = cpus;
                     "a CPU affinity"
                 }
                 Controller::Memory => {
-                    confinement.data_bytes = memory_bytes;
+                    limits.data_bytes = memory_bytes;
                     "a data limit for each process"
                 }
                 // RLIMIT_NPROC counts all processes of the user, and does not apply to root.
@@ -80,7 +80,7 @@ impl Confinement {
                 with_causes(&error)
             );
         }
-        Ok(confinement)
+        Ok(limits)
     }
 
     /// Makes the command start its child with the limits.
