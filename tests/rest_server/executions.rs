@@ -232,7 +232,7 @@ async fn an_execution_is_signalled_and_killed() {
 
     let execution = service.client.exec(&id, &shell("sleep 1000")).await;
     let execution = execution.unwrap().execution_id;
-    let killed = service.client.kill_execution(&id, &execution);
+    let killed = service.client.remove_execution(&id, &execution);
     killed.await.unwrap();
     let gone = service.client.execution(&id, &execution).await;
     assert_eq!(gone.unwrap_err().code(), Some(ErrorCode::NotFound));

@@ -170,7 +170,7 @@ fn the_end_of_a_command_is_reported_while_a_client_does_not_read_its_output() {
 }
 
 #[test]
-fn a_forgotten_execution_is_killed_and_its_client_gets_the_ending() {
+fn a_removed_execution_is_killed_and_its_client_gets_the_ending() {
     let shim = Shim::start_loop("");
     let mut first = Client::connect(&shim);
     first.exec(1, "exec-1", "sleep 1000");
@@ -178,7 +178,7 @@ fn a_forgotten_execution_is_killed_and_its_client_gets_the_ending() {
     let mut second = Client::connect(&shim);
     second.send(
         5,
-        HostMessage::Forget {
+        HostMessage::Remove {
             id: "exec-1".into(),
         },
     );

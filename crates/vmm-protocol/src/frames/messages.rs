@@ -43,7 +43,7 @@ pub enum HostMessage {
     /// Requests the list of executions.
     List,
     /// Removes an execution from the list, and kills it if it still runs.
-    Forget {
+    Remove {
         /// The id of the execution.
         id: String,
     },
@@ -151,7 +151,7 @@ pub enum PayloadMessage {
     },
     /// The response to `List`.
     Executions {
-        /// The executions that run, and those that have ended and are not forgotten.
+        /// The executions that run, and those that have ended and are not removed.
         executions: Vec<Execution>,
         /// Whether a frame with more executions follows, because one cannot hold them all.
         #[serde(default)]

@@ -42,8 +42,8 @@ impl Client {
         self.get(["v1", "boxes", id, "executions", execution]).await
     }
 
-    /// Kills an execution, and removes it from the list.
-    pub async fn kill_execution(&self, id: &str, execution: &str) -> Result<(), ClientError> {
+    /// Removes an execution from the list, and kills it if it still runs.
+    pub async fn remove_execution(&self, id: &str, execution: &str) -> Result<(), ClientError> {
         let path = ["v1", "boxes", id, "executions", execution];
         let request = self.request(Method::DELETE, path)?;
         self.send(request).await?.check().await.map(drop)

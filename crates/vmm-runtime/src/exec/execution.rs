@@ -288,10 +288,10 @@ pub(crate) async fn call(dir: BoxDir, request: Value) -> Result<Value, ExecError
 }
 
 /// Kills an execution of the box with this directory, and removes it from the list.
-pub(crate) async fn forget(dir: BoxDir, id: String) -> Result<(), ExecError> {
+pub(crate) async fn remove(dir: BoxDir, id: String) -> Result<(), ExecError> {
     let mut connection = ShimConnection::open(&dir).await?;
-    let forget = HostMessage::Forget { id };
-    connection.request(0, forget).await.map(drop)
+    let remove = HostMessage::Remove { id };
+    connection.request(0, remove).await.map(drop)
 }
 
 /// Attaches to an execution of the box with this directory.

@@ -18,7 +18,7 @@ mod transfer;
 pub use error::ExecError;
 pub use execution::{ExecOutput, Execution};
 pub(crate) use execution::{
-    attach, call, exec, forget, guest_stats, list, send, set_paused, start,
+    attach, call, exec, guest_stats, list, remove, send, set_paused, start,
 };
 pub use streams::{ExecutionInput, ExecutionOutput};
 pub use transfer::FileArchive;

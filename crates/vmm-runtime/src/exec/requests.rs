@@ -180,7 +180,7 @@ impl VmmRuntime {
         execution: &str,
     ) -> Result<(), RuntimeError> {
         let execution = execution.to_owned();
-        self.request_shim(id_or_name, |_, dir| exec::forget(dir, execution))
+        self.request_shim(id_or_name, |_, dir| exec::remove(dir, execution))
             .await
     }
 

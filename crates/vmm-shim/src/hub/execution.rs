@@ -44,8 +44,8 @@ pub(super) struct Execution {
     ending: Option<(Ending, Instant)>,
     /// Whether the payload has sent all output.
     is_complete: bool,
-    /// Whether a client has removed it.
-    is_forgotten: bool,
+    /// Whether it is in the list for clients.
+    is_listed: bool,
     transfer: Option<Transfer>,
 }
 
@@ -90,7 +90,7 @@ impl Execution {
             reader: None,
             ending: None,
             is_complete: false,
-            is_forgotten: false,
+            is_listed: true,
             transfer: None,
         }
     }
@@ -100,7 +100,7 @@ impl Execution {
         // No client can choose an id with a space.
         let spec = ExecSpec::new(format!("transfer {stream}"), [""; 0]);
         Self {
-            is_forgotten: true,
+            is_listed: false,
             transfer: Some(transfer),
             ..Self::new(&spec, stream)
         }
@@ -129,12 +129,12 @@ impl Execution {
     }
 
     /// Removes it from the list. It is dropped once it is complete.
-    pub(super) fn forget(&mut self) {
-        self.is_forgotten = true;
+    pub(super) fn unlist(&mut self) {
+        self.is_listed = false;
     }
 
-    pub(super) fn is_forgotten(&self) -> bool {
-        self.is_forgotten
+    pub(super) fn is_listed(&self) -> bool {
+        self.is_listed
     }
 
     /// Returns which file transfer it is, if it is one. That ends when its client leaves.
@@ -215,7 +215,7 @@ impl Execution {
     /// not started is not listed.
     pub(super) fn complete(&mut self, ending: Ending) -> Ending {
         if self.pid.is_none() {
-            self.is_forgotten = true;
+            self.is_listed = false;
             self.keeps_until = None;
         }
         self.is_complete = true;

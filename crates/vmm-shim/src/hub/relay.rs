@@ -253,7 +253,7 @@ impl Hub {
                     client.close_stream(stream);
                 }
             }
-            if execution.is_forgotten()
+            if !execution.is_listed()
                 && execution.is_complete()
                 && execution.reader().is_none()
                 && !execution.awaits_reader()

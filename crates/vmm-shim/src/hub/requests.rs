@@ -42,7 +42,7 @@ impl Hub {
                 let listed = self
                     .executions
                     .all()
-                    .filter(|execution| !execution.is_forgotten());
+                    .filter(|execution| execution.is_listed());
                 let listed: Vec<_> = listed.map(|execution| execution.listed()).collect();
                 let mut chunks = listed.chunks(LISTED_IN_FRAME).peekable();
                 loop {
@@ -57,7 +57,7 @@ impl Hub {
             HostMessage::Exec(spec) => self.start_execution(client_id, stream, spec, true),
             HostMessage::Start(spec) => self.start_execution(client_id, stream, spec, false),
             HostMessage::Attach { id, output } => self.attach(client_id, stream, &id, output),
-            HostMessage::Forget { id } => self.forget(client_id, stream, &id),
+            HostMessage::Remove { id } => self.remove(client_id, stream, &id),
             HostMessage::Pause | HostMessage::Resume | HostMessage::Call { .. } => {
                 self.pass_on(client_id, stream, message, Self::connect_to_engine)
             }
@@ -195,7 +195,7 @@ impl Hub {
     }
 
     /// Kills an execution, and removes it. Its reader gets the ending all the same.
-    fn forget(&mut self, client_id: u64, stream: u32, id: &str) {
+    fn remove(&mut self, client_id: u64, stream: u32, id: &str) {
         let Some(client) = self.clients.get_mut(&client_id) else {
             return;
         };
@@ -209,7 +209,7 @@ impl Hub {
             let kill = HostMessage::signal(SIGKILL);
             let _ = connection.send(execution.stream(), kill);
         }
-        execution.forget();
+        execution.unlist();
         client.send(stream, PayloadMessage::Done);
     }
 

@@ -25,21 +25,21 @@ impl ExecutionTable {
         self.by_id.insert(execution.id().to_owned(), execution);
     }
 
-    /// Returns the execution, also if it is forgotten and has not ended.
+    /// Returns the execution, also if it is not listed and has not ended.
     pub(super) fn get(&mut self, id: &str) -> Option<&mut Execution> {
         self.by_id.get_mut(id)
     }
 
-    /// Returns the execution, unless it is forgotten.
+    /// Returns the execution, if it is listed.
     pub(super) fn listed(&mut self, id: &str) -> Option<&mut Execution> {
-        self.get(id).filter(|execution| !execution.is_forgotten())
+        self.get(id).filter(|execution| execution.is_listed())
     }
 
-    /// Returns the execution, unless it is forgotten. One that no client has attached to yet is
+    /// Returns the execution, if it is listed. One that no client has attached to yet is
     /// returned all the same, for the client that has started it.
     pub(super) fn attachable(&mut self, id: &str) -> Option<&mut Execution> {
         self.get(id)
-            .filter(|execution| !execution.is_forgotten() || execution.awaits_reader())
+            .filter(|execution| execution.is_listed() || execution.awaits_reader())
     }
 
     pub(super) fn of_stream(&mut self, stream: u32) -> Option<&mut Execution> {

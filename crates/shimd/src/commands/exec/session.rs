@@ -133,8 +133,8 @@ impl Session<'_> {
         let first = signals.next().await;
         // A request fails if the command has ended, which the events report.
         let _ = tokio::join!(self.send_signal(first), signals.next_forced());
-        let kill = self.client.kill_execution(self.box_id, self.execution);
-        let _ = tokio::join!(kill, signals.next_forced());
+        let remove = self.client.remove_execution(self.box_id, self.execution);
+        let _ = tokio::join!(remove, signals.next_forced());
     }
 
     async fn send_signal(&self, signal: SignalKind) -> Result<(), ClientError> {

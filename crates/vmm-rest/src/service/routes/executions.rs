@@ -136,7 +136,7 @@ pub(super) async fn inspect(
         (status = 404, description = "The box or execution was not found", body = ErrorResponse),
     ),
 )]
-pub(super) async fn kill(
+pub(super) async fn remove(
     State(api): State<ApiState>,
     extract::Path((id, execution)): extract::Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {

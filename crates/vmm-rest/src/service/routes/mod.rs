@@ -43,7 +43,7 @@ pub(crate) fn all(keys: &IdempotencyKeys) -> (Router<ApiState>, OpenApi) {
         .routes(with_idempotency_keys(keys, routes!(boxes::resume)))
         .routes(with_idempotency_keys(keys, routes!(executions::start)))
         .routes(routes!(executions::list))
-        .routes(routes!(executions::inspect, executions::kill))
+        .routes(routes!(executions::inspect, executions::remove))
         .routes(routes!(executions::attach))
         .routes(with_idempotency_keys(keys, routes!(executions::signal)))
         .routes(routes!(executions::resize))
