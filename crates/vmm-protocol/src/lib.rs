@@ -91,7 +91,7 @@ pub use identity::ProcessIdentity;
 pub use instance_spec::InstanceSpec;
 pub use invocation::{ARGV0, Invocation, can_be_shim, declare_shim_program};
 pub use json_line::{read_line, to_line};
-pub use payload_spec::{PayloadSpec, PayloadSpecError, Ready};
+pub use payload_spec::{DEFAULT_PATH, PayloadSpec, PayloadSpecError, Ready};
 pub use pid_record::{PidLookup, PidRecord};
 pub use remove_tree::{RemovalProgress, remove_tree};
 pub use report::{KILL_SIGNAL, Report};

@@ -7,6 +7,9 @@ use serde_json::{Map, Value};
 
 use crate::ConsoleOptions;
 
+/// The `PATH` of a command, on the host and in a guest, unless its spec has another one.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// The payload of a box, and the engine that runs it.
 ///
 /// The fields `env`, `stdin` and `options` can contain secrets. The `Debug` output omits them.
@@ -20,7 +23,7 @@ pub struct PayloadSpec {
     /// The program and its arguments. Every user of the host can see them while the payload runs,
     /// unless it runs in a guest.
     pub command: Vec<String>,
-    /// The environment variables of the payload, in addition to a default `PATH`. The payload
+    /// The environment variables of the payload, in addition to [`DEFAULT_PATH`]. The payload
     /// inherits none from the runtime.
     pub env: BTreeMap<String, String>,
     /// The working directory of the payload; `/` by default.

@@ -11,14 +11,12 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource as NixResource, getrlimit};
 use pidfd_spawn::{Command, Resource, SpawnError, Stdio, Step};
 use vmm_protocol::frames::ExecSpec;
-use vmm_protocol::{BOX_DIR_VARIABLE, InstanceSpec, PayloadSpec};
+use vmm_protocol::{BOX_DIR_VARIABLE, DEFAULT_PATH, InstanceSpec, PayloadSpec};
 
 use super::limits::Limits;
 use super::notify_socket::NotifySocket;
 use crate::EngineError;
 
-pub(crate) const DEFAULT_PATH: &str =
-    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const DEFAULT_DIR: &str = "/";
 
 /// The soft limit of file descriptors of a payload: `select(2)` does not support higher

@@ -13,7 +13,6 @@ use std::path::Path;
 use pidfd_spawn::Command;
 use vmm_protocol::{BoxDir, HostPolicy, InstanceSpec, PayloadSpec, Ready};
 
-pub(crate) use self::command::DEFAULT_PATH;
 use self::console::Console;
 use self::executions::Executions;
 use self::limits::Limits;

@@ -20,15 +20,14 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use pidfd_spawn::{Child, Command, Stdio};
 use serde::{Deserialize, Serialize};
 use vmm_protocol::{
-    ConfinementRule, FileError, InstanceSpec, ProcessIdentity, read_file, with_causes,
-    write_file_unsynced,
+    ConfinementRule, DEFAULT_PATH, FileError, InstanceSpec, ProcessIdentity, read_file,
+    with_causes, write_file_unsynced,
 };
 
 use super::command_line::{PROGRAM, SANDBOX};
 use super::confinement::Confinement;
 use super::options::{Accelerator, QemuOptions};
 use crate::EngineError;
-use crate::process::DEFAULT_PATH;
 #[cfg(target_arch = "x86_64")]
 use crate::sys;
 

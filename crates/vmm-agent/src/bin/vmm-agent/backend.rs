@@ -13,13 +13,11 @@ use vmm_protocol::frames::{
     BootPhase, ExecSpec, GetSpec, GuestStats, PutSpec, RequestError, RequestErrorKind,
 };
 use vmm_protocol::network::GuestNetwork;
-use vmm_protocol::{Ending, FailureKind};
+use vmm_protocol::{DEFAULT_PATH, Ending, FailureKind};
 
 use crate::oom_log::OomLog;
 use crate::users::User;
 use crate::{network, stats, transfer};
-
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// How long processes may take to end at SIGTERM, in milliseconds, if the guest itself requests it.
 const DEFAULT_GRACE_MILLIS: u64 = 10_000;
