@@ -9,18 +9,22 @@ use vmm_protocol::frames::RequestError;
 /// The shim calls these methods and [`Call::call`](crate::Call::call) one at a time, in the order of the
 /// requests. A client waits up to 30 s.
 pub trait Pause {
-    /// Freezes the payload. Succeeds if it is frozen.
+    /// Freezes the payload. Succeeds if it is already frozen.
     ///
     /// # Errors
     ///
-    /// [`RequestError`] with the cause. The payload is then not frozen.
+    /// [`RequestError`] of the kind `Unsupported` if the host lacks what a pause needs, such as control
+    /// groups of version 2, and of the kind `Failed` with the cause otherwise. The payload then goes on,
+    /// unless a virtual machine monitor did not respond in time: its guest can freeze later, which the
+    /// [observer](Self::observe) learns.
     fn pause(&self) -> Result<(), RequestError>;
 
     /// Lets the payload continue. Succeeds if it is not frozen.
     ///
     /// # Errors
     ///
-    /// [`RequestError`] with the cause.
+    /// [`RequestError`] of the kind `Failed` with the cause. The payload then stays frozen, with the same
+    /// exception.
     fn resume(&self) -> Result<(), RequestError>;
 
     /// Sets the function that the payload calls with true when it is frozen, and with false when it

@@ -231,10 +231,12 @@ impl VmmRuntime {
     ///
     /// # Errors
     ///
-    /// [`RuntimeError::NotRunning`]; [`RuntimeError::Exec`] if the engine or the host cannot freeze
-    /// the payload: the engine `process` needs control groups of version 2 (Linux 5.2), also beside
-    /// those of version 1, the engine `qemu` needs neither; [`RuntimeError::NotFound`],
-    /// [`RuntimeError::Closed`].
+    /// [`RuntimeError::NotFound`], [`RuntimeError::Ambiguous`], [`RuntimeError::NotRunning`],
+    /// [`RuntimeError::Closed`]; [`RuntimeError::Exec`] with
+    /// [`ExecError::Refused`](crate::ExecError::Refused) of the kind `Unsupported` if the host cannot
+    /// freeze the payload, or `Failed` with the cause, such as a process that does not freeze within 2 s.
+    /// The engine `process` needs control groups of version 2 (Linux 5.2), also beside those of version 1;
+    /// the engine `qemu` needs neither.
     ///
     /// # Cancel safety
     ///

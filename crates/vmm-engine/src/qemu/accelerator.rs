@@ -57,7 +57,7 @@ const SECTOR_FD: i32 = 3;
 const SECTOR: [u8; 5] = [0xb0, 0x10, 0xe6, 0xf4, 0xf4];
 const SECTOR_SIGNATURE: [u8; 2] = [0x55, 0xaa];
 
-/// The size of the disk with the sector. The firmware boots from no smaller one.
+/// The size of the disk with the sector: the firmware does not boot from a smaller disk.
 const DISK_BYTES: u64 = 1 << 20;
 
 /// The exit code of QEMU for the value that the sector writes: (value << 1) | 1.
@@ -88,7 +88,7 @@ fn halt() -> io::Result<()> {
 
 #[cfg(not(target_arch = "x86_64"))]
 fn halt() -> io::Result<()> {
-    let message = "this host has not the architecture of the guests, x86-64";
+    let message = "a guest needs an x86-64 host to run with KVM";
     Err(io::Error::new(io::ErrorKind::Unsupported, message))
 }
 
