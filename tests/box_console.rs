@@ -37,10 +37,13 @@ async fn output_is_followed_over_rotations_until_the_box_has_ended() {
         script("seq 1 40000; until [ -e $VMM_BOX_DIR/go ]; do sleep 0.01; done; seq 40001 80000")
             .console(ConsoleOptions::default().max_bytes(64 << 10).files(10));
     let bx = start_box(&runtime, spec).await;
-    let mut followed = runtime.console(&bx.id, true).await.unwrap();
+    let mut followed = runtime
+        .console(&bx.id, ConsoleQuery::following())
+        .await
+        .unwrap();
     let first = read_until(&mut followed, Some("\n40000\n")).await;
     assert_eq!(first, numbers(1..=40000));
-    let tail = ConsoleQuery::default().follow(true).tail(2);
+    let tail = ConsoleQuery::following().tail(2);
     let mut tail = runtime.console(&bx.id, tail).await.unwrap();
     send_go(&home, &bx.id);
     assert_eq!(
@@ -53,7 +56,10 @@ async fn output_is_followed_over_rotations_until_the_box_has_ended() {
         bx.dir.join("console.log.3").exists(),
         "the files were rotated"
     );
-    let mut kept = runtime.console(&bx.id, false).await.unwrap();
+    let mut kept = runtime
+        .console(&bx.id, ConsoleQuery::default())
+        .await
+        .unwrap();
     assert_eq!(read_until(&mut kept, None).await, numbers(1..=80000));
     let mut last = runtime
         .console(&bx.id, ConsoleQuery::default().tail(3))
@@ -67,19 +73,28 @@ async fn a_stream_of_a_box_that_runs_ends_when_it_is_not_followed_any_more() {
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;
     let bx = start_box(&runtime, script("echo up; sleep 1000")).await;
-    let mut stream = runtime.console(&bx.id, true).await.unwrap();
+    let mut stream = runtime
+        .console(&bx.id, ConsoleQuery::following())
+        .await
+        .unwrap();
     assert_eq!(read_until(&mut stream, Some("up\n")).await, "up\n");
     stream.stop_following();
     assert_eq!(read_until(&mut stream, None).await, "");
 
     let removed = runtime.create(sleeping()).await.unwrap();
-    let mut stream = runtime.console(&removed.id, true).await.unwrap();
+    let mut stream = runtime
+        .console(&removed.id, ConsoleQuery::following())
+        .await
+        .unwrap();
     runtime.remove(&removed.id, Removal::Ended).await.unwrap();
     assert_eq!(read_until(&mut stream, None).await, "");
-    let unknown = runtime.console(&removed.id, false).await;
+    let unknown = runtime.console(&removed.id, ConsoleQuery::default()).await;
     assert!(matches!(unknown, Err(RuntimeError::NotFound { .. })));
 
-    let mut stream = runtime.console(&bx.id, true).await.unwrap();
+    let mut stream = runtime
+        .console(&bx.id, ConsoleQuery::following())
+        .await
+        .unwrap();
     runtime.shutdown(DEADLINE).await;
     assert_eq!(read_until(&mut stream, None).await, "up\n");
 }

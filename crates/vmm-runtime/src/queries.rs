@@ -131,15 +131,15 @@ impl VmmRuntime {
     /// Returns the output of a box, from the first byte that is kept. The output is bounded by the
     /// [console options](crate::BoxSpec::console) of the box, and a new run replaces it.
     ///
-    /// With `true`, new output follows as the payload writes it, while the shim rotates the files, until the
-    /// box has ended and is not restarted, is removed, or the runtime shuts down. A reader that is slower than
-    /// the payload misses output that the rotation deletes.
+    /// If the query [follows](ConsoleQuery::following) the box, new output follows as the payload writes it, while
+    /// the shim rotates the files, until the box has ended and is not restarted, is removed, or the runtime
+    /// shuts down. A reader that is slower than the payload misses output that the rotation deletes.
     ///
     /// ```no_run
     /// # use futures::StreamExt;
     /// # use vmm_runtime::{ConsoleQuery, VmmRuntime};
     /// # async fn example(runtime: VmmRuntime) -> Result<(), Box<dyn std::error::Error>> {
-    /// let query = ConsoleQuery::default().follow(true).tail(10);
+    /// let query = ConsoleQuery::following().tail(10);
     /// let mut output = runtime.console("web", query).await?;
     /// while let Some(chunk) = output.next().await {
     ///     print!("{}", String::from_utf8_lossy(&chunk?));
@@ -159,10 +159,10 @@ impl VmmRuntime {
     pub async fn console(
         &self,
         id_or_name: &str,
-        query: impl Into<ConsoleQuery>,
+        query: ConsoleQuery,
     ) -> Result<ConsoleStream, RuntimeError> {
         let bx = self.core().boxes.find(id_or_name)?;
-        ConsoleStream::open(Arc::clone(self.core()), bx, query.into()).await
+        ConsoleStream::open(Arc::clone(self.core()), bx, query).await
     }
 
     /// Returns the counters of the runtime and its reaper.

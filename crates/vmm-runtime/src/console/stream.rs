@@ -14,8 +14,6 @@ use crate::core::Core;
 use crate::{BoxStatus, RuntimeError};
 
 /// Which output [`VmmRuntime::console`](crate::VmmRuntime::console) returns: by default, all that is kept.
-///
-/// `true` and `false` are queries that follow the box or do not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConsoleQuery {
@@ -26,6 +24,11 @@ pub struct ConsoleQuery {
 }
 
 impl ConsoleQuery {
+    /// Queries all output that is kept, and what follows until the box has ended.
+    pub fn following() -> Self {
+        Self::default().follow(true)
+    }
+
     /// Sets [`follow`](Self::follow).
     #[must_use]
     pub fn follow(mut self, follow: bool) -> Self {
@@ -38,12 +41,6 @@ impl ConsoleQuery {
     pub fn tail(mut self, lines: impl Into<Option<u64>>) -> Self {
         self.tail = lines.into();
         self
-    }
-}
-
-impl From<bool> for ConsoleQuery {
-    fn from(follow: bool) -> Self {
-        Self::default().follow(follow)
     }
 }
 
