@@ -1,13 +1,7 @@
-use std::any::Any;
-use std::io;
-use std::path::Path;
-
 use nix::libc::SIGKILL;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use crate::FileError;
-use crate::bounds::{self, truncate_text};
-use crate::files::{read_record, record_to_json, write_file, write_file_unsynced};
+use crate::{FailureKind, bounds};
 
 /// How a run of a box ended, as reported by its shim.
 ///
@@ -103,41 +97,6 @@ pub enum GuestEvent {
     Reset,
     /// The kernel of the guest panicked.
     Panicked,
-}
-
-/// Why a shim could not run a payload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum FailureKind {
-    /// The spec was missing, incomplete or invalid.
-    Spec,
-    /// The shim has no engine with the name in the spec.
-    UnknownEngine,
-    /// The program does not exist.
-    NotFound,
-    /// The program exists, but cannot be executed.
-    NotExecutable,
-    /// A file in the box directory could not be written.
-    Storage,
-    /// Another shim already runs in the box directory. Only reported to the runtime, never
-    /// recorded.
-    InUse,
-    /// Any other failure of the engine.
-    #[serde(other)]
-    Engine,
-}
-
-impl FailureKind {
-    /// Returns the exit code of docker: 127 if the program does not exist, 126 if it cannot be
-    /// executed, and 125 for all other failures.
-    pub fn shell_code(self) -> i32 {
-        match self {
-            Self::NotFound => 127,
-            Self::NotExecutable => 126,
-            _ => 125,
-        }
-    }
 }
 
 impl Ending {
@@ -245,71 +204,6 @@ impl Ending {
     }
 }
 
-/// The record of how a run ended, which a shim writes to the file `exit`.
-///
-/// It holds more than an exit status: the message and place of a panic, why a payload could not
-/// start, and whether the end was requested. There is no record if SIGKILL, a power cut, or a
-/// library that calls `exit(3)` ended the shim.
-///
-/// A payload can forge the record. After writing it, a shim exits with the
-/// [code of its ending](Ending::shell_code); a record that does not match the exit status of the
-/// shim is therefore not genuine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExitRecord {
-    /// The pid of the shim that wrote the record.
-    pub pid: u32,
-    /// Whether a signal to stop, or the hang-up of the watchdog, requested the end.
-    #[serde(default)]
-    pub requested: bool,
-    /// How the run ended.
-    #[serde(flatten)]
-    pub ending: Ending,
-}
-
-impl ExitRecord {
-    /// Writes the record atomically and syncs it to disk.
-    ///
-    /// # Errors
-    ///
-    /// [`FileError`] with the path of the file.
-    pub fn write(&self, path: &Path) -> Result<(), FileError> {
-        write_file(path, &record_to_json(path, self)?)
-    }
-
-    /// Writes the record atomically, without a sync to disk.
-    ///
-    /// # Errors
-    ///
-    /// [`FileError`] with the path of the file.
-    pub fn write_unsynced(&self, path: &Path) -> Result<(), FileError> {
-        write_file_unsynced(path, &record_to_json(path, self)?)
-    }
-
-    /// Reads a record. Returns `None` if the file does not exist.
-    ///
-    /// # Errors
-    ///
-    /// [`FileError`] with the path of the file. Its source has the kind
-    /// [`InvalidData`](io::ErrorKind::InvalidData) if the content is not a complete record.
-    pub fn read(path: &Path) -> Result<Option<Self>, FileError> {
-        read_record(path, |text| {
-            serde_json::from_slice(text).map_err(|error| {
-                // It quotes the record.
-                let mut message = error.to_string();
-                truncate_text(&mut message);
-                io::Error::new(io::ErrorKind::InvalidData, message)
-            })
-        })
-    }
-}
-
-/// Returns the message of a panic, from what `catch_unwind` returns or a panic hook receives.
-pub fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    let literal = panic.downcast_ref::<&str>().copied();
-    let message = literal.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    message.unwrap_or("non-string panic payload")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -336,17 +230,6 @@ mod tests {
         ] {
             let text = serde_json::to_string(&ending).unwrap();
             assert_eq!(serde_json::from_str::<Ending>(&text).unwrap(), ending);
-        }
-    }
-
-    #[test]
-    fn a_panic_has_its_message_or_a_substitute() {
-        for (panic, message) in [
-            (Box::new("literal") as Box<dyn Any + Send>, "literal"),
-            (Box::new("formatted".to_owned()), "formatted"),
-            (Box::new(7), "non-string panic payload"),
-        ] {
-            assert_eq!(panic_message(&*panic), message);
         }
     }
 
@@ -413,12 +296,5 @@ mod tests {
         ] {
             serde_json::from_str::<Ending>(forged).unwrap_err();
         }
-    }
-
-    #[test]
-    fn an_unknown_failure_kind_is_read_as_an_engine_failure() {
-        let newer = r#"{"how":"failed","kind":"moon_phase","message":"full"}"#;
-        let ending: Ending = serde_json::from_str(newer).unwrap();
-        assert_eq!(ending, Ending::failed(FailureKind::Engine, "full"));
     }
 }

@@ -52,6 +52,8 @@ mod console_lines;
 mod console_options;
 mod control_group;
 mod ending;
+mod exit_record;
+mod failure_kind;
 mod files;
 pub mod frames;
 #[cfg(any(test, fuzzing))]
@@ -63,6 +65,7 @@ mod instance_spec;
 mod invocation;
 mod json_line;
 pub mod network;
+mod panic_message;
 mod payload_spec;
 mod pid_record;
 pub mod pidfd;
@@ -81,7 +84,9 @@ pub use box_files::{BoxFiles, FILES};
 pub use causes::with_causes;
 pub use console_options::ConsoleOptions;
 pub use control_group::{ControlGroup, Controller, GroupUsage, Members, PROCS_FILE};
-pub use ending::{Ending, ExitRecord, FailureKind, GuestEvent, panic_message};
+pub use ending::{Ending, GuestEvent};
+pub use exit_record::ExitRecord;
+pub use failure_kind::FailureKind;
 pub use files::{
     FileError, is_resource_exhaustion, open_log, read_file, reserve_space, sync_parent_directory,
     write_file, write_file_unsynced,
@@ -91,6 +96,7 @@ pub use identity::ProcessIdentity;
 pub use instance_spec::InstanceSpec;
 pub use invocation::{ARGV0, Invocation, can_be_shim, declare_shim_program};
 pub use json_line::{read_line, to_line};
+pub use panic_message::panic_message;
 pub use payload_spec::{DEFAULT_PATH, PayloadSpec, PayloadSpecError, Ready};
 pub use pid_record::{PidLookup, PidRecord};
 pub use remove_tree::{RemovalProgress, remove_tree};
