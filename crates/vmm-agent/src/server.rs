@@ -8,8 +8,9 @@ use pidfd_spawn::Command;
 use rustix::event::{PollFd, PollFlags};
 use vmm_protocol::frames::{
     ExecSpec, Frame, FrameError, HostMessage, INITIAL_CREDIT, PayloadMessage, RequestError,
-    RequestErrorKind, Strictness, Turns, VERSION, is_readable, wait_until,
+    RequestErrorKind, Strictness, Turns, VERSION,
 };
+use vmm_protocol::poll::{is_readable, wait_until};
 
 use crate::backend::Backend;
 use crate::children::Children;

@@ -12,7 +12,7 @@
 //! * the names of the payload's control groups ([`ControlGroup`]);
 //! * the control frames between a runtime, a shim and a guest agent ([`frames`]);
 //! * what identifies a process ([`ProcessIdentity`]), and how it is read from `/proc` ([`procfs`],
-//!   [`pidfd`]).
+//!   [`pidfd`]); how a thread waits for descriptors ([`poll`]).
 //!
 //! Use this crate for a tool that reads a box directory without a runtime. To run boxes, use
 //! `vmm-runtime`; to add an engine, use `vmm-shim`. Both re-export what they need from here.
@@ -70,6 +70,7 @@ mod payload_spec;
 mod pid_record;
 pub mod pidfd;
 pub mod pod;
+pub mod poll;
 pub mod procfs;
 mod remove_tree;
 mod report;

@@ -4,11 +4,14 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FsWord, fstatfs};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::poll::wait_until;
 
 /// Opens a pidfd. Returns `None` if the kernel has no pidfds (before Linux 5.3), or a sandbox
 /// forbids them.
@@ -24,6 +27,21 @@ pub fn open(pid: u32) -> io::Result<Option<OwnedFd>> {
         Err(Errno::INVAL | Errno::NOENT) => Err(Errno::SRCH.into()),
         Err(Errno::NOSYS | Errno::PERM) => Ok(None),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Blocks until the process has exited, or the deadline is over. Returns whether it has exited.
+///
+/// # Errors
+///
+/// The error of `ppoll(2)`.
+pub fn wait_exited(pidfd: impl AsFd, deadline: Instant) -> io::Result<bool> {
+    loop {
+        wait_until(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(deadline))?;
+        let has_exited = has_exited(&pidfd);
+        if has_exited || deadline <= Instant::now() {
+            return Ok(has_exited);
+        }
     }
 }
 

@@ -7,11 +7,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
-
+use rustix::event::{PollFd, PollFlags};
 use vmm_engine::Payload;
+use vmm_protocol::poll::wait_until;
 use vmm_protocol::stop_signal::grace_of;
 use vmm_protocol::{Ending, FailureKind, KILL_SIGNAL, RuntimeExited, RuntimeProcess};
 
@@ -222,23 +222,22 @@ impl Control {
     }
 
     /// Handles requests until a system call fails.
-    fn run(&self, signals: &SignalFd, mut source: HangUpSource) -> Errno {
+    fn run(&self, signals: &SignalFd, mut source: HangUpSource) -> io::Error {
         let mut stop = StopState::NotRequested;
         let mut socket: Option<ControlSocket> = None;
         loop {
-            let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+            let mut fds = vec![PollFd::new(signals, PollFlags::IN)];
             fds.extend(source.poll_fds());
             let sources = fds.len();
             fds.extend(
                 socket
                     .iter()
-                    .map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)),
+                    .map(|socket| PollFd::new(socket, PollFlags::IN)),
             );
-            match poll(&mut fds, stop.timeout()) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(error) => return error,
+            if let Err(error) = wait_until(&mut fds, stop.deadline()) {
+                return error;
             }
-            let has_event = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
+            let has_event = |fd: &PollFd<'_>| !fd.revents().is_empty();
             let has_signal = has_event(&fds[0]);
             let has_hung_up = fds[1..sources].iter().any(has_event);
             let has_client = fds[sources..].iter().any(has_event);
@@ -269,7 +268,7 @@ impl Control {
                 match signals.read_signal() {
                     Ok(Some(info)) => stop = self.handle_signal(stop, &info),
                     Ok(None) | Err(Errno::EINTR) => {}
-                    Err(error) => return error,
+                    Err(error) => return error.into(),
                 }
             }
             stop = match stop {
@@ -365,22 +364,17 @@ impl HangUpSource {
             Self::None => (None, None),
         };
         // poll(2) always reports a hang-up.
-        let pipe = pipe.map(|fd| PollFd::new(fd, PollFlags::empty()));
-        let runtime = runtime.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN));
+        let pipe = pipe.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::empty()));
+        let runtime = runtime.map(|fd| PollFd::new(fd, PollFlags::IN));
         pipe.into_iter().chain(runtime)
     }
 }
 
 impl StopState {
-    fn timeout(self) -> PollTimeout {
+    fn deadline(self) -> Option<Instant> {
         match self {
-            Self::NotRequested | Self::Stopping => PollTimeout::NONE,
-            Self::StoppingUntil(deadline) | Self::KillingUntil(deadline) => {
-                // Rounded up, so that `poll` does not return before the deadline.
-                let remaining =
-                    deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-                PollTimeout::try_from(remaining).unwrap_or(PollTimeout::MAX)
-            }
+            Self::NotRequested | Self::Stopping => None,
+            Self::StoppingUntil(deadline) | Self::KillingUntil(deadline) => Some(deadline),
         }
     }
 }

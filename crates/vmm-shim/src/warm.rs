@@ -3,11 +3,11 @@
 use std::env;
 use std::fs::File;
 use std::io::{self, BufReader};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::dup2_stderr;
+use rustix::event::{PollFd, PollFlags};
+use vmm_protocol::poll::{is_readable, wait_until};
 use vmm_protocol::{
     Assignment, BoxDir, Ending, FailureKind, Invocation, RuntimeProcess, read_line, with_causes,
 };
@@ -63,13 +63,10 @@ fn wait(stdin: &mut BufReader<File>) -> io::Result<Option<(Assignment, WatchedRu
 /// Waits until stdin is readable or at its end. Returns false if the runtime exits before: a child
 /// that it has forked can hold the pipe open.
 fn wait_for_input(stdin: &File, runtime: Option<&OwnedFd>) -> io::Result<bool> {
-    loop {
-        let mut fds = vec![PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
-        fds.extend(runtime.map(|runtime| PollFd::new(runtime.as_fd(), PollFlags::POLLIN)));
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) => return Ok(!fds[1..].iter().any(|fd| fd.any().unwrap_or(false))),
-            Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
+    let mut fds = vec![PollFd::new(stdin, PollFlags::IN)];
+    fds.extend(runtime.map(|runtime| PollFd::new(runtime, PollFlags::IN)));
+    while !fds.iter().any(is_readable) {
+        wait_until(&mut fds, None)?;
     }
+    Ok(!fds[1..].iter().any(is_readable))
 }

@@ -2,8 +2,9 @@ use std::io::{self, PipeReader, PipeWriter};
 use std::thread::{self, JoinHandle};
 
 use rustix::buffer::spare_capacity;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::{Errno, ioctl_fionbio, ioctl_fionread, read};
+use vmm_protocol::poll::wait_until;
 use vmm_protocol::{BoxDir, ConsoleOptions};
 
 use super::console_log::ConsoleLog;
@@ -101,9 +102,6 @@ fn wait_for_output(output: &PipeReader, ended: &PipeReader) -> io::Result<bool> 
         // poll(2) always reports a hang-up.
         PollFd::new(ended, PollFlags::empty()),
     ];
-    match poll(&mut fds, None) {
-        Ok(_) => Ok(!fds[1].revents().is_empty()),
-        Err(Errno::INTR) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
+    wait_until(&mut fds, None)?;
+    Ok(!fds[1].revents().is_empty())
 }

@@ -1,5 +1,5 @@
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc::SIGKILL;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use pidfd_spawn::Child;
-use vmm_protocol::pidfd::has_exited;
+use rustix::event::{PollFd, PollFlags};
+use vmm_protocol::pidfd::{self, has_exited};
+use vmm_protocol::poll::wait_until;
 
 use super::console::Console;
 use super::executions::Executions;
@@ -40,7 +41,7 @@ pub(crate) struct ProcessPayload {
 }
 
 /// How often to reap orphans while the payload is not ready.
-const REAP_INTERVAL_MILLIS: u16 = 500;
+const REAP_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long to wait for a descriptor of the payload.
 const RETRY_INTERVAL: Duration = Duration::from_millis(10);
@@ -78,22 +79,13 @@ impl ProcessPayload {
     pub(crate) fn wait_exited(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.pidfd() {
-                Ok(pidfd) => {
-                    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-                    let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-                    let _ = poll(&mut fds, timeout);
-                    if has_exited(&pidfd) {
-                        return true;
-                    }
-                }
+            let result = self.pidfd();
+            match result.and_then(|pidfd| pidfd::wait_exited(&pidfd, deadline)) {
+                Ok(has_exited) => return has_exited,
                 Err(error) if error.raw_os_error() == Some(Errno::ECHILD as i32) => return true,
                 // No descriptor is left.
-                Err(_) => thread::sleep(left.min(RETRY_INTERVAL)),
-            }
-            if left.is_zero() {
-                return false;
+                Err(_) if Instant::now() < deadline => thread::sleep(RETRY_INTERVAL),
+                Err(_) => return false,
             }
         }
     }
@@ -145,13 +137,10 @@ impl ProcessPayload {
                 return Ok(());
             }
             let mut fds = [
-                PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
-                PollFd::new(children.as_fd(), PollFlags::POLLIN),
+                PollFd::new(&pidfd, PollFlags::IN),
+                PollFd::new(&children, PollFlags::IN),
             ];
-            match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+            wait_until(&mut fds, None)?;
             while let Ok(Some(_)) = children.read_signal() {}
         }
     }
@@ -244,13 +233,11 @@ impl Payload for ProcessPayload {
                 return Err(EngineError::EndedEarly);
             }
             let mut fds = [
-                PollFd::new(notify.as_fd(), PollFlags::POLLIN),
-                PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
+                PollFd::new(&notify, PollFlags::IN),
+                PollFd::new(&pidfd, PollFlags::IN),
             ];
-            match poll(&mut fds, PollTimeout::from(REAP_INTERVAL_MILLIS)) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(error) => return Err(system_error(error.into())),
-            }
+            let deadline = Instant::now() + REAP_INTERVAL;
+            wait_until(&mut fds, Some(deadline)).map_err(system_error)?;
         }
     }
 

@@ -14,11 +14,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::libc::SIGKILL;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use pidfd_spawn::{Child, Command, Stdio};
+use pidfd_spawn::{Command, Stdio};
 use serde::{Deserialize, Serialize};
+use vmm_protocol::pidfd::wait_exited;
 use vmm_protocol::{
     ConfinementRule, DEFAULT_PATH, FileError, InstanceSpec, ProcessIdentity, read_file,
     with_causes, write_file_unsynced,
@@ -291,10 +290,11 @@ fn run(mut command: Command, timeout: Duration) -> Result<Exit, String> {
     // This process has no other write end then.
     drop(command);
     let mut child = child.map_err(|error| to_text(error.into()))?;
-    let has_ended = wait_for(&child, timeout).map_err(to_text)?;
+    let has_ended = wait_exited(child.pidfd(), Instant::now() + timeout).map_err(to_text)?;
     if !has_ended {
         let _ = child.kill();
-        if !wait_for(&child, KILL_TIMEOUT).map_err(to_text)? {
+        let deadline = Instant::now() + KILL_TIMEOUT;
+        if !wait_exited(child.pidfd(), deadline).map_err(to_text)? {
             return Err(format!("no end within {timeout:?}, and after SIGKILL"));
         }
     }
@@ -314,21 +314,6 @@ fn read_output(output: PipeReader) -> String {
     // Without a descendant that has the pipe, the end of it follows.
     let _ = output.take(MAX_OUTPUT_BYTES).read_to_end(&mut text);
     String::from_utf8_lossy(&text).into_owned()
-}
-
-/// Returns whether the child ends within the timeout. Leaves it waitable.
-fn wait_for(child: &Child, timeout: Duration) -> io::Result<bool> {
-    let deadline = Instant::now() + timeout;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let mut fds = [PollFd::new(child.pidfd(), PollFlags::POLLIN)];
-        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut fds, left) {
-            Ok(ready) => return Ok(ready > 0),
-            Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -11,9 +11,10 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::event::{PollFd, PollFlags};
 use vmm_engine::{EngineError, Payload, descendants};
 use vmm_protocol::pidfd::{self, has_exited};
+use vmm_protocol::poll::wait_until;
 use vmm_protocol::{BoxDir, Ending, FailureKind};
 
 use self::log::HelperLog;
@@ -133,12 +134,12 @@ impl Watch {
     /// Watches the helpers until the payload has ended. Returns the ending of the box if a helper ended
     /// before the payload.
     fn run(&mut self) -> Option<Ending> {
-        let mut timeout = None;
+        let mut deadline = None;
         loop {
-            if self.wait(timeout) {
+            if self.wait(deadline) {
                 return None;
             }
-            timeout = None;
+            deadline = None;
             if let Some((ending, grace)) = self.ended_helper() {
                 if self.payload_ends_within(grace) {
                     return None;
@@ -149,7 +150,7 @@ impl Watch {
                 }
                 return Some(ending);
             } else if self.running.iter().any(|helper| has_exited(&helper.pidfd)) {
-                timeout = Some(POLL_INTERVAL);
+                deadline = Some(Instant::now() + POLL_INTERVAL);
             }
         }
     }
@@ -172,25 +173,19 @@ impl Watch {
         })
     }
 
-    /// Waits until a helper or the payload has ended, or until the timeout. Copies the output of the
+    /// Waits until a helper or the payload has ended, or until the deadline. Copies the output of the
     /// helpers. Returns true if the payload has ended.
-    fn wait(&mut self, timeout: Option<Duration>) -> bool {
-        let timeout = timeout.map_or(PollTimeout::NONE, |timeout| {
-            PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX)
-        });
+    fn wait(&mut self, deadline: Option<Instant>) -> bool {
         // poll(2) always reports a hang-up.
-        let mut fds = vec![PollFd::new(self.payload_end.as_fd(), PollFlags::empty())];
-        let is_timed = timeout != PollTimeout::NONE;
-        // With a timeout, the end of these helpers is already known.
-        let helpers = self.running.iter().filter(|_| !is_timed);
-        fds.extend(helpers.map(|helper| PollFd::new(helper.pidfd.as_fd(), PollFlags::POLLIN)));
-        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        fds.extend(self.log.as_ref().map(|log| readable(log.as_fd())));
-        if is_timed {
-            fds.extend(self.payload_pidfd.as_ref().map(|fd| readable(fd.as_fd())));
+        let mut fds = vec![PollFd::new(&self.payload_end, PollFlags::empty())];
+        fds.extend(self.log.iter().map(readable));
+        match deadline {
+            // The end of a helper is already known.
+            Some(_) => fds.extend(self.payload_pidfd.iter().map(readable)),
+            None => fds.extend(self.running.iter().map(|helper| readable(&helper.pidfd))),
         }
-        let _ = poll(&mut fds, timeout);
-        let has_ended = fds[0].any().unwrap_or(false);
+        let _ = wait_until(&mut fds, deadline);
+        let has_ended = !fds[0].revents().is_empty();
         drop(fds);
         if self.log.as_mut().is_some_and(|log| !log.copy()) {
             self.log = None;
@@ -201,15 +196,18 @@ impl Watch {
     fn payload_ends_within(&mut self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if self.wait(Some(left)) {
+            if self.wait(Some(deadline)) {
                 return true;
             }
-            if left.is_zero() {
+            if deadline <= Instant::now() {
                 return false;
             }
         }
     }
+}
+
+fn readable(fd: &impl AsFd) -> PollFd<'_> {
+    PollFd::new(fd, PollFlags::IN)
 }
 
 impl Running {

@@ -6,9 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
-use vmm_protocol::frames::{
-    Connection, FrameError, HostMessage, PayloadMessage, RequestErrorKind, is_readable, wait_until,
-};
+use vmm_protocol::frames::{Connection, FrameError, HostMessage, PayloadMessage, RequestErrorKind};
+use vmm_protocol::poll::{is_readable, wait_until};
 use vmm_protocol::{Ending, FailureKind};
 
 use super::client::Client;

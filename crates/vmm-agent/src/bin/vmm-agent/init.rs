@@ -1,18 +1,18 @@
 use std::fs;
-use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount, umount};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, sync};
+use rustix::event::{PollFd, PollFlags};
 use rustix::process::{WaitOptions, wait};
 use vmm_agent::Children;
+use vmm_protocol::poll::wait_until;
 
 use crate::backend::Shutdown;
 use crate::error::AgentError;
@@ -66,7 +66,7 @@ impl Init {
     pub(crate) fn run(&self) {
         loop {
             self.reap();
-            if self.wait_for_signal(PollTimeout::NONE) {
+            if self.wait_for_signal(None) {
                 return;
             }
         }
@@ -95,12 +95,12 @@ impl Init {
             if self.reap() {
                 return true;
             }
-            let left = timeout().saturating_sub(start.elapsed());
-            if left.is_zero() {
+            // A timeout that no `Instant` can hold is never over.
+            let deadline = start.checked_add(timeout());
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 return false;
             }
-            let millis = u16::try_from(left.as_millis() + 1).unwrap_or(u16::MAX);
-            self.wait_for_signal(millis.into());
+            self.wait_for_signal(deadline);
         }
     }
 
@@ -123,10 +123,10 @@ impl Init {
         }
     }
 
-    /// Waits for signals. Returns true if one of them requests the end.
-    fn wait_for_signal(&self, timeout: PollTimeout) -> bool {
-        let mut fds = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        let _ = poll(&mut fds, timeout);
+    /// Waits for signals until the deadline. Returns true if one of them requests the end.
+    fn wait_for_signal(&self, deadline: Option<Instant>) -> bool {
+        let mut fds = [PollFd::new(&self.signals, PollFlags::IN)];
+        let _ = wait_until(&mut fds, deadline);
         let mut is_end = false;
         while let Ok(Some(signal)) = self.signals.read_signal() {
             is_end |= signal.ssi_signo != Signal::SIGCHLD as u32;

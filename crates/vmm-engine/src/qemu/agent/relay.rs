@@ -9,8 +9,9 @@ use rustix::event::{PollFd, PollFlags};
 use vmm_protocol::BootTimes;
 use vmm_protocol::frames::{
     BootPhase, Connection, Frame, HostMessage, PayloadMessage, RequestError, RequestErrorKind,
-    Strictness, VERSION, is_readable, wait_until,
+    Strictness, VERSION,
 };
+use vmm_protocol::poll::{is_readable, wait_until};
 
 use super::workload::{Event, NETWORK_STREAM, WORKLOAD_STREAM};
 use super::{GuestEnvironment, Request, Shared, Start, Workload};

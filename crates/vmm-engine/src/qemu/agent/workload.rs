@@ -1,8 +1,9 @@
 use std::io::PipeWriter;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::{Errno, write};
 use vmm_protocol::frames::{ExecSpec, HostMessage, MAX_BODY, PayloadMessage, Window};
+use vmm_protocol::poll::wait_until;
 use vmm_protocol::{Ending, PayloadSpec};
 
 use super::GuestEnvironment;
@@ -136,7 +137,7 @@ impl Workload {
                 Ok(count) => data = &data[count..],
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
-                    let _ = poll(&mut [PollFd::new(&self.output, PollFlags::OUT)], None);
+                    let _ = wait_until(&mut [PollFd::new(&self.output, PollFlags::OUT)], None);
                 }
                 // The log is closed: the shim ends.
                 Err(_) => return,

@@ -1,3 +1,5 @@
+//! Waits for file descriptors, `poll(2)`.
+
 use std::io;
 use std::time::Instant;
 
@@ -19,7 +21,7 @@ pub fn wait_until(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Resu
     }
 }
 
-/// Returns whether a descriptor that was polled has data, an error or a hang-up to read.
+/// Returns whether a descriptor that was waited for has data, an error or a hang-up to read.
 pub fn is_readable(fd: &PollFd<'_>) -> bool {
     let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
     fd.revents().intersects(readable)
