@@ -8,12 +8,11 @@ use vmm_protocol::BoxDir;
 use vmm_protocol::frames::{Frame, FrameReader, HostMessage, PayloadMessage, Strictness};
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
-    BoxStatus, Ending, ExecError, ExecSpec, Execution, GuestEvent, Removal, RequestErrorKind,
-    RuntimeError, TerminalSize, VmmRuntime,
+    BoxStatus, Ending, ExecSpec, GuestEvent, Removal, RequestErrorKind, TerminalSize, VmmRuntime,
 };
 
 use crate::common::boxes::wait_for_info;
-use crate::common::{DEADLINE, pause};
+use crate::common::pause;
 use crate::guest::{GuestFiles, open_runtime, spec};
 
 fn shell(script: &str) -> ExecSpec {
@@ -167,30 +166,13 @@ async fn a_command_in_a_detached_guest_outlives_the_runtime() {
     let runtime = open_runtime(&home).await;
     let listed = runtime.executions(&id).await.unwrap();
     assert_eq!(listed.len(), 1, "{listed:?}");
-    let mut execution = attach(&runtime, &id, "reader").await;
+    let mut execution = runtime.attach(&id, "reader").await.unwrap();
     let mut stdin = execution.stdin.take().unwrap();
     stdin.write_all(b"a line\n").await.unwrap();
     let output = execution.output().await.unwrap();
     assert_eq!(output.stdout, b"got a line\n");
     assert_eq!(output.ending, Ending::Exited { code: 0 });
     runtime.remove(&id, Removal::Force).await.unwrap();
-}
-
-/// Attaches as soon as the shim has noticed that the previous client is gone.
-async fn attach(runtime: &VmmRuntime, id: &str, execution: &str) -> Execution {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        match runtime.attach(id, execution).await {
-            Err(RuntimeError::Exec {
-                source: ExecError::Refused(error),
-                ..
-            }) if error.kind == RequestErrorKind::InUse => {
-                assert!(Instant::now() < deadline, "{execution} is in use");
-            }
-            attached => return attached.unwrap(),
-        }
-        pause().await;
-    }
 }
 
 #[tokio::test]
@@ -220,7 +202,7 @@ async fn a_client_that_disconnects_attaches_again_and_gets_the_output_of_meanwhi
     let wait = shell("touch /go; until [ -e /written ]; do sleep 0.01; done");
     let other = runtime.exec(&id, wait).await.unwrap();
     assert_eq!(other.wait().await.unwrap(), Ending::Exited { code: 0 });
-    let mut execution = attach(&runtime, &id, &execution_id).await;
+    let mut execution = runtime.attach(&id, &execution_id).await.unwrap();
     let stdin = execution.stdin.as_mut().unwrap();
     stdin.write_all(b"two\n").await.unwrap();
     let output = execution.output().await.unwrap();
