@@ -4,9 +4,10 @@
 mod support;
 
 use std::thread;
+use std::time::{Duration, Instant};
 
-use support::Shim;
 use support::client::Client;
+use support::{DEADLINE, Shim};
 use vmm_protocol::frames::{ExecSpec, Frame, HostMessage, PayloadMessage, RequestErrorKind};
 use vmm_shim::Ending;
 
@@ -118,6 +119,28 @@ fn a_client_has_a_limited_number_of_open_streams() {
         let ended = client.response(stream);
         assert!(matches!(ended, PayloadMessage::Exited { .. }), "{ended:?}");
     }
+}
+
+#[test]
+fn a_client_that_does_not_complete_a_frame_is_disconnected() {
+    let shim = Shim::start_loop("");
+    let [mut idle, mut stuck, mut slow] = [(); 3].map(|()| Client::connect(&shim));
+    let mut silent = Client::connect(&shim);
+    for client in [&mut idle, &mut stuck, &mut slow] {
+        assert_eq!(client.list(), []);
+    }
+    stuck.send_partial_frame();
+    slow.send_partial_frame();
+    let deadline = Instant::now() + DEADLINE;
+    while slow.try_send_bytes(&[0]).is_ok() {
+        assert!(Instant::now() < deadline, "the frame has no end");
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(stuck.try_receive(), None);
+    // It has sent nothing.
+    assert_eq!(silent.try_receive(), None);
+    // Between two frames, a client has time.
+    assert_eq!(idle.list(), []);
 }
 
 #[test]

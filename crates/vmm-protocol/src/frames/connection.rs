@@ -105,6 +105,12 @@ impl<In: Message, Out: Message> Connection<In, Out> {
         self.reader.next_frame()
     }
 
+    /// Returns whether the beginning of a frame has been read, and not its end, after
+    /// [`next_frame`](Self::next_frame) has returned `None`.
+    pub fn has_partial_frame(&self) -> bool {
+        self.reader.has_partial_frame()
+    }
+
     /// Adds a frame to those that wait to be written.
     ///
     /// # Errors

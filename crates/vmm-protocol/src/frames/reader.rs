@@ -74,6 +74,11 @@ impl FrameReader {
         }
     }
 
+    /// Returns whether the beginning of a frame was pushed, and not its end.
+    pub fn has_partial_frame(&self) -> bool {
+        self.start < self.bytes.len()
+    }
+
     /// Returns how many bytes were skipped because they were not a frame.
     pub fn skipped(&self) -> u64 {
         self.skipped

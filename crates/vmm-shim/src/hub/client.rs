@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use rustix::event::PollFd;
 use vmm_protocol::frames::{
@@ -18,9 +19,14 @@ pub(super) struct Client {
     has_unhandled: bool,
     /// The next frame, if it was returned and cannot be handled yet.
     postponed: Option<Frame<HostMessage>>,
+    /// Until when the client has to send the rest of a frame, or its first frame.
+    frame_deadline: Option<Instant>,
     /// The executions of its open streams.
     streams: BTreeMap<u32, String>,
 }
+
+/// How long a client may take to send its first frame, or the rest of a frame.
+const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How many streams of a client are open at once. Each of its executions has one.
 const MAX_STREAMS: usize = 1024;
@@ -36,6 +42,7 @@ impl Client {
             version: VERSION,
             has_unhandled: false,
             postponed: None,
+            frame_deadline: Some(Instant::now() + FRAME_TIMEOUT),
             streams: BTreeMap::new(),
         })
     }
@@ -67,6 +74,17 @@ impl Client {
         self.has_unhandled
     }
 
+    /// Returns whether the hub can take more frames of the client now.
+    pub(super) fn accepts_frames(&self) -> bool {
+        self.has_room() && !self.has_unhandled
+    }
+
+    /// Returns until when the client has to send the rest of a frame, or its first frame. Between two frames, it
+    /// may wait as long as it likes.
+    pub(super) fn frame_deadline(&self) -> Option<Instant> {
+        self.frame_deadline
+    }
+
     pub(super) fn fill(&mut self) -> io::Result<()> {
         self.has_unhandled = true;
         self.connection.fill()
@@ -78,6 +96,12 @@ impl Client {
         }
         let frame = self.connection.next_frame();
         self.has_unhandled = !matches!(frame, Ok(None));
+        if self.has_unhandled {
+            self.frame_deadline = None;
+        } else if self.connection.has_partial_frame() {
+            self.frame_deadline
+                .get_or_insert_with(|| Instant::now() + FRAME_TIMEOUT);
+        }
         frame
     }
 

@@ -94,17 +94,20 @@ impl Hub {
     }
 
     /// Returns when the hub has something to do although no descriptor is ready: an execution drops output that
-    /// no client has read, clients are accepted again, or, at once, frames that were read can be handled.
+    /// no client has read, a client is late with a frame, clients are accepted again, or, at once, frames that
+    /// were read can be handled.
     fn deadline(&mut self) -> Option<Instant> {
+        let payload_has_room = self.payload_has_room();
         let mut clients = self.clients.values();
-        if self.payload_has_room()
-            && clients.any(|client| client.has_unhandled() && client.has_room())
-        {
+        if payload_has_room && clients.any(|client| client.has_unhandled() && client.has_room()) {
             return Some(Instant::now());
         }
+        let clients = self.clients.values();
+        let readable = clients.filter(|client| payload_has_room && client.accepts_frames());
+        let frames = readable.filter_map(Client::frame_deadline);
         let executions = self.executions.all();
         let deadlines = executions.filter_map(|execution| execution.drop_deadline());
-        deadlines.chain(self.accept_pause_end).min()
+        deadlines.chain(frames).chain(self.accept_pause_end).min()
     }
 
     /// Blocks until a descriptor is ready or the deadline is over, and reads what has arrived.
@@ -116,9 +119,9 @@ impl Hub {
         let mut fds = vec![PollFd::new(&self.socket, of_socket)];
         // Without those that have hung up, which the kernel would report every time.
         let open_clients = self.clients.values().filter(|client| client.is_open());
-        fds.extend(open_clients.map(|client| {
-            client.poll_fd(payload_has_room && client.has_room() && !client.has_unhandled())
-        }));
+        fds.extend(
+            open_clients.map(|client| client.poll_fd(payload_has_room && client.accepts_frames())),
+        );
         let connections = self.connection.iter().chain(&self.engine);
         fds.extend(connections.map(|connection| connection.poll_fd(true)));
         wait_until(&mut fds, deadline)?;
@@ -128,9 +131,17 @@ impl Hub {
             .collect::<Vec<_>>()
             .into_iter();
         let mut gone = Vec::new();
+        let now = Instant::now();
         let clients = self.clients.iter_mut();
         for (id, client) in clients.filter(|(_, client)| client.is_open()) {
-            if is_readable.next() == Some(true) && client.fill().is_err() {
+            let is_gone = if is_readable.next() == Some(true) {
+                client.fill().is_err()
+            } else {
+                // What is not read for lack of room is not late.
+                let is_late = client.frame_deadline().is_some_and(|end| end <= now);
+                is_late && payload_has_room && client.accepts_frames()
+            };
+            if is_gone {
                 gone.push(*id);
             }
         }

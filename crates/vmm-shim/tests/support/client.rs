@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 use vmm_protocol::frames::{
-    ExecSpec, Execution, Frame, FrameReader, HostMessage, INITIAL_CREDIT, PayloadMessage,
+    ExecSpec, Execution, Frame, FrameReader, HostMessage, INITIAL_CREDIT, MAX_BODY, PayloadMessage,
     RequestErrorKind, Strictness,
 };
 use vmm_shim::{Ending, FILES};
@@ -45,6 +45,18 @@ impl Client {
         let mut wire = Vec::new();
         Frame::new(stream, message).encode(&mut wire).unwrap();
         self.stream.write_all(&wire.repeat(count))
+    }
+
+    /// Sends the beginning of a frame.
+    pub fn send_partial_frame(&mut self) {
+        let mut wire = Vec::new();
+        let frame = Frame::new(0, HostMessage::Stdin(vec![0; MAX_BODY]));
+        frame.encode(&mut wire).unwrap();
+        self.try_send_bytes(&wire[..100]).unwrap();
+    }
+
+    pub fn try_send_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)
     }
 
     /// Returns another client with the same connection.
