@@ -117,6 +117,9 @@ use crate::{Engine, EngineError, Payload, process};
 /// still runs after three quarters, it gets SIGTERM, which it handles without the guest, and at the
 /// end of the period SIGKILL.
 ///
+/// A guest whose workload has ended by itself has 10 minutes to write its data to its disks and power off, however
+/// short the grace period is. A stop that is requested meanwhile ends it within the grace period.
+///
 /// # Pause
 ///
 /// QEMU stops the CPUs of the guest, on any kernel of the host. It reports each pause, also one that was
@@ -186,7 +189,6 @@ impl Engine for Qemu {
             workload = Workload::new(&spec.payload, console);
         })?;
         let process = Arc::new(process);
-        let grace = spec.stop_grace();
         let connect = || -> Result<_, EngineError> {
             let monitor = Monitor::start(monitor)?;
             let power_off = PowerOff::new(Arc::clone(&process), Arc::clone(&monitor));
@@ -194,7 +196,7 @@ impl Engine for Qemu {
                 let environment = GuestEnvironment::new(spec, options.user, network);
                 let on_exit = {
                     let power_off = Arc::clone(&power_off);
-                    move || power_off.begin_by_agent(grace)
+                    move || power_off.begin_at_natural_end()
                 };
                 Some(Agent::start(
                     agent,

@@ -1,5 +1,6 @@
 //! A client of the QEMU Machine Protocol: the handshake, a few commands, and the events that report
-//! how a guest ends. The crate `qapi` has all of the protocol, and more dependencies than this crate.
+//! how a guest ends. The event RESET needs no code: with `-action reboot=shutdown`, QEMU ends at a reset, and SHUTDOWN
+//! reports it as the reason. The crate `qapi` has all of the protocol, and more dependencies than this crate.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
