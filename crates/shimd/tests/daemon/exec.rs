@@ -146,6 +146,23 @@ async fn a_detached_command_is_attached_later() {
 }
 
 #[tokio::test]
+async fn attach_without_stdin_leaves_the_stdin_of_the_command_open() {
+    let home = PerTestBoxHome::new();
+    let daemon = start_box(&home).await;
+    let request = ExecRequest::new("sh", ["-c", "echo ready; read line; exit 9"]);
+    daemon.client.exec("nap", &request).await.unwrap();
+    let mut attach = shimd(&home);
+    attach.args(["attach", "--no-stdin", "nap"]);
+    let mut attach = attach.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(attach.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "ready");
+    // At the end of its stdin, the command would exit before the signal.
+    kill(attach.id(), Signal::SIGTERM);
+    assert_eq!(wait_for_exit(&mut attach).await.code(), Some(143));
+    daemon.shut_down().await;
+}
+
+#[tokio::test]
 async fn a_detached_command_has_no_stdin() {
     let home = PerTestBoxHome::new();
     let daemon = start_box(&home).await;

@@ -102,8 +102,6 @@ impl Session<'_> {
         let mut keys = DetachKeys::default();
         if self.tty {
             resize(&mut input).await?;
-        } else if stdin.is_none() {
-            input.close().await?;
         }
         loop {
             tokio::select! {
