@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// A container of a guest, without its processes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct ContainerSpec {
     /// The container whose host name and IPC objects this one shares: the sandbox of its pod.
@@ -15,6 +16,14 @@ pub struct ContainerSpec {
     pub read_only: bool,
     /// What is mounted below the root, in this order.
     pub mounts: Vec<ContainerMount>,
+    /// Devices besides those that every container has.
+    pub devices: Vec<ContainerDevice>,
+    /// Files and directories whose contents are hidden, absolute paths in the container.
+    pub masked_paths: Vec<PathBuf>,
+    /// Files and directories that are read-only, absolute paths in the container.
+    pub read_only_paths: Vec<PathBuf>,
+    /// Parameters of the guest's kernel by name, `sysctl(8)`.
+    pub sysctls: BTreeMap<String, String>,
     /// The limits of all processes together.
     pub resources: Resources,
 }
@@ -31,8 +40,40 @@ pub struct ContainerMount {
     pub options: Vec<String>,
 }
 
+/// A device of a container, `mknod(2)`. The numbers are those of the guest's kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerDevice {
+    /// Where it is created, an absolute path in the container.
+    pub path: PathBuf,
+    /// Its type.
+    pub kind: DeviceKind,
+    /// The major number.
+    pub major: u32,
+    /// The minor number.
+    pub minor: u32,
+    /// The permissions, `chmod(2)`.
+    pub mode: u32,
+    /// The user that owns it.
+    pub uid: u32,
+    /// The group that owns it.
+    pub gid: u32,
+}
+
+/// The type of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    /// A character device.
+    Character,
+    /// A block device.
+    Block,
+    /// A FIFO, which has no numbers.
+    Fifo,
+}
+
 /// The limits of a container. `None` is unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Resources {
     /// The memory, in bytes.
     pub memory: Option<u64>,
@@ -44,6 +85,7 @@ pub struct Resources {
 
 /// A process of a container. The `Debug` output omits nothing: do not log it, it can contain secrets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct ProcessSpec {
     /// The program and its arguments.
@@ -60,10 +102,30 @@ pub struct ProcessSpec {
     pub groups: Vec<u32>,
     /// Whether the process can gain no privileges.
     pub no_new_privs: bool,
-    /// The capabilities that the process can have, as a bit mask, `capabilities(7)`; all by default.
+    /// The capabilities that the process can have: the bounding set, as a bit mask, `capabilities(7)`; all by default.
     pub capabilities: Option<u64>,
+    /// The capabilities that the process has; those of its user by default.
+    pub held_capabilities: Option<HeldCapabilities>,
+    /// The permissions that new files do not get, `umask(2)`; those of the guest by default.
+    pub umask: Option<u32>,
+    /// How likely the kernel of the guest is to kill the process for lack of memory, `proc_pid_oom_score_adj(5)`.
+    pub oom_score_adj: Option<i32>,
     /// The resource limits.
     pub limits: Vec<ProcessLimit>,
+}
+
+/// The capability sets of a process besides the bounding set, as bit masks, `capabilities(7)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HeldCapabilities {
+    /// The capabilities that the kernel checks.
+    pub effective: u64,
+    /// The capabilities that can become effective.
+    pub permitted: u64,
+    /// The capabilities that a program with the same file capabilities keeps.
+    pub inheritable: u64,
+    /// The capabilities that a program without file capabilities keeps, also if the user is not root.
+    pub ambient: u64,
 }
 
 /// A resource limit of a process, `setrlimit(2)`.

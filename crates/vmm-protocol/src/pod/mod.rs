@@ -2,13 +2,17 @@
 //!
 //! The host shares one directory with the guest of a pod. The [`PodDir`] has the root file system of each
 //! container, what is mounted into it, and the files that describe the container and its processes.
+//!
+//! These files are JSON. The agent uses the default for a missing field, and ignores an unknown field: an agent of an
+//! earlier version does not apply what it does not know.
 
 mod container;
 mod dir;
 mod mount_options;
 
 pub use container::{
-    ContainerMount, ContainerSpec, ContainerStats, ProcessLimit, ProcessSpec, Resources,
+    ContainerDevice, ContainerMount, ContainerSpec, ContainerStats, DeviceKind, HeldCapabilities,
+    ProcessLimit, ProcessSpec, Resources,
 };
 pub use dir::PodDir;
 pub use mount_options::MountOptions;
