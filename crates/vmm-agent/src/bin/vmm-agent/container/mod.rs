@@ -5,6 +5,7 @@
 //! mount namespace of the container, and `exec` joins them.
 
 mod control_group;
+mod credentials;
 mod error;
 mod mounts;
 mod namespaces;
@@ -78,6 +79,7 @@ fn init(id: &str, group: &ContainerGroup) -> Result<(), ContainerError> {
     let dir = PodDir::in_guest();
     let container: ContainerSpec = read_spec(&dir.container_spec(id))?;
     let process: ProcessSpec = read_spec(&dir.process_spec(id, ""))?;
+    process::set_oom_score(&process)?;
     group.create(&container.resources)?;
     group.join()?;
     let record = namespaces::create(id, &container)?;
@@ -94,6 +96,7 @@ fn exec(
     group: &ContainerGroup,
 ) -> Result<(), ContainerError> {
     let process: ProcessSpec = read_spec(&PodDir::in_guest().process_spec(id, exec_id))?;
+    process::set_oom_score(&process)?;
     group.join()?;
     namespaces::join(owner)?;
     process::exec(&process)

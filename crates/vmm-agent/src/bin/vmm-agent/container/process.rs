@@ -1,8 +1,22 @@
-use pidfd_spawn::{Command, Resource};
-use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
-use vmm_protocol::pod::ProcessSpec;
+use std::fs;
 
+use pidfd_spawn::Command;
+use rustix::fs::Mode;
+use rustix::process::{Resource, Rlimit, setrlimit, umask};
+use vmm_protocol::pod::{ProcessLimit, ProcessSpec};
+
+use super::credentials;
 use super::error::ContainerError;
+
+/// Sets how likely the kernel is to kill the process. The root of a container may have no `/proc`, so call it before this
+/// process enters it.
+pub(super) fn set_oom_score(process: &ProcessSpec) -> Result<(), ContainerError> {
+    let Some(score) = process.oom_score_adj else {
+        return Ok(());
+    };
+    let error = ContainerError::system(format!("set the oom_score_adj {score}"));
+    fs::write("/proc/self/oom_score_adj", score.to_string()).map_err(error)
+}
 
 /// Becomes the process, in the root of its container.
 pub(super) fn exec(process: &ProcessSpec) -> Result<(), ContainerError> {
@@ -10,35 +24,34 @@ pub(super) fn exec(process: &ProcessSpec) -> Result<(), ContainerError> {
         .args
         .split_first()
         .ok_or(ContainerError::NoCommand)?;
-    if let Some(kept) = process.capabilities {
-        drop_capabilities(kept)?;
-    }
     let mut command = Command::new(program);
     command
         .args(args)
         .env_clear()
         .envs(&process.env)
         .current_dir(&process.cwd)
-        .uid(process.uid)
-        .gid(process.gid)
-        .groups(&process.groups)
         .no_new_privs(process.no_new_privs);
+    // Before the credentials change: raising a limit needs a capability.
     for limit in &process.limits {
-        if let Some(resource) = resource(&limit.name) {
-            command.rlimit(resource, limit.soft, limit.hard);
-        }
+        set_limit(limit)?;
+    }
+    credentials::change(process)?;
+    if let Some(mask) = process.umask {
+        umask(Mode::from_raw_mode(mask));
     }
     Err(ContainerError::Exec(command.exec()))
 }
 
-/// Removes all other capabilities from those that a program can get.
-fn drop_capabilities(kept: u64) -> Result<(), ContainerError> {
-    let kept = CapabilitySet::from_bits_retain(kept);
-    for (_, capability) in CapabilitySet::all().difference(kept).iter_names() {
-        remove_capability_from_bounding_set(capability)
-            .map_err(ContainerError::system("drop a capability"))?;
-    }
-    Ok(())
+fn set_limit(limit: &ProcessLimit) -> Result<(), ContainerError> {
+    let Some(resource) = resource(&limit.name) else {
+        return Ok(());
+    };
+    let value = Rlimit {
+        current: Some(limit.soft),
+        maximum: Some(limit.hard),
+    };
+    let error = ContainerError::system(format!("set the limit {}", limit.name));
+    setrlimit(resource, value).map_err(error)
 }
 
 /// Returns the resource with a name of `setrlimit(2)`.
