@@ -10,6 +10,7 @@ mod error;
 mod mounts;
 mod namespaces;
 mod process;
+mod sysctls;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -83,6 +84,7 @@ fn init(id: &str, group: &ContainerGroup) -> Result<(), ContainerError> {
     group.create(&container.resources)?;
     group.join()?;
     let record = namespaces::create(id, &container)?;
+    sysctls::set(&container.sysctls)?;
     mounts::enter_root(&dir, id, &container)?;
     record.write()?;
     process::exec(&process)
