@@ -6,10 +6,12 @@
 
 mod control_group;
 mod credentials;
+mod devices;
 mod error;
 mod mounts;
 mod namespaces;
 mod process;
+mod protected_paths;
 mod sysctls;
 
 use std::ffi::OsString;

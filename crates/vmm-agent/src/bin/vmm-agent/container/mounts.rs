@@ -2,7 +2,6 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use nix::unistd::{chdir, chroot};
@@ -14,27 +13,16 @@ use rustix::mount::{
 use vmm_protocol::pod::{ContainerMount, ContainerSpec, MountOptions, PodDir};
 
 use super::error::ContainerError;
+use super::{devices, protected_paths};
 
-/// The devices that every container has.
-const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
-
-/// The links that every container has in `/dev`.
-const LINKS: [(&str, &str); 5] = [
-    ("/proc/self/fd", "/dev/fd"),
-    ("/proc/self/fd/0", "/dev/stdin"),
-    ("/proc/self/fd/1", "/dev/stdout"),
-    ("/proc/self/fd/2", "/dev/stderr"),
-    ("pts/ptmx", "/dev/ptmx"),
-];
-
-/// A file or directory outside of the container that becomes a mount in it.
-struct Source {
+/// A file or directory that becomes a mount in the container, also if it is outside.
+pub(super) struct Source {
     mount: OwnedFd,
     is_dir: bool,
 }
 
 impl Source {
-    fn open(path: &Path) -> Result<Self, ContainerError> {
+    pub(super) fn open(path: &Path) -> Result<Self, ContainerError> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
             | OpenTreeFlags::AT_RECURSIVE;
@@ -47,7 +35,7 @@ impl Source {
         open().map_err(ContainerError::system(format!("open {}", path.display())))
     }
 
-    fn attach(&self, target: &Path) -> io::Result<()> {
+    pub(super) fn attach(&self, target: &Path) -> io::Result<()> {
         create_target(target, self.is_dir)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         Ok(move_mount(&self.mount, "", CWD, target, flags)?)
@@ -63,7 +51,11 @@ pub(super) fn enter_root(
     id: &str,
     container: &ContainerSpec,
 ) -> Result<(), ContainerError> {
-    let devices = open_devices()?;
+    let default_devices = devices::open()?;
+    // A mount can be attached once.
+    let masks = container.masked_paths.iter();
+    let masks = masks.map(|_| Source::open(Path::new("/dev/null")));
+    let masks: Vec<_> = masks.collect::<Result<_, _>>()?;
     let mounts = &container.mounts;
     let sources = mounts.iter().enumerate().map(|(number, mount)| {
         let source = mount.kind.is_none().then(|| dir.mount(id, number));
@@ -71,14 +63,21 @@ pub(super) fn enter_root(
     });
     let sources: Vec<_> = sources.collect::<Result<_, ContainerError>>()?;
     change_root(&dir.root(id)).map_err(ContainerError::system("enter the root file system"))?;
+    let mut dev_is_of_host = false;
     for (mount, source) in mounts.iter().zip(&sources) {
         let destination = &mount.destination;
-        attach(mount, source.as_ref()).map_err(ContainerError::system(format!(
-            "mount {}",
-            destination.display()
-        )))?;
-        if destination == Path::new("/dev") && source.is_none() {
-            fill_dev(&devices).map_err(ContainerError::system("create the devices"))?;
+        attach(mount, source.as_ref()).map_err(on("mount", destination))?;
+        if destination == Path::new("/dev") {
+            dev_is_of_host = source.is_some();
+            if !dev_is_of_host {
+                devices::fill_dev(&default_devices)
+                    .map_err(ContainerError::system("create the devices"))?;
+            }
+        }
+    }
+    if !dev_is_of_host {
+        for device in &container.devices {
+            devices::create(device).map_err(on("create", &device.path))?;
         }
     }
     if container.read_only {
@@ -87,7 +86,18 @@ pub(super) fn enter_root(
             "make the root file system read-only",
         ))?;
     }
+    for path in &container.read_only_paths {
+        protected_paths::make_read_only(path).map_err(on("make read-only", path))?;
+    }
+    for (path, mask) in container.masked_paths.iter().zip(&masks) {
+        protected_paths::mask(path, mask).map_err(on("mask", path))?;
+    }
     Ok(())
+}
+
+/// Returns a function that adds what could not be done to a path to an error.
+fn on(action: &str, path: &Path) -> impl FnOnce(io::Error) -> ContainerError {
+    ContainerError::system(format!("{action} {}", path.display()))
 }
 
 /// Replaces the root. As switch_root(8) does: the initrd cannot be unmounted, and stays below the new root.
@@ -139,20 +149,4 @@ fn create_target(target: &Path, is_dir: bool) -> io::Result<()> {
         fs::create_dir_all(parent)?;
     }
     File::create(target).map(drop)
-}
-
-fn open_devices() -> Result<Vec<Source>, ContainerError> {
-    let open = |name| Source::open(&Path::new("/dev").join(name));
-    DEVICES.into_iter().map(open).collect()
-}
-
-/// Fills the `/dev` of a container.
-fn fill_dev(devices: &[Source]) -> io::Result<()> {
-    for (name, device) in DEVICES.iter().zip(devices) {
-        device.attach(&Path::new("/dev").join(name))?;
-    }
-    for (target, link) in LINKS {
-        symlink(target, link)?;
-    }
-    Ok(())
 }
