@@ -2,15 +2,23 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxCapabilities, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{
+    Capabilities, Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Process, Spec,
+};
 use rustix::thread::CapabilitySet;
-use vmm_protocol::pod::{ContainerMount, ContainerSpec, ProcessLimit, ProcessSpec, Resources};
+use vmm_protocol::pod::{
+    ContainerDevice, ContainerMount, ContainerSpec, DeviceKind, HeldCapabilities, ProcessLimit,
+    ProcessSpec, Resources,
+};
 
 use crate::error::ShimError;
 
 /// The annotations of the CRI plugin.
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+
+/// The permissions of a device without any in the spec, as with runc.
+const DEFAULT_DEVICE_MODE: u32 = 0o666;
 
 /// Returns the ID of the sandbox that a container belongs to, unless it is a sandbox itself.
 pub(crate) fn sandbox(spec: &Spec) -> Option<&String> {
@@ -29,12 +37,15 @@ pub(crate) fn is_sandbox(spec: &Spec) -> bool {
 
 /// Returns the container, and the files and directories of the host that are mounted into it, by the number of
 /// the mount.
-pub(crate) fn container(spec: &Spec) -> (ContainerSpec, Vec<(usize, PathBuf)>) {
+pub(crate) fn container(spec: &Spec) -> Result<(ContainerSpec, Vec<(usize, PathBuf)>), ShimError> {
     let mut container = ContainerSpec::default();
     container.sandbox = sandbox(spec).cloned();
     container.hostname.clone_from(spec.hostname());
     container.read_only = spec.root().as_ref().and_then(|root| root.readonly()) == Some(true);
     container.resources = resources(spec);
+    if let Some(linux) = spec.linux() {
+        add_linux(&mut container, linux)?;
+    }
     let mut sources = Vec::new();
     for (number, mount) in spec.mounts().iter().flatten().enumerate() {
         let options = mount.options().clone().unwrap_or_default();
@@ -52,7 +63,42 @@ pub(crate) fn container(spec: &Spec) -> (ContainerSpec, Vec<(usize, PathBuf)>) {
             options,
         });
     }
-    (container, sources)
+    Ok((container, sources))
+}
+
+fn add_linux(container: &mut ContainerSpec, linux: &Linux) -> Result<(), ShimError> {
+    let paths = |paths: &Option<Vec<String>>| paths.iter().flatten().map(PathBuf::from).collect();
+    container.masked_paths = paths(linux.masked_paths());
+    container.read_only_paths = paths(linux.readonly_paths());
+    let devices = linux.devices().iter().flatten().map(device);
+    container.devices = devices.collect::<Result<_, _>>()?;
+    let sysctls = linux.sysctl().iter().flatten();
+    container.sysctls = sysctls
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    Ok(())
+}
+
+fn device(device: &LinuxDevice) -> Result<ContainerDevice, ShimError> {
+    let path = device.path().clone();
+    let invalid = |what| ShimError::Spec(format!("{what} of the device {}", path.display()));
+    let kind = match device.typ() {
+        LinuxDeviceType::B => DeviceKind::Block,
+        LinuxDeviceType::C | LinuxDeviceType::U => DeviceKind::Character,
+        LinuxDeviceType::P => DeviceKind::Fifo,
+        LinuxDeviceType::A => return Err(invalid("the type")),
+    };
+    let number = |number: i64| u32::try_from(number).map_err(|_| invalid("a number"));
+    Ok(ContainerDevice {
+        kind,
+        major: number(device.major())?,
+        minor: number(device.minor())?,
+        // A spec can have the type in it, too.
+        mode: device.file_mode().unwrap_or(DEFAULT_DEVICE_MODE) & 0o7777,
+        uid: device.uid().unwrap_or(0),
+        gid: device.gid().unwrap_or(0),
+        path,
+    })
 }
 
 /// Returns the network namespace of a container; `None` if it shares that of the host.
@@ -108,7 +154,17 @@ pub(crate) fn process(process: &Process) -> Result<ProcessSpec, ShimError> {
     spec.gid = user.gid();
     spec.groups = user.additional_gids().clone().unwrap_or_default();
     spec.no_new_privs = process.no_new_privileges() == Some(true);
-    spec.capabilities = process.capabilities().as_ref().map(capabilities);
+    if let Some(sets) = process.capabilities() {
+        spec.capabilities = Some(mask(sets.bounding()));
+        spec.held_capabilities = Some(HeldCapabilities {
+            effective: mask(sets.effective()),
+            permitted: mask(sets.permitted()),
+            inheritable: mask(sets.inheritable()),
+            ambient: mask(sets.ambient()),
+        });
+    }
+    spec.umask = user.umask();
+    spec.oom_score_adj = process.oom_score_adj();
     let limits = process.rlimits().iter().flatten();
     spec.limits = limits
         .map(|limit| ProcessLimit {
@@ -120,9 +176,11 @@ pub(crate) fn process(process: &Process) -> Result<ProcessSpec, ShimError> {
     Ok(spec)
 }
 
-fn capabilities(capabilities: &LinuxCapabilities) -> u64 {
-    let bounding = capabilities.bounding().iter().flatten();
-    let known = bounding.filter_map(|capability| CapabilitySet::from_name(&capability.to_string()));
+/// Returns the capabilities as a bit mask. None of the others are known to this program.
+fn mask(capabilities: &Option<Capabilities>) -> u64 {
+    let capabilities = capabilities.iter().flatten();
+    let known =
+        capabilities.filter_map(|capability| CapabilitySet::from_name(&capability.to_string()));
     known.fold(0, |mask, capability| mask | capability.bits())
 }
 
@@ -140,36 +198,54 @@ mod tests {
                 {"destination": "/proc", "type": "proc", "source": "proc"},
                 {"destination": "/data", "type": "bind", "source": "/srv", "options": ["rbind", "ro"]},
             ],
-            "linux": {"resources": {
-                "memory": {"limit": 1024},
-                "pids": {"limit": -1},
-                "cpu": {"quota": 5000}
-            }},
+            "linux": {
+                "resources": {"memory": {"limit": 1024}},
+                "maskedPaths": ["/proc/kcore"],
+                "readonlyPaths": ["/proc/sys"],
+                "sysctl": {"kernel.shm_rmid_forced": "1"},
+                "devices": [
+                    {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 0o20_600},
+                ],
+            },
         }))
         .unwrap();
-        let (container, sources) = container(&spec);
+        let (container, sources) = container(&spec).unwrap();
         assert_eq!(container.hostname.as_deref(), Some("box"));
         assert!(container.read_only);
         assert_eq!(container.mounts[0].kind.as_deref(), Some("proc"));
         assert_eq!(container.mounts[1].kind, None);
         assert_eq!(sources, [(1, PathBuf::from("/srv"))]);
-        let limits = Resources {
-            memory: Some(1024),
-            pids: None,
-            cpu: Some((5000, DEFAULT_PERIOD_MICROS)),
+        assert_eq!(container.resources.memory, Some(1024));
+        assert_eq!(container.masked_paths, [PathBuf::from("/proc/kcore")]);
+        assert_eq!(container.read_only_paths, [PathBuf::from("/proc/sys")]);
+        assert_eq!(container.sysctls["kernel.shm_rmid_forced"], "1");
+        let fuse = ContainerDevice {
+            path: "/dev/fuse".into(),
+            kind: DeviceKind::Character,
+            major: 10,
+            minor: 229,
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
         };
-        assert_eq!(container.resources, limits);
+        assert_eq!(container.devices, [fuse]);
     }
 
     #[test]
     fn a_process_has_the_user_and_the_capabilities_of_its_spec() {
         let oci: Process = serde_json::from_value(serde_json::json!({
-            "user": {"uid": 33, "gid": 34, "additionalGids": [4]},
+            "user": {"uid": 33, "gid": 34, "additionalGids": [4], "umask": 0o27},
             "args": ["id"],
             "env": ["A=b=c"],
             "cwd": "/tmp",
             "noNewPrivileges": true,
-            "capabilities": {"bounding": ["CAP_CHOWN", "CAP_NET_BIND_SERVICE"]},
+            "oomScoreAdj": -7,
+            "capabilities": {
+                "bounding": ["CAP_CHOWN", "CAP_NET_BIND_SERVICE"],
+                "permitted": ["CAP_CHOWN", "CAP_NET_BIND_SERVICE"],
+                "inheritable": ["CAP_CHOWN"],
+                "ambient": ["CAP_CHOWN"],
+            },
             "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 512}],
         }))
         .unwrap();
@@ -180,6 +256,17 @@ mod tests {
         );
         assert_eq!(process.env["A"], "b=c");
         assert_eq!(process.capabilities, Some(1 | 1 << 10));
+        let held = HeldCapabilities {
+            effective: 0,
+            permitted: 1 | 1 << 10,
+            inheritable: 1,
+            ambient: 1,
+        };
+        assert_eq!(process.held_capabilities, Some(held));
+        assert_eq!(
+            (process.umask, process.oom_score_adj),
+            (Some(0o27), Some(-7))
+        );
         assert_eq!(process.limits[0].name, "RLIMIT_NOFILE");
     }
 }

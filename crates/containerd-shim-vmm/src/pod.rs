@@ -149,7 +149,7 @@ impl Pod {
         let (share, id) = (self.share.clone(), request.id.clone());
         run_blocking(move || {
             let spec = bundle.spec()?;
-            let (container, sources) = oci::container(&spec);
+            let (container, sources) = oci::container(&spec)?;
             let process = spec.process().as_ref();
             let process = process.ok_or_else(|| ShimError::Spec("it has no process".to_owned()))?;
             let process = oci::process(process)?;

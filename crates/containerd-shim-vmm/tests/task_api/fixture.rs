@@ -16,7 +16,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{MessageField, MessageFull};
 use containerd_shim_protos::ttrpc::{self, Code, Server, TtrpcContext, context};
 use containerd_shim_protos::{Client, Events, TaskClient, create_events};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::image;
@@ -117,7 +117,7 @@ impl TestPod {
             events,
             _server: server,
         };
-        let bundle = pod.make_bundle(POD, &["sleep", "infinity"]);
+        let bundle = pod.make_bundle(POD, &container_spec(&["sleep", "infinity"]));
         let output = pod.start_program(&bundle, &events_address, &input);
         assert!(output.status.success(), "{output:?}");
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -164,8 +164,8 @@ impl TestPod {
         TaskClient::new(Client::connect(&self.address).unwrap())
     }
 
-    /// Makes the bundle of a container with busybox that runs this command.
-    pub(crate) fn make_bundle(&self, id: &str, command: &[&str]) -> PathBuf {
+    /// Makes the bundle of a container with busybox that has this OCI spec.
+    fn make_bundle(&self, id: &str, spec: &Value) -> PathBuf {
         let bundle = self.path(id);
         let bin = bundle.join("rootfs/bin");
         fs::create_dir_all(&bin).unwrap();
@@ -173,23 +173,18 @@ impl TestPod {
         for applet in ["sh", "sleep", "cat", "grep", "yes"] {
             symlink("busybox", bin.join(applet)).unwrap();
         }
-        let spec = json!({
-            "ociVersion": "1.0.2",
-            "process": process_spec(command),
-            "root": {"path": "rootfs"},
-            "mounts": [
-                {"destination": "/proc", "type": "proc", "source": "proc"},
-                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}
-            ],
-            "linux": {}
-        });
         fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
         bundle
     }
 
     /// Creates a container with its bundle. Its stdout has this path or URI.
     pub(crate) fn create(&self, id: &str, command: &[&str], stdout: &str) {
-        let bundle = self.make_bundle(&format!("bundle-{id}"), command);
+        self.create_with_spec(id, &container_spec(command), stdout);
+    }
+
+    /// Creates a container with this OCI spec.
+    fn create_with_spec(&self, id: &str, spec: &Value, stdout: &str) {
+        let bundle = self.make_bundle(&format!("bundle-{id}"), spec);
         let mut request = CreateTaskRequest::new();
         request.id = id.to_owned();
         request.bundle = bundle.to_string_lossy().into_owned();
@@ -209,6 +204,19 @@ impl TestPod {
     pub(crate) fn run(&self, id: &str, command: &[&str], stdout: &str) {
         self.create(id, command, stdout);
         self.start_process(id, "").unwrap();
+    }
+
+    /// Runs a container with this OCI spec to its end, and deletes it. Returns its output and its exit code.
+    pub(crate) fn run_spec(&self, id: &str, spec: &Value) -> (String, u32) {
+        let output = self.path(&format!("output-{id}"));
+        let uri = format!("file://{}", output.display());
+        self.create_with_spec(id, spec, &uri);
+        self.start_process(id, "").unwrap();
+        let mut request = WaitRequest::new();
+        request.id = id.to_owned();
+        self.client().wait(timeout(), &request).unwrap();
+        let code = self.delete(id, "").unwrap().exit_status;
+        (fs::read_to_string(output).unwrap(), code)
     }
 
     /// Adds a process to a container.
@@ -300,7 +308,21 @@ impl Drop for TestPod {
     }
 }
 
-fn process_spec(command: &[&str]) -> serde_json::Value {
+/// The OCI spec of a container that runs this command.
+pub(crate) fn container_spec(command: &[&str]) -> Value {
+    json!({
+        "ociVersion": "1.0.2",
+        "process": process_spec(command),
+        "root": {"path": "rootfs"},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}
+        ],
+        "linux": {}
+    })
+}
+
+fn process_spec(command: &[&str]) -> Value {
     json!({"args": command, "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}})
 }
 

@@ -6,6 +6,7 @@ mod fixture;
 #[path = "../common/image.rs"]
 mod image;
 mod memory;
+mod oci_spec;
 mod processes;
 mod protocol;
 #[path = "../common/memory.rs"]

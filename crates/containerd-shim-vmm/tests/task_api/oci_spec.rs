@@ -1,0 +1,93 @@
+//! What the OCI spec of a container sets in its guest.
+
+use serde_json::{Value, json};
+
+use crate::fixture::{TestPod, container_spec};
+
+/// Runs a container, whose spec the function changes, to its end. Returns its output.
+#[track_caller]
+fn output_of(pod: &TestPod, id: &str, script: &str, change: impl FnOnce(&mut Value)) -> String {
+    let mut spec = container_spec(&["sh", "-c", script]);
+    change(&mut spec);
+    let (output, code) = pod.run_spec(id, &spec);
+    assert_eq!(code, 0, "{output}");
+    output
+}
+
+#[test]
+fn a_process_has_the_capabilities_limits_and_umask_of_its_spec() {
+    let Some(pod) = TestPod::start() else { return };
+    let script = "grep -E '^(Cap|NoNewPrivs)' /proc/self/status; umask; ulimit -Hn; ulimit -Sn; \
+                  cat /proc/self/oom_score_adj";
+    let output = output_of(&pod, "c", script, |spec| {
+        let process = &mut spec["process"];
+        process["user"] = json!({"uid": 33, "gid": 34, "umask": 0o27});
+        process["noNewPrivileges"] = json!(true);
+        // Above that of the kernel, and with a program that may not raise it.
+        process["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "hard": 5000, "soft": 500}]);
+        process["oomScoreAdj"] = json!(-7);
+        process["capabilities"] = json!({
+            "bounding": ["CAP_CHOWN", "CAP_KILL", "CAP_NET_BIND_SERVICE"],
+            "permitted": ["CAP_CHOWN", "CAP_NET_BIND_SERVICE"],
+            "effective": ["CAP_CHOWN"],
+            "inheritable": ["CAP_CHOWN", "CAP_NET_BIND_SERVICE"],
+            "ambient": ["CAP_NET_BIND_SERVICE"],
+        });
+    });
+    // The ambient capabilities become the permitted and effective ones of the program, capabilities(7).
+    let expected = "CapInh:\t0000000000000401\n\
+                    CapPrm:\t0000000000000400\n\
+                    CapEff:\t0000000000000400\n\
+                    CapBnd:\t0000000000000421\n\
+                    CapAmb:\t0000000000000400\n\
+                    NoNewPrivs:\t1\n0027\n5000\n500\n-7\n";
+    assert_eq!(output, expected);
+
+    let mut spec = container_spec(&["sh", "-c", "true"]);
+    spec["process"]["capabilities"] = json!({"bounding": [], "ambient": ["CAP_CHOWN"]});
+    assert_eq!(pod.run_spec("refused", &spec).1, 125);
+}
+
+#[test]
+fn masked_paths_are_empty_and_read_only_paths_cannot_be_written() {
+    let Some(pod) = TestPod::start() else { return };
+    let script = "cat /proc/version; busybox ls /proc/fs; cat /proc/sys/kernel/shm_rmid_forced; \
+                  (echo 1 >/proc/sys/kernel/shm_rmid_forced) 2>/dev/null || echo read-only; \
+                  grep -o 'proc /proc/sys [^ ]* [^ ]*' /proc/mounts";
+    let output = output_of(&pod, "c", script, |spec| {
+        spec["mounts"][0]["options"] = json!(["nosuid", "noexec", "nodev"]);
+        spec["linux"] = json!({
+            "maskedPaths": ["/proc/version", "/proc/fs", "/no/such/path"],
+            "readonlyPaths": ["/proc/sys", "/no/such/path"],
+        });
+    });
+    let expected = "0\nread-only\nproc /proc/sys proc ro,nosuid,nodev,noexec,relatime\n";
+    assert_eq!(output, expected);
+}
+
+#[test]
+fn a_pod_has_the_sysctls_and_a_container_the_devices_of_its_spec() {
+    let Some(pod) = TestPod::start() else { return };
+    let script = "cat /proc/sys/kernel/shm_rmid_forced /proc/sys/net/ipv4/ip_default_ttl; \
+                  busybox stat -c '%n %F %t:%T %a %u:%g' /dev/fuse /dev/dir/fifo; \
+                  echo x >/dev/null && echo usable";
+    let output = output_of(&pod, "c", script, |spec| {
+        spec["linux"] = json!({
+            "sysctl": {"kernel.shm_rmid_forced": "1", "net.ipv4.ip_default_ttl": "33"},
+            "devices": [
+                {"path": "/dev/null", "type": "c", "major": 1, "minor": 3},
+                {
+                    "path": "/dev/fuse", "type": "c", "major": 10, "minor": 229,
+                    "fileMode": 0o662, "uid": 33, "gid": 34
+                },
+                {"path": "/dev/dir/fifo", "type": "p", "major": 0, "minor": 0},
+            ],
+        });
+    });
+    let expected = "1\n33\n/dev/fuse character special file a:e5 662 33:34\n\
+                    /dev/dir/fifo fifo 0:0 666 0:0\nusable\n";
+    assert_eq!(output, expected);
+    // The guest is that of the pod.
+    let script = "cat /proc/sys/net/ipv4/ip_default_ttl";
+    assert_eq!(output_of(&pod, "other", script, |_| {}), "33\n");
+}
