@@ -41,6 +41,7 @@ mod oom_score;
 mod pod;
 mod pod_share;
 mod process;
+mod resources;
 mod rootfs;
 mod serve;
 mod service;

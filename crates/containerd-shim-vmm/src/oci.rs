@@ -8,10 +8,11 @@ use oci_spec::runtime::{
 use rustix::thread::CapabilitySet;
 use vmm_protocol::pod::{
     ContainerDevice, ContainerMount, ContainerSpec, DeviceKind, HeldCapabilities, ProcessLimit,
-    ProcessSpec, Resources,
+    ProcessSpec,
 };
 
 use crate::error::ShimError;
+use crate::resources;
 
 /// The annotations of the CRI plugin.
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
@@ -42,7 +43,6 @@ pub(crate) fn container(spec: &Spec) -> Result<(ContainerSpec, Vec<(usize, PathB
     container.sandbox = sandbox(spec).cloned();
     container.hostname.clone_from(spec.hostname());
     container.read_only = spec.root().as_ref().and_then(|root| root.readonly()) == Some(true);
-    container.resources = resources(spec);
     if let Some(linux) = spec.linux() {
         add_linux(&mut container, linux)?;
     }
@@ -76,6 +76,9 @@ fn add_linux(container: &mut ContainerSpec, linux: &Linux) -> Result<(), ShimErr
     container.sysctls = sysctls
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
+    if let Some(limits) = linux.resources() {
+        container.resources = resources::of(limits)?;
+    }
     Ok(())
 }
 
@@ -113,30 +116,6 @@ pub(crate) fn network_namespace(spec: &Spec) -> Option<PathBuf> {
 pub(crate) fn oom_score(spec: &Spec) -> Option<i32> {
     spec.process().as_ref()?.oom_score_adj()
 }
-
-fn resources(spec: &Spec) -> Resources {
-    let linux = spec.linux().as_ref();
-    let Some(limits) = linux.and_then(|linux| linux.resources().as_ref()) else {
-        return Resources::default();
-    };
-    // A negative number is unlimited.
-    let positive = |number: i64| u64::try_from(number).ok().filter(|number| *number > 0);
-    let memory = limits.memory().as_ref().and_then(|memory| memory.limit());
-    let pids = limits.pids().as_ref().map(|pids| pids.limit());
-    let cpu = limits.cpu().as_ref();
-    let quota = cpu.and_then(|cpu| cpu.quota()).and_then(positive);
-    let period = cpu
-        .and_then(|cpu| cpu.period())
-        .unwrap_or(DEFAULT_PERIOD_MICROS);
-    Resources {
-        memory: memory.and_then(positive),
-        pids: pids.and_then(positive),
-        cpu: quota.map(|quota| (quota, period)),
-    }
-}
-
-/// The period of a CPU limit without one, as in the kernel.
-const DEFAULT_PERIOD_MICROS: u64 = 100_000;
 
 /// Returns the process of a container.
 pub(crate) fn process(process: &Process) -> Result<ProcessSpec, ShimError> {

@@ -91,3 +91,30 @@ fn a_pod_has_the_sysctls_and_a_container_the_devices_of_its_spec() {
     let script = "cat /proc/sys/net/ipv4/ip_default_ttl";
     assert_eq!(output_of(&pod, "other", script, |_| {}), "33\n");
 }
+
+#[test]
+fn a_control_group_has_the_limits_of_its_spec() {
+    let Some(pod) = TestPod::start() else { return };
+    let limits = |resources: Value| {
+        move |spec: &mut Value| {
+            let mounts = spec["mounts"].as_array_mut().unwrap();
+            mounts.push(json!({"destination": "/group", "type": "cgroup", "source": "cgroup"}));
+            spec["linux"]["resources"] = resources;
+        }
+    };
+    let script = "cd /group/c && cat memory.max memory.low memory.swap.max memory.high cpu.weight \
+                  cpuset.cpus";
+    let resources = json!({
+        "memory": {"limit": 64 << 20, "reservation": 16 << 20, "swap": 96 << 20},
+        "cpu": {"shares": 2048, "cpus": "0"},
+        "unified": {"memory.high": "50331648"},
+    });
+    let output = output_of(&pod, "c", script, limits(resources));
+    let expected = "67108864\n16777216\n33554432\n50331648\n174\n0\n";
+    assert_eq!(output, expected);
+
+    // A set of CPUs that the host has, and the guest lacks.
+    let script = "cat /group/d/cpuset.cpus.effective";
+    let resources = json!({"cpu": {"cpus": "1000"}});
+    assert_eq!(output_of(&pod, "d", script, limits(resources)), "0\n");
+}

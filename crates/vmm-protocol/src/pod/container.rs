@@ -72,7 +72,7 @@ pub enum DeviceKind {
 }
 
 /// The limits of a container. `None` is unlimited.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Resources {
     /// The memory, in bytes.
@@ -81,6 +81,8 @@ pub struct Resources {
     pub pids: Option<u64>,
     /// The CPU time and the period in which it can be used, in microseconds.
     pub cpu: Option<(u64, u64)>,
+    /// What is written to further files of the control group, version 2, by their names, such as `cpu.weight`.
+    pub unified: BTreeMap<String, String>,
 }
 
 /// A process of a container. The `Debug` output omits nothing: do not log it, it can contain secrets.

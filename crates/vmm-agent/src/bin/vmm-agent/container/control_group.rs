@@ -30,12 +30,22 @@ impl ContainerGroup {
 
     /// Creates the group with its limits.
     pub(super) fn create(&self, resources: &Resources) -> Result<(), ContainerError> {
-        for controller in ["+cpu", "+memory", "+pids"] {
-            // A limit that needs a controller which the kernel lacks is reported below.
-            let _ = fs::write(Path::new(ROOT).join("cgroup.subtree_control"), controller);
+        let root = Path::new(ROOT);
+        let controllers = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+        for controller in controllers.split_whitespace() {
+            // A limit that needs a controller which cannot be enabled is reported below.
+            let _ = fs::write(
+                root.join("cgroup.subtree_control"),
+                format!("+{controller}"),
+            );
         }
         fs::create_dir(&self.dir).map_err(ContainerError::system("create a control group"))?;
-        let Resources { memory, pids, cpu } = resources;
+        let Resources {
+            memory,
+            pids,
+            cpu,
+            unified,
+        } = resources;
         if let Some(bytes) = memory {
             self.write("memory.max", &bytes.to_string())?;
         }
@@ -44,6 +54,12 @@ impl ContainerGroup {
         }
         if let Some((quota, period)) = cpu {
             self.write("cpu.max", &format!("{quota} {period}"))?;
+        }
+        for (name, value) in unified {
+            match self.write(name, value) {
+                Err(error) if is_of_host(name, &error) => {}
+                written => written?,
+            }
         }
         Ok(())
     }
@@ -125,5 +141,19 @@ impl ContainerGroup {
         let path = self.dir.join(name);
         let error = ContainerError::system(format!("read {}", path.display()));
         fs::read_to_string(&path).map_err(error)
+    }
+}
+
+/// Returns whether a limit cannot be applied because it is meant for the host: its CPUs and memory nodes, which the guest
+/// can lack, and its swap, without which a kernel has no file for the limit.
+fn is_of_host(file: &str, error: &ContainerError) -> bool {
+    let ContainerError::System { source, .. } = error else {
+        return false;
+    };
+    let errno = source.raw_os_error().map(Errno::from_raw);
+    match file {
+        "cpuset.cpus" | "cpuset.mems" => matches!(errno, Some(Errno::EINVAL | Errno::ERANGE)),
+        "memory.swap.max" => errno == Some(Errno::ENOENT),
+        _ => false,
     }
 }
