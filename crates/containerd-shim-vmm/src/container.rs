@@ -2,6 +2,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use vmm_protocol::pod::PidNamespace;
+
 use crate::bundle::Bundle;
 use crate::error::ShimError;
 use crate::idle::InUse;
@@ -12,6 +14,7 @@ use crate::process::{Process, ProcessState};
 pub(crate) struct Container {
     pub(crate) id: String,
     pub(crate) bundle: Bundle,
+    pub(crate) pid_namespace: PidNamespace,
     pub(crate) is_paused: AtomicBool,
     /// Whether the first process has ended, and the others are being ended.
     is_ending: AtomicBool,
@@ -23,10 +26,17 @@ pub(crate) struct Container {
 
 impl Container {
     /// Creates a container with its first process.
-    pub(crate) fn new(id: &str, bundle: Bundle, init: Process, in_use: InUse) -> Self {
+    pub(crate) fn new(
+        id: &str,
+        bundle: Bundle,
+        pid_namespace: PidNamespace,
+        init: Process,
+        in_use: InUse,
+    ) -> Self {
         Self {
             id: id.to_owned(),
             bundle,
+            pid_namespace,
             is_paused: AtomicBool::new(false),
             is_ending: AtomicBool::new(false),
             _in_use: in_use,

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::sync::OnceCell;
 use vmm_protocol::HostPolicy;
 use vmm_protocol::frames::ExecSpec;
@@ -11,6 +12,7 @@ use vmm_runtime::{
 };
 use vmm_shim::{Network, Qemu, QemuOptions, Share, Shim};
 
+use crate::container::Container;
 use crate::error::ShimError;
 use crate::pod_share::PodShare;
 use crate::state_dir::StateDir;
@@ -121,16 +123,16 @@ impl Guest {
     /// Starts a process of a container: the first one if `exec_id` is empty.
     pub(crate) async fn start(
         &self,
-        container: &str,
+        container: &Container,
         exec_id: &str,
         terminal: bool,
         stdin: bool,
     ) -> Result<Execution, ShimError> {
-        let action = if exec_id.is_empty() { "init" } else { "exec" };
-        let mut spec = ExecSpec::new("", [AGENT, "container", action, container, exec_id]);
-        if exec_id.is_empty() {
-            spec.command.pop();
-        }
+        let (action, argument) = match exec_id {
+            "" => ("init", json!(container.pid_namespace).to_string()),
+            exec_id => ("exec", exec_id.to_owned()),
+        };
+        let mut spec = ExecSpec::new("", [AGENT, "container", action, &container.id, &argument]);
         spec.terminal = terminal.then_some(DEFAULT_SIZE);
         spec.stdin = stdin;
         self.exec(spec).await

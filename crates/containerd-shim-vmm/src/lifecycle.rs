@@ -85,7 +85,7 @@ impl Pod {
         } = &process.stdio;
         let mut execution = self
             .guest
-            .start(&container.id, exec_id, *terminal, !stdin.is_empty())
+            .start(container, exec_id, *terminal, !stdin.is_empty())
             .await?;
         let streams = stdio.connect(&mut execution);
         Ok((pid, execution, streams))

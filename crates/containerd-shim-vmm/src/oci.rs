@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    Capabilities, Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Process, Spec,
+    Capabilities, Linux, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, Process,
+    Spec,
 };
 use rustix::thread::CapabilitySet;
 use vmm_protocol::pod::{
-    ContainerDevice, ContainerMount, ContainerSpec, DeviceKind, HeldCapabilities, ProcessLimit,
-    ProcessSpec,
+    ContainerDevice, ContainerMount, ContainerSpec, DeviceKind, HeldCapabilities, PidNamespace,
+    ProcessLimit, ProcessSpec,
 };
 
 use crate::error::ShimError;
@@ -106,10 +107,23 @@ fn device(device: &LinuxDevice) -> Result<ContainerDevice, ShimError> {
 
 /// Returns the network namespace of a container; `None` if it shares that of the host.
 pub(crate) fn network_namespace(spec: &Spec) -> Option<PathBuf> {
-    let namespaces = spec.linux().as_ref()?.namespaces().iter().flatten();
-    let mut networks =
-        namespaces.filter(|namespace| namespace.typ() == LinuxNamespaceType::Network);
-    networks.next()?.path().clone()
+    namespace(spec, LinuxNamespaceType::Network)?.path().clone()
+}
+
+/// Returns the PID namespace of a container. A path is in the `/proc` of the host, where all processes of a pod are one:
+/// that of its guest. It therefore stands for the sandbox.
+pub(crate) fn pid_namespace(spec: &Spec) -> PidNamespace {
+    let found = namespace(spec, LinuxNamespaceType::Pid);
+    match (found.map(LinuxNamespace::path), sandbox(spec)) {
+        (Some(None), _) => PidNamespace::New,
+        (Some(Some(_)), Some(sandbox)) => PidNamespace::Of(sandbox.clone()),
+        (Some(Some(_)), None) | (None, _) => PidNamespace::Guest,
+    }
+}
+
+fn namespace(spec: &Spec, kind: LinuxNamespaceType) -> Option<&LinuxNamespace> {
+    let mut namespaces = spec.linux().as_ref()?.namespaces().iter().flatten();
+    namespaces.find(|namespace| namespace.typ() == kind)
 }
 
 /// Returns the `oom_score_adj` of a container, if it has one.
@@ -208,6 +222,27 @@ mod tests {
             gid: 0,
         };
         assert_eq!(container.devices, [fuse]);
+    }
+
+    #[test]
+    fn a_container_has_the_pid_namespace_of_its_spec() {
+        let of = |namespaces: serde_json::Value, kind: &str| {
+            let spec: Spec = serde_json::from_value(serde_json::json!({
+                "ociVersion": "1.0.2",
+                "annotations": {CONTAINER_TYPE: kind, SANDBOX_ID: "pod"},
+                "linux": {"namespaces": namespaces},
+            }))
+            .unwrap();
+            pid_namespace(&spec)
+        };
+        let new = serde_json::json!([{"type": "mount"}, {"type": "pid"}]);
+        assert_eq!(of(new, "container"), PidNamespace::New);
+        let shared = serde_json::json!([{"type": "pid", "path": "/proc/42/ns/pid"}]);
+        let of_pod = PidNamespace::Of("pod".to_owned());
+        assert_eq!(of(shared.clone(), "container"), of_pod);
+        assert_eq!(of(shared, "sandbox"), PidNamespace::Guest);
+        let none = serde_json::json!([{"type": "mount"}]);
+        assert_eq!(of(none, "container"), PidNamespace::Guest);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use oci_spec::runtime::Process as OciProcess;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use vmm_protocol::pod::PidNamespace;
 use vmm_protocol::{PidLookup, PidRecord, with_causes};
 
 use crate::bundle::{Bundle, ExitRecord};
@@ -122,8 +123,8 @@ impl Pod {
         let in_use = self.use_count.begin().ok_or(ShimError::Closed)?;
         let prepared = self.prepare(&request, &bundle).await;
         let is_wanted = !containerd.as_ref().is_some_and(has_ended);
-        let pid = match prepared {
-            Ok(pid) if is_wanted => pid,
+        let (namespace, pid) = match prepared {
+            Ok(prepared) if is_wanted => prepared,
             prepared => {
                 log_error(self.remove_container(id).await);
                 if !is_wanted {
@@ -133,21 +134,21 @@ impl Pod {
                 return Err(prepared.err().unwrap_or(ShimError::Abandoned));
             }
         };
-        let container = Container::new(id, bundle, Process::new(stdio), in_use);
+        let container = Container::new(id, bundle, namespace, Process::new(stdio), in_use);
         self.containers().insert(id.clone(), Arc::new(container));
         self.events.publish_create(request, pid);
         Ok(pid)
     }
 
-    /// Prepares what the guest needs for a container.
+    /// Prepares what the guest needs for a container. Returns its PID namespace in the guest, and the pid.
     async fn prepare(
         &self,
         request: &CreateTaskRequest,
         bundle: &Bundle,
-    ) -> Result<u32, ShimError> {
+    ) -> Result<(PidNamespace, u32), ShimError> {
         let (bundle, rootfs) = (bundle.clone(), request.rootfs.clone());
         let (share, id) = (self.share.clone(), request.id.clone());
-        run_blocking(move || {
+        let prepare = move || {
             let spec = bundle.spec()?;
             let (container, sources) = oci::container(&spec)?;
             let process = spec.process().as_ref();
@@ -159,10 +160,11 @@ impl Pod {
                 root,
                 sources,
             };
-            share.add_container(&id, &container, &process, &files)
-        })
-        .await?;
-        self.guest.pid().await
+            share.add_container(&id, &container, &process, &files)?;
+            Ok(oci::pid_namespace(&spec))
+        };
+        let namespace = run_blocking(prepare).await?;
+        Ok((namespace, self.guest.pid().await?))
     }
 
     /// Adds a process to a container.

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use pidfd_spawn::{Command, SpawnError, Step};
+use pidfd_spawn::{Child, Command, SpawnError, Step};
 use vmm_protocol::frames::{BootPhase, ExecSpec, GetSpec, GuestStats, PutSpec, RequestError};
 use vmm_protocol::network::GuestNetwork;
 use vmm_protocol::{Ending, FailureKind, with_causes};
@@ -14,6 +14,17 @@ pub trait Backend {
     ///
     /// The ending of an execution that cannot be started.
     fn command(&self, spec: &ExecSpec) -> Result<Command, Ending>;
+
+    /// Spawns the command of an execution, to which the server has added its streams and its session. The thread of
+    /// the server has to be left as it was.
+    ///
+    /// # Errors
+    ///
+    /// The ending of an execution that cannot be started.
+    fn spawn(&self, spec: &ExecSpec, command: &mut Command) -> Result<Child, Ending> {
+        let spawned = command.spawn();
+        spawned.map_err(|error| self.spawn_error(spec, error))
+    }
 
     /// Converts the error of a command that could not be started.
     fn spawn_error(&self, _spec: &ExecSpec, error: SpawnError) -> Ending {
@@ -94,6 +105,10 @@ pub trait Backend {
 impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
     fn command(&self, spec: &ExecSpec) -> Result<Command, Ending> {
         (**self).command(spec)
+    }
+
+    fn spawn(&self, spec: &ExecSpec, command: &mut Command) -> Result<Child, Ending> {
+        (**self).spawn(spec, command)
     }
 
     fn spawn_error(&self, spec: &ExecSpec, error: SpawnError) -> Ending {

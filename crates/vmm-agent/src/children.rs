@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use pidfd_spawn::{Child, Command, SpawnError};
+use pidfd_spawn::Child;
+use vmm_protocol::Ending;
 
 /// The children that executions have started, in a process with one thread that waits for all
 /// children.
@@ -33,7 +34,7 @@ pub(crate) enum NotSpawned {
     Closed,
     /// [`Children::pause`] has been called.
     Paused,
-    Failed(SpawnError),
+    Failed(Ending),
 }
 
 impl Children {
@@ -124,8 +125,11 @@ impl Children {
         }
     }
 
-    /// Spawns the command. No exit can be reported before the child is known.
-    pub(crate) fn spawn(&self, command: &mut Command) -> Result<Child, NotSpawned> {
+    /// Calls the function, which spawns a child. No exit can be reported before the child is known.
+    pub(crate) fn spawn(
+        &self,
+        spawn: impl FnOnce() -> Result<Child, Ending>,
+    ) -> Result<Child, NotSpawned> {
         let mut exits = self.exits();
         if self.is_closed() {
             return Err(NotSpawned::Closed);
@@ -133,7 +137,7 @@ impl Children {
         if self.is_paused.load(Ordering::Acquire) {
             return Err(NotSpawned::Paused);
         }
-        let child = command.spawn().map_err(NotSpawned::Failed)?;
+        let child = spawn().map_err(NotSpawned::Failed)?;
         exits.insert(child.id(), None);
         Ok(child)
     }

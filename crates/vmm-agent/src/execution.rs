@@ -97,13 +97,13 @@ impl Execution {
             None
         };
         let oom_kills_before = backend.oom_kills();
-        let spawned = children.spawn(&mut command);
+        let spawned = children.spawn(|| backend.spawn(spec, &mut command));
         let mut child = spawned.map_err(|error| match error {
             NotSpawned::Closed => Ending::failed(FailureKind::Engine, "the payload has ended"),
             NotSpawned::Paused => {
                 Ending::failed(FailureKind::InUse, "the box is paused; resume it first")
             }
-            NotSpawned::Failed(error) => backend.spawn_error(spec, error),
+            NotSpawned::Failed(ending) => ending,
         })?;
         let (stdin, stdout) = match &master {
             Some(master) => (master.try_clone().ok(), master.try_clone().ok()),

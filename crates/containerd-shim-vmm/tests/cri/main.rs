@@ -6,6 +6,7 @@ mod client;
 #[path = "../common/mod.rs"]
 mod common;
 mod pod;
+mod process_ids;
 
 use std::fs;
 use std::path::Path;

@@ -33,7 +33,8 @@ impl Pod {
         )
     }
 
-    fn run_in(containerd: &Containerd, name: &str, namespaces: Value) -> Self {
+    /// Starts a pod with these `NamespaceOption`s, which its containers have, too.
+    pub(crate) fn run_in(containerd: &Containerd, name: &str, namespaces: Value) -> Self {
         let client = CriClient::connect(&containerd.socket());
         let logs = containerd.path("logs");
         let config = json!({

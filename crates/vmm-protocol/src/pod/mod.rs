@@ -9,6 +9,7 @@
 mod container;
 mod dir;
 mod mount_options;
+mod pid_namespace;
 
 pub use container::{
     ContainerDevice, ContainerMount, ContainerSpec, ContainerStats, DeviceKind, HeldCapabilities,
@@ -16,3 +17,4 @@ pub use container::{
 };
 pub use dir::PodDir;
 pub use mount_options::MountOptions;
+pub use pid_namespace::PidNamespace;

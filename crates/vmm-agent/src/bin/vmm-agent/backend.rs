@@ -6,18 +6,23 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use pidfd_spawn::Command;
+use pidfd_spawn::{Child, Command};
 use serde::Serialize;
 use vmm_agent::Backend;
 use vmm_protocol::frames::{
     BootPhase, ExecSpec, GetSpec, GuestStats, PutSpec, RequestError, RequestErrorKind,
 };
 use vmm_protocol::network::GuestNetwork;
-use vmm_protocol::{DEFAULT_PATH, Ending, FailureKind};
+use vmm_protocol::{DEFAULT_PATH, Ending, FailureKind, with_causes};
 
+use crate::container::{ContainerError, PidNamespaces};
+use crate::init::is_init;
 use crate::oom_log::OomLog;
 use crate::users::User;
 use crate::{network, stats, transfer};
+
+/// This program. Its file is not in the root file system of a guest.
+const SELF: &str = "/proc/self/exe";
 
 /// How long processes may take to end at SIGTERM, in milliseconds, if the guest itself requests it.
 const DEFAULT_GRACE_MILLIS: u64 = 10_000;
@@ -49,6 +54,7 @@ pub(crate) struct GuestBackend {
     boot: Vec<BootPhase>,
     shutdown: Arc<Shutdown>,
     oom_log: Mutex<OomLog>,
+    pid_namespaces: PidNamespaces,
 }
 
 impl GuestBackend {
@@ -57,6 +63,7 @@ impl GuestBackend {
             boot,
             shutdown,
             oom_log: Mutex::new(OomLog::open()),
+            pid_namespaces: PidNamespaces::default(),
         }
     }
 }
@@ -86,6 +93,17 @@ impl Backend for GuestBackend {
             command.uid(user.uid).gid(user.gid).groups(&user.groups);
         }
         Ok(command)
+    }
+
+    fn spawn(&self, spec: &ExecSpec, command: &mut Command) -> Result<Child, Ending> {
+        let spawned = match spec.command.split_first() {
+            Some((program, args)) if program == SELF => self.pid_namespaces.spawn(args, command),
+            _ => command.spawn().map_err(ContainerError::Exec),
+        };
+        spawned.map_err(|error| match error {
+            ContainerError::Exec(error) => self.spawn_error(spec, error),
+            error => Ending::failed(FailureKind::Engine, with_causes(&error)),
+        })
     }
 
     fn put_command(&self, spec: &PutSpec) -> Result<Command, RequestError> {
@@ -130,9 +148,11 @@ fn new_command(program: impl AsRef<OsStr>) -> Command {
     command
         .env_clear()
         .env("PATH", DEFAULT_PATH)
-        .current_dir("/")
-        // No command outlives an agent that is not pid 1.
-        .parent_death_signal(Signal::SIGKILL as i32);
+        .current_dir("/");
+    if !is_init() {
+        // No command outlives this agent.
+        command.parent_death_signal(Signal::SIGKILL as i32);
+    }
     command
 }
 
@@ -140,8 +160,7 @@ fn new_command(program: impl AsRef<OsStr>) -> Command {
 fn transfer_command(option: &str, spec: &impl Serialize) -> Result<Command, RequestError> {
     let spec = serde_json::to_string(spec)
         .map_err(|error| RequestError::new(RequestErrorKind::Invalid, error.to_string()))?;
-    // The file of the program is not in the root file system of a guest.
-    let mut command = new_command("/proc/self/exe");
+    let mut command = new_command(SELF);
     command.args([option, &spec]);
     Ok(command)
 }

@@ -17,6 +17,8 @@ pub(crate) enum ContainerError {
         #[source]
         source: io::Error,
     },
+    #[error("the first process of the container has ended, or memory is short")]
+    Ended(#[source] SpawnError),
     #[error(transparent)]
     Exec(SpawnError),
 }

@@ -2,7 +2,8 @@
 //!
 //! The host executes it in the guest, as the program of an execution. `init` and `exec` become the process
 //! of the container, so its exit status is that of the execution. `init` creates the control group and the
-//! mount namespace of the container, and `exec` joins them.
+//! mount namespace of the container, and `exec` joins them. The agent creates both in the PID namespace of the
+//! container.
 
 mod control_group;
 mod credentials;
@@ -10,6 +11,7 @@ mod devices;
 mod error;
 mod mounts;
 mod namespaces;
+mod pid_namespaces;
 mod process;
 mod protected_paths;
 mod sysctls;
@@ -22,7 +24,8 @@ use vmm_protocol::pod::{ContainerSpec, PodDir, ProcessSpec};
 use vmm_protocol::{read_file, with_causes};
 
 use control_group::ContainerGroup;
-use error::ContainerError;
+pub(crate) use error::ContainerError;
+pub(crate) use pid_namespaces::PidNamespaces;
 
 /// The longest file with a spec. An environment has at most 128 KiB for each variable, `execve(2)`.
 const MAX_SPEC_BYTES: u64 = 4 << 20;

@@ -1,7 +1,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::process;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -28,17 +28,24 @@ const OF_CONTAINER: Namespace = (CloneFlags::CLONE_NEWNS, "mnt");
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The record of the first process of a container, which is written when the container is ready.
-pub(super) struct OwnerRecord(File);
+pub(super) struct OwnerRecord {
+    file: File,
+    pid: PathBuf,
+}
 
 /// Creates the namespaces of a container for this process, or joins those of its sandbox.
 pub(super) fn create(id: &str, container: &ContainerSpec) -> Result<OwnerRecord, ContainerError> {
     let path = owner_file(id);
     // Opened now, because it is not below the root of the container.
-    let open = || -> io::Result<File> {
+    let open = || -> io::Result<OwnerRecord> {
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir)?;
         }
-        File::create(&path)
+        Ok(OwnerRecord {
+            file: File::create(&path)?,
+            // In the PID namespace of the guest, whose `/proc` this is.
+            pid: fs::read_link("/proc/self")?,
+        })
     };
     let record = open().map_err(ContainerError::system(format!("open {}", path.display())))?;
     let mut flags = OF_CONTAINER.0;
@@ -52,14 +59,13 @@ pub(super) fn create(id: &str, container: &ContainerSpec) -> Result<OwnerRecord,
     if let Some(name) = &container.hostname {
         sethostname(name).map_err(ContainerError::system("set the host name"))?;
     }
-    Ok(OwnerRecord(record))
+    Ok(record)
 }
 
 impl OwnerRecord {
     /// Records that this process has prepared the container.
     pub(super) fn write(mut self) -> Result<(), ContainerError> {
-        let pid = process::id().to_string();
-        let written = self.0.write_all(pid.as_bytes());
+        let written = self.file.write_all(self.pid.as_os_str().as_bytes());
         written.map_err(ContainerError::system(
             "record the process of the container",
         ))
