@@ -34,7 +34,8 @@ pub fn bring_up_loopback() -> Result<(), NetworkError> {
 }
 
 /// Gives the interfaces of this namespace, which have the same hardware addresses, the names, addresses,
-/// routes and neighbours of these.
+/// routes and neighbours of these. Interfaces that share a hardware address are those of the namespace in the order of
+/// their indices.
 ///
 /// # Errors
 ///
@@ -82,15 +83,15 @@ fn open() -> Result<Socket, NetworkError> {
     Socket::open().map_err(NetworkError::system("open a netlink socket"))
 }
 
-/// Returns the indices of the interfaces with the same hardware addresses, in their order.
+/// Returns the indices of the interfaces with the same hardware addresses, in their order. Those of ipvlan share one:
+/// they are taken in the order of their indices, which is that of the devices of the guest.
 fn find_indices(socket: &mut Socket, interfaces: &[Interface]) -> Result<Vec<u32>, NetworkError> {
-    let links = links(socket).map_err(NetworkError::system("list the interfaces"))?;
+    let mut links = links(socket).map_err(NetworkError::system("list the interfaces"))?;
     let find = |interface: &Interface| {
         let mac = interface.mac;
-        let found = links.iter().find(|link| link.interface.mac == mac);
-        found
-            .map(|link| link.index)
-            .ok_or(NetworkError::InterfaceNotFound { mac })
+        let position = links.iter().position(|link| link.interface.mac == mac);
+        let position = position.ok_or(NetworkError::InterfaceNotFound { mac })?;
+        Ok(links.remove(position).index)
     };
     interfaces.iter().map(find).collect()
 }

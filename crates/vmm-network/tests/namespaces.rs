@@ -105,6 +105,30 @@ fn interfaces_swap_their_names() {
 }
 
 #[test]
+fn interfaces_with_one_hardware_address_are_configured_in_their_order() {
+    let Some(guest) = TestNamespace::create() else {
+        return;
+    };
+    // As those of ipvlan, which have the address of their parent.
+    guest.run(
+        "ip link add dev0 address 02:00:00:00:00:01 type veth peer name peer0
+         ip link add dev1 address 02:00:00:00:00:01 type veth peer name peer1",
+    );
+    let index = |name: &str| guest.run(&format!("ip -o link show {name} | cut -d: -f1"));
+    let before = [index("dev0"), index("dev1")];
+    let interface = |name: &str, mtu| Interface {
+        name: name.to_owned(),
+        mac: MacAddress([2, 0, 0, 0, 0, 1]),
+        mtu,
+        ..Interface::default()
+    };
+    let interfaces = [interface("net0", 1400), interface("net1", 1300)];
+    enter(&guest, || configure(&interfaces).unwrap());
+    assert_eq!([index("net0"), index("net1")], before);
+    assert!(guest.run("ip link show net1").contains("mtu 1300"));
+}
+
+#[test]
 fn a_namespace_is_as_before_after_the_taps_are_gone() {
     let Some((pod, _network)) = TestNamespace::create_pod() else {
         return;
