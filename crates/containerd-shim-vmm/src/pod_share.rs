@@ -132,9 +132,10 @@ impl PodShare {
         fs::create_dir_all(&staging).map_err(ShimError::file("create", &staging))?;
         let mount = || -> io::Result<()> {
             rootfs::mount_all(&files.rootfs, &staging)?;
-            let root = match files.rootfs.is_empty() {
-                true => &files.root,
-                false => &staging,
+            let root = if files.rootfs.is_empty() {
+                &files.root
+            } else {
+                &staging
             };
             if container.read_only {
                 create_mount_points(root, &container.mounts, &files.sources)?;
@@ -168,9 +169,10 @@ impl PodShare {
             File::create_new(&point)?;
         }
         let options = MountOptions::parse(options.iter().map(String::as_str));
-        let mount = match options.is_recursive {
-            true => DetachedMount::copy_all(source)?,
-            false => DetachedMount::copy(source)?,
+        let mount = if options.is_recursive {
+            DetachedMount::copy_all(source)?
+        } else {
+            DetachedMount::copy(source)?
         };
         mount.set_propagation(propagation(&options))?;
         if options.flags.contains(MountFlags::RDONLY) {
@@ -291,14 +293,13 @@ mod tests {
         };
         for (options, is_received) in [(["rbind", "rslave"], true), (["rbind", "rprivate"], false)]
         {
-            let dir = match is_received {
-                true => dir.clone(),
-                false => {
-                    let other = dir.join("other");
-                    fs::create_dir(&other).unwrap();
-                    std::os::unix::fs::symlink("../my data", other.join("my data")).unwrap();
-                    other
-                }
+            let dir = if is_received {
+                dir.clone()
+            } else {
+                let other = dir.join("other");
+                fs::create_dir(&other).unwrap();
+                std::os::unix::fs::symlink("../my data", other.join("my data")).unwrap();
+                other
             };
             let share = add_container(&dir, &options, false);
             let late = dir.join("my data/late");

@@ -36,18 +36,18 @@ fn mount_one(entry: &Mount, target: &Path) -> io::Result<()> {
         return Ok(());
     }
     let source = Path::new(&entry.source);
-    let device = match loops.is_empty() {
-        true => None,
-        false => {
-            let is_read_only = options.flags.contains(MountFlags::RDONLY);
-            Some(LoopDevice::attach(source, is_read_only)?)
-        }
+    let device = if loops.is_empty() {
+        None
+    } else {
+        let is_read_only = options.flags.contains(MountFlags::RDONLY);
+        Some(LoopDevice::attach(source, is_read_only)?)
     };
     let source = device.as_ref().map_or(source, LoopDevice::path);
     // The descriptors of layers are open until they are mounted.
-    let (data, _layers) = match options.data.len() < MAX_DATA_BYTES {
-        true => (options.data, Vec::new()),
-        false => shorten_layers(&options.data)?,
+    let (data, _layers) = if options.data.len() < MAX_DATA_BYTES {
+        (options.data, Vec::new())
+    } else {
+        shorten_layers(&options.data)?
     };
     if data.len() >= MAX_DATA_BYTES {
         let error = format!("the options of the mount have {} bytes", data.len());
@@ -88,9 +88,10 @@ fn shorten_layers(data: &str) -> io::Result<(String, Vec<OwnedFd>)> {
 
 /// Mounts a directory privately: the end of a mount that is shared would end mounts at the source, too.
 fn bind(source: &Path, target: &Path, is_recursive: bool) -> io::Result<()> {
-    let mount = match is_recursive {
-        true => DetachedMount::copy_all(source)?,
-        false => DetachedMount::copy(source)?,
+    let mount = if is_recursive {
+        DetachedMount::copy_all(source)?
+    } else {
+        DetachedMount::copy(source)?
     };
     mount.set_propagation(MountPropagation::Private)?;
     mount.attach(target)
