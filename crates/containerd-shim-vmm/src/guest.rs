@@ -45,8 +45,6 @@ pub(crate) struct Guest {
 #[derive(Debug)]
 struct Booted {
     box_id: String,
-    /// The pid of its shim, whose descendants are QEMU and the helper processes.
-    shim: Option<u32>,
     pid: u32,
 }
 
@@ -76,30 +74,38 @@ impl Guest {
     }
 
     async fn booted(&self) -> Result<&Booted, ShimError> {
-        let boot = async || -> Result<Booted, RuntimeError> {
-            let created = self.runtime.create(BoxSpec::of(self.payload()?)).await?;
-            let started = self.runtime.start(&created.id).await?;
-            if let Some(times) = started.boot_times {
-                let (vmm, kernel, agent) = (times.vmm_ms, times.kernel_ms, times.agent_ms);
-                let all = vmm + kernel + agent;
-                log(format_args!(
-                    "the guest has booted in {all} ms: QEMU and firmware {vmm}, kernel {kernel}, agent {agent}"
-                ));
-            }
-            Ok(Booted {
-                box_id: started.id.to_string(),
-                shim: started.pid,
-                pid: started.payload_pid.or(started.pid).unwrap_or_default(),
-            })
-        };
-        let boot = async || -> Result<Booted, ShimError> {
-            let booted = boot().await.map_err(ShimError::Guest)?;
-            if let (Some(score), Some(shim)) = (self.oom_score, booted.shim) {
-                oom_score::set_tree(shim, score)?;
-            }
-            Ok(booted)
-        };
-        self.booted.get_or_try_init(boot).await
+        self.booted.get_or_try_init(|| self.boot()).await
+    }
+
+    /// Boots the guest. If that fails, nothing of it is left.
+    async fn boot(&self) -> Result<Booted, ShimError> {
+        let payload = self.payload().map_err(ShimError::Guest)?;
+        let created = self.runtime.create(BoxSpec::of(payload)).await;
+        let box_id = created.map_err(ShimError::Guest)?.id.to_string();
+        let booted = self.boot_box(&box_id).await;
+        if booted.is_err() {
+            // The error of the boot says more than that of the removal.
+            let _ = self.runtime.remove(&box_id, Removal::Force).await;
+        }
+        booted
+    }
+
+    async fn boot_box(&self, box_id: &str) -> Result<Booted, ShimError> {
+        let started = self.runtime.start(box_id).await.map_err(ShimError::Guest)?;
+        if let Some(times) = started.boot_times {
+            let (vmm, kernel, agent) = (times.vmm_ms, times.kernel_ms, times.agent_ms);
+            let all = vmm + kernel + agent;
+            log(format_args!(
+                "the guest has booted in {all} ms: QEMU and firmware {vmm}, kernel {kernel}, agent {agent}"
+            ));
+        }
+        if let (Some(score), Some(shim)) = (self.oom_score, started.pid) {
+            oom_score::set_tree(shim, score)?;
+        }
+        Ok(Booted {
+            box_id: box_id.to_owned(),
+            pid: started.payload_pid.or(started.pid).unwrap_or_default(),
+        })
     }
 
     /// Returns the payload: the guest of the configuration, with the directory and the network of the pod.
