@@ -38,6 +38,7 @@ mod loop_device;
 mod mount_points;
 mod oci;
 mod oom_score;
+mod peer;
 mod pod;
 mod pod_share;
 mod process;

@@ -2,20 +2,17 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 
 use containerd_shim_protos::shim_async::create_task;
 use containerd_shim_protos::ttrpc::r#async::{Server, Service};
 use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
-use futures_core::Stream;
-use tokio::net::UnixStream;
 
 use crate::args::Args;
 use crate::bundle::Bundle;
 use crate::config::Config;
 use crate::error::ShimError;
+use crate::peer::RecordPeer;
 use crate::pod::Pod;
 use crate::service::TaskService;
 use crate::state_dir::StateDir;
@@ -40,7 +37,8 @@ async fn run(args: &Args) -> Result<(), ShimError> {
         None => listening_dir()?,
     };
     let pod = Pod::open(Config::load()?, state.clone(), &bundle, &args.namespace).await?;
-    let mut server = Server::new().add_listener(listener(&pod)?);
+    let mut server = Server::new().add_listener(listener()?);
+    server = server.set_accept_hook(RecordPeer);
     for name in SERVICES {
         server = server.register_service(service(name, &pod));
     }
@@ -79,27 +77,7 @@ fn listening_dir() -> Result<StateDir, ShimError> {
         .ok_or_else(|| ShimError::Usage("serve".to_owned()))
 }
 
-fn listener(pod: &Arc<Pod>) -> Result<Listener, ShimError> {
-    let listener = inherited_socket().and_then(tokio::net::UnixListener::from_std);
-    let listener = listener.map_err(ShimError::file("listen on", "/dev/stdin"))?;
-    let pod = Arc::clone(pod);
-    Ok(Listener::new(Connections { listener, pod }))
-}
-
-/// The connections of containerd, which connects again after a restart.
-struct Connections {
-    listener: tokio::net::UnixListener,
-    pod: Arc<Pod>,
-}
-
-impl Stream for Connections {
-    type Item = io::Result<UnixStream>;
-
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let (stream, _) = ready!(self.listener.poll_accept(context))?;
-        if let Some(pid) = stream.peer_cred().ok().and_then(|peer| peer.pid()) {
-            self.pod.note_containerd(pid.cast_unsigned());
-        }
-        Poll::Ready(Some(Ok(stream)))
-    }
+fn listener() -> Result<Listener, ShimError> {
+    let listener = inherited_socket().and_then(Listener::try_from);
+    listener.map_err(ShimError::file("listen on", "/dev/stdin"))
 }

@@ -17,6 +17,7 @@ use vmm_protocol::frames::TerminalSize;
 
 use crate::error::ShimError;
 use crate::events::timestamp;
+use crate::peer;
 use crate::pod::Pod;
 use crate::process::ProcessState;
 use crate::stdio::StdioPaths;
@@ -29,6 +30,13 @@ pub(crate) struct TaskService {
 impl TaskService {
     pub(crate) fn new(pod: Arc<Pod>) -> Self {
         Self { pod }
+    }
+
+    /// Records the client as containerd. Other programs send other requests, for example `delete` and `ctr shim`.
+    fn note_containerd(&self, context: &TtrpcContext) {
+        if let Some(pid) = peer::pid(context) {
+            self.pod.note_containerd(pid);
+        }
     }
 }
 
@@ -62,9 +70,10 @@ impl Task for TaskService {
 
     async fn create(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: CreateTaskRequest,
     ) -> ttrpc::Result<CreateTaskResponse> {
+        self.note_containerd(context);
         let mut response = CreateTaskResponse::new();
         response.pid = self.pod.create(request).await?;
         Ok(response)
@@ -192,9 +201,10 @@ impl Task for TaskService {
 
     async fn connect(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: ConnectRequest,
     ) -> ttrpc::Result<ConnectResponse> {
+        self.note_containerd(context);
         let mut response = ConnectResponse::new();
         response.shim_pid = std::process::id();
         if self.pod.container(&request.id).is_ok() {
