@@ -18,6 +18,8 @@ pub(crate) struct Container {
     pub(crate) is_paused: AtomicBool,
     /// Whether the first process has ended, and the others are being ended.
     is_ending: AtomicBool,
+    /// Whether the first process has got SIGKILL from a client.
+    is_killed: AtomicBool,
     /// Keeps the server running.
     _in_use: InUse,
     /// By exec ID; that of the first process is empty.
@@ -39,6 +41,7 @@ impl Container {
             pid_namespace,
             is_paused: AtomicBool::new(false),
             is_ending: AtomicBool::new(false),
+            is_killed: AtomicBool::new(false),
             _in_use: in_use,
             processes: Mutex::new(BTreeMap::from([(String::new(), Arc::new(init))])),
         }
@@ -103,6 +106,11 @@ impl Container {
                 && matches!(state, ProcessState::Starting(_) | ProcessState::Running)
         });
         others
+    }
+
+    /// Marks the container as killed by a client. Returns false if it has been already.
+    pub(crate) fn begin_kill(&self) -> bool {
+        !self.is_killed.swap(true, Ordering::AcqRel)
     }
 
     fn processes(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Process>>> {

@@ -15,14 +15,14 @@ use crate::error::ShimError;
 use crate::events::timestamp;
 use crate::leftover_events::{self, Leftover};
 use crate::pod_share::PodShare;
-use crate::state_dir::StateDir;
-use crate::{guest, log, tokio_runtime};
+use crate::state_dir::{StateDir, Worker};
+use crate::{guest, log, recorded_process, tokio_runtime};
 
 /// How long the cleanup may take before another process continues it. containerd kills `delete` after 5 s, and the events
 /// need up to 2 s.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a server that still runs may take to end.
+/// How long a server that still runs may take to end, before it is killed.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a server may take to respond.
@@ -34,7 +34,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 pub(crate) fn delete(args: &Args) -> Result<DeleteResponse, ShimError> {
     let bundle = match &args.bundle {
         Some(path) => path.clone(),
-        None => env::current_dir().map_err(ShimError::file("find the working directory", "."))?,
+        None => env::current_dir().map_err(ShimError::system("find the working directory"))?,
     };
     let bundle = Bundle::new(bundle);
     let state = bundle.address()?.as_deref().and_then(StateDir::of_address);
@@ -95,24 +95,42 @@ async fn clean_up_in_time(state: &StateDir, id: &str) -> bool {
     }
 }
 
-/// Ends the guest of a pod, and removes everything that it has left but its events.
+/// Ends the guest of a pod, and removes everything that it has left but its events. Kills a server that hangs.
 async fn clean_up(state: &StateDir, id: &str) -> Result<(), ShimError> {
     if !state.path().exists() {
         return Ok(());
     }
     request_shutdown(state, id).await;
-    let deadline = Instant::now() + SHUTDOWN_TIMEOUT;
+    let mut deadline = Instant::now() + SHUTDOWN_TIMEOUT;
+    let mut is_killed = false;
     loop {
         match guest::clean_up(state).await {
             Ok(()) => break,
             Err(RuntimeError::Locked { .. }) if Instant::now() < deadline => {
                 sleep(POLL_INTERVAL).await;
             }
+            Err(RuntimeError::Locked { .. }) if !is_killed => {
+                kill_server(state).await?;
+                is_killed = true;
+                deadline = Instant::now() + SHUTDOWN_TIMEOUT;
+            }
             Err(RuntimeError::Locked { .. }) => return Err(ShimError::StillServed),
             Err(error) => return Err(ShimError::Guest(error)),
         }
     }
-    state.remove_all_but_events()
+    state.remove_guest()
+}
+
+/// Kills the server of a pod, whose guest ends with it.
+async fn kill_server(state: &StateDir) -> Result<(), ShimError> {
+    let server = state.process(Worker::Server);
+    let server = server.ok_or(ShimError::StillServed)?;
+    let is_ended = recorded_process::kill(&server, SHUTDOWN_TIMEOUT).await;
+    if is_ended.map_err(ShimError::system("kill the server of the pod"))? {
+        Ok(())
+    } else {
+        Err(ShimError::StillServed)
+    }
 }
 
 /// Asks a server to end, if one still runs.

@@ -20,6 +20,11 @@ pub(crate) enum ShimError {
         path: PathBuf,
         source: io::Error,
     },
+    #[error("cannot {action}")]
+    System {
+        action: &'static str,
+        source: io::Error,
+    },
     #[error("the configuration {} is not valid", path.display())]
     Config {
         path: PathBuf,
@@ -72,6 +77,14 @@ impl ShimError {
         move |source| Self::File {
             action,
             path,
+            source: source.into(),
+        }
+    }
+
+    /// Returns a function that adds what could not be done to the error of a system call.
+    pub(crate) fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::System {
+            action,
             source: source.into(),
         }
     }

@@ -22,7 +22,7 @@ use crate::events::{EventQueue, SUBSCRIBE_TIME, decode, has_event};
 use crate::pod::LAST_EVENTS_TIMEOUT;
 use crate::process::Exit;
 use crate::start::TTRPC_ADDRESS;
-use crate::state_dir::{Owner, StateDir};
+use crate::state_dir::{Owner, StateDir, Worker};
 use crate::tokio_runtime;
 
 /// How long `delete` waits for containerd. One that starts does not receive events before `delete` has returned.
@@ -59,6 +59,32 @@ impl Continuation {
     }
 }
 
+/// What reports the exit of a container whose server has ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reporter {
+    /// containerd, which knows the task, after `delete`.
+    Containerd,
+    /// An event that this program adds.
+    Event,
+    /// It has been reported, or the container was not created.
+    None,
+}
+
+impl Reporter {
+    fn find(args: &Args, bundle: &Bundle, record: &ExitRecord, pod: &StateDir) -> Self {
+        let Some(containerd) = bundle.containerd() else {
+            return Self::None;
+        };
+        if PidRecord::of(parent_id()).ok().flatten() == Some(containerd) {
+            Self::Containerd
+        } else if record.is_published || is_queued(pod, &args.id) {
+            Self::None
+        } else {
+            Self::Event
+        }
+    }
+}
+
 /// Lets each exit of a container be reported once: by containerd, or by an event. Sends what a sandbox has left, and
 /// starts a process for what takes longer. Returns how the container ended.
 pub(crate) async fn settle(
@@ -66,52 +92,72 @@ pub(crate) async fn settle(
     bundle: &Bundle,
     leftover: Leftover<'_>,
 ) -> Result<ExitRecord, ShimError> {
-    let mut record = bundle.exit().unwrap_or_else(|| ExitRecord {
+    let record = bundle.exit().unwrap_or_else(|| ExitRecord {
         exit: Exit::killed(),
         pid: 0,
         is_published: false,
     });
-    let (state, is_clean) = match leftover {
-        Leftover::Nothing => return Ok(record),
-        Leftover::OfMember(state) => (state, true),
-        Leftover::OfPod { state, is_clean } => (state, is_clean),
-    };
-    // Without it, the container was not created, and there is nothing to report.
-    let containerd = bundle.containerd();
-    let is_known = containerd.is_some() && PidRecord::of(parent_id()).ok().flatten() == containerd;
-    let is_unreported =
-        containerd.is_some() && !is_known && !record.is_published && !is_queued(state, &args.id);
     let owner = Owner::of(args, bundle);
-    let own = match leftover {
-        Leftover::OfMember(_) if !is_unreported => return Ok(record),
-        // The `delete` of the sandbox removes the directory of the pod.
-        Leftover::OfMember(_) => {
-            StateDir::create(state.path().parent().unwrap_or(state.path()), &owner)?
+    match leftover {
+        Leftover::OfMember(pod)
+            if Reporter::find(args, bundle, &record, pod) == Reporter::Event =>
+        {
+            // The `delete` of the sandbox removes the directory of the pod.
+            let parent = pod.path().parent().unwrap_or(pod.path());
+            let own = StateDir::create(parent, &owner)?;
+            let is_sent = send_leftover(args, bundle, &own, record, Reporter::Event).await?;
+            end_or_continue(&owner, &own, true, is_sent)?;
         }
-        _ => state.clone(),
-    };
-    if !own.path().exists() {
-        return Ok(record);
-    }
-    let is_sent = match open(&own, args).await? {
-        None => false,
-        Some(queue) => {
-            if is_known {
-                withdraw_exits(&queue, bundle)?;
-            } else if is_unreported {
-                queue.publish_exit(&args.id, "", record.pid, record.exit);
-                record.is_published = true;
-                bundle.set_exit(&record)?;
-            }
-            send(&queue, FORWARD_TIMEOUT).await
+        Leftover::OfPod { state, is_clean } if state.path().exists() => {
+            let reporter = Reporter::find(args, bundle, &record, state);
+            let is_sent = send_leftover(args, bundle, state, record, reporter).await?;
+            end_or_continue(&owner, state, is_clean, is_sent)?;
         }
-    };
-    match (is_clean, is_sent) {
-        (true, true) => own.remove()?,
-        (true, false) => spawn(&owner, &own, Continuation::Forward)?,
-        (false, _) => spawn(&owner, &own, Continuation::Finish)?,
+        _ => {}
     }
     Ok(record)
+}
+
+/// Sends the events in the directory of a pod, after the exit of the container has been added or removed. Returns
+/// whether containerd has acknowledged all of them.
+async fn send_leftover(
+    args: &Args,
+    bundle: &Bundle,
+    state: &StateDir,
+    mut record: ExitRecord,
+    reporter: Reporter,
+) -> Result<bool, ShimError> {
+    let Some(queue) = open(state, args).await? else {
+        // The server still runs. It removes the directory, or the process that continues adds the exit.
+        if reporter == Reporter::Event {
+            state.set_exit(&record)?;
+        }
+        return Ok(false);
+    };
+    match reporter {
+        Reporter::Containerd => withdraw_exits(&queue, bundle)?,
+        Reporter::Event => {
+            queue.publish_exit(&args.id, "", record.pid, record.exit);
+            record.is_published = true;
+            bundle.set_exit(&record)?;
+        }
+        Reporter::None => {}
+    }
+    Ok(send(&queue, FORWARD_TIMEOUT).await)
+}
+
+/// Removes the directory of a pod, or starts a process for what is left to do.
+fn end_or_continue(
+    owner: &Owner,
+    state: &StateDir,
+    is_clean: bool,
+    is_sent: bool,
+) -> Result<(), ShimError> {
+    match (is_clean, is_sent) {
+        (true, true) => state.remove(),
+        (true, false) => spawn(owner, state, Continuation::Forward),
+        (false, _) => spawn(owner, state, Continuation::Finish),
+    }
 }
 
 /// Returns whether the queue of a pod has the exit of a container. A server can be killed after it has added the event,
@@ -171,6 +217,16 @@ fn withdraw_exits(queue: &EventQueue, bundle: &Bundle) -> Result<(), ShimError> 
     Ok(())
 }
 
+/// Adds the exit that a `delete` has kept while the server ran, unless the server has added it.
+fn add_kept_exit(queue: &EventQueue, state: &StateDir, args: &Args) {
+    if let Some(record) = state.exit() {
+        if !is_queued(state, &args.id) {
+            queue.publish_exit(&args.id, "", record.pid, record.exit);
+        }
+        state.remove_exit();
+    }
+}
+
 /// Sends events for this time at most. Returns whether containerd has acknowledged all of them.
 async fn send(queue: &EventQueue, limit: Duration) -> bool {
     let address = env::var(TTRPC_ADDRESS).unwrap_or_default();
@@ -199,7 +255,7 @@ pub(crate) fn spawn(
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    state.spawn(&mut command)
+    state.spawn(Worker::Cleanup, &mut command)
 }
 
 /// Sends the events that are left in the directory of a pod, then removes it.
@@ -212,6 +268,7 @@ pub(crate) fn forward(args: &Args) -> Result<(), ShimError> {
         let deadline = Instant::now() + LAST_EVENTS_TIMEOUT;
         while state.path().exists() && Instant::now() < deadline {
             if let Some(queue) = open(&state, args).await? {
+                add_kept_exit(&queue, &state, args);
                 send(&queue, LAST_EVENTS_TIMEOUT).await;
                 return state.remove();
             }

@@ -42,6 +42,7 @@ mod peer;
 mod pod;
 mod pod_share;
 mod process;
+mod recorded_process;
 mod resources;
 mod rootfs;
 mod serve;
@@ -127,7 +128,7 @@ fn tokio_runtime() -> Result<tokio::runtime::Runtime, ShimError> {
         .enable_all()
         .thread_keep_alive(THREAD_KEEP_ALIVE)
         .build()
-        .map_err(ShimError::file("start a tokio runtime", "/"))
+        .map_err(ShimError::system("start a tokio runtime"))
 }
 
 fn encode(message: &impl Message) -> Result<Vec<u8>, ShimError> {

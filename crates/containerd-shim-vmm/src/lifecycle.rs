@@ -3,20 +3,27 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use vmm_protocol::Ending;
 use vmm_runtime::Execution;
 
 use crate::bundle::ExitRecord;
 use crate::container::Container;
 use crate::error::ShimError;
+use crate::log;
 use crate::pod::{Pod, log_error};
 use crate::process::{Exit, Process};
-use crate::signal::{SignalEffect, SignalRequest};
+use crate::signal::{SIGKILL, SignalEffect, SignalRequest};
 use crate::stdio::{StdioPaths, Streams};
 
 /// How long the other processes of a container may take to die of SIGKILL after its first process has ended.
-const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+const OTHERS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a container may take to end after SIGKILL, before its guest is killed: the guest or a helper process hangs.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The same while other containers run in the guest. Shorter than the two minutes for which the CRI plugin waits.
+const SHARED_KILL_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Pod {
     /// Starts a process: the first one of the container if `exec_id` is empty. Returns the pid.
@@ -31,7 +38,7 @@ impl Pod {
         let pod = Arc::clone(self);
         let exec_id = exec_id.to_owned();
         let start = async move { pod.run(&container, exec_id, process).await };
-        let started = tokio::spawn(start).await;
+        let started = self.tasks.spawn(start).await;
         started.unwrap_or(Err(ShimError::State("could not be started")))
     }
 
@@ -52,8 +59,13 @@ impl Pod {
             }
         };
         let (execution, signals) = process.mark_running(execution, streams);
+        let Some(signals) = signals else {
+            // Its container has ended, and its exit is the last event about it.
+            let _ = execution.signal_command(SIGKILL);
+            return Err(ShimError::Finished);
+        };
         self.events.publish_start(&container.id, &exec_id, pid);
-        tokio::spawn({
+        self.tasks.spawn({
             let (pod, container) = (Arc::clone(&self), Arc::clone(container));
             let (process, exec_id) = (Arc::clone(&process), exec_id.clone());
             async move {
@@ -106,9 +118,10 @@ impl Pod {
         }
     }
 
-    /// Sends a signal to a process, or to all of a container.
+    /// Sends a signal to a process, or to all of a container. SIGKILL for the first process of a container also ends a
+    /// guest in which that process does not end.
     pub(crate) async fn kill(
-        &self,
+        self: &Arc<Self>,
         id: &str,
         exec_id: &str,
         signal: u32,
@@ -121,26 +134,60 @@ impl Pod {
     }
 
     async fn signal(
-        &self,
+        self: &Arc<Self>,
         container: &Container,
         exec_id: &str,
-        process: &Process,
+        process: &Arc<Process>,
         request: SignalRequest,
     ) -> Result<(), ShimError> {
-        match process.take_signal(request)? {
-            SignalEffect::None => Ok(()),
-            SignalEffect::Ended(exit) => {
-                let pid = self.guest.pid().await.unwrap_or_default();
-                self.publish_exit(container, exec_id, exit, pid);
-                Ok(())
-            }
+        let effect = process.take_signal(request)?;
+        if let SignalEffect::Ended(exit) = effect {
+            let pid = self.guest.pid().await.unwrap_or_default();
+            self.publish_exit(container, exec_id, exit, pid);
+            return Ok(());
+        }
+        let must_end = request.signal == SIGKILL && exec_id.is_empty();
+        if must_end {
+            self.ensure_end(container, process);
+        }
+        let sent = match effect {
             SignalEffect::Send if request.all => {
                 let signal = request.signal.to_string();
                 let command = self.guest.command("signal", &container.id, Some(&signal));
                 self.command(container, command).await.map(drop)
             }
             SignalEffect::Send => process.signal(request.signal),
+            _ => Ok(()),
+        };
+        match sent {
+            // The container ends with its guest.
+            Err(error) if must_end => {
+                log_error::<()>(Err(error));
+                Ok(())
+            }
+            sent => sent,
         }
+    }
+
+    /// Kills the guest if the first process of a container, which gets SIGKILL, does not end in time.
+    fn ensure_end(self: &Arc<Self>, container: &Container, process: &Arc<Process>) {
+        if !container.begin_kill() {
+            return;
+        }
+        let limit = if self.shares_guest(&container.id) {
+            SHARED_KILL_TIMEOUT
+        } else {
+            KILL_TIMEOUT
+        };
+        let (pod, process, id) = (Arc::clone(self), Arc::clone(process), container.id.clone());
+        self.tasks.spawn(async move {
+            if timeout(limit, process.wait()).await.is_err() {
+                log(format_args!(
+                    "the container {id} does not end within {limit:?} of SIGKILL: the guest is killed"
+                ));
+                pod.guest.kill().await;
+            }
+        });
     }
 
     /// Reports the end of a process once. `None` is the end of its guest.
@@ -190,7 +237,7 @@ impl Pod {
                 let _ = process.signal(SignalRequest::KILL.signal);
             }
         }
-        let deadline = Instant::now() + KILL_TIMEOUT;
+        let deadline = Instant::now() + OTHERS_TIMEOUT;
         for (exec_id, process) in others {
             if timeout_at(deadline, process.wait()).await.is_err() {
                 self.exit(container, &exec_id, &process, Exit::killed(), pid);

@@ -7,11 +7,13 @@ use std::time::Duration;
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use oci_spec::runtime::Process as OciProcess;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use vmm_protocol::pod::PidNamespace;
-use vmm_protocol::{PidLookup, PidRecord, with_causes};
+use vmm_protocol::{PidRecord, with_causes};
 
+use crate::args::Args;
 use crate::bundle::{Bundle, ExitRecord};
 use crate::config::Config;
 use crate::container::Container;
@@ -22,6 +24,7 @@ use crate::idle::UseCount;
 use crate::logger::Loggers;
 use crate::pod_share::{ContainerFiles, PodShare};
 use crate::process::{Exit, Process};
+use crate::recorded_process::has_ended;
 use crate::state_dir::StateDir;
 use crate::stdio::StdioPaths;
 use crate::{log, oci, start, stats};
@@ -35,15 +38,23 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the output of a process that has ended may wait for its reader. The same as in containerd-shim-runc-v2.
 const OUTPUT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long the exits of processes may take to be reported after the guest has ended. Longer than a container waits for
+/// its other processes, and a start for its logging program.
+const EXITS_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// The containers of a pod, and the guest in which they run.
 #[derive(Debug)]
 pub(crate) struct Pod {
+    /// The container for which the server was started.
+    sandbox: String,
     share: PodShare,
     pub(crate) guest: Guest,
     pub(crate) events: Arc<EventQueue>,
     pub(crate) loggers: Loggers,
+    /// The tasks that start processes, and report their exits.
+    pub(crate) tasks: TaskTracker,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
-    /// The containerd that has connected last.
+    /// The containerd that has sent the last request.
     containerd: Mutex<Option<PidRecord>>,
     use_count: UseCount,
     shutdown: CancellationToken,
@@ -55,11 +66,11 @@ impl Pod {
         config: Config,
         state: StateDir,
         bundle: &Bundle,
-        namespace: &str,
+        args: &Args,
     ) -> Result<Arc<Self>, ShimError> {
         let share = PodShare::of(&state);
         share.create()?;
-        let events = Arc::new(EventQueue::open(state.events(), namespace)?);
+        let events = Arc::new(EventQueue::open(state.events(), &args.namespace)?);
         let address = std::env::var(start::TTRPC_ADDRESS).unwrap_or_default();
         let queue = Arc::clone(&events);
         tokio::spawn(async move { queue.forward(&address).await });
@@ -70,10 +81,12 @@ impl Pod {
         };
         let (network, oom_score) = run_blocking(of_spec).await?;
         Ok(Arc::new(Self {
+            sandbox: args.id.clone(),
             guest: Guest::open(config.guest, network, oom_score, &state).await?,
             share,
             events,
-            loggers: Loggers::new(namespace),
+            loggers: Loggers::new(&args.namespace),
+            tasks: TaskTracker::new(),
             containers: Mutex::default(),
             containerd: Mutex::default(),
             use_count: UseCount::default(),
@@ -81,9 +94,12 @@ impl Pod {
         }))
     }
 
-    /// Records that the containerd with this pid has connected. It knows the containers as tasks.
+    /// Records the containerd with this pid, which knows the containers as tasks.
     pub(crate) fn note_containerd(&self, pid: u32) {
         let process = PidRecord::of(pid).ok().flatten();
+        if process == *self.containerd() {
+            return;
+        }
         for container in self.containers().values() {
             if let Some(process) = &process {
                 log_error(container.bundle.set_containerd(process));
@@ -100,6 +116,13 @@ impl Pod {
     pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, ShimError> {
         let container = self.containers().get(id).cloned();
         container.ok_or_else(|| ShimError::not_found("container", id))
+    }
+
+    /// Returns whether other containers run in the guest, and the pod does not end with this one.
+    pub(crate) fn shares_guest(&self, id: &str) -> bool {
+        let containers = self.containers();
+        let mut others = containers.values().filter(|other| other.id != id);
+        id != self.sandbox && others.any(|other| other.check_runs().is_ok())
     }
 
     /// Creates a container, and boots the guest if it is the first one. Returns the pid.
@@ -257,6 +280,10 @@ impl Pod {
             () = self.use_count.close_when_idle(IDLE_TIMEOUT) => {}
         }
         self.guest.kill().await;
+        self.tasks.close();
+        if timeout(EXITS_TIMEOUT, self.tasks.wait()).await.is_err() {
+            log("processes do not end with the guest: their exits are not reported");
+        }
         self.end_output().await;
         self.loggers.end().await;
         self.events.wait_empty(LAST_EVENTS_TIMEOUT).await;
@@ -291,19 +318,12 @@ impl Pod {
     }
 }
 
-/// Returns whether a process has ended. One that cannot be looked up, for example while no descriptor is free, has not.
-pub(crate) fn has_ended(process: &PidRecord) -> bool {
-    let found = process.lookup();
-    found.is_ok_and(|found| matches!(found, PidLookup::NotFound | PidLookup::Reused))
-}
-
 /// Runs what can take long, such as mounts, or needs much stack, such as reading an OCI spec, beside the server.
 async fn run_blocking<T: Send + 'static>(
     action: impl FnOnce() -> Result<T, ShimError> + Send + 'static,
 ) -> Result<T, ShimError> {
     let result = tokio::task::spawn_blocking(action).await;
-    result
-        .map_err(|error| ShimError::file("run a thread of", "/proc/self")(io::Error::from(error)))?
+    result.map_err(|error| ShimError::system("finish a task")(io::Error::from(error)))?
 }
 
 pub(crate) fn log_error<T>(result: Result<T, ShimError>) {

@@ -104,15 +104,16 @@ impl Process {
 
     /// Marks the process as created again, because it could not be started. Returns the signals that it should have got.
     pub(crate) fn cancel_start(&self) -> Vec<SignalRequest> {
-        self.end_start(ProcessState::Created)
+        self.end_start(ProcessState::Created).unwrap_or_default()
     }
 
-    /// Marks the process as running. Returns its execution, and the signals that it gets now.
+    /// Marks the process as running. Returns its execution, and the signals that it gets now; `None` for the signals of
+    /// one that has been reported as ended while it started.
     pub(crate) fn mark_running(
         &self,
         execution: Execution,
         streams: Streams,
-    ) -> (Arc<Execution>, Vec<SignalRequest>) {
+    ) -> (Arc<Execution>, Option<Vec<SignalRequest>>) {
         let execution = Arc::new(execution);
         *self.running() = Some(Running {
             execution: Arc::clone(&execution),
@@ -124,10 +125,10 @@ impl Process {
         (execution, self.end_start(ProcessState::Running))
     }
 
-    fn end_start(&self, next: ProcessState) -> Vec<SignalRequest> {
-        match self.change(|state| matches!(state, ProcessState::Starting(_)).then_some(next)) {
-            Some(ProcessState::Starting(signals)) => signals,
-            _ => Vec::new(),
+    fn end_start(&self, next: ProcessState) -> Option<Vec<SignalRequest>> {
+        match self.change(|state| matches!(state, ProcessState::Starting(_)).then_some(next))? {
+            ProcessState::Starting(signals) => Some(signals),
+            _ => None,
         }
     }
 
@@ -250,6 +251,15 @@ mod tests {
     use vmm_protocol::{FailureKind, GuestEvent};
 
     use super::*;
+
+    #[test]
+    fn a_process_that_was_reported_as_ended_while_it_started_does_not_run() {
+        let process = Process::new(StdioPaths::default());
+        process.begin_start().unwrap();
+        assert!(process.mark_exited(Exit::killed()));
+        assert_eq!(process.end_start(ProcessState::Running), None);
+        assert!(matches!(process.state(), ProcessState::Exited(_)));
+    }
 
     #[test]
     fn a_process_whose_guest_ended_first_was_killed() {

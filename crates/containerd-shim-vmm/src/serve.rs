@@ -36,7 +36,7 @@ async fn run(args: &Args) -> Result<(), ShimError> {
         // `start` writes the address after the server runs.
         None => listening_dir()?,
     };
-    let pod = Pod::open(Config::load()?, state.clone(), &bundle, &args.namespace).await?;
+    let pod = Pod::open(Config::load()?, state.clone(), &bundle, args).await?;
     let mut server = Server::new().add_listener(listener()?);
     server = server.set_accept_hook(RecordPeer);
     for name in SERVICES {

@@ -1,7 +1,7 @@
 use crate::error::ShimError;
 use crate::process::Exit;
 
-const SIGKILL: i32 = 9;
+pub(crate) const SIGKILL: i32 = 9;
 
 /// The highest number of a signal, signal(7).
 const MAX_SIGNAL: u32 = 64;

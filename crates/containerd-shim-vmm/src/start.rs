@@ -14,7 +14,7 @@ use crate::args::Args;
 use crate::bundle::Bundle;
 use crate::config::Config;
 use crate::error::ShimError;
-use crate::state_dir::{Owner, StateDir};
+use crate::state_dir::{Owner, StateDir, Worker};
 use crate::{abandoned, encode, oom_score};
 
 /// The environment variable with the ttrpc address of containerd.
@@ -49,7 +49,7 @@ pub(crate) fn start(args: &Args) -> Result<Vec<u8>, ShimError> {
 }
 
 fn working_dir() -> Result<std::path::PathBuf, ShimError> {
-    env::current_dir().map_err(ShimError::file("find the working directory", "."))
+    env::current_dir().map_err(ShimError::system("find the working directory"))
 }
 
 /// Reads what containerd 2.3 writes to stdin. Earlier versions write nothing, or options of the runtime: an
@@ -96,7 +96,7 @@ fn start_server(
         if let Some(params) = params {
             command.env(TTRPC_ADDRESS, &params.containerd_ttrpc_address);
         }
-        state.spawn(&mut command)
+        state.spawn(Worker::Server, &mut command)
     };
     spawn().inspect_err(|_| {
         let _ = state.remove();

@@ -19,6 +19,7 @@ use containerd_shim_protos::shim_async::{Events, create_events};
 use containerd_shim_protos::ttrpc::r#async::{Server, TtrpcContext};
 use containerd_shim_protos::ttrpc::{self};
 use tempfile::TempDir;
+use vmm_protocol::PidRecord;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -124,6 +125,44 @@ fn a_container_without_a_readable_spec_does_not_end_the_pod_of_another() {
     assert!(!killed.state().exists());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_server_that_hangs_is_killed_and_the_exit_of_its_container_is_reported() {
+    let killed = Killed::new();
+    killed.set_owner("c");
+    killed.write("vmm-containerd.json", r#"{"pid":1}"#);
+    let events = killed.state().join("events");
+    fs::create_dir(&events).unwrap();
+    // It has the home and the events of the pod.
+    let home = killed.state().join("home/lock");
+    let mut hanging = Command::new("flock")
+        .args(["--no-fork".as_ref(), home.as_os_str()])
+        .args(["flock".as_ref(), "--no-fork".as_ref(), events.as_os_str()])
+        .args(["sleep", "1000"])
+        .spawn()
+        .unwrap();
+    let is_locked = || File::open(&events).unwrap().try_lock().is_err();
+    while !is_locked() {
+        sleep(Duration::from_millis(20));
+    }
+    let record = PidRecord::of(hanging.id()).unwrap().unwrap();
+    record.write(&killed.state().join("process.json")).unwrap();
+    let containerd = Arc::new(Containerd::default());
+    let (mut server, address) = serve(&killed, &containerd).await;
+    assert_eq!(exit_status(&killed.delete(&address)), 42);
+    assert!(containerd.exits().is_empty());
+    let start = Instant::now();
+    while killed.state().exists() {
+        assert!(
+            start.elapsed() < TIMEOUT,
+            "the directory of the pod is left"
+        );
+        sleep(Duration::from_millis(50));
+    }
+    assert_eq!(containerd.exits(), ["c"]);
+    assert!(!hanging.wait().unwrap().success());
+    server.shutdown().await.unwrap();
+}
+
 /// A containerd that receives events.
 #[derive(Default)]
 struct Containerd {
@@ -137,6 +176,27 @@ impl Events for Containerd {
         self.events.lock().unwrap().push(envelope);
         Ok(Empty::new())
     }
+}
+
+impl Containerd {
+    /// Returns the containers whose exits have been received.
+    fn exits(&self) -> Vec<String> {
+        let events = self.events.lock().unwrap();
+        let exits = events.iter().map(|envelope| {
+            let value = &envelope.event.as_ref().unwrap().value;
+            TaskExit::parse_from_bytes(value).unwrap().container_id
+        });
+        exits.collect()
+    }
+}
+
+/// Serves a containerd. Returns its address.
+async fn serve(killed: &Killed, containerd: &Arc<Containerd>) -> (Server, String) {
+    let address = format!("unix://{}", killed.dir.path().join("containerd").display());
+    let server = Server::new().bind(&address).unwrap();
+    let mut server = server.register_service(create_events(containerd.clone()));
+    server.start().await.unwrap();
+    (server, address)
 }
 
 fn write_exit(dir: &Path, id: &str) {
@@ -167,18 +227,10 @@ async fn an_exit_that_a_killed_server_has_added_is_not_added_again() {
         // An earlier containerd, so this one does not publish the exit.
         killed.write("vmm-containerd.json", r#"{"pid":1}"#);
         write_exit(&killed.state().join("events"), queued);
-        let address = format!("unix://{}", killed.dir.path().join("containerd").display());
         let containerd = Arc::new(Containerd::default());
-        let mut server = Server::new().bind(&address).unwrap();
-        server = server.register_service(create_events(containerd.clone()));
-        server.start().await.unwrap();
+        let (mut server, address) = serve(&killed, &containerd).await;
         assert_eq!(exit_status(&killed.delete(&address)), 42);
-        let events = containerd.events.lock().unwrap().clone();
-        let exits = events.iter().map(|envelope| {
-            let value = &envelope.event.as_ref().unwrap().value;
-            TaskExit::parse_from_bytes(value).unwrap().container_id
-        });
-        let exits: Vec<_> = exits.collect();
+        let exits = containerd.exits();
         match queued {
             "c" => assert_eq!(exits, ["c"]),
             _ => assert_eq!(exits, ["other", "c"]),

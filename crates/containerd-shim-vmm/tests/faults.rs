@@ -6,11 +6,37 @@ mod common;
 
 use std::process::Command;
 
+use common::events::ExitLog;
 use common::{Containerd, assert_success, eventually, stderr, stdout};
 
 fn kill(pid: u32) {
-    let killed = Command::new("kill").args(["-9", &pid.to_string()]).status();
-    assert!(killed.unwrap().success());
+    signal(pid, "KILL");
+}
+
+fn signal(pid: u32, name: &str) {
+    let sent = Command::new("kill")
+        .args(["-s", name, &pid.to_string()])
+        .status();
+    assert!(sent.unwrap().success());
+}
+
+/// Returns the pid of the only task: that of its QEMU.
+fn task_pid(containerd: &Containerd) -> u32 {
+    let list = stdout(&containerd.ctr(["task", "ls"]));
+    let line = list.lines().last().unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn assert_killed(containerd: &Containerd, id: &str) {
+    eventually("the task has stopped", || {
+        containerd.task_status(id).as_deref() == Some("STOPPED")
+    });
+    let deleted = containerd.ctr(["task", "delete", id]);
+    assert!(
+        stderr(&deleted).contains("exit code 137"),
+        "{}",
+        stderr(&deleted)
+    );
 }
 
 #[test]
@@ -18,9 +44,13 @@ fn a_killed_server_leaves_nothing_and_its_container_was_killed() {
     let Some(containerd) = Containerd::start() else {
         return;
     };
+    let log = ExitLog::start(&containerd);
     containerd.start_container("c", &["sleep", "1000"]);
     kill(containerd.server_pid());
     containerd.assert_nothing_left();
+    eventually("the exit is reported", || !log.codes("c").is_empty());
+    log.wait_connected(&containerd);
+    assert_eq!(log.codes("c"), [137]);
     let deleted = containerd.ctr(["task", "delete", "c"]);
     assert!(
         deleted.status.success() || stderr(&deleted).contains("not found"),
@@ -36,22 +66,25 @@ fn a_container_whose_qemu_is_killed_does_not_succeed() {
         return;
     };
     containerd.start_container("c", &["sleep", "1000"]);
-    let line = stdout(&containerd.ctr(["task", "ls"]));
-    let pid = line
-        .lines()
-        .last()
-        .and_then(|line| line.split_whitespace().nth(1));
-    kill(pid.unwrap().parse().unwrap());
-    eventually("the task has stopped", || {
-        containerd.task_status("c").as_deref() == Some("STOPPED")
-    });
-    let deleted = containerd.ctr(["task", "delete", "c"]);
-    assert!(
-        stderr(&deleted).contains("exit code 137"),
-        "{}",
-        stderr(&deleted)
-    );
+    kill(task_pid(&containerd));
+    assert_killed(&containerd, "c");
     containerd.assert_nothing_left();
+}
+
+#[test]
+fn a_container_whose_guest_hangs_is_killed() {
+    let Some(containerd) = Containerd::start() else {
+        return;
+    };
+    for (id, options) in [("one", &[][..]), ("all", &["--all"])] {
+        containerd.start_container(id, &["sleep", "1000"]);
+        signal(task_pid(&containerd), "STOP");
+        let kill = ["task", "kill", "--signal", "SIGKILL"];
+        let kill = kill.iter().chain(options).chain([&id]);
+        assert_success(&containerd.ctr(kill.copied()));
+        assert_killed(&containerd, id);
+        containerd.assert_nothing_left();
+    }
 }
 
 #[test]

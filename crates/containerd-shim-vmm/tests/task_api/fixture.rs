@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::{
-    CreateTaskRequest, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, ForwardRequest,
-    KillRequest, ShutdownRequest, StartRequest, WaitRequest,
+    CreateTaskRequest, CreateTaskResponse, DeleteRequest, DeleteResponse, Empty,
+    ExecProcessRequest, ForwardRequest, KillRequest, ShutdownRequest, StartRequest, WaitRequest,
 };
 use containerd_shim_protos::events::task::{TaskDelete, TaskExit, TaskStart};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -78,6 +78,18 @@ impl TestPod {
 
     /// Starts a server. The function returns what `start` reads, for the directory and the address of the events.
     pub(crate) fn start_with(input: impl FnOnce(&Path, &str) -> Vec<u8>) -> Option<Self> {
+        Self::start_for(None, input)
+    }
+
+    /// Starts a server for a sandbox with this `oom_score_adj`.
+    pub(crate) fn start_with_oom_score(score: i32) -> Option<Self> {
+        Self::start_for(Some(score), |_, _| Vec::new())
+    }
+
+    fn start_for(
+        oom_score: Option<i32>,
+        input: impl FnOnce(&Path, &str) -> Vec<u8>,
+    ) -> Option<Self> {
         let files = image::find_files()?;
         if !rustix::process::geteuid().is_root() {
             assert!(std::env::var_os("CI").is_none(), "this test needs root");
@@ -117,7 +129,11 @@ impl TestPod {
             events,
             _server: server,
         };
-        let bundle = pod.make_bundle(POD, &container_spec(&["sleep", "infinity"]));
+        let mut spec = container_spec(&["sleep", "infinity"]);
+        if let Some(score) = oom_score {
+            spec["process"]["oomScoreAdj"] = json!(score);
+        }
+        let bundle = pod.make_bundle(POD, &spec);
         let output = pod.start_program(&bundle, &events_address, &input);
         assert!(output.status.success(), "{output:?}");
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -179,17 +195,31 @@ impl TestPod {
 
     /// Creates a container with its bundle. Its stdout has this path or URI.
     pub(crate) fn create(&self, id: &str, command: &[&str], stdout: &str) {
-        self.create_with_spec(id, &container_spec(command), stdout);
+        self.try_create(id, command, stdout).unwrap();
+    }
+
+    pub(crate) fn try_create(
+        &self,
+        id: &str,
+        command: &[&str],
+        stdout: &str,
+    ) -> ttrpc::Result<CreateTaskResponse> {
+        self.create_with_spec(id, &container_spec(command), stdout)
     }
 
     /// Creates a container with this OCI spec.
-    fn create_with_spec(&self, id: &str, spec: &Value, stdout: &str) {
+    fn create_with_spec(
+        &self,
+        id: &str,
+        spec: &Value,
+        stdout: &str,
+    ) -> ttrpc::Result<CreateTaskResponse> {
         let bundle = self.make_bundle(&format!("bundle-{id}"), spec);
         let mut request = CreateTaskRequest::new();
         request.id = id.to_owned();
         request.bundle = bundle.to_string_lossy().into_owned();
         request.stdout = stdout.to_owned();
-        self.client().create(timeout(), &request).unwrap();
+        self.client().create(timeout(), &request)
     }
 
     /// Starts a process of a container: the first one if `exec_id` is empty.
@@ -210,7 +240,7 @@ impl TestPod {
     pub(crate) fn run_spec(&self, id: &str, spec: &Value) -> (String, u32) {
         let output = self.path(&format!("output-{id}"));
         let uri = format!("file://{}", output.display());
-        self.create_with_spec(id, spec, &uri);
+        self.create_with_spec(id, spec, &uri).unwrap();
         self.start_process(id, "").unwrap();
         let mut request = WaitRequest::new();
         request.id = id.to_owned();

@@ -5,9 +5,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use containerd_shim_protos::api::{PauseRequest, StateRequest, StatsRequest, Status};
+use containerd_shim_protos::api::{
+    PauseRequest, ShutdownRequest, StateRequest, StatsRequest, Status,
+};
 use containerd_shim_protos::ttrpc::Code;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::fixture::{TestPod, code, eventually, timeout};
 
@@ -172,4 +175,62 @@ fn requests_that_a_container_cannot_carry_out_are_refused_at_once() {
     assert_eq!(code(pause("c")), refused);
     assert_eq!(code(pod.kill("c", 15)), Code::NOT_FOUND);
     assert!(begin.elapsed() < AT_ONCE, "{:?}", begin.elapsed());
+}
+
+#[test]
+fn the_containers_of_a_guest_that_hangs_end_with_one_that_is_killed() {
+    let Some(pod) = TestPod::start() else { return };
+    pod.run("c", &["sleep", "1000"], "");
+    pod.create("d", &["sleep", "1000"], "");
+    let qemu = pod.start_process("d", "").unwrap();
+    let qemu = Pid::from_raw(qemu.cast_signed()).unwrap();
+    kill_process(qemu, Signal::STOP).unwrap();
+    let start = Instant::now();
+    pod.kill("c", 9).unwrap();
+    pod.wait_for("exit c 137");
+    pod.wait_for("exit d 137");
+    // A guest with other containers has more time.
+    assert!(
+        start.elapsed() > Duration::from_secs(20),
+        "{:?}",
+        start.elapsed()
+    );
+    for id in ["c", "d"] {
+        assert_eq!(pod.delete(id, "").unwrap().exit_status, 137);
+        assert_eq!(pod.count(&format!("exit {id} ")), 1, "{:?}", pod.events());
+    }
+}
+
+#[test]
+fn a_guest_that_cannot_be_configured_is_removed() {
+    // The kernel refuses the score, which is above 1000.
+    let Some(pod) = TestPod::start_with_oom_score(5000) else {
+        return;
+    };
+    let error = pod.try_create("c", &["sleep", "1000"], "").unwrap_err();
+    assert!(error.to_string().contains("oom_score_adj"), "{error}");
+    let pods = fs::read_dir(pod.path("pods")).unwrap().flatten();
+    let homes: Vec<_> = pods.map(|entry| entry.path().join("home/boxes")).collect();
+    assert_eq!(homes.len(), 1);
+    assert_eq!(fs::read_dir(&homes[0]).unwrap().count(), 0);
+    assert_eq!(pod.processes().len(), 1, "the server");
+}
+
+#[test]
+fn a_shutdown_reports_the_exits_of_all_processes() {
+    let Some(pod) = TestPod::start() else { return };
+    pod.run("c", &["sleep", "1000"], "");
+    for number in 0..8 {
+        let exec_id = format!("e{number}");
+        pod.exec("c", &exec_id, &["sleep", "1000"]).unwrap();
+        pod.start_process("c", &exec_id).unwrap();
+    }
+    let mut request = ShutdownRequest::new();
+    request.now = true;
+    pod.client().shutdown(timeout(), &request).unwrap();
+    eventually("the server has ended", || pod.processes().is_empty());
+    let events = pod.events();
+    for process in ["c", "e0", "e7"] {
+        assert_eq!(pod.count(&format!("exit {process} 137")), 1, "{events:?}");
+    }
 }

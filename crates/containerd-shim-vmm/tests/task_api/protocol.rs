@@ -1,15 +1,18 @@
 //! What the program prints, and the names under which it serves.
 
+use std::fs;
 use std::process::Command;
 
-use containerd_shim_protos::api::{ConnectRequest, ConnectResponse};
+use containerd_shim_protos::api::{
+    CheckpointTaskRequest, ConnectRequest, ConnectResponse, UpdateTaskRequest,
+};
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::ttrpc::{Code, Request};
 use containerd_shim_protos::types::introspection::RuntimeInfo;
 use containerd_shim_protos::{Client, ttrpc};
 
-use crate::fixture::{POD, SHIM, TestPod, code};
+use crate::fixture::{POD, SHIM, TestPod, code, timeout};
 
 /// Calls `Connect` of a service.
 fn connect(pod: &TestPod, service: &str) -> ttrpc::Result<ConnectResponse> {
@@ -42,6 +45,40 @@ fn one_server_has_both_versions_of_the_task_api_for_containerd_2() {
     let result = BootstrapResult::parse_from_bytes(&pod.printed).unwrap();
     assert_eq!((result.version, result.protocol.as_str()), (3, "ttrpc"));
     assert_eq!(result.address, pod.address());
+}
+
+#[test]
+fn a_program_that_only_connects_is_not_taken_for_containerd() {
+    let Some(pod) = TestPod::start() else { return };
+    pod.create("c", &["sleep", "1000"], "");
+    let containerd = || fs::read_to_string(pod.path("bundle-c/vmm-containerd.json")).unwrap();
+    let before = containerd();
+    // It connects, writes what is not a request, and ends.
+    let socket = pod.address().strip_prefix("unix://").unwrap();
+    let status = Command::new("logger")
+        .args(["--socket", socket, "hello"])
+        .status();
+    assert!(status.unwrap().success());
+    // If it were containerd, the container would not be wanted any more.
+    pod.create("d", &["sleep", "1000"], "");
+    assert_eq!(containerd(), before);
+}
+
+#[test]
+fn requests_that_are_not_implemented_fail_with_a_reason() {
+    let Some(pod) = TestPod::start() else { return };
+    let checkpoint = pod
+        .client()
+        .checkpoint(timeout(), &CheckpointTaskRequest::new());
+    let update = pod.client().update(timeout(), &UpdateTaskRequest::new());
+    for (result, reason) in [
+        (checkpoint, "cannot be saved"),
+        (update, "are set when it is created"),
+    ] {
+        let message = result.as_ref().unwrap_err().to_string();
+        assert!(message.contains(reason), "{message}");
+        assert_eq!(code(result), Code::UNIMPLEMENTED);
+    }
 }
 
 #[test]
