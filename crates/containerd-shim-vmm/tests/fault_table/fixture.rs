@@ -121,6 +121,11 @@ impl Fixture {
         })
     }
 
+    /// Returns whether no pod of this runtime has a directory.
+    pub(crate) fn has_no_pods(&self) -> bool {
+        fs::read_dir(self.containerd.pods()).map_or(0, Iterator::count) == 0
+    }
+
     /// Deletes the task, and returns the exit code that is reported then.
     pub(crate) fn delete_task(&self, id: &str) -> Option<u64> {
         Self::exit_code(&self.ctr(&["task", "delete", id]))

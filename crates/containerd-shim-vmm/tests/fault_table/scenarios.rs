@@ -14,6 +14,9 @@ const STALL: Duration = Duration::from_secs(3);
 /// How many more descriptors containerd may have after the last pod than after the first.
 const MAX_NEW_DESCRIPTORS: usize = 2;
 
+/// How much more memory, in MiB, containerd may have then: 0.1 MiB for each of 500 pods.
+const MAX_NEW_MIB: u64 = 50;
+
 const CODE: u64 = 42;
 const KILLED: u64 = 137;
 const TERMINATED: u64 = 143;
@@ -201,8 +204,9 @@ fn kill(fixture: &mut Fixture, row: &mut Row, victim: Victim, state: State) -> (
         wait_for(runtime, || is_reported() || is_stopped());
         let deleted = fixture.delete_task(&id).or(of_delete);
         wait_for(runtime, is_reported);
-        // A second event would come now.
-        sleep(Duration::from_millis(500));
+        // Its directory is removed after the last event has been sent.
+        wait_for(runtime, || fixture.has_no_pods());
+        fixture.log.wait_connected(&fixture.containerd);
         row.add(&fixture.log.codes(&id), deleted, code);
     }
     (id, groups)
@@ -244,14 +248,18 @@ fn pods_in_sequence(fixture: &mut Fixture, row: &mut Row, pods: usize) -> (Strin
     let mut groups = Groups::new();
     for _ in 0..pods {
         id = fixture.new_id();
-        let mut start = fixture.run_command(runtime, &id, &["--rm"], "exit 42");
-        let status = start.stderr(Stdio::null()).status().unwrap();
+        let script = Fixture::gated_script(&id, "");
+        let mut start = fixture.run_command(runtime, &id, &["--detach", "--null-io"], &script);
+        assert!(start.status().unwrap().success(), "{id} does not start");
         groups.extend(groups_of(fixture, &id));
+        fixture.open_gate(&id);
         eventually("the exit is reported", || {
             !fixture.log.codes(&id).is_empty()
         });
-        let deleted = status.code().map(|code| u64::from(code.cast_unsigned()));
+        wait_stopped(fixture, &id);
+        let deleted = fixture.delete_task(&id);
         row.add(&fixture.log.codes(&id), deleted, CODE);
+        fixture.remove(&id);
         at_first.get_or_insert_with(|| usage(fixture.containerd.pid()));
     }
     let first = at_first.unwrap_or_default();
@@ -264,6 +272,10 @@ fn pods_in_sequence(fixture: &mut Fixture, row: &mut Row, pods: usize) -> (Strin
     if last.0 > first.0 + MAX_NEW_DESCRIPTORS {
         let leftover = format!("{} descriptors of containerd", last.0 - first.0);
         row.leftovers.push(leftover);
+    }
+    let grown = last.1.saturating_sub(first.1);
+    if grown > MAX_NEW_MIB {
+        row.leftovers.push(format!("{grown} MiB of containerd"));
     }
     row.remark = format!(
         "containerd after the first and the last: {} and {} descriptors, {} and {} MiB",
