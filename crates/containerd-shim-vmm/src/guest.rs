@@ -144,6 +144,13 @@ impl Guest {
         self.exec(spec).await
     }
 
+    /// Connects to a TCP port of the guest's loopback interface: stdin and stdout of the execution are the connection.
+    pub(crate) async fn connect(&self, port: u16) -> Result<Execution, ShimError> {
+        let mut spec = ExecSpec::new("", [AGENT, "connect", &port.to_string()]);
+        spec.stdin = true;
+        self.exec(spec).await
+    }
+
     /// Runs a command of the agent for a container, and returns its output.
     pub(crate) async fn command(
         &self,

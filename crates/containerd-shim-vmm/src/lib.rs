@@ -41,6 +41,7 @@ mod oom_score;
 mod peer;
 mod pod;
 mod pod_share;
+mod port_forward;
 mod process;
 mod recorded_process;
 mod resources;

@@ -27,7 +27,7 @@ use crate::process::{Exit, Process};
 use crate::recorded_process::has_ended;
 use crate::state_dir::StateDir;
 use crate::stdio::StdioPaths;
-use crate::{log, oci, start, stats};
+use crate::{log, oci, port_forward, start, stats};
 
 /// How long the last events of a pod are kept for a containerd that is away.
 pub(crate) const LAST_EVENTS_TIMEOUT: Duration = Duration::from_secs(600);
@@ -77,10 +77,12 @@ impl Pod {
         let bundle = bundle.clone();
         let of_spec = move || {
             let spec = bundle.spec()?;
-            Ok((oci::network_namespace(&spec), oci::oom_score(&spec)))
+            let network = oci::network_namespace(&spec);
+            let loopback = network.as_deref().and_then(port_forward::listen);
+            Ok((network, loopback, oci::oom_score(&spec)))
         };
-        let (network, oom_score) = run_blocking(of_spec).await?;
-        Ok(Arc::new(Self {
+        let (network, loopback, oom_score) = run_blocking(of_spec).await?;
+        let pod = Arc::new(Self {
             sandbox: args.id.clone(),
             guest: Guest::open(config.guest, network, oom_score, &state).await?,
             share,
@@ -91,7 +93,11 @@ impl Pod {
             containerd: Mutex::default(),
             use_count: UseCount::default(),
             shutdown: CancellationToken::new(),
-        }))
+        });
+        if let Some(loopback) = loopback {
+            tokio::spawn(port_forward::forward(Arc::clone(&pod), loopback));
+        }
+        Ok(pod)
     }
 
     /// Records the containerd with this pid, which knows the containers as tasks.

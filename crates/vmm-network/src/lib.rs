@@ -24,6 +24,7 @@ compile_error!("vmm-network needs Linux");
 mod configure;
 mod error;
 mod interfaces;
+mod loopback;
 mod message;
 mod namespace;
 mod redirect;
@@ -35,6 +36,7 @@ mod test_namespace;
 
 pub use configure::{bring_up_loopback, configure};
 pub use error::NetworkError;
+pub use loopback::LoopbackListener;
 pub use namespace::{Namespace, Tap};
 
 /// Compiles the code of the README.

@@ -11,6 +11,7 @@ use vmm_protocol::network::Interface;
 
 use crate::NetworkError;
 use crate::interfaces::{complete, links};
+use crate::loopback::LoopbackListener;
 use crate::redirect::{TAP_PREFIX, TapDevice, remove_dead};
 use crate::socket::Socket;
 
@@ -74,6 +75,19 @@ impl Namespace {
         attached.inspect_err(|_| {
             // The first error counts.
             let _ = self.clean_up();
+        })
+    }
+
+    /// Accepts the connections to the loopback addresses of the namespace, which otherwise do not reach the guest. Needs
+    /// Linux 5.9.
+    ///
+    /// # Errors
+    ///
+    /// [`NetworkError::System`].
+    pub fn listen_on_loopback(&self) -> Result<LoopbackListener, NetworkError> {
+        self.enter(|_| {
+            let listener = LoopbackListener::bind(self.file.as_fd());
+            listener.map_err(NetworkError::system("take over the loopback addresses"))
         })
     }
 

@@ -7,6 +7,8 @@
 mod namespace;
 
 use std::fs::File;
+use std::io::ErrorKind;
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -154,6 +156,33 @@ fn a_namespace_is_as_before_after_the_taps_are_gone() {
     assert_eq!(pod.state(), before);
     // It can be taken over again.
     drop(namespace.attach().unwrap());
+}
+
+#[test]
+fn connections_to_each_port_of_the_loopback_address_are_accepted() {
+    let Some(pod) = TestNamespace::create() else {
+        return;
+    };
+    pod.run("ip link set lo up; ip addr add 192.0.2.1 dev lo");
+    let connect = |address: (&str, u16)| enter(&pod, || TcpStream::connect(address));
+    let listener = Namespace::open(&pod.path())
+        .unwrap()
+        .listen_on_loopback()
+        .unwrap();
+    for address in [("127.0.0.1", 80), ("127.0.0.1", 65535), ("127.1.2.3", 443)] {
+        let client = connect(address).unwrap();
+        let (connection, peer) = listener.socket().accept().unwrap();
+        assert_eq!(peer, client.local_addr().unwrap());
+        assert_eq!(
+            connection.local_addr().unwrap(),
+            client.peer_addr().unwrap()
+        );
+    }
+    let refused = connect(("192.0.2.1", 80)).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    drop(listener);
+    let refused = connect(("127.0.0.1", 80)).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
 }
 
 #[test]

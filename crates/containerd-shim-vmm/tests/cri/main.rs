@@ -5,8 +5,10 @@
 mod client;
 #[path = "../common/mod.rs"]
 mod common;
+mod exec_and_attach;
 mod pod;
 mod process_ids;
+mod streams;
 
 use std::fs;
 use std::path::Path;
@@ -16,6 +18,7 @@ use serde_json::{Value, json};
 use common::namespace::TestNamespace;
 use common::{Containerd, eventually, guest_files};
 use pod::{Pod, namespaces};
+use streams::{DATA, ERROR, Streams};
 
 /// From the package `containernetworking-plugins` of Debian.
 const CNI_PLUGIN: &str = "/usr/lib/cni/ptp";
@@ -188,7 +191,8 @@ fn a_pod_with_the_network_of_a_cni_plugin_serves_and_connects() {
         .to_owned();
     assert!(ip.starts_with("10.88.0."), "{status}");
 
-    let serve = "echo from the pod >/tmp/index.html; exec busybox httpd -f -p 80 -h /tmp";
+    let serve = "echo from the pod >/tmp/index.html; busybox httpd -p 127.0.0.1:8080 -h /tmp; \
+                 exec busybox httpd -f -p 80 -h /tmp";
     let web = pod.start("web", serve, json!({}));
     let busybox = guest_files().join("busybox");
     let get = format!("{} wget -qO- http://{ip}/ || true", busybox.display());
@@ -200,6 +204,16 @@ fn a_pod_with_the_network_of_a_cni_plugin_serves_and_connects() {
                   busybox ping -c 1 10.88.0.1 | grep -o '1 packets received'";
     let expected = format!("{ip}/24\n1400\n1 packets received\n");
     assert_eq!(pod.output(&web, inside), expected);
+
+    // To the streaming server of containerd.
+    host.run("ip link set lo up");
+    let open = |port| Streams::of_port(&client, &host, &pod.id, port);
+    for port in [80, 8080] {
+        let mut forwarded = open(port);
+        forwarded.write(b"GET / HTTP/1.0\r\n\r\n");
+        forwarded.wait_for(DATA, "from the pod\n");
+    }
+    open(81).wait_for(ERROR, "error forwarding port 81");
     pod.remove();
     containerd.assert_nothing_left();
     assert!(!host.run("ip -o link").contains("veth"));

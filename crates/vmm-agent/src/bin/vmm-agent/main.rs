@@ -6,12 +6,14 @@
 //!
 //! `vmm-agent --put` and `--get` are the processes of file transfers, which the agent starts.
 //! `vmm-agent container` runs the processes of containers in a guest.
+//! `vmm-agent connect` connects its stdin and stdout to a TCP port of the guest.
 //! `vmm-agent --stdin` does not prepare a guest, and serves the host at the other end of its stdin.
 
 #![forbid(unsafe_code)]
 
 mod backend;
 mod boot;
+mod connect;
 mod container;
 mod error;
 mod init;
@@ -46,8 +48,12 @@ fn main() -> ExitCode {
         return code;
     }
     let mut args = std::env::args_os().skip(1);
-    if args.next().is_some_and(|command| command == "container") {
+    let command = args.next().unwrap_or_default();
+    if command == "container" {
         return container::main(args);
+    }
+    if command == "connect" {
+        return connect::main(args);
     }
     exit_on_panic();
     match run() {
