@@ -1,10 +1,14 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::thread::sleep;
 use std::time::Duration;
 
 use crate::common::events::ExitLog;
 use crate::common::{Containerd, IMAGE, eventually, stderr};
+
+/// How long the consumer of events is stopped.
+pub(crate) const STALL: Duration = Duration::from_secs(3);
 
 /// The runtimes that are compared.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -119,6 +123,17 @@ impl Fixture {
                 .any(|action| arguments.ends_with(action));
             arguments.contains(&mark) && arguments.contains("shim") && !is_action
         })
+    }
+
+    /// Waits until the shim of a container has the exit, while containerd is stopped. That of runc has no record: it gets
+    /// enough time.
+    pub(crate) fn wait_recorded(&self, runtime: Runtime, id: &str) {
+        let bundles = "state/io.containerd.runtime.v2.task/default";
+        let record = self.containerd.path(bundles).join(id).join("vmm-exit.json");
+        match runtime {
+            Runtime::Vmm => eventually("the exit is recorded", || record.exists()),
+            Runtime::Runc => sleep(STALL),
+        }
     }
 
     /// Returns whether no pod of this runtime has a directory.

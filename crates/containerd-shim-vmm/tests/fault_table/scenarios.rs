@@ -4,12 +4,9 @@ use std::time::{Duration, Instant};
 use std::{fmt, fs};
 
 use crate::common::{assert_success, eventually};
-use crate::fixture::{Fixture, Runtime};
+use crate::fixture::{Fixture, Runtime, STALL};
 use crate::leftovers::{Baseline, Groups, groups_of};
 use crate::losses::Row;
-
-/// How long the consumer of events is stopped.
-const STALL: Duration = Duration::from_secs(3);
 
 /// How many more descriptors containerd may have after the last pod than after the first.
 const MAX_NEW_DESCRIPTORS: usize = 2;
@@ -165,7 +162,7 @@ fn kill(fixture: &mut Fixture, row: &mut Row, victim: Victim, state: State) -> (
         State::Unreported => {
             signal(fixture.containerd.pid(), "STOP");
             fixture.open_gate(&id);
-            sleep(STALL);
+            fixture.wait_recorded(runtime, &id);
         }
     }
     if victim.kills_containerd() {

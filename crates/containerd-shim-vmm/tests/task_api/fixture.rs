@@ -214,12 +214,23 @@ impl TestPod {
         spec: &Value,
         stdout: &str,
     ) -> ttrpc::Result<CreateTaskResponse> {
+        let request = self.create_request(id, spec, stdout);
+        self.client().create(timeout(), &request)
+    }
+
+    /// Makes the bundle of a container, and returns the request that creates it.
+    pub(crate) fn create_request(
+        &self,
+        id: &str,
+        spec: &Value,
+        stdout: &str,
+    ) -> CreateTaskRequest {
         let bundle = self.make_bundle(&format!("bundle-{id}"), spec);
         let mut request = CreateTaskRequest::new();
         request.id = id.to_owned();
         request.bundle = bundle.to_string_lossy().into_owned();
         request.stdout = stdout.to_owned();
-        self.client().create(timeout(), &request)
+        request
     }
 
     /// Starts a process of a container: the first one if `exec_id` is empty.

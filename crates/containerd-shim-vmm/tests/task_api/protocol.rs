@@ -12,7 +12,7 @@ use containerd_shim_protos::ttrpc::{Code, Request};
 use containerd_shim_protos::types::introspection::RuntimeInfo;
 use containerd_shim_protos::{Client, ttrpc};
 
-use crate::fixture::{POD, SHIM, TestPod, code, timeout};
+use crate::fixture::{POD, SHIM, TestPod, code, container_spec, timeout};
 
 /// Calls `Connect` of a service.
 fn connect(pod: &TestPod, service: &str) -> ttrpc::Result<ConnectResponse> {
@@ -50,7 +50,13 @@ fn one_server_has_both_versions_of_the_task_api_for_containerd_2() {
 #[test]
 fn a_program_that_only_connects_is_not_taken_for_containerd() {
     let Some(pod) = TestPod::start() else { return };
-    pod.create("c", &["sleep", "1000"], "");
+    // The connection of containerd.
+    let client = pod.client();
+    let create = |id: &str| {
+        let request = pod.create_request(id, &container_spec(&["sleep", "1000"]), "");
+        client.create(timeout(), &request).unwrap();
+    };
+    create("c");
     let containerd = || fs::read_to_string(pod.path("bundle-c/vmm-containerd.json")).unwrap();
     let before = containerd();
     // It connects, writes what is not a request, and ends.
@@ -60,7 +66,7 @@ fn a_program_that_only_connects_is_not_taken_for_containerd() {
         .status();
     assert!(status.unwrap().success());
     // If it were containerd, the container would not be wanted any more.
-    pod.create("d", &["sleep", "1000"], "");
+    create("d");
     assert_eq!(containerd(), before);
 }
 
