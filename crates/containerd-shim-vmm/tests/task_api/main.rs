@@ -2,6 +2,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
+mod control_groups;
 mod fixture;
 #[path = "../common/image.rs"]
 mod image;

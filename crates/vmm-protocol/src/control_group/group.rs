@@ -57,6 +57,12 @@ impl ControlGroup {
     /// The prefix of the names of all control groups of boxes.
     pub const NAME_PREFIX: &str = "vmm-box-";
 
+    /// Returns the control group in a directory of version 2, which a guest has for each container.
+    pub fn at(dir: impl Into<PathBuf>) -> Self {
+        let dirs = vec![dir.into()];
+        Self { dirs }
+    }
+
     /// Checks that shims started by this process can create control groups for CPU time, memory and
     /// processes. Creates such groups, and removes them.
     ///

@@ -1,11 +1,13 @@
 use std::fs;
+use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::libc::SIGKILL;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::libc::{ESRCH, SIGKILL};
+use pidfd_spawn::__private::pidfd_send_signal;
+use vmm_protocol::ControlGroup;
+use vmm_protocol::pidfd;
 use vmm_protocol::pod::{ContainerStats, Resources};
 
 use super::error::ContainerError;
@@ -74,13 +76,14 @@ impl ContainerGroup {
         if signal == SIGKILL {
             return self.write("cgroup.kill", "1");
         }
-        let signal = Signal::try_from(signal).map_err(ContainerError::system("send a signal"))?;
-        for pid in self.read("cgroup.procs")?.lines() {
-            if let Ok(pid) = pid.parse() {
-                match kill(Pid::from_raw(pid), signal) {
-                    Ok(()) | Err(Errno::ESRCH) => {}
-                    Err(error) => return Err(ContainerError::system("send a signal")(error)),
+        let pids = ControlGroup::at(&self.dir).pids();
+        let pids = pids.map_err(io::Error::other);
+        for pid in pids.map_err(ContainerError::system("list the processes"))? {
+            match send(pid, signal) {
+                Err(error) if error.raw_os_error() != Some(ESRCH) => {
+                    return Err(ContainerError::system("send a signal")(error));
                 }
+                _ => {}
             }
         }
         Ok(())
@@ -90,13 +93,19 @@ impl ContainerGroup {
         self.write("cgroup.freeze", if is_frozen { "1" } else { "0" })
     }
 
-    /// Kills all processes of the group, and removes it.
+    /// Kills all processes of the group, and removes it with the groups that they have created within.
     pub(super) fn remove(&self) -> Result<(), ContainerError> {
         if !self.dir.exists() {
             return Ok(());
         }
-        self.write("cgroup.kill", "1")?;
-        let remove = || fs::remove_dir(&self.dir);
+        let group = ControlGroup::at(&self.dir);
+        let remove = || {
+            // Again each time: a process that was being started can join after a kill.
+            group.kill();
+            // Also removes the groups within.
+            group.sweep(|_| Ok(())).map_err(io::Error::other)?;
+            fs::remove_dir(&self.dir)
+        };
         wait_for(KILL_TIMEOUT, || remove().ok())
             .map_or_else(remove, Ok)
             .map_err(ContainerError::system("remove a control group"))
@@ -155,5 +164,13 @@ fn is_of_host(file: &str, error: &ContainerError) -> bool {
         "cpuset.cpus" | "cpuset.mems" => matches!(errno, Some(Errno::EINVAL | Errno::ERANGE)),
         "memory.swap.max" => errno == Some(Errno::ENOENT),
         _ => false,
+    }
+}
+
+/// Sends a signal to a process, also a real-time signal, which nix and rustix do not know.
+fn send(pid: u32, signal: i32) -> io::Result<()> {
+    match pidfd::open(pid)? {
+        Some(pidfd) => pidfd_send_signal(pidfd.as_fd(), signal, 0),
+        None => Err(io::ErrorKind::Unsupported.into()),
     }
 }
