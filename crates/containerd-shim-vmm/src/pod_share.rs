@@ -79,7 +79,7 @@ impl PodShare {
         process: &ProcessSpec,
         files: &ContainerFiles,
     ) -> Result<(), ShimError> {
-        self.mount_root(id, container, files)?;
+        self.mount_root(id, container, &process.cwd, files)?;
         for (number, source) in &files.sources {
             let options = container
                 .mounts
@@ -126,6 +126,7 @@ impl PodShare {
         &self,
         id: &str,
         container: &ContainerSpec,
+        working_dir: &Path,
         files: &ContainerFiles,
     ) -> Result<(), ShimError> {
         let staging = self.files.root(id);
@@ -139,6 +140,7 @@ impl PodShare {
             };
             if container.read_only {
                 create_mount_points(root, &container.mounts, &files.sources)?;
+                create_working_dir(root, working_dir, &container.mounts)?;
             }
             let mount = DetachedMount::copy_all(root)?;
             mount.set_propagation(MountPropagation::Private)?;
@@ -199,12 +201,7 @@ fn create_mount_points(
 ) -> io::Result<()> {
     for (number, mount) in mounts.iter().enumerate() {
         let destination = &mount.destination;
-        let before = mounts.iter().take(number);
-        if before
-            .clone()
-            .any(|before| destination.starts_with(&before.destination))
-        {
-            // It is in that mount, and not in the root file system.
+        if is_in_mount(destination, &mounts[..number]) {
             continue;
         }
         let source = sources.iter().find(|(source, _)| *source == number);
@@ -215,6 +212,20 @@ fn create_mount_points(
         mount_points::create(root, destination, is_dir)?;
     }
     Ok(())
+}
+
+/// Creates the working directory in such a root file system. The guest creates one that is in a mount.
+fn create_working_dir(root: &Path, dir: &Path, mounts: &[ContainerMount]) -> io::Result<()> {
+    if is_in_mount(dir, mounts) {
+        return Ok(());
+    }
+    mount_points::create(root, dir, true)
+}
+
+/// Returns whether a path is in one of the mounts, and not in the root file system.
+fn is_in_mount(path: &Path, mounts: &[ContainerMount]) -> bool {
+    let mut mounts = mounts.iter();
+    mounts.any(|mount| path.starts_with(&mount.destination))
 }
 
 fn write(path: &Path, value: &impl Serialize) -> Result<(), ShimError> {

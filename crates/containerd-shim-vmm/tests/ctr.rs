@@ -67,7 +67,7 @@ fn the_exit_code_of_a_container_is_that_of_its_command() {
         (&["sh", "-c", "exit 1"], 1),
         (&["sh", "-c", "exit 42"], 42),
         // The first process of a container is the pid 1 of its namespace, which cannot kill itself.
-        (&["sh", "-c", "sh -c 'kill -9 $$'"], 137),
+        (&["sh", "-c", "sh -c 'kill -9 $$'; exit $?"], 137),
         (&["/no/such/program"], 127),
     ];
     for (number, (command, code)) in cases.into_iter().enumerate() {
@@ -183,7 +183,7 @@ fn a_container_has_the_environment_and_mounts_of_its_spec() {
         "--env",
         "COLOR=blue",
         "--cwd",
-        "/tmp",
+        "/new/dir",
         "--mount",
         &mount,
     ];
@@ -191,7 +191,7 @@ fn a_container_has_the_environment_and_mounts_of_its_spec() {
                   echo x >/dev/null && ls /proc/self/fd >/dev/null && echo devices";
     let output = containerd.run("spec", &options, &["sh", "-c", script]);
     assert_success(&output);
-    let expected = "blue\n/tmp\nfrom the host\nread-only\ndevices\n";
+    let expected = "blue\n/new/dir\nfrom the host\nread-only\ndevices\n";
     assert_eq!(stdout(&output), expected, "{}", stderr(&output));
     assert!(!shared.join("new").exists());
     containerd.assert_nothing_left();

@@ -63,15 +63,16 @@ fn the_read_only_root_of_a_container_is_read_only_for_its_guest() {
         "type=bind,src={},dst=/no/such/file,options=rbind",
         shared.display()
     );
-    let options = ["--rm", "--privileged", "--read-only", "--mount", &mount];
+    let fixed = ["--rm", "--privileged", "--read-only", "--cwd", "/new/dir"];
+    let options = [&fixed[..], &["--mount", &mount]].concat();
     // A container can mount its root for writing again, unless it is read-only on the host.
     let script =
-        "mount -o remount,rw / 2>/dev/null; touch /new || echo read-only; cat /no/such/file";
+        "pwd; mount -o remount,rw / 2>/dev/null; touch /file || echo read-only; cat /no/such/file";
     let output = containerd.run("c", &options, &["sh", "-c", script]);
     assert_success(&output);
     assert_eq!(
         stdout(&output),
-        "read-only\nof the host\n",
+        "/new/dir\nread-only\nof the host\n",
         "{}",
         stderr(&output)
     );

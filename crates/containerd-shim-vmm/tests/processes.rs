@@ -93,6 +93,15 @@ fn commands_in_a_container_have_their_own_stdin_and_exit_code() {
         stderr(&output)
     );
 
+    let script = "echo www:x:33:34::/var/www:/bin/sh >/etc/passwd";
+    assert_eq!(code("passwd", &["sh", "-c", script]), Some(0));
+    let home = |id: &str, user: &str| {
+        let exec = ["task", "exec", "--exec-id", id, "--user", user, "c"];
+        stdout(&containerd.ctr(exec.into_iter().chain(["sh", "-c", "echo $HOME"])))
+    };
+    assert_eq!(home("home", "33:34"), "/var/www\n");
+    assert_eq!(home("none", "44:44"), "/\n");
+
     let refused = containerd.ctr(["task", "checkpoint", "c"]);
     assert!(
         stderr(&refused).contains("cannot be saved"),

@@ -21,6 +21,12 @@ impl User {
         Self::parse(name, &read("/etc/passwd"), &read("/etc/group"))
     }
 
+    /// Returns the home directory of a user; `/` if the user is not in the files.
+    pub(crate) fn home(uid: u32) -> String {
+        let user = Self::find(&uid.to_string());
+        user.map_or_else(|_| "/".to_owned(), |user| user.home)
+    }
+
     fn parse(name: &str, passwd: &str, group: &str) -> Result<Self, String> {
         let (user, group_name) = match name.split_once(':') {
             Some((user, group)) => (user, Some(group)),

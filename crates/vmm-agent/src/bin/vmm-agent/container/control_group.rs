@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::libc::{ESRCH, SIGKILL};
 use pidfd_spawn::__private::pidfd_send_signal;
 use vmm_protocol::ControlGroup;

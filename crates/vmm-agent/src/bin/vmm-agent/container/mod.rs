@@ -91,6 +91,7 @@ fn init(id: &str, group: &ContainerGroup) -> Result<(), ContainerError> {
     let record = namespaces::create(id, &container)?;
     sysctls::set(&container.sysctls)?;
     mounts::enter_root(&dir, id, &container)?;
+    process::create_working_dir(&process)?;
     record.write()?;
     process::exec(&process)
 }

@@ -7,6 +7,14 @@ use vmm_protocol::pod::{ProcessLimit, ProcessSpec};
 
 use super::credentials;
 use super::error::ContainerError;
+use crate::users::User;
+
+/// Creates the working directory of the first process of a container, in the root of that, unless it exists.
+pub(super) fn create_working_dir(process: &ProcessSpec) -> Result<(), ContainerError> {
+    let dir = &process.cwd;
+    let error = ContainerError::system(format!("create the working directory {}", dir.display()));
+    fs::create_dir_all(dir).map_err(error)
+}
 
 /// Sets how likely the kernel is to kill the process. The root of a container may have no `/proc`, so call it before this
 /// process enters it.
@@ -31,6 +39,9 @@ pub(super) fn exec(process: &ProcessSpec) -> Result<(), ContainerError> {
         .envs(&process.env)
         .current_dir(&process.cwd)
         .no_new_privs(process.no_new_privs);
+    if process.env.get("HOME").is_none_or(String::is_empty) {
+        command.env("HOME", User::home(process.uid));
+    }
     // Before the credentials change: raising a limit needs a capability.
     for limit in &process.limits {
         set_limit(limit)?;
