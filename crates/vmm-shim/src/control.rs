@@ -1,4 +1,4 @@
-use std::io::{self, PipeReader, PipeWriter, Write};
+use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::mpsc::Receiver;
@@ -16,7 +16,7 @@ use vmm_protocol::stop_signal::grace_of;
 use vmm_protocol::{Ending, FailureKind, KILL_SIGNAL, RuntimeExited, RuntimeProcess};
 
 use crate::exit_reporter::ExitReporter;
-use crate::hub::{ControlSocket, Hub};
+use crate::hub::{ControlSocket, HubLauncher};
 
 /// How long the shim waits for a killed payload before it exits without it.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -69,8 +69,8 @@ impl WatchedRuntime {
 struct State {
     phase: Phase,
     watchdog: Option<Watchdog>,
-    /// The socket for clients, until the control thread watches it.
-    socket: Option<ControlSocket>,
+    /// Starts the hub, until the control thread has taken it.
+    launcher: Option<HubLauncher>,
     /// Closes when clients have what the payload has sent before its end; since the first client.
     hub: Option<Receiver<()>>,
     /// How long the payload may take to stop, unless the request sets another grace period.
@@ -147,7 +147,7 @@ impl Control {
                     _wake_on_drop: wake_on_drop,
                 },
                 watchdog: None,
-                socket: None,
+                launcher: None,
                 hub: None,
                 grace: Duration::ZERO,
             }),
@@ -184,7 +184,7 @@ impl Control {
         *self.state() = State {
             phase: Phase::Starting,
             watchdog,
-            socket,
+            launcher: socket.map(HubLauncher::new),
             hub: None,
             grace,
         };
@@ -195,16 +195,6 @@ impl Control {
         let hub = self.state().hub.take();
         if let Some(hub) = hub {
             let _ = hub.recv_timeout(HUB_TIMEOUT);
-        }
-    }
-
-    /// Starts the hub for the first client.
-    fn start_hub(&self, socket: ControlSocket) {
-        match Hub::start(socket, Arc::clone(&self.reporter)) {
-            Ok(hub) => self.state().hub = Some(hub),
-            Err(error) => {
-                let _ = writeln!(io::stderr(), "vmm-shim: cannot serve clients: {error}");
-            }
         }
     }
 
@@ -224,17 +214,15 @@ impl Control {
     /// Handles requests until a system call fails.
     fn run(&self, signals: &SignalFd, mut source: HangUpSource) -> io::Error {
         let mut stop = StopState::NotRequested;
-        let mut socket: Option<ControlSocket> = None;
+        let mut launcher: Option<HubLauncher> = None;
         loop {
             let mut fds = vec![PollFd::new(signals, PollFlags::IN)];
             fds.extend(source.poll_fds());
             let sources = fds.len();
-            fds.extend(
-                socket
-                    .iter()
-                    .map(|socket| PollFd::new(socket, PollFlags::IN)),
-            );
-            if let Err(error) = wait_until(&mut fds, stop.deadline()) {
+            fds.extend(launcher.as_ref().and_then(HubLauncher::poll_fd));
+            let retry = launcher.as_ref().and_then(HubLauncher::deadline);
+            let deadline = stop.deadline().into_iter().chain(retry).min();
+            if let Err(error) = wait_until(&mut fds, deadline) {
                 return error;
             }
             let has_event = |fd: &PollFd<'_>| !fd.revents().is_empty();
@@ -242,8 +230,11 @@ impl Control {
             let has_hung_up = fds[1..sources].iter().any(has_event);
             let has_client = fds[sources..].iter().any(has_event);
             drop(fds);
-            if has_client && let Some(socket) = socket.take() {
-                self.start_hub(socket);
+            if has_client
+                && let Some(hub) = launcher.as_mut().and_then(|it| it.launch(&self.reporter))
+            {
+                self.state().hub = Some(hub);
+                launcher = None;
             }
             if has_hung_up {
                 match &source {
@@ -262,7 +253,7 @@ impl Control {
                 let mut state = self.state();
                 let watchdog = state.watchdog.take();
                 source = watchdog.map_or(HangUpSource::None, HangUpSource::Watchdog);
-                socket = state.socket.take().or(socket);
+                launcher = state.launcher.take().or(launcher);
             }
             if has_signal {
                 match signals.read_signal() {

@@ -4,16 +4,19 @@
 mod support;
 
 use std::fs::{Permissions, set_permissions};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
 use std::thread;
 
 use nix::unistd::geteuid;
-use rustix::process::Uid;
+use rustix::process::{Pid, Resource, Rlimit, Uid, prlimit};
 use rustix::thread::set_thread_res_uid;
 use support::client::Client;
-use support::{Shim, skip};
+use support::{LOOP, Shim, sh, skip, spec};
 use vmm_protocol::frames::{HostMessage, PayloadMessage, RequestError, RequestErrorKind, VERSION};
-use vmm_shim::FILES;
+use vmm_protocol::procfs::status_field;
+use vmm_shim::{FILES, Report};
 
 #[test]
 fn another_user_is_refused() {
@@ -38,6 +41,33 @@ fn another_user_is_refused() {
         });
     });
     assert!(!Client::connect(&shim).is_refused());
+}
+
+#[test]
+fn clients_wait_while_no_thread_for_them_can_start() {
+    let mut shim = Shim::with_stderr(Stdio::piped());
+    shim.send(&spec(sh(LOOP)).to_line().unwrap());
+    assert!(matches!(shim.report(), Report::Ready { .. }));
+    let pid = shim.child.id();
+    let limit_memory = |current| {
+        let limit = Rlimit {
+            current,
+            maximum: None,
+        };
+        prlimit(Pid::from_raw(pid.cast_signed()), Resource::As, limit).unwrap();
+    };
+    let size = status_field(pid, "VmSize").unwrap().unwrap();
+    let size_kib: u64 = size.trim_end_matches(" kB").trim().parse().unwrap();
+    // Less than the stack of a thread takes.
+    limit_memory(Some((size_kib + 1024) << 10));
+    let mut client = Client::connect(&shim);
+    client.send(0, HostMessage::Ping { token: 1 });
+    let mut line = String::new();
+    let stderr = shim.child.stderr.take().unwrap();
+    BufReader::new(stderr).read_line(&mut line).unwrap();
+    assert!(line.contains("clients wait"), "{line}");
+    limit_memory(None);
+    assert_eq!(client.response(0), PayloadMessage::Pong { token: 1 });
 }
 
 #[test]

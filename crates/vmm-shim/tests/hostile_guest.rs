@@ -7,6 +7,7 @@ mod support;
 
 use std::fs;
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -74,6 +75,7 @@ impl Payload for Hostile {
 impl Call for Hostile {
     /// Responds once the file `respond` exists.
     fn call(&self, _: &Value) -> Result<Value, RequestError> {
+        panic_if_requested();
         fs::write("called", "").unwrap();
         support::eventually("the response", || Path::new("respond").exists());
         Ok(Value::Bool(true))
@@ -88,10 +90,16 @@ impl ControlChannel for Hostile {
         if let Ok(host) = UnixStream::connect(GUEST_SOCKET) {
             return Ok(host.into());
         }
+        panic_if_requested();
         let (host, guest) = UnixStream::pair().unwrap();
         thread::spawn(|| Guest::new(guest).serve());
         Ok(host.into())
     }
+}
+
+/// Panics if the file `panic` exists.
+fn panic_if_requested() {
+    assert!(!Path::new("panic").exists(), "this panic ends the shim");
 }
 
 struct Guest {
@@ -193,10 +201,16 @@ impl Guest {
         self.send(stream, PayloadMessage::Exited { ending });
     }
 
-    /// Reads nothing until the file `continue` exists.
+    /// Reads nothing until the file `continue` exists, or `leave`. Then it hangs up.
     fn stall(&mut self, stream: u32) {
         self.send(stream, started());
-        support::eventually("the guest continues", || Path::new("continue").exists());
+        support::eventually("the guest continues", || {
+            Path::new("continue").exists() || Path::new("leave").exists()
+        });
+        if Path::new("leave").exists() {
+            self.port.shutdown(Shutdown::Both).unwrap();
+            self.reader = FrameReader::new(Strictness::Strict);
+        }
     }
 
     fn run(&mut self, stream: u32) {
@@ -320,18 +334,8 @@ fn a_request_that_takes_long_delays_no_other_client() {
 }
 
 fn input_of_a_client_that_has_left_waits_for_a_guest_that_does_not_read() {
-    const FRAMES: usize = INITIAL_CREDIT as usize / MAX_BODY;
     let (shim, mut client) = start();
-    exec(&mut client, 1, "stall");
-    assert_eq!(client.response(1), started_with_credit(INITIAL_CREDIT));
-    // More than the shim and its socket to the guest hold. The rest is in the socket of the client.
-    for (stream, frames) in [(1, FRAMES), (2, FRAMES), (3, FRAMES / 2)] {
-        if stream > 1 {
-            exec(&mut client, stream, "stall");
-        }
-        let input = HostMessage::Stdin(vec![0; MAX_BODY]);
-        client.send_repeated(frames, stream, input).unwrap();
-    }
+    fill(&mut client);
     client.send(1, HostMessage::CloseStdin);
     drop(client);
     wait_until_hub_is_idle(&shim);
@@ -364,6 +368,91 @@ fn a_request_that_waits_for_another_client_to_leave_is_handled_although_the_gues
     assert!(matches!(ending, Ending::Failed { .. }), "{ending:?}");
 }
 
+/// Sends more than the hub and its socket to the guest hold. The rest is in the socket of the client.
+fn fill(client: &mut Client) {
+    const FRAMES: usize = INITIAL_CREDIT as usize / MAX_BODY;
+    exec(client, 1, "stall");
+    assert_eq!(client.response(1), started_with_credit(INITIAL_CREDIT));
+    for (stream, frames) in [(1, FRAMES), (2, FRAMES), (3, FRAMES / 2)] {
+        if stream > 1 {
+            exec(client, stream, "stall");
+        }
+        let input = HostMessage::Stdin(vec![0; MAX_BODY]);
+        client.send_repeated(frames, stream, input).unwrap();
+    }
+}
+
+fn a_guest_that_does_not_read_delays_only_requests_to_it() {
+    let (shim, mut client) = start();
+    fill(&mut client);
+    wait_until_hub_is_idle(&shim);
+    let mut other = Client::connect(&shim);
+    other.send(0, HostMessage::Ping { token: 1 });
+    assert_eq!(other.response(0), PayloadMessage::Pong { token: 1 });
+    assert!(!other.list().is_empty());
+    fs::write(shim.path("respond"), "").unwrap();
+    // The thread that resumes a payload has it.
+    let request = Value::Null;
+    other.send(7, HostMessage::Call { request });
+    let result = Value::Bool(true);
+    assert_eq!(other.response(7), PayloadMessage::CallResult { result });
+    let id = "exec-1".to_owned();
+    other.send(8, HostMessage::Remove { id });
+    assert_eq!(other.response(8), PayloadMessage::Done);
+
+    // A request to the guest waits, and so does what follows it: the hub does not keep any number of them.
+    let id = "exec-2".to_owned();
+    other.send(9, HostMessage::Attach { id, output: false });
+    assert!(matches!(other.response(9), PayloadMessage::Started { .. }));
+    other.send(9, HostMessage::signal(10));
+    other.send(0, HostMessage::Ping { token: 2 });
+    let mut third = Client::connect(&shim);
+    for _ in 0..3 {
+        third.list();
+    }
+    assert!(!other.has_response());
+    fs::write(shim.path("continue"), "").unwrap();
+    assert_eq!(other.response(0), PayloadMessage::Pong { token: 2 });
+}
+
+fn what_waits_for_a_guest_that_hangs_up_gets_an_error() {
+    let (shim, mut client) = start();
+    let mut other = Client::connect(&shim);
+    let request = Value::Null;
+    other.send(7, HostMessage::Call { request });
+    fill(&mut client);
+    wait_until_hub_is_idle(&shim);
+    exec(&mut other, 8, "well-behaved");
+    wait_until_hub_is_idle(&shim);
+    fs::write(shim.path("leave"), "").unwrap();
+    let mut failed = Vec::new();
+    while failed.len() < 2 {
+        let Frame { stream, message } = other.receive();
+        let PayloadMessage::Error(error) = message else {
+            panic!("{message:?}");
+        };
+        assert_eq!(error.message, "the payload has ended");
+        failed.push(stream);
+    }
+    failed.sort();
+    assert_eq!(failed, [7, 8]);
+}
+
+fn a_panic_of_the_payload_in_a_request_ends_the_shim_with_a_record() {
+    let request = Value::Null;
+    let spec = ExecSpec::new("exec-1", ["well-behaved"]);
+    for message in [HostMessage::Call { request }, HostMessage::Exec(spec)] {
+        let (mut shim, mut client) = start();
+        fs::write(shim.path("panic"), "").unwrap();
+        client.send(1, message);
+        assert_eq!(shim.wait().code(), Some(101));
+        let Ending::Panicked { message, .. } = shim.record().ending else {
+            panic!("{:?}", shim.record());
+        };
+        assert_eq!(message, "this panic ends the shim");
+    }
+}
+
 /// Waits until the hub has noticed that a client has left, and waits for something else.
 fn wait_until_hub_is_idle(shim: &Shim) {
     let threads = fs::read_dir(format!("/proc/{}/task", shim.child.id())).unwrap();
@@ -390,5 +479,8 @@ fn main() {
         messages_on_other_streams_and_after_the_end_are_ignored,
         input_of_a_client_that_has_left_waits_for_a_guest_that_does_not_read,
         a_request_that_waits_for_another_client_to_leave_is_handled_although_the_guest_ends,
+        a_guest_that_does_not_read_delays_only_requests_to_it,
+        what_waits_for_a_guest_that_hangs_up_gets_an_error,
+        a_panic_of_the_payload_in_a_request_ends_the_shim_with_a_record,
     ];
 }

@@ -219,12 +219,7 @@ impl TestPod {
     }
 
     /// Makes the bundle of a container, and returns the request that creates it.
-    pub(crate) fn create_request(
-        &self,
-        id: &str,
-        spec: &Value,
-        stdout: &str,
-    ) -> CreateTaskRequest {
+    pub(crate) fn create_request(&self, id: &str, spec: &Value, stdout: &str) -> CreateTaskRequest {
         let bundle = self.make_bundle(&format!("bundle-{id}"), spec);
         let mut request = CreateTaskRequest::new();
         request.id = id.to_owned();

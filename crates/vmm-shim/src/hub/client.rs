@@ -105,6 +105,11 @@ impl Client {
         frame
     }
 
+    /// Returns the next frame, if it was [postponed](Self::postpone).
+    pub(super) fn postponed(&self) -> Option<&Frame<HostMessage>> {
+        self.postponed.as_ref()
+    }
+
     /// Makes this the next frame again.
     pub(super) fn postpone(&mut self, frame: Frame<HostMessage>) {
         self.postponed = Some(frame);

@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread;
 
@@ -23,12 +24,14 @@ pub(super) fn connect(reporter: &Arc<ExitReporter>) -> io::Result<PayloadConnect
         .name("shim-engine".to_owned())
         .spawn(move || {
             // The hub notices that the thread has ended.
-            let _ = serve(thread, &reporter);
+            if panic::catch_unwind(AssertUnwindSafe(|| serve(&thread, &reporter))).is_err() {
+                reporter.exit_with_panic();
+            }
         })?;
     Ok(connection)
 }
 
-fn serve(mut hub: UnixStream, reporter: &ExitReporter) -> io::Result<()> {
+fn serve(mut hub: &UnixStream, reporter: &ExitReporter) -> io::Result<()> {
     let mut reader = FrameReader::new(Strictness::Strict);
     let mut buffer = [0; 4096];
     loop {

@@ -36,6 +36,8 @@ pub(super) struct Execution {
     keeps_until: Option<Instant>,
     /// The number of bytes of output that were not kept.
     dropped: u64,
+    /// How many more bytes of output the payload may send, once it takes the frame that says so.
+    output_credit: u32,
     input: VecDeque<u8>,
     input_window: Window,
     is_input_complete: bool,
@@ -84,6 +86,7 @@ impl Execution {
             output: OutputBuffer::default(),
             keeps_until: None,
             dropped: 0,
+            output_credit: 0,
             input: VecDeque::new(),
             input_window: Window::new(),
             is_input_complete: false,
@@ -174,6 +177,11 @@ impl Execution {
         self.keeps_until.is_some_and(|until| until > Instant::now())
     }
 
+    /// Returns whether a client can attach to it, unless another one is attached.
+    pub(super) fn is_attachable(&self) -> bool {
+        self.is_listed || self.awaits_reader()
+    }
+
     /// Returns whether it runs, or its output is being read or waits for a client.
     pub(super) fn is_active(&self) -> bool {
         !self.is_complete || self.reader.is_some() || self.awaits_reader()
@@ -261,6 +269,16 @@ impl Execution {
         }
     }
 
+    /// Returns whether the payload gets frames as soon as it takes them: input, its end, or credit.
+    pub(super) fn has_frames_for_payload(&self) -> bool {
+        let has_input = if self.input.is_empty() {
+            self.is_input_complete
+        } else {
+            self.input_window.bytes() > 0
+        };
+        has_input || self.output_credit > 0
+    }
+
     /// Sends input to the payload, as far as it takes it.
     pub(super) fn send_input(
         &mut self,
@@ -278,7 +296,7 @@ impl Execution {
                 reader.consumed += u32::try_from(count).unwrap_or(u32::MAX);
             }
         }
-        if self.is_input_complete && self.input.is_empty() {
+        if self.is_input_complete && self.input.is_empty() && payload.has_room() {
             self.is_input_complete = false;
             let _ = payload.send(self.stream, HostMessage::CloseStdin);
         }
@@ -333,11 +351,16 @@ impl Execution {
                 self.dropped += consumed as u64;
             }
         }
+        let consumed = u32::try_from(consumed).unwrap_or(u32::MAX);
+        self.output_credit = self.output_credit.saturating_add(consumed);
+        if self.is_complete {
+            self.output_credit = 0;
+        }
         if let Some(payload) = payload
-            && consumed > 0
-            && !self.is_complete
+            && self.output_credit > 0
+            && payload.has_room()
         {
-            let bytes = u32::try_from(consumed).unwrap_or(u32::MAX);
+            let bytes = std::mem::take(&mut self.output_credit);
             let _ = payload.send(self.stream, HostMessage::Credit { bytes });
         }
         is_finished

@@ -13,6 +13,7 @@
 mod client;
 mod engine_requests;
 mod execution;
+mod launcher;
 mod listener;
 mod output_buffer;
 mod relay;
@@ -21,5 +22,6 @@ mod responses;
 mod table;
 mod transfers;
 
+pub(crate) use launcher::HubLauncher;
 pub(crate) use listener::ControlSocket;
-pub(crate) use relay::Hub;
+use relay::Hub;

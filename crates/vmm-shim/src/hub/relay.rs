@@ -1,12 +1,16 @@
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write};
+use std::mem;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
-use vmm_protocol::frames::{Connection, FrameError, HostMessage, PayloadMessage, RequestErrorKind};
+use vmm_protocol::frames::{
+    Connection, Frame, FrameError, HostMessage, PayloadMessage, RequestErrorKind,
+};
 use vmm_protocol::poll::{is_readable, wait_until};
 use vmm_protocol::{Ending, FailureKind};
 
@@ -22,6 +26,9 @@ pub(super) type PayloadConnection = Connection<PayloadMessage, HostMessage>;
 /// How long clients may take to read what is left when the payload has ended.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(200);
 
+/// The message of what does not take place any more.
+pub(super) const PAYLOAD_ENDED: &str = "the payload has ended";
+
 /// How many clients are connected at once. Others wait in the queue of the socket.
 const MAX_CLIENTS: usize = 512;
 
@@ -29,8 +36,8 @@ const MAX_CLIENTS: usize = 512;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Relays between the clients of a shim and its payload.
-pub(crate) struct Hub {
-    socket: ControlSocket,
+pub(super) struct Hub {
+    socket: Arc<ControlSocket>,
     /// When the hub accepts clients again.
     accept_pause_end: Option<Instant>,
     pub(super) reporter: Arc<ExitReporter>,
@@ -45,13 +52,15 @@ pub(crate) struct Hub {
     /// Requests to the payload and its engine that are not executions, by stream: the client, and its
     /// stream.
     pub(super) requests: BTreeMap<u32, (u64, u32)>,
+    /// Whether the payload has hung up. It and its engine get no more requests.
+    pub(super) is_over: bool,
 }
 
 impl Hub {
-    /// Starts the thread of the hub. The channel closes when all clients have what the payload has
-    /// sent before its end.
-    pub(crate) fn start(
-        socket: ControlSocket,
+    /// Starts the thread of the hub. A panic of the payload in it ends the shim. The channel closes when all clients
+    /// have what the payload has sent before its end.
+    pub(super) fn start(
+        socket: Arc<ControlSocket>,
         reporter: Arc<ExitReporter>,
     ) -> io::Result<Receiver<()>> {
         let mut hub = Self {
@@ -65,14 +74,25 @@ impl Hub {
             next_client: 0,
             executions: ExecutionTable::default(),
             requests: BTreeMap::new(),
+            is_over: false,
         };
         let (done, receiver) = mpsc::channel();
         thread::Builder::new()
             .name("shim-hub".to_owned())
             .spawn(move || {
                 let _done: mpsc::Sender<()> = done;
-                // Without the hub, clients are disconnected, and the payload goes on.
-                let _ = hub.run();
+                let reporter = Arc::clone(&hub.reporter);
+                match panic::catch_unwind(AssertUnwindSafe(|| hub.run())) {
+                    Ok(Ok(())) => {}
+                    // Clients are disconnected, and the payload goes on.
+                    Ok(Err(error)) => {
+                        let _ = writeln!(
+                            io::stderr(),
+                            "vmm-shim: cannot serve clients any more; restart the box: {error}"
+                        );
+                    }
+                    Err(_) => reporter.exit_with_panic(),
+                }
             })?;
         Ok(receiver)
     }
@@ -95,15 +115,19 @@ impl Hub {
 
     /// Returns when the hub has something to do although no descriptor is ready: an execution drops output that
     /// no client has read, a client is late with a frame, clients are accepted again, or, at once, frames that
-    /// were read can be handled.
+    /// were read can be handled, or sent to the payload.
     fn deadline(&mut self) -> Option<Instant> {
-        let payload_has_room = self.payload_has_room();
-        let mut clients = self.clients.values();
-        if payload_has_room && clients.any(|client| client.has_unhandled() && client.has_room()) {
+        let can_send = self.connection.as_ref().is_some_and(Connection::has_room)
+            && self
+                .executions
+                .all()
+                .any(|execution| execution.has_frames_for_payload());
+        let mut clients = self.clients.iter();
+        if can_send || clients.any(|(id, client)| self.can_handle_frame_of(*id, client)) {
             return Some(Instant::now());
         }
         let clients = self.clients.values();
-        let readable = clients.filter(|client| payload_has_room && client.accepts_frames());
+        let readable = clients.filter(|client| client.accepts_frames());
         let frames = readable.filter_map(Client::frame_deadline);
         let executions = self.executions.all();
         let deadlines = executions.filter_map(|execution| execution.drop_deadline());
@@ -112,16 +136,13 @@ impl Hub {
 
     /// Blocks until a descriptor is ready or the deadline is over, and reads what has arrived.
     fn wait_and_fill(&mut self, deadline: Option<Instant>) -> io::Result<()> {
-        let payload_has_room = self.payload_has_room();
         let accepts = self.accept_pause_end.is_none() && self.clients.len() < MAX_CLIENTS;
         let mut of_socket = PollFlags::empty();
         of_socket.set(PollFlags::IN, accepts);
-        let mut fds = vec![PollFd::new(&self.socket, of_socket)];
+        let mut fds = vec![PollFd::new(&*self.socket, of_socket)];
         // Without those that have hung up, which the kernel would report every time.
         let open_clients = self.clients.values().filter(|client| client.is_open());
-        fds.extend(
-            open_clients.map(|client| client.poll_fd(payload_has_room && client.accepts_frames())),
-        );
+        fds.extend(open_clients.map(|client| client.poll_fd(client.accepts_frames())));
         let connections = self.connection.iter().chain(&self.engine);
         fds.extend(connections.map(|connection| connection.poll_fd(true)));
         wait_until(&mut fds, deadline)?;
@@ -139,7 +160,7 @@ impl Hub {
             } else {
                 // What is not read for lack of room is not late.
                 let is_late = client.frame_deadline().is_some_and(|end| end <= now);
-                is_late && payload_has_room && client.accepts_frames()
+                is_late && client.accepts_frames()
             };
             if is_gone {
                 gone.push(*id);
@@ -182,21 +203,23 @@ impl Hub {
         }
     }
 
-    fn payload_has_room(&self) -> bool {
-        self.connection.as_ref().is_none_or(Connection::has_room)
+    /// Returns whether a frame of the client was read, and the next one that was read can be handled now.
+    fn can_handle_frame_of(&self, id: u64, client: &Client) -> bool {
+        let is_held_back = |frame: &Frame<_>| self.is_held_back(id, &frame.message);
+        client.has_unhandled() && client.has_room() && !client.postponed().is_some_and(is_held_back)
     }
 
-    /// Handles the frames of the clients, each client's until it has no room for another response.
+    /// Handles the frames of the clients, each client's until it has no room for another response, or the next
+    /// frame has to wait.
     fn receive_from_clients(&mut self) {
         let ids: Vec<_> = self.clients.keys().copied().collect();
         for id in ids {
-            while self.payload_has_room()
-                && let Some(client) = self.clients.get_mut(&id)
+            while let Some(client) = self.clients.get_mut(&id)
                 && client.has_room()
             {
                 match client.next_frame() {
                     Ok(Some(frame)) => {
-                        if self.awaits_disconnect(id, &frame.message) {
+                        if self.is_held_back(id, &frame.message) {
                             self.postpone(id, frame);
                             break;
                         }
@@ -217,7 +240,7 @@ impl Hub {
         while let Some(engine) = &mut self.engine {
             match engine.next_frame().map_err(io::Error::other)? {
                 Some(frame) => self.handle_response(frame),
-                // The engine has panicked.
+                // Its thread has ended.
                 None if engine.is_hung_up() => return Err(io::ErrorKind::BrokenPipe.into()),
                 None => break,
             }
@@ -302,11 +325,18 @@ impl Hub {
 
     /// Sends clients what is left, after the payload has hung up.
     fn finish(&mut self) -> io::Result<()> {
+        self.is_over = true;
         self.connection = None;
+        // A response would come too late.
+        self.engine = None;
         for execution in self.executions.all() {
             if !execution.is_complete() {
-                let message = "the payload has ended";
-                execution.complete(Ending::failed(FailureKind::Engine, message));
+                execution.complete(Ending::failed(FailureKind::Engine, PAYLOAD_ENDED));
+            }
+        }
+        for (client, stream) in mem::take(&mut self.requests).into_values() {
+            if let Some(client) = self.clients.get_mut(&client) {
+                client.send_error(stream, RequestErrorKind::Failed, PAYLOAD_ENDED.to_owned());
             }
         }
         let deadline = Instant::now() + FLUSH_TIMEOUT;

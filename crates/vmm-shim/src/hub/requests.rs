@@ -7,7 +7,7 @@ use vmm_protocol::frames::{
 use super::client::{Client, TOO_MANY_STREAMS};
 use super::engine_requests;
 use super::execution::{Execution, Transfer};
-use super::relay::{Hub, PayloadConnection};
+use super::relay::{Hub, PAYLOAD_ENDED, PayloadConnection};
 
 /// How many executions a frame lists. Such a frame is short enough, whatever a guest has sent.
 const LISTED_IN_FRAME: usize = 16;
@@ -70,14 +70,30 @@ impl Hub {
         }
     }
 
-    /// Returns whether a request must wait until another client is disconnected: the client takes over the output
-    /// of an execution from one that has left. What that one has sent is handled first.
-    pub(super) fn awaits_disconnect(&mut self, client_id: u64, request: &HostMessage) -> bool {
-        let HostMessage::Attach { id, output: true } = request else {
-            return false;
-        };
-        let execution = self.executions.attachable(id);
-        let Some(reader) = execution.and_then(|execution| execution.reader()) else {
+    /// Returns whether a request, and those of the client that follow, must wait. One that the payload gets waits
+    /// until the payload takes more frames, which a paused one does not. What the hub or the engine handles, such
+    /// as [`HostMessage::Resume`], does not wait for that.
+    pub(super) fn is_held_back(&self, client_id: u64, request: &HostMessage) -> bool {
+        match request {
+            HostMessage::Exec(_)
+            | HostMessage::Start(_)
+            | HostMessage::Put(_)
+            | HostMessage::Get(_)
+            | HostMessage::Signal { .. }
+            | HostMessage::Resize(_)
+            | HostMessage::Stats
+            | HostMessage::Shutdown { .. } => {
+                self.connection.as_ref().is_some_and(|it| !it.has_room())
+            }
+            HostMessage::Attach { id, output: true } => self.awaits_disconnect(client_id, id),
+            _ => false,
+        }
+    }
+
+    /// Returns whether another client must be disconnected first: the client takes over the output of an execution
+    /// from one that has left. What that one has sent is handled first.
+    fn awaits_disconnect(&self, client_id: u64, execution: &str) -> bool {
+        let Some(reader) = self.executions.reader_of(execution) else {
             return false;
         };
         let has_left = |client| self.clients.get(client).is_some_and(Client::has_left);
@@ -254,6 +270,7 @@ impl Hub {
 
     /// Returns the connection to the payload, and opens it for the first request.
     fn connect(&mut self) -> Result<&mut PayloadConnection, RequestError> {
+        self.check_not_over()?;
         let connection = match self.connection.take() {
             Some(connection) => connection,
             None => {
@@ -270,6 +287,7 @@ impl Hub {
 
     /// Returns the connection to the thread for requests to the engine, which starts with the first one.
     fn connect_to_engine(&mut self) -> Result<&mut PayloadConnection, RequestError> {
+        self.check_not_over()?;
         let connection = match self.engine.take() {
             Some(connection) => connection,
             None => engine_requests::connect(&self.reporter).map_err(|error| {
@@ -278,6 +296,16 @@ impl Hub {
             })?,
         };
         Ok(self.engine.insert(connection))
+    }
+
+    fn check_not_over(&self) -> Result<(), RequestError> {
+        if self.is_over {
+            return Err(RequestError {
+                kind: RequestErrorKind::Failed,
+                message: PAYLOAD_ENDED.to_owned(),
+            });
+        }
+        Ok(())
     }
 }
 

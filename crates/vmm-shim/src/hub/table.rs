@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use vmm_protocol::frames::Turns;
 
-use super::execution::Execution;
+use super::execution::{Execution, Reader};
 
 /// How many executions that have ended are kept, for clients that ask later.
 const KEPT_EXECUTIONS: usize = 64;
@@ -38,8 +38,13 @@ impl ExecutionTable {
     /// Returns the execution, if it is listed. One that no client has attached to yet is
     /// returned all the same, for the client that has started it.
     pub(super) fn attachable(&mut self, id: &str) -> Option<&mut Execution> {
-        self.get(id)
-            .filter(|execution| execution.is_listed() || execution.awaits_reader())
+        self.get(id).filter(|execution| execution.is_attachable())
+    }
+
+    /// Returns the reader of the execution, if it is [attachable](Self::attachable).
+    pub(super) fn reader_of(&self, id: &str) -> Option<&Reader> {
+        let execution = self.by_id.get(id);
+        execution.filter(|it| it.is_attachable())?.reader()
     }
 
     pub(super) fn of_stream(&mut self, stream: u32) -> Option<&mut Execution> {
