@@ -103,9 +103,11 @@ impl Task for TaskService {
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
         let container = self.pod.container(&request.id)?;
         let pid = self.pod.pid().await?;
-        let running = container.all().into_iter();
-        let running = running.filter(|(_, process)| process.state() == ProcessState::Running);
-        let processes = running.map(|_| {
+        let listed = container.all().into_iter().filter(|(exec_id, process)| {
+            // A restarted containerd 1.7 or later deletes a container that has no process, although its exit is unread.
+            exec_id.is_empty() || process.state() == ProcessState::Running
+        });
+        let processes = listed.map(|_| {
             let mut process = ProcessInfo::new();
             process.pid = pid;
             process

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::{
-    PauseRequest, ShutdownRequest, StateRequest, StatsRequest, Status,
+    PauseRequest, PidsRequest, ShutdownRequest, StateRequest, StatsRequest, Status,
 };
 use containerd_shim_protos::ttrpc::Code;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -88,6 +88,29 @@ fn a_created_container_ends_with_signals_that_end_processes_by_default() {
     pod.kill("c", 15).unwrap();
     eventually("the exit", || pod.count("exit c ") == 1);
     assert_eq!(pod.count("exit c 7"), 1, "{:?}", pod.events());
+}
+
+#[test]
+fn a_container_has_a_process_from_its_creation_to_its_deletion() {
+    let Some(pod) = TestPod::start() else { return };
+    let count = || {
+        let mut request = PidsRequest::new();
+        request.id = "c".to_owned();
+        let response = pod.client().pids(timeout(), &request);
+        response.map(|response| response.processes.len())
+    };
+    pod.create("c", &["sleep", "1000"], "");
+    assert_eq!(count().unwrap(), 1);
+    pod.start_process("c", "").unwrap();
+    pod.exec("c", "e", &["sleep", "1000"]).unwrap();
+    assert_eq!(count().unwrap(), 1);
+    pod.start_process("c", "e").unwrap();
+    assert_eq!(count().unwrap(), 2);
+    pod.kill("c", 9).unwrap();
+    pod.wait_for("exit c 137");
+    assert_eq!(count().unwrap(), 1);
+    pod.delete("c", "").unwrap();
+    assert_eq!(code(count()), Code::NOT_FOUND);
 }
 
 #[test]
