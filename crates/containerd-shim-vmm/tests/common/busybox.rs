@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
+use super::release::Release;
 use super::{Containerd, IMAGE, assert_success, run};
 
 /// The commands of the image.
@@ -14,7 +15,7 @@ const APPLETS: [&str; 20] = [
 ];
 
 /// Builds an image with umoci, and imports it.
-pub(super) fn import(containerd: &Containerd, files: &Path) {
+pub(super) fn import(containerd: &Containerd, files: &Path, release: Release) {
     let (layout, bundle) = (containerd.path("layout"), containerd.path("bundle"));
     let name = format!("{}:latest", layout.display());
     run(Command::new("umoci")
@@ -63,5 +64,6 @@ pub(super) fn import(containerd: &Containerd, files: &Path) {
         IMAGE.trim_end_matches(":latest"),
     ];
     let mut command = containerd.ctr_command(import);
-    assert_success(&command.arg(&archive).output().unwrap());
+    command.args(release.import_options()).arg(&archive);
+    assert_success(&command.output().unwrap());
 }

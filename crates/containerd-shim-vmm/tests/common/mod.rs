@@ -1,4 +1,5 @@
-//! A containerd with directories and sockets of its own, for one test.
+//! A containerd with directories and sockets of its own, for one test. It is the first one in the `PATH`: `.ci/containerd`
+//! runs the tests with that of another release of Debian.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 mod busybox;
@@ -6,6 +7,7 @@ pub(crate) mod events;
 mod image;
 pub(crate) mod memory;
 pub(crate) mod namespace;
+mod release;
 pub(crate) mod terminal;
 
 use std::fs::{self, File};
@@ -17,6 +19,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use namespace::TestNamespace;
+use release::Release;
 
 /// How long anything in a test may take. A guest boots in 2 s on an idle machine.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(180);
@@ -50,9 +53,7 @@ impl Containerd {
 
     /// Starts a containerd whose runtime is this program.
     pub(crate) fn start_program(program: &Path) -> Option<Self> {
-        Self::start_with("default", program, None, |_| {
-            "disabled_plugins = ['io.containerd.grpc.v1.cri']\n".to_owned()
-        })
+        Self::start_with("default", program, None, |release, _| release.without_cri())
     }
 
     /// Starts a containerd with the CRI plugin, whose runtime handler is that of `dist/`.
@@ -66,22 +67,9 @@ impl Containerd {
     }
 
     fn start_cri(network: Option<PathBuf>) -> Option<Self> {
-        Self::start_with(CRI_NAMESPACE, Path::new(PROGRAM), network, |dir| {
-            let handler = include_str!("../../dist/containerd-1.toml");
-            let handler = handler.replace("version = 2\n", "");
-            let dir = dir.display();
-            format!(
-                "{handler}\n\
-                 [plugins.'io.containerd.grpc.v1.cri']\n\
-                 sandbox_image = '{IMAGE}'\n\
-                 netns_mounts_under_state_dir = true\n\
-                 stream_server_address = '127.0.0.1'\n\
-                 [plugins.'io.containerd.grpc.v1.cri'.containerd]\n\
-                 snapshotter = 'native'\n\
-                 [plugins.'io.containerd.grpc.v1.cri'.cni]\n\
-                 bin_dir = '/usr/lib/cni'\n\
-                 conf_dir = '{dir}/cni'\n"
-            )
+        let program = Path::new(PROGRAM);
+        Self::start_with(CRI_NAMESPACE, program, network, |release, dir| {
+            release.with_cri(&dir.join("cni"))
         })
     }
 
@@ -90,22 +78,26 @@ impl Containerd {
         namespace: &'static str,
         program: &Path,
         network: Option<PathBuf>,
-        plugins: impl FnOnce(&Path) -> String,
+        plugins: impl FnOnce(Release, &Path) -> String,
     ) -> Option<Self> {
         let files = image::find_files()?;
         let is_installed = |program: &str| Command::new(program).arg("--version").output().is_ok();
-        let lacking = if rustix::process::geteuid().is_root() {
-            let programs = ["containerd", "ctr", "umoci"];
-            programs.into_iter().find(|program| !is_installed(program))
+        let found = if rustix::process::geteuid().is_root() {
+            let programs = ["ctr", "umoci"];
+            let lacking = programs.into_iter().find(|program| !is_installed(program));
+            lacking.map_or_else(|| Release::find().ok_or("containerd"), Err)
         } else {
-            Some("root")
+            Err("root")
         };
-        if let Some(lacking) = lacking {
-            let is_ci = std::env::var_os("CI").is_some();
-            assert!(!is_ci, "this test needs {lacking}");
-            eprintln!("SKIPPED: this test needs {lacking}");
-            return None;
-        }
+        let release = match found {
+            Ok(release) => release,
+            Err(lacking) => {
+                let is_ci = std::env::var_os("CI").is_some();
+                assert!(!is_ci, "this test needs {lacking}");
+                eprintln!("SKIPPED: this test needs {lacking}");
+                return None;
+            }
+        };
         let dir = tempfile::tempdir().unwrap();
         let guest = image::build_image(&files, dir.path());
         let config = serde_json::json!({
@@ -124,9 +116,10 @@ impl Containerd {
         fs::write(dir.path().join("runtime.json"), config.to_string()).unwrap();
         let root = dir.path().display();
         let config = format!(
-            "version = 2\nroot = '{root}/root'\nstate = '{root}/state'\n{}\
+            "{}root = '{root}/root'\nstate = '{root}/state'\n{}\
              [grpc]\naddress = '{root}/containerd.sock'\n",
-            plugins(dir.path())
+            release.config_version(),
+            plugins(release, dir.path())
         );
         fs::write(dir.path().join("config.toml"), config).unwrap();
         let mut containerd = Self {
@@ -137,7 +130,7 @@ impl Containerd {
             process: None,
         };
         containerd.restart();
-        busybox::import(&containerd, &files);
+        busybox::import(&containerd, &files, release);
         Some(containerd)
     }
 
