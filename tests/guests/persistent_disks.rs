@@ -1,6 +1,7 @@
 //! Disks whose contents survive the end of a guest.
 
 use std::fs;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use vmm_runtime::testing::PerTestBoxHome;
@@ -9,6 +10,8 @@ use vmm_shim::{Disk, DiskAccess};
 
 use crate::common::{eventually, kill};
 use crate::guest::{GuestFiles, console, open_runtime, spec};
+
+const DISK_SIZE: usize = 16 << 20;
 
 /// Returns a box that prints the beginning of its disk, changes it, and reports that it has.
 async fn create(runtime: &VmmRuntime, files: &GuestFiles, then: &str) -> BoxInfo {
@@ -61,6 +64,29 @@ async fn a_persistent_disk_keeps_what_the_guest_has_written_and_leaves_its_base_
     assert!(message.contains("has changed"), "{message}");
     runtime.remove(&bx.id, Removal::Ended).await.unwrap();
     assert!(!bx.dir.exists());
+}
+
+#[tokio::test]
+async fn a_guest_that_ends_by_itself_writes_its_data_however_short_the_grace_period() {
+    let Some(files) = GuestFiles::find() else {
+        return;
+    };
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let disk = files.path("disk");
+    fs::write(&disk, vec![0; DISK_SIZE]).unwrap();
+    let mut guest = files.guest_with_agent();
+    guest
+        .disks
+        .push(Disk::read_only(&disk).access(DiskAccess::ReadWrite));
+    let mut spec = spec(&guest).stop_grace(Duration::from_millis(1));
+    // The data is in the memory of the guest when the command ends.
+    let script =
+        format!("tr '\\0' x < /dev/zero | dd of=/dev/vdb bs={DISK_SIZE} count=1 iflag=fullblock");
+    spec.payload.command = ["sh", "-c", &script].map(str::to_owned).into();
+    let bx = runtime.create(spec).await.unwrap();
+    run(&runtime, &bx).await;
+    assert!(fs::read(&disk).unwrap() == vec![b'x'; DISK_SIZE]);
 }
 
 #[tokio::test]
