@@ -1,6 +1,7 @@
 //! QEMU, the shim, the agent or the virtiofsd of a guest is killed, in every state of the box.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -10,8 +11,8 @@ use tokio::io::AsyncReadExt;
 use vmm_protocol::procfs;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
-    BoxInfo, BoxSpec, BoxStatus, Ending, ExecError, ExecSpec, Execution, GuestEvent, Removal,
-    VmmRuntime,
+    BoxInfo, BoxSpec, BoxStatus, ControlGroup, Ending, ExecError, ExecSpec, Execution, GuestEvent,
+    Removal, VmmRuntime,
 };
 use vmm_shim::{QemuOptions, Share};
 
@@ -67,6 +68,8 @@ struct Processes {
     qemu: u32,
     /// `None` if the guest shares no directory.
     virtiofsd: Option<u32>,
+    /// Their control groups, if the host has some.
+    groups: Vec<PathBuf>,
 }
 
 impl Processes {
@@ -78,10 +81,14 @@ impl Processes {
             true => None,
             false => Some(child_of(shim, "virtiofsd").await),
         };
+        let qemu = child_of(shim, "qemu").await;
+        let groups = fs::read_to_string(bx.dir.join(vmm_protocol::FILES.control_group));
+        let groups = groups.unwrap_or_default();
         Self {
             shim,
-            qemu: child_of(shim, "qemu").await,
+            qemu,
             virtiofsd,
+            groups: groups.lines().map(PathBuf::from).collect(),
         }
     }
 
@@ -278,18 +285,25 @@ async fn check_kill(
         shim,
         qemu,
         virtiofsd,
+        groups,
     } = processes;
     eventually("the shim is reaped", || is_gone(shim)).await;
     // If the shim was killed, they are children of init, which reaps them.
     for pid in [Some(qemu), virtiofsd].into_iter().flatten() {
         assert!(is_gone(pid) || is_zombie(pid), "{case}");
     }
+    assert!(
+        !groups.is_empty() || ControlGroup::check().is_err(),
+        "{case}"
+    );
+    let left: Vec<_> = groups.iter().filter(|group| group.exists()).collect();
+    assert!(left.is_empty(), "{case}: {left:?}");
     runtime.remove(&id, Removal::Force).await.unwrap();
     assert!(!ended.dir.exists(), "{case}");
 }
 
 #[tokio::test]
-async fn a_guest_with_a_share_ends_with_its_virtiofsd_in_every_state_and_leaves_nothing() {
+async fn a_guest_with_a_share_ends_with_its_processes_in_every_state_and_leaves_nothing() {
     let find = shares::find_files;
     let (Some(files), Some(agent_files), Some(silent_files)) = (find(), find(), find()) else {
         return;
@@ -318,7 +332,12 @@ async fn a_guest_with_a_share_ends_with_its_virtiofsd_in_every_state_and_leaves_
         (State::Stopping, Victim::Virtiofsd),
         (State::Starting, Victim::Qemu),
         (State::Running, Victim::Qemu),
+        (State::Executing, Victim::Qemu),
         (State::Paused, Victim::Qemu),
+        (State::Stopping, Victim::Qemu),
+        (State::Starting, Victim::Shim),
+        (State::Executing, Victim::Shim),
+        (State::Stopping, Victim::Shim),
     ];
     let check = |(state, victim)| {
         let guest = match state {
@@ -330,8 +349,12 @@ async fn a_guest_with_a_share_ends_with_its_virtiofsd_in_every_state_and_leaves_
             Victim::Virtiofsd => helper.clone(),
             _ => KILLED,
         };
-        let case = (state, victim);
-        check_kill(&runtime, spec(guest), case, BoxStatus::Failed, ending).boxed_local()
+        let status = match (state, victim) {
+            (_, Victim::Virtiofsd) => BoxStatus::Failed,
+            (State::Stopping, _) => BoxStatus::Stopped,
+            _ => BoxStatus::Failed,
+        };
+        check_kill(&runtime, spec(guest), (state, victim), status, ending).boxed_local()
     };
     let checks = stream::iter(cases).map(check);
     checks
