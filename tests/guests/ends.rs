@@ -11,6 +11,13 @@ use crate::guest::{GuestFiles, console, open_runtime, run, spec, start_up};
 
 const SLEEP: &str = "echo up; sleep 1000";
 
+/// Makes the power button power the guest off.
+pub const POWER_OFF_AT_BUTTON: &str = "insmod /bin/button.ko; insmod /bin/evdev.ko
+    for device in /dev/input/event*; do
+        exec 3< $device
+        (dd bs=24 count=1 <&3 > /dev/null; poweroff -f) &
+    done";
+
 #[tokio::test]
 async fn a_guest_that_powers_off_has_stopped() {
     let Some(files) = GuestFiles::find() else {
@@ -113,14 +120,7 @@ async fn a_stop_presses_the_power_button() {
     };
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;
-    let guest = files.guest(
-        "insmod /bin/button.ko; insmod /bin/evdev.ko
-         for device in /dev/input/event*; do
-             exec 3< $device
-             (dd bs=24 count=1 <&3 > /dev/null; poweroff -f) &
-         done
-         echo up; sleep 1000",
-    );
+    let guest = files.guest(&format!("{POWER_OFF_AT_BUTTON}; {SLEEP}"));
     let bx = start_up(&runtime, spec(&guest).stop_grace(Duration::from_secs(120))).await;
     let ended = runtime.stop(&bx.id).await.unwrap();
     let event = GuestEvent::PoweredOff;

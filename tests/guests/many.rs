@@ -10,7 +10,8 @@ use vmm_runtime::{BoxStatus, Ending, ExecSpec, GuestEvent, Removal, RestartPolic
 use crate::common::boxes::wait_for_info;
 use crate::common::own_process::{block_on, in_own_process};
 use crate::common::slow_reader::assert_memory_is_flat;
-use crate::guest::{GuestFiles, open_runtime, run, spec};
+use crate::ends::POWER_OFF_AT_BUTTON;
+use crate::guest::{BOOT_TIMEOUT, GuestFiles, open_runtime, spec, start_up};
 
 const GUESTS: usize = 10;
 
@@ -23,14 +24,25 @@ async fn ten_guests_run_at_once() {
     };
     let home = PerTestBoxHome::new();
     let runtime = open_runtime(&home).await;
-    let guest = files.guest("echo hello; poweroff -f");
-    let ended = join_all((0..GUESTS).map(|_| run(&runtime, &guest))).await;
+    let guest = files.guest(&format!("{POWER_OFF_AT_BUTTON}; echo up; sleep 1000"));
+    let start = |_| start_up(&runtime, spec(&guest).stop_grace(BOOT_TIMEOUT));
+    let started = join_all((0..GUESTS).map(start)).await;
+    // Each one that is up waits for the last.
+    for bx in &started {
+        let running = runtime.info(&bx.id).await.unwrap();
+        assert_eq!(
+            (running.status, running.payload_pid),
+            (BoxStatus::Running, bx.payload_pid)
+        );
+    }
+    let qemus: BTreeSet<_> = started.iter().map(|bx| bx.payload_pid).collect();
+    assert_eq!(qemus.len(), GUESTS);
+    let ended = join_all(started.iter().map(|bx| runtime.stop(&bx.id))).await;
     let event = GuestEvent::PoweredOff;
-    for bx in &ended {
+    for bx in ended {
+        let bx = bx.unwrap();
         assert_eq!(bx.ending, Some(Ending::Guest { event }), "{bx:?}");
     }
-    let ids: BTreeSet<_> = ended.iter().map(|bx| bx.id.to_string()).collect();
-    assert_eq!(ids.len(), GUESTS);
 }
 
 #[tokio::test]
