@@ -13,6 +13,7 @@ use vmm_runtime::{
 };
 use vmm_shim::{QemuOptions, Share};
 
+use crate::common::control_groups::groups_of;
 use crate::common::{is_gone, is_zombie, kill};
 use crate::guest::{GuestFiles, open_runtime, spec};
 
@@ -166,6 +167,37 @@ async fn the_next_runtime_counts_the_helper_processes_of_a_detached_guest() {
     assert_eq!((helpers.running, helpers.paused), (0, 1));
     runtime.remove(&id, Removal::Force).await.unwrap();
     assert_eq!(runtime.count_boxes().await.helpers, HelperCounts::default());
+}
+
+#[tokio::test]
+async fn qemu_and_its_virtiofsd_share_one_limit_of_a_control_group() {
+    let Some(files) = find_files() else {
+        return;
+    };
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let (guest, _dir) = sharing(&files);
+    let id = runtime.create(spec(&guest).memory_mib(192)).await;
+    let bx = runtime.start(&id.unwrap().id).await.unwrap();
+    if let Some(groups) = groups_of(&home, &bx.id) {
+        for pid in [bx.payload_pid.unwrap(), virtiofsd(&bx)] {
+            for group in &groups {
+                let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap();
+                let has_process = processes.lines().any(|line| line == pid.to_string());
+                assert!(has_process, "{pid} is not in {}", group.display());
+            }
+        }
+        let limits = ["memory.max", "memory.limit_in_bytes"];
+        let limits = groups
+            .iter()
+            .flat_map(|group| limits.map(|name| group.join(name)));
+        let limits: Vec<u64> = limits
+            .filter_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok())
+            .collect();
+        // The memory of the guest, and what QEMU and one virtiofsd use beside it.
+        assert_eq!(limits, [(192 + 512 + 64) << 20]);
+    }
+    runtime.remove(&bx.id, Removal::Force).await.unwrap();
 }
 
 #[tokio::test]
