@@ -1,7 +1,7 @@
 //! Guests on hosts where KVM works, and where it does not.
 
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{Ending, GuestEvent, with_causes};
+use vmm_runtime::{BoxStatus, Ending, GuestEvent, with_causes};
 use vmm_shim::Accelerator;
 
 use crate::guest::{GuestFiles, open_runtime, run, spec};
@@ -32,10 +32,15 @@ async fn a_guest_that_demands_kvm_runs_or_its_start_fails_with_the_reason() {
     let mut guest = files.guest("poweroff -f");
     guest.accelerator = Accelerator::Kvm;
     let bx = runtime.create(spec(&guest)).await.unwrap();
-    if let Err(error) = runtime.start(&bx.id).await {
+    let started = runtime.start(&bx.id).await;
+    let ended = runtime.wait(&bx.id).await.unwrap();
+    if let Err(error) = started {
         let message = with_causes(&error);
         assert!(message.contains("KVM cannot be used: "), "{message}");
+        assert_eq!(ended.status, BoxStatus::Failed, "{ended:?}");
+        assert_eq!((ended.pid, ended.payload_pid), (None, None));
     } else {
-        runtime.wait(&bx.id).await.unwrap();
+        let event = GuestEvent::PoweredOff;
+        assert_eq!(ended.ending, Some(Ending::Guest { event }), "{ended:?}");
     }
 }

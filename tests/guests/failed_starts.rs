@@ -3,6 +3,7 @@
 use std::fs;
 
 use serde_json::json;
+use vmm_protocol::FILES;
 use vmm_protocol::frames::{Frame, PayloadMessage, VERSION};
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxSpec, BoxStatus, Ending, FailureKind, GuestEvent, RuntimeError, with_causes};
@@ -54,6 +55,10 @@ async fn a_missing_kernel_fails_the_start_with_its_path() {
         (failed.status, kind),
         (BoxStatus::Failed, FailureKind::Spec)
     );
+    assert_eq!((failed.pid, failed.payload_pid), (None, None));
+    for name in [FILES.control, FILES.notify, FILES.payload_pid, "overlays"] {
+        assert!(!failed.dir.join(name).exists(), "{name}");
+    }
 }
 
 #[tokio::test]

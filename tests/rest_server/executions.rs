@@ -12,8 +12,11 @@ use vmm_rest::wire::{
 use vmm_rest::{ClientError, ExecutionEvent, ExecutionEvents, ExecutionInput, Limits};
 use vmm_runtime::Removal;
 
-use crate::common::{DEADLINE, pause};
+use crate::common::{DEADLINE, pause, skip};
 use crate::fixture::TestServer;
+
+/// Longer than a client that reads takes to respond to a ping on a loaded machine.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(3);
 
 fn shell(script: &str) -> ExecRequest {
     ExecRequest::new("sh", ["-c", script])
@@ -184,7 +187,7 @@ async fn a_terminal_is_resized_while_its_command_does_not_read() {
 
 #[tokio::test]
 async fn a_client_that_does_not_respond_to_pings_is_replaced() {
-    let limits = Limits::default().attach_timeout(Duration::from_millis(300));
+    let limits = Limits::default().attach_timeout(ATTACH_TIMEOUT);
     let service = TestServer::with_limits(limits).await;
     let id = start_box(&service).await;
     let (execution, _input, _unread) = run(&service, &id, &shell("sleep 1000")).await;
@@ -198,18 +201,18 @@ async fn a_client_that_does_not_respond_to_pings_is_replaced() {
     };
     let (_, mut events) = timeout(DEADLINE, attach).await.expect("still attached");
     // This one responds to pings, and stays.
-    let silence = timeout(Duration::from_secs(1), events.next()).await;
+    let silence = timeout(ATTACH_TIMEOUT * 2, events.next()).await;
     assert!(silence.is_err(), "{silence:?}");
     service.shut_down().await;
 }
 
 #[tokio::test]
 async fn a_client_that_reads_slowly_stays_attached() {
-    let limits = Limits::default().attach_timeout(Duration::from_millis(300));
+    let limits = Limits::default().attach_timeout(ATTACH_TIMEOUT);
     let service = TestServer::with_limits(limits).await;
     let id = start_box(&service).await;
-    let (_, _input, mut events) = run(&service, &id, &shell("echo one; sleep 1; exit 3")).await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (_, _input, mut events) = run(&service, &id, &shell("echo one; sleep 6; exit 3")).await;
+    tokio::time::sleep(ATTACH_TIMEOUT * 2).await;
     assert_eq!(finish(&mut events).await, ("one\n".into(), "".into(), 3));
     service.shut_down().await;
 }
@@ -399,8 +402,8 @@ async fn a_box_is_paused_and_resumed() {
     let target = format!("/v1/boxes/{id}/pause");
     let reply = service.send(Method::POST, &target, "").await;
     if reply.status == 400 && reply.code() == "unsupported" {
-        // This host has no freezer of version 2, which the message says.
         assert!(reply.message().contains("version 2"), "{reply:?}");
+        skip("this host has no freezer of version 2");
         return service.shut_down().await;
     }
     assert_eq!(

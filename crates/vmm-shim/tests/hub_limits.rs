@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -104,10 +105,14 @@ fn a_client_has_a_limited_number_of_open_streams() {
     assert_eq!(client.list().len(), 1);
 
     client.send(0, HostMessage::CloseStdin);
-    for stream in 0..MAX_STREAMS {
-        while !matches!(client.receive().message, PayloadMessage::Exited { .. }) {}
-        assert!(stream < MAX_STREAMS);
+    let mut ended = BTreeSet::new();
+    while ended.len() < MAX_STREAMS as usize {
+        let Frame { stream, message } = client.receive();
+        if let PayloadMessage::Exited { .. } = message {
+            assert!(ended.insert(stream), "{stream} ends twice");
+        }
     }
+    assert!(ended.into_iter().eq(0..MAX_STREAMS));
     // A stream to an execution that has ended is closed at once.
     for stream in 0..2 * MAX_STREAMS {
         client.send(stream, attach("exec-0", false));
