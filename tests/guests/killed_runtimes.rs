@@ -74,7 +74,8 @@ async fn run_and_die(options: RuntimeOptions) {
     for name in ["paused", "paused-detached"] {
         runtime.pause(name).await.unwrap();
     }
-    for (name, grace) in [("stopping", 3600), ("stopping-detached", 12)] {
+    // The agent kills the workload after a half of it, and can report that for a quarter, also on a loaded machine.
+    for (name, grace) in [("stopping", 3600), ("stopping-detached", 60)] {
         let (runtime, grace) = (runtime.clone(), Duration::from_secs(grace));
         tokio::spawn(async move { runtime.stop_within(name, grace).await });
     }
