@@ -109,6 +109,7 @@ impl Containerd {
                     "kernel": guest.kernel(),
                     "initrd": guest.initrd(),
                     "cmdline": "quiet",
+                    "accelerator": "tcg",
                     "agent": true
                 }
             }

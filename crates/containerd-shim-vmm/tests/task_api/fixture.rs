@@ -107,6 +107,7 @@ impl TestPod {
                     "kernel": guest.kernel(),
                     "initrd": guest.initrd(),
                     "cmdline": "quiet",
+                    "accelerator": "tcg",
                     "agent": true
                 }
             }

@@ -26,6 +26,7 @@ pub(crate) fn write_image(images: &Path) -> Option<()> {
             "kernel": guest.kernel(),
             "initrd": guest.initrd(),
             "cmdline": GuestFiles::KERNEL_PARAMETERS,
+            "accelerator": "tcg",
             "disks": [{"path": guest.root()}],
             "agent": true,
         },

@@ -1,8 +1,9 @@
 //! Decides whether KVM executes the instructions of a guest.
 //!
 //! `/dev/kvm` proves little: on some hosts it can be opened, and a guest hangs, or QEMU aborts. So a process
-//! runs one instruction in a virtual machine of KVM, and a QEMU boots a sector, each with a deadline. The
-//! result is kept for the host.
+//! runs one instruction in a virtual machine of KVM, and a QEMU boots the kernel of the guest, each with a
+//! deadline. A smaller program would not do: there are hosts whose KVM runs the firmware and a boot sector, and
+//! hangs in a kernel. The result is kept for the host and the kernel.
 
 use std::env;
 use std::fs::{self, File};
@@ -25,6 +26,7 @@ use vmm_protocol::{
 
 use super::command_line::{PROGRAM, SANDBOX};
 use super::confinement::Confinement;
+use super::files::open_file;
 use super::options::{Accelerator, QemuOptions};
 use crate::EngineError;
 #[cfg(target_arch = "x86_64")]
@@ -36,7 +38,7 @@ const PROBE_ARGV0: &str = "vmm-kvm-probe";
 /// How long one instruction may take, with the start of the process.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long QEMU may take to boot a sector. It takes less than a second.
+/// How long QEMU may take to boot a kernel without a root file system. It takes about a second.
 const TRIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a process may take to die. One that KVM keeps in the kernel survives SIGKILL.
@@ -45,22 +47,13 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(1);
 /// What a process may print as the cause of its failure.
 const MAX_OUTPUT_BYTES: u64 = 4096;
 
-/// The record of the check in the cache directory.
-const RECORD: &str = "kvm.json";
 const MAX_RECORD_BYTES: u64 = 16 << 10;
 
-/// The descriptor of the boot sector in QEMU.
-const SECTOR_FD: i32 = 3;
+/// The descriptor of the kernel in QEMU.
+const KERNEL_FD: i32 = 3;
 
-/// Writes 0x10 to the port of `isa-debug-exit`, and halts.
-const SECTOR: [u8; 5] = [0xb0, 0x10, 0xe6, 0xf4, 0xf4];
-const SECTOR_SIGNATURE: [u8; 2] = [0x55, 0xaa];
-
-/// The size of the disk with the sector: the firmware does not boot from a smaller disk.
-const DISK_BYTES: u64 = 1 << 20;
-
-/// The exit code of QEMU for the value that the sector writes: (value << 1) | 1.
-const TRIAL_CODE: i32 = 0x21;
+/// What a kernel prints that finds no root file system, before it reboots.
+const PANIC: &str = "Kernel panic";
 
 /// Probes KVM and exits, if this process was started for that. Otherwise returns immediately.
 ///
@@ -100,17 +93,19 @@ pub(super) fn choose(
     spec: &InstanceSpec,
     options: &QemuOptions,
 ) -> Result<Accelerator, EngineError> {
-    let record = spec.cache_dir.as_ref().map(|dir| dir.join(RECORD));
-    decide(options.accelerator, record, Host::this(), || {
+    let subject = Subject::this(&options.kernel);
+    let record = spec.cache_dir.as_ref();
+    let record = record.map(|dir| dir.join(subject.record_name()));
+    decide(options.accelerator, record, subject, || {
         run(probe(), PROBE_TIMEOUT)
             .and_then(|exit| exit.expect_code(0))
             .map_err(|reason| {
                 format!("a virtual machine cannot execute an instruction: {reason}")
             })?;
-        trial(spec)
+        trial(spec, options)
             .and_then(|trial| run(trial, TRIAL_TIMEOUT))
-            .and_then(|exit| exit.expect_code(TRIAL_CODE))
-            .map_err(|reason| format!("QEMU cannot boot a sector: {reason}"))
+            .and_then(Exit::expect_panic)
+            .map_err(|reason| format!("QEMU cannot boot the kernel: {reason}"))
     })
 }
 
@@ -118,13 +113,15 @@ pub(super) fn choose(
 fn decide(
     requested: Accelerator,
     record: Option<PathBuf>,
-    host: Host,
+    subject: Subject,
     check: impl FnOnce() -> Result<(), String>,
 ) -> Result<Accelerator, EngineError> {
     if requested == Accelerator::Tcg {
         return Ok(Accelerator::Tcg);
     }
-    let known = record.as_ref().and_then(|path| Record::read(path, &host));
+    let known = record
+        .as_ref()
+        .and_then(|path| Record::read(path, &subject));
     let failure = match known {
         // The operator may have repaired what an explicit request needs.
         Some(failure) if requested == Accelerator::Auto || failure.is_none() => failure,
@@ -132,7 +129,7 @@ fn decide(
             let failure = check().err();
             if let Some(path) = record
                 && let Err(error) = (Record {
-                    host,
+                    subject,
                     failure: failure.clone(),
                 })
                 .write(&path)
@@ -155,39 +152,65 @@ fn decide(
     }
 }
 
-/// What a check is valid for: a boot of the host, and a program of QEMU.
+/// What a check is valid for: a boot of the host, a program of QEMU, and a kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Host {
+struct Subject {
     boot_id: Option<String>,
-    /// The inode, the size, and the time of the last change of the program.
-    qemu: Option<(u64, u64, i64)>,
+    qemu: Option<FileVersion>,
+    kernel: Option<FileVersion>,
 }
 
-impl Host {
-    fn this() -> Self {
+impl Subject {
+    fn this(kernel: &Path) -> Self {
         let identity = ProcessIdentity::of(std::process::id());
         let mut dirs = env::split_paths(DEFAULT_PATH);
-        let program = dirs.find_map(|dir| fs::metadata(dir.join(PROGRAM)).ok());
         Self {
             boot_id: identity.ok().flatten().map(|identity| identity.boot_id),
-            qemu: program.map(|program| (program.ino(), program.len(), program.mtime())),
+            qemu: dirs.find_map(|dir| FileVersion::of(&dir.join(PROGRAM))),
+            kernel: FileVersion::of(kernel),
         }
+    }
+
+    /// Returns the name of the record in the cache directory.
+    fn record_name(&self) -> String {
+        let kernel = self.kernel.as_ref().map_or(0, |kernel| kernel.inode);
+        format!("kvm-{kernel}.json")
+    }
+}
+
+/// A file as it is until its contents, its owner or its mode change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct FileVersion {
+    inode: u64,
+    size: u64,
+    /// Seconds since 1970.
+    changed: i64,
+}
+
+impl FileVersion {
+    fn of(path: &Path) -> Option<Self> {
+        let file = fs::metadata(path).ok()?;
+        Some(Self {
+            inode: file.ino(),
+            size: file.len(),
+            changed: file.ctime(),
+        })
     }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
-    host: Host,
+    subject: Subject,
     /// Why KVM cannot be used.
     failure: Option<String>,
 }
 
 impl Record {
-    /// Returns the result for this host, if there is one.
-    fn read(path: &Path, host: &Host) -> Option<Option<String>> {
+    /// Returns the result for this subject, if there is one.
+    fn read(path: &Path, subject: &Subject) -> Option<Option<String>> {
         let json = read_file(path, MAX_RECORD_BYTES).ok()?;
         let record: Self = serde_json::from_slice(&json).ok()?;
-        (record.host == *host).then_some(record.failure)
+        (record.subject == *subject).then_some(record.failure)
     }
 
     fn write(&self, path: &Path) -> Result<(), FileError> {
@@ -207,51 +230,38 @@ fn probe() -> Command {
     command
 }
 
-/// Returns the command of a QEMU with KVM that boots a sector, with the confinement of the guest's.
-fn trial(spec: &InstanceSpec) -> Result<Command, String> {
-    let mut options = QemuOptions::new("/dev/null");
+/// Returns the command of a QEMU with KVM that boots the kernel, with the confinement of the guest's.
+fn trial(spec: &InstanceSpec, options: &QemuOptions) -> Result<Command, String> {
+    let mut options = options.clone();
     options.accelerator = Accelerator::Kvm;
-    let mut command = trial_command("kvm", spec.policy.applies(ConfinementRule::Seccomp))?;
+    let kernel = open_file(&options.kernel, false).map_err(|error| error.to_string())?;
+    let mut command = trial_command("kvm", spec.policy.applies(ConfinementRule::Seccomp), kernel);
     let confinement = Confinement::prepare(spec, &options).map_err(|error| with_causes(&error))?;
     confinement.apply(&mut command);
     Ok(command)
 }
 
-fn trial_command(accelerator: &str, has_filter: bool) -> Result<Command, String> {
-    let disk = || -> io::Result<File> {
-        let mut disk = tempfile::tempfile()?;
-        let mut sector = [0; 512];
-        sector[..SECTOR.len()].copy_from_slice(&SECTOR);
-        sector[510..].copy_from_slice(&SECTOR_SIGNATURE);
-        disk.write_all(&sector)?;
-        disk.set_len(DISK_BYTES)?;
-        Ok(disk)
-    };
-    let disk = disk().map_err(|error| format!("cannot write the sector: {error}"))?;
+fn trial_command(accelerator: &str, has_filter: bool, kernel: File) -> Command {
     let mut command = Command::new(PROGRAM);
     command
         .args(["-nodefaults", "-no-user-config", "-machine", "q35"])
-        .args(["-accel", accelerator, "-cpu", "max", "-m", "32"])
+        .args(["-accel", accelerator, "-cpu", "max", "-m", "256"])
         .args(["-display", "none", "-no-reboot"])
-        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
-        .args(["-add-fd", &format!("fd={SECTOR_FD},set={SECTOR_FD}")])
-        .args([
-            "-blockdev",
-            &format!(
-                "driver=raw,node-name=sector,file.driver=file,file.filename=/dev/fdset/{SECTOR_FD}"
-            ),
-        ])
-        .args(["-device", "virtio-blk-pci,drive=sector,bootindex=0"])
+        .args(["-chardev", "stdio,id=console,signal=off"])
+        .args(["-serial", "chardev:console"])
+        .args(["-kernel", &format!("/proc/self/fd/{KERNEL_FD}")])
+        // Without the program of an initrd that is part of the kernel.
+        .args(["-append", "console=ttyS0 panic=-1 quiet rdinit=/none"])
         .env_clear()
         .env("PATH", DEFAULT_PATH)
-        .fd(SECTOR_FD, OwnedFd::from(disk));
+        .fd(KERNEL_FD, OwnedFd::from(kernel));
     if has_filter {
         command.args(["-sandbox", SANDBOX]);
     }
-    Ok(command)
+    command
 }
 
-/// How a process ended, and what it printed to stderr.
+/// How a process ended, and what it printed.
 #[derive(Debug)]
 struct Exit {
     status: ExitStatus,
@@ -263,16 +273,29 @@ impl Exit {
         if self.status.code() == Some(code) {
             return Ok(());
         }
+        Err(self.describe())
+    }
+
+    /// Returns an error unless a kernel was ready to mount its root file system. A CPU that fails before also
+    /// resets the machine, which ends QEMU in the same way.
+    fn expect_panic(self) -> Result<(), String> {
+        if self.status.success() && self.output.contains(PANIC) {
+            return Ok(());
+        }
+        Err(self.describe())
+    }
+
+    fn describe(&self) -> String {
         let output = self.output.trim();
         let how = match self.status.signal() {
             Some(signal) => format!("signal {signal}"),
             None => format!("exit code {}", self.status.code().unwrap_or(255)),
         };
-        Err(if output.is_empty() {
+        if output.is_empty() {
             how
         } else {
             format!("{output} ({how})")
-        })
+        }
     }
 }
 
@@ -282,7 +305,7 @@ fn run(mut command: Command, timeout: Duration) -> Result<Exit, String> {
     let (output, writer) = io::pipe().map_err(to_text)?;
     command
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(OwnedFd::from(writer.try_clone().map_err(to_text)?))
         .stderr(OwnedFd::from(writer))
         .reset_ignored_signals(true)
         .parent_death_signal(SIGKILL);

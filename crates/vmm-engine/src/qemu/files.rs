@@ -230,7 +230,7 @@ fn read_base(path: &PathBuf) -> Result<Base, FileError> {
         .map_err(|error| FileError::new("read", path, error))
 }
 
-fn open_file(path: &Path, write: bool) -> io::Result<File> {
+pub(super) fn open_file(path: &Path, write: bool) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
         .write(write)

@@ -49,8 +49,9 @@ use crate::{Engine, EngineError, Payload, process};
 /// # KVM
 ///
 /// With [`Accelerator::Auto`], QEMU uses KVM if a check succeeds: a process executes one instruction in a virtual
-/// machine of KVM, and a QEMU boots a sector, within 5 s and 10 s. The result counts until the host boots again or
-/// QEMU is replaced; it is in [`InstanceSpec::cache_dir`], whose file `kvm.json` can be deleted. If the check
+/// machine of KVM, and a QEMU boots the kernel of the guest without a root file system, within 5 s and 10 s. The
+/// result counts until the host boots again, or QEMU or the kernel is replaced; it is in
+/// [`InstanceSpec::cache_dir`], whose files `kvm-INODE.json` can be deleted. If the check
 /// fails, the shim writes the reason to `shim.stderr`, and QEMU translates the instructions, of a CPU without the
 /// features `erms` and `la57`, which make translated code slower. With [`Accelerator::Kvm`], the start fails then
 /// with [`EngineError::KvmUnusable`].
