@@ -257,6 +257,7 @@ async fn open_runtime(state: &StateDir) -> Result<VmmRuntime, RuntimeError> {
     // containerd hands the namespaces over.
     let policy = HostPolicy::default().allow_network(true);
     let options = RuntimeOptions::new(state.home())
+        .cache_dir(state.cache())
         .policy(policy.clone())
         .start_timeout(BOOT_TIMEOUT)
         .payload_check(move |payload| validator.validate(payload, &policy))

@@ -204,6 +204,11 @@ impl StateDir {
         self.path.join("home")
     }
 
+    /// What all pods know of the host.
+    pub(crate) fn cache(&self) -> PathBuf {
+        self.path.with_file_name("cache")
+    }
+
     /// The events that containerd has not acknowledged.
     pub(crate) fn events(&self) -> PathBuf {
         self.path.join("events")

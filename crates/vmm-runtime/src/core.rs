@@ -1,5 +1,5 @@
 use std::io;
-use std::path::PathBuf;
+use std::path::{PathBuf, absolute};
 use std::process;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -42,6 +42,8 @@ const MAX_REMOVAL_PAUSE: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) home: Home,
+    /// [`RuntimeOptions::cache_dir`].
+    pub(crate) cache_dir: PathBuf,
     /// [`RuntimeOptions::disk_reserve`].
     disk_reserve: u64,
     /// [`RuntimeOptions::payload_check`].
@@ -95,6 +97,10 @@ impl Core {
         process_wide_reaper().map_err(RuntimeError::Thread)?;
         let uids = BoxUids::new(options)?;
         let (home, lock) = Home::open(&options.home, options.disk_reserve)?;
+        let cache_dir = match &options.cache_dir {
+            Some(dir) => absolute(dir).map_err(|error| FileError::new("find", dir, error))?,
+            None => home.cache(),
+        };
         let metrics = RuntimeMetricsStorage::default();
         let reaper_token = CancellationToken::new();
         let sink = MetricsSink {
@@ -124,6 +130,7 @@ impl Core {
             .in_runtime(Arc::clone(&warm_shims), driver.disk.clone());
         Ok(Self {
             home,
+            cache_dir,
             disk_reserve: options.disk_reserve,
             payload_check: options.payload_check.clone(),
             payload_cleanup: options.payload_cleanup.clone(),

@@ -41,6 +41,9 @@ pub struct RuntimeOptions {
     /// can have it open. It must belong to the user of this process, and no other user may be able
     /// to write to it.
     pub home: PathBuf,
+    /// The directory in which engines keep what they have found out about the host, such as whether KVM
+    /// works. Runtimes can share it. By default `cache` in the home.
+    pub cache_dir: Option<PathBuf>,
     /// The program that shims execute. By default the current program, whose `main` must then begin
     /// with `vmm_shim::run_if_shim()`. Either is opened once: an upgrade that replaces the file does
     /// not affect an open runtime.
@@ -92,6 +95,7 @@ impl RuntimeOptions {
     pub fn new(home: impl Into<PathBuf>) -> Self {
         Self {
             home: home.into(),
+            cache_dir: None,
             shim_program: None,
             private_env: Vec::new(),
             warm_shims: 0,
@@ -105,6 +109,12 @@ impl RuntimeOptions {
             shutdown_token: None,
             shutdown_timeout: Duration::from_secs(10),
         }
+    }
+
+    /// Sets [`cache_dir`](Self::cache_dir).
+    pub fn cache_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.cache_dir = Some(dir.into());
+        self
     }
 
     /// Sets [`shim_program`](Self::shim_program).

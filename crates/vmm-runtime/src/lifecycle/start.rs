@@ -71,7 +71,7 @@ async fn launch(
     }
     let mut spec = spec.clone();
     spec.policy = core.policy.clone();
-    spec.cache_dir = Some(core.home.cache());
+    spec.cache_dir = Some(core.cache_dir.clone());
     let begun = Instant::now();
     let shim = core
         .controller
