@@ -12,6 +12,13 @@ fn pid_namespace(mode: &str) -> Value {
     json!({"network": "NODE", "pid": mode})
 }
 
+/// Waits until the pid 1 that a container sees executes `sleep infinity`. Its start can return before.
+fn wait_executed(pod: &Pod, container: &str) {
+    eventually("the pid 1 executes its command", || {
+        pod.output(container, "cat /proc/1/cmdline") == "sleep\0infinity\0"
+    });
+}
+
 #[test]
 fn a_container_sees_and_signals_only_its_own_processes() {
     let Some(containerd) = Containerd::start_with_cri() else {
@@ -21,9 +28,9 @@ fn a_container_sees_and_signals_only_its_own_processes() {
     let script = "trap 'exit 7' TERM; touch /ready; while :; do sleep 0.1; done";
     let ending = pod.start("ending", script, json!({}));
     let stable = pod.start("stable", "exec sleep infinity", json!({}));
+    wait_executed(&pod, &stable);
     let names = pod.output(&stable, NAMES);
     let is_own = |name: &str| ["sleep", "sh", "cat"].contains(&name);
-    assert!(names.starts_with("sleep\n"), "{names}");
     assert!(names.lines().all(is_own), "{names}");
 
     // The pid 1 is that of the container, and not the agent of the guest, which these signals would end.
@@ -48,11 +55,13 @@ fn the_containers_of_a_pod_share_the_process_ids_that_its_configuration_names() 
     let shared = Pod::run_in(&containerd, "shared", pid_namespace("POD"));
     let ending = shared.start("ending", "exec sleep 1000", json!({}));
     let stable = shared.start("stable", "exec tail -f /dev/null", json!({}));
-    let sandbox = shared.output(&ending, "cat /proc/1/cmdline");
-    assert_eq!(sandbox, "sleep\0infinity\0");
-    let names = shared.output(&ending, NAMES);
-    assert!(names.lines().any(|name| name == "tail"), "{names}");
-    assert!(!names.contains("init"), "{names}");
+    // That of the sandbox.
+    wait_executed(&shared, &ending);
+    eventually("the other container runs its command", || {
+        let names = shared.output(&ending, NAMES);
+        assert!(!names.contains("init"), "{names}");
+        names.lines().any(|name| name == "tail")
+    });
     let request = json!({"container_id": ending, "timeout": 60});
     shared.client.call("StopContainer", &request);
     assert_eq!(shared.wait(&ending, "CONTAINER_EXITED")["exitCode"], 143);
