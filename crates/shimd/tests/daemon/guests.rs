@@ -70,7 +70,14 @@ async fn a_killed_daemon_finds_its_guest_and_the_execution_in_it_again() {
     let home = PerTestBoxHome::new();
     let mut killed = start_daemon(&home, images.path()).await;
     let args = [
-        "run", "--detach", "--name", "nap", "--memory", "192", "busybox",
+        "run",
+        "--detach",
+        "--outlive",
+        "--name",
+        "nap",
+        "--memory",
+        "192",
+        "busybox",
     ];
     run_shimd(&home, &args).out();
     let before = killed.client.inspect("nap").await.unwrap();
