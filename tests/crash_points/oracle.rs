@@ -4,13 +4,14 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, ExitStatus};
+use std::time::Instant;
 
 use serde_json::Value;
 use vmm_protocol::ControlGroup;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{BoxInfo, BoxStatus, Ending, Removal, RuntimeOptions, VmmRuntime, with_causes};
 
-use crate::common::{DEADLINE, eventually_blocking};
+use crate::common::{DEADLINE, eventually_blocking, pause};
 use crate::leftovers;
 use crate::point::{Fault, Operation, Point, Target};
 use crate::subject::{BOX, DETACHED, ENDED, GO, IDLE, LABEL, ORPHANED};
@@ -214,6 +215,11 @@ impl History {
             let removed = runtime.remove(&info.id, Removal::Force).await;
             removed.map_err(|error| with_causes(&error))?;
         }
+        // A shutdown leaves a directory whose removal takes long, as on a loaded machine, to the next runtime.
+        let deadline = Instant::now() + DEADLINE;
+        while !is_empty(&home.path().join("boxes")) && Instant::now() < deadline {
+            pause().await;
+        }
         runtime.shutdown(DEADLINE).await;
         let ids: Vec<_> = boxes.into_iter().map(|info| info.id.to_string()).collect();
         nothing_left(home.path(), &ids)
@@ -247,6 +253,11 @@ impl History {
             _ => info.detached || !is_up,
         }
     }
+}
+
+fn is_empty(dir: &Path) -> bool {
+    dir.read_dir()
+        .is_ok_and(|mut entries| entries.next().is_none())
 }
 
 fn nothing_left(home: &Path, ids: &[String]) -> Result<(), String> {
