@@ -16,12 +16,10 @@ use vmm_protocol::{Ending, with_causes};
 use crate::error::ShimError;
 use crate::log;
 use crate::pod::{Pod, log_error};
+use crate::signal::SIGKILL;
 
 /// How long the next connection waits after one could not be accepted, for example for lack of descriptors.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-
-/// SIGKILL.
-const KILL: i32 = 9;
 
 /// Takes over the loopback addresses of a namespace; `None`, after a message, if the kernel cannot.
 pub(crate) fn listen(namespace: &Path) -> Option<LoopbackListener> {
@@ -90,7 +88,7 @@ async fn relay(pod: &Pod, mut client: TcpStream) -> Result<(), ShimError> {
             .map_err(ShimError::file("reset a connection to", "localhost"))?,
         // The client has gone.
         Err(_) => {
-            let _ = execution.signal_command(KILL);
+            let _ = execution.signal_command(SIGKILL);
         }
     }
     Ok(())

@@ -10,8 +10,8 @@ use crate::{Ending, FileError};
 /// The record of how a run ended, which a shim writes to the file `exit`.
 ///
 /// It holds more than an exit status: the message and place of a panic, why a payload could not
-/// start, and whether the end was requested. There is no record if SIGKILL, a power cut, or a
-/// library that calls `exit(3)` ended the shim.
+/// start, and whether the end was requested. A shim that SIGKILL, a power cut, or a library that calls
+/// `exit(3)` has ended writes no record.
 ///
 /// A payload can forge the record. After writing it, a shim exits with the
 /// [code of its ending](Ending::shell_code); a record that does not match the exit status of the
