@@ -4,6 +4,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use common::own_process::block_on;
 use common::{DEADLINE, eventually, kill, pause};
 use futures::{StreamExt, poll};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
     BoxChange, BoxEvent, BoxInfo, BoxSpec, BoxStatus, Events, Ready, Removal, RestartPolicy,
@@ -361,6 +363,49 @@ fn restarts_survive_a_kill_of_the_runtime() {
     );
 }
 
+/// Leaves of a box only this record.
+fn leave_only_record(path: &Path, record: &[u8]) {
+    let dir = path.parent().unwrap();
+    fs::remove_dir_all(dir).unwrap();
+    fs::create_dir(dir).unwrap();
+    fs::write(path, record).unwrap();
+}
+
+#[tokio::test]
+async fn a_launch_without_a_shim_is_not_a_run_unless_the_host_has_rebooted() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let once = RestartPolicy::OnFailure { max: Some(1) };
+    let first_fails =
+        "[ -e $VMM_BOX_DIR/runs ] && exec sleep 1000; echo > $VMM_BOX_DIR/runs; exit 7";
+    let restarted = start_box(&runtime, script(first_fails).restart(once)).await;
+    wait_for_restart(&runtime, &restarted).await;
+    let new = start_box(&runtime, sleeping().auto_remove(true)).await;
+    // As when the runtime dies before it spawns the shim.
+    let records = [&restarted, &new].map(|bx| {
+        let path = box_dir(&home, &bx.id).join("box.json");
+        (fs::read(&path).unwrap(), path)
+    });
+    runtime.shutdown(DEADLINE).await;
+    for (record, path) in records {
+        leave_only_record(&path, &record);
+    }
+
+    let runtime = open_runtime(&home).await;
+    eventually("the restart takes place", || {
+        runs(&home, &restarted.id) == 1
+    })
+    .await;
+    let ended = wait_for_info(&runtime, &restarted.id, |info| {
+        info.status == BoxStatus::Failed && !info.restarting
+    });
+    let ended = ended.await;
+    assert_eq!((ended.exit_code, ended.restarts), (Some(7), 1));
+    let new = runtime.info(&new.id).await.unwrap();
+    assert_eq!(new.status, BoxStatus::Configured);
+    remove_all(&runtime).await;
+}
+
 #[tokio::test]
 async fn what_follows_a_run_also_follows_a_power_cut_that_leaves_no_record_of_its_shim() {
     let home = PerTestBoxHome::new();
@@ -374,10 +419,9 @@ async fn what_follows_a_run_also_follows_a_power_cut_that_leaves_no_record_of_it
     });
     runtime.shutdown(DEADLINE).await;
     for (record, path) in records {
-        let dir = path.parent().unwrap();
-        fs::remove_dir_all(dir).unwrap();
-        fs::create_dir(dir).unwrap();
-        fs::write(&path, record).unwrap();
+        let mut record: Value = serde_json::from_slice(&record).unwrap();
+        record["launched_in"] = "an earlier boot".into();
+        leave_only_record(&path, record.to_string().as_bytes());
     }
 
     let runtime = open_runtime(&home).await;

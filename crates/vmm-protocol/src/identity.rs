@@ -79,8 +79,9 @@ impl ProcessIdentity {
     }
 }
 
-/// Reads the file once: its content is the same as long as the process lives.
-fn boot_id() -> io::Result<String> {
+/// Returns the id of this boot of the host, the content of `/proc/sys/kernel/random/boot_id`. Reads the
+/// file once: its content is the same as long as the process lives.
+pub fn boot_id() -> io::Result<String> {
     static BOOT_ID: OnceLock<String> = OnceLock::new();
     if let Some(boot_id) = BOOT_ID.get() {
         return Ok(boot_id.clone());

@@ -93,7 +93,7 @@ pub use files::{
     write_file, write_file_unsynced,
 };
 pub use host_policy::{ConfinementRule, HostPolicy, UnappliedRule};
-pub use identity::ProcessIdentity;
+pub use identity::{ProcessIdentity, boot_id};
 pub use instance_spec::InstanceSpec;
 pub use invocation::{ARGV0, Invocation, can_be_shim, declare_shim_program};
 pub use json_line::{read_line, to_line};

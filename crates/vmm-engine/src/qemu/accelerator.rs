@@ -20,8 +20,8 @@ use pidfd_spawn::{Command, Stdio};
 use serde::{Deserialize, Serialize};
 use vmm_protocol::pidfd::wait_exited;
 use vmm_protocol::{
-    ConfinementRule, DEFAULT_PATH, FileError, InstanceSpec, ProcessIdentity, read_file,
-    with_causes, write_file_unsynced,
+    ConfinementRule, DEFAULT_PATH, FileError, InstanceSpec, boot_id, read_file, with_causes,
+    write_file_unsynced,
 };
 
 use super::command_line::{PROGRAM, SANDBOX};
@@ -162,10 +162,9 @@ struct Subject {
 
 impl Subject {
     fn this(kernel: &Path) -> Self {
-        let identity = ProcessIdentity::of(std::process::id());
         let mut dirs = env::split_paths(DEFAULT_PATH);
         Self {
-            boot_id: identity.ok().flatten().map(|identity| identity.boot_id),
+            boot_id: boot_id().ok(),
             qemu: dirs.find_map(|dir| FileVersion::of(&dir.join(PROGRAM))),
             kernel: FileVersion::of(kernel),
         }

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use vmm_protocol::boot_id;
+
 use super::gate::Gate;
 use super::state::{Phase, State};
 use super::{MicroBox, Outcome, StartRequest};
@@ -17,6 +19,11 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) enum FollowUp {
     Restart,
     Remove,
+}
+
+/// Returns the id of this boot, or a text that differs from every id if it cannot be read.
+fn this_boot() -> String {
+    boot_id().unwrap_or_default()
 }
 
 impl State {
@@ -37,8 +44,16 @@ impl State {
         }
     }
 
+    fn set_launched_in(&mut self, boot: Option<String>) {
+        if self.saves_runs() && self.record.launched_in != boot {
+            self.record.launched_in = boot;
+            self.version += 1;
+        }
+    }
+
     /// Notes the launch of a start.
     pub(super) fn note_launch(&mut self, request: StartRequest) {
+        self.set_launched_in(Some(this_boot()));
         self.set_restart(if request.is_restart {
             self.record.restart.after_restart()
         } else {
@@ -48,10 +63,7 @@ impl State {
 
     /// Notes that no launched run is left.
     pub(super) fn note_no_run(&mut self) {
-        self.set_restart(RestartState {
-            running: false,
-            ..self.record.restart
-        });
+        self.set_launched_in(None);
     }
 
     /// Notes that an earlier runtime has started the box.
@@ -63,9 +75,9 @@ impl State {
         self.set_restart(RestartState {
             started: true,
             stopped,
-            running: true,
             ..self.record.restart
         });
+        self.set_launched_in(Some(this_boot()));
     }
 
     /// Notes that a user has stopped or removed the box, which ends its restarts.
@@ -78,11 +90,11 @@ impl State {
     /// Decides whether a restart follows the end of a run with `outcome`. Called before the phase
     /// changes.
     pub(super) fn note_end(&mut self, outcome: &Outcome) {
+        self.note_no_run();
         let is_first_start =
             matches!(self.phase, Phase::Starting { .. }) && !self.record.restart.due;
         let is_shutdown = self.gate == Gate::Closed && outcome.requested;
         if is_first_start || is_shutdown {
-            self.note_no_run();
             return;
         }
         let ran = match self.phase {
@@ -131,9 +143,15 @@ impl MicroBox {
         self.state().saves_runs()
     }
 
-    /// Returns whether a run was launched of which an earlier runtime has not seen the end.
-    pub(crate) fn has_unfinished_run(&self) -> bool {
-        self.state().record.restart.running
+    /// Returns the boot of the host in which an earlier runtime has launched a run without seeing
+    /// its end.
+    pub(crate) fn launched_in(&self) -> Option<String> {
+        self.state().record.launched_in.clone()
+    }
+
+    /// Marks the launch of an earlier runtime as one that has not reached a payload.
+    pub(crate) fn mark_not_launched(&self) {
+        self.state().note_no_run();
     }
 
     /// Returns what is due for the box.

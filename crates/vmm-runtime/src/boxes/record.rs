@@ -40,6 +40,10 @@ pub(crate) struct BoxRecord {
     /// Whether a cleanup after the last run is pending.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) cleanup_due: bool,
+    /// The boot of the host in which a run was launched whose end is not known yet, if something
+    /// follows that end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) launched_in: Option<String>,
     /// What decides whether the box is restarted.
     #[serde(default, skip_serializing_if = "RestartState::is_default")]
     pub(crate) restart: RestartState,
@@ -63,6 +67,7 @@ impl BoxRecord {
             uid: None,
             last: None,
             cleanup_due: false,
+            launched_in: None,
             restart: RestartState::default(),
         }
     }

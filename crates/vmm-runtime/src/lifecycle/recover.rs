@@ -8,7 +8,9 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use tokio::time::timeout;
 use ulid::Ulid;
-use vmm_protocol::{FileError, PidLookup, PidRecord, is_resource_exhaustion, procfs, with_causes};
+use vmm_protocol::{
+    FileError, PidLookup, PidRecord, boot_id, is_resource_exhaustion, procfs, with_causes,
+};
 
 use super::pause::recover_pause;
 use super::{cleanup, retry_cleanup, supervise};
@@ -56,9 +58,7 @@ pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
                 exited.push(bx);
                 continue;
             }
-            // The record of its shim is not synced, so that a power cut can remove it.
-            LastShim::None if bx.has_unfinished_run() => Some(read_outcome(&bx, None)?),
-            LastShim::None => None,
+            LastShim::None => unrecorded_outcome(&bx)?,
             LastShim::Alive(record) => match attach(&core, &bx, &record).await? {
                 Some(shim) => {
                     reattach(&core, &bx, shim).await?;
@@ -157,6 +157,19 @@ fn read_outcome(bx: &MicroBox, shim: Option<PidRecord>) -> Result<Outcome, FileE
         Err(error) => Ok(Outcome::of_exit(shim, None, Err(&error), false)),
         Ok(record) => Ok(Outcome::of_exit(shim, None, Ok(record), false)),
     }
+}
+
+/// Returns how a run ended whose launch is on disk, but not its `shim.pid`. The file is not synced,
+/// so that a power cut can remove it. Otherwise the runtime died before it reached a payload.
+fn unrecorded_outcome(bx: &MicroBox) -> Result<Option<Outcome>, FileError> {
+    let Some(boot) = bx.launched_in() else {
+        return Ok(None);
+    };
+    if boot_id().is_ok_and(|this| this == boot) && matches!(bx.dir().exit_record(), Ok(None)) {
+        bx.mark_not_launched();
+        return Ok(None);
+    }
+    read_outcome(bx, None).map(Some)
 }
 
 /// Converts an error of reading `/proc`.

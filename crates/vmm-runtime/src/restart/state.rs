@@ -19,8 +19,6 @@ pub(crate) struct RestartState {
     pub(crate) started: bool,
     /// Whether a user has stopped it since it was started last.
     pub(crate) stopped: bool,
-    /// Whether a run has been launched whose end is not known yet.
-    pub(crate) running: bool,
     /// Whether a restart is due.
     pub(crate) due: bool,
     /// The number of restarts, including the one that is due, since the last start by a user.
@@ -38,7 +36,6 @@ impl RestartState {
     pub(crate) fn after_start() -> Self {
         Self {
             started: true,
-            running: true,
             ..Self::default()
         }
     }
@@ -47,7 +44,6 @@ impl RestartState {
     pub(crate) fn after_restart(self) -> Self {
         Self {
             stopped: false,
-            running: true,
             ..self
         }
     }
@@ -72,11 +68,7 @@ impl RestartState {
                 RestartPolicy::Always | RestartPolicy::UnlessStopped => true,
             };
         if !due {
-            return Self {
-                due,
-                running: false,
-                ..self
-            };
+            return Self { due, ..self };
         }
         let quick_ends = if ran < HEALTHY_PERIOD {
             self.quick_ends
@@ -85,7 +77,6 @@ impl RestartState {
         };
         Self {
             due,
-            running: false,
             count: self.count.saturating_add(1),
             quick_ends: quick_ends.saturating_add(1),
             ..self
