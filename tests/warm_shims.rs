@@ -6,13 +6,16 @@
 mod common;
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::boxes::{box_dir, exits_on_go, options, send_go, sleeping, start_box};
-use common::{DEADLINE, eventually, is_gone, kill, pause};
-use nix::sys::signal::Signal;
+use common::own_process::{block_on, in_own_process};
+use common::{DEADLINE, eventually, is_gone, kill, pause, shell};
+use nix::sys::signal::{Signal, raise};
 use nix::unistd::Pid;
 use tokio::time::timeout;
 use vmm_protocol::{ARGV0, FILES, Invocation, procfs};
@@ -153,28 +156,61 @@ async fn a_warm_shim_that_hangs_is_replaced_by_another_shim() {
     runtime.shutdown(Duration::from_secs(10)).await;
 }
 
-#[tokio::test]
-async fn a_warm_shim_is_not_replaced_because_its_runtime_was_late_to_read_its_report() {
-    let home = PerTestBoxHome::new();
-    let runtime = open(&home, 1).await;
-    for _ in 0..6 {
-        eventually("a shim waits", || warm_shims(&home).len() == 1).await;
-        let waiting = warm_shims(&home);
-        let id = runtime.create(sleeping()).await.unwrap().id;
-        let start = tokio::spawn({
-            let (runtime, id) = (runtime.clone(), id.clone());
-            async move { runtime.start(&id).await }
-        });
-        while runtime.metrics().await.warm_shims > 0 {
-            pause().await;
-        }
-        // Blocks the only thread of the tokio runtime.
-        std::thread::sleep(Duration::from_millis(1100));
-        let running = start.await.unwrap().unwrap();
-        assert_eq!(waiting, [running.pid.unwrap()]);
+#[test]
+fn a_warm_shim_is_not_replaced_because_its_runtime_was_late_to_read_its_report() {
+    in_own_process(
+        "a_warm_shim_is_not_replaced_because_its_runtime_was_late_to_read_its_report",
+        || {
+            block_on(async {
+                let home = PerTestBoxHome::new();
+                let runtime = open(&home, 1).await;
+                let mut late = 0;
+                while late < 3 {
+                    let is_late = start_while_the_runtime_is_stopped(&home, &runtime).await;
+                    late += u32::from(is_late);
+                }
+                runtime.shutdown(DEADLINE).await;
+            });
+        },
+    );
+}
+
+/// Starts a box in a warm shim, which reports that it has its box while all threads of this process are
+/// stopped. Returns false if this process was too slow to stop itself before the timeout.
+async fn start_while_the_runtime_is_stopped(home: &PerTestBoxHome, runtime: &VmmRuntime) -> bool {
+    eventually("a shim waits", || warm_shims(home).len() == 1).await;
+    let failures = runtime.metrics().await.warm_shim_failures_total;
+    let waiting = warm_shims(home)[0];
+    kill(waiting, Signal::SIGSTOP);
+    let id = runtime.create(sleeping()).await.unwrap().id;
+    // It does not report before this process is stopped, which is then stopped beyond the timeout.
+    let this = std::process::id();
+    let resume = format!(
+        "echo; until grep -q ') T ' /proc/{this}/stat; do sleep 0.01; done; \
+         kill -CONT {waiting}; sleep 1.2; kill -CONT {this}"
+    );
+    let mut helper = shell(&resume).stdout(Stdio::piped()).spawn().unwrap();
+    let mut output = helper.stdout.take().unwrap();
+    output.read_exact(&mut [0]).unwrap();
+    let begun = Instant::now();
+    let start = tokio::spawn({
+        let (runtime, id) = (runtime.clone(), id.clone());
+        async move { runtime.start(&id).await }
+    });
+    while runtime.metrics().await.warm_shims > 0 {
+        pause().await;
     }
-    assert_eq!(runtime.metrics().await.warm_shim_failures_total, 0);
-    runtime.shutdown(Duration::from_secs(10)).await;
+    let is_in_time = begun.elapsed() < Duration::from_millis(900);
+    raise(Signal::SIGSTOP).unwrap();
+    let running = start.await.unwrap().unwrap();
+    helper.wait().unwrap();
+    if is_in_time {
+        assert_eq!(running.pid, Some(waiting));
+        let metrics = runtime.metrics().await;
+        assert_eq!(metrics.warm_shim_failures_total, failures);
+    }
+    runtime.remove(&id, Removal::Force).await.unwrap();
+    is_in_time
 }
 
 /// The timeout for a warm shim ends when it has taken its box, whatever the payload does to its files.

@@ -90,7 +90,7 @@ impl ShimController {
             on_spawn(shim.handle());
             let takeover = shim.enforce_takeover();
             let outcome = tokio::select! {
-                // Reads the report first if this task was not polled before the timeout.
+                // A report that can be read counts, although the timeout has ended.
                 biased;
                 outcome = self.wait_until_ready(&mut shim, interrupt, spec) => outcome,
                 error = takeover => Err(error),

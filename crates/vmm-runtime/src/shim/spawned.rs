@@ -73,6 +73,10 @@ const MAX_REPORT_BYTES: u64 = 1 << 20;
 /// How long a warm shim may take to take its box. It takes less than a millisecond.
 const TAKEOVER_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long a report that has arrived may wait until this runtime reads it. A signal that stops and continues
+/// the process interrupts the wait for reports, and timers that have ended come first then.
+const READ_TIMEOUT: Duration = Duration::from_millis(100);
+
 /// How long a shortage of descriptors may last before a failed start is reported without its record.
 const SHORTAGE_TIMEOUT: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
@@ -167,6 +171,7 @@ impl SpawnedShim {
         let has_box = Arc::clone(&self.has_box);
         async move {
             sleep(TAKEOVER_TIMEOUT).await;
+            sleep(READ_TIMEOUT).await;
             if has_box.load(Ordering::Acquire) {
                 std::future::pending::<()>().await;
             }
