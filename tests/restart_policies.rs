@@ -13,7 +13,7 @@ use common::boxes::{
     send_go, sleeping, start_box, wait_for_info, wait_for_status,
 };
 use common::own_process::block_on;
-use common::{DEADLINE, eventually, kill, pause};
+use common::{DEADLINE, KillOnDrop, eventually, is_gone, is_zombie, kill, pause, sleeper};
 use futures::{StreamExt, poll};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -387,11 +387,23 @@ async fn a_launch_without_a_shim_is_not_a_run_unless_the_host_has_rebooted() {
         (fs::read(&path).unwrap(), path)
     });
     runtime.shutdown(DEADLINE).await;
-    for (record, path) in records {
-        leave_only_record(&path, &record);
+    for (record, path) in &records {
+        leave_only_record(path, record);
     }
+    // Its payload has deleted the record of its shim.
+    let mut orphan = sleeper();
+    orphan.env("VMM_BOX_DIR", box_dir(&home, &new.id));
+    let mut children = KillOnDrop::default();
+    let orphan = children.spawn(orphan).unwrap();
 
     let runtime = open_runtime(&home).await;
+    let [_, (_, record_of_new)] = records;
+    eventually("there is no run that a reboot could end", || {
+        let saved = fs::read_to_string(&record_of_new).unwrap();
+        !saved.contains("launched_in") && !saved.contains("cleanup_due")
+    })
+    .await;
+    eventually("the orphan exits", || is_zombie(orphan) || is_gone(orphan)).await;
     eventually("the restart takes place", || {
         runs(&home, &restarted.id) == 1
     })

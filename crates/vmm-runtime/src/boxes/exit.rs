@@ -46,6 +46,8 @@ impl MicroBox {
             state.set_cleanup_target(Some(target));
         }
         if let StartError::Interrupted = error {
+            // Before the cleanup is saved as due: the next runtime resumes only that.
+            state.note_no_run();
             return error;
         }
         let error = error.with_output(output.as_deref());

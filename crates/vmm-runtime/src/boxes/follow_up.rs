@@ -149,9 +149,12 @@ impl MicroBox {
         self.state().record.launched_in.clone()
     }
 
-    /// Marks the launch of an earlier runtime as one that has not reached a payload.
+    /// Marks the launch of an earlier runtime as one that has not reached a payload. A cleanup is due all the
+    /// same: a payload could have deleted the record of its shim.
     pub(crate) fn mark_not_launched(&self) {
-        self.state().note_no_run();
+        let mut state = self.state();
+        state.note_no_run();
+        state.record.cleanup_due = true;
     }
 
     /// Returns what is due for the box.
@@ -185,5 +188,40 @@ impl MicroBox {
             state.set_restart(restart);
             self.schedule_follow_up(&state, Duration::ZERO);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use jiff::Timestamp;
+    use tokio_util::sync::CancellationToken;
+    use vmm_protocol::BoxDir;
+
+    use super::*;
+    use crate::boxes::BoxRecord;
+    use crate::event::EventBus;
+    use crate::{BoxSpec, RuntimeMetricsStorage, StartError};
+
+    #[test]
+    fn a_start_is_saved_as_launched_until_it_is_cancelled() {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = BoxSpec::new(["true"]).auto_remove(true);
+        let record = BoxRecord::new("b".parse().unwrap(), Timestamp::now(), spec);
+        let events = Arc::new(EventBus::new(RuntimeMetricsStorage::default()));
+        let dir = BoxDir::new(dir.path());
+        let bx = MicroBox::new(record, None, dir, events, Arc::default());
+        let saved_launch = || {
+            bx.save().unwrap();
+            BoxRecord::read(bx.dir()).unwrap().launched_in
+        };
+
+        let request = StartRequest::by_user(bx.stop_epoch());
+        bx.begin_start(request, &CancellationToken::new()).unwrap();
+        assert_eq!(saved_launch(), boot_id().ok());
+        // A power cut during the cleanup that follows must not leave the launch.
+        bx.mark_start_failed(StartError::Interrupted);
+        assert_eq!(saved_launch(), None);
     }
 }

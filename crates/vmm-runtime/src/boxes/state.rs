@@ -191,7 +191,6 @@ impl State {
 
     /// Returns to the phase `Idle` after an interrupted start.
     pub(super) fn cancel_start(&mut self) {
-        self.note_no_run();
         self.phase = Phase::Idle;
         self.updated_at = Timestamp::now();
     }

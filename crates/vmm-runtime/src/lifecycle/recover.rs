@@ -54,11 +54,13 @@ pub(crate) async fn recover(core: Arc<Core>) -> Result<(), RuntimeError> {
             tracing::warn!(id = bx.id().as_str(), %error, "name taken; the box can be found by its id only");
         }
         let outcome = match shim {
-            LastShim::None if bx.resume_cleanup() => {
-                exited.push(bx);
-                continue;
-            }
-            LastShim::None => unrecorded_outcome(&bx)?,
+            LastShim::None => match unrecorded_outcome(&bx)? {
+                None if bx.resume_cleanup() => {
+                    exited.push(bx);
+                    continue;
+                }
+                outcome => outcome,
+            },
             LastShim::Alive(record) => match attach(&core, &bx, &record).await? {
                 Some(shim) => {
                     reattach(&core, &bx, shim).await?;
