@@ -3,11 +3,11 @@
 mod common;
 
 use common::DEADLINE;
-use common::boxes::{open_runtime, script, send_go, sleeping, start_box};
+use common::boxes::{next_event, open_runtime, script, send_go, sleeping, start_box};
 use futures::StreamExt;
 use tokio::time::timeout;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{ConsoleOptions, ConsoleQuery, ConsoleStream, Removal, RuntimeError};
+use vmm_runtime::{BoxChange, ConsoleOptions, ConsoleQuery, ConsoleStream, Removal, RuntimeError};
 
 /// Reads until the output ends with `end`, or the stream has ended.
 async fn read_until(stream: &mut ConsoleStream, end: Option<&str>) -> String {
@@ -66,6 +66,26 @@ async fn output_is_followed_over_rotations_until_the_box_has_ended() {
         .await
         .unwrap();
     assert_eq!(read_until(&mut last, None).await, numbers(79998..=80000));
+}
+
+#[tokio::test]
+async fn all_output_of_a_box_with_auto_remove_is_followed() {
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    // More than is read ahead for a reader that does not read yet, in several files.
+    let spec = script("seq 1 60000")
+        .console(ConsoleOptions::default().max_bytes(64 << 10).files(10))
+        .auto_remove(true);
+    let bx = runtime.create(spec).await.unwrap();
+    let query = ConsoleQuery::following();
+    let mut stream = runtime.console(&bx.id, query).await.unwrap();
+    let mut events = runtime.events();
+    // Its payload can end before it is ready.
+    let _ = runtime.start(&bx.id).await;
+    while next_event(&mut events).await.change != BoxChange::Stopped {}
+    let output = read_until(&mut stream, None).await;
+    assert!(output == numbers(1..=60000), "{} bytes", output.len());
+    while next_event(&mut events).await.change != BoxChange::Removed {}
 }
 
 #[tokio::test]

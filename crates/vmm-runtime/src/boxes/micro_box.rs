@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use shim_reaper::ShimHandle;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use vmm_protocol::{BoxDir, FileError, PayloadSpec};
 
 use super::gate::Gate;
@@ -38,6 +39,8 @@ pub(crate) struct MicroBox {
     pub(super) end_reported: Notify,
     /// Held while `box.json` is written. Taken before `state`.
     pub(super) saving: Mutex<()>,
+    /// Those who read the output, for which an automatic removal waits.
+    pub(crate) console_readers: TaskTracker,
 }
 
 impl MicroBox {
@@ -50,6 +53,9 @@ impl MicroBox {
         events: Arc<EventBus>,
         due: Arc<DueBoxes>,
     ) -> Self {
+        let console_readers = TaskTracker::new();
+        // So that a wait ends when there are none at that moment.
+        console_readers.close();
         Self {
             id: record.id.clone(),
             dir,
@@ -62,6 +68,7 @@ impl MicroBox {
             state: Mutex::new(State::new(record, damage)),
             end_reported: Notify::new(),
             saving: Mutex::new(()),
+            console_readers,
         }
     }
 

@@ -42,8 +42,9 @@ pub struct BoxSpec {
     /// When the runtime starts the box again after it has ended; never by default.
     #[serde(skip_serializing_if = "RestartPolicy::is_no")]
     pub restart: RestartPolicy,
-    /// Whether the runtime removes the box when it has ended, or could not be started. Excludes a
-    /// restart policy. By default the box is kept.
+    /// Whether the runtime removes the box when it has ended, or could not be started. Those who read its
+    /// [output](crate::VmmRuntime::console) then have 10 s. Excludes a restart policy. By default the box is
+    /// kept.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub auto_remove: bool,
     /// Labels for the user's own purposes: up to 1,024, and 1 MiB of keys and values.

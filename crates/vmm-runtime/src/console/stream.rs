@@ -68,6 +68,7 @@ impl ConsoleStream {
         bx: Arc<MicroBox>,
         query: ConsoleQuery,
     ) -> Result<Self, RuntimeError> {
+        let reading = bx.console_readers.token();
         let mut reader = ConsoleReader::new(bx.dir().clone());
         if let Some(lines) = query.tail {
             let skip = move || reader.skip_to_last_lines(lines).map(|()| reader);
@@ -83,7 +84,10 @@ impl ConsoleStream {
         let (sender, chunks) = channel(1);
         let end = end_of_following.clone();
         let task = send_output(Arc::clone(&core), bx, reader, end, sender);
-        drop(core.spawn(task));
+        drop(core.spawn(async move {
+            task.await;
+            drop(reading);
+        }));
         let stream = Self {
             chunks,
             end_of_following,

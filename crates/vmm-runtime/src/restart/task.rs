@@ -17,6 +17,9 @@ const MAX_CONCURRENT: usize = 8;
 /// How long an operation counts as running: a payload may take long until it is ready.
 const SLOT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long those who read the output of a box can delay its automatic removal.
+const READERS_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Restarts and removes boxes when that is due, until the runtime closes.
 pub(crate) async fn follow_up(core: Arc<Core>) {
     let mut running = FuturesUnordered::new();
@@ -41,9 +44,7 @@ async fn run(core: Arc<Core>, bx: Arc<MicroBox>) {
         async move {
             let result = match bx.follow_up() {
                 Some(FollowUp::Restart) => restart(core, &bx).await,
-                Some(FollowUp::Remove) => {
-                    lifecycle::remove(core, Arc::clone(&bx), Removal::Ended).await
-                }
+                Some(FollowUp::Remove) => remove(core, &bx).await,
                 None => Ok(()),
             };
             if let Err(error) = result {
@@ -62,5 +63,20 @@ async fn restart(core: Arc<Core>, bx: &Arc<MicroBox>) -> Result<(), RuntimeError
         // Reported as an event, which has scheduled the next restart, or interrupted.
         Ok(_) | Err(RuntimeError::Start { .. }) => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+/// Removes the box when its output has been read.
+async fn remove(core: Arc<Core>, bx: &Arc<MicroBox>) -> Result<(), RuntimeError> {
+    tokio::select! {
+        biased;
+        // The next runtime removes it.
+        () = core.closing.cancelled() => return Ok(()),
+        _ = timeout(READERS_TIMEOUT, bx.console_readers.wait()) => {}
+    }
+    match bx.follow_up() {
+        Some(FollowUp::Remove) => lifecycle::remove(core, Arc::clone(bx), Removal::Ended).await,
+        // A user has started or removed it meanwhile.
+        _ => Ok(()),
     }
 }
