@@ -53,6 +53,14 @@ fn argument_0_is_the_program_unless_it_is_set() {
 }
 
 #[test]
+fn another_file_is_executed_in_place_of_the_program() {
+    let mut command = Command::new("/nonexistent");
+    command.args(["-c", "tr '\\0' ' ' < /proc/$$/cmdline; true"]);
+    command.executable("sh");
+    assert!(stdout_of(&mut command).starts_with("/nonexistent -c"));
+}
+
+#[test]
 fn the_working_directory_is_set() {
     let mut command = Command::new("/bin/pwd");
     command.current_dir("/proc");
