@@ -2,6 +2,7 @@
 //! the daemon itself.
 
 use std::env;
+use std::io::ErrorKind;
 
 use vmm_runtime::{ShimProgram, ShimProgramError, with_causes};
 use vmm_shim::{Qemu, Shim};
@@ -17,7 +18,9 @@ pub(super) fn find() -> Option<ShimProgram> {
     let path = env::current_exe().ok()?.with_file_name("vmm-shim");
     let program = match ShimProgram::at(path) {
         Ok(program) => program,
-        Err(ShimProgramError::Missing { .. }) => return None,
+        Err(ShimProgramError::Missing { source, .. }) if source.kind() == ErrorKind::NotFound => {
+            return None;
+        }
         Err(error) => {
             tracing::warn!(error = %with_causes(&error), "the daemon is its own shim");
             return None;
@@ -41,7 +44,7 @@ fn version_of(program: &ShimProgram) -> Option<Vec<u8>> {
     match program.output(["--version"]) {
         Ok(output) => Some(output.stdout),
         Err(error) => {
-            tracing::warn!(error = %with_causes(&error), "cannot run vmm-shim");
+            tracing::warn!(error = %with_causes(&error), "cannot run vmm-shim; the daemon is its own shim");
             None
         }
     }

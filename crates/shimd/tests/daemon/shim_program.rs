@@ -1,5 +1,6 @@
+use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -8,14 +9,25 @@ use vmm_runtime::testing::PerTestBoxHome;
 
 use crate::fixture::{Daemon, open_log, read_log, serve, skip};
 
+/// Copies a program in another process: a child that another test spawns would inherit a writable descriptor of
+/// the copy, and execve(2) fails with ETXTBSY for such a file.
+fn copy(program: impl AsRef<OsStr>, to: &Path) {
+    let status = Command::new("cp")
+        .arg("--no-dereference")
+        .arg(program)
+        .arg(to)
+        .status();
+    assert!(status.unwrap().success());
+}
+
 /// Starts a daemon in a directory with this program as `vmm-shim`, starts a box of the image `idle`,
 /// and returns the names of the programs of its shim and its payload.
 async fn programs_beside(home: &PerTestBoxHome, vmm_shim: &Path) -> [PathBuf; 2] {
     let dir = home.path().join("bin");
     fs::create_dir(&dir).unwrap();
     let serve = serve(home);
-    fs::copy(serve.get_program(), dir.join("shimd")).unwrap();
-    fs::copy(vmm_shim, dir.join("vmm-shim")).unwrap();
+    copy(serve.get_program(), &dir.join("shimd"));
+    copy(vmm_shim, &dir.join("vmm-shim"));
     let mut command = Command::new(dir.join("shimd"));
     command.args(serve.get_args()).stderr(open_log(home));
     for (name, _) in serve.get_envs() {
@@ -56,7 +68,7 @@ async fn daemon_uses_the_file_of_vmm_shim_whose_version_it_has_checked() {
     let [checked, other] = ["checked", "other"].map(|name| home.path().join(name));
     let [wrapper, upgrade] = ["wrapper", "upgrade"].map(|name| home.path().join(name));
     for program in [&checked, &other] {
-        fs::copy(env!("CARGO_BIN_EXE_shimd"), program).unwrap();
+        copy(env!("CARGO_BIN_EXE_shimd"), program);
     }
     script(
         &upgrade,
@@ -86,4 +98,15 @@ async fn daemon_does_not_use_a_vmm_shim_of_another_version() {
     let programs = programs_beside(&home, &other).await;
     assert_eq!(programs, ["shimd", "shimd"].map(PathBuf::from));
     assert!(read_log(&home).contains("vmm-shim has another version"));
+}
+
+#[tokio::test]
+async fn daemon_logs_why_it_does_not_use_a_vmm_shim_that_it_cannot_open() {
+    let home = PerTestBoxHome::new();
+    let own_target = home.path().join("link");
+    symlink("vmm-shim", &own_target).unwrap();
+    let programs = programs_beside(&home, &own_target).await;
+    assert_eq!(programs, ["shimd", "shimd"].map(PathBuf::from));
+    let log = read_log(&home);
+    assert!(log.contains("Too many levels of symbolic links"), "{log}");
 }
