@@ -42,7 +42,7 @@ pub struct RuntimeOptions {
     /// to write to it.
     pub home: PathBuf,
     /// The directory in which engines keep what they have found out about the host, such as whether KVM
-    /// works. Runtimes can share it. By default `cache` in the home.
+    /// works. Runtimes can share it. No other user may be able to write to it. By default `cache` in the home.
     pub cache_dir: Option<PathBuf>,
     /// The program that shims execute. By default the current program, whose `main` must then begin
     /// with `vmm_shim::run_if_shim()`. Either is opened once: an upgrade that replaces the file does
@@ -112,6 +112,7 @@ impl RuntimeOptions {
     }
 
     /// Sets [`cache_dir`](Self::cache_dir).
+    #[must_use]
     pub fn cache_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.cache_dir = Some(dir.into());
         self
