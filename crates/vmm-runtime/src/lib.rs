@@ -116,9 +116,8 @@ pub use exec::{ExecError, ExecOutput, Execution, ExecutionInput, ExecutionOutput
 pub use health::{HealthCheckOptions, HealthState, Probe};
 pub use images::{Image, ImageError, ImageInfo, ImageStore, ImageTable, StagedImage};
 pub use lifecycle::{Removal, RuntimeShutdown};
-pub use metrics::{
-    DurationHistogram, ExecutionMetrics, GuestBootMetrics, RuntimeMetrics, RuntimeMetricsStorage,
-};
+pub(crate) use metrics::RuntimeMetricsStorage;
+pub use metrics::{DurationHistogram, ExecutionMetrics, GuestBootMetrics, RuntimeMetrics};
 pub use options::{PayloadCheck, PayloadCleanup, RuntimeOptions};
 pub use process::{BoxUsage, ProcessExit, ProcessMonitor};
 pub use queries::BoxStats;

@@ -94,34 +94,33 @@ pub struct GuestBootMetrics {
 ///
 /// Clones share the counters. Each component increments its own; this type does not know them.
 #[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct RuntimeMetricsStorage {
+pub(crate) struct RuntimeMetricsStorage {
     /// See [`RuntimeMetrics::boxes_created_total`].
-    pub boxes_created_total: Arc<AtomicU64>,
+    pub(crate) boxes_created_total: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::boxes_failed_total`].
-    pub boxes_failed_total: Arc<AtomicU64>,
+    pub(crate) boxes_failed_total: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::boxes_crashed_total`].
-    pub boxes_crashed_total: Arc<AtomicU64>,
+    pub(crate) boxes_crashed_total: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::helper_failures_total`].
-    pub helper_failures_total: Arc<AtomicU64>,
+    pub(crate) helper_failures_total: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::boxes_stopped_total`].
-    pub boxes_stopped_total: Arc<AtomicU64>,
+    pub(crate) boxes_stopped_total: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::boxes_restarted_total`].
-    pub boxes_restarted_total: Arc<AtomicU64>,
+    pub(crate) boxes_restarted_total: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::num_running_boxes`].
-    pub num_running_boxes: Arc<AtomicU64>,
+    pub(crate) num_running_boxes: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::box_starts`] and [`RuntimeMetrics::guest_boots`].
     boots: Arc<BootCounters>,
     /// See [`RuntimeMetrics::executions`].
     pub(crate) executions: Arc<ExecutionCounters>,
     /// See [`RuntimeMetrics::warm_shim_failures_total`].
-    pub warm_shim_failures_total: Arc<AtomicU64>,
+    pub(crate) warm_shim_failures_total: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::shim_reaped`].
-    pub shim_reaped: Arc<AtomicU64>,
+    pub(crate) shim_reaped: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::shim_reaper_vanished`].
-    pub shim_reaper_vanished: Arc<AtomicU64>,
+    pub(crate) shim_reaper_vanished: Arc<AtomicU64>,
     /// See [`RuntimeMetrics::shim_reaper_registered`].
-    pub shim_reaper_registered: Arc<AtomicU64>,
+    pub(crate) shim_reaper_registered: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -149,7 +148,7 @@ impl RuntimeMetricsStorage {
 
     /// Returns the stored counters. The fields of [`RuntimeMetrics`] that are not stored here have
     /// their default values.
-    pub fn snapshot(&self) -> RuntimeMetrics {
+    pub(crate) fn snapshot(&self) -> RuntimeMetrics {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         RuntimeMetrics {
             boxes_created_total: read(&self.boxes_created_total),
