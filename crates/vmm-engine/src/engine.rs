@@ -34,7 +34,7 @@ pub trait Engine: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`EngineError::Spec`] that names the field and the remedy.
+    /// [`EngineError::Spec`] or [`EngineError::InvalidFields`], which name the field and the remedy.
     fn validate(&self, payload: &PayloadSpec, policy: &HostPolicy) -> Result<(), EngineError> {
         let _ = (payload, policy);
         Ok(())

@@ -1,3 +1,4 @@
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
@@ -25,6 +26,14 @@ pub enum EngineError {
     /// The spec is incomplete, or requests what the engine does not support.
     #[error("{0}")]
     Spec(String),
+    /// Fields of the spec have values that cannot be used.
+    #[error("invalid {fields}")]
+    InvalidFields {
+        /// The fields.
+        fields: &'static str,
+        /// Why they cannot be used.
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// A file in the box directory cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
@@ -126,7 +135,9 @@ impl From<EngineError> for Ending {
             EngineError::DiskInUse { .. } | EngineError::Network(NetworkError::InUse { .. }) => {
                 FailureKind::InUse
             }
-            EngineError::Spec(_) | EngineError::GuestFile { .. } => FailureKind::Spec,
+            EngineError::Spec(_)
+            | EngineError::InvalidFields { .. }
+            | EngineError::GuestFile { .. } => FailureKind::Spec,
             _ => FailureKind::Engine,
         };
         // An ending has no source, so its message includes the cause.

@@ -144,11 +144,14 @@ impl QemuOptions {
     ///
     /// # Errors
     ///
-    /// [`EngineError::Spec`] if they are not valid, or if the payload has a field that does not apply
-    /// to a guest.
+    /// [`EngineError::InvalidFields`] or [`EngineError::Spec`] if they are not valid, [`EngineError::Spec`] if
+    /// the payload has a field that does not apply to a guest.
     pub fn of(payload: &PayloadSpec) -> Result<Self, EngineError> {
         let options: Self = serde_json::from_value(Value::Object(payload.options.clone()))
-            .map_err(|error| EngineError::Spec(format!("options of the engine qemu: {error}")))?;
+            .map_err(|error| EngineError::InvalidFields {
+                fields: "options of the engine qemu",
+                source: error.into(),
+            })?;
         options.check(payload).map_err(EngineError::Spec)?;
         Ok(options)
     }
@@ -248,6 +251,7 @@ impl Disk {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use vmm_protocol::with_causes;
 
     use super::*;
 
@@ -305,7 +309,7 @@ mod tests {
                 "network: the agent",
             ),
         ] {
-            let error = QemuOptions::of(&payload(options)).unwrap_err().to_string();
+            let error = with_causes(&QemuOptions::of(&payload(options)).unwrap_err());
             assert!(error.contains(expected), "{error}");
         }
     }

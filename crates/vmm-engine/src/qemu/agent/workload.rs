@@ -68,7 +68,10 @@ impl Workload {
         exec.merge_output = true;
         environment.apply(&mut exec);
         let sent = port.send(WORKLOAD_STREAM, HostMessage::Exec(exec));
-        sent.map_err(|error| EngineError::Spec(format!("command and env of a guest: {error}")))
+        sent.map_err(|error| EngineError::InvalidFields {
+            fields: "command and env of a guest",
+            source: error.into(),
+        })
     }
 
     /// Sends as much of the stdin as the agent takes.
