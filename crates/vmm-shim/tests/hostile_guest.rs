@@ -65,10 +65,12 @@ impl Payload for Hostile {
 
     fn kill(&self) {}
 
+    /// Waits until the file `end` exists.
     fn wait(&self) -> io::Result<PayloadExit> {
-        loop {
-            thread::park();
+        while !Path::new("end").exists() {
+            thread::sleep(Duration::from_millis(5));
         }
+        Ok(PayloadExit::Code(0))
     }
 }
 
@@ -438,6 +440,31 @@ fn what_waits_for_a_guest_that_hangs_up_gets_an_error() {
     assert_eq!(failed, [7, 8]);
 }
 
+fn a_client_that_attaches_before_a_command_fails_to_start_learns_its_end() {
+    let (shim, mut first) = start();
+    let listener = UnixListener::bind(shim.path(GUEST_SOCKET)).unwrap();
+    let spec = ExecSpec::new("exec-1", ["run"]);
+    first.send(1, HostMessage::Start(spec));
+    let (port, _) = listener.accept().unwrap();
+    let mut guest = Guest::new(port);
+    let mut second = Client::connect(&shim);
+    let (id, output) = ("exec-1".to_owned(), false);
+    second.send(7, HostMessage::Attach { id, output });
+    assert!(matches!(second.response(7), PayloadMessage::Started { .. }));
+    let ending = Ending::failed(FailureKind::NotFound, "no such program");
+    guest.send(1, PayloadMessage::Exited { ending });
+    for (client, stream) in [(&mut first, 1), (&mut second, 7)] {
+        let response = client.response(stream);
+        assert!(
+            matches!(response, PayloadMessage::Exited { .. }),
+            "{response:?}"
+        );
+        // And nothing else.
+        client.send(0, HostMessage::Ping { token: 1 });
+        assert_eq!(client.receive().message, PayloadMessage::Pong { token: 1 });
+    }
+}
+
 fn a_panic_of_the_payload_in_a_request_ends_the_shim_with_a_record() {
     let request = Value::Null;
     let spec = ExecSpec::new("exec-1", ["well-behaved"]);
@@ -481,6 +508,7 @@ fn main() {
         a_request_that_waits_for_another_client_to_leave_is_handled_although_the_guest_ends,
         a_guest_that_does_not_read_delays_only_requests_to_it,
         what_waits_for_a_guest_that_hangs_up_gets_an_error,
+        a_client_that_attaches_before_a_command_fails_to_start_learns_its_end,
         a_panic_of_the_payload_in_a_request_ends_the_shim_with_a_record,
     ];
 }

@@ -54,10 +54,11 @@ impl Hub {
                 && let Some(client) = self.clients.get_mut(&client)
             {
                 if let PayloadMessage::Started { .. } = response {
-                    client.open_stream(client_stream, id);
+                    client.open_stream(client_stream, id.clone());
                 }
-                client.send(client_stream, response);
-            } else if let PayloadMessage::Exited { .. } = response {
+                client.send(client_stream, response.clone());
+            }
+            if let PayloadMessage::Exited { .. } = response {
                 self.send_ending(&id, &response);
             }
         } else if let Some((client, client_stream)) = self.requests.remove(&stream)
