@@ -1,7 +1,6 @@
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use vmm_protocol::stop_signal::grace_of;
 use vmm_protocol::{Ending, FailureKind, KILL_SIGNAL, RuntimeExited, RuntimeProcess};
 
 use crate::exit_reporter::ExitReporter;
-use crate::hub::{ControlSocket, HubLauncher};
+use crate::hub::{ControlSocket, HubLauncher, RunningHub};
 
 /// How long the shim waits for a killed payload before it exits without it.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -71,8 +70,8 @@ struct State {
     watchdog: Option<Watchdog>,
     /// Starts the hub, until the control thread has taken it.
     launcher: Option<HubLauncher>,
-    /// Closes when clients have what the payload has sent before its end; since the first client.
-    hub: Option<Receiver<()>>,
+    /// Since the first client.
+    hub: Option<RunningHub>,
     /// How long the payload may take to stop, unless the request sets another grace period.
     grace: Duration,
 }
@@ -190,11 +189,11 @@ impl Control {
         };
     }
 
-    /// Waits until clients have what the payload has sent before its end.
+    /// Waits until clients have what the payload has sent before its end. The caller has waited for the payload.
     pub(crate) fn finish_hub(&self) {
         let hub = self.state().hub.take();
         if let Some(hub) = hub {
-            let _ = hub.recv_timeout(HUB_TIMEOUT);
+            hub.finish(HUB_TIMEOUT);
         }
     }
 
@@ -219,8 +218,9 @@ impl Control {
             let mut fds = vec![PollFd::new(signals, PollFlags::IN)];
             fds.extend(source.poll_fds());
             let sources = fds.len();
-            fds.extend(launcher.as_ref().and_then(HubLauncher::poll_fd));
-            let retry = launcher.as_ref().and_then(HubLauncher::deadline);
+            let now = Instant::now();
+            fds.extend(launcher.as_ref().and_then(|it| it.poll_fd(now)));
+            let retry = launcher.as_ref().and_then(|it| it.deadline(now));
             let deadline = stop.deadline().into_iter().chain(retry).min();
             if let Err(error) = wait_until(&mut fds, deadline) {
                 return error;

@@ -440,6 +440,18 @@ fn what_waits_for_a_guest_that_hangs_up_gets_an_error() {
     assert_eq!(failed, [7, 8]);
 }
 
+fn a_request_to_the_engine_that_waits_when_the_payload_ends_gets_an_error() {
+    let (shim, mut client) = start();
+    let request = Value::Null;
+    client.send(7, HostMessage::Call { request });
+    support::eventually("the call", || shim.path("called").exists());
+    fs::write(shim.path("end"), "").unwrap();
+    let PayloadMessage::Error(error) = client.response(7) else {
+        panic!("not an error");
+    };
+    assert_eq!(error.message, "the payload has ended");
+}
+
 fn a_client_that_attaches_before_a_command_fails_to_start_learns_its_end() {
     let (shim, mut first) = start();
     let listener = UnixListener::bind(shim.path(GUEST_SOCKET)).unwrap();
@@ -508,6 +520,7 @@ fn main() {
         a_request_that_waits_for_another_client_to_leave_is_handled_although_the_guest_ends,
         a_guest_that_does_not_read_delays_only_requests_to_it,
         what_waits_for_a_guest_that_hangs_up_gets_an_error,
+        a_request_to_the_engine_that_waits_when_the_payload_ends_gets_an_error,
         a_client_that_attaches_before_a_command_fails_to_start_learns_its_end,
         a_panic_of_the_payload_in_a_request_ends_the_shim_with_a_record,
     ];

@@ -1,11 +1,10 @@
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::{ControlSocket, Hub};
+use super::{ControlSocket, Hub, RunningHub};
 use crate::exit_reporter::ExitReporter;
 
 /// How long clients wait until the shim tries again to start the hub.
@@ -27,18 +26,18 @@ impl HubLauncher {
     }
 
     /// Returns what shows that a client waits. `None` before the [next attempt](Self::deadline).
-    pub(crate) fn poll_fd(&self) -> Option<PollFd<'_>> {
-        let is_due = self.retry.is_none_or(|retry| retry <= Instant::now());
+    pub(crate) fn poll_fd(&self, now: Instant) -> Option<PollFd<'_>> {
+        let is_due = self.deadline(now).is_none();
         is_due.then(|| PollFd::new(&*self.socket, PollFlags::IN))
     }
 
     /// Returns when to try again, if that is not due yet.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.retry.filter(|retry| *retry > Instant::now())
+    pub(crate) fn deadline(&self, now: Instant) -> Option<Instant> {
+        self.retry.filter(|retry| *retry > now)
     }
 
     /// Starts the hub. Returns `None` if the caller has to try again later.
-    pub(crate) fn launch(&mut self, reporter: &Arc<ExitReporter>) -> Option<Receiver<()>> {
+    pub(crate) fn launch(&mut self, reporter: &Arc<ExitReporter>) -> Option<RunningHub> {
         match Hub::start(Arc::clone(&self.socket), Arc::clone(reporter)) {
             Ok(hub) => Some(hub),
             Err(error) => {

@@ -25,3 +25,4 @@ mod transfers;
 pub(crate) use launcher::HubLauncher;
 pub(crate) use listener::ControlSocket;
 use relay::Hub;
+pub(crate) use relay::RunningHub;

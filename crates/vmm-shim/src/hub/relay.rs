@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io::{self, PipeReader, PipeWriter, Write};
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
@@ -35,9 +35,27 @@ const MAX_CLIENTS: usize = 512;
 /// How long the hub accepts no client after the kernel had no descriptor or memory for one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// A hub that has a thread.
+pub(crate) struct RunningHub {
+    /// Dropping it tells the hub that the payload has ended.
+    payload_runs: PipeWriter,
+    /// Closes when the thread ends.
+    done: Receiver<()>,
+}
+
+impl RunningHub {
+    /// Waits until all clients have what the payload has sent before its end. The caller has waited for the payload.
+    pub(crate) fn finish(self, timeout: Duration) {
+        drop(self.payload_runs);
+        let _ = self.done.recv_timeout(timeout);
+    }
+}
+
 /// Relays between the clients of a shim and its payload.
 pub(super) struct Hub {
     socket: Arc<ControlSocket>,
+    /// Hangs up when the payload has ended.
+    payload_end: PipeReader,
     /// When the hub accepts clients again.
     accept_pause_end: Option<Instant>,
     pub(super) reporter: Arc<ExitReporter>,
@@ -52,19 +70,20 @@ pub(super) struct Hub {
     /// Requests to the payload and its engine that are not executions, by stream: the client, and its
     /// stream.
     pub(super) requests: BTreeMap<u32, (u64, u32)>,
-    /// Whether the payload has hung up. It and its engine get no more requests.
+    /// Whether the payload has hung up, or has ended without a connection. It and its engine get no more requests.
     pub(super) is_over: bool,
 }
 
 impl Hub {
-    /// Starts the thread of the hub. A panic of the payload in it ends the shim. The channel closes when all clients
-    /// have what the payload has sent before its end.
+    /// Starts the thread of the hub. A panic of the payload in it ends the shim.
     pub(super) fn start(
         socket: Arc<ControlSocket>,
         reporter: Arc<ExitReporter>,
-    ) -> io::Result<Receiver<()>> {
+    ) -> io::Result<RunningHub> {
+        let (payload_end, payload_runs) = io::pipe()?;
         let mut hub = Self {
             socket,
+            payload_end,
             accept_pause_end: None,
             reporter,
             connection: None,
@@ -76,11 +95,11 @@ impl Hub {
             requests: BTreeMap::new(),
             is_over: false,
         };
-        let (done, receiver) = mpsc::channel();
+        let (sender, done) = mpsc::channel();
         thread::Builder::new()
             .name("shim-hub".to_owned())
             .spawn(move || {
-                let _done: mpsc::Sender<()> = done;
+                let _done: mpsc::Sender<()> = sender;
                 let reporter = Arc::clone(&hub.reporter);
                 match panic::catch_unwind(AssertUnwindSafe(|| hub.run())) {
                     Ok(Ok(())) => {}
@@ -94,20 +113,23 @@ impl Hub {
                     Err(_) => reporter.exit_with_panic(),
                 }
             })?;
-        Ok(receiver)
+        Ok(RunningHub { payload_runs, done })
     }
 
     fn run(&mut self) -> io::Result<()> {
         loop {
             let deadline = self.deadline();
             self.wait_and_fill(deadline)?;
+            if self.is_over {
+                return self.finish();
+            }
             self.accept();
             self.receive_from_clients();
             self.receive_from_engine()?;
-            let is_over = self.receive_from_payload();
+            self.is_over = self.receive_from_payload();
             self.advance();
             self.flush();
-            if is_over {
+            if self.is_over {
                 return self.finish();
             }
         }
@@ -145,6 +167,10 @@ impl Hub {
         fds.extend(open_clients.map(|client| client.poll_fd(client.accepts_frames())));
         let connections = self.connection.iter().chain(&self.engine);
         fds.extend(connections.map(|connection| connection.poll_fd(true)));
+        // The connection to the payload hangs up after everything that the payload has sent.
+        let awaits_end = self.connection.is_none() && !self.is_over;
+        let payload_end = awaits_end.then_some(&self.payload_end);
+        fds.extend(payload_end.map(|end| PollFd::new(end, PollFlags::empty())));
         wait_until(&mut fds, deadline)?;
         let mut is_readable = fds[1..]
             .iter()
@@ -171,6 +197,7 @@ impl Hub {
                 connection.fill()?;
             }
         }
+        self.is_over |= is_readable.next() == Some(true);
         gone.into_iter().for_each(|id| self.disconnect(id));
         Ok(())
     }
@@ -323,9 +350,8 @@ impl Hub {
         self.requests.retain(|_, (client, _)| *client != id);
     }
 
-    /// Sends clients what is left, after the payload has hung up.
+    /// Sends clients what is left, after the payload has ended.
     fn finish(&mut self) -> io::Result<()> {
-        self.is_over = true;
         self.connection = None;
         // A response would come too late.
         self.engine = None;
