@@ -5,28 +5,27 @@
 //! deadline. A smaller program would not do: there are hosts whose KVM runs the firmware and a boot sector, and
 //! hangs in a kernel. The result is kept for the host and the kernel.
 
+mod record;
+
 use std::env;
-use std::fs::{self, File};
-use std::io::{self, PipeReader, Read, Write};
+use std::fs::File;
+use std::io::{self, ErrorKind, PipeReader, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use nix::libc::SIGKILL;
 use pidfd_spawn::{Command, Stdio};
-use serde::{Deserialize, Serialize};
+use rustix::io::ioctl_fionbio;
 use vmm_protocol::pidfd::wait_exited;
-use vmm_protocol::{
-    ConfinementRule, DEFAULT_PATH, FileError, InstanceSpec, boot_id, read_file, with_causes,
-    write_file_unsynced,
-};
+use vmm_protocol::{ConfinementRule, DEFAULT_PATH, InstanceSpec, truncate_text, with_causes};
 
+use self::record::{Record, RecordLock, Subject};
 use super::command_line::{PROGRAM, SANDBOX};
 use super::confinement::Confinement;
-use super::files::open_file;
+use super::files::{KERNEL, open_for_user};
 use super::options::{Accelerator, QemuOptions};
 use crate::EngineError;
 #[cfg(target_arch = "x86_64")]
@@ -44,10 +43,13 @@ const TRIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a process may take to die. One that KVM keeps in the kernel survives SIGKILL.
 const KILL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a process may print as the cause of its failure.
-const MAX_OUTPUT_BYTES: u64 = 4096;
+/// How long a check takes at most, which shims that start meanwhile wait for.
+const CHECK_TIMEOUT: Duration = PROBE_TIMEOUT
+    .saturating_add(TRIAL_TIMEOUT)
+    .saturating_add(KILL_TIMEOUT.saturating_mul(2));
 
-const MAX_RECORD_BYTES: u64 = 16 << 10;
+/// As much output of a process as its pipe holds, pipe(7). A process that prints more waits.
+const MAX_OUTPUT_BYTES: u64 = 64 << 10;
 
 /// The descriptor of the kernel in QEMU.
 const KERNEL_FD: i32 = 3;
@@ -84,60 +86,75 @@ fn halt() -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::Unsupported, message))
 }
 
+/// Why a check of KVM has failed.
+#[derive(Debug)]
+enum CheckError {
+    /// KVM does not work on this host.
+    Unusable(String),
+    /// The check could not run, which can be different the next time.
+    NotRun(String),
+}
+
+impl CheckError {
+    /// Adds what was being checked.
+    fn of(self, step: &str) -> Self {
+        match self {
+            Self::Unusable(reason) => Self::Unusable(format!("{step}: {reason}")),
+            Self::NotRun(reason) => Self::NotRun(format!("{step}: {reason}")),
+        }
+    }
+
+    fn into_reason(self) -> String {
+        match self {
+            Self::Unusable(reason) | Self::NotRun(reason) => reason,
+        }
+    }
+}
+
 /// Returns [`Accelerator::Kvm`] or [`Accelerator::Tcg`] for the guest of a spec.
 ///
 /// # Errors
 ///
-/// [`EngineError::KvmUnusable`] if the options demand KVM, and it cannot be used.
+/// [`EngineError::KvmUnusable`] if the options demand KVM, and it cannot be used; [`EngineError::GuestFile`] if there is
+/// no kernel to check it with.
 pub(super) fn choose(
     spec: &InstanceSpec,
     options: &QemuOptions,
 ) -> Result<Accelerator, EngineError> {
-    let subject = Subject::this(&options.kernel);
-    let record = spec.cache_dir.as_ref();
-    let record = record.map(|dir| dir.join(subject.record_name()));
-    decide(options.accelerator, record, subject, || {
-        run(probe(), PROBE_TIMEOUT)
-            .and_then(|exit| exit.expect_code(0))
-            .map_err(|reason| {
-                format!("a virtual machine cannot execute an instruction: {reason}")
-            })?;
-        trial(spec, options)
-            .and_then(|trial| run(trial, TRIAL_TIMEOUT))
-            .and_then(Exit::expect_panic)
-            .map_err(|reason| format!("QEMU cannot boot the kernel: {reason}"))
-    })
-}
-
-/// Decides by the record of an earlier check on this host, or by `check`, whose result it records.
-fn decide(
-    requested: Accelerator,
-    record: Option<PathBuf>,
-    subject: Subject,
-    check: impl FnOnce() -> Result<(), String>,
-) -> Result<Accelerator, EngineError> {
-    if requested == Accelerator::Tcg {
+    if options.accelerator == Accelerator::Tcg {
         return Ok(Accelerator::Tcg);
     }
-    let known = record
-        .as_ref()
-        .and_then(|path| Record::read(path, &subject));
-    let failure = match known {
-        // The operator may have repaired what an explicit request needs.
-        Some(failure) if requested == Accelerator::Auto || failure.is_none() => failure,
-        _ => {
-            let failure = check().err();
-            if let Some(path) = record
-                && let Err(error) = (Record {
-                    subject,
-                    failure: failure.clone(),
-                })
-                .write(&path)
-            {
-                let _ = writeln!(io::stderr(), "vmm-shim: {}", with_causes(&error));
-            }
-            failure
-        }
+    let has_user = spec.policy.applies(ConfinementRule::User);
+    let uid = spec.uid.filter(|_| has_user);
+    let kernel = open_for_user(KERNEL, &options.kernel, uid)?;
+    let subject =
+        Subject::this(&kernel).map_err(EngineError::system("read the kernel's version"))?;
+    decide(
+        options.accelerator,
+        spec.cache_dir.as_deref(),
+        subject,
+        || {
+            run(probe(), PROBE_TIMEOUT)
+                .and_then(|exit| exit.expect_code(0))
+                .map_err(|error| error.of("a virtual machine cannot execute an instruction"))?;
+            trial(spec, options, kernel)
+                .and_then(|trial| run(trial, TRIAL_TIMEOUT))
+                .and_then(Exit::expect_panic)
+                .map_err(|error| error.of("QEMU cannot boot the kernel"))
+        },
+    )
+}
+
+/// Decides by what is known of the host, or by `check`.
+fn decide(
+    requested: Accelerator,
+    cache_dir: Option<&Path>,
+    subject: Subject,
+    check: impl FnOnce() -> Result<(), CheckError>,
+) -> Result<Accelerator, EngineError> {
+    let failure = match cache_dir {
+        Some(dir) => known_failure(requested, dir, subject, check),
+        None => check().err().map(CheckError::into_reason),
     };
     match (failure, requested) {
         (None, _) => Ok(Accelerator::Kvm),
@@ -152,74 +169,47 @@ fn decide(
     }
 }
 
-/// What a check is valid for: a boot of the host, a program of QEMU, and a kernel.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Subject {
-    boot_id: Option<String>,
-    qemu: Option<FileVersion>,
-    kernel: Option<FileVersion>,
-}
-
-impl Subject {
-    fn this(kernel: &Path) -> Self {
-        let mut dirs = env::split_paths(DEFAULT_PATH);
-        Self {
-            boot_id: boot_id().ok(),
-            qemu: dirs.find_map(|dir| FileVersion::of(&dir.join(PROGRAM))),
-            kernel: FileVersion::of(kernel),
-        }
-    }
-
-    /// Returns the name of the record in the cache directory.
-    fn record_name(&self) -> String {
-        let kernel = self.kernel.as_ref().map_or(0, |kernel| kernel.inode);
-        format!("kvm-{kernel}.json")
-    }
-}
-
-/// A file as it is until its contents, its owner or its mode change.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct FileVersion {
-    inode: u64,
-    size: u64,
-    /// Seconds since 1970.
-    changed: i64,
-}
-
-impl FileVersion {
-    fn of(path: &Path) -> Option<Self> {
-        let file = fs::metadata(path).ok()?;
-        Some(Self {
-            inode: file.ino(),
-            size: file.len(),
-            changed: file.ctime(),
-        })
-    }
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Record {
+/// Returns why KVM cannot be used, if it cannot: from the record of an earlier check on this host, or from `check`,
+/// whose result it records. Of shims that start at once, one checks.
+fn known_failure(
+    requested: Accelerator,
+    cache_dir: &Path,
     subject: Subject,
-    /// Why KVM cannot be used.
-    failure: Option<String>,
-}
-
-impl Record {
-    /// Returns the result for this subject, if there is one.
-    fn read(path: &Path, subject: &Subject) -> Option<Option<String>> {
-        let json = read_file(path, MAX_RECORD_BYTES).ok()?;
-        let record: Self = serde_json::from_slice(&json).ok()?;
-        (record.subject == *subject).then_some(record.failure)
+    check: impl FnOnce() -> Result<(), CheckError>,
+) -> Option<String> {
+    let path = Record::path(cache_dir, &subject);
+    let known = |counts_failure: bool| {
+        let record = Record::read(&path, &subject);
+        record.filter(|record| counts_failure || record.failure.is_none())
+    };
+    // The operator may have repaired what an explicit request needs.
+    let counts_failure = requested == Accelerator::Auto;
+    if let Some(record) = known(counts_failure) {
+        return record.failure;
     }
-
-    fn write(&self, path: &Path) -> Result<(), FileError> {
-        let write_error = |error| FileError::new("write", path, error);
-        if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir).map_err(write_error)?;
+    let lock = match RecordLock::take(&path, CHECK_TIMEOUT) {
+        Err(error) if error.kind() == ErrorKind::TimedOut => {
+            return Some(format!(
+                "the check of another guest has not ended within {CHECK_TIMEOUT:?}"
+            ));
         }
-        let json = serde_json::to_vec(self).map_err(|error| write_error(error.into()))?;
-        write_file_unsynced(path, &json)
+        // Such as a file system without locks. The check runs all the same.
+        lock => lock.ok(),
+    };
+    let has_waited = lock.as_ref().is_some_and(|lock| lock.has_waited);
+    if let Some(record) = known(counts_failure || has_waited) {
+        return record.failure;
     }
+    let failure = match check() {
+        Ok(()) => None,
+        Err(CheckError::Unusable(reason)) => Some(reason),
+        Err(CheckError::NotRun(reason)) => return Some(reason),
+    };
+    let record = Record { subject, failure };
+    if let Err(error) = record.write(&path) {
+        let _ = writeln!(io::stderr(), "vmm-shim: {}", with_causes(&error));
+    }
+    record.failure
 }
 
 /// Returns the command that executes one instruction.
@@ -230,12 +220,12 @@ fn probe() -> Command {
 }
 
 /// Returns the command of a QEMU with KVM that boots the kernel, with the confinement of the guest's.
-fn trial(spec: &InstanceSpec, options: &QemuOptions) -> Result<Command, String> {
+fn trial(spec: &InstanceSpec, options: &QemuOptions, kernel: File) -> Result<Command, CheckError> {
     let mut options = options.clone();
     options.accelerator = Accelerator::Kvm;
-    let kernel = open_file(&options.kernel, false).map_err(|error| error.to_string())?;
     let mut command = trial_command("kvm", spec.policy.applies(ConfinementRule::Seccomp), kernel);
-    let confinement = Confinement::prepare(spec, &options).map_err(|error| with_causes(&error))?;
+    let confinement = Confinement::prepare(spec, &options)
+        .map_err(|error| CheckError::NotRun(with_causes(&error)))?;
     confinement.apply(&mut command);
     Ok(command)
 }
@@ -268,72 +258,80 @@ struct Exit {
 }
 
 impl Exit {
-    fn expect_code(self, code: i32) -> Result<(), String> {
+    fn expect_code(self, code: i32) -> Result<(), CheckError> {
         if self.status.code() == Some(code) {
             return Ok(());
         }
-        Err(self.describe())
+        Err(CheckError::Unusable(self.describe()))
     }
 
     /// Returns an error unless a kernel was ready to mount its root file system. A CPU that fails before also
     /// resets the machine, which ends QEMU in the same way.
-    fn expect_panic(self) -> Result<(), String> {
+    fn expect_panic(self) -> Result<(), CheckError> {
         if self.status.success() && self.output.contains(PANIC) {
             return Ok(());
         }
-        Err(self.describe())
+        Err(CheckError::Unusable(self.describe()))
     }
 
     fn describe(&self) -> String {
-        let output = self.output.trim();
-        let how = match self.status.signal() {
-            Some(signal) => format!("signal {signal}"),
-            None => format!("exit code {}", self.status.code().unwrap_or(255)),
-        };
-        if output.is_empty() {
-            how
-        } else {
-            format!("{output} ({how})")
-        }
+        with_output(
+            match self.status.signal() {
+                Some(signal) => format!("signal {signal}"),
+                None => format!("exit code {}", self.status.code().unwrap_or(255)),
+            },
+            &self.output,
+        )
+    }
+}
+
+/// Adds what a process has printed to how it has ended.
+fn with_output(how: String, output: &str) -> String {
+    let mut output = output.trim().to_owned();
+    truncate_text(&mut output);
+    if output.is_empty() {
+        how
+    } else {
+        format!("{output} ({how})")
     }
 }
 
 /// Runs a command that dies with this process. Kills it after the timeout.
-fn run(mut command: Command, timeout: Duration) -> Result<Exit, String> {
-    let to_text = |error: io::Error| error.to_string();
-    let (output, writer) = io::pipe().map_err(to_text)?;
+fn run(mut command: Command, timeout: Duration) -> Result<Exit, CheckError> {
+    let not_run = |error: io::Error| CheckError::NotRun(error.to_string());
+    let (output, writer) = io::pipe().map_err(not_run)?;
+    // A descendant of the process may keep the pipe open.
+    ioctl_fionbio(&output, true).map_err(|error| not_run(error.into()))?;
     command
         .stdin(Stdio::null())
-        .stdout(OwnedFd::from(writer.try_clone().map_err(to_text)?))
+        .stdout(OwnedFd::from(writer.try_clone().map_err(not_run)?))
         .stderr(OwnedFd::from(writer))
         .reset_ignored_signals(true)
         .parent_death_signal(SIGKILL);
     let child = command.spawn();
-    // This process has no other write end then.
-    drop(command);
-    let mut child = child.map_err(|error| to_text(error.into()))?;
-    let has_ended = wait_exited(child.pidfd(), Instant::now() + timeout).map_err(to_text)?;
+    let mut child = child.map_err(|error| CheckError::NotRun(with_causes(&error)))?;
+    let has_ended = wait_exited(child.pidfd(), Instant::now() + timeout).map_err(not_run)?;
+    let no_end = format!("no end within {timeout:?}");
     if !has_ended {
         let _ = child.kill();
         let deadline = Instant::now() + KILL_TIMEOUT;
-        if !wait_exited(child.pidfd(), deadline).map_err(to_text)? {
-            return Err(format!("no end within {timeout:?}, and after SIGKILL"));
+        if !wait_exited(child.pidfd(), deadline).map_err(not_run)? {
+            let output = read_output(output);
+            let how = format!("{no_end}, and after SIGKILL");
+            return Err(CheckError::Unusable(with_output(how, &output)));
         }
     }
-    let status = child.wait().map_err(to_text)?;
+    let status = child.wait().map_err(not_run)?;
+    let output = read_output(output);
     if !has_ended {
-        return Err(format!("no end within {timeout:?}"));
+        return Err(CheckError::Unusable(with_output(no_end, &output)));
     }
-    Ok(Exit {
-        status,
-        output: read_output(output),
-    })
+    Ok(Exit { status, output })
 }
 
-/// Reads what a process that has ended has printed.
+/// Reads what a process has printed. Does not block.
 fn read_output(output: PipeReader) -> String {
     let mut text = Vec::new();
-    // Without a descendant that has the pipe, the end of it follows.
     let _ = output.take(MAX_OUTPUT_BYTES).read_to_end(&mut text);
     String::from_utf8_lossy(&text).into_owned()
 }

@@ -18,6 +18,9 @@ use crate::EngineError;
 /// The directory of the overlays in a box directory.
 pub(super) const OVERLAYS: &str = "overlays";
 
+/// The role of the kernel in an error.
+pub(super) const KERNEL: &str = "kernel";
+
 /// The largest record of a base.
 const MAX_RECORD_BYTES: u64 = 4096;
 
@@ -67,10 +70,10 @@ pub(super) fn open(
         next: first_fd,
         fds: Vec::new(),
     };
-    let kernel = opener.open_for_user("kernel", &options.kernel, uid)?;
+    let kernel = opener.add(open_for_user(KERNEL, &options.kernel, uid)?);
     let initrd = options.initrd.as_ref();
-    let initrd = initrd.map(|path| opener.open_for_user("initrd", path, uid));
-    let initrd = initrd.transpose()?;
+    let initrd = initrd.map(|path| open_for_user("initrd", path, uid));
+    let initrd = initrd.transpose()?.map(|file| opener.add(file));
     let disks = options.disks.iter().enumerate();
     let disks = disks.map(|(number, disk)| opener.open_disk(number, disk, dir));
     Ok(GuestFiles {
@@ -87,26 +90,6 @@ impl Opener {
         self.next += 1;
         self.fds.push((number, file.into()));
         number
-    }
-
-    /// Opens a file that QEMU opens again, through `/proc/self/fd`.
-    fn open_for_user(
-        &mut self,
-        role: &'static str,
-        path: &Path,
-        uid: Option<u32>,
-    ) -> Result<i32, EngineError> {
-        let check = |file: File| {
-            if uid.is_some() && file.metadata()?.mode() & READ_BY_OTHERS == 0 {
-                let message = "the user of the box cannot read it; run `chmod o+r` on the file, whose \
-                    directories can stay private";
-                return Err(io::Error::new(ErrorKind::PermissionDenied, message));
-            }
-            Ok(file)
-        };
-        let file = open_file(path, false).and_then(check);
-        let file = file.map_err(guest_file(role, path))?;
-        Ok(self.add(file))
     }
 
     fn open_disk(
@@ -230,7 +213,25 @@ fn read_base(path: &PathBuf) -> Result<Base, FileError> {
         .map_err(|error| FileError::new("read", path, error))
 }
 
-pub(super) fn open_file(path: &Path, write: bool) -> io::Result<File> {
+/// Opens a file that QEMU opens again, through `/proc/self/fd`, as this user.
+pub(super) fn open_for_user(
+    role: &'static str,
+    path: &Path,
+    uid: Option<u32>,
+) -> Result<File, EngineError> {
+    let check = |file: File| {
+        if uid.is_some() && file.metadata()?.mode() & READ_BY_OTHERS == 0 {
+            let message = "the user of the box cannot read it; run `chmod o+r` on the file, whose \
+                directories can stay private";
+            return Err(io::Error::new(ErrorKind::PermissionDenied, message));
+        }
+        Ok(file)
+    };
+    let file = open_file(path, false).and_then(check);
+    file.map_err(guest_file(role, path))
+}
+
+fn open_file(path: &Path, write: bool) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
         .write(write)

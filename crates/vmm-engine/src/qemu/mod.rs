@@ -51,10 +51,11 @@ use crate::{Engine, EngineError, Payload, process};
 /// With [`Accelerator::Auto`], QEMU uses KVM if a check succeeds: a process executes one instruction in a virtual
 /// machine of KVM, and a QEMU boots the kernel of the guest without a root file system, within 5 s and 10 s. The
 /// result counts until the host boots again, or QEMU or the kernel is replaced; it is in
-/// [`InstanceSpec::cache_dir`], whose files `kvm-INODE.json` can be deleted. If the check
-/// fails, the shim writes the reason to `shim.stderr`, and QEMU translates the instructions, of a CPU without the
+/// [`InstanceSpec::cache_dir`], whose files `kvm-*` can be deleted. Of guests that start at once, one checks. If the
+/// check fails, the shim writes the reason to `shim.stderr`, and QEMU translates the instructions, of a CPU without the
 /// features `erms` and `la57`, which make translated code slower. With [`Accelerator::Kvm`], the start fails then
-/// with [`EngineError::KvmUnusable`].
+/// with [`EngineError::KvmUnusable`]. The check is a part of the start: where guests hang with KVM, a start timeout
+/// below 20 s needs [`Accelerator::Tcg`].
 ///
 /// # Shared directories
 ///
