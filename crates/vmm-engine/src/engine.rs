@@ -141,6 +141,10 @@ pub trait Payload: Send + Sync {
 }
 
 /// A payload that serves control frames (`vmm_protocol::frames`).
+///
+/// One connection serves commands, file transfers and statistics, so these have no objects of their own: a payload
+/// responds to a request that it cannot carry out with an error of the kind `Unsupported`. The console has none either: the
+/// engine writes it to the box directory, where clients read it without the shim.
 pub trait ControlChannel {
     /// Opens a connection whose other end the payload serves. The shim has at most one, and opens it
     /// when the first client needs it.
