@@ -22,8 +22,17 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// The children whose exit status is kept, with the status of those that are reaped.
-type Kept = BTreeMap<u32, Option<ExitStatus>>;
+/// The children whose exit status is kept.
+type Kept = BTreeMap<u32, KeptStatus>;
+
+#[derive(Clone, Copy, Debug)]
+enum KeptStatus {
+    Running,
+    /// It ended by itself, and is reaped.
+    Ended(ExitStatus),
+    /// [`kill_all_except`] has killed it: its status shows nothing.
+    Killed,
+}
 
 /// A process has one set of children.
 static KEPT: Mutex<Kept> = Mutex::new(BTreeMap::new());
@@ -31,11 +40,11 @@ static KEPT: Mutex<Kept> = Mutex::new(BTreeMap::new());
 /// Keeps the exit status of a child for [`take_status`], although any thread of the shim can reap it.
 /// Call it before a thread that reaps could do so.
 pub(crate) fn keep_status(child: u32) {
-    kept().insert(child, None);
+    kept().insert(child, KeptStatus::Running);
 }
 
 /// Returns the exit status of a [`Helper`](crate::Helper), and reaps it if no other thread has. Returns
-/// `None` if it still runs.
+/// `None` if it still runs, or [`kill_all_except`] has killed it.
 ///
 /// # Errors
 ///
@@ -43,7 +52,8 @@ pub(crate) fn keep_status(child: u32) {
 pub fn take_status(child: u32) -> io::Result<Option<ExitStatus>> {
     let mut kept = kept();
     let status = match kept.get(&child) {
-        Some(Some(status)) => Some(*status),
+        Some(KeptStatus::Ended(status)) => Some(*status),
+        Some(KeptStatus::Killed) => None,
         _ => try_wait(&mut kept, Pid::from_raw(child.cast_signed()))?,
     };
     if status.is_some() {
@@ -83,11 +93,26 @@ pub fn kill_all_except(except: Option<Pid>, mut report: impl FnMut(u32, ExitStat
 /// Kills all children of the calling process except one. Returns those that it is permitted to kill.
 fn kill_children(except: Option<Pid>) -> Vec<Pid> {
     // No other thread reaps a child after it is listed, so the kernel cannot reuse its pid.
-    let _kept = kept();
+    let mut kept = kept();
     children()
         .filter(|child| Some(*child) != except)
+        .filter(|child| !has_ended(&mut kept, *child))
         .filter(|child| kill(*child, Signal::SIGKILL) != Err(Errno::EPERM))
         .collect()
+}
+
+/// Returns whether a child whose status is kept has ended by itself, which is reaped then. Otherwise, notes that it is
+/// killed.
+fn has_ended(kept: &mut Kept, child: Pid) -> bool {
+    let pid = child.as_raw().cast_unsigned();
+    if !matches!(kept.get(&pid), Some(KeptStatus::Running)) {
+        return false;
+    }
+    let has_ended = matches!(try_wait(kept, child), Ok(Some(_)));
+    if !has_ended {
+        kept.insert(pid, KeptStatus::Killed);
+    }
+    has_ended
 }
 
 /// Reaps all zombies among the children of the calling process except one, and passes their exit
@@ -139,8 +164,8 @@ fn try_wait(kept: &mut Kept, child: Pid) -> rustix::io::Result<Option<ExitStatus
         return Ok(None);
     };
     let status = ExitStatus::from_raw(status.as_raw());
-    if let Some(slot) = kept.get_mut(&child.as_raw().cast_unsigned()) {
-        *slot = Some(status);
+    if let Some(slot @ KeptStatus::Running) = kept.get_mut(&child.as_raw().cast_unsigned()) {
+        *slot = KeptStatus::Ended(status);
     }
     Ok(Some(status))
 }

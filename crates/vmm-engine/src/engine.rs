@@ -85,8 +85,8 @@ pub trait Payload: Send + Sync {
     ///
     /// If a helper ends while the payload runs, the shim kills the payload, and the box ends with
     /// [`Ending::Helper`]. A helper that exits with 0 may have noticed the end of the payload before the
-    /// shim: the payload has a few seconds to end, too. When the payload has ended, the shim kills the
-    /// helpers that still run.
+    /// shim: the payload has a few seconds to end, too. A helper that a signal has ended is the cause also if the
+    /// payload has ended meanwhile. When the payload has ended, the shim kills the helpers that still run.
     fn helpers(&self) -> Vec<Helper> {
         Vec::new()
     }

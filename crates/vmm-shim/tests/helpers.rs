@@ -121,6 +121,25 @@ fn a_helper_that_exits_is_the_cause_only_if_the_payload_goes_on() {
     }
 }
 
+fn a_killed_helper_is_the_cause_although_the_payload_has_ended_too() {
+    let payload = "cd $VMM_BOX_DIR; while ! [ -e go ]; do sleep 0.01; done; exit 5";
+    let (mut shim, helper) = start_with_helper(payload, "exec sleep 1000");
+    let Report::Ready { payload_pid, .. } = shim.report() else {
+        panic!("not ready");
+    };
+    // The shim notices both ends at once.
+    shim.stop();
+    nix::sys::signal::kill(support::pid(helper), Signal::SIGKILL).unwrap();
+    fs::write(shim.path("go"), "").unwrap();
+    eventually("both have ended", || {
+        !is_running(helper) && !is_running(payload_pid.unwrap())
+    });
+    shim.signal(Signal::SIGCONT);
+    shim.wait();
+    let killed = ended_helper(Ending::Signaled { signal: 9 });
+    assert_eq!(shim.record().ending, killed);
+}
+
 fn a_helper_ends_with_its_payload() {
     let payload = "cd $VMM_BOX_DIR; while ! [ -e go ]; do sleep 0.01; done; exit 4";
     let (mut shim, helper) =
@@ -170,6 +189,7 @@ fn main() {
     run![
         the_death_of_a_helper_ends_the_payload_and_is_the_cause,
         a_helper_that_exits_is_the_cause_only_if_the_payload_goes_on,
+        a_killed_helper_is_the_cause_although_the_payload_has_ended_too,
         a_helper_ends_with_its_payload,
         a_helper_dies_with_its_shim,
         a_helper_is_in_the_control_group_of_its_payload,

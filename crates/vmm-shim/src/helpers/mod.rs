@@ -4,6 +4,7 @@ mod log;
 
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -137,7 +138,7 @@ impl Watch {
         let mut deadline = None;
         loop {
             if self.wait(deadline) {
-                return None;
+                return self.killed_helper();
             }
             deadline = None;
             if let Some((ending, grace)) = self.ended_helper() {
@@ -170,6 +171,16 @@ impl Watch {
                     Some((ending, PAYLOAD_EXIT_TIMEOUT))
                 }
             }
+        })
+    }
+
+    /// Returns the ending of the box if a signal has ended a helper, which the shim did not send: the payload, which
+    /// has ended too, may have failed for lack of the helper.
+    fn killed_helper(&self) -> Option<Ending> {
+        self.running.iter().find_map(|helper| {
+            let status = descendants::take_status(helper.pid).ok().flatten();
+            let status = status.filter(|status| status.signal().is_some())?;
+            Some(helper.ending(status).0)
         })
     }
 
@@ -212,7 +223,6 @@ fn readable(fd: &impl AsFd) -> PollFd<'_> {
 
 impl Running {
     fn ending(&self, status: ExitStatus) -> (Ending, Duration) {
-        use std::os::unix::process::ExitStatusExt;
         let exit = match status.signal() {
             Some(signal) => Ending::Signaled { signal },
             None => Ending::Exited {
