@@ -4,31 +4,27 @@
 use std::fs;
 use std::path::Path;
 
-use vmm_protocol::with_causes;
-
 use crate::bundle::Bundle;
 use crate::error::ShimError;
 use crate::leftover_events::{self, Continuation};
-use crate::log;
 use crate::state_dir::{Owner, StateDir};
 
-/// Starts a process for each abandoned pod, which removes what is left of it. An error is written to the log.
-pub(crate) fn clean_up(parent: &Path) {
-    let clean_up = || -> Result<(), ShimError> {
+/// Starts a process for each abandoned pod, which removes what is left of it. Calls the function with each error.
+pub(crate) fn clean_up(parent: &Path, mut report: impl FnMut(ShimError)) {
+    let mut clean_up = || -> Result<(), ShimError> {
         // No pod is without its records then, and no other process starts a second cleanup.
         let _lock = StateDir::lock(parent)?;
         let entries = fs::read_dir(parent).map_err(ShimError::file("read", parent))?;
         for entry in entries.flatten() {
             let state = StateDir::new(entry.path());
             if let Some(owner) = abandoned_by(&state) {
-                leftover_events::spawn(&owner, &state, Continuation::Finish)?;
+                let spawned = leftover_events::spawn(&owner, &state, Continuation::Finish);
+                spawned.unwrap_or_else(&mut report);
             }
         }
         Ok(())
     };
-    if let Err(error) = clean_up() {
-        log(with_causes(&error));
-    }
+    clean_up().unwrap_or_else(report);
 }
 
 /// Returns the owner of a pod if the pod is abandoned.

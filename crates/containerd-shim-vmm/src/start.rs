@@ -1,6 +1,6 @@
 use std::env;
-use std::fs::OpenOptions;
-use std::io::{self, IsTerminal, Read};
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
@@ -9,6 +9,7 @@ use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::protobuf::Message;
 use pidfd_spawn::{Command, Stdio};
 use rustix::fs::OFlags;
+use vmm_protocol::with_causes;
 
 use crate::args::Args;
 use crate::bundle::Bundle;
@@ -90,7 +91,7 @@ fn start_server(
             .setsid(true)
             .stdin(OwnedFd::from(listener))
             .stdout(Stdio::null())
-            .stderr(open_log(bundle));
+            .stderr(open_log(bundle).map_or_else(Stdio::null, |log| OwnedFd::from(log).into()));
         // The server inherits it.
         oom_score::raise_above_parent()?;
         if let Some(params) = params {
@@ -101,16 +102,19 @@ fn start_server(
     spawn().inspect_err(|_| {
         let _ = state.remove();
     })?;
-    abandoned::clean_up(&config.state_dir);
+    abandoned::clean_up(&config.state_dir, |error| {
+        // Not to stderr, which containerd reads as a part of the address. Without a reader, there is no log.
+        if let Some(mut log) = open_log(bundle) {
+            let _ = writeln!(log, "{}", with_causes(&error));
+        }
+    });
     Ok(address)
 }
 
 /// Opens the FIFO for the log of the server, if containerd reads it.
-fn open_log(bundle: &Bundle) -> Stdio {
+fn open_log(bundle: &Bundle) -> Option<File> {
     let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let log = OpenOptions::new()
-        .write(true)
-        .custom_flags(flags)
-        .open(bundle.log());
-    log.map_or_else(|_| Stdio::null(), |file| OwnedFd::from(file).into())
+    let mut options = OpenOptions::new();
+    let log = options.write(true).custom_flags(flags).open(bundle.log());
+    log.ok()
 }

@@ -38,12 +38,13 @@ impl Host {
         self.dir.path().join("bundles").join(id)
     }
 
-    /// Calls `start` for a container, in a new bundle.
-    fn spawn_start(&self, id: &str) -> Child {
+    /// Returns a command that calls `start` for a container, in a new bundle.
+    fn start_command(&self, id: &str) -> Command {
         fs::create_dir_all(self.bundle(id)).unwrap();
         let spec = json!({"ociVersion": "1.0.2", "root": {"path": "rootfs"}, "linux": {}});
         fs::write(self.bundle(id).join("config.json"), spec.to_string()).unwrap();
-        Command::new(env!("CARGO_BIN_EXE_containerd-shim-vmm-v1"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_containerd-shim-vmm-v1"));
+        command
             .args(["-namespace", "default", "-id", id, "start"])
             .current_dir(self.bundle(id))
             .env(
@@ -52,9 +53,13 @@ impl Host {
             )
             .env("TTRPC_ADDRESS", "")
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap()
+            .stdout(Stdio::piped());
+        command
+    }
+
+    /// Calls `start` for a container, in a new bundle.
+    fn spawn_start(&self, id: &str) -> Child {
+        self.start_command(id).spawn().unwrap()
     }
 
     /// Returns the directory of the pod that `start` has printed.
@@ -182,4 +187,20 @@ fn starts_at_the_same_time_remove_an_abandoned_pod_and_no_other() {
         eventually("the pod has a mount", || is_mounted(pod));
         assert_eq!(servers(&host.bundle(id)).len(), 1, "{id}");
     }
+}
+
+#[test]
+fn an_abandoned_pod_that_cannot_be_removed_does_not_change_the_address_of_another() {
+    let Some(host) = Host::new() else { return };
+    let abandoned = host.start_and_kill("a");
+    host.remove_bundle("a");
+    // The process that removes the pod cannot be recorded.
+    fs::create_dir_all(abandoned.join("cleanup.json/dir")).unwrap();
+    let mut start = host.start_command("b");
+    let output = start.stderr(Stdio::piped()).output().unwrap();
+    // containerd reads both as one.
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    let address = String::from_utf8(output.stdout).unwrap();
+    assert!(address.starts_with("unix://"), "{address}");
+    eventually("the abandoned pod is removed", || !abandoned.exists());
 }
