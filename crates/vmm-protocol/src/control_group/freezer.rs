@@ -38,9 +38,27 @@ impl ControlGroup {
         let own = Self::of_this_process().unwrap_or_default();
         let existing = own.freezer_dirs().next().map(Path::to_owned);
         let group = existing.map_or_else(|| Self::create_freezer(dir, own), Ok)?;
-        let frozen = freeze(&group);
+        let frozen = freeze(&group, FREEZE_TIMEOUT, |deadline| {
+            move_descendants(&group, deadline)
+        });
         if frozen.is_err() {
             thaw(&group);
+        }
+        frozen
+    }
+
+    /// Freezes the processes of the groups, of version 2, and waits until all of them are frozen, at most for the time
+    /// `limit`.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError`] if a group does not exist, or if a process does not freeze in time (the source has the kind
+    /// [`TimedOut`](io::ErrorKind::TimedOut)). The processes are then not frozen.
+    pub fn freeze(&self, limit: Duration) -> Result<(), FileError> {
+        let mut dirs = self.dirs.iter();
+        let frozen = dirs.try_for_each(|dir| freeze(dir, limit, |_| Ok(true)));
+        if frozen.is_err() {
+            self.thaw();
         }
         frozen
     }
@@ -87,13 +105,18 @@ impl ControlGroup {
     }
 }
 
-/// Freezes the group, and moves all descendants of this process into it.
-fn freeze(group: &Path) -> Result<(), FileError> {
+/// Freezes the group, and waits until the function, which gets the deadline, returns that the group has all processes, and
+/// they are frozen.
+fn freeze(
+    group: &Path,
+    limit: Duration,
+    mut is_complete: impl FnMut(Instant) -> Result<bool, FileError>,
+) -> Result<(), FileError> {
     let freeze_error = |error| FileError::new("freeze", group, error);
     // First: what is moved freezes at once, and starts no further processes.
     write_setting(&group.join(FREEZE_FILE), "1").map_err(freeze_error)?;
-    let deadline = Instant::now() + FREEZE_TIMEOUT;
-    while move_descendants(group, deadline)? || !is_frozen(group).map_err(freeze_error)? {
+    let deadline = Instant::now() + limit;
+    while !is_complete(deadline)? || !is_frozen(group).map_err(freeze_error)? {
         if Instant::now() >= deadline {
             return Err(freeze_error(io::ErrorKind::TimedOut.into()));
         }
@@ -113,23 +136,23 @@ fn is_frozen(group: &Path) -> io::Result<bool> {
     Ok(events.lines().any(|line| line == "frozen 1"))
 }
 
-/// Moves the descendants of this process into the group, or a group within it. Returns whether any
-/// was outside. Fails after the deadline, because the time grows with the square of their number.
+/// Moves the descendants of this process into the group, or a group within it. Returns whether all
+/// were there before. Fails after the deadline, because the time grows with the square of their number.
 fn move_descendants(group: &Path, deadline: Instant) -> Result<bool, FileError> {
     let dirs = vec![group.to_owned()];
     let members = ControlGroup { dirs }.pids()?;
     let move_error = |error| FileError::new("move processes into", group, error);
-    let mut is_any_outside = false;
+    let mut is_complete = true;
     for pid in descendants().map_err(move_error)? {
         if members.binary_search(&pid).is_err() && !procfs::is_zombie(pid) {
-            is_any_outside = true;
+            is_complete = false;
             if Instant::now() >= deadline {
                 return Err(move_error(io::ErrorKind::TimedOut.into()));
             }
             move_descendant(pid, group).map_err(move_error)?;
         }
     }
-    Ok(is_any_outside)
+    Ok(is_complete)
 }
 
 fn descendants() -> io::Result<Vec<u32>> {
