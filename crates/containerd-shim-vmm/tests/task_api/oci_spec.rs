@@ -49,6 +49,22 @@ fn a_process_has_the_capabilities_limits_and_umask_of_its_spec() {
 }
 
 #[test]
+fn a_user_can_open_its_streams_and_starts_in_a_directory_that_it_cannot_enter() {
+    let Some(pod) = TestPod::start() else { return };
+    let script =
+        "echo out >/dev/stdout && echo err >/dev/stderr && pwd; cd /private || echo refused";
+    let output = output_of(&pod, "c", script, |spec| {
+        let mounts = spec["mounts"].as_array_mut().unwrap();
+        mounts.push(json!({
+            "destination": "/private", "type": "tmpfs", "source": "tmpfs", "options": ["mode=700"]
+        }));
+        spec["process"]["user"] = json!({"uid": 33, "gid": 34});
+        spec["process"]["cwd"] = json!("/private");
+    });
+    assert_eq!(output, "out\n/private\nrefused\n");
+}
+
+#[test]
 fn masked_paths_are_empty_and_read_only_paths_cannot_be_written() {
     let Some(pod) = TestPod::start() else { return };
     let script = "cat /proc/version; busybox ls /proc/fs; cat /proc/sys/kernel/shm_rmid_forced; \

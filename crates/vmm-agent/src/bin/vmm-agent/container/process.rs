@@ -1,7 +1,10 @@
 use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 
+use nix::unistd::chdir;
 use pidfd_spawn::Command;
-use rustix::fs::Mode;
+use rustix::fs::{FileType, Mode, Uid, fchown, fstat, makedev};
 use rustix::process::{Resource, Rlimit, setrlimit, umask};
 use vmm_protocol::pod::{ProcessLimit, ProcessSpec};
 
@@ -37,11 +40,15 @@ pub(super) fn exec(process: &ProcessSpec) -> Result<(), ContainerError> {
         .args(args)
         .env_clear()
         .envs(&process.env)
-        .current_dir(&process.cwd)
         .no_new_privs(process.no_new_privs);
     if process.env.get("HOME").is_none_or(String::is_empty) {
         command.env("HOME", User::home(process.uid));
     }
+    // As root, which can enter directories that the user cannot, as with runc. An error is that of the user.
+    if chdir(&process.cwd).is_err() {
+        command.current_dir(&process.cwd);
+    }
+    own_streams(process.uid)?;
     // Before the credentials change: raising a limit needs a capability.
     for limit in &process.limits {
         set_limit(limit)?;
@@ -51,6 +58,24 @@ pub(super) fn exec(process: &ProcessSpec) -> Result<(), ContainerError> {
         umask(Mode::from_raw_mode(mask));
     }
     Err(ContainerError::Exec(command.exec()))
+}
+
+/// Lets the user open `/dev/stdin`, `/dev/stdout` and `/dev/stderr`.
+fn own_streams(uid: u32) -> Result<(), ContainerError> {
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let own = |stream: BorrowedFd<'_>| {
+        let status = fstat(stream)?;
+        let kind = FileType::from_raw_mode(status.st_mode);
+        // All containers share `/dev/null`.
+        if kind == FileType::CharacterDevice && status.st_rdev == makedev(1, 3) {
+            return Ok(());
+        }
+        fchown(stream, Some(Uid::from_raw(uid)), None)
+    };
+    for stream in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
+        own(stream).map_err(ContainerError::system("change the owner of a stream"))?;
+    }
+    Ok(())
 }
 
 fn set_limit(limit: &ProcessLimit) -> Result<(), ContainerError> {
