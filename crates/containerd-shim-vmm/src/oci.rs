@@ -1,15 +1,15 @@
 //! From the OCI runtime spec of a container to what the agent of the guest is asked.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Capabilities, Linux, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, Process,
-    Spec,
+    Capabilities, Linux, LinuxCapabilities, LinuxDevice, LinuxDeviceType, LinuxNamespace,
+    LinuxNamespaceType, Process, Spec,
 };
 use rustix::thread::CapabilitySet;
 use vmm_protocol::pod::{
-    ContainerDevice, ContainerMount, ContainerSpec, DeviceKind, HeldCapabilities, PidNamespace,
-    ProcessLimit, ProcessSpec,
+    ContainerDevice, ContainerMount, ContainerSpec, DeviceKind, HeldCapabilities, MountOptions,
+    PidNamespace, ProcessLimit, ProcessSpec,
 };
 
 use crate::error::ShimError;
@@ -44,6 +44,8 @@ pub(crate) fn container(spec: &Spec) -> Result<(ContainerSpec, Vec<(usize, PathB
     container.sandbox = sandbox(spec).cloned();
     container.hostname.clone_from(spec.hostname());
     container.read_only = spec.root().as_ref().and_then(|root| root.readonly()) == Some(true);
+    container.cgroup_namespace = namespace(spec, LinuxNamespaceType::Cgroup)
+        .is_some_and(|namespace| namespace.path().is_none());
     if let Some(linux) = spec.linux() {
         add_linux(&mut container, linux)?;
     }
@@ -56,6 +58,7 @@ pub(crate) fn container(spec: &Spec) -> Result<(ContainerSpec, Vec<(usize, PathB
             .any(|option| option == "bind" || option == "rbind");
         let is_file = is_bind || kind.as_deref().is_none_or(|kind| kind == "bind");
         if let Some(source) = mount.source().clone().filter(|_| is_file) {
+            check_options(mount.destination(), &options)?;
             sources.push((number, source));
         }
         container.mounts.push(ContainerMount {
@@ -65,6 +68,18 @@ pub(crate) fn container(spec: &Spec) -> Result<(ContainerSpec, Vec<(usize, PathB
         });
     }
     Ok((container, sources))
+}
+
+/// Fails if a mount of a file or directory has an option of a file system, or one that is not known, as with runc: the
+/// kernel would ignore it.
+fn check_options(destination: &Path, options: &[String]) -> Result<(), ShimError> {
+    let unknown = MountOptions::parse(options.iter().map(String::as_str)).data;
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let destination = destination.display();
+    let message = format!("the mount at {destination} cannot have the options {unknown:?}");
+    Err(ShimError::Spec(message))
 }
 
 fn add_linux(container: &mut ContainerSpec, linux: &Linux) -> Result<(), ShimError> {
@@ -147,15 +162,18 @@ pub(crate) fn process(process: &Process) -> Result<ProcessSpec, ShimError> {
     spec.gid = user.gid();
     spec.groups = user.additional_gids().clone().unwrap_or_default();
     spec.no_new_privs = process.no_new_privileges() == Some(true);
-    if let Some(sets) = process.capabilities() {
-        spec.capabilities = Some(mask(sets.bounding()));
-        spec.held_capabilities = Some(HeldCapabilities {
-            effective: mask(sets.effective()),
-            permitted: mask(sets.permitted()),
-            inheritable: mask(sets.inheritable()),
-            ambient: mask(sets.ambient()),
-        });
-    }
+    // Without the sets, it has none, as with runc.
+    let sets = process.capabilities().as_ref();
+    let set = |set: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
+        sets.map_or(0, |sets| mask(set(sets)))
+    };
+    spec.capabilities = Some(set(LinuxCapabilities::bounding));
+    spec.held_capabilities = Some(HeldCapabilities {
+        effective: set(LinuxCapabilities::effective),
+        permitted: set(LinuxCapabilities::permitted),
+        inheritable: set(LinuxCapabilities::inheritable),
+        ambient: set(LinuxCapabilities::ambient),
+    });
     spec.umask = user.umask();
     spec.oom_score_adj = process.oom_score_adj();
     let limits = process.rlimits().iter().flatten();
@@ -225,6 +243,28 @@ mod tests {
     }
 
     #[test]
+    fn a_mount_of_a_directory_with_an_option_that_is_not_applied_is_refused() {
+        let of = |options: &[&str]| {
+            let spec: Spec = serde_json::from_value(serde_json::json!({
+                "ociVersion": "1.0.2",
+                "mounts": [
+                    {"destination": "/data", "type": "bind", "source": "/srv", "options": options},
+                    {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m"]},
+                ],
+            }))
+            .unwrap();
+            container(&spec)
+        };
+        assert!(of(&["rbind", "rprivate", "rro", "nosymfollow"]).is_ok());
+        let error = of(&["rbind", "ro", "idmap", "size=1m"]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the OCI spec of the container is not valid: the mount at /data cannot have the options \
+             \"idmap,size=1m\""
+        );
+    }
+
+    #[test]
     fn a_container_has_the_pid_namespace_of_its_spec() {
         let of = |namespaces: serde_json::Value, kind: &str| {
             let spec: Spec = serde_json::from_value(serde_json::json!({
@@ -282,5 +322,16 @@ mod tests {
             (Some(0o27), Some(-7))
         );
         assert_eq!(process.limits[0].name, "RLIMIT_NOFILE");
+    }
+
+    #[test]
+    fn a_process_without_capabilities_in_its_spec_has_none() {
+        let oci: Process = serde_json::from_value(serde_json::json!({
+            "user": {"uid": 0, "gid": 0}, "args": ["id"], "cwd": "/",
+        }))
+        .unwrap();
+        let process = process(&oci).unwrap();
+        assert_eq!(process.capabilities, Some(0));
+        assert_eq!(process.held_capabilities, Some(HeldCapabilities::default()));
     }
 }

@@ -243,6 +243,12 @@ impl TestPod {
         self.start_process(id, "").unwrap();
     }
 
+    /// Creates and starts a container with this OCI spec.
+    pub(crate) fn run_with_spec(&self, id: &str, spec: &Value) {
+        self.create_with_spec(id, spec, "").unwrap();
+        self.start_process(id, "").unwrap();
+    }
+
     /// Runs a container with this OCI spec to its end, and deletes it. Returns its output and its exit code.
     pub(crate) fn run_spec(&self, id: &str, spec: &Value) -> (String, u32) {
         let output = self.path(&format!("output-{id}"));
@@ -360,7 +366,17 @@ pub(crate) fn container_spec(command: &[&str]) -> Value {
 }
 
 fn process_spec(command: &[&str]) -> Value {
-    json!({"args": command, "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}})
+    // Some scripts mount file systems.
+    let capabilities = ["CAP_SYS_ADMIN"];
+    json!({
+        "args": command,
+        "cwd": "/",
+        "env": ["PATH=/bin"],
+        "user": {"uid": 0, "gid": 0},
+        "capabilities": {
+            "bounding": capabilities, "permitted": capabilities, "effective": capabilities
+        }
+    })
 }
 
 pub(crate) fn timeout() -> context::Context {

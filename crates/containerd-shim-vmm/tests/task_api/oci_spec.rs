@@ -134,3 +134,22 @@ fn a_control_group_has_the_limits_of_its_spec() {
     let resources = json!({"cpu": {"cpus": "1000"}});
     assert_eq!(output_of(&pod, "d", script, limits(resources)), "0\n");
 }
+
+#[test]
+fn a_container_with_a_control_group_namespace_sees_its_own_group_only() {
+    let Some(pod) = TestPod::start() else { return };
+    let mut spec = container_spec(&["sleep", "1000"]);
+    let mounts = spec["mounts"].as_array_mut().unwrap();
+    mounts.push(json!({"destination": "/group", "type": "cgroup", "source": "cgroup"}));
+    spec["linux"] = json!({
+        "namespaces": [{"type": "pid"}, {"type": "cgroup"}],
+        "resources": {"memory": {"limit": 64 << 20}},
+    });
+    pod.run_with_spec("c", &spec);
+    let script = "grep -q '^0::/$' /proc/self/cgroup && grep -q '^67108864$' /group/memory.max";
+    assert_eq!(pod.run_exec("c", &["sh", "-c", script]), 0);
+    spec["linux"]["namespaces"] = json!([{"type": "pid"}]);
+    pod.run_with_spec("d", &spec);
+    let script = "grep -q '^0::/d$' /proc/self/cgroup && [ -d /group/c ]";
+    assert_eq!(pod.run_exec("d", &["sh", "-c", script]), 0);
+}

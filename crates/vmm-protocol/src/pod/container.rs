@@ -5,13 +5,15 @@ use serde::{Deserialize, Serialize};
 
 /// A container of a guest, without its processes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct ContainerSpec {
     /// The container whose host name and IPC objects this one shares: the sandbox of its pod.
     pub sandbox: Option<String>,
     /// The host name; that of the guest by default.
     pub hostname: Option<String>,
+    /// Whether the container has a control group namespace of its own, in which its control group is the root.
+    pub cgroup_namespace: bool,
     /// Whether the root file system is read-only.
     pub read_only: bool,
     /// What is mounted below the root, in this order.
@@ -30,6 +32,7 @@ pub struct ContainerSpec {
 
 /// A mount below the root of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ContainerMount {
     /// Where it is mounted, an absolute path in the container.
     pub destination: PathBuf,
@@ -42,6 +45,7 @@ pub struct ContainerMount {
 
 /// A device of a container, `mknod(2)`. The numbers are those of the guest's kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ContainerDevice {
     /// Where it is created, an absolute path in the container.
     pub path: PathBuf,
@@ -73,7 +77,7 @@ pub enum DeviceKind {
 
 /// The limits of a container. `None` is unlimited.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Resources {
     /// The memory, in bytes.
     pub memory: Option<u64>,
@@ -87,7 +91,7 @@ pub struct Resources {
 
 /// A process of a container. The `Debug` output omits nothing: do not log it, it can contain secrets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct ProcessSpec {
     /// The program and its arguments.
@@ -118,7 +122,7 @@ pub struct ProcessSpec {
 
 /// The capability sets of a process besides the bounding set, as bit masks, `capabilities(7)`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct HeldCapabilities {
     /// The capabilities that the kernel checks.
     pub effective: u64,
@@ -132,6 +136,7 @@ pub struct HeldCapabilities {
 
 /// A resource limit of a process, `setrlimit(2)`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ProcessLimit {
     /// The name, such as `RLIMIT_NOFILE`.
     pub name: String,
@@ -157,4 +162,18 @@ pub struct ContainerStats {
     pub pids: u64,
     /// How many processes the kernel has killed for lack of memory.
     pub oom_kills: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_that_an_agent_does_not_know_is_refused() {
+        for text in [r#"{"unknown": 1}"#, r#"{"resources": {"unknown": 1}}"#] {
+            let error = serde_json::from_str::<ContainerSpec>(text).unwrap_err();
+            assert!(error.to_string().contains("unknown field"), "{error}");
+        }
+        assert!(serde_json::from_str::<ProcessSpec>(r#"{"unknown": 1}"#).is_err());
+    }
 }

@@ -3,8 +3,8 @@
 //! The host shares one directory with the guest of a pod. The [`PodDir`] has the root file system of each
 //! container, what is mounted into it, and the files that describe the container and its processes.
 //!
-//! These files are JSON. The agent uses the default for a missing field, and ignores an unknown field: an agent of an
-//! earlier version does not apply what it does not know.
+//! These files are JSON. The agent uses the default for a missing field, and refuses an unknown field: an agent of an
+//! earlier version would run the process without what it does not know, such as a limit.
 
 mod container;
 mod dir;

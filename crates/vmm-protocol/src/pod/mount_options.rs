@@ -63,7 +63,8 @@ impl MountOptions {
 /// Returns a flag, and whether the option sets it.
 fn flag(option: &str) -> Option<(MountFlags, bool)> {
     Some(match option {
-        "ro" => (MountFlags::RDONLY, true),
+        // A mount of the host that is read-only is so with all mounts below it, which is what `rro` asks for.
+        "ro" | "rro" => (MountFlags::RDONLY, true),
         "rw" => (MountFlags::RDONLY, false),
         "nosuid" => (MountFlags::NOSUID, true),
         "suid" => (MountFlags::NOSUID, false),
@@ -78,6 +79,8 @@ fn flag(option: &str) -> Option<(MountFlags, bool)> {
         "atime" => (MountFlags::NOATIME, false),
         "nodiratime" => (MountFlags::NODIRATIME, true),
         "diratime" => (MountFlags::NODIRATIME, false),
+        "nosymfollow" => (MountFlags::NOSYMFOLLOW, true),
+        "symfollow" => (MountFlags::NOSYMFOLLOW, false),
         "relatime" => (MountFlags::RELATIME, true),
         "norelatime" => (MountFlags::RELATIME, false),
         "strictatime" => (MountFlags::STRICTATIME, true),
@@ -112,6 +115,14 @@ mod tests {
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         assert_eq!(options.propagation, Some(private));
         assert_eq!(options.data, "size=1m,mode=755");
+    }
+
+    #[test]
+    fn a_mount_that_is_read_only_with_those_below_it_is_read_only() {
+        assert_eq!(
+            MountOptions::parse(["rbind", "rro"]).flags,
+            MountFlags::RDONLY
+        );
     }
 
     #[test]

@@ -1,5 +1,5 @@
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,6 +18,9 @@ const ROOT: &str = "/sys/fs/cgroup";
 
 /// How long the processes of a container may take to die of SIGKILL.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the processes of a container may take to freeze. One in an uninterruptible sleep freezes after it.
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The control group of a container, version 2.
 pub(super) struct ContainerGroup {
@@ -90,8 +93,15 @@ impl ContainerGroup {
         Ok(())
     }
 
-    pub(super) fn set_frozen(&self, is_frozen: bool) -> Result<(), ContainerError> {
-        self.write("cgroup.freeze", if is_frozen { "1" } else { "0" })
+    /// Freezes all processes of the group, and waits until they are frozen.
+    pub(super) fn freeze(&self) -> Result<(), ContainerError> {
+        let frozen = ControlGroup::at(&self.dir).freeze(FREEZE_TIMEOUT);
+        let frozen = frozen.map_err(io::Error::other);
+        frozen.map_err(ContainerError::system("freeze the processes"))
+    }
+
+    pub(super) fn thaw(&self) -> Result<(), ContainerError> {
+        self.write("cgroup.freeze", "0")
     }
 
     /// Kills all processes of the group, and removes it with the groups that they have created within.
@@ -144,7 +154,10 @@ impl ContainerGroup {
     fn write(&self, name: &str, value: &str) -> Result<(), ContainerError> {
         let path = self.dir.join(name);
         let error = ContainerError::system(format!("write {value} to {}", path.display()));
-        fs::write(&path, value).map_err(error)
+        // To create a file that does not exist would be another error.
+        let file = OpenOptions::new().write(true).open(path);
+        let written = file.and_then(|mut file| file.write_all(value.as_bytes()));
+        written.map_err(error)
     }
 
     fn read(&self, name: &str) -> Result<String, ContainerError> {
@@ -173,5 +186,22 @@ fn send(pid: u32, signal: i32) -> io::Result<()> {
     match pidfd::open(pid)? {
         Some(pidfd) => pidfd_send_signal(pidfd.as_fd(), signal, 0),
         None => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_of_swap_is_ignored_without_a_file_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = ContainerGroup {
+            dir: dir.path().to_owned(),
+        };
+        let name = "memory.swap.max";
+        let error = group.write(name, "1").unwrap_err();
+        assert!(is_of_host(name, &error), "{error:?}");
+        assert!(!is_of_host("memory.max", &error));
     }
 }

@@ -73,8 +73,8 @@ fn run(args: &[&str]) -> Result<(), ContainerError> {
             let signal = argument.parse();
             group.signal(signal.map_err(|_| ContainerError::Usage(USAGE))?)
         }
-        "freeze" => group.set_frozen(true),
-        "thaw" => group.set_frozen(false),
+        "freeze" => group.freeze(),
+        "thaw" => group.thaw(),
         "stats" => group.print_stats(),
         _ => Err(ContainerError::Usage(USAGE)),
     }

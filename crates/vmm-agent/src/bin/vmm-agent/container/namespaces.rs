@@ -21,8 +21,12 @@ const OF_POD: [Namespace; 2] = [
     (CloneFlags::CLONE_NEWUTS, "uts"),
 ];
 
-/// The namespace that the processes of a container share.
-const OF_CONTAINER: Namespace = (CloneFlags::CLONE_NEWNS, "mnt");
+/// The namespaces that the processes of a container share. That of the mounts is the last to be joined, because it replaces
+/// `/proc`.
+const OF_CONTAINER: [Namespace; 2] = [
+    (CloneFlags::CLONE_NEWCGROUP, "cgroup"),
+    (CloneFlags::CLONE_NEWNS, "mnt"),
+];
 
 /// How long the first process of a container may take to prepare it.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -48,7 +52,9 @@ pub(super) fn create(id: &str, container: &ContainerSpec) -> Result<OwnerRecord,
         })
     };
     let record = open().map_err(ContainerError::system(format!("open {}", path.display())))?;
-    let mut flags = OF_CONTAINER.0;
+    let mut flags = CloneFlags::CLONE_NEWNS;
+    // Its root is the control group of this process, which is that of the container already.
+    flags.set(CloneFlags::CLONE_NEWCGROUP, container.cgroup_namespace);
     match &container.sandbox {
         Some(sandbox) => enter(&wait_ready(sandbox)?, &OF_POD)?,
         None => flags.extend(OF_POD.map(|(flag, _)| flag)),
@@ -81,8 +87,7 @@ pub(super) fn wait_ready(id: &str) -> Result<String, ContainerError> {
 
 /// Joins the namespaces of a container whose first process has this pid, and enters its root.
 pub(super) fn join(owner: &str) -> Result<(), ContainerError> {
-    // That of the container is the last, because it replaces `/proc`.
-    enter(owner, &[OF_POD[0], OF_POD[1], OF_CONTAINER])
+    enter(owner, &[OF_POD, OF_CONTAINER].concat())
 }
 
 fn enter(owner: &str, namespaces: &[Namespace]) -> Result<(), ContainerError> {
