@@ -59,7 +59,7 @@ pub(crate) enum ShimError {
     Signal(u32),
     #[error("the server of the pod shuts down")]
     Closed,
-    #[error("containerd ended before the container was created")]
+    #[error("containerd ended, or its request timed out, before the container was created")]
     Abandoned,
     #[error("the process has finished already")]
     Finished,

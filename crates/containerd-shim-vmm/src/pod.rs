@@ -132,7 +132,28 @@ impl Pod {
     }
 
     /// Creates a container, and boots the guest if it is the first one. Returns the pid.
-    pub(crate) async fn create(&self, request: CreateTaskRequest) -> Result<u32, ShimError> {
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the container is not created, and nothing of it is left. The guest boots all the same.
+    pub(crate) async fn create(
+        self: &Arc<Self>,
+        request: CreateTaskRequest,
+    ) -> Result<u32, ShimError> {
+        let client = CancellationToken::new();
+        let _client = client.clone().drop_guard();
+        let pod = Arc::clone(self);
+        let create = async move { pod.create_for(&client, request).await };
+        let created = self.tasks.spawn(create).await;
+        created.unwrap_or(Err(ShimError::ContainerState("could not be created")))
+    }
+
+    /// Creates a container, unless the client has gone.
+    async fn create_for(
+        &self,
+        client: &CancellationToken,
+        request: CreateTaskRequest,
+    ) -> Result<u32, ShimError> {
         let id = &request.id;
         if self.containers().contains_key(id) {
             let (what, id) = ("container", id.clone());
@@ -151,12 +172,12 @@ impl Pod {
         }
         let in_use = self.use_count.begin().ok_or(ShimError::Closed)?;
         let prepared = self.prepare(&request, &bundle).await;
-        let is_wanted = !containerd.as_ref().is_some_and(has_ended);
+        let is_abandoned = containerd.as_ref().is_some_and(has_ended);
         let (namespace, pid) = match prepared {
-            Ok(prepared) if is_wanted => prepared,
+            Ok(prepared) if !is_abandoned && !client.is_cancelled() => prepared,
             prepared => {
                 log_error(self.remove_container(id).await);
-                if !is_wanted {
+                if is_abandoned {
                     // The next containerd does not know the container, and would leave it.
                     self.request_shutdown(false);
                 }
@@ -233,7 +254,9 @@ impl Pod {
                 is_published: true,
             }));
             self.remove_container(id).await?;
-            self.containers().remove(id);
+            // Another request can have deleted it meanwhile.
+            let removed = self.containers().remove(id);
+            removed.ok_or_else(|| ShimError::not_found("container", id))?;
             self.events.publish_delete(id, pid, exit);
         }
         self.share.remove_process(id, exec_id);
@@ -242,8 +265,26 @@ impl Pod {
     }
 
     /// Freezes all processes of a container, or lets them continue.
-    pub(crate) async fn set_paused(&self, id: &str, is_paused: bool) -> Result<(), ShimError> {
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the container is paused or resumed all the same.
+    pub(crate) async fn set_paused(
+        self: &Arc<Self>,
+        id: &str,
+        is_paused: bool,
+    ) -> Result<(), ShimError> {
         let container = self.container(id)?;
+        let pod = Arc::clone(self);
+        let change = async move { pod.change_paused(&container, is_paused).await };
+        let changed = self.tasks.spawn(change).await;
+        changed.unwrap_or(Err(ShimError::ContainerState(
+            "could not be paused or resumed",
+        )))
+    }
+
+    async fn change_paused(&self, container: &Container, is_paused: bool) -> Result<(), ShimError> {
+        let _turn = container.pausing.lock().await;
         if container.is_paused.load(Ordering::Acquire) == is_paused {
             let state = if is_paused {
                 "is paused already"
@@ -253,7 +294,8 @@ impl Pod {
             return Err(ShimError::ContainerState(state));
         }
         let action = if is_paused { "freeze" } else { "thaw" };
-        self.command(&container, self.guest.command(action, id, None))
+        let id = &container.id;
+        self.command(container, self.guest.command(action, id, None))
             .await?;
         container.is_paused.store(is_paused, Ordering::Release);
         self.events.publish_paused(id, is_paused);

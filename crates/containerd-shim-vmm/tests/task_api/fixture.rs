@@ -264,8 +264,20 @@ impl TestPod {
 
     /// Adds a process to a container.
     pub(crate) fn exec(&self, id: &str, exec_id: &str, command: &[&str]) -> ttrpc::Result<()> {
+        self.exec_to(id, exec_id, command, "")
+    }
+
+    /// Adds a process to a container. Its stdout has this path or URI.
+    pub(crate) fn exec_to(
+        &self,
+        id: &str,
+        exec_id: &str,
+        command: &[&str],
+        stdout: &str,
+    ) -> ttrpc::Result<()> {
         let mut request = ExecProcessRequest::new();
         (request.id, request.exec_id) = (id.to_owned(), exec_id.to_owned());
+        request.stdout = stdout.to_owned();
         request.spec = MessageField::some(Any {
             value: process_spec(command).to_string().into_bytes(),
             ..Any::default()
@@ -303,6 +315,12 @@ impl TestPod {
         events
             .map(|(topic, process, code)| format!("{topic} {process} {code}"))
             .collect()
+    }
+
+    /// The directory of the pod.
+    pub(crate) fn state(&self) -> PathBuf {
+        let socket = self.address.strip_prefix("unix://").unwrap();
+        Path::new(socket).parent().unwrap().to_owned()
     }
 
     /// Returns the processes of the pod that run the program: its server, and the shim of its guest.

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use containerd_shim_protos::api::{
     PauseRequest, PidsRequest, ShutdownRequest, StateRequest, StatsRequest, Status,
 };
-use containerd_shim_protos::ttrpc::Code;
+use containerd_shim_protos::ttrpc::{Code, context};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::fixture::{TestPod, code, eventually, timeout};
+use crate::fixture::{TestPod, code, container_spec, eventually, timeout};
 
 /// Ends with 7 if its child has not got SIGTERM, else with 8. A process that is stopped keeps a signal pending.
 const PARENT: &str = "sleep 1000 & c=$!; kill -STOP $c; \
@@ -88,6 +88,51 @@ fn a_created_container_ends_with_signals_that_end_processes_by_default() {
     pod.kill("c", 15).unwrap();
     eventually("the exit", || pod.count("exit c ") == 1);
     assert_eq!(pod.count("exit c 7"), 1, "{:?}", pod.events());
+}
+
+#[test]
+fn a_create_whose_client_gives_up_leaves_nothing_of_the_container() {
+    let Some(pod) = TestPod::start() else { return };
+    let spec = container_spec(&["sleep", "1000"]);
+    let request = pod.create_request("c", &spec, "");
+    // The guest takes longer to boot.
+    let timeout = context::with_duration(Duration::from_millis(200));
+    pod.client().create(timeout, &request).unwrap_err();
+    let count = |dir: &str| fs::read_dir(pod.state().join(dir)).map_or(0, Iterator::count);
+    // After the files of the container are written.
+    eventually("the guest boots", || count("home/boxes") == 1);
+    let files = || fs::read_dir(pod.state().join("files")).unwrap().count();
+    eventually("the files are removed", || files() == 0);
+    pod.create("d", &["sleep", "1000"], "");
+    assert_eq!(count("home/boxes"), 1);
+    assert_eq!(pod.count("create"), 1, "{:?}", pod.events());
+}
+
+#[test]
+fn requests_at_the_same_time_are_carried_out_once() {
+    let Some(pod) = TestPod::start() else { return };
+    const REQUESTS: usize = 8;
+    let all = |request: &(dyn Fn() -> bool + Sync)| {
+        thread::scope(|scope| {
+            let requests: Vec<_> = (0..REQUESTS).map(|_| scope.spawn(request)).collect();
+            let succeeded = requests.into_iter().map(|request| request.join().unwrap());
+            succeeded.filter(|succeeded| *succeeded).count()
+        })
+    };
+    pod.run("c", &["sleep", "1000"], "");
+    let pause = || {
+        let mut request = PauseRequest::new();
+        request.id = "c".to_owned();
+        pod.client().pause(timeout(), &request).is_ok()
+    };
+    assert_eq!(all(&pause), 1);
+    pod.kill("c", 9).unwrap();
+    pod.wait_for("exit c 137");
+    assert_eq!(all(&|| pod.delete("c", "").is_ok()), 1);
+    pod.wait_for("delete c 137");
+    for topic in ["paused", "delete"] {
+        assert_eq!(pod.count(topic), 1, "{:?}", pod.events());
+    }
 }
 
 #[test]
@@ -248,12 +293,25 @@ fn a_shutdown_reports_the_exits_of_all_processes() {
         pod.exec("c", &exec_id, &["sleep", "1000"]).unwrap();
         pod.start_process("c", &exec_id).unwrap();
     }
-    let mut request = ShutdownRequest::new();
-    request.now = true;
-    pod.client().shutdown(timeout(), &request).unwrap();
+    // The exit of the container is reported after that of a process which is being started, because its logging program is
+    // never ready.
+    let (logger, begun) = (pod.path("logger"), pod.path("begun"));
+    let script = format!("#!/bin/sh\ntouch {}\nexec sleep 1000\n", begun.display());
+    fs::write(&logger, script).unwrap();
+    fs::set_permissions(&logger, fs::Permissions::from_mode(0o700)).unwrap();
+    let uri = format!("binary://{}", logger.display());
+    pod.exec_to("c", "starting", &["sleep", "1000"], &uri)
+        .unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| pod.start_process("c", "starting").unwrap_err());
+        eventually("the logging program starts", || begun.exists());
+        let mut request = ShutdownRequest::new();
+        request.now = true;
+        pod.client().shutdown(timeout(), &request).unwrap();
+    });
     eventually("the server has ended", || pod.processes().is_empty());
     let events = pod.events();
-    for process in ["c", "e0", "e7"] {
+    for process in ["c", "e0", "e7", "starting"] {
         assert_eq!(pod.count(&format!("exit {process} 137")), 1, "{events:?}");
     }
 }
