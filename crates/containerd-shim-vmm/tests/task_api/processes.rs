@@ -11,6 +11,7 @@ use containerd_shim_protos::api::{
 use containerd_shim_protos::ttrpc::{Code, context};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 
 use crate::fixture::{TestPod, code, container_spec, eventually, timeout};
 
@@ -88,6 +89,24 @@ fn a_created_container_ends_with_signals_that_end_processes_by_default() {
     pod.kill("c", 15).unwrap();
     eventually("the exit", || pod.count("exit c ") == 1);
     assert_eq!(pod.count("exit c 7"), 1, "{:?}", pod.events());
+}
+
+#[test]
+fn a_signal_before_the_program_is_executed_ends_a_container_with_a_pid_namespace() {
+    let Some(pod) = TestPod::start() else { return };
+    let mut spec = container_spec(&["sleep", "1000"]);
+    spec["linux"]["namespaces"] = json!([{"type": "pid"}]);
+    // It waits until its sandbox runs.
+    spec["annotations"] = json!({
+        "io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "sandbox"
+    });
+    pod.run_with_spec("c", &spec);
+    // SIGCHLD and SIGTERM.
+    for signal in [17, 15] {
+        pod.kill("c", signal).unwrap();
+    }
+    pod.run("sandbox", &["sleep", "1000"], "");
+    pod.wait_for("exit c 143");
 }
 
 #[test]

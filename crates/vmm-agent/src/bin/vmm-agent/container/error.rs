@@ -17,6 +17,8 @@ pub(crate) enum ContainerError {
         #[source]
         source: io::Error,
     },
+    #[error("signal {0} has ended the container before its program was executed")]
+    Signaled(u32),
     #[error("the first process of the container has ended, or memory is short")]
     Ended(#[source] SpawnError),
     #[error(transparent)]
@@ -43,6 +45,7 @@ impl ContainerError {
                     126
                 }
             }
+            Self::Signaled(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
             _ => 125,
         }
     }

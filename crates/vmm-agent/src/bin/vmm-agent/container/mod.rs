@@ -8,6 +8,7 @@
 mod control_group;
 mod credentials;
 mod devices;
+mod early_signals;
 mod error;
 mod mounts;
 mod namespaces;
@@ -24,6 +25,7 @@ use vmm_protocol::pod::{ContainerSpec, PodDir, ProcessSpec};
 use vmm_protocol::{read_file, with_causes};
 
 use control_group::ContainerGroup;
+use early_signals::EarlySignals;
 pub(crate) use error::ContainerError;
 pub(crate) use pid_namespaces::PidNamespaces;
 
@@ -82,6 +84,7 @@ fn run(args: &[&str]) -> Result<(), ContainerError> {
 
 /// Becomes the first process of a container.
 fn init(id: &str, group: &ContainerGroup) -> Result<(), ContainerError> {
+    let signals = EarlySignals::hold()?;
     let dir = PodDir::in_guest();
     let container: ContainerSpec = read_spec(&dir.container_spec(id))?;
     let process: ProcessSpec = read_spec(&dir.process_spec(id, ""))?;
@@ -93,6 +96,7 @@ fn init(id: &str, group: &ContainerGroup) -> Result<(), ContainerError> {
     mounts::enter_root(&dir, id, &container)?;
     process::create_working_dir(&process)?;
     record.write()?;
+    signals.release()?;
     process::exec(&process)
 }
 
