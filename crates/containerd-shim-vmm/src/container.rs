@@ -16,8 +16,8 @@ pub(crate) struct Container {
     pub(crate) bundle: Bundle,
     pub(crate) pid_namespace: PidNamespace,
     pub(crate) is_paused: AtomicBool,
-    /// Held by the request that pauses or resumes the container.
-    pub(crate) pausing: tokio::sync::Mutex<()>,
+    /// Held by the request that pauses, resumes or deletes the container.
+    pub(crate) operation: tokio::sync::Mutex<()>,
     /// Whether the first process has ended, and the others are being ended.
     is_ending: AtomicBool,
     /// Whether the first process has got SIGKILL from a client.
@@ -42,7 +42,7 @@ impl Container {
             bundle,
             pid_namespace,
             is_paused: AtomicBool::new(false),
-            pausing: tokio::sync::Mutex::default(),
+            operation: tokio::sync::Mutex::default(),
             is_ending: AtomicBool::new(false),
             is_killed: AtomicBool::new(false),
             _in_use: in_use,

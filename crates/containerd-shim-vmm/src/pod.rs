@@ -238,6 +238,14 @@ impl Pod {
     /// Removes a process that does not run. Returns how it ended, and the pid.
     pub(crate) async fn delete(&self, id: &str, exec_id: &str) -> Result<(Exit, u32), ShimError> {
         let container = self.container(id)?;
+        let _turn = if exec_id.is_empty() {
+            let turn = container.operation.lock().await;
+            // Another request can have deleted it meanwhile.
+            self.container(id)?;
+            Some(turn)
+        } else {
+            None
+        };
         let process = container.process(exec_id)?;
         let exit = process.begin_delete()?;
         let deadline = Instant::now() + OUTPUT_TIMEOUT;
@@ -254,9 +262,7 @@ impl Pod {
                 is_published: true,
             }));
             self.remove_container(id).await?;
-            // Another request can have deleted it meanwhile.
-            let removed = self.containers().remove(id);
-            removed.ok_or_else(|| ShimError::not_found("container", id))?;
+            self.containers().remove(id);
             self.events.publish_delete(id, pid, exit);
         }
         self.share.remove_process(id, exec_id);
@@ -284,7 +290,7 @@ impl Pod {
     }
 
     async fn change_paused(&self, container: &Container, is_paused: bool) -> Result<(), ShimError> {
-        let _turn = container.pausing.lock().await;
+        let _turn = container.operation.lock().await;
         if container.is_paused.load(Ordering::Acquire) == is_paused {
             let state = if is_paused {
                 "is paused already"

@@ -124,6 +124,7 @@ fn a_create_whose_client_gives_up_leaves_nothing_of_the_container() {
     eventually("the files are removed", || files() == 0);
     pod.create("d", &["sleep", "1000"], "");
     assert_eq!(count("home/boxes"), 1);
+    eventually("the container is created", || pod.count("create") > 0);
     assert_eq!(pod.count("create"), 1, "{:?}", pod.events());
 }
 
