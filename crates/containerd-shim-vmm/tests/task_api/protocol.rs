@@ -1,7 +1,9 @@
 //! What the program prints, and the names under which it serves.
 
 use std::fs;
-use std::process::Command;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use containerd_shim_protos::api::{
     CheckpointTaskRequest, ConnectRequest, ConnectResponse, UpdateTaskRequest,
@@ -12,7 +14,7 @@ use containerd_shim_protos::ttrpc::{Code, Request};
 use containerd_shim_protos::types::introspection::RuntimeInfo;
 use containerd_shim_protos::{Client, ttrpc};
 
-use crate::fixture::{POD, SHIM, TestPod, code, container_spec, timeout};
+use crate::fixture::{POD, SHIM, TestPod, code, container_spec, eventually, timeout};
 
 /// Calls `Connect` of a service.
 fn connect(pod: &TestPod, service: &str) -> ttrpc::Result<ConnectResponse> {
@@ -59,12 +61,31 @@ fn a_program_that_only_connects_is_not_taken_for_containerd() {
     create("c");
     let containerd = || fs::read_to_string(pod.path("bundle-c/vmm-containerd.json")).unwrap();
     let before = containerd();
-    // It connects, writes what is not a request, and ends.
+    // The connection for events exists.
+    eventually("the event of the container", || pod.count("create") == 1);
+    let server = client
+        .connect(timeout(), &ConnectRequest::new())
+        .unwrap()
+        .shim_pid;
+    let sockets = || {
+        let descriptors = fs::read_dir(format!("/proc/{server}/fd"))
+            .unwrap()
+            .flatten();
+        let targets = descriptors.filter_map(|descriptor| fs::read_link(descriptor.path()).ok());
+        let is_socket = |target: &PathBuf| target.to_string_lossy().starts_with("socket:");
+        targets.filter(is_socket).count()
+    };
+    let sockets_before = sockets();
+    // It connects, writes what is not a request once the server has accepted the connection, and ends.
     let socket = pod.address().strip_prefix("unix://").unwrap();
-    let status = Command::new("logger")
-        .args(["--socket", socket, "hello"])
-        .status();
-    assert!(status.unwrap().success());
+    let mut program = Command::new("logger")
+        .args(["--socket", socket])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    eventually("the server accepts", || sockets() > sockets_before);
+    program.stdin.take().unwrap().write_all(b"hello\n").unwrap();
+    assert!(program.wait().unwrap().success());
     // If it were containerd, the container would not be wanted any more.
     create("d");
     assert_eq!(containerd(), before);
