@@ -4,7 +4,6 @@ mod common;
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -13,10 +12,9 @@ use common::boxes::{
     send_go, sleeping, start_box, wait_for_info, wait_for_status,
 };
 use common::own_process::block_on;
-use common::{DEADLINE, KillOnDrop, eventually, is_gone, is_zombie, kill, pause, sleeper};
+use common::{DEADLINE, eventually, kill, pause};
 use futures::{StreamExt, poll};
 use nix::sys::signal::Signal;
-use serde_json::Value;
 use vmm_runtime::testing::PerTestBoxHome;
 use vmm_runtime::{
     BoxChange, BoxEvent, BoxInfo, BoxSpec, BoxStatus, Events, Ready, Removal, RestartPolicy,
@@ -361,90 +359,6 @@ fn restarts_survive_a_kill_of_the_runtime() {
             });
         },
     );
-}
-
-/// Leaves of a box only this record.
-fn leave_only_record(path: &Path, record: &[u8]) {
-    let dir = path.parent().unwrap();
-    fs::remove_dir_all(dir).unwrap();
-    fs::create_dir(dir).unwrap();
-    fs::write(path, record).unwrap();
-}
-
-#[tokio::test]
-async fn a_launch_without_a_shim_is_not_a_run_unless_the_host_has_rebooted() {
-    let home = PerTestBoxHome::new();
-    let runtime = open_runtime(&home).await;
-    let once = RestartPolicy::OnFailure { max: Some(1) };
-    let first_fails =
-        "[ -e $VMM_BOX_DIR/runs ] && exec sleep 1000; echo > $VMM_BOX_DIR/runs; exit 7";
-    let restarted = start_box(&runtime, script(first_fails).restart(once)).await;
-    wait_for_restart(&runtime, &restarted).await;
-    let new = start_box(&runtime, sleeping().auto_remove(true)).await;
-    // As when the runtime dies before it spawns the shim.
-    let records = [&restarted, &new].map(|bx| {
-        let path = box_dir(&home, &bx.id).join("box.json");
-        (fs::read(&path).unwrap(), path)
-    });
-    runtime.shutdown(DEADLINE).await;
-    for (record, path) in &records {
-        leave_only_record(path, record);
-    }
-    // Its payload has deleted the record of its shim.
-    let mut orphan = sleeper();
-    orphan.env("VMM_BOX_DIR", box_dir(&home, &new.id));
-    let mut children = KillOnDrop::default();
-    let orphan = children.spawn(orphan).unwrap();
-
-    let runtime = open_runtime(&home).await;
-    let [_, (_, record_of_new)] = records;
-    eventually("there is no run that a reboot could end", || {
-        let saved = fs::read_to_string(&record_of_new).unwrap();
-        !saved.contains("launched_in") && !saved.contains("cleanup_due")
-    })
-    .await;
-    eventually("the orphan exits", || is_zombie(orphan) || is_gone(orphan)).await;
-    eventually("the restart takes place", || {
-        runs(&home, &restarted.id) == 1
-    })
-    .await;
-    let ended = wait_for_info(&runtime, &restarted.id, |info| {
-        info.status == BoxStatus::Failed && !info.restarting
-    });
-    let ended = ended.await;
-    assert_eq!((ended.exit_code, ended.restarts), (Some(7), 1));
-    let new = runtime.info(&new.id).await.unwrap();
-    assert_eq!(new.status, BoxStatus::Configured);
-    remove_all(&runtime).await;
-}
-
-#[tokio::test]
-async fn what_follows_a_run_also_follows_a_power_cut_that_leaves_no_record_of_its_shim() {
-    let home = PerTestBoxHome::new();
-    let runtime = open_runtime(&home).await;
-    let restarted = start_box(&runtime, sleeping().restart(ON_FAILURE)).await;
-    let removed = start_box(&runtime, sleeping().auto_remove(true)).await;
-    let new = runtime.create(sleeping().auto_remove(true)).await.unwrap();
-    let records = [&restarted, &removed].map(|bx| {
-        let path = box_dir(&home, &bx.id).join("box.json");
-        (fs::read(&path).unwrap(), path)
-    });
-    runtime.shutdown(DEADLINE).await;
-    for (record, path) in records {
-        let mut record: Value = serde_json::from_slice(&record).unwrap();
-        record["launched_in"] = "an earlier boot".into();
-        leave_only_record(&path, record.to_string().as_bytes());
-    }
-
-    let runtime = open_runtime(&home).await;
-    let is_restarted = |info: &BoxInfo| info.status == BoxStatus::Running && info.restarts == 1;
-    wait_for_info(&runtime, &restarted.id, is_restarted).await;
-    while runtime.info(&removed.id).await.is_ok() {
-        pause().await;
-    }
-    let kept = runtime.info(&new.id).await.unwrap();
-    assert_eq!(kept.status, BoxStatus::Configured);
-    remove_all(&runtime).await;
 }
 
 #[test]
