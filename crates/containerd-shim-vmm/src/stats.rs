@@ -20,6 +20,11 @@ pub(crate) fn of_guest(stats: &ContainerStats) -> Result<Any, ShimError> {
     cpu.system_usec = stats.cpu_system_micros;
     let mut memory = MemoryStat::new();
     memory.usage = stats.memory;
+    memory.usage_limit = stats.memory_limit;
+    memory.inactive_file = stats.memory_inactive_file;
+    memory.anon = stats.memory_anonymous;
+    memory.pgfault = stats.page_faults;
+    memory.pgmajfault = stats.major_page_faults;
     let mut events = MemoryEvents::new();
     events.oom_kill = stats.oom_kills;
     let mut metrics = Metrics::new();
@@ -38,7 +43,10 @@ pub(crate) fn of_host(usage: &BoxUsage) -> Result<Any, ShimError> {
     let micros = usage.cpu_time.unwrap_or_default().as_micros();
     cpu.usage_usec = u64::try_from(micros).unwrap_or(u64::MAX);
     let mut memory = MemoryStat::new();
+    // Without the cached files that were not used recently.
     memory.usage = usage.memory_bytes.unwrap_or_default();
+    // The limit of a guest is that of its machine.
+    memory.usage_limit = u64::MAX;
     let mut metrics = Metrics::new();
     metrics.pids = MessageField::some(pids);
     metrics.cpu = MessageField::some(cpu);

@@ -76,14 +76,29 @@ fn a_container_of_a_pod_restarts_beside_the_others() {
     pod.client
         .call("RemoveContainer", &json!({"container_id": failed}));
     let options = json!({"metadata": {"name": "app", "attempt": 1}});
-    let restarted = pod.start("app", "sleep infinity", options);
+    // Reads a file, which the kernel of the guest then caches.
+    let restarted = pod.start(
+        "app",
+        "cat /bin/busybox >/dev/null; sleep infinity",
+        options,
+    );
     assert_eq!(pod.output(&restarted, "echo up"), "up\n");
 
     let stats = pod
         .client
         .call("ContainerStats", &json!({"container_id": restarted}));
-    let memory = &stats["stats"]["memory"]["workingSetBytes"]["value"];
-    assert!(memory.as_str().is_some_and(|bytes| bytes != "0"), "{stats}");
+    let memory = |name: &str| -> u64 {
+        let value = stats["stats"]["memory"][name]["value"].as_str();
+        value.map_or(0, |bytes| bytes.parse().unwrap())
+    };
+    let working_set = memory("workingSetBytes");
+    assert!((1..memory("usageBytes")).contains(&working_set), "{stats}");
+    assert!(
+        memory("rssBytes") > 0 && memory("pageFaults") > 0,
+        "{stats}"
+    );
+    // The container has no limit, of which a part could be available.
+    assert_eq!(memory("availableBytes"), 0, "{stats}");
     let request = json!({"pod_sandbox_id": pod.id});
     let status = &pod.client.call("PodSandboxStatus", &request)["status"];
     assert_eq!(status["runtimeHandler"], "vmm", "{status}");

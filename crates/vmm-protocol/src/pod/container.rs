@@ -152,6 +152,16 @@ pub struct ProcessLimit {
 pub struct ContainerStats {
     /// The memory, in bytes.
     pub memory: u64,
+    /// The limit of the memory, in bytes; `u64::MAX` without one.
+    pub memory_limit: u64,
+    /// The part of the memory that caches files and was not used recently, which the kernel takes back first, in bytes.
+    pub memory_inactive_file: u64,
+    /// The part of the memory that belongs to no file, in bytes.
+    pub memory_anonymous: u64,
+    /// The number of page faults.
+    pub page_faults: u64,
+    /// The number of page faults that waited for the disk.
+    pub major_page_faults: u64,
     /// The CPU time, in microseconds.
     pub cpu_micros: u64,
     /// The part of it in user mode, in microseconds.

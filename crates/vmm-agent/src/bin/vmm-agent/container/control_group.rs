@@ -125,6 +125,7 @@ impl ContainerGroup {
     /// Prints what the processes use, as JSON.
     pub(super) fn print_stats(&self) -> Result<(), ContainerError> {
         let cpu = self.read("cpu.stat").unwrap_or_default();
+        let memory = self.read("memory.stat").unwrap_or_default();
         let events = self.read("memory.events").unwrap_or_default();
         let value = |text: &str, key: &str| {
             let values = text.lines().filter_map(|line| line.split_once(' '));
@@ -138,8 +139,15 @@ impl ContainerGroup {
             let text = self.read(name).unwrap_or_default();
             text.trim().parse().unwrap_or(0)
         };
+        let limit = self.read("memory.max").ok();
+        let limit = limit.and_then(|text| text.trim().parse().ok());
         let mut stats = ContainerStats::default();
         stats.memory = number("memory.current");
+        stats.memory_limit = limit.unwrap_or(u64::MAX);
+        stats.memory_inactive_file = value(&memory, "inactive_file");
+        stats.memory_anonymous = value(&memory, "anon");
+        stats.page_faults = value(&memory, "pgfault");
+        stats.major_page_faults = value(&memory, "pgmajfault");
         stats.pids = number("pids.current");
         stats.cpu_micros = value(&cpu, "usage_usec");
         stats.cpu_user_micros = value(&cpu, "user_usec");
