@@ -52,7 +52,7 @@ async fn a_launch_without_a_shim_is_not_a_run_unless_the_host_has_rebooted() {
 
     let runtime = open_runtime(&home).await;
     let [_, (_, record_of_new)] = records;
-    eventually("there is no run that a reboot could end", || {
+    eventually("the launch is forgotten on disk", || {
         let saved = fs::read_to_string(&record_of_new).unwrap();
         !saved.contains("launched_in") && !saved.contains("cleanup_due")
     })

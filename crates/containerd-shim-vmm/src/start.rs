@@ -103,7 +103,7 @@ fn start_server(
         let _ = state.remove();
     })?;
     abandoned::clean_up(&config.state_dir, |error| {
-        // Not to stderr, which containerd reads as a part of the address. Without a reader, there is no log.
+        // Not to stderr, which containerd reads as a part of the address. Without a reader of the log, the error is dropped.
         if let Some(mut log) = open_log(bundle) {
             let _ = writeln!(log, "{}", with_causes(&error));
         }
