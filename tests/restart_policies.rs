@@ -12,7 +12,7 @@ use common::boxes::{
     send_go, sleeping, start_box, wait_for_info, wait_for_status,
 };
 use common::own_process::block_on;
-use common::{DEADLINE, eventually, kill, pause};
+use common::{DEADLINE, eventually, kill};
 use futures::{StreamExt, poll};
 use nix::sys::signal::Signal;
 use vmm_runtime::testing::PerTestBoxHome;
