@@ -31,6 +31,7 @@ use shim_reaper::{GroupError, ReaperBuilder, ShimHandle, ShimReaper, Signal, Spa
 in_both_modes! {
     a_signal_reaches_every_member_and_no_other_process,
     a_shim_without_a_group_of_its_own_is_an_error,
+    a_session_is_a_group,
     stop_group_kills_what_survives_sigterm,
     a_recycled_group_is_not_signalled,
     a_stop_of_all_stops_the_groups,
@@ -58,6 +59,19 @@ async fn spawn_group(fixture: &Fixture, count: usize, resists: bool) -> ShimHand
     })
     .await;
     leader
+}
+
+async fn a_session_is_a_group(builder: ReaperBuilder) {
+    let fixture = Fixture::new(builder);
+    let mut command = shim_reaper::Command::new("sh");
+    command
+        .args(["-c", "sleep 1000 & exec sleep 1000"])
+        .setsid(true);
+    let options = SpawnOptions::new().process_group(0);
+    let leader = fixture.reaper.spawn_with(command, options).unwrap();
+    eventually("both run", || running_members(leader.id()).len() == 2).await;
+    assert_eq!(leader.kill_group().await.unwrap().signal(), Some(9));
+    is_empty(&leader).await;
 }
 
 async fn is_empty(leader: &ShimHandle) {

@@ -91,8 +91,7 @@ impl Command {
     /// Sets whether the child creates a session, and in it a process group, with `setsid(2)`. It then has
     /// no controlling terminal.
     ///
-    /// Do not use it together with [`process_group(0)`](Self::process_group): the child is then the leader
-    /// of a process group before it creates the session, and the spawn fails with `EPERM`.
+    /// The group is that of [`process_group(0)`](Self::process_group), so both can be used together.
     ///
     /// ```
     /// # use pidfd_spawn::Command;

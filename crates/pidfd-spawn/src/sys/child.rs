@@ -293,7 +293,11 @@ fn change_dir(plan: &Plan<'_>) -> Result<(), Errno> {
 }
 
 fn set_process_group(attributes: &Attributes) -> Result<(), Errno> {
-    if let Some(pgroup) = attributes.process_group {
+    // The leader of a group cannot create a session, which has a new group anyway.
+    let pgroup = attributes
+        .process_group
+        .filter(|pgroup| !attributes.setsid || *pgroup != 0);
+    if let Some(pgroup) = pgroup {
         // SAFETY: takes integers. 0 is the calling process.
         unsafe { call(libc::SYS_setpgid, [0.into(), pgroup.into()]) }?;
     }
