@@ -92,11 +92,12 @@ pub(crate) fn pidfd_has_exited(pidfd: BorrowedFd<'_>) -> bool {
 /// looks always ready, also for writing, as a file does that cannot be polled.
 pub(crate) fn pidfd_can_be_polled(pidfd: BorrowedFd<'_>) -> bool {
     let mut polled = [PollFd::new(pidfd, PollFlags::POLLOUT)];
-    let ready = poll(&mut polled, PollTimeout::ZERO);
+    // Without an event, a pending signal interrupts even this poll.
+    while poll(&mut polled, PollTimeout::ZERO) == Err(Errno::EINTR) {}
     let is_writable = polled[0]
         .revents()
         .is_some_and(|events| events.contains(PollFlags::POLLOUT));
-    ready.is_ok() && !is_writable
+    !is_writable
 }
 
 /// Returns whether [`pidfd_has_exited`] may be true for one of the pidfds, with one system call.
@@ -206,6 +207,12 @@ pub(crate) fn poll_readable(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<BorrowedFd
 mod tests {
     use std::fs::File;
     use std::os::fd::AsFd;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use nix::sys::signal::{
+        SaFlags, SigAction, SigHandler, SigSet, Signal as NixSignal, sigaction,
+    };
 
     use super::*;
 
@@ -224,6 +231,31 @@ mod tests {
         // As the kernel treats a pidfd of Linux 5.2.
         let file = File::open("/proc/self/stat").unwrap();
         assert!(!pidfd_can_be_polled(file.as_fd()));
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls")]
+    fn signals_do_not_make_a_pidfd_look_unsupported() {
+        extern "C" fn ignore(_: libc::c_int) {}
+        let handler = SigHandler::Handler(ignore);
+        let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
+        // SAFETY: the handler does nothing. No other test uses the signal.
+        unsafe { sigaction(NixSignal::SIGURG, &action) }.unwrap();
+        let pidfd = pidfd_open(std::process::id()).unwrap();
+        // SAFETY: takes no arguments.
+        let thread = unsafe { libc::pthread_self() };
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    // SAFETY: the thread ends after this one.
+                    unsafe { libc::pthread_kill(thread, libc::SIGURG) };
+                }
+            });
+            let seen = (0..100_000).all(|_| pidfd_can_be_polled(pidfd.as_fd()));
+            stop.store(true, Ordering::Relaxed);
+            assert!(seen);
+        });
     }
 
     #[test]
