@@ -1,3 +1,5 @@
+pub(crate) mod drain;
+
 use std::process::ExitStatus;
 use std::sync::Arc;
 
@@ -12,7 +14,7 @@ use crate::shared::Shared;
 use crate::shim::{Role, Shim, State};
 use crate::sync::MutexGuard;
 use crate::sys::ChildExit;
-use crate::{ReapedBy, ReaperCounter, ReaperGauge, ShimExit, ShutdownReport};
+use crate::{ReapedBy, ReaperCounter, ReaperGauge, ShimExit};
 
 /// The maximum number of shims without a pidfd that a slice checks before it releases the lock and
 /// yields.
@@ -118,65 +120,6 @@ impl<'a, K: ProcessTable> Sweep<'a, K> {
         let pidfds = states.iter().filter_map(|state| state.pidfd.as_ref());
         let pidfds: Vec<_> = pidfds.collect();
         !pidfds.is_empty() && self.shared.kernel.any_has_exited(&pidfds)
-    }
-
-    /// Does the final drain: processes every exit, even in a grace period, and closes the other
-    /// shims.
-    pub(crate) fn close(&mut self) -> ShutdownReport {
-        if let Some(report) = &self.registry.closed {
-            return report.clone();
-        }
-        self.shared.kernel.stop_reaping();
-        let unconfirmed = self.registry.take_unconfirmed();
-        while self.read_events() > 0 {}
-        self.admit();
-        self.registry.ready.extend(unconfirmed);
-        self.examine_ready();
-        // All of them, in case an event was lost.
-        for id in self.registry.ids() {
-            self.examine(id, Trigger::Sweep);
-        }
-        for id in self.registry.deferred_ids() {
-            self.examine(id, Trigger::GraceExpired);
-        }
-        reap_orphans(self.shared, self.registry);
-        self.registry.orphaned_groups.clear();
-        self.registry.forget_orphans();
-        let mut still_running = Vec::new();
-        let mut held_by_tracer = Vec::new();
-        for shim in self.registry.take_all() {
-            let mut state = shim.state();
-            if state.close(&mut self.outbox.wakers) {
-                still_running.push(shim.pid);
-            } else {
-                held_by_tracer.push(shim.pid);
-            }
-            let without_pidfd = state.pidfd.is_none();
-            let tokio_child = state.tokio_child.take();
-            drop(state);
-            if let Some(child) = tokio_child {
-                child.release();
-            }
-            let counters = &self.shared.counters;
-            if without_pidfd {
-                counters.adjust(ReaperGauge::WithoutPidfd, -1);
-            }
-            counters.adjust(ReaperGauge::Registered, -1);
-            self.shared.directory.remove(&shim);
-        }
-        // No exit can follow: the registry is empty, and locked.
-        self.shared.subscribers.close(&mut self.outbox.wakers);
-        still_running.sort_unstable();
-        held_by_tracer.sort_unstable();
-        let report = ShutdownReport {
-            drained: self.finished,
-            stopped: self.shared.count_stopped(),
-            still_running,
-            held_by_tracer,
-            killed: self.shared.take_killed_pids(),
-        };
-        self.registry.closed = Some(report.clone());
-        report
     }
 
     /// Queues the shims whose watch has an event. Returns the number of events.

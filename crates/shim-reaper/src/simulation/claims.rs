@@ -8,6 +8,7 @@ use super::run::Simulation;
 use super::world::{Adoption, Registration, World};
 use crate::kernel::simulated::{Process, ProcessState, WaitBy};
 use crate::shim::Role;
+use crate::sweep::drain::FOREIGN_WAIT_TIMEOUT;
 use crate::{ReapedBy, ReaperCounter, ShimExit};
 
 impl Simulation {
@@ -96,12 +97,18 @@ impl Simulation {
         let end = process.reaped_at.unwrap_or_else(|| kernel.time());
         let took = |begin: Option<Instant>| begin.map_or(Duration::ZERO, |begin| end - begin);
         let grace = self.config.grace;
-        let is_slow_reap = process.reap_began_at.is_some() && took(process.reap_began_at) >= grace;
-        let is_late_reap = took(process.died_at) >= long_grace(grace);
-        // The final drain awaits neither.
+        let is_closing = self.core.shared.is_closing();
+        // The final drain awaits only a foreign wait in progress, and not for the grace.
+        let longest_reap = if is_closing {
+            grace.min(FOREIGN_WAIT_TIMEOUT)
+        } else {
+            grace
+        };
+        let is_slow_reap =
+            process.reap_began_at.is_some() && took(process.reap_began_at) >= longest_reap;
+        let is_late_reap = is_closing || took(process.died_at) >= long_grace(grace);
         let was_slow = match (process.reap_began_at, process.inspectable) {
             (None, true) => false,
-            _ if self.core.shared.is_closing() => true,
             (_, false) => is_slow_reap || is_late_reap,
             (Some(_), true) => is_slow_reap,
         };

@@ -17,6 +17,43 @@ impl Interrupts for PanicAtWait {
     }
 }
 
+/// Completes the wait for process 7 while the reaper sleeps.
+#[derive(Debug)]
+struct CompleteWait(Arc<Core<Simulated>>);
+
+impl Interrupts for CompleteWait {
+    fn before(&self, call: &'static str) {
+        if call == "sleep" {
+            self.0.shared.kernel.set(7, ProcessState::Reaped(3));
+        }
+    }
+}
+
+#[test]
+fn final_drain_awaits_the_status_of_a_foreign_wait_in_progress() {
+    for role in [Role::Owned, Role::Attached] {
+        let core = Arc::new(core(LATEST));
+        let interrupts = Arc::new(CompleteWait(Arc::clone(&core)));
+        let weak: Weak<CompleteWait> = Arc::downgrade(&interrupts);
+        core.shared.kernel.set_interrupts(weak);
+        core.shared.kernel.fork(7);
+        let shim = register(&core, 7, role);
+        core.shared.kernel.set(7, ProcessState::BeingReaped(3));
+        core.close_blocking();
+        assert_eq!(exit_of(&shim).map(|(code, _)| code), Some(Some(3)));
+    }
+}
+
+#[test]
+fn final_drain_does_not_await_a_foreign_wait_for_ever() {
+    let core = core(LATEST);
+    core.shared.kernel.fork(7);
+    let shim = register(&core, 7, Role::Owned);
+    core.shared.kernel.set(7, ProcessState::BeingReaped(3));
+    core.close_blocking();
+    assert_eq!(exit_of(&shim), Some((None, ReapedBy::ForeignWait)));
+}
+
 #[test]
 fn spot_check_waits_for_no_shim_while_none_has_exited() {
     let core = core(LATEST);
