@@ -1,4 +1,5 @@
 use std::fmt;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -289,7 +290,9 @@ impl MetricsReporter {
         let Some(metrics) = &self.metrics else {
             return;
         };
-        if catch_unwind(AssertUnwindSafe(|| call(&**metrics))).is_err() {
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| call(&**metrics))) {
+            // Its `drop` may panic, too.
+            mem::forget(payload);
             self.panics.fetch_add(1, Relaxed);
         }
     }

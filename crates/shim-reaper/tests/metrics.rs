@@ -211,9 +211,17 @@ async fn metrics_may_call_the_reaper(builder: ReaperBuilder) {
 async fn metrics_that_panic_do_not_affect_the_reaper(builder: ReaperBuilder) {
     struct Panicking;
 
+    struct PanicsAgain;
+
+    impl Drop for PanicsAgain {
+        fn drop(&mut self) {
+            std::panic::resume_unwind(Box::new("the payload of the first panic"));
+        }
+    }
+
     impl Metrics for Panicking {
         fn increment(&self, _counter: ReaperCounter, _by: u64) {
-            std::panic::resume_unwind(Box::new("metrics"));
+            std::panic::resume_unwind(Box::new(PanicsAgain));
         }
 
         fn adjust(&self, _gauge: ReaperGauge, _by: i64) {
