@@ -186,6 +186,8 @@ impl ProcessTable for Linux {
     fn discard(&self, pid: u32, pidfd: Option<OwnedFd>) {
         let killed = match &pidfd {
             Some(pidfd) => self.signal(pidfd, Signal::SIGKILL),
+            // A foreign wait has reaped it, and the pid may be that of another process.
+            None if matches!(self.peek(Target::Pid(pid)), WaitResult::NotWaitable) => return,
             None => self.signal_pid(pid, Signal::SIGKILL),
         };
         // Fails if a foreign wait has reaped it.
