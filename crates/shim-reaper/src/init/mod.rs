@@ -115,7 +115,11 @@ impl Init {
 
     /// Makes the init stop the remaining processes when the program has ended: it sends SIGTERM to
     /// each of its children, also to those that the kernel reparents to it meanwhile. After the grace
-    /// period it sends SIGKILL. It ends when it has no child left, or 5 seconds after the SIGKILL.
+    /// period it sends SIGKILL. It ends when it has no child left, or 5 seconds after the SIGKILL. It
+    /// continues children that are stopped.
+    ///
+    /// This needs a kernel with `CONFIG_PROC_CHILDREN`, which lists the children of a process. Without it,
+    /// this has no effect.
     ///
     /// Without this, the init ends with the program. The kernel then kills all processes if the init
     /// is pid 1 of a namespace, and reparents them otherwise.

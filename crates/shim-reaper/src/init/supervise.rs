@@ -78,6 +78,8 @@ fn stop_remaining(program: Pid, grace: Duration) {
             for child in children {
                 if signalled.insert(child) {
                     sys::kill(child as i32, signal);
+                    // A stopped process handles SIGTERM when it continues.
+                    sys::kill(child as i32, SIGCONT);
                 }
             }
             let Some(left) = timeout.checked_sub(start.elapsed()) else {

@@ -102,6 +102,20 @@ fn remaining_processes_are_stopped_with_sigterm() {
 }
 
 #[test]
+fn remaining_processes_that_are_stopped_handle_sigterm() {
+    let script = "sh -c 'sleep 1000 & kill -STOP $!; echo ready'; read line; exit 3";
+    for place in Place::with_init() {
+        let mut started = place.start_with(script, "stop-patiently");
+        started.line();
+        drop(started.child.stdin.take());
+        eventually_blocking("the init ends", || {
+            started.child.try_wait().unwrap().is_some()
+        });
+        assert_eq!(started.code(), 3, "{place:?}");
+    }
+}
+
+#[test]
 fn remaining_processes_that_ignore_sigterm_are_killed() {
     // The orphan has a child, which is reparented to the init when it is killed.
     let script = "trap '' TERM; sh -c 'sleep 1000 & echo ready; wait' & read line; exit 3";
