@@ -17,6 +17,11 @@ impl ShimHandle {
     /// neither can, for example because no descriptor is free, this logs the error, closes the pipe and
     /// returns `None`.
     ///
+    /// # Panics
+    ///
+    /// tokio panics if its runtime in which this is called has no I/O driver
+    /// (`tokio::runtime::Builder::enable_io`).
+    ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -41,7 +46,7 @@ impl ShimHandle {
     }
 
     /// Takes the reading end of the shim's stdout. Returns `None` if stdout is not piped, or is
-    /// already taken. A tokio runtime drives it, as for [`take_stdin`](Self::take_stdin).
+    /// already taken. A tokio runtime drives it, and it can panic, as for [`take_stdin`](Self::take_stdin).
     ///
     /// Read it while the shim runs: a shim that writes more than the pipe holds (64 KiB, `pipe(7)`) waits
     /// for a reader.
@@ -69,7 +74,7 @@ impl ShimHandle {
     }
 
     /// Takes the reading end of the shim's stderr. Returns `None` if stderr is not piped, or is
-    /// already taken. A tokio runtime drives it, as for [`take_stdin`](Self::take_stdin).
+    /// already taken. A tokio runtime drives it, and it can panic, as for [`take_stdin`](Self::take_stdin).
     ///
     /// Read it while the shim runs: a shim that writes more than the pipe holds (64 KiB, `pipe(7)`) waits
     /// for a reader.

@@ -53,9 +53,9 @@ impl ShimReaper {
     /// [`Command`](crate::Command) contains a [`SpawnError`](pidfd_spawn::SpawnError), which names the
     /// step that failed.
     ///
-    /// std itself panics if it cannot set the user, the groups or the process group that a command asks
-    /// for, or a `pre_exec` closure of the command fails, *and* another wait has reaped that child. This
-    /// function catches the panic, after the panic hook has run, and returns an error of the kind
+    /// std itself panics if it cannot set the user, the groups, the process group or, together with one of
+    /// these, the working directory that a command asks for, or a `pre_exec` closure of the command fails,
+    /// *and* another wait has reaped that child. This function catches the panic, after the panic hook has run, and returns an error of the kind
     /// [`Other`](io::ErrorKind::Other). A program that is built with `panic = "abort"` ends. A
     /// [`Command`](crate::Command) of this crate never panics.
     pub fn spawn(&self, command: impl SpawnCommand) -> io::Result<ShimHandle> {

@@ -22,7 +22,12 @@ pub(super) fn run(_: &Effort, report: &mut Report) {
         .set(Column::Ours, ours)
         .set(Column::IoUring, io_uring)
         .set(Column::TokioAwaited, tokio)
-        .goal("250 bytes", ours / MAX_BYTES, Limit::AtMost(1.0));
+        .goal("250 bytes", ours / MAX_BYTES, Limit::AtMost(1.0))
+        .goal(
+            "250 bytes, io_uring",
+            io_uring / MAX_BYTES,
+            Limit::AtMost(1.0),
+        );
 }
 
 fn per_child(peer: &dyn Peer) -> f64 {
