@@ -43,7 +43,7 @@ const TRIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a process may take to die. One that KVM keeps in the kernel survives SIGKILL.
 const KILL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a check takes at most, which shims that start meanwhile wait for.
+/// The longest time a check takes. Other shims wait this long for its result.
 const CHECK_TIMEOUT: Duration = PROBE_TIMEOUT
     .saturating_add(TRIAL_TIMEOUT)
     .saturating_add(KILL_TIMEOUT.saturating_mul(2));
@@ -262,7 +262,7 @@ impl Exit {
         if self.status.code() == Some(code) {
             return Ok(());
         }
-        Err(CheckError::Unusable(self.describe()))
+        Err(self.failure())
     }
 
     /// Returns an error unless a kernel was ready to mount its root file system. A CPU that fails before also
@@ -271,7 +271,17 @@ impl Exit {
         if self.status.success() && self.output.contains(PANIC) {
             return Ok(());
         }
-        Err(CheckError::Unusable(self.describe()))
+        Err(self.failure())
+    }
+
+    fn failure(&self) -> CheckError {
+        let reason = self.describe();
+        if self.status.signal() == Some(SIGKILL) {
+            // From the OOM killer or an operator, not from KVM.
+            CheckError::NotRun(reason)
+        } else {
+            CheckError::Unusable(reason)
+        }
     }
 
     fn describe(&self) -> String {

@@ -64,6 +64,17 @@ fn a_process_that_aborts_is_a_failure_with_what_it_printed() {
 }
 
 #[test]
+fn a_process_that_is_killed_shows_nothing_about_kvm() {
+    let killed = || run(shell("kill -KILL $$"), TRIAL_TIMEOUT).unwrap();
+    for result in [killed().expect_code(0), killed().expect_panic()] {
+        assert!(
+            matches!(&result, Err(CheckError::NotRun(reason)) if reason == "signal 9"),
+            "{result:?}"
+        );
+    }
+}
+
+#[test]
 fn a_kernel_with_many_warnings_works() {
     let script = "head -c 20000 /dev/zero | tr '\\0' w; echo 'Kernel panic'";
     let exit = run(shell(script), TRIAL_TIMEOUT).unwrap();
