@@ -10,6 +10,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use rustix::event::{PollFd, PollFlags};
 use vmm_engine::Payload;
+use vmm_protocol::pidfd::has_exited;
 use vmm_protocol::poll::wait_until;
 use vmm_protocol::stop_signal::grace_of;
 use vmm_protocol::{Ending, FailureKind, KILL_SIGNAL, RuntimeExited, RuntimeProcess};
@@ -55,12 +56,18 @@ impl WatchedRuntime {
         Ok(Self { process, pidfd })
     }
 
-    /// Returns `self`, or another process that the spec names as the runtime.
+    /// Returns `self`, or another process that the spec names as the runtime, unless it has exited. Call it after
+    /// `shim.pid` is written: a next runtime that has not found it counts on no payload.
     pub(crate) fn or_of(self, process: RuntimeProcess) -> Result<Self, RuntimeExited> {
-        if self.process == process {
-            Ok(self)
-        } else {
-            Self::of(process)
+        match &self.pidfd {
+            Some(runtime) if self.process == process => {
+                if has_exited(runtime) {
+                    Err(RuntimeExited)
+                } else {
+                    Ok(self)
+                }
+            }
+            _ => Self::of(process),
         }
     }
 }

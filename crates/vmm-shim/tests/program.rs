@@ -13,13 +13,11 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use support::{
-    LOOP, Shim, assert_fails, command, command_of, eventually, is_running, pid, printed_value, sh,
-    spec,
+    LOOP, Shim, assert_fails, command, eventually, is_running, pid, printed_value, sh, spec,
 };
-use vmm_protocol::to_line;
 use vmm_shim::{
-    ARGV0, Assignment, BoxDir, Ending, FILES, FailureKind, InstanceSpec, Invocation, KILL_SIGNAL,
-    PayloadSpec, PidRecord, ProcessIdentity, Ready, Report, RuntimeProcess,
+    ARGV0, Ending, FILES, FailureKind, InstanceSpec, KILL_SIGNAL, PayloadSpec, PidRecord,
+    ProcessIdentity, Ready, Report,
 };
 
 #[test]
@@ -406,82 +404,6 @@ os._exit(5)";
         let mut shim = Shim::start(payload);
         assert_eq!(shim.wait().code(), Some(5), "{ready:?}");
         assert_eq!(shim.record().ending, ending);
-    }
-}
-
-/// Starts a shim that waits for a box, and that must not outlive this process.
-fn warm_shim(runtime: &RuntimeProcess) -> Shim {
-    let boxes = tempfile::tempdir().unwrap();
-    let invocation = Invocation::Warm {
-        dir: boxes.path().to_owned(),
-    };
-    let mut shim = Shim::spawn_in(boxes, &mut command_of(&invocation));
-    shim.send(&to_line(runtime).unwrap());
-    shim
-}
-
-#[test]
-fn a_warm_shim_runs_the_box_that_it_gets() {
-    let mut shim = warm_shim(&RuntimeProcess::this().unwrap());
-    let dir = tempfile::tempdir_in(&shim.dir).unwrap();
-    let assignment = Assignment {
-        id: "b1".into(),
-        dir: dir.path().canonicalize().unwrap(),
-    };
-    shim.send(&to_line(&assignment).unwrap());
-    assert_eq!(shim.report(), Report::Taken);
-    shim.send(&spec(sh("echo $VMM_BOX_DIR; exit 3")).to_line().unwrap());
-    assert!(matches!(shim.report(), Report::Ready { .. }));
-    assert_eq!(shim.wait().code(), Some(3));
-    let dir = BoxDir::new(&assignment.dir);
-    assert_eq!(dir.shim_record().unwrap().unwrap().pid, shim.child.id());
-    let record = dir.exit_record().unwrap().unwrap();
-    assert_eq!(record.ending, Ending::Exited { code: 3 });
-    let console = fs::read_to_string(dir.console_path(0)).unwrap();
-    assert_eq!(console.trim_end(), assignment.dir.to_str().unwrap());
-}
-
-/// The runtime replaces a shim that does not report it, but not one whose disk is slow.
-#[test]
-fn a_warm_shim_reports_that_it_knows_its_box_before_it_uses_the_disk() {
-    let mut shim = warm_shim(&RuntimeProcess::this().unwrap());
-    let missing = Assignment {
-        id: "b1".into(),
-        dir: shim.dir.path().join("missing"),
-    };
-    shim.send(&to_line(&missing).unwrap());
-    assert_eq!(shim.report(), Report::Taken);
-    assert!(matches!(shim.report(), Report::Failed(_)));
-}
-
-#[test]
-fn a_warm_shim_ends_with_its_watchdog() {
-    let mut shim = warm_shim(&RuntimeProcess::this().unwrap());
-    drop(shim.stdin.take());
-    assert_eq!(shim.wait().code(), Some(0));
-}
-
-#[test]
-fn a_warm_shim_ends_with_its_runtime_although_another_process_holds_the_watchdog() {
-    let mut runtime = Command::new("sleep").arg("1000").spawn().unwrap();
-    let line = to_line(&RuntimeProcess::this().unwrap()).unwrap();
-    let mut named: serde_json::Value = serde_json::from_slice(&line).unwrap();
-    let record = PidRecord::of(runtime.id()).unwrap().unwrap();
-    for (field, value) in serde_json::to_value(record).unwrap().as_object().unwrap() {
-        named[field] = value.clone();
-    }
-    let mut shim = warm_shim(&serde_json::from_value(named).unwrap());
-    runtime.kill().unwrap();
-    runtime.wait().unwrap();
-    assert_eq!(shim.wait().code(), Some(0));
-}
-
-#[test]
-fn a_signal_ends_a_warm_shim() {
-    for signal in [Signal::SIGTERM, KILL_SIGNAL] {
-        let mut shim = warm_shim(&RuntimeProcess::this().unwrap());
-        shim.signal(signal);
-        shim.wait();
     }
 }
 
