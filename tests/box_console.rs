@@ -2,12 +2,17 @@
 
 mod common;
 
-use common::DEADLINE;
-use common::boxes::{next_event, open_runtime, script, send_go, sleeping, start_box};
+use std::fs;
+
+use common::boxes::{box_dir, next_event, open_runtime, script, send_go, sleeping, start_box};
+use common::{DEADLINE, allow_descriptors, eventually, kill};
 use futures::StreamExt;
+use nix::sys::signal::Signal;
 use tokio::time::timeout;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxChange, ConsoleOptions, ConsoleQuery, ConsoleStream, Removal, RuntimeError};
+use vmm_runtime::{
+    BoxChange, ConsoleOptions, ConsoleQuery, ConsoleStream, Removal, RestartPolicy, RuntimeError,
+};
 
 /// Reads until the output ends with `end`, or the stream has ended.
 async fn read_until(stream: &mut ConsoleStream, end: Option<&str>) -> String {
@@ -86,6 +91,43 @@ async fn all_output_of_a_box_with_auto_remove_is_followed() {
     let output = read_until(&mut stream, None).await;
     assert!(output == numbers(1..=60000), "{} bytes", output.len());
     while next_event(&mut events).await.change != BoxChange::Removed {}
+}
+
+#[tokio::test]
+async fn readers_that_do_not_read_do_not_delay_restarts() {
+    allow_descriptors(4000);
+    let home = PerTestBoxHome::new();
+    let runtime = open_runtime(&home).await;
+    let crashing = start_box(&runtime, sleeping().restart(RestartPolicy::Always)).await;
+    let mut crashed = vec![crashing.payload_pid.unwrap()];
+    let mut readers = Vec::new();
+    // Eight at a time, they take more than the 10 s for which a removal waits.
+    for _ in 0..96 {
+        // More than is read ahead.
+        let spec = script("head -c 300000 /dev/zero; exec sleep 1000").auto_remove(true);
+        let bx = start_box(&runtime, spec).await;
+        let query = ConsoleQuery::following();
+        readers.push(runtime.console(&bx.id, query).await.unwrap());
+        crashed.push(bx.payload_pid.unwrap());
+        let console = box_dir(&home, &bx.id).join("console.log");
+        eventually("all output is on disk", || {
+            fs::metadata(&console).is_ok_and(|file| file.len() == 300_000)
+        })
+        .await;
+    }
+    let mut events = runtime.events();
+    for payload in crashed {
+        kill(payload, Signal::SIGKILL);
+    }
+    loop {
+        let event = next_event(&mut events).await;
+        assert_ne!(event.change, BoxChange::Removed, "{event:?}");
+        if event.change == BoxChange::Started && event.info.id == crashing.id {
+            break;
+        }
+    }
+    drop(readers);
+    runtime.shutdown(DEADLINE).await;
 }
 
 #[tokio::test]

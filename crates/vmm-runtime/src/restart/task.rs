@@ -17,7 +17,7 @@ const MAX_CONCURRENT: usize = 8;
 /// How long an operation counts as running: a payload may take long until it is ready.
 const SLOT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long those who read the output of a box can delay its automatic removal.
+/// How long clients that read the output of a box can delay its automatic removal.
 const READERS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Restarts and removes boxes when that is due, until the runtime closes.
@@ -39,6 +39,9 @@ pub(crate) async fn follow_up(core: Arc<Core>) {
 
 /// Runs what is due for the box. Continues in the background after [`SLOT_TIMEOUT`].
 async fn run(core: Arc<Core>, bx: Arc<MicroBox>) {
+    // A removal that waits for readers must not keep other boxes from their turn.
+    let waits = bx.follow_up() == Some(FollowUp::Remove) && !bx.console_readers.is_empty();
+    let slot = if waits { Duration::ZERO } else { SLOT_TIMEOUT };
     let work = {
         let core = Arc::clone(&core);
         async move {
@@ -54,7 +57,8 @@ async fn run(core: Arc<Core>, bx: Arc<MicroBox>) {
             Ok(())
         }
     };
-    let _ = timeout(SLOT_TIMEOUT, core.run_detached(work)).await;
+    // Also without time, the first poll spawns the work.
+    let _ = timeout(slot, core.run_detached(work)).await;
 }
 
 async fn restart(core: Arc<Core>, bx: &Arc<MicroBox>) -> Result<(), RuntimeError> {
