@@ -6,12 +6,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::boxes::{
-    box_dir, open_runtime, remove_all, script, sleeping, start_box, wait_for_info,
+    box_dir, leave_running, open_runtime, remove_all, script, shim_pid_file, sleeping, start_box,
+    wait_for_info,
 };
-use common::{DEADLINE, KillOnDrop, eventually, is_gone, is_zombie, pause, sleeper};
+use common::{DEADLINE, KillOnDrop, eventually, is_gone, is_zombie, kill, pause, sleeper};
+use nix::sys::signal::Signal;
 use serde_json::Value;
+use tokio::time::timeout;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxInfo, BoxStatus, RestartPolicy};
+use vmm_runtime::{BoxInfo, BoxStatus, RestartPolicy, VmmRuntime};
 
 /// Returns the record of a box, and its path.
 fn read_record(home: &PerTestBoxHome, info: &BoxInfo) -> (Vec<u8>, PathBuf) {
@@ -25,6 +28,15 @@ fn leave_only_record(path: &Path, record: &[u8]) {
     fs::remove_dir_all(dir).unwrap();
     fs::create_dir(dir).unwrap();
     fs::write(path, record).unwrap();
+}
+
+async fn wait_for_removal(runtime: &VmmRuntime, id: &str) {
+    let removed = async {
+        while runtime.info(id).await.is_ok() {
+            pause().await;
+        }
+    };
+    timeout(DEADLINE, removed).await.expect("still exists");
 }
 
 #[tokio::test]
@@ -44,7 +56,7 @@ async fn a_launch_without_a_shim_is_not_a_run_unless_the_host_has_rebooted() {
     for (record, path) in &records {
         leave_only_record(path, record);
     }
-    // Its payload has deleted the record of its shim.
+    // Its payload has deleted all records of its run.
     let mut orphan = sleeper();
     orphan.env("VMM_BOX_DIR", box_dir(&home, &new.id));
     let mut children = KillOnDrop::default();
@@ -90,10 +102,28 @@ async fn what_follows_a_run_also_follows_a_power_cut_that_leaves_no_record_of_it
     let runtime = open_runtime(&home).await;
     let is_restarted = |info: &BoxInfo| info.status == BoxStatus::Running && info.restarts == 1;
     wait_for_info(&runtime, &restarted.id, is_restarted).await;
-    while runtime.info(&removed.id).await.is_ok() {
-        pause().await;
-    }
+    wait_for_removal(&runtime, &removed.id).await;
     let kept = runtime.info(&new.id).await.unwrap();
     assert_eq!(kept.status, BoxStatus::Configured);
+    remove_all(&runtime).await;
+}
+
+#[tokio::test]
+async fn what_follows_a_run_also_follows_one_whose_payload_has_deleted_the_record_of_its_shim() {
+    let home = PerTestBoxHome::new();
+    let on_failure = RestartPolicy::OnFailure { max: None };
+    let restarted = leave_running(&home, sleeping().restart(on_failure)).await;
+    let removed = leave_running(&home, sleeping().auto_remove(true)).await;
+    for bx in [&restarted, &removed] {
+        let shim = bx.pid.unwrap();
+        fs::remove_file(shim_pid_file(&home, &bx.id)).unwrap();
+        kill(shim, Signal::SIGKILL);
+        eventually("the shim ends", || is_zombie(shim) || is_gone(shim)).await;
+    }
+
+    let runtime = open_runtime(&home).await;
+    let is_restarted = |info: &BoxInfo| info.status == BoxStatus::Running && info.restarts == 1;
+    wait_for_info(&runtime, &restarted.id, is_restarted).await;
+    wait_for_removal(&runtime, &removed.id).await;
     remove_all(&runtime).await;
 }

@@ -40,6 +40,8 @@ pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
 /// | `paused` | the shim | the runtime shows the box as paused, and does not probe its health, until it is resumed |
 /// | `control.sock` | the shim | no client can run a command in the box |
 ///
+/// A payload that deletes all records of its run, and whose shim ends while no runtime is attached, hides that run.
+///
 /// A directory in place of a file of a run or of a log makes every later start of the box fail, until
 /// the box is removed.
 ///
@@ -310,6 +312,15 @@ impl BoxDir {
     /// [readiness](crate::Ready::Notified).
     pub fn notify_socket_path(&self) -> PathBuf {
         self.path.join(FILES.notify)
+    }
+
+    /// Returns whether there is a record of the last run, also one that cannot be read. Uses no file descriptor.
+    pub fn has_run_records(&self) -> bool {
+        let is_missing = |name| match fs::symlink_metadata(self.path.join(name)) {
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+            Ok(_) => false,
+        };
+        !FILES.run_records().into_iter().all(is_missing)
     }
 
     /// Deletes the files of one run, which would otherwise be taken for those of the next run.

@@ -92,7 +92,7 @@ impl BoxFiles {
     }
 
     /// The files that describe a run, also after its end.
-    fn run_records(&self) -> [&'static str; 6] {
+    pub(crate) fn run_records(&self) -> [&'static str; 6] {
         [
             self.shim_pid,
             self.payload_pid,

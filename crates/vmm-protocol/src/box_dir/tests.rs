@@ -126,3 +126,16 @@ fn the_end_of_a_run_leaves_its_records_only() {
     left.sort();
     assert_eq!(left, records);
 }
+
+#[test]
+fn a_run_has_records_until_they_are_deleted() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = BoxDir::new(temporary.path());
+    dir.write_dropped_console_bytes(7).unwrap();
+    assert!(!dir.has_run_records());
+    // A payload can put anything in place of a record.
+    std::os::unix::fs::symlink("/missing", dir.path().join("payload.pid")).unwrap();
+    assert!(dir.has_run_records());
+    dir.delete_run_files().unwrap();
+    assert!(!dir.has_run_records());
+}

@@ -161,17 +161,30 @@ fn read_outcome(bx: &MicroBox, shim: Option<PidRecord>) -> Result<Outcome, FileE
     }
 }
 
-/// Returns how a run ended whose launch is on disk, but not its `shim.pid`. The file is not synced,
-/// so that a power cut can remove it. Otherwise the runtime died before it reached a payload.
+/// Returns how a run ended whose launch is on disk, but not its `shim.pid`. No record of a run is synced before its
+/// end, so that a power cut can remove all of them, and a payload can remove each. Otherwise the runtime died
+/// before it reached a payload.
 fn unrecorded_outcome(bx: &MicroBox) -> Result<Option<Outcome>, FileError> {
     let Some(boot) = bx.launched_in() else {
         return Ok(None);
     };
-    if boot_id().is_ok_and(|this| this == boot) && matches!(bx.dir().exit_record(), Ok(None)) {
+    if !bx.dir().has_run_records() && is_this_boot(&boot)? {
         bx.mark_not_launched();
         return Ok(None);
     }
     read_outcome(bx, None).map(Some)
+}
+
+/// Returns whether the host has not booted since. Resource exhaustion does not mean that it has.
+fn is_this_boot(boot: &str) -> Result<bool, FileError> {
+    match boot_id() {
+        Ok(this) => Ok(this == boot),
+        Err(error) if is_resource_exhaustion(&error) => {
+            let path = "/proc/sys/kernel/random/boot_id";
+            Err(FileError::new("read", path, error))
+        }
+        Err(_) => Ok(false),
+    }
 }
 
 /// Converts an error of reading `/proc`.
