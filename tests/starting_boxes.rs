@@ -2,14 +2,20 @@
 
 mod common;
 
+use std::time::{Duration, Instant};
+
 use common::boxes::{
-    box_dir, changes_up_to, next_event, open_runtime, script, sleeping, start_box, wait_for_info,
-    wait_for_status,
+    box_dir, changes_up_to, next_event, open_runtime, options, script, sleeping, start_box,
+    wait_for_info, wait_for_status,
 };
-use common::{eventually, is_gone};
+use common::own_process::{block_on, in_own_process};
+use common::{DEADLINE, KillOnDrop, eventually, is_gone, shell};
+use nix::sys::signal::{Signal, raise};
 use vmm_protocol::procfs;
 use vmm_runtime::testing::PerTestBoxHome;
-use vmm_runtime::{BoxChange, BoxSpec, BoxStatus, ExecSpec, Ready, Removal, RuntimeError};
+use vmm_runtime::{
+    BoxChange, BoxSpec, BoxStatus, ExecSpec, Ready, Removal, RuntimeError, VmmRuntime,
+};
 
 /// Returns a spec whose payload becomes ready, and exits with 3, once the file `go` exists.
 fn ready_on_go() -> BoxSpec {
@@ -179,4 +185,61 @@ async fn info_gives_back_the_spec_and_serializes_without_it() {
     assert!(refused.is_err());
     runtime.remove("web", Removal::Force).await.unwrap();
     eventually("the box is gone", || !bx.dir.exists()).await;
+}
+
+#[test]
+fn a_box_that_is_ready_in_time_starts_although_its_runtime_is_late_to_read_its_report() {
+    let name = "a_box_that_is_ready_in_time_starts_although_its_runtime_is_late_to_read_its_report";
+    in_own_process(name, || {
+        block_on(async {
+            let home = PerTestBoxHome::new();
+            let options = options(home.path()).start_timeout(Duration::from_secs(3));
+            let runtime = VmmRuntime::open(options).await.unwrap();
+            let deadline = Instant::now() + DEADLINE;
+            while !is_late_and_starts(&home, &runtime).await {
+                assert!(
+                    Instant::now() < deadline,
+                    "this process is never stopped in time"
+                );
+            }
+            runtime.shutdown(DEADLINE).await;
+        });
+    });
+}
+
+/// Starts a box that is ready while all threads of this process are stopped, beyond the start timeout. Returns
+/// false if this process was too slow to stop itself before that.
+async fn is_late_and_starts(home: &PerTestBoxHome, runtime: &VmmRuntime) -> bool {
+    let this = std::process::id();
+    let notify = format!(
+        "import os, socket, time
+open(os.environ['VMM_BOX_DIR'] + '/up', 'w')
+while ') T ' not in open('/proc/{this}/stat').read(): time.sleep(0.01)
+to = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+to.sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])
+time.sleep(1000)"
+    );
+    let spec = BoxSpec::new(["python3", "-c", &notify]).ready(Ready::Notified);
+    let id = runtime.create(spec).await.unwrap().id;
+    let resume = format!(
+        "until grep -q ') T ' /proc/{this}/stat; do sleep 0.01; done; sleep 3.2; kill -CONT {this}"
+    );
+    let mut children = KillOnDrop::default();
+    children.spawn(shell(&resume)).unwrap();
+    let begun = Instant::now();
+    let start = tokio::spawn({
+        let (runtime, id) = (runtime.clone(), id.clone());
+        async move { runtime.start(&id).await }
+    });
+    let up = box_dir(home, &id).join("up");
+    eventually("the payload runs", || up.exists() || start.is_finished()).await;
+    if begun.elapsed() > Duration::from_millis(1500) {
+        let _ = start.await.unwrap();
+        runtime.remove(&id, Removal::Force).await.unwrap();
+        return false;
+    }
+    raise(Signal::SIGSTOP).unwrap();
+    let started = start.await.unwrap().unwrap();
+    assert_eq!(started.status, BoxStatus::Running);
+    true
 }

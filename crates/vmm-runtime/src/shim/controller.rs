@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use vmm_protocol::{InstanceSpec, with_causes};
 
 use super::disk_threads::DiskThreads;
+use super::spawned::report_timeout;
 use super::{ShimHandler, ShimProgram, SpawnedShim, StartError, WarmShims};
 use crate::workers::Workers;
 
@@ -137,7 +138,7 @@ impl ShimController {
             biased;
             () = interrupt.cancelled() => Err(StartError::Interrupted),
             outcome = ready => outcome,
-            () = tokio::time::sleep(self.start_timeout) => Err(StartError::NotReady {
+            () = report_timeout(self.start_timeout) => Err(StartError::NotReady {
                 after: self.start_timeout,
             }),
         }

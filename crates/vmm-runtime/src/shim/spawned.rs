@@ -81,6 +81,12 @@ const READ_TIMEOUT: Duration = Duration::from_millis(100);
 const SHORTAGE_TIMEOUT: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
+/// Waits until a report is late. Poll it after the read of the report.
+pub(super) async fn report_timeout(timeout: Duration) {
+    sleep(timeout).await;
+    sleep(READ_TIMEOUT).await;
+}
+
 impl SpawnedShim {
     /// Spawns the shim of the box with the directory `dir`. Uses the blocking threads of the current
     /// tokio runtime for the files of the box.
@@ -170,8 +176,7 @@ impl SpawnedShim {
     pub(super) fn enforce_takeover(&self) -> impl Future<Output = StartError> + use<> {
         let has_box = Arc::clone(&self.has_box);
         async move {
-            sleep(TAKEOVER_TIMEOUT).await;
-            sleep(READ_TIMEOUT).await;
+            report_timeout(TAKEOVER_TIMEOUT).await;
             if has_box.load(Ordering::Acquire) {
                 std::future::pending::<()>().await;
             }
