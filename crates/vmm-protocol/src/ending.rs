@@ -35,7 +35,8 @@ pub enum Ending {
         /// What the guest did.
         event: GuestEvent,
     },
-    /// A helper process ended while the payload still ran, and the shim killed the payload.
+    /// A helper process ended while the payload still ran, and the shim killed the payload; or a signal ended a
+    /// helper process, and the payload failed at the same time.
     Helper {
         /// What the helper is for, such as `virtiofsd for the share data`.
         #[serde(deserialize_with = "bounds::deserialize_text")]

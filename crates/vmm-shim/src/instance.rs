@@ -10,7 +10,7 @@ use std::sync::Arc;
 use nix::sys::prctl;
 use nix::unistd::setsid;
 
-use vmm_engine::{Engine, EngineError, Payload, PayloadExit};
+use vmm_engine::{Engine, EngineError, Payload};
 use vmm_protocol::{
     BoxDir, Ending, FailureKind, InstanceSpec, Invocation, PidRecord, Report, RuntimeExited,
     with_causes,
@@ -210,11 +210,7 @@ fn run_payload(
         }
     };
     let helper_count = helpers.as_ref().map_or(0, Helpers::count);
-    // A helper that ended first is the cause of the end of the payload.
-    let ending = |exit: PayloadExit| {
-        let of_helper = helpers.and_then(Helpers::finish);
-        of_helper.unwrap_or_else(|| exit.into())
-    };
+    let end_of_helper = || helpers.and_then(Helpers::finish);
     if is_end_requested {
         payload.kill();
     } else if let Err(error) = await_ready(reporter, &*payload, helper_count, &dir) {
@@ -223,9 +219,15 @@ fn run_payload(
         }
         let exit = payload.wait();
         return Err(match (error, exit) {
-            // If the end was requested, the exit is more informative than the failed start.
-            (EngineError::EndedEarly, Ok(exit)) if reporter.is_end_requested() => ending(exit),
-            (EngineError::EndedEarly, Ok(exit)) => Ending::ended_early(ending(exit)),
+            (EngineError::EndedEarly, Ok(exit)) => {
+                let ending = end_of_helper().unwrap_or_else(|| exit.into());
+                // If the end was requested, the exit is more informative than the failed start.
+                if reporter.is_end_requested() {
+                    ending
+                } else {
+                    Ending::ended_early(ending)
+                }
+            }
             (error, _) => error.into(),
         });
     }
@@ -234,7 +236,10 @@ fn run_payload(
     match payload.wait() {
         Ok(exit) => {
             control.finish_hub();
-            Ok(ending(exit))
+            let exit = Ending::from(exit);
+            // A payload that has succeeded did not need the helper any more.
+            let of_helper = end_of_helper().filter(|_| exit.shell_code() != 0);
+            Ok(of_helper.unwrap_or(exit))
         }
         Err(error) => {
             let message = format!("cannot wait for the payload any more: {error}");

@@ -121,9 +121,19 @@ fn a_helper_that_exits_is_the_cause_only_if_the_payload_goes_on() {
     }
 }
 
-fn a_killed_helper_is_the_cause_although_the_payload_has_ended_too() {
-    let payload = "cd $VMM_BOX_DIR; while ! [ -e go ]; do sleep 0.01; done; exit 5";
-    let (mut shim, helper) = start_with_helper(payload, "exec sleep 1000");
+fn a_killed_helper_is_the_cause_although_the_payload_has_failed_too() {
+    let killed = ended_helper(Ending::Signaled { signal: 9 });
+    assert_eq!(ending_with_killed_helper(5), killed);
+}
+
+fn a_payload_that_succeeds_does_not_fail_because_of_a_killed_helper() {
+    assert_eq!(ending_with_killed_helper(0), Ending::Exited { code: 0 });
+}
+
+/// Returns how a box ended whose payload exited with this code while its helper was killed.
+fn ending_with_killed_helper(code: i32) -> Ending {
+    let payload = format!("cd $VMM_BOX_DIR; while ! [ -e go ]; do sleep 0.01; done; exit {code}");
+    let (mut shim, helper) = start_with_helper(&payload, "exec sleep 1000");
     let Report::Ready { payload_pid, .. } = shim.report() else {
         panic!("not ready");
     };
@@ -136,8 +146,7 @@ fn a_killed_helper_is_the_cause_although_the_payload_has_ended_too() {
     });
     shim.signal(Signal::SIGCONT);
     shim.wait();
-    let killed = ended_helper(Ending::Signaled { signal: 9 });
-    assert_eq!(shim.record().ending, killed);
+    shim.record().ending
 }
 
 fn a_helper_ends_with_its_payload() {
@@ -189,7 +198,8 @@ fn main() {
     run![
         the_death_of_a_helper_ends_the_payload_and_is_the_cause,
         a_helper_that_exits_is_the_cause_only_if_the_payload_goes_on,
-        a_killed_helper_is_the_cause_although_the_payload_has_ended_too,
+        a_killed_helper_is_the_cause_although_the_payload_has_failed_too,
+        a_payload_that_succeeds_does_not_fail_because_of_a_killed_helper,
         a_helper_ends_with_its_payload,
         a_helper_dies_with_its_shim,
         a_helper_is_in_the_control_group_of_its_payload,

@@ -105,8 +105,8 @@ impl Helpers {
         self.count
     }
 
-    /// Returns the ending of the box if a helper ended before the payload. The caller has waited for the
-    /// payload.
+    /// Returns the ending of the box if the end of a helper is the cause, unless the payload has succeeded. The
+    /// caller has waited for the payload.
     pub(crate) fn finish(self) -> Option<Ending> {
         drop(self.payload_runs);
         self.thread.join().ok().flatten()
@@ -132,8 +132,8 @@ struct Watch {
 }
 
 impl Watch {
-    /// Watches the helpers until the payload has ended. Returns the ending of the box if a helper ended
-    /// before the payload.
+    /// Watches the helpers until the payload has ended. Returns the ending of the box if the end of a helper is
+    /// the cause.
     fn run(&mut self) -> Option<Ending> {
         let mut deadline = None;
         loop {
@@ -174,8 +174,8 @@ impl Watch {
         })
     }
 
-    /// Returns the ending of the box if a signal has ended a helper, which the shim did not send: the payload, which
-    /// has ended too, may have failed for lack of the helper.
+    /// Returns the ending of the box if a signal has ended a helper, which the shim did not send: a payload that
+    /// has failed too may have done so for lack of the helper.
     fn killed_helper(&self) -> Option<Ending> {
         self.running.iter().find_map(|helper| {
             let status = descendants::take_status(helper.pid).ok().flatten();
