@@ -17,6 +17,7 @@ use common::own_process::{block_on, in_own_process};
 use common::{DEADLINE, eventually, is_gone, kill, pause, shell};
 use nix::sys::signal::{Signal, raise};
 use nix::unistd::Pid;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use vmm_protocol::{ARGV0, FILES, Invocation, procfs};
 use vmm_runtime::testing::PerTestBoxHome;
@@ -41,6 +42,17 @@ fn warm_shims(home: &PerTestBoxHome) -> Vec<u32> {
         invocation == Some(Invocation::Warm { dir: boxes.clone() })
     };
     procfs::pids().unwrap().filter(is_warm).collect()
+}
+
+/// Waits until this start has taken the last shim that waits, which is then no longer counted.
+async fn wait_until_taken<T>(runtime: &VmmRuntime, start: &JoinHandle<T>) {
+    let taken = async {
+        // When the start has ended, another shim waits.
+        while runtime.metrics().await.warm_shims > 0 && !start.is_finished() {
+            pause().await;
+        }
+    };
+    timeout(DEADLINE, taken).await.expect("a shim still waits");
 }
 
 fn link(pid: u32, name: &str) -> PathBuf {
@@ -127,10 +139,7 @@ async fn a_warm_shim_that_dies_with_its_assignment_is_replaced_by_another_shim()
         let (runtime, id) = (runtime.clone(), id.clone());
         async move { runtime.start(&id).await }
     });
-    // The runtime has taken it, so it is no longer counted.
-    while runtime.metrics().await.warm_shims > 0 && !start.is_finished() {
-        pause().await;
-    }
+    wait_until_taken(&runtime, &start).await;
     // Fails if the runtime has killed it, because it hangs.
     let _ = nix::sys::signal::kill(Pid::from_raw(stopped.cast_signed()), Signal::SIGKILL);
     let running = start.await.unwrap().unwrap();
@@ -165,7 +174,9 @@ fn a_warm_shim_is_not_replaced_because_its_runtime_was_late_to_read_its_report()
                 let home = PerTestBoxHome::new();
                 let runtime = open(&home, 1).await;
                 let mut late = 0;
+                let deadline = Instant::now() + DEADLINE;
                 while late < 3 {
+                    assert!(Instant::now() < deadline, "{late} of 3 in time");
                     let is_late = start_while_the_runtime_is_stopped(&home, &runtime).await;
                     late += u32::from(is_late);
                 }
@@ -197,10 +208,8 @@ async fn start_while_the_runtime_is_stopped(home: &PerTestBoxHome, runtime: &Vmm
         let (runtime, id) = (runtime.clone(), id.clone());
         async move { runtime.start(&id).await }
     });
-    while runtime.metrics().await.warm_shims > 0 {
-        pause().await;
-    }
-    let is_in_time = begun.elapsed() < Duration::from_millis(900);
+    wait_until_taken(runtime, &start).await;
+    let is_in_time = begun.elapsed() < Duration::from_millis(500);
     raise(Signal::SIGSTOP).unwrap();
     let running = start.await.unwrap().unwrap();
     helper.wait().unwrap();
