@@ -38,9 +38,8 @@ impl ControlGroup {
         let own = Self::of_this_process().unwrap_or_default();
         let existing = own.freezer_dirs().next().map(Path::to_owned);
         let group = existing.map_or_else(|| Self::create_freezer(dir, own), Ok)?;
-        let frozen = freeze(&group, FREEZE_TIMEOUT, |deadline| {
-            move_descendants(&group, deadline)
-        });
+        let deadline = Instant::now() + FREEZE_TIMEOUT;
+        let frozen = freeze(&group, deadline, || move_descendants(&group, deadline));
         if frozen.is_err() {
             thaw(&group);
         }
@@ -55,8 +54,9 @@ impl ControlGroup {
     /// [`FileError`] if a group does not exist, or if a process does not freeze in time (the source has the kind
     /// [`TimedOut`](io::ErrorKind::TimedOut)). The processes are then not frozen.
     pub fn freeze(&self, limit: Duration) -> Result<(), FileError> {
+        let deadline = Instant::now() + limit;
         let mut dirs = self.dirs.iter();
-        let frozen = dirs.try_for_each(|dir| freeze(dir, limit, |_| Ok(true)));
+        let frozen = dirs.try_for_each(|dir| freeze(dir, deadline, || Ok(true)));
         if frozen.is_err() {
             self.thaw();
         }
@@ -105,18 +105,16 @@ impl ControlGroup {
     }
 }
 
-/// Freezes the group, and waits until the function, which gets the deadline, returns that the group has all processes, and
-/// they are frozen.
+/// Freezes the group. Waits until `is_complete` returns true and all processes are frozen.
 fn freeze(
     group: &Path,
-    limit: Duration,
-    mut is_complete: impl FnMut(Instant) -> Result<bool, FileError>,
+    deadline: Instant,
+    mut is_complete: impl FnMut() -> Result<bool, FileError>,
 ) -> Result<(), FileError> {
     let freeze_error = |error| FileError::new("freeze", group, error);
     // First: what is moved freezes at once, and starts no further processes.
     write_setting(&group.join(FREEZE_FILE), "1").map_err(freeze_error)?;
-    let deadline = Instant::now() + limit;
-    while !is_complete(deadline)? || !is_frozen(group).map_err(freeze_error)? {
+    while !is_complete()? || !is_frozen(group).map_err(freeze_error)? {
         if Instant::now() >= deadline {
             return Err(freeze_error(io::ErrorKind::TimedOut.into()));
         }
