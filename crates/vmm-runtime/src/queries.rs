@@ -134,7 +134,7 @@ impl VmmRuntime {
     /// If the query [follows](ConsoleQuery::following) the box, new output follows as the payload writes it, while
     /// the shim rotates the files, until the box has ended and is not restarted, is removed, or the runtime
     /// shuts down. A reader that is slower than the payload misses output that the rotation deletes. An
-    /// [automatic removal](crate::BoxSpec::auto_remove) waits up to 10 s for those who read.
+    /// [automatic removal](crate::BoxSpec::auto_remove) waits up to 10 s for clients that read.
     ///
     /// ```no_run
     /// # use futures::StreamExt;

@@ -39,7 +39,7 @@ pub(crate) struct MicroBox {
     pub(super) end_reported: Notify,
     /// Held while `box.json` is written. Taken before `state`.
     pub(super) saving: Mutex<()>,
-    /// Those who read the output, for which an automatic removal waits.
+    /// The tasks that read the output for clients. An automatic removal waits for them.
     pub(crate) console_readers: TaskTracker,
 }
 

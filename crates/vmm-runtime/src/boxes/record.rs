@@ -40,8 +40,8 @@ pub(crate) struct BoxRecord {
     /// Whether a cleanup after the last run is pending.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) cleanup_due: bool,
-    /// The boot of the host in which a run was launched whose end is not known yet, if something
-    /// follows that end.
+    /// The boot of the host in which the current run was launched. Saved only if a restart or a removal follows
+    /// its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) launched_in: Option<String>,
     /// What decides whether the box is restarted.

@@ -42,8 +42,8 @@ pub struct BoxSpec {
     /// When the runtime starts the box again after it has ended; never by default.
     #[serde(skip_serializing_if = "RestartPolicy::is_no")]
     pub restart: RestartPolicy,
-    /// Whether the runtime removes the box when it has ended, or could not be started. Those who read its
-    /// [output](crate::VmmRuntime::console) then have 10 s. Excludes a restart policy. By default the box is
+    /// Whether the runtime removes the box when it has ended, or could not be started. Clients that read its
+    /// [output](crate::VmmRuntime::console) have 10 s to read the rest. Excludes a restart policy. By default the box is
     /// kept.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub auto_remove: bool,
