@@ -150,7 +150,7 @@ impl MicroBox {
     }
 
     /// Marks the launch of an earlier runtime as one that has not reached a payload. A cleanup is due all the
-    /// same: a payload could have deleted the record of its shim.
+    /// same: a payload could have deleted all records of its run.
     pub(crate) fn mark_not_launched(&self) {
         let mut state = self.state();
         state.note_no_run();
