@@ -255,31 +255,37 @@ impl TestPod {
         let uri = format!("file://{}", output.display());
         self.create_with_spec(id, spec, &uri).unwrap();
         self.start_process(id, "").unwrap();
-        let mut request = WaitRequest::new();
-        request.id = id.to_owned();
-        self.client().wait(timeout(), &request).unwrap();
+        self.wait(id, "");
         let code = self.delete(id, "").unwrap().exit_status;
         (fs::read_to_string(output).unwrap(), code)
     }
 
-    /// Adds a process to a container.
-    pub(crate) fn exec(&self, id: &str, exec_id: &str, command: &[&str]) -> ttrpc::Result<()> {
-        self.exec_to(id, exec_id, command, "")
+    /// Waits until a process has ended. Returns the exit code.
+    pub(crate) fn wait(&self, id: &str, exec_id: &str) -> u32 {
+        let mut request = WaitRequest::new();
+        (request.id, request.exec_id) = (id.to_owned(), exec_id.to_owned());
+        let ended = self.client().wait(timeout(), &request);
+        ended.unwrap().exit_status
     }
 
-    /// Adds a process to a container. Its stdout has this path or URI.
-    pub(crate) fn exec_to(
+    /// Adds a process to a container.
+    pub(crate) fn exec(&self, id: &str, exec_id: &str, command: &[&str]) -> ttrpc::Result<()> {
+        self.exec_with_spec(id, exec_id, &process_spec(command), "")
+    }
+
+    /// Adds a process with this OCI spec to a container. Its stdout has this path or URI.
+    pub(crate) fn exec_with_spec(
         &self,
         id: &str,
         exec_id: &str,
-        command: &[&str],
+        spec: &Value,
         stdout: &str,
     ) -> ttrpc::Result<()> {
         let mut request = ExecProcessRequest::new();
         (request.id, request.exec_id) = (id.to_owned(), exec_id.to_owned());
         request.stdout = stdout.to_owned();
         request.spec = MessageField::some(Any {
-            value: process_spec(command).to_string().into_bytes(),
+            value: spec.to_string().into_bytes(),
             ..Any::default()
         });
         self.client().exec(timeout(), &request).map(drop)
@@ -290,9 +296,7 @@ impl TestPod {
         let exec_id = format!("exec-{}", self.events().len());
         self.exec(id, &exec_id, command).unwrap();
         self.start_process(id, &exec_id).unwrap();
-        let mut request = WaitRequest::new();
-        (request.id, request.exec_id) = (id.to_owned(), exec_id.clone());
-        self.client().wait(timeout(), &request).unwrap();
+        self.wait(id, &exec_id);
         self.delete(id, &exec_id).unwrap().exit_status
     }
 
@@ -383,7 +387,8 @@ pub(crate) fn container_spec(command: &[&str]) -> Value {
     })
 }
 
-fn process_spec(command: &[&str]) -> Value {
+/// The OCI spec of a process that runs this command.
+pub(crate) fn process_spec(command: &[&str]) -> Value {
     // Some scripts mount file systems.
     let capabilities = ["CAP_SYS_ADMIN"];
     json!({

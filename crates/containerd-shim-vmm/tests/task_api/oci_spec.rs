@@ -1,8 +1,11 @@
 //! What the OCI spec of a container sets in its guest.
 
+use std::fs;
+use std::os::unix::fs::symlink;
+
 use serde_json::{Value, json};
 
-use crate::fixture::{TestPod, container_spec};
+use crate::fixture::{TestPod, container_spec, process_spec, timeout};
 
 /// Runs a container, whose spec the function changes, to its end. Returns its output.
 #[track_caller]
@@ -62,6 +65,37 @@ fn a_user_can_open_its_streams_and_starts_in_a_directory_that_it_cannot_enter() 
         spec["process"]["cwd"] = json!("/private");
     });
     assert_eq!(output, "out\n/private\nrefused\n");
+}
+
+#[test]
+fn a_working_directory_outside_of_the_root_is_refused() {
+    let Some(pod) = TestPod::start() else { return };
+    // Without a PID namespace, pid 1 is the agent.
+    let create = |id: &str, cwd: &str, command: &[&str]| {
+        let mut spec = container_spec(command);
+        spec["process"]["cwd"] = json!(cwd);
+        let output = pod.path(&format!("output-{id}"));
+        let mut request = pod.create_request(id, &spec, "");
+        request.stderr = format!("file://{}", output.display());
+        let root = pod.path(&format!("bundle-{id}/rootfs"));
+        symlink("/proc/1/root/run/vmm/pod", root.join("pod")).unwrap();
+        pod.client().create(timeout(), &request).unwrap();
+        pod.start_process(id, "").unwrap();
+        output
+    };
+    create("c", "/", &["sleep", "1000"]);
+    let output = create("d", "/pod", &["sh", "-c", "true"]);
+    assert_eq!(pod.wait("d", ""), 125);
+    pod.delete("d", "").unwrap();
+    let output = fs::read_to_string(output).unwrap();
+    let message = "vmm-agent: the working directory /pod is outside of the root file system\n";
+    assert_eq!(output, message);
+
+    let mut process = process_spec(&["sh", "-c", "true"]);
+    process["cwd"] = json!("/pod");
+    pod.exec_with_spec("c", "e", &process, "").unwrap();
+    pod.start_process("c", "e").unwrap();
+    assert_eq!(pod.wait("c", "e"), 125);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-use crate::fixture::{TestPod, code, container_spec, eventually, timeout};
+use crate::fixture::{TestPod, code, container_spec, eventually, process_spec, timeout};
 
 /// Ends with 7 if its child has not got SIGTERM, else with 8. A process that is stopped keeps a signal pending.
 const PARENT: &str = "sleep 1000 & c=$!; kill -STOP $c; \
@@ -320,7 +320,7 @@ fn a_shutdown_reports_the_exits_of_all_processes() {
     fs::write(&logger, script).unwrap();
     fs::set_permissions(&logger, fs::Permissions::from_mode(0o700)).unwrap();
     let uri = format!("binary://{}", logger.display());
-    pod.exec_to("c", "starting", &["sleep", "1000"], &uri)
+    pod.exec_with_spec("c", "starting", &process_spec(&["sleep", "1000"]), &uri)
         .unwrap();
     thread::scope(|scope| {
         scope.spawn(|| pod.start_process("c", "starting").unwrap_err());

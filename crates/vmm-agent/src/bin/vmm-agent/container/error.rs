@@ -1,4 +1,5 @@
 use std::io;
+use std::path::PathBuf;
 
 use pidfd_spawn::{SpawnError, Step};
 
@@ -17,6 +18,8 @@ pub(crate) enum ContainerError {
         #[source]
         source: io::Error,
     },
+    #[error("the working directory {} is outside of the root file system", .0.display())]
+    OutsideOfRoot(PathBuf),
     #[error("signal {0} has ended the container before its program was executed")]
     Signaled(u32),
     #[error("the first process of the container has ended, or memory is short")]

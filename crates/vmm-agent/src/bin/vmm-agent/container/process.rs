@@ -2,7 +2,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use nix::unistd::chdir;
+use nix::unistd::{chdir, getcwd};
 use pidfd_spawn::Command;
 use rustix::fs::{FileType, Mode, Uid, fchown, fstat, makedev};
 use rustix::process::{Resource, Rlimit, setrlimit, umask};
@@ -45,15 +45,21 @@ pub(super) fn exec(process: &ProcessSpec) -> Result<(), ContainerError> {
         command.env("HOME", User::home(process.uid));
     }
     // As root, which can enter directories that the user cannot, as with runc. An error is that of the user.
-    if chdir(&process.cwd).is_err() {
-        command.current_dir(&process.cwd);
-    }
+    let is_entered = chdir(&process.cwd).is_ok();
     own_streams(process.uid)?;
     // Before the credentials change: raising a limit needs a capability.
     for limit in &process.limits {
         set_limit(limit)?;
     }
     credentials::change(process)?;
+    if !is_entered {
+        let error = format!("enter the working directory {}", process.cwd.display());
+        chdir(&process.cwd).map_err(ContainerError::system(error))?;
+    }
+    // A link such as one to `/proc/1/root` leads out of the root. `getcwd(2)` has no absolute path then.
+    if !getcwd().is_ok_and(|dir| dir.is_absolute()) {
+        return Err(ContainerError::OutsideOfRoot(process.cwd.clone()));
+    }
     if let Some(mask) = process.umask {
         umask(Mode::from_raw_mode(mask));
     }
