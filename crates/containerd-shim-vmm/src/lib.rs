@@ -44,6 +44,7 @@ mod pod_share;
 mod port_forward;
 mod process;
 mod recorded_process;
+mod reserved_ids;
 mod resources;
 mod rootfs;
 mod serve;

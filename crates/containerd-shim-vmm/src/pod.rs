@@ -25,6 +25,7 @@ use crate::logger::Loggers;
 use crate::pod_share::{ContainerFiles, PodShare};
 use crate::process::{Exit, Process};
 use crate::recorded_process::has_ended;
+use crate::reserved_ids::ReservedIds;
 use crate::state_dir::StateDir;
 use crate::stdio::StdioPaths;
 use crate::{log, oci, port_forward, start, stats};
@@ -54,6 +55,7 @@ pub(crate) struct Pod {
     /// The tasks that start processes, and report their exits.
     pub(crate) tasks: TaskTracker,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
+    reserved_ids: ReservedIds,
     /// The containerd that has sent the last request.
     containerd: Mutex<Option<PidRecord>>,
     use_count: UseCount,
@@ -90,6 +92,7 @@ impl Pod {
             loggers: Loggers::new(&args.namespace),
             tasks: TaskTracker::new(),
             containers: Mutex::default(),
+            reserved_ids: ReservedIds::default(),
             containerd: Mutex::default(),
             use_count: UseCount::default(),
             shutdown: CancellationToken::new(),
@@ -155,7 +158,9 @@ impl Pod {
         request: CreateTaskRequest,
     ) -> Result<u32, ShimError> {
         let id = &request.id;
-        if self.containers().contains_key(id) {
+        // Until the container is in the map, or nothing of it is left.
+        let reserved = self.reserved_ids.reserve(id);
+        if reserved.is_none() || self.containers().contains_key(id) {
             let (what, id) = ("container", id.clone());
             return Err(ShimError::Exists { what, id });
         }

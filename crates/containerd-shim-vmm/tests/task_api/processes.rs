@@ -129,6 +129,32 @@ fn a_create_whose_client_gives_up_leaves_nothing_of_the_container() {
 }
 
 #[test]
+fn a_container_that_is_being_created_cannot_be_created_again() {
+    let Some(pod) = TestPod::start() else { return };
+    let mut spec = container_spec(&["sleep", "1000"]);
+    let volume = pod.path("volume");
+    fs::create_dir(&volume).unwrap();
+    fs::write(volume.join("file"), "").unwrap();
+    let mounts = spec["mounts"].as_array_mut().unwrap();
+    mounts.push(json!({
+        "destination": "/volume", "type": "bind", "source": volume, "options": ["rbind"]
+    }));
+    let request = pod.create_request("c", &spec, "");
+    thread::scope(|scope| {
+        let created = scope.spawn(|| pod.client().create(timeout(), &request));
+        let written = pod.state().join("files/c/container.json");
+        // The guest takes longer to boot.
+        eventually("the files are written", || written.exists());
+        let again = pod.client().create(timeout(), &request);
+        assert_eq!(code(again), Code::ALREADY_EXISTS);
+        created.join().unwrap().unwrap();
+    });
+    pod.start_process("c", "").unwrap();
+    assert_eq!(pod.run_exec("c", &["cat", "/volume/file"]), 0);
+    assert_eq!(pod.count("create"), 1, "{:?}", pod.events());
+}
+
+#[test]
 fn requests_at_the_same_time_are_carried_out_once() {
     let Some(pod) = TestPod::start() else { return };
     const REQUESTS: usize = 8;
