@@ -17,7 +17,7 @@ pub(crate) struct Container {
     pub(crate) pid_namespace: PidNamespace,
     pub(crate) is_paused: AtomicBool,
     /// Held by the request that pauses, resumes or deletes the container.
-    pub(crate) operation: tokio::sync::Mutex<()>,
+    pub(crate) operation_lock: tokio::sync::Mutex<()>,
     /// Whether the first process has ended, and the others are being ended.
     is_ending: AtomicBool,
     /// Whether the first process has got SIGKILL from a client.
@@ -42,7 +42,7 @@ impl Container {
             bundle,
             pid_namespace,
             is_paused: AtomicBool::new(false),
-            operation: tokio::sync::Mutex::default(),
+            operation_lock: tokio::sync::Mutex::default(),
             is_ending: AtomicBool::new(false),
             is_killed: AtomicBool::new(false),
             _in_use: in_use,
@@ -53,6 +53,20 @@ impl Container {
     pub(crate) fn process(&self, exec_id: &str) -> Result<Arc<Process>, ShimError> {
         let process = self.processes().get(exec_id).cloned();
         process.ok_or_else(|| ShimError::not_found("process", exec_id))
+    }
+
+    /// Fails unless this process is in the container under this exec ID.
+    pub(crate) fn check_contains(
+        &self,
+        exec_id: &str,
+        process: &Arc<Process>,
+    ) -> Result<(), ShimError> {
+        let found = self.process(exec_id)?;
+        if Arc::ptr_eq(&found, process) {
+            Ok(())
+        } else {
+            Err(ShimError::not_found("process", exec_id))
+        }
     }
 
     pub(crate) fn add(&self, exec_id: &str, process: Process) -> Result<(), ShimError> {

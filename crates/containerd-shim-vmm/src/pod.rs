@@ -52,7 +52,7 @@ pub(crate) struct Pod {
     pub(crate) guest: Guest,
     pub(crate) events: Arc<EventQueue>,
     pub(crate) loggers: Loggers,
-    /// The tasks that start processes, and report their exits.
+    /// The tasks that start and delete processes, and report their exits.
     pub(crate) tasks: TaskTracker,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
     reserved_ids: ReservedIds,
@@ -241,17 +241,37 @@ impl Pod {
     }
 
     /// Removes a process that does not run. Returns how it ended, and the pid.
-    pub(crate) async fn delete(&self, id: &str, exec_id: &str) -> Result<(Exit, u32), ShimError> {
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the process is removed all the same.
+    pub(crate) async fn delete(
+        self: &Arc<Self>,
+        id: &str,
+        exec_id: &str,
+    ) -> Result<(Exit, u32), ShimError> {
         let container = self.container(id)?;
-        let _turn = if exec_id.is_empty() {
-            let turn = container.operation.lock().await;
-            // Another request can have deleted it meanwhile.
-            self.container(id)?;
-            Some(turn)
+        let (pod, exec_id) = (Arc::clone(self), exec_id.to_owned());
+        let delete = async move { pod.delete_from(&container, &exec_id).await };
+        let deleted = self.tasks.spawn(delete).await;
+        deleted.unwrap_or(Err(ShimError::State("could not be deleted")))
+    }
+
+    async fn delete_from(
+        &self,
+        container: &Container,
+        exec_id: &str,
+    ) -> Result<(Exit, u32), ShimError> {
+        let id = &container.id;
+        let _operation = if exec_id.is_empty() {
+            Some(container.operation_lock.lock().await)
         } else {
             None
         };
         let process = container.process(exec_id)?;
+        let _delete = process.delete_lock.lock().await;
+        // Another request can have deleted it meanwhile, and a further one have added a process with its ID.
+        container.check_contains(exec_id, &process)?;
         let exit = process.begin_delete()?;
         let deadline = Instant::now() + OUTPUT_TIMEOUT;
         process.end_output(deadline).await;
@@ -269,8 +289,9 @@ impl Pod {
             self.remove_container(id).await?;
             self.containers().remove(id);
             self.events.publish_delete(id, pid, exit);
+        } else {
+            self.share.remove_process(id, exec_id);
         }
-        self.share.remove_process(id, exec_id);
         container.remove(exec_id);
         Ok((exit, pid))
     }
@@ -295,7 +316,7 @@ impl Pod {
     }
 
     async fn change_paused(&self, container: &Container, is_paused: bool) -> Result<(), ShimError> {
-        let _turn = container.operation.lock().await;
+        let _operation = container.operation_lock.lock().await;
         if container.is_paused.load(Ordering::Acquire) == is_paused {
             let state = if is_paused {
                 "is paused already"

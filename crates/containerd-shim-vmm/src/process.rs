@@ -27,6 +27,8 @@ const KILLED: u32 = 128 + 9;
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) stdio: StdioPaths,
+    /// Held by the request that deletes the process.
+    pub(crate) delete_lock: tokio::sync::Mutex<()>,
     state: watch::Sender<ProcessState>,
     running: Mutex<Option<Running>>,
     /// Whether the client has closed the stdin, which it can do while the process starts.
@@ -81,6 +83,7 @@ impl Process {
     pub(crate) fn new(stdio: StdioPaths) -> Self {
         Self {
             stdio,
+            delete_lock: tokio::sync::Mutex::default(),
             state: watch::Sender::new(ProcessState::Created),
             running: Mutex::new(None),
             is_stdin_closed: AtomicBool::new(false),

@@ -8,6 +8,7 @@ mod fixture;
 mod image;
 mod memory;
 mod oci_spec;
+mod output;
 mod processes;
 mod protocol;
 #[path = "../common/memory.rs"]

@@ -9,7 +9,6 @@ use containerd_shim_protos::api::{
     PauseRequest, PidsRequest, ShutdownRequest, StateRequest, StatsRequest, Status,
 };
 use containerd_shim_protos::ttrpc::{Code, context};
-use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -202,53 +201,6 @@ fn a_container_has_a_process_from_its_creation_to_its_deletion() {
     assert_eq!(count().unwrap(), 1);
     pod.delete("c", "").unwrap();
     assert_eq!(code(count()), Code::NOT_FOUND);
-}
-
-#[test]
-fn an_exit_does_not_wait_for_a_reader_of_the_output() {
-    let Some(pod) = TestPod::start() else { return };
-    let fifo = pod.path("stdout");
-    mknodat(CWD, &fifo, FileType::Fifo, Mode::from_bits_retain(0o600), 0).unwrap();
-    // With a reader that never reads.
-    let reader = fs::File::options()
-        .read(true)
-        .write(true)
-        .open(&fifo)
-        .unwrap();
-    let script = "echo $$ >/pid; exec yes";
-    pod.run("c", &["sh", "-c", script], fifo.to_str().unwrap());
-    pod.exec("c", "e", &["sleep", "1000"]).unwrap();
-    pod.start_process("c", "e").unwrap();
-    let is_stalled = || {
-        let length = || rustix::io::ioctl_fionread(&reader).unwrap();
-        length() == 64 << 10
-    };
-    eventually("the FIFO is full", is_stalled);
-    // All buffers up to the pipe of the command: it has called write(2), whose number is 1, again and again.
-    let mut blocked = 0;
-    eventually("the command waits", || {
-        let waits = "grep -q '^1 ' /proc/$(cat /pid)/syscall";
-        blocked = if pod.run_exec("c", &["sh", "-c", waits]) == 0 {
-            blocked + 1
-        } else {
-            0
-        };
-        blocked == 5
-    });
-    pod.kill("c", 15).unwrap();
-    pod.wait_for("exit c 143");
-    let events = pod.events();
-    let position = |event: &str| events.iter().position(|found| found == event);
-    assert!(position("exit e 137").is_some(), "{events:?}");
-    assert!(
-        position("exit e 137") < position("exit c 143"),
-        "{events:?}"
-    );
-    // The rest of the output is discarded then.
-    pod.delete("c", "e").unwrap();
-    pod.delete("c", "").unwrap();
-    pod.wait_for("delete c 143");
-    assert_eq!(pod.count("delete "), 1, "{:?}", pod.events());
 }
 
 #[test]
