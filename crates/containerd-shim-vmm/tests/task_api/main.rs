@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod control_groups;
+mod early_signals;
 mod fixture;
 #[path = "../common/image.rs"]
 mod image;

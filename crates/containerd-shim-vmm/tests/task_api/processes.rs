@@ -91,24 +91,6 @@ fn a_created_container_ends_with_signals_that_end_processes_by_default() {
 }
 
 #[test]
-fn a_signal_before_the_program_is_executed_ends_a_container_with_a_pid_namespace() {
-    let Some(pod) = TestPod::start() else { return };
-    let mut spec = container_spec(&["sleep", "1000"]);
-    spec["linux"]["namespaces"] = json!([{"type": "pid"}]);
-    // It waits until its sandbox runs.
-    spec["annotations"] = json!({
-        "io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "sandbox"
-    });
-    pod.run_with_spec("c", &spec);
-    // SIGCHLD and SIGTERM.
-    for signal in [17, 15] {
-        pod.kill("c", signal).unwrap();
-    }
-    pod.run("sandbox", &["sleep", "1000"], "");
-    pod.wait_for("exit c 143");
-}
-
-#[test]
 fn a_create_whose_client_gives_up_leaves_nothing_of_the_container() {
     let Some(pod) = TestPod::start() else { return };
     let spec = container_spec(&["sleep", "1000"]);

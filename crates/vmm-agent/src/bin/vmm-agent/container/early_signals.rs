@@ -23,42 +23,44 @@ const NOT_HELD: [Signal; 10] = [
 /// ignore them, `pid_namespaces(7)`, also those that end a container which has not been started.
 #[derive(Debug)]
 pub(super) struct EarlySignals {
-    held: Option<(SigSet, SignalFd)>,
+    held: Option<SignalFd>,
+}
+
+/// Blocks the signals in this thread, for the child that it creates next.
+pub(super) fn block() -> nix::Result<()> {
+    early().thread_block()
 }
 
 impl EarlySignals {
-    /// Blocks the signals, if this process is pid 1.
+    /// Holds the signals, if this process is pid 1. It was created with the signals blocked.
     pub(super) fn hold() -> Result<Self, ContainerError> {
         if process::id() != 1 {
             return Ok(Self { held: None });
         }
-        let mut signals = SigSet::all();
-        NOT_HELD
-            .into_iter()
-            .for_each(|signal| signals.remove(signal));
-        let hold = || {
-            signals.thread_block()?;
-            let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-            Ok((signals, SignalFd::with_flags(&signals, flags)?))
-        };
-        let held: nix::Result<_> = hold();
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        let held = SignalFd::with_flags(&early(), flags);
         let held = held.map_err(ContainerError::system("hold signals"))?;
         Ok(Self { held: Some(held) })
     }
 
-    /// Lets signals reach the process again.
+    /// Fails if there was a signal. The program that this process executes begins with all signals unblocked.
     ///
     /// # Errors
     ///
-    /// [`ContainerError::Signaled`] if there was one, which would have ended a process without a namespace of its own.
-    pub(super) fn release(self) -> Result<(), ContainerError> {
-        let Some((signals, pending)) = self.held else {
-            return Ok(());
-        };
-        let error = || ContainerError::system("release signals");
-        if let Some(signal) = pending.read_signal().map_err(error())? {
-            return Err(ContainerError::Signaled(signal.ssi_signo));
+    /// [`ContainerError::Signaled`], which would have ended a process without a namespace of its own.
+    pub(super) fn check(&self) -> Result<(), ContainerError> {
+        let signal = self.held.as_ref().map(SignalFd::read_signal).transpose();
+        match signal.map_err(ContainerError::system("read a signal"))? {
+            Some(Some(signal)) => Err(ContainerError::Signaled(signal.ssi_signo)),
+            _ => Ok(()),
         }
-        signals.thread_unblock().map_err(error())
     }
+}
+
+fn early() -> SigSet {
+    let mut signals = SigSet::all();
+    for signal in NOT_HELD {
+        signals.remove(signal);
+    }
+    signals
 }

@@ -21,6 +21,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
+use pidfd_spawn::Command;
 use vmm_protocol::pod::{ContainerSpec, PodDir, ProcessSpec};
 use vmm_protocol::{read_file, with_causes};
 
@@ -85,6 +86,14 @@ fn run(args: &[&str]) -> Result<(), ContainerError> {
 /// Becomes the first process of a container.
 fn init(id: &str, group: &ContainerGroup) -> Result<(), ContainerError> {
     let signals = EarlySignals::hold()?;
+    let prepared = prepare_init(id, group);
+    // A signal counts also if the process cannot be prepared.
+    signals.check()?;
+    Err(ContainerError::Exec(prepared?.exec()))
+}
+
+/// Creates the container. Returns the command that this process becomes.
+fn prepare_init(id: &str, group: &ContainerGroup) -> Result<Command, ContainerError> {
     let dir = PodDir::in_guest();
     let container: ContainerSpec = read_spec(&dir.container_spec(id))?;
     let process: ProcessSpec = read_spec(&dir.process_spec(id, ""))?;
@@ -96,8 +105,7 @@ fn init(id: &str, group: &ContainerGroup) -> Result<(), ContainerError> {
     mounts::enter_root(&dir, id, &container)?;
     process::create_working_dir(&process)?;
     record.write()?;
-    signals.release()?;
-    process::exec(&process)
+    process::prepare(&process)
 }
 
 /// Becomes a further process of a container.
@@ -111,7 +119,7 @@ fn exec(
     process::set_oom_score(&process)?;
     group.join()?;
     namespaces::join(owner)?;
-    process::exec(&process)
+    Err(ContainerError::Exec(process::prepare(&process)?.exec()))
 }
 
 fn read_spec<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ContainerError> {

@@ -9,6 +9,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use pidfd_spawn::{Child, Command, SpawnError, Step};
 use vmm_protocol::pod::PidNamespace;
 
+use super::early_signals;
 use super::error::ContainerError;
 
 /// More than a spawn needs.
@@ -56,7 +57,14 @@ impl PidNamespaces {
         command: &mut Command,
     ) -> Result<Child, ContainerError> {
         let mut child = match namespace {
-            PidNamespace::New => spawn_after(|| unshare(CloneFlags::CLONE_NEWPID), command)?,
+            PidNamespace::New => {
+                command.inherit_signal_mask(true);
+                let enter = || {
+                    early_signals::block()?;
+                    unshare(CloneFlags::CLONE_NEWPID)
+                };
+                spawn_after(enter, command)?
+            }
             PidNamespace::Of(other) => self.spawn_in(other, command)?,
             _ => command.spawn().map_err(ContainerError::Exec)?,
         };
@@ -110,4 +118,37 @@ fn spawn_after(
         let spawned = thread.join();
         spawned.unwrap_or_else(|panic| panic::resume_unwind(panic))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use nix::sys::signal::Signal;
+
+    use super::*;
+
+    #[test]
+    fn the_pid_1_of_a_container_begins_with_early_signals_blocked() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var_os("CI").is_none(), "this test needs root");
+            eprintln!("SKIPPED: this test needs root");
+            return;
+        }
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        let namespaces = PidNamespaces::default();
+        let spawned = namespaces.spawn_first("c", &PidNamespace::New, &mut command);
+        let mut child = spawned.unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+        let blocked = u64::from_str_radix(blocked.unwrap().trim(), 16).unwrap();
+        let blocks = |signal| blocked & 1 << (signal as u32 - 1) != 0;
+        assert!(
+            blocks(Signal::SIGTERM) && !blocks(Signal::SIGCHLD),
+            "{status}"
+        );
+    }
 }

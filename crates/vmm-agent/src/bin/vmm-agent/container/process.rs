@@ -29,8 +29,9 @@ pub(super) fn set_oom_score(process: &ProcessSpec) -> Result<(), ContainerError>
     fs::write("/proc/self/oom_score_adj", score.to_string()).map_err(error)
 }
 
-/// Becomes the process, in the root of its container.
-pub(super) fn exec(process: &ProcessSpec) -> Result<(), ContainerError> {
+/// Gives this process, in the root of its container, what it has as the process of the spec. Returns the command that
+/// it becomes.
+pub(super) fn prepare(process: &ProcessSpec) -> Result<Command, ContainerError> {
     let (program, args) = process
         .args
         .split_first()
@@ -63,7 +64,7 @@ pub(super) fn exec(process: &ProcessSpec) -> Result<(), ContainerError> {
     if let Some(mask) = process.umask {
         umask(Mode::from_raw_mode(mask));
     }
-    Err(ContainerError::Exec(command.exec()))
+    Ok(command)
 }
 
 /// Lets the user open `/dev/stdin`, `/dev/stdout` and `/dev/stderr`.
