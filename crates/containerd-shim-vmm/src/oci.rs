@@ -6,6 +6,7 @@ use oci_spec::runtime::{
     Capabilities, Linux, LinuxCapabilities, LinuxDevice, LinuxDeviceType, LinuxNamespace,
     LinuxNamespaceType, Process, Spec,
 };
+use rustix::mount::MountFlags;
 use rustix::thread::CapabilitySet;
 use vmm_protocol::pod::{
     ContainerDevice, ContainerMount, ContainerSpec, DeviceKind, HeldCapabilities, MountOptions,
@@ -70,15 +71,21 @@ pub(crate) fn container(spec: &Spec) -> Result<(ContainerSpec, Vec<(usize, PathB
     Ok((container, sources))
 }
 
-/// Fails if a mount of a file or directory has an option of a file system, or one that is not known, as with runc: the
+/// Fails if a mount of a file or directory has an option that is not applied to it, such as one of a file system: the
 /// kernel would ignore it.
 fn check_options(destination: &Path, options: &[String]) -> Result<(), ShimError> {
-    let unknown = MountOptions::parse(options.iter().map(String::as_str)).data;
-    if unknown.is_empty() {
+    let is_refused = |option: &&str| {
+        let parsed = MountOptions::parse([*option]);
+        let of_file_system = MountFlags::SYNCHRONOUS | MountFlags::DIRSYNC;
+        !parsed.data.is_empty() || parsed.flags.intersects(of_file_system)
+    };
+    let options = options.iter().map(String::as_str);
+    let refused: Vec<_> = options.filter(is_refused).collect();
+    if refused.is_empty() {
         return Ok(());
     }
-    let destination = destination.display();
-    let message = format!("the mount at {destination} cannot have the options {unknown:?}");
+    let (destination, refused) = (destination.display(), refused.join(","));
+    let message = format!("the mount at {destination} cannot have the options {refused:?}");
     Err(ShimError::Spec(message))
 }
 
@@ -256,11 +263,14 @@ mod tests {
             container(&spec)
         };
         assert!(of(&["rbind", "rprivate", "rro", "nosymfollow"]).is_ok());
-        let error = of(&["rbind", "ro", "idmap", "size=1m"]).unwrap_err();
+        let error = of(&[
+            "rbind", "ro", "idmap", "sync", "async", "dirsync", "size=1m",
+        ])
+        .unwrap_err();
         assert_eq!(
             error.to_string(),
             "the OCI spec of the container is not valid: the mount at /data cannot have the options \
-             \"idmap,size=1m\""
+             \"idmap,sync,dirsync,size=1m\""
         );
     }
 

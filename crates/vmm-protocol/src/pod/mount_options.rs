@@ -34,8 +34,18 @@ impl MountOptions {
             is_recursive: false,
             data: String::new(),
         };
+        let mut is_recursively_read_only = false;
         for option in options {
-            parsed.add(option);
+            if option == "rro" {
+                is_recursively_read_only = true;
+            } else {
+                parsed.add(option);
+            }
+        }
+        // It is applied after the mount, so no `rw` beside it counts. A mount of the host that is read-only is so with all
+        // mounts below it.
+        if is_recursively_read_only {
+            parsed.flags.insert(MountFlags::RDONLY);
         }
         parsed
     }
@@ -63,8 +73,7 @@ impl MountOptions {
 /// Returns a flag, and whether the option sets it.
 fn flag(option: &str) -> Option<(MountFlags, bool)> {
     Some(match option {
-        // A mount of the host that is read-only is so with all mounts below it, which is what `rro` asks for.
-        "ro" | "rro" => (MountFlags::RDONLY, true),
+        "ro" => (MountFlags::RDONLY, true),
         "rw" => (MountFlags::RDONLY, false),
         "nosuid" => (MountFlags::NOSUID, true),
         "suid" => (MountFlags::NOSUID, false),
@@ -119,10 +128,10 @@ mod tests {
 
     #[test]
     fn a_mount_that_is_read_only_with_those_below_it_is_read_only() {
-        assert_eq!(
-            MountOptions::parse(["rbind", "rro"]).flags,
-            MountFlags::RDONLY
-        );
+        for options in [&["rbind", "rro"][..], &["rbind", "rro", "rw"]] {
+            let parsed = MountOptions::parse(options.iter().copied());
+            assert_eq!(parsed.flags, MountFlags::RDONLY, "{options:?}");
+        }
     }
 
     #[test]
