@@ -169,7 +169,7 @@ pub(crate) fn process(process: &Process) -> Result<ProcessSpec, ShimError> {
     spec.gid = user.gid();
     spec.groups = user.additional_gids().clone().unwrap_or_default();
     spec.no_new_privs = process.no_new_privileges() == Some(true);
-    // Without the sets, it has none, as with runc.
+    // Without the sets, it has none, as the first process of a container with runc.
     let sets = process.capabilities().as_ref();
     let set = |set: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
         sets.map_or(0, |sets| mask(set(sets)))
@@ -192,6 +192,18 @@ pub(crate) fn process(process: &Process) -> Result<ProcessSpec, ShimError> {
         })
         .collect();
     Ok(spec)
+}
+
+/// Returns a process that is added to a container. Without capabilities of its own, it has those of the container.
+pub(crate) fn added_process(
+    mut added: Process,
+    container: &Spec,
+) -> Result<ProcessSpec, ShimError> {
+    if added.capabilities().is_none() {
+        let first = container.process().as_ref();
+        added.set_capabilities(first.and_then(|first| first.capabilities().clone()));
+    }
+    process(&added)
 }
 
 /// Returns the capabilities as a bit mask. None of the others are known to this program.

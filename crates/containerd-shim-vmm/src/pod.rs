@@ -223,18 +223,27 @@ impl Pod {
     }
 
     /// Adds a process to a container.
-    pub(crate) fn add(
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the process is not added.
+    pub(crate) async fn add(
         &self,
         id: &str,
         exec_id: &str,
-        process: &OciProcess,
+        process: OciProcess,
         stdio: StdioPaths,
     ) -> Result<(), ShimError> {
         let container = self.container(id)?;
+        let spec = if process.capabilities().is_some() {
+            oci::process(&process)?
+        } else {
+            let bundle = container.bundle.clone();
+            run_blocking(move || oci::added_process(process, &bundle.spec()?)).await?
+        };
         container.check_takes_processes()?;
         container.add(exec_id, Process::new(stdio))?;
-        let spec = oci::process(process);
-        let written = spec.and_then(|spec| self.share.add_process(id, exec_id, &spec));
+        let written = self.share.add_process(id, exec_id, &spec);
         written.inspect_err(|_| container.remove(exec_id))?;
         self.events.publish_exec_added(id, exec_id);
         Ok(())

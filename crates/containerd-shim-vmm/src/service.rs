@@ -154,7 +154,8 @@ impl Task for TaskService {
             stderr: request.stderr,
             terminal: request.terminal,
         };
-        self.pod.add(&request.id, &request.exec_id, &spec, stdio)?;
+        let (id, exec_id) = (&request.id, &request.exec_id);
+        self.pod.add(id, exec_id, spec, stdio).await?;
         Ok(Empty::new())
     }
 

@@ -52,6 +52,19 @@ fn a_process_has_the_capabilities_limits_and_umask_of_its_spec() {
 }
 
 #[test]
+fn an_added_process_without_capabilities_has_those_of_its_container() {
+    let Some(pod) = TestPod::start() else { return };
+    pod.run("c", &["sleep", "1000"], "");
+    // CAP_SYS_ADMIN.
+    let script = "grep -q '^CapEff:.0*200000$' /proc/self/status && exit 7";
+    let mut process = process_spec(&["sh", "-c", script]);
+    process.as_object_mut().unwrap().remove("capabilities");
+    pod.exec_with_spec("c", "e", &process, "").unwrap();
+    pod.start_process("c", "e").unwrap();
+    assert_eq!(pod.wait("c", "e"), 7);
+}
+
+#[test]
 fn a_user_can_open_its_streams_and_starts_in_a_directory_that_it_cannot_enter() {
     let Some(pod) = TestPod::start() else { return };
     let script =
