@@ -1,6 +1,7 @@
-//! Starts, signals and ends the processes of a pod.
+//! Starts, pauses, signals and ends the processes of a pod.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout, timeout_at};
@@ -116,6 +117,44 @@ impl Pod {
             result = command => result,
             _ = init.wait() => Err(ShimError::Finished),
         }
+    }
+
+    /// Freezes all processes of a container, or lets them continue.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the container is paused or resumed all the same.
+    pub(crate) async fn set_paused(
+        self: &Arc<Self>,
+        id: &str,
+        is_paused: bool,
+    ) -> Result<(), ShimError> {
+        let container = self.container(id)?;
+        let pod = Arc::clone(self);
+        let change = async move { pod.change_paused(&container, is_paused).await };
+        let changed = self.tasks.spawn(change).await;
+        changed.unwrap_or(Err(ShimError::ContainerState(
+            "could not be paused or resumed",
+        )))
+    }
+
+    async fn change_paused(&self, container: &Container, is_paused: bool) -> Result<(), ShimError> {
+        let _operation = container.operation_lock.lock().await;
+        if container.is_paused.load(Ordering::Acquire) == is_paused {
+            let state = if is_paused {
+                "is paused already"
+            } else {
+                "is not paused"
+            };
+            return Err(ShimError::ContainerState(state));
+        }
+        let action = if is_paused { "freeze" } else { "thaw" };
+        let id = &container.id;
+        self.command(container, self.guest.command(action, id, None))
+            .await?;
+        container.is_paused.store(is_paused, Ordering::Release);
+        self.events.publish_paused(id, is_paused);
+        Ok(())
     }
 
     /// Sends a signal to a process, or to all of a container. SIGKILL for the first process of a container also ends a

@@ -1,6 +1,5 @@
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -303,44 +302,6 @@ impl Pod {
         }
         container.remove(exec_id);
         Ok((exit, pid))
-    }
-
-    /// Freezes all processes of a container, or lets them continue.
-    ///
-    /// # Cancel safety
-    ///
-    /// If the future is dropped, the container is paused or resumed all the same.
-    pub(crate) async fn set_paused(
-        self: &Arc<Self>,
-        id: &str,
-        is_paused: bool,
-    ) -> Result<(), ShimError> {
-        let container = self.container(id)?;
-        let pod = Arc::clone(self);
-        let change = async move { pod.change_paused(&container, is_paused).await };
-        let changed = self.tasks.spawn(change).await;
-        changed.unwrap_or(Err(ShimError::ContainerState(
-            "could not be paused or resumed",
-        )))
-    }
-
-    async fn change_paused(&self, container: &Container, is_paused: bool) -> Result<(), ShimError> {
-        let _operation = container.operation_lock.lock().await;
-        if container.is_paused.load(Ordering::Acquire) == is_paused {
-            let state = if is_paused {
-                "is paused already"
-            } else {
-                "is not paused"
-            };
-            return Err(ShimError::ContainerState(state));
-        }
-        let action = if is_paused { "freeze" } else { "thaw" };
-        let id = &container.id;
-        self.command(container, self.guest.command(action, id, None))
-            .await?;
-        container.is_paused.store(is_paused, Ordering::Release);
-        self.events.publish_paused(id, is_paused);
-        Ok(())
     }
 
     /// Returns what a container uses: in the guest, or on the host for the sandbox, which stands for the guest.
