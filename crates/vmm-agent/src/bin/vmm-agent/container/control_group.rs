@@ -63,7 +63,7 @@ impl ContainerGroup {
         }
         for (name, value) in unified {
             match self.write(name, value) {
-                Err(error) if is_of_host(name, &error) => {}
+                Err(error) if is_ignorable(name, &error) => {}
                 written => written?,
             }
         }
@@ -175,9 +175,9 @@ impl ContainerGroup {
     }
 }
 
-/// Returns whether a limit cannot be applied because it is meant for the host: its CPUs and memory nodes, which the guest
-/// can lack, and its swap, without which a kernel has no file for the limit.
-fn is_of_host(file: &str, error: &ContainerError) -> bool {
+/// Returns whether a limit that cannot be applied is ignored, because it is meant for the host: its CPUs and memory nodes,
+/// which the guest can lack, and its swap, without which a kernel has no file for the limit.
+fn is_ignorable(file: &str, error: &ContainerError) -> bool {
     let ContainerError::System { source, .. } = error else {
         return false;
     };
@@ -209,7 +209,7 @@ mod tests {
         };
         let name = "memory.swap.max";
         let error = group.write(name, "1").unwrap_err();
-        assert!(is_of_host(name, &error), "{error:?}");
-        assert!(!is_of_host("memory.max", &error));
+        assert!(is_ignorable(name, &error), "{error:?}");
+        assert!(!is_ignorable("memory.max", &error));
     }
 }
