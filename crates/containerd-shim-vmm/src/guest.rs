@@ -285,12 +285,14 @@ mod tests {
             stdout: stdout.to_vec(),
             stderr: b"vmm-agent: it is busy\n".to_vec(),
         };
-        let stats = br#"{"memory":0,"pids":0,"cpu_micros":0,"cpu_user_micros":0,"cpu_system_micros":0,"oom_kills":2}"#;
-        let (used, removed) = parse_removal(&output(stats, 125)).unwrap();
+        let mut stats = ContainerStats::default();
+        stats.oom_kills = 2;
+        let stats = serde_json::to_vec(&stats).unwrap();
+        let (used, removed) = parse_removal(&output(&stats, 125)).unwrap();
         assert_eq!(used.oom_kills, 2);
         let error = removed.unwrap_err().to_string();
         assert!(error.ends_with("it is busy"), "{error}");
-        let (used, removed) = parse_removal(&output(stats, 0)).unwrap();
+        let (used, removed) = parse_removal(&output(&stats, 0)).unwrap();
         assert!(used.oom_kills == 2 && removed.is_ok());
         let error = parse_removal(&output(b"", 125)).unwrap_err().to_string();
         assert!(error.ends_with("it is busy"), "{error}");
