@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use vmm_protocol::with_causes;
 
@@ -22,15 +23,16 @@ const READERS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Restarts and removes boxes when that is due, until the runtime closes.
 pub(crate) async fn follow_up(core: Arc<Core>) {
+    let slots = Semaphore::new(MAX_CONCURRENT);
     let mut running = FuturesUnordered::new();
     loop {
         tokio::select! {
             biased;
             () = core.closing.cancelled() => return,
             Some(()) = running.next(), if !running.is_empty() => {}
-            id = core.due.next(), if running.len() < MAX_CONCURRENT => {
+            id = core.due.next(), if slots.available_permits() > 0 => {
                 if let Ok(bx) = core.boxes.find(&id) {
-                    running.push(run(Arc::clone(&core), bx));
+                    running.push(run(Arc::clone(&core), bx, &slots));
                 }
             }
         }
@@ -38,16 +40,23 @@ pub(crate) async fn follow_up(core: Arc<Core>) {
 }
 
 /// Runs what is due for the box. Continues in the background after [`SLOT_TIMEOUT`].
-async fn run(core: Arc<Core>, bx: Arc<MicroBox>) {
-    // A removal that waits for readers must not keep other boxes from their turn.
-    let waits = bx.follow_up() == Some(FollowUp::Remove) && !bx.console_readers.is_empty();
-    let slot = if waits { Duration::ZERO } else { SLOT_TIMEOUT };
+async fn run(core: Arc<Core>, bx: Arc<MicroBox>, slots: &Semaphore) {
+    if bx.follow_up() == Some(FollowUp::Remove) {
+        // Without a slot: readers must not keep other boxes from their turn.
+        let _ = timeout(READERS_TIMEOUT, bx.console_readers.wait()).await;
+    }
+    let Ok(_slot) = slots.acquire().await else {
+        return;
+    };
     let work = {
         let core = Arc::clone(&core);
         async move {
             let result = match bx.follow_up() {
                 Some(FollowUp::Restart) => restart(core, &bx).await,
-                Some(FollowUp::Remove) => remove(core, &bx).await,
+                Some(FollowUp::Remove) => {
+                    lifecycle::remove(core, Arc::clone(&bx), Removal::Ended).await
+                }
+                // A user has started or removed it meanwhile.
                 None => Ok(()),
             };
             if let Err(error) = result {
@@ -57,8 +66,7 @@ async fn run(core: Arc<Core>, bx: Arc<MicroBox>) {
             Ok(())
         }
     };
-    // Also without time, the first poll spawns the work.
-    let _ = timeout(slot, core.run_detached(work)).await;
+    let _ = timeout(SLOT_TIMEOUT, core.run_detached(work)).await;
 }
 
 async fn restart(core: Arc<Core>, bx: &Arc<MicroBox>) -> Result<(), RuntimeError> {
@@ -67,20 +75,5 @@ async fn restart(core: Arc<Core>, bx: &Arc<MicroBox>) -> Result<(), RuntimeError
         // Reported as an event, which has scheduled the next restart, or interrupted.
         Ok(_) | Err(RuntimeError::Start { .. }) => Ok(()),
         Err(error) => Err(error),
-    }
-}
-
-/// Removes the box when its output has been read.
-async fn remove(core: Arc<Core>, bx: &Arc<MicroBox>) -> Result<(), RuntimeError> {
-    tokio::select! {
-        biased;
-        // The next runtime removes it.
-        () = core.closing.cancelled() => return Ok(()),
-        _ = timeout(READERS_TIMEOUT, bx.console_readers.wait()) => {}
-    }
-    match bx.follow_up() {
-        Some(FollowUp::Remove) => lifecycle::remove(core, Arc::clone(bx), Removal::Ended).await,
-        // A user has started or removed it meanwhile.
-        _ => Ok(()),
     }
 }
