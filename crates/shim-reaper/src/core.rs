@@ -10,7 +10,7 @@ use crate::shared::Shared;
 use crate::sweep::{Progress, Sweep};
 
 /// How long [`Core::close_blocking`] waits for the worker to finish a slice. A slice takes well
-/// under a millisecond; only in a forked process can the registry stay locked for ever.
+/// under a millisecond, and a final drain that awaits foreign waits 10 ms; only in a forked process can the registry stay locked for ever.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The end of the first grace period, if there is one.

@@ -1,5 +1,6 @@
 use std::any::Any;
 use std::future::{pending, poll_fn};
+use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::pin::pin;
 use std::sync::Arc;
@@ -72,6 +73,8 @@ pub(crate) async fn restart_on_panic(worker: &impl Drive, host: &impl Host) {
             ?backoff,
             "the worker of the reaper panicked and is restarted"
         );
+        // Its `drop` may panic, too.
+        mem::forget(panic);
         let (mut alarm, end) = (host.alarm(), Instant::now() + backoff);
         let pause = poll_fn(|cx| alarm.poll_expired(cx, end));
         if worker.shared().is_closing() {

@@ -98,7 +98,7 @@ impl Simulation {
         let took = |begin: Option<Instant>| begin.map_or(Duration::ZERO, |begin| end - begin);
         let grace = self.config.grace;
         let is_closing = self.core.shared.is_closing();
-        // The final drain awaits only a foreign wait in progress, and not for the grace.
+        // The final drain awaits foreign waits in progress, and not for the grace.
         let longest_reap = if is_closing {
             grace.min(FOREIGN_WAIT_TIMEOUT)
         } else {

@@ -71,7 +71,8 @@ impl<K: ProcessTable> Sweep<'_, K> {
         report
     }
 
-    /// Waits until the kernel has published the status of each process that a foreign wait is reaping.
+    /// Waits until the kernel has published the status of each process that a foreign wait is reaping. An
+    /// attached zombie whose status this process may not read looks the same.
     fn await_foreign_waits(&mut self) {
         let kernel = &self.shared.kernel;
         let deadline = kernel.now() + FOREIGN_WAIT_TIMEOUT;
