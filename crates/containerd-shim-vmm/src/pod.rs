@@ -285,8 +285,12 @@ impl Pod {
         process.end_output(deadline).await;
         let pid = self.guest.pid().await.unwrap_or_default();
         if exec_id.is_empty() {
-            for (_, process) in container.all() {
-                process.end_output(deadline).await;
+            for (_, added) in container.all() {
+                if !Arc::ptr_eq(&added, &process) {
+                    // A deletion of it that has begun removes its files, whose names another container can have.
+                    let _delete = added.delete_lock.lock().await;
+                    added.end_output(deadline).await;
+                }
             }
             // Also of a process that was not started: no event reports its exit.
             log_error(container.bundle.set_exit(&ExitRecord {
