@@ -35,7 +35,6 @@ mod leftover_events;
 mod lifecycle;
 mod logger;
 mod loop_device;
-mod mount_points;
 mod oci;
 mod oom_score;
 mod peer;

@@ -5,14 +5,17 @@ use std::path::{Path, PathBuf};
 use containerd_shim_protos::types::mount::Mount;
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use serde::Serialize;
-use vmm_protocol::pod::{ContainerMount, ContainerSpec, MountOptions, PodDir, ProcessSpec};
+use vmm_protocol::pod::{
+    ContainerMount, ContainerSpec, MountOptions, PodDir, ProcessSpec, create_dir_in_root,
+    create_file_in_root,
+};
 use vmm_protocol::write_file_unsynced;
 use vmm_shim::{DetachedMount, MountPropagation};
 
 use crate::error::ShimError;
+use crate::rootfs;
 use crate::state_dir::StateDir;
 use crate::unmount::unmount_all;
-use crate::{mount_points, rootfs};
 
 /// What the guest of a pod sees of the host: the root file systems of its containers, the files and directories that are
 /// mounted into them, and their specs.
@@ -209,7 +212,11 @@ fn create_mount_points(
             Some((_, source)) => fs::metadata(source)?.is_dir(),
             None => true,
         };
-        mount_points::create(root, destination, is_dir)?;
+        if is_dir {
+            create_dir_in_root(root, destination)?;
+        } else {
+            create_file_in_root(root, destination)?;
+        }
     }
     Ok(())
 }
@@ -219,7 +226,7 @@ fn create_working_dir(root: &Path, dir: &Path, mounts: &[ContainerMount]) -> io:
     if is_in_mount(dir, mounts) {
         return Ok(());
     }
-    mount_points::create(root, dir, true)
+    create_dir_in_root(root, dir).map(drop)
 }
 
 /// Returns whether a path is in one of the mounts, and not in the root file system.

@@ -92,17 +92,34 @@ fn a_working_directory_outside_of_the_root_is_refused() {
         request.stderr = format!("file://{}", output.display());
         let root = pod.path(&format!("bundle-{id}/rootfs"));
         symlink("/proc/1/root/run/vmm/pod", root.join("pod")).unwrap();
+        symlink("/proc/1/root/run", root.join("agent")).unwrap();
         pod.client().create(timeout(), &request).unwrap();
         pod.start_process(id, "").unwrap();
         output
     };
     create("c", "/", &["sleep", "1000"]);
-    let output = create("d", "/pod", &["sh", "-c", "true"]);
-    assert_eq!(pod.wait("d", ""), 125);
-    pod.delete("d", "").unwrap();
-    let output = fs::read_to_string(output).unwrap();
-    let message = "vmm-agent: the working directory /pod is outside of the root file system\n";
-    assert_eq!(output, message);
+    for (id, dir, message) in [
+        (
+            "d",
+            "/pod",
+            "the working directory /pod is outside of the root file system",
+        ),
+        // It would be created there.
+        (
+            "n",
+            "/agent/new",
+            "cannot create the working directory /agent/new",
+        ),
+    ] {
+        let output = create(id, dir, &["sh", "-c", "true"]);
+        assert_eq!(pod.wait(id, ""), 125);
+        pod.delete(id, "").unwrap();
+        let output = fs::read_to_string(output).unwrap();
+        assert!(
+            output.starts_with(&format!("vmm-agent: {message}")),
+            "{output}"
+        );
+    }
 
     let mut process = process_spec(&["sh", "-c", "true"]);
     process["cwd"] = json!("/pod");

@@ -10,6 +10,7 @@ mod container;
 mod dir;
 mod mount_options;
 mod pid_namespace;
+mod root_paths;
 
 pub use container::{
     ContainerDevice, ContainerMount, ContainerSpec, ContainerStats, DeviceKind, HeldCapabilities,
@@ -18,3 +19,4 @@ pub use container::{
 pub use dir::PodDir;
 pub use mount_options::MountOptions;
 pub use pid_namespace::PidNamespace;
+pub use root_paths::{create_dir_in_root, create_file_in_root};

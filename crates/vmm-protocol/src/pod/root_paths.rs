@@ -1,3 +1,4 @@
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
@@ -5,37 +6,83 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, open, openat, openat2};
 use rustix::io::Errno;
 
-/// Creates a mount point in a root file system, with its parents, unless it exists. Symbolic links are followed as a
-/// process with this root follows them, so they do not lead out of it.
-pub(crate) fn create(root: &Path, point: &Path, is_dir: bool) -> io::Result<()> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = open(root, flags, Mode::empty())?;
-    let names = point.components().filter_map(|component| match component {
-        Component::Normal(name) => Some(name),
-        _ => None,
-    });
-    let names: Vec<_> = names.collect();
+/// Creates a directory in the root file system of a container, with its parents, unless it exists. Returns it, opened with
+/// `O_PATH`.
+///
+/// Use it for every path of a container, because its image can have any symbolic link. They are followed as a
+/// process with this root follows them, but those of `/proc`, such as `/proc/1/root`, are an error: no link leads out of the root
+/// (`openat2(2)`, Linux 5.6).
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let root = dir.path();
+/// vmm_protocol::pod::create_dir_in_root(root, "/srv/data".as_ref())?;
+/// assert!(root.join("srv/data").is_dir());
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// The error of the system call that failed.
+pub fn create_dir_in_root(root: &Path, dir: &Path) -> io::Result<OwnedFd> {
+    let root = open_root(root)?;
     let mut path = PathBuf::from(".");
-    for (number, name) in names.iter().enumerate() {
-        let parent = path.clone();
+    let mut current = resolve(&root, &path)?;
+    for name in names(dir) {
         path.push(name);
-        match resolve(&root, &path) {
-            Err(Errno::NOENT) => {}
-            found => {
-                found?;
-                continue;
+        current = match resolve(&root, &path) {
+            Err(Errno::NOENT) => {
+                mkdirat(&current, name, Mode::from_raw_mode(0o755))?;
+                resolve(&root, &path)?
             }
-        }
-        let parent = resolve(&root, &parent)?;
-        let is_last = number + 1 == names.len();
-        if is_last && !is_dir {
+            found => found?,
+        };
+    }
+    Ok(current)
+}
+
+/// Creates an empty file in the root file system of a container, with its parents, unless something exists there. Follows links
+/// as [`create_dir_in_root`] does.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let root = dir.path();
+/// vmm_protocol::pod::create_file_in_root(root, "/etc/hosts".as_ref())?;
+/// assert!(root.join("etc/hosts").is_file());
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// The error of the system call that failed, and [`InvalidInput`](io::ErrorKind::InvalidInput) if the path has no
+/// file name.
+pub fn create_file_in_root(root: &Path, file: &Path) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (file.parent(), file.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let parent = create_dir_in_root(root, parent)?;
+    let path: PathBuf = names(file).collect();
+    match resolve(&open_root(root)?, &path) {
+        Err(Errno::NOENT) => {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-            openat(&parent, *name, flags, Mode::from_raw_mode(0o644))?;
-        } else {
-            mkdirat(&parent, *name, Mode::from_raw_mode(0o755))?;
+            openat(&parent, name, flags, Mode::from_raw_mode(0o644))?;
         }
+        found => drop(found?),
     }
     Ok(())
+}
+
+fn open_root(root: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    open(root, flags, Mode::empty())
+}
+
+fn names(path: &Path) -> impl Iterator<Item = &OsStr> {
+    path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name),
+        Component::ParentDir => Some(OsStr::new("..")),
+        _ => None,
+    })
 }
 
 fn resolve(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
@@ -58,12 +105,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn missing_mount_points_are_created_with_their_parents() {
+    fn missing_paths_are_created_with_their_parents() {
         let dir = tempfile::tempdir().unwrap();
-        create(dir.path(), Path::new("/a/b"), true).unwrap();
-        create(dir.path(), Path::new("/a/b"), true).unwrap();
-        create(dir.path(), Path::new("/a/hosts"), false).unwrap();
-        assert!(dir.path().join("a/b").is_dir());
+        for path in ["/a/b", "/a/b", "/", "/c/../d"] {
+            create_dir_in_root(dir.path(), Path::new(path)).unwrap();
+        }
+        for path in ["/a/hosts", "/a/hosts"] {
+            create_file_in_root(dir.path(), Path::new(path)).unwrap();
+        }
+        assert!(dir.path().join("a/b").is_dir() && dir.path().join("d").is_dir());
         assert!(dir.path().join("a/hosts").is_file());
     }
 
@@ -77,10 +127,21 @@ mod tests {
         symlink("../../outside", root.join("up")).unwrap();
         symlink("/run", root.join("inside")).unwrap();
         for point in ["/link/file", "/up/file"] {
-            assert!(create(&root, Path::new(point), false).is_err(), "{point}");
+            let created = create_file_in_root(&root, Path::new(point));
+            assert!(created.is_err(), "{point}");
         }
-        create(&root, Path::new("/inside/lock/x"), true).unwrap();
+        create_dir_in_root(&root, Path::new("/inside/lock/x")).unwrap();
         assert!(root.join("run/lock/x").is_dir());
         assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_link_of_proc_does_not_lead_out_of_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let path = Path::new("/proc/self/root").join(path.strip_prefix("/").unwrap());
+        assert!(create_dir_in_root(Path::new("/"), &path).is_err());
+        assert!(create_file_in_root(Path::new("/"), &path).is_err());
+        assert!(!dir.path().join("x").exists());
     }
 }

@@ -1,11 +1,10 @@
-use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{PermissionsExt, lchown, symlink};
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mknodat};
 use rustix::io::Errno;
-use vmm_protocol::pod::{ContainerDevice, DeviceKind};
+use vmm_protocol::pod::{ContainerDevice, DeviceKind, create_dir_in_root};
 
 use super::error::ContainerError;
 use super::mounts::Source;
@@ -41,20 +40,29 @@ pub(super) fn fill_dev(devices: &[Source]) -> io::Result<()> {
 /// Creates a device, unless the container has it already.
 pub(super) fn create(device: &ContainerDevice) -> io::Result<()> {
     let path = &device.path;
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
-    }
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let parent = create_dir_in_root(Path::new("/"), parent)?;
     let kind = match device.kind {
         DeviceKind::Character => FileType::CharacterDevice,
         DeviceKind::Block => FileType::BlockDevice,
         DeviceKind::Fifo => FileType::Fifo,
     };
     let numbers = makedev(device.major, device.minor);
-    match mknodat(CWD, path, kind, Mode::empty(), numbers) {
+    match mknodat(&parent, name, kind, Mode::empty(), numbers) {
         Err(Errno::EXIST) => return Ok(()),
         created => created?,
     }
-    lchown(path, Some(device.uid), Some(device.gid))?;
+    let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
+    chownat(
+        &parent,
+        name,
+        Some(uid),
+        Some(gid),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?;
     // mknod(2) would apply the umask to them.
-    fs::set_permissions(path, Permissions::from_mode(device.mode))
+    let mode = Mode::from_raw_mode(device.mode);
+    Ok(chmodat(&parent, name, mode, AtFlags::empty())?)
 }

@@ -1,5 +1,5 @@
 use std::ffi::CString;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -10,7 +10,9 @@ use rustix::mount::{
     MountFlags, MoveMountFlags, OpenTreeFlags, mount, mount_change, mount_move, mount_remount,
     move_mount, open_tree,
 };
-use vmm_protocol::pod::{ContainerMount, ContainerSpec, MountOptions, PodDir};
+use vmm_protocol::pod::{
+    ContainerMount, ContainerSpec, MountOptions, PodDir, create_dir_in_root, create_file_in_root,
+};
 
 use super::error::ContainerError;
 use super::{devices, protected_paths};
@@ -44,8 +46,9 @@ impl Source {
 
 /// Makes the root file system of a container, with its mounts, the root of this process.
 ///
-/// Targets are looked up after that, so a symbolic link in the root file system cannot lead out of it. What
-/// is mounted from outside is opened before.
+/// Targets are looked up after that, so a symbolic link in the root file system cannot lead out of it; those of `/proc`
+/// can, but nothing is created behind them, and the kernel mounts nothing in another namespace of mounts. What is mounted
+/// from outside is opened before.
 pub(super) fn enter_root(
     dir: &PodDir,
     id: &str,
@@ -142,11 +145,10 @@ fn create_target(target: &Path, is_dir: bool) -> io::Result<()> {
     if target.exists() {
         return Ok(());
     }
+    let root = Path::new("/");
     if is_dir {
-        return fs::create_dir_all(target);
+        create_dir_in_root(root, target).map(drop)
+    } else {
+        create_file_in_root(root, target)
     }
-    if let Some(parent) = target.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    File::create(target).map(drop)
 }

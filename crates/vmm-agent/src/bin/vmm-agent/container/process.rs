@@ -1,12 +1,13 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 use nix::unistd::{chdir, getcwd};
 use pidfd_spawn::Command;
 use rustix::fs::{FileType, Mode, Uid, fchown, fstat, makedev};
 use rustix::process::{Resource, Rlimit, setrlimit, umask};
-use vmm_protocol::pod::{ProcessLimit, ProcessSpec};
+use vmm_protocol::pod::{ProcessLimit, ProcessSpec, create_dir_in_root};
 
 use super::credentials;
 use super::error::ContainerError;
@@ -15,8 +16,13 @@ use crate::users::User;
 /// Creates the working directory of the first process of a container, in the root of that, unless it exists.
 pub(super) fn create_working_dir(process: &ProcessSpec) -> Result<(), ContainerError> {
     let dir = &process.cwd;
+    if dir.exists() {
+        return Ok(());
+    }
     let error = ContainerError::system(format!("create the working directory {}", dir.display()));
-    fs::create_dir_all(dir).map_err(error)
+    create_dir_in_root(Path::new("/"), dir)
+        .map(drop)
+        .map_err(error)
 }
 
 /// Sets how likely the kernel is to kill the process. The root of a container may have no `/proc`, so call it before this
