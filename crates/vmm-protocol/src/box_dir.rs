@@ -40,7 +40,7 @@ pub const BOX_DIR_VARIABLE: &str = "VMM_BOX_DIR";
 /// | `paused` | the shim | the runtime shows the box as paused, and does not probe its health, until it is resumed |
 /// | `control.sock` | the shim | no client can run a command in the box |
 ///
-/// A payload that deletes all records of its run, and whose shim ends while no runtime is attached, hides that run.
+/// A payload that deletes all records of its run, and whose shim is killed while no runtime is attached, hides that run.
 ///
 /// A directory in place of a file of a run or of a log makes every later start of the box fail, until
 /// the box is removed.

@@ -91,7 +91,7 @@ impl Command {
     /// Sets whether the child creates a session, and in it a process group, with `setsid(2)`. It then has
     /// no controlling terminal.
     ///
-    /// The group is that of [`process_group(0)`](Self::process_group), so both can be used together.
+    /// [`process_group(0)`](Self::process_group) changes nothing beside it, and another group has no effect.
     ///
     /// ```
     /// # use pidfd_spawn::Command;

@@ -105,7 +105,7 @@ impl Helpers {
         self.count
     }
 
-    /// Returns the ending of the box if the end of a helper is the cause, unless the payload has succeeded. The
+    /// Returns the ending of the box if the end of a helper is the cause, provided that the payload has failed. The
     /// caller has waited for the payload.
     pub(crate) fn finish(self) -> Option<Ending> {
         drop(self.payload_runs);

@@ -43,7 +43,8 @@ impl EarlySignals {
         Ok(Self { held: Some(held) })
     }
 
-    /// Fails if there was a signal. The program that this process executes begins with all signals unblocked.
+    /// Fails if there was a signal. The program that this process executes begins with all signals unblocked. A signal
+    /// after this call is one that pid 1 ignores until the program handles it.
     ///
     /// # Errors
     ///
