@@ -1,6 +1,5 @@
 use std::any::Any;
 use std::future::{pending, poll_fn};
-use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,6 +13,7 @@ use crate::ReaperCounter;
 use crate::core::Core;
 use crate::kernel::ProcessTable;
 use crate::outbox::Outbox;
+use crate::panic_payload::drop_panic_payload;
 use crate::readiness::{Alarm, Host, KernelEvents, reap_when_ready};
 use crate::shared::Shared;
 use crate::stop;
@@ -73,8 +73,7 @@ pub(crate) async fn restart_on_panic(worker: &impl Drive, host: &impl Host) {
             ?backoff,
             "the worker of the reaper panicked and is restarted"
         );
-        // Its `drop` may panic, too.
-        mem::forget(panic);
+        drop_panic_payload(panic);
         let (mut alarm, end) = (host.alarm(), Instant::now() + backoff);
         let pause = poll_fn(|cx| alarm.poll_expired(cx, end));
         if worker.shared().is_closing() {

@@ -143,6 +143,7 @@ mod missing_pidfd;
 mod models;
 mod orphans;
 mod outbox;
+mod panic_payload;
 mod parker;
 mod pidfd;
 mod pipe_runtime;

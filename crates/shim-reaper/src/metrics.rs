@@ -1,8 +1,9 @@
 use std::fmt;
-use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::panic_payload::drop_panic_payload;
 
 /// A receiver of what a reaper counts, to feed a metrics system.
 ///
@@ -291,8 +292,7 @@ impl MetricsReporter {
             return;
         };
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| call(&**metrics))) {
-            // Its `drop` may panic, too.
-            mem::forget(payload);
+            drop_panic_payload(payload);
             self.panics.fetch_add(1, Relaxed);
         }
     }

@@ -1,13 +1,13 @@
-use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Waker;
+
+use crate::panic_payload::drop_panic_payload;
 
 /// Wakes tasks. A waker that panics does not prevent the others. The caller must not hold a lock.
 pub(crate) fn wake_all(wakers: impl IntoIterator<Item = Waker>) {
     for waker in wakers {
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
-            // Its `drop` may panic, too.
-            mem::forget(payload);
+            drop_panic_payload(payload);
             tracing::error!("a waker panicked; its task may miss an exit");
         }
     }
@@ -26,7 +26,8 @@ mod tests {
 
     impl Drop for PanicsOnDrop {
         fn drop(&mut self) {
-            resume_unwind(Box::new("the payload of the first panic"));
+            // Leaked, so without memory.
+            resume_unwind(Box::new(()));
         }
     }
 
